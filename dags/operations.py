@@ -1,0 +1,59 @@
+"""What on-call does by a button: roll back to an older release, or resume publishing."""
+
+from datetime import timedelta
+
+import pendulum
+from airflow.decorators import dag, task
+from airflow.models.param import Param
+from airflow.operators.trigger_dagrun import TriggerDagRunOperator
+
+RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
+
+
+@dag(
+    dag_id="operations",
+    description="Rolls back to an older release and holds publishing, or resumes it",
+    schedule=None,
+    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"owner": "data-platform", "execution_timeout": timedelta(minutes=10)},
+    tags=["operations"],
+    params={
+        "action": Param("rollback", enum=["rollback", "resume"], description="what to do"),
+        "release": Param("", type=["null", "string"], description="rollback: the release (busco release list)"),
+        "reason": Param("", type=["null", "string"], description="rollback: why, for those who come after"),
+    },
+    doc_md=__doc__ + "\n\n`rollback` needs a release and a reason; runs go on building, but nothing is published until "
+    "`resume`, which starts a new run. A red task's log says what is wrong; it is safe to clear.",
+)
+def operations():
+    @task.branch
+    def choose(params=None):
+        return {"rollback": "rollback", "resume": "resume"}[params["action"]]
+
+    @task(**RETRY)
+    def rollback(params=None, **context):
+        from busco.orchestration import control
+
+        return control.rollback(params["release"] or "", params["reason"] or "", control.who_is(context))
+
+    @task(**RETRY)
+    def resume():
+        from busco.orchestration import control
+
+        return control.resume()
+
+    @task(trigger_rule="none_failed_min_one_success", **RETRY)
+    def glue():
+        from busco.orchestration import control
+
+        control.show()
+
+    rolled, resumed = rollback(), resume()
+    choose() >> [rolled, resumed]
+    rolled >> glue()
+    resumed >> TriggerDagRunOperator(task_id="start_run", trigger_dag_id="lakehouse")
+
+
+operations()

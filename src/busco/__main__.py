@@ -1,0 +1,5 @@
+"""`python -m busco`."""
+
+from busco.cli import main
+
+main()

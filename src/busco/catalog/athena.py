@@ -1,0 +1,65 @@
+"""Queries through Athena, as data consumers send them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from busco.errors import BuscoError
+
+_POLL_SECONDS = (0.05, 0.1, 0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query's result: column names, their types, and rows; an Athena row has text, or None for NULL."""
+
+    columns: tuple[str, ...]
+    types: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+
+
+def query(athena: Any, sql: str, workgroup: str, database: str) -> Answer:
+    """Runs a query and waits for all of its rows.
+
+    Args:
+        athena: a boto3 Athena client.
+        database: where unqualified names are looked up.
+
+    Raises:
+        BuscoError: Athena refuses or fails it, with Athena's reason.
+    """
+    try:
+        started = athena.start_query_execution(
+            QueryString=sql, WorkGroup=workgroup, QueryExecutionContext={"Database": database}
+        )
+    except ClientError as error:
+        raise BuscoError(f"Athena refused the query: {error.response['Error'].get('Message', error)}") from error
+    execution = started["QueryExecutionId"]
+    waited = 0
+    while True:
+        status = athena.get_query_execution(QueryExecutionId=execution)["QueryExecution"]["Status"]
+        if status["State"] == "SUCCEEDED":
+            break
+        if status["State"] in ("FAILED", "CANCELLED"):
+            reason = status.get("StateChangeReason") or "no reason given"
+            raise BuscoError(f"Athena: {reason}", "table names look like busco_gold.fct_orders")
+        time.sleep(_POLL_SECONDS[min(waited, len(_POLL_SECONDS) - 1)])
+        waited += 1
+    columns: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    rows: list[tuple[Any, ...]] = []
+    for page in athena.get_paginator("get_query_results").paginate(QueryExecutionId=execution):
+        result = page["ResultSet"]
+        if not columns:
+            info = result["ResultSetMetadata"]["ColumnInfo"]
+            columns = tuple(column["Name"] for column in info)
+            kinds = tuple(column["Type"] for column in info)
+        rows += [tuple(cell.get("VarCharValue") for cell in row.get("Data", [])) for row in result["Rows"]]
+    # the first row of a SELECT's first page repeats the column names (Athena's GetQueryResults)
+    if rows and rows[0] == columns:
+        rows = rows[1:]
+    return Answer(columns, kinds, rows)

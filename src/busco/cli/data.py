@@ -1,0 +1,267 @@
+"""`busco ingest`, `sample`, `dbt`, `query`: the verbs of dbt's environment."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+from busco.aws import client
+from busco.cli.output import console, result, table
+from busco.cli.releases import lake, me, show_glue
+from busco.environments import code_version
+from busco.errors import BuscoError
+from busco.lake import pins, releases
+from busco.lake.layout import local_run_key
+from busco.lake.records import GOOD, utc_now
+from busco.lake.runs import open_run
+from busco.settings import get_settings
+
+_FORMS = click.Choice(["table", "csv", "json"])
+
+
+@click.command("sample")
+@click.option("--orders", default=100_000, show_default=True, type=click.IntRange(min=1), help="how many orders")
+@click.option("--seed", default=1, show_default=True, help="the same seed gives the same bytes")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="folder to write to")
+def sample_command(orders: int, seed: int, out: Path) -> None:
+    """Writes a made-up marketplace in the sources' schema, quirks included."""
+    from busco.embedded.sample import write_sample
+
+    written = write_sample(orders, seed, out)
+    table(("file", "rows"), [(name, f"{rows:,}") for name, rows in written.items()], right=(1,))
+
+
+@click.command("ingest")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--table", "table_name", help="the source table of all of these files; else each file's name tells it")
+def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
+    """Takes CSV files (plain or gzip) and folders of them into bronze.
+
+    A file that was ingested before is left alone. A file that does not fit is refused whole, and the others go on; a
+    row that does not fit its types goes to quarantine. Exit status 1 if a file was refused.
+    """
+    from busco.ingest.ingest import ingest
+    from busco.warehouse.dbt import ensure_manifest
+
+    settings, store, _ = lake()
+    project = ensure_manifest(settings)
+    with Progress(
+        TextColumn("ingesting"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        console=console(),
+        transient=True,
+        disable=not sys.stdout.isatty(),
+    ) as bar:
+
+        def started(total: int) -> Any:
+            task = bar.add_task("", total=total)
+            return lambda done: bar.advance(task, done)
+
+        report = ingest(settings, store, project.contracts, list(paths), table_name, started)
+    rows = [
+        (
+            one.file.name,
+            one.file.contract.table,
+            "known already" if one.outcome == "known" else one.outcome,
+            f"{one.rows:,}",
+            f"{one.written:,}",
+            f"{one.quarantined:,}",
+        )
+        for one in report.loaded
+    ]
+    table(("file", "table", "outcome", "rows in", "written", "quarantined"), rows, right=(3, 4, 5))
+    for one in report.loaded:
+        for example in one.examples:
+            click.echo(f"quarantined: {one.file.name}: {example}", err=True)
+    for one in report.loaded:
+        if one.outcome == "refused":
+            click.echo(f"refused: {one.file.path}: {one.reason}", err=True)
+    for path, reason in report.unknown:
+        click.echo(f"refused: {path}: {reason}", err=True)
+    if not report.good:
+        raise SystemExit(1)
+
+
+@click.command(
+    "dbt", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def dbt_command(arguments: tuple[str, ...]) -> None:
+    """dbt on the lake."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        click.echo(_DBT_HELP)
+    elif arguments[0] == "build":
+        build_command.main(args=list(arguments[1:]), prog_name="busco dbt build", standalone_mode=False)
+    elif arguments[0] == "parse":
+        _parse()
+    elif arguments[0] in ("run", "test", "seed", "snapshot", "clone", "run-operation", "retry"):
+        raise BuscoError(
+            f"busco dbt {arguments[0]} is not a thing: models are built and tested in a run", "use: busco dbt build"
+        )
+    else:
+        _pass_on(list(arguments))
+
+
+_DBT_HELP = """Usage: busco dbt COMMAND …
+
+  build   build and test models in a run of its own (busco dbt build --help)
+  parse   parse the project, and give Airflow its graph
+  ls, compile, show, docs, debug, …   dbt's own, on the live release, read only
+"""
+
+
+@click.command("build")
+@click.option("-s", "--select", default="", help="what to build (dbt's syntax); everything without it")
+@click.option("--exclude", default="", help="what to leave out (dbt's syntax)")
+@click.option("--full-refresh", is_flag=True, help="build models even where nothing changed")
+@click.option("--publish", is_flag=True, help="make it the live release when all is green, and show it in Glue")
+@click.option("--run", "run_key", help="work for this run instead of beginning one; rebuilds what is selected")
+def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, run_key: str | None) -> int:
+    """Builds and tests models on the live release and all deliveries, in a run of its own.
+
+    Nobody sees the result unless it is published.
+    """
+    from busco.warehouse.dbt import opened, say
+    from busco.warehouse.runner import work
+
+    settings, store, environment = lake()
+    nodes: list[str] | None = None
+    with opened(settings) as dbt:
+        project = dbt.parse()
+        if select or exclude:
+            nodes = dbt.select(select or "*", exclude)
+    if run_key is not None and nodes is None:
+        raise click.UsageError("--run needs --select: what to build anew in that run")
+    key = run_key or local_run_key(utc_now())
+    if run_key is None:
+        pins.pin(
+            store,
+            environment,
+            key,
+            1,
+            project.contracts,
+            project.hash,
+            select=select,
+            nodes=nodes,
+            full_refresh=full_refresh,
+            code_version=code_version(settings),
+        )
+    say(f"run {key}")
+    outcome = work(settings, key, nodes=nodes if run_key else None, rebuild=run_key is not None)
+    assert outcome is not None
+    counts: dict[str, int] = {}
+    for status in outcome.statuses.values():
+        counts[status] = counts.get(status, 0) + 1
+    say(f"run {key}: " + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())))
+    if not outcome.good:
+        return 1
+    if publish:
+        run = open_run(store, environment, key)
+        manifest = store.get(f"{run.docs}manifest.json")
+        if manifest is None:
+            work(settings, key, nodes=["docs"])
+        try:
+            release = releases.publish(run, project.audit(), me(), run.docs)
+        except releases.Skipped as skipped:
+            say(f"not published: {skipped}")
+            return 0
+        show_glue(settings, store, environment)
+        say(f"published {release.release}")
+    return 0
+
+
+def _parse() -> None:
+    from busco.warehouse.dbt import opened, say, write_manifest
+
+    settings = get_settings()
+    with opened(settings) as dbt:
+        project = dbt.parse()
+    write_manifest(settings, project)
+    say(f"parsed {len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources")
+
+
+def _pass_on(arguments: list[str]) -> None:
+    """Any other dbt command, on the live release, read only; offline where there is no lake."""
+    from busco.warehouse import plugin
+    from busco.warehouse.dbt import opened
+    from busco.warehouse.session import Session
+
+    settings = get_settings()
+    with opened(settings) as dbt:
+        project = dbt.parse()
+        store, base = None, None
+        if settings.lake_bucket:
+            _, store, environment = lake()
+            live = releases.read_live(store, environment)
+            base = live.release if live else None
+        plugin.activate(Session(settings, project, store, None, base))
+        outcome = dbt.invoke(arguments)
+    if outcome.exception is not None:
+        raise BuscoError(f"dbt: {outcome.exception}")
+    if not outcome.success:
+        raise SystemExit(1)
+
+
+@click.command("query")
+@click.argument("sql")
+@click.option("--engine", type=click.Choice(["athena", "duckdb"]), help="Athena by default, DuckDB with --release")
+@click.option("--format", "form", type=_FORMS, default="table", show_default=True)
+@click.option("--release", "release_id", help="read this release instead of the live one (DuckDB)")
+def query_command(sql: str, engine: str | None, form: str, release_id: str | None) -> None:
+    """Asks the live release: busco query "select count(*) from busco_gold.fct_orders"."""
+    if release_id and engine == "athena":
+        raise click.UsageError("--release is read by DuckDB: Athena shows what Glue shows")
+    settings, store, environment = lake()
+    if (engine or ("duckdb" if release_id else "athena")) == "athena":
+        from busco.catalog import athena
+
+        answer = athena.query(client("athena", settings), sql, settings.athena_workgroup, settings.database("gold"))
+        result(answer.columns, answer.rows, form)
+        return
+    from busco.lake.reading import query as read
+
+    if release_id:
+        release = releases.resolve(store, environment, release_id)
+    else:
+        live = releases.read_live(store, environment)
+        if live is None:
+            raise BuscoError("nothing is published yet", "make demo, or: busco dbt build --publish")
+        release = live.release
+    columns, rows = read(settings, release, sql)
+    result(columns, rows, form)
+
+
+@click.command("runner")
+@click.option("--run", "run_key", required=True)
+@click.option("--epoch", type=int, required=True)
+@click.option("--node", "nodes", multiple=True, help="for one task: its nodes' unique ids")
+@click.option("--task", default="", help="the task that it is started for")
+@click.option("--attempt", default=0, help="that task's try")
+@click.option("--rebuild", is_flag=True, help="build even what could be kept")
+@click.option("--log", default="", help="where its output goes")
+def runner_command(
+    run_key: str, epoch: int, nodes: tuple[str, ...], task: str, attempt: int, rebuild: bool, log: str
+) -> int:
+    """One runner of a run: what has no result yet, or the nodes named."""
+    from busco.warehouse.runner import work
+
+    outcome = work(get_settings(), run_key, epoch, list(nodes) or None, task, attempt, rebuild, log)
+    return 0 if outcome is None or all(status in GOOD for status in outcome.statuses.values()) else 1
+
+
+@click.command("select")
+@click.argument("selection")
+def select_command(selection: str) -> None:
+    """The nodes that a selection (dbt's syntax) names, as a JSON list on the last line."""
+    from busco.warehouse.dbt import opened
+
+    with opened(get_settings()) as dbt:
+        dbt.parse()
+        click.echo(json.dumps(dbt.select(selection)))

@@ -1,0 +1,85 @@
+"""The command's entry: verbs, and how each ends."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from busco import __version__
+from busco.environments import Side, hand_over, here
+from busco.errors import BuscoError
+from busco.settings import get_settings
+
+# Each verb: the module that has it, the environment that it needs (None: either), and its line of help.
+VERBS: dict[str, tuple[str, Side | None, str]] = {
+    "demo": ("platform", "airflow", "the main job: files, Airflow, models, tests, release, Athena"),
+    "ui": ("platform", "airflow", "start what isn't running, and print where to look"),
+    "down": ("platform", "airflow", "end everything that runs here"),
+    "aws": ("platform", "dbt", "the local AWS: up, down, status, env"),
+    "airflow": ("platform", "airflow", "the embedded Airflow: up, down, status"),
+    "sample": ("data", "dbt", "write a made-up marketplace's files"),
+    "ingest": ("data", "dbt", "source files into bronze"),
+    "dbt": ("data", "dbt", "dbt on the lake: build, parse, ls, docs, …"),
+    "query": ("data", "dbt", "a query by Athena or DuckDB"),
+    "release": ("releases", None, "what readers see: show, list, rollback, resume"),
+    "runner": ("data", "dbt", "one runner of a run (started by Airflow)"),
+    "select": ("data", "dbt", "the nodes that a dbt selection names, as JSON"),
+}
+_HIDDEN = frozenset({"runner", "select"})
+
+
+class Verbs(click.Group):
+    """The verbs, each imported only when it is called: `busco --help` imports no boto3."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return [name for name in VERBS if name not in _HIDDEN]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in VERBS:
+            return None
+        module, side, _ = VERBS[cmd_name]
+        if side is not None and not here(side):
+            hand_over(get_settings(), side, sys.argv[1:])
+        found: click.Command = getattr(importlib.import_module(f"busco.cli.{module}"), f"{cmd_name}_command")
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in VERBS.items() if name not in _HIDDEN])
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="busco")
+def cli() -> None:
+    """The Busco data platform: dbt models on DuckDB over S3 and Iceberg, tested and published together.
+
+    Files go in with `busco ingest`, models are built by Airflow or `busco dbt build`, and what is live is asked with
+    `busco query`.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command: exit status 1 with one message for what the user can mend, 2 for wrong usage."""
+    try:
+        status: Any = cli.main(args=arguments, prog_name="busco", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BuscoError as error:
+        click.echo(f"busco: {error}", err=True)
+        sys.exit(1)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("busco: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(status if isinstance(status, int) else 0)

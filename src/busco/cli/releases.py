@@ -1,0 +1,130 @@
+"""`busco release`: what readers see, and the way back."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+
+import click
+
+from busco.aws import client
+from busco.catalog import glue
+from busco.cli.output import table
+from busco.errors import BuscoError
+from busco.lake import releases
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Release
+from busco.settings import LAYERS, Settings, get_settings, require_lake
+
+
+def me() -> str:
+    """Who is at the keyboard, as releases name them."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
+    """The lake of this process's settings.
+
+    Raises:
+        BuscoError: none is configured, or the local AWS isn't running.
+    """
+    settings = require_lake(get_settings())
+    return settings, ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout(settings.environment)
+
+
+def show_glue(settings: Settings, store: ObjectStore, environment: EnvironmentLayout) -> glue.Shown | None:
+    """Makes Glue show what is live, where there is something to show."""
+    if environment.environment != "prod":
+        return None
+    return glue.sync(client("glue", settings), store, environment, settings.database, LAYERS)
+
+
+@click.group("release")
+def release_command() -> None:
+    """What readers see: every table at one version, published together."""
+
+
+@release_command.command("show")
+@click.argument("release_id", required=False)
+@click.option("--json", "as_json", is_flag=True, help="the whole record")
+def show(release_id: str | None, as_json: bool) -> None:
+    """The live release, or the one named: its tables, versions and rows."""
+    _, store, environment = lake()
+    live = releases.read_live(store, environment)
+    if live is None:
+        raise BuscoError("nothing is published yet", "make demo, or: busco dbt build --publish")
+    release = releases.resolve(store, environment, release_id) if release_id else live.release
+    if as_json:
+        click.echo(release.model_dump_json(indent=2))
+        return
+    state = "live" if release.release == live.current.release else "not live"
+    click.echo(f"{release.release} ({state}), {_told(release)}")
+    if live.current.hold is not None:
+        hold = live.current.hold
+        click.echo(f"ON HOLD since {hold.when:%Y-%m-%d %H:%M} UTC by {hold.who}: {hold.reason}")
+    rows = [
+        (name, version.version[:12], f"{version.rows:,}", f"{version.bytes:,}", ", ".join(release.stale.get(name, ())))
+        for name, version in sorted(release.tables.items())
+    ]
+    table(("table", "version", "rows", "bytes", "stale because of"), rows, right=(2, 3))
+
+
+@release_command.command("list")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("-n", "most", default=30, show_default=True, help="how many, newest first")
+def list_releases(form: str, most: int) -> None:
+    """The releases that were live, newest first."""
+    _, store, environment = lake()
+    found: list[Release] = []
+    for release in releases.history(store, environment):
+        if len(found) == most:
+            break
+        found.append(release)
+    if form == "json":
+        click.echo(json.dumps([r.model_dump(mode="json", exclude={"tables"}) for r in found], indent=2))
+        return
+    rows = [(r.release, f"{r.created_at:%Y-%m-%d %H:%M:%S}", _told(r), r.who) for r in found]
+    table(("release", "UTC", "what", "who"), rows)
+
+
+@release_command.command("rollback")
+@click.argument("release_id")
+@click.option("--reason", required=True, help="why; those who come after will read it")
+def rollback(release_id: str, reason: str) -> None:
+    """Makes an older release's content live again, and holds publishing until `resume`."""
+    settings, store, environment = lake()
+    made = releases.rollback(store, environment, release_id, me(), reason)
+    show_glue(settings, store, environment)
+    click.echo(f"{made.release} is live, with the content of {made.rolled_back_to}")
+    click.echo("nothing is published until: busco release resume")
+
+
+@release_command.command("resume")
+@click.option("--start/--no-start", default=True, help="start a new run in Airflow, where it runs")
+def resume(start: bool) -> None:
+    """Ends the hold, names the runs that were skipped meanwhile, and starts a new run."""
+    settings, store, environment = lake()
+    hold = releases.resume(store, environment)
+    if hold is None:
+        click.echo("there is no hold; nothing was done")
+        return
+    click.echo(
+        f"the hold of {hold.who} ({hold.reason}) is over; skipped meanwhile: {', '.join(hold.skipped) or 'none'}"
+    )
+    if not start:
+        return
+    from busco.cli.platform import start_run
+
+    started = start_run(settings)
+    click.echo(
+        f"started the run {started}" if started else "Airflow is not running; build with: busco dbt build --publish"
+    )
+
+
+def _told(release: Release) -> str:
+    if release.kind == "rollback":
+        return f"rollback to {release.rolled_back_to}: {release.reason}"
+    dropped = f", dropped {', '.join(release.dropped)}" if release.dropped else ""
+    return f"{len(release.tables)} tables, {len(release.built)} built by {release.run}{dropped}"

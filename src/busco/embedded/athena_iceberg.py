@@ -1,0 +1,183 @@
+"""The local Athena reads Iceberg tables: MiniStack's own takes them for CSV files below the table's location.
+
+Each Iceberg table that a query names becomes a view over `iceberg_scan('<metadata_location>')` in the query's own
+DuckDB connection, under its own database and name, with Athena's `AwsDataCatalog` around it. The query's text stays as
+it is: DuckDB's binder, not a rewriting of text, finds out what a name means (CTEs, quoting, qualified columns). A
+table's view is bound once per query, so that a query sees one version of a table throughout.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import duckdb
+
+from busco.lake.engine import extension_file
+
+MINISTACK_VERSION = "1.5.33"
+EXTENSIONS = ("httpfs", "avro", "iceberg")
+CATALOG = "awsdatacatalog"
+
+# What is wrapped or called of ministack.services.athena, with the parameters that it had when this was written.
+EXPECTED = {
+    "_rewrite_data_paths": ["query", "database", "catalog"],
+    "_attach_s3_table_buckets": ["conn", "buckets"],
+    "_table_references": ["query"],
+    "_empty_relation": ["table_data"],
+    "_sql_tokens": ["sql"],
+}
+
+Table = tuple[str, str]
+"""(database, table) as Glue names them, in lower case."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a query's connection reads S3.
+
+    Args:
+        endpoint: the local AWS, `http://127.0.0.1:<port>`.
+        region: its region.
+    """
+
+    endpoint: str
+    region: str
+
+
+class _Attachments(dict[str, str]):
+    """Table buckets to attach, as MiniStack passes them on, and what this correction adds.
+
+    Always true, so that MiniStack hands every query's connection to the correction.
+    """
+
+    def __init__(self, buckets: Mapping[str, str], views: Mapping[Table, str], database: str) -> None:
+        super().__init__(buckets)
+        self.views = dict(views)
+        self.database = database
+
+    def __bool__(self) -> bool:
+        return True
+
+
+_left_to_views: ContextVar[tuple[str, frozenset[Table]]] = ContextVar("_left_to_views", default=("", frozenset()))
+
+
+def install(reader: Reader) -> None:
+    """Corrects `ministack.services.athena` in this process, before it serves.
+
+    Raises:
+        RuntimeError: this MiniStack is not the one that the correction was written for.
+    """
+    import ministack.services.athena as athena
+    from ministack.services import glue
+
+    check(athena)
+    original_rewrite = athena._rewrite_data_paths
+    original_attach = athena._attach_s3_table_buckets
+    original_references = athena._table_references
+
+    async def rewrite(query: str, database: str | None, catalog: str | None = None) -> tuple[str, Any, list[str]]:
+        context = (database or "default").lower()
+        views = _iceberg_views(athena, query, glue._tables, context)
+        token = _left_to_views.set((context, frozenset(views)))
+        try:
+            rewritten, buckets, workdirs = await original_rewrite(query, database, catalog)
+        finally:
+            _left_to_views.reset(token)
+        return rewritten, _Attachments(buckets, views, context), workdirs
+
+    def references(query: str) -> list[Any]:
+        context, views = _left_to_views.get()
+        found = original_references(query)
+        return [one for one in found if ((one.database or context).lower(), one.table.lower()) not in views]
+
+    def attach(connection: duckdb.DuckDBPyConnection, buckets: _Attachments) -> None:
+        connection.execute("SET autoinstall_known_extensions = false")
+        if buckets.views:
+            _create_views(connection, reader, buckets)
+        if len(buckets):
+            original_attach(connection, dict(buckets))
+
+    athena._rewrite_data_paths = rewrite
+    athena._attach_s3_table_buckets = attach
+    athena._table_references = references
+
+
+def check(athena: Any, version: str | None = None) -> None:
+    """Whether this is the MiniStack that the correction knows.
+
+    Args:
+        athena: the module `ministack.services.athena`.
+        version: MiniStack's version; None asks the installed package.
+
+    Raises:
+        RuntimeError: another version, or a function that is wrapped is missing or takes other parameters.
+    """
+    from importlib.metadata import version as installed
+
+    found = version or installed("ministack")
+    wrong = [
+        name
+        for name, parameters in EXPECTED.items()
+        if not callable(function := getattr(athena, name, None))
+        or list(inspect.signature(function).parameters) != parameters
+    ]
+    if found != MINISTACK_VERSION or wrong:
+        what = f"; changed or missing in its Athena: {', '.join(wrong)}" if wrong else ""
+        raise RuntimeError(
+            f"busco.embedded.athena_iceberg corrects MiniStack {MINISTACK_VERSION}, this is {found}{what}: "
+            "run tests/integration/test_local_aws.py against the new version, then raise MINISTACK_VERSION"
+        )
+
+
+def _iceberg_views(athena: Any, query: str, tables: Any, context: str) -> dict[Table, str]:
+    """The Iceberg tables that a query may name, with the relation that each is.
+
+    Taken by name wherever it stands, since one view too many (a column that is called like a table) costs little and
+    one too few fails the query. A query of `information_schema`, which shows what there are views of, gets all the
+    others too, as their columns without rows.
+    """
+    names = {text.lower() for kind, text, _, _ in athena._sql_tokens(query) if kind in ("name", "qname")}
+    views: dict[Table, str] = {}
+    for key, table in list(tables.items()):
+        database, _, name = str(key).lower().partition("/")
+        parameters = table.get("Parameters") or {}
+        location = parameters.get("metadata_location")
+        if parameters.get("table_type", "").upper() != "ICEBERG" or not location:
+            continue
+        if name in names and (database in names or database == context):
+            views[(database, name)] = f"iceberg_scan({_literal(location)})"
+        elif "information_schema" in names:
+            views[(database, name)] = athena._empty_relation(table)
+    return views
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, reader: Reader, attachments: _Attachments) -> None:
+    endpoint = urlsplit(reader.endpoint)
+    for name in EXTENSIONS:
+        connection.execute(f"LOAD {_literal(str(extension_file(name)))}")
+    connection.execute(
+        "CREATE SECRET busco (TYPE S3, KEY_ID 'busco', SECRET 'busco', URL_STYLE 'path', "
+        f"ENDPOINT {_literal(endpoint.netloc)}, USE_SSL {'true' if endpoint.scheme == 'https' else 'false'}, "
+        f"REGION {_literal(reader.region)})"
+    )
+    connection.execute(f"ATTACH ':memory:' AS {CATALOG}")
+    for database in {attachments.database, *(database for database, _ in attachments.views)}:
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {CATALOG}.{_quoted(database)}")
+    for (database, table), relation in attachments.views.items():
+        view = f"{CATALOG}.{_quoted(database)}.{_quoted(table)}"
+        connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {relation}")
+    connection.execute(f"USE {CATALOG}.{_quoted(attachments.database)}")
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,181 @@
+"""The local AWS's process: MiniStack on one loopback port, its S3 kept in one lake's folder, its Athena corrected.
+
+Started by `busco.embedded.aws.up`, as `python -m busco.embedded.local_aws_server`. It writes below the state folder
+only and reaches for nothing outside of this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import resource
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from busco.embedded import athena_iceberg, s3_intents
+
+# What our templates deploy, now or later; the rest (databases, Lambda, SFTP, message brokers …) is never imported.
+SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecr,monitoring,events"
+IDENTITY_PATH = "/_busco/identity"
+# MiniStack's own switches, which no AWS has: one request to the first, which any web page could send, would delete
+# the lake.
+REFUSED_PATHS = ("/_ministack/reset", "/_ministack/config", "/_localstack/reset")
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+def lake_folder(state: Path, lake: str) -> Path:
+    return state / "lakes" / lake
+
+
+def environment(state: Path, lake: str, port: int, region: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The server's environment: nothing of the user's AWS, proxy, Docker or home settings reaches it.
+
+    Args:
+        state: the platform's state folder, absolute.
+        lake: the lake to serve.
+        port: port on 127.0.0.1.
+        region: AWS region.
+        inherited: the caller's environment, of which only what finds programs and modules is kept.
+    """
+    scratch = state / "tmp" / "aws"
+    kept = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
+    return {
+        **{name: inherited[name] for name in kept if name in inherited},
+        "HOME": str(scratch),
+        "TMPDIR": str(scratch),
+        "TZ": "UTC",  # as Athena's sessions are
+        "GATEWAY_PORT": str(port),
+        "BIND_HOST": "127.0.0.1",
+        "MINISTACK_HOST": "127.0.0.1",
+        "MINISTACK_REGION": region,
+        "SERVICES": SERVICES,
+        "S3_PERSIST": "1",
+        "S3_DATA_DIR": str(lake_folder(state, lake) / "s3"),
+        "PERSIST_STATE": "0",
+        "STATE_DIR": str(scratch / "ministack-state"),
+        "LOG_LEVEL": "WARNING",
+        # MQTT and SFTP listeners, and containers of an earlier start, which MiniStack would look for at Docker's socket
+        "IOT_MTLS_ENABLED": "0",
+        "SFTP_ENABLED": "0",
+        "DOCKER_HOST": f"unix://{scratch}/no-docker.sock",
+    }
+
+
+def guarded(app: App, identity: Mapping[str, Any]) -> App:
+    """The app with a page that says who serves, and without MiniStack's own switches."""
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "") if scope["type"] == "http" else ""
+        if path == IDENTITY_PATH:
+            await _reply(send, 200, identity)
+        elif path.rstrip("/") in REFUSED_PATHS:
+            await _reply(send, 403, {"message": "not offered here: see busco aws --help"})
+        else:
+            await app(scope, receive, send)
+
+    return serve
+
+
+def adopt_buckets(provisioners: Any) -> None:
+    """Lets a stack take over the buckets that are there, as it does on AWS with `ImportExistingResources`.
+
+    After a restart the emulator has the buckets again but not the stack that made them, and would refuse to create
+    what exists; so would it after a first deployment that failed, since the template retains its buckets. Unlike an
+    import, this applies the template's properties: versioning is not among what the emulator keeps.
+
+    Args:
+        provisioners: the module `ministack.services.cloudformation.provisioners`.
+    """
+    handler = provisioners._RESOURCE_HANDLERS["AWS::S3::Bucket"]
+    create, update = handler["create"], handler["update"]
+
+    def create_or_adopt(logical_id: str, properties: dict[str, Any], stack: str) -> Any:
+        name = properties.get("BucketName")
+        if name and name in provisioners._s3._buckets:
+            return update(name, {}, properties, stack)
+        return create(logical_id, properties, stack)
+
+    handler["create"] = create_or_adopt
+    provisioners.s3_bucket_name_conflict = lambda _: None
+
+
+def alone(lock: Path) -> None:
+    """Makes sure that no other process serves this lake's folder, for as long as this one lives.
+
+    Raises:
+        SystemExit: another one does, such as one whose starter was killed before it could write down its pid.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 20).decode()
+        raise SystemExit(f"{lock.parent} is already served by process {holder}; end it: kill {holder}") from None
+    os.truncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+
+
+async def _reply(send: Send, status: int, content: Mapping[str, Any]) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(dict(content)).encode()})
+
+
+def main() -> None:
+    """Serves until SIGTERM. MiniStack reads its settings when it is imported, so they are set before."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--state", type=Path, required=True, help="the platform's state folder")
+    parser.add_argument("--lake", required=True, help="the lake whose S3 is served")
+    parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
+    parser.add_argument("--region", default="us-east-1")
+    given = parser.parse_args()
+    state = given.state.resolve()
+    folder = lake_folder(state, given.lake)
+
+    variables = environment(state, given.lake, given.port, given.region, os.environ)
+    os.environ.clear()
+    os.environ.update(variables)
+    for path in (folder / "s3", Path(variables["TMPDIR"])):
+        path.mkdir(parents=True, exist_ok=True)
+    os.chdir(variables["TMPDIR"])
+    with contextlib.suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+    alone(folder / "s3.lock")
+    repaired = s3_intents.repair(folder / "s3-intents")
+
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
+    from ministack.app import app
+
+    # Loads the lake's objects now rather than in the first request.
+    from ministack.services import s3
+    from ministack.services.cloudformation import provisioners
+
+    s3_intents.install(s3, folder / "s3-intents")
+    adopt_buckets(provisioners)
+    endpoint = f"http://127.0.0.1:{given.port}"
+    athena_iceberg.install(athena_iceberg.Reader(endpoint, given.region))
+
+    config = Config()
+    config.bind = [f"127.0.0.1:{given.port}"]
+    config.keep_alive_timeout = 75
+    config.graceful_timeout = 1
+    config.loglevel = "WARNING"
+    pid = os.getpid()
+    print(f"event=local_aws_start lake={given.lake} endpoint={endpoint} pid={pid} repaired={repaired}", flush=True)
+    asyncio.run(serve(guarded(app, {"lake": given.lake, "pid": pid}), config))  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

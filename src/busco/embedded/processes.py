@@ -1,0 +1,176 @@
+"""Background processes of the embedded platform: started once, known by pid and start time, ended by id."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from busco.errors import BuscoError
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that we started: `started` is the kernel's creation time (seconds since the epoch), so that a
+    recycled pid is never taken for ours."""
+
+    name: str
+    pid: int
+    started: float
+    log: str
+
+    def alive(self) -> bool:
+        return process_alive(self.pid, self.started)
+
+
+def process_alive(pid: int, started: float) -> bool:
+    """Whether the process with this pid and creation time exists and is no zombie."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def record_path(state: Path, name: str) -> Path:
+    return state / "run" / f"{name}.json"
+
+
+def find(state: Path, name: str) -> Process | None:
+    """The running process of that name, or None."""
+    try:
+        process = Process(**json.loads(record_path(state, name).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return process if process.alive() else None
+
+
+def start(state: Path, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> Process:
+    """Starts a process in a session of its own, output to `<state>/log/<name>.log`, and records it.
+
+    Starting what runs already gives back the running one.
+    """
+    if running := find(state, name):
+        return running
+    log = state / "log" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as out:
+        child = subprocess.Popen(
+            list(command), env=dict(env), cwd=cwd, stdout=out, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )
+    process = Process(name, child.pid, psutil.Process(child.pid).create_time(), str(log))
+    path = record_path(state, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(asdict(process)))
+    scratch.rename(path)
+    return process
+
+
+def stop(state: Path, name: str, grace: float = 20.0) -> bool:
+    """Ends the process of that name and all of its children: SIGTERM, after `grace` seconds SIGKILL.
+
+    Returns whether there was one.
+    """
+    process = find(state, name)
+    if process is not None:
+        kill_tree(process.pid, grace)
+    with contextlib.suppress(FileNotFoundError):
+        record_path(state, name).unlink()
+    return process is not None
+
+
+def kill_tree(pid: int, grace: float = 20.0) -> None:
+    """Ends a process and its descendants by id: SIGTERM to the first, and SIGKILL to what is left after `grace`
+    seconds."""
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root.send_signal(signal.SIGTERM)
+    _, left = psutil.wait_procs(family, timeout=grace)
+    for survivor in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            survivor.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def wait_until(ready: Callable[[], bool], process: Process, what: str, limit: float, every: float = 0.1) -> None:
+    """Waits until `ready()`.
+
+    Raises:
+        BuscoError: the process ended first, or `limit` seconds passed; with the end of its log.
+    """
+    deadline = time.monotonic() + limit
+    while not ready():
+        if not process.alive():
+            raise BuscoError(f"{what} ended while starting\n{log_tail(process)}", f"the whole log: {process.log}")
+        if time.monotonic() > deadline:
+            raise BuscoError(f"{what} was not ready after {limit:.0f} s\n{log_tail(process)}", f"see {process.log}")
+        time.sleep(every)
+
+
+def log_tail(process: Process, lines: int = 15) -> str:
+    try:
+        return "\n".join(Path(process.log).read_text(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return ""
+
+
+def pick_port(state: Path, name: str) -> int:
+    """A free port on 127.0.0.1 for `name`: the one that it had last time if that is free, else a new one.
+
+    Kept in `<state>/ports.json`, so that addresses survive a restart.
+    """
+    path = state / "ports.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(state, "ports"):
+        ports: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
+        if name in ports and port_is_free(ports[name]):
+            return ports[name]
+        taken = {port for other, port in ports.items() if other != name}
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
+            if port not in taken:
+                break
+        ports[name] = port
+        path.write_text(json.dumps(ports, indent=1))
+        return port
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def locked(state: Path, name: str) -> Iterator[None]:
+    """Holds an exclusive lock of that name between the processes of this machine; freed when the holder dies."""
+    path = state / "run" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,212 @@
+"""The records that the lake keeps in JSON: what each object below `_lake/` holds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class LakeRecord(BaseModel):
+    """An immutable record; fields that a later version of the platform adds are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Column(LakeRecord):
+    """A table's column: `type` is DuckDB's name for it (`DECIMAL(12,2)`, `STRUCT(a INTEGER)`)."""
+
+    name: str
+    type: str
+    required: bool = False
+
+
+class DataFile(LakeRecord):
+    """A Parquet file: its key in the lake bucket, its rows, its bytes."""
+
+    key: str
+    rows: int
+    bytes: int
+
+
+class Version(LakeRecord):
+    """One table's content, once written, for ever (protocol.md, R5): what readers and publishers need of it.
+
+    `table` is `<layer>.<name>`; `inputs` maps each parent table to the exact version that was read (R6);
+    `deliveries` are the keys of a bronze table's delivery records; `metadata` is the key of its Iceberg metadata.
+    """
+
+    table: str
+    version: str
+    columns: tuple[Column, ...]
+    partition_by: tuple[str, ...] = ()
+    rows: int
+    bytes: int
+    files: tuple[DataFile, ...]
+    metadata: str
+    inputs: dict[str, str] = {}
+    fingerprint: str = ""
+    unique_id: str = ""
+    project: str = ""
+    deliveries: tuple[str, ...] = ()
+    made_at: datetime | None = None
+
+
+class Delivery(LakeRecord):
+    """One delivery of a source file (D1, D3). `number` is n under its file name; times are UTC.
+
+    `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file.
+    """
+
+    table: str
+    file_name: str
+    number: int
+    object: str
+    attempt: str
+    content_hash: str
+    contract_hash: str
+    columns: tuple[Column, ...]
+    rows: int
+    quarantined: int
+    bytes: int
+    statistics: dict[str, dict[str, str]]
+    ingested_at: datetime
+    source: str = ""
+
+
+class Pin(LakeRecord):
+    """What a run is based on (R2). `nodes` are the dbt unique ids of the selection, None for everything."""
+
+    run: str
+    epoch: int
+    environment: str
+    base: str | None
+    bronze: dict[str, Version]
+    manifest_hash: str
+    select: str = ""
+    nodes: tuple[str, ...] | None = None
+    full_refresh: bool = False
+    code_version: str = ""
+    created_at: datetime
+    attempt: str = ""
+
+
+class Entry(LakeRecord):
+    """A table's place in a run, and the fence (R4): `version` is set only while `token` stands."""
+
+    table: str
+    token: str
+    runner: int
+    version: Version | None = None
+    kept: bool = False
+
+
+class Runner(LakeRecord):
+    """Runner n of a run (R9): who it is, so that anybody can see whether it lives.
+
+    `kind` is `shared` (whatever of the run has no result yet: `nodes` is empty) or `solo` (started for try `attempt`
+    of the task `task`; `nodes` are the unique ids that it will give results for). A process is known by host, pid and
+    start time (seconds since the epoch); `log` is its output's file on that host.
+    """
+
+    number: int
+    kind: Literal["shared", "solo"]
+    nodes: tuple[str, ...] = ()
+    task: str = ""
+    attempt: int = 0
+    launcher: str
+    host: str
+    pid: int
+    started: float
+    token: str
+    log: str = ""
+
+
+# A runner's word on itself, where it ends before it can give one on its nodes (the project doesn't parse, …).
+RUNNER_NODE = "runner"
+# The docs have results like a node of the graph; no dbt unique id looks so.
+DOCS_NODE = "docs"
+
+
+class Follower(LakeRecord):
+    """How far an Airflow task has come in following its run's runners, over all of its tries in an epoch.
+
+    `attempt` is Airflow's try number; results of runners up to `after` are not for this try any more; `runner` is the
+    one whose result it took, 0 while it has none; `again` says that an earlier try of the epoch had a result, so that
+    this one builds anew.
+    """
+
+    task: str
+    attempt: int
+    after: int = 0
+    runner: int = 0
+    again: bool = False
+
+
+Status = Literal["running", "success", "warn", "failed", "error", "skipped"]
+FINAL: frozenset[str] = frozenset({"success", "warn", "failed", "error", "skipped"})
+GOOD: frozenset[str] = frozenset({"success", "warn"})
+
+
+class Result(LakeRecord):
+    """What a runner says of a node (R8, R9): `reads` are the versions of all tables that it read, `made` the
+    version that it made or kept. `seconds` is wall time; `message` is one line, `error` all of it."""
+
+    node: str
+    runner: int
+    status: Status
+    reads: dict[str, str] = {}
+    made: str | None = None
+    kept: bool = False
+    rows: int | None = None
+    failures: int | None = None
+    message: str = ""
+    error: str = ""
+    where: str = ""
+    seconds: float = 0.0
+    finished_at: datetime | None = None
+    code_version: str = ""
+
+
+class Hold(LakeRecord):
+    """Nothing is published while it stands (P8); `skipped` are the runs that would have been."""
+
+    who: str
+    when: datetime
+    reason: str
+    skipped: tuple[str, ...] = ()
+
+
+class Current(LakeRecord):
+    """The live release: the only object that is swapped in place for readers. `serial` grows with each swap."""
+
+    release: str
+    serial: int
+    hold: Hold | None = None
+
+
+class Release(LakeRecord):
+    """Every table → version, consistent (P1). `stale` names tables whose inputs differ from this release's (P5)."""
+
+    release: str
+    previous: str | None
+    kind: Literal["publish", "rollback"]
+    environment: str
+    run: str
+    epoch: int
+    tables: dict[str, Version]
+    stale: dict[str, tuple[str, ...]] = {}
+    dropped: tuple[str, ...] = ()
+    built: tuple[str, ...] = ()
+    docs: str = ""
+    who: str
+    reason: str = ""
+    code_version: str = ""
+    created_at: datetime
+    rolled_back_to: str | None = None
+
+
+def utc_now() -> datetime:
+    """Now in UTC, to the microsecond."""
+    return datetime.now(UTC)

@@ -1,0 +1,35 @@
+"""How DuckDB reads a version: exactly its files, with its schema, without listing or opening one (Q1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from busco.lake import types
+from busco.lake.records import Column, Version
+
+
+def select_sql(version: Version, bucket: str) -> str:
+    """A query over a version's rows.
+
+    Columns are found by field id where none is nested; DuckDB's `schema` option has no ids for nested fields, so
+    a table that has some is read by name, which is the same: a version's files all have exactly its schema (R5).
+    """
+    if not version.files:
+        return empty_sql(version.columns)
+    files = ", ".join(types.literal(f"s3://{bucket}/{file.key}") for file in version.files)
+    kinds = [(column, types.parse(column.type, column.name)) for column in version.columns]
+    names = ", ".join(types.quoted(column.name) for column in version.columns)
+    if any(types.is_nested(kind) for _, kind in kinds):
+        return f"select {names} from read_parquet([{files}], hive_partitioning = false)"
+    schema = ", ".join(
+        f"{types.field_id((column.name,), kind)}: "
+        f"{{name: {types.literal(column.name)}, type: {types.literal(str(kind))}, default_value: null}}"
+        for column, kind in kinds
+    )
+    return f"select {names} from read_parquet([{files}], hive_partitioning = false, schema = map {{{schema}}})"
+
+
+def empty_sql(columns: Sequence[Column]) -> str:
+    """A typed relation without rows."""
+    typed = ", ".join(f"cast(null as {column.type}) as {types.quoted(column.name)}" for column in columns)
+    return f"select {typed} where false"

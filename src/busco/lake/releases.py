@@ -1,0 +1,360 @@
+"""Releases: what readers see, how a run's versions become it, and the way back (rules P1 to P8)."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from busco.errors import BuscoError
+from busco.lake.layout import EnvironmentLayout, stamp
+from busco.lake.objects import AlreadyExists, Moved, ObjectStore
+from busco.lake.records import GOOD, Current, Entry, Hold, Release, Result, Version, utc_now
+from busco.lake.runs import Run
+
+
+class Skipped(Exception):
+    """Nothing is published, and nothing is wrong: on hold, superseded, or rolled back since."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the run's project says must be true before a table is shown.
+
+    Attributes:
+        tests: each error-severity test's unique id → the tables that it reads.
+        tables: every table that the project has now.
+        project: the dbt project's name.
+        manifest_hash: of the manifest that these were taken from.
+        names: test unique id → the Airflow task that runs it, for messages.
+    """
+
+    tests: dict[str, frozenset[str]]
+    tables: frozenset[str]
+    project: str
+    manifest_hash: str
+    names: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Live:
+    """The live release as read: `etag` is that of current.json."""
+
+    current: Current
+    release: Release
+    etag: str
+
+
+def read_live(store: ObjectStore, environment: EnvironmentLayout) -> Live | None:
+    """The live release, None where nothing was ever published."""
+    stored = store.get(environment.current)
+    if stored is None:
+        return None
+    current = stored.parse(Current)
+    release = read_release(store, environment, current.release)
+    return Live(current, release, stored.etag)
+
+
+def read_release(store: ObjectStore, environment: EnvironmentLayout, release_id: str) -> Release:
+    """A release by id.
+
+    Raises:
+        BuscoError: there is none.
+    """
+    release = store.read(environment.release(release_id), Release)
+    if release is None:
+        raise BuscoError(f"there is no release {release_id}", "see: busco release list")
+    return release
+
+
+def history(store: ObjectStore, environment: EnvironmentLayout) -> Iterator[Release]:
+    """The releases that are reachable by `previous` from the live one, newest first (P1)."""
+    live = read_live(store, environment)
+    release = live.release if live else None
+    while release is not None:
+        yield release
+        release = read_release(store, environment, release.previous) if release.previous else None
+
+
+def resolve(store: ObjectStore, environment: EnvironmentLayout, release_id: str) -> Release:
+    """The release of that id or unambiguous beginning, among those in the history (P1).
+
+    Raises:
+        BuscoError: none or several begin so.
+    """
+    found = []
+    for release in history(store, environment):
+        if release.release == release_id:
+            return release
+        if release.release.startswith(release_id):
+            found.append(release)
+    if len(found) == 1:
+        return found[0]
+    problem = "is not a release that was live" if not found else "begins several releases' ids"
+    raise BuscoError(f"{release_id} {problem}", "see: busco release list")
+
+
+def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
+    """Makes a run's versions the live release, by one conditional write (P1 to P7).
+
+    Safe to repeat: a run that is published already is found in the history. Of two publishers at once one wins;
+    the other starts again on what it finds then.
+
+    Returns the release: the new one, or the one that this run had already become.
+
+    Raises:
+        Skipped: on hold (P3), rolled back since (P3), or superseded (P6).
+        BuscoError: a table moved since the run's pin, inputs differ, or a test is missing (P4, P6), with the
+            tasks to clear.
+    """
+    store, environment = run.store, run.environment
+    base = run.base()
+    while True:
+        live = read_live(store, environment)
+        if live is not None:
+            if published := _already(store, environment, run, live):
+                return published
+            if live.current.hold is not None:
+                _note_skipped(store, environment, live, run)
+                raise Skipped(_hold_text(live.current.hold))
+        release = _compose(run, audit, who, docs, base, live)
+        store.create(environment.release(release.release), release)
+        current = Current(release=release.release, serial=live.current.serial + 1 if live else 1)
+        try:
+            if live is None:
+                store.create(environment.current, current)
+            else:
+                store.swap(environment.current, current, live.etag)
+            return release
+        except (AlreadyExists, Moved):
+            continue
+
+
+def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str, who: str, reason: str) -> Release:
+    """Writes a new release with an older one's content and sets the hold, in one swap (P8).
+
+    Raises:
+        BuscoError: no such release, nothing published yet, or no reason given.
+    """
+    if not reason.strip():
+        raise BuscoError("a rollback needs a reason", "give it with --reason: those who come after will read it")
+    while True:
+        target = resolve(store, environment, release_id)
+        live = read_live(store, environment)
+        if live is None:
+            raise BuscoError("nothing is published yet")
+        if live.current.hold is not None and live.release.rolled_back_to == target.release:
+            return live.release
+        release = target.model_copy(
+            update={
+                "release": new_release_id(),
+                "previous": live.current.release,
+                "kind": "rollback",
+                "who": who,
+                "reason": reason,
+                "created_at": utc_now(),
+                "rolled_back_to": target.release,
+                "built": (),
+                "dropped": tuple(sorted(set(live.release.tables) - set(target.tables))),
+            }
+        )
+        store.create(environment.release(release.release), release)
+        skipped = live.current.hold.skipped if live.current.hold else ()
+        hold = Hold(who=who, when=utc_now(), reason=reason, skipped=skipped)
+        current = Current(release=release.release, serial=live.current.serial + 1, hold=hold)
+        try:
+            store.swap(environment.current, current, live.etag)
+            return release
+        except Moved:
+            continue
+
+
+def resume(store: ObjectStore, environment: EnvironmentLayout) -> Hold | None:
+    """Takes the hold away and gives it (with the runs that were skipped meanwhile), None where there was none."""
+    while True:
+        live = read_live(store, environment)
+        if live is None or live.current.hold is None:
+            return None
+        current = Current(release=live.current.release, serial=live.current.serial + 1)
+        try:
+            store.swap(environment.current, current, live.etag)
+            return live.current.hold
+        except Moved:
+            continue
+
+
+def new_release_id() -> str:
+    """`r<UTC time>-<8 hex>`: sorts by time, never comes twice."""
+    return f"r{stamp(utc_now())}-{secrets.token_hex(4)}"
+
+
+def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, live: Live) -> Release | None:
+    """The release that this epoch has become, if it is in the history since the run's base (P3).
+
+    Raises:
+        Skipped: it is, but another release's content is live since.
+    """
+    release: Release | None = live.release
+    newer: Release | None = None
+    while release is not None and release.release != run.pin.base:
+        if release.kind == "publish" and (release.run, release.epoch) == (run.pin.run, run.pin.epoch):
+            mine = {table: release.tables[table].version for table in release.built}
+            shown = {t: live.release.tables[t].version for t in mine if t in live.release.tables}
+            if newer is None or mine == shown:
+                return release
+            by = f"rolled back by {newer.release}" if newer.kind == "rollback" else f"followed by {newer.release}"
+            raise Skipped(f"published as {release.release}, {by}")
+        newer = release
+        release = read_release(store, environment, release.previous) if release.previous else None
+    return None
+
+
+def _hold_text(hold: Hold) -> str:
+    when = hold.when.strftime("%Y-%m-%d %H:%M UTC")
+    return f"on hold since {when} by {hold.who}: {hold.reason} (end it with `busco release resume`)"
+
+
+def _note_skipped(store: ObjectStore, environment: EnvironmentLayout, live: Live, run: Run) -> None:
+    """Names the run in the hold, for `resume` to tell; losing a race here means that somebody else moved on."""
+    hold = live.current.hold
+    if hold is None or run.name in hold.skipped:
+        return
+    noted = hold.model_copy(update={"skipped": (*hold.skipped, run.name)})
+    current = Current(release=live.current.release, serial=live.current.serial + 1, hold=noted)
+    try:
+        store.swap(environment.current, current, live.etag)
+    except Moved:
+        again = read_live(store, environment)
+        if again is not None and again.current.hold is not None:
+            _note_skipped(store, environment, again, run)
+
+
+def _compose(run: Run, audit: Audit, who: str, docs: str, base: Release | None, live: Live | None) -> Release:
+    """The release that publishing now would make, or the reason why not (P4 to P7)."""
+    entries = run.entries()
+    unfinished = sorted(table for table, entry in entries.items() if entry.version is None)
+    if unfinished:
+        raise BuscoError(
+            f"not built in this run: {', '.join(unfinished)}",
+            "clear their tasks: a writer was taken away or died",
+        )
+    mine = {table: entry.version for table, entry in entries.items() if entry.version is not None}
+    built = {table: version for table, version in mine.items() if not entries[table].kept}
+    shown = live.release.tables if live else {}
+    everything = run.pin.nodes is None
+    missing = sorted(audit.tables - mine.keys()) if everything else []
+    if missing:
+        raise BuscoError(f"not built in this run: {', '.join(missing)}", "clear their tasks")
+    _refuse_moved(run, base, live, built)
+
+    tables = {**shown, **mine}
+    if everything:
+        tables.update(run.pin.bronze)
+    else:
+        read = {parent for version in built.values() for parent in version.inputs}
+        tables.update({t: v for t, v in run.pin.bronze.items() if t in read or t not in shown})
+    dropped: tuple[str, ...] = ()
+    if everything and audit.manifest_hash == run.pin.manifest_hash:
+        gone = {t for t, v in shown.items() if v.project == audit.project and t not in audit.tables}
+        dropped = tuple(sorted(gone - mine.keys()))
+        tables = {table: version for table, version in tables.items() if table not in dropped}
+    _refuse_inconsistent(built, tables)
+    _refuse_untested(run, audit, entries, tables)
+    return Release(
+        release=new_release_id(),
+        previous=live.current.release if live else None,
+        kind="publish",
+        environment=run.environment.environment,
+        run=run.pin.run,
+        epoch=run.pin.epoch,
+        tables=tables,
+        stale=_stale(tables),
+        dropped=dropped,
+        built=tuple(sorted(built)),
+        docs=docs,
+        who=who,
+        code_version=run.pin.code_version,
+        created_at=utc_now(),
+    )
+
+
+def _refuse_moved(run: Run, base: Release | None, live: Live | None, built: dict[str, Version]) -> None:
+    """P4, first part, and P6: for every table that the run built the live version is the base's."""
+    shown = live.release.tables if live else {}
+    based = base.tables if base else {}
+
+    def version_in(tables: dict[str, Version], table: str) -> str | None:
+        return tables[table].version if table in tables else None
+
+    watched = {*built, *(p for v in built.values() for p in v.inputs if p.startswith("bronze."))}
+    moved = sorted(t for t in watched if version_in(shown, t) != version_in(based, t))
+    ahead = [t for t in moved if not (t.startswith("bronze.") and version_in(shown, t) == run.pin.bronze[t].version)]
+    if not ahead or live is None:
+        return
+    contained = all(
+        set(pinned.deliveries) <= set(shown[table].deliveries if table in shown else ())
+        for table, pinned in run.pin.bronze.items()
+    )
+    same = all(t in shown and shown[t].fingerprint == version.fingerprint for t, version in built.items())
+    if contained and same:
+        raise Skipped(f"superseded by {live.release.release}")
+    raise BuscoError(
+        f"published by another run since this one was pinned: {', '.join(ahead)} (live is {live.release.release})",
+        "clear the pin task: the run begins anew on what is live now",
+    )
+
+
+def _refuse_inconsistent(built: dict[str, Version], tables: dict[str, Version]) -> None:
+    """P4, second part: each built table was made from exactly the versions that the release will hold."""
+    wrong: dict[str, list[str]] = {}
+    for table, version in built.items():
+        for parent, used in version.inputs.items():
+            if parent not in tables or tables[parent].version != used:
+                wrong.setdefault(table, []).append(parent)
+    if wrong:
+        listed = "; ".join(f"{table} (from another {', '.join(sorted(ps))})" for table, ps in sorted(wrong.items()))
+        raise BuscoError(
+            f"built from versions that this release would not hold: {listed}",
+            f"clear {', '.join(sorted(wrong))} with what lies downstream",
+        )
+
+
+def _refuse_untested(run: Run, audit: Audit, entries: dict[str, Entry], tables: dict[str, Version]) -> None:
+    """P4, third part: every error-severity test of what was built has passed on exactly these versions."""
+    built = {table for table, entry in entries.items() if not entry.kept}
+    results: dict[str, Result] = run.latest_results()
+    wanting: list[str] = []
+    for test, reads in sorted(audit.tests.items()):
+        if not reads & built:
+            continue
+        result = results.get(test)
+        name = audit.names.get(test, test)
+        if result is None:
+            wanting.append(f"{name}: has not run")
+        elif result.status not in GOOD:
+            wanting.append(f"{name}: {result.status}")
+        else:
+            other = sorted(t for t in reads if t in tables and result.reads.get(t) != tables[t].version)
+            if other:
+                wanting.append(f"{name}: passed on other versions of {', '.join(other)}")
+    if wanting:
+        listed = "\n".join(f"    {line}" for line in wanting)
+        raise BuscoError(f"not tested as it would be published:\n{listed}", "clear these tests' tasks")
+
+
+def _stale(tables: dict[str, Version]) -> dict[str, tuple[str, ...]]:
+    """Tables whose inputs differ from what the release holds, and which (P5); what lies behind them too."""
+    stale: dict[str, tuple[str, ...]] = {}
+    for table, version in tables.items():
+        differ = tuple(sorted(p for p, v in version.inputs.items() if p not in tables or tables[p].version != v))
+        if differ:
+            stale[table] = differ
+    changed = True
+    while changed:
+        changed = False
+        for table, version in tables.items():
+            behind = tuple(sorted(p for p in version.inputs if p in stale))
+            if behind and table not in stale:
+                stale[table] = behind
+                changed = True
+    return stale

@@ -1,0 +1,386 @@
+"""A version's Iceberg metadata, made from what COPY reports: no catalog, no footer read, no data rewritten.
+
+Only this module needs pyiceberg. Parts of what it uses promise no stability, hence the pin `~=0.12.0` and a
+contract test that reads the result with three independent implementations (iceberg.md, "Writing a version").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+from pyiceberg.conversions import to_bytes
+from pyiceberg.io import InputFile, OutputFile, OutputStream
+from pyiceberg.manifest import (
+    DataFile as IcebergDataFile,
+)
+from pyiceberg.manifest import (
+    DataFileContent,
+    FileFormat,
+    ManifestEntry,
+    ManifestEntryStatus,
+    write_manifest,
+    write_manifest_list,
+)
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.serializers import ToOutputFile
+from pyiceberg.table.metadata import TableMetadataV2
+from pyiceberg.table.refs import SnapshotRefType
+from pyiceberg.table.snapshots import Operation, Snapshot, SnapshotLogEntry, Summary
+from pyiceberg.table.sorting import UNSORTED_SORT_ORDER
+from pyiceberg.transforms import IdentityTransform
+from pyiceberg.typedef import Record
+from pyiceberg.types import (
+    BinaryType,
+    BooleanType,
+    DateType,
+    DecimalType,
+    DoubleType,
+    FloatType,
+    IcebergType,
+    IntegerType,
+    ListType,
+    LongType,
+    MapType,
+    NestedField,
+    PrimitiveType,
+    StringType,
+    StructType,
+    TimestampType,
+    TimestamptzType,
+)
+
+from busco.errors import BuscoError
+from busco.lake import types
+from busco.lake.objects import AlreadyExists, ObjectStore
+from busco.lake.records import Column
+
+_SEQUENCE = 1
+_PARTITION_FIELD_ID = 1000  # Iceberg specification: partition field ids start at 1000
+_EPOCH_DATE = date(1970, 1, 1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_ICEBERG: dict[str, PrimitiveType] = {
+    "boolean": BooleanType(),
+    "int": IntegerType(),
+    "long": LongType(),
+    "float": FloatType(),
+    "double": DoubleType(),
+    "string": StringType(),
+    "binary": BinaryType(),
+    "date": DateType(),
+    "timestamp": TimestampType(),
+    "timestamptz": TimestamptzType(),
+}
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A Parquet file as COPY's RETURN_STATS reports it.
+
+    `statistics` maps a quoted column path (`"st"."a"`) to `min`, `max`, `null_count`, `num_values`,
+    `column_size_bytes`, `has_nan` as text; `partition` maps partition columns to their value as text.
+    """
+
+    key: str
+    rows: int
+    bytes: int
+    statistics: Mapping[str, Mapping[str, str]]
+    partition: Mapping[str, str]
+
+
+def write_metadata(
+    store: ObjectStore,
+    location: str,
+    key: str,
+    table_uuid: uuid.UUID,
+    columns: Sequence[Column],
+    partition_by: Sequence[str],
+    files: Sequence[WrittenFile],
+    properties: Mapping[str, str],
+) -> None:
+    """Writes manifest, manifest list and, last of all, `metadata.json` under `key` (R5).
+
+    Args:
+        location: the table's location as a key prefix; it holds metadata only.
+        table_uuid: the same for all versions of a table.
+        columns: in order; their types are DuckDB's names.
+        files: the version's data files, possibly none.
+
+    A metadata.json that is there already is left alone: its name is the version's id, so that it says the same.
+    """
+    schema = iceberg_schema(columns)
+    spec = _partition_spec(schema, partition_by)
+    snapshot_id = int.from_bytes(uuid.uuid4().bytes[:8], "big") >> 1
+    now_ms = int((datetime.now(UTC) - _EPOCH).total_seconds() * 1000)
+    folder = store.url(f"{location}/metadata")
+    unique = uuid.uuid4().hex
+    manifests = []
+    if files:
+        output = _ObjectOutput(store, f"{folder}/{unique}-m0.avro")
+        with write_manifest(2, spec, schema, output, snapshot_id, "deflate") as writer:
+            for file in files:
+                writer.add(_entry(store, file, schema, spec, snapshot_id))
+        manifests.append(writer.to_manifest_file())
+    manifest_list = f"{folder}/snap-{snapshot_id}-{unique}.avro"
+    with write_manifest_list(
+        2, _ObjectOutput(store, manifest_list), snapshot_id, None, _SEQUENCE, "deflate"
+    ) as list_writer:
+        list_writer.add_manifests(manifests)
+    rows = sum(file.rows for file in files)
+    # pyiceberg's models are filled by their aliases, which the type checker can't follow
+    snapshot_fields: dict[str, Any] = {
+        "snapshot-id": snapshot_id,
+        "sequence-number": _SEQUENCE,
+        "timestamp-ms": now_ms,
+        "manifest-list": manifest_list,
+        "schema-id": schema.schema_id,
+        "summary": Summary(
+            Operation.APPEND,
+            **{
+                "added-data-files": str(len(files)),
+                "added-records": str(rows),
+                "total-records": str(rows),
+                "total-data-files": str(len(files)),
+                "total-files-size": str(sum(file.bytes for file in files)),
+                "total-delete-files": "0",
+                "total-position-deletes": "0",
+                "total-equality-deletes": "0",
+            },
+        ),
+    }
+    fields: dict[str, Any] = {
+        "format-version": 2,
+        "table-uuid": table_uuid,
+        "location": store.url(location),
+        "last-sequence-number": _SEQUENCE,
+        "last-updated-ms": now_ms,
+        "last-column-id": schema.highest_field_id,
+        "schemas": [schema],
+        "current-schema-id": schema.schema_id,
+        "partition-specs": [spec],
+        "default-spec-id": spec.spec_id,
+        "last-partition-id": _PARTITION_FIELD_ID + max(len(partition_by), 1) - 1,
+        "properties": {"gc.enabled": "false", **properties},
+        "current-snapshot-id": snapshot_id,
+        "snapshots": [Snapshot(**snapshot_fields)],
+        "snapshot-log": [SnapshotLogEntry(**{"snapshot-id": snapshot_id, "timestamp-ms": now_ms})],
+        "metadata-log": [],
+        "sort-orders": [UNSORTED_SORT_ORDER],
+        "default-sort-order-id": UNSORTED_SORT_ORDER.order_id,
+        "refs": {"main": {"snapshot-id": snapshot_id, "type": SnapshotRefType.BRANCH}},
+    }
+    metadata = TableMetadataV2(**fields)
+    with contextlib.suppress(AlreadyExists):
+        ToOutputFile.table_metadata(metadata, _ObjectOutput(store, store.url(key), exclusive=True), overwrite=False)
+
+
+def iceberg_schema(columns: Sequence[Column]) -> Schema:
+    """The Iceberg schema of columns: field ids and the schema's own id are hashes, stable over versions."""
+    fields = []
+    for column in columns:
+        kind = types.parse(column.type, column.name)
+        fields.append(_field((column.name,), column.name, kind, column.required))
+    described = "\n".join(f"{c.name}\t{c.type}\t{c.required}" for c in columns)
+    digest = hashlib.sha256(described.encode()).digest()
+    return Schema(*fields, schema_id=int.from_bytes(digest[:4], "big") >> 1)
+
+
+def _field(path: tuple[str, ...], name: str, kind: types.DataType, required: bool) -> NestedField:
+    return NestedField(types.field_id(path, kind), name, _iceberg_type(path, kind), required=required)
+
+
+def _iceberg_type(path: tuple[str, ...], kind: types.DataType) -> IcebergType:
+    if isinstance(kind, types.ListOf):
+        inner = (*path, "element")
+        return ListType(
+            element_id=types.field_id(inner, kind.element),
+            element=_iceberg_type(inner, kind.element),
+            element_required=False,
+        )
+    if isinstance(kind, types.MapOf):
+        key, value = (*path, "key"), (*path, "value")
+        return MapType(
+            key_id=types.field_id(key, kind.key),
+            key_type=_iceberg_type(key, kind.key),
+            value_id=types.field_id(value, kind.value),
+            value_type=_iceberg_type(value, kind.value),
+            value_required=False,
+        )
+    if isinstance(kind, types.Struct):
+        return StructType(*(_field((*path, name), name, inner, False) for name, inner in kind.fields))
+    if kind.name == "DECIMAL":
+        return DecimalType(kind.precision, kind.scale)
+    return _ICEBERG[types.iceberg_name(kind)]
+
+
+def _partition_spec(schema: Schema, partition_by: Sequence[str]) -> PartitionSpec:
+    return PartitionSpec(
+        *(
+            PartitionField(
+                source_id=schema.find_field(name).field_id,
+                field_id=_PARTITION_FIELD_ID + position,
+                transform=IdentityTransform(),
+                name=name,
+            )
+            for position, name in enumerate(partition_by)
+        ),
+        spec_id=0,
+    )
+
+
+def _entry(
+    store: ObjectStore, file: WrittenFile, schema: Schema, spec: PartitionSpec, snapshot_id: int
+) -> ManifestEntry:
+    partition = []
+    for field in spec.fields:
+        kind = schema.find_type(field.source_id)
+        text = file.partition.get(field.name)
+        known = file.statistics.get(types.quoted(field.name), {})
+        absent = "min" not in known and known.get("null_count", "0") != "0"
+        partition.append(None if absent or text is None else _value(text, kind))
+    sizes: dict[int, int] = {}
+    counts: dict[int, int] = {}
+    nulls: dict[int, int] = {}
+    lower: dict[int, bytes] = {}
+    upper: dict[int, bytes] = {}
+    for path, known in file.statistics.items():
+        field_found = _find(schema, path)
+        if field_found is None:
+            continue
+        number = field_found.field_id
+        sizes[number] = int(known.get("column_size_bytes", 0))
+        counts[number] = int(known.get("num_values", 0))
+        nulls[number] = int(known.get("null_count", 0))
+        for bounds, name in ((lower, "min"), (upper, "max")):
+            bound = _bound(known, name, field_found.field_type)
+            if bound is not None:
+                bounds[number] = bound
+    data_file = IcebergDataFile.from_args(
+        content=DataFileContent.DATA,
+        file_path=store.url(file.key),
+        file_format=FileFormat.PARQUET,
+        partition=Record(*partition),
+        record_count=file.rows,
+        file_size_in_bytes=file.bytes,
+        column_sizes=sizes,
+        value_counts=counts,
+        null_value_counts=nulls,
+        nan_value_counts={},
+        lower_bounds=lower,
+        upper_bounds=upper,
+        key_metadata=None,
+        split_offsets=None,
+        equality_ids=None,
+        sort_order_id=None,
+    )
+    data_file.spec_id = spec.spec_id
+    return ManifestEntry.from_args(
+        status=ManifestEntryStatus.ADDED,
+        snapshot_id=snapshot_id,
+        sequence_number=_SEQUENCE,
+        file_sequence_number=_SEQUENCE,
+        data_file=data_file,
+    )
+
+
+def _find(schema: Schema, path: str) -> NestedField | None:
+    """The field of a quoted path; a map's key and value lie below a group in some writers' paths."""
+    names = [part.replace('""', '"') for part in re.findall(r'"((?:[^"]|"")*)"', path)]
+    for candidate in (names, [name for name in names if name not in ("key_value", "list")]):
+        with contextlib.suppress(ValueError):
+            return schema.find_field(".".join(candidate))
+    return None
+
+
+def _bound(known: Mapping[str, str], name: str, kind: IcebergType) -> bytes | None:
+    """A bound in Iceberg's single-value form, or None where the text says nothing sure.
+
+    Binary bounds come escaped, and NaN makes a float's bounds meaningless: both are left out, which only costs
+    pruning.
+    """
+    text = known.get(name)
+    if text is None or isinstance(kind, BinaryType) or known.get("has_nan") == "true":
+        return None
+    try:
+        value = _value(text, kind)
+        return to_bytes(kind, value) if isinstance(kind, PrimitiveType) else None
+    except (ValueError, ArithmeticError, OverflowError):
+        return None
+
+
+def _value(text: str, kind: IcebergType) -> Any:
+    """A statistic's text as the value that Iceberg keeps: dates in days, timestamps in microseconds."""
+    if isinstance(kind, BooleanType):
+        return text.lower() in ("true", "1")
+    if isinstance(kind, IntegerType | LongType):
+        return int(text)
+    if isinstance(kind, FloatType | DoubleType):
+        return float(text)
+    if isinstance(kind, DecimalType):
+        return Decimal(text)
+    if isinstance(kind, DateType):
+        return (date.fromisoformat(text) - _EPOCH_DATE).days
+    if isinstance(kind, TimestampType | TimestamptzType):
+        moment = datetime.fromisoformat(re.sub(r"([+-]\d\d)$", r"\1:00", text))
+        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
+        return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    if isinstance(kind, StringType):
+        return text
+    raise ValueError(f"no value of {kind} from text")
+
+
+class _ObjectOutput(OutputFile):
+    """A file that becomes one PUT when it is closed."""
+
+    def __init__(self, store: ObjectStore, url: str, exclusive: bool = False) -> None:
+        super().__init__(url)
+        self.store, self.exclusive, self.size = store, exclusive, 0
+        prefix = store.url("")
+        if not url.startswith(prefix):
+            raise BuscoError(f"{url} is not in the lake bucket {store.bucket}")
+        self.key = url[len(prefix) :]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def exists(self) -> bool:
+        return False
+
+    def to_input_file(self) -> InputFile:
+        raise NotImplementedError("written files are not read back")
+
+    def create(self, overwrite: bool = False) -> OutputStream:  # noqa: ARG002
+        return _ObjectStream(self)
+
+
+class _ObjectStream(io.BytesIO):
+    def __init__(self, target: _ObjectOutput) -> None:
+        super().__init__()
+        self.target = target
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        data = self.getvalue()
+        super().close()
+        self.target.size = len(data)
+        if self.target.exclusive:
+            self.target.store.create(self.target.key, data)
+        else:
+            self.target.store.put(self.target.key, data, "application/octet-stream")
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            super().close()

@@ -1,0 +1,1 @@
+"""What runs inside Airflow: the graph, triggers that follow runners, and the tasks around them."""

@@ -1,0 +1,168 @@
+"""The tasks around the graph: pin, publish, Glue, and what on-call does by a button. Called by Airflow's workers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+from typing import Any
+
+from airflow.exceptions import AirflowFailException, AirflowSkipException
+
+from busco.aws import client
+from busco.catalog import glue
+from busco.environments import code_version, python, without_airflow
+from busco.errors import BuscoError
+from busco.lake import pins, releases
+from busco.lake.layout import EnvironmentLayout, run_key
+from busco.lake.objects import ObjectStore
+from busco.lake.runs import open_run
+from busco.project import Project
+from busco.settings import LAYERS, Settings, get_settings, require_lake
+
+log = logging.getLogger(__name__)
+
+
+def pin(dag_id: str, run_id: str, attempt: int, select: str, full_refresh: bool) -> str:
+    """Pins the run; its epoch is the task's try number (R1). Gives the run's key.
+
+    Raises:
+        AirflowFailException: the selection matches nothing, deliveries are outdated, nothing was ever parsed.
+    """
+    settings, store, environment = _lake()
+    key = run_key(dag_id, run_id)
+    try:
+        project = Project.read(settings.manifest_path)
+        nodes = selected(settings, select) if select.strip() else None
+        run = pins.pin(
+            store,
+            environment,
+            key,
+            attempt,
+            project.contracts,
+            project.hash,
+            select=select,
+            nodes=nodes,
+            full_refresh=full_refresh,
+            code_version=code_version(settings),
+        )
+    except BuscoError as error:
+        raise AirflowFailException(str(error)) from error
+    deliveries = sum(len(version.deliveries) for version in run.pin.bronze.values())
+    rows = sum(version.rows for version in run.pin.bronze.values())
+    log.info("pinned run=%s epoch=%s base=%s deliveries=%s rows=%s", key, run.pin.epoch, run.pin.base, deliveries, rows)
+    return key
+
+
+def selected(settings: Settings, select: str) -> list[str]:
+    """The unique ids that a selection names: dbt's own answer, from its environment.
+
+    Raises:
+        BuscoError: it matches nothing, or dbt can't read it.
+    """
+    command = [str(python(settings, "dbt")), "-m", "busco", "select", select]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=settings.home, env=_plain_environment()
+    )
+    if result.returncode != 0:
+        raise BuscoError((result.stderr or result.stdout).strip())
+    return [str(node) for node in json.loads(result.stdout.splitlines()[-1])]
+
+
+def publish(dag_id: str, run_id: str, who: str) -> str:
+    """Makes the run's versions the live release; gives its id.
+
+    Raises:
+        AirflowSkipException: on hold, superseded, or rolled back since.
+        AirflowFailException: refused, with what to clear.
+    """
+    _, store, environment = _lake()
+    try:
+        run = open_run(store, environment, run_key(dag_id, run_id))
+        manifest = store.get(f"{run.docs}manifest.json")
+        if manifest is None:
+            raise BuscoError("the run has no docs yet", "clear the docs task")
+        release = releases.publish(run, Project(json.loads(manifest.body)).audit(), who, run.docs)
+    except releases.Skipped as skipped:
+        log.info("not published: %s", skipped)
+        raise AirflowSkipException(str(skipped)) from skipped
+    except BuscoError as error:
+        raise AirflowFailException(str(error)) from error
+    log.info("published release=%s tables=%s built=%s", release.release, len(release.tables), len(release.built))
+    return release.release
+
+
+def show() -> None:
+    """Makes Glue and the docs page show the live release.
+
+    Raises:
+        AirflowFailException: a Glue database is missing.
+    """
+    settings, store, environment = _lake()
+    if environment.environment != "prod":
+        raise AirflowSkipException(f"Glue shows prod only, not {environment.environment}")
+    try:
+        shown = glue.sync(client("glue", settings), store, environment, settings.database, LAYERS)
+    except BuscoError as error:
+        raise AirflowFailException(str(error)) from error
+    if shown is None:
+        raise AirflowSkipException("nothing was ever published")
+    log.info(
+        "shown release=%s created=%s updated=%s deleted=%s unchanged=%s",
+        shown.release,
+        len(shown.created),
+        len(shown.updated),
+        len(shown.deleted),
+        len(shown.unchanged),
+    )
+
+
+def rollback(release: str, reason: str, who: str) -> str:
+    """Rolls back to an older release and holds publishing; gives the new release's id.
+
+    Raises:
+        AirflowFailException: no such release, or no reason.
+    """
+    _, store, environment = _lake()
+    try:
+        made = releases.rollback(store, environment, release.strip(), who, reason)
+    except BuscoError as error:
+        raise AirflowFailException(str(error)) from error
+    log.info("rolled back release=%s content_of=%s; publishing is on hold", made.release, made.rolled_back_to)
+    return made.release
+
+
+def resume() -> list[str]:
+    """Ends the hold; gives the runs that were skipped meanwhile.
+
+    Raises:
+        AirflowSkipException: there is no hold.
+    """
+    _, store, environment = _lake()
+    hold = releases.resume(store, environment)
+    if hold is None:
+        raise AirflowSkipException("there is no hold")
+    log.info("resumed; the hold was %s's (%s); skipped meanwhile: %s", hold.who, hold.reason, list(hold.skipped))
+    return list(hold.skipped)
+
+
+def _lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
+    settings = get_settings()
+    try:
+        require_lake(settings)
+    except BuscoError as error:
+        raise AirflowFailException(str(error)) from error
+    store = ObjectStore(client("s3", settings), settings.lake_bucket)
+    return settings, store, EnvironmentLayout(settings.environment)
+
+
+def _plain_environment() -> dict[str, str]:
+    return without_airflow(dict(os.environ))
+
+
+def who_is(context: Any) -> str:
+    """Who started a DAG run, as releases name them: the user of a manual run where Airflow knows, else the run."""
+    run = context["dag_run"]
+    user = (run.conf or {}).get("who") or getattr(run, "triggering_user_name", None)
+    return str(user or f"airflow:{run.dag_id}/{run.run_id}")

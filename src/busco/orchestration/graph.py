@@ -1,0 +1,111 @@
+"""The dbt graph as Airflow tasks: Cosmos renders it from the manifest, our converters make the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from airflow.models.baseoperator import BaseOperator
+from airflow.models.dag import DAG
+from airflow.operators.empty import EmptyOperator
+from airflow.utils.task_group import TaskGroup
+from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
+from cosmos.constants import DbtResourceType, LoadMode, TestBehavior
+from cosmos.dbt.graph import DbtNode
+
+from busco.lake.records import DOCS_NODE
+from busco.orchestration.operators import FollowOperator
+from busco.project import Project
+from busco.settings import Settings
+
+# A runner that has not come to a result by then is stuck; the task fails, and its runner is stopped.
+_LIMIT = timedelta(hours=6)
+Converter = Callable[..., BaseOperator]
+
+
+def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
+    """A task group with one group per model, its tests behind it, and tests over several models once, after all.
+
+    Reads the manifest and nothing else: no dbt, no connection.
+
+    Raises:
+        BuscoError: the project was never parsed here.
+    """
+    project = Project.read(settings.manifest_path)
+    converter = node_converter(project)
+    group = DbtTaskGroup(
+        group_id=group_id,
+        project_config=ProjectConfig(manifest_path=settings.manifest_path, project_name=project.name),
+        profile_config=ProfileConfig(
+            profile_name="busco",
+            target_name="lake",
+            profiles_yml_filepath=settings.dbt_project / "profiles.yml",
+        ),
+        execution_config=ExecutionConfig(dbt_project_path=settings.dbt_project),
+        render_config=RenderConfig(
+            load_method=LoadMode.DBT_MANIFEST,
+            test_behavior=TestBehavior.AFTER_EACH,
+            should_detach_multiple_parents_tests=True,
+            emit_datasets=False,
+            node_converters={
+                DbtResourceType.MODEL: converter,
+                DbtResourceType.SEED: converter,
+                DbtResourceType.TEST: converter,
+            },
+            # True would ask the converter for a whole group and name two tasks alike
+            node_conversion_by_task_group=False,
+        ),
+    )
+    _source_tests(project, group)
+    return group
+
+
+def docs_task(**kwargs: Any) -> FollowOperator:
+    """The task that waits for the docs of the run's versions."""
+    return FollowOperator(
+        task_id="docs",
+        key=DOCS_NODE,
+        nodes=[DOCS_NODE],
+        along=[],
+        label="docs",
+        execution_timeout=_LIMIT,
+        **kwargs,
+    )
+
+
+def node_converter(project: Project) -> Converter:
+    """The converter that Cosmos calls for each model, for each model's tests, and for each test over several models."""
+    unit_tests: dict[str, list[str]] = {}
+    for test, model in sorted(project.unit_tests.items()):
+        unit_tests.setdefault(model, []).append(test)
+
+    def convert(dag: DAG, task_group: TaskGroup | None, node: DbtNode, task_id: str, **_: Any) -> BaseOperator:
+        uid = node.unique_id
+        key = uid.split(".", 2)[2]
+        place: dict[str, Any] = {"task_id": task_id, "dag": dag, "task_group": task_group}
+        if uid in project.tests:
+            # dbt's generic tests are long-named: the task group's Cosmos name stays, the label is dbt's
+            return _follow(place, key, [uid], [], f"test {project.tests[uid]['name']}")
+        said = project.node(uid)
+        if said["config"]["materialized"] == "ephemeral":
+            return EmptyOperator(**place, trigger_rule="none_failed")
+        own = list(project.own_tests.get(uid, ()))
+        name = f"{said['schema']}.{said['alias']}"
+        if task_id == "test":
+            return _follow(place, f"{key}.test", own, [], f"tests of {name}")
+        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{said['resource_type']} {name}")
+
+    return convert
+
+
+def _follow(place: dict[str, Any], key: str, nodes: list[str], along: list[str], label: str) -> FollowOperator:
+    return FollowOperator(**place, key=key, nodes=nodes, along=along, label=label, execution_timeout=_LIMIT)
+
+
+def _source_tests(project: Project, group: TaskGroup) -> None:
+    """Tests of sources alone belong to no model: they have one task of their own."""
+    tests = sorted(test for source in project.sources for test in project.own_tests.get(source, ()))
+    if tests:
+        place = {"task_id": "sources_test", "task_group": group, "dag": group.dag}
+        _follow(place, "sources.test", tests, [], "tests of the sources")

@@ -1,0 +1,68 @@
+"""The operator of model, test and docs tasks: it starts in the triggerer and ends there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.exceptions import AirflowException, AirflowSkipException
+from airflow.models.baseoperator import BaseOperator
+from airflow.triggers.base import StartTriggerArgs
+from airflow.utils.context import Context
+
+from busco.orchestration.triggers import FollowTrigger
+
+_TRIGGER = f"{FollowTrigger.__module__}.{FollowTrigger.__qualname__}"
+
+
+class FollowOperator(BaseOperator):
+    """A node of the dbt graph in Airflow's.
+
+    Airflow's own `retries` and callbacks are never run for a task that starts in the triggerer, and pools do not hold
+    it back; what may pass on a retry is retried in the trigger (architecture.md).
+
+    Args:
+        key: the task's name within its run.
+        nodes: the dbt unique ids whose results decide it.
+        along: further ones for a runner that is started for this task alone.
+        label: how its log names it.
+    """
+
+    start_from_trigger = True
+    ui_color = "#e8f1f2"
+
+    def __init__(self, *, key: str, nodes: Sequence[str], along: Sequence[str], label: str, **kwargs: Any) -> None:
+        super().__init__(**{"trigger_rule": "none_failed", **kwargs, "retries": 0})
+        self.trigger_kwargs: dict[str, Any] = {"task": key, "nodes": list(nodes), "along": list(along), "label": label}
+        self.start_trigger_args = StartTriggerArgs(
+            trigger_cls=_TRIGGER,
+            next_method="ended",
+            trigger_kwargs=self.trigger_kwargs,
+            timeout=self.execution_timeout,
+        )
+
+    def execute(self, context: Context) -> None:
+        """Defers to the same trigger, where a worker executes the task: `dags test`, a backfill."""
+        instance = context["ti"]
+        trigger = FollowTrigger(
+            **self.trigger_kwargs,
+            dag_id=instance.dag_id,
+            run_id=instance.run_id,
+            attempt=instance.try_number,
+            end_task=False,
+        )
+        self.defer(trigger=trigger, method_name="ended", timeout=self.execution_timeout)
+
+    def ended(self, context: Context, event: dict[str, str]) -> None:  # noqa: ARG002 (Airflow's signature)
+        """Ends a task that a worker had deferred.
+
+        Raises:
+            AirflowException, AirflowSkipException: it failed, or is not selected.
+        """
+        if event["details"]:
+            self.log.info("dbt's log:\n%s", event["details"])
+        if event["state"] == "failed":
+            raise AirflowException(event["text"])
+        if event["state"] == "skipped":
+            raise AirflowSkipException(event["text"])
+        self.log.info("%s", event["text"])

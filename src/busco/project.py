@@ -1,0 +1,364 @@
+"""What the dbt project says, read from its manifest: tables, parents, tests, contracts, fingerprints.
+
+It reads the manifest's JSON (dbt's public artifact, schema v12) and imports nothing of dbt, so that it serves
+Airflow's environment too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from busco.errors import BuscoError
+from busco.lake import types
+from busco.lake.deliveries import TECHNICAL, Contract
+from busco.lake.objects import canonical_json
+from busco.lake.records import Column
+from busco.lake.releases import Audit
+
+# Changes with every parse, or with compiling: no part of what the project says.
+_VOLATILE = frozenset(
+    {"created_at", "compiled", "compiled_code", "compiled_path", "extra_ctes", "extra_ctes_injected", "build_path"}
+    | {"root_path", "contract_checksum", "relation_name", "injected_sql", "deferred", "defer_relation"}
+)
+_TABLE_KINDS = frozenset({"lake", "seed"})
+_ALLOWED = frozenset({"lake", "view", "ephemeral", "seed"})
+
+
+@dataclass(frozen=True)
+class Project:
+    """A dbt project, from its manifest as parsed JSON."""
+
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Project:
+        """The project of a manifest file.
+
+        Raises:
+            BuscoError: there is no such file, or it is no manifest.
+        """
+        try:
+            return cls(json.loads(path.read_text()))
+        except FileNotFoundError as error:
+            raise BuscoError("the dbt project was never parsed here", "run: busco dbt parse") from error
+        except ValueError as error:
+            raise BuscoError(f"{path.name} is not a dbt manifest: {error}", "run: busco dbt parse") from error
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["metadata"]["project_name"])
+
+    @property
+    def nodes(self) -> Mapping[str, Any]:
+        return self.manifest["nodes"]  # type: ignore[no-any-return]
+
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        return self.manifest["sources"]  # type: ignore[no-any-return]
+
+    def node(self, unique_id: str) -> Mapping[str, Any]:
+        for kind in ("nodes", "sources", "unit_tests", "exposures"):
+            if unique_id in self.manifest.get(kind, {}):
+                return self.manifest[kind][unique_id]  # type: ignore[no-any-return]
+        raise KeyError(unique_id)
+
+    # -- tables ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tables(self) -> dict[str, str]:
+        """Each table that the project builds, `<layer>.<name>` → unique id of its model or seed."""
+        return {
+            table_name(node): unique_id
+            for unique_id, node in self.nodes.items()
+            if node["resource_type"] in ("model", "seed") and node["config"]["materialized"] in _TABLE_KINDS
+        }
+
+    def table_of(self, unique_id: str) -> str | None:
+        """The table of a source, model or seed; None for views, ephemerals, tests."""
+        if unique_id in self.sources:
+            return table_name(self.sources[unique_id])
+        node = self.nodes.get(unique_id)
+        if node is None or node["resource_type"] not in ("model", "seed"):
+            return None
+        return table_name(node) if node["config"]["materialized"] in _TABLE_KINDS else None
+
+    def parents(self, unique_id: str) -> frozenset[str]:
+        """The tables that a node reads, through views and ephemerals (R6)."""
+        found: set[str] = set()
+        for parent in self.node(unique_id).get("depends_on", {}).get("nodes", []):
+            table = self.table_of(parent)
+            if table is not None:
+                found.add(table)
+            elif parent in self.nodes:
+                found |= self.parents(parent)
+        return frozenset(found)
+
+    def views_above(self, unique_id: str) -> frozenset[str]:
+        """The views that a node reads, directly or through views and ephemerals."""
+        found: set[str] = set()
+        for parent in self.node(unique_id).get("depends_on", {}).get("nodes", []):
+            if parent in self.nodes and self.table_of(parent) is None:
+                if self.nodes[parent]["config"]["materialized"] == "view":
+                    found.add(parent)
+                found |= self.views_above(parent)
+        return frozenset(found)
+
+    def columns(self, unique_id: str) -> tuple[Column, ...]:
+        """A node's columns as its YAML says them, with a source's technical ones; empty where no types are said."""
+        node = self.node(unique_id)
+        required = not_null_columns(node)
+        columns = tuple(
+            Column(name=name, type=column["data_type"], required=name in required)
+            for name, column in node.get("columns", {}).items()
+            if column.get("data_type")
+        )
+        if unique_id in self.sources:
+            own = {column.name for column in TECHNICAL}
+            return (*(c for c in columns if c.name not in own), *TECHNICAL)
+        return columns
+
+    def pii(self, unique_id: str) -> frozenset[str]:
+        """Columns of a node that identify a person (`meta: {pii: true}`)."""
+        return frozenset(
+            name for name, column in self.node(unique_id).get("columns", {}).items() if meta_of(column).get("pii")
+        )
+
+    def reads_pii(self, unique_id: str) -> bool:
+        """Whether a node or one of its parents, at any distance within the project, has pii columns."""
+        seen: set[str] = set()
+        waiting = [unique_id]
+        while waiting:
+            node = waiting.pop()
+            if node in seen or (node not in self.nodes and node not in self.sources):
+                continue
+            seen.add(node)
+            if self.pii(node):
+                return True
+            waiting += self.node(node).get("depends_on", {}).get("nodes", [])
+        return False
+
+    # -- tests ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tests(self) -> dict[str, Mapping[str, Any]]:
+        return {uid: node for uid, node in self.nodes.items() if node["resource_type"] == "test"}
+
+    @cached_property
+    def unit_tests(self) -> dict[str, str]:
+        """Unit test's unique id → the model that it tests."""
+        found = {}
+        for uid, unit in self.manifest.get("unit_tests", {}).items():
+            for parent in unit["depends_on"]["nodes"]:
+                if self.nodes.get(parent, {}).get("name") == unit["model"]:
+                    found[uid] = parent
+        return found
+
+    @cached_property
+    def own_tests(self) -> dict[str, tuple[str, ...]]:
+        """A model's or source's own tests: those whose only parent it is."""
+        found: dict[str, list[str]] = {}
+        for uid, test in self.tests.items():
+            parents = set(test["depends_on"]["nodes"])
+            if len(parents) == 1:
+                found.setdefault(parents.pop(), []).append(uid)
+        return {uid: tuple(sorted(tests)) for uid, tests in found.items()}
+
+    @cached_property
+    def joint_tests(self) -> tuple[str, ...]:
+        """Tests over several models or sources: each runs once, after all of them."""
+        return tuple(sorted(uid for uid, test in self.tests.items() if len(set(test["depends_on"]["nodes"])) > 1))
+
+    def audit(self) -> Audit:
+        """What must be true before this project's tables are published (P4, P7)."""
+        tests = {
+            uid: self.parents(uid)
+            for uid, test in self.tests.items()
+            if str(test["config"].get("severity", "error")).lower() == "error"
+        }
+        names = {uid: test["name"] for uid, test in self.tests.items()}
+        return Audit(tests, frozenset(self.tables), self.name, self.hash, names)
+
+    # -- contracts ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def contracts(self) -> tuple[Contract, ...]:
+        """The sources' contracts: names, types, grain, delivery (D1).
+
+        Raises:
+            BuscoError: a source column without a type, or a grain or delivery mode that makes no sense.
+        """
+        return tuple(_contract(self, uid, source) for uid, source in sorted(self.sources.items()))
+
+    # -- identity -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def hash(self) -> str:
+        """Of all that the project says: the same for two parses of the same files."""
+        said = {
+            kind: {uid: _stable(node) for uid, node in self.manifest.get(kind, {}).items()}
+            for kind in ("nodes", "sources", "unit_tests", "exposures", "macros")
+        }
+        return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
+
+    def fingerprint(self, unique_id: str, engine: str) -> str:
+        """Of the code that makes a table (R6): raw SQL, macros, variables, contract, configuration, the
+        fingerprints of view, ephemeral and seed parents, and the engine's minor version."""
+        return self._fingerprint(unique_id, ".".join(engine.split(".")[:2]))
+
+    def _fingerprint(self, unique_id: str, engine: str) -> str:
+        node = self.nodes[unique_id]
+        config = {
+            key: value
+            for key, value in node["config"].items()
+            if key not in ("meta", "tags", "docs", "group", "access", "persist_docs", "severity", "on_error")
+        }
+        columns = [(name, c.get("data_type"), c.get("constraints")) for name, c in node.get("columns", {}).items()]
+        parents = {}
+        for parent in node.get("depends_on", {}).get("nodes", []):
+            kind = self.nodes.get(parent, {}).get("config", {}).get("materialized")
+            if kind in ("view", "ephemeral", "seed"):
+                parents[parent] = self._fingerprint(parent, engine)
+        content = node.get("raw_code") or node.get("checksum")
+        said = [content, self._macros(node), config, columns, parents, engine, self.manifest.get("vars", {})]
+        return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
+
+    def _macros(self, node: Mapping[str, Any]) -> dict[str, str]:
+        """The SQL of all macros of the project that a node uses, directly or not; dbt's own go with its version."""
+        macros = self.manifest["macros"]
+        found: dict[str, str] = {}
+        waiting = list(node.get("depends_on", {}).get("macros", []))
+        while waiting:
+            uid = waiting.pop()
+            if uid in found or uid not in macros:
+                continue
+            found[uid] = macros[uid]["macro_sql"] if macros[uid]["package_name"] == self.name else ""
+            waiting += macros[uid].get("depends_on", {}).get("macros", [])
+            if macros[uid]["package_name"] == self.name:
+                # a dispatched macro's implementations are found by name only when it runs
+                stem = macros[uid]["name"]
+                waiting += [other for other, m in macros.items() if m["name"] == f"duckdb__{stem}"]
+                waiting += [other for other, m in macros.items() if m["name"] == f"default__{stem}"]
+        return {uid: sql for uid, sql in sorted(found.items()) if sql}
+
+    # -- what is refused at parse -----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Refuses what the lake can't keep its promises for.
+
+        Raises:
+            BuscoError: with every model in question and the way to write it.
+        """
+        problems = [f"{node['original_file_path']}: {text}" for node, text in self._problems()]
+        if problems:
+            raise BuscoError("the dbt project has models that the lake refuses:\n    " + "\n    ".join(problems))
+
+    def _problems(self) -> Iterator[tuple[Mapping[str, Any], str]]:
+        seen: dict[str, str] = {}
+        for uid, node in self.nodes.items():
+            kind = node["resource_type"]
+            if kind == "snapshot":
+                yield node, "snapshots are not supported; write a model of materialization lake over the history"
+            if kind not in ("model", "seed"):
+                continue
+            materialized = node["config"]["materialized"]
+            if materialized not in _ALLOWED:
+                yield node, f"materialization {materialized} is refused; write materialized='lake' (or view, ephemeral)"
+                continue
+            if node.get("language", "sql") != "sql":
+                yield node, "Python models are refused; write it in SQL"
+            if "macro.dbt.is_incremental" in node.get("depends_on", {}).get("macros", []):
+                yield node, "is_incremental() is always false for lake models; leave it out: they are rebuilt whole"
+            if materialized in _TABLE_KINDS and (other := seen.setdefault(table_name(node), uid)) != uid:
+                yield node, f"{other} makes the table {table_name(node)} too; give one of them an alias"
+            yield from ((node, text) for text in _constraint_problems(node))
+            yield from ((node, text) for text in _type_problems(node))
+        for source in self.sources.values():
+            if table_name(source).split(".")[0] != "bronze":
+                yield source, f"source schema {source['schema']} is refused; ingest writes bronze only"
+
+
+def table_name(node: Mapping[str, Any]) -> str:
+    """`<layer>.<name>` of a source, model or seed."""
+    return f"{node['schema']}.{node.get('identifier') or node.get('alias') or node['name']}"
+
+
+def meta_of(thing: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A node's or column's meta: dbt 1.10 and later keep it in `config`, earlier ones beside it."""
+    return {**(thing.get("meta") or {}), **((thing.get("config") or {}).get("meta") or {})}
+
+
+def not_null_columns(node: Mapping[str, Any]) -> frozenset[str]:
+    """Columns with a not_null constraint in the contract."""
+    found = {
+        name
+        for name, column in node.get("columns", {}).items()
+        if any(constraint["type"] == "not_null" for constraint in column.get("constraints") or [])
+    }
+    for constraint in node.get("constraints") or []:
+        if constraint["type"] == "not_null":
+            found |= set(constraint.get("columns") or [])
+    return frozenset(found)
+
+
+def _constraint_problems(node: Mapping[str, Any]) -> Iterator[str]:
+    constraints = [*(node.get("constraints") or [])]
+    for column in node.get("columns", {}).values():
+        constraints += column.get("constraints") or []
+    others = sorted({str(c["type"]) for c in constraints if c["type"] != "not_null"})
+    if others:
+        yield f"constraints {', '.join(others)} can't be enforced on files; write dbt tests instead (not_null can)"
+
+
+def _type_problems(node: Mapping[str, Any]) -> Iterator[str]:
+    for name, column in node.get("columns", {}).items():
+        if column.get("data_type") and node["config"]["materialized"] in _TABLE_KINDS:
+            try:
+                types.parse(column["data_type"], name)
+            except BuscoError as error:
+                yield str(error).replace("\n  → ", "; ")
+
+
+def _contract(project: Project, uid: str, source: Mapping[str, Any]) -> Contract:
+    where = f"source {source['source_name']}.{source['name']}"
+    meta = meta_of(source)
+    own = {column.name for column in TECHNICAL}
+    untyped = [name for name, column in source["columns"].items() if not column.get("data_type")]
+    if untyped or not source["columns"]:
+        raise BuscoError(f"{where}: no data_type for {', '.join(untyped) or 'any column'}", "say it in the YAML")
+    columns = tuple(
+        Column(name=name, type=str(types.parse(column["data_type"], f"{where}.{name}")))
+        for name, column in source["columns"].items()
+        if name not in own
+    )
+    grain = tuple(meta.get("grain") or ())
+    delivery = str(meta.get("delivery") or "rows")
+    unknown = sorted(set(grain) - {column.name for column in columns})
+    if unknown:
+        raise BuscoError(f"{where}: grain names {', '.join(unknown)}, which is no column", "mend meta.grain")
+    if delivery not in ("rows", "full"):
+        raise BuscoError(f"{where}: delivery is {delivery}", "write meta.delivery: rows, or full")
+    if delivery == "rows" and not grain:
+        raise BuscoError(f"{where}: delivery by rows needs a grain", "write meta.grain, or meta.delivery: full")
+    return Contract(
+        source=str(source["source_name"]),
+        table=str(source.get("identifier") or source["name"]),
+        columns=columns,
+        grain=grain,
+        delivery=delivery,
+        pii=project.pii(uid),
+        unique_id=uid,
+    )
+
+
+def _stable(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _stable(value) for key, value in node.items() if key not in _VOLATILE}
+    if isinstance(node, list):
+        return [_stable(value) for value in node]
+    return node

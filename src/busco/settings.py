@@ -1,0 +1,123 @@
+"""Every environment variable of the platform, typed, once."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from busco.errors import BuscoError
+
+Layer = Literal["bronze", "silver", "gold"]
+LAYERS: tuple[Layer, ...] = ("bronze", "silver", "gold")
+
+
+def _home() -> Path:
+    """The project's root: BUSCO_HOME, else the nearest folder above this file or the working directory that
+    holds `dbt_project/`."""
+    if given := os.environ.get("BUSCO_HOME"):
+        return Path(given).resolve()
+    for start in (Path(__file__).resolve(), Path.cwd().resolve() / "x"):
+        for folder in start.parents:
+            if (folder / "dbt_project" / "dbt_project.yml").is_file():
+                return folder
+    raise BuscoError("cannot find the project (no dbt_project/ here or above)", "set BUSCO_HOME to its folder")
+
+
+class Settings(BaseSettings):
+    """The platform's settings, read from the environment (prefix `BUSCO_`) and, in the embedded platform, from
+    the file that the local AWS writes when it starts (`<state_dir>/aws.env`).
+
+    Buckets are names, not ARNs; folders are absolute; nothing in here is secret.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BUSCO_", extra="ignore")
+
+    home: Path = Field(default_factory=_home, description="the project's root")
+    state_dir: Path = Field(default=Path(".busco"), description="local state, below home unless absolute")
+    platform: Literal["embedded", "development", "aws"] = Field(
+        default="embedded",
+        description="where the platform runs: a local AWS in one process, Docker Compose, AWS",
+    )
+    environment: str = Field(
+        default="prod", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="the lake's environment to run in"
+    )
+    execution: Literal["local"] = Field(default="local", description="how models run (architecture.md)")
+    region: str = Field(default="us-east-1", description="AWS region")
+    endpoint_url: str | None = Field(default=None, description="AWS endpoint, where it isn't AWS's own")
+    lake_bucket: str = Field(default="", description="bucket of the lake: tables and records")
+    landing_bucket: str = Field(default="", description="bucket where producers leave raw files")
+    logs_bucket: str = Field(default="", description="bucket of task logs and query results")
+    glue_prefix: str = Field(default="busco_", description="Glue database = this prefix + layer")
+    athena_workgroup: str = Field(default="busco", description="Athena workgroup of `busco query`")
+    dbt_project_dir: Path = Field(default=Path("dbt_project"), description="the dbt project, below home")
+    dbt_threads: int = Field(default=4, ge=1, le=64, description="models that one runner builds at once")
+    duckdb_memory_limit: str = Field(default="", description="DuckDB's memory limit, empty: DuckDB's own default")
+    runner_restarts: int = Field(default=3, ge=0, description="how often a run's lost shared runner is replaced")
+    max_local_runners: int = Field(
+        default=2,
+        ge=1,
+        description="runners for single models that one triggerer has on this machine at once",
+    )
+    airflow_url: str = Field(default="", description="base URL of Airflow's webserver")
+
+    def below_home(self, path: Path) -> Path:
+        return path if path.is_absolute() else self.home / path
+
+    @property
+    def state(self) -> Path:
+        return self.below_home(self.state_dir)
+
+    @property
+    def dbt_project(self) -> Path:
+        return self.below_home(self.dbt_project_dir)
+
+    @property
+    def manifest_path(self) -> Path:
+        """The dbt manifest from which Airflow's graph and the sources' contracts are read."""
+        return self.state / "manifest.json"
+
+    def database(self, layer: str) -> str:
+        """The Glue database of a layer, `busco_gold` for `gold`."""
+        return f"{self.glue_prefix}{layer}"
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """The variables of a file of `NAME=value` lines; empty where the file doesn't exist."""
+    if not path.is_file():
+        return {}
+    lines = (line.strip() for line in path.read_text().splitlines())
+    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#") and "=" in line)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process.
+
+    In the embedded platform the local AWS's variables (`aws.env`) stand in for those that the environment does
+    not set; they are put into this process's environment, so that boto3 and children see them too.
+    """
+    settings = Settings()
+    if settings.platform == "embedded":
+        for name, value in read_env_file(settings.state / "aws.env").items():
+            os.environ.setdefault(name, value)
+        settings = Settings()
+    return settings
+
+
+def require_lake(settings: Settings) -> Settings:
+    """The settings, if they name a lake.
+
+    Raises:
+        BuscoError: no lake bucket is configured, or the embedded platform's local AWS was never started.
+    """
+    if settings.lake_bucket:
+        return settings
+    if settings.platform == "embedded":
+        raise BuscoError("the local AWS is not running", "start it: busco aws up")
+    raise BuscoError("BUSCO_LAKE_BUCKET is not set", "set it to the lake's bucket")

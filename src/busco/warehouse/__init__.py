@@ -1,0 +1,1 @@
+"""What runs inside dbt: the runner, and the materialization's plugin."""

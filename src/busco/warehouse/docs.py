@@ -1,0 +1,40 @@
+"""dbt's docs of a run's versions: manifest.json, catalog.json and a page that needs neither."""
+
+from __future__ import annotations
+
+import json
+
+from busco.errors import BuscoError
+from busco.lake.runs import Run
+from busco.project import Project
+from busco.warehouse.dbt import Dbt
+from busco.warehouse.session import Session
+
+
+def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[str, str]:
+    """Makes the docs and uploads them; gives the version of each table that they describe.
+
+    Raises:
+        BuscoError: dbt failed, or the catalog lacks a table of the manifest: an empty catalog is an error, whatever
+            dbt's exit status says.
+    """
+    result = dbt.invoke(["docs", "generate", "--static", "--threads", str(dbt.settings.dbt_threads)], quiet=True)
+    if not result.success:
+        reason = result.exception or "see the runner's log"
+        raise BuscoError(f"dbt docs generate failed: {reason}")
+    catalog = json.loads((dbt.target / "catalog.json").read_text())
+    described = {*catalog["nodes"], *catalog["sources"]}
+    wanted = {*project.tables.values(), *project.sources}
+    if missing := sorted(wanted - described):
+        raise BuscoError(f"the docs' catalog lacks {', '.join(missing)}", "clear the docs task")
+    prefix = run.docs
+    store = run.store
+    store.put(f"{prefix}manifest.json", json.dumps(project.manifest).encode())
+    store.put(f"{prefix}catalog.json", (dbt.target / "catalog.json").read_bytes())
+    page = (dbt.target / "static_index.html").read_bytes()
+    store.put(f"{prefix}index.html", page, "text/html; charset=utf-8")
+    return {
+        table: version.version
+        for table in sorted({*project.tables, *run.pin.bronze})
+        if (version := session.version(table)) is not None
+    }

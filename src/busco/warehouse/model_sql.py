@@ -1,0 +1,175 @@
+"""The SQL by which a model becomes files, and the checks on what it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from busco.errors import BuscoError
+from busco.lake import types
+from busco.lake.records import Column
+from busco.lake.versions import WrittenFile
+
+# Integers that no table keeps, but that a contract's exact type may take in, checked for overflow by DuckDB's cast.
+_WIDE = frozenset({"HUGEINT", "UHUGEINT", "UBIGINT", "UINTEGER", "BIGNUM"})
+_EXACT = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "DECIMAL"})
+# Above this a file is ended and another begun: a size that engines over S3 like to read.
+_FILE_BYTES = "256MB"
+
+
+def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+    """The table's columns, in the contract's order where there is one, and the expression for each.
+
+    Args:
+        given: name and type of each column of the model's SQL.
+        wanted: the contract's columns; empty where no contract is enforced.
+
+    Raises:
+        BuscoError: SQL and contract differ, or a type can't be kept; with the cast to write.
+    """
+    names = [name for name, _ in given]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise BuscoError(f"the SQL gives {', '.join(doubled)} more than once", "give each column its own name")
+    if not wanted:
+        kept = tuple(Column(name=name, type=str(types.parse(kind, name))) for name, kind in given)
+        return kept, tuple(types.quoted(name) for name, _ in given)
+    kinds = dict(given)
+    problems = [f"{c.name}: the contract has it, the SQL does not" for c in wanted if c.name not in kinds]
+    contract = {column.name for column in wanted}
+    problems += [f"{name}: the SQL has it, the contract does not" for name in names if name not in contract]
+    expressions = []
+    kept_columns = []
+    for column in wanted:
+        if column.name not in kinds:
+            continue
+        target = types.parse(column.type, column.name)
+        source = kinds[column.name]
+        name = types.quoted(column.name)
+        if _castable(source, target):
+            expressions.append(f"cast({name} as {target}) as {name}")
+        elif str(target) == _canonical(source):
+            expressions.append(name)
+        else:
+            problems.append(f"{column.name}: the contract says {target}, the SQL gives {source}")
+        kept_columns.append(column.model_copy(update={"type": str(target)}))
+    if problems:
+        listed = "\n".join(f"    {problem}" for problem in problems)
+        raise BuscoError(f"the model's SQL does not fit its contract:\n{listed}", "mend the SQL or the YAML")
+    return tuple(kept_columns), tuple(expressions)
+
+
+def _castable(source: str, target: types.DataType) -> bool:
+    """Whether a cast is exact or fails: from the wide integers, and between decimals of one scale (a `sum` of decimals
+    is DECIMAL(38,s))."""
+    if not isinstance(target, types.Primitive) or target.name not in _EXACT:
+        return False
+    if source.upper() in _WIDE:
+        return True
+    if target.name != "DECIMAL" or not source.upper().startswith("DECIMAL") or source.endswith("]"):
+        return False
+    given = types.parse(source)
+    return isinstance(given, types.Primitive) and given.scale == target.scale
+
+
+def _canonical(kind: str) -> str:
+    try:
+        return str(types.parse(kind))
+    except BuscoError:
+        return kind
+
+
+def partition_columns(said: Any, table: Sequence[Column]) -> tuple[str, ...]:
+    """The model's `partition_by` as column names.
+
+    Raises:
+        BuscoError: it names no column of the table, or a nested one.
+    """
+    names = tuple([said] if isinstance(said, str) else said or ())
+    kinds = {column.name: types.parse(column.type, column.name) for column in table}
+    for name in names:
+        if name not in kinds:
+            raise BuscoError(f"partition_by names {name}, which is no column", "mend the model's config")
+        if types.is_nested(kinds[name]):
+            raise BuscoError(f"partition_by names {name}, which is nested", "partition by a simple column")
+    return names
+
+
+def copy_sql(
+    expressions: Sequence[str], table: Sequence[Column], partition_by: Sequence[str], sql: str, url: str
+) -> str:
+    """The COPY that writes a version's files below `url` and returns their statistics.
+
+    The model's SQL begins on the statement's second line, and a newline follows it, so that DuckDB's `LINE n` is
+    the compiled file's n − 1, and a comment at its end ends there.
+    """
+    fields = types.field_ids_sql([(column.name, types.parse(column.type, column.name)) for column in table])
+    options = [f"format parquet, compression zstd, return_stats, field_ids {fields}"]
+    if partition_by:
+        by = ", ".join(types.quoted(name) for name in partition_by)
+        options.append(f"partition_by ({by}), write_partition_columns true")
+    else:
+        options.append(f"file_size_bytes '{_FILE_BYTES}'")
+    selected = ", ".join(expressions)
+    return f"copy (select {selected} from (\n{sql}\n)) to {types.literal(url)} ({', '.join(options)})"
+
+
+def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
+    """COPY's RETURN_STATS rows as files; `prefix` is the bucket's URL.
+
+    A file without rows is left out: a version without files is a typed empty relation (Q1).
+    dbt gives rows of (filename, count, file_size_bytes, footer_size_bytes, column_statistics, partition_keys),
+    the maps as JSON text.
+    """
+    files = []
+    for row in stats:
+        name, count, size, _, statistics, partition = tuple(row)[:6]
+        files.append(
+            WrittenFile(
+                key=str(name).removeprefix(prefix),
+                rows=int(count),
+                bytes=int(size),
+                statistics=_map(statistics),
+                partition=_map(partition),
+            )
+        )
+    return sorted((file for file in files if file.rows), key=lambda file: file.key)
+
+
+def _map(value: Any) -> dict[str, Any]:
+    if value is None or value == "":
+        return {}
+    return dict(json.loads(value)) if isinstance(value, str) else dict(value)
+
+
+def check_not_null(table: Sequence[Column], files: Sequence[WrittenFile], nested_nulls: Mapping[str, int]) -> None:
+    """Checks the contract's not_null constraints by COPY's own null counts.
+
+    Raises:
+        BuscoError: a column that must not be NULL has NULLs; with their number.
+    """
+    problems = []
+    for column in table:
+        if not column.required:
+            continue
+        if types.is_nested(types.parse(column.type, column.name)):
+            nulls = int(nested_nulls.get(column.name, 0))
+        else:
+            path = types.quoted(column.name)
+            nulls = sum(int(file.statistics.get(path, {}).get("null_count", file.rows)) for file in files)
+        if nulls:
+            problems.append(f"{column.name} is NULL in {nulls} row{'s' if nulls != 1 else ''}")
+    if problems:
+        raise BuscoError(f"not_null constraint failed: {'; '.join(problems)}", "mend the SQL or the constraint")
+
+
+def null_sql(table: Sequence[Column], stats: Any) -> str:
+    """A query that counts NULLs of the nested columns that must have none, over the written files; '' if none is."""
+    nested = [c.name for c in table if c.required and types.is_nested(types.parse(c.type, c.name))]
+    names = [str(next(iter(row))) for row in stats]
+    if not nested or not names:
+        return ""
+    counts = ", ".join(f"count(*) filter (where {types.quoted(n)} is null) as {types.quoted(n)}" for n in nested)
+    files = ", ".join(types.literal(name) for name in names)
+    return f"select {counts} from read_parquet([{files}], hive_partitioning = false)"

@@ -1,0 +1,60 @@
+"""The dbt-duckdb plugin of the materialization `lake`: it reads and writes records, dbt's connection runs the SQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dbt.adapters.duckdb.credentials import DuckDBCredentials
+from dbt.adapters.duckdb.plugins import BasePlugin
+from dbt.adapters.duckdb.utils import TargetConfig
+from dbt_common.exceptions import DbtRuntimeError
+from duckdb import DuckDBPyConnection
+
+from busco.errors import BuscoError
+from busco.lake import engine, types
+from busco.warehouse.session import Session, quoted_relation
+
+# The session of this process. dbt makes plugins itself, so that there is no other way to hand it over.
+_active: Session | None = None
+
+
+def activate(session: Session | None) -> None:
+    """Makes `session` the one that connections of this process work for; None ends it."""
+    global _active
+    _active = session
+
+
+class Plugin(BasePlugin):
+    """Relations of everything visible at connect; the steps of a materialization in `store`."""
+
+    def update_connection_config(self, creds: DuckDBCredentials, config: dict[str, Any]) -> None:  # noqa: ARG002
+        if _active is not None:
+            config.update(engine.config(_active.settings))
+
+    def configure_connection(self, conn: DuckDBPyConnection) -> None:
+        if _active is None:
+            return
+        if _active.store is not None:
+            engine.prepare(conn, _active.settings)
+        for schema in sorted(_active.schemas()):
+            conn.execute(f"create schema if not exists {types.quoted(schema)}")
+        for schema, name, query in _active.relations():
+            conn.execute(f"create or replace view {quoted_relation(schema, name)} as {query}")
+
+    def store(self, target_config: TargetConfig) -> None:
+        """One step of the materialization: `target_config.config` is its dictionary, `step` says which."""
+        job = target_config.config
+        try:
+            if _active is None:
+                raise BuscoError("models of materialization lake are built by the platform", "use: busco dbt build")
+            step = str(job["step"])
+            if step == "begin":
+                _active.begin(job)
+            elif step == "describe":
+                _active.describe(job)
+            elif step == "null_sql":
+                job["null_sql"] = _active.null_sql(job)
+            else:
+                _active.commit(job)
+        except BuscoError as error:
+            raise DbtRuntimeError(str(error)) from error

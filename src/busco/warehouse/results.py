@@ -1,0 +1,122 @@
+"""What dbt reports while it runs, as results and logs that followers read."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+from busco.errors import BuscoError
+from busco.lake.records import Result, Status, utc_now
+from busco.lake.runs import Run
+from busco.project import Project
+from busco.warehouse.session import Session
+
+_STATUS: dict[str, Status] = {
+    "success": "success",
+    "pass": "success",
+    "no-op": "success",
+    "partial success": "error",
+    "warn": "warn",
+    "fail": "failed",
+    "error": "error",
+    "runtime error": "error",
+    "skipped": "skipped",
+}
+# DuckDB's position in a statement; the model's SQL begins on the second line of ours (model_sql.copy_sql).
+_LINE = re.compile(r"\bLINE (\d+):")
+
+
+class Reporter:
+    """dbt's event callback: keeps each node's log lines and writes its result when it is finished (R8, R9).
+
+    Called by dbt's threads; what goes wrong in here is kept in `problem` and raised by `check`, since dbt swallows
+    a callback's exceptions.
+    """
+
+    def __init__(self, run: Run, session: Session, project: Project, code_version: str) -> None:
+        self.run, self.session, self.project, self.code_version = run, session, project, code_version
+        self.statuses: dict[str, Status] = {}
+        self.problem: BaseException | None = None
+        self._lines: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Any) -> None:
+        try:
+            self._handle(event)
+        except BaseException as error:
+            self.problem = self.problem or error
+
+    def check(self) -> None:
+        """Raises what went wrong while results were written."""
+        if self.problem is not None:
+            raise self.problem
+
+    def _handle(self, event: Any) -> None:
+        data = event.data
+        node = getattr(getattr(data, "node_info", None), "unique_id", "")
+        if not node:
+            return
+        name = event.info.name
+        if event.info.level in ("info", "warn", "error") and event.info.msg:
+            with self._lock:
+                self._lines.setdefault(node, []).append(f"{event.info.ts.ToJsonString()} {event.info.msg}")
+        if name == "NodeStart":
+            self.run.put_result(Result(node=node, runner=self.session.runner, status="running"))
+        elif name == "NodeFinished":
+            self._finished(node, data.run_result)
+
+    def _finished(self, node: str, said: Any) -> None:
+        status = _STATUS.get(str(said.status).lower(), "error")
+        message = str(said.message or "")
+        made = self.session.made.get(node)
+        reads: dict[str, str] = made.reads if made else {}
+        if made is None and node in self.project.tests and status != "skipped":
+            try:
+                reads = self.session.reads(node)
+            except BuscoError as error:
+                # the relation stood in for a table that doesn't exist: what the test says means nothing
+                status, message = "error", str(error)
+        bad = status in ("failed", "error")
+        text, where = located(message, self.project, node) if bad else ("", "")
+        result = Result(
+            node=node,
+            runner=self.session.runner,
+            status=status,
+            reads=reads,
+            made=made.version.version if made and not bad else None,
+            kept=bool(made and made.kept),
+            rows=made.version.rows if made else None,
+            failures=int(said.num_failures) if node in self.project.tests and said.num_failures else None,
+            message=message.strip().splitlines()[0] if message.strip() else "",
+            error=text,
+            where=where,
+            seconds=round(float(said.execution_time), 3),
+            finished_at=utc_now(),
+            code_version=self.code_version,
+        )
+        with self._lock:
+            self.statuses[node] = status
+            lines = self._lines.pop(node, [])
+        if text and not any(text.splitlines()[0] in line for line in lines):
+            lines.append(text)
+        self.run.put_result(result, "\n".join(lines) + "\n")
+
+
+def located(message: str, project: Project, node: str) -> tuple[str, str]:
+    """dbt's error with DuckDB's line number turned into the compiled file's, and where that is.
+
+    Returns the text, and `<file>:<line>` of the compiled SQL where DuckDB names a line, else the model's file.
+    """
+    said = project.node(node)
+    path = f"target/compiled/{project.name}/{said['original_file_path']}"
+    lines: list[int] = []
+
+    def shift(found: re.Match[str]) -> str:
+        lines.append(max(int(found.group(1)) - 1, 1))
+        return f"LINE {lines[-1]}:"
+
+    if said["resource_type"] == "model":
+        text = _LINE.sub(shift, message.strip())
+        return text, f"{path}:{lines[0]}" if lines else path
+    return message.strip(), str(said["original_file_path"])

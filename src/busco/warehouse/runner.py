@@ -1,0 +1,266 @@
+"""The runner: one process that builds a part of a run's graph and tells its results (R9)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil
+
+from busco.aws import client
+from busco.environments import code_version
+from busco.errors import BuscoError
+from busco.lake.layout import EnvironmentLayout, new_id
+from busco.lake.objects import AlreadyExists, ObjectStore
+from busco.lake.records import DOCS_NODE, FINAL, GOOD, RUNNER_NODE, Result, Runner, utc_now
+from busco.lake.runs import Run, open_run
+from busco.processes import process_alive
+from busco.project import Project
+from busco.settings import Settings, require_lake
+from busco.warehouse import plugin
+from busco.warehouse.dbt import Dbt, opened, say
+from busco.warehouse.docs import make_docs
+from busco.warehouse.results import Reporter
+from busco.warehouse.session import Session, write_bronze_metadata
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a runner did: the status of each node, by unique id."""
+
+    number: int
+    statuses: dict[str, str]
+
+    @property
+    def good(self) -> bool:
+        return all(status in GOOD for status in self.statuses.values())
+
+
+def open_store(settings: Settings) -> tuple[ObjectStore, EnvironmentLayout]:
+    """The lake of the settings.
+
+    Raises:
+        BuscoError: none is configured, or the local AWS isn't running.
+    """
+    require_lake(settings)
+    store = ObjectStore(client("s3", settings), settings.lake_bucket)
+    return store, EnvironmentLayout(settings.environment)
+
+
+def work(
+    settings: Settings,
+    run_key: str,
+    epoch: int | None = None,
+    nodes: Sequence[str] | None = None,
+    task: str = "",
+    attempt: int = 0,
+    rebuild: bool = False,
+    log: str = "",
+) -> Outcome | None:
+    """Builds nodes of a run and writes their results.
+
+    Args:
+        nodes: unique ids, for a runner that was started for one task; None for all of the run that have no result
+            yet, and the docs after them.
+        task: the task that it was started for, and `attempt` its try.
+        rebuild: build models even where the base release's version could be kept (R7).
+        log: the file of this process's output, for those who look for it.
+
+    Returns None where another runner is at this already.
+
+    Raises:
+        BuscoError: the run is over, or the project can't be parsed.
+    """
+    store, environment = open_store(settings)
+    run = open_run(store, environment, run_key, epoch)
+    kind: Literal["shared", "solo"] = "shared" if nodes is None else "solo"
+    me = _register(
+        run,
+        Runner(
+            number=0,
+            kind=kind,
+            nodes=tuple(nodes or ()),
+            task=task,
+            attempt=attempt,
+            log=log,
+            launcher="local",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=psutil.Process().create_time(),
+            token=new_id(),
+        ),
+    )
+    if me is None:
+        return None
+    try:
+        with opened(settings) as dbt:
+            project = dbt.parse()
+            wanted = list(nodes) if nodes is not None else _unfinished(run, project)
+            say(f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(wanted)}")
+            base = run.base()
+            write_bronze_metadata(store, run.pin.bronze, base)
+            models = frozenset(n for n in wanted if project.table_of(n)) if rebuild else frozenset()
+            session = Session(settings, project, store, run, base, me.number, models)
+            plugin.activate(session)
+            outcome = _build(dbt, project, run, session, wanted, kind)
+        run.put_result(Result(node=RUNNER_NODE, runner=me.number, status="success", finished_at=utc_now()))
+        return outcome
+    except BuscoError as error:
+        run.put_result(
+            Result(
+                node=RUNNER_NODE,
+                runner=me.number,
+                status="error",
+                message=error.message.splitlines()[0],
+                error=str(error),
+                finished_at=utc_now(),
+            )
+        )
+        raise
+    finally:
+        plugin.activate(None)
+
+
+def _register(run: Run, me: Runner) -> Runner | None:
+    """Registers this process, unless one that lives does the same work: n + 1 only after n is gone (R9)."""
+    while True:
+        known = run.runners()
+        for other in known:
+            same = other.kind == me.kind == "shared" or (
+                other.kind == me.kind == "solo" and (other.task, other.attempt) == (me.task, me.attempt) and me.task
+            )
+            if same and other.host == me.host and process_alive(other.pid, other.started):
+                return None
+        number = len(known) + 1
+        try:
+            registered = me.model_copy(update={"number": number})
+            run.store.create(run.layout.runner(number), registered)
+            return registered
+        except AlreadyExists:
+            continue
+
+
+def _build(dbt: Dbt, project: Project, run: Run, session: Session, wanted: list[str], kind: str) -> Outcome:
+    reporter = Reporter(run, session, project, code_version(dbt.settings))
+    graph = [node for node in wanted if node != DOCS_NODE]
+    blocked = _blocked(project, run, graph) if kind == "shared" else {}
+    for node, parent in blocked.items():
+        text = f"skipped: {parent} has failed in this run"
+        run.put_result(
+            Result(node=node, runner=session.runner, status="skipped", message=text, finished_at=utc_now()), text
+        )
+        reporter.statuses[node] = "skipped"
+    graph = [node for node in graph if node not in blocked]
+    if graph:
+        arguments = ["build", "--threads", str(dbt.settings.dbt_threads)]
+        everything = run.pin.nodes is None and not blocked and set(graph) == set(_buildable(project))
+        if not everything:
+            names = [*graph, *sorted({view for node in graph for view in project.views_above(node)})]
+            arguments += ["--indirect-selection", "empty", "--select", *(selector(project, n) for n in names)]
+        result = dbt.invoke(arguments, [reporter])
+        reporter.check()
+        if result.exception is not None:
+            raise BuscoError(f"dbt ended without results: {result.exception}")
+    statuses: dict[str, str] = dict(reporter.statuses)
+    for node in graph:
+        if node not in statuses:
+            raise BuscoError(f"dbt gave no result for {node}", "is it disabled, or was it renamed? busco dbt parse")
+    if DOCS_NODE in wanted:
+        if all(status in GOOD for status in statuses.values()):
+            statuses[DOCS_NODE] = _docs(dbt, project, run, session)
+        elif kind == "solo":
+            statuses[DOCS_NODE] = "skipped"
+    return Outcome(session.runner, statuses)
+
+
+def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:
+    started = utc_now()
+    session.refresh()
+    run.put_result(Result(node=DOCS_NODE, runner=session.runner, status="running"))
+    try:
+        described = make_docs(dbt, project, run, session)
+    except BuscoError as error:
+        run.put_result(
+            Result(
+                node=DOCS_NODE,
+                runner=session.runner,
+                status="error",
+                message=error.message.splitlines()[0],
+                error=str(error),
+                finished_at=utc_now(),
+            ),
+            str(error),
+        )
+        return "error"
+    seconds = (utc_now() - started).total_seconds()
+    text = f"docs of {len(described)} tables in {seconds:.1f} s"
+    result = Result(
+        node=DOCS_NODE,
+        runner=session.runner,
+        status="success",
+        reads=described,
+        message=text,
+        seconds=seconds,
+        finished_at=utc_now(),
+    )
+    run.put_result(result, text + "\n")
+    return "success"
+
+
+def _buildable(project: Project) -> list[str]:
+    """Everything that `dbt build` gives a result for: models but ephemerals, seeds, tests, unit tests."""
+    nodes = [
+        uid
+        for uid, node in project.nodes.items()
+        if node["resource_type"] in ("model", "seed", "test") and node["config"]["materialized"] != "ephemeral"
+    ]
+    return [*nodes, *project.unit_tests]
+
+
+def _unfinished(run: Run, project: Project) -> list[str]:
+    """The run's nodes without a final result yet, or skipped, and the docs."""
+    everything = _buildable(project)
+    if run.pin.nodes is not None:
+        chosen = set(run.pin.nodes)
+        everything = [node for node in everything if node in chosen]
+    done = {node for node, result in run.latest_results().items() if result.status in FINAL - {"skipped"}}
+    return [*(node for node in everything if node not in done), DOCS_NODE]
+
+
+def _blocked(project: Project, run: Run, graph: Sequence[str]) -> dict[str, str]:
+    """Nodes below one that has failed in this run and isn't built again now → that one's name."""
+    latest = run.latest_results()
+    failed = {node for node, result in latest.items() if result.status in ("failed", "error")} - set(graph)
+    # a failed test blocks what lies behind its models, as in `dbt build`
+    barriers = {}
+    for node in failed:
+        if node in project.tests:
+            if str(project.tests[node]["config"].get("severity", "error")).lower() == "error":
+                for parent in project.tests[node]["depends_on"]["nodes"]:
+                    barriers[parent] = project.tests[node]["name"]
+        elif node in project.nodes:
+            barriers[node] = project.nodes[node]["name"]
+    blocked: dict[str, str] = {}
+
+    def barrier(node: str, seen: frozenset[str]) -> str | None:
+        said = project.nodes.get(node) or project.manifest.get("unit_tests", {}).get(node)
+        for parent in (said or {}).get("depends_on", {}).get("nodes", []):
+            if parent in barriers:
+                return str(barriers[parent])
+            if parent not in seen and (found := barrier(parent, seen | {parent})):
+                return found
+        return None
+
+    for node in graph:
+        if node in project.nodes and (name := barrier(node, frozenset())):
+            blocked[node] = name
+    return blocked
+
+
+def selector(project: Project, unique_id: str) -> str:
+    """A selection (dbt's syntax) of exactly one node, by its fully qualified name."""
+    node: Any = project.node(unique_id)
+    return "fqn:" + ".".join(node["fqn"])

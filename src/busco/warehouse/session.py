@@ -1,0 +1,269 @@
+"""What one dbt process knows of the lake: the versions that it reads, and those that it makes."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from busco.errors import BuscoError
+from busco.lake import types, versions
+from busco.lake.layout import EnvironmentLayout, new_id
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Column, DataFile, Delivery, Release, Version, utc_now
+from busco.lake.relations import empty_sql, select_sql
+from busco.lake.runs import Run, TakenAway, visible_versions
+from busco.project import Project, meta_of
+from busco.settings import Settings
+from busco.warehouse import model_sql
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a model's materialization did: the version, whether it was kept, and the versions that were read."""
+
+    version: Version
+    kept: bool
+    reads: dict[str, str]
+
+
+class Session:
+    """A dbt process's view of the lake, shared by its threads.
+
+    Args:
+        run: the run that this process works for; None reads `base` only, and writes nothing.
+        base: the release behind the run, or the live one; None for the empty one.
+        runner: this process's number in the run.
+        rebuild: unique ids of models that are built even where a version could be kept.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        project: Project,
+        store: ObjectStore | None,
+        run: Run | None,
+        base: Release | None,
+        runner: int = 0,
+        rebuild: frozenset[str] = frozenset(),
+    ) -> None:
+        self.settings, self.project, self.store = settings, project, store
+        self.run, self.base, self.runner, self.rebuild = run, base, runner, rebuild
+        self.made: dict[str, Made] = {}
+        self._lock = threading.Lock()
+        self._unbuilt: set[str] = set()
+        self._versions: dict[str, Version] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads anew which versions are visible: the run's, else the base's, bronze as pinned (Q3)."""
+        if self.run is None:
+            self._versions = dict(self.base.tables) if self.base else {}
+            return
+        entries = self.run.entries()
+        self._versions = visible_versions(self.run, self.base, entries)
+        self._unbuilt = {table for table, entry in entries.items() if entry.version is None}
+
+    @property
+    def environment(self) -> EnvironmentLayout:
+        return EnvironmentLayout(self.settings.environment)
+
+    def version(self, table: str) -> Version | None:
+        with self._lock:
+            return self._versions.get(table)
+
+    def reads(self, unique_id: str) -> dict[str, str]:
+        """The exact versions of all tables that a node reads (R6, R8).
+
+        Raises:
+            BuscoError: one of them has no version, or one that is not finished.
+        """
+        with self._lock:
+            parents = self.project.parents(unique_id)
+            missing = sorted(p for p in parents if p not in self._versions or p in self._unbuilt)
+            if missing:
+                where = f"in run {self.run.name} or its base release" if self.run else "in the live release"
+                raise BuscoError(f"{', '.join(missing)} has no version {where}", "build it first")
+            return {parent: self._versions[parent].version for parent in sorted(parents)}
+
+    # -- relations ----------------------------------------------------------------------------------------------------
+
+    def relations(self) -> Iterator[tuple[str, str, str]]:
+        """Schema, name and query of every relation that models may read, made once at connect (Q3).
+
+        What has no version yet is a typed empty relation, made from its contract: unit tests ask for its columns.
+        """
+        project, bucket = self.project, self.store.bucket if self.store else ""
+        for unique_id in (*project.sources, *project.nodes):
+            node = project.node(unique_id)
+            if unique_id in project.nodes and node["resource_type"] not in ("model", "seed"):
+                continue
+            if unique_id in project.nodes and node["config"]["materialized"] == "ephemeral":
+                continue
+            table = project.table_of(unique_id)
+            version = self.version(table) if table else None
+            if version is not None:
+                yield node["schema"], version.table.split(".", 1)[1], select_sql(version, bucket)
+            elif columns := project.columns(unique_id):
+                name = node.get("identifier") or node.get("alias") or node["name"]
+                yield node["schema"], name, empty_sql(columns)
+
+    def schemas(self) -> set[str]:
+        return {schema for schema, _, _ in self.relations()}
+
+    # -- making a version ---------------------------------------------------------------------------------------------
+
+    def begin(self, job: dict[str, Any]) -> None:
+        """Takes the table's entry and decides whether its version of the base release is kept (R4, R7).
+
+        `job` is the materialization's dictionary: `node` comes in; `keep`, and `view_sql` if so, go out.
+        """
+        if self.run is None or self.store is None:
+            raise BuscoError("models of materialization lake are built in a run", "use: busco dbt build")
+        unique_id = str(job["node"])
+        table = self.project.table_of(unique_id)
+        if table is None:
+            raise BuscoError(f"{unique_id} is no table")
+        reads = self.reads(unique_id)
+        fingerprint = self.project.fingerprint(unique_id, duckdb.__version__)
+        job.update(table=table, reads=reads, fingerprint=fingerprint, version=new_id())
+        job["token"] = self._fenced(lambda run: run.take(table, self.runner), table)
+        known = self.base.tables.get(table) if self.base else None
+        job["keep"] = (
+            known is not None
+            and unique_id not in self.rebuild
+            and not self.run.pin.full_refresh
+            and not meta_of(self.project.node(unique_id)).get("volatile")
+            and known.fingerprint == fingerprint
+            and known.inputs == reads
+        )
+        if job["keep"] and known is not None:
+            self._enter(job, known, kept=True)
+
+    def describe(self, job: dict[str, Any]) -> None:
+        """Decides the columns from what the SQL gives and the contract asks for; `copy_sql` goes out."""
+        node = self.project.node(str(job["node"]))
+        given = [(str(row[0]), str(row[1])) for row in job.pop("described")]
+        enforced = bool((node["config"].get("contract") or {}).get("enforced"))
+        wanted = self.project.columns(str(job["node"])) if enforced else ()
+        columns, expressions = model_sql.columns(given, wanted)
+        partition_by = model_sql.partition_columns(node["config"].get("partition_by"), columns)
+        folder = self.environment.data(str(job["table"]), str(job["version"]))
+        store = self._store()
+        job.update(
+            columns=columns,
+            partition_by=partition_by,
+            copy_sql=model_sql.copy_sql(expressions, columns, partition_by, str(job.pop("sql")), store.url(folder)),
+        )
+
+    def commit(self, job: dict[str, Any]) -> None:
+        """Makes a version of what COPY wrote: checks NOT NULL, writes the metadata, enters it (R4, R5).
+
+        `stats` is COPY's answer; `view_sql` goes out. Nested columns that must not be NULL are counted by the query
+        `null_sql`, which the materialization runs first.
+        """
+        store, table, version_id = self._store(), str(job["table"]), str(job["version"])
+        columns: tuple[Column, ...] = job["columns"]
+        files = model_sql.written_files(job.pop("stats"), store.url(""))
+        model_sql.check_not_null(columns, files, job.get("nested_nulls") or {})
+        location = self.environment.iceberg(table)
+        metadata = self.environment.metadata(table, version_id)
+        versions.write_metadata(
+            store,
+            location,
+            metadata,
+            table_uuid(location),
+            columns,
+            job["partition_by"],
+            files,
+            {"busco.version": version_id, "busco.run": self._run().name},
+        )
+        version = Version(
+            table=table,
+            version=version_id,
+            columns=columns,
+            partition_by=job["partition_by"],
+            rows=sum(file.rows for file in files),
+            bytes=sum(file.bytes for file in files),
+            files=tuple(DataFile(key=file.key, rows=file.rows, bytes=file.bytes) for file in files),
+            metadata=metadata,
+            inputs=job["reads"],
+            fingerprint=str(job["fingerprint"]),
+            unique_id=str(job["node"]),
+            project=self.project.name,
+            made_at=utc_now(),
+        )
+        self._enter(job, version, kept=False)
+
+    def null_sql(self, job: Mapping[str, Any]) -> str:
+        """The query that counts NULLs of nested columns that must have none, or '' (iceberg.md, "null counts")."""
+        return model_sql.null_sql(job["columns"], job["stats"])
+
+    def _enter(self, job: dict[str, Any], version: Version, kept: bool) -> None:
+        self._fenced(lambda run: run.enter(version.table, str(job["token"]), version, kept), version.table)
+        with self._lock:
+            self._versions[version.table] = version
+            self._unbuilt.discard(version.table)
+            self.made[str(job["node"])] = Made(version, kept, dict(job["reads"]))
+        job["view_sql"] = select_sql(version, self._store().bucket)
+        job["rows"] = version.rows
+
+    def _fenced(self, write: Any, table: str) -> Any:
+        try:
+            return write(self._run())
+        except TakenAway:
+            raise BuscoError(
+                f"{table} was given to another runner meanwhile (its task was cleared or retried)",
+                "nothing is to be done: this late write stays out",
+            ) from None
+
+    def _run(self) -> Run:
+        assert self.run is not None
+        return self.run
+
+    def _store(self) -> ObjectStore:
+        assert self.store is not None
+        return self.store
+
+
+def table_uuid(location: str) -> uuid.UUID:
+    """A table's Iceberg uuid: the same for all of its versions."""
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"busco:{location}")
+
+
+def write_bronze_metadata(store: ObjectStore, pinned: Mapping[str, Version], base: Release | None) -> None:
+    """Writes the Iceberg metadata of the pinned bronze versions that have none yet (R3)."""
+    known = {version.version for version in base.tables.values()} if base else set()
+    fresh = [version for version in pinned.values() if version.version not in known]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        list(pool.map(lambda version: _bronze_metadata(store, version), fresh))
+
+
+def _bronze_metadata(store: ObjectStore, version: Version) -> None:
+    if store.get(version.metadata) is not None:
+        return
+    deliveries: Sequence[Delivery] = store.read_many(list(version.deliveries), Delivery)
+    files = [
+        versions.WrittenFile(delivery.object, delivery.rows, delivery.bytes, delivery.statistics, {})
+        for delivery in deliveries
+    ]
+    location = EnvironmentLayout("prod").iceberg(version.table)
+    versions.write_metadata(
+        store,
+        location,
+        version.metadata,
+        table_uuid(location),
+        version.columns,
+        (),
+        files,
+        {"busco.version": version.version},
+    )
+
+
+def quoted_relation(schema: str, name: str) -> str:
+    return f"{types.quoted(schema)}.{types.quoted(name)}"
