@@ -99,15 +99,30 @@ def read_env_file(path: Path) -> dict[str, str]:
 def get_settings() -> Settings:
     """The settings of this process.
 
-    In the embedded platform the local AWS's variables (`aws.env`) stand in for those that the environment does
-    not set; they are put into this process's environment, so that boto3 and children see them too.
+    In the embedded platform the local AWS's variables (`aws.env`) are put into this process's environment, so that
+    boto3 and children see them too; BUSCO_ variables that are set already stay.
     """
     settings = Settings()
     if settings.platform == "embedded":
-        for name, value in read_env_file(settings.state / "aws.env").items():
-            os.environ.setdefault(name, value)
+        _point_at_local_aws(read_env_file(settings.state / "aws.env"))
         settings = Settings()
     return settings
+
+
+def _point_at_local_aws(variables: dict[str, str]) -> None:
+    """Whatever AWS account the user's shell is set up for, the embedded platform never speaks to it."""
+    if not variables:
+        return
+    for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN"):
+        os.environ.pop(name, None)
+    for name, value in variables.items():
+        if name.startswith("AWS_"):
+            os.environ[name] = value
+        elif name.upper() == "NO_PROXY":
+            known = [host for host in os.environ.get(name, "").split(",") if host]
+            os.environ[name] = ",".join(dict.fromkeys([*known, *value.split(",")]))
+        else:
+            os.environ.setdefault(name, value)
 
 
 def require_lake(settings: Settings) -> Settings:

@@ -11,7 +11,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from busco.aws import client
-from busco.cli.output import console, result, table
+from busco.output import console, result, table
 from busco.cli.releases import lake, me, show_glue
 from busco.environments import code_version
 from busco.errors import BuscoError

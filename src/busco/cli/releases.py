@@ -10,7 +10,7 @@ import click
 
 from busco.aws import client
 from busco.catalog import glue
-from busco.cli.output import table
+from busco.output import table
 from busco.errors import BuscoError
 from busco.lake import releases
 from busco.lake.layout import EnvironmentLayout

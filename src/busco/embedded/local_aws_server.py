@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from busco.embedded import athena_iceberg, s3_intents
+from busco.embedded import s3_intents
 
 # What our templates deploy, now or later; the rest (databases, Lambda, SFTP, message brokers …) is never imported.
 SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecr,monitoring,events"
@@ -154,6 +154,7 @@ def main() -> None:
     alone(folder / "s3.lock")
     repaired = s3_intents.repair(folder / "s3-intents")
 
+    # Only dbt's environment has what these need; `busco.embedded.aws` imports this module in Airflow's too.
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
     from ministack.app import app
@@ -161,6 +162,8 @@ def main() -> None:
     # Loads the lake's objects now rather than in the first request.
     from ministack.services import s3
     from ministack.services.cloudformation import provisioners
+
+    from busco.embedded import athena_iceberg
 
     s3_intents.install(s3, folder / "s3-intents")
     adopt_buckets(provisioners)

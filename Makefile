@@ -1,0 +1,80 @@
+# make demo   the main job: files → tested, published tables → Athena      make test   unit, dbt, integration
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+AIRFLOW := .venv/bin/python
+DBT := .venv-dbt/bin/python
+PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-deps
+
+.PHONY: help setup setup-dev demo ui down test test-stack test-long bench lint fmt lock clean check-tools
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+check-tools:
+	@scripts/check_tools.sh "$(PYTHON)"
+
+# A stamp names the requirements that an environment was made from: the same again sets nothing up.
+.venv/.stamp-airflow: requirements/airflow.txt pyproject.toml | check-tools
+	@echo "setting up Airflow's environment (.venv)"
+	@test -x $(AIRFLOW) || $(PYTHON) -m venv .venv
+	@$(AIRFLOW) $(PIP) --require-hashes -r requirements/airflow.txt
+	@$(AIRFLOW) $(PIP) --no-build-isolation --editable .
+	@touch $@
+
+.venv-dbt/.stamp-dbt: requirements/dbt.txt pyproject.toml | check-tools
+	@echo "setting up dbt's environment (.venv-dbt)"
+	@test -x $(DBT) || $(PYTHON) -m venv .venv-dbt
+	@$(DBT) $(PIP) --require-hashes -r requirements/dbt.txt
+	@$(DBT) $(PIP) --no-build-isolation --editable .
+	@touch $@
+
+.venv/.stamp-dev: requirements/dev-airflow.txt .venv/.stamp-airflow
+	@$(AIRFLOW) $(PIP) --require-hashes -r requirements/dev-airflow.txt
+	@touch $@
+
+.venv-dbt/.stamp-dev: requirements/dev-dbt.txt .venv-dbt/.stamp-dbt
+	@echo "setting up the tools of tests and checks"
+	@$(DBT) $(PIP) --require-hashes -r requirements/dev-dbt.txt
+	@touch $@
+
+setup: ## make the two Python environments
+	@$(MAKE) --no-print-directory -j2 .venv/.stamp-airflow .venv-dbt/.stamp-dbt
+
+setup-dev: ## the same, and what tests and checks need
+	@$(MAKE) --no-print-directory -j2 .venv/.stamp-dev .venv-dbt/.stamp-dev
+
+demo: setup ## the main job on made-up data, or on DATA=<folder>
+	@.venv/bin/busco demo $(if $(DATA),--data "$(DATA)") $(if $(ORDERS),--orders $(ORDERS))
+
+ui: setup ## start what isn't running, print the URLs
+	@.venv/bin/busco ui
+
+down: ## end everything that runs here; data stays
+	@if test -x .venv/bin/busco; then .venv/bin/busco down; fi
+
+test: setup-dev ## unit, dbt and integration tests (no Docker, at most 15 minutes)
+	@scripts/test.sh
+
+test-stack: ## tests with real containers
+	@echo "test-stack: 0 tests: the Docker stack is not built yet"
+
+test-long: ## fault matrices and soak
+	@echo "test-long: 0 tests: nothing takes longer than make test yet"
+
+bench: setup-dev ## speed, as ratios in one run
+	@$(DBT) bench/run.py
+
+lint: setup-dev ## ruff, mypy, import-linter, sqlfluff, shellcheck, cfn-lint
+	@scripts/lint.sh
+
+fmt: setup-dev ## format Python and SQL
+	@$(DBT) -m ruff check --fix --quiet . ; $(DBT) -m ruff format .
+
+lock: setup-dev ## compile requirements/*.in
+	@cd requirements && for name in dbt airflow dev-dbt dev-airflow; do \
+		../.venv-dbt/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-strip-extras \
+			--universal --python-version 3.11 $$name.in --output-file $$name.txt || exit 1; done
+
+clean: down ## take away the environments and all local state
+	@rm -rf .venv .venv-dbt .busco

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# All checks that look at files without running the platform; each tells of its own findings.
+# usage: scripts/lint.sh
+set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
+cd "$(dirname "$0")/.."
+bin=.venv-dbt/bin
+failed=()
+check() {
+    local name=$1
+    shift
+    if "$@"; then echo "lint: $name ok"; else failed+=("$name"); fi
+}
+# mypy sees each environment's own libraries: what is imported there is checked there
+dbt_side=(src/busco/lake src/busco/ingest src/busco/warehouse src/busco/catalog src/busco/cli/data.py src/busco/cli/releases.py
+    src/busco/embedded/aws.py src/busco/embedded/local_aws_server.py src/busco/embedded/athena_iceberg.py
+    src/busco/embedded/s3_intents.py src/busco/embedded/sample.py)
+airflow_side=(src/busco/orchestration src/busco/catalog src/busco/embedded/airflow.py src/busco/embedded/demo.py
+    src/busco/cli/platform.py src/busco/cli/releases.py src/busco/cli/main.py)
+mapfile -t shell < <(git ls-files '*.sh' .ci/run)
+check ruff "$bin/ruff" check --quiet .
+check "ruff format" "$bin/ruff" format --quiet --check .
+check "mypy (dbt's environment)" "$bin/mypy" --no-error-summary --cache-dir .mypy_cache/dbt "${dbt_side[@]}"
+check "mypy (Airflow's environment)" "$bin/mypy" --no-error-summary --cache-dir .mypy_cache/airflow \
+    --python-executable .venv/bin/python "${airflow_side[@]}"
+check import-linter "$bin/lint-imports" --no-cache
+check sqlfluff "$bin/sqlfluff" lint --disable-progress-bar --processes 2 dbt_project/models dbt_project/tests
+check shellcheck "$bin/shellcheck" "${shell[@]}"
+check cfn-lint "$bin/cfn-lint" deploy/aws/*.yaml
+if ((${#failed[@]})); then
+    printf 'lint: FAILED: %s\n' "${failed[@]}" >&2
+    exit 1
+fi

@@ -1,0 +1,222 @@
+"""The main job from end to end, and the whole platform started together."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.live import Live
+from rich.table import Table
+
+from busco.output import console
+from busco.embedded import airflow, aws
+from busco.embedded.airflow_api import AirflowApi
+from busco.environments import python, without_airflow
+from busco.errors import BuscoError
+from busco.settings import Settings, get_settings
+
+Say = Callable[[str], None]
+DAG = "lakehouse"
+_DONE = frozenset({"success", "failed"})
+_LIMIT = 3600.0
+_MARKS = {
+    "success": "[green]✓ success[/]",
+    "failed": "[red]✗ failed[/]",
+    "upstream_failed": "[yellow]· upstream failed[/]",
+    "skipped": "[dim]- skipped[/]",
+    "deferred": "[cyan]… following[/]",
+    "running": "[cyan]… running[/]",
+}
+QUESTION = (
+    "select month_start, sum(orders) as orders, sum(order_amount) as order_amount "
+    "from busco_gold.mart_daily_sales join busco_gold.dim_dates on date_day = purchased_on "
+    "group by month_start order by month_start desc limit 5"
+)
+
+
+def start_platform(settings: Settings, say: Say, lake: str | None) -> str:
+    """Starts the local AWS and Airflow where they don't run; gives Airflow's URL.
+
+    Raises:
+        BuscoError: one of them doesn't come up.
+    """
+    command(settings, "aws", "up", *(["--lake", lake] if lake else []))
+    get_settings.cache_clear()
+    if not settings.manifest_path.is_file():
+        command(settings, "dbt", "parse")
+    return airflow.up(get_settings(), say)
+
+
+def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int:
+    """The main job: files into bronze, the DAG by Airflow, and a question to Athena. Gives the exit status.
+
+    Made-up data and each folder given have a local lake of their own, so that they are never mixed.
+    """
+    folder = Path(data).resolve() if data else None
+    if folder is not None and not folder.is_dir():
+        raise BuscoError(f"{data} is no folder", "make demo DATA=<folder of CSV files>")
+    clock = Clock(say)
+    lake = lake_name(folder, orders)
+    command(settings, "aws", "up", "--lake", lake)
+    get_settings.cache_clear()
+    settings = get_settings()
+    clock.step("local AWS")
+    # Airflow takes longest to start: meanwhile the files come in
+    starting = InBackground(lambda: airflow.up(settings, lambda _: None))
+    command(settings, "dbt", "parse")
+    if folder is None:
+        folder = settings.state / "sample" / str(orders)
+        if not (folder / "complete").exists():
+            say(f"making up a marketplace of {orders:,} orders")
+            command(settings, "sample", "--orders", str(orders), "--out", str(folder), quiet=True)
+            (folder / "complete").touch()
+            clock.step("sample data")
+    command(settings, "ingest", str(folder), to_stdout=True)
+    clock.step("ingest")
+    url = starting.result()
+    clock.step("Airflow (the rest of its start)")
+    api = AirflowApi(settings)
+    run_id = api.trigger(DAG, {})
+    say(f"DAG {DAG}, run {run_id}: {url}/dags/{DAG}/grid")
+    state = follow(api, run_id)
+    clock.step("DAG run")
+    if state != "success":
+        say_failures(api, run_id, say)
+        return 1
+    command(settings, "release", "show", to_stdout=True)
+    console().print("\n[bold]Athena[/], the last months of sales:")
+    command(settings, "query", QUESTION, to_stdout=True)
+    clock.step("query")
+    clock.total()
+    say("look around: make ui   |   end everything: make down")
+    return 0
+
+
+def lake_name(folder: Path | None, orders: int) -> str:
+    """The local lake of a data set: `sample`, `sample-5000`, or the folder's name and a hash of its path."""
+    if folder is None:
+        return "sample" if orders == 100_000 else f"sample-{orders}"
+    stem = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:30]
+    return f"{stem or 'data'}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+
+
+def start_lakehouse(settings: Settings) -> str | None:
+    """Starts a run of the DAG `lakehouse`; None where the embedded Airflow doesn't run."""
+    if not any(name == "webserver" and state.startswith("running") for name, state in airflow.status(settings)):
+        return None
+    return str(AirflowApi(settings).trigger(DAG, {}))
+
+
+def follow(api: Any, run_id: str) -> str:
+    """Shows a run's tasks until it ends, live on a terminal; prints the table of their states. Gives its state."""
+    deadline = time.monotonic() + _LIMIT
+    terminal = sys.stdout.isatty()
+    with Live(console=console(), refresh_per_second=4, transient=True) if terminal else _Nothing() as live:
+        while True:
+            tasks = api.task_instances(DAG, run_id)
+            state = str(api.dag_run(DAG, run_id)["state"])
+            if terminal:
+                live.update(state_table(tasks))
+            if state in _DONE:
+                break
+            if time.monotonic() > deadline:
+                raise BuscoError(f"the run {run_id} took more than {_LIMIT:.0f} s", "look at it: make ui")
+            time.sleep(0.5)
+    console().print(state_table(api.task_instances(DAG, run_id)))
+    return state
+
+
+def state_table(tasks: Sequence[dict[str, Any]]) -> Table:
+    """A run's tasks, groups folded to a line: model, its tests, seconds."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("task", "state", "seconds"):
+        table.add_column(header, justify="right" if header == "seconds" else "left")
+    for task in sorted(tasks, key=lambda t: (t.get("start_date") or "9", t["task_id"])):
+        state = str(task.get("state") or "waiting")
+        seconds = task.get("duration")
+        name = str(task["task_id"]).removeprefix("models.")
+        table.add_row(name, _MARKS.get(state, f"[dim]{state}[/]"), f"{seconds:.1f}" if seconds else "")
+    return table
+
+
+def say_failures(api: Any, run_id: str, say: Say) -> None:
+    """The first lines of each failed task's log."""
+    for task in api.task_instances(DAG, run_id):
+        if task.get("state") == "failed":
+            log = str(api.log(DAG, run_id, task["task_id"], task["try_number"]))
+            shown = [line for line in log.splitlines() if "ERROR" in line or "→" in line or "Error" in line][:12]
+            say(f"\n{task['task_id']} failed:\n" + "\n".join(shown or log.splitlines()[-15:]))
+    say("\nmend it, then clear the failed task in the UI: make ui")
+
+
+def command(settings: Settings, *arguments: str, to_stdout: bool = False, quiet: bool = False) -> None:
+    """Runs `busco <arguments>` in dbt's environment; its output goes to standard error unless asked for.
+
+    Raises:
+        BuscoError: it failed; it has said why.
+    """
+    environment = without_airflow(dict(os.environ))
+    result = subprocess.run(
+        [str(python(settings, "dbt")), "-m", "busco", *arguments],
+        cwd=settings.home,
+        env=environment,
+        check=False,
+        stdout=subprocess.DEVNULL if quiet else None if to_stdout else sys.stderr,
+    )
+    if result.returncode != 0:
+        raise BuscoError(f"busco {arguments[0]} failed (exit status {result.returncode}); see above")
+
+
+class Clock:
+    """Seconds by step, said as they pass."""
+
+    def __init__(self, say: Say) -> None:
+        self.say, self.begun = say, time.monotonic()
+        self.last = self.begun
+
+    def step(self, name: str) -> None:
+        now = time.monotonic()
+        self.say(f"[{now - self.begun:6.1f} s] {name}: {now - self.last:.1f} s")
+        self.last = now
+
+    def total(self) -> None:
+        self.say(f"the whole demo: {time.monotonic() - self.begun:.1f} s")
+
+
+class InBackground:
+    """A call in a thread of its own; `result` waits for it and raises what it raised."""
+
+    def __init__(self, call: Callable[[], str]) -> None:
+        self._value = ""
+        self._error: BaseException | None = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> str:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class _Nothing:
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None

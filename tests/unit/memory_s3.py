@@ -1,0 +1,88 @@
+"""S3's conditional writes in memory, with a kill at any write: what the protocol's properties are driven against."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+
+class Killed(BaseException):
+    """The process died here; nothing catches it but the test."""
+
+
+class MemoryS3:
+    """The calls of boto3's S3 client that the lake makes, on a dictionary.
+
+    `kill_at` counts writes down: at 0 the next write does not happen (`before`) or happens without a reply (`after`),
+    and the caller dies. `interrupt` is called before each write, to let another actor come in between.
+    """
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.kill_at: int | None = None
+        self.kill_after = False
+        self.interrupt: Any = None
+        self.writes: list[str] = []
+
+    def get_object(self, Bucket: str, Key: str) -> dict[str, Any]:
+        if Key not in self.objects:
+            raise _error("NoSuchKey", 404)
+        body = self.objects[Key]
+        return {"Body": io.BytesIO(body), "ETag": _etag(body)}
+
+    def put_object(
+        self,
+        Bucket: str,
+        Key: str,
+        Body: bytes,
+        ContentType: str = "",
+        IfNoneMatch: str | None = None,
+        IfMatch: str | None = None,
+    ) -> dict[str, Any]:
+        if self.interrupt is not None:
+            interrupt, self.interrupt = self.interrupt, None
+            interrupt()
+        dying = self.kill_at == 0
+        if self.kill_at is not None:
+            self.kill_at -= 1
+        if dying and not self.kill_after:
+            self.kill_at = None
+            raise Killed
+        if IfNoneMatch == "*" and Key in self.objects:
+            raise _error("PreconditionFailed", 412)
+        if IfMatch is not None:
+            if Key not in self.objects:
+                raise _error("NoSuchKey", 404)
+            if _etag(self.objects[Key]) != IfMatch:
+                raise _error("PreconditionFailed", 412)
+        self.objects[Key] = Body
+        self.writes.append(Key)
+        if dying:
+            self.kill_at = None
+            raise Killed
+        return {"ETag": _etag(Body)}
+
+    def get_paginator(self, name: str) -> MemoryS3:
+        assert name == "list_objects_v2"
+        return self
+
+    def paginate(self, Bucket: str, Prefix: str, Delimiter: str = "") -> Iterator[dict[str, Any]]:
+        keys = sorted(key for key in self.objects if key.startswith(Prefix))
+        if not Delimiter:
+            yield {"Contents": [{"Key": key} for key in keys]}
+            return
+        folders = sorted({key[len(Prefix) :].split("/")[0] for key in keys if "/" in key[len(Prefix) :]})
+        yield {"CommonPrefixes": [{"Prefix": f"{Prefix}{folder}/"} for folder in folders]}
+
+
+def _etag(body: bytes) -> str:
+    return '"' + hashlib.md5(body, usedforsecurity=False).hexdigest() + '"'
+
+
+def _error(code: str, status: int) -> ClientError:
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "PutObject")

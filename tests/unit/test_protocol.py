@@ -1,0 +1,401 @@
+"""The lake's rules as a state machine: interleaved runs, publishers, rollbacks, and kills at any write."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from busco.errors import BuscoError
+from busco.lake import releases
+from busco.lake.layout import EnvironmentLayout, new_id
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Column, Current, DataFile, Pin, Release, Result, Version, utc_now
+from busco.lake.runs import Run, TakenAway, save_pin
+from tests.unit.memory_s3 import Killed, MemoryS3
+
+ENVIRONMENT = EnvironmentLayout("prod")
+# bronze.b → silver.s → gold.g, and gold.h from both
+PARENTS = {"silver.s": ("bronze.b",), "gold.g": ("silver.s",), "gold.h": ("silver.s", "bronze.b")}
+TESTS = {f"test.{table}": frozenset({table}) for table in PARENTS} | {"test.joint": frozenset({"gold.g", "gold.h"})}
+AUDIT = releases.Audit(TESTS, frozenset(PARENTS), "busco", "hash", {})
+
+
+def bronze(number: int) -> Version:
+    deliveries = tuple(f"d{n}" for n in range(number))
+    files = tuple(DataFile(key=f"bronze/{d}", rows=1, bytes=1) for d in deliveries)
+    return version("bronze.b", {}, f"b{number}").model_copy(update={"deliveries": deliveries, "files": files, "project": ""})
+
+
+def version(table: str, inputs: dict[str, str], identity: str | None = None) -> Version:
+    return Version(
+        table=table,
+        version=identity or new_id(),
+        columns=(Column(name="a", type="INTEGER"),),
+        rows=1,
+        bytes=1,
+        files=(),
+        metadata="m",
+        inputs=inputs,
+        fingerprint="f",
+        project="busco",
+    )
+
+
+class Lake:
+    """A lake in memory and the runs on it."""
+
+    def __init__(self) -> None:
+        self.s3 = MemoryS3()
+        self.store = ObjectStore(self.s3, "lake")
+        self.deliveries = 1
+        self.count = 0
+        self.passed: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+
+    def pin(self, nodes: tuple[str, ...] | None = None, run: str | None = None, epoch: int = 1) -> Run:
+        live = releases.read_live(self.store, ENVIRONMENT)
+        self.count += 1
+        pin = Pin(
+            run=run or f"run{self.count}",
+            epoch=epoch,
+            environment="prod",
+            base=live.release.release if live else None,
+            bronze={"bronze.b": bronze(self.deliveries)},
+            manifest_hash="hash",
+            nodes=nodes,
+            created_at=utc_now(),
+            attempt=new_id(),
+        )
+        return save_pin(self.store, ENVIRONMENT, pin)
+
+    def visible(self, run: Run) -> dict[str, str]:
+        base = run.base()
+        found = {t: v.version for t, v in base.tables.items()} if base else {}
+        found["bronze.b"] = run.pin.bronze["bronze.b"].version
+        found.update({t: e.version.version for t, e in run.entries().items() if e.version})
+        return found
+
+    def build(self, run: Run, table: str, runner: int = 1) -> None:
+        seen = self.visible(run)
+        if any(parent not in seen for parent in PARENTS[table]):
+            return
+        token = run.take(table, runner)
+        run.enter(table, token, version(table, {p: seen[p] for p in PARENTS[table]}), kept=False)
+
+    def test(self, run: Run, test: str, passed: bool = True, runner: int = 1) -> None:
+        seen = self.visible(run)
+        reads = {table: seen.get(table, "") for table in TESTS[test]}
+        if passed:
+            self.passed.add((test, frozenset(reads.items())))
+        run.put_result(Result(node=test, runner=runner, status="success" if passed else "failed", reads=reads))
+
+    def build_all(self, run: Run) -> None:
+        for table in PARENTS:
+            self.build(run, table)
+        for test in TESTS:
+            self.test(run, test)
+
+    def publish(self, run: Run) -> Release:
+        return releases.publish(run, AUDIT, "me", run.docs)
+
+    def live(self) -> Release:
+        live = releases.read_live(self.store, ENVIRONMENT)
+        assert live is not None
+        return live.release
+
+
+class Protocol(RuleBasedStateMachine):
+    """Anything may happen in any order, and any write may be the last of its process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lake = Lake()
+        self.runs: list[Run] = []
+        self.serial = 0
+        self.held_at: tuple[int, str] | None = None
+
+    @contextlib.contextmanager
+    def process(self, kill: tuple[int, bool] | None):
+        self.lake.s3.kill_at, self.lake.s3.kill_after = kill or (None, False)
+        try:
+            yield
+        except (Killed, TakenAway, BuscoError, releases.Skipped):
+            pass
+        finally:
+            self.lake.s3.kill_at = None
+
+    kills = st.one_of(st.none(), st.tuples(st.integers(0, 4), st.booleans()))
+
+    @rule()
+    def deliver(self) -> None:
+        self.lake.deliveries += 1
+
+    @rule(partial=st.booleans())
+    def pin(self, partial: bool) -> None:
+        self.runs.append(self.lake.pin(("x",) if partial else None))
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), table=st.sampled_from(sorted(PARENTS)), runner=st.integers(1, 3), kill=kills)
+    def build(self, data, table, runner, kill) -> None:
+        with self.process(kill):
+            self.lake.build(data.draw(st.sampled_from(self.runs)), table, runner)
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), test=st.sampled_from(sorted(TESTS)), passed=st.booleans(), runner=st.integers(1, 3))
+    def test(self, data, test, passed, runner) -> None:
+        self.lake.test(data.draw(st.sampled_from(self.runs)), test, passed, runner)
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), kill=kills)
+    def whole_run(self, data, kill) -> None:
+        run = data.draw(st.sampled_from(self.runs))
+        with self.process(kill):
+            self.lake.build_all(run)
+            self.lake.publish(run)
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), kill=kills)
+    def publish(self, data, kill) -> None:
+        run = data.draw(st.sampled_from(self.runs))
+        with self.process(kill):
+            self.lake.publish(run)
+
+    @precondition(lambda self: len(self.runs) > 1)
+    @rule(data=st.data())
+    def publish_between(self, data) -> None:
+        """Another publisher comes in before the first one's write."""
+        one, other = data.draw(st.sampled_from(self.runs)), data.draw(st.sampled_from(self.runs))
+
+        def come_in() -> None:
+            with contextlib.suppress(BuscoError, releases.Skipped):
+                self.lake.publish(other)
+
+        with self.process(None):
+            self.lake.s3.interrupt = come_in
+            self.lake.publish(one)
+        self.lake.s3.interrupt = None
+
+    @rule(data=st.data(), kill=kills)
+    def rollback(self, data, kill) -> None:
+        known = [release.release for release in releases.history(self.lake.store, ENVIRONMENT)]
+        if known:
+            with self.process(kill):
+                releases.rollback(self.lake.store, ENVIRONMENT, data.draw(st.sampled_from(known)), "me", "bad")
+
+    @rule(kill=kills)
+    def resume(self, kill) -> None:
+        with self.process(kill):
+            releases.resume(self.lake.store, ENVIRONMENT)
+
+    # -- what a reader may see ----------------------------------------------------------------------------------------
+
+    @invariant()
+    def what_is_live_is_whole_and_consistent(self) -> None:
+        stored = self.lake.store.get(ENVIRONMENT.current)
+        if stored is None:
+            return
+        live = self.lake.live()
+        for table, version_ in live.tables.items():
+            differs = {p for p, v in version_.inputs.items() if p not in live.tables or live.tables[p].version != v}
+            assert not differs or table in live.stale, f"{table} was made from other versions of {differs}"
+
+    @invariant()
+    def the_serial_never_goes_back(self) -> None:
+        current = self.lake.store.read(ENVIRONMENT.current, Current)
+        if current is not None:
+            assert current.serial >= self.serial
+            self.serial = current.serial
+
+    @invariant()
+    def nothing_is_published_on_hold(self) -> None:
+        current = self.lake.store.read(ENVIRONMENT.current, Current)
+        if current is None or current.hold is None:
+            self.held_at = None
+        else:
+            assert self.lake.live().kind == "rollback"
+
+    @invariant()
+    def no_run_is_published_twice_and_every_release_was_tested(self) -> None:
+        seen = set()
+        for release in releases.history(self.lake.store, ENVIRONMENT):
+            if release.kind != "publish":
+                continue
+            assert (release.run, release.epoch) not in seen
+            seen.add((release.run, release.epoch))
+            for test, reads in TESTS.items():
+                if reads & set(release.built):
+                    shown = frozenset((table, release.tables[table].version) for table in reads)
+                    assert (test, shown) in self.lake.passed, f"{test} has not passed on what {release.release} shows"
+
+
+TestProtocol = Protocol.TestCase
+TestProtocol.settings = settings(
+    max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.fixture
+def lake() -> Lake:
+    return Lake()
+
+
+def published(lake: Lake) -> Run:
+    run = lake.pin()
+    lake.build_all(run)
+    lake.publish(run)
+    return run
+
+
+def test_R4_a_late_write_of_a_fenced_runner_never_enters(lake: Lake) -> None:
+    run = lake.pin()
+    late = run.take("silver.s", 1)
+    token = run.take("silver.s", 2)
+    with pytest.raises(TakenAway):
+        run.enter("silver.s", late, version("silver.s", {}), kept=False)
+    run.enter("silver.s", token, version("silver.s", {}, "good"), kept=False)
+    assert run.entries()["silver.s"].version.version == "good"
+    with pytest.raises(TakenAway):
+        run.take("silver.s", 1)
+
+
+def test_R2_the_first_pin_of_an_epoch_stands(lake: Lake) -> None:
+    first = lake.pin(run="r")
+    lake.deliveries += 1
+    assert lake.pin(run="r").pin == first.pin
+    assert lake.pin(run="r", epoch=2).pin.bronze["bronze.b"].version == "b2"
+
+
+def test_P2_a_lost_reply_of_the_swap_is_recognised(lake: Lake) -> None:
+    run = lake.pin()
+    lake.build_all(run)
+    lake.s3.kill_at, lake.s3.kill_after = 1, True
+    with pytest.raises(Killed):
+        lake.publish(run)
+    assert lake.live().run == run.name
+    assert lake.publish(run).release == lake.live().release
+    assert len(list(releases.history(lake.store, ENVIRONMENT))) == 1
+
+
+def test_P3_a_hold_skips_and_names_the_run_for_resume(lake: Lake) -> None:
+    published(lake)
+    first = lake.live().release
+    releases.rollback(lake.store, ENVIRONMENT, first, "ana", "wrong prices")
+    run = lake.pin()
+    lake.build_all(run)
+    with pytest.raises(releases.Skipped, match="on hold .* by ana: wrong prices"):
+        lake.publish(run)
+    hold = releases.resume(lake.store, ENVIRONMENT)
+    assert hold is not None
+    assert hold.skipped == (run.name,)
+    assert lake.publish(run).run == run.name
+
+
+def test_P3_a_run_that_was_rolled_back_is_not_published_again(lake: Lake) -> None:
+    published(lake)
+    first = lake.live().release
+    lake.deliveries += 1
+    second = published(lake)
+    releases.rollback(lake.store, ENVIRONMENT, first, "ana", "wrong")
+    releases.resume(lake.store, ENVIRONMENT)
+    with pytest.raises(releases.Skipped, match="published as .*, rolled back by"):
+        lake.publish(second)
+
+
+def test_P4_a_table_rebuilt_after_its_tests_is_not_published_untested(lake: Lake) -> None:
+    run = lake.pin()
+    lake.build_all(run)
+    lake.build(run, "gold.g", runner=2)
+    with pytest.raises(BuscoError, match=r"test\.gold\.g: passed on other versions of gold\.g"):
+        lake.publish(run)
+    lake.test(run, "test.gold.g", runner=3)
+    with pytest.raises(BuscoError, match=r"test\.joint: passed on other versions"):
+        lake.publish(run)
+    lake.test(run, "test.joint", runner=3)
+    lake.publish(run)
+
+
+def test_P4_a_table_built_from_another_version_of_its_parent_is_refused(lake: Lake) -> None:
+    run = lake.pin()
+    lake.build_all(run)
+    lake.build(run, "silver.s", runner=2)
+    lake.test(run, "test.silver.s", runner=2)
+    with pytest.raises(BuscoError, match=r"gold\.g \(from another silver\.s\)") as refused:
+        lake.publish(run)
+    assert "clear gold.g, gold.h" in str(refused.value)
+
+
+def test_P5_a_partial_publish_marks_what_it_leaves_behind_as_stale(lake: Lake) -> None:
+    published(lake)
+    lake.deliveries += 1
+    run = lake.pin(nodes=("silver.s",))
+    lake.build(run, "silver.s")
+    lake.test(run, "test.silver.s")
+    release = lake.publish(run)
+    assert release.stale == {"gold.g": ("silver.s",), "gold.h": ("bronze.b", "silver.s")}
+    assert release.tables["bronze.b"].version == "b2"
+
+
+def test_P6_of_two_runs_on_one_base_the_second_is_told_what_to_clear(lake: Lake) -> None:
+    published(lake)
+    one = lake.pin()
+    lake.deliveries += 1
+    two = lake.pin()
+    lake.build_all(two)
+    lake.build_all(one)
+    lake.publish(one)
+    with pytest.raises(BuscoError, match=r"published by another run.*gold\.g, gold\.h, silver\.s") as refused:
+        lake.publish(two)
+    assert "clear the pin task" in str(refused.value)
+
+
+def test_P6_a_run_that_another_contains_is_superseded(lake: Lake) -> None:
+    published(lake)
+    one = lake.pin()
+    lake.deliveries += 1
+    two = lake.pin()
+    lake.build_all(one)
+    lake.build_all(two)
+    lake.publish(two)
+    with pytest.raises(releases.Skipped, match="superseded by"):
+        lake.publish(one)
+
+
+def test_P7_a_whole_run_drops_what_its_project_no_longer_has(lake: Lake) -> None:
+    published(lake)
+    run = lake.pin()
+    for table in ("silver.s", "gold.g"):
+        lake.build(run, table)
+    for test in ("test.silver.s", "test.gold.g"):
+        lake.test(run, test)
+    smaller = releases.Audit(
+        {test: reads for test, reads in TESTS.items() if "gold.h" not in reads},
+        frozenset({"silver.s", "gold.g"}),
+        "busco",
+        "hash",
+    )
+    release = releases.publish(run, smaller, "me", "")
+    assert release.dropped == ("gold.h",)
+    assert "gold.h" not in release.tables
+
+
+def test_P7_nothing_is_dropped_when_the_project_changed_since_the_pin(lake: Lake) -> None:
+    published(lake)
+    run = lake.pin()
+    for table in ("silver.s", "gold.g"):
+        lake.build(run, table)
+    for test in ("test.silver.s", "test.gold.g"):
+        lake.test(run, test)
+    tests = {test: reads for test, reads in TESTS.items() if "gold.h" not in reads}
+    changed = releases.Audit(tests, frozenset({"silver.s", "gold.g"}), "busco", "other")
+    assert "gold.h" in releases.publish(run, changed, "me", "").tables
+
+
+def test_P8_rolling_back_needs_a_reason_and_a_release_that_was_live(lake: Lake) -> None:
+    published(lake)
+    with pytest.raises(BuscoError, match="needs a reason"):
+        releases.rollback(lake.store, ENVIRONMENT, lake.live().release, "me", " ")
+    with pytest.raises(BuscoError, match="is not a release that was live"):
+        releases.rollback(lake.store, ENVIRONMENT, "r2000", "me", "why")
