@@ -12,7 +12,7 @@ check() {
     if "$@"; then echo "lint: $name ok"; else failed+=("$name"); fi
 }
 # mypy sees each environment's own libraries: what is imported there is checked there
-dbt_side=(src/busco/lake src/busco/ingest src/busco/warehouse src/busco/catalog src/busco/cli/data.py src/busco/cli/releases.py
+dbt_side=(src/busco/lake src/busco/ingest src/busco/warehouse src/busco/catalog src/busco/cli/data.py src/busco/cli/releases.py src/busco/cli/local_aws.py
     src/busco/embedded/aws.py src/busco/embedded/local_aws_server.py src/busco/embedded/athena_iceberg.py
     src/busco/embedded/s3_intents.py src/busco/embedded/sample.py)
 airflow_side=(src/busco/orchestration src/busco/catalog src/busco/embedded/airflow.py src/busco/embedded/demo.py

@@ -40,3 +40,8 @@ def result(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> 
     else:
         table(columns, rows)
         click.echo(f"{len(rows)} row{'' if len(rows) == 1 else 's'}")
+
+
+def say(text: str) -> None:
+    """A line of progress, on standard error, so that standard output stays the command's result."""
+    click.echo(text, err=True)

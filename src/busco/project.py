@@ -267,17 +267,18 @@ class Project:
             if kind not in ("model", "seed"):
                 continue
             materialized = node["config"]["materialized"]
+            if node.get("language", "sql") != "sql":
+                yield node, "Python models are refused; write it in SQL"
+                continue
             if materialized not in _ALLOWED:
                 yield node, f"materialization {materialized} is refused; write materialized='lake' (or view, ephemeral)"
                 continue
-            if node.get("language", "sql") != "sql":
-                yield node, "Python models are refused; write it in SQL"
             if "macro.dbt.is_incremental" in node.get("depends_on", {}).get("macros", []):
                 yield node, "is_incremental() is always false for lake models; leave it out: they are rebuilt whole"
             if materialized in _TABLE_KINDS and (other := seen.setdefault(table_name(node), uid)) != uid:
                 yield node, f"{other} makes the table {table_name(node)} too; give one of them an alias"
-            yield from ((node, text) for text in _constraint_problems(node))
-            yield from ((node, text) for text in _type_problems(node))
+            said = {"original_file_path": (node.get("patch_path") or "").split("://")[-1] or node["original_file_path"]}
+            yield from ((said, text) for text in (*_constraint_problems(node), *_type_problems(node)))
         for source in self.sources.values():
             if table_name(source).split(".")[0] != "bronze":
                 yield source, f"source schema {source['schema']} is refused; ingest writes bronze only"

@@ -27,7 +27,9 @@ AUDIT = releases.Audit(TESTS, frozenset(PARENTS), "busco", "hash", {})
 def bronze(number: int) -> Version:
     deliveries = tuple(f"d{n}" for n in range(number))
     files = tuple(DataFile(key=f"bronze/{d}", rows=1, bytes=1) for d in deliveries)
-    return version("bronze.b", {}, f"b{number}").model_copy(update={"deliveries": deliveries, "files": files, "project": ""})
+    return version("bronze.b", {}, f"b{number}").model_copy(
+        update={"deliveries": deliveries, "files": files, "project": ""}
+    )
 
 
 def version(table: str, inputs: dict[str, str], identity: str | None = None) -> Version:

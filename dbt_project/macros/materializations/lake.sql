@@ -30,7 +30,7 @@ select * from read_csv('{{ file | replace("'", "''") }}', header = true, delim =
 
 {% macro busco_make_version(sql) %}
     {% set relation = this.incorporate(type='view') %}
-    {% set job = {'node': model.unique_id, 'step': 'begin'} %}
+    {% set job = {'node': model.unique_id, 'step': 'begin', 'sql': sql} %}
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
 
@@ -38,9 +38,9 @@ select * from read_csv('{{ file | replace("'", "''") }}', header = true, delim =
     {% if job['keep'] %}
         {% call noop_statement('main', 'KEPT ' ~ job['rows']) %}-- the pinned release's version is kept{% endcall %}
     {% else %}
-        {#- newlines around the model's SQL: a comment at its end must end there, and DuckDB's LINE n be n - 1 -#}
+        {#- newlines around the model's SQL: a comment at its end must end there -#}
         {% set described = run_query('describe select * from (\n' ~ sql ~ '\n)') %}
-        {% do job.update({'step': 'describe', 'described': described.rows, 'sql': sql}) %}
+        {% do job.update({'step': 'describe', 'described': described.rows}) %}
         {% do adapter.store_relation('lake', relation, [], '', 'lake', job) %}
         {% call statement('main', fetch_result=True) %}{{ job['copy_sql'] }}{% endcall %}
         {% do job.update({'step': 'null_sql', 'stats': load_result('main')['table'].rows}) %}

@@ -11,7 +11,6 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from busco.aws import client
-from busco.output import console, result, table
 from busco.cli.releases import lake, me, show_glue
 from busco.environments import code_version
 from busco.errors import BuscoError
@@ -19,6 +18,7 @@ from busco.lake import pins, releases
 from busco.lake.layout import local_run_key
 from busco.lake.records import GOOD, utc_now
 from busco.lake.runs import open_run
+from busco.output import console, result, table
 from busco.settings import get_settings
 
 _FORMS = click.Choice(["table", "csv", "json"])

@@ -19,7 +19,7 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "demo": ("platform", "airflow", "the main job: files, Airflow, models, tests, release, Athena"),
     "ui": ("platform", "airflow", "start what isn't running, and print where to look"),
     "down": ("platform", "airflow", "end everything that runs here"),
-    "aws": ("platform", "dbt", "the local AWS: up, down, status, env"),
+    "aws": ("local_aws", "dbt", "the local AWS: up, down, status, env"),
     "airflow": ("platform", "airflow", "the embedded Airflow: up, down, status"),
     "sample": ("data", "dbt", "write a made-up marketplace's files"),
     "ingest": ("data", "dbt", "source files into bronze"),

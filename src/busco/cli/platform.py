@@ -1,4 +1,4 @@
-"""`busco demo`, `ui`, `down`, `aws`, `airflow`: the embedded platform as a whole."""
+"""`busco demo`, `ui`, `down`, `airflow`: the embedded platform as a whole."""
 
 from __future__ import annotations
 
@@ -6,52 +6,8 @@ import click
 
 from busco.embedded import airflow, aws
 from busco.embedded.demo import run_demo, start_lakehouse
+from busco.output import say
 from busco.settings import Settings, get_settings
-
-
-def say(text: str) -> None:
-    """A line of progress, on standard error, so that standard output stays the command's result."""
-    click.echo(text, err=True)
-
-
-@click.group("aws")
-def aws_command() -> None:
-    """The local AWS, in one process on this machine."""
-
-
-@aws_command.command("up")
-@click.option("--lake", help="which local lake to serve; the last one if not said")
-def aws_up(lake: str | None) -> None:
-    """Starts it where it isn't running, deploys deploy/aws/, and shows the live release in Glue."""
-    from busco.cli.releases import lake as opened
-    from busco.cli.releases import show_glue
-
-    def after_start() -> None:
-        get_settings.cache_clear()
-        shown = show_glue(*opened())
-        if shown is not None:
-            say(f"Glue shows release {shown.release}")
-
-    click.echo(aws.up(get_settings(), say, lake=lake, after_start=after_start))
-
-
-@aws_command.command("down")
-def aws_down() -> None:
-    """Ends it; what is in its S3 stays."""
-    aws.down(get_settings(), say)
-
-
-@aws_command.command("status")
-def aws_status() -> None:
-    """Whether it runs, and where."""
-    for name, state in aws.status(get_settings()):
-        click.echo(f"{name}: {state}")
-
-
-@aws_command.command("env")
-def aws_env() -> None:
-    """Variables that point aws, boto3 or a notebook at it: eval "$(busco aws env)"."""
-    click.echo(aws.env_lines(get_settings()))
 
 
 @click.group("airflow")
@@ -86,7 +42,7 @@ def ui_command() -> None:
     settings = get_settings()
     url = start_platform(settings, say, lake=None)
     click.echo(f"Airflow   {url}   (admin / admin)")
-    click.echo(f"local AWS {dict(aws.status(get_settings())).get('endpoint', '')}   eval \"$(.venv/bin/busco aws env)\"")
+    click.echo(f'local AWS {dict(aws.status(get_settings())).get("endpoint", "")}   eval "$(.venv/bin/busco aws env)"')
 
 
 @click.command("down")
@@ -108,5 +64,3 @@ def demo_command(data: str | None, orders: int) -> int:
 def start_run(settings: Settings) -> str | None:
     """Starts a run of the DAG `lakehouse`; None where Airflow doesn't run here."""
     return start_lakehouse(settings)
-
-

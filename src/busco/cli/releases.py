@@ -10,12 +10,12 @@ import click
 
 from busco.aws import client
 from busco.catalog import glue
-from busco.output import table
 from busco.errors import BuscoError
 from busco.lake import releases
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Release
+from busco.output import table
 from busco.settings import LAYERS, Settings, get_settings, require_lake
 
 

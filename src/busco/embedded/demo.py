@@ -16,11 +16,11 @@ from typing import Any
 from rich.live import Live
 from rich.table import Table
 
-from busco.output import console
-from busco.embedded import airflow, aws
+from busco.embedded import airflow
 from busco.embedded.airflow_api import AirflowApi
 from busco.environments import python, without_airflow
 from busco.errors import BuscoError
+from busco.output import console
 from busco.settings import Settings, get_settings
 
 Say = Callable[[str], None]

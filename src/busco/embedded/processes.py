@@ -66,8 +66,13 @@ def start(state: Path, name: str, command: Sequence[str], env: Mapping[str, str]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         child = subprocess.Popen(
-            list(command), env=dict(env), cwd=cwd, stdout=out, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True,
+            list(command),
+            env=dict(env),
+            cwd=cwd,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
     process = Process(name, child.pid, psutil.Process(child.pid).create_time(), str(log))
     path = record_path(state, name)

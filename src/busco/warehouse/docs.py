@@ -15,7 +15,7 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
     """Makes the docs and uploads them; gives the version of each table that they describe.
 
     Raises:
-        BuscoError: dbt failed, or the catalog lacks a table of the manifest: an empty catalog is an error, whatever
+        BuscoError: dbt failed, or the catalog lacks a table that has a version: an empty catalog is an error, whatever
             dbt's exit status says.
     """
     result = dbt.invoke(["docs", "generate", "--static", "--threads", str(dbt.settings.dbt_threads)], quiet=True)
@@ -24,7 +24,7 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
         raise BuscoError(f"dbt docs generate failed: {reason}")
     catalog = json.loads((dbt.target / "catalog.json").read_text())
     described = {*catalog["nodes"], *catalog["sources"]}
-    wanted = {*project.tables.values(), *project.sources}
+    wanted = {uid for table, uid in project.tables.items() if session.version(table)} | set(project.sources)
     if missing := sorted(wanted - described):
         raise BuscoError(f"the docs' catalog lacks {', '.join(missing)}", "clear the docs task")
     prefix = run.docs

@@ -101,8 +101,7 @@ def copy_sql(
 ) -> str:
     """The COPY that writes a version's files below `url` and returns their statistics.
 
-    The model's SQL begins on the statement's second line, and a newline follows it, so that DuckDB's `LINE n` is
-    the compiled file's n − 1, and a comment at its end ends there.
+    A newline follows the model's SQL, so that a comment at its end ends there.
     """
     fields = types.field_ids_sql([(column.name, types.parse(column.type, column.name)) for column in table])
     options = [f"format parquet, compression zstd, return_stats, field_ids {fields}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dbt.adapters.duckdb.connections import DuckDBConnectionManager
 from dbt.adapters.duckdb.credentials import DuckDBCredentials
 from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.adapters.duckdb.utils import TargetConfig
@@ -21,6 +22,8 @@ _active: Session | None = None
 def activate(session: Session | None) -> None:
     """Makes `session` the one that connections of this process work for; None ends it."""
     global _active
+    # dbt-duckdb keeps its connection over commands of one process: another session needs another one
+    DuckDBConnectionManager.close_all_connections()
     _active = session
 
 

@@ -23,8 +23,8 @@ _STATUS: dict[str, Status] = {
     "runtime error": "error",
     "skipped": "skipped",
 }
-# DuckDB's position in a statement; the model's SQL begins on the second line of ours (model_sql.copy_sql).
-_LINE = re.compile(r"\bLINE (\d+):")
+# DuckDB's position in a statement, and the beginning of that line (long lines are cut with dots)
+_LINE = re.compile(r"\bLINE (\d+): ?(.*)")
 
 
 class Reporter:
@@ -78,7 +78,7 @@ class Reporter:
                 # the relation stood in for a table that doesn't exist: what the test says means nothing
                 status, message = "error", str(error)
         bad = status in ("failed", "error")
-        text, where = located(message, self.project, node) if bad else ("", "")
+        text, where = located(message, self.project, node, self.session.sql.get(node, "")) if bad else ("", "")
         result = Result(
             node=node,
             runner=self.session.runner,
@@ -103,20 +103,28 @@ class Reporter:
         self.run.put_result(result, "\n".join(lines) + "\n")
 
 
-def located(message: str, project: Project, node: str) -> tuple[str, str]:
-    """dbt's error with DuckDB's line number turned into the compiled file's, and where that is.
+def located(message: str, project: Project, node: str, sql: str) -> tuple[str, str]:
+    """dbt's error with DuckDB's line number turned into that of the model's compiled SQL, and where that is.
 
-    Returns the text, and `<file>:<line>` of the compiled SQL where DuckDB names a line, else the model's file.
+    The statement that DuckDB counts in has lines of dbt's and ours before the model's SQL, hence the line is looked for
+    by its text.
+
+    Returns the text, and `<file>:<line>` of the compiled SQL where DuckDB names a line, else the node's file.
     """
     said = project.node(node)
+    if said["resource_type"] != "model":
+        return message.strip(), str(said["original_file_path"])
     path = f"target/compiled/{project.name}/{said['original_file_path']}"
-    lines: list[int] = []
+    found: list[int] = []
 
-    def shift(found: re.Match[str]) -> str:
-        lines.append(max(int(found.group(1)) - 1, 1))
-        return f"LINE {lines[-1]}:"
+    def shift(match: re.Match[str]) -> str:
+        number, text = int(match.group(1)), match.group(2)
+        shown = text.strip().strip(".").strip()
+        lines = [at for at, line in enumerate(sql.splitlines(), 1) if shown and shown in line]
+        if not lines:
+            return match.group(0)
+        found.append(min(lines, key=lambda at: abs(at - number)))
+        return f"LINE {found[-1]}: {text}"
 
-    if said["resource_type"] == "model":
-        text = _LINE.sub(shift, message.strip())
-        return text, f"{path}:{lines[0]}" if lines else path
-    return message.strip(), str(said["original_file_path"])
+    text = _LINE.sub(shift, message.strip())
+    return text, f"{path}:{found[0]}" if found else path

@@ -154,6 +154,7 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, wanted: list[
         )
         reporter.statuses[node] = "skipped"
     graph = [node for node in graph if node not in blocked]
+    _check_parents(project, session, graph)
     if graph:
         arguments = ["build", "--threads", str(dbt.settings.dbt_threads)]
         everything = run.pin.nodes is None and not blocked and set(graph) == set(_buildable(project))
@@ -174,6 +175,26 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, wanted: list[
         elif kind == "solo":
             statuses[DOCS_NODE] = "skipped"
     return Outcome(session.runner, statuses)
+
+
+def _check_parents(project: Project, session: Session, graph: Sequence[str]) -> None:
+    """What is built or tested reads tables that are built before it here, or have a version.
+
+    Raises:
+        BuscoError: some have none; reading nothing in their stead would be a lie.
+    """
+    here = {project.table_of(node) for node in graph}
+    missing: dict[str, list[str]] = {}
+    for node in graph:
+        if node in project.nodes:
+            for parent in sorted(project.parents(node) - here):
+                if session.version(parent) is None:
+                    missing.setdefault(parent, []).append(project.nodes[node]["name"])
+    if missing:
+        listed = "; ".join(f"{table} (read by {', '.join(names[:3])})" for table, names in missing.items())
+        raise BuscoError(
+            f"no version of {listed}: neither this run nor its base release has built it", "select it too: +<model>"
+        )
 
 
 def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:

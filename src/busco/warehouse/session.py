@@ -55,6 +55,7 @@ class Session:
         self.settings, self.project, self.store = settings, project, store
         self.run, self.base, self.runner, self.rebuild = run, base, runner, rebuild
         self.made: dict[str, Made] = {}
+        self.sql: dict[str, str] = {}
         self._lock = threading.Lock()
         self._unbuilt: set[str] = set()
         self._versions: dict[str, Version] = {}
@@ -121,11 +122,12 @@ class Session:
     def begin(self, job: dict[str, Any]) -> None:
         """Takes the table's entry and decides whether its version of the base release is kept (R4, R7).
 
-        `job` is the materialization's dictionary: `node` comes in; `keep`, and `view_sql` if so, go out.
+        `job` is the materialization's dictionary: `node` and `sql` come in; `keep`, and `view_sql` if so, go out.
         """
         if self.run is None or self.store is None:
             raise BuscoError("models of materialization lake are built in a run", "use: busco dbt build")
         unique_id = str(job["node"])
+        self.sql[unique_id] = str(job["sql"])
         table = self.project.table_of(unique_id)
         if table is None:
             raise BuscoError(f"{unique_id} is no table")
@@ -158,7 +160,7 @@ class Session:
         job.update(
             columns=columns,
             partition_by=partition_by,
-            copy_sql=model_sql.copy_sql(expressions, columns, partition_by, str(job.pop("sql")), store.url(folder)),
+            copy_sql=model_sql.copy_sql(expressions, columns, partition_by, str(job["sql"]), store.url(folder)),
         )
 
     def commit(self, job: dict[str, Any]) -> None:

@@ -1,0 +1,17 @@
+with order_items as (
+
+    select * from {{ ref('fct_order_items') }}
+
+)
+
+select
+    purchase_month,
+    category,
+    count(distinct order_id) as orders,
+    count(*) as items,
+    cast(sum(price) as decimal(18, 2)) as items_amount,
+    cast(sum(freight) as decimal(18, 2)) as freight_amount,
+    count(distinct seller_id) as sellers
+from order_items
+where is_sold
+group by purchase_month, category

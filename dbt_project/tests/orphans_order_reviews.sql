@@ -1,0 +1,30 @@
+{{ config(severity='warn') }}
+
+-- Rows of order_reviews whose order is not in bronze: they are left out of silver until it is.
+with deliveries as (
+
+    select * from {{ source('bronze', 'order_reviews') }}
+
+),
+
+orders as (
+
+    select * from {{ ref('orders') }}
+
+),
+
+latest as (
+
+    select *
+    from deliveries
+    qualify {{ latest_row(['review_id', 'order_id']) }}
+
+)
+
+select
+    latest.order_id,
+    latest._source_file,
+    latest._source_row
+from latest
+left join orders on latest.order_id = orders.order_id
+where orders.order_id is null

@@ -1,0 +1,110 @@
+"""A platform of a test's own: a dbt project, a local AWS with a lake, and the command, all below one folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from busco.aws import client
+from busco.embedded import aws
+from busco.lake import releases
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Release
+from busco.settings import Settings, get_settings
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = EnvironmentLayout("prod")
+
+
+@dataclass
+class Platform:
+    """`home` has the dbt project; `settings` are those of a process that runs there."""
+
+    home: Path
+
+    @property
+    def settings(self) -> Settings:
+        return get_settings()
+
+    @property
+    def store(self) -> ObjectStore:
+        return ObjectStore(client("s3", self.settings), self.settings.lake_bucket)
+
+    def live(self) -> Release:
+        live = releases.read_live(self.store, ENVIRONMENT)
+        assert live is not None, "nothing is published"
+        return live.release
+
+    def write(self, path: str, text: str) -> Path:
+        """Writes a file of the project, or any other below home."""
+        file = self.home / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    def model(self, path: str, sql: str, yaml: str = "") -> None:
+        """Writes a model, `gold/fct`, and its YAML."""
+        self.write(f"dbt_project/models/{path}.sql", sql)
+        if yaml:
+            self.write(f"dbt_project/models/{path}.yml", yaml)
+
+    def busco(self, *arguments: str, status: int = 0, environment: dict[str, str] | None = None) -> str:
+        """Runs the command as a user would; gives what it printed, both streams."""
+        result = subprocess.run(
+            [str(ROOT / ".venv-dbt/bin/python"), "-m", "busco", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self.home,
+            env={**os.environ, **(environment or {})},
+            timeout=300,
+        )
+        printed = result.stdout + result.stderr
+        assert result.returncode == status, f"exit status {result.returncode}:\n{printed}"
+        return printed
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Rows by Athena, as text."""
+        from busco.catalog import athena
+
+        return athena.query(client("athena", self.settings), sql, "busco", "busco_gold").rows
+
+    def duckdb(self, sql: str, release: Release | None = None) -> list[tuple[Any, ...]]:
+        from busco.lake.reading import query
+
+        return query(self.settings, release or self.live(), sql)[1]
+
+
+@contextmanager
+def platform(home: Path, project: Path) -> Iterator[Platform]:
+    """A copy of `project` (a folder with dbt_project/) with our macros and profile, and a running local AWS."""
+    shutil.copytree(project / "dbt_project", home / "dbt_project", dirs_exist_ok=True)
+    macros = home / "dbt_project/macros/materializations"
+    if not macros.exists():
+        shutil.copytree(ROOT / "dbt_project/macros/materializations", macros)
+        shutil.copyfile(ROOT / "dbt_project/profiles.yml", home / "dbt_project/profiles.yml")
+    (home / "deploy").mkdir(exist_ok=True)
+    if not (home / "deploy/aws").exists():
+        (home / "deploy/aws").symlink_to(ROOT / "deploy/aws")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}
+    with mock.patch.dict(os.environ, {**kept, "BUSCO_HOME": str(home)}, clear=True):
+        get_settings.cache_clear()
+        aws.up(get_settings(), lambda _: None)
+        get_settings.cache_clear()
+        try:
+            yield Platform(home)
+        finally:
+            aws.down(get_settings(), lambda _: None)
+            get_settings.cache_clear()
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [",".join(header)] + [",".join("" if v is None else str(v) for v in row) for row in rows]
+    return "\n".join(lines) + "\n"
