@@ -20,6 +20,7 @@ def aws_command() -> None:
 @click.option("--lake", help="which local lake to serve; the last one if not said")
 def aws_up(lake: str | None) -> None:
     """Starts it where it isn't running, deploys deploy/aws/, and shows the live release in Glue."""
+
     def after_start() -> None:
         get_settings.cache_clear()
         shown = show_glue(*opened())

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from busco.errors import BuscoError
+from busco.processes import kill_tree, process_alive
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,6 @@ class Process:
         return process_alive(self.pid, self.started)
 
 
-def process_alive(pid: int, started: float) -> bool:
-    """Whether the process with this pid and creation time exists and is no zombie."""
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False
-
-
 def record_path(state: Path, name: str) -> Path:
     return state / "run" / f"{name}.json"
 
@@ -55,10 +46,12 @@ def find(state: Path, name: str) -> Process | None:
     return process if process.alive() else None
 
 
-def start(state: Path, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path) -> Process:
+def start(
+    state: Path, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path, user: int | None = None
+) -> Process:
     """Starts a process in a session of its own, output to `<state>/log/<name>.log`, and records it.
 
-    Starting what runs already gives back the running one.
+    Starting what runs already gives back the running one. `user` is the uid (and gid) to run it as; None: ours.
     """
     if running := find(state, name):
         return running
@@ -73,6 +66,7 @@ def start(state: Path, name: str, command: Sequence[str], env: Mapping[str, str]
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            **({} if user is None else {"user": user, "group": user, "extra_groups": []}),
         )
     process = Process(name, child.pid, psutil.Process(child.pid).create_time(), str(log))
     path = record_path(state, name)
@@ -94,23 +88,6 @@ def stop(state: Path, name: str, grace: float = 20.0) -> bool:
     with contextlib.suppress(FileNotFoundError):
         record_path(state, name).unlink()
     return process is not None
-
-
-def kill_tree(pid: int, grace: float = 20.0) -> None:
-    """Ends a process and its descendants by id: SIGTERM to the first, and SIGKILL to what is left after `grace`
-    seconds."""
-    try:
-        root = psutil.Process(pid)
-        family = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root.send_signal(signal.SIGTERM)
-    _, left = psutil.wait_procs(family, timeout=grace)
-    for survivor in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            survivor.kill()
-    psutil.wait_procs(left, timeout=5)
 
 
 def wait_until(ready: Callable[[], bool], process: Process, what: str, limit: float, every: float = 0.1) -> None:
@@ -179,3 +156,9 @@ def locked(state: Path, name: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def known_port(state: Path, name: str) -> int:
+    """The port that `pick_port` gave `name` last; 0 where it never did."""
+    path = state / "ports.json"
+    return int(json.loads(path.read_text()).get(name, 0)) if path.is_file() else 0

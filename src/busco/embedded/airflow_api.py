@@ -1,0 +1,108 @@
+"""Airflow's stable REST API, as far as the command and the tests need it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import requests
+
+from busco.embedded import processes
+from busco.errors import BuscoError
+from busco.settings import Settings
+
+_PATIENCE = 60.0
+
+
+class AirflowApi:
+    """The embedded Airflow, as admin. Times in its answers are UTC."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.base = f"http://127.0.0.1:{processes.known_port(settings.state, 'airflow-webserver')}"
+        self.session = requests.Session()
+        self.session.trust_env = False  # no proxy on the way to this machine
+        self.session.auth = ("admin", "admin")
+
+    def health(self) -> dict[str, Any]:
+        """Airflow's report on itself, by service.
+
+        Raises:
+            OSError: nobody answers (requests' exceptions are such).
+        """
+        return dict(self.session.get(f"{self.base}/health", timeout=5).json())
+
+    def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
+        """A call below /api/v1.
+
+        Raises:
+            BuscoError: Airflow refuses it, with its reason.
+        """
+        answer = self.session.request(method, f"{self.base}/api/v1/{path}", json=body, params=query, timeout=60)
+        if answer.status_code >= 400:
+            try:
+                said = answer.json()
+                reason = said.get("detail") or said.get("title")
+            except ValueError:
+                reason = answer.text[:200]
+            raise BuscoError(f"Airflow: {method} {path}: {answer.status_code} {reason}")
+        return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
+
+    def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
+        """Starts a run of a DAG, waiting until Airflow knows it; gives the run's id.
+
+        Raises:
+            BuscoError: the DAG can't be imported (with the error), or stays unknown.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                dag = self.call("GET", f"dags/{dag_id}")
+                if dag["is_active"] and not dag["has_import_errors"]:
+                    return str(self.call("POST", f"dags/{dag_id}/dagRuns", {"conf": conf})["dag_run_id"])
+            except BuscoError:
+                if time.monotonic() > deadline:
+                    raise
+            errors = self.call("GET", "importErrors")["import_errors"]
+            if errors and time.monotonic() > deadline - _PATIENCE / 2:
+                raise BuscoError(f"{errors[0]['filename']} can't be imported:\n{errors[0]['stack_trace'].strip()}")
+            if time.monotonic() > deadline:
+                raise BuscoError(f"Airflow does not know the DAG {dag_id}", "look at the UI: make ui")
+            time.sleep(0.5)
+
+    def dag_run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        return dict(self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}"))
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """All of a run's tasks, however many."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=100, offset=len(found))
+            found += page["task_instances"]
+            if len(found) >= page["total_entries"] or not page["task_instances"]:
+                return found
+
+    def clear(
+        self, dag_id: str, run_id: str, task_ids: Sequence[str], downstream: bool = False, only_failed: bool = False
+    ) -> None:
+        """Clears tasks, as the UI's button does."""
+        body = {
+            "dry_run": False,
+            "dag_run_id": run_id,
+            "task_ids": list(task_ids),
+            "include_downstream": downstream,
+            "only_failed": only_failed,
+            "reset_dag_runs": True,
+        }
+        self.call("POST", f"dags/{dag_id}/clearTaskInstances", body)
+
+    def set_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Marks one task."""
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        self.call("PATCH", path, {"dry_run": False, "new_state": state})
+
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> str:
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}"
+        said = self.call("GET", path, full_content="true")
+        return said if isinstance(said, str) else json.dumps(said)
