@@ -6,6 +6,7 @@ is started for what is left, or (cleared, retried, or while another is busy) a r
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 
 from busco.lake.records import DOCS_NODE, Follower, Result, Runner
@@ -168,7 +169,7 @@ class Follow:
 
     async def _judge(self, runner: Runner, results: list[Result]) -> Ended | None:
         """The task's end by a runner's results; None where dbt skipped it for what was wrong upstream then."""
-        logs = [await self.watch.read_log(result.node, runner.number) for result in results]
+        logs = await asyncio.gather(*(self.watch.read_log(result.node, runner.number) for result in results))
         details = "\n".join(log.strip() for log in logs if log.strip())
         bad = [result for result in results if result.status in _BAD]
         if bad:

@@ -20,7 +20,7 @@ from busco.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_EVERY = 0.4  # seconds between two looks at a run's records
+_EVERY = 0.3  # seconds between two looks at a run's records
 _STUMBLES = 150  # looks that may fail in a row (a minute) before followers are told
 
 
@@ -28,23 +28,36 @@ class Conflict(Exception):
     """A conditional write lost."""
 
 
+# One client for each event loop, that is for the triggerer's life: making one costs a third of a second, in which no
+# other trigger moves.
+_clients: dict[int, Any] = {}
+
+
+async def objects_of(settings: Settings) -> AsyncObjects:
+    """The lake bucket, over this event loop's client."""
+    loop = id(asyncio.get_running_loop())
+    if loop not in _clients:
+        context = get_session().create_client(
+            "s3",
+            region_name=settings.region,
+            endpoint_url=settings.endpoint_url,
+            config=AioConfig(**CLIENT_CONFIG),
+        )
+        made = await context.__aenter__()
+        _clients.setdefault(loop, made)
+    return AsyncObjects(settings, _clients[loop])
+
+
 @dataclass
 class AsyncObjects:
     """The few S3 calls that triggers make, without blocking."""
 
     settings: Settings
+    s3: Any
 
-    def client(self) -> Any:
-        return get_session().create_client(
-            "s3",
-            region_name=self.settings.region,
-            endpoint_url=self.settings.endpoint_url,
-            config=AioConfig(**CLIENT_CONFIG),
-        )
-
-    async def get(self, s3: Any, key: str) -> tuple[bytes, str] | None:
+    async def get(self, key: str) -> tuple[bytes, str] | None:
         try:
-            answer = await s3.get_object(Bucket=self.settings.lake_bucket, Key=key)
+            answer = await self.s3.get_object(Bucket=self.settings.lake_bucket, Key=key)
         except ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                 return None
@@ -52,7 +65,7 @@ class AsyncObjects:
         async with answer["Body"] as body:
             return await body.read(), answer["ETag"]
 
-    async def put(self, s3: Any, key: str, body: str, etag: str | None) -> None:
+    async def put(self, key: str, body: str, etag: str | None) -> None:
         """Creates (etag None) or swaps an object.
 
         Raises:
@@ -60,15 +73,15 @@ class AsyncObjects:
         """
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         try:
-            await s3.put_object(Bucket=self.settings.lake_bucket, Key=key, Body=body.encode(), **condition)
+            await self.s3.put_object(Bucket=self.settings.lake_bucket, Key=key, Body=body.encode(), **condition)
         except ClientError as error:
             if error.response["Error"]["Code"] in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
                 raise Conflict(key) from error
             raise
 
-    async def etags(self, s3: Any, prefix: str) -> dict[str, str]:
+    async def etags(self, prefix: str) -> dict[str, str]:
         found: dict[str, str] = {}
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=self.settings.lake_bucket, Prefix=prefix)
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.settings.lake_bucket, Prefix=prefix)
         async for page in pages:
             found.update({item["Key"]: item["ETag"] for item in page.get("Contents", [])})
         return found
@@ -94,6 +107,7 @@ class Watch:
     settings: Settings
     pin: Pin
     launcher: Launcher
+    objects: AsyncObjects
     runners: dict[int, Runner] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     results: dict[tuple[str, int], Result] = field(default_factory=dict)
@@ -102,10 +116,8 @@ class Watch:
     slots: dict[str, Slot] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.objects = AsyncObjects(self.settings)
         self.layout = RunLayout(EnvironmentLayout(self.settings.environment).epoch(self.pin.run, self.pin.epoch))
         self.lock = asyncio.Lock()
-        self.s3: Any = None
         self._seen: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -159,7 +171,7 @@ class Watch:
         return self.final(RUNNER_NODE, number)
 
     async def read_log(self, node: str, runner: int) -> str:
-        stored = await self.objects.get(self.s3, self.layout.log(node, runner))
+        stored = await self.objects.get(self.layout.log(node, runner))
         return stored[0].decode(errors="replace") if stored else ""
 
     async def changed(self) -> None:
@@ -170,11 +182,11 @@ class Watch:
             raise self.problem
 
     async def read_follower(self, task: str) -> tuple[Follower, str] | None:
-        stored = await self.objects.get(self.s3, self.layout.follower(task))
+        stored = await self.objects.get(self.layout.follower(task))
         return (Follower.model_validate_json(stored[0]), stored[1]) if stored else None
 
     async def write_follower(self, follower: Follower, etag: str | None) -> None:
-        await self.objects.put(self.s3, self.layout.follower(follower.task), follower.model_dump_json(), etag)
+        await self.objects.put(self.layout.follower(follower.task), follower.model_dump_json(), etag)
 
     # -- the poller ---------------------------------------------------------------------------------------------------
 
@@ -182,36 +194,34 @@ class Watch:
         self.followers.add(task)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._poll())
-        await self.changed()
+            await self.changed()
 
     def leave(self, task: str) -> None:
         self.followers.discard(task)
 
     async def _poll(self) -> None:
-        async with self.objects.client() as s3:
-            self.s3 = s3
-            while self.followers:
-                try:
-                    await self._look(s3)
-                    self._stumbles = 0
-                except Exception as error:
-                    # S3 away for a while: the runner goes on, and so will we
-                    self._stumbles += 1
-                    log.warning("run=%s records not readable: %s", self.pin.run, error)
-                    if self._stumbles >= _STUMBLES:
-                        self.problem = error
-                event, self._changed = self._changed, asyncio.Event()
-                event.set()
-                if self.problem is not None:
-                    return
-                await asyncio.sleep(_EVERY)
+        while self.followers:
+            try:
+                await self._look()
+                self._stumbles = 0
+            except Exception as error:
+                # S3 away for a while: the runner goes on, and so will we
+                self._stumbles += 1
+                log.warning("run=%s records not readable: %s", self.pin.run, error)
+                if self._stumbles >= _STUMBLES:
+                    self.problem = error
+            event, self._changed = self._changed, asyncio.Event()
+            event.set()
+            if self.problem is not None:
+                return
+            await asyncio.sleep(_EVERY)
 
-    async def _look(self, s3: Any) -> None:
+    async def _look(self) -> None:
         # liveness first: what a runner wrote before it was seen gone is then in the listing that follows
         gone = [n for n, runner in self.runners.items() if n not in self.gone and not await self.launcher.alive(runner)]
-        etags = await self.objects.etags(s3, self.layout.prefix)
+        etags = await self.objects.etags(self.layout.prefix)
         wanted = [key for key, etag in etags.items() if self._seen.get(key) != etag and self._interesting(key)]
-        found = await asyncio.gather(*(self.objects.get(s3, key) for key in wanted))
+        found = await asyncio.gather(*(self.objects.get(key) for key in wanted))
         for key, stored in zip(wanted, found, strict=True):
             if stored is None:
                 continue
@@ -238,21 +248,20 @@ async def watch(settings: Settings, run: str) -> Watch:
     Raises:
         LookupError: the run has no pin.
     """
-    objects = AsyncObjects(settings)
+    objects = await objects_of(settings)
     environment = EnvironmentLayout(settings.environment)
-    async with objects.client() as s3:
-        keys = await objects.etags(s3, environment.runs(run))
-        pins = {
-            int(name.split("/")[0]) for key in keys if (name := key[len(environment.runs(run)) :]).endswith("/pin.json")
-        }
-        if not pins:
+    names = [key.removeprefix(environment.runs(run)) for key in await objects.etags(environment.runs(run))]
+    pins = {int(name.split("/")[0]) for name in names if name.endswith("/pin.json")}
+    if not pins:
+        raise LookupError(f"run {run} was never pinned")
+    key = (id(asyncio.get_running_loop()), run, max(pins))
+    if key not in _watches or _watches[key].problem is not None:
+        stored = await objects.get(RunLayout(environment.epoch(run, max(pins))).pin)
+        if stored is None:
             raise LookupError(f"run {run} was never pinned")
-        key = (id(asyncio.get_running_loop()), run, max(pins))
+        for old in [other for other, known in _watches.items() if not known.followers and other != key]:
+            del _watches[old]
         if key not in _watches or _watches[key].problem is not None:
-            stored = await objects.get(s3, RunLayout(environment.epoch(run, max(pins))).pin)
-            if stored is None:
-                raise LookupError(f"run {run} was never pinned")
-            for old in [other for other, known in _watches.items() if not known.followers]:
-                del _watches[old]
-            _watches.setdefault(key, Watch(settings, Pin.model_validate_json(stored[0]), launcher(settings)))
+            pin = Pin.model_validate_json(stored[0])
+            _watches[key] = Watch(settings, pin, launcher(settings), objects)
     return _watches[key]
