@@ -8,15 +8,17 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from busco.embedded import processes
 from busco.embedded.airflow_api import AirflowApi
+from busco.embedded.postgres import DATABASE, Postgres, secret
 from busco.embedded.postgres import NAME as POSTGRES
-from busco.embedded.postgres import Postgres, secret
 from busco.errors import BuscoError
 from busco.settings import Settings
 
@@ -40,47 +42,81 @@ def up(settings: Settings, say: Say) -> str:
         if processes.find(state, POSTGRES) is None:
             say("starting PostgreSQL")
         postgres.up()
-        if processes.find(state, "webserver") is None:
-            processes.pick_port(state, WEB)
-        variables = environment(settings)
-        _migrate(settings, variables, say)
-        started = []
-        for service in SERVICES:
-            if processes.find(state, service) is None:
-                started.append(service)
-                _forget_pid(settings, service)
-                processes.start(state, service, _command(service), variables, settings.home)
-        if started:
-            say(f"starting Airflow's {', '.join(started)}")
-        api = AirflowApi(settings)
-        for service in SERVICES:
-            process = processes.find(state, service)
-            if process is None:
-                raise BuscoError(f"Airflow's {service} ended while starting", f"see {state / 'log' / service}.log")
-            processes.wait_until(lambda service=service: healthy(api, service), process, service, _LIMIT, every=0.25)
+        try:
+            _up(settings, postgres, say)
+        except _Vanished:  # killed just before, and still there when we looked
+            _up(settings, postgres, say)
     return url(settings)
 
 
+class _Vanished(BuscoError):
+    """A service that ran when we came ended before it was healthy."""
+
+
+def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
+    state = settings.state
+    if processes.find(state, "webserver") is None:
+        # what a killed one left still has its port
+        processes.stop(state, "webserver")
+        processes.pick_port(state, WEB)
+    variables = environment(settings)
+    _migrate(settings, postgres, variables, say)
+    missing = [service for service in SERVICES if processes.find(state, service) is None]
+    _retire(postgres, missing)
+    for service in missing:
+        _forget_pid(settings, service)
+        own = _webserver_files(state) if service == "webserver" else {}
+        processes.start(state, service, _command(service), {**variables, **own}, settings.home)
+    if missing:
+        say(f"starting Airflow's {', '.join(missing)}")
+    api = AirflowApi(settings)
+    for service in SERVICES:
+        process = processes.find(state, service)
+        try:
+            if process is None:
+                raise BuscoError(f"Airflow's {service} ended while starting", f"see {state / 'log' / service}.log")
+            processes.wait_until(partial(healthy, api, service), process, service, _LIMIT, every=0.25)
+        except BuscoError as error:
+            if service not in missing and processes.find(state, service) is None:
+                raise _Vanished(error.message, error.hint) from None
+            raise
+
+
 def down(settings: Settings, say: Say) -> None:
-    """Ends all of it, PostgreSQL last; its database stays."""
-    for service in reversed(SERVICES):
-        if processes.stop(settings.state, service):
-            say(f"ended Airflow's {service}")
-    if processes.find(settings.state, POSTGRES) is not None:
-        Postgres(settings.state).down()
-        say("ended PostgreSQL")
+    """Ends all of it, PostgreSQL last; its database stays. A start that is under way ends first."""
+    state = settings.state
+    if not (state / "run").is_dir():
+        return
+    with processes.locked(state, "airflow-up"):
+        with ThreadPoolExecutor(len(SERVICES)) as pool:
+            ended = list(pool.map(lambda service: processes.stop(state, service, grace=10), SERVICES))
+        for service, was_there in zip(SERVICES, ended, strict=True):
+            if was_there:
+                say(f"ended Airflow's {service}")
+        was_there = processes.find(state, POSTGRES) is not None
+        Postgres(state).down()
+        if was_there:
+            say("ended PostgreSQL")
 
 
 def status(settings: Settings) -> list[tuple[str, str]]:
-    """Each service: `running (pid N)`, `unhealthy (pid N)`, or `stopped`."""
+    """Each service: `running (pid N)`, `unhealthy (pid N)`, or `stopped`.
+
+    Scheduler and triggerer are judged by what the webserver says of them, if it answers.
+    """
     rows = []
-    api = AirflowApi(settings)
+    report = _report(AirflowApi(settings))
     for name in (POSTGRES, *SERVICES):
         process = processes.find(settings.state, name)
         if process is None:
             rows.append((name, "stopped"))
             continue
-        good = Postgres(settings.state).ready() if name == POSTGRES else healthy(api, name)
+        if name == POSTGRES:
+            good = Postgres(settings.state).ready()
+        elif name == "webserver":
+            good = report is not None
+        else:
+            good = report is None or report.get(name, {}).get("status") == "healthy"
         rows.append((name, f"{'running' if good else 'unhealthy'} (pid {process.pid})"))
     return rows
 
@@ -92,11 +128,17 @@ def url(settings: Settings) -> str:
 
 def healthy(api: AirflowApi, service: str) -> bool:
     """Whether Airflow's own health report says so of a service; the webserver's is that it answers."""
-    try:
-        report = api.health()
-    except (OSError, ValueError, urllib.error.URLError):
+    report = _report(api)
+    if report is None:
         return False
     return service == "webserver" or report.get(service, {}).get("status") == "healthy"
+
+
+def _report(api: AirflowApi) -> dict[str, Any] | None:
+    try:
+        return api.health()
+    except (OSError, ValueError):
+        return None
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -112,12 +154,15 @@ def environment(settings: Settings) -> dict[str, str]:
         "CORE__DAGS_FOLDER": str(settings.home / "dags"),
         "CORE__PLUGINS_FOLDER": str(settings.home / "plugins"),
         "CORE__EXECUTOR": "LocalExecutor",
+        # worker processes that wait from the start: few tasks need one, the models live in the triggerer
         "CORE__PARALLELISM": "4",
         "CORE__LOAD_EXAMPLES": "False",
         "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "CORE__FERNET_KEY": fernet,
         # a DAG file that takes longer is broken; Cosmos takes a second or two for 1,000 models
         "CORE__DAGBAG_IMPORT_TIMEOUT": "60",
+        # not the full name, which asks a name server: slow or impossible on a laptop that is offline
+        "CORE__HOSTNAME_CALLABLE": "socket.gethostname",
         "DATABASE__SQL_ALCHEMY_CONN": Postgres(state).dsn.replace("postgresql://", "postgresql+psycopg2://"),
         "DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
         "WEBSERVER__WEB_SERVER_HOST": "127.0.0.1",
@@ -136,6 +181,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "5",
         "CORE__MIN_SERIALIZED_DAG_FETCH_INTERVAL": "2",
         "LOGGING__BASE_LOG_FOLDER": str(state / "log" / "airflow"),
+        "SCHEDULER__CHILD_PROCESS_LOG_DIRECTORY": str(state / "log" / "airflow" / "scheduler"),
+        "LOGGING__LOGGING_CONFIG_CLASS": "busco.embedded.airflow_logging.LOGGING_CONFIG",
         "LOGGING__COLORED_CONSOLE_LOG": "False",
         "LOGGING__DAG_PROCESSOR_MANAGER_LOG_LOCATION": str(state / "log" / "airflow" / "dag_processor.log"),
         # the models' tasks live in the triggerer: as many as a graph is wide
@@ -167,9 +214,36 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def _command(service: str) -> list[str]:
+    if service == "triggerer":
+        return [sys.executable, "-m", "busco.embedded.airflow_triggerer", "--skip-serve-logs"]
     airflow = str(Path(sys.executable).parent / "airflow")
     # the webserver reads logs from this machine's files; a log server would listen on every address
     return [airflow, service] if service == "webserver" else [airflow, service, "--skip-serve-logs"]
+
+
+def _webserver_files(state: Path) -> dict[str, str]:
+    """Keeps the webserver's files below the state folder.
+
+    Its cache lies there under a fixed name: in the machine's own, another user's costs each start half a minute. The
+    scheduler keeps the usual folder: it has a socket there, whose path may not be long.
+    gunicorn's control socket, which nobody here uses, would lie in the user's home, one for all checkouts.
+    """
+    folder = state / "airflow" / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"TMPDIR": str(folder), "GUNICORN_CMD_ARGS": "--no-control-socket"}
+
+
+def _retire(postgres: Postgres, services: Sequence[str]) -> None:
+    """Writes down that former schedulers and triggerers are gone, where none runs.
+
+    Airflow believes one that was killed alive for another half a minute: its tasks and triggers would wait for as
+    long (tasks of a worker even five minutes), and it would count as the healthy one.
+    """
+    jobs = [f"{service.capitalize()}Job" for service in services]
+    with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(
+            "update job set state = 'failed', end_date = now() where state = 'running' and job_type = any(%s)", [jobs]
+        )
 
 
 def _forget_pid(settings: Settings, service: str) -> None:
@@ -178,16 +252,23 @@ def _forget_pid(settings: Settings, service: str) -> None:
         file.unlink()
 
 
-def _migrate(settings: Settings, variables: dict[str, str], say: Say) -> None:
-    """Airflow's tables and the user admin, once for each version of Airflow."""
-    versions = [importlib.metadata.version(name) for name in ("apache-airflow", "apache-airflow-providers-fab")]
-    done = settings.state / "airflow" / f"migrated-{'-'.join(versions)}"
-    if done.exists():
-        return
+def _migrate(settings: Settings, postgres: Postgres, variables: dict[str, str], say: Say) -> None:
+    """Airflow's tables and the user admin, once for each version of Airflow.
+
+    The database itself says which it was made for, so that a new one is never taken for one that is made.
+    """
+    packages = ("apache-airflow", "apache-airflow-providers-fab")
+    wanted = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    ask = "select shobj_description(oid, 'pg_database') from pg_database where datname = current_database()"
+    with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(ask)
+        if cursor.fetchone() == (wanted,):
+            return
     say("making Airflow's database (the first time only)")
     command = [sys.executable, "-m", "busco.embedded.airflow_database"]
     made = subprocess.run(command, env=variables, cwd=settings.home, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         tail = "\n".join((made.stdout + made.stderr).splitlines()[-20:])
         raise BuscoError(f"Airflow's database can't be made:\n{tail}")
-    done.touch()
+    with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(f"comment on database {DATABASE} is %s", [wanted])

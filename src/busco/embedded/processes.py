@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
+import signal
 import socket
 import subprocess
 import time
@@ -16,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from busco.errors import BuscoError
-from busco.processes import kill_tree, process_alive
+from busco.processes import process_alive
 
 
 @dataclass(frozen=True)
@@ -46,48 +48,114 @@ def find(state: Path, name: str) -> Process | None:
     return process if process.alive() else None
 
 
+# The child waits here until its record is written: killed between the two, we leave no process that nobody knows.
+_GATE = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
+
+
 def start(
     state: Path, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path, user: int | None = None
 ) -> Process:
     """Starts a process in a session of its own, output to `<state>/log/<name>.log`, and records it.
 
-    Starting what runs already gives back the running one. `user` is the uid (and gid) to run it as; None: ours.
+    Starting what runs already gives back the running one; what is left of one that died is ended first. `user` is the
+    uid to run it as, with that user's own group; None: ours.
     """
     if running := find(state, name):
         return running
+    _end_session(state, name)
     log = state / "log" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         child = subprocess.Popen(
-            list(command),
+            [*_GATE, *command],
             env=dict(env),
             cwd=cwd,
             stdout=out,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             start_new_session=True,
-            **({} if user is None else {"user": user, "group": user, "extra_groups": []}),
+            user=user,
+            group=None if user is None else pwd.getpwuid(user).pw_gid,
+            extra_groups=None if user is None else [],
         )
-    process = Process(name, child.pid, psutil.Process(child.pid).create_time(), str(log))
-    path = record_path(state, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(asdict(process)))
-    scratch.rename(path)
+    assert child.stdin is not None
+    # closing it without a word, as our own death does, ends the child
+    with contextlib.suppress(BrokenPipeError), child.stdin as gate:
+        process = Process(name, child.pid, psutil.Process(child.pid).create_time(), str(log))
+        path = record_path(state, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(asdict(process)))
+        scratch.rename(path)
+        gate.write(b"go\n")
     return process
 
 
 def stop(state: Path, name: str, grace: float = 20.0) -> bool:
     """Ends the process of that name and all of its children: SIGTERM, after `grace` seconds SIGKILL.
 
-    Returns whether there was one.
+    Returns whether there was one, or something left of one that died.
     """
     process = find(state, name)
     if process is not None:
-        kill_tree(process.pid, grace)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(process.pid)
+            family = [root, *root.children(recursive=True)]
+            root.send_signal(signal.SIGTERM)
+            for survivor in wait_ended(family, grace):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    survivor.kill()
+            wait_ended(family, 5)
+    left = _end_session(state, name)
     with contextlib.suppress(FileNotFoundError):
         record_path(state, name).unlink()
-    return process is not None
+    return process is not None or left
+
+
+def wait_ended(family: Sequence[psutil.Process], limit: float) -> list[psutil.Process]:
+    """Waits until processes have ended, at most `limit` seconds; gives those that have not.
+
+    A zombie has ended: where the first process of a container reaps late or never, it stays one.
+    """
+
+    def lives(process: psutil.Process) -> bool:
+        try:
+            return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    deadline = time.monotonic() + limit
+    while (left := [process for process in family if lives(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _end_session(state: Path, name: str) -> bool:
+    """Ends what is left of a recorded process that is gone: its children, if it was killed alone, still are in the
+    session that it led. Returns whether there were any."""
+    try:
+        record = Process(**json.loads(record_path(state, name).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return False
+    # A session's number is not given away while somebody is in it; after a restart of the machine, or where another
+    # process has it as its pid, it is no longer ours.
+    if record.started < psutil.boot_time():
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if abs(psutil.Process(record.pid).create_time() - record.started) >= 1.0:
+            return False
+    left = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            if pid != record.pid and os.getsid(pid) == record.pid:
+                left += wait_ended([psutil.Process(pid)], 0)
+    for wanted in (signal.SIGTERM, signal.SIGKILL):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(wanted)
+        if not wait_ended(left, 5):
+            break
+    return bool(left)
 
 
 def wait_until(ready: Callable[[], bool], process: Process, what: str, limit: float, every: float = 0.1) -> None:
