@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -86,7 +87,8 @@ class FollowTrigger(BaseTrigger):
             return TriggerEvent({"state": state, "text": text, "details": details})
         (self.log.error if state == "failed" else self.log.info)("%s", text)
         if details:
-            self.log.info("dbt's log:\n%s", details)
+            # indented: Airflow's log reader sorts lines that begin with a time, ours among dbt's
+            self.log.info("dbt's log:\n%s", textwrap.indent(details, "  "))
         if state == "success":
             return TaskSuccessEvent()
         return TaskSkippedEvent() if state == "skipped" else TaskFailedEvent()

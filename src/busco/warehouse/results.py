@@ -112,9 +112,15 @@ def located(message: str, project: Project, node: str, sql: str) -> tuple[str, s
     Returns the text, and `<file>:<line>` of the compiled SQL where DuckDB names a line, else the node's file.
     """
     said = project.node(node)
-    if said["resource_type"] != "model":
-        return message.strip(), str(said["original_file_path"])
-    path = f"target/compiled/{project.name}/{said['original_file_path']}"
+    path = str(said["original_file_path"])
+    if node in project.unit_tests:
+        # a unit test runs the model's SQL on rows of its own: the model's file is what to look at
+        tested = project.node(project.unit_tests[node])
+        path, sql = str(tested["original_file_path"]), str(tested["raw_code"])
+    elif said["resource_type"] == "model":
+        path = f"target/compiled/{project.name}/{path}"
+    else:
+        return message.strip(), path
     found: list[int] = []
 
     def shift(match: re.Match[str]) -> str:

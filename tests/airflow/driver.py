@@ -1,0 +1,93 @@
+"""What a test does to a running platform, as its users do it: by the command, by Airflow's API, by the files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from busco.aws import client
+from busco.embedded.airflow_api import AirflowApi
+from busco.environments import python
+from busco.lake import releases
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Release
+from busco.settings import get_settings
+
+DAG = "lakehouse"
+ENVIRONMENT = EnvironmentLayout("prod")
+
+
+@dataclass
+class Driver:
+    home: Path
+
+    @property
+    def api(self) -> AirflowApi:
+        return AirflowApi(get_settings())
+
+    @property
+    def store(self) -> ObjectStore:
+        settings = get_settings()
+        return ObjectStore(client("s3", settings), settings.lake_bucket)
+
+    def busco(self, *arguments: str) -> str:
+        command = [str(python(get_settings(), "dbt")), "-m", "busco", *arguments]
+        done = subprocess.run(command, cwd=self.home, env=dict(os.environ), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def write(self, path: str, text: str) -> str:
+        """Writes a file below home and gives what it held before."""
+        file = self.home / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        before = file.read_text() if file.exists() else ""
+        file.write_text(text)
+        return before
+
+    def live(self) -> Release | None:
+        live = releases.read_live(self.store, ENVIRONMENT)
+        return live.release if live else None
+
+    # -- runs ---------------------------------------------------------------------------------------------------------
+
+    def start(self, dag: str = DAG, **conf: Any) -> str:
+        return self.api.trigger(dag, conf)
+
+    def states(self, run: str, dag: str = DAG) -> dict[str, str]:
+        return {task["task_id"]: str(task["state"]) for task in self.api.task_instances(dag, run)}
+
+    def tries(self, run: str) -> dict[str, int]:
+        return {task["task_id"]: int(task["try_number"]) for task in self.api.task_instances(DAG, run)}
+
+    def finish(self, run: str, dag: str = DAG, limit: float = 120) -> str:
+        """Waits for a run's end; gives its state."""
+        self.wait(lambda: self.api.dag_run(dag, run)["state"] in ("success", "failed"), limit)
+        return str(self.api.dag_run(dag, run)["state"])
+
+    def run(self, dag: str = DAG, **conf: Any) -> tuple[str, str]:
+        """A whole run: its id and its state."""
+        run = self.start(dag, **conf)
+        return run, self.finish(run, dag)
+
+    def log(self, run: str, task: str, dag: str = DAG) -> str:
+        """The log of a task's last try."""
+        attempt = next(t["try_number"] for t in self.api.task_instances(dag, run) if t["task_id"] == task)
+        return self.api.log(dag, run, task, attempt)
+
+    def clear(self, run: str, *tasks: str, downstream: bool = True) -> None:
+        self.api.clear(DAG, run, tasks, downstream=downstream)
+        self.wait(lambda: self.api.dag_run(DAG, run)["state"] != "failed", 30)
+
+    def wait(self, ready: Callable[[], bool], limit: float = 60) -> None:
+        deadline = time.monotonic() + limit
+        pause = threading.Event()
+        while not ready():
+            assert time.monotonic() < deadline, "not within the limit"
+            pause.wait(0.2)

@@ -1,0 +1,230 @@
+"""The DAG `lakehouse` as on-call knows it: what is red, why, and what clearing does. Each test leaves it green."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from busco.embedded import airflow, processes
+from busco.lake.layout import run_key
+from busco.lake.runs import open_run
+from busco.settings import get_settings
+from tests.airflow.driver import DAG, ENVIRONMENT, Driver
+
+FCT = "dbt_project/models/gold/fct.sql"
+TASKS = {
+    "pin",
+    "models.orders_run",
+    "models.v_orders_run",
+    "models.fct.run",
+    "models.fct.test",
+    "docs",
+    "publish",
+    "glue",
+}
+
+
+def deliver(driver: Driver, name: str, day: int) -> None:
+    driver.write(f"in/orders-{name}.csv", f"id,customer,amount,day,n\n{name},x,1.00,2018-03-{day:02},1\n")
+    driver.busco("ingest", str(driver.home / "in"))
+
+
+def runners(driver: Driver, run: str) -> list[str]:
+    return [runner.kind for runner in open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()]
+
+
+def test_a_green_run_publishes_and_shows_its_tables_in_glue(driver: Driver) -> None:
+    run, state = driver.run()
+    assert state == "success"
+    assert driver.states(run) == dict.fromkeys(TASKS, "success")
+    release = driver.live()
+    assert release.run == run_key(DAG, run)
+    assert set(release.tables) == {"bronze.orders", "silver.orders", "gold.fct"}
+    assert driver.busco("query", "--format", "csv", "select count(*) as n from busco_gold.fct") == "n\n2\n"
+    assert runners(driver, run) == ["shared"], "one process built it all"
+    assert "2 rows" in driver.log(run, "models.fct.run")
+
+
+def test_a_broken_model_is_exactly_the_red_task_and_clearing_it_finishes_the_run(driver: Driver) -> None:
+    deliver(driver, "broken", 1)
+    before = driver.live()
+    whole = driver.write(FCT, "select day, n,\n  nonsense\nfrom {{ ref('v_orders') }}")
+    try:
+        run, state = driver.run()
+    finally:
+        driver.write(FCT, whole)
+    assert state == "failed"
+    states = driver.states(run)
+    assert {task for task, s in states.items() if s == "failed"} == {"models.fct.run"}
+    assert {task for task, s in states.items() if s == "upstream_failed"} == {
+        "models.fct.test",
+        "docs",
+        "publish",
+        "glue",
+    }
+    log = driver.log(run, "models.fct.run")
+    first = next(line for line in log.splitlines() if "ERROR" in line)
+    assert "model gold.fct failed" in first
+    assert "nonsense" in log
+    assert "fct.sql:2" in log
+    assert "→ mend it, then clear this task" in log
+    assert "\x1b[" not in log
+    assert driver.live() == before
+
+    built = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).entries()["silver.orders"].version.version
+    driver.clear(run, "models.fct.run")
+    assert driver.finish(run) == "success"
+    release = driver.live()
+    assert release.run == run_key(DAG, run)
+    assert release.tables["silver.orders"].version == built, "what was green is not built again"
+    assert driver.tries(run)["models.orders_run"] == 1
+    assert driver.tries(run)["models.fct.run"] == 2
+
+
+def test_a_failed_test_is_the_red_task_and_clearing_its_model_finishes_the_run(driver: Driver) -> None:
+    deliver(driver, "doubled", 2)
+    before = driver.live()
+    whole = driver.write(FCT, "")
+    driver.write(FCT, f"{whole}\nunion all\n{whole}")
+    try:
+        run, state = driver.run()
+    finally:
+        driver.write(FCT, whole)
+    assert state == "failed"
+    states = driver.states(run)
+    # dbt's unit test of the model notices first
+    assert {task for task, s in states.items() if s == "failed"} == {"models.fct.run"}
+    assert "unit_test" in driver.log(run, "models.fct.run") or "sums" in driver.log(run, "models.fct.run")
+    assert driver.live() == before
+    driver.clear(run, "models.fct.run")
+    assert driver.finish(run) == "success"
+
+
+def test_a_failed_data_test_leaves_its_model_green_and_the_old_release_live(driver: Driver) -> None:
+    deliver(driver, "nulls", 3)
+    before = driver.live()
+    yaml = "dbt_project/models/gold/fct.yml"
+    whole = driver.write(yaml, "")
+    driver.write(
+        yaml,
+        whole.replace(
+            "data_tests: [unique, not_null]",
+            "data_tests: [unique, {accepted_values: {arguments: {values: ['2018-01-01']}}}]",
+        ),
+    )
+    try:
+        driver.busco("dbt", "parse")
+        run, state = driver.run()
+    finally:
+        driver.write(yaml, whole)
+    assert state == "failed"
+    assert {task for task, s in driver.states(run).items() if s == "failed"} == {"models.fct.test"}
+    log = driver.log(run, "models.fct.test")
+    assert "tests of gold.fct failed" in log
+    assert "accepted_values" in log
+    assert driver.live() == before
+    driver.busco("dbt", "parse")
+
+
+def test_a_model_cleared_alone_after_its_tests_is_not_published_untested(driver: Driver) -> None:
+    deliver(driver, "alone", 4)
+    run = driver.start()
+    assert driver.finish(run) == "success"
+    release = driver.live()
+    deliver(driver, "alone-2", 5)
+    run = driver.start()
+    driver.wait(lambda: driver.states(run).get("models.fct.test") == "success")
+    assert driver.finish(run) == "success"
+    published = driver.live()
+    assert published != release
+    driver.clear(run, "models.fct.run", "publish", downstream=False)
+    # publish finds the run published already, and says so whether or not the model is being rebuilt meanwhile
+    assert driver.finish(run) == "success"
+    assert driver.live() == published
+
+
+def test_what_is_not_selected_ends_skipped(driver: Driver) -> None:
+    run, state = driver.run(select="orders")
+    assert state == "success"
+    states = driver.states(run)
+    assert states["models.orders_run"] == "success"
+    assert states["models.fct.run"] == states["models.fct.test"] == states["models.v_orders_run"] == "skipped"
+    assert states["publish"] == "success"
+
+
+def test_a_selection_that_matches_nothing_fails_the_pin_with_the_reason(driver: Driver) -> None:
+    run, state = driver.run(select="nothing_of_that_name")
+    assert state == "failed"
+    assert driver.states(run)["pin"] == "failed"
+    assert "matches nothing" in driver.log(run, "pin")
+
+
+def test_rollback_holds_publishing_until_resume_starts_a_new_run(driver: Driver) -> None:
+    deliver(driver, "rolled", 6)
+    old = driver.live()
+    assert driver.run()[1] == "success"
+    bad = driver.live()
+    _, state = driver.run("operations", action="rollback", release=old.release, reason="wrong prices")
+    assert state == "success"
+    assert driver.live().rolled_back_to == old.release
+    count = "select count(*) as n from busco_silver.orders"
+    assert driver.busco("query", "--format", "csv", count) == f"n\n{old.tables['silver.orders'].rows}\n"
+    held, state = driver.run()
+    assert state == "success"
+    assert driver.states(held)["publish"] == "skipped"
+    assert "on hold" in driver.log(held, "publish")
+    resumed, state = driver.run("operations", action="resume")
+    assert state == "success"
+    assert run_key(DAG, held) in driver.log(resumed, "resume", "operations")
+    started = driver.api.call("GET", f"dags/{DAG}/dagRuns", order_by="-start_date", limit=1)["dag_runs"][0]
+    assert driver.finish(started["dag_run_id"]) == "success"
+    assert driver.live().tables["silver.orders"].rows == bad.tables["silver.orders"].rows
+
+
+@pytest.mark.parametrize("victim", ["runner", "triggerer", "scheduler"])
+def test_a_run_ends_right_when_a_process_is_killed_under_it(driver: Driver, victim: str) -> None:
+    deliver(driver, f"killed-{victim}", {"runner": 7, "triggerer": 8, "scheduler": 9}[victim])
+    # a model that takes long enough to be killed in
+    slow = "select day, sum(n) as n, sum(amount) as amount, count(*) as orders, list(id order by id) as ids "
+    slow += (
+        "from {{ ref('v_orders') }} where (select count(*) from range(300000000) r(i) where i % 7 = 3) > 0 group by day"
+    )
+    whole = driver.write(FCT, slow)
+    try:
+        run = driver.start()
+        key = run_key(DAG, run)
+        driver.wait(lambda: driver.states(run).get("models.v_orders_run") == "success")
+        if victim == "runner":
+            runner = open_run(driver.store, ENVIRONMENT, key).runners()[0]
+            os.kill(runner.pid, signal.SIGKILL)
+        else:
+            process = processes.find(get_settings().state, victim)
+            for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+                one.kill()
+            airflow.up(get_settings(), lambda _: None)
+        assert driver.finish(run, limit=180) == "success"
+    finally:
+        driver.write(FCT, whole)
+    assert driver.live().run == key
+    made = open_run(driver.store, ENVIRONMENT, key)
+    assert len(made.runners()) == (2 if victim == "runner" else 1)
+    built = [r for r in made.results() if r.node == "model.busco.orders"]
+    assert len(built) == 1, "nothing is built twice"
+
+
+def test_marking_a_following_task_failed_stops_its_runner(driver: Driver) -> None:
+    whole = driver.write(FCT, "select count(*) as n from range(100000000000) r(i) where i % 7 = 3")
+    try:
+        run = driver.start(full_refresh=True)
+        key = run_key(DAG, run)
+        driver.wait(lambda: driver.states(run).get("models.v_orders_run") == "success")
+        driver.wait(lambda: driver.states(run).get("models.fct.run") == "deferred")
+        (runner,) = open_run(driver.store, ENVIRONMENT, key).runners()
+        driver.api.set_state(DAG, run, "models.fct.run", "failed")
+        driver.wait(lambda: not processes.process_alive(runner.pid, runner.started), 30)
+        assert driver.finish(run) == "failed"
+    finally:
+        driver.write(FCT, whole)
