@@ -13,9 +13,15 @@ daily_sales as (
 sums as (
 
     select
-        (select coalesce(sum(order_amount), 0) from orders where is_sold) as of_orders,
+        (
+            select coalesce(sum(order_amount), 0) from orders
+            where is_sold
+        ) as of_orders,
         (select coalesce(sum(order_amount), 0) from daily_sales) as of_days,
-        (select count(*) from orders where is_sold) as orders,
+        (
+            select count(*) from orders
+            where is_sold
+        ) as orders,
         (select coalesce(sum(orders), 0) from daily_sales) as orders_of_days
 
 )

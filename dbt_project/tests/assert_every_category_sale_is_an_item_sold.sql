@@ -13,7 +13,10 @@ category_sales as (
 sums as (
 
     select
-        (select count(*) from order_items where is_sold) as items,
+        (
+            select count(*) from order_items
+            where is_sold
+        ) as items,
         (select coalesce(sum(items), 0) from category_sales) as items_of_categories
 
 )

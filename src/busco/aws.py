@@ -24,6 +24,6 @@ def client(service: str, settings: Settings) -> Any:
     Thread-safe, as boto3's clients are. `endpoint_url` None means AWS's own.
     """
     session = boto3.session.Session(region_name=settings.region)
-    return session.client(  # type: ignore[call-overload]
+    return session.client(  # type: ignore[call-overload, unused-ignore]
         service, endpoint_url=settings.endpoint_url, config=Config(**CLIENT_CONFIG)
     )

@@ -12,7 +12,7 @@ def process_alive(pid: int, started: float) -> bool:
     """Whether the process with this pid and creation time (seconds since the epoch) exists and is no zombie."""
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        return bool(abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
 

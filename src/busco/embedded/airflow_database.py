@@ -15,7 +15,12 @@ def main() -> None:
         if manager.find_user("admin") is None:
             # the embedded platform listens on this machine only
             made = manager.add_user(
-                "admin", "Admin", "User", "admin@example.com", manager.find_role("Admin"), password="admin"
+                "admin",
+                "Admin",
+                "User",
+                "admin@example.com",
+                manager.find_role("Admin"),
+                password="admin",  # noqa: S106
             )
             if not made:
                 raise SystemExit("the user admin could not be made")

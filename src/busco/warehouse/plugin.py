@@ -23,7 +23,7 @@ def activate(session: Session | None) -> None:
     """Makes `session` the one that connections of this process work for; None ends it."""
     global _active
     # dbt-duckdb keeps its connection over commands of one process: another session needs another one
-    DuckDBConnectionManager.close_all_connections()
+    DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
     _active = session
 
 

@@ -183,7 +183,7 @@ def _check_parents(project: Project, session: Session, graph: Sequence[str]) -> 
     Raises:
         BuscoError: some have none; reading nothing in their stead would be a lie.
     """
-    here = {project.table_of(node) for node in graph}
+    here = {table for node in graph if (table := project.table_of(node))}
     missing: dict[str, list[str]] = {}
     for node in graph:
         if node in project.nodes:
