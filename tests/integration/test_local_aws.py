@@ -166,9 +166,9 @@ def test_the_variables_file_is_its_owners_and_names_everything(server: Server) -
 
 def test_a_stopped_one_says_how_to_start_it(state: Path) -> None:
     server = started(state)
-    pid = server.process.pid
+    process = server.process
     aws.down(server.settings, quiet)
-    assert not psutil.pid_exists(pid)
+    assert not process.alive()
     assert aws.status(server.settings) == [("local AWS", "not running")]
     with pytest.raises(BuscoError, match="busco aws up"):
         aws.env_lines(server.settings)

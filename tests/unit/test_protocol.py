@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -80,12 +81,16 @@ class Lake:
         found.update({t: e.version.version for t, e in run.entries().items() if e.version})
         return found
 
-    def build(self, run: Run, table: str, runner: int = 1) -> None:
+    def build(self, run: Run, table: str, runner: int = 1, keep: bool = False) -> None:
         seen = self.visible(run)
         if any(parent not in seen for parent in PARENTS[table]):
             return
-        token = run.take(table, runner)
-        run.enter(table, token, version(table, {p: seen[p] for p in PARENTS[table]}), kept=False)
+        token, inputs = run.take(table, runner), {p: seen[p] for p in PARENTS[table]}
+        known = base.tables.get(table) if (base := run.base()) else None
+        if keep and known is not None and known.inputs == inputs:
+            run.enter(table, token, known, kept=True)
+        else:
+            run.enter(table, token, version(table, inputs), kept=False)
 
     def test(self, run: Run, test: str, passed: bool = True, runner: int = 1) -> None:
         seen = self.visible(run)
@@ -94,9 +99,9 @@ class Lake:
             self.passed.add((test, frozenset(reads.items())))
         run.put_result(Result(node=test, runner=runner, status="success" if passed else "failed", reads=reads))
 
-    def build_all(self, run: Run) -> None:
+    def build_all(self, run: Run, keep: bool = False) -> None:
         for table in PARENTS:
-            self.build(run, table)
+            self.build(run, table, keep=keep)
         for test in TESTS:
             self.test(run, test)
 
@@ -151,11 +156,11 @@ class Protocol(RuleBasedStateMachine):
         self.lake.test(data.draw(st.sampled_from(self.runs)), test, passed, runner)
 
     @precondition(lambda self: self.runs)
-    @rule(data=st.data(), kill=kills)
-    def whole_run(self, data, kill) -> None:
+    @rule(data=st.data(), kill=kills, keep=st.booleans())
+    def whole_run(self, data, kill, keep) -> None:
         run = data.draw(st.sampled_from(self.runs))
         with self.process(kill):
-            self.lake.build_all(run)
+            self.lake.build_all(run, keep)
             self.lake.publish(run)
 
     @precondition(lambda self: self.runs)
@@ -218,6 +223,15 @@ class Protocol(RuleBasedStateMachine):
             self.held_at = None
         else:
             assert self.lake.live().kind == "rollback"
+
+    @invariant()
+    def publishing_takes_nothing_back(self) -> None:
+        """Only a rollback shows less than what was live."""
+        releases_ = list(releases.history(self.lake.store, ENVIRONMENT))
+        for newer, older in itertools.pairwise(releases_):
+            if newer.kind == "publish":
+                shown, before = (set(release.tables["bronze.b"].deliveries) for release in (newer, older))
+                assert shown >= before, f"{newer.release} takes back {before - shown}"
 
     @invariant()
     def no_run_is_published_twice_and_every_release_was_tested(self) -> None:
@@ -363,6 +377,39 @@ def test_P6_a_run_that_another_contains_is_superseded(lake: Lake) -> None:
     lake.publish(two)
     with pytest.raises(releases.Skipped, match="superseded by"):
         lake.publish(one)
+
+
+def test_P6_what_a_run_kept_never_puts_back_what_another_has_published(lake: Lake) -> None:
+    published(lake)
+    old = lake.live()
+    one = lake.pin()
+    for table in PARENTS:
+        one.enter(table, one.take(table, 1), old.tables[table], kept=True)
+    lake.deliveries += 1
+    published(lake)
+    newer = lake.live()
+    for test in TESTS:
+        lake.test(one, test)
+    lake.publish(one)
+    assert lake.live().tables == newer.tables, "bronze too"
+
+
+def test_P6_a_kept_parent_that_moved_is_told_to_pin_anew(lake: Lake) -> None:
+    published(lake)
+    old = lake.live()
+    one = lake.pin()
+    one.enter("silver.s", one.take("silver.s", 1), old.tables["silver.s"], kept=True)
+    one.enter("gold.h", one.take("gold.h", 1), old.tables["gold.h"], kept=True)
+    lake.build(one, "gold.g")
+    for test in TESTS:
+        lake.test(one, test)
+    two = lake.pin(nodes=("silver.s",))
+    lake.build(two, "silver.s")
+    lake.test(two, "test.silver.s")
+    lake.publish(two)
+    with pytest.raises(BuscoError, match=r"published by another run.*silver\.s") as refused:
+        lake.publish(one)
+    assert "clear the pin task" in str(refused.value)
 
 
 def test_P7_a_whole_run_drops_what_its_project_no_longer_has(lake: Lake) -> None:

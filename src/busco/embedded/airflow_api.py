@@ -47,7 +47,7 @@ class AirflowApi:
             except ValueError:
                 reason = answer.text[:200]
             raise BuscoError(f"Airflow: {method} {path}: {answer.status_code} {reason}")
-        return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
+        return answer.json() if "json" in answer.headers.get("content-type", "") else answer.content.decode()
 
     def trigger(self, dag_id: str, conf: dict[str, Any], run_id: str | None = None) -> str:
         """Starts a run of a DAG, waiting until Airflow knows it; gives the run's id.

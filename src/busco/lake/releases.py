@@ -245,14 +245,16 @@ def _compose(run: Run, audit: Audit, who: str, docs: str, base: Release | None, 
     missing = sorted(audit.tables - mine.keys()) if everything else []
     if missing:
         raise BuscoError(f"not built in this run: {', '.join(missing)}", "clear their tasks")
-    _refuse_moved(run, base, live, built)
+    _refuse_moved(run, audit, base, live, built)
 
-    tables = {**shown, **mine}
-    if everything:
-        tables.update(run.pin.bronze)
-    else:
-        read = {parent for version in built.values() for parent in version.inputs}
-        tables.update({t: v for t, v in run.pin.bronze.items() if t in read or t not in shown})
+    # what the run kept is the base's: where another run has published a newer one, that one stays
+    tables = {**mine, **shown, **built}
+    read = {parent for version in built.values() for parent in version.inputs}
+    based = base.tables if base else {}
+    for table, pinned in run.pin.bronze.items():
+        stands = table in shown and (not everything or table not in based or shown[table] != based[table])
+        if table in read or not stands:
+            tables[table] = pinned
     dropped: tuple[str, ...] = ()
     if everything and audit.manifest_hash == run.pin.manifest_hash:
         gone = {t for t, v in shown.items() if v.project == audit.project and t not in audit.tables}
@@ -278,15 +280,19 @@ def _compose(run: Run, audit: Audit, who: str, docs: str, base: Release | None, 
     )
 
 
-def _refuse_moved(run: Run, base: Release | None, live: Live | None, built: dict[str, Version]) -> None:
-    """P4, first part, and P6: for every table that the run built the live version is the base's."""
+def _refuse_moved(
+    run: Run, audit: Audit, base: Release | None, live: Live | None, built: dict[str, Version]
+) -> None:
+    """P4, first part, and P6: for every table that the run built the live version is the base's; and for those that it
+    was built from or tested with, since only a new pin could take up what is live there now."""
     shown = live.release.tables if live else {}
     based = base.tables if base else {}
 
     def version_in(tables: dict[str, Version], table: str) -> str | None:
         return tables[table].version if table in tables else None
 
-    watched = {*built, *(p for v in built.values() for p in v.inputs if p.startswith("bronze."))}
+    watched = {*built, *(parent for version in built.values() for parent in version.inputs)}
+    watched |= {table for reads in audit.tests.values() if reads & built.keys() for table in reads}
     moved = sorted(t for t in watched if version_in(shown, t) != version_in(based, t))
     ahead = [t for t in moved if not (t.startswith("bronze.") and version_in(shown, t) == run.pin.bronze[t].version)]
     if not ahead or live is None:
@@ -295,7 +301,10 @@ def _refuse_moved(run: Run, base: Release | None, live: Live | None, built: dict
         set(pinned.deliveries) <= set(shown[table].deliveries if table in shown else ())
         for table, pinned in run.pin.bronze.items()
     )
-    same = all(t in shown and shown[t].fingerprint == version.fingerprint for t, version in built.items())
+    same = all(
+        t in shown and t not in live.release.stale and shown[t].fingerprint == version.fingerprint
+        for t, version in built.items()
+    )
     if contained and same:
         raise Skipped(f"superseded by {live.release.release}")
     raise BuscoError(

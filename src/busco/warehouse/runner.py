@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,11 +155,16 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, wanted: list[
         reporter.statuses[node] = "skipped"
     graph = [node for node in graph if node not in blocked]
     _check_parents(project, session, graph)
-    if graph:
-        arguments = ["build", "--threads", str(dbt.settings.dbt_threads)]
-        everything = run.pin.nodes is None and not blocked and set(graph) == set(_buildable(project))
-        if not everything:
-            names = [*graph, *sorted({view for node in graph for view in project.views_above(node)})]
+    # dbt builds a unit test only together with its model; `dbt test` runs it alone
+    alone = [node for node in graph if node in project.unit_tests and project.unit_tests[node] not in graph]
+    together = [node for node in graph if node not in alone]
+    whole = run.pin.nodes is None and set(graph) == set(_buildable(project))
+    for verb, names in (("test", alone), ("build", together)):
+        if not names:
+            continue
+        arguments = [verb, "--threads", str(dbt.settings.dbt_threads)]
+        if not whole:
+            names = [*names, *sorted({view for node in names for view in project.views_above(node)})]
             arguments += ["--indirect-selection", "empty", "--select", *(selector(project, n) for n in names)]
         result = dbt.invoke(arguments, [reporter])
         reporter.check()
@@ -248,22 +253,31 @@ def _unfinished(run: Run, project: Project) -> list[str]:
         chosen = set(run.pin.nodes)
         everything = [node for node in everything if node in chosen]
     done = {node for node, result in run.latest_results().items() if result.status in FINAL - {"skipped"}}
+    done |= set(_failed_models(project, run.latest_results()))
     return [*(node for node in everything if node not in done), DOCS_NODE]
+
+
+def _failed_models(project: Project, latest: Mapping[str, Result]) -> dict[str, str]:
+    """Models that failed, or were skipped for a unit test that did → the name of what failed. Building them anew is
+    for whoever clears their task."""
+    failed = {}
+    for node, result in latest.items():
+        if result.status in ("failed", "error"):
+            model = project.unit_tests.get(node, node)
+            if model in project.nodes and model not in project.tests:
+                failed[model] = str(project.node(node)["name"])
+    return failed
 
 
 def _blocked(project: Project, run: Run, graph: Sequence[str]) -> dict[str, str]:
     """Nodes below one that has failed in this run and isn't built again now → that one's name."""
     latest = run.latest_results()
-    failed = {node for node, result in latest.items() if result.status in ("failed", "error")} - set(graph)
+    barriers = {node: name for node, name in _failed_models(project, latest).items() if node not in graph}
     # a failed test blocks what lies behind its models, as in `dbt build`
-    barriers = {}
-    for node in failed:
-        if node in project.tests:
-            if str(project.tests[node]["config"].get("severity", "error")).lower() == "error":
-                for parent in project.tests[node]["depends_on"]["nodes"]:
-                    barriers[parent] = project.tests[node]["name"]
-        elif node in project.nodes:
-            barriers[node] = project.nodes[node]["name"]
+    for node, test in project.tests.items():
+        if node in latest and latest[node].status in ("failed", "error") and node not in graph:
+            if str(test["config"].get("severity", "error")).lower() == "error":
+                barriers.update(dict.fromkeys(test["depends_on"]["nodes"], test["name"]))
     blocked: dict[str, str] = {}
 
     def barrier(node: str, seen: frozenset[str]) -> str | None:
