@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,16 +10,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from busco.aws import client
 from busco.embedded import aws
-from busco.lake import releases
-from busco.lake.layout import EnvironmentLayout
+from busco.lake import pins, releases
+from busco.lake.layout import EnvironmentLayout, local_run_key
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Release
+from busco.lake.records import Release, utc_now
+from busco.lake.runs import Run, open_run
+from busco.project import Project
 from busco.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from busco.ingest.ingest import Report
+    from busco.warehouse.runner import Outcome
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = EnvironmentLayout("prod")
@@ -69,6 +76,47 @@ class Platform:
         printed = result.stdout + result.stderr
         assert result.returncode == status, f"exit status {result.returncode}:\n{printed}"
         return printed
+
+    def take(self, *paths: Path, table: str | None = None) -> Report:
+        """Ingests in this process."""
+        from busco.ingest.ingest import ingest
+        from busco.warehouse.dbt import ensure_manifest
+
+        contracts = ensure_manifest(self.settings).contracts
+        return ingest(self.settings, self.store, contracts, list(paths), table, lambda _: lambda _: None)
+
+    def deliver(self, text: str, name: str = "orders.csv") -> None:
+        """Ingests a file of that name and content, which must be taken whole."""
+        assert self.take(self.write(f"in/{name}", text)).good
+
+    def build(self, select: str = "", publish: bool = True) -> Outcome:
+        """A run of its own in this process, published if all is green."""
+        from busco.cli.releases import show_glue
+
+        run, outcome = self.built(select)
+        if publish and outcome.good:
+            releases.publish(run, self.audit(run), "test", run.docs)
+            show_glue(self.settings, self.store, ENVIRONMENT)
+        return outcome
+
+    def built(self, select: str = "") -> tuple[Run, Outcome]:
+        """A run of its own, not published."""
+        from busco.warehouse.dbt import opened
+        from busco.warehouse.runner import work
+
+        key = local_run_key(utc_now())
+        with opened(self.settings) as dbt:
+            project = dbt.parse()
+            nodes = dbt.select(select) if select else None
+        pins.pin(self.store, ENVIRONMENT, key, 1, project.contracts, project.hash, select=select, nodes=nodes)
+        outcome = work(self.settings, key)
+        assert outcome is not None
+        return open_run(self.store, ENVIRONMENT, key), outcome
+
+    def audit(self, run: Run) -> releases.Audit:
+        stored = self.store.get(f"{run.docs}manifest.json")
+        assert stored is not None, "the run has no docs"
+        return Project(json.loads(stored.body)).audit()
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Rows by Athena, as text."""

@@ -15,3 +15,11 @@ select *
 from {{ model }}
 where not ({{ expression }})
 {% endtest %}
+
+
+{# Every value is, from end to end, of a pattern (a regular expression); NULL is. #}
+{% test matches(model, column_name, pattern) %}
+select *
+from {{ model }}
+where not ({{ full_match(column_name, pattern) }})
+{% endtest %}

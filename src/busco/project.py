@@ -109,6 +109,21 @@ class Project:
                 found |= self.views_above(parent)
         return frozenset(found)
 
+    @cached_property
+    def ancestors(self) -> dict[str, frozenset[str]]:
+        """Each node's parents at any distance, sources included."""
+        found: dict[str, frozenset[str]] = {}
+
+        def above(uid: str) -> frozenset[str]:
+            if uid not in found:
+                direct = self.nodes.get(uid, {}).get("depends_on", {}).get("nodes", [])
+                found[uid] = frozenset(direct).union(*(above(parent) for parent in direct))
+            return found[uid]
+
+        for uid in self.nodes:
+            above(uid)
+        return found
+
     def columns(self, unique_id: str) -> tuple[Column, ...]:
         """A node's columns as its YAML says them, with a source's technical ones; empty where no types are said."""
         node = self.node(unique_id)
@@ -173,6 +188,19 @@ class Project:
     def joint_tests(self) -> tuple[str, ...]:
         """Tests over several models or sources: each runs once, after all of them."""
         return tuple(sorted(uid for uid, test in self.tests.items() if len(set(test["depends_on"]["nodes"])) > 1))
+
+    @cached_property
+    def gates(self) -> dict[str, frozenset[str]]:
+        """Each test → the models and seeds that `dbt build` begins only when it has passed: those which have all of the
+        test's parents among their ancestors."""
+        return {
+            test: frozenset(
+                uid
+                for uid, node in self.nodes.items()
+                if node["resource_type"] != "test" and set(said["depends_on"]["nodes"]) <= self.ancestors[uid]
+            )
+            for test, said in self.tests.items()
+        }
 
     def audit(self) -> Audit:
         """What must be true before this project's tables are published (P4, P7)."""

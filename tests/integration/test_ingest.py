@@ -5,25 +5,18 @@ from __future__ import annotations
 import gzip
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
 
 import duckdb
 import pytest
 
-from busco.ingest.ingest import Report, ingest
+from busco.ingest.ingest import Report
 from busco.ingest.load import Loaded
 from busco.lake.engine import connect
 from busco.lake.records import Delivery
-from busco.warehouse.dbt import ensure_manifest
 from tests.platforms import Platform, csv_text
 
 HEADER = ("id", "customer", "amount", "day", "n")
 GOOD = [("a", "x", "1.50", "2018-01-01", 1), ("b", "y", "2.25", "2018-01-02", None)]
-
-
-def take(platform: Platform, *paths: Path, table: str | None = None) -> Report:
-    contracts = ensure_manifest(platform.settings).contracts
-    return ingest(platform.settings, platform.store, contracts, list(paths), table, lambda _: lambda _: None)
 
 
 def one(report: Report) -> Loaded:
@@ -53,7 +46,7 @@ def quarantined(platform: Platform) -> list[tuple]:
 
 
 def test_a_file_becomes_one_delivery_with_file_row_and_time(mini: Platform) -> None:
-    report = take(mini, mini.write("in/orders.csv", csv_text(HEADER, GOOD)))
+    report = mini.take(mini.write("in/orders.csv", csv_text(HEADER, GOOD)))
     assert (one(report).rows, one(report).written, one(report).quarantined) == (2, 2, 0)
     (delivery,) = deliveries(mini)
     assert (delivery.file_name, delivery.number, delivery.rows) == ("orders.csv", 1, 2)
@@ -66,16 +59,16 @@ def test_a_file_becomes_one_delivery_with_file_row_and_time(mini: Platform) -> N
 
 def test_D2_the_same_content_is_nothing_to_do_and_older_content_that_returns_is_new(mini: Platform) -> None:
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
-    take(mini, file)
-    assert one(take(mini, file)).outcome == "known"
+    mini.take(file)
+    assert one(mini.take(file)).outcome == "known"
     packed = mini.home / "in/packed/orders.csv.gz"
     packed.parent.mkdir()
     packed.write_bytes(gzip.compress(file.read_bytes()))
-    assert one(take(mini, packed)).outcome == "known"
+    assert one(mini.take(packed)).outcome == "known"
     file.write_text(csv_text(HEADER, GOOD[:1]))
-    assert one(take(mini, file)).outcome == "ingested"
+    assert one(mini.take(file)).outcome == "ingested"
     file.write_text(csv_text(HEADER, GOOD))
-    assert one(take(mini, file)).outcome == "ingested"
+    assert one(mini.take(file)).outcome == "ingested"
     found = sorted(deliveries(mini), key=lambda d: d.number)
     assert [d.number for d in found] == [1, 2, 3]
     assert found[0].ingested_at < found[1].ingested_at < found[2].ingested_at
@@ -88,7 +81,7 @@ def test_a_row_that_does_not_fit_is_quarantined_with_file_row_column_value_and_r
         ("e", "z", "1", "2018-01-01", "1.5"),
         (None, "z", "1e3", "01/02/2018", 3_000_000_000),
     ]
-    report = take(mini, mini.write("in/orders.csv", csv_text(HEADER, [GOOD[0], *bad, GOOD[1]])))
+    report = mini.take(mini.write("in/orders.csv", csv_text(HEADER, [GOOD[0], *bad, GOOD[1]])))
     assert (one(report).rows, one(report).written, one(report).quarantined) == (6, 2, 4)
     assert quarantined(mini) == [
         ("orders.csv", 2, "amount", "12.345", "not a DECIMAL(12,2)"),
@@ -113,7 +106,7 @@ def test_lines_that_are_no_rows_are_quarantined_and_the_others_keep_their_number
         "e,x,oops,2018-01-01,1\n"
         "f,x,1,2018-01-01,1\n"
     )
-    report = take(mini, mini.write("in/orders.csv", text))
+    report = mini.take(mini.write("in/orders.csv", text))
     assert (one(report).rows, one(report).written, one(report).quarantined) == (6, 3, 3)
     (delivery,) = deliveries(mini)
     assert [(row[0], row[6]) for row in rows(mini, delivery)] == [("a", 1), ("c", 3), ("f", 6)]
@@ -154,10 +147,10 @@ def test_D3_an_ingest_that_dies_before_its_record_has_done_nothing(mini: Platfor
     with monkeypatch.context() as patched:
         patched.setattr("busco.lake.objects.ObjectStore.create", die)
         with pytest.raises(Dead):
-            take(mini, file)
+            mini.take(file)
     assert list(mini.store.keys("bronze/")), "the object is written first"
     assert deliveries(mini) == []
-    assert one(take(mini, file)).outcome == "ingested"
+    assert one(mini.take(file)).outcome == "ingested"
     (delivery,) = deliveries(mini)
     assert delivery.number == 1
 
@@ -171,11 +164,11 @@ def test_D3_of_two_ingests_of_one_file_at_once_one_delivery_remains(mini: Platfo
     def other_first(self: ObjectStore, key: str, *rest: object) -> str:
         if key.endswith("/1.json") and not list(self.keys("_lake/deliveries/")):
             monkeypatch.setattr(ObjectStore, "create", create)
-            take(mini, file)
+            mini.take(file)
         return create(self, key, *rest)
 
     monkeypatch.setattr(ObjectStore, "create", other_first)
-    assert one(take(mini, file)).outcome == "known"
+    assert one(mini.take(file)).outcome == "known"
     assert len(deliveries(mini)) == 1
 
 
@@ -193,7 +186,7 @@ def test_values_of_columns_with_personal_data_are_hidden_in_what_ingest_prints(m
 
 
 def test_a_delivery_under_another_contract_stops_the_pin_with_the_files_to_ingest_again(mini: Platform) -> None:
-    take(mini, mini.write("in/orders.csv", csv_text(HEADER, GOOD)))
+    mini.take(mini.write("in/orders.csv", csv_text(HEADER, GOOD)))
     source = mini.home / "dbt_project/models/bronze/s.yml"
     source.write_text(source.read_text().replace("name: n, data_type: INTEGER", "name: n, data_type: BIGINT"))
     printed = mini.busco("dbt", "build", status=1)
@@ -218,7 +211,7 @@ def test_a_million_rows_keep_their_order_and_numbers(mini: Platform) -> None:
             "copy (select i as id, 'c' as customer, i % 100 as amount, date '2018-01-01' as day, i as n "
             f"from range(1, 1000001) r(i)) to '{file}' (header)"
         )
-    assert one(take(mini, file)).written == 1_000_000
+    assert one(mini.take(file)).written == 1_000_000
     (delivery,) = deliveries(mini)
     with connect(mini.settings) as connection:
         url = mini.store.url(delivery.object)

@@ -13,12 +13,9 @@ import pytest
 from busco.aws import client
 from busco.catalog import athena
 from busco.errors import BuscoError
-from busco.lake import pins
-from busco.lake.layout import local_run_key
-from busco.lake.records import utc_now
 from busco.lake.runs import open_run
 from busco.warehouse.dbt import opened
-from busco.warehouse.runner import Outcome, work
+from busco.warehouse.runner import work
 from tests.platforms import ENVIRONMENT, ROOT, Platform, csv_text
 
 HEADER = ("id", "customer", "amount", "day", "n")
@@ -27,31 +24,6 @@ HEADER = ("id", "customer", "amount", "day", "n")
 def orders(days: int, each: int = 2) -> str:
     rows = [(f"o{day}-{i}", "x", "1.50", f"2018-01-{day + 1:02}", day) for day in range(days) for i in range(each)]
     return csv_text(HEADER, rows)
-
-
-def deliver(platform: Platform, text: str, name: str = "orders.csv") -> None:
-    from tests.integration.test_ingest import take
-
-    assert take(platform, platform.write(f"in/{name}", text)).good
-
-
-def build(platform: Platform, select: str = "", publish: bool = True) -> Outcome:
-    """A run of its own in this process, published if all is green."""
-    from busco.cli.releases import show_glue
-    from busco.lake import releases
-
-    key = local_run_key(utc_now())
-    with opened(platform.settings) as dbt:
-        project = dbt.parse()
-        nodes = dbt.select(select) if select else None
-    pins.pin(platform.store, ENVIRONMENT, key, 1, project.contracts, project.hash, select=select, nodes=nodes)
-    outcome = work(platform.settings, key)
-    assert outcome is not None
-    if publish and outcome.good:
-        run = open_run(platform.store, ENVIRONMENT, key)
-        releases.publish(run, project.audit(), "test", run.docs)
-        show_glue(platform.settings, platform.store, ENVIRONMENT)
-    return outcome
 
 
 def error_of(platform: Platform, node: str) -> str:
@@ -63,8 +35,8 @@ def error_of(platform: Platform, node: str) -> str:
 
 
 def test_a_model_without_rows_is_a_table_with_columns_and_no_row(mini: Platform) -> None:
-    deliver(mini, csv_text(HEADER, []))
-    assert build(mini).good
+    mini.deliver(csv_text(HEADER, []))
+    assert mini.build().good
     assert mini.query("select count(*) from busco_silver.orders") == [("0",)]
     assert mini.query("select day, n from busco_gold.fct") == []
     assert mini.duckdb("select count(*), count(day) from busco_gold.fct") == [(0, 0)]
@@ -75,8 +47,8 @@ def test_a_model_without_rows_is_a_table_with_columns_and_no_row(mini: Platform)
 
 
 def test_old_partitions_are_not_seen_among_new_ones(mini: Platform) -> None:
-    deliver(mini, orders(6))
-    build(mini)
+    mini.deliver(orders(6))
+    mini.build()
     assert len(mini.live().tables["silver.orders"].files) == 6
     assert mini.query("select count(*), count(distinct day) from busco_silver.orders") == [("12", "6")]
     mini.model(
@@ -84,7 +56,7 @@ def test_old_partitions_are_not_seen_among_new_ones(mini: Platform) -> None:
         (MODEL := "select * from (" + model_text(mini, "silver/orders") + "\n) where day = '2018-01-01'"),
     )
     assert "partition_by" in MODEL
-    build(mini)
+    mini.build()
     assert len(mini.live().tables["silver.orders"].files) == 1
     assert mini.query("select count(*), count(distinct day) from busco_silver.orders") == [("2", "1")]
     assert mini.duckdb("select count(distinct day) from busco_silver.orders") == [(1,)]
@@ -96,10 +68,10 @@ def model_text(platform: Platform, path: str) -> str:
 
 @pytest.mark.parametrize("step", ["take", "copy", "metadata", "enter"])
 def test_a_writer_that_is_killed_at_any_step_leaves_the_live_table_as_it_was(mini: Platform, step: str) -> None:
-    deliver(mini, orders(3))
-    build(mini)
+    mini.deliver(orders(3))
+    mini.build()
     before = mini.live()
-    deliver(mini, orders(5), "orders-more.csv")
+    mini.deliver(orders(5), "orders-more.csv")
     killer = mini.write("kill.py", KILLER)
     result = subprocess.run(
         [str(ROOT / ".venv-dbt/bin/python"), str(killer), step],
@@ -144,8 +116,8 @@ main(["dbt", "build"])
 
 
 def test_readers_go_on_without_an_error_while_tables_are_replaced_under_them(mini: Platform) -> None:
-    deliver(mini, orders(4))
-    build(mini)
+    mini.deliver(orders(4))
+    mini.build()
     stop, problems, seen = threading.Event(), [], set()
     settings, release = mini.settings, mini.live()
 
@@ -168,8 +140,8 @@ def test_readers_go_on_without_an_error_while_tables_are_replaced_under_them(min
     for reader in readers:
         reader.start()
     for number in range(4):
-        deliver(mini, csv_text(HEADER, [(f"new{number}", "x", "1", "2018-02-01", 100)]), f"orders-{number}.csv")
-        build(mini)
+        mini.deliver(csv_text(HEADER, [(f"new{number}", "x", "1", "2018-02-01", 100)]), f"orders-{number}.csv")
+        mini.build()
     stop.set()
     for reader in readers:
         reader.join()
@@ -183,7 +155,7 @@ def test_readers_go_on_without_an_error_while_tables_are_replaced_under_them(min
 
 def refused(platform: Platform, sql: str, yaml: str = "") -> str:
     platform.model("gold/t", sql, yaml)
-    assert not build(platform, select="t").good
+    assert not platform.build(select="t").good
     return error_of(platform, "model.busco.t")
 
 
@@ -205,7 +177,7 @@ def test_a_type_that_tables_cant_keep_is_refused_with_the_cast_to_write(
 
 
 def test_not_null_is_checked_from_what_copy_counted_nested_columns_too(mini: Platform) -> None:
-    deliver(mini, orders(1))
+    mini.deliver(orders(1))
     yaml = (
         "models: [{name: t, config: {contract: {enforced: true}}, columns: ["
         "{name: a, data_type: INTEGER, constraints: [{type: not_null}]},"
@@ -216,7 +188,7 @@ def test_not_null_is_checked_from_what_copy_counted_nested_columns_too(mini: Pla
     text = refused(mini, sql.format(a="1", l="case when _source_row = 1 then [1] end"), yaml)
     assert "l is NULL in 1 row" in text
     mini.model("gold/t", sql.format(a="1", l="[null]::integer[]"), yaml)
-    assert build(mini, select="t").good
+    assert mini.build(select="t").good
 
 
 def test_sql_and_contract_that_differ_are_told_apart_column_by_column(mini: Platform) -> None:
@@ -269,10 +241,10 @@ def test_what_the_lake_cant_keep_its_promises_for_is_refused_at_parse(
 
 
 def test_R7_what_did_not_change_is_kept_and_its_tests_run_anyway(mini: Platform) -> None:
-    deliver(mini, orders(2))
-    build(mini)
+    mini.deliver(orders(2))
+    mini.build()
     first = mini.live()
-    build(mini)
+    mini.build()
     assert {t: v.version for t, v in mini.live().tables.items()} == {t: v.version for t, v in first.tables.items()}
     run = open_run(mini.store, ENVIRONMENT, mini.live().run)
     results = run.latest_results()
@@ -281,19 +253,19 @@ def test_R7_what_did_not_change_is_kept_and_its_tests_run_anyway(mini: Platform)
     assert tests
     assert all(r.status == "success" and r.reads == {"gold.fct": first.tables["gold.fct"].version} for r in tests)
     mini.model("silver/v_orders", "{{ config(materialized='view') }} select * from {{ ref('orders') }} where n < 5")
-    build(mini)
+    mini.build()
     assert mini.live().tables["gold.fct"].version != first.tables["gold.fct"].version, "its view changed"
     assert mini.live().tables["silver.orders"].version == first.tables["silver.orders"].version
     mini.model("silver/orders", "{{ config(meta={'volatile': true}) }}" + model_text(mini, "silver/orders"))
-    build(mini)
+    mini.build()
     again = mini.live().tables["silver.orders"].version
-    build(mini)
+    mini.build()
     assert mini.live().tables["silver.orders"].version != again, "volatile is always built"
 
 
 def test_each_node_runs_alone_in_a_new_process_with_its_parents_from_the_run_or_its_pin(mini: Platform) -> None:
-    deliver(mini, orders(2))
-    build(mini)
+    mini.deliver(orders(2))
+    mini.build()
     base = mini.live()
     printed = mini.busco("dbt", "build", "--select", "orders", "--full-refresh")
     key = printed.split("run ", 1)[1].split()[0]
@@ -306,38 +278,38 @@ def test_each_node_runs_alone_in_a_new_process_with_its_parents_from_the_run_or_
 
 
 def test_a_parent_without_a_version_is_an_error_and_no_empty_table(mini: Platform) -> None:
-    deliver(mini, orders(1))
+    mini.deliver(orders(1))
     printed = mini.busco("dbt", "build", "--select", "fct", status=1)
     assert "no version of silver.orders" in printed
 
 
 def test_a_failed_test_keeps_its_table_from_readers(mini: Platform) -> None:
-    deliver(mini, orders(2))
-    build(mini)
+    mini.deliver(orders(2))
+    mini.build()
     before = mini.live()
     once = model_text(mini, "gold/fct")
     mini.model("gold/fct", f"{once} union all {once}")
-    deliver(mini, orders(3), "orders-2.csv")
-    outcome = build(mini)
+    mini.deliver(orders(3), "orders-2.csv")
+    outcome = mini.build()
     assert outcome.statuses["test.busco.unique_fct_day.2e7c400124"] == "failed"
     assert mini.live() == before
 
 
 def test_seeds_are_lake_tables(mini: Platform) -> None:
-    deliver(mini, orders(1))
+    mini.deliver(orders(1))
     mini.write("dbt_project/seeds/regions.csv", 'code,name\n01,north\n02,"so,uth"\n')
     mini.write(
         "dbt_project/seeds/s.yml", "seeds: [{name: regions, config: {schema: silver, column_types: {code: VARCHAR}}}]"
     )
     mini.model("gold/by_region", "select code, name from {{ ref('regions') }}")
-    assert build(mini).good
+    assert mini.build().good
     assert mini.query("select code, name from busco_gold.by_region order by 1") == [("01", "north"), ("02", "so,uth")]
     assert "silver.regions" in mini.live().tables
 
 
 def test_the_docs_catalog_has_every_table_with_its_columns(mini: Platform) -> None:
-    deliver(mini, orders(1))
-    build(mini)
+    mini.deliver(orders(1))
+    mini.build()
     stored = mini.store.get(f"{mini.live().docs}catalog.json")
     catalog = json.loads(stored.body)
     assert set(catalog["nodes"]) == {"model.busco.orders", "model.busco.v_orders", "model.busco.fct"}
@@ -346,7 +318,7 @@ def test_the_docs_catalog_has_every_table_with_its_columns(mini: Platform) -> No
 
 
 def test_a_broken_model_names_the_line_of_its_compiled_sql(mini: Platform) -> None:
-    deliver(mini, orders(1))
+    mini.deliver(orders(1))
     text = refused(mini, "with a as (\n  select 1 as x\n)\nselect x,\n  nothing\nfrom a -- end")
     assert "nothing" in text
     assert "LINE 5:" in text
@@ -357,17 +329,17 @@ def test_eight_threads_build_side_by_side(mini: Platform, monkeypatch: pytest.Mo
     from busco.settings import get_settings
 
     get_settings.cache_clear()
-    deliver(mini, orders(2))
+    mini.deliver(orders(2))
     for number in range(24):
         mini.model(f"gold/m{number}", f"select day, n + {number} as n from {{{{ ref('orders') }}}}")
-    outcome = build(mini)
+    outcome = mini.build()
     assert outcome.good
     assert len(mini.live().tables) == 27
     assert [mini.duckdb(f"select count(*) from busco_gold.m{n}") for n in (0, 23)] == [[(4,)], [(4,)]]
 
 
 def test_start_needs_no_network(mini: Platform) -> None:
-    deliver(mini, orders(1))
+    mini.deliver(orders(1))
     nowhere = {
         "http_proxy": "http://127.0.0.1:9",
         "https_proxy": "http://127.0.0.1:9",

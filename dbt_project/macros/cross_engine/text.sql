@@ -2,5 +2,13 @@
 {% macro plain_text(expression) %}{{ return(adapter.dispatch('plain_text')(expression)) }}{% endmacro %}
 
 {% macro default__plain_text(expression) %}
-    lower(strip_accents(trim({{ expression }})))
+    lower(strip_accents(regexp_replace({{ expression }}, '^[\s\p{Z}]+|[\s\p{Z}]+$', '', 'g')))
+{% endmacro %}
+
+
+{# Whether a text is, from end to end, of a pattern (a regular expression). #}
+{% macro full_match(expression, pattern) %}{{ return(adapter.dispatch('full_match')(expression, pattern)) }}{% endmacro %}
+
+{% macro default__full_match(expression, pattern) %}
+    regexp_full_match({{ expression }}, '{{ pattern | replace("'", "''") }}')
 {% endmacro %}

@@ -14,6 +14,7 @@ people as (
 
     select distinct customer_unique_id
     from customers
+    where customer_unique_id is not null
 
 ),
 

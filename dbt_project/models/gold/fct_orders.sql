@@ -89,8 +89,8 @@ flagged as (
 
     select
         *,
-        status not in ('canceled', 'unavailable') as is_sold,
-        status = 'delivered' and delivered_at is not null as is_delivered
+        coalesce(status not in ('canceled', 'unavailable'), true) as is_sold,
+        coalesce(status = 'delivered', false) and delivered_at is not null as is_delivered
     from orders
 
 )

@@ -9,8 +9,8 @@ select
     category,
     count(distinct order_id) as orders,
     count(*) as items,
-    cast(sum(price) as decimal(18, 2)) as items_amount,
-    cast(sum(freight) as decimal(18, 2)) as freight_amount,
+    cast(coalesce(sum(price), 0) as decimal(18, 2)) as items_amount,
+    cast(coalesce(sum(freight), 0) as decimal(18, 2)) as freight_amount,
     count(distinct seller_id) as sellers
 from order_items
 where is_sold

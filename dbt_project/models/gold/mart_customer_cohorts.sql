@@ -12,7 +12,7 @@ sold as (
         order_amount,
         min(purchase_month) over (partition by customer_unique_id) as cohort_month
     from orders
-    where is_sold
+    where is_sold and customer_unique_id is not null
 
 ),
 

@@ -26,7 +26,7 @@ types as (
         payment_type,
         count(*) as payments,
         count(distinct order_id) as orders,
-        cast(sum(amount) as decimal(18, 2)) as amount,
+        cast(coalesce(sum(amount), 0) as decimal(18, 2)) as amount,
         avg(cast(installments as double)) as average_installments
     from sold_payments
     group by purchase_month, payment_type

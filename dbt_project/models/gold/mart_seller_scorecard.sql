@@ -24,7 +24,7 @@ item_sums as (
         seller_id,
         count(distinct order_id) as orders,
         count(*) as items,
-        cast(sum(price) as decimal(18, 2)) as items_amount
+        cast(coalesce(sum(price), 0) as decimal(18, 2)) as items_amount
     from sold_items
     group by seller_id
 

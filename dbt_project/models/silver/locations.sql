@@ -20,7 +20,8 @@ in_brazil as (
         geolocation_lng
     from newest
     where
-        geolocation_lat between -33.8 and 5.3
+        geolocation_zip_code_prefix is not null
+        and geolocation_lat between -33.8 and 5.3
         and geolocation_lng between -74.0 and -34.7
 
 )

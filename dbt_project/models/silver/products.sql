@@ -33,6 +33,8 @@ select
         nullif(latest.product_category_name, ''),
         'unknown'
     ) as category,
+    latest.product_name_lenght,
+    latest.product_description_lenght,
     latest.product_photos_qty as photos,
     latest.product_weight_g as weight_g,
     latest.product_length_cm as length_cm,

@@ -67,6 +67,7 @@ class Follow:
         self.own: Runner | None = None
         self._record = Follower(task=job.task, attempt=job.attempt)
         self._empty_handed = 0
+        self._skipped_once = False
 
     async def run(self) -> Ended:
         """Follows until there is a result.
@@ -176,7 +177,9 @@ class Follow:
             return Ended("failed", "\n".join(self._blame(result, runner) for result in bad), details)
         skipped = [result for result in results if result.status == "skipped"]
         if skipped:
-            if runner.kind == "shared":
+            if runner.kind == "shared" and not self._skipped_once:
+                # for what was wrong upstream then; it is not any more, or this task would not have begun
+                self._skipped_once = True
                 return None
             return Ended("failed", f"{self.job.label} failed: dbt skipped it: {skipped[0].message}", details)
         return Ended("success", "\n".join(_praise(result) for result in results), details)

@@ -58,6 +58,7 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
         ),
     )
     _source_tests(project, group)
+    _joint_tests_gate(project, group)
     return group
 
 
@@ -103,6 +104,17 @@ def node_converter(project: Project) -> Converter:
 
 def _follow(place: dict[str, Any], key: str, nodes: list[str], along: list[str], label: str) -> FollowOperator:
     return FollowOperator(**place, key=key, nodes=nodes, along=along, label=label, execution_timeout=_LIMIT)
+
+
+def _joint_tests_gate(project: Project, group: TaskGroup) -> None:
+    """What lies behind all models of a test over several waits for it, as it does in the runner's `dbt build`."""
+    tasks = {task.nodes[0]: task for task in group.iter_tasks() if isinstance(task, FollowOperator)}
+    for test in project.joint_tests:
+        gated = project.gates[test]
+        for uid in gated:
+            # what lies behind a model that waits, waits with it
+            if uid in tasks and test in tasks and not gated & project.ancestors[uid]:
+                tasks[test] >> tasks[uid]
 
 
 def _source_tests(project: Project, group: TaskGroup) -> None:

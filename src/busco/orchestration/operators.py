@@ -33,6 +33,7 @@ class FollowOperator(BaseOperator):
 
     def __init__(self, *, key: str, nodes: Sequence[str], along: Sequence[str], label: str, **kwargs: Any) -> None:
         super().__init__(**{"trigger_rule": "none_failed", **kwargs, "retries": 0})
+        self.nodes = list(nodes)
         self.trigger_kwargs: dict[str, Any] = {"task": key, "nodes": list(nodes), "along": list(along), "label": label}
         self.start_trigger_args = StartTriggerArgs(
             trigger_cls=_TRIGGER,

@@ -270,28 +270,26 @@ def _failed_models(project: Project, latest: Mapping[str, Result]) -> dict[str, 
 
 
 def _blocked(project: Project, run: Run, graph: Sequence[str]) -> dict[str, str]:
-    """Nodes below one that has failed in this run and isn't built again now → that one's name."""
+    """Nodes that would be skipped in a `dbt build` of the whole run, since one before them has failed and isn't built or
+    tested again now → that one's name."""
     latest = run.latest_results()
-    barriers = {node: name for node, name in _failed_models(project, latest).items() if node not in graph}
-    # a failed test blocks what lies behind its models, as in `dbt build`
-    for node, test in project.tests.items():
-        if node in latest and latest[node].status in ("failed", "error") and node not in graph:
-            if str(test["config"].get("severity", "error")).lower() == "error":
-                barriers.update(dict.fromkeys(test["depends_on"]["nodes"], test["name"]))
+    barriers = {model: name for model, name in _failed_models(project, latest).items() if model not in graph}
+    failed_tests = [
+        test
+        for test in project.tests
+        if test in latest and latest[test].status in ("failed", "error") and test not in graph
+    ]
     blocked: dict[str, str] = {}
-
-    def barrier(node: str, seen: frozenset[str]) -> str | None:
-        said = project.nodes.get(node) or project.manifest.get("unit_tests", {}).get(node)
-        for parent in (said or {}).get("depends_on", {}).get("nodes", []):
-            if parent in barriers:
-                return str(barriers[parent])
-            if parent not in seen and (found := barrier(parent, seen | {parent})):
-                return found
-        return None
-
     for node in graph:
-        if node in project.nodes and (name := barrier(node, frozenset())):
-            blocked[node] = name
+        for parent in sorted(project.ancestors.get(node, frozenset()) & barriers.keys()):
+            blocked.setdefault(node, barriers[parent])
+        for test in failed_tests:
+            if node in project.gates[test]:
+                blocked.setdefault(node, str(project.tests[test]["name"]))
+    # a model that is not built is not tested either
+    for unit, model in project.unit_tests.items():
+        if unit in graph and model in blocked:
+            blocked[unit] = blocked[model]
     return blocked
 
 
