@@ -33,7 +33,9 @@ def lakehouse():
     def pin(params=None, ti=None):
         from busco.orchestration import control
 
-        return control.pin(ti.dag_id, ti.run_id, ti.try_number, params["select"] or "", params["full_refresh"])
+        return control.pin(
+            ti.dag_id, ti.run_id, ti.try_number, str(ti.dag_run.id), params["select"] or "", params["full_refresh"]
+        )
 
     @task(trigger_rule="none_failed", **RETRY)
     def publish(ti=None, **context):

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import signal
+import socket
+import tempfile
+from pathlib import Path
 
 import psutil
+
+
+def this_host(state: Path) -> str:
+    """This machine's name in the lake's records: its host name when the state folder was made, and a random part.
+
+    Kept in `<state>/host`: a laptop's host name changes with the network that it is in, a container's with each start.
+    """
+    path = state / "host"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(f"{socket.gethostname()}-{secrets.token_hex(4)}")
+        with contextlib.suppress(FileExistsError):  # of two that make it at once, the first one's stays
+            path.hardlink_to(file.name)
+        Path(file.name).unlink()
+    return path.read_text()
 
 
 def process_alive(pid: int, started: float) -> bool:

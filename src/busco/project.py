@@ -209,8 +209,10 @@ class Project:
             for uid, test in self.tests.items()
             if str(test["config"].get("severity", "error")).lower() == "error"
         }
-        names = {uid: test["name"] for uid, test in self.tests.items()}
-        return Audit(tests, frozenset(self.tables), self.name, self.hash, names)
+        names = {uid: str(test["name"]) for uid, test in self.tests.items()}
+        names |= {uid: str(self.node(uid)["name"]) for uid in self.unit_tests}
+        units = {uid: table for uid, model in self.unit_tests.items() if (table := self.table_of(model))}
+        return Audit(tests, frozenset(self.tables), self.name, self.hash, names, units)
 
     # -- contracts ------------------------------------------------------------------------------------------------
 

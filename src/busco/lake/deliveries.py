@@ -46,7 +46,7 @@ TECHNICAL: tuple[Column, ...] = (
 def newest_delivery(store: ObjectStore, contract: Contract, file_name: str) -> tuple[int, Delivery | None]:
     """The number and record of the newest delivery under a file name; (0, None) where there is none."""
     prefix = f"{layout.delivery_prefix(contract.source, contract.table)}{layout.file_slug(file_name)}/"
-    numbers = [int(key.rsplit("/", 1)[1].removesuffix(".json")) for key in store.keys(prefix)]
+    numbers = [_number(key.rsplit("/", 1)[1]) for key in store.keys(prefix)]
     if not numbers:
         return 0, None
     newest = max(numbers)
@@ -86,8 +86,9 @@ def bronze_version(
 ) -> Version | list[str]:
     """A bronze table's version over the delivery records `keys`, or the files that are outdated.
 
-    A file delivered again under today's contract is not outdated: what stands under older contracts with the same
-    file name is left out.
+    A file is outdated if its newest delivery is of another contract: older content under today's contract, of before
+    the contract was changed and changed back, must not come back in its stead. What stands under other contracts with
+    the same file name is left out.
     """
     identity = hashlib.sha256(canonical_json([list(keys), contract.hash])).hexdigest()[:32]
     if known is not None and known.version == identity:
@@ -97,9 +98,15 @@ def bronze_version(
         files = dict(zip(known.deliveries, known.files, strict=True))
     fresh = [key for key in keys if key not in files]
     records = dict(zip(fresh, store.read_many(fresh, Delivery), strict=True))
-    current = {record.file_name for record in records.values() if record.contract_hash == contract.hash}
+    newest: dict[str, str] = {}
+    for key in keys:
+        file, number = key.rsplit("/", 1)
+        if _number(number) >= _number(newest.get(file, "0")):
+            newest[file] = number
     outdated = sorted(
-        {r.file_name for r in records.values() if r.contract_hash != contract.hash and r.file_name not in current}
+        record.file_name
+        for key, record in records.items()
+        if record.contract_hash != contract.hash and newest[key.rsplit("/", 1)[0]] == key.rsplit("/", 1)[1]
     )
     if outdated:
         return outdated
@@ -119,6 +126,11 @@ def bronze_version(
         unique_id=contract.unique_id,
         deliveries=tuple(used),
     )
+
+
+def _number(name: str) -> int:
+    """n of `<n>.json`."""
+    return int(name.removesuffix(".json"))
 
 
 def check_source(contracts: Sequence[Contract], table: str) -> Contract:

@@ -76,7 +76,8 @@ class Delivery(LakeRecord):
 
 
 class Pin(LakeRecord):
-    """What a run is based on (R2). `nodes` are the dbt unique ids of the selection, None for everything."""
+    """What a run is based on (R2). `nodes` are the dbt unique ids of the selection, None for everything; `origin` is
+    Airflow's own id of the DAG run, which tells it from an earlier one of the same run id that was deleted."""
 
     run: str
     epoch: int
@@ -90,6 +91,7 @@ class Pin(LakeRecord):
     code_version: str = ""
     created_at: datetime
     attempt: str = ""
+    origin: str = ""
 
 
 class Entry(LakeRecord):
@@ -105,9 +107,10 @@ class Entry(LakeRecord):
 class Runner(LakeRecord):
     """Runner n of a run (R9): who it is, so that anybody can see whether it lives.
 
-    `kind` is `shared` (whatever of the run has no result yet: `nodes` is empty) or `solo` (started for try `attempt`
-    of the task `task`; `nodes` are the unique ids that it will give results for). A process is known by host, pid and
-    start time (seconds since the epoch); `log` is its output's file on that host.
+    `kind` is `shared` (whatever of the run has no result yet: `nodes` is empty, and the result of RUNNER_NODE says what
+    it is going to do) or `solo` (started for try `attempt` of the task `task`; `nodes` are the unique ids that it will
+    give results for). A process is known by host (`processes.this_host`), pid and start time (seconds since the epoch);
+    `log` is its output's file on that host.
     """
 
     number: int
@@ -133,8 +136,8 @@ class Follower(LakeRecord):
     """How far an Airflow task has come in following its run's runners, over all of its tries in an epoch.
 
     `attempt` is Airflow's try number; results of runners up to `after` are not for this try any more; `runner` is the
-    one whose result it took, 0 while it has none; `again` says that an earlier try of the epoch had a result, so that
-    this one builds anew.
+    last one whose result it took, 0 while it has none; `again` says that an earlier try of the epoch had a result, so
+    that this one builds anew.
     """
 
     task: str
@@ -151,7 +154,9 @@ GOOD: frozenset[str] = frozenset({"success", "warn"})
 
 class Result(LakeRecord):
     """What a runner says of a node (R8, R9): `reads` are the versions of all tables that it read, `made` the
-    version that it made or kept. `seconds` is wall time; `message` is one line, `error` all of it."""
+    version that it made or kept. `seconds` is wall time; `message` is one line, `error` all of it; `fenced` says that
+    another runner has taken the node over (R4), so that this word on it counts for nothing. A runner's word on itself
+    has the `plan`: the nodes that it is going to give results for."""
 
     node: str
     runner: int
@@ -167,6 +172,8 @@ class Result(LakeRecord):
     seconds: float = 0.0
     finished_at: datetime | None = None
     code_version: str = ""
+    fenced: bool = False
+    plan: tuple[str, ...] | None = None
 
 
 class Hold(LakeRecord):

@@ -10,7 +10,7 @@ from busco.errors import BuscoError
 from busco.lake.layout import EnvironmentLayout, stamp
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.records import GOOD, Current, Entry, Hold, Release, Result, Version, utc_now
-from busco.lake.runs import Run
+from busco.lake.runs import Run, newest_epoch
 
 
 class Skipped(Exception):
@@ -27,6 +27,7 @@ class Audit:
         project: the dbt project's name.
         manifest_hash: of the manifest that these were taken from.
         names: test unique id → the Airflow task that runs it, for messages.
+        unit_tests: unit test's unique id → the table whose model it tests.
     """
 
     tests: dict[str, frozenset[str]]
@@ -34,6 +35,7 @@ class Audit:
     project: str
     manifest_hash: str
     names: dict[str, str] = field(default_factory=dict)
+    unit_tests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,13 @@ def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
     base = run.base()
     while True:
         live = read_live(store, environment)
-        if live is not None:
-            if published := _already(store, environment, run, live):
-                return published
-            if live.current.hold is not None:
-                _note_skipped(store, environment, live, run)
-                raise Skipped(_hold_text(live.current.hold))
+        if live is not None and (published := _already(store, environment, run, live)):
+            return published
+        if newest_epoch(store, environment, run.name) != run.pin.epoch:
+            raise BuscoError(f"epoch {run.pin.epoch} of run {run.name} is over", "a newer one has begun: publish that")
+        if live is not None and live.current.hold is not None:
+            _note_skipped(store, environment, live, run)
+            raise Skipped(_hold_text(live.current.hold))
         release = _compose(run, audit, who, docs, base, live)
         store.create(environment.release(release.release), release)
         current = Current(release=release.release, serial=live.current.serial + 1 if live else 1)
@@ -192,21 +195,36 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, live:
     """The release that this epoch has become, if it is in the history since the run's base (P3).
 
     Raises:
-        Skipped: it is, but another release's content is live since.
+        Skipped: it is, but it was rolled back or followed by another since, or what the run has now isn't what it
+            published.
     """
     release: Release | None = live.release
-    newer: Release | None = None
+    newer: list[Release] = []
     while release is not None and release.release != run.pin.base:
         if release.kind == "publish" and (release.run, release.epoch) == (run.pin.run, run.pin.epoch):
-            mine = {table: release.tables[table].version for table in release.built}
-            shown = {t: live.release.tables[t].version for t in mine if t in live.release.tables}
-            if newer is None or mine == shown:
-                return release
-            by = f"rolled back by {newer.release}" if newer.kind == "rollback" else f"followed by {newer.release}"
-            raise Skipped(f"published as {release.release}, {by}")
-        newer = release
+            break
+        newer.append(release)
         release = read_release(store, environment, release.previous) if release.previous else None
-    return None
+    if release is None or release.release == run.pin.base:
+        return None
+    # a run that built nothing has published its deliveries
+    published = release.built or tuple(release.tables)
+    mine = {table: release.tables[table].version for table in published}
+    rebuilt = sorted(
+        table
+        for table, entry in run.entries().items()
+        if table in mine and (entry.version is None or entry.version.version != mine[table])
+    )
+    if rebuilt:
+        raise Skipped(
+            f"published as {release.release}; built anew since: {', '.join(rebuilt)}. To publish that too, clear pin"
+        )
+    shown = {table: live.release.tables[table].version for table in mine if table in live.release.tables}
+    if newer and shown != mine:
+        rollback = next((one for one in reversed(newer) if one.kind == "rollback"), None)
+        by = f"rolled back by {rollback.release}" if rollback else f"followed by {newer[-1].release}"
+        raise Skipped(f"published as {release.release}, {by}")
+    return release
 
 
 def _hold_text(hold: Hold) -> str:
@@ -231,7 +249,8 @@ def _note_skipped(store: ObjectStore, environment: EnvironmentLayout, live: Live
 
 def _compose(run: Run, audit: Audit, who: str, docs: str, base: Release | None, live: Live | None) -> Release:
     """The release that publishing now would make, or the reason why not (P4 to P7)."""
-    entries = run.entries()
+    # a model that failed and was taken out of the project leaves an entry that nobody can finish
+    entries = {table: entry for table, entry in run.entries().items() if table in audit.tables}
     unfinished = sorted(table for table, entry in entries.items() if entry.version is None)
     if unfinished:
         raise BuscoError(
@@ -280,9 +299,7 @@ def _compose(run: Run, audit: Audit, who: str, docs: str, base: Release | None, 
     )
 
 
-def _refuse_moved(
-    run: Run, audit: Audit, base: Release | None, live: Live | None, built: dict[str, Version]
-) -> None:
+def _refuse_moved(run: Run, audit: Audit, base: Release | None, live: Live | None, built: dict[str, Version]) -> None:
     """P4, first part, and P6: for every table that the run built the live version is the base's; and for those that it
     was built from or tested with, since only a new pin could take up what is live there now."""
     shown = live.release.tables if live else {}
@@ -329,14 +346,20 @@ def _refuse_inconsistent(built: dict[str, Version], tables: dict[str, Version]) 
 
 
 def _refuse_untested(run: Run, audit: Audit, entries: dict[str, Entry], tables: dict[str, Version]) -> None:
-    """P4, third part: every error-severity test of what was built has passed on exactly these versions."""
+    """P4, third part: every error-severity test of what was built has passed on exactly these versions, and none of the
+    sources that it was built from has failed."""
     built = {table for table, entry in entries.items() if not entry.kept}
+    sources = {parent for table in built for parent in tables[table].inputs if parent.startswith("bronze.")}
     results: dict[str, Result] = run.latest_results()
-    wanting: list[str] = []
+    wanting = [
+        f"{audit.names.get(unit, unit)}: {'has not run' if unit not in results else results[unit].status}"
+        for unit, table in sorted(audit.unit_tests.items())
+        if table in built and (unit not in results or results[unit].status not in GOOD)
+    ]
     for test, reads in sorted(audit.tests.items()):
-        if not reads & built:
-            continue
         result = results.get(test)
+        if not reads & built and not (reads <= sources and result is not None and result.status not in GOOD):
+            continue
         name = audit.names.get(test, test)
         if result is None:
             wanting.append(f"{name}: has not run")

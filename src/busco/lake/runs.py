@@ -117,10 +117,11 @@ class Run:
         return self.store.read_many(keys, Result)
 
     def latest_results(self) -> dict[str, Result]:
-        """Each node's final result of the runner that was started last."""
+        """Each node's final result of the runner that was started last; not of one that was fenced off (R4)."""
         latest: dict[str, Result] = {}
         for result in self.results():
-            if result.status in FINAL and (result.node not in latest or latest[result.node].runner < result.runner):
+            counts = result.status in FINAL and not result.fenced
+            if counts and (result.node not in latest or latest[result.node].runner < result.runner):
                 latest[result.node] = result
         return latest
 

@@ -24,7 +24,7 @@ from busco.settings import LAYERS, Settings, get_settings, require_lake
 log = logging.getLogger(__name__)
 
 
-def pin(dag_id: str, run_id: str, attempt: int, select: str, full_refresh: bool) -> str:
+def pin(dag_id: str, run_id: str, attempt: int, origin: str, select: str, full_refresh: bool) -> str:
     """Pins the run; its epoch is the task's try number (R1). Gives the run's key.
 
     Raises:
@@ -46,6 +46,7 @@ def pin(dag_id: str, run_id: str, attempt: int, select: str, full_refresh: bool)
             nodes=nodes,
             full_refresh=full_refresh,
             code_version=code_version(settings),
+            origin=origin,
         )
     except BuscoError as error:
         raise AirflowFailException(str(error)) from error
@@ -136,13 +137,14 @@ def rollback(release: str, reason: str, who: str) -> str:
 def resume() -> list[str]:
     """Ends the hold; gives the runs that were skipped meanwhile.
 
-    Raises:
-        AirflowSkipException: there is no hold.
+    Without a hold it does nothing, and the task is green: an earlier try may have ended it and died, and the new run is
+    still to be started.
     """
     _, store, environment = _lake()
     hold = releases.resume(store, environment)
     if hold is None:
-        raise AirflowSkipException("there is no hold")
+        log.info("there is no hold")
+        return []
     log.info("resumed; the hold was %s's (%s); skipped meanwhile: %s", hold.who, hold.reason, list(hold.skipped))
     return list(hold.skipped)
 

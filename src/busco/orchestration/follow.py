@@ -7,11 +7,14 @@ is started for what is left, or (cleared, retried, or while another is busy) a r
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from busco.lake.records import DOCS_NODE, Follower, Result, Runner
 from busco.orchestration.watch import Conflict, StartFailed, Watch
 
+# the name under which the run's shared runner is started
+SHARED = "shared"
 _BAD = frozenset({"failed", "error"})
 
 
@@ -66,8 +69,10 @@ class Follow:
         self.watch, self.job, self.restarts = watch, job, restarts
         self.own: Runner | None = None
         self._record = Follower(task=job.task, attempt=job.attempt)
-        self._empty_handed = 0
-        self._skipped_once = False
+        # runners that were there, and that were gone, when this try began: what those left undone is not its verdict
+        self._newest_before = 0
+        self._past: frozenset[int] = frozenset()
+        self._lost: list[int] = []
 
     async def run(self) -> Ended:
         """Follows until there is a result.
@@ -79,31 +84,67 @@ class Follow:
             return Ended("skipped", f"{self.job.label} is not selected in this run (select: {self.watch.pin.select})")
         await self._open()
         while True:
-            runner = self.watch.covering(self.job.nodes, self._record.after)
+            results = {node: self._result(node) for node in self.job.nodes}
+            known = [result for result in results.values() if result is not None]
+            if len(known) == len(results):
+                await self._save(max(result.runner for result in known))
+                return await self._judge(known)
+            missing = [node for node, result in results.items() if result is None]
+            runner = self._covering(missing)
             if runner is None:
                 try:
                     await self._start()
                 except StartFailed as error:
                     return Ended("failed", f"{self.job.label} failed: its runner could not start\n{error}")
                 await self.watch.changed()
-                continue
-            self.own = runner if runner.kind == "solo" else None
-            results = [self.watch.final(node, runner.number) for node in self.job.nodes]
-            known = [result for result in results if result is not None]
-            if len(known) < len(results) and runner.number not in self.watch.gone:
+            elif runner.number not in self.watch.gone:
+                self.own = runner if runner.kind == "solo" else None
                 await self.watch.changed()
+            else:
+                ended = self._on_lost(runner)
+                if ended is not None:
+                    await self._save(runner.number)
+                    return ended
+
+    # -- which runner's word counts -----------------------------------------------------------------------------------
+
+    def _counts(self, number: int) -> bool:
+        """Whether a runner is one for this try: not of before an earlier try's result, nor of an earlier try's own."""
+        runner = self.watch.runners[number]
+        earlier = runner.kind == "solo" and runner.task == self.job.task and runner.attempt < self.job.attempt
+        return number > self._record.after and not earlier
+
+    def _result(self, node: str) -> Result | None:
+        """The first final result for a node that counts."""
+        for number in sorted(self.watch.runners):
+            result = self.watch.final(node, number) if self._counts(number) else None
+            if result is None:
                 continue
-            complete = len(known) == len(results)
-            ended = await self._judge(runner, known) if complete else self._lost(runner)
-            if ended is not None:
-                await self._save(runner=runner.number)
-                return ended
-            await self._save(after=runner.number)
+            shared = self.watch.runners[number].kind == "shared"
+            if result.status == "skipped" and shared and number <= self._newest_before:
+                # for what was wrong upstream then; it is not any more, or this task would not have begun
+                continue
+            return result
+        return None
+
+    def _covering(self, nodes: Sequence[str]) -> Runner | None:
+        """The first runner that gives, or should have given, results for all of `nodes`."""
+        for number in sorted(self.watch.runners):
+            if number in self._lost or not self._counts(number):
+                continue
+            skipped = any(
+                (known := self.watch.results.get((node, number))) and known.status == "skipped" for node in nodes
+            )
+            if not skipped and all(self.watch.covers(number, node) for node in nodes):
+                return self.watch.runners[number]
+        return None
 
     # -- the record of how far this task is ---------------------------------------------------------------------------
 
     async def _open(self) -> None:
         job = self.job
+        self._newest_before = max(self.watch.runners, default=0)
+        self._past = await self.watch.ended()
         while True:
             found = await self.watch.read_follower(job.task)
             record, etag = Follower(task=job.task, attempt=job.attempt), None
@@ -122,45 +163,62 @@ class Follow:
             self._record = record
             return
 
-    async def _save(self, **changes: int) -> None:
-        found = await self.watch.read_follower(self.job.task)
-        if found is None or found[0].attempt > self.job.attempt:
-            raise Superseded
-        record = self._record.model_copy(update=changes)
-        try:
-            await self.watch.write_follower(record, found[1])
-        except Conflict as error:
-            raise Superseded from error
-        self._record = record
+    async def _save(self, runner: int) -> None:
+        """Writes down whose result this try has taken."""
+        record = self._record.model_copy(update={"runner": runner})
+        while True:
+            found = await self.watch.read_follower(self.job.task)
+            if found is None or found[0].attempt > self.job.attempt:
+                raise Superseded
+            try:
+                await self.watch.write_follower(record, found[1])
+            except Conflict:
+                # a later try, or our own write whose reply was lost
+                continue
+            self._record = record
+            return
 
     # -- runners ------------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
         watch, job = self.watch, self.job
         arguments = ["--run", watch.pin.run, "--epoch", str(watch.pin.epoch)]
-        if not self._record.again and not watch.shared_busy():
-            await watch.ensure("shared", arguments)
+        if not self._record.again and not watch.shared_busy() and not self._left_out():
+            await watch.ensure(SHARED, arguments)
             return
         for node in (*job.nodes, *job.along):
             arguments += ["--node", node]
         arguments += ["--task", job.task, "--attempt", str(job.attempt)]
         if self._record.again:
             arguments.append("--rebuild")
-        await watch.ensure(f"{job.task}/{job.attempt}", arguments)
+        await watch.ensure(self.slot, arguments)
 
-    def _lost(self, runner: Runner) -> Ended | None:
+    @property
+    def slot(self) -> str:
+        """The name under which a runner for this try alone is started."""
+        return f"{self.job.task}/{self.job.attempt}"
+
+    def _left_out(self) -> bool:
+        """Whether a shared runner that began after this try does not care for it: for a shared runner it is done, by a
+        result that doesn't count for this try."""
+        shared = [n for n, r in self.watch.runners.items() if n > self._newest_before and r.kind == "shared"]
+        return any(not all(self.watch.covers(n, node) for node in self.job.nodes) for n in shared)
+
+    def _on_lost(self, runner: Runner) -> Ended | None:
         """A runner is gone without all results: None to go on with another, else the task's end."""
+        self._lost.append(runner.number)
+        if runner.number in self._past:
+            return None
         label, word = self.job.label, self.watch.runner_word(runner.number)
         tail = self.watch.launcher.tail(runner)
         if word is not None and word.status == "error":
             return Ended("failed", f"{label} failed: its runner could not work\n{word.error}", tail)
-        self._empty_handed += 1
-        many = len(self.watch.died()) > self.restarts or self._empty_handed > self.restarts + 1
-        if runner.kind == "solo" or many:
-            times = "" if runner.kind == "solo" else f" ({self._empty_handed} runners)"
+        times = len([number for number in self._lost if number not in self._past])
+        if runner.kind == "solo" or times > self.restarts:
+            said = "" if runner.kind == "solo" else f" ({times} runners)"
             return Ended(
                 "failed",
-                f"{label} failed: its runner ended without a result{times}; it was killed, or ran out of memory\n"
+                f"{label} failed: its runner ended without a result{said}; it was killed, or ran out of memory\n"
                 "  → clear this task: a new runner is started",
                 tail,
             )
@@ -168,29 +226,30 @@ class Follow:
 
     # -- results ------------------------------------------------------------------------------------------------------
 
-    async def _judge(self, runner: Runner, results: list[Result]) -> Ended | None:
-        """The task's end by a runner's results; None where dbt skipped it for what was wrong upstream then."""
-        logs = await asyncio.gather(*(self.watch.read_log(result.node, runner.number) for result in results))
+    async def _judge(self, results: list[Result]) -> Ended:
+        """The task's end by its nodes' results."""
+        logs = await asyncio.gather(*(self.watch.read_log(result.node, result.runner) for result in results))
         details = "\n".join(log.strip() for log in logs if log.strip())
         bad = [result for result in results if result.status in _BAD]
         if bad:
-            return Ended("failed", "\n".join(self._blame(result, runner) for result in bad), details)
+            return Ended("failed", "\n".join(self._blame(result) for result in bad), details)
         skipped = [result for result in results if result.status == "skipped"]
         if skipped:
-            if runner.kind == "shared" and not self._skipped_once:
-                # for what was wrong upstream then; it is not any more, or this task would not have begun
-                self._skipped_once = True
-                return None
-            return Ended("failed", f"{self.job.label} failed: dbt skipped it: {skipped[0].message}", details)
+            return Ended(
+                "failed",
+                f"{self.job.label} failed: dbt skipped it: {skipped[0].message}\n"
+                "  → mend and clear what has failed before it (marking it success is not enough)",
+                details,
+            )
         return Ended("success", "\n".join(_praise(result) for result in results), details)
 
-    def _blame(self, result: Result, runner: Runner) -> str:
+    def _blame(self, result: Result) -> str:
         name = result.node.split(".", 2)[-1]
         lines = [f"{self.job.label} failed: {name}" if name not in self.job.label else f"{self.job.label} failed"]
         lines.append(result.error or result.message or "dbt gave no reason")
         if result.where:
             lines.append(f"at {result.where}")
-        lines.append(f"run {self.watch.pin.run}, epoch {self.watch.pin.epoch}, runner {runner.number}")
+        lines.append(f"run {self.watch.pin.run}, epoch {self.watch.pin.epoch}, runner {result.runner}")
         if result.status == "failed":
             lines.append("  → the rows don't meet the test: mend the data or the model, then clear the model's task")
         else:

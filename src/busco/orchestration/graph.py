@@ -21,6 +21,8 @@ from busco.settings import Settings
 
 # A runner that has not come to a result by then is stuck; the task fails, and its runner is stopped.
 _LIMIT = timedelta(hours=6)
+# the task of all tests that are about sources alone
+SOURCES = "sources.test"
 Converter = Callable[..., BaseOperator]
 
 
@@ -58,7 +60,7 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
         ),
     )
     _source_tests(project, group)
-    _joint_tests_gate(project, group)
+    _tests_gate(project, group)
     return group
 
 
@@ -106,15 +108,23 @@ def _follow(place: dict[str, Any], key: str, nodes: list[str], along: list[str],
     return FollowOperator(**place, key=key, nodes=nodes, along=along, label=label, execution_timeout=_LIMIT)
 
 
-def _joint_tests_gate(project: Project, group: TaskGroup) -> None:
-    """What lies behind all models of a test over several waits for it, as it does in the runner's `dbt build`."""
-    tasks = {task.nodes[0]: task for task in group.iter_tasks() if isinstance(task, FollowOperator)}
-    for test in project.joint_tests:
-        gated = project.gates[test]
-        for uid in gated:
+def _tests_gate(project: Project, group: TaskGroup) -> None:
+    """What lies behind all models of a test over several, or behind a source that has tests, waits for them, as it does
+    in the runner's `dbt build`."""
+    followers = [task for task in group.iter_tasks() if isinstance(task, FollowOperator)]
+    models = {task.nodes[0]: task for task in followers if task.nodes[0] not in project.tests}
+    for task in followers:
+        for test in task.nodes:
+            if test not in project.tests or (
+                test not in project.joint_tests and task.trigger_kwargs["task"] != SOURCES
+            ):
+                continue
+            gated = project.gates[test]
             # what lies behind a model that waits, waits with it
-            if uid in tasks and test in tasks and not gated & project.ancestors[uid]:
-                tasks[test] >> tasks[uid]
+            first = [uid for uid in gated if uid in models and not gated & project.ancestors[uid]]
+            for uid in first:
+                if models[uid].task_id not in task.downstream_task_ids:
+                    task >> models[uid]
 
 
 def _source_tests(project: Project, group: TaskGroup) -> None:
@@ -122,4 +132,4 @@ def _source_tests(project: Project, group: TaskGroup) -> None:
     tests = sorted(test for source in project.sources for test in project.own_tests.get(source, ()))
     if tests:
         place = {"task_id": "sources_test", "task_group": group, "dag": group.dag}
-        _follow(place, "sources.test", tests, [], "tests of the sources")
+        _follow(place, SOURCES, tests, [], "tests of the sources")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import uuid
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import Protocol
 
 from busco.environments import python, without_airflow
 from busco.lake.records import Runner
-from busco.processes import kill_tree, process_alive
+from busco.processes import kill_tree, process_alive, this_host
 from busco.settings import Settings
 
 
@@ -25,6 +24,9 @@ class Starting(Protocol):
 
     def tail(self) -> str:
         """The end of its output, where it can be had."""
+
+    async def stop(self) -> None:
+        """Ends it, whether or not it has registered itself."""
 
 
 class Launcher(Protocol):
@@ -53,6 +55,10 @@ class LocalProcess:
 
     def tail(self) -> str:
         return tail_of(self.log)
+
+    async def stop(self) -> None:
+        if self.alive():
+            await asyncio.to_thread(kill_tree, self.process.pid, 10.0)
 
 
 @dataclass
@@ -89,11 +95,11 @@ class LocalLauncher:
         return child
 
     async def alive(self, runner: Runner) -> bool:
-        # a runner of another machine can't be seen from here: its results will tell
-        return runner.host != socket.gethostname() or process_alive(runner.pid, runner.started)
+        # what can't be seen from here counts as gone: should it live, the entries' tokens keep its writes out (R4)
+        return runner.host == this_host(self.settings.state) and process_alive(runner.pid, runner.started)
 
     async def stop(self, runner: Runner) -> None:
-        if runner.host == socket.gethostname() and process_alive(runner.pid, runner.started):
+        if await self.alive(runner):
             await asyncio.to_thread(kill_tree, runner.pid, 10.0)
 
     def tail(self, runner: Runner) -> str:

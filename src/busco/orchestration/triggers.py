@@ -96,11 +96,15 @@ class FollowTrigger(BaseTrigger):
     async def _cancelled(self, watched: Any, follow: Any) -> None:
         """Stops the runner if the task was cleared or marked and nobody else follows it (R10); the triggerer's own
         shutdown stops nothing: Airflow's database knows which it is."""
+        from busco.orchestration.follow import SHARED
+
         if self.task_instance is not None and await asyncio.to_thread(self._still_deferred):
             return
+        await watched.abandon(follow.slot)
         if follow.own is not None:
             await watched.launcher.stop(follow.own)
         elif not watched.followers:
+            await watched.abandon(SHARED)
             for number, runner in watched.runners.items():
                 if runner.kind == "shared" and number not in watched.gone:
                     await watched.launcher.stop(runner)

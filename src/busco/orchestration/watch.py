@@ -93,11 +93,12 @@ class StartFailed(Exception):
 
 @dataclass
 class Slot:
-    """A runner that was started under a name: `newest` is the number of the newest runner known then."""
+    """A runner that was started under a name: `newest` is the number of the newest runner known then, `ended_at` the
+    number of the look at which it was first seen gone."""
 
     handle: Starting
     newest: int
-    ended_seen: bool = False
+    ended_at: int | None = None
 
 
 @dataclass
@@ -122,31 +123,42 @@ class Watch:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stumbles = 0
+        self._looks = 0
+        # versions that were made in this run and made anew by a later runner
+        self._replaced: set[str] = set()
 
     # -- what followers ask -------------------------------------------------------------------------------------------
 
     def final(self, node: str, runner: int) -> Result | None:
+        """A runner's final word on a node, if it counts: it wasn't fenced off (R4), and nothing that it read was built
+        anew since."""
         result = self.results.get((node, runner))
-        return result if result and result.status in FINAL else None
+        if result is None or result.status not in FINAL or result.fenced:
+            return None
+        return None if self._replaced & set(result.reads.values()) else result
 
-    def covering(self, nodes: Sequence[str], after: int) -> Runner | None:
-        """The first runner after number `after` that gives results for all of `nodes`."""
-        for number in sorted(self.runners):
-            runner = self.runners[number]
-            if number > after and (runner.kind == "shared" or set(nodes) <= set(runner.nodes)):
-                return runner
-        return None
+    def covers(self, number: int, node: str) -> bool:
+        """Whether a runner gives, or may yet give, a final result for a node."""
+        runner = self.runners[number]
+        if (node, number) in self.results and self.results[(node, number)].status in FINAL:
+            return self.final(node, number) is not None
+        if runner.kind == "solo":
+            return node in runner.nodes
+        word = self.results.get((RUNNER_NODE, number))
+        return word is None or word.plan is None or node in word.plan
 
     def shared_busy(self) -> bool:
         """Whether a shared runner is at work."""
         return any(r.kind == "shared" and n not in self.gone for n, r in self.runners.items())
 
-    def died(self) -> list[int]:
-        """Shared runners that are gone without a word on themselves."""
-        return [n for n in sorted(self.gone) if self.runners[n].kind == "shared" and self.runner_word(n) is None]
+    async def ended(self) -> frozenset[int]:
+        """The runners that are gone, asked now."""
+        found = [n for n, r in self.runners.items() if n in self.gone or not await self.launcher.alive(r)]
+        return frozenset(found)
 
     async def ensure(self, name: str, arguments: Sequence[str]) -> None:
-        """Starts a runner under `name`, unless the last one of that name is alive or was seen no more than once since.
+        """Starts a runner under `name`, unless the last one of that name is alive or may have registered itself since
+        the records were looked at.
 
         Raises:
             StartFailed: the last one ended without registering itself.
@@ -156,19 +168,28 @@ class Watch:
             if slot is not None:
                 if slot.handle.alive():
                     return
-                if not slot.ended_seen:
-                    # one more look at the records: it may have registered and ended since the last one
-                    slot.ended_seen = True
+                if slot.ended_at is None:
+                    slot.ended_at = self._looks
+                # a look that began before it ended may not have seen it register
+                if self._looks < slot.ended_at + 2:
                     return
-                del self.slots[name]
-                if not any(number > slot.newest for number in self.runners):
+                registered = any(number > slot.newest for number in self.runners)
+                # whoever waited for it is told; a task that comes later has it started anew
+                if not registered and self._looks < slot.ended_at + 10:
                     raise StartFailed(slot.handle.tail())
             newest = max(self.runners, default=0)
             self.slots[name] = Slot(await self.launcher.start(arguments), newest)
 
+    async def abandon(self, name: str) -> None:
+        """Ends the runner that was started under `name`, even if it has not registered itself yet."""
+        slot = self.slots.get(name)
+        if slot is not None:
+            await slot.handle.stop()
+
     def runner_word(self, number: int) -> Result | None:
         """What a runner said of itself at its end; None where it didn't come to that."""
-        return self.final(RUNNER_NODE, number)
+        word = self.results.get((RUNNER_NODE, number))
+        return word if word and word.status in FINAL else None
 
     async def read_log(self, node: str, runner: int) -> str:
         stored = await self.objects.get(self.layout.log(node, runner))
@@ -203,6 +224,7 @@ class Watch:
         while self.followers:
             try:
                 await self._look()
+                self._looks += 1
                 self._stumbles = 0
             except Exception as error:
                 # S3 away for a while: the runner goes on, and so will we
@@ -233,6 +255,16 @@ class Watch:
                 self.runners[runner.number] = runner
             self._seen[key] = etags[key]
         self.gone.update(gone)
+        self._replaced = self._replaced_versions()
+
+    def _replaced_versions(self) -> set[str]:
+        newest: dict[str, tuple[int, str]] = {}
+        everything: set[str] = set()
+        for (node, number), result in self.results.items():
+            if result.made and not result.fenced:
+                everything.add(result.made)
+                newest[node] = max(newest.get(node, (0, "")), (number, result.made))
+        return everything - {version for _, version in newest.values()}
 
     def _interesting(self, key: str) -> bool:
         name = key[len(self.layout.prefix) :]

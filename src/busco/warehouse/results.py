@@ -94,6 +94,7 @@ class Reporter:
             seconds=round(float(said.execution_time), 3),
             finished_at=utc_now(),
             code_version=self.code_version,
+            fenced=node in self.session.fenced,
         )
         with self._lock:
             self.statuses[node] = status

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,14 +14,15 @@ from busco.environments import code_version
 from busco.errors import BuscoError
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import AlreadyExists, ObjectStore
-from busco.lake.records import DOCS_NODE, FINAL, GOOD, RUNNER_NODE, Result, Runner, utc_now
+from busco.lake.records import DOCS_NODE, FINAL, GOOD, RUNNER_NODE, Result, Runner, Status, utc_now
 from busco.lake.runs import Run, open_run
-from busco.processes import process_alive
+from busco.processes import process_alive, this_host
 from busco.project import Project
 from busco.settings import Settings, require_lake
 from busco.warehouse import plugin
 from busco.warehouse.dbt import Dbt, opened, say
 from busco.warehouse.docs import make_docs
+from busco.warehouse.plan import Plan, buildable, plan
 from busco.warehouse.results import Reporter
 from busco.warehouse.session import Session, write_bronze_metadata
 
@@ -87,7 +87,7 @@ def work(
             attempt=attempt,
             log=log,
             launcher="local",
-            host=socket.gethostname(),
+            host=this_host(settings.state),
             pid=os.getpid(),
             started=psutil.Process().create_time(),
             token=new_id(),
@@ -95,33 +95,51 @@ def work(
     )
     if me is None:
         return None
+    planned: tuple[str, ...] | None = None
+
+    def word(status: Status, problem: BuscoError | None = None) -> Result:
+        return Result(
+            node=RUNNER_NODE,
+            runner=me.number,
+            status=status,
+            message=problem.message.splitlines()[0] if problem else "",
+            error=str(problem) if problem else "",
+            finished_at=None if status == "running" else utc_now(),
+            plan=planned,
+        )
+
     try:
         with opened(settings) as dbt:
             project = dbt.parse()
-            wanted = list(nodes) if nodes is not None else _unfinished(run, project)
-            say(f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(wanted)}")
+            made = plan(run, project, _elsewhere(run)) if nodes is None else Plan(tuple(nodes), {})
+            planned = made.all
+            run.put_result(word("running"))
+            say(f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(made.nodes)}")
             base = run.base()
             write_bronze_metadata(store, run.pin.bronze, base)
-            models = frozenset(n for n in wanted if project.table_of(n)) if rebuild else frozenset()
+            models = frozenset(n for n in made.nodes if project.table_of(n)) if rebuild else frozenset()
             session = Session(settings, project, store, run, base, me.number, models)
             plugin.activate(session)
-            outcome = _build(dbt, project, run, session, wanted, kind)
-        run.put_result(Result(node=RUNNER_NODE, runner=me.number, status="success", finished_at=utc_now()))
+            outcome = _build(dbt, project, run, session, made, kind)
+        run.put_result(word("success"))
         return outcome
     except BuscoError as error:
-        run.put_result(
-            Result(
-                node=RUNNER_NODE,
-                runner=me.number,
-                status="error",
-                message=error.message.splitlines()[0],
-                error=str(error),
-                finished_at=utc_now(),
-            )
-        )
+        run.put_result(word("error", error))
         raise
     finally:
         plugin.activate(None)
+
+
+def _elsewhere(run: Run) -> frozenset[str]:
+    """Nodes that living runners for single tasks have no result for yet."""
+    given = {(result.node, result.runner) for result in run.results() if result.status in FINAL}
+    return frozenset(
+        node
+        for runner in run.runners()
+        if runner.kind == "solo" and process_alive(runner.pid, runner.started)
+        for node in runner.nodes
+        if (node, runner.number) not in given
+    )
 
 
 def _register(run: Run, me: Runner) -> Runner | None:
@@ -143,22 +161,20 @@ def _register(run: Run, me: Runner) -> Runner | None:
             continue
 
 
-def _build(dbt: Dbt, project: Project, run: Run, session: Session, wanted: list[str], kind: str) -> Outcome:
+def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, kind: str) -> Outcome:
     reporter = Reporter(run, session, project, code_version(dbt.settings))
-    graph = [node for node in wanted if node != DOCS_NODE]
-    blocked = _blocked(project, run, graph) if kind == "shared" else {}
-    for node, parent in blocked.items():
+    for node, parent in made.blocked.items():
         text = f"skipped: {parent} has failed in this run"
         run.put_result(
             Result(node=node, runner=session.runner, status="skipped", message=text, finished_at=utc_now()), text
         )
         reporter.statuses[node] = "skipped"
-    graph = [node for node in graph if node not in blocked]
+    graph = [node for node in made.nodes if node != DOCS_NODE]
     _check_parents(project, session, graph)
     # dbt builds a unit test only together with its model; `dbt test` runs it alone
     alone = [node for node in graph if node in project.unit_tests and project.unit_tests[node] not in graph]
     together = [node for node in graph if node not in alone]
-    whole = run.pin.nodes is None and set(graph) == set(_buildable(project))
+    whole = run.pin.nodes is None and set(graph) == set(buildable(project))
     for verb, names in (("test", alone), ("build", together)):
         if not names:
             continue
@@ -174,7 +190,7 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, wanted: list[
     for node in graph:
         if node not in statuses:
             raise BuscoError(f"dbt gave no result for {node}", "is it disabled, or was it renamed? busco dbt parse")
-    if DOCS_NODE in wanted:
+    if DOCS_NODE in made.nodes:
         if all(status in GOOD for status in statuses.values()):
             statuses[DOCS_NODE] = _docs(dbt, project, run, session)
         elif kind == "solo":
@@ -204,7 +220,9 @@ def _check_parents(project: Project, session: Session, graph: Sequence[str]) -> 
 
 def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:
     started = utc_now()
+    # other runners' versions too: a new connection makes the relations of all that is visible now
     session.refresh()
+    plugin.activate(session)
     run.put_result(Result(node=DOCS_NODE, runner=session.runner, status="running"))
     try:
         described = make_docs(dbt, project, run, session)
@@ -234,63 +252,6 @@ def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:
     )
     run.put_result(result, text + "\n")
     return "success"
-
-
-def _buildable(project: Project) -> list[str]:
-    """Everything that `dbt build` gives a result for: models but ephemerals, seeds, tests, unit tests."""
-    nodes = [
-        uid
-        for uid, node in project.nodes.items()
-        if node["resource_type"] in ("model", "seed", "test") and node["config"]["materialized"] != "ephemeral"
-    ]
-    return [*nodes, *project.unit_tests]
-
-
-def _unfinished(run: Run, project: Project) -> list[str]:
-    """The run's nodes without a final result yet, or skipped, and the docs."""
-    everything = _buildable(project)
-    if run.pin.nodes is not None:
-        chosen = set(run.pin.nodes)
-        everything = [node for node in everything if node in chosen]
-    done = {node for node, result in run.latest_results().items() if result.status in FINAL - {"skipped"}}
-    done |= set(_failed_models(project, run.latest_results()))
-    return [*(node for node in everything if node not in done), DOCS_NODE]
-
-
-def _failed_models(project: Project, latest: Mapping[str, Result]) -> dict[str, str]:
-    """Models that failed, or were skipped for a unit test that did → the name of what failed. Building them anew is
-    for whoever clears their task."""
-    failed = {}
-    for node, result in latest.items():
-        if result.status in ("failed", "error"):
-            model = project.unit_tests.get(node, node)
-            if model in project.nodes and model not in project.tests:
-                failed[model] = str(project.node(node)["name"])
-    return failed
-
-
-def _blocked(project: Project, run: Run, graph: Sequence[str]) -> dict[str, str]:
-    """Nodes that would be skipped in a `dbt build` of the whole run, since one before them has failed and isn't built or
-    tested again now → that one's name."""
-    latest = run.latest_results()
-    barriers = {model: name for model, name in _failed_models(project, latest).items() if model not in graph}
-    failed_tests = [
-        test
-        for test in project.tests
-        if test in latest and latest[test].status in ("failed", "error") and test not in graph
-    ]
-    blocked: dict[str, str] = {}
-    for node in graph:
-        for parent in sorted(project.ancestors.get(node, frozenset()) & barriers.keys()):
-            blocked.setdefault(node, barriers[parent])
-        for test in failed_tests:
-            if node in project.gates[test]:
-                blocked.setdefault(node, str(project.tests[test]["name"]))
-    # a model that is not built is not tested either
-    for unit, model in project.unit_tests.items():
-        if unit in graph and model in blocked:
-            blocked[unit] = blocked[model]
-    return blocked
 
 
 def selector(project: Project, unique_id: str) -> str:

@@ -56,6 +56,8 @@ class Session:
         self.run, self.base, self.runner, self.rebuild = run, base, runner, rebuild
         self.made: dict[str, Made] = {}
         self.sql: dict[str, str] = {}
+        # nodes that another runner took over while this one was at them
+        self.fenced: set[str] = set()
         self._lock = threading.Lock()
         self._unbuilt: set[str] = set()
         self._versions: dict[str, Version] = {}
@@ -219,6 +221,7 @@ class Session:
         try:
             return write(self._run())
         except TakenAway:
+            self.fenced.add(self.project.tables[table])
             raise BuscoError(
                 f"{table} was given to another runner meanwhile (its task was cleared or retried)",
                 "nothing is to be done: this late write stays out",

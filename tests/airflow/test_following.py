@@ -1,0 +1,307 @@
+"""Which runner's word a task takes, and when it has one started: every order in which on-call may clear things."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from busco.lake.records import DOCS_NODE
+from busco.orchestration.follow import Follow, Job
+from busco.warehouse.plan import plan
+from tests.airflow.lab import BRONZE, Lab, a_model, a_test, quick
+
+S, G, K = "model.p.s", "model.p.g", "model.p.k"
+X, Y, Z = "model.p.x", "model.p.y", "model.p.z"
+TS, TG, JOINT = "test.p.ts", "test.p.tg", "test.p.joint"
+CHAIN = {**a_model("s"), **a_model("g", "s"), **a_model("k", "g"), **a_test("ts", "s"), **a_test("tg", "g")}
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    with quick():
+        yield
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(story)
+
+
+async def states(*followers: Coroutine[Any, Any, Any]) -> list[str]:
+    return [ended.state for ended in await asyncio.gather(*followers)]
+
+
+def test_one_shared_runner_serves_all_tasks_of_a_run() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        for nodes in ((S,), (TS,), (G,), (TG,), (K,), (DOCS_NODE,)):
+            assert (await lab.follow(*nodes)).state == "success"
+        assert lab.started == ["shared"]
+
+    run(story())
+
+
+def test_what_failed_is_red_with_its_error_and_clearing_it_builds_it_alone() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        lab.bad[G] = "error"
+        assert (await lab.follow(S)).state == "success"
+        ended = await lab.follow(G, along=[TG])
+        assert ended.state == "failed"
+        assert f"{G} is bad" in ended.text
+        lab.bad.clear()
+        assert await states(lab.follow(G, attempt=2, along=[TG])) == ["success"]
+        assert await states(lab.follow(TG), lab.follow(K)) == ["success", "success"]
+        assert [node for _, node in lab.built] == [S, G, K]
+        assert lab.started == ["shared", "g/2", "shared"]
+
+    run(story())
+
+
+def test_R9_a_task_behind_a_failed_test_that_was_marked_success_is_told_why_it_is_not_built() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        lab.bad[TS] = "failed"
+        assert await states(lab.follow(S), lab.follow(TS)) == ["success", "failed"]
+        ended = await lab.follow(G)
+        assert ended.state == "failed"
+        assert "ts has failed in this run" in ended.text
+        assert len(lab.started) <= 2
+
+    run(story())
+
+
+def test_R9_a_failing_test_of_a_source_ends_what_lies_behind_it() -> None:
+    async def story() -> None:
+        source = "test.p.source"
+        lab = Lab({**CHAIN, **a_test("source", BRONZE)})
+        lab.bad[source] = "failed"
+        assert await states(lab.follow(source), lab.follow(S)) == ["failed", "failed"]
+        assert len(lab.started) <= 2
+
+    run(story())
+
+
+def test_after_a_runner_that_could_not_work_each_further_task_needs_no_clearing_of_its_own() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, parse_error="dbt can't parse the project")
+        ended = await lab.follow(S)
+        assert (ended.state, "can't parse" in ended.text) == ("failed", True)
+        lab.parse_error = ""
+        assert (await lab.follow(S, attempt=2, along=[TS])).state == "success"
+        for node in (TS, G, TG, K):
+            assert (await lab.follow(node)).state == "success"
+
+    run(story())
+
+
+def test_a_shared_runner_that_dies_is_replaced_so_often_and_no_more() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        lab.deadly.add(G)
+        assert (await lab.follow(S)).state == "success"
+        ended = await lab.follow(G, restarts=2)
+        assert ended.state == "failed"
+        assert "ended without a result" in ended.text
+        assert "clear this task" in ended.text
+        assert [node for _, node in lab.built] == [S], "what was built is not built again"
+        lab.deadly.clear()
+        assert (await lab.follow(G, attempt=2, restarts=2)).state == "success"
+        assert (await lab.follow(K, restarts=2)).state == "success", "earlier deaths are not its own"
+
+    run(story())
+
+
+def test_R10_a_try_that_was_cancelled_at_work_is_nothing_to_the_next_one() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        assert (await lab.follow(S)).state == "success"
+        lab.slow[S] = 10
+        second = asyncio.create_task(lab.follow(S, attempt=2))
+        while "s/2" not in lab.started or len(lab.run.runners()) < 2:
+            await asyncio.sleep(0.01)
+        second.cancel()
+        await lab.stop(lab.run.runners()[-1])
+        lab.slow.clear()
+        assert (await lab.follow(S, attempt=3)).state == "success"
+
+    run(story())
+
+
+def test_R10_what_an_earlier_try_of_the_task_still_builds_is_not_taken_for_this_one_s() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        assert (await lab.follow(S)).state == "success"
+        lab.slow[S] = 0.4
+        second = asyncio.create_task(lab.follow(S, attempt=2))
+        while len(lab.run.runners()) < 2:
+            await asyncio.sleep(0.01)
+        second.cancel()
+        assert (await lab.follow(S, attempt=3)).state == "success"
+        assert lab.started == ["shared", "s/2", "s/3"]
+        assert lab.run.entries()["silver.s"].runner == 3
+
+    run(story())
+
+
+def test_R8_a_joint_test_that_ran_on_a_version_built_anew_since_runs_again() -> None:
+    async def story(before: str) -> None:
+        lab = Lab({**CHAIN, **a_test("joint", "s", "g")})
+        lab.bad |= {TG: "failed", JOINT: before}
+        await lab.follow(S)
+        assert await states(lab.follow(G), lab.follow(TG)) == ["success", "failed"]
+        lab.bad.clear()
+        assert (await lab.follow(G, attempt=2, along=[TG])).state == "success"
+        assert (await lab.follow(TG, attempt=2)).state == "success"
+        assert set(plan(lab.run, lab.project).nodes) == {JOINT, K, DOCS_NODE}
+        assert (await lab.follow(JOINT)).state == "success"
+        version = lab.run.entries()["silver.g"].version
+        assert lab.run.latest_results()[JOINT].reads["silver.g"] == version.version
+
+    for before in ("success", "failed"):
+        run(story(before))
+
+
+def test_R6_what_was_made_from_a_parent_that_is_built_anew_is_built_anew() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        lab.slow[G] = 0.2
+        await lab.follow(S)
+        first = asyncio.create_task(lab.follow(G))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        assert (await lab.follow(S, attempt=2, along=[TS])).state == "success"
+        assert (await lab.follow(G, attempt=2, along=[TG])).state == "success"
+        entries = lab.run.entries()
+        assert entries["silver.g"].version.inputs == {"silver.s": entries["silver.s"].version.version}
+
+    run(story())
+
+
+def test_R4_a_shared_runner_leaves_alone_what_another_one_is_building() -> None:
+    async def story() -> None:
+        lab = Lab({**CHAIN, **a_model("x"), **a_model("y", "x"), **a_model("z")}, last=frozenset({Z}))
+        lab.bad |= {S: "error", X: "error"}
+        lab.slow[Z] = 0.5
+        busy = asyncio.create_task(lab.follow(Z))
+        await states(lab.follow(S), lab.follow(X))
+        lab.bad.clear()
+        assert (await lab.follow(S, attempt=2)).state == "success"
+        lab.slow[G] = 1
+        alone = asyncio.create_task(lab.follow(G))
+        assert (await busy).state == "success"
+        assert (await lab.follow(X, attempt=2)).state == "success"
+        assert (await lab.follow(Y)).state == "success"
+        assert (await alone).state == "success"
+        assert lab.started == ["shared", "s/2", "g/1", "x/2", "shared"]
+        assert [number for number, node in lab.built if node == G] == [3], "by the runner that was at it"
+
+    run(story())
+
+
+def test_a_cleared_task_does_not_wait_for_a_shared_runner_that_is_not_for_it() -> None:
+    async def story() -> None:
+        lab = Lab({**a_model("s"), **a_model("x"), **a_model("y", "x")})
+        lab.bad |= {S: "error", X: "error"}
+        await states(lab.follow(S), lab.follow(X))
+        lab.bad.clear()
+        assert (await lab.follow(X, attempt=2)).state == "success"
+        lab.slow[Y] = 3
+        busy = asyncio.create_task(lab.follow(Y))
+        while not any(r.node == Y and r.status == "running" for r in lab.watch.results.values()):
+            await asyncio.sleep(0.01)
+        assert (await asyncio.wait_for(lab.follow(S, attempt=2), 2)).state == "success"
+        busy.cancel()
+
+    run(story())
+
+
+def test_a_model_whose_unit_test_failed_is_not_built_by_a_runner_for_what_is_left() -> None:
+    async def story() -> None:
+        unit = "unit_test.p.u"
+        lab = Lab({**CHAIN, **a_model("x")}, units={unit: G})
+        lab.bad |= {unit: "failed", X: "error"}
+        await lab.follow(S)
+        assert await states(lab.follow(G, unit), lab.follow(X)) == ["failed", "failed"]
+        lab.bad.pop(X)
+        assert (await lab.follow(X, attempt=2)).state == "success"
+        await lab.start([])
+        while lab.living:
+            await asyncio.sleep(0.01)
+        assert G not in [node for _, node in lab.built]
+        lab.bad.clear()
+        assert (await lab.follow(G, unit, attempt=2)).state == "success"
+
+    run(story())
+
+
+def test_a_lost_reply_to_a_follower_s_last_write_is_no_later_try() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        lab.objects.lose_reply = '"runner":1'
+        assert (await lab.follow(S)).state == "success"
+
+    run(story())
+
+
+def test_a_later_try_ends_an_earlier_one() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        lab.slow[S] = 0.3
+        first = asyncio.create_task(lab.follow(S))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(lab.follow(S, attempt=2))
+        assert sorted([(await first).state, (await second).state]) == ["success", "superseded"]
+
+    run(story())
+
+
+def test_a_runner_that_can_not_start_is_tried_once_and_told_to_all_who_wait() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, stillborn=True)
+        ended = await asyncio.gather(*(lab.follow(node) for node in (S, X, Y)))
+        assert {one.state for one in ended} == {"failed"}
+        assert all("could not start" in one.text and "the end of its output" in one.text for one in ended)
+        assert lab.started == ["shared"]
+
+    run(story())
+
+
+def test_docs_are_made_after_failures_were_mended() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        lab.bad[G] = "error"
+        await lab.follow(S)
+        for attempt in range(1, 6):
+            assert (await lab.follow(G, attempt=attempt)).state == "failed"
+        lab.bad.clear()
+        assert (await lab.follow(G, attempt=6, along=[TG])).state == "success"
+        for node in (TG, K, DOCS_NODE):
+            assert (await lab.follow(node)).state == "success"
+
+    run(story())
+
+
+def test_docs_of_versions_that_were_built_anew_are_made_anew() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        for node in (S, TS, G, TG, K, DOCS_NODE):
+            assert (await lab.follow(node)).state == "success"
+        assert (await lab.follow(K, attempt=2)).state == "success"
+        assert (await lab.follow(DOCS_NODE, attempt=2)).state == "success"
+        described = lab.run.latest_results()[DOCS_NODE].reads
+        assert described == {t: e.version.version for t, e in lab.run.entries().items()}
+
+    run(story())
+
+
+def test_a_task_that_is_not_selected_ends_skipped() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        lab.watch.pin = lab.watch.pin.model_copy(update={"nodes": (S,), "select": "s"})
+        ended = await Follow(lab.watch, Job("g", 1, (G,), (), "g"), 3).run()
+        assert (ended.state, "not selected" in ended.text) == ("skipped", True)
+
+    run(story())
