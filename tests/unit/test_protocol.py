@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -318,6 +319,63 @@ def test_P3_a_run_that_was_rolled_back_is_not_published_again(lake: Lake) -> Non
     releases.resume(lake.store, ENVIRONMENT)
     with pytest.raises(releases.Skipped, match="published as .*, rolled back by"):
         lake.publish(second)
+
+
+def test_P3_a_table_rebuilt_after_its_run_was_published_is_not_said_to_be_live(lake: Lake) -> None:
+    run = published(lake)
+    live = lake.live()
+    lake.build(run, "gold.g", runner=2)
+    with pytest.raises(releases.Skipped, match=r"published as .*; built anew since: gold\.g.*clear pin"):
+        lake.publish(run)
+    assert lake.live() == live
+
+
+def test_P3_a_rolled_back_run_is_told_so_even_where_others_were_published_since(lake: Lake) -> None:
+    published(lake)
+    first = lake.live().release
+    lake.deliveries += 1
+    second = published(lake)
+    back = releases.rollback(lake.store, ENVIRONMENT, first, "ana", "wrong")
+    releases.resume(lake.store, ENVIRONMENT)
+    published(lake)
+    with pytest.raises(releases.Skipped, match=f"rolled back by {back.release}"):
+        lake.publish(second)
+
+
+def test_R1_an_older_epoch_is_not_published(lake: Lake) -> None:
+    older = lake.pin(run="r")
+    lake.build_all(older)
+    newer = lake.pin(run="r", epoch=2)
+    with pytest.raises(BuscoError, match="epoch 1 of run r is over"):
+        lake.publish(older)
+    lake.build_all(newer)
+    assert lake.publish(newer).epoch == 2
+
+
+def test_P4_a_failed_model_that_was_taken_out_of_the_project_holds_up_nothing(lake: Lake) -> None:
+    run = lake.pin()
+    lake.build_all(run)
+    run.take("gold.removed", 1)
+    assert "gold.removed" not in lake.publish(run).tables
+
+
+def test_P4_a_table_whose_unit_test_did_not_pass_is_not_published(lake: Lake) -> None:
+    run = lake.pin()
+    lake.build_all(run)
+    audit = replace(AUDIT, unit_tests={"unit_test.g": "gold.g"})
+    with pytest.raises(BuscoError, match=r"unit_test\.g: has not run"):
+        releases.publish(run, audit, "me", "")
+    run.put_result(Result(node="unit_test.g", runner=1, status="success"))
+    releases.publish(run, audit, "me", "")
+
+
+def test_P4_a_table_made_from_a_source_whose_test_failed_is_not_published(lake: Lake) -> None:
+    run = lake.pin()
+    lake.build_all(run)
+    audit = replace(AUDIT, tests={**TESTS, "test.source": frozenset({"bronze.b"})})
+    run.put_result(Result(node="test.source", runner=1, status="failed", reads={"bronze.b": "b1"}))
+    with pytest.raises(BuscoError, match=r"test\.source: failed"):
+        releases.publish(run, audit, "me", "")
 
 
 def test_P4_a_table_rebuilt_after_its_tests_is_not_published_untested(lake: Lake) -> None:
