@@ -1,0 +1,220 @@
+"""The sample warehouse end to end: each of its 20 tables equals a second computation that shares no code with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from busco.aws import client
+from busco.catalog import athena
+from busco.embedded.sample import write_sample
+from busco.lake.runs import open_run
+from busco.warehouse.dbt import opened
+from tests.oracle import COLUMNS, KEYS
+from tests.oracle.compare import differences
+from tests.oracle.tables import recompute
+from tests.platforms import ENVIRONMENT, ROOT, Platform, platform
+
+OLIST = os.environ.get("OLIST_DIR")
+needs_olist = pytest.mark.skipif(not OLIST, reason="OLIST_DIR is unset: the folder of Olist's CSV files")
+TYPES = {
+    "text": "VARCHAR",
+    "timestamp": "TIMESTAMP",
+    "date": "DATE",
+    "bigint": "BIGINT",
+    "integer": "INTEGER",
+    "double": "DOUBLE",
+    "boolean": "BOOLEAN",
+    "money": "DECIMAL(12,2)",
+    "sum": "DECIMAL(18,2)",
+}
+# Where silver's rows come from; the second computation has the row only.
+TECHNICAL = ("_ingested_at", "_source_file", "_source_row")
+
+
+def published(home: Path, data: Path) -> Iterator[Platform]:
+    with platform(home, ROOT) as made:
+        report = made.take(data)
+        assert report.good
+        assert all(one.quarantined == 0 for one in report.loaded)
+        outcome = made.build()
+        assert outcome.good, {node: status for node, status in outcome.statuses.items() if status != "success"}
+        yield made
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, dict[str, pl.DataFrame]]]:
+    """A made-up marketplace with all of its quirks, published, and what its tables must be."""
+    data = tmp_path_factory.mktemp("sample")
+    write_sample(3000, 7, data)
+    for made in published(tmp_path_factory.mktemp("home"), data):
+        yield made, recompute(data)
+
+
+@pytest.fixture(scope="module")
+def olist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, dict[str, pl.DataFrame]]]:
+    """The real data, published, and what its tables must be."""
+    data = Path(str(OLIST))
+    for made in published(tmp_path_factory.mktemp("home"), data):
+        yield made, recompute(data)
+
+
+def by_athena(made: Platform, table: str, columns: list[str]) -> list[tuple[str | None, ...]]:
+    sql = f"select {', '.join(columns)} from busco_{table}"
+    return athena.query(client("athena", made.settings), sql, "busco", "busco_gold").rows
+
+
+def compare(made: Platform, right: dict[str, pl.DataFrame]) -> None:
+    release = made.live()
+    assert set(KEYS) == {table for table in release.tables if not table.startswith("bronze.")}
+    problems = []
+    for table, key in KEYS.items():
+        columns = [column.name for column in release.tables[table].columns]
+        found = differences(right[table], columns, by_athena(made, table, columns), key)
+        problems += [f"{table}: {problem}" for problem in found]
+    assert problems == []
+
+
+def test_all_20_tables_of_the_sample_equal_their_second_computation(
+    sample: tuple[Platform, dict[str, pl.DataFrame]],
+) -> None:
+    compare(*sample)
+
+
+def test_tables_have_their_columns_in_order_and_of_the_types_that_are_said(
+    sample: tuple[Platform, dict[str, pl.DataFrame]],
+) -> None:
+    release = sample[0].live()
+    for table, said in COLUMNS.items():
+        wanted = [
+            (name, TYPES[kind])
+            for kind, *names in (group.split() for group in said.split(";"))
+            for name in names
+            if name not in TECHNICAL
+        ]
+        found = [(c.name, c.type) for c in release.tables[table].columns if c.name not in TECHNICAL]
+        assert found == wanted, table
+        technical = [c.name for c in release.tables[table].columns if c.name in TECHNICAL]
+        silver = table.startswith("silver.") and table != "silver.locations"
+        assert technical == (list(TECHNICAL) if silver else []), table
+
+
+def test_tables_with_a_purchase_month_are_partitioned_by_it_where_marts_are_not(
+    sample: tuple[Platform, dict[str, pl.DataFrame]],
+) -> None:
+    partitioned = {table: v.partition_by for table, v in sample[0].live().tables.items() if v.partition_by}
+    tables = ("silver.orders", "silver.order_items", "silver.order_payments", "gold.fct_orders", "gold.fct_order_items")
+    assert partitioned == dict.fromkeys(tables, ("purchase_month",))
+
+
+def test_columns_with_personal_data_are_marked_all_the_way_to_gold(
+    sample: tuple[Platform, dict[str, pl.DataFrame]],
+) -> None:
+    with opened(sample[0].settings) as dbt:
+        project = dbt.parse()
+    named = {"customer_unique_id", "zip_prefix", "title", "message"}
+    for table, uid in project.tables.items():
+        columns = {column.name for column in project.columns(uid)}
+        sellers = {"zip_prefix"} if table in ("silver.locations",) else set()
+        assert (columns & named) - sellers <= project.pii(uid), table
+
+
+def test_every_model_says_what_it_is_whose_it_is_and_what_its_key_is(
+    sample: tuple[Platform, dict[str, pl.DataFrame]],
+) -> None:
+    with opened(sample[0].settings) as dbt:
+        project = dbt.parse()
+    tested: dict[str, set[str]] = {}
+    for test in project.tests.values():
+        kind = (test.get("test_metadata") or {}).get("name", "")
+        for parent in test["depends_on"]["nodes"]:
+            tested.setdefault(parent, set()).add(kind)
+    for table, uid in project.tables.items():
+        node = project.node(uid)
+        assert node["description"].strip(), table
+        assert node["config"]["meta"]["owner"], table
+        assert node["config"]["contract"]["enforced"], table
+        assert all(column["description"].strip() and column["data_type"] for column in node["columns"].values()), table
+        assert {"unique", "unique_combination"} & tested[uid], f"{table} has no test of its key"
+        assert uid in project.unit_tests.values() or table in ("silver.customers",), f"{table} has no unit test"
+    assert len(project.manifest["exposures"]) == 2
+
+
+def test_each_node_runs_alone_in_a_new_process_with_parents_from_its_run_or_pin(
+    sample: tuple[Platform, dict[str, pl.DataFrame]],
+) -> None:
+    made, _ = sample
+    base = made.live()
+    printed = made.busco("dbt", "build", "--select", "orders", "--full-refresh")
+    key = printed.split("run ", 1)[1].split()[0]
+    rebuilt = open_run(made.store, ENVIRONMENT, key).entries()["silver.orders"].version
+    for node in ("order_items", "fct_orders", "mart_daily_sales", "assert_daily_sales_add_up_to_sold_orders"):
+        made.busco("dbt", "build", "--run", key, "--select", node)
+    entries = {t: e.version for t, e in open_run(made.store, ENVIRONMENT, key).entries().items()}
+    assert entries["silver.order_items"].inputs["silver.orders"] == rebuilt.version, "from the run"
+    assert entries["gold.fct_orders"].inputs["silver.order_items"] == entries["silver.order_items"].version
+    assert entries["gold.fct_orders"].inputs["silver.customers"] == base.tables["silver.customers"].version, "pinned"
+    result = open_run(made.store, ENVIRONMENT, key).latest_results()
+    joint = result["test.busco.assert_daily_sales_add_up_to_sold_orders"]
+    assert joint.reads["gold.mart_daily_sales"] == entries["gold.mart_daily_sales"].version
+
+
+def test_an_order_whose_customer_product_and_seller_have_not_come_is_kept(
+    sample: tuple[Platform, dict[str, pl.DataFrame]],
+) -> None:
+    made, _ = sample
+    before = made.query("select count(*), sum(order_amount) from busco_gold.fct_orders")[0]
+    made.deliver(
+        "order_id,customer_id,order_status,order_purchase_timestamp,order_approved_at,order_delivered_carrier_date,"
+        "order_delivered_customer_date,order_estimated_delivery_date\n"
+        "early,nobody,delivered,2018-01-01 00:00:00,,,2018-01-05 00:00:00,2018-01-04 00:00:00\n",
+        "orders-early.csv",
+    )
+    made.deliver(
+        "order_id,order_item_id,product_id,seller_id,shipping_limit_date,price,freight_value\n"
+        "early,1,nothing,no_one,2018-01-02 00:00:00,10.00,1.50\n",
+        "order_items-early.csv",
+    )
+    outcome = made.build()
+    assert outcome.good
+    after = made.query("select count(*), sum(order_amount) from busco_gold.fct_orders")[0]
+    assert (int(after[0]) - int(before[0]), Decimal(after[1]) - Decimal(before[1])) == (1, Decimal("11.50"))
+    assert made.query("select items from busco_gold.mart_category_sales where category is null") == [("1",)]
+    late = "select late_orders from busco_gold.mart_delivery_performance where customer_state is null"
+    assert made.query(late) == [("1",)]
+
+
+@needs_olist
+def test_all_20_tables_of_the_real_data_equal_their_second_computation(
+    olist: tuple[Platform, dict[str, pl.DataFrame]],
+) -> None:
+    compare(*olist)
+
+
+@needs_olist
+def test_the_real_data_s_known_numbers_come_out_in_both_engines(
+    olist: tuple[Platform, dict[str, pl.DataFrame]],
+) -> None:
+    made, _ = olist
+    orders = (
+        "select count(*), count(*) filter (where is_sold), count(*) filter (where is_delivered), "
+        "count(*) filter (where is_late), sum(items_amount), sum(freight_amount), sum(paid_amount) "
+        "from busco_gold.fct_orders"
+    )
+    known = ("8135", "6901", "5164", "342", "1093264.35", "172288.39", "1428602.81")
+    assert made.query(orders) == [known]
+    assert [tuple(str(value) for value in row) for row in made.duckdb(orders)] == [known]
+    lifetime = "select sum(lifetime_amount) from busco_gold.dim_customers"
+    assert made.query(lifetime) == [("1157526.53",)]
+    assert made.duckdb(lifetime) == [(Decimal("1157526.53"),)]
+    bronze = {
+        "orders": 8135, "order_items": 8365, "order_payments": 8924, "order_reviews": 8225, "customers": 8135,
+        "products": 5460, "sellers": 1610, "geolocation": 45928, "product_category_name_translation": 71,
+    }  # fmt: skip
+    for table, rows in bronze.items():
+        assert made.query(f"select count(*) from busco_bronze.{table}") == [(str(rows),)], table
