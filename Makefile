@@ -63,7 +63,7 @@ test-long: ## fault matrices and soak
 	@echo "test-long: 0 tests: nothing takes longer than make test yet"
 
 bench: setup-dev ## speed, as ratios in one run
-	@$(DBT) bench/run.py
+	@$(AIRFLOW) bench/run.py
 
 lint: setup-dev ## ruff, mypy, import-linter, sqlfluff, shellcheck, cfn-lint
 	@scripts/lint.sh
