@@ -71,6 +71,12 @@ class Driver:
         self.wait(lambda: self.api.dag_run(dag, run)["state"] in ("success", "failed"), limit)
         return str(self.api.dag_run(dag, run)["state"])
 
+    def green(self, run: str, dag: str = DAG, limit: float = 120) -> None:
+        """Waits for a run's end, which must be a good one."""
+        if self.finish(run, dag, limit) != "success":
+            failed = [task for task, state in self.states(run, dag).items() if state == "failed"]
+            raise AssertionError("\n".join(f"{task} failed:\n{self.log(run, task, dag)}" for task in failed))
+
     def run(self, dag: str = DAG, **conf: Any) -> tuple[str, str]:
         """A whole run: its id and its state."""
         run = self.start(dag, **conf)

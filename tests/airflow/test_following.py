@@ -225,6 +225,7 @@ def test_a_model_whose_unit_test_failed_is_not_built_by_a_runner_for_what_is_lef
         lab.bad |= {unit: "failed", X: "error"}
         await lab.follow(S)
         assert await states(lab.follow(G, unit), lab.follow(X)) == ["failed", "failed"]
+        assert lab.started == ["shared"], "its word on the model is that on the unit test"
         lab.bad.pop(X)
         assert (await lab.follow(X, attempt=2)).state == "success"
         await lab.start([])
@@ -233,6 +234,21 @@ def test_a_model_whose_unit_test_failed_is_not_built_by_a_runner_for_what_is_lef
         assert G not in [node for _, node in lab.built]
         lab.bad.clear()
         assert (await lab.follow(G, unit, attempt=2)).state == "success"
+
+    run(story())
+
+
+def test_what_a_failed_try_of_the_model_skipped_is_no_word_on_its_tests() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN)
+        lab.bad[G] = "error"
+        await lab.follow(S)
+        for attempt in (1, 2):
+            assert (await lab.follow(G, attempt=attempt, along=[TG])).state == "failed"
+        lab.bad.clear()
+        assert (await lab.follow(G, attempt=3, along=[TG])).state == "success"
+        assert (await lab.follow(TG)).state == "success"
+        assert lab.started == ["shared", "g/2", "g/3"]
 
     run(story())
 

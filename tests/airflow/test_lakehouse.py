@@ -84,7 +84,7 @@ def test_a_broken_model_is_exactly_the_red_task_and_clearing_it_finishes_the_run
 
     built = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).entries()["silver.orders"].version.version
     driver.clear(run, "models.fct.run")
-    assert driver.finish(run) == "success"
+    driver.green(run)
     release = driver.live()
     assert release.run == run_key(DAG, run)
     assert release.tables["silver.orders"].version == built, "what was green is not built again"
@@ -108,7 +108,7 @@ def test_a_failed_test_is_the_red_task_and_clearing_its_model_finishes_the_run(d
     assert "unit_test" in driver.log(run, "models.fct.run") or "sums" in driver.log(run, "models.fct.run")
     assert driver.live() == before
     driver.clear(run, "models.fct.run")
-    assert driver.finish(run) == "success"
+    driver.green(run)
 
 
 def test_a_failed_data_test_leaves_its_model_green_and_the_old_release_live(driver: Driver) -> None:
@@ -157,7 +157,7 @@ def test_a_model_cleared_alone_after_its_tests_is_not_published_untested(driver:
     assert "passed on other versions of gold.fct" in log
     assert driver.live() == held
     driver.clear(run, "models.fct.test", "docs", "publish")
-    assert driver.finish(run) == "success"
+    driver.green(run)
     assert driver.live().run == run_key(DAG, run)
 
 
@@ -195,7 +195,7 @@ def test_rollback_holds_publishing_until_resume_starts_a_new_run(driver: Driver)
     assert state == "success"
     assert run_key(DAG, held) in driver.log(resumed, "resume", "operations")
     started = driver.api.call("GET", f"dags/{DAG}/dagRuns", order_by="-start_date", limit=1)["dag_runs"][0]
-    assert driver.finish(started["dag_run_id"]) == "success"
+    driver.green(started["dag_run_id"])
     assert driver.live().tables["silver.orders"].rows == bad.tables["silver.orders"].rows
 
 
@@ -220,7 +220,7 @@ def test_a_run_ends_right_when_a_process_is_killed_under_it(driver: Driver, vict
             for pid in [pid for pid in psutil.pids() if session_of(pid) == process.pid]:
                 os.kill(pid, signal.SIGKILL)
             airflow.up(get_settings(), lambda _: None)
-        assert driver.finish(run, limit=180) == "success"
+        driver.green(run, limit=180)
     finally:
         driver.write(FCT, whole)
     assert driver.live().run == key

@@ -80,6 +80,10 @@ def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
             if service not in missing and processes.find(state, service) is None:
                 raise _Vanished(error.message, error.hint) from None
             raise
+    # one that was killed just before we came counts as healthy until its last heartbeat is half a minute old
+    for service in SERVICES:
+        if processes.find(state, service) is None:
+            raise _Vanished(f"Airflow's {service} ended while starting", f"see {state / 'log' / service}.log")
 
 
 def down(settings: Settings, say: Say) -> None:

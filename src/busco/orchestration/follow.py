@@ -120,12 +120,16 @@ class Follow:
             result = self.watch.final(node, number) if self._counts(number) else None
             if result is None:
                 continue
-            shared = self.watch.runners[number].kind == "shared"
-            if result.status == "skipped" and shared and number <= self._newest_before:
+            if result.status == "skipped" and number <= self._newest_before and not self._failed_in(number):
                 # for what was wrong upstream then; it is not any more, or this task would not have begun
                 continue
             return result
         return None
+
+    def _failed_in(self, number: int) -> bool:
+        """Whether a runner had a node of this very task fail: a unit test, for which it skipped the model."""
+        found = (self.watch.final(node, number) for node in self.job.nodes)
+        return any(result is not None and result.status in _BAD for result in found)
 
     def _covering(self, nodes: Sequence[str]) -> Runner | None:
         """The first runner that gives, or should have given, results for all of `nodes`."""
