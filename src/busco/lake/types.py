@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from busco.errors import BuscoError
@@ -202,23 +202,34 @@ def field_ids_sql(columns: list[tuple[str, DataType]]) -> str:
     """The value of COPY's FIELD_IDS option: every field's id, nested ones too.
 
     Raises:
-        BuscoError: two fields of the table have the same id, or the same name but for its case.
+        BuscoError: as `check_fields`.
     """
-    taken: dict[int, tuple[str, ...]] = {}
+    check_fields(columns)
+    return "{" + ", ".join(f"{quoted(name)}: {_ids((name,), kind)}" for name, kind in columns) + "}"
+
+
+def check_fields(columns: Sequence[tuple[str, DataType]]) -> None:
+    """Whether readers can tell a table's fields apart, nested ones too.
+
+    Raises:
+        BuscoError: two have the same id, the same name but for its case, or the same path by dots.
+    """
+    taken: dict[int | str, tuple[str, ...]] = {}
     lowered: dict[str, str] = {}
     for name, kind in columns:
         if other := lowered.get(name.lower()):
             raise BuscoError(f"columns {other} and {name} differ by case only", "rename one of them")
         lowered[name.lower()] = name
         for path, inner in fields((name,), kind):
-            number = field_id(path, inner)
+            number, dotted = field_id(path, inner), ".".join(path)
             if number in taken:
                 raise BuscoError(
-                    f"columns {'.'.join(taken[number])} and {'.'.join(path)} have the same field id {number}",
+                    f"columns {'.'.join(taken[number])} and {dotted} have the same field id {number}",
                     "rename one of them",
                 )
-            taken[number] = path
-    return "{" + ", ".join(f"{quoted(name)}: {_ids((name,), kind)}" for name, kind in columns) + "}"
+            if dotted in taken:
+                raise BuscoError(f"a column {dotted} and a field {dotted} within another have one path", "rename one")
+            taken[number] = taken[dotted] = path
 
 
 def _ids(path: tuple[str, ...], kind: DataType) -> str:
@@ -306,12 +317,20 @@ class _Parser:
         precision, scale = 18, 3  # DuckDB's own default
         if self.peek() == "(":
             self.take("(")
-            precision, scale = int(self.take()), 0
+            precision, scale = self.number(), 0
             if self.peek() == ",":
                 self.take(",")
-                scale = int(self.take())
+                scale = self.number()
             self.take(")")
+        if not (1 <= precision <= 38 and scale <= precision):
+            raise self.refuse(f"there is no type {self.text}", "DECIMAL(p,s) has p from 1 to 38, and s up to p")
         return Primitive("DECIMAL", precision, scale)
+
+    def number(self) -> int:
+        token = self.take()
+        if not token.isdecimal():
+            raise self.refuse(f"unknown type {self.text}")
+        return int(token)
 
     def struct_fields(self) -> Iterator[tuple[str, DataType]]:
         self.take("(")

@@ -117,6 +117,9 @@ def write_metadata(
         files: the version's data files, possibly none.
 
     A metadata.json that is there already is left alone: its name is the version's id, so that it says the same.
+
+    Raises:
+        BuscoError: a partition's value is none that Iceberg can hold, or two columns have one path.
     """
     schema = iceberg_schema(columns)
     spec = _partition_spec(schema, partition_by)
@@ -125,11 +128,13 @@ def write_metadata(
     folder = store.url(f"{location}/metadata")
     unique = uuid.uuid4().hex
     manifests = []
-    if files:
+    # before anything is written: a value that Iceberg can't hold ends it here
+    entries = [_entry(store, file, schema, spec, snapshot_id) for file in files]
+    if entries:
         output = _ObjectOutput(store, f"{folder}/{unique}-m0.avro")
         with write_manifest(2, spec, schema, output, snapshot_id, "deflate") as writer:
-            for file in files:
-                writer.add(_entry(store, file, schema, spec, snapshot_id))
+            for entry in entries:
+                writer.add(entry)
         manifests.append(writer.to_manifest_file())
     manifest_list = f"{folder}/snap-{snapshot_id}-{unique}.avro"
     with write_manifest_list(
@@ -185,7 +190,12 @@ def write_metadata(
 
 
 def iceberg_schema(columns: Sequence[Column]) -> Schema:
-    """The Iceberg schema of columns: field ids and the schema's own id are hashes, stable over versions."""
+    """The Iceberg schema of columns: field ids and the schema's own id are hashes, stable over versions.
+
+    Raises:
+        BuscoError: readers could not tell two fields apart (`types.check_fields`).
+    """
+    types.check_fields([(column.name, types.parse(column.type, column.name)) for column in columns])
     fields = []
     for column in columns:
         kind = types.parse(column.type, column.name)
@@ -230,7 +240,8 @@ def _partition_spec(schema: Schema, partition_by: Sequence[str]) -> PartitionSpe
                 source_id=schema.find_field(name).field_id,
                 field_id=_PARTITION_FIELD_ID + position,
                 transform=IdentityTransform(),
-                name=name,
+                # a name for Avro, which knows letters of ASCII only; the column is known by its id
+                name=name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else f"partition_{position}",
             )
             for position, name in enumerate(partition_by)
         ),
@@ -243,11 +254,17 @@ def _entry(
 ) -> ManifestEntry:
     partition = []
     for field in spec.fields:
-        kind = schema.find_type(field.source_id)
-        text = file.partition.get(field.name)
-        known = file.statistics.get(types.quoted(field.name), {})
+        column = schema.find_field(field.source_id)
+        text = file.partition.get(column.name)
+        known = file.statistics.get(types.quoted(column.name), {})
         absent = "min" not in known and known.get("null_count", "0") != "0"
-        partition.append(None if absent or text is None else _value(text, kind))
+        try:
+            partition.append(None if absent or text is None else _value(text, column.field_type))
+        except ValueError as error:
+            raise BuscoError(
+                f"{column.name} is {text} in a partition: no {column.field_type} that a table can hold",
+                "leave such rows out, or partition by another column",
+            ) from error
     sizes: dict[int, int] = {}
     counts: dict[int, int] = {}
     nulls: dict[int, int] = {}

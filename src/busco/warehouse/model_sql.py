@@ -91,8 +91,8 @@ def partition_columns(said: Any, table: Sequence[Column]) -> tuple[str, ...]:
     for name in names:
         if name not in kinds:
             raise BuscoError(f"partition_by names {name}, which is no column", "mend the model's config")
-        if types.is_nested(kinds[name]):
-            raise BuscoError(f"partition_by names {name}, which is nested", "partition by a simple column")
+        if types.is_nested(kinds[name]) or str(kinds[name]) == "BLOB":
+            raise BuscoError(f"partition_by names {name}, a {kinds[name]}", "partition by a simple column")
     return names
 
 
@@ -132,6 +132,12 @@ def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
                 statistics=_map(statistics),
                 partition=_map(partition),
             )
+        )
+    keys = [file.key for file in files]
+    if doubled := sorted({key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()):
+        raise BuscoError(
+            f"two partitions have one folder: {doubled[0]}",
+            "a value of the partition column is written as NULL's folder is; write another value for it",
         )
     return sorted((file for file in files if file.rows), key=lambda file: file.key)
 

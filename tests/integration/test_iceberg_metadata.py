@@ -1,0 +1,694 @@
+"""The contract of lake/versions.py: what the product writes, three independent Iceberg readers read the same.
+
+The readers are pyiceberg's own StaticTable, DuckDB's iceberg_scan and ClickHouse (chdb); beside them the platform's two
+own ways, select_sql and Athena. What they must give is what a plain DuckDB gives for the model's SQL.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import random
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+
+import chdb
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyiceberg import expressions
+from pyiceberg.avro.file import AvroFile
+from pyiceberg.conversions import from_bytes
+from pyiceberg.manifest import DataFile as ManifestFile
+from pyiceberg.manifest import ManifestEntry
+from pyiceberg.table import StaticTable
+from pyiceberg.types import ListType, MapType, StructType
+
+from busco.errors import BuscoError
+from busco.lake import types, versions
+from busco.lake.engine import connect
+from busco.lake.objects import ObjectStore
+from busco.lake.records import DataFile, Version
+from busco.lake.relations import select_sql
+from busco.warehouse import model_sql
+from tests.platforms import ENVIRONMENT, ROOT, Platform, platform
+
+# Every type that iceberg.md lists as kept, with the edges that all readers can hold: ClickHouse's dates are those of
+# four-digit years, DuckDB's JSON must be JSON.
+WIDE = r"""
+select * from (values
+    (1, true, (-128)::tinyint, (-32768)::smallint, (-2147483648)::integer, (-9223372036854775808)::bigint, 0::utinyint,
+     0::usmallint, '-inf'::float, '-inf'::double, (-99999.9999)::decimal(9, 4), (-0.01)::decimal(18, 2),
+     '-9999999999999999999999999999.9999999999'::decimal(38, 10), '', ''::blob, date '0001-01-01',
+     timestamp '1969-12-31 23:59:59.999999', timestamp_s '1969-12-31 23:59:59', timestamp_ms '1969-12-31 23:59:59.999',
+     timestamptz '0001-01-01 00:00:00.000001+00', 'small'::enum('small', 'big'), '{"a": [1, null]}'::json),
+    (2, false, 127, 32767, 2147483647, 9223372036854775807, 255, 65535, 'inf', 'inf', 99999.9999, 9999999999999999.99,
+     '9999999999999999999999999999.9999999999', 'é ü 漢字 🦆 ''a'' "b" \ ' || chr(10) || chr(0),
+     '\x00\xFF\x80a'::blob, '9999-12-31', '9999-12-31 23:59:59.999999', '9999-12-31 23:59:59',
+     '9999-12-31 23:59:59.999', '2018-01-01 00:00:00.1+03:30', 'big', '[]'),
+    (3, true, 0, 0, 0, 0, 1, 1, 'nan', 'nan', 0, 0, 0, 'NULL', 'a'::blob, '1969-12-31', '0001-01-01 00:00:00.000001',
+     '0001-01-01 00:00:00', '0001-01-01 00:00:00.001', '1969-12-31 23:59:59.999999+00', 'small', 'null'),
+    (4, true, 1, 1, 1, 1, 1, 1, 1.1::float, 0.1, 0.0001, 0.01, 0.0000000001, 'null', 'NULL'::blob, '1970-01-01',
+     '1970-01-01', '1970-01-01', '1970-01-01', '1970-01-01 00:00:00+00', 'small', '"é"'),
+    (5, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null,
+     null, null, null)
+) as t (k, a_bool, a_tiny, a_small, an_int, a_big, a_utiny, a_usmall, a_float, a_double, a_dec9, a_dec18, a_dec38,
+    a_text, a_blob, a_date, a_time, a_time_s, a_time_ms, a_zoned, an_enum, a_json)
+"""
+NESTED = """
+select * from (values
+    (1, [1, null], ['a', '', null], [[1], [], null], {'a': 1, 'Ü b': [date '1969-12-31', null]}, [{'x': 1.50}],
+     map {'k': 1, '': null}, map {1: [{'v': timestamp '1969-12-31 23:59:59.999999'}]}),
+    (2, [], [], [], {'a': null, 'Ü b': []}, [], map {}, map {}),
+    (3, null, null, null, null, null, null, null)
+) as t (k, a_list, texts, lists, a_struct, structs, a_map, maps)
+"""
+ODD = ["a/b=c %x", None, "", "é ü", "a+b", "NULL", "%2F", ".", "..", "a.b", " a", "a ", "A", "a", "a\nb", "a'b", 'a"b']
+ODD += ["a\\b", "a#?&:;b", "🦆", "é" * 100]
+TEXTS = ", ".join(f"({i}, {'null' if text is None else types.literal(text)})" for i, text in enumerate(ODD))
+# Values that grow with the partition, so that bounds exclude most files, with NULLs in between and all-NULL files.
+BOUNDED = """
+with r as (select range as i, hash(range) % 7 = 0 or range // 100 = 5 as gone from range(1200))
+select
+    i as id,
+    case when i // 100 < 11 then 'p' || i // 100 end as part,
+    case when not gone then (i - 600)::integer end as n,
+    case when not gone then (i - 600) * 15372286728091293 end as big,
+    case when not gone then ((i - 600) * 123456789.0123456789)::decimal(38, 10) end as amount,
+    case when not gone then (i - 600) / 7 end as share,
+    case when not gone then ((i - 600) / 7)::float as small_share,
+    case when not gone then case when i % 50 = 0 then 'nan'::double else i / 3 end end as wild,
+    case when not gone then date '1969-01-01' + i::integer end as day,
+    case when not gone then timestamp '1969-06-01' + to_microseconds((i * 86399123457)::bigint) end as moment,
+    case when not gone
+        then timestamptz '1969-06-01 00:00:00+00' + to_microseconds((i * 43199123457)::bigint) end as zoned,
+    case when not gone then lpad(i::varchar, 5, 'é') || ' ü' end as word,
+    case when not gone then repeat(chr((96 + i // 50)::integer), 300) || i end as long_word,
+    case when not gone then repeat('x', 255) || chr((233 + i // 50)::integer) || repeat('🦆', 100) || i end as cut_word,
+    case when not gone then chr(1114111) || repeat(chr(1114111), 80) || i end as last_word,
+    case when not gone then i >= 300 end as flag
+from r
+""".replace("::float as small_share", "::float end as small_share")
+MODELS: dict[str, tuple[tuple[str, ...], str]] = {
+    "wide": ((), WIDE),
+    "nested": ((), NESTED),
+    "no_rows": ((), f"select * from ({NESTED}) where false"),
+    "no_rows_by_day": (("day",), "select 1 as k, date '2018-01-01' as day where false"),
+    "by_text": (("text",), f"select * from (values {TEXTS}) as t (k, text)"),
+    "by_day": (
+        ("day",),
+        "select i as k, case when i < 8 then date '1969-12-28' + i::integer end as day, 'x' as text"
+        " from range(18) as r (i)",
+    ),
+    "by_two": (
+        ("n", "text"),
+        "select n, text, n + 1 as m"
+        " from (values ((-2147483648)::integer), (0), (null)) as a (n), (values ('b/c'), ('')) as b (text)",
+    ),
+    "many": (
+        ("n",),
+        "select (i % 60)::integer as n, i as k, repeat('x', (i % 7)::integer) as text from range(240) as r (i)",
+    ),
+    "bounded": (("part",), BOUNDED),
+}
+
+Row = tuple[Any, ...]
+
+
+@dataclass
+class Lake:
+    """A platform where MODELS were built by dbt and published, and its readers."""
+
+    platform: Platform
+    store: ObjectStore
+    db: duckdb.DuckDBPyConnection
+    tables: dict[str, Version]
+
+    @cached_property
+    def rows(self) -> dict[str, Any]:
+        """What each model's SQL gives to a DuckDB that knows nothing of the lake, as Arrow tables."""
+        found = {}
+        with duckdb.connect(":memory:") as plain:
+            plain.execute("set timezone = 'UTC'")
+            for name, (_, sql) in MODELS.items():
+                found[name] = plain.execute(sql).to_arrow_table()
+        return found
+
+    def static(self, version: Version) -> StaticTable:
+        properties = {
+            "s3.endpoint": str(self.platform.settings.endpoint_url),
+            "s3.region": self.platform.settings.region,
+            "s3.access-key-id": os.environ["AWS_ACCESS_KEY_ID"],
+            "s3.secret-access-key": os.environ["AWS_SECRET_ACCESS_KEY"],
+        }
+        return StaticTable.from_metadata(self.store.url(version.metadata), properties)
+
+    @cached_property
+    def statics(self) -> dict[str, StaticTable]:
+        return {name: self.static(version) for name, version in self.tables.items()}
+
+    def entries(self, name: str) -> list[ManifestEntry]:
+        static = self.statics[name]
+        snapshot = static.current_snapshot()
+        assert snapshot is not None
+        manifests = snapshot.manifests(static.io)
+        return [entry for manifest in manifests for entry in manifest.fetch_manifest_entry(static.io)]
+
+    def by_pyiceberg(self, version: Version) -> list[Row]:
+        return canonical(self.static(version).scan().to_arrow())
+
+    def by_duckdb(self, version: Version) -> list[Row]:
+        return canonical(self.db.execute(f"from {self.iceberg_scan(version)}").to_arrow_table())
+
+    def iceberg_scan(self, version: Version) -> str:
+        return f"iceberg_scan({types.literal(self.store.url(version.metadata))})"
+
+    def by_select_sql(self, version: Version) -> list[Row]:
+        return canonical(self.db.execute(select_sql(version, self.store.bucket)).to_arrow_table())
+
+    def by_clickhouse(self, version: Version) -> list[Row]:
+        table = self.clickhouse(version, "select *")
+        for index, column in enumerate(version.columns):
+            if column.type == "BLOB":  # ClickHouse has one type for text and bytes
+                table = table.set_column(index, column.name, table[column.name].cast(pa.binary()))
+        return canonical(table)
+
+    def clickhouse(self, version: Version, select: str, where: str = "1") -> Any:
+        return self.chdb(f"{select} from {self.clickhouse_table(version)} where {where}")
+
+    def clickhouse_table(self, version: Version) -> str:
+        location = ENVIRONMENT.iceberg(version.table)
+        settings = self.platform.settings
+        source = ", ".join(
+            types.literal(text)
+            for text in (
+                f"{settings.endpoint_url}/{settings.lake_bucket}/{location}/",
+                os.environ["AWS_ACCESS_KEY_ID"],
+                os.environ["AWS_SECRET_ACCESS_KEY"],
+            )
+        )
+        file = types.literal(version.metadata.removeprefix(f"{location}/"))
+        return f"icebergS3({source}, settings iceberg_metadata_file_path = {file})"
+
+    def chdb(self, sql: str) -> Any:
+        answer = chdb.query(f"{sql} settings session_timezone = 'UTC'", "ArrowStream")
+        return pa.ipc.open_stream(answer.bytes()).read_all()
+
+
+def canonical(table: Any) -> list[Row]:
+    """Rows as Python values that are equal only if they have one type: sorted, and led by the columns' names."""
+    return [tuple(table.column_names), *sorted(tuple(map(_value, row.values())) for row in table.to_pylist())]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, datetime):  # ClickHouse says a zone for each timestamp, the session's
+        value = value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_value(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return repr(value)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
+    with platform(tmp_path_factory.mktemp("lake"), ROOT / "tests/projects/mini") as made:
+        models = made.home / "dbt_project/models"
+        for folder in ("silver", "gold"):
+            shutil.rmtree(models / folder)
+        for name, (partition_by, sql) in MODELS.items():
+            made.model(f"gold/{name}", f"{{{{ config(partition_by={list(partition_by)}) }}}}\n{sql}")
+        outcome = made.build()
+        assert outcome.good, outcome.statuses
+        with connect(made.settings, iceberg=True) as db:
+            tables = {name: made.live().tables[f"gold.{name}"] for name in MODELS}
+            yield Lake(made, made.store, db, tables)
+
+
+def write(lake: Lake, name: str, sql: str, partition_by: tuple[str, ...] = ()) -> Version:
+    """A version that is written as a model's is, without dbt."""
+    store, version, table = lake.store, uuid.uuid4().hex, f"gold.{name}"
+    described = [(str(row[0]), str(row[1])) for row in lake.db.execute(f"describe {sql}").fetchall()]
+    columns, selected = model_sql.columns(described, ())
+    partition_by = model_sql.partition_columns(partition_by, columns)
+    copy = model_sql.copy_sql(selected, columns, partition_by, sql, store.url(ENVIRONMENT.data(table, version)))
+    files = model_sql.written_files(lake.db.execute(copy).fetchall(), store.url(""))
+    location, metadata = ENVIRONMENT.iceberg(table), ENVIRONMENT.metadata(table, version)
+    versions.write_metadata(store, location, metadata, uuid.uuid4(), columns, partition_by, files, {})
+    return Version(
+        table=table, version=version, columns=columns, partition_by=partition_by, metadata=metadata,
+        rows=sum(file.rows for file in files), bytes=sum(file.bytes for file in files),
+        files=tuple(DataFile(key=file.key, rows=file.rows, bytes=file.bytes) for file in files),
+    )  # fmt: skip
+
+
+# -- the same rows ----------------------------------------------------------------------------------------------------
+
+READERS: dict[str, Callable[[Lake, Version], list[Row]]] = {
+    "pyiceberg": Lake.by_pyiceberg,
+    "duckdb": Lake.by_duckdb,
+    "select_sql": Lake.by_select_sql,
+    "clickhouse": Lake.by_clickhouse,
+}
+
+
+def as_read(reader: str, column: str, value: Any, kind: types.DataType) -> Any:
+    """A value as a reader can have it: two of them lose a NULL that the file has."""
+    if reader == "clickhouse":
+        return without_null_groups(value, kind)
+    # pyiceberg puts lists of structs together anew from offsets alone (ArrowProjectionVisitor.list)
+    return value or [] if (reader, column) == ("pyiceberg", "structs") else value
+
+
+def without_null_groups(value: Any, kind: types.DataType) -> Any:
+    """A value as ClickHouse has it, which knows no NULL list, map or struct."""
+    if isinstance(kind, types.ListOf):
+        return [without_null_groups(inner, kind.element) for inner in value or []]
+    if isinstance(kind, types.MapOf):
+        return [(key, without_null_groups(inner, kind.value)) for key, inner in value or []]
+    if isinstance(kind, types.Struct):
+        return {name: without_null_groups((value or {}).get(name), inner) for name, inner in kind.fields}
+    return value
+
+
+@pytest.mark.parametrize("table", MODELS)
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_gives_exactly_the_rows_of_the_model(lake: Lake, table: str, reader: str) -> None:
+    version, rows = lake.tables[table], lake.rows[table]
+    kinds = {column.name: types.parse(column.type) for column in version.columns}
+    expected = [
+        tuple(_value(as_read(reader, name, value, kinds[name])) for name, value in row.items())
+        for row in rows.to_pylist()
+    ]
+    assert READERS[reader](lake, version) == [tuple(rows.column_names), *sorted(expected)]
+
+
+@pytest.mark.parametrize("table", MODELS)
+def test_athena_gives_exactly_the_rows_of_the_model(lake: Lake, table: str) -> None:
+    names = lake.rows[table].column_names
+    # as text, since text is what Athena's API gives; by the emulator's own words where they are not the engine's
+    texts = ", ".join(f"cast({types.quoted(name)} as varchar) as {types.quoted(name)}" for name in names)
+    with duckdb.connect(":memory:") as plain:
+        plain.execute("set timezone = 'UTC'")
+        expected = plain.execute(f"select {texts} from ({MODELS[table][1]})").fetchall()
+    found = lake.platform.query(f"select {texts} from busco_gold.{table}")
+    assert Counter(found) == Counter(expected)
+
+
+def test_the_platforms_own_reader_gives_the_types_of_the_model(lake: Lake) -> None:
+    for name, (_, sql) in MODELS.items():
+        found = lake.db.execute(f"describe {select_sql(lake.tables[name], lake.store.bucket)}").fetchall()
+        given = lake.db.execute(f"describe {sql}").fetchall()
+        assert [(row[0], types.parse(row[1])) for row in found] == [(row[0], types.parse(row[1])) for row in given]
+
+
+def test_a_partition_has_one_file_and_no_row_has_none(lake: Lake) -> None:
+    files = {name: len(version.files) for name, version in lake.tables.items()}
+    assert files == {
+        "wide": 1, "nested": 1, "no_rows": 0, "no_rows_by_day": 0, "by_text": len(ODD), "by_day": 9, "by_two": 6,
+        "many": 60, "bounded": 12,
+    }  # fmt: skip
+
+
+# -- filters ----------------------------------------------------------------------------------------------------------
+
+SQL_OPERATORS: dict[str, Callable[[str, Any], Any]] = {
+    "=": expressions.EqualTo,
+    "<": expressions.LessThan,
+    "<=": expressions.LessThanOrEqual,
+    ">": expressions.GreaterThan,
+    ">=": expressions.GreaterThanOrEqual,
+    "<>": expressions.NotEqualTo,
+}
+
+
+@dataclass(frozen=True)
+class Query:
+    column: str
+    operator: str
+    value: Any
+
+    def sql(self, clickhouse: bool = False) -> str:
+        if self.value is None:
+            return f"{self.column} is {'not ' if self.operator == '<>' else ''}null"
+        return f"{self.column} {self.operator} {self._literal(clickhouse)}"
+
+    def _literal(self, clickhouse: bool) -> str:
+        value = self.value
+        if isinstance(value, datetime):
+            text = types.literal(value.replace(tzinfo=None).isoformat(" ", "microseconds"))
+            if clickhouse:
+                return f"toDateTime64({text}, 6, 'UTC')"
+            return f"timestamptz {text[:-1]}+00'" if value.tzinfo else f"timestamp {text}"
+        if isinstance(value, date):
+            return f"toDate32('{value}')" if clickhouse else f"date '{value}'"
+        if isinstance(value, Decimal):
+            return f"toDecimal128('{value}', 10)" if clickhouse else f"'{value}'::decimal(38, 10)"
+        if isinstance(value, str):
+            return types.literal(value.replace("\\", "\\\\") if clickhouse else value)
+        if isinstance(value, float):
+            return f"{value!r}::double" if not clickhouse else f"toFloat64({value!r})"
+        return str(value).lower()
+
+    @property
+    def expression(self) -> Any:
+        if self.value is None:
+            return (expressions.NotNull if self.operator == "<>" else expressions.IsNull)(self.column)
+        return SQL_OPERATORS[self.operator](self.column, self.value)
+
+
+@pytest.fixture(scope="module")
+def queries(lake: Lake) -> list[Query]:
+    """Equality and range queries by values that the table has."""
+    rng, table = random.Random(7), lake.rows["bounded"]
+    made = []
+    for name in table.column_names:
+        values = [v for v in table[name].to_pylist() if v is not None and not (isinstance(v, float) and math.isnan(v))]
+        # NaN is above all numbers to DuckDB, and beside them to the others; -0.0 is a question of its own
+        operators = ["="] if name == "wild" else list(SQL_OPERATORS)
+        if name in ("flag", "part"):
+            operators = ["=", "<>"]
+        made += [Query(name, "=", rng.choice(values)) for _ in range(4)]
+        made += [
+            Query(name, rng.choice(operators), rng.choice([values[0], values[-1], rng.choice(values)]))
+            for _ in range(6)
+        ]
+        made += [Query(name, "=", None), Query(name, "<>", None)]
+    return list(dict.fromkeys(made))
+
+
+@pytest.fixture(scope="module")
+def answers(lake: Lake, queries: list[Query]) -> list[list[int]]:
+    """The ids that each query finds in the files' rows, by a plain DuckDB without any metadata of ours."""
+    files = ", ".join(types.literal(lake.store.url(file.key)) for file in lake.tables["bounded"].files)
+    plain = f"read_parquet([{files}], hive_partitioning = false, filename = true)"
+    lake.db.execute(f"create or replace temp table bounded as from {plain}")
+    return [
+        [row[0] for row in lake.db.execute(f"select id from bounded where {q.sql()} order by id").fetchall()]
+        for q in queries
+    ]
+
+
+def test_the_queries_are_many_and_find_something(queries: list[Query], answers: list[list[int]]) -> None:
+    assert len(queries) > 150
+    assert sum(map(bool, answers)) > 140
+
+
+def test_no_file_with_a_row_of_a_filter_is_left_out_by_pyiceberg(
+    lake: Lake, queries: list[Query], answers: list[list[int]]
+) -> None:
+    home = dict(lake.db.execute("select id, filename from bounded").fetchall())
+    lost = {}
+    for query, found in zip(queries, answers, strict=True):
+        planned = {task.file.file_path for task in lake.statics["bounded"].scan(query.expression).plan_files()}
+        if missing := {home[number] for number in found} - planned:
+            lost[query] = missing
+    assert lost == {}
+
+
+@pytest.mark.parametrize("engine", ["clickhouse", "duckdb"])
+def test_no_row_of_a_filter_is_lost(lake: Lake, queries: list[Query], answers: list[list[int]], engine: str) -> None:
+    version, clickhouse = lake.tables["bounded"], engine == "clickhouse"
+    table = lake.clickhouse_table(version) if clickhouse else lake.iceberg_scan(version)
+    each = [
+        f"select {number} as query, id from {table} where {query.sql(clickhouse)}"
+        for number, query in enumerate(queries)
+    ]
+    found: dict[Query, list[int]] = {query: [] for query in queries}
+    for start in range(0, len(each), 40):
+        sql = " union all ".join(each[start : start + 40])
+        rows = (lake.chdb(sql) if clickhouse else lake.db.execute(sql).to_arrow_table()).to_pydict()
+        for number, identity in zip(rows["query"], rows["id"], strict=True):
+            found[queries[number]].append(identity)
+    assert {query: sorted(ids) for query, ids in found.items()} == dict(zip(queries, answers, strict=True))
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_filter_on_the_partition_opens_the_one_file_of_its_value(lake: Lake, text: str | None) -> None:
+    (task,) = lake.statics["by_text"].scan(Query("text", "=", text).expression).plan_files()
+    (file,) = [f for f in lake.tables["by_text"].files if lake.store.url(f.key) == task.file.file_path]
+    condition = Query("text", "=", text)
+    found = lake.db.execute(f"select k, text from {lake.iceberg_scan(lake.tables['by_text'])} where {condition.sql()}")
+    assert (found.fetchall(), file.rows) == ([(ODD.index(text), text)], 1)
+
+
+def test_a_filter_on_a_bounded_column_opens_fewer_files(lake: Lake) -> None:
+    table = lake.rows["bounded"]
+    for name in set(table.column_names) - {"cut_word", "last_word", "flag", "wild"}:
+        value = [v for v in table[name].to_pylist() if v is not None][3]
+        planned = list(lake.statics["bounded"].scan(Query(name, "=", value).expression).plan_files())
+        assert len(planned) <= 2, name
+
+
+# -- what the metadata says -------------------------------------------------------------------------------------------
+
+
+def values_of(lake: Lake, file: ManifestFile, column: str) -> list[Any]:
+    """A column's values in one file, read from the file itself."""
+    table = pq.read_table(io.BytesIO(lake_body(lake, file)), columns=[column])
+    return list(table[column].to_pylist())
+
+
+def lake_body(lake: Lake, file: ManifestFile) -> bytes:
+    stored = lake.store.get(file.file_path.removeprefix(lake.store.url("")))
+    assert stored is not None
+    return stored.body
+
+
+@pytest.mark.parametrize("table", ["wide", "bounded", "by_text"])
+def test_bounds_enclose_each_files_values_and_nulls_are_counted(lake: Lake, table: str) -> None:
+    schema = lake.statics[table].schema()
+    bounded = Counter()
+    for entry in lake.entries(table):
+        file = entry.data_file
+        content = pq.read_table(io.BytesIO(lake_body(lake, file)))
+        for field in schema.fields:
+            values = content[field.name].to_pylist()
+            number, kept = field.field_id, [v for v in values if v is not None]
+            assert file.null_value_counts[number] == len(values) - len(kept), field.name
+            assert file.value_counts[number] == len(values), field.name
+            for bounds, inside in ((file.lower_bounds, lambda b, v: b <= v), (file.upper_bounds, lambda b, v: b >= v)):
+                if number in bounds:
+                    bound = from_bytes(field.field_type, bounds[number])
+                    bounded[field.name] += 1
+                    assert all(inside(bound, _number(v)) for v in kept), (field.name, bound)
+                    assert len(bounds[number]) <= 256, field.name
+    without = {field.name for field in schema.fields} - set(bounded)
+    assert without == {"wide": {"a_float", "a_double", "a_blob"}, "bounded": {"last_word"}, "by_text": set()}[table]
+
+
+def _number(value: Any) -> Any:
+    """A value as Iceberg's bounds have it: days, microseconds."""
+    if isinstance(value, datetime):
+        since = value.replace(tzinfo=None) - datetime(1970, 1, 1)
+        return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return (value - date(1970, 1, 1)).days if isinstance(value, date) else value
+
+
+def test_nulls_of_a_list_or_map_which_copy_does_not_count_are_not_claimed(lake: Lake) -> None:
+    (entry,) = lake.entries("nested")
+    schema = lake.statics["nested"].schema()
+    groups = {field.field_id for field in schema.fields if field.name != "k"}
+    assert groups.isdisjoint(entry.data_file.null_value_counts)
+    scan = lake.iceberg_scan(lake.tables["nested"])
+    for name in ("a_list", "a_struct", "a_map"):
+        assert lake.db.execute(f"select k from {scan} where {name} is null").fetchall() == [(3,)]
+
+
+def test_nulls_within_nested_columns_are_counted(lake: Lake) -> None:
+    (entry,) = lake.entries("nested")
+    schema = lake.statics["nested"].schema()
+    nulls = {name: entry.data_file.null_value_counts[schema.find_field(name).field_id] for name in ("k", "a_struct.a")}
+    assert nulls == {"k": 0, "a_struct.a": 2}
+
+
+@pytest.mark.parametrize("table", MODELS)
+def test_a_metadata_file_has_one_snapshot_of_sequence_number_one(lake: Lake, table: str) -> None:
+    metadata = lake.statics[table].metadata
+    version = lake.tables[table]
+    assert metadata.format_version == 2
+    assert [snapshot.sequence_number for snapshot in metadata.snapshots] == [1]
+    assert metadata.last_sequence_number == 1
+    assert metadata.current_snapshot_id == metadata.snapshots[0].snapshot_id == metadata.refs["main"].snapshot_id
+    summary = metadata.snapshots[0].summary
+    assert summary is not None
+    assert (summary["total-records"], summary["total-data-files"]) == (str(version.rows), str(len(version.files)))
+    numbers = {(e.sequence_number, e.data_file.record_count > 0) for e in lake.entries(table)}
+    assert numbers <= {(1, True)}
+
+
+@pytest.mark.parametrize("table", MODELS)
+def test_the_metadata_lists_exactly_the_versions_files(lake: Lake, table: str) -> None:
+    listed = {
+        (e.data_file.file_path, e.data_file.record_count, e.data_file.file_size_in_bytes) for e in lake.entries(table)
+    }
+    store = lake.store
+    assert listed == {(store.url(file.key), file.rows, file.bytes) for file in lake.tables[table].files}
+    sizes = {key: len(store.get(key).body) for key in (file.key for file in lake.tables[table].files)}
+    assert sizes == {file.key: file.bytes for file in lake.tables[table].files}
+
+
+def test_data_lies_outside_the_location_and_engines_may_not_collect_it(lake: Lake) -> None:
+    for name, static in lake.statics.items():
+        assert static.location().endswith(f"/gold.{name}")
+        assert not any(e.data_file.file_path.startswith(f"{static.location()}/") for e in lake.entries(name))
+        assert static.properties["gc.enabled"] == "false"
+
+
+def test_a_metadata_files_name_is_one_that_clickhouse_takes_for_a_number(lake: Lake) -> None:
+    for name, version in lake.tables.items():
+        assert version.metadata.rpartition("/")[2] == f"00001-{version.version}.metadata.json", name
+
+
+def parquet_ids(field: Any) -> object:
+    """Field ids of an Arrow field that was read from a footer, nested ones too."""
+    number, kind = int(field.metadata[b"PARQUET:field_id"]), field.type
+    if pa.types.is_list(kind):
+        return (number, parquet_ids(kind.value_field))
+    if pa.types.is_map(kind):
+        return (number, parquet_ids(kind.key_field), parquet_ids(kind.item_field))
+    if pa.types.is_struct(kind):
+        return (number, {inner.name: parquet_ids(inner) for inner in kind})
+    return number
+
+
+def iceberg_ids(number: int, kind: Any) -> object:
+    if isinstance(kind, ListType):
+        return (number, iceberg_ids(kind.element_id, kind.element_type))
+    if isinstance(kind, MapType):
+        return (number, iceberg_ids(kind.key_id, kind.key_type), iceberg_ids(kind.value_id, kind.value_type))
+    if isinstance(kind, StructType):
+        return (number, {inner.name: iceberg_ids(inner.field_id, inner.field_type) for inner in kind.fields})
+    return number
+
+
+@pytest.mark.parametrize("table", [name for name in MODELS if not name.startswith("no_rows")])
+def test_field_ids_in_the_footer_are_those_of_the_schema_nested_ones_too(lake: Lake, table: str) -> None:
+    fields = lake.statics[table].schema().fields
+    in_schema = {field.name: iceberg_ids(field.field_id, field.field_type) for field in fields}
+    footer = pq.read_schema(io.BytesIO(lake_body(lake, lake.entries(table)[0].data_file)))
+    assert {field.name: parquet_ids(field) for field in footer} == in_schema
+
+
+def test_the_last_column_id_is_the_highest_nested_ones_too(lake: Lake) -> None:
+    for name, static in lake.statics.items():
+        numbers = [field.field_id for field in _all_fields(static)]
+        assert static.metadata.last_column_id == max(numbers), name
+
+
+def _all_fields(static: StaticTable) -> list[Any]:
+    schema = static.schema()
+    return [schema.find_field(number) for number in schema.field_ids]
+
+
+def test_a_version_keeps_the_tables_uuid_and_schema_and_has_a_snapshot_of_its_own(lake: Lake) -> None:
+    before = lake.statics["by_day"].metadata
+    made = lake.platform
+    made.model("gold/by_day", f"{{{{ config(partition_by=['day']) }}}}\n{MODELS['by_day'][1]} order by k")
+    made.built("by_day")
+    keys = [key for key in made.store.keys(ENVIRONMENT.iceberg("gold.by_day")) if key.endswith(".metadata.json")]
+    (key,) = set(keys) - {lake.tables["by_day"].metadata}
+    after = lake.static(lake.tables["by_day"].model_copy(update={"metadata": key})).metadata
+    assert (after.table_uuid, after.location, after.schemas) == (before.table_uuid, before.location, before.schemas)
+    assert after.current_snapshot_id != before.current_snapshot_id
+
+
+def test_metadata_that_is_there_is_left_as_it_is(lake: Lake) -> None:
+    store, version = lake.store, lake.tables["by_day"]
+    before = store.get(version.metadata)
+    versions.write_metadata(
+        store, ENVIRONMENT.iceberg(version.table), version.metadata, uuid.uuid4(), version.columns, (), [], {}
+    )
+    assert store.get(version.metadata) == before
+
+
+# -- partition values and names at the edge ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("boolean", ["true", "false", None]),
+        ("tinyint", ["-128", "0", None]),
+        ("bigint", ["-9223372036854775808", "9223372036854775807", None]),
+        ("decimal(38, 10)", ["-1.5", "0", "9999999999999999999999999999.9999999999", None]),
+        ("double", ["1.1", "-inf", "nan", None]),
+        ("date", ["0001-01-01", "1969-12-31", "9999-12-31", None]),
+        ("timestamp", ["1969-12-31 23:59:59.999999", "2018-01-01", None]),
+        ("timestamptz", ["1969-12-31 23:59:59.999999+00", "2018-01-01 00:00:00.1+03:30", None]),
+    ],
+)
+def test_a_table_may_be_partitioned_by_a_column_of_any_simple_type(
+    lake: Lake, kind: str, values: list[str | None]
+) -> None:
+    said = ", ".join(f"({i}, {'null' if v is None else types.literal(v)}::{kind})" for i, v in enumerate(values))
+    sql = f"select * from (values {said}) as t (k, p)"
+    version = write(lake, "by_kind", sql, ("p",))
+    expected = canonical(lake.db.execute(sql).to_arrow_table())
+    assert {name: read(lake, version) for name, read in READERS.items()} == dict.fromkeys(READERS, expected)
+
+
+def test_columns_may_have_any_name(lake: Lake) -> None:
+    names = ["a b", "a.b", "é ü", 'q"r', "Upper", "select", "1a", "a-b", "a/b=c"]
+    sql = "select " + ", ".join(f"{i} as {types.quoted(name)}" for i, name in enumerate(names))
+    version = write(lake, "by_name", sql)
+    expected = [tuple(names), tuple(map(str, range(len(names))))]
+    assert {name: read(lake, version) for name, read in READERS.items()} == dict.fromkeys(READERS, expected)
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b=c", "é"])
+def test_a_partition_columns_name_is_no_obstacle_to_avro(lake: Lake, name: str) -> None:
+    """DuckDB ends its process at a manifest with a name that Avro's specification ("Names") does not allow."""
+    version = write(lake, "by_named", f"select 'x' as {types.quoted(name)}", (name,))
+    static = lake.static(version)
+    snapshot = static.current_snapshot()
+    assert snapshot is not None
+    (manifest,) = snapshot.manifests(static.io)
+    with AvroFile[Any](static.io.new_input(manifest.manifest_path)) as opened:
+        assert_names_are_avros(opened.header.meta["avro.schema"])
+
+
+def assert_names_are_avros(schema: str) -> None:
+    import json
+    import re
+
+    def names(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            if "name" in node:
+                yield node["name"]
+            for inner in node.values():
+                yield from names(inner)
+        elif isinstance(node, list):
+            for inner in node:
+                yield from names(inner)
+
+    assert [name for name in names(json.loads(schema)) if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)] == []
+
+
+def test_a_value_that_looks_like_hives_word_for_null_loses_no_row(lake: Lake) -> None:
+    sql = "select * from (values (1, '__HIVE_DEFAULT_PARTITION__'), (2, null)) as t (k, p)"
+    try:
+        version = write(lake, "by_hive", sql, ("p",))
+    except BuscoError:
+        return
+    assert lake.by_select_sql(version) == canonical(lake.db.execute(sql).to_arrow_table())
+
+
+@pytest.mark.parametrize("day", ["infinity", "10000-01-01", "0044-03-15 (BC)"])
+def test_a_partition_of_a_day_that_readers_cant_hold_is_refused_with_its_value(lake: Lake, day: str) -> None:
+    with pytest.raises(BuscoError, match="day"):
+        write(lake, "by_day_beyond", f"select 1 as k, date '{day}' as day", ("day",))
+
+
+def test_a_partition_by_a_blob_is_refused(lake: Lake) -> None:
+    with pytest.raises(BuscoError, match="content"):
+        write(lake, "by_blob", "select 1 as k, 'a'::blob as content", ("content",))

@@ -1,0 +1,395 @@
+"""The type rules: parsing, field ids, names in Glue and Iceberg, and quoting, with DuckDB itself as the judge."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator
+
+import duckdb
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from pyiceberg.types import ListType, MapType, StructType
+
+from busco.errors import BuscoError
+from busco.lake import types
+from busco.lake.records import Column
+from busco.lake.types import DataType, ListOf, MapOf, Primitive, Struct, parse
+from busco.lake.versions import iceberg_schema
+
+# DuckDB's canonical name → Iceberg's and Glue's (iceberg.md, "Types"; Athena user guide, "Iceberg data types")
+KEPT = {
+    "BOOLEAN": ("boolean", "boolean"),
+    "TINYINT": ("int", "int"),
+    "SMALLINT": ("int", "int"),
+    "INTEGER": ("int", "int"),
+    "UTINYINT": ("int", "int"),
+    "USMALLINT": ("int", "int"),
+    "BIGINT": ("long", "bigint"),
+    "FLOAT": ("float", "float"),
+    "DOUBLE": ("double", "double"),
+    "DECIMAL(18,3)": ("decimal(18, 3)", "decimal(18,3)"),
+    "DECIMAL(38,10)": ("decimal(38, 10)", "decimal(38,10)"),
+    "DECIMAL(1,0)": ("decimal(1, 0)", "decimal(1,0)"),
+    "VARCHAR": ("string", "string"),
+    "JSON": ("string", "string"),
+    "BLOB": ("binary", "binary"),
+    "DATE": ("date", "date"),
+    "TIMESTAMP": ("timestamp", "timestamp"),
+    "TIMESTAMP_S": ("timestamp", "timestamp"),
+    "TIMESTAMP_MS": ("timestamp", "timestamp"),
+    "TIMESTAMP WITH TIME ZONE": ("timestamptz", "timestamp"),
+}
+
+# what a person may write, and what DuckDB calls it
+SPELLINGS = {
+    "bool": "BOOLEAN", "logical": "BOOLEAN", "int1": "TINYINT", "int2": "SMALLINT", "short": "SMALLINT",
+    "int": "INTEGER", "int4": "INTEGER", "signed": "INTEGER", "int8": "BIGINT", "long": "BIGINT", "int64": "BIGINT",
+    "real": "FLOAT", "float4": "FLOAT", "float8": "DOUBLE", "string": "VARCHAR", "text": "VARCHAR",
+    "char": "VARCHAR", "bpchar": "VARCHAR", "varchar(10)": "VARCHAR", "bytea": "BLOB", "binary": "BLOB",
+    "varbinary": "BLOB", "datetime": "TIMESTAMP", "timestamp_us": "TIMESTAMP",
+    "timestamptz": "TIMESTAMP WITH TIME ZONE", "timestamp with time zone": "TIMESTAMP WITH TIME ZONE",
+    "decimal": "DECIMAL(18,3)", "numeric": "DECIMAL(18,3)", "numeric(12, 2)": "DECIMAL(12,2)",
+    "decimal(10)": "DECIMAL(10,0)", "Decimal ( 5 , 1 )": "DECIMAL(5,1)", "date[]": "DATE[]",
+    "int [] []": "INTEGER[][]", "map(text, int)": "MAP(VARCHAR, INTEGER)",
+    'struct(a int, "B c" text)[]': 'STRUCT("a" INTEGER, "B c" VARCHAR)[]',
+}  # fmt: skip
+
+REFUSED = {
+    "HUGEINT": "cast(… as BIGINT), or as DECIMAL(38,0)",
+    "UHUGEINT": "cast(… as DECIMAL(38,0))",
+    "UBIGINT": "cast(… as DECIMAL(20,0)), or as BIGINT",
+    "UINTEGER": "cast(… as BIGINT)",
+    "BIGNUM": "cast(… as DECIMAL(38,0))",
+    "TIMESTAMP_NS": "cast(… as TIMESTAMP)",
+    "TIME": "cast(… as VARCHAR)",
+    "TIME_NS": "cast(… as VARCHAR)",
+    "TIME WITH TIME ZONE": "cast(… as VARCHAR)",
+    "INTERVAL": "epoch(…) in seconds, or cast(… as VARCHAR)",
+    "UUID": "cast(… as VARCHAR)",
+    "BIT": "cast(… as VARCHAR)",
+    "UNION(a INTEGER, b VARCHAR)": "a STRUCT",
+    "VARIANT": "cast(… as JSON)",
+    "GEOMETRY": "st_asbinary(…)",
+    "INTEGER[3]": "as a list: T[]",
+    "VARCHAR[][2]": "as a list: T[]",
+    '"NULL"': "cast(null as …)",
+}
+
+# DuckDB takes identifiers of any text but the empty one and NUL.
+TEXT = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=12)
+NAMES = TEXT.filter(bool) | st.sampled_from(["select", "a b", "1a", 'q"r', "Upper", "a.b", "é", "map", "with", "["])
+PRIMITIVES: st.SearchStrategy[DataType] = st.sampled_from(
+    [Primitive(name) for name in KEPT if not name.startswith("DECIMAL")]
+) | st.integers(1, 38).flatmap(lambda p: st.builds(Primitive, st.just("DECIMAL"), st.just(p), st.integers(0, p)))
+
+
+def structs(inner: st.SearchStrategy[DataType]) -> st.SearchStrategy[DataType]:
+    # DuckDB takes no two names that differ by case only
+    named = st.lists(st.tuples(NAMES, inner), min_size=1, max_size=4, unique_by=lambda field: field[0].casefold())
+    return named.map(lambda fields: Struct(tuple(fields)))
+
+
+TYPES = st.recursive(
+    PRIMITIVES,
+    lambda inner: inner.map(ListOf) | structs(inner) | st.builds(MapOf, inner, inner),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def db() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect(":memory:") as connection:
+        yield connection
+
+
+def called_by(db: duckdb.DuckDBPyConnection, kind: str) -> str:
+    return str(db.execute(f"select typeof(cast(null as {kind}))").fetchall()[0][0])
+
+
+def refusal(text: str, column: str = "") -> BuscoError:
+    with pytest.raises(BuscoError) as refused:
+        parse(text, column)
+    return refused.value
+
+
+# -- parsing ----------------------------------------------------------------------------------------------------------
+
+
+@given(kind=TYPES)
+def test_a_type_reads_back_from_its_own_text(kind: DataType) -> None:
+    assert parse(str(kind)) == kind
+
+
+@given(kind=TYPES)
+def test_a_type_reads_back_from_what_duckdb_calls_it(db: duckdb.DuckDBPyConnection, kind: DataType) -> None:
+    assert parse(called_by(db, str(kind))) == kind
+
+
+@pytest.mark.parametrize(("spelling", "name"), SPELLINGS.items())
+def test_each_spelling_means_what_it_means_to_duckdb(db: duckdb.DuckDBPyConnection, spelling: str, name: str) -> None:
+    assert str(parse(spelling)) == name
+    assert parse(called_by(db, spelling)) == parse(spelling)
+
+
+def test_a_spelling_never_means_another_type_than_it_does_to_duckdb(db: duckdb.DuckDBPyConnection) -> None:
+    understood = []
+    for (spelling,) in db.execute("select distinct type_name from duckdb_types()").fetchall():
+        with contextlib.suppress(BuscoError):
+            understood.append((spelling, parse(spelling)))
+    assert len(understood) > 40
+    assert understood == [(spelling, parse(called_by(db, spelling))) for spelling, _ in understood]
+
+
+@given(labels=st.lists(TEXT, min_size=1, max_size=4, unique=True))
+def test_an_enum_is_a_text_whatever_its_labels_look_like(db: duckdb.DuckDBPyConnection, labels: list[str]) -> None:
+    said = called_by(db, f"enum({', '.join(types.literal(label) for label in labels)})[]")
+    assert said.startswith("ENUM(")
+    assert parse(said) == ListOf(Primitive("VARCHAR"))
+
+
+def test_what_duckdb_calls_its_types_is_kept_or_refused_with_the_cast_to_write(db: duckdb.DuckDBPyConnection) -> None:
+    """A type that a new DuckDB brings shows up here: it is neither yet."""
+    named = {str(row[0]) for row in db.execute("select distinct logical_type from duckdb_types()").fetchall()}
+    # the first ones are written with arguments; TYPE is a type's own name as a value
+    named -= {"ARRAY", "ENUM", "LIST", "MAP", "STRUCT", "TYPE"}
+    known = {name.partition("(")[0] for name in (*KEPT, *REFUSED, "NULL")}
+    assert named - known == set()
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "advice"), REFUSED.items())
+def test_a_type_that_tables_cant_keep_is_refused_with_the_cast_to_write(
+    db: duckdb.DuckDBPyConnection, kind: str, advice: str
+) -> None:
+    refused = refusal(called_by(db, kind), "amount")
+    assert "column amount: " in refused.message
+    assert advice in refused.hint
+
+
+@pytest.mark.parametrize("around", ["{}[]", 'STRUCT("a" INTEGER, "b" {})', "MAP(VARCHAR, {})", "MAP({}, VARCHAR)[]"])
+def test_a_refused_type_is_refused_within_others_too(around: str) -> None:
+    assert "HUGEINT is not kept" in refusal(around.format("HUGEINT")).message
+
+
+WORDS = [
+    "DECIMAL",
+    "STRUCT",
+    "MAP",
+    "ENUM",
+    "TIMESTAMP",
+    "WITH",
+    "TIME",
+    "ZONE",
+    "INTEGER",
+    *"()[],\"'7x",
+    '"a"',
+    "'a'",
+]
+
+
+@given(text=st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join) | st.text(max_size=8))
+def test_any_text_is_a_type_or_a_refusal_that_a_user_can_read(text: str) -> None:
+    try:
+        kind = parse(text)
+    except BuscoError:
+        return
+    assert parse(str(kind)) == kind
+
+
+@pytest.mark.parametrize("text", ["DECIMAL(x)", "DECIMAL(5,y)", "DECIMAL(39,2)", "DECIMAL(3,9)", "DECIMAL(0)"])
+def test_a_decimal_that_cant_be_is_refused(db: duckdb.DuckDBPyConnection, text: str) -> None:
+    with pytest.raises(duckdb.Error):
+        called_by(db, text)
+    assert text in refusal(text, "amount").message
+
+
+# -- field ids --------------------------------------------------------------------------------------------------------
+
+
+def ids(kind: DataType, name: str = "c") -> dict[tuple[str, ...], int]:
+    return {path: types.field_id(path, inner) for path, inner in types.fields((name,), kind)}
+
+
+def test_field_ids_are_those_that_earlier_versions_of_a_table_have() -> None:
+    """These numbers stand in files and metadata that are written: another hash would orphan them."""
+    kind = parse("STRUCT(a INTEGER, b DECIMAL(12,2)[], m MAP(VARCHAR, DOUBLE))")
+    assert ids(kind, "st") == {
+        ("st",): 651492937,
+        ("st", "a"): 337982009,
+        ("st", "b"): 1492519582,
+        ("st", "b", "element"): 292938314,
+        ("st", "m"): 1756548276,
+        ("st", "m", "key"): 59625120,
+        ("st", "m", "value"): 617940104,
+    }
+    assert types.field_id(("order_id",), parse("VARCHAR")) == 235571018
+
+
+@given(columns=st.lists(st.tuples(NAMES, PRIMITIVES), min_size=2, max_size=5, unique_by=lambda c: c[0].lower()))
+def test_a_columns_id_does_not_depend_on_its_place_or_its_neighbours(columns: list[tuple[str, DataType]]) -> None:
+    given_columns = [Column(name=name, type=str(kind)) for name, kind in columns]
+    alone = [iceberg_schema([column]).fields[0].field_id for column in given_columns]
+    assert [field.field_id for field in reversed(iceberg_schema(given_columns[::-1]).fields)] == alone
+
+
+@given(kind=TYPES, path=st.lists(NAMES, min_size=1, max_size=3).map(tuple))
+def test_field_ids_are_below_those_that_iceberg_reserves(kind: DataType, path: tuple[str, ...]) -> None:
+    assert 0 < types.field_id(path, kind) < 2_147_483_447
+
+
+@given(paths=st.lists(st.lists(NAMES, min_size=1, max_size=3).map(tuple), min_size=2, max_size=2, unique=True))
+def test_different_paths_have_different_ids(paths: list[tuple[str, ...]]) -> None:
+    first, second = (types.field_id(path, Primitive("INTEGER")) for path in paths)
+    assert first != second
+
+
+FAMILIES = [
+    {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT"},
+    {"FLOAT", "DOUBLE"},
+    {"DECIMAL(9,2)", "DECIMAL(18,2)", "DECIMAL(38,2)"},
+    {"DECIMAL(18,3)"},
+    {"VARCHAR", "JSON"},
+    {"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS"},
+    {"TIMESTAMP WITH TIME ZONE"},
+    {"BOOLEAN"},
+    {"BLOB"},
+    {"DATE"},
+    {"INTEGER[]", "VARCHAR[]"},
+    {"STRUCT(a INTEGER)", "STRUCT(b VARCHAR)"},
+    {"MAP(VARCHAR, INTEGER)"},
+]
+
+
+def test_types_have_one_id_exactly_where_iceberg_can_promote_one_to_the_other() -> None:
+    found = [{types.field_id(("c",), parse(kind)) for kind in family} for family in FAMILIES]
+    assert [len(numbers) for numbers in found] == [1] * len(FAMILIES)
+    assert len(set.union(*found)) == len(FAMILIES)
+
+
+def test_two_columns_of_one_field_id_are_an_error_that_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_numbers(path: tuple[str, ...], kind: DataType) -> int:
+        return 1 if path in (("orders", "element", "sku"), ("amount",)) else hash(path)
+
+    monkeypatch.setattr(types, "field_id", two_numbers)
+    columns = [("orders", parse("STRUCT(sku VARCHAR)[]")), ("n", parse("INTEGER")), ("amount", parse("DOUBLE"))]
+    with pytest.raises(BuscoError) as refused:
+        types.field_ids_sql(columns)
+    assert "columns orders.element.sku and amount have the same field id 1" in refused.value.message
+
+
+@pytest.mark.parametrize(("first", "second"), [("Day", "day"), ("day", "Day")])
+def test_columns_that_differ_by_case_only_are_an_error_that_names_both(first: str, second: str) -> None:
+    with pytest.raises(BuscoError, match=f"columns {first} and {second} differ by case only"):
+        types.field_ids_sql([(first, parse("DATE")), ("n", parse("INTEGER")), (second, parse("DATE"))])
+
+
+@given(kind=TYPES, name=NAMES)
+def test_copys_option_has_the_id_of_every_field_and_duckdb_reads_it(
+    db: duckdb.DuckDBPyConnection, kind: DataType, name: str
+) -> None:
+    said = types.field_ids_sql([(name, kind)])
+    assert sorted(map(int, re.findall(r"\d+", _without_names(said)))) == sorted(ids(kind, name).values())
+    assert db.execute(f"select {said}").fetchall()
+
+
+def _without_names(said: str) -> str:
+    return re.sub(r'"(?:[^"]|"")*"', "", said)
+
+
+# -- Glue and Iceberg -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "called"), KEPT.items())
+def test_each_type_has_its_name_in_iceberg_and_in_glue(name: str, called: tuple[str, str]) -> None:
+    kind = parse(name)
+    assert isinstance(kind, Primitive)
+    assert (types.iceberg_name(kind), types.glue(kind)) == called
+
+
+@pytest.mark.parametrize(
+    ("kind", "glue"),
+    [
+        ("VARCHAR[]", "array<string>"),
+        ("BIGINT[][]", "array<array<bigint>>"),
+        ("STRUCT(sku VARCHAR, price DECIMAL(18,2))[]", "array<struct<sku:string,price:decimal(18,2)>>"),
+        ("MAP(VARCHAR, TIMESTAMPTZ)", "map<string,timestamp>"),
+        ("STRUCT(a STRUCT(b TINYINT), m MAP(DATE, BLOB[]))", "struct<a:struct<b:int>,m:map<date,array<binary>>>"),
+    ],
+)
+def test_nested_types_have_their_name_in_glue(kind: str, glue: str) -> None:
+    assert types.glue(parse(kind)) == glue
+
+
+def shape(kind: object) -> object:
+    """A type as nested tuples, from ours or from pyiceberg's, with each field's id."""
+    if isinstance(kind, ListType):
+        return ("list", kind.element_id, shape(kind.element_type))
+    if isinstance(kind, MapType):
+        return ("map", kind.key_id, shape(kind.key_type), kind.value_id, shape(kind.value_type))
+    if isinstance(kind, StructType):
+        return ("struct", *((field.field_id, field.name, shape(field.field_type)) for field in kind.fields))
+    return str(kind)
+
+
+def shape_of(path: tuple[str, ...], kind: DataType) -> object:
+    def inner(name: str, field: DataType) -> tuple[int, object]:
+        return types.field_id((*path, name), field), shape_of((*path, name), field)
+
+    if isinstance(kind, ListOf):
+        return ("list", *inner("element", kind.element))
+    if isinstance(kind, MapOf):
+        return ("map", *inner("key", kind.key), *inner("value", kind.value))
+    if isinstance(kind, Struct):
+        numbered = ((name, *inner(name, field)) for name, field in kind.fields)
+        return ("struct", *((number, name, said) for name, number, said in numbered))
+    return types.iceberg_name(kind)
+
+
+# pyiceberg finds fields by names joined with dots
+@given(kind=TYPES.filter(lambda kind: all("." not in name for path, _ in types.fields((), kind) for name in path)))
+def test_the_iceberg_schema_has_the_types_and_ids_of_the_columns(kind: DataType) -> None:
+    (field,) = iceberg_schema([Column(name="c", type=str(kind))]).fields
+    assert field.field_id == types.field_id(("c",), kind)
+    assert shape(field.field_type) == shape_of(("c",), kind)
+
+
+def test_a_column_is_required_in_iceberg_where_it_is_in_the_contract() -> None:
+    columns = [Column(name="a", type="INTEGER", required=True), Column(name="b", type="INTEGER")]
+    assert [field.required for field in iceberg_schema(columns).fields] == [True, False]
+
+
+def test_a_schemas_id_changes_with_any_column_and_only_with_them() -> None:
+    a, b = Column(name="a", type="INTEGER"), Column(name="b", type="INTEGER")
+    variants = [
+        [a, b], [b, a], [a], [a, b.model_copy(update={"name": "c"})], [a, b.model_copy(update={"type": "BIGINT"})],
+        [a, b.model_copy(update={"required": True})],
+    ]  # fmt: skip
+    numbers = [iceberg_schema(columns).schema_id for columns in variants]
+    assert all(first != second for first, second in itertools.combinations(numbers, 2))
+    assert iceberg_schema([a, b]).schema_id == numbers[0]
+
+
+def test_columns_that_iceberg_cant_tell_apart_are_an_error_that_names_both() -> None:
+    columns = [Column(name="a.b", type="INTEGER"), Column(name="a", type="STRUCT(b INTEGER)")]
+    with pytest.raises(BuscoError, match=r"a\.b"):
+        iceberg_schema(columns)
+
+
+# -- quoting ----------------------------------------------------------------------------------------------------------
+
+
+@given(text=TEXT)
+def test_any_text_comes_back_from_its_literal(db: duckdb.DuckDBPyConnection, text: str) -> None:
+    assert db.execute(f"select {types.literal(text)}").fetchall() == [(text,)]
+
+
+@given(name=NAMES)
+def test_any_name_comes_back_from_its_quotes(db: duckdb.DuckDBPyConnection, name: str) -> None:
+    assume(name.strip())
+    found = db.execute(f"select 1 as {types.quoted(name)}")
+    assert [column[0] for column in found.description or ()] == [name]
