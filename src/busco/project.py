@@ -236,6 +236,16 @@ class Project:
         }
         return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
 
+    @cached_property
+    def graph_mark(self) -> str:
+        """How a DAG's documentation names the graph that it was made from: a hash of the nodes and their parents,
+        whatever the models' SQL says."""
+        said = {
+            uid: [sorted(node["depends_on"]["nodes"]), node["config"].get("materialized")]
+            for uid, node in self.nodes.items()
+        }
+        return f"Graph `{hashlib.sha256(canonical_json(said)).hexdigest()[:12]}`"
+
     def fingerprint(self, unique_id: str, engine: str) -> str:
         """Of the code that makes a table (R6): raw SQL, macros, variables, contract, configuration, the
         fingerprints of view, ephemeral and seed parents, and the engine's minor version."""

@@ -21,12 +21,14 @@ from busco.embedded.airflow_api import AirflowApi
 from busco.environments import python, without_airflow
 from busco.errors import BuscoError
 from busco.output import console
+from busco.project import Project
 from busco.settings import Settings, get_settings
 
 Say = Callable[[str], None]
 DAG = "lakehouse"
 _DONE = frozenset({"success", "failed"})
 _LIMIT = 3600.0
+_GRAPH_LIMIT = 90.0
 _MARKS = {
     "success": "[green]✓ success[/]",
     "failed": "[red]✗ failed[/]",
@@ -84,6 +86,7 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
     url = starting.result()
     clock.step("Airflow (the rest of its start)")
     api = AirflowApi(settings)
+    wait_for_graph(settings, api)
     run_id = api.trigger(DAG, {})
     say(f"DAG {DAG}, run {run_id}: {url}/dags/{DAG}/grid")
     state = follow(api, run_id)
@@ -112,7 +115,28 @@ def start_lakehouse(settings: Settings) -> str | None:
     """Starts a run of the DAG `lakehouse`; None where the embedded Airflow doesn't run."""
     if not any(name == "webserver" and state.startswith("running") for name, state in airflow.status(settings)):
         return None
-    return str(AirflowApi(settings).trigger(DAG, {}))
+    api = AirflowApi(settings)
+    wait_for_graph(settings, api)
+    return str(api.trigger(DAG, {}))
+
+
+def wait_for_graph(settings: Settings, api: Any) -> None:
+    """Waits until Airflow has the graph of the project as it was parsed last: in a run that is started before, tasks
+    would come and go under way, and Airflow gives such a run up.
+
+    Raises:
+        BuscoError: it doesn't come.
+    """
+    mark = Project.read(settings.manifest_path).graph_mark
+    deadline = time.monotonic() + _GRAPH_LIMIT
+    api.wait_for_dag(DAG)
+    while mark not in (api.call("GET", f"dags/{DAG}/details")["doc_md"] or ""):
+        if time.monotonic() > deadline:
+            raise BuscoError(
+                f"Airflow has not taken up the project's graph after {_GRAPH_LIMIT:.0f} s",
+                f"look for an import error of dags/{DAG}.py in the UI: make ui",
+            )
+        time.sleep(0.25)
 
 
 def follow(api: Any, run_id: str) -> str:

@@ -61,6 +61,8 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
     )
     _source_tests(project, group)
     _tests_gate(project, group)
+    # says which graph Airflow has: a run that is started on an older one would be changed under way
+    group.dag.doc_md = f"{group.dag.doc_md or ''}\n\n{project.graph_mark}"
     return group
 
 
