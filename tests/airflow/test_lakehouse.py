@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -259,3 +262,21 @@ def test_marking_a_following_task_failed_stops_its_runner(driver: Driver) -> Non
         assert driver.finish(run) == "failed"
     finally:
         driver.write(FCT, whole)
+
+
+def test_dags_test_runs_the_same_graph_in_one_process(driver: Driver) -> None:
+    settings = get_settings()
+    # a scheduler would take up the run that `dags test` makes
+    for service in ("scheduler", "triggerer"):
+        processes.stop(settings.state, service)
+    deliver(driver, "tested", 10)
+    command = [str(Path(sys.executable).parent / "airflow"), "dags", "test", DAG, "2024-02-02"]
+    for _ in range(2):
+        done = subprocess.run(
+            command, env=airflow.environment(settings), capture_output=True, text=True, timeout=200, check=False
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        release = driver.live()
+        assert release.run.startswith("lakehouse.manual__2024-02-02")
+    assert release.epoch == 2, "the second one begins anew"
+    airflow.up(settings, lambda _: None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from busco.errors import BuscoError
-from busco.lake import releases
+from busco.lake import pins, releases
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Column, Current, DataFile, Pin, Release, Result, Version, utc_now
@@ -283,6 +283,19 @@ def test_R2_the_first_pin_of_an_epoch_stands(lake: Lake) -> None:
     lake.deliveries += 1
     assert lake.pin(run="r").pin == first.pin
     assert lake.pin(run="r", epoch=2).pin.bronze["bronze.b"].version == "b2"
+
+
+def test_R1_a_dag_run_made_anew_under_a_deleted_one_s_id_begins_anew(lake: Lake) -> None:
+    def begin(attempt: int, origin: str) -> Run:
+        return pins.pin(lake.store, ENVIRONMENT, "r", attempt, (), "hash", origin=origin)
+
+    first = begin(1, "7")
+    assert begin(1, "7").pin == first.pin, "the same try: its reply was lost"
+    assert begin(2, "7").pin.epoch == 2
+    anew = begin(1, "8")
+    assert anew.pin.epoch == 3
+    assert begin(1, "8").pin == anew.pin
+    assert begin(2, "8").pin.epoch == 4
 
 
 def test_P2_a_lost_reply_of_the_swap_is_recognised(lake: Lake) -> None:

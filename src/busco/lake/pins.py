@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from busco.errors import BuscoError
 from busco.lake.deliveries import Contract, read_deliveries
-from busco.lake.layout import EnvironmentLayout, new_id
+from busco.lake.layout import EnvironmentLayout, RunLayout, new_id
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Pin, utc_now
 from busco.lake.releases import read_live
-from busco.lake.runs import Run, save_pin
+from busco.lake.runs import Run, epochs, save_pin
 
 
 def pin(
     store: ObjectStore,
     environment: EnvironmentLayout,
     run: str,
-    epoch: int,
+    attempt: int,
     contracts: Sequence[Contract],
     manifest_hash: str,
     select: str = "",
@@ -29,18 +28,18 @@ def pin(
     """Begins an epoch of a run on the live release and on all deliveries so far.
 
     Args:
+        attempt: which try of the pin task it is: each begins an epoch (R1).
         nodes: the dbt unique ids of the selection, None for everything.
-        origin: what tells this DAG run from an earlier one of the same run id (Pin).
+        origin: what tells this DAG run from an earlier one of the same run id (Pin): it begins anew.
 
     Raises:
-        BuscoError: deliveries under another contract than today's, with the files to ingest again; or the epoch's pin
-            is that of an earlier DAG run.
+        BuscoError: deliveries under another contract than today's, with the files to ingest again.
     """
     live = read_live(store, environment)
     base = live.release if live else None
     made = Pin(
         run=run,
-        epoch=epoch,
+        epoch=_epoch(store, environment, run, attempt, origin),
         environment=environment.environment,
         base=base.release if base else None,
         bronze=read_deliveries(store, contracts, base),
@@ -53,10 +52,14 @@ def pin(
         attempt=new_id(),
         origin=origin,
     )
-    saved = save_pin(store, environment, made)
-    if saved.pin.origin != origin:
-        raise BuscoError(
-            f"run {run} is known already: a DAG run of this run id was deleted in Airflow, and its records are kept",
-            "trigger it under another run id",
-        )
-    return saved
+    return save_pin(store, environment, made)
+
+
+def _epoch(store: ObjectStore, environment: EnvironmentLayout, run: str, attempt: int, origin: str) -> int:
+    """The epoch of a try: its number, after those of an earlier DAG run of the same run id that was deleted."""
+    others = [
+        epoch
+        for epoch in epochs(store, environment, run)
+        if (pin := store.read(RunLayout(environment.epoch(run, epoch)).pin, Pin)) and pin.origin != origin
+    ]
+    return max(others, default=0) + attempt

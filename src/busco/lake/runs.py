@@ -144,10 +144,14 @@ def save_pin(store: ObjectStore, environment: EnvironmentLayout, pin: Pin) -> Ru
     return Run(store, environment, pin)
 
 
+def epochs(store: ObjectStore, environment: EnvironmentLayout, run: str) -> list[int]:
+    """The epochs of a run, the newest last; the newest may have no pin yet."""
+    return sorted(int(name) for name in store.folders(environment.runs(run)) if name.isdigit())
+
+
 def newest_epoch(store: ObjectStore, environment: EnvironmentLayout, run: str) -> int | None:
     """The newest epoch of a run that has a pin, None where the run isn't known."""
-    epochs = sorted((int(name) for name in store.folders(environment.runs(run)) if name.isdigit()), reverse=True)
-    for epoch in epochs:
+    for epoch in reversed(epochs(store, environment, run)):
         if store.get(RunLayout(environment.epoch(run, epoch)).pin) is not None:
             return epoch
     return None

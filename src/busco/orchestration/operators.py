@@ -8,6 +8,7 @@ from typing import Any
 from airflow.exceptions import AirflowException, AirflowSkipException
 from airflow.models.baseoperator import BaseOperator
 from airflow.triggers.base import StartTriggerArgs
+from airflow.utils import timezone
 from airflow.utils.context import Context
 
 from busco.orchestration.triggers import FollowTrigger
@@ -45,6 +46,9 @@ class FollowOperator(BaseOperator):
     def execute(self, context: Context) -> None:
         """Defers to the same trigger, where a worker executes the task: `dags test`, a backfill."""
         instance = context["ti"]
+        if instance.start_date is None:
+            # `dags test` gives none, and deferring adds the time-out to it (2.10.5, taskinstance.py, _defer_task)
+            instance.start_date = timezone.utcnow()
         trigger = FollowTrigger(
             **self.trigger_kwargs,
             dag_id=instance.dag_id,
