@@ -263,6 +263,17 @@ def test_R7_what_did_not_change_is_kept_and_its_tests_run_anyway(mini: Platform)
     assert mini.live().tables["silver.orders"].version != again, "volatile is always built"
 
 
+def test_R7_what_is_asked_for_by_name_in_a_run_is_built_even_where_nothing_changed(mini: Platform) -> None:
+    mini.deliver(orders(2))
+    mini.build()
+    run, _ = mini.built()
+    assert run.entries()["silver.orders"].kept
+    mini.busco("dbt", "build", "--run", run.name, "--select", "orders")
+    entry = run.entries()["silver.orders"]
+    assert not entry.kept
+    assert entry.version.version != mini.live().tables["silver.orders"].version
+
+
 def test_each_node_runs_alone_in_a_new_process_with_its_parents_from_the_run_or_its_pin(mini: Platform) -> None:
     mini.deliver(orders(2))
     mini.build()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from busco.aws import client
 from busco.catalog import athena, glue
@@ -312,28 +313,59 @@ def test_G1_a_table_that_somebody_changed_is_put_right_and_foreign_tables_are_le
     assert mini.query("select count(*) from busco_gold.fct") == [("3",)]
 
 
-def test_G1_a_release_that_goes_live_during_a_sync_is_the_one_that_glue_shows_at_its_end(mini: Platform) -> None:
+@pytest.mark.parametrize("moment", ["before the first table is switched", "after the docs page was"])
+def test_G1_a_release_that_goes_live_during_a_sync_is_the_one_that_glue_shows_at_its_end(
+    mini: Platform, moment: str
+) -> None:
     mini.deliver(orders(1))
     mini.build()
     old = mini.live()
     mini.deliver(orders(2))
-    mini.build()
-    api, switched = client("glue", mini.settings), []
-    update = api.update_table
-
-    def interrupted(**request: Any) -> Any:
-        if not switched:
-            switched.append(releases.rollback(mini.store, ENVIRONMENT, old.release, "test", "in the middle").release)
-        return update(**request)
-
-    api.update_table = interrupted
-    mini.deliver(orders(3))
     run, _ = mini.built()
     releases.publish(run, mini.audit(run), "test", run.docs)
-    done = glue.sync(api, mini.store, ENVIRONMENT, mini.settings.database, LAYERS)
+    api, store, switched = client("glue", mini.settings), mini.store, []
+    first = moment.startswith("before")
+    original: Any = api.update_table if first else store.put
+
+    def interrupted(*arguments: Any, **request: Any) -> None:
+        if not first:
+            original(*arguments, **request)
+        if not switched:
+            switched.append(releases.rollback(mini.store, ENVIRONMENT, old.release, "test", "in the middle").release)
+        if first:
+            original(*arguments, **request)
+
+    setattr(*((api, "update_table") if first else (store, "put")), interrupted)
+    done = glue.sync(api, store, ENVIRONMENT, mini.settings.database, LAYERS)
     assert done is not None
     assert [done.release] == switched
     assert shown(mini) == versions(old)
+
+
+def test_G1_a_sync_that_was_overtaken_puts_no_older_version_over_a_newer_one(mini: Platform) -> None:
+    mini.deliver(orders(1))
+    mini.build()
+    mini.deliver(orders(2))
+    run, _ = mini.built()
+    releases.publish(run, mini.audit(run), "test", run.docs)
+    slow, answers = client("glue", mini.settings), []
+    update = slow.update_table
+
+    def overtaken(**request: Any) -> Any:
+        if not answers:
+            answers.append("")
+            releases.rollback(mini.store, ENVIRONMENT, mini.live().release, "test", "a newer release, shown first")
+            show_glue(mini.settings, mini.store, ENVIRONMENT)
+        try:
+            return update(**request)
+        except ClientError as error:
+            answers.append(error.response["Error"]["Code"])
+            raise
+
+    slow.update_table = overtaken
+    glue.sync(slow, mini.store, ENVIRONMENT, mini.settings.database, LAYERS)
+    assert answers == ["", "ConcurrentModificationException"]
+    assert {t["Parameters"]["busco.release"] for t in tables_in_glue(mini).values()} == {mini.live().release}
 
 
 def test_G1_two_syncs_at_once_end_with_what_is_live(mini: Platform) -> None:
