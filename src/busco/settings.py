@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from busco.errors import BuscoError
@@ -56,7 +56,11 @@ class Settings(BaseSettings):
     athena_workgroup: str = Field(default="busco", description="Athena workgroup of `busco query`")
     dbt_project_dir: Path = Field(default=Path("dbt_project"), description="the dbt project, below home")
     dbt_threads: int = Field(default=4, ge=1, le=64, description="models that one runner builds at once")
-    duckdb_memory_limit: str = Field(default="", description="DuckDB's memory limit, empty: DuckDB's own default")
+    duckdb_memory_limit: str = Field(
+        default="",
+        pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb]|\d+(\.\d+)? ?%)?$",
+        description="DuckDB's memory limit (`4GB`, `60%`), empty: DuckDB's own default",
+    )
     runner_restarts: int = Field(default=3, ge=0, description="how often a run's lost shared runner is replaced")
     max_local_runners: int = Field(
         default=2,
@@ -101,12 +105,46 @@ def get_settings() -> Settings:
 
     In the embedded platform the local AWS's variables (`aws.env`) are put into this process's environment, so that
     boto3 and children see them too; BUSCO_ variables that are set already stay.
+
+    Raises:
+        BuscoError: a variable's value makes no sense; it is named.
     """
-    settings = Settings()
+    settings = _read()
     if settings.platform == "embedded":
+        try:
+            settings.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BuscoError(
+                f"BUSCO_STATE_DIR: the folder {settings.state} can't be made: {error.strerror}",
+                "set it to a folder that you may write to",
+            ) from error
         _point_at_local_aws(read_env_file(settings.state / "aws.env"))
-        settings = Settings()
+        settings = _read()
     return settings
+
+
+def _read() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = [
+            f"BUSCO_{'_'.join(str(part) for part in one['loc']).upper()} is {one['input']!r}: {one['msg']}"
+            for one in error.errors()
+        ]
+        raise BuscoError("\n".join(wrong), "set it anew, or unset it for its default") from error
+
+
+def require_project(settings: Settings) -> None:
+    """Checks that the project is where the settings say.
+
+    Raises:
+        BuscoError: there is no dbt project.
+    """
+    if not (settings.dbt_project / "dbt_project.yml").is_file():
+        raise BuscoError(
+            f"BUSCO_HOME is {settings.home}, where {settings.dbt_project_dir}/dbt_project.yml does not exist",
+            "set BUSCO_HOME to the project's folder, or unset it within the project",
+        )
 
 
 def _point_at_local_aws(variables: dict[str, str]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import os
 from datetime import date
 from decimal import Decimal
 
 import duckdb
 import pytest
 
+from busco.ingest import load as loading
 from busco.ingest.ingest import Report
 from busco.ingest.load import Loaded
 from busco.lake.engine import connect
+from busco.lake.objects import ObjectStore
 from busco.lake.records import Delivery
 from tests.platforms import Platform, csv_text
 
@@ -113,25 +116,22 @@ def test_lines_that_are_no_rows_are_quarantined_and_the_others_keep_their_number
     assert [(row[1], row[2]) for row in quarantined(mini)] == [(2, ""), (4, ""), (5, "amount")]
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
+def test_a_broken_file_is_refused_whole_and_others_go_on(mini: Platform) -> None:
+    broken = [
         (b"", "zero bytes"),
         (b"id;customer;amount;day;n\na;b;1;2018-01-01;1\n", "wrong delimiter: the header is divided by semicolons"),
         (b"id,customer,day,n\na,b,2018-01-01,1\n", "missing column amount"),
         (b"id,customer,amount,day,n,more\na,b,1,2018-01-01,1,2\n", "unknown column more"),
         (gzip.compress(csv_text(HEADER, GOOD * 500).encode())[:-20], "broken gzip"),
         (gzip.compress(b"x" * 50)[:12] + b"garbage", "broken gzip"),
-    ],
-)
-def test_a_broken_file_is_refused_whole_and_others_go_on(mini: Platform, content: bytes, reason: str) -> None:
-    broken = mini.home / "in/orders-broken.csv"
-    broken.parent.mkdir()
-    broken.write_bytes(content)
+    ]
     mini.write("in/orders-good.csv", csv_text(HEADER, GOOD))
+    for number, (content, _) in enumerate(broken):
+        (mini.home / f"in/orders-broken{number}.csv").write_bytes(content)
     printed = mini.busco("ingest", str(mini.home / "in"), status=1)
-    assert "orders-broken.csv" in printed
-    assert reason in printed
+    for number, (_, reason) in enumerate(broken):
+        (line,) = (said for said in printed.splitlines() if said.startswith("refused") and f"broken{number}" in said)
+        assert reason in line
     assert [d.file_name for d in deliveries(mini)] == ["orders-good.csv"]
 
 
@@ -219,3 +219,129 @@ def test_a_million_rows_keep_their_order_and_numbers(mini: Platform) -> None:
             f"select count(*) filter (where n = _source_row) from read_parquet('{url}')"
         ).fetchone()
     assert found == (1_000_000,)
+
+
+def test_a_path_is_no_pattern_and_its_folders_are_no_columns(mini: Platform) -> None:
+    names = ["orders-[1].csv", "orders-*.csv", "orders-?.csv", "day=2011-01-01/orders.csv"]
+    files = [mini.write(f"in/{name}", csv_text(HEADER, [(name, *GOOD[0][1:])])) for name in names]
+    mini.write("in/orders-1.csv", csv_text(HEADER, GOOD))
+    report = mini.take(*files)
+    assert [(done.outcome, done.rows) for done in report.loaded] == [("ingested", 1)] * 4
+    found = {delivery.file_name: rows(mini, delivery)[0] for delivery in deliveries(mini)}
+    assert [found[name.rsplit("/")[-1]][0] for name in names] == names
+    assert {row[3] for row in found.values()} == {date(2018, 1, 1)}
+
+
+def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mini: Platform) -> None:
+    head, row = "id,customer,amount,day,n\n", "{},x,1,2018-01-01,1\n"
+    many = [row.format(i) for i in range(50_000)]
+    texts = {
+        "orders-open.csv": head + "".join([*many[:10], '"o,x,1,2018-01-01,1\n', *many[10:]]),
+        "orders-shut.csv": head + "".join([*many[:10], 'o,"x,1,2018-01-01,1\n', *many[10:20], 'p,x"y,1,2,3\n']),
+        "orders-long.csv": head + f"a,{'x' * 2_000_001},1,2018-01-01,1\n",
+        "orders-mixed.csv": head + "".join(many[:3]) + "z,x,1,2018-01-01,1\r\n",
+        "orders-ragged.csv": head + '"a\nb",too,few\n' + row.format("c") + '"d,x,1,2018-01-01,1',
+    }
+    for name, text in texts.items():
+        (mini.home / "in").mkdir(exist_ok=True)
+        (mini.home / "in" / name).write_bytes(text.encode())
+    report = {done.file.name: done for done in mini.take(mini.home / "in").loaded}
+    assert {name: done.reason for name, done in report.items()} == {
+        "orders-open.csv": "a quote opened on row 11 is never closed",
+        "orders-shut.csv": "a quote opened on row 11 is never closed",
+        "orders-long.csv": "row 1 is longer than 2,000,000 bytes",
+        "orders-mixed.csv": "line endings are mixed; make them all LF or CRLF",
+        "orders-ragged.csv": "",
+    }
+    assert (report["orders-ragged.csv"].written, report["orders-ragged.csv"].quarantined) == (1, 2)
+    assert [(found[1], found[4]) for found in quarantined(mini)] == [
+        (1, "3 values instead of 5"),
+        (3, "a quote is never closed"),
+    ]
+
+
+def test_a_row_that_is_no_utf_8_is_quarantined_and_its_line_hidden(mini: Platform) -> None:
+    file = mini.write("in/orders.csv", "")
+    file.write_bytes(csv_text(HEADER, GOOD).encode() + "c,CANARY é,1,2018-01-01,1\n".encode("latin-1"))
+    done = one(mini.take(file))
+    assert (done.rows, done.written, done.quarantined) == (3, 2, 1)
+    assert done.examples == ("row 3, the whole line: ••• — not UTF-8",)
+
+
+def test_rows_are_numbered_without_header_and_blank_lines_whatever_stands_between_them(mini: Platform) -> None:
+    lines = [",".join(HEADER)]
+    for i in range(150_000):
+        lines.append(f"o{i},too,few" if i % 10_007 == 7 else f'o{i},"x\n\ny",{i % 50},2018-01-01,{i + 1}')
+        if i % 5_003 == 0:
+            lines.append("")
+    done = one(mini.take(mini.write("in/orders.csv", "\n".join(lines) + "\n")))
+    assert (done.rows, done.quarantined) == (150_000, 15)
+    (delivery,) = deliveries(mini)
+    assert all(row[4] == row[6] for row in rows(mini, delivery))
+    assert [(row[1], row[3]) for row in quarantined(mini)] == [
+        (i + 1, f"o{i},too,few") for i in range(7, 150_000, 10_007)
+    ]
+
+
+def test_what_is_no_file_is_refused_in_words_and_the_others_go_on(mini: Platform) -> None:
+    folder = mini.write("in/orders.csv", csv_text(HEADER, GOOD)).parent
+    os.mkfifo(folder / "orders-pipe.csv")
+    (folder / "orders-nowhere.csv").symlink_to("nowhere")
+    (folder / "orders-broken.csv").symlink_to("/proc/self/mem")
+    (mini.home / "empty").mkdir()
+    report = mini.take(mini.home / "missing.csv", folder, mini.home / "empty", mini.home / "/dev/null")
+    assert {path.name: reason for path, reason in report.unknown} == {
+        "missing.csv": "it does not exist",
+        "orders-pipe.csv": "a pipe can be read only once; write it to a file first",
+        "orders-nowhere.csv": "a link to a file that does not exist",
+        "empty": "no CSV file below this folder; name files, or a folder with *.csv or *.csv.gz",
+        "null": "it is a device or a socket, not a file",
+    }
+    assert {done.file.name: (done.outcome, done.reason) for done in report.loaded} == {
+        "orders.csv": ("ingested", ""),
+        "orders-broken.csv": ("refused", "it cannot be read: Input/output error"),
+    }
+
+
+@pytest.mark.parametrize(("new", "kept"), [("c,z,3,2018-01-03,3\n", True), ("c,z,three,2018-01-03,3\n", False)])
+def test_a_file_that_changes_while_it_is_read_is_refused(mini: Platform, monkeypatch, new: str, kept: bool) -> None:
+    file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
+    survey = loading.survey
+
+    def and_change(*given: object) -> object:
+        found = survey(*given)
+        file.write_text((file.read_text() if kept else ",".join(HEADER) + "\n") + new)
+        return found
+
+    monkeypatch.setattr(loading, "survey", and_change)
+    done = one(mini.take(file))
+    assert (done.outcome, done.reason) == ("refused", "it changed while it was read")
+    assert deliveries(mini) == []
+
+
+def test_what_is_wrong_with_s3_refuses_no_file(mini: Platform, monkeypatch) -> None:
+    file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
+    monkeypatch.setattr(ObjectStore, "url", lambda self, key: f"s3://no-such-bucket/{key}")
+    with pytest.raises(duckdb.Error):
+        mini.take(file)
+
+
+def test_a_number_is_finite_a_date_has_a_year_and_a_full_delivery_has_rows(mini: Platform) -> None:
+    source = mini.home / "dbt_project/models/bronze/s.yml"
+    source.write_text(
+        source.read_text()
+        + "      - name: cities\n        config: {meta: {grain: [], delivery: full}}\n        columns:\n"
+        + "          - {name: lat, data_type: DOUBLE}\n          - {name: seen, data_type: TIMESTAMP}\n"
+    )
+    lats = ["nan", "inf", "-inf", "1_0", "1e999", "0x10", "1e2", "-.5", "+1.", "12.25"]
+    seen = ["0000-01-01", "0000-01-01 10:00:00", "0001-01-01"]
+    text = csv_text(("lat", "seen"), [*((lat, "2018-01-01") for lat in lats), *((1, moment) for moment in seen)])
+    done = one(mini.take(mini.write("in/cities.csv", text)))
+    assert (done.written, done.quarantined) == (5, 8)
+    assert {row[3] for row in quarantined(mini)} == {*lats[:6], *seen[:2]}
+    for text in ("lat,seen\n", "lat,seen\nnan,2018-01-01\n", "lat,seen\n1\n"):
+        done = one(mini.take(mini.write("in/cities.csv", text)))
+        assert done.outcome == "refused"
+        assert done.reason.startswith("no row fits")
+        assert done.reason.endswith("a full delivery without rows would leave the former file's rows standing")
+    assert len(deliveries(mini)) == 1

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -11,6 +16,7 @@ from botocore.exceptions import ClientError
 from busco.errors import BuscoError
 
 _POLL_SECONDS = (0.05, 0.1, 0.2, 0.5)
+_NOT_FOUND = re.compile(r"(TABLE|SCHEMA)_NOT_FOUND|\b(table|schema|database)\b.* does not exist", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,37 @@ class Answer:
     columns: tuple[str, ...]
     types: tuple[str, ...]
     rows: list[tuple[Any, ...]]
+
+    def typed(self) -> list[tuple[Any, ...]]:
+        """The rows with numbers, booleans and timestamps as what their columns' types say, as DuckDB gives them.
+
+        Arrays, maps and rows stay text: Athena doesn't tell the types of what is in them.
+        """
+        readers = [_reader(kind) for kind in self.types]
+        return [
+            tuple(None if v is None else read(v) for read, v in zip(readers, row, strict=True)) for row in self.rows
+        ]
+
+
+def _reader(kind: str) -> Callable[[str], Any]:
+    name = kind.lower().split("(")[0].strip()
+    if name in ("tinyint", "smallint", "int", "integer", "bigint"):
+        return int
+    if name in ("float", "real", "double"):
+        return float
+    if name == "decimal":
+        return Decimal
+    if name == "boolean":
+        return lambda text: text.lower() == "true"
+    return _timestamp if name.startswith("timestamp") else str
+
+
+def _timestamp(text: str) -> Any:
+    """Athena's text without the zeros of its fraction; left alone where it names a zone other than UTC."""
+    try:
+        return datetime.fromisoformat(re.sub(r" UTC$", "+00:00", text))
+    except ValueError:
+        return text
 
 
 def query(athena: Any, sql: str, workgroup: str, database: str) -> Answer:
@@ -39,16 +76,13 @@ def query(athena: Any, sql: str, workgroup: str, database: str) -> Answer:
     except ClientError as error:
         raise BuscoError(f"Athena refused the query: {error.response['Error'].get('Message', error)}") from error
     execution = started["QueryExecutionId"]
-    waited = 0
-    while True:
-        status = athena.get_query_execution(QueryExecutionId=execution)["QueryExecution"]["Status"]
-        if status["State"] == "SUCCEEDED":
-            break
-        if status["State"] in ("FAILED", "CANCELLED"):
-            reason = status.get("StateChangeReason") or "no reason given"
-            raise BuscoError(f"Athena: {reason}", "table names look like busco_gold.fct_orders")
-        time.sleep(_POLL_SECONDS[min(waited, len(_POLL_SECONDS) - 1)])
-        waited += 1
+    try:
+        _wait(athena, execution)
+    except KeyboardInterrupt:
+        # nobody waits for it any more, and it is paid for by what it scans
+        with contextlib.suppress(ClientError):
+            athena.stop_query_execution(QueryExecutionId=execution)
+        raise
     columns: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     rows: list[tuple[Any, ...]] = []
@@ -63,3 +97,17 @@ def query(athena: Any, sql: str, workgroup: str, database: str) -> Answer:
     if rows and rows[0] == columns:
         rows = rows[1:]
     return Answer(columns, kinds, rows)
+
+
+def _wait(athena: Any, execution: str) -> None:
+    waited = 0
+    while True:
+        status = athena.get_query_execution(QueryExecutionId=execution)["QueryExecution"]["Status"]
+        if status["State"] == "SUCCEEDED":
+            return
+        if status["State"] in ("FAILED", "CANCELLED"):
+            reason = status.get("StateChangeReason") or "no reason given"
+            hint = "table names look like busco_gold.fct_orders" if _NOT_FOUND.search(reason) else ""
+            raise BuscoError(f"Athena: {reason}", hint)
+        time.sleep(_POLL_SECONDS[min(waited, len(_POLL_SECONDS) - 1)])
+        waited += 1

@@ -11,14 +11,15 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from busco.aws import client
-from busco.cli.releases import lake, me, show_glue
+from busco.cli.releases import lake, me, named, show_glue
 from busco.environments import code_version
 from busco.errors import BuscoError
 from busco.lake import pins, releases
-from busco.lake.layout import local_run_key
+from busco.lake.layout import EnvironmentLayout, local_run_key
+from busco.lake.objects import ObjectStore
 from busco.lake.records import GOOD, utc_now
 from busco.lake.runs import open_run
-from busco.output import console, result, table
+from busco.output import console, printable, result, say, table
 from busco.settings import get_settings
 
 _FORMS = click.Choice(["table", "csv", "json"])
@@ -67,7 +68,7 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
         report = ingest(settings, store, project.contracts, list(paths), table_name, started)
     rows = [
         (
-            one.file.name,
+            printable(one.file.name),
             one.file.contract.table,
             "known already" if one.outcome == "known" else one.outcome,
             f"{one.rows:,}",
@@ -76,15 +77,14 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
         )
         for one in report.loaded
     ]
-    table(("file", "table", "outcome", "rows in", "written", "quarantined"), rows, right=(3, 4, 5))
+    if rows:
+        table(("file", "table", "outcome", "rows in", "written", "quarantined"), rows, right=(3, 4, 5))
     for one in report.loaded:
         for example in one.examples:
-            click.echo(f"quarantined: {one.file.name}: {example}", err=True)
-    for one in report.loaded:
-        if one.outcome == "refused":
-            click.echo(f"refused: {one.file.path}: {one.reason}", err=True)
-    for path, reason in report.unknown:
-        click.echo(f"refused: {path}: {reason}", err=True)
+            say(f"quarantined: {printable(one.file.name)}: {example}")
+    refused = [(one.file.path, one.reason) for one in report.loaded if one.outcome == "refused"]
+    for path, reason in (*refused, *report.unknown):
+        say(f"refused: {printable(str(path))}: {reason}")
     if not report.good:
         raise SystemExit(1)
 
@@ -93,12 +93,13 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
     "dbt", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def dbt_command(arguments: tuple[str, ...]) -> None:
+def dbt_command(arguments: tuple[str, ...]) -> int:
     """dbt on the lake."""
     if not arguments or arguments[0] in ("-h", "--help"):
         click.echo(_DBT_HELP)
     elif arguments[0] == "build":
-        build_command.main(args=list(arguments[1:]), prog_name="busco dbt build", standalone_mode=False)
+        status = build_command.main(args=list(arguments[1:]), prog_name="busco dbt build", standalone_mode=False)
+        return int(status or 0)
     elif arguments[0] == "parse":
         _parse()
     elif arguments[0] in ("run", "test", "seed", "snapshot", "clone", "run-operation", "retry"):
@@ -107,6 +108,7 @@ def dbt_command(arguments: tuple[str, ...]) -> None:
         )
     else:
         _pass_on(list(arguments))
+    return 0
 
 
 _DBT_HELP = """Usage: busco dbt COMMAND …
@@ -128,7 +130,8 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
 
     Nobody sees the result unless it is published.
     """
-    from busco.warehouse.dbt import opened, say
+    from busco.warehouse.dbt import opened
+    from busco.warehouse.dbt import say as tell
     from busco.warehouse.runner import work
 
     settings, store, environment = lake()
@@ -136,7 +139,7 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
     with opened(settings) as dbt:
         project = dbt.parse()
         if select or exclude:
-            nodes = dbt.select(select or "*", exclude)
+            nodes = dbt.select(select or "*", exclude, _live_tables(store, environment))
     if run_key is not None and nodes is None:
         raise click.UsageError("--run needs --select: what to build anew in that run")
     key = run_key or local_run_key(utc_now())
@@ -153,13 +156,13 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
             full_refresh=full_refresh,
             code_version=code_version(settings),
         )
-    say(f"run {key}")
+    tell(f"run {key}")
     outcome = work(settings, key, nodes=nodes if run_key else None, rebuild=run_key is not None)
     assert outcome is not None
     counts: dict[str, int] = {}
     for status in outcome.statuses.values():
         counts[status] = counts.get(status, 0) + 1
-    say(f"run {key}: " + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())))
+    tell(f"run {key}: " + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())))
     if not outcome.good:
         return 1
     if publish:
@@ -170,63 +173,94 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
         try:
             release = releases.publish(run, project.audit(), me(), run.docs)
         except releases.Skipped as skipped:
-            say(f"not published: {skipped}")
+            live = releases.read_live(store, environment)
+            if live is not None and live.current.hold is not None:
+                raise BuscoError(f"not published: {skipped}", "when it is over: busco release resume") from skipped
+            tell(f"not published: {skipped}")
             return 0
         show_glue(settings, store, environment)
-        say(f"published {release.release}")
+        tell(f"published {release.release}")
     return 0
 
 
+def _live_tables(store: ObjectStore, environment: EnvironmentLayout) -> frozenset[str]:
+    live = releases.read_live(store, environment)
+    return frozenset(live.release.tables if live else ())
+
+
 def _parse() -> None:
-    from busco.warehouse.dbt import opened, say, write_manifest
+    from busco.warehouse.dbt import opened, write_manifest
 
     settings = get_settings()
     with opened(settings) as dbt:
         project = dbt.parse()
     write_manifest(settings, project)
-    say(f"parsed {len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources")
+    click.echo(f"parsed {len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources")
 
 
 def _pass_on(arguments: list[str]) -> None:
-    """Any other dbt command, on the live release, read only; offline where there is no lake."""
+    """Any other dbt command, on the live release, read only; offline where there is no lake.
+
+    What has no target folder (debug, deps, init) doesn't look at the project either, which may be what is broken.
+    """
+    from dbt.cli.exceptions import DbtUsageException
+
     from busco.warehouse import plugin
-    from busco.warehouse.dbt import opened
+    from busco.warehouse.dbt import opened, options_of
     from busco.warehouse.session import Session
 
+    options = options_of(arguments)
+    if options is None:
+        raise click.UsageError(f"dbt has no command {' '.join(arguments)!r}; see: busco dbt --help")
     settings = get_settings()
     with opened(settings) as dbt:
-        project = dbt.parse()
-        store, base = None, None
-        if settings.lake_bucket:
-            _, store, environment = lake()
-            live = releases.read_live(store, environment)
-            base = live.release if live else None
-        plugin.activate(Session(settings, project, store, None, base))
+        if "target_path" in options:
+            project = dbt.parse()
+            store, base = None, None
+            if settings.lake_bucket:
+                _, store, environment = lake()
+                live = releases.read_live(store, environment)
+                base = live.release if live else None
+            plugin.activate(Session(settings, project, store, None, base))
         outcome = dbt.invoke(arguments)
+        if arguments[0] in ("docs", "compile", "show", "source"):
+            dbt.keep()
+    if isinstance(outcome.exception, DbtUsageException):
+        raise click.UsageError(f"dbt: {outcome.exception}")
     if outcome.exception is not None:
         raise BuscoError(f"dbt: {outcome.exception}")
     if not outcome.success:
         raise SystemExit(1)
 
 
-@click.command("query")
+# a statement may begin with a comment, `-- …`, which is no option
+@click.command("query", context_settings={"ignore_unknown_options": True})
 @click.argument("sql")
 @click.option("--engine", type=click.Choice(["athena", "duckdb"]), help="Athena by default, DuckDB with --release")
 @click.option("--format", "form", type=_FORMS, default="table", show_default=True)
 @click.option("--release", "release_id", help="read this release instead of the live one (DuckDB)")
 def query_command(sql: str, engine: str | None, form: str, release_id: str | None) -> None:
-    """Asks the live release: busco query "select count(*) from busco_gold.fct_orders"."""
+    """Asks the live release: busco query "select count(*) from busco_gold.fct_orders".
+
+    One statement that asks; nothing can be written. In json, whichever the engine: integers, doubles and booleans are
+    JSON's own; a decimal is a string with all of its digits, and so are dates and times; NaN and infinity are null.
+    Arrays and rows are JSON from DuckDB, and Athena's text from Athena.
+    """
+    from busco.lake.reading import check_question
+    from busco.lake.reading import query as read
+
+    if release_id is not None:
+        named(release_id)
     if release_id and engine == "athena":
         raise click.UsageError("--release is read by DuckDB: Athena shows what Glue shows")
+    check_question(sql)
     settings, store, environment = lake()
     if (engine or ("duckdb" if release_id else "athena")) == "athena":
         from busco.catalog import athena
 
         answer = athena.query(client("athena", settings), sql, settings.athena_workgroup, settings.database("gold"))
-        result(answer.columns, answer.rows, form)
+        result(answer.columns, answer.typed(), form)
         return
-    from busco.lake.reading import query as read
-
     if release_id:
         release = releases.resolve(store, environment, release_id)
     else:
@@ -262,6 +296,8 @@ def select_command(selection: str) -> None:
     """The nodes that a selection (dbt's syntax) names, as a JSON list on the last line."""
     from busco.warehouse.dbt import opened
 
-    with opened(get_settings()) as dbt:
+    settings = get_settings()
+    built = _live_tables(*lake()[1:]) if settings.lake_bucket else None
+    with opened(settings) as dbt:
         dbt.parse()
-        click.echo(json.dumps(dbt.select(selection)))
+        click.echo(json.dumps(dbt.select(selection, built=built)))

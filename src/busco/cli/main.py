@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import re
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from busco import __version__
 from busco.environments import Side, hand_over, here
 from busco.errors import BuscoError
-from busco.settings import get_settings
+from busco.settings import get_settings, require_project
 
 # Each verb: the module that has it, the environment that it needs (None: either), and its line of help.
 VERBS: dict[str, tuple[str, Side | None, str]] = {
@@ -42,10 +44,17 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         module, side, _ = VERBS[cmd_name]
+        require_project(get_settings())
         if side is not None and not here(side):
             hand_over(get_settings(), side, sys.argv[1:])
         found: click.Command = getattr(importlib.import_module(f"busco.cli.{module}"), f"{cmd_name}_command")
         return found
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -62,10 +71,15 @@ def cli() -> None:
     """
 
 
+class _ReaderGone(Exception):
+    """A pipe's reader (`| head`) has seen enough. Click takes the system's own error for a failure."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command: exit status 1 with one message for what the user can mend, 2 for wrong usage."""
     try:
         status: Any = cli.main(args=arguments, prog_name="busco", standalone_mode=False)
+        _flush()
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -73,13 +87,52 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except BuscoError as error:
-        click.echo(f"busco: {error}", err=True)
-        sys.exit(1)
+        _fail(error)
     except (click.Abort, KeyboardInterrupt):
         click.echo("busco: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # the reader (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _ReaderGone:
+        _close_output()
         sys.exit(141)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _close_output()
+        _fail(BuscoError(f"cannot write: {error.strerror}", "make room, or write elsewhere"))
+    except Exception as error:
+        told = _unreachable(error)
+        if told is None:
+            raise
+        _fail(told)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(error: BuscoError) -> NoReturn:
+    click.echo(f"busco: {error}", err=True)
+    sys.exit(1)
+
+
+def _flush() -> None:
+    """What is still to be written fails here rather than after the end, where nobody could tell of it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise _ReaderGone from error
+
+
+def _close_output() -> None:
+    """Python writes what is left when it ends, and would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unreachable(error: Exception) -> BuscoError | None:
+    """botocore's or DuckDB's word that an endpoint does not answer, as ours; None for anything else."""
+    from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError
+
+    from busco.cli.releases import unreachable
+
+    if isinstance(error, ConnectionClosedError | ConnectTimeoutError | EndpointConnectionError):
+        return unreachable(get_settings(), str(error.kwargs.get("endpoint_url", "its endpoint")))
+    # DuckDB is not in every environment, and this is the only mark of it
+    lost = re.match(r"IO Error: Could not (?:connect to server|establish connection) .* '(\S+)'", str(error))
+    return unreachable(get_settings(), lost.group(1)) if lost else None

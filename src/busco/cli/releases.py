@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import socket
+from urllib.parse import urlparse
 
 import click
 
@@ -28,10 +29,40 @@ def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
     """The lake of this process's settings.
 
     Raises:
-        BuscoError: none is configured, or the local AWS isn't running.
+        BuscoError: none is configured, or the local AWS isn't running, or doesn't answer.
     """
     settings = require_lake(get_settings())
+    _require_answer(settings)
     return settings, ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout(settings.environment)
+
+
+def _require_answer(settings: Settings) -> None:
+    """The local AWS is seen to be dead at once: boto3 would try for a minute."""
+    if settings.platform != "embedded" or not settings.endpoint_url:
+        return
+    url = urlparse(settings.endpoint_url)
+    try:
+        socket.create_connection((url.hostname or "", url.port or 80), timeout=5).close()
+    except OSError as error:
+        raise unreachable(settings, settings.endpoint_url) from error
+
+
+def unreachable(settings: Settings, endpoint: str) -> BuscoError:
+    """What is to be said where an AWS endpoint does not answer."""
+    if settings.platform == "embedded":
+        return BuscoError(f"the local AWS does not answer at {endpoint}", "start it: busco aws up")
+    return BuscoError(f"AWS does not answer at {endpoint}", "is the network up? is BUSCO_ENDPOINT_URL right?")
+
+
+def named(release_id: str) -> str:
+    """A release's id as given, which must not be empty: that would be the beginning of any.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if not release_id.strip():
+        raise click.UsageError("the release's id is empty; see: busco release list")
+    return release_id
 
 
 def show_glue(settings: Settings, store: ObjectStore, environment: EnvironmentLayout) -> glue.Shown | None:
@@ -51,11 +82,12 @@ def release_command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="the whole record")
 def show(release_id: str | None, as_json: bool) -> None:
     """The live release, or the one named: its tables, versions and rows."""
+    wanted = None if release_id is None else named(release_id)
     _, store, environment = lake()
     live = releases.read_live(store, environment)
     if live is None:
         raise BuscoError("nothing is published yet", "make demo, or: busco dbt build --publish")
-    release = releases.resolve(store, environment, release_id) if release_id else live.release
+    release = releases.resolve(store, environment, wanted) if wanted else live.release
     if as_json:
         click.echo(release.model_dump_json(indent=2))
         return
@@ -73,7 +105,7 @@ def show(release_id: str | None, as_json: bool) -> None:
 
 @release_command.command("list")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("-n", "most", default=30, show_default=True, help="how many, newest first")
+@click.option("-n", "most", default=30, show_default=True, type=click.IntRange(min=1), help="how many, newest first")
 def list_releases(form: str, most: int) -> None:
     """The releases that were live, newest first."""
     _, store, environment = lake()
@@ -95,7 +127,7 @@ def list_releases(form: str, most: int) -> None:
 def rollback(release_id: str, reason: str) -> None:
     """Makes an older release's content live again, and holds publishing until `resume`."""
     settings, store, environment = lake()
-    made = releases.rollback(store, environment, release_id, me(), reason)
+    made = releases.rollback(store, environment, named(release_id), me(), reason)
     show_glue(settings, store, environment)
     click.echo(f"{made.release} is live, with the content of {made.rolled_back_to}")
     click.echo("nothing is published until: busco release resume")

@@ -6,7 +6,8 @@ does not fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping
 
 from busco.lake import types
 from busco.lake.deliveries import Contract
@@ -14,38 +15,44 @@ from busco.lake.records import Column
 from busco.lake.types import literal, quoted
 
 _INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT"})
+_FLOATS = frozenset({"FLOAT", "DOUBLE"})
+_TIMES = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS"})
 _TIME = r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?)?"
 
 
-def reader_sql(path: str, header: Sequence[str], compressed: bool, errors: str = "") -> str:
-    """A relation of a CSV file's values as text, columns named as in its header, in the file's order.
+def reader_sql(path: str, columns: Mapping[str, str], compressed: bool, longest: int = 0) -> str:
+    """A relation of a CSV file's values, in the file's order. It raises where a line is no row of that many values.
 
-    `errors` are DuckDB's options for lines that are no rows of that many values; without any they raise.
+    Args:
+        path: absolute, so that DuckDB sees neither `~` nor a protocol in it.
+        columns: the header's names, in its order, each with the type to read it as.
+        longest: the longest line in bytes, where DuckDB's own limit is too small.
     """
-    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in header)
+    typed = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
     options = [
-        literal(path),
+        literal(escaped(path)),
         "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', strict_mode = true",
-        f"columns = {{{columns}}}",
+        # else a folder `day=2018-01-01` would be taken for the column
+        "hive_partitioning = false",
+        f"columns = {{{typed}}}",
         f"compression = {literal('gzip' if compressed else 'none')}",
     ]
-    if errors:
-        options.append(errors)
+    if longest:
+        options.append(f"max_line_size = {longest}")
     return f"read_csv({', '.join(options)})"
 
 
-def numbered_sql(reader: str, shifts: str = "") -> str:
-    """The reader's rows with `_source_row`, 1-based; `shifts` names a table (after, by) of lines left out before.
+def escaped(path: str) -> str:
+    """A path that DuckDB, which takes any for a pattern, finds this one file by."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def numbered_sql(reader: str) -> str:
+    """The reader's rows with `_source_row`, 1-based; DuckDB counts neither the header nor blank lines.
 
     The window without an order numbers rows as they stand in the file: DuckDB computes it in one stream, in order.
     """
-    numbered = f"select *, row_number() over () as _rank from {reader}"
-    if not shifts:
-        return f"select * exclude (_rank), _rank as _source_row from ({numbered})"
-    return (
-        f"select r.* exclude (_rank), r._rank + coalesce(s.shift, 0) as _source_row "
-        f"from ({numbered}) as r asof left join {shifts} as s on r._rank >= s.after"
-    )
+    return f"select *, row_number() over () as _source_row from {reader}"
 
 
 def problems_sql(contract: Contract) -> str:
@@ -78,6 +85,11 @@ def _conditions(column: Column, in_grain: bool) -> list[tuple[str, str]]:
     fits = f"try_cast(trim({name}) as {column.type}) is not null"
     if pattern:
         fits = f"regexp_full_match(trim({name}), {literal(pattern)}) and {fits}"
+    if isinstance(kind, types.Primitive) and kind.name in _FLOATS:
+        fits += f" and isfinite(try_cast(trim({name}) as {column.type}))"
+    if isinstance(kind, types.Primitive) and kind.name in _TIMES | {"DATE"}:
+        # to DuckDB the year before 1, to others no year at all
+        fits += f" and not starts_with(trim({name}), '0000')"
     if column.type != "VARCHAR":
         found.append((f"{name} is not null and not ({fits})", f"not {_article(column.type)} {column.type}"))
     return found
@@ -90,7 +102,9 @@ def _pattern(kind: types.DataType) -> str:
         return r"[+-]?\d+(\.0*)?"
     if kind.name == "DECIMAL":
         return rf"[+-]?(\d+(\.\d{{0,{kind.scale}}}0*)?|\.\d{{1,{kind.scale}}}0*)" if kind.scale else r"[+-]?\d+(\.0*)?"
-    if kind.name in ("TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS"):
+    if kind.name in _FLOATS:
+        return r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"
+    if kind.name in _TIMES:
         return _TIME
     return r"\d{4}-\d{2}-\d{2}" if kind.name == "DATE" else ""
 

@@ -7,13 +7,14 @@ import gzip
 import hashlib
 import io
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from busco.errors import BuscoError
 from busco.lake.deliveries import Contract, check_source
 
 _GZIP = b"\x1f\x8b"
@@ -44,15 +45,40 @@ class Refused(Exception):
     """A file that is refused whole, and why."""
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """Around what reads a source file: what the operating system says against it refuses that file.
+
+    Raises:
+        Refused: for an `OSError` within.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Refused(f"it cannot be read: {error.strerror or error}") from error
+
+
+def state(path: Path) -> tuple[int, ...]:
+    """What differs once a file was written to or replaced: size in bytes, time of change, device and inode.
+
+    Raises:
+        Refused: there is no such file any more.
+    """
+    with readable():
+        found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
+
+
 def find(
     paths: Sequence[Path], contracts: Sequence[Contract], table: str | None
 ) -> tuple[list[SourceFile], list[tuple[Path, str]]]:
     """The files to ingest, and those that can't be told a table, with the reason.
 
     A folder stands for all CSV files below it. Order is by name, so that deliveries come in the same order each time.
+    A path that is no readable file is among the second too, so that it doesn't stop the others.
 
     Raises:
-        BuscoError: a path doesn't exist, a folder holds no CSV file, or `table` is no source table.
+        BuscoError: `table` is no source table.
     """
     fixed = check_source(contracts, table) if table else None
     found: list[SourceFile] = []
@@ -60,7 +86,9 @@ def find(
     for path in paths:
         for file, name in _below(path):
             contract = fixed or recognise(name, contracts)
-            if contract is None:
+            if wrong := _no_file(file) or _no_name(name):
+                unknown.append((file, wrong))
+            elif contract is None:
                 known = ", ".join(sorted(c.table for c in contracts))
                 unknown.append((file, f"its name tells no table ({known}); give it with --table"))
             else:
@@ -69,16 +97,39 @@ def find(
 
 
 def _below(path: Path) -> Iterator[tuple[Path, str]]:
-    if path.is_file():
+    """The file itself, or what looks like a CSV file in the folder: links to nowhere and pipes too, to be told of."""
+    if not path.is_dir():
         yield path, without_compression(path.name)
-    elif path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and is_csv(file.name))
-        if not files:
-            raise BuscoError(f"no CSV file below {path}", "name files or a folder with *.csv or *.csv.gz")
-        for file in files:
-            yield file, without_compression(file.relative_to(path).as_posix())
-    else:
-        raise BuscoError(f"{path} does not exist")
+        return
+    files = sorted(file for file in path.rglob("*") if is_csv(file.name) and not file.is_dir())
+    for file in files or [path]:
+        yield file, without_compression(file.relative_to(path).as_posix())
+
+
+def _no_file(path: Path) -> str:
+    """Why a path can't be ingested, '' where it can."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a link to a file that does not exist" if path.is_symlink() else "it does not exist"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    if stat.S_ISREG(mode):
+        return ""
+    if stat.S_ISDIR(mode):
+        return "no CSV file below this folder; name files, or a folder with *.csv or *.csv.gz"
+    if stat.S_ISFIFO(mode):
+        return "a pipe can be read only once; write it to a file first"
+    return "it is a device or a socket, not a file"
+
+
+def _no_name(name: str) -> str:
+    """Why a name can't be kept in a record, '' where it can."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    return ""
 
 
 def is_csv(name: str) -> bool:
@@ -93,7 +144,7 @@ def recognise(name: str, contracts: Iterable[Contract]) -> Contract | None:
     """The table that a file name tells: `orders.csv`, `olist_orders_dataset.csv`, `orders-2018-01.csv` → orders."""
     stem = re.sub(r"\.csv$", "", Path(name).name, flags=re.IGNORECASE).lower()
     for contract in sorted(contracts, key=lambda c: -len(c.table)):
-        if re.fullmatch(rf"(?:[a-z0-9]+_)?{re.escape(contract.table)}(?:_dataset)?(?:[-.].*)?", stem):
+        if re.fullmatch(rf"(?:[a-z0-9]+_)?{re.escape(contract.table)}(?:_dataset)?(?:[-.].*)?", stem, re.DOTALL):
             return contract
     return None
 
@@ -105,12 +156,12 @@ def examine(file: SourceFile, progress: Callable[[int], None]) -> Content:
         progress: told the number of (compressed) bytes read since the last call.
 
     Raises:
-        Refused: empty, a broken gzip, not text, or a header that does not have exactly the contract's columns.
+        Refused: unreadable, empty, a broken gzip, or a header that does not have exactly the contract's columns.
     """
     digest = hashlib.sha256()
     size = 0
     head = b""
-    with file.path.open("rb") as raw:
+    with readable(), file.path.open("rb") as raw:
         magic = raw.read(2)
         raw.seek(0)
         compressed = magic == _GZIP

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import duckdb
 
 from busco.errors import BuscoError
 from busco.ingest.files import find
@@ -13,6 +16,7 @@ from busco.ingest.load import Loaded, load
 from busco.lake.deliveries import Contract
 from busco.lake.engine import connect
 from busco.lake.objects import ObjectStore
+from busco.lake.reading import interrupt
 from busco.settings import Settings
 
 # DuckDB reads a gzip in one thread; two files at once keep two cores busy.
@@ -45,8 +49,10 @@ def ingest(
         table: the table of all of them; None tells it from each file's name.
         started: told the number of bytes to do, gives the function that is told of those done.
 
+    What goes wrong with the lake, and an interruption, end all of it.
+
     Raises:
-        BuscoError: another environment than prod (D4), or a path that doesn't exist.
+        BuscoError: another environment than prod (D4), or no such table.
     """
     if settings.environment != "prod":
         raise BuscoError(
@@ -58,15 +64,42 @@ def ingest(
     groups: dict[tuple[str, str], list[int]] = {}
     for position, file in enumerate(files):
         groups.setdefault((file.contract.table, file.name), []).append(position)
-    progress = started(3 * sum(file.path.stat().st_size for file in files))
+    told = started(3 * sum(_size(file.path) for file in files))
     results: dict[int, Loaded] = {}
+    connections: list[duckdb.DuckDBPyConnection] = []
+    over = threading.Event()
+
+    def progress(done: int) -> None:
+        if over.is_set():
+            raise _Over
+        told(done)
 
     def work(positions: list[int]) -> None:
         for position in positions:
             with connect(settings) as connection:
+                connections.append(connection)
                 connection.execute("set preserve_insertion_order = true")
-                results[position] = load(connection, store, files[position], progress)
+                progress(0)
+                results[position] = load(connection, store, files[position], settings.state / "spill", progress)
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        list(pool.map(work, groups.values()))
+        loading = [pool.submit(work, positions) for positions in groups.values()]
+        try:
+            for one in loading:
+                one.result()
+        except BaseException:
+            over.set()
+            interrupt(connections, [one for one in loading if not one.cancel()])
+            raise
     return Report([results[position] for position in range(len(files))], unknown)
+
+
+class _Over(Exception):
+    """Raised where a file is being read when the others have failed, or the user has had enough."""
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import duckdb
 
 from busco.ingest import checks
-from busco.ingest.files import Content, Refused, SourceFile, examine
+from busco.ingest.files import Content, Refused, SourceFile, examine, state
+from busco.ingest.survey import Survey, first_problem, survey, unreadable
 from busco.lake import layout, types
 from busco.lake.deliveries import TECHNICAL, Contract, newest_delivery
 from busco.lake.objects import AlreadyExists, ObjectStore
 from busco.lake.records import Delivery, utc_now
 from busco.lake.types import literal
+
+_CHANGED = "it changed while it was read"
 
 
 @dataclass(frozen=True)
@@ -36,35 +40,79 @@ def load(
     connection: duckdb.DuckDBPyConnection,
     store: ObjectStore,
     file: SourceFile,
+    scratch: Path,
     progress: Callable[[int], None],
 ) -> Loaded:
     """Ingests a file (D1 to D3). Memory stays bounded by DuckDB's: the file is streamed, twice.
 
+    Whatever is wrong with the file refuses it; what is wrong with the lake's S3 is raised.
+
     Args:
         connection: DuckDB with the lake's S3, for this call alone.
+        scratch: an existing folder for a file that has to be sifted.
         progress: told of bytes done; a file counts three times its size (examined, checked, written).
     """
-    size = file.path.stat().st_size
+    before: tuple[int, ...] = ()
     try:
-        content = examine(file, progress)
-        while True:
-            number, newest = newest_delivery(store, file.contract, file.name)
-            if newest and (newest.content_hash, newest.contract_hash) == (content.sha256, file.contract.hash):
-                progress(2 * size)
-                return Loaded(file, "known", newest.rows + newest.quarantined, newest.rows, newest.quarantined)
-            earliest = newest.ingested_at + timedelta(microseconds=1) if newest else None
-            now = utc_now() if earliest is None else max(utc_now(), earliest)
-            delivery, examples = _write(connection, store, file, content, number + 1, now, progress)
-            key = layout.delivery(file.contract.source, file.contract.table, file.name, delivery.number)
-            try:
-                store.create(key, delivery)
-            except AlreadyExists:
-                progress(-2 * size)
-                continue
-            rows = delivery.rows + delivery.quarantined
-            return Loaded(file, "ingested", rows, delivery.rows, delivery.quarantined, examples=examples)
+        before = state(file.path)
+        with TemporaryDirectory(prefix="sifted-", dir=scratch) as folder:
+            return _load(connection, store, file, before, Path(folder), progress)
     except Refused as error:
-        return Loaded(file, "refused", reason=str(error))
+        return Loaded(file, "refused", reason=_CHANGED if before and _changed(file, before) else str(error))
+
+
+def _load(
+    connection: duckdb.DuckDBPyConnection,
+    store: ObjectStore,
+    file: SourceFile,
+    before: tuple[int, ...],
+    scratch: Path,
+    progress: Callable[[int], None],
+) -> Loaded:
+    size = before[0]
+    content = examine(file, progress)
+    found: Survey | None = None
+    while True:
+        number, newest = newest_delivery(store, file.contract, file.name)
+        if newest and (newest.content_hash, newest.contract_hash) == (content.sha256, file.contract.hash):
+            progress(2 * size)
+            return Loaded(file, "known", newest.rows + newest.quarantined, newest.rows, newest.quarantined)
+        if found is None:
+            found = survey(connection, file, content, scratch, lambda: progress(0))
+            progress(size)
+            _refuse_empty(connection, file, found)
+        earliest = newest.ingested_at + timedelta(microseconds=1) if newest else None
+        now = utc_now() if earliest is None else max(utc_now(), earliest)
+        delivery = _write(connection, store, file, content, found, number + 1, now)
+        examples = _quarantine(connection, store, file, found, delivery.attempt)
+        if _changed(file, before):
+            raise Refused(_CHANGED)
+        progress(size)
+        try:
+            store.create(layout.delivery(file.contract.source, file.contract.table, file.name, number + 1), delivery)
+        except AlreadyExists:
+            progress(-size)
+            continue
+        rows = delivery.rows + delivery.quarantined
+        return Loaded(file, "ingested", rows, delivery.rows, delivery.quarantined, examples=examples)
+
+
+def _changed(file: SourceFile, before: tuple[int, ...]) -> bool:
+    try:
+        return state(file.path) != before
+    except Refused:
+        return True
+
+
+def _refuse_empty(connection: duckdb.DuckDBPyConnection, file: SourceFile, found: Survey) -> None:
+    """A full delivery stands for all rows there are; one of none would be taken for no delivery at all.
+
+    Raises:
+        Refused: no row of a full delivery would be written.
+    """
+    if file.contract.delivery == "full" and found.rows == found.bad:
+        first = first_problem(connection, file, found)
+        raise Refused(f"no row fits{first}: a full delivery without rows would leave the former file's rows standing")
 
 
 def _write(
@@ -72,39 +120,27 @@ def _write(
     store: ObjectStore,
     file: SourceFile,
     content: Content,
+    found: Survey,
     number: int,
     ingested_at: datetime,
-    progress: Callable[[int], None],
-) -> tuple[Delivery, tuple[str, ...]]:
-    contract, size = file.contract, file.path.stat().st_size
-    attempt = layout.new_id()[:16]
-    problems = checks.problems_sql(contract)
-    numbered, rows, bad = _survey(connection, file, content, problems)
-    broken = _one(connection, "select count(*) from broken_lines")[0]
-    progress(size)
+) -> Delivery:
+    contract, attempt = file.contract, layout.new_id()[:16]
     key = layout.bronze_object(contract.source, contract.table, content.sha256, attempt)
     moment = ingested_at.strftime("%Y-%m-%d %H:%M:%S.%f")
     own = f"{literal(file.name)} as _source_file, _source_row, timestamp {literal(moment)} as _ingested_at"
     columns = (*contract.columns, *TECHNICAL)
     fields = types.field_ids_sql([(c.name, types.parse(c.type, c.name)) for c in columns])
-    where = f"where len({problems}) = 0" if bad else ""
-    written = connection.execute(
-        f"copy (select {checks.typed_sql(contract)}, {own} from ({numbered}) {where}) "
-        f"to {literal(store.url(key))} (format parquet, compression zstd, return_stats, field_ids {fields})"
-    ).fetchall()
-    examples: tuple[str, ...] = ()
-    if bad or broken:
-        target = layout.quarantine(contract.source, contract.table, file.name, attempt)
-        connection.execute(
-            f"copy (select {literal(file.name)} as file, _source_row as row, p.column, p.value, p.reason "
-            f"from (select _source_row, unnest({problems}) as p from ({numbered})) "
-            f"union all by name select {literal(file.name)} as file, row, '' as column, line as value, reason "
-            f"from broken_lines) to {literal(store.url(target))} (format parquet, compression zstd)"
-        )
-        examples = _examples(connection, store.url(target), contract)
-    progress(size)
+    where = f"where len({checks.problems_sql(contract)}) = 0" if found.bad else ""
+    written = _copy(
+        connection,
+        file,
+        f"copy (select {checks.typed_sql(contract)}, {own} from ({found.relation}) {where}) "
+        f"to {literal(store.url(key))} (format parquet, compression zstd, return_stats, field_ids {fields})",
+    )
     _, count, bytes_written, _, statistics, *_ = written[0]
-    delivery = Delivery(
+    if int(count) + found.bad != found.rows:
+        raise Refused(_CHANGED)
+    return Delivery(
         table=contract.name,
         file_name=file.name,
         number=number,
@@ -114,59 +150,54 @@ def _write(
         contract_hash=contract.hash,
         columns=columns,
         rows=int(count),
-        quarantined=int(bad) + int(broken),
+        quarantined=found.bad + found.lines,
         bytes=int(bytes_written),
         statistics=statistics,
         ingested_at=ingested_at,
         source=str(file.path.name),
     )
-    if int(count) + int(bad) != int(rows):
-        raise Refused(f"{rows} rows were read first, then {int(count) + int(bad)}: it changed while it was read")
-    return delivery, examples
 
 
-def _survey(
-    connection: duckdb.DuckDBPyConnection, file: SourceFile, content: Content, problems: str
-) -> tuple[str, int, int]:
-    """The relation of the file's numbered rows, how many there are, and how many do not fit.
+def _quarantine(
+    connection: duckdb.DuckDBPyConnection, store: ObjectStore, file: SourceFile, found: Survey, attempt: str
+) -> tuple[str, ...]:
+    """Writes what is not taken beside the lake's tables; gives the first of it for the report."""
+    contract = file.contract
+    if not found.bad and not found.lines:
+        return ()
+    url = store.url(layout.quarantine(contract.source, contract.table, file.name, attempt))
+    named = literal(file.name)
+    sql = (
+        f"select {named} as file, _source_row as row, p.column, p.value, p.reason "
+        f"from (select _source_row, unnest({checks.problems_sql(contract)}) as p from ({found.relation}))"
+    )
+    if found.broken:
+        sql += (
+            f" union all by name select {named} as file, row, '' as column, line as value, reason from ({found.broken})"
+        )
+    _copy(connection, file, f"copy ({sql}) to {literal(url)} (format parquet, compression zstd)")
+    return _examples(connection, url, contract)
 
-    Lines that are no rows at all go to the table `broken_lines`.
+
+def _copy(connection: duckdb.DuckDBPyConnection, file: SourceFile, sql: str) -> list[Any]:
+    """Runs a COPY from the file to S3.
 
     Raises:
-        Refused: DuckDB can't read the file at all.
+        Refused: the file is not what the survey saw, or DuckDB can't take it.
+        duckdb.Error: S3 is what fails.
     """
-
-    def count(numbered: str) -> tuple[str, int, int]:
-        sql = f"select count(*), count(*) filter (where len({problems}) > 0) from ({numbered})"
-        rows, bad = _one(connection, sql)
-        return numbered, rows, bad
-
-    path = str(file.path)
-    strict = checks.reader_sql(path, content.header, content.compressed)
-    connection.execute("create or replace temp table broken_lines (row bigint, line varchar, reason varchar)")
     try:
-        return count(checks.numbered_sql(strict))
-    except duckdb.InvalidInputException:
-        pass
-    for table in ("reject_errors", "reject_scans"):
-        connection.execute(f"drop table if exists {table}")
-    keeping = checks.reader_sql(path, content.header, content.compressed, "store_rejects = true, rejects_limit = 0")
-    try:
-        connection.execute(f"select count(columns(*)) from {keeping}").fetchall()
+        return connection.execute(sql).fetchall()
+    except duckdb.InterruptException:
+        raise
+    except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
+        raise Refused(_CHANGED) from error
+    except (duckdb.HTTPException, duckdb.IOException) as error:
+        if checks.escaped(str(file.path.absolute())) not in str(error):
+            raise
+        raise Refused(_CHANGED) from error
     except duckdb.Error as error:
-        raise Refused(f"not readable as CSV: {_first_line(error)}") from error
-    # DuckDB counts lines from the header's on, 1-based; a line may have several errors
-    connection.execute(
-        "insert into broken_lines select line - 1, any_value(csv_line), "
-        "string_agg(distinct lower(error_type::varchar), ', ') from reject_errors group by line"
-    )
-    # the rank among the rows that were read, from which on rows stand `shift` further down in the file
-    connection.execute(
-        "create or replace temp table shifts as select row - n + 1 as after, max(n) as shift from "
-        "(select row, row_number() over (order by row) as n from broken_lines) group by all"
-    )
-    skipping = checks.reader_sql(path, content.header, content.compressed, "ignore_errors = true")
-    return count(checks.numbered_sql(skipping, "shifts"))
+        raise unreadable(error) from error
 
 
 def _examples(connection: duckdb.DuckDBPyConnection, url: str, contract: Contract) -> tuple[str, ...]:
@@ -180,13 +211,3 @@ def _examples(connection: duckdb.DuckDBPyConnection, url: str, contract: Contrac
         shown = "•••" if hidden else repr(value)
         lines.append(f"row {row}, {column or 'the whole line'}: {shown} — {reason}")
     return tuple(lines)
-
-
-def _one(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[int, ...]:
-    row = connection.execute(sql).fetchone()
-    assert row is not None
-    return tuple(int(value) for value in row)
-
-
-def _first_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error).splitlines()[0])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import duckdb
@@ -31,12 +35,67 @@ def query(settings: Settings, release: Release, sql: str) -> tuple[tuple[str, ..
     """A query's column names and rows.
 
     Raises:
-        BuscoError: DuckDB refuses it, with DuckDB's reason.
+        BuscoError: it is no single question (`check_question`), or DuckDB refuses it, with DuckDB's reason.
     """
-    with open_release(settings, release) as connection:
+    check_question(sql)
+    with open_release(settings, release) as connection, ThreadPoolExecutor(max_workers=1) as pool:
+        # in a thread of its own, for DuckDB looks for signals only between its tasks, which may be never
+        answer = pool.submit(_ask, connection, sql)
         try:
-            found = connection.execute(sql)
-            names = tuple(str(column[0]) for column in found.description or ())
-            return names, [tuple(row) for row in found.fetchall()]
+            return answer.result()
         except duckdb.Error as error:
             raise BuscoError(f"DuckDB: {error}") from error
+        except KeyboardInterrupt:
+            interrupt([connection], [answer])
+            raise
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    found = connection.execute(sql)
+    names = tuple(str(column[0]) for column in found.description or ())
+    return names, [tuple(row) for row in found.fetchall()]
+
+
+def interrupt(connections: Collection[duckdb.DuckDBPyConnection], work: Collection[Future[Any]]) -> None:
+    """Interrupts what connections do for `work`, until that is done; more than once, for a query that begins later
+    than the interruption knows nothing of it."""
+    while wait(work, timeout=0.05).not_done:
+        for connection in tuple(connections):
+            # closed meanwhile: its work is done
+            with contextlib.suppress(duckdb.ConnectionException):
+                connection.interrupt()
+
+
+_ASKING = ("select", "with", "values", "show", "describe", "explain")
+_ALLOWED = f"one statement that asks: {', '.join(_ASKING[:-1])} or {_ASKING[-1]}"
+_TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
+_EXPLAIN = re.compile(r"explain\b(\s+analyze\b)?(\s*\([^)]*\)(?=\s*\w))?", re.IGNORECASE)
+
+
+def check_question(sql: str) -> None:
+    """Lets nothing through that writes, in either engine: a query is one statement, and it asks.
+
+    DuckDB says what a statement is wherever it can read it. What it can't read (some is Athena's own) is judged by
+    the word that it begins with.
+
+    Raises:
+        BuscoError: no statement, several, or another one.
+    """
+    bare = _TOKEN.sub(lambda token: " " if token[0][0] in "-/" else "''", sql).strip().rstrip("; \n\t\r")
+    if not bare:
+        raise BuscoError("the query is empty", 'write for example: busco query "select 1"')
+    if explained := _EXPLAIN.match(bare):
+        # EXPLAIN ANALYZE runs what it explains
+        check_question(bare[explained.end() :])
+        return
+    first = re.match(r"[\s(]*(\w*)", bare)
+    begins = first.group(1) if first else ""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error:
+        asks = begins.lower() in _ASKING and ";" not in bare
+    else:
+        asks = [statement.type for statement in statements] == [duckdb.StatementType.SELECT]
+    if not asks:
+        more = " has several statements" if ";" in bare else f" begins with {begins!r}"
+        raise BuscoError(f"busco query reads only; this{more}", f"give it {_ALLOWED}")

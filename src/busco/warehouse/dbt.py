@@ -7,14 +7,18 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
+import psutil
 import yaml
+from dbt.cli.main import cli as dbt_cli
 from dbt.cli.main import dbtRunner, dbtRunnerResult
 
+from busco import output
 from busco.errors import BuscoError
 from busco.project import Project
 from busco.settings import Settings
@@ -23,6 +27,17 @@ from busco.settings import Settings
 os.environ.setdefault("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
 os.environ.setdefault("DBT_VERSION_CHECK", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+
+# What dbt's messages point at in its target folder, and what is worth a look when a build has failed.
+_WORTH_KEEPING = (
+    "compiled",
+    "run_results.json",
+    "manifest.json",
+    "catalog.json",
+    "index.html",
+    "static_index.html",
+    "sources.json",
+)
 
 
 class Dbt:
@@ -34,6 +49,7 @@ class Dbt:
     def __init__(self, settings: Settings, target: Path) -> None:
         self.settings, self.target = settings, target
         self.manifest: Any = None
+        self.project: Project | None = None
 
     def parse(self) -> Project:
         """Parses the project and refuses what the lake refuses.
@@ -54,6 +70,7 @@ class Dbt:
         project.check()
         if own.is_file():
             replace_file(shared, own.read_bytes())
+        self.project = project
         return project
 
     def _project(self) -> Project:
@@ -62,8 +79,16 @@ class Dbt:
         manifest["vars"] = said.get("vars", {})
         return Project(manifest)
 
-    def select(self, select: str, exclude: str = "") -> list[str]:
+    def select(self, select: str, exclude: str = "", built: Collection[str] | None = None) -> list[str]:
         """The unique ids that `select` (dbt's syntax) names: models, seeds, tests and unit tests.
+
+        dbt's `eager` takes every test that touches a selected model, also where its other parents were never built:
+        on an empty lake no selection could work. Its `buildable` takes those alone whose parents are selected or
+        ancestors of it: a model could not be published over a live release, which asks for every test of what was
+        built. So it is eager for parents that have a version in `built`, and leaves out, with a word, the other tests.
+
+        Args:
+            built: the tables of the live release; None leaves nothing out.
 
         Raises:
             BuscoError: it names nothing, or dbt can't read it.
@@ -73,11 +98,14 @@ class Dbt:
         arguments += ["--resource-type", "test", "--resource-type", "unit_test"]
         if exclude:
             arguments += ["--exclude", *exclude.split()]
-        result = self.invoke(arguments, quiet=True)
+        # the list is printed in spite of `quiet`
+        result = self.invoke([*arguments, "--log-level", "none"], quiet=True)
         if not result.success:
             raise BuscoError(f"dbt can't read the selection {select!r}:\n{_exception_text(result)}")
         lines = result.result if isinstance(result.result, list) else []
         found = [str(json.loads(line)["unique_id"]) for line in lines if line.startswith("{")]
+        if found and built is not None and self.project is not None:
+            found = _testable(self.project, found, built)
         if not found:
             raise BuscoError(f"the selection {select!r} matches nothing", "try it: busco dbt ls --select …")
         return found
@@ -85,24 +113,84 @@ class Dbt:
     def invoke(
         self, arguments: Sequence[str], callbacks: Sequence[Callable[[Any], None]] = (), quiet: bool = False
     ) -> dbtRunnerResult:
-        """Runs a dbt command; its log goes to standard output without colours unless `quiet`."""
-        command, *rest = arguments
+        """Runs a dbt command; its log goes to standard output without colours unless `quiet`.
+
+        What a failed build wrote stays (`keep`).
+
+        Raises:
+            KeyboardInterrupt: it was interrupted; dbt itself would make an error of it.
+        """
+        known = options_of(arguments) or frozenset()
         folder = str(self.settings.dbt_project)
         flags = ["--no-use-colors", "--log-level-file", "none", "--no-send-anonymous-usage-stats"]
         flags += ["--log-path", str(self.target), "--no-version-check"]
         if quiet:
             flags.append("--quiet")
         runner = dbtRunner(manifest=self.manifest, callbacks=list(callbacks))
-        places = ["--project-dir", folder, "--profiles-dir", folder, "--target-path", str(self.target)]
-        return runner.invoke([*flags, command, *rest, *places])
+        given = {"project_dir": folder, "profiles_dir": folder, "target_path": str(self.target)}
+        places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
+        result = runner.invoke([*flags, *arguments, *places])
+        if isinstance(result.exception, KeyboardInterrupt):
+            raise result.exception
+        if arguments[0] in ("build", "test") and not result.success:
+            self.keep()
+        return result
+
+    def keep(self) -> None:
+        """Puts what dbt wrote where it outlives this process, in place of what an earlier one left, and says so."""
+        found = [self.target / name for name in _WORTH_KEEPING if (self.target / name).exists()]
+        if not found:
+            return
+        last = self.settings.state / "dbt" / "last"
+        fresh = self.target.with_name(f"{self.target.name}-kept")
+        fresh.mkdir()
+        for path in found:
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, fresh / path.name)
+        shutil.rmtree(last, ignore_errors=True)
+        try:
+            fresh.replace(last)
+        except OSError:
+            # another process has just put its own there
+            shutil.rmtree(fresh, ignore_errors=True)
+        say(f"what dbt wrote to its target folder is in {last}")
+
+
+def options_of(arguments: Sequence[str]) -> frozenset[str] | None:
+    """The names of the options that a dbt command takes (`target_path`, …); None where dbt has no such command."""
+    found: click.Command = dbt_cli
+    for word in arguments:
+        if not isinstance(found, click.Group) or word.startswith("-"):
+            break
+        if word not in found.commands:
+            return None
+        found = found.commands[word]
+    if isinstance(found, click.Group):
+        return frozenset() if any(word.startswith("-") for word in arguments) else None
+    return frozenset(str(option.name) for option in found.params)
+
+
+def _testable(project: Project, found: Sequence[str], built: Collection[str]) -> list[str]:
+    """The selection without the tests that read tables which are neither built in it nor before."""
+    have = {table for node in (*found, *project.sources) if (table := project.table_of(node))} | set(built)
+    missing = {node: lacking for node in found if node in project.tests and (lacking := project.parents(node) - have)}
+    if missing:
+        names = sorted(str(project.node(node)["name"]) for node in missing)
+        tables = ", ".join(sorted(frozenset().union(*missing.values())))
+        output.say(f"left out, since {tables} was never built: {', '.join(names)}")
+    return [node for node in found if node not in missing]
 
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[Dbt]:
-    """A dbt with a fresh target folder below the state folder, taken away at the end."""
+    """A dbt with a fresh target folder below the state folder, taken away at the end; so are those of processes that
+    were killed."""
     root = settings.state / "dbt"
     root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="target-", dir=root))
+    for left in root.glob("target-*"):
+        pid = left.name.split("-")[1]
+        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"target-{os.getpid()}-", dir=root))
     try:
         yield Dbt(settings, folder)
     finally:

@@ -1,0 +1,334 @@
+"""The command as a user meets it: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from busco.cli.main import main
+from busco.ingest.load import Loaded
+from busco.lake import releases
+from busco.settings import get_settings
+from busco.warehouse.dbt import opened
+from tests.integration.conftest import MINI
+from tests.platforms import ENVIRONMENT, ROOT, Platform, csv_text, platform
+
+HEADER = ("id", "customer", "amount", "day", "n")
+GOOD = [("a", "x", "1.50", "2018-01-01", 1), ("b", "y", "2.25", "2018-01-02", None)]
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A platform with a release: the small project, and gold.days, with a test over it and gold.fct."""
+    home = tmp_path_factory.mktemp("command")
+    with platform(home, MINI) as made:
+        made.model(
+            "gold/days",
+            "select distinct day from {{ ref('orders') }}",
+            "models:\n  - name: days\n    columns:\n      - name: day\n        data_tests: [relationships: "
+            "{name: days_in_fct, arguments: {to: ref('fct'), field: day}}]\n",
+        )
+        made.deliver(csv_text(HEADER, GOOD))
+        assert made.build().good
+        yield made
+
+
+@pytest.fixture
+def busco(live: Platform, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The command in this process: its exit status, and what it printed on both streams."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        get_settings.cache_clear()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        printed = capfd.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
+
+
+def interrupt_when(moment: threading.Event) -> None:
+    def kill() -> None:
+        assert moment.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=kill, daemon=True).start()
+
+
+# -- build ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_build_with_a_failed_model_ends_with_status_1_and_keeps_what_dbt_wrote(
+    live: Platform, busco: Command
+) -> None:
+    live.model("gold/broken", "select 1 / 'x' as a, nothing as b from {{ ref('orders') }}")
+    stale = live.home / ".busco/dbt/target-999999999-x"
+    stale.mkdir(parents=True)
+    try:
+        status, printed = busco("dbt", "build", "--select", "broken")
+    finally:
+        (live.home / "dbt_project/models/gold/broken.sql").unlink()
+    assert status == 1
+    last = live.home / ".busco/dbt/last"
+    assert f"what dbt wrote to its target folder is in {last}" in printed
+    assert (last / "run_results.json").is_file()
+    assert not stale.exists(), "the target folder of a process that is gone goes too"
+    assert '{"unique_id"' not in printed
+
+
+def test_a_selection_has_the_tests_whose_other_tables_are_selected_or_were_ever_built(
+    live: Platform, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with opened(live.settings) as dbt:
+        dbt.parse()
+        joint = "days_in_fct"
+        assert any(joint in node for node in dbt.select("days", built={"gold.fct", "silver.orders"}))
+        assert any(joint in node for node in dbt.select("days fct", built=set()))
+        capfd.readouterr()
+        alone = dbt.select("+days", built=set())
+        assert not any(joint in node for node in alone)
+        assert any(node.endswith(".days") for node in alone)
+    assert capfd.readouterr().err == f"left out, since gold.fct was never built: {joint}\n"
+
+
+def test_a_single_model_is_published_with_the_tests_that_it_shares_with_others(live: Platform, busco: Command) -> None:
+    before = live.live().release
+    status, printed = busco("dbt", "build", "--select", "fct", "--full-refresh", "--publish")
+    assert status == 0, printed
+    assert live.live().release != before
+    assert '{"unique_id"' not in printed
+
+
+def test_a_publish_that_is_on_hold_ends_with_status_1_and_says_how_to_resume(live: Platform, busco: Command) -> None:
+    releases.rollback(live.store, ENVIRONMENT, live.live().release, "ana", "wrong prices")
+    try:
+        status, printed = busco("dbt", "build", "--select", "fct", "--publish")
+    finally:
+        releases.resume(live.store, ENVIRONMENT)
+    assert status == 1
+    assert "wrong prices" in printed
+    assert "busco release resume" in printed
+
+
+def test_an_interrupted_build_ends_with_status_130(live: Platform, busco: Command) -> None:
+    live.model("gold/slow", "select count(*) as n from range(100000000000) as r(i) where hash(i) = 1")
+    running = threading.Event()
+
+    def watch() -> None:
+        while not running.is_set():
+            if any("slow" in key and key.endswith(".json") for key in live.store.keys("_lake/env/prod/runs/")):
+                running.set()
+
+    threading.Thread(target=watch, daemon=True).start()
+    interrupt_when(running)
+    try:
+        status, printed = busco("dbt", "build", "--select", "slow")
+    finally:
+        running.set()
+        (live.home / "dbt_project/models/gold/slow.sql").unlink()
+    assert (status, printed.splitlines()[-1]) == (130, "busco: interrupted")
+
+
+# -- dbt's other commands ---------------------------------------------------------------------------------------------
+
+
+def test_dbt_commands_get_the_options_that_they_take_and_unknown_ones_are_wrong_usage(
+    live: Platform, busco: Command
+) -> None:
+    status, printed = busco("dbt", "debug")
+    assert status == 0, printed
+    status, printed = busco("dbt", "foo")
+    assert (status, "dbt has no command 'foo'" in printed) == (2, True)
+    assert busco("dbt", "ls", "--nonsense")[0] == 2
+    status, printed = busco("dbt", "compile", "--select", "fct")
+    assert status == 0, printed
+    assert str(live.home / ".busco/dbt/last") in printed
+    assert list((live.home / ".busco/dbt/last/compiled").rglob("fct.sql"))
+
+
+# -- query ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["athena", "duckdb"])
+def test_a_query_reads_only_in_either_engine(live: Platform, busco: Command, engine: str) -> None:
+    for sql in (
+        "copy (select 1) to '/tmp/busco-was-here'",
+        "explain analyze copy (select 1) to '/tmp/busco-was-here'",
+        "create table x as select 1",
+        "drop table busco_gold.fct",
+        "select 1; select 2",
+        "select 1; drop table busco_gold.fct",
+        "unload (select 1) to 's3://x/y'",
+    ):
+        status, printed = busco("query", "--engine", engine, sql)
+        assert (status, "one statement that asks" in printed) == (1, True), sql
+    for sql in ("", ";", "-- nothing"):
+        status, printed = busco("query", "--engine", engine, sql)
+        assert (status, "the query is empty" in printed) == (1, True), sql
+    for sql in ("-- how many\nselect 1 as one;", "with a as (values (1)) select * from a", "(select ';' as a)"):
+        status, printed = busco("query", "--engine", engine, sql)
+        assert (status, "1 row" in printed) == (0, True), printed
+
+
+def test_both_engines_give_the_same_json_and_csv(live: Platform, busco: Command) -> None:
+    sql = (
+        "select cast(1.50 as decimal(12,2)) as d, 1 as i, cast('nan' as double) as nan, cast(0.25 as double) as f, "
+        "1 = 1 as yes, cast(null as integer) as none, timestamp '2018-01-01 10:00:00' as t, date '2018-01-01' as day, "
+        "'ü\"' as s"
+    )
+    expected = [
+        {"d": "1.50", "i": 1, "nan": None, "f": 0.25, "yes": True, "none": None}
+        | {"t": "2018-01-01 10:00:00", "day": "2018-01-01", "s": 'ü"'}
+    ]
+    printed = {
+        engine: busco("query", "--engine", engine, "--format", "json", sql)[1] for engine in ("athena", "duckdb")
+    }
+    assert json.loads(printed["duckdb"], parse_constant=pytest.fail) == expected
+    assert printed["athena"] == printed["duckdb"]
+    csv = {engine: busco("query", "--engine", engine, "--format", "csv", sql)[1] for engine in ("athena", "duckdb")}
+    assert csv["athena"] == csv["duckdb"]
+    assert ",true," in csv["duckdb"]
+    status, said = busco("query", "--engine", "duckdb", "--format", "json", "select 1 as a, 2 as a")
+    assert (status, "two columns are called 'a'" in said) == (1, True)
+
+
+def test_the_hint_on_table_names_comes_with_tables_that_are_not_found(live: Platform, busco: Command) -> None:
+    hint = "table names look like busco_gold.fct_orders"
+    assert hint in busco("query", "select * from nothing_of_this_name")[1]
+    status, printed = busco("query", "select nothing_of_this_name from busco_gold.fct")
+    assert (status, hint in printed) == (1, False)
+
+
+def test_an_empty_release_id_is_wrong_usage_not_the_live_release(live: Platform, busco: Command) -> None:
+    for arguments in (
+        ("query", "--release", "", "select 1"),
+        ("release", "show", ""),
+        ("release", "rollback", "", "--reason", "x"),
+        ("release", "list", "-n", "-1"),
+    ):
+        assert busco(*arguments)[0] == 2, arguments
+
+
+def test_an_interrupted_query_ends_with_status_130(
+    live: Platform, busco: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from busco.lake import reading
+
+    opening, ready = reading.open_release, threading.Event()
+
+    def and_tell(*given: object) -> object:
+        connection = opening(*given)  # type: ignore[arg-type]
+        ready.set()
+        return connection
+
+    monkeypatch.setattr(reading, "open_release", and_tell)
+    interrupt_when(ready)
+    endless = "select count(*) from range(100000000000) as r(i) where hash(i) = 1"
+    status, printed = busco("query", "--engine", "duckdb", endless)
+    assert (status, printed.strip()) == (130, "busco: interrupted")
+
+
+# -- ingest -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_ingest_ends_with_status_130_and_its_files_are_let_go(
+    live: Platform, busco: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, let_go = threading.Event(), threading.Event()
+
+    def endless(*given: object) -> Loaded:
+        progress: Callable[[int], None] = given[-1]  # type: ignore[assignment]
+        started.set()
+        try:
+            while True:
+                progress(0)
+        finally:
+            let_go.set()
+
+    monkeypatch.setattr("busco.ingest.ingest.load", endless)
+    interrupt_when(started)
+    status, printed = busco("ingest", str(live.write("in/orders-slow.csv", csv_text(HEADER, GOOD))))
+    assert (status, printed.strip()) == (130, "busco: interrupted")
+    assert let_go.is_set()
+
+
+# -- what is wrong around it ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BUSCO_ENVIRONMENT", "Foo"),
+        ("BUSCO_DBT_THREADS", "abc"),
+        ("BUSCO_DUCKDB_MEMORY_LIMIT", "lots"),
+        ("BUSCO_STATE_DIR", "/proc/nowhere"),
+        ("BUSCO_HOME", "/tmp"),
+    ],
+)
+def test_a_variable_that_makes_no_sense_is_named(
+    live: Platform, busco: Command, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    status, printed = busco("release", "list")
+    assert status == 1
+    assert printed.startswith(f"busco: {name}")
+    get_settings.cache_clear()
+
+
+def test_a_local_aws_that_does_not_answer_is_said_with_what_starts_it(
+    live: Platform, busco: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUSCO_ENDPOINT_URL", "http://127.0.0.1:9")
+    for arguments in (("query", "select 1"), ("release", "list"), ("dbt", "build"), ("ingest", "x.csv")):
+        status, printed = busco(*arguments)
+        assert status == 1
+        assert "the local AWS does not answer at http://127.0.0.1:9" in printed
+        assert "busco aws up" in printed
+
+
+def test_an_endpoint_that_is_lost_midway_is_named(
+    live: Platform, busco: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import duckdb
+    from botocore.exceptions import EndpointConnectionError
+
+    lost = "IO Error: Could not connect to server error for HTTP HEAD to 'http://127.0.0.1:9/lake/x'"
+    for error in (EndpointConnectionError(endpoint_url="http://127.0.0.1:9"), duckdb.IOException(lost)):
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("busco.lake.releases.read_live", fail)
+        status, printed = busco("release", "show")
+        assert status == 1
+        assert "does not answer at http://127.0.0.1:9" in printed
+
+
+def test_a_reader_that_goes_away_and_a_full_disk_leave_no_traceback(live: Platform) -> None:
+    command = f"{ROOT}/.venv-dbt/bin/python -m busco release list --format json"
+    # the pipe's reader is gone before anything is written
+    gone = subprocess.run(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert (gone.stdout.strip(), gone.stderr) == ("141", "")
+    full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True)
+    assert full.returncode == 1
+    assert full.stderr == "busco: cannot write: No space left on device\n  → make room, or write elsewhere\n"
+
+
+def test_off_a_terminal_a_row_is_one_line(live: Platform, busco: Command) -> None:
+    long = "x" * 1000
+    _, printed = busco("query", "--engine", "duckdb", f"select '{long}' as a, '{long}' as b")
+    assert f"{long}  {long}\n" in printed
+
+
+def test_a_path_is_a_path(live: Platform, busco: Command) -> None:
+    odd: Path = live.write("in/new\nline/orders-a\nb.csv", csv_text(HEADER, GOOD))
+    status, printed = busco("ingest", str(odd))
+    assert (status, "orders-a\\nb.csv" in printed) == (0, True), printed
