@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ def test_a_build_with_a_failed_model_ends_with_status_1_and_keeps_what_dbt_wrote
     live: Platform, busco: Command
 ) -> None:
     live.model("gold/broken", "select 1 / 'x' as a, nothing as b from {{ ref('orders') }}")
-    stale = live.home / ".busco/dbt/target-999999999-x"
+    stale = live.home / f".busco/dbt/target-999999999@{socket.gethostname()}-x"
     stale.mkdir(parents=True)
     try:
         status, printed = busco("dbt", "build", "--select", "broken")

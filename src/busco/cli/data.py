@@ -211,7 +211,9 @@ def _pass_on(arguments: list[str]) -> None:
 
     options = options_of(arguments)
     if options is None:
-        raise click.UsageError(f"dbt has no command {' '.join(arguments)!r}; see: busco dbt --help")
+        raise click.UsageError(
+            f"dbt has no command {' '.join(arguments)!r}, or it wants another word; see: busco dbt --help"
+        )
     settings = get_settings()
     with opened(settings) as dbt:
         if "target_path" in options:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from busco.ingest.load import Loaded, load
 from busco.lake.deliveries import Contract
 from busco.lake.engine import connect
 from busco.lake.objects import ObjectStore
-from busco.lake.reading import interrupt
 from busco.settings import Settings
 
 # DuckDB reads a gzip in one thread; two files at once keep two cores busy.
@@ -83,19 +83,30 @@ def ingest(
                 results[position] = load(connection, store, files[position], settings.state / "spill", progress)
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-        loading = [pool.submit(work, positions) for positions in groups.values()]
+        loading: list[Future[None]] = []
         try:
+            loading += (pool.submit(work, positions) for positions in groups.values())
             for one in loading:
                 one.result()
         except BaseException:
             over.set()
-            interrupt(connections, [one for one in loading if not one.cancel()])
+            _interrupt(connections, [one for one in loading if not one.cancel()])
             raise
     return Report([results[position] for position in range(len(files))], unknown)
 
 
 class _Over(Exception):
     """Raised where a file is being read when the others have failed, or the user has had enough."""
+
+
+def _interrupt(connections: list[duckdb.DuckDBPyConnection], loading: list[Future[None]]) -> None:
+    """Interrupts what DuckDB does until the files in work are let go; more than once, for a query that begins later
+    than an interruption knows nothing of it."""
+    while wait(loading, timeout=0.05).not_done:
+        for connection in tuple(connections):
+            # closed meanwhile: its file is done
+            with contextlib.suppress(duckdb.ConnectionException):
+                connection.interrupt()
 
 
 def _size(path: Path) -> int:

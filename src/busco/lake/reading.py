@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Collection
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 import duckdb
@@ -38,32 +37,30 @@ def query(settings: Settings, release: Release, sql: str) -> tuple[tuple[str, ..
         BuscoError: it is no single question (`check_question`), or DuckDB refuses it, with DuckDB's reason.
     """
     check_question(sql)
-    with open_release(settings, release) as connection, ThreadPoolExecutor(max_workers=1) as pool:
+    answer: Future[tuple[tuple[str, ...], list[tuple[Any, ...]]]] = Future()
+    with open_release(settings, release) as connection:
         # in a thread of its own, for DuckDB looks for signals only between its tasks, which may be never
-        answer = pool.submit(_ask, connection, sql)
+        asking = threading.Thread(target=_ask, args=(connection, sql, answer), daemon=True)
         try:
+            asking.start()
             return answer.result()
         except duckdb.Error as error:
             raise BuscoError(f"DuckDB: {error}") from error
         except KeyboardInterrupt:
-            interrupt([connection], [answer])
+            # more than once: a query that begins later than an interruption knows nothing of it
+            while asking.is_alive():
+                connection.interrupt()
+                asking.join(0.05)
             raise
 
 
-def _ask(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    found = connection.execute(sql)
-    names = tuple(str(column[0]) for column in found.description or ())
-    return names, [tuple(row) for row in found.fetchall()]
-
-
-def interrupt(connections: Collection[duckdb.DuckDBPyConnection], work: Collection[Future[Any]]) -> None:
-    """Interrupts what connections do for `work`, until that is done; more than once, for a query that begins later
-    than the interruption knows nothing of it."""
-    while wait(work, timeout=0.05).not_done:
-        for connection in tuple(connections):
-            # closed meanwhile: its work is done
-            with contextlib.suppress(duckdb.ConnectionException):
-                connection.interrupt()
+def _ask(connection: duckdb.DuckDBPyConnection, sql: str, answer: Future[Any]) -> None:
+    try:
+        found = connection.execute(sql)
+        names = tuple(str(column[0]) for column in found.description or ())
+        answer.set_result((names, [tuple(row) for row in found.fetchall()]))
+    except BaseException as error:
+        answer.set_exception(error)
 
 
 _ASKING = ("select", "with", "values", "show", "describe", "explain")

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import signal
+import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 import psutil
 import yaml
+from dbt.adapters.factory import FACTORY
 from dbt.cli.main import cli as dbt_cli
 from dbt.cli.main import dbtRunner, dbtRunnerResult
 
@@ -135,7 +141,8 @@ class Dbt:
         runner = dbtRunner(manifest=self.manifest, callbacks=list(callbacks))
         given = {"project_dir": folder, "profiles_dir": folder, "target_path": str(self.target)}
         places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
-        result = runner.invoke([*flags, *arguments, *places])
+        with _interrupting():
+            result = runner.invoke([*flags, *arguments, *places])
         if isinstance(result.exception, KeyboardInterrupt):
             raise result.exception
         if arguments[0] in ("build", "test") and not result.success:
@@ -187,16 +194,48 @@ def _testable(project: Project, found: Sequence[str], built: Collection[str]) ->
 
 
 @contextmanager
+def _interrupting() -> Iterator[None]:
+    """Makes a SIGINT end dbt. dbt interrupts its connections once and waits for its threads: a query that one of them
+    begins after that knows nothing of it, and would be waited for. So they are interrupted until dbt has ended."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
+        yield
+        return
+    ended = threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.1):
+            adapters: list[Any] = list(FACTORY.adapters.values())
+            for adapter in adapters:
+                # a connection that is closed meanwhile, or a list of them that changes, is for the next round
+                with contextlib.suppress(Exception):
+                    adapter.cancel_open_connections()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        threading.Thread(target=interrupt, daemon=True).start()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.signal(signal.SIGINT, usual)
+
+
+@contextmanager
 def opened(settings: Settings) -> Iterator[Dbt]:
     """A dbt with a fresh target folder below the state folder, taken away at the end; so are those of processes that
     were killed."""
     root = settings.state / "dbt"
     root.mkdir(parents=True, exist_ok=True)
-    for left in root.glob("target-*"):
-        pid = left.name.split("-")[1]
-        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+    # by host too: containers that share the state folder have pids of their own
+    here = socket.gethostname()
+    for left in root.glob(f"target-*@{here}-*"):
+        pid = left.name.removeprefix("target-").split("@")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"target-{os.getpid()}-", dir=root))
+    folder = Path(tempfile.mkdtemp(prefix=f"target-{os.getpid()}@{here}-", dir=root))
     try:
         yield Dbt(settings, folder)
     finally:
