@@ -124,6 +124,10 @@ class Project:
             above(uid)
         return found
 
+    def selector(self, unique_id: str) -> str:
+        """A selection (dbt's syntax) of exactly one node, by its fully qualified name."""
+        return "fqn:" + ".".join(self.node(unique_id)["fqn"])
+
     def columns(self, unique_id: str) -> tuple[Column, ...]:
         """A node's columns as its YAML says them, with a source's technical ones; empty where no types are said."""
         node = self.node(unique_id)

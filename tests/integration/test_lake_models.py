@@ -299,7 +299,8 @@ def test_a_failed_test_keeps_its_table_from_readers(mini: Platform) -> None:
     mini.build()
     before = mini.live()
     once = model_text(mini, "gold/fct")
-    mini.model("gold/fct", f"{once} union all {once}")
+    # its unit test has one order a day, the data two
+    mini.model("gold/fct", f"{once}\nunion all\n{once}\nhaving count(*) > 1")
     mini.deliver(orders(3), "orders-2.csv")
     outcome = mini.build()
     assert outcome.statuses["test.busco.unique_fct_day.2e7c400124"] == "failed"

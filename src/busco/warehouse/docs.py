@@ -18,13 +18,24 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
         BuscoError: dbt failed, or the catalog lacks a table that has a version: an empty catalog is an error, whatever
             dbt's exit status says.
     """
+    # a view lives in the connection that made it, and `docs generate` describes relations
+    views = [
+        uid
+        for uid, node in project.nodes.items()
+        if node["resource_type"] == "model"
+        and node["config"]["materialized"] == "view"
+        and all(session.version(parent) for parent in project.parents(uid))
+    ]
+    if views:
+        chosen = ["--indirect-selection", "empty", "--select", *(project.selector(uid) for uid in views)]
+        dbt.invoke(["build", *chosen], quiet=True)
     result = dbt.invoke(["docs", "generate", "--static", "--threads", str(dbt.settings.dbt_threads)], quiet=True)
     if not result.success:
         reason = result.exception or "see the runner's log"
         raise BuscoError(f"dbt docs generate failed: {reason}")
     catalog = json.loads((dbt.target / "catalog.json").read_text())
     described = {*catalog["nodes"], *catalog["sources"]}
-    wanted = {uid for table, uid in project.tables.items() if session.version(table)} | set(project.sources)
+    wanted = {uid for table, uid in project.tables.items() if session.version(table)} | {*project.sources, *views}
     if missing := sorted(wanted - described):
         raise BuscoError(f"the docs' catalog lacks {', '.join(missing)}", "clear the docs task")
     prefix = run.docs

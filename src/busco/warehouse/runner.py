@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
@@ -175,13 +175,14 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, k
     alone = [node for node in graph if node in project.unit_tests and project.unit_tests[node] not in graph]
     together = [node for node in graph if node not in alone]
     whole = run.pin.nodes is None and set(graph) == set(buildable(project))
-    for verb, names in (("test", alone), ("build", together)):
+    views = sorted({view for node in alone for view in project.views_above(project.unit_tests[node])})
+    for verb, names in (("build", views), ("test", alone), ("build", together)):
         if not names:
             continue
         arguments = [verb, "--threads", str(dbt.settings.dbt_threads)]
         if not whole:
             names = [*names, *sorted({view for node in names for view in project.views_above(node)})]
-            arguments += ["--indirect-selection", "empty", "--select", *(selector(project, n) for n in names)]
+            arguments += ["--indirect-selection", "empty", "--select", *(project.selector(n) for n in names)]
         result = dbt.invoke(arguments, [reporter])
         reporter.check()
         if result.exception is not None:
@@ -252,9 +253,3 @@ def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:
     )
     run.put_result(result, text + "\n")
     return "success"
-
-
-def selector(project: Project, unique_id: str) -> str:
-    """A selection (dbt's syntax) of exactly one node, by its fully qualified name."""
-    node: Any = project.node(unique_id)
-    return "fqn:" + ".".join(node["fqn"])
