@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import boto3
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 
 from busco.settings import Settings
@@ -17,13 +19,18 @@ CLIENT_CONFIG: dict[str, Any] = {
     "s3": {"addressing_style": "path"},
 }
 
+_LOADER = botocore.loaders.create_loader()
+
 
 def client(service: str, settings: Settings) -> Any:
     """A boto3 client of `service` with the platform's retries and time-outs.
 
     Thread-safe, as boto3's clients are. `endpoint_url` None means AWS's own.
     """
-    session = boto3.session.Session(region_name=settings.region)
+    # botocore reads megabytes of JSON for each session's first client: here once for the process
+    bare = botocore.session.Session()
+    bare.register_component("data_loader", _LOADER)
+    session = boto3.session.Session(region_name=settings.region, botocore_session=bare)
     return session.client(  # type: ignore[call-overload, unused-ignore]
         service, endpoint_url=settings.endpoint_url, config=Config(**CLIENT_CONFIG)
     )
