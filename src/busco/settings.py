@@ -14,6 +14,9 @@ from busco.errors import BuscoError
 
 Layer = Literal["bronze", "silver", "gold"]
 LAYERS: tuple[Layer, ...] = ("bronze", "silver", "gold")
+# The task definitions of deploy/aws/ecs.yaml, the smallest first.
+Size = Literal["small", "medium", "large"]
+SIZES: tuple[Size, ...] = ("small", "medium", "large")
 
 
 def _home() -> Path:
@@ -46,7 +49,11 @@ class Settings(BaseSettings):
     environment: str = Field(
         default="prod", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="the lake's environment to run in"
     )
-    execution: Literal["local"] = Field(default="local", description="how models run (architecture.md)")
+    execution: Literal["local", "ecs_shared", "ecs"] = Field(
+        default="local",
+        description="how models run: `local` one process on this machine, `ecs_shared` one ECS task for the run, `ecs` "
+        "an ECS task for each model",
+    )
     region: str = Field(default="us-east-1", description="AWS region")
     endpoint_url: str | None = Field(default=None, description="AWS endpoint, where it isn't AWS's own")
     lake_bucket: str = Field(default="", description="bucket of the lake: tables and records")
@@ -68,6 +75,26 @@ class Settings(BaseSettings):
         description="runners for single models that one triggerer has on this machine at once",
     )
     airflow_url: str = Field(default="", description="base URL of Airflow's webserver")
+    ecs_cluster: str = Field(default="busco", description="ECS cluster of the runners: its name or ARN")
+    ecs_task_definition_small: str = Field(default="busco-dbt-small", description="task definition: family or ARN")
+    ecs_task_definition_medium: str = Field(default="busco-dbt-medium", description="task definition: family or ARN")
+    ecs_task_definition_large: str = Field(default="busco-dbt-large", description="task definition: family or ARN")
+    ecs_container: str = Field(default="dbt", description="the container of these task definitions that runs busco")
+    ecs_size: Size = Field(default="medium", description="size of a run's shared runner, and of models without one")
+    ecs_launch_type: Literal["FARGATE", "EC2"] = Field(default="FARGATE", description="ECS launch type")
+    ecs_capacity_provider: str = Field(
+        default="", description="capacity provider in place of the launch type: FARGATE_SPOT for what may be interrupted"
+    )
+    ecs_platform_version: str = Field(default="", description="Fargate platform version, empty: ECS's default")
+    ecs_subnets: str = Field(default="", description="subnets of the tasks, with commas between them")
+    ecs_security_groups: str = Field(default="", description="security groups of the tasks, with commas between them")
+    ecs_assign_public_ip: bool = Field(default=False, description="whether tasks get a public IP address")
+    ecs_log_group: str = Field(default="/busco/dbt", description="CloudWatch log group of the tasks' output")
+    ecs_log_prefix: str = Field(default="dbt", description="first part of the log streams' names")
+    max_ecs_tasks: int = Field(default=10, ge=1, description="ECS tasks that run at once, over all triggerers")
+    alerts_topic: str = Field(default="", description="ARN of the SNS topic of alerts, empty: no alerts")
+    price_vcpu_hour: float = Field(default=0.04048, ge=0, description="price of a vCPU for an hour, for estimates")
+    price_gb_hour: float = Field(default=0.004445, ge=0, description="price of a GB of memory for an hour")
 
     def below_home(self, path: Path) -> Path:
         return path if path.is_absolute() else self.home / path
