@@ -322,13 +322,17 @@ def test_only_tasks_of_ecs_get_the_roles(server: Server, outputs: dict[str, str]
 # what runs -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=SIZES)
-def task(request: pytest.FixtureRequest, server: Server) -> dict[str, Any]:
-    """Each task definition, found by the settings that the local AWS wrote."""
-    family = os.environ[f"BUSCO_ECS_TASK_DEFINITION_{request.param.upper()}"]
+@pytest.fixture(scope="module")
+def definitions(server: Server) -> list[dict[str, Any]]:
+    """The task definitions, the smallest first, found by the settings that the local AWS wrote."""
     ecs = server.client("ecs")
-    found: dict[str, Any] = ecs.describe_task_definition(taskDefinition=family)["taskDefinition"]
-    return found
+    families = [os.environ[f"BUSCO_ECS_TASK_DEFINITION_{size.upper()}"] for size in SIZES]
+    return [ecs.describe_task_definition(taskDefinition=family)["taskDefinition"] for family in families]
+
+
+@pytest.fixture(params=SIZES)
+def task(request: pytest.FixtureRequest, definitions: list[dict[str, Any]]) -> dict[str, Any]:
+    return definitions[SIZES.index(request.param)]
 
 
 @pytest.fixture
@@ -393,10 +397,8 @@ def test_a_task_has_the_roles_and_runs_on_fargate(
     }
 
 
-def test_each_size_is_larger_than_the_one_before(server: Server) -> None:
-    ecs = server.client("ecs")
-    found = [ecs.describe_task_definition(taskDefinition=f"busco-dbt-{size}")["taskDefinition"] for size in SIZES]
-    sizes = [(int(one["cpu"]), int(one["memory"]), one["ephemeralStorage"]["sizeInGiB"]) for one in found]
+def test_each_size_is_larger_than_the_one_before(definitions: list[dict[str, Any]]) -> None:
+    sizes = [(int(one["cpu"]), int(one["memory"]), one["ephemeralStorage"]["sizeInGiB"]) for one in definitions]
     assert sizes == [(1024, 4096, 21), (2048, 8192, 50), (4096, 16384, 100)]
 
 
