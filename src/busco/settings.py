@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from platform import machine
 from typing import Literal
 
 from pydantic import Field, ValidationError
@@ -29,6 +30,11 @@ def _home() -> Path:
             if (folder / "dbt_project" / "dbt_project.yml").is_file():
                 return folder
     raise BuscoError("cannot find the project (no dbt_project/ here or above)", "set BUSCO_HOME to its folder")
+
+
+def _cpu_architecture() -> Literal["X86_64", "ARM64"]:
+    """This machine's processor architecture in ECS's words."""
+    return "ARM64" if machine().lower() in ("arm64", "aarch64") else "X86_64"
 
 
 class Settings(BaseSettings):
@@ -80,11 +86,16 @@ class Settings(BaseSettings):
     ecs_task_definition_medium: str = Field(default="busco-dbt-medium", description="task definition: family or ARN")
     ecs_task_definition_large: str = Field(default="busco-dbt-large", description="task definition: family or ARN")
     ecs_container: str = Field(default="dbt", description="the container of these task definitions that runs busco")
+    ecs_cpu_architecture: Literal["X86_64", "ARM64"] = Field(
+        default_factory=_cpu_architecture,
+        description="processor architecture that dbt's image was built for; this machine's if not said",
+    )
+    dbt_image: str = Field(default="busco-dbt:local", description="image that the local AWS's task definitions run")
     ecs_size: Size = Field(default="medium", description="size of a run's shared runner, and of models without one")
     ecs_launch_type: Literal["FARGATE", "EC2"] = Field(default="FARGATE", description="ECS launch type")
     ecs_capacity_provider: str = Field(
         default="",
-        description="capacity provider in place of the launch type: FARGATE_SPOT may interrupt tasks",
+        description="capacity provider in place of the launch type: FARGATE_SPOT for what may be interrupted",
     )
     ecs_platform_version: str = Field(default="", description="Fargate platform version, empty: ECS's default")
     ecs_subnets: str = Field(default="", description="subnets of the tasks, with commas between them")
