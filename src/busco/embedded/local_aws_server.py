@@ -22,7 +22,7 @@ from typing import Any
 from busco.embedded import s3_intents
 
 # What our templates deploy, now or later; the rest (databases, Lambda, SFTP, message brokers …) is never imported.
-SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecr,monitoring,events"
+SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecs-metadata,ecr,monitoring,events"
 IDENTITY_PATH = "/_busco/identity"
 # MiniStack's own switches, which no AWS has: one request to the first, which any web page could send, would delete
 # the lake.
