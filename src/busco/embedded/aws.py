@@ -18,7 +18,7 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
-from busco.embedded import processes, stacks
+from busco.embedded import docker_engine, processes, stacks
 from busco.embedded.local_aws_server import IDENTITY_PATH, lake_folder
 from busco.errors import BuscoError
 from busco.settings import Settings, get_settings, read_env_file
@@ -36,6 +36,7 @@ def up(
     say: Say,
     lake: str | None = None,
     after_start: Callable[[], None] | None = None,
+    docker: bool | None = None,
 ) -> str:
     """Starts the local AWS if it isn't running, deploys its stacks if they are not as the templates say, and
     writes `<state>/aws.env`.
@@ -50,18 +51,22 @@ def up(
             Where another one is being served, the local AWS restarts with this one, on the same port.
         after_start: called once per start, when all else is done, to put back what a start loses: everything
             but S3's objects. Until it has returned, each `up` calls it again.
+        docker: whether its ECS runs tasks as containers; None is as it was last, at first as BUSCO_EXECUTION needs.
+            Where that changes, the local AWS restarts.
 
     Returns:
         The endpoint, `http://127.0.0.1:<port>`.
 
     Raises:
-        BuscoError: it did not start, or a resource of a stack failed, with the reason.
+        BuscoError: it did not start, a resource of a stack failed, or Docker can't be reached, with the reason.
     """
     state = settings.state.resolve()
     with processes.locked(state, f"{NAME}-up"):
         served = lake or last_lake(settings)
         _check_lake_name(served)
-        process, endpoint = _started(settings, state, served, say)
+        engine = docker_engine.wanted(state, docker, settings.execution)
+        process, endpoint = _started(settings, state, served, engine, say)
+        docker_engine.remember(state, engine, docker)
         wanted = stacks.of_settings(settings)
         completed = {
             "pid": process.pid,
@@ -107,6 +112,7 @@ def status(settings: Settings) -> list[tuple[str, str]]:
     return [
         ("local AWS", f"running, pid {process.pid}"),
         ("endpoint", variables["AWS_ENDPOINT_URL"]),
+        *docker_engine.status(_arguments(process), client("ecs", variables["AWS_ENDPOINT_URL"], settings.region)),
         ("lake", f"{identity['lake']} ({lake_folder(state, identity['lake'])})"),
         ("lake bucket", variables["BUSCO_LAKE_BUCKET"]),
         ("landing bucket", variables["BUSCO_LANDING_BUCKET"]),
@@ -146,22 +152,31 @@ def client(service: str, endpoint: str, region: str) -> Any:
     return session.client(service, endpoint_url=endpoint, config=config)  # type: ignore[call-overload]
 
 
-def _started(settings: Settings, state: Path, lake: str, say: Say) -> tuple[processes.Process, str]:
-    """The server's process and endpoint, started if need be."""
-    if process := processes.find(state, NAME):
-        endpoint = _endpoint(_arguments(process).get("--port", ""))
+def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) -> tuple[processes.Process, str]:
+    """The server's process and endpoint, started if need be, with that Docker engine or none."""
+    process = processes.find(state, NAME)
+    if process:
+        arguments = _arguments(process)
+        endpoint = _endpoint(arguments.get("--port", ""))
         identity = _identity(endpoint)
-        if identity.get("lake") == lake and identity.get("pid") == process.pid:
+        served = (identity.get("lake"), identity.get("pid"), arguments.get("--docker-host", ""))
+        if served == (lake, process.pid, engine):
             return process, endpoint
-        say(f"stopping the local AWS, which serves the lake {identity.get('lake', '(no answer)')}")
+    # Asked before anything is stopped: where Docker is missing, what runs goes on.
+    bridge = [docker_engine.bridge_address(engine)] if engine else []
+    if process:
+        without = "" if arguments.get("--docker-host") else ", without Docker"
+        say(f"stopping the local AWS, which serves the lake {identity.get('lake', '(no answer)')}{without}")
     # Also where no process is recorded as running: the record of a killed one goes.
     processes.stop(state, NAME, grace=10)
-    port = processes.pick_port(state, NAME)
+    port = processes.pick_port(state, NAME, ("127.0.0.1", *bridge))
     endpoint = _endpoint(port)
     _write(state / "lake", f"{lake}\n")
     began = time.monotonic()
     command = [sys.executable, "-m", "busco.embedded.local_aws_server", "--state", str(state), "--lake", lake]
     command += ["--port", str(port), "--region", settings.region]
+    if engine:
+        command += ["--docker-host", engine, "--docker-address", *bridge]
     process = processes.start(state, NAME, command, os.environ, settings.home)
     answers = lambda: _identity(endpoint).get("pid") == process.pid  # noqa: E731
     processes.wait_until(answers, process, "the local AWS", START_LIMIT, every=0.02)
