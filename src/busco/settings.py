@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     glue_prefix: str = Field(default="busco_", description="Glue database = this prefix + layer")
     athena_workgroup: str = Field(default="busco", description="Athena workgroup of `busco query`")
     dbt_project_dir: Path = Field(default=Path("dbt_project"), description="the dbt project, below home")
+    baked_dir: Path | None = Field(
+        default=None, description="where an image has the parse of its project (`busco bake`), empty: there is none"
+    )
     dbt_threads: int = Field(default=4, ge=1, le=64, description="models that one runner builds at once")
     duckdb_memory_limit: str = Field(
         default="",
@@ -83,7 +86,8 @@ class Settings(BaseSettings):
     ecs_size: Size = Field(default="medium", description="size of a run's shared runner, and of models without one")
     ecs_launch_type: Literal["FARGATE", "EC2"] = Field(default="FARGATE", description="ECS launch type")
     ecs_capacity_provider: str = Field(
-        default="", description="capacity provider in place of the launch type: FARGATE_SPOT for what may be interrupted"
+        default="",
+        description="capacity provider in place of the launch type: FARGATE_SPOT for what may be interrupted",
     )
     ecs_platform_version: str = Field(default="", description="Fargate platform version, empty: ECS's default")
     ecs_subnets: str = Field(default="", description="subnets of the tasks, with commas between them")
