@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     glue_prefix: str = Field(default="busco_", description="Glue database = this prefix + layer")
     athena_workgroup: str = Field(default="busco", description="Athena workgroup of `busco query`")
     dbt_project_dir: Path = Field(default=Path("dbt_project"), description="the dbt project, below home")
+    baked_dir: Path | None = Field(
+        default=None, description="where an image has the parse of its project (`busco bake`), empty: there is none"
+    )
     dbt_threads: int = Field(default=4, ge=1, le=64, description="models that one runner builds at once")
     duckdb_memory_limit: str = Field(
         default="",

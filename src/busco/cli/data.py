@@ -302,3 +302,15 @@ def select_command(selection: str) -> None:
     with opened(settings) as dbt:
         dbt.parse()
         click.echo(json.dumps(dbt.select(selection, built=built)))
+
+
+@click.command("bake")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def bake_command(folder: Path) -> None:
+    """Parses the project into a folder of an image, whose processes get it as BUSCO_BAKED_DIR and parse nothing."""
+    from busco.warehouse.dbt import opened
+
+    with opened(get_settings()) as dbt:
+        whole = dbt.bake(folder)
+    said = "" if whole else ", for dbt to begin with: the project reads the environment (env_var)"
+    click.echo(f"parsed for an image{said}: {folder}")

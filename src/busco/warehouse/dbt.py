@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import click
 import psutil
@@ -29,6 +29,7 @@ from busco import output
 from busco.errors import BuscoError
 from busco.project import Project
 from busco.settings import Settings
+from busco.warehouse import baked
 
 # dbt's own telemetry would reach for the network at each command
 os.environ.setdefault("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
@@ -51,24 +52,31 @@ class Dbt:
     """dbt on the project, with a target folder of its own, so that several processes may run at once.
 
     The partial parse is taken from and given back to the state folder, where every process finds the last one.
+    `parsed_by` says whose word the project is: `dbt` parsed it here, or it came with the image (`baked`).
     """
 
     def __init__(self, settings: Settings, target: Path) -> None:
         self.settings, self.target = settings, target
         self.manifest: Any = None
         self.project: Project | None = None
+        self.parsed_by: Literal["dbt", "image"] = "dbt"
 
     def parse(self) -> Project:
-        """Parses the project and refuses what the lake refuses.
+        """Parses the project, unless the image has its parse, and refuses what the lake refuses.
 
         Raises:
             BuscoError: dbt can't parse it (dbt's message), or a model is refused (`Project.check`).
         """
-        shared = self.settings.state / "dbt" / "partial_parse.msgpack"
-        own = self.target / "partial_parse.msgpack"
+        if (found := baked.find(self.settings)) is not None:
+            self.manifest, self.project, self.parsed_by = found.manifest(), found.project, "image"
+            self.project.check()
+            return self.project
+        shared = self.settings.state / "dbt" / baked.PARTIAL_PARSE
+        own = self.target / baked.PARTIAL_PARSE
         self.target.mkdir(parents=True, exist_ok=True)
-        if shared.is_file():
-            shutil.copyfile(shared, own)
+        before = shared if shared.is_file() else baked.partial_parse(self.settings)
+        if before is not None:
+            shutil.copyfile(before, own)
         result = self.invoke(["parse"], quiet=True)
         if not result.success:
             raise BuscoError(f"dbt can't parse the project:\n{_exception_text(result)}", "mend the file that it names")
@@ -79,6 +87,11 @@ class Dbt:
             replace_file(shared, own.read_bytes())
         self.project = project
         return project
+
+    def bake(self, folder: Path) -> bool:
+        """Parses the project for an image, from nothing, into `folder`; False as in `baked.save`."""
+        project = self.parse()
+        return baked.save(folder, self.settings, project, self.target / baked.PARTIAL_PARSE)
 
     def _project(self) -> Project:
         manifest = json.loads((self.target / "manifest.json").read_text())
@@ -250,7 +263,9 @@ def write_manifest(settings: Settings, project: Project) -> Path:
 
 
 def ensure_manifest(settings: Settings) -> Project:
-    """The project as it is on disk: from the manifest, parsed anew if a file of it is younger."""
+    """The project as it is on disk: from the image or the manifest, parsed anew if a file of it is younger."""
+    if (found := baked.find(settings)) is not None:
+        return found.project
     path = settings.manifest_path
     if path.is_file():
         made = path.stat().st_mtime
