@@ -1,8 +1,8 @@
 """What may be said of an error in a model over personal data: all of it but the values.
 
-DuckDB quotes the value that it could not convert, and that value may hold quotes, newlines and whatever else. So nothing
-is looked for and taken out; it is the other way round: what is shown is known beforehand. Of a message about data
-(conversions, ranges, constraints, files, `error(…)`) that is its kind and the constant words of the messages in
+DuckDB quotes the value that it could not convert, and that value may hold quotes, newlines and whatever else. So
+nothing is looked for and taken out; it is the other way round: what is shown is known beforehand. Of a message about
+data (conversions, ranges, constraints, files, `error(…)`) that is its kind and the constant words of the messages in
 `_SHAPES`; of a message about code (binder, catalog, parser), the words of DuckDB, of the project's code and of its
 names; of an echoed line of SQL, the line if it has no other word. All else is `•••`. The messages are those of DuckDB
 1.5.5.
@@ -106,7 +106,7 @@ More than one row returned by a subquery used as an expression - scalar subqueri
 Unknown TimeZone …
 CSV Error on Line: …
 Error when sniffing file …
-No files found that match the pattern "…
+No files found that match the pattern "…"
 No magic bytes found at end of file …
 Cannot open file "…": No such file or directory
 Cannot open file "…": Permission denied
@@ -135,19 +135,20 @@ _OF_THE_PROJECT = ("Compilation", "Parsing", "Validation", "Dependency", "Contra
 # They tell of sizes and settings only.
 _OF_THE_MACHINE = ("Out of Memory", "INTERRUPT")
 _MESSAGE_WORDS = """
-a across add aggregate aggregates alias aliased all allowed already ambiguous an and any appear are argument arguments as
-at be before both but by call can candidate candidates cannot cast casts catalog clause clauses column columns compare
-complex conflicting constant contain contains contained could currently database definition deleted dependencies depend
-did different does doesn't duplicate each either empty end entries entry error exact exist exists explicit explicitly
-expected expression expressions for found from function functions give given group has have help if implicit implicitly
-important in incorrect input insert instead into invalid is it its key lambda left like list literal macro match matches
-matching mean mix more multiple must name named names near need needs nested no non not number of on one only operator
-operators option or order outer parameter parameters part positional possible predicate prepared qualified query range
-recognized reference referenced references referring replace required requires result return returned returns right
-same scalar schema search select set should specified specify statement statements string subquery subqueries support
-supported supports syntax table tables takes than that the there this to too try type types unable unexpected union
-unique unknown unnest unsupported unterminated use used using valid value values variable was were when where which
-window with within without would you your bindings literals exceeds more candidate quoted identifier arguments t s
+a across add aggregate aggregates alias aliased all allowed already ambiguous an and any appear are argument arguments
+as at be before bindings both but by call can candidate candidates cannot cast casts catalog clause clauses column
+columns compare complex conflicting constant contain contained contains could currently database definition deleted
+depend dependencies did different does doesn't duplicate each either empty end entries entry error exact exceeds exist
+exists expected explicit explicitly expression expressions for found from function functions give given group has have
+help identifier if implicit implicitly important in incorrect input insert instead into invalid is it its key lambda
+left like list literal literals macro match matches matching mean might mix more multiple must name named names near
+need needs nested no non not number of on one only operator operators option or order outer parameter parameters part
+positional possible predicate prepared qualified query quoted range recognized reference referenced references
+referring replace required requires result return returned returns right s same scalar schema search select set should
+specified specify statement statements string subqueries subquery support supported supports syntax t table tables
+takes than that the there this to too try type types unable unexpected union unique unknown unnest unsupported
+unterminated use used using valid value values variable was were when where which window with within without would you
+your
 """
 # dbt's own head of a message, `Runtime Error in model orders (models/…)`, and what it says below one
 _HEAD = re.compile(
@@ -218,7 +219,9 @@ class Redactor:
             if uid not in seen and uid in macros:
                 seen.add(uid)
                 waiting += macros[uid].get("depends_on", {}).get("macros", [])
-        texts = [str(macros[uid]["macro_sql"]) for uid in seen if not uid.startswith(("macro.dbt.", "macro.dbt_duckdb."))]
+        texts = [
+            str(macros[uid]["macro_sql"]) for uid in seen if not uid.startswith(("macro.dbt.", "macro.dbt_duckdb."))
+        ]
         texts.append(str(nodes[node].get("raw_code", "")))
         return bool(seen & _ASKING) or any(_ASKS.search(text) for text in texts)
 
@@ -310,8 +313,8 @@ class Redactor:
         known = self._words(node)
 
         def shown(line: str) -> str:
-            odd = [found for found in _WORD.finditer(_SIZE.sub(lambda size: "(" * len(size.group()), line))]
-            odd = [found for found in odd if found.group().lower() not in known]
+            words = _WORD.finditer(_SIZE.sub(lambda size: "(" * len(size.group()), line))
+            odd = [found for found in words if found.group().lower() not in known]
             return f"{line[: odd[0].start()]}{HIDDEN}{line[odd[-1].end() :]}" if odd else line
 
         return "\n".join(shown(line) for line in said.split("\n"))
@@ -376,7 +379,9 @@ def _engine_words() -> frozenset[str]:
                 "select keyword_name from duckdb_keywords() union select type_name from duckdb_types() union "
                 "select function_name from duckdb_functions() union select name from duckdb_settings()"
             ).fetchall()
-        inner = "BOOL INT8 INT16 INT32 INT64 INT128 UINT8 UINT16 UINT32 UINT64 UINT128 FLOAT INTEGER_LITERAL STRING_LITERAL"
+        inner = (
+            "BOOL INT8 INT16 INT32 INT64 INT128 UINT8 UINT16 UINT32 UINT64 UINT128 FLOAT INTEGER_LITERAL STRING_LITERAL"
+        )
         _cache["words"] = _words("\n".join(str(name) for (name,) in found) + " " + inner)
     words: frozenset[str] = _cache["words"]
     return words
