@@ -207,12 +207,17 @@ def _pass_on(arguments: list[str]) -> None:
 
     from busco.warehouse import plugin
     from busco.warehouse.dbt import opened, options_of
+    from busco.warehouse.redact import Redactor
     from busco.warehouse.session import Session
 
     options = options_of(arguments)
     if options is None:
         raise click.UsageError(
             f"dbt has no command {' '.join(arguments)!r}, or it wants another word; see: busco dbt --help"
+        )
+    if loud := [word for word in arguments if word in ("-d", "--debug") or word.startswith("--log-format")]:
+        raise click.UsageError(
+            f"{loud[0]} would show values of pii columns: dbt's log is printed as text, from info up"
         )
     settings = get_settings()
     with opened(settings) as dbt:
@@ -223,6 +228,7 @@ def _pass_on(arguments: list[str]) -> None:
                 _, store, environment = lake()
                 live = releases.read_live(store, environment)
                 base = live.release if live else None
+            dbt.redactor = Redactor(project, typed=arguments)
             plugin.activate(Session(settings, project, store, None, base))
         outcome = dbt.invoke(arguments)
         if arguments[0] in ("docs", "compile", "show", "source"):
@@ -230,7 +236,7 @@ def _pass_on(arguments: list[str]) -> None:
     if isinstance(outcome.exception, DbtUsageException):
         raise click.UsageError(f"dbt: {outcome.exception}")
     if outcome.exception is not None:
-        raise BuscoError(f"dbt: {outcome.exception}")
+        raise BuscoError(f"dbt: {dbt.reason(outcome)}")
     if not outcome.success:
         raise SystemExit(1)
 

@@ -107,7 +107,7 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
             base = run.base()
             write_bronze_metadata(run.store, run.pin.bronze, base)
             models = frozenset(n for n in made.nodes if project.table_of(n)) if order.rebuild else frozenset()
-            session = Session(settings, project, run.store, run, base, me.number, models)
+            session = Session(settings, project, run.store, run, base, me.number, models, dbt.redactor)
             plugin.activate(session)
             outcome = _build(dbt, project, run, session, made, me.kind)
         run.put_result(word("success"))
@@ -166,7 +166,8 @@ def _register(run: Run, me: Runner) -> Runner | None:
 
 
 def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, kind: str) -> Outcome:
-    reporter = Reporter(run, session, project, code_version(dbt.settings))
+    assert dbt.redactor is not None
+    reporter = Reporter(run, session, project, dbt.redactor, code_version(dbt.settings))
     for node, parent in made.blocked.items():
         text = f"skipped: {parent} has failed in this run"
         run.put_result(
@@ -190,7 +191,7 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, k
         result = dbt.invoke(arguments, [reporter])
         reporter.check()
         if result.exception is not None:
-            raise BuscoError(f"dbt ended without results: {result.exception}")
+            raise BuscoError(f"dbt ended without results: {dbt.reason(result)}")
     statuses: dict[str, str] = dict(reporter.statuses)
     for node in graph:
         if node not in statuses:
