@@ -25,10 +25,13 @@ from dbt.adapters.factory import FACTORY
 from dbt.cli.main import cli as dbt_cli
 from dbt.cli.main import dbtRunner, dbtRunnerResult
 
-from busco import output
+from busco import output, refusals
 from busco.errors import BuscoError
-from busco.project import Project
+from busco.project import Project, all_contracts
 from busco.settings import Settings
+from busco.warehouse import package
+
+package.bring()
 
 # dbt's own telemetry would reach for the network at each command
 os.environ.setdefault("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
@@ -62,9 +65,9 @@ class Dbt:
         """Parses the project and refuses what the lake refuses.
 
         Raises:
-            BuscoError: dbt can't parse it (dbt's message), or a model is refused (`Project.check`).
+            BuscoError: dbt can't parse it (dbt's message), or a model is refused (`refusals`).
         """
-        shared = self.settings.state / "dbt" / "partial_parse.msgpack"
+        shared = self.settings.partial_parse_path
         own = self.target / "partial_parse.msgpack"
         self.target.mkdir(parents=True, exist_ok=True)
         if shared.is_file():
@@ -74,7 +77,7 @@ class Dbt:
             raise BuscoError(f"dbt can't parse the project:\n{_exception_text(result)}", "mend the file that it names")
         self.manifest = result.result
         project = self._project()
-        project.check()
+        refusals.check(project)
         if own.is_file():
             replace_file(shared, own.read_bytes())
         self.project = project
@@ -87,7 +90,8 @@ class Dbt:
         for node in manifest["nodes"].values():
             # of a seed above 1 MiB dbt's checksum is its path: what it holds would not be part of its fingerprint (R6)
             if node["resource_type"] == "seed" and node["checksum"]["name"] == "path":
-                content = (self.settings.dbt_project / node["original_file_path"]).read_bytes()
+                folder = Path(node.get("root_path") or self.settings.dbt_project)
+                content = (folder / node["original_file_path"]).read_bytes()
                 node["checksum"] = {"name": "sha256", "checksum": hashlib.sha256(content).hexdigest()}
         return Project(manifest)
 
@@ -139,7 +143,9 @@ class Dbt:
         if quiet:
             flags.append("--quiet")
         runner = dbtRunner(manifest=self.manifest, callbacks=list(callbacks))
-        given = {"project_dir": folder, "profiles_dir": folder, "target_path": str(self.target)}
+        given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
+        # whatever profile the project names for those who run it elsewhere
+        given["profile"] = package.PROFILE
         places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
         with _interrupting():
             result = runner.invoke([*flags, *arguments, *places])
@@ -249,12 +255,24 @@ def write_manifest(settings: Settings, project: Project) -> Path:
     return path
 
 
+def ensure_manifests(settings: Settings) -> list[Project]:
+    """All dbt projects of the platform as they are on disk, that of the settings first.
+
+    Raises:
+        BuscoError: one of them can't be parsed, or two of them say different things of one source table.
+    """
+    projects = [ensure_manifest(one) for one in settings.of_all_projects()]
+    all_contracts(projects)
+    return projects
+
+
 def ensure_manifest(settings: Settings) -> Project:
     """The project as it is on disk: from the manifest, parsed anew if a file of it is younger."""
     path = settings.manifest_path
     if path.is_file():
         made = path.stat().st_mtime
-        files = (file for file in settings.dbt_project.rglob("*") if "target" not in file.parts)
+        files = [file for file in settings.dbt_project.rglob("*") if "target" not in file.parts]
+        files += package.FOLDER.rglob("*")
         if all(file.stat().st_mtime <= made for file in files):
             return Project.read(path)
     with opened(settings) as dbt:

@@ -76,6 +76,7 @@ def work(
     """
     store, environment = open_store(settings)
     run = open_run(store, environment, run_key, epoch)
+    settings = settings.of_project(run.pin.project_dir)
     kind: Literal["shared", "solo"] = "shared" if nodes is None else "solo"
     me = _register(
         run,
