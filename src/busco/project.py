@@ -261,7 +261,8 @@ class Project:
         """How a DAG's documentation names the graph that it was made from: a hash of the nodes and their parents,
         whatever the models' SQL says."""
         said = {
-            uid: [sorted(node["depends_on"]["nodes"]), node["config"].get("materialized")]
+            # a seed depends on nothing
+            uid: [sorted(node["depends_on"].get("nodes", [])), node["config"].get("materialized")]
             for uid, node in self.nodes.items()
         }
         return f"Graph `{hashlib.sha256(canonical_json(said)).hexdigest()[:12]}`"
