@@ -77,7 +77,9 @@ class Delivery(LakeRecord):
 
 class Pin(LakeRecord):
     """What a run is based on (R2). `nodes` are the dbt unique ids of the selection, None for everything; `origin` is
-    Airflow's own id of the DAG run, which tells it from an earlier one of the same run id that was deleted."""
+    Airflow's own id of the DAG run, which tells it from an earlier one of the same run id that was deleted; `project`
+    is the dbt project's name and `project_dir` its folder below the platform's home (records of before there were
+    several have neither)."""
 
     run: str
     epoch: int
@@ -92,6 +94,8 @@ class Pin(LakeRecord):
     created_at: datetime
     attempt: str = ""
     origin: str = ""
+    project: str = ""
+    project_dir: str = ""
 
 
 class Entry(LakeRecord):
@@ -237,7 +241,9 @@ class Current(LakeRecord):
 
 
 class Release(LakeRecord):
-    """Every table → version, consistent (P1). `stale` names tables whose inputs differ from this release's (P5)."""
+    """Every table → version, consistent (P1). `stale` names tables whose inputs differ from this release's (P5);
+    `project` is the dbt project that was published, `docs` where its docs lie, and `all_docs` those of each project
+    that has tables here."""
 
     release: str
     previous: str | None
@@ -250,11 +256,19 @@ class Release(LakeRecord):
     dropped: tuple[str, ...] = ()
     built: tuple[str, ...] = ()
     docs: str = ""
+    project: str = ""
+    all_docs: dict[str, str] = {}
     who: str
     reason: str = ""
     code_version: str = ""
     created_at: datetime
     rolled_back_to: str | None = None
+
+    def docs_by_project(self) -> dict[str, str]:
+        """Where each project's docs lie, by its name; of a record that doesn't say, the one project's."""
+        if self.all_docs or not self.docs:
+            return self.all_docs
+        return {version.project: self.docs for version in self.tables.values() if version.project} or {"": self.docs}
 
 
 def utc_now() -> datetime:

@@ -25,13 +25,15 @@ from dbt.adapters.factory import FACTORY
 from dbt.cli.main import cli as dbt_cli
 from dbt.cli.main import dbtRunner, dbtRunnerResult
 
-from busco import output
+from busco import output, refusals
 from busco.errors import BuscoError
-from busco.project import Project
+from busco.project import Project, all_contracts
 from busco.settings import Settings
-from busco.warehouse import baked
+from busco.warehouse import baked, package
 from busco.warehouse.console import Console, Shown, shown_by
 from busco.warehouse.redact import Redactor
+
+package.bring()
 
 # dbt's own telemetry would reach for the network at each command
 os.environ.setdefault("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
@@ -68,14 +70,14 @@ class Dbt:
         """Parses the project, unless the image has its parse, and refuses what the lake refuses.
 
         Raises:
-            BuscoError: dbt can't parse it (dbt's message), or a model is refused (`Project.check`).
+            BuscoError: dbt can't parse it (dbt's message), or a model is refused (`refusals`).
         """
         if (found := baked.find(self.settings)) is not None:
             self.manifest, self.project, self.parsed_by = found.manifest(), found.project, "image"
             self.redactor = Redactor(found.project)
-            self.project.check()
+            refusals.check(self.project)
             return self.project
-        shared = self.settings.state / "dbt" / baked.PARTIAL_PARSE
+        shared = self.settings.partial_parse_path
         own = self.target / baked.PARTIAL_PARSE
         self.target.mkdir(parents=True, exist_ok=True)
         before = shared if shared.is_file() else baked.partial_parse(self.settings)
@@ -86,7 +88,7 @@ class Dbt:
             raise BuscoError(f"dbt can't parse the project:\n{self.reason(result)}", "mend the file that it names")
         self.manifest = result.result
         project = self._project()
-        project.check()
+        refusals.check(project)
         if own.is_file():
             replace_file(shared, own.read_bytes())
         self.project, self.redactor = project, Redactor(project)
@@ -104,7 +106,8 @@ class Dbt:
         for node in manifest["nodes"].values():
             # of a seed above 1 MiB dbt's checksum is its path: what it holds would not be part of its fingerprint (R6)
             if node["resource_type"] == "seed" and node["checksum"]["name"] == "path":
-                content = (self.settings.dbt_project / node["original_file_path"]).read_bytes()
+                folder = Path(node.get("root_path") or self.settings.dbt_project)
+                content = (folder / node["original_file_path"]).read_bytes()
                 node["checksum"] = {"name": "sha256", "checksum": hashlib.sha256(content).hexdigest()}
         return Project(manifest)
 
@@ -157,7 +160,9 @@ class Dbt:
         flags += ["--log-path", str(self.target), "--no-version-check"]
         console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
         runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
-        given = {"project_dir": folder, "profiles_dir": folder, "target_path": str(self.target)}
+        given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
+        # whatever profile the project names for those who run it elsewhere
+        given["profile"] = package.PROFILE
         places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
         with _interrupting():
             # last, so that no other option lets dbt's own logger speak
@@ -281,6 +286,17 @@ def write_manifest(settings: Settings, project: Project) -> Path:
     return path
 
 
+def ensure_manifests(settings: Settings) -> list[Project]:
+    """All dbt projects of the platform as they are on disk, that of the settings first.
+
+    Raises:
+        BuscoError: one of them can't be parsed, or two of them say different things of one source table.
+    """
+    projects = [ensure_manifest(one) for one in settings.of_all_projects()]
+    all_contracts(projects)
+    return projects
+
+
 def ensure_manifest(settings: Settings) -> Project:
     """The project as it is on disk: from the image or the manifest, parsed anew if a file of it is younger."""
     if (found := baked.find(settings)) is not None:
@@ -288,7 +304,8 @@ def ensure_manifest(settings: Settings) -> Project:
     path = settings.manifest_path
     if path.is_file():
         made = path.stat().st_mtime
-        files = (file for file in settings.dbt_project.rglob("*") if "target" not in file.parts)
+        files = [file for file in settings.dbt_project.rglob("*") if "target" not in file.parts]
+        files += package.FOLDER.rglob("*")
         if all(file.stat().st_mtime <= made for file in files):
             return Project.read(path)
     with opened(settings) as dbt:

@@ -79,6 +79,7 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
     Raises:
         BuscoError: the run is over, or the project can't be parsed.
     """
+    settings = settings.of_project(run.pin.project_dir)
     me = _register(run, _me(settings, order, log))
     if me is None:
         return None
@@ -101,9 +102,8 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
             made = plan(run, project, for_other_runners(run)) if me.kind == "shared" else Plan(me.nodes, {})
             planned = made.all
             run.put_result(word("running"))
-            say(
-                f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(made.nodes)} parsed_by={dbt.parsed_by}"
-            )
+            said = f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(made.nodes)}"
+            say(f"{said} parsed_by={dbt.parsed_by}")
             base = run.base()
             write_bronze_metadata(run.store, run.pin.bronze, base)
             models = frozenset(n for n in made.nodes if project.table_of(n)) if order.rebuild else frozenset()
