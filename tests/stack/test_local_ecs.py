@@ -235,6 +235,13 @@ def test_a_command_that_does_not_exist_is_a_task_that_failed_to_start(lab: Lab) 
     assert lab.containers(task["taskArn"]) == []
 
 
+def test_a_task_without_its_log_group_fails_to_start_and_starts_no_container(lab: Lab) -> None:
+    options = {"awslogs-group": "/absent", "awslogs-region": "us-east-1", "awslogs-stream-prefix": "x"}
+    task = lab.run({"command": ["true"], "logConfiguration": {"logDriver": "awslogs", "options": options}})
+    assert task["stopCode"] == "TaskFailedToStart"
+    assert task["stoppedReason"].startswith("ResourceInitializationError: failed to validate logger args")
+
+
 # StopTask, RunTask, ListTasks ------------------------------------------------------------------------------------
 
 
@@ -293,6 +300,7 @@ def test_tasks_are_listed_by_who_started_them_running_and_stopped(lab: Lab) -> N
     runs, ended = lab.define(python(FOREVER)), lab.define({"command": ["true"]})
     running, done = lab.start(runs, startedBy="me")[0], lab.start(ended, startedBy="me")[0]
     lab.start(ended, startedBy="other")
+    lab.says(running, "ready")
     lab.wait(done)
 
     def listed(**wanted: str) -> list[str]:
@@ -347,6 +355,16 @@ def test_a_killed_one_ends_its_containers_when_it_is_back_and_no_others(lab: Lab
     finally:
         for container in foreign:
             container.remove(force=True)
+
+
+def test_the_end_of_a_killed_one_ends_its_containers_too(lab: Lab) -> None:
+    arn = lab.start(lab.define(python(STUBBORN)))[0]
+    lab.says(arn, "ready")
+    lab.server.kill()
+    aws.down(lab.server.settings, quiet)
+    assert lab.containers() == []
+    lab.server = started(lab.server.settings.state)
+    lab.prepare()
 
 
 def test_its_status_names_the_engine_and_what_runs_and_its_end_ends_that(lab: Lab) -> None:
