@@ -151,6 +151,9 @@ class Dbt:
         flags += ["--log-path", str(self.target), "--no-version-check"]
         if quiet:
             flags.append("--quiet")
+        if self.parsed_by == "image" and arguments[0] in ("build", "test"):
+            # its files are of no use to anybody once the container is gone, and the manifest is long
+            flags.append("--no-write-json")
         runner = dbtRunner(manifest=self.manifest, callbacks=list(callbacks))
         given = {"project_dir": folder, "profiles_dir": folder, "target_path": str(self.target)}
         places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]

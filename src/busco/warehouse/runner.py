@@ -114,9 +114,8 @@ def work(
             made = plan(run, project, _elsewhere(run)) if nodes is None else Plan(tuple(nodes), {})
             planned = made.all
             run.put_result(word("running"))
-            say(
-                f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(made.nodes)} parsed_by={dbt.parsed_by}"
-            )
+            counted = f"nodes={len(made.nodes)} parsed_by={dbt.parsed_by}"
+            say(f"runner={me.number} run={run.name} epoch={run.pin.epoch} {counted}")
             base = run.base()
             write_bronze_metadata(store, run.pin.bronze, base)
             models = frozenset(n for n in made.nodes if project.table_of(n)) if rebuild else frozenset()
