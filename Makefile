@@ -60,8 +60,8 @@ down: ## end everything that runs here; data stays
 test: setup-dev ## unit, dbt and integration tests (no Docker, at most 15 minutes)
 	@scripts/test.sh
 
-test-stack: ## tests with real containers
-	@echo "test-stack: 0 tests: the Docker stack is not built yet"
+test-stack: setup-dev ## tests with real containers (needs Docker)
+	@scripts/test_stack.sh
 
 test-long: ## fault matrices and soak
 	@echo "test-long: 0 tests: nothing takes longer than make test yet"

@@ -132,12 +132,8 @@ class Platform:
 
 @contextmanager
 def platform(home: Path, project: Path) -> Iterator[Platform]:
-    """A copy of `project` (a folder with dbt_project/) with our macros and profile, and a running local AWS."""
+    """A copy of `project` (a folder with dbt_project/), and a running local AWS."""
     shutil.copytree(project / "dbt_project", home / "dbt_project", dirs_exist_ok=True)
-    macros = home / "dbt_project/macros/materializations"
-    if not macros.exists():
-        shutil.copytree(ROOT / "dbt_project/macros/materializations", macros)
-        shutil.copyfile(ROOT / "dbt_project/profiles.yml", home / "dbt_project/profiles.yml")
     (home / "deploy").mkdir(exist_ok=True)
     if not (home / "deploy/aws").exists():
         (home / "deploy/aws").symlink_to(ROOT / "deploy/aws")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from platform import machine
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -29,6 +31,11 @@ def _home() -> Path:
             if (folder / "dbt_project" / "dbt_project.yml").is_file():
                 return folder
     raise BuscoError("cannot find the project (no dbt_project/ here or above)", "set BUSCO_HOME to its folder")
+
+
+def _cpu_architecture() -> Literal["X86_64", "ARM64"]:
+    """This machine's processor architecture in ECS's words."""
+    return "ARM64" if machine().lower() in ("arm64", "aarch64") else "X86_64"
 
 
 class Settings(BaseSettings):
@@ -62,6 +69,9 @@ class Settings(BaseSettings):
     glue_prefix: str = Field(default="busco_", description="Glue database = this prefix + layer")
     athena_workgroup: str = Field(default="busco", description="Athena workgroup of `busco query`")
     dbt_project_dir: Path = Field(default=Path("dbt_project"), description="the dbt project, below home")
+    dbt_projects: str = Field(
+        default="", description="further dbt projects of the same lake: their folders, with commas between them"
+    )
     baked_dir: Path | None = Field(
         default=None, description="where an image has the parse of its project (`busco bake`), empty: there is none"
     )
@@ -83,6 +93,11 @@ class Settings(BaseSettings):
     ecs_task_definition_medium: str = Field(default="busco-dbt-medium", description="task definition: family or ARN")
     ecs_task_definition_large: str = Field(default="busco-dbt-large", description="task definition: family or ARN")
     ecs_container: str = Field(default="dbt", description="the container of these task definitions that runs busco")
+    ecs_cpu_architecture: Literal["X86_64", "ARM64"] = Field(
+        default_factory=_cpu_architecture,
+        description="processor architecture that dbt's image was built for; this machine's if not said",
+    )
+    dbt_image: str = Field(default="busco-dbt:local", description="image that the local AWS's task definitions run")
     ecs_size: Size = Field(default="medium", description="size of a run's shared runner, and of models without one")
     ecs_launch_type: Literal["FARGATE", "EC2"] = Field(default="FARGATE", description="ECS launch type")
     ecs_capacity_provider: str = Field(
@@ -111,10 +126,40 @@ class Settings(BaseSettings):
     def dbt_project(self) -> Path:
         return self.below_home(self.dbt_project_dir)
 
+    def of_project(self, folder: Path | str | None) -> Settings:
+        """These settings for a process that works on another dbt project; the same where `folder` is empty.
+
+        Args:
+            folder: absolute, or below home.
+        """
+        if not folder:
+            return self
+        path = Path(os.path.normpath(self.below_home(Path(folder))))
+        inside = path.is_relative_to(self.home)
+        return self.model_copy(update={"dbt_project_dir": path.relative_to(self.home) if inside else path})
+
+    def of_all_projects(self) -> list[Settings]:
+        """These settings for each dbt project of the platform, its own first."""
+        folders = [folder.strip() for folder in self.dbt_projects.split(",") if folder.strip()]
+        found = {one.dbt_project: one for one in (self.of_project(self.dbt_project), *map(self.of_project, folders))}
+        return list(found.values())
+
     @property
     def manifest_path(self) -> Path:
         """The dbt manifest from which Airflow's graph and the sources' contracts are read."""
-        return self.state / "manifest.json"
+        return self._project_state / "manifest.json"
+
+    @property
+    def partial_parse_path(self) -> Path:
+        """What dbt's last parse of the project left for the next."""
+        return self._project_state / "dbt" / "partial_parse.msgpack"
+
+    @property
+    def _project_state(self) -> Path:
+        """What is kept of a dbt project: the default one's lies in the state folder itself."""
+        if self.dbt_project_dir == type(self).model_fields["dbt_project_dir"].default:
+            return self.state
+        return self.state / "projects" / quote(str(self.dbt_project_dir), safe="")
 
     def database(self, layer: str) -> str:
         """The Glue database of a layer, `busco_gold` for `gold`."""

@@ -22,8 +22,6 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     """A running platform with files ingested, nothing built."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(ROOT / "tests/projects/mini/dbt_project", home / "dbt_project")
-    shutil.copytree(ROOT / "dbt_project/macros/materializations", home / "dbt_project/macros/materializations")
-    shutil.copyfile(ROOT / "dbt_project/profiles.yml", home / "dbt_project/profiles.yml")
     (home / "dags").symlink_to(ROOT / "dags")
     (home / "plugins").mkdir()
     (home / "deploy").symlink_to(ROOT / "deploy")
