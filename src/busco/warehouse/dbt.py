@@ -158,21 +158,14 @@ class Dbt:
         folder = str(self.settings.dbt_project)
         flags = ["--no-use-colors", "--log-level-file", "none", "--no-send-anonymous-usage-stats"]
         flags += ["--log-path", str(self.target), "--no-version-check"]
-<<<<<<< HEAD
-        if quiet:
-            flags.append("--quiet")
         if self.parsed_by == "image" and arguments[0] in ("build", "test"):
             # its files are of no use to anybody once the container is gone, and the manifest is long
             flags.append("--no-write-json")
-        runner = dbtRunner(manifest=self.manifest, callbacks=list(callbacks))
-        given = {"project_dir": folder, "profiles_dir": folder, "target_path": str(self.target)}
-=======
         console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
         runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
         given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
         # whatever profile the project names for those who run it elsewhere
         given["profile"] = package.PROFILE
->>>>>>> main
         places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
         with _interrupting():
             # last, so that no other option lets dbt's own logger speak
