@@ -346,7 +346,8 @@ def bake_command(folder: Path) -> None:
     """Parses the project into a folder of an image, whose processes get it as BUSCO_BAKED_DIR and parse nothing."""
     from busco.warehouse.dbt import opened
 
-    with opened(get_settings()) as dbt:
+    # an image may be built from another one, whose parse is not what is asked for
+    with opened(get_settings().model_copy(update={"baked_dir": None})) as dbt:
         whole = dbt.bake(folder)
     said = "" if whole else ", for dbt to begin with: the project reads the environment (env_var)"
     click.echo(f"parsed for an image{said}: {folder}")

@@ -20,6 +20,7 @@ from typing import Any
 
 from busco.project import Project
 from busco.settings import Settings
+from busco.warehouse import package
 
 PARTIAL_PARSE = "partial_parse.msgpack"
 _MANIFEST = "manifest.json"
@@ -89,18 +90,19 @@ def save(folder: Path, settings: Settings, project: Project, parsed: Path) -> bo
 
 
 def stamp(project: Path) -> str | None:
-    """A hash of what a parse of the project depends on: its place, its files, dbt's versions, and what is chosen by
-    dbt's variables. None where it depends on more, by `env_var`."""
+    """A hash of what a parse of the project depends on: its place, its files and the platform's package's, dbt's
+    versions, and what is chosen by dbt's variables. None where it depends on more, by `env_var`."""
     digest = hashlib.sha256()
     chosen = sorted((name, value) for name, value in os.environ.items() if _CHOOSES.match(name))
     packages = [(name, version(name)) for name in _PACKAGES]
     digest.update(repr((str(project.resolve()), chosen, packages)).encode())
-    for name, path in sorted(_files(project)):
-        content = path.read_bytes()
-        if b"env_var" in content:
-            return None
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
+    for folder in (project, package.FOLDER):
+        for name, path in sorted(_files(folder)):
+            content = path.read_bytes()
+            if b"env_var" in content:
+                return None
+            digest.update(f"{name}\0{len(content)}\0".encode())
+            digest.update(content)
     return digest.hexdigest()
 
 

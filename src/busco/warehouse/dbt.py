@@ -158,6 +158,9 @@ class Dbt:
         folder = str(self.settings.dbt_project)
         flags = ["--no-use-colors", "--log-level-file", "none", "--no-send-anonymous-usage-stats"]
         flags += ["--log-path", str(self.target), "--no-version-check"]
+        if self.parsed_by == "image" and arguments[0] in ("build", "test"):
+            # its files are of no use to anybody once the container is gone, and the manifest is long
+            flags.append("--no-write-json")
         console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
         runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
         given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
