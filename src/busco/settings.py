@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     duckdb_spill_limit: str = Field(
         default="",
         pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb])?$",
-        description="how much DuckDB may spill to the disk (`50GB`), empty: most of what is free below the state folder",
+        description="how much DuckDB may spill to the disk (`50GB`), empty: most of what is free where it spills",
     )
     runner_restarts: int = Field(default=3, ge=0, description="how often a run's lost shared runner is replaced")
     max_local_runners: int = Field(

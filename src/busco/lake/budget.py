@@ -1,4 +1,4 @@
-"""What DuckDB may use of its container: memory, threads and disk; and what it says where that was not enough, in words."""
+"""What DuckDB may use of its container: memory, threads, disk; and its word that this was not enough, as ours."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def share_of(limit: int) -> int:
 @lru_cache(maxsize=1)
 def _warn_of_no_limit() -> None:
     log.warning(
-        "no memory limit found (cgroup, ECS task metadata): DuckDB takes 80 % of the host's memory, and the container may be "
-        "killed; set BUSCO_DUCKDB_MEMORY_LIMIT"
+        "no memory limit found (cgroup, ECS task metadata): DuckDB may take 80 % of the host's memory, and the "
+        "container may be killed; set BUSCO_DUCKDB_MEMORY_LIMIT"
     )
 
 
@@ -93,9 +93,9 @@ def explained(text: str, given: Budget) -> BuscoError | None:
     if _SPILL.search(line):
         limit = found.group(1) if found else given.spill
         return BuscoError(
-            f"the disk that DuckDB spills to is full: {given.folder.parent} had {size(given.free)} free at the beginning, of "
-            f"which DuckDB may use {limit}\n{line}",
-            _larger("make room there, put BUSCO_STATE_DIR on a larger disk, or raise BUSCO_DUCKDB_SPILL_LIMIT if it is set"),
+            f"the disk that DuckDB spills to is full: {given.folder.parent} had {size(given.free)} free at the "
+            f"beginning, of which DuckDB may use {limit}\n{line}",
+            _larger("make room there, put BUSCO_STATE_DIR on a larger disk, or raise BUSCO_DUCKDB_SPILL_LIMIT"),
         )
     limit = found.group(1) if found else given.memory or "80 % of the host's memory"
     of = f" of the container's {size(given.container)}" if given.container is not None else ""

@@ -19,8 +19,8 @@ from busco.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# botocore fetches new credentials when the old ones have 15 minutes left, and each time it is asked when they have less:
-# so it is asked twice a minute, and more often where the end is near (an endpoint that failed, credentials of seconds).
+# botocore fetches new credentials once the old ones have 15 minutes left, whenever it is asked: so it is asked twice a
+# minute, and more often where the end is near (an endpoint that failed, credentials of seconds).
 _OFTEN, _SOON, _NEAR = 30.0, 2.0, 60
 
 
