@@ -1,4 +1,4 @@
-"""AWS credentials that expire within seconds: a container's endpoint that gives them, and an S3 that refuses old ones."""
+"""AWS credentials that expire within seconds: a container endpoint that gives them, an S3 that refuses old ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from urllib.parse import unquote, urlparse
 
 from tests.loopback import Handler, serving

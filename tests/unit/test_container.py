@@ -193,6 +193,8 @@ def test_duckdb_gets_a_share_of_the_task_s_memory_and_no_more_threads_than_it_ha
     assert given.container == 4096 * MIB
     assert given.memory == f"{budget.share_of(4096 * MIB)}B"
     assert given.threads == 1
+    shared = budget.budget(Settings(home=tmp_path, state_dir=tmp_path), among=4)
+    assert shared.memory == f"{budget.share_of(4096 * MIB) // 4}B"
 
 
 @pytest.mark.parametrize("mebibytes", [256, 512, 1024, 4096, 16384, 122880])

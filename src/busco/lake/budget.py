@@ -49,11 +49,14 @@ class Budget:
     spill: str
 
 
-def budget(settings: Settings) -> Budget:
+def budget(settings: Settings, among: int = 1) -> Budget:
     """The budget of a new DuckDB: a share of the container's memory unless the settings say how much, its CPUs, and the
     disk below the state folder, as far as it is free now.
 
-    The folder to spill to is this DuckDB's own: two processes that spill into one overwrite each other's files.
+    The folder to spill to is this DuckDB's own: of two processes that spill to one, one crashes.
+
+    Args:
+        among: how many DuckDBs of this process share it at the same time.
     """
     root = settings.state / "spill"
     root.mkdir(parents=True, exist_ok=True)
@@ -62,9 +65,9 @@ def budget(settings: Settings) -> Budget:
     limit, cpus = container.memory_limit_bytes(), container.cpu_limit()
     if limit is None and container.in_ecs():
         _warn_of_no_limit()
-    memory = settings.duckdb_memory_limit or (f"{share_of(limit)}B" if limit is not None else "")
+    memory = settings.duckdb_memory_limit or (f"{share_of(limit) // among}B" if limit is not None else "")
     threads = max(1, math.ceil(cpus)) if cpus is not None and cpus < (os.cpu_count() or 1) else None
-    spill = settings.duckdb_spill_limit or f"{max(free - max(int(free * _FREE_SHARE), _FREE_BYTES), 0)}B"
+    spill = settings.duckdb_spill_limit or f"{max(free - max(int(free * _FREE_SHARE), _FREE_BYTES), 0) // among}B"
     return Budget(memory, limit, threads, root / own_name("duckdb"), free, spill)
 
 

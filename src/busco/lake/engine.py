@@ -19,12 +19,13 @@ from busco.settings import Settings
 _OPEN_PARTITIONS = 1000
 
 
-def connect(settings: Settings, iceberg: bool = False) -> duckdb.DuckDBPyConnection:
+def connect(settings: Settings, iceberg: bool = False, among: int = 1) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB that reaches the lake's S3; with `iceberg`, `iceberg_scan` too.
 
-    Its own settings: no download at run time, UTC, insertion order not kept, the container's limits.
+    Its own settings: no download at run time, UTC, insertion order not kept, the container's limits, of which it takes
+    its part where this process has several (`among`).
     """
-    given = budget(settings)
+    given = budget(settings, among)
     connection = duckdb.connect(":memory:", config=config(given))
     prepare(connection, given)
     reach(connection, settings, iceberg)
