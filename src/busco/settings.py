@@ -84,7 +84,13 @@ class Settings(BaseSettings):
     duckdb_memory_limit: str = Field(
         default="",
         pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb]|\d+(\.\d+)? ?%)?$",
-        description="DuckDB's memory limit (`4GB`, `60%`), empty: DuckDB's own default",
+        description="DuckDB's memory limit (`4GB`, `60%`), empty: a share of the container's, DuckDB's own default "
+        "where it has none",
+    )
+    duckdb_spill_limit: str = Field(
+        default="",
+        pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb])?$",
+        description="how much DuckDB may spill to the disk (`50GB`), empty: most of what is free where it spills",
     )
     runner_restarts: int = Field(default=3, ge=0, description="how often a run's lost shared runner is replaced")
     max_local_runners: int = Field(
