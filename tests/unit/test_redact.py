@@ -165,16 +165,22 @@ def test_of_a_free_text_only_words_of_the_code_stay(text: str, kind: str) -> Non
             "Conversion Error: Could not convert string '•••' to DECIMAL(10,2)",
         ),
         (
-            'Binder Error: Referenced column "nam" not found in FROM clause!\nCandidate bindings: "name", "Maria Silva", "n"',
-            'Binder Error: Referenced column "•••" not found in FROM clause!\nCandidate bindings: "name", "•••", "n"',
+            'Binder Error: Referenced column "nam" not found in FROM clause!\nCandidate bindings: "name", "n"',
+            'Binder Error: Referenced column "•••" not found in FROM clause!\nCandidate bindings: "name", "n"',
+        ),
+        (
+            'Binder Error: Referenced column "name" not found in FROM clause!\nCandidate bindings: "n", "S Maria T"',
+            'Binder Error: Referenced column "name" not found in FROM clause!\nCandidate bindings: "•••"',
         ),
         ("Out of Memory Error: failed to allocate data of size 16.0 MiB (244.0 MiB/244.1 MiB used)", None),
         ("Got 2 results, configured to fail if != 0", None),
-        ("An error occurred (SlowDown) when calling the PutObject operation: x=Maria", "An error occurred (SlowDown) when "
-         "calling the PutObject operation: •••"),
+        (
+            "An error occurred (SlowDown) when calling the PutObject operation: x=Maria",
+            "An error occurred (SlowDown) when calling the PutObject operation: •••",
+        ),
         ("something that nobody knows", "•••"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_data_stays_readable(said: str, shown: str | None) -> None:
     assert redactor("select name::integer, '10'").text(MODEL, said) == (said if shown is None else shown)
 

@@ -28,8 +28,8 @@ STOPS = {
         ("memory", "ran out of memory (it had 2 GB)", "next size", False),
     ),
     "image that is not there": (
-        ("TaskFailedToStart", f"CannotPullContainerError: pull image manifest has been retried 1 time(s): failed to resolve"
-         f" ref {ECR}: {ECR}: not found"),
+        ("TaskFailedToStart", f"CannotPullContainerError: pull image manifest has been retried 1 time(s): "
+         f"failed to resolve ref {ECR}: {ECR}: not found"),
         ("", None),
         ("image", "the image does not exist", "push it", False),
     ),
@@ -40,8 +40,8 @@ STOPS = {
         ("image", "may not be pulled", "ecr:BatchGetImage", False),
     ),
     "image out of reach": (
-        ("TaskFailedToStart", f"CannotPullContainerError: ref pull has been retried 5 time(s): failed to resolve reference "
-         f'"{ECR}": failed to do request: Head "https://x": dial tcp 10.0.0.1:443: i/o timeout'),
+        ("TaskFailedToStart", f"CannotPullContainerError: ref pull has been retried 5 time(s): failed to resolve "
+         f'reference "{ECR}": failed to do request: Head "https://x": dial tcp 10.0.0.1:443: i/o timeout'),
         ("", None),
         ("network", "registry could not be reached", "NAT gateway", True),
     ),
@@ -66,8 +66,8 @@ STOPS = {
     ),
     "agent": (("", "AGENT"), ("", None), ("capacity", "lost its ECS agent", "replace the instance", True)),
     "role that ECS can't assume": (
-        ("", "ECS was unable to assume the role 'arn:aws:iam::111122223333:role/busco-task' that was provided for this task."
-         " Please verify that the role being passed has the proper trust relationship and permissions"),
+        ("", "ECS was unable to assume the role 'arn:aws:iam::111122223333:role/busco-task' that was provided for this "
+         "task. Please verify that the role being passed has the proper trust relationship and permissions"),
         ("", None),
         ("role", "does not trust ecs-tasks", "iam:PassRole", False),
     ),
@@ -100,24 +100,24 @@ STOPS = {
         ("", "Task failed container health checks"), ("", 137), ("health", "a health check failed", "take", False),
     ),
     "log group": (
-        ("TaskFailedToStart", "ResourceInitializationError: failed to validate logger args: create stream has been retried "
-         "1 times: failed to create Cloudwatch log stream: ResourceNotFoundException: The specified log group does not "
-         "exist. : exit status 1"),
+        ("TaskFailedToStart", "ResourceInitializationError: failed to validate logger args: create stream has been "
+         "retried 1 times: failed to create Cloudwatch log stream: ResourceNotFoundException: The specified log "
+         "group does not exist. : exit status 1"),
         ("", None),
         ("setup", "log group does not exist", "BUSCO_ECS_LOG_GROUP", False),
     ),
     "secret": (
-        ("TaskFailedToStart", "ResourceInitializationError: unable to pull secrets or registry auth: execution resource "
-         "retrieval failed: unable to retrieve secret from asm: service call has been retried 1 time(s): failed to fetch "
-         "secret: AccessDeniedException"),
+        ("TaskFailedToStart", "ResourceInitializationError: unable to pull secrets or registry auth: execution "
+         "resource retrieval failed: unable to retrieve secret from asm: service call has been retried 1 time(s): "
+         "failed to fetch secret: AccessDeniedException"),
         ("", None),
         ("permission", "may not read a secret", "secretsmanager:GetSecretValue", False),
     ),
     "network of the set-up": (
-        ("TaskFailedToStart", "ResourceInitializationError: unable to pull secrets or registry auth: execution resource "
-         "retrieval failed: unable to retrieve ecr registry auth: RequestError: send request failed caused by: Post "
-         '"https://api.ecr.us-east-1.amazonaws.com/": dial tcp 1.2.3.4:443: i/o timeout. Please check your task network '
-         "configuration."),
+        ("TaskFailedToStart", "ResourceInitializationError: unable to pull secrets or registry auth: execution "
+         "resource retrieval failed: unable to retrieve ecr registry auth: RequestError: send request failed caused "
+         'by: Post "https://api.ecr.us-east-1.amazonaws.com/": dial tcp 1.2.3.4:443: i/o timeout. Please check your '
+         "task network configuration."),
         ("", None),
         ("network", "could not reach AWS's services", "endpoints", True),
     ),

@@ -184,13 +184,18 @@ class Redactor:
         return said if all(word.lower() in self._words(node) for word in words) else HIDDEN
 
     def _of_code(self, node: str, said: str) -> str:
-        """Each line with what lies between its first and last word that isn't known hidden."""
+        """Each line with what lies between its first and last word that isn't known hidden, and its first and last
+        quote, if it has any: known words beside may be of the same value."""
         known = self._words(node)
 
         def shown(line: str) -> str:
             words = _WORD.finditer(_SIZE.sub(lambda size: "(" * len(size.group()), line))
             odd = [found for found in words if found.group().lower() not in known]
-            return f"{line[: odd[0].start()]}{HIDDEN}{line[odd[-1].end() :]}" if odd else line
+            if not odd:
+                return line
+            quotes = [place for place, char in enumerate(line) if char in "\"'"]
+            start, end = min([odd[0].start(), *(at + 1 for at in quotes)]), max([odd[-1].end(), *quotes])
+            return f"{line[:start]}{HIDDEN}{line[end:]}"
 
         return "\n".join(shown(line) for line in said.split("\n"))
 
