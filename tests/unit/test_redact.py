@@ -8,7 +8,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from busco.project import Project
@@ -73,7 +73,7 @@ PIECES = (
     ", expected format is",
 )  # fmt: skip
 values = st.lists(st.sampled_from(PIECES), max_size=6).flatmap(
-    lambda found: st.integers(0, len(found)).map(lambda at: "".join([*found[:at], CANARY, *found[at:]]))
+    lambda found: st.integers(0, len(found)).map(lambda at: "".join([*found[:at], "Zqcanary", *found[at:]]))
 )
 
 
@@ -97,8 +97,17 @@ def redactor(sql: str = "") -> Redactor:
         PLAIN: model(PLAIN, sql, "source.p.things"),
     }
     sources = {"source.p.people": people, "source.p.things": {"schema": "silver", "name": "things", "columns": {}}}
+    given = {"input": "source('s', 'people')", "rows": [{"name": "x"}], "format": "dict"}
+    unit_tests = {
+        f"unit_test.p.m.{form}": {
+            "name": form, "model": "m", "given": [{**given, "format": form}], "expect": {"rows": [], "format": "dict"},
+            "depends_on": {"nodes": [MODEL]},
+        }
+        for form in ("dict", "sql")
+    }  # fmt: skip
     macros = {"macro.dbt.run_query": {"macro_sql": "", "depends_on": {}}}
-    return Redactor(Project({"metadata": {"project_name": "p"}, "sources": sources, "nodes": nodes, "macros": macros}))
+    said = {"sources": sources, "nodes": nodes, "macros": macros, "unit_tests": unit_tests}
+    return Redactor(Project({"metadata": {"project_name": "p"}, **said}))
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +143,9 @@ def test_no_error_of_duckdbs_shows_a_persons_value(database: duckdb.DuckDBPyConn
 
 @settings(max_examples=150, deadline=None)
 @given(values, st.sampled_from([sql for sql in FAILING if "name" in sql]))
+@example("Could not convert string 'x' to Zqcanary", "select error(name) from silver.people")
+@example("x\n\nLINE 1: select Zqcanary\n        ^", "select error(name) from silver.people")
+@example("x\n  > in macro Zqcanary (y)", "select error(name) from silver.people")
 def test_no_value_whatever_it_holds_gets_through(value: str, sql: str) -> None:
     with duckdb.connect() as connection:
         connection.execute("create schema silver")
@@ -191,6 +203,12 @@ def test_a_model_is_hidden_by_its_own_and_by_its_ancestors_columns_alone() -> No
     assert filter_.text(PLAIN, said) == said
     assert filter_.text("operation.p.hook", said) != said, "a hook's tables are not known"
     assert filter_.text("", said) != said
+
+
+def test_rows_of_a_unit_test_are_code_unless_a_query_gives_them() -> None:
+    said = "Could not convert string 'x' to INT32"
+    assert redactor().text("unit_test.p.m.dict", f"Conversion Error: {said}") == f"Conversion Error: {said}"
+    assert "'•••'" in redactor().text("unit_test.p.m.sql", f"Conversion Error: {said}")
 
 
 def test_what_this_platform_says_passes_as_it_is() -> None:
