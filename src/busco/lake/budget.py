@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 # What Python, dbt, pyiceberg and the extensions take, and what DuckDB takes of the rest, its limit being no hard one
-# (measured: docs/decisions/008-memory-disk-and-credentials.md).
+# (measured: docs/decisions/009-memory-disk-and-credentials.md).
 _OWN_BYTES = 350 * MIB
 _SHARE = 0.75
 # A container below this is too small for any model, and DuckDB still needs something to tell so with.
