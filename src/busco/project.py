@@ -314,10 +314,17 @@ def all_contracts(projects: Iterable[Project]) -> tuple[Contract, ...]:
     """The contracts of several projects' sources: a bronze table that more than one reads must be said alike.
 
     Raises:
-        BuscoError: two projects say different things of one table.
+        BuscoError: two projects say different things of one table, or have one name.
     """
     found: dict[str, tuple[Contract, str]] = {}
+    names: set[str] = set()
     for project in projects:
+        if project.name in names:
+            raise BuscoError(
+                f"two dbt projects are named {project.name}: each would drop what the other publishes",
+                "give one of them another name, in dbt_project.yml",
+            )
+        names.add(project.name)
         for contract in project.contracts:
             known, other = found.setdefault(contract.name, (contract, project.name))
             if (known.source, known.hash) != (contract.source, contract.hash):

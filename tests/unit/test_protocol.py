@@ -519,3 +519,11 @@ def test_P8_rolling_back_needs_a_reason_and_a_release_that_was_live(lake: Lake) 
         releases.rollback(lake.store, ENVIRONMENT, lake.live().release, "me", " ")
     with pytest.raises(BuscoError, match="is not a release that was live"):
         releases.rollback(lake.store, ENVIRONMENT, "r2000", "me", "why")
+
+
+def test_a_release_of_before_there_were_several_projects_says_whose_its_docs_are(lake: Lake) -> None:
+    published(lake)
+    made = lake.live()
+    assert made.all_docs == {"busco": made.docs}
+    before = releases.Release.model_validate(made.model_dump(mode="json", exclude={"all_docs", "project"}))
+    assert before.docs_by_project() == {"busco": made.docs}
