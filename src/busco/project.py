@@ -104,6 +104,10 @@ class Project:
                 found |= self.parents(parent)
         return frozenset(found)
 
+    def size(self, unique_id: str) -> str:
+        """The size of a model's own ECS task (`meta: {ecs: large}`); '' where it has none of its own."""
+        return str(meta_of(self.node(unique_id)).get("ecs") or "")
+
     def views_above(self, unique_id: str) -> frozenset[str]:
         """The views that a node reads, directly or through views and ephemerals."""
         found: set[str] = set()

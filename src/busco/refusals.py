@@ -10,6 +10,7 @@ from busco.errors import BuscoError
 from busco.lake import types
 from busco.lake.records import DOCS_NODE
 from busco.project import PLATFORM_PACKAGES, TABLE_KINDS, Project, meta_of, table_name
+from busco.settings import SIZES
 
 _ALLOWED = frozenset({"lake", "view", "ephemeral", "seed"})
 _LAYERS = ("silver", "gold")
@@ -82,6 +83,8 @@ def _model_problems(node: Mapping[str, Any]) -> Iterator[Problem]:
         return
     if "macro.dbt.is_incremental" in node.get("depends_on", {}).get("macros", []):
         yield node, "is_incremental() is always false for lake models; leave it out: they are rebuilt whole"
+    if (size := meta_of(node).get("ecs")) and size not in SIZES:
+        yield node, f"meta ecs {size} is no size; write {', '.join(SIZES[:-1])} or {SIZES[-1]}"
     if config.get("database"):
         yield node, f"database {config['database']} is refused: a table's place is its layer, by +schema"
     if config.get("grants"):

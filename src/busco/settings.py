@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from platform import machine
 from typing import Literal
 from urllib.parse import quote
 
@@ -30,6 +31,11 @@ def _home() -> Path:
             if (folder / "dbt_project" / "dbt_project.yml").is_file():
                 return folder
     raise BuscoError("cannot find the project (no dbt_project/ here or above)", "set BUSCO_HOME to its folder")
+
+
+def _cpu_architecture() -> Literal["X86_64", "ARM64"]:
+    """This machine's processor architecture in ECS's words."""
+    return "ARM64" if machine().lower() in ("arm64", "aarch64") else "X86_64"
 
 
 class Settings(BaseSettings):
@@ -66,6 +72,9 @@ class Settings(BaseSettings):
     dbt_projects: str = Field(
         default="", description="further dbt projects of the same lake: their folders, with commas between them"
     )
+    baked_dir: Path | None = Field(
+        default=None, description="where an image has the parse of its project (`busco bake`), empty: there is none"
+    )
     dbt_threads: int = Field(default=4, ge=1, le=64, description="models that one runner builds at once")
     duckdb_memory_limit: str = Field(
         default="",
@@ -84,6 +93,11 @@ class Settings(BaseSettings):
     ecs_task_definition_medium: str = Field(default="busco-dbt-medium", description="task definition: family or ARN")
     ecs_task_definition_large: str = Field(default="busco-dbt-large", description="task definition: family or ARN")
     ecs_container: str = Field(default="dbt", description="the container of these task definitions that runs busco")
+    ecs_cpu_architecture: Literal["X86_64", "ARM64"] = Field(
+        default_factory=_cpu_architecture,
+        description="processor architecture that dbt's image was built for; this machine's if not said",
+    )
+    dbt_image: str = Field(default="busco-dbt:local", description="image that the local AWS's task definitions run")
     ecs_size: Size = Field(default="medium", description="size of a run's shared runner, and of models without one")
     ecs_launch_type: Literal["FARGATE", "EC2"] = Field(default="FARGATE", description="ECS launch type")
     ecs_capacity_provider: str = Field(

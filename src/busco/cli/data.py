@@ -235,12 +235,17 @@ def _pass_on(arguments: list[str]) -> None:
 
     from busco.warehouse import plugin
     from busco.warehouse.dbt import opened, options_of
+    from busco.warehouse.redact import Redactor
     from busco.warehouse.session import Session
 
     options = options_of(arguments)
     if options is None:
         raise click.UsageError(
             f"dbt has no command {' '.join(arguments)!r}, or it wants another word; see: busco dbt --help"
+        )
+    if loud := [word for word in arguments if word in ("-d", "--debug") or word.startswith("--log-format")]:
+        raise click.UsageError(
+            f"{loud[0]} would show values of pii columns: dbt's log is printed as text, from info up"
         )
     settings = get_settings()
     with opened(settings) as dbt:
@@ -251,6 +256,7 @@ def _pass_on(arguments: list[str]) -> None:
                 _, store, environment = lake()
                 live = releases.read_live(store, environment)
                 base = live.release if live else None
+            dbt.redactor = Redactor(project, typed=arguments)
             plugin.activate(Session(settings, project, store, None, base))
         outcome = dbt.invoke(arguments)
         if arguments[0] in ("docs", "compile", "show", "source"):
@@ -258,7 +264,7 @@ def _pass_on(arguments: list[str]) -> None:
     if isinstance(outcome.exception, DbtUsageException):
         raise click.UsageError(f"dbt: {outcome.exception}")
     if outcome.exception is not None:
-        raise BuscoError(f"dbt: {outcome.exception}")
+        raise BuscoError(f"dbt: {dbt.reason(outcome)}")
     if not outcome.success:
         raise SystemExit(1)
 
@@ -305,18 +311,17 @@ def query_command(sql: str, engine: str | None, form: str, release_id: str | Non
 @click.command("runner")
 @click.option("--run", "run_key", required=True)
 @click.option("--epoch", type=int, required=True)
-@click.option("--node", "nodes", multiple=True, help="for one task: its nodes' unique ids")
-@click.option("--task", default="", help="the task that it is started for")
-@click.option("--attempt", default=0, help="that task's try")
-@click.option("--rebuild", is_flag=True, help="build even what could be kept")
+@click.option("--order", required=True, help="the name of the order that says what to do")
+@click.option("--generation", type=int, required=True, help="the order's number under that name")
 @click.option("--log", default="", help="where its output goes")
-def runner_command(
-    run_key: str, epoch: int, nodes: tuple[str, ...], task: str, attempt: int, rebuild: bool, log: str
-) -> int:
-    """One runner of a run: what has no result yet, or the nodes named."""
-    from busco.warehouse.runner import work
+def runner_command(run_key: str, epoch: int, order: str, generation: int, log: str) -> int:
+    """One runner of a run: does what it was ordered for."""
+    from busco.lake.runs import open_run
+    from busco.warehouse.runner import open_store, serve
 
-    outcome = work(get_settings(), run_key, epoch, list(nodes) or None, task, attempt, rebuild, log)
+    settings = get_settings()
+    run = open_run(*open_store(settings), run_key, epoch)
+    outcome = serve(settings, run, run.order(order, generation), log)
     return 0 if outcome is None or all(status in GOOD for status in outcome.statuses.values()) else 1
 
 
@@ -333,3 +338,15 @@ def select_command(project_dir: Path | None, selection: str) -> None:
     with opened(settings) as dbt:
         dbt.parse()
         click.echo(json.dumps(dbt.select(selection, built=built)))
+
+
+@click.command("bake")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def bake_command(folder: Path) -> None:
+    """Parses the project into a folder of an image, whose processes get it as BUSCO_BAKED_DIR and parse nothing."""
+    from busco.warehouse.dbt import opened
+
+    with opened(get_settings()) as dbt:
+        whole = dbt.bake(folder)
+    said = "" if whole else ", for dbt to begin with: the project reads the environment (env_var)"
+    click.echo(f"parsed for an image{said}: {folder}")

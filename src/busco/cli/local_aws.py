@@ -18,7 +18,12 @@ def aws_command() -> None:
 
 @aws_command.command("up")
 @click.option("--lake", help="which local lake to serve; the last one if not said")
-def aws_up(lake: str | None) -> None:
+@click.option(
+    "--docker/--no-docker",
+    default=None,
+    help="whether its ECS runs tasks as containers; if not said, as it was last, at first as BUSCO_EXECUTION needs",
+)
+def aws_up(lake: str | None, docker: bool | None) -> None:
     """Starts it where it isn't running, deploys deploy/aws/, and shows the live release in Glue."""
 
     def after_start() -> None:
@@ -27,7 +32,7 @@ def aws_up(lake: str | None) -> None:
         if shown is not None:
             say(f"Glue shows release {shown.release}")
 
-    click.echo(aws.up(get_settings(), say, lake=lake, after_start=after_start))
+    click.echo(aws.up(get_settings(), say, lake=lake, after_start=after_start, docker=docker))
 
 
 @aws_command.command("down")

@@ -30,8 +30,9 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "release": ("releases", None, "what readers see: show, list, rollback, resume"),
     "runner": ("data", "dbt", "one runner of a run (started by Airflow)"),
     "select": ("data", "dbt", "the nodes that a dbt selection names, as JSON"),
+    "bake": ("data", "dbt", "the project's parse, for an image that has it (Dockerfile.dbt)"),
 }
-_HIDDEN = frozenset({"runner", "select"})
+_HIDDEN = frozenset({"runner", "select", "bake"})
 
 
 class Verbs(click.Group):

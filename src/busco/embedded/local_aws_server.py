@@ -1,4 +1,6 @@
-"""The local AWS's process: MiniStack on one loopback port, its S3 kept in one lake's folder, its Athena corrected.
+"""The local AWS's process: MiniStack on one port, its S3 kept in one lake's folder, its Athena and ECS corrected.
+
+It listens on loopback and, where its ECS runs containers, on the address at which Docker's bridge has this machine.
 
 Started by `busco.embedded.aws.up`, as `python -m busco.embedded.local_aws_server`. It writes below the state folder
 only and reaches for nothing outside of this machine.
@@ -20,7 +22,7 @@ from typing import Any
 from busco.embedded import s3_intents
 
 # What our templates deploy, now or later; the rest (databases, Lambda, SFTP, message brokers …) is never imported.
-SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecr,monitoring,events"
+SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecs-metadata,ecr,monitoring,events"
 IDENTITY_PATH = "/_busco/identity"
 # MiniStack's own switches, which no AWS has: one request to the first, which any web page could send, would delete
 # the lake.
@@ -36,7 +38,9 @@ def lake_folder(state: Path, lake: str) -> Path:
     return state / "lakes" / lake
 
 
-def environment(state: Path, lake: str, port: int, region: str, inherited: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    state: Path, lake: str, port: int, region: str, inherited: Mapping[str, str], docker_host: str = ""
+) -> dict[str, str]:
     """The server's environment: nothing of the user's AWS, proxy, Docker or home settings reaches it.
 
     Args:
@@ -45,6 +49,7 @@ def environment(state: Path, lake: str, port: int, region: str, inherited: Mappi
         port: port on 127.0.0.1.
         region: AWS region.
         inherited: the caller's environment, of which only what finds programs and modules is kept.
+        docker_host: the Docker engine of its ECS, empty for none.
     """
     scratch = state / "tmp" / "aws"
     kept = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
@@ -66,7 +71,8 @@ def environment(state: Path, lake: str, port: int, region: str, inherited: Mappi
         # MQTT and SFTP listeners, and containers of an earlier start, which MiniStack would look for at Docker's socket
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
-        "DOCKER_HOST": f"unix://{scratch}/no-docker.sock",
+        "DOCKER_HOST": docker_host or f"unix://{scratch}/no-docker.sock",
+        "MINISTACK_DOCKER_TIMEOUT": "60",  # a busy machine takes its time to start a container
     }
 
 
@@ -137,11 +143,13 @@ def main() -> None:
     parser.add_argument("--lake", required=True, help="the lake whose S3 is served")
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
     parser.add_argument("--region", default="us-east-1")
+    parser.add_argument("--docker-host", default="", help="the Docker engine that runs ECS tasks; none if not said")
+    parser.add_argument("--docker-address", default="", help="the address at which containers reach this machine")
     given = parser.parse_args()
     state = given.state.resolve()
     folder = lake_folder(state, given.lake)
 
-    variables = environment(state, given.lake, given.port, given.region, os.environ)
+    variables = environment(state, given.lake, given.port, given.region, os.environ, given.docker_host)
     os.environ.clear()
     os.environ.update(variables)
     for path in (folder / "s3", Path(variables["TMPDIR"])):
@@ -163,15 +171,19 @@ def main() -> None:
     from ministack.services import s3
     from ministack.services.cloudformation import provisioners
 
-    from busco.embedded import athena_iceberg
+    from busco.embedded import athena_iceberg, local_ecs, task_definitions
 
     s3_intents.install(s3, folder / "s3-intents")
     adopt_buckets(provisioners)
+    task_definitions.install(provisioners)
     endpoint = f"http://127.0.0.1:{given.port}"
     athena_iceberg.install(athena_iceberg.Reader(endpoint, given.region))
 
     config = Config()
     config.bind = [f"127.0.0.1:{given.port}"]
+    if given.docker_host:
+        config.bind.append(f"{given.docker_address}:{given.port}")
+        local_ecs.install(f"http://{given.docker_address}:{given.port}", str(state))
     config.keep_alive_timeout = 75
     config.graceful_timeout = 1
     config.loglevel = "WARNING"

@@ -180,8 +180,8 @@ def log_tail(process: Process, lines: int = 15) -> str:
         return ""
 
 
-def pick_port(state: Path, name: str) -> int:
-    """A free port on 127.0.0.1 for `name`: the one that it had last time if that is free, else a new one.
+def pick_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",)) -> int:
+    """A port for `name` that is free at all of the addresses: the one that it had last time if that is, else a new one.
 
     Kept in `<state>/ports.json`, so that addresses survive a restart.
     """
@@ -189,25 +189,25 @@ def pick_port(state: Path, name: str) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(state, "ports"):
         ports: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
-        if name in ports and port_is_free(ports[name]):
+        if name in ports and all(port_is_free(ports[name], address) for address in addresses):
             return ports[name]
         taken = {port for other, port in ports.items() if other != name}
         while True:
             with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
+                probe.bind((addresses[0], 0))
                 port = int(probe.getsockname()[1])
-            if port not in taken:
+            if port not in taken and all(port_is_free(port, address) for address in addresses[1:]):
                 break
         ports[name] = port
         path.write_text(json.dumps(ports, indent=1))
         return port
 
 
-def port_is_free(port: int) -> bool:
+def port_is_free(port: int, address: str = "127.0.0.1") -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((address, port))
         except OSError:
             return False
         return True

@@ -97,21 +97,25 @@ def node_converter(project: Project) -> Converter:
         key = uid.split(".", 2)[2]
         place: dict[str, Any] = {"task_id": task_id, "dag": dag, "task_group": task_group}
         if uid in project.tests:
-            return _follow(place, key, [uid], [], f"test {project.tests[uid]['name']}")
+            return _follow(place, key, [uid], [], f"test {project.tests[uid]['name']}", joint=True)
         said = project.node(uid)
         if said["config"]["materialized"] == "ephemeral" and task_id != "test":
             return EmptyOperator(**place, trigger_rule="none_failed")
-        own = list(project.own_tests.get(uid, ()))
+        own, size = list(project.own_tests.get(uid, ())), project.size(uid)
         name = f"{said['schema']}.{said['alias']}"
         if task_id == "test":
-            return _follow(place, f"{key}.test", own, [], f"tests of {name}")
-        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{said['resource_type']} {name}")
+            return _follow(place, f"{key}.test", own, [], f"tests of {name}", size=size)
+        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{said['resource_type']} {name}", size=size)
 
     return convert
 
 
-def _follow(place: dict[str, Any], key: str, nodes: list[str], along: list[str], label: str) -> FollowOperator:
-    return FollowOperator(**place, key=key, nodes=nodes, along=along, label=label, execution_timeout=_LIMIT)
+def _follow(
+    place: dict[str, Any], key: str, nodes: list[str], along: list[str], label: str, **more: Any
+) -> FollowOperator:
+    return FollowOperator(
+        **place, key=key, nodes=nodes, along=along, label=label, execution_timeout=_LIMIT, **more
+    )
 
 
 def _tests_gate(project: Project, group: TaskGroup) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import click
 import psutil
@@ -29,7 +29,9 @@ from busco import output, refusals
 from busco.errors import BuscoError
 from busco.project import Project, all_contracts
 from busco.settings import Settings
-from busco.warehouse import package
+from busco.warehouse import baked, package
+from busco.warehouse.console import Console, Shown, shown_by
+from busco.warehouse.redact import Redactor
 
 package.bring()
 
@@ -54,34 +56,48 @@ class Dbt:
     """dbt on the project, with a target folder of its own, so that several processes may run at once.
 
     The partial parse is taken from and given back to the state folder, where every process finds the last one.
+    `parsed_by` says whose word the project is: `dbt` parsed it here, or it came with the image (`baked`).
     """
 
     def __init__(self, settings: Settings, target: Path) -> None:
         self.settings, self.target = settings, target
         self.manifest: Any = None
         self.project: Project | None = None
+        self.parsed_by: Literal["dbt", "image"] = "dbt"
+        self.redactor: Redactor | None = None
 
     def parse(self) -> Project:
-        """Parses the project and refuses what the lake refuses.
+        """Parses the project, unless the image has its parse, and refuses what the lake refuses.
 
         Raises:
             BuscoError: dbt can't parse it (dbt's message), or a model is refused (`refusals`).
         """
+        if (found := baked.find(self.settings)) is not None:
+            self.manifest, self.project, self.parsed_by = found.manifest(), found.project, "image"
+            self.redactor = Redactor(found.project)
+            refusals.check(self.project)
+            return self.project
         shared = self.settings.partial_parse_path
-        own = self.target / "partial_parse.msgpack"
+        own = self.target / baked.PARTIAL_PARSE
         self.target.mkdir(parents=True, exist_ok=True)
-        if shared.is_file():
-            shutil.copyfile(shared, own)
-        result = self.invoke(["parse"], quiet=True)
+        before = shared if shared.is_file() else baked.partial_parse(self.settings)
+        if before is not None:
+            shutil.copyfile(before, own)
+        result = self.invoke(["parse"], shown="errors")
         if not result.success:
-            raise BuscoError(f"dbt can't parse the project:\n{_exception_text(result)}", "mend the file that it names")
+            raise BuscoError(f"dbt can't parse the project:\n{self.reason(result)}", "mend the file that it names")
         self.manifest = result.result
         project = self._project()
         refusals.check(project)
         if own.is_file():
             replace_file(shared, own.read_bytes())
-        self.project = project
+        self.project, self.redactor = project, Redactor(project)
         return project
+
+    def bake(self, folder: Path) -> bool:
+        """Parses the project for an image, from nothing, into `folder`; False as in `baked.save`."""
+        project = self.parse()
+        return baked.save(folder, self.settings, project, self.target / baked.PARTIAL_PARSE)
 
     def _project(self) -> Project:
         manifest = json.loads((self.target / "manifest.json").read_text())
@@ -114,10 +130,9 @@ class Dbt:
         arguments += ["--resource-type", "test", "--resource-type", "unit_test"]
         if exclude:
             arguments += ["--exclude", *exclude.split()]
-        # the list is printed in spite of `quiet`
-        result = self.invoke([*arguments, "--log-level", "none"], quiet=True)
+        result = self.invoke(arguments, shown="nothing")
         if not result.success:
-            raise BuscoError(f"dbt can't read the selection {select!r}:\n{_exception_text(result)}")
+            raise BuscoError(f"dbt can't read the selection {select!r}:\n{self.reason(result)}")
         lines = result.result if isinstance(result.result, list) else []
         found = [str(json.loads(line)["unique_id"]) for line in lines if line.startswith("{")]
         if found and built is not None and self.project is not None:
@@ -127,11 +142,14 @@ class Dbt:
         return found
 
     def invoke(
-        self, arguments: Sequence[str], callbacks: Sequence[Callable[[Any], None]] = (), quiet: bool = False
+        self, arguments: Sequence[str], callbacks: Sequence[Callable[[Any], None]] = (), shown: Shown | None = None
     ) -> dbtRunnerResult:
-        """Runs a dbt command; its log goes to standard output without colours unless `quiet`.
+        """Runs a dbt command; its log goes to standard output without colours, values of pii columns hidden.
 
         What a failed build wrote stays (`keep`).
+
+        Args:
+            shown: how much of its log; what dbt's own options among the arguments say without it.
 
         Raises:
             KeyboardInterrupt: it was interrupted; dbt itself would make an error of it.
@@ -140,20 +158,28 @@ class Dbt:
         folder = str(self.settings.dbt_project)
         flags = ["--no-use-colors", "--log-level-file", "none", "--no-send-anonymous-usage-stats"]
         flags += ["--log-path", str(self.target), "--no-version-check"]
-        if quiet:
-            flags.append("--quiet")
-        runner = dbtRunner(manifest=self.manifest, callbacks=list(callbacks))
+        console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
+        runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
         given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
         # whatever profile the project names for those who run it elsewhere
         given["profile"] = package.PROFILE
         places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
         with _interrupting():
-            result = runner.invoke([*flags, *arguments, *places])
+            # last, so that no other option lets dbt's own logger speak
+            result = runner.invoke([*flags, *arguments, *places, "--log-level", "none"])
         if isinstance(result.exception, KeyboardInterrupt):
             raise result.exception
+        console.check()
         if arguments[0] in ("build", "test") and not result.success:
             self.keep()
         return result
+
+    def reason(self, result: dbtRunnerResult) -> str:
+        """Why a command ended without results, values hidden."""
+        if not result.exception:
+            return "dbt gave no reason; see its log above"
+        text = str(result.exception)
+        return self.redactor.text("", text) if self.redactor else text
 
     def keep(self) -> None:
         """Puts what dbt wrote where it outlives this process, in place of what an earlier one left, and says so."""
@@ -164,7 +190,12 @@ class Dbt:
         fresh = self.target.with_name(f"{self.target.name}-kept")
         fresh.mkdir()
         for path in found:
-            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, fresh / path.name)
+            if path.is_dir():
+                shutil.copytree(path, fresh / path.name)
+            elif self.redactor and path.name in ("run_results.json", "sources.json"):
+                (fresh / path.name).write_text(self.redactor.artifact(path.read_text()))
+            else:
+                shutil.copyfile(path, fresh / path.name)
         shutil.rmtree(last, ignore_errors=True)
         try:
             fresh.replace(last)
@@ -267,7 +298,9 @@ def ensure_manifests(settings: Settings) -> list[Project]:
 
 
 def ensure_manifest(settings: Settings) -> Project:
-    """The project as it is on disk: from the manifest, parsed anew if a file of it is younger."""
+    """The project as it is on disk: from the image or the manifest, parsed anew if a file of it is younger."""
+    if (found := baked.find(settings)) is not None:
+        return found.project
     path = settings.manifest_path
     if path.is_file():
         made = path.stat().st_mtime
@@ -289,10 +322,6 @@ def replace_file(path: Path, content: bytes) -> None:
         file.write(content)
     Path(scratch).chmod(0o644)
     Path(scratch).replace(path)
-
-
-def _exception_text(result: dbtRunnerResult) -> str:
-    return str(result.exception) if result.exception else "dbt gave no reason; see its log above"
 
 
 def say(text: str) -> None:

@@ -135,8 +135,10 @@ def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
         )
     keys = [file.key for file in files]
     if doubled := sorted({key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()):
+        # the value is not named: it may be a person's
+        by = ", ".join(part.split("=")[0] for part in doubled[0].split("/")[:-1] if "=" in part)
         raise BuscoError(
-            f"two partitions have one folder: {doubled[0]}",
+            f"two partitions by {by} have one folder",
             "a value of the partition column is written as NULL's folder is; write another value for it",
         )
     return sorted((file for file in files if file.rows), key=lambda file: file.key)

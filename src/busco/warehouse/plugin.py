@@ -60,4 +60,6 @@ class Plugin(BasePlugin):
             else:
                 _active.commit(job)
         except BuscoError as error:
+            if _active is not None and _active.redactor is not None:
+                _active.redactor.tell(str(error))
             raise DbtRuntimeError(str(error)) from error

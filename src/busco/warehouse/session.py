@@ -21,6 +21,7 @@ from busco.lake.runs import Run, TakenAway, visible_versions
 from busco.project import Project, meta_of
 from busco.settings import Settings
 from busco.warehouse import model_sql
+from busco.warehouse.redact import Redactor
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Session:
         base: the release behind the run, or the live one; None for the empty one.
         runner: this process's number in the run.
         rebuild: unique ids of models that are built even where a version could be kept.
+        redactor: the filter of what dbt says, which is told what this platform says.
     """
 
     def __init__(
@@ -51,7 +53,9 @@ class Session:
         base: Release | None,
         runner: int = 0,
         rebuild: frozenset[str] = frozenset(),
+        redactor: Redactor | None = None,
     ) -> None:
+        self.redactor = redactor
         self.settings, self.project, self.store = settings, project, store
         self.run, self.base, self.runner, self.rebuild = run, base, runner, rebuild
         self.made: dict[str, Made] = {}

@@ -1,0 +1,183 @@
+"""What Docker and a container are told of an ECS task: limits, user, file system, volumes, variables; and its output.
+
+Pure translation of task definitions as ECS documents them; `busco.embedded.local_ecs` puts it in place.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+STOP_TIMEOUT = 30  # seconds between SIGTERM and SIGKILL where the container doesn't say, as on Fargate
+STOP_TIMEOUT_LABEL = "busco.stop-timeout"
+_GIBIBYTE = 1024  # MiB
+_VCPU = 1024  # CPU units
+
+
+@dataclass(frozen=True)
+class Limits:
+    """CPU in vCPU and memory in MiB; 0 where there is none."""
+
+    cpu: float
+    memory: int
+
+    def metadata(self) -> dict[str, float]:
+        """As the task metadata endpoint words a task's `Limits`."""
+        return {name: value for name, value in (("CPU", self.cpu), ("Memory", self.memory)) if value}
+
+
+def task_limits(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits:
+    """A task's limits: its definition's, or what RunTask gave in their place."""
+    return Limits(
+        _vcpus(overrides.get("cpu") or definition.get("cpu") or 0),
+        _mebibytes(overrides.get("memory") or definition.get("memory") or 0),
+    )
+
+
+def container_limits(container: Mapping[str, Any], task: Limits, override: Mapping[str, Any]) -> Limits:
+    """A container's limits. It gets no more than its task has; without a share of its own it may use all of that."""
+    cpu = _vcpus(override.get("cpu") or container.get("cpu") or 0)
+    memory = _mebibytes(override.get("memory") or container.get("memory") or 0)
+    return Limits(task.cpu or cpu, min(filter(None, (memory, task.memory)), default=0))
+
+
+def docker_options(
+    definition: Mapping[str, Any], container: Mapping[str, Any], limits: Limits, cpus: int, volumes: str
+) -> dict[str, Any]:
+    """Arguments of docker-py's `containers.create` that MiniStack leaves out.
+
+    Args:
+        definition: the task definition.
+        container: the container's definition in it.
+        limits: the container's.
+        cpus: CPUs that Docker has: it refuses a container that asks for more, which ECS would place elsewhere.
+        volumes: what the names of the task's volumes begin with.
+    """
+    from docker.types import Ulimit
+
+    linux = container.get("linuxParameters") or {}
+    memory = f"{limits.memory}m" if limits.memory else None
+    options = {
+        "mem_limit": memory,
+        "memswap_limit": memory,  # Fargate has no swap
+        "nano_cpus": int(min(limits.cpu, cpus) * 1e9) or None,
+        "user": container.get("user"),
+        "read_only": container.get("readonlyRootFilesystem"),
+        "init": linux.get("initProcessEnabled"),
+        "cap_drop": (linux.get("capabilities") or {}).get("drop"),
+        "entrypoint": container.get("entryPoint"),
+        "working_dir": container.get("workingDirectory"),
+        "ulimits": [
+            Ulimit(name=one["name"], soft=one["softLimit"], hard=one["hardLimit"])
+            for one in container.get("ulimits") or []
+        ],
+        "mounts": _mounts(definition, container, volumes),
+    }
+    return {name: value for name, value in options.items() if value}
+
+
+def stop_timeout(container: Mapping[str, Any]) -> int:
+    """Seconds between SIGTERM and SIGKILL."""
+    given = container.get("stopTimeout")
+    return STOP_TIMEOUT if given is None else int(given)
+
+
+def environment(given: Mapping[str, str], endpoint: str, region: str, launch_type: str) -> dict[str, str]:
+    """Variables by which a task finds the local AWS; what its definition or RunTask gave stands.
+
+    The task role's credentials come as variables: botocore takes them by HTTP from loopback and link-local addresses
+    only, and no local address of a container is the local AWS's.
+    """
+    variables = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": region,
+        "AWS_DEFAULT_REGION": region,
+        "AWS_EXECUTION_ENV": f"AWS_ECS_{launch_type}",
+    }
+    if not any(name.startswith("AWS_CONTAINER_CREDENTIALS_") for name in given):
+        variables |= {"AWS_ACCESS_KEY_ID": "busco-local", "AWS_SECRET_ACCESS_KEY": "busco-local"}
+    return {**variables, **given}
+
+
+def lines(api: Any, container: str) -> Iterator[tuple[int, str]]:
+    """A container's output until it ends, line by line, of both streams.
+
+    Docker gives long lines in pieces that end anywhere, within a character too.
+
+    Args:
+        api: docker-py's `APIClient`.
+        container: its id.
+
+    Returns:
+        Milliseconds since the epoch, which never go back, and the line. Empty lines are left out, as CloudWatch Logs
+        takes none.
+    """
+    url = f"{api.base_url}/v{api.api_version}/containers/{container}/logs"
+    wanted = {"stdout": 1, "stderr": 1, "follow": 1, "timestamps": 1}
+    unfinished: dict[int, bytes] = {}
+    latest = 0
+    with api.get(url, params=wanted, stream=True, timeout=None) as response:
+        response.raise_for_status()
+        while len(header := _exactly(response.raw, 8)) == 8:
+            stream, size = struct.unpack(">BxxxL", header)
+            written, _, content = _exactly(response.raw, size).partition(b" ")
+            latest = max(latest, int(datetime.fromisoformat(written.decode()).timestamp() * 1000))
+            *whole, unfinished[stream] = (unfinished.get(stream, b"") + content).split(b"\n")
+            for line in whole:
+                if line:
+                    yield latest, line.decode(errors="replace")
+    for rest in unfinished.values():
+        if rest:
+            yield latest, rest.decode(errors="replace")
+
+
+def _exactly(raw: Any, size: int) -> bytes:
+    """That many bytes, fewer only at the end."""
+    content = b""
+    while len(content) < size and (more := raw.read(size - len(content))):
+        content += more
+    return content
+
+
+def _mounts(definition: Mapping[str, Any], container: Mapping[str, Any], prefix: str) -> list[Any]:
+    from docker.types import Mount
+
+    without_host = {
+        volume["name"]
+        for volume in definition.get("volumes") or []
+        if not (volume.get("host") or {}).get("sourcePath")
+        and not volume.get("efsVolumeConfiguration")
+        and not volume.get("dockerVolumeConfiguration")
+    }
+    return [
+        Mount(
+            target=mount["containerPath"],
+            source=f"{prefix}{mount['sourceVolume']}",
+            type="volume",
+            read_only=bool(mount.get("readOnly")),
+            no_copy=True,
+        )
+        for mount in container.get("mountPoints") or []
+        if mount.get("sourceVolume") in without_host
+    ]
+
+
+def _vcpus(given: str | float) -> float:
+    """vCPU of `256`, `0.25 vCPU`."""
+    number, unit = _parsed(given)
+    return number if unit == "vcpu" else number / _VCPU
+
+
+def _mebibytes(given: str | float) -> int:
+    """MiB of `512`, `0.5 GB`."""
+    number, unit = _parsed(given)
+    return int(number * _GIBIBYTE if unit == "gb" else number)
+
+
+def _parsed(given: str | float) -> tuple[float, str]:
+    text = str(given).strip().lower()
+    unit = next((unit for unit in ("vcpu", "gb") if text.endswith(unit)), "")
+    return float(text.removesuffix(unit)), unit

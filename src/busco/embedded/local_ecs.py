@@ -1,0 +1,353 @@
+"""The local ECS runs tasks as Fargate does: limits, user, read-only root, volumes, reasons, exit codes, whole logs.
+
+MiniStack starts a container per task but passes few of the definition's properties to Docker, says a stopped task is
+STOPPED before its containers are, and forgets the last of their output. Here a task is STOPPED once its containers
+have ended, their output is in CloudWatch Logs, and nothing of it is left in Docker.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import threading
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from busco.embedded import docker_engine, ecs_containers
+
+MINISTACK_VERSION = "1.5.33"
+# What is replaced or wrapped of ministack.services.ecs, with the parameters that it had when this was written.
+EXPECTED = {
+    "_run_task": ["data"],
+    "_stop_task": ["data"],
+    "_run_task_worker": ["task", "td", "container_overrides", "docker_client", "account_id", "region"],
+    "_register_metadata": [
+        *("task_arn", "cluster_arn", "td", "cdef", "launch_type", "env", "host_mode", "ministack_net_ip"),
+    ],
+    "_build_run_kwargs": [
+        *("cdef", "td", "env", "port_bindings", "ecs_network", "host_mode", "task_id", "task_arn"),
+        *("ministack_net_ip", "cluster_arn"),
+    ],
+    "_run_docker_container": [
+        *("docker_client", "cdef", "run_kwargs", "refresh_image", "allow_cached", "cache_image", "fallback_image"),
+        "auth_config",
+    ],
+    "_start_awslogs_forwarder": ["container", "cdef", "task_id"],
+    "_watch_task_lifecycle": ["task", "docker_client", "account_id", "region"],
+    "_maybe_mark_stopped": ["task", "docker_client"],
+    "_fail_task_start": ["task", "docker_client", "reason"],
+    "_cleanup_task_resources": ["task", "docker_client", "extra_container"],
+}
+MOST_OVERRIDES = 8192  # characters (API reference, TaskOverride)
+MOST_TOKEN = 64  # characters (API reference, RunTask)
+TASK_LABEL = "com.amazonaws.ecs.task-arn"
+SHUTDOWN_GRACE = 3  # seconds that containers get to end when the local AWS itself does
+LOGS_LIMIT = 30.0
+OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
+EXITED = "Essential container in task exited"
+_START_FAILED = "ResourceInitializationError: unable to pull image or start container: "
+
+
+@dataclass(frozen=True)
+class _Started:
+    """What a client token stands for."""
+
+    parameters: dict[str, Any]
+    tasks: list[str]
+
+
+def install(endpoint: str, owner: str) -> None:
+    """Corrects `ministack.services.ecs` in this process, before it serves.
+
+    Args:
+        endpoint: where containers reach the local AWS.
+        owner: who this local AWS is, whatever its port: containers that carry this label and that no task owns are
+            ended, others are never touched.
+
+    Raises:
+        RuntimeError: this MiniStack is not the one that the correction was written for.
+    """
+    import ministack.services.ecs as ecs
+    from ministack.core import container_reaper
+
+    check(ecs)
+    container_reaper.instance_id = lambda: owner
+    # MiniStack's own would also take containers of a MiniStack that says not whose they are.
+    container_reaper.reap_all = lambda client, *, include_unlabelled=False, **_: docker_engine.end_containers(
+        client, f"{container_reaper.INSTANCE_LABEL}={owner}", 0 if include_unlabelled else SHUTDOWN_GRACE
+    )
+    corrected = _LocalEcs(ecs, endpoint)
+    for name in EXPECTED:
+        setattr(ecs, name, getattr(corrected, name.lstrip("_")))
+    ecs._ACTION_MAP.update(RunTask=corrected.run_task, StopTask=corrected.stop_task)
+
+
+def check(ecs: Any, version: str | None = None) -> None:
+    """Whether this is the MiniStack that the correction knows.
+
+    Raises:
+        RuntimeError: another version, or a function that is replaced is missing or takes other parameters.
+    """
+    from importlib.metadata import version as installed
+
+    found = version or installed("ministack")
+    wrong = [
+        name
+        for name, parameters in EXPECTED.items()
+        if not callable(function := getattr(ecs, name, None))
+        or list(inspect.signature(function).parameters) != parameters
+    ]
+    if found != MINISTACK_VERSION or wrong:
+        what = f"; changed or missing in its ECS: {', '.join(wrong)}" if wrong else ""
+        raise RuntimeError(
+            f"busco.embedded.local_ecs corrects MiniStack {MINISTACK_VERSION}, this is {found}{what}: "
+            "run tests/stack/test_local_ecs.py against the new version, then raise MINISTACK_VERSION"
+        )
+
+
+class _LocalEcs:
+    """What stands in for MiniStack's functions; each method is named like the function that it replaces."""
+
+    def __init__(self, ecs: Any, endpoint: str) -> None:
+        self._ecs = ecs
+        self._endpoint = endpoint
+        self._original = {name.lstrip("_"): getattr(ecs, name) for name in EXPECTED}
+        self._tokens: dict[tuple[str, str, str], _Started] = {}
+        self._launched: dict[str, threading.Event] = {}
+        self._forwarders: dict[str, threading.Thread] = {}
+        self._cpus = 0
+
+    # requests --------------------------------------------------------------------------------------------------
+
+    def run_task(self, data: dict[str, Any]) -> Any:
+        ecs, token = self._ecs, data.get("clientToken")
+        refused = ecs.error_response_json
+        if len(json.dumps(data.get("overrides") or {})) > MOST_OVERRIDES:
+            text = f"Container Overrides length must be at most {MOST_OVERRIDES}"
+            return refused("InvalidParameterException", text, 400)
+        if ecs._get_docker() is None:
+            failure = {"reason": "AGENT", "detail": "Docker can't be reached"}
+            return ecs.json_response({"tasks": [], "failures": [failure]})
+        if not token:
+            return self._run_task(data)
+        if len(token) > MOST_TOKEN:
+            return refused("InvalidParameterException", f"clientToken longer than {MOST_TOKEN} characters", 400)
+        key = (ecs.get_account_id(), ecs.get_region(), token)
+        parameters = {name: value for name, value in data.items() if name != "clientToken"}
+        with ecs.resource_lock("busco-client-token", "/".join(key)):
+            if (known := self._tokens.get(key)) is None:
+                response = self._run_task(data)
+                if started := [one["taskArn"] for one in json.loads(response[2]).get("tasks", [])]:
+                    self._tokens[key] = _Started(parameters, started)
+                return response
+        if known.parameters != parameters:
+            text = "The provided clientToken is already in use with a different RunTask request."
+            return refused("ConflictException", text, 400, {"resourceIds": known.tasks})
+        tasks = [ecs._sanitize(ecs._tasks[arn]) for arn in known.tasks]
+        return ecs.json_response({"tasks": tasks, "failures": []})
+
+    def _run_task(self, data: dict[str, Any]) -> Any:
+        response = self._original["run_task"](data)
+        overrides = data.get("overrides") or {}
+        size = {name: overrides[name] for name in ("cpu", "memory") if overrides.get(name)}
+        if size and response[0] == 200:
+            content = json.loads(response[2])
+            for shown in content["tasks"]:
+                self._ecs._tasks[shown["taskArn"]].update(size)
+                shown.update(size)
+            return self._ecs.json_response(content)
+        return response
+
+    def stop_task(self, data: dict[str, Any]) -> Any:
+        ecs = self._ecs
+        cluster = ecs._resolve_cluster_name(data.get("cluster", "default"))
+        if cluster is None:
+            return ecs.error_response_json("ClusterNotFoundException", "Cluster not found.", 400)
+        task = ecs._resolve_task(data.get("task", ""), cluster)
+        if not task:
+            return ecs.error_response_json("InvalidParameterException", "The referenced task was not found.", 400)
+        if self._ending(task, data.get("reason") or "Task stopped by user", "UserInitiated"):
+            ecs.spawn_background(self._finish, task, thread_name="busco-ecs-stop")
+        with ecs.resource_lock("ecs-task", task["taskArn"]):
+            return ecs.json_response({"task": ecs._sanitize(task)})
+
+    # start -----------------------------------------------------------------------------------------------------
+
+    def run_task_worker(self, task: dict[str, Any], *rest: Any) -> None:
+        try:
+            self._original["run_task_worker"](task, *rest)
+        finally:
+            self._launch(task).set()
+
+    def register_metadata(
+        self, task_arn: str, cluster: str, td: Any, cdef: Any, launch_type: str, env: dict[str, str], *rest: Any
+    ) -> Any:
+        ecs, given = self._ecs, dict(env)
+        token = self._original["register_metadata"](task_arn, cluster, td, cdef, launch_type, env, *rest)
+        env.clear()
+        env.update(ecs_containers.environment(given, self._endpoint, ecs.get_region(), launch_type))
+        env["ECS_CONTAINER_METADATA_URI_V4"] = f"{self._endpoint}/v4/{token}"
+        whole, own = self._limits(task_arn, td, cdef)
+        metadata = ecs.ecs_metadata
+        with metadata._LOCK:
+            metadata._TASKS[task_arn]["Limits"] = whole.metadata()
+            metadata._TOKEN_TO_CONTAINER[token]["Limits"] = {"CPU": cdef.get("cpu") or 0, "Memory": own.memory}
+        return token
+
+    def build_run_kwargs(self, cdef: Any, td: Any, *rest: Any) -> dict[str, Any]:
+        options: dict[str, Any] = self._original["build_run_kwargs"](cdef, td, *rest)
+        task_arn = options["labels"][TASK_LABEL]
+        _, own = self._limits(task_arn, td, cdef)
+        options.update(ecs_containers.docker_options(td, cdef, own, self._docker_cpus(), _volume_prefix(task_arn)))
+        options["labels"][ecs_containers.STOP_TIMEOUT_LABEL] = str(ecs_containers.stop_timeout(cdef))
+        options.pop("extra_hosts", None)  # the local AWS is known by its address
+        return options
+
+    def run_docker_container(self, client: Any, cdef: Any, options: dict[str, Any], **_for_services: Any) -> Any:
+        try:
+            image = docker_engine.image(client, cdef["image"], options.pop("platform", None))
+        except docker_engine.PullError as error:
+            raise self._ecs._ImagePullError(str(error)) from error
+        declared = (image.attrs.get("Config") or {}).get("Volumes") or {}
+        for mount in options.get("mounts", ()):
+            # As on Fargate: what the image has there, and whose it is, comes along only where it says VOLUME.
+            mount["VolumeOptions"] = {"NoCopy": mount["Target"] not in declared, "Labels": dict(options["labels"])}
+        try:
+            return docker_engine.started(client, cdef["image"], options)
+        except docker_engine.StartError as error:
+            raise RuntimeError(f"CannotStartContainerError: {error}") from error
+
+    def start_awslogs_forwarder(self, container: Any, cdef: Any, task_id: str) -> None:
+        config = self._ecs._awslogs_config(cdef, task_id, container.id)
+        if config:
+            self._forwarders[container.id] = self._ecs.spawn_background(
+                self._forward, container, config, thread_name=f"busco-ecs-logs-{task_id[:8]}"
+            )
+
+    def fail_task_start(self, task: dict[str, Any], client: Any, reason: str) -> None:
+        if reason.startswith(f"{_START_FAILED}CannotStart"):
+            reason = reason.removeprefix(_START_FAILED)
+        try:
+            self._ecs._cleanup_task_resources(task, client)
+        finally:
+            # One that is being stopped is marked by who stops it.
+            self._ecs._mark_task_stopped(task["taskArn"], task, reason, "TaskFailedToStart")
+
+    # end -------------------------------------------------------------------------------------------------------
+
+    def watch_task_lifecycle(self, task: dict[str, Any], client: Any, *_: Any) -> None:
+        for index, identifier in enumerate(list(task["_docker_ids"])):
+            self._ecs.spawn_background(self._watch, task, client, index, identifier, thread_name="busco-ecs-watch")
+
+    def maybe_mark_stopped(self, task: Any, docker_client: Any = None) -> None:
+        """Nothing: a task's end is seen by who watches its containers."""
+
+    def cleanup_task_resources(self, task: dict[str, Any], client: Any, extra: Any = None) -> None:
+        client = client or self._ecs._get_docker()
+        self._original["cleanup_task_resources"](task, client, extra)
+        docker_engine.remove_volumes(client, f"{TASK_LABEL}={task['taskArn']}")
+
+    def _watch(self, task: dict[str, Any], client: Any, index: int, identifier: str) -> None:
+        docker_engine.wait_ended(client, identifier)
+        essential = task["_container_essentials"]
+        if not essential[index]:
+            self._record_exit(task, index, *_outcome(client, identifier))
+            with self._ecs.resource_lock("ecs-task", task["taskArn"]):
+                if any(one["lastStatus"] != "STOPPED" for one in task["containers"]):
+                    return
+        if self._ending(task, EXITED, "EssentialContainerExited"):
+            self._finish(task)
+
+    def _ending(self, task: dict[str, Any], reason: str, code: str) -> bool:
+        """Says that a task is to end, and why; False where it is ending already."""
+        ecs, arn = self._ecs, task["taskArn"]
+        with ecs.resource_lock("ecs-task", arn):
+            if not ecs._task_is_active(arn, task):
+                return False
+            ecs._bump_task_version(task)
+            task.update(desiredStatus="STOPPED", stoppingAt=ecs._iso(), stoppedReason=reason, stopCode=code)
+        ecs.ecs_metadata.set_task_status(arn, desired_status="STOPPED")
+        return True
+
+    def _finish(self, task: dict[str, Any]) -> None:
+        """Ends a task's containers and takes their output and exit codes; then it is STOPPED."""
+        ecs, arn, client = self._ecs, task["taskArn"], self._ecs._get_docker()
+        self._launch(task).wait()
+        with ecs.resource_lock("ecs-task", arn):
+            task["lastStatus"] = "STOPPING"
+            identifiers = list(task["_docker_ids"])
+        if identifiers:
+            with ThreadPoolExecutor(len(identifiers)) as pool:
+                for index, outcome in enumerate(pool.map(lambda one: _outcome(client, one), identifiers)):
+                    self._record_exit(task, index, *outcome)
+        for identifier in identifiers:
+            if (forwarder := self._forwarders.pop(identifier, None)) is not None:
+                forwarder.join(LOGS_LIMIT)
+        with ecs.resource_lock("ecs-task", arn):
+            task.update(lastStatus="DEPROVISIONING", executionStoppedAt=ecs._iso())
+            ecs._bump_task_version(task)
+        ecs._cleanup_task_resources(task, client)
+        with ecs.resource_lock("ecs-task", arn):
+            for container in task["containers"]:
+                container["lastStatus"] = "STOPPED"
+            task.update(lastStatus="STOPPED", stoppedAt=ecs._iso())
+            ecs._bump_task_version(task)
+        self._launched.pop(arn, None)
+        cluster = ecs._cluster_name_from_arn(task["clusterArn"])
+        ecs._recount_cluster(cluster)
+        ecs._refresh_service_state(cluster, task.get("group", ""))
+        if task["stopCode"] == "EssentialContainerExited":
+            ecs._record_service_task_failure(task)
+
+    def _record_exit(self, task: dict[str, Any], index: int, code: int | None, reason: str) -> None:
+        with self._ecs.resource_lock("ecs-task", task["taskArn"]):
+            container = task["containers"][index]
+            container.update(lastStatus="STOPPED", exitCode=code, **({"reason": reason} if reason else {}))
+
+    def _forward(self, container: Any, config: dict[str, Any]) -> None:
+        """A container's output to its log stream, under the time at which it was written."""
+        from ministack.services import cloudwatch_logs
+
+        ecs = self._ecs
+        with ecs.request_scope(ecs.get_account_id(), config["region"] or ecs.get_region()):
+            if not ecs._ensure_awslogs_stream(config):
+                return
+            for written, line in ecs_containers.lines(container.client.api, container.id):
+                event = {"timestamp": written, "message": line}
+                cloudwatch_logs._put_log_events(
+                    {"logGroupName": config["group"], "logStreamName": config["stream"], "logEvents": [event]}
+                )
+
+    # helpers ---------------------------------------------------------------------------------------------------
+
+    def _launch(self, task: dict[str, Any]) -> threading.Event:
+        """Set once a task's start is over, well or badly."""
+        return self._launched.setdefault(task["taskArn"], threading.Event())
+
+    def _limits(self, task_arn: str, td: Any, cdef: Any) -> tuple[ecs_containers.Limits, ecs_containers.Limits]:
+        """The task's limits, and the container's."""
+        overrides = (self._ecs._tasks.get(task_arn) or {}).get("overrides") or {}
+        own: Iterable[Any] = overrides.get("containerOverrides") or ()
+        override: dict[str, Any] = next((one for one in own if one.get("name") == cdef["name"]), {})
+        task = ecs_containers.task_limits(td, overrides)
+        return task, ecs_containers.container_limits(cdef, task, override)
+
+    def _docker_cpus(self) -> int:
+        if not self._cpus:
+            self._cpus = int(self._ecs._get_docker().info()["NCPU"])
+        return self._cpus
+
+
+def _volume_prefix(task_arn: str) -> str:
+    return f"ministack-ecs-{task_arn.rsplit('/', 1)[-1]}-"
+
+
+def _outcome(client: Any, identifier: str) -> tuple[int | None, str]:
+    """Ends a container if it still runs; gives its exit code and, as ECS words it, what happened to it."""
+    try:
+        ended = docker_engine.ended(client, identifier, ecs_containers.STOP_TIMEOUT_LABEL)
+    except docker_engine.LostError as error:
+        return None, f"CannotInspectContainerError: {error}"
+    return ended.code, OUT_OF_MEMORY if ended.out_of_memory else ""

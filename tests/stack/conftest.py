@@ -1,0 +1,31 @@
+"""Tests with real containers: left out, with a word, where Docker can't be reached."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import docker
+import pytest
+
+from busco.embedded.docker_engine import DEFAULT_HOST
+
+IMAGE = "python:3.11-slim-bookworm"
+
+
+def _missing() -> str:
+    engine = os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+    try:
+        docker.DockerClient(base_url=engine, timeout=10).images.get(IMAGE)
+    except docker.errors.ImageNotFound:
+        return f"the image {IMAGE} is not here: docker pull {IMAGE}"
+    except (docker.errors.DockerException, OSError):
+        return f"Docker can't be reached at {engine}"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    if ours and (reason := _missing()):
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason=reason))
