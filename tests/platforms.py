@@ -20,7 +20,8 @@ from busco.lake.layout import EnvironmentLayout, local_run_key
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Release, utc_now
 from busco.lake.runs import Run, open_run
-from busco.project import Project, all_contracts
+from busco.project import Project
+from busco.projects import all_contracts
 from busco.settings import Settings, get_settings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -312,31 +312,6 @@ class Project:
                 waiting += [other for other, m in macros.items() if m["name"] == f"duckdb__{stem}"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"default__{stem}"]
         return {uid: sql for uid, sql in sorted(found.items()) if sql}
-
-
-def all_contracts(projects: Iterable[Project]) -> tuple[Contract, ...]:
-    """The contracts of several projects' sources: a bronze table that more than one reads must be said alike.
-
-    Raises:
-        BuscoError: two projects say different things of one table, or have one name.
-    """
-    found: dict[str, tuple[Contract, str]] = {}
-    names: set[str] = set()
-    for project in projects:
-        if project.name in names:
-            raise BuscoError(
-                f"two dbt projects are named {project.name}: each would drop what the other publishes",
-                "give one of them another name, in dbt_project.yml",
-            )
-        names.add(project.name)
-        for contract in project.contracts:
-            known, other = found.setdefault(contract.name, (contract, project.name))
-            if (known.source, known.hash) != (contract.source, contract.hash):
-                raise BuscoError(
-                    f"the dbt projects {other} and {project.name} say different things of the source {contract.name}",
-                    "write source name, columns, types, meta.grain and meta.delivery alike in both",
-                )
-    return tuple(contract for contract, _ in found.values())
 
 
 def table_name(node: Mapping[str, Any]) -> str:

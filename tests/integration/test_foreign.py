@@ -110,28 +110,25 @@ def test_every_test_of_it_has_run_on_the_versions_that_are_live(bakery: Platform
 
 
 @pytest.mark.parametrize(
-    "node",
+    ("select", "node"),
     [
-        "seed.bakery.countries",
-        "model.bakery.stg_orders",
-        "model.bakery.customers.v1",
-        "model.bakery.customers.v2",
-        "model.bakery.revenue",
-        "model.bakery.people",
-        "test.bakery.revenue_is_the_same_by_month_and_by_customer",
-        "test.bakery.accepted_values_int_completed_orders_status__completed.5e1b53bae9",
-        "unit_test.bakery.customers.three_orders_make_a_vip_v2",
+        ("countries", "seed.bakery.countries"),
+        ("customers.v1", "model.bakery.customers.v1"),
+        ("revenue", "model.bakery.revenue"),
+        ("people", "model.bakery.people"),
+        ("test_type:singular", "test.bakery.revenue_is_the_same_by_month_and_by_customer"),
+        ("test_type:unit", "unit_test.bakery.customers.three_orders_make_a_vip_v2"),
     ],
 )
-def test_a_node_of_it_runs_alone_in_a_new_process(bakery: Platform, node: str) -> None:
+def test_a_node_of_it_runs_alone_in_a_new_process(bakery: Platform, select: str, node: str) -> None:
     run = open_run(bakery.store, ENVIRONMENT, bakery.live().run)
     number = len(run.runners()) + 1
-    bakery.busco("runner", "--run", run.name, "--epoch", "1", "--node", node)
+    bakery.busco("dbt", "build", "--run", run.name, "--select", select)
     given = {result.node: result.status for result in run.results() if result.runner == number}
-    # a view is made again for whoever reads it; the node named like a folder brings nothing of the folder along
-    views = {"model.bakery.stg_orders", "model.bakery.stg_users"}
-    assert given.pop(node) == "success"
-    assert set(given) <= views | {"runner"}
+    assert given[node] == "success"
+    # views are made again for whoever reads them; a model that is named like a folder brings nothing of it along
+    built = {uid for uid in given if uid.startswith(("model.", "seed."))}
+    assert built - {node} <= {"model.bakery.stg_orders", "model.bakery.stg_users"}
 
 
 def test_a_selection_of_it_is_its_own(bakery: Platform) -> None:
@@ -139,6 +136,14 @@ def test_a_selection_of_it_is_its_own(bakery: Platform) -> None:
     named = json.loads(printed.splitlines()[-1])
     assert {"model.bakery.revenue", "model.bakery.revenue_by_customer"} <= set(named)
     assert "model.bakery.people" not in named
+
+
+def test_an_image_has_the_parse_of_each_project(bakery: Platform) -> None:
+    bakery.busco("bake", str(bakery.home / "baked"), environment={"BUSCO_DBT_PROJECTS": "bakery"})
+    run = bakery.live().run
+    for baked, said in ({"BUSCO_BAKED_DIR": "baked"}, "parsed_by=image"), ({}, "parsed_by=dbt"):
+        command = ["dbt", "--project-dir", "bakery", "build", "--run", run, "--select", "countries"]
+        assert said in bakery.busco(*command, environment=baked)
 
 
 def test_R6_a_macro_of_a_package_is_part_of_what_a_table_is_made_from(bakery: Platform) -> None:
