@@ -158,19 +158,18 @@ class Settings(BaseSettings):
     @property
     def manifest_path(self) -> Path:
         """The dbt manifest from which Airflow's graph and the sources' contracts are read."""
-        return self._project_state / "manifest.json"
+        return self.project_part(self.state) / "manifest.json"
 
     @property
     def partial_parse_path(self) -> Path:
         """What dbt's last parse of the project left for the next."""
-        return self._project_state / "dbt" / "partial_parse.msgpack"
+        return self.project_part(self.state) / "dbt" / "partial_parse.msgpack"
 
-    @property
-    def _project_state(self) -> Path:
-        """What is kept of a dbt project: the default one's lies in the state folder itself."""
+    def project_part(self, folder: Path) -> Path:
+        """Where in a folder lies what is kept there of the dbt project: the default one's is the folder itself."""
         if self.dbt_project_dir == type(self).model_fields["dbt_project_dir"].default:
-            return self.state
-        return self.state / "projects" / quote(str(self.dbt_project_dir), safe="")
+            return folder
+        return folder / "projects" / quote(str(self.dbt_project_dir), safe="")
 
     def database(self, layer: str) -> str:
         """The Glue database of a layer, `busco_gold` for `gold`."""

@@ -26,7 +26,8 @@ from dbt.cli.main import dbtRunner, dbtRunnerResult
 from busco import output, refusals
 from busco.errors import BuscoError
 from busco.processes import clear_left_behind, own_name
-from busco.project import Project, all_contracts
+from busco.project import Project
+from busco.projects import all_contracts
 from busco.settings import Settings
 from busco.warehouse import baked, package
 from busco.warehouse.console import Console, Shown, shown_by
