@@ -88,7 +88,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def image(lab: Lab) -> Iterator[str]:
     """An image whose /tmp is a VOLUME, as ours is."""
-    tag = lab.image("VOLUME /tmp\nRUN mkdir /shared")
+    tag = lab.image("VOLUME /tmp\nRUN mkdir /shared && chown 1234 /shared")
     yield tag
     lab.docker.images.remove(tag, force=True)
 
@@ -207,13 +207,13 @@ def test_a_stopped_tasks_log_is_complete_and_its_lines_are_whole(lab: Lab) -> No
     code = """
 import sys
 long = 'é' * 30_000
-for n in range(5_000): print(f'line {n:05d} →')
+for n in range(40_000): print(f"line {n:05d} →")
 print(long)
 print('error', file=sys.stderr, end='', flush=True)
 print('last', end='')
 """
     task = lab.run({"command": ["python3", "-c", code]})
-    expected = [*(f"line {n:05d} →" for n in range(5_000)), "é" * 30_000, "error", "last"]
+    expected = [*(f"line {n:05d} →" for n in range(40_000)), "é" * 30_000, "error", "last"]
     found = lab.output(task["taskArn"])
     assert len(found) == len(expected)
     assert [line for line in found if line not in ("error", "last")] == expected[:-2]
