@@ -6,7 +6,7 @@ AIRFLOW := .venv/bin/python
 DBT := .venv-dbt/bin/python
 PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-deps
 
-.PHONY: help setup setup-dev demo ui down test test-stack test-long bench lint fmt lock clean check-tools
+.PHONY: help setup setup-dev demo ui down test test-stack image test-long bench lint fmt lock clean check-tools
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,17 +29,21 @@ check-tools:
 	@$(DBT) $(PIP) --no-build-isolation --editable .
 	@touch $@
 
+.venv-dbt/.stamp-local: requirements/local.txt .venv-dbt/.stamp-dbt
+	@$(DBT) $(PIP) --require-hashes -r requirements/local.txt
+	@touch $@
+
 .venv/.stamp-dev: requirements/dev-airflow.txt .venv/.stamp-airflow
 	@$(AIRFLOW) $(PIP) --require-hashes -r requirements/dev-airflow.txt
 	@touch $@
 
-.venv-dbt/.stamp-dev: requirements/dev-dbt.txt .venv-dbt/.stamp-dbt
+.venv-dbt/.stamp-dev: requirements/dev-dbt.txt .venv-dbt/.stamp-local
 	@echo "setting up the tools of tests and checks"
 	@$(DBT) $(PIP) --require-hashes -r requirements/dev-dbt.txt
 	@touch $@
 
 setup: ## make the two Python environments
-	@$(MAKE) --no-print-directory -j2 .venv/.stamp-airflow .venv-dbt/.stamp-dbt
+	@$(MAKE) --no-print-directory -j2 .venv/.stamp-airflow .venv-dbt/.stamp-local
 
 setup-dev: ## the same, and what tests and checks need
 	@$(MAKE) --no-print-directory -j2 .venv/.stamp-dev .venv-dbt/.stamp-dev
@@ -59,6 +63,9 @@ test: setup-dev ## unit, dbt and integration tests (no Docker, at most 15 minute
 test-stack: setup-dev ## tests with real containers (needs Docker)
 	@scripts/test_stack.sh
 
+image: ## build a runner's image, busco-dbt:<commit> and busco-dbt:local
+	@scripts/build_image.sh
+
 test-long: ## fault matrices and soak
 	@echo "test-long: 0 tests: nothing takes longer than make test yet"
 
@@ -72,7 +79,7 @@ fmt: setup-dev ## format Python and SQL
 	@$(DBT) -m ruff check --fix --quiet . ; $(DBT) -m ruff format .
 
 lock: setup-dev ## compile requirements/*.in
-	@cd requirements && for name in dbt airflow dev-dbt dev-airflow; do \
+	@cd requirements && for name in dbt local airflow dev-dbt dev-airflow; do \
 		../.venv-dbt/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-strip-extras \
 			--universal --python-version 3.11 $$name.in --output-file $$name.txt || exit 1; done
 

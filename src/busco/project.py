@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +17,20 @@ from typing import Any
 
 from busco.errors import BuscoError
 from busco.lake import types
+from busco.lake.audits import Audit
 from busco.lake.deliveries import TECHNICAL, Contract
 from busco.lake.objects import canonical_json
 from busco.lake.records import Column
-from busco.lake.releases import Audit
 
 # Changes with every parse, or with compiling: no part of what the project says.
 _VOLATILE = frozenset(
     {"created_at", "compiled", "compiled_code", "compiled_path", "extra_ctes", "extra_ctes_injected", "build_path"}
     | {"root_path", "contract_checksum", "relation_name", "injected_sql", "deferred", "defer_relation"}
 )
-_TABLE_KINDS = frozenset({"lake", "seed"})
-_ALLOWED = frozenset({"lake", "view", "ephemeral", "seed"})
+TABLE_KINDS = frozenset({"lake", "seed"})
+# the dbt package that the platform brings (busco.warehouse.package), and those that dbt and its adapter bring
+PLATFORM_PACKAGE = "busco_lake"
+PLATFORM_PACKAGES = frozenset({"dbt", "dbt_duckdb", PLATFORM_PACKAGE})
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Project:
         try:
             return cls(json.loads(path.read_text()))
         except FileNotFoundError as error:
-            raise BuscoError("the dbt project was never parsed here", "run: busco dbt parse") from error
+            raise BuscoError(
+                "the dbt project was never parsed here", "run: busco dbt parse (another one: --project-dir FOLDER)"
+            ) from error
         except ValueError as error:
             raise BuscoError(f"{path.name} is not a dbt manifest: {error}", "run: busco dbt parse") from error
 
@@ -76,7 +81,7 @@ class Project:
         return {
             table_name(node): unique_id
             for unique_id, node in self.nodes.items()
-            if node["resource_type"] in ("model", "seed") and node["config"]["materialized"] in _TABLE_KINDS
+            if node["resource_type"] in ("model", "seed") and node["config"]["materialized"] in TABLE_KINDS
         }
 
     def table_of(self, unique_id: str) -> str | None:
@@ -86,7 +91,7 @@ class Project:
         node = self.nodes.get(unique_id)
         if node is None or node["resource_type"] not in ("model", "seed"):
             return None
-        return table_name(node) if node["config"]["materialized"] in _TABLE_KINDS else None
+        return table_name(node) if node["config"]["materialized"] in TABLE_KINDS else None
 
     def parents(self, unique_id: str) -> frozenset[str]:
         """The tables that a node reads, through views and ephemerals (R6)."""
@@ -98,6 +103,10 @@ class Project:
             elif parent in self.nodes:
                 found |= self.parents(parent)
         return frozenset(found)
+
+    def size(self, unique_id: str) -> str:
+        """The size of a model's own ECS task (`meta: {ecs: large}`); '' where it has none of its own."""
+        return str(meta_of(self.node(unique_id)).get("ecs") or "")
 
     def views_above(self, unique_id: str) -> frozenset[str]:
         """The views that a node reads, directly or through views and ephemerals."""
@@ -125,8 +134,19 @@ class Project:
         return found
 
     def selector(self, unique_id: str) -> str:
-        """A selection (dbt's syntax) of exactly one node, by its fully qualified name."""
-        return "fqn:" + ".".join(self.node(unique_id)["fqn"])
+        """A selection (dbt's syntax) of exactly one node: by its fully qualified name and, where that is the beginning
+        of another's too (a folder named like a model, a test like a model), by what it is and its file."""
+        node = self.node(unique_id)
+        name = ".".join(node["fqn"])
+        if self._beginnings[name] < 2:
+            return f"fqn:{name}"
+        return f"fqn:{name},resource_type:{node['resource_type']},file:{Path(node['original_file_path']).name}"
+
+    @cached_property
+    def _beginnings(self) -> Counter[str]:
+        """How many nodes' fully qualified names begin with a name."""
+        names = [node["fqn"] for node in self.nodes.values()]
+        return Counter(".".join(name[:length]) for name in names for length in range(1, len(name) + 1))
 
     def columns(self, unique_id: str) -> tuple[Column, ...]:
         """A node's columns as its YAML says them, with a source's technical ones; empty where no types are said."""
@@ -245,7 +265,8 @@ class Project:
         """How a DAG's documentation names the graph that it was made from: a hash of the nodes and their parents,
         whatever the models' SQL says."""
         said = {
-            uid: [sorted(node["depends_on"]["nodes"]), node["config"].get("materialized")]
+            # a seed depends on nothing
+            uid: [sorted(node["depends_on"].get("nodes", [])), node["config"].get("materialized")]
             for uid, node in self.nodes.items()
         }
         return f"Graph `{hashlib.sha256(canonical_json(said)).hexdigest()[:12]}`"
@@ -273,7 +294,8 @@ class Project:
         return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
 
     def _macros(self, node: Mapping[str, Any]) -> dict[str, str]:
-        """The SQL of all macros of the project that a node uses, directly or not; dbt's own go with its version."""
+        """The SQL of all macros of the project and its packages that a node uses, directly or not; dbt's own and the
+        platform's go with their versions."""
         macros = self.manifest["macros"]
         found: dict[str, str] = {}
         waiting = list(node.get("depends_on", {}).get("macros", []))
@@ -281,51 +303,15 @@ class Project:
             uid = waiting.pop()
             if uid in found or uid not in macros:
                 continue
-            found[uid] = macros[uid]["macro_sql"] if macros[uid]["package_name"] == self.name else ""
+            own = macros[uid]["package_name"] not in PLATFORM_PACKAGES
+            found[uid] = macros[uid]["macro_sql"] if own else ""
             waiting += macros[uid].get("depends_on", {}).get("macros", [])
-            if macros[uid]["package_name"] == self.name:
+            if own:
                 # a dispatched macro's implementations are found by name only when it runs
                 stem = macros[uid]["name"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"duckdb__{stem}"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"default__{stem}"]
         return {uid: sql for uid, sql in sorted(found.items()) if sql}
-
-    # -- what is refused at parse -----------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Refuses what the lake can't keep its promises for.
-
-        Raises:
-            BuscoError: with every model in question and the way to write it.
-        """
-        problems = [f"{node['original_file_path']}: {text}" for node, text in self._problems()]
-        if problems:
-            raise BuscoError("the dbt project has models that the lake refuses:\n    " + "\n    ".join(problems))
-
-    def _problems(self) -> Iterator[tuple[Mapping[str, Any], str]]:
-        seen: dict[str, str] = {}
-        for uid, node in self.nodes.items():
-            kind = node["resource_type"]
-            if kind == "snapshot":
-                yield node, "snapshots are not supported; write a model of materialization lake over the history"
-            if kind not in ("model", "seed"):
-                continue
-            materialized = node["config"]["materialized"]
-            if node.get("language", "sql") != "sql":
-                yield node, "Python models are refused; write it in SQL"
-                continue
-            if materialized not in _ALLOWED:
-                yield node, f"materialization {materialized} is refused; write materialized='lake' (or view, ephemeral)"
-                continue
-            if "macro.dbt.is_incremental" in node.get("depends_on", {}).get("macros", []):
-                yield node, "is_incremental() is always false for lake models; leave it out: they are rebuilt whole"
-            if materialized in _TABLE_KINDS and (other := seen.setdefault(table_name(node), uid)) != uid:
-                yield node, f"{other} makes the table {table_name(node)} too; give one of them an alias"
-            said = {"original_file_path": (node.get("patch_path") or "").split("://")[-1] or node["original_file_path"]}
-            yield from ((said, text) for text in (*_constraint_problems(node), *_type_problems(node)))
-        for source in self.sources.values():
-            if table_name(source).split(".")[0] != "bronze":
-                yield source, f"source schema {source['schema']} is refused; ingest writes bronze only"
 
 
 def table_name(node: Mapping[str, Any]) -> str:
@@ -349,24 +335,6 @@ def not_null_columns(node: Mapping[str, Any]) -> frozenset[str]:
         if constraint["type"] == "not_null":
             found |= set(constraint.get("columns") or [])
     return frozenset(found)
-
-
-def _constraint_problems(node: Mapping[str, Any]) -> Iterator[str]:
-    constraints = [*(node.get("constraints") or [])]
-    for column in node.get("columns", {}).values():
-        constraints += column.get("constraints") or []
-    others = sorted({str(c["type"]) for c in constraints if c["type"] != "not_null"})
-    if others:
-        yield f"constraints {', '.join(others)} can't be enforced on files; write dbt tests instead (not_null can)"
-
-
-def _type_problems(node: Mapping[str, Any]) -> Iterator[str]:
-    for name, column in node.get("columns", {}).items():
-        if column.get("data_type") and node["config"]["materialized"] in _TABLE_KINDS:
-            try:
-                types.parse(column["data_type"], name)
-            except BuscoError as error:
-                yield str(error).replace("\n  → ", "; ")
 
 
 def _contract(project: Project, uid: str, source: Mapping[str, Any]) -> Contract:

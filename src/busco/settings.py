@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from platform import machine
 from typing import Literal
+from urllib.parse import quote
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from busco.errors import BuscoError
@@ -29,6 +31,11 @@ def _home() -> Path:
             if (folder / "dbt_project" / "dbt_project.yml").is_file():
                 return folder
     raise BuscoError("cannot find the project (no dbt_project/ here or above)", "set BUSCO_HOME to its folder")
+
+
+def _cpu_architecture() -> Literal["X86_64", "ARM64"]:
+    """This machine's processor architecture in ECS's words."""
+    return "ARM64" if machine().lower() in ("arm64", "aarch64") else "X86_64"
 
 
 class Settings(BaseSettings):
@@ -55,18 +62,35 @@ class Settings(BaseSettings):
         "an ECS task for each model",
     )
     region: str = Field(default="us-east-1", description="AWS region")
-    endpoint_url: str | None = Field(default=None, description="AWS endpoint, where it isn't AWS's own")
+    endpoint_url: str | None = Field(
+        default=None,
+        # the SDKs' own variable, for an ECS task is given that one
+        validation_alias=AliasChoices("BUSCO_ENDPOINT_URL", "AWS_ENDPOINT_URL"),
+        description="AWS endpoint, where it isn't AWS's own",
+    )
     lake_bucket: str = Field(default="", description="bucket of the lake: tables and records")
     landing_bucket: str = Field(default="", description="bucket where producers leave raw files")
     logs_bucket: str = Field(default="", description="bucket of task logs and query results")
     glue_prefix: str = Field(default="busco_", description="Glue database = this prefix + layer")
     athena_workgroup: str = Field(default="busco", description="Athena workgroup of `busco query`")
     dbt_project_dir: Path = Field(default=Path("dbt_project"), description="the dbt project, below home")
+    dbt_projects: str = Field(
+        default="", description="further dbt projects of the same lake: their folders, with commas between them"
+    )
+    baked_dir: Path | None = Field(
+        default=None, description="where an image has the parse of its project (`busco bake`), empty: there is none"
+    )
     dbt_threads: int = Field(default=4, ge=1, le=64, description="models that one runner builds at once")
     duckdb_memory_limit: str = Field(
         default="",
         pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb]|\d+(\.\d+)? ?%)?$",
-        description="DuckDB's memory limit (`4GB`, `60%`), empty: DuckDB's own default",
+        description="DuckDB's memory limit (`4GB`, `60%`), empty: a share of the container's, DuckDB's own default "
+        "where it has none",
+    )
+    duckdb_spill_limit: str = Field(
+        default="",
+        pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb])?$",
+        description="how much DuckDB may spill to the disk (`50GB`), empty: most of what is free where it spills",
     )
     runner_restarts: int = Field(default=3, ge=0, description="how often a run's lost shared runner is replaced")
     max_local_runners: int = Field(
@@ -80,10 +104,16 @@ class Settings(BaseSettings):
     ecs_task_definition_medium: str = Field(default="busco-dbt-medium", description="task definition: family or ARN")
     ecs_task_definition_large: str = Field(default="busco-dbt-large", description="task definition: family or ARN")
     ecs_container: str = Field(default="dbt", description="the container of these task definitions that runs busco")
+    ecs_cpu_architecture: Literal["X86_64", "ARM64"] = Field(
+        default_factory=_cpu_architecture,
+        description="processor architecture that dbt's image was built for; this machine's if not said",
+    )
+    dbt_image: str = Field(default="busco-dbt:local", description="image that the local AWS's task definitions run")
     ecs_size: Size = Field(default="medium", description="size of a run's shared runner, and of models without one")
     ecs_launch_type: Literal["FARGATE", "EC2"] = Field(default="FARGATE", description="ECS launch type")
     ecs_capacity_provider: str = Field(
-        default="", description="capacity provider in place of the launch type: FARGATE_SPOT for what may be interrupted"
+        default="",
+        description="capacity provider in place of the launch type: FARGATE_SPOT for what may be interrupted",
     )
     ecs_platform_version: str = Field(default="", description="Fargate platform version, empty: ECS's default")
     ecs_subnets: str = Field(default="", description="subnets of the tasks, with commas between them")
@@ -107,10 +137,39 @@ class Settings(BaseSettings):
     def dbt_project(self) -> Path:
         return self.below_home(self.dbt_project_dir)
 
+    def of_project(self, folder: Path | str | None) -> Settings:
+        """These settings for a process that works on another dbt project; the same where `folder` is empty.
+
+        Args:
+            folder: absolute, or below home.
+        """
+        if not folder:
+            return self
+        path = Path(os.path.normpath(self.below_home(Path(folder))))
+        inside = path.is_relative_to(self.home)
+        return self.model_copy(update={"dbt_project_dir": path.relative_to(self.home) if inside else path})
+
+    def of_all_projects(self) -> list[Settings]:
+        """These settings for each dbt project of the platform, its own first."""
+        folders = [folder.strip() for folder in self.dbt_projects.split(",") if folder.strip()]
+        found = {one.dbt_project: one for one in (self.of_project(self.dbt_project), *map(self.of_project, folders))}
+        return list(found.values())
+
     @property
     def manifest_path(self) -> Path:
         """The dbt manifest from which Airflow's graph and the sources' contracts are read."""
-        return self.state / "manifest.json"
+        return self.project_part(self.state) / "manifest.json"
+
+    @property
+    def partial_parse_path(self) -> Path:
+        """What dbt's last parse of the project left for the next."""
+        return self.project_part(self.state) / "dbt" / "partial_parse.msgpack"
+
+    def project_part(self, folder: Path) -> Path:
+        """Where in a folder lies what is kept there of the dbt project: the default one's is the folder itself."""
+        if self.dbt_project_dir == type(self).model_fields["dbt_project_dir"].default:
+            return folder
+        return folder / "projects" / quote(str(self.dbt_project_dir), safe="")
 
     def database(self, layer: str) -> str:
         """The Glue database of a layer, `busco_gold` for `gold`."""

@@ -22,9 +22,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     """A running platform with files ingested, nothing built."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(ROOT / "tests/projects/mini/dbt_project", home / "dbt_project")
-    shutil.copytree(ROOT / "dbt_project/macros/materializations", home / "dbt_project/macros/materializations")
-    shutil.copyfile(ROOT / "dbt_project/profiles.yml", home / "dbt_project/profiles.yml")
-    (home / "dags").symlink_to(ROOT / "dags")
+    shutil.copytree(ROOT / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     (home / "plugins").mkdir()
     (home / "deploy").symlink_to(ROOT / "deploy")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}

@@ -57,6 +57,9 @@ def busco(live: Platform, capfd: pytest.CaptureFixture[str]) -> Command:
 
 
 def interrupt_when(moment: threading.Event) -> None:
+    # a script's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def kill() -> None:
         assert moment.wait(60)
         os.kill(os.getpid(), signal.SIGINT)

@@ -20,10 +20,11 @@ import psutil
 import pytest
 from own_aws import ROOT, Server, quiet, settings_of, started
 
-from busco.embedded import athena_iceberg, aws, processes
+from busco.embedded import athena_iceberg, aws, processes, stacks
 from busco.errors import BuscoError
 from busco.lake.engine import extension_file
 
+LAKE_TEMPLATE = stacks.TEMPLATES[stacks.LAKE]
 BUCKETS = ("BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET", "BUSCO_LOGS_BUCKET")
 NOWHERE = "http://127.0.0.1:9"
 """A proxy that nobody serves (port 9 is `discard`), so that what goes through it fails."""
@@ -178,12 +179,12 @@ def test_a_stopped_one_says_how_to_start_it(state: Path) -> None:
 # the template ----------------------------------------------------------------------------------------------------
 
 
-def test_the_template_deploys_as_it_is_and_again_without_a_change(server: Server) -> None:
+@pytest.mark.parametrize("stack", stacks.TEMPLATES)
+def test_a_template_deploys_as_it_is_and_again_without_a_change(server: Server, stack: str) -> None:
     cloudformation = server.client("cloudformation")
-    template = (ROOT / aws.TEMPLATE).read_text()
-    before = cloudformation.describe_stack_resources(StackName=aws.STACK)["StackResources"]
-    aws.deploy(cloudformation, aws.STACK, template, {})
-    after = cloudformation.describe_stack_resources(StackName=aws.STACK)["StackResources"]
+    before = cloudformation.describe_stack_resources(StackName=stack)["StackResources"]
+    stacks.deploy_all(cloudformation, stacks.of_settings(server.settings))
+    after = cloudformation.describe_stack_resources(StackName=stack)["StackResources"]
     assert [one["PhysicalResourceId"] for one in before] == [one["PhysicalResourceId"] for one in after]
     assert {one["ResourceStatus"] for one in after} <= {"CREATE_COMPLETE", "UPDATE_COMPLETE"}
 
@@ -201,7 +202,7 @@ def test_the_buckets_are_private_and_refuse_plain_http(server: Server) -> None:
 
 # The emulator's CloudFormation sets neither encryption nor ownership nor lifecycle, so the template itself is read.
 def test_the_template_encrypts_owns_cleans_up_and_keeps_its_buckets() -> None:
-    resources = cfnlint.decode.cfn_yaml.load(str(ROOT / aws.TEMPLATE))["Resources"]
+    resources = cfnlint.decode.cfn_yaml.load(str(ROOT / LAKE_TEMPLATE))["Resources"]
     buckets = {name: one for name, one in resources.items() if one["Type"] == "AWS::S3::Bucket"}
     assert set(buckets) == {"LakeBucket", "LandingBucket", "LogsBucket"}
     for bucket in buckets.values():
@@ -230,9 +231,11 @@ def test_the_workgroup_decides_where_results_go_and_how_much_is_read(server: Ser
 
 
 def with_template(tmp_path: Path, change: Callable[[str], str]) -> Path:
-    path = tmp_path / "home" / aws.TEMPLATE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(change((ROOT / aws.TEMPLATE).read_text()))
+    for template in stacks.TEMPLATES.values():
+        path = tmp_path / "home" / template
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = (ROOT / template).read_text()
+        path.write_text(change(text) if template == LAKE_TEMPLATE else text)
     return tmp_path / "home"
 
 

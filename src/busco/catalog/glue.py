@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from botocore.exceptions import ClientError
 
@@ -15,7 +17,7 @@ from busco.lake.layout import EnvironmentLayout, split_table
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Current, Release, Version
 from busco.lake.releases import Live, read_live
-from busco.project import Project
+from busco.project import Project, table_name
 
 # AWS Glue API reference: column comments have at most 255 characters, descriptions 2,048.
 _COMMENT, _DESCRIPTION = 255, 2048
@@ -83,9 +85,9 @@ class _Sync:
 
     def run(self, layers: tuple[str, ...]) -> Shown:
         release = self.live.release
-        project = self._project(release)
+        projects = self._projects(release)
         for table in sorted(release.tables):
-            self._switch(release.tables[table], release, project)
+            self._switch(release.tables[table], release, projects)
         for layer in layers:
             self._delete_others(layer, release)
         self._show_docs(release)
@@ -93,20 +95,25 @@ class _Sync:
         done = {kind: tuple(names) for kind, names in self.done.items()}
         return Shown(release=release.release, **done)
 
-    def _project(self, release: Release) -> Project | None:
-        stored = self.store.get(f"{release.docs}manifest.json") if release.docs else None
-        return Project(json.loads(stored.body)) if stored else None
+    def _projects(self, release: Release) -> dict[str, Project]:
+        """The dbt projects that describe the release's tables, by name."""
+        manifests = {
+            name: stored
+            for name, prefix in release.docs_by_project().items()
+            if (stored := self.store.get(f"{prefix}manifest.json")) is not None
+        }
+        return {name: Project(json.loads(stored.body)) for name, stored in manifests.items()}
 
     def _still_live(self) -> None:
         now = self.store.read(self.environment.current, Current)
         if now is None or now.release != self.live.current.release:
             raise _MovedOn
 
-    def _switch(self, version: Version, release: Release, project: Project | None) -> None:
+    def _switch(self, version: Version, release: Release, projects: Mapping[str, Project]) -> None:
         """One table: GetTable, current.json, UpdateTable with that VersionId, from the start on a conflict (G1)."""
         layer, name = split_table(version.table)
         database = self.database_of(layer)
-        wanted = self._input(version, release, project)
+        wanted = self._input(version, release, projects)
         while True:
             found = self._get(database, name)
             if found and _same(found, wanted):
@@ -159,19 +166,26 @@ class _Sync:
                 self.done["deleted"].append(f"{database}.{table['Name']}")
 
     def _show_docs(self, release: Release) -> None:
-        page = self.store.get(f"{release.docs}index.html") if release.docs else None
-        shown = self.store.get("docs/index.html")
-        if page is not None and (shown is None or shown.body != page.body):
-            self._still_live()
-            self.store.put("docs/index.html", page.body, "text/html; charset=utf-8")
+        """One project's page is `docs/index.html`; of several each has its own, and that one leads to them."""
+        pages = {
+            name: stored.body
+            for name, prefix in sorted(release.docs_by_project().items())
+            if (stored := self.store.get(f"{prefix}index.html")) is not None
+        }
+        if len(pages) > 1:
+            for name, page in pages.items():
+                self._show_page(f"docs/projects/{name}.html", page)
+        if pages:
+            self._show_page("docs/index.html", _contents(pages) if len(pages) > 1 else next(iter(pages.values())))
 
-    def _input(self, version: Version, release: Release, project: Project | None) -> dict[str, Any]:
-        node: Mapping[str, Any] = {}
-        if project is not None and version.unique_id:
-            try:
-                node = project.node(version.unique_id)
-            except KeyError:
-                node = {}
+    def _show_page(self, key: str, page: bytes) -> None:
+        shown = self.store.get(key)
+        if shown is None or shown.body != page:
+            self._still_live()
+            self.store.put(key, page, "text/html; charset=utf-8")
+
+    def _input(self, version: Version, release: Release, projects: Mapping[str, Project]) -> dict[str, Any]:
+        node = _said(version, projects)
         comments = {name: column.get("description", "") for name, column in node.get("columns", {}).items()}
         columns = []
         for column in version.columns:
@@ -206,6 +220,29 @@ class _Sync:
                 "SerdeInfo": {"SerializationLibrary": "org.apache.hadoop.hive.serde2.lazy.LazySimpleSerDe"},
             },
         }
+
+
+def _said(version: Version, projects: Mapping[str, Project]) -> Mapping[str, Any]:
+    """What a table's own dbt project says of it; of a bronze table, what one says that reads it."""
+    own = [projects[version.project]] if version.project in projects else list(projects.values())
+    for project in own:
+        for uid in (version.unique_id, *project.sources):
+            try:
+                if table_name(project.node(uid)) == version.table:
+                    return project.node(uid)
+            except KeyError:
+                continue
+    return {}
+
+
+def _contents(names: Iterable[str]) -> bytes:
+    """A page that leads to the docs of each project."""
+    listed = "".join(f'<li><a href="projects/{quote(name)}.html">{escape(name)}</a></li>' for name in names)
+    title = "dbt projects of this lake"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
+        f"<body><h1>{title}</h1><ul>{listed}</ul></body></html>"
+    ).encode()
 
 
 def _same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import GOOD, utc_now
 from busco.lake.runs import open_run
 from busco.output import console, printable, result, say, table
-from busco.settings import get_settings
+from busco.settings import Settings, get_settings, require_project
 
 _FORMS = click.Choice(["table", "csv", "json"])
+_FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.command("sample")
@@ -47,10 +49,11 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
     row that does not fit its types goes to quarantine. Exit status 1 if a file was refused.
     """
     from busco.ingest.ingest import ingest
-    from busco.warehouse.dbt import ensure_manifest
+    from busco.projects import all_contracts
+    from busco.warehouse.dbt import ensure_manifests
 
     settings, store, _ = lake()
-    project = ensure_manifest(settings)
+    contracts = all_contracts(ensure_manifests(settings))
     with Progress(
         TextColumn("ingesting"),
         BarColumn(),
@@ -65,7 +68,7 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
             task = bar.add_task("", total=total)
             return lambda done: bar.advance(task, done)
 
-        report = ingest(settings, store, project.contracts, list(paths), table_name, started)
+        report = ingest(settings, store, contracts, list(paths), table_name, started)
     rows = [
         (
             printable(one.file.name),
@@ -92,16 +95,18 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
 @click.command(
     "dbt", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 )
+@click.option("--project-dir", type=_FOLDER)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def dbt_command(arguments: tuple[str, ...]) -> int:
+def dbt_command(project_dir: Path | None, arguments: tuple[str, ...]) -> int:
     """dbt on the lake."""
+    _work_on(project_dir)
     if not arguments or arguments[0] in ("-h", "--help"):
         click.echo(_DBT_HELP)
     elif arguments[0] == "build":
         status = build_command.main(args=list(arguments[1:]), prog_name="busco dbt build", standalone_mode=False)
         return int(status or 0)
     elif arguments[0] == "parse":
-        _parse()
+        _parse([get_settings()] if project_dir else get_settings().of_all_projects())
     elif arguments[0] in ("run", "test", "seed", "snapshot", "clone", "run-operation", "retry"):
         raise BuscoError(
             f"busco dbt {arguments[0]} is not a thing: models are built and tested in a run", "use: busco dbt build"
@@ -111,10 +116,10 @@ def dbt_command(arguments: tuple[str, ...]) -> int:
     return 0
 
 
-_DBT_HELP = """Usage: busco dbt COMMAND …
+_DBT_HELP = """Usage: busco dbt [--project-dir FOLDER] COMMAND …
 
   build   build and test models in a run of its own (busco dbt build --help)
-  parse   parse the project, and give Airflow its graph
+  parse   parse the project, and give Airflow its graph; without --project-dir those of BUSCO_DBT_PROJECTS too
   ls, compile, show, docs, debug, …   dbt's own, on the live release, read only
 """
 
@@ -135,6 +140,8 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
     from busco.warehouse.runner import work
 
     settings, store, environment = lake()
+    if run_key is not None:
+        settings = settings.of_project(open_run(store, environment, run_key).pin.project_dir)
     nodes: list[str] | None = None
     with opened(settings) as dbt:
         project = dbt.parse()
@@ -155,6 +162,9 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
             nodes=nodes,
             full_refresh=full_refresh,
             code_version=code_version(settings),
+            project=project.name,
+            project_dir=str(settings.dbt_project_dir),
+            tables=project.tables,
         )
     tell(f"run {key}")
     outcome = work(settings, key, nodes=nodes if run_key else None, rebuild=run_key is not None)
@@ -188,14 +198,32 @@ def _live_tables(store: ObjectStore, environment: EnvironmentLayout) -> frozense
     return frozenset(live.release.tables if live else ())
 
 
-def _parse() -> None:
+def _work_on(project_dir: Path | None) -> None:
+    """Makes this process, and those that it starts, work on another dbt project than the platform's own.
+
+    Raises:
+        BuscoError: the folder has none.
+    """
+    if project_dir is not None:
+        os.environ["BUSCO_DBT_PROJECT_DIR"] = str(get_settings().of_project(project_dir.absolute()).dbt_project_dir)
+        get_settings.cache_clear()
+        require_project(get_settings())
+
+
+def _parse(projects: list[Settings]) -> None:
+    from busco.projects import all_contracts
     from busco.warehouse.dbt import opened, write_manifest
 
-    settings = get_settings()
-    with opened(settings) as dbt:
-        project = dbt.parse()
-    write_manifest(settings, project)
-    click.echo(f"parsed {len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources")
+    parsed = []
+    for settings in projects:
+        with opened(settings) as dbt:
+            project = dbt.parse()
+        counts = f"{len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources"
+        click.echo(f"parsed {counts}" + (f" of {project.name}" if len(projects) > 1 else ""))
+        parsed.append(project)
+    all_contracts(parsed)
+    for settings, project in zip(projects, parsed, strict=True):
+        write_manifest(settings, project)
 
 
 def _pass_on(arguments: list[str]) -> None:
@@ -207,12 +235,17 @@ def _pass_on(arguments: list[str]) -> None:
 
     from busco.warehouse import plugin
     from busco.warehouse.dbt import opened, options_of
+    from busco.warehouse.redact import Redactor
     from busco.warehouse.session import Session
 
     options = options_of(arguments)
     if options is None:
         raise click.UsageError(
             f"dbt has no command {' '.join(arguments)!r}, or it wants another word; see: busco dbt --help"
+        )
+    if loud := [word for word in arguments if word in ("-d", "--debug") or word.startswith("--log-format")]:
+        raise click.UsageError(
+            f"{loud[0]} would show values of pii columns: dbt's log is printed as text, from info up"
         )
     settings = get_settings()
     with opened(settings) as dbt:
@@ -223,6 +256,7 @@ def _pass_on(arguments: list[str]) -> None:
                 _, store, environment = lake()
                 live = releases.read_live(store, environment)
                 base = live.release if live else None
+            dbt.redactor = Redactor(project, typed=arguments)
             plugin.activate(Session(settings, project, store, None, base))
         outcome = dbt.invoke(arguments)
         if arguments[0] in ("docs", "compile", "show", "source"):
@@ -230,7 +264,7 @@ def _pass_on(arguments: list[str]) -> None:
     if isinstance(outcome.exception, DbtUsageException):
         raise click.UsageError(f"dbt: {outcome.exception}")
     if outcome.exception is not None:
-        raise BuscoError(f"dbt: {outcome.exception}")
+        raise BuscoError(f"dbt: {dbt.reason(outcome)}")
     if not outcome.success:
         raise SystemExit(1)
 
@@ -277,29 +311,44 @@ def query_command(sql: str, engine: str | None, form: str, release_id: str | Non
 @click.command("runner")
 @click.option("--run", "run_key", required=True)
 @click.option("--epoch", type=int, required=True)
-@click.option("--node", "nodes", multiple=True, help="for one task: its nodes' unique ids")
-@click.option("--task", default="", help="the task that it is started for")
-@click.option("--attempt", default=0, help="that task's try")
-@click.option("--rebuild", is_flag=True, help="build even what could be kept")
+@click.option("--order", required=True, help="the name of the order that says what to do")
+@click.option("--generation", type=int, required=True, help="the order's number under that name")
 @click.option("--log", default="", help="where its output goes")
-def runner_command(
-    run_key: str, epoch: int, nodes: tuple[str, ...], task: str, attempt: int, rebuild: bool, log: str
-) -> int:
-    """One runner of a run: what has no result yet, or the nodes named."""
-    from busco.warehouse.runner import work
+def runner_command(run_key: str, epoch: int, order: str, generation: int, log: str) -> int:
+    """One runner of a run: does what it was ordered for."""
+    from busco.lake.runs import open_run
+    from busco.warehouse.runner import open_store, serve
 
-    outcome = work(get_settings(), run_key, epoch, list(nodes) or None, task, attempt, rebuild, log)
+    settings = get_settings()
+    run = open_run(*open_store(settings), run_key, epoch)
+    outcome = serve(settings, run, run.order(order, generation), log)
     return 0 if outcome is None or all(status in GOOD for status in outcome.statuses.values()) else 1
 
 
 @click.command("select")
+@click.option("--project-dir", type=_FOLDER)
 @click.argument("selection")
-def select_command(selection: str) -> None:
+def select_command(project_dir: Path | None, selection: str) -> None:
     """The nodes that a selection (dbt's syntax) names, as a JSON list on the last line."""
     from busco.warehouse.dbt import opened
 
+    _work_on(project_dir)
     settings = get_settings()
     built = _live_tables(*lake()[1:]) if settings.lake_bucket else None
     with opened(settings) as dbt:
         dbt.parse()
         click.echo(json.dumps(dbt.select(selection, built=built)))
+
+
+@click.command("bake")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def bake_command(folder: Path) -> None:
+    """Parses the projects into a folder of an image, whose processes get it as BUSCO_BAKED_DIR and parse nothing."""
+    from busco.warehouse.dbt import opened
+
+    for settings in get_settings().of_all_projects():
+        # from nothing, also in an image that is made from one which has a parse
+        with opened(settings.model_copy(update={"baked_dir": None})) as dbt:
+            whole = dbt.bake(folder)
+        said = "" if whole else ", for dbt to begin with: the project reads the environment (env_var)"
+        click.echo(f"parsed for an image{said}: {settings.project_part(folder)}")

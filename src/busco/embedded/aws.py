@@ -1,8 +1,7 @@
-"""The local AWS: one background process per state folder, its stack deployed, its variables in a file."""
+"""The local AWS: one background process per state folder, its stacks deployed, its variables in a file."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import itertools
 import json
@@ -16,22 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import botocore.exceptions
 import botocore.session
 from botocore.config import Config
 
-from busco.embedded import docker_engine, processes
+from busco.embedded import docker_engine, processes, stacks
 from busco.embedded.local_aws_server import IDENTITY_PATH, lake_folder
 from busco.errors import BuscoError
 from busco.settings import Settings, get_settings, read_env_file
 
 NAME = "aws"
-STACK = "busco-lake"
 DEFAULT_LAKE = "sample"
-TEMPLATE = Path("deploy/aws/lake.yaml")
 CREDENTIAL = "busco-local"  # key and secret: the local AWS checks neither
 START_LIMIT = 60.0
-DEPLOY_LIMIT = 60.0
 
 Say = Callable[[str], None]
 
@@ -43,14 +38,14 @@ def up(
     after_start: Callable[[], None] | None = None,
     docker: bool | None = None,
 ) -> str:
-    """Starts the local AWS if it isn't running, deploys its stack if that is not as the template says, and writes
-    `<state>/aws.env`.
+    """Starts the local AWS if it isn't running, deploys its stacks if they are not as the templates say, and
+    writes `<state>/aws.env`.
 
     Safe to run twice, at once, and after a kill at any point. This process's environment gets the variables too, and
     `get_settings` reads them anew, so that clients made from now on, by `after_start` too, find the local AWS.
 
     Args:
-        settings: says where the state and the template are, and the names to deploy.
+        settings: says where the state and the templates are, and the names to deploy.
         say: gets a line for each thing done.
         lake: which local lake's S3 to serve, `<state>/lakes/<lake>/`; None is the last one, at first `sample`.
             Where another one is being served, the local AWS restarts with this one, on the same port.
@@ -63,7 +58,7 @@ def up(
         The endpoint, `http://127.0.0.1:<port>`.
 
     Raises:
-        BuscoError: it did not start, a resource of the stack failed, or Docker can't be reached, with the reason.
+        BuscoError: it did not start, a resource of a stack failed, or Docker can't be reached, with the reason.
     """
     state = settings.state.resolve()
     with processes.locked(state, f"{NAME}-up"):
@@ -72,11 +67,11 @@ def up(
         engine = docker_engine.wanted(state, docker, settings.execution)
         process, endpoint = _started(settings, state, served, engine, say)
         docker_engine.remember(state, engine, docker)
-        template = _template(settings)
+        wanted = stacks.of_settings(settings)
         completed = {
             "pid": process.pid,
             "started": process.started,
-            "template": hashlib.sha256(json.dumps([template, _parameters(settings)]).encode()).hexdigest(),
+            "template": stacks.digest(wanted),
         }
         marker = state / "run" / f"{NAME}.completed.json"
         before = _read_json(marker)
@@ -85,8 +80,9 @@ def up(
             _use(_variables(settings))
             return endpoint
         began = time.monotonic()
-        outputs = deploy(client("cloudformation", endpoint, settings.region), STACK, template, _parameters(settings))
-        say(f"deployed {TEMPLATE} in {time.monotonic() - began:.1f} s")
+        outputs = stacks.deploy_all(client("cloudformation", endpoint, settings.region), wanted)
+        names = " and ".join(str(stack.path) for stack in wanted)
+        say(f"deployed {names} in {time.monotonic() - began:.1f} s")
         variables = _variables_of(endpoint, settings.region, outputs)
         _write(state / "aws.env", "".join(f"{name}={value}\n" for name, value in variables.items()))
         _use(variables)
@@ -123,6 +119,7 @@ def status(settings: Settings) -> list[tuple[str, str]]:
         ("landing bucket", variables["BUSCO_LANDING_BUCKET"]),
         ("logs bucket", variables["BUSCO_LOGS_BUCKET"]),
         ("Athena workgroup", variables["BUSCO_ATHENA_WORKGROUP"]),
+        ("ECS cluster", variables["BUSCO_ECS_CLUSTER"]),
         ("log", process.log),
     ]
 
@@ -154,45 +151,6 @@ def client(service: str, endpoint: str, region: str) -> Any:
     session = boto3.session.Session(CREDENTIAL, CREDENTIAL, region_name=region, botocore_session=unprofiled)
     config = Config(proxies={}, s3={"addressing_style": "path"}, retries={"max_attempts": 3})
     return session.client(service, endpoint_url=endpoint, config=config)  # type: ignore[call-overload]
-
-
-def deploy(cloudformation: Any, stack: str, template: str, parameters: Mapping[str, str]) -> dict[str, str]:
-    """Creates or updates a stack and waits for it.
-
-    Returns:
-        The stack's outputs.
-
-    Raises:
-        BuscoError: a resource failed; with its name and the reason.
-    """
-    found = _describe(cloudformation, stack)
-    if found is not None and found["StackStatus"] in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED"):
-        # The first deployment failed: such a stack can only be deleted. Its buckets stay.
-        cloudformation.delete_stack(StackName=stack)
-        _settled(cloudformation, stack)
-        found = None
-    request = {
-        "StackName": stack,
-        "TemplateBody": template,
-        "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
-        "Capabilities": ["CAPABILITY_NAMED_IAM"],
-    }
-    good = {"CREATE_COMPLETE", "UPDATE_COMPLETE"}
-    try:
-        if found is None:
-            cloudformation.create_stack(**request)
-        else:
-            cloudformation.update_stack(**request)
-    except botocore.exceptions.ClientError as error:
-        if "No updates are to be performed" not in str(error):
-            raise BuscoError(f"stack {stack}: {error}", f"mend {TEMPLATE}") from error
-        # An update that failed was rolled back to this very template.
-        good.add("UPDATE_ROLLBACK_COMPLETE")
-    settled = _settled(cloudformation, stack)
-    if settled is None or settled["StackStatus"] not in good:
-        now = settled["StackStatus"] if settled else "gone"
-        raise BuscoError(f"stack {stack} is {now}\n{_failures(cloudformation, stack)}", f"mend {TEMPLATE}")
-    return {output["OutputKey"]: output["OutputValue"] for output in settled.get("Outputs", [])}
 
 
 def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) -> tuple[processes.Process, str]:
@@ -256,17 +214,6 @@ def _arguments(process: processes.Process) -> dict[str, str]:
     return dict(itertools.pairwise(words))
 
 
-def _template(settings: Settings) -> str:
-    path = settings.home / TEMPLATE
-    if not path.is_file():
-        raise BuscoError(f"{path} is missing", "restore it from the repository")
-    return path.read_text()
-
-
-def _parameters(settings: Settings) -> dict[str, str]:
-    return {"GluePrefix": settings.glue_prefix, "WorkgroupName": settings.athena_workgroup}
-
-
 def _variables_of(endpoint: str, region: str, outputs: Mapping[str, str]) -> dict[str, str]:
     around = ",".join(dict.fromkeys(["127.0.0.1", "localhost", *_no_proxy()]))
     return {
@@ -281,6 +228,12 @@ def _variables_of(endpoint: str, region: str, outputs: Mapping[str, str]) -> dic
         "BUSCO_LANDING_BUCKET": outputs["LandingBucket"],
         "BUSCO_LOGS_BUCKET": outputs["LogsBucket"],
         "BUSCO_ATHENA_WORKGROUP": outputs["Workgroup"],
+        "BUSCO_ECS_CLUSTER": outputs["Cluster"],
+        "BUSCO_ECS_TASK_DEFINITION_SMALL": outputs["TaskDefinitionSmall"],
+        "BUSCO_ECS_TASK_DEFINITION_MEDIUM": outputs["TaskDefinitionMedium"],
+        "BUSCO_ECS_TASK_DEFINITION_LARGE": outputs["TaskDefinitionLarge"],
+        "BUSCO_ECS_LOG_GROUP": outputs["LogGroup"],
+        "BUSCO_ALERTS_TOPIC": outputs["AlertsTopic"],
         # Loopback never goes through the machine's proxy; programs differ in which of the two they read.
         "NO_PROXY": around,
         "no_proxy": around,
@@ -299,40 +252,6 @@ def _no_proxy() -> list[str]:
 
 def _variables(settings: Settings) -> dict[str, str]:
     return read_env_file(settings.state / "aws.env")
-
-
-def _describe(cloudformation: Any, stack: str) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
-    except botocore.exceptions.ClientError as error:
-        if "does not exist" in str(error):
-            return None
-        raise
-    return None if found["StackStatus"] == "DELETE_COMPLETE" else found
-
-
-def _settled(cloudformation: Any, stack: str) -> dict[str, Any] | None:
-    """The stack once nothing is in progress; None if it is gone."""
-    deadline = time.monotonic() + DEPLOY_LIMIT
-    while (found := _describe(cloudformation, stack)) and found["StackStatus"].endswith("_IN_PROGRESS"):
-        if time.monotonic() > deadline:
-            raise BuscoError(f"stack {stack} is still {found['StackStatus']} after {DEPLOY_LIMIT:.0f} s", "try again")
-        time.sleep(0.03)
-    return found
-
-
-def _failures(cloudformation: Any, stack: str) -> str:
-    """What failed, oldest first: the first line is the cause, the others mostly its consequences."""
-    pages = cloudformation.get_paginator("describe_stack_events").paginate(StackName=stack)
-    events = [event for page in pages for event in page["StackEvents"]][::-1]
-    # Some templates are refused before any resource is touched; then only the stack's own events have a reason.
-    failed = [event for event in events if event["ResourceStatus"].endswith("_FAILED")] or events
-    lines = [
-        f"{event['LogicalResourceId']} ({event['ResourceType']}): {event['ResourceStatusReason']}"
-        for event in failed
-        if event.get("ResourceStatusReason")
-    ]
-    return "\n".join(lines[:3]) or "no resource says why"
 
 
 def _check_lake_name(lake: str) -> None:

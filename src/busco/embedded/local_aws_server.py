@@ -171,10 +171,11 @@ def main() -> None:
     from ministack.services import s3
     from ministack.services.cloudformation import provisioners
 
-    from busco.embedded import athena_iceberg, local_ecs
+    from busco.embedded import athena_iceberg, local_ecs, task_definitions
 
     s3_intents.install(s3, folder / "s3-intents")
     adopt_buckets(provisioners)
+    task_definitions.install(provisioners)
     endpoint = f"http://127.0.0.1:{given.port}"
     athena_iceberg.install(athena_iceberg.Reader(endpoint, given.region))
 

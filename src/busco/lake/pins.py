@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from busco.lake.audits import refuse_claimed
 from busco.lake.deliveries import Contract, read_deliveries
 from busco.lake.layout import EnvironmentLayout, RunLayout, new_id
 from busco.lake.objects import ObjectStore
@@ -24,6 +25,9 @@ def pin(
     full_refresh: bool = False,
     code_version: str = "",
     origin: str = "",
+    project: str = "",
+    project_dir: str = "",
+    tables: Collection[str] = (),
 ) -> Run:
     """Begins an epoch of a run on the live release and on all deliveries so far.
 
@@ -31,12 +35,15 @@ def pin(
         attempt: which try of the pin task it is: each begins an epoch (R1).
         nodes: the dbt unique ids of the selection, None for everything.
         origin: what tells this DAG run from an earlier one of the same run id (Pin): it begins anew.
+        project: the dbt project's name, `project_dir` its folder, `tables` all that it has.
 
     Raises:
-        BuscoError: deliveries under another contract than today's, with the files to ingest again.
+        BuscoError: another project has published a table of that name; deliveries under another contract than today's,
+            with the files to ingest again.
     """
     live = read_live(store, environment)
     base = live.release if live else None
+    refuse_claimed(project, tables, base)
     made = Pin(
         run=run,
         epoch=_epoch(store, environment, run, attempt, origin),
@@ -51,6 +58,8 @@ def pin(
         created_at=utc_now(),
         attempt=new_id(),
         origin=origin,
+        project=project,
+        project_dir=project_dir,
     )
     return save_pin(store, environment, made)
 

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from busco.errors import BuscoError
+from busco.lake.audits import Audit as Audit
+from busco.lake.audits import Skipped as Skipped
+from busco.lake.audits import refuse_claimed, refuse_inconsistent, refuse_moved, refuse_untested
 from busco.lake.layout import EnvironmentLayout, stamp
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
-from busco.lake.records import GOOD, Current, Entry, Hold, Release, Result, Version, utc_now
+from busco.lake.records import Current, Hold, Pin, Release, Version, utc_now
 from busco.lake.runs import Run, newest_epoch
-
-
-class Skipped(Exception):
-    """Nothing is published, and nothing is wrong: on hold, superseded, or rolled back since."""
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What the run's project says must be true before a table is shown.
-
-    Attributes:
-        tests: each error-severity test's unique id → the tables that it reads.
-        tables: every table that the project has now.
-        project: the dbt project's name.
-        manifest_hash: of the manifest that these were taken from.
-        names: test unique id → the Airflow task that runs it, for messages.
-        unit_tests: unit test's unique id → the table whose model it tests.
-    """
-
-    tests: dict[str, frozenset[str]]
-    tables: frozenset[str]
-    project: str
-    manifest_hash: str
-    names: dict[str, str] = field(default_factory=dict)
-    unit_tests: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -208,7 +186,7 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, live:
     if release is None or release.release == run.pin.base:
         return None
     # a run that built nothing has published its deliveries
-    published = release.built or tuple(release.tables)
+    published = release.built or tuple(t for t in release.tables if _concerns(run.pin, release.tables[t]))
     mine = {table: release.tables[table].version for table in published}
     rebuilt = sorted(
         table
@@ -225,6 +203,11 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, live:
         by = f"rolled back by {rollback.release}" if rollback else f"followed by {newer[-1].release}"
         raise Skipped(f"published as {release.release}, {by}")
     return release
+
+
+def _concerns(pin: Pin, version: Version) -> bool:
+    """Whether a table is of the run's project or a source of it."""
+    return version.table in pin.bronze or not pin.project or version.project == pin.project
 
 
 def _hold_text(hold: Hold) -> str:
@@ -259,12 +242,14 @@ def _compose(run: Run, audit: Audit, who: str, docs: str, base: Release | None, 
         )
     mine = {table: entry.version for table, entry in entries.items() if entry.version is not None}
     built = {table: version for table, version in mine.items() if not entries[table].kept}
-    shown = live.release.tables if live else {}
+    seen = live.release if live else None
+    shown = seen.tables if seen else {}
+    refuse_claimed(audit.project, audit.tables, seen)
     everything = run.pin.nodes is None
     missing = sorted(audit.tables - mine.keys()) if everything else []
     if missing:
         raise BuscoError(f"not built in this run: {', '.join(missing)}", "clear their tasks")
-    _refuse_moved(run, audit, base, live, built)
+    refuse_moved(run, audit, base, seen, built)
 
     # what the run kept is the base's: where another run has published a newer one, that one stays
     tables = {**mine, **shown, **built}
@@ -279,8 +264,10 @@ def _compose(run: Run, audit: Audit, who: str, docs: str, base: Release | None, 
         gone = {t for t, v in shown.items() if v.project == audit.project and t not in audit.tables}
         dropped = tuple(sorted(gone - mine.keys()))
         tables = {table: version for table, version in tables.items() if table not in dropped}
-    _refuse_inconsistent(built, tables)
-    _refuse_untested(run, audit, entries, tables)
+    refuse_inconsistent(built, tables)
+    refuse_untested(run, audit, entries, tables)
+    described = {**(seen.docs_by_project() if seen else {}), audit.project: docs}
+    projects = {version.project for version in tables.values()} | {audit.project}
     return Release(
         release=new_release_id(),
         previous=live.current.release if live else None,
@@ -293,85 +280,12 @@ def _compose(run: Run, audit: Audit, who: str, docs: str, base: Release | None, 
         dropped=dropped,
         built=tuple(sorted(built)),
         docs=docs,
+        project=audit.project,
+        all_docs={project: prefix for project, prefix in described.items() if project and project in projects},
         who=who,
         code_version=run.pin.code_version,
         created_at=utc_now(),
     )
-
-
-def _refuse_moved(run: Run, audit: Audit, base: Release | None, live: Live | None, built: dict[str, Version]) -> None:
-    """P4, first part, and P6: for every table that the run built the live version is the base's; and for those that it
-    was built from or tested with, since only a new pin could take up what is live there now."""
-    shown = live.release.tables if live else {}
-    based = base.tables if base else {}
-
-    def version_in(tables: dict[str, Version], table: str) -> str | None:
-        return tables[table].version if table in tables else None
-
-    watched = {*built, *(parent for version in built.values() for parent in version.inputs)}
-    watched |= {table for reads in audit.tests.values() if reads & built.keys() for table in reads}
-    moved = sorted(t for t in watched if version_in(shown, t) != version_in(based, t))
-    ahead = [t for t in moved if not (t.startswith("bronze.") and version_in(shown, t) == run.pin.bronze[t].version)]
-    if not ahead or live is None:
-        return
-    contained = all(
-        set(pinned.deliveries) <= set(shown[table].deliveries if table in shown else ())
-        for table, pinned in run.pin.bronze.items()
-    )
-    same = all(
-        t in shown and t not in live.release.stale and shown[t].fingerprint == version.fingerprint
-        for t, version in built.items()
-    )
-    if contained and same:
-        raise Skipped(f"superseded by {live.release.release}")
-    raise BuscoError(
-        f"published by another run since this one was pinned: {', '.join(ahead)} (live is {live.release.release})",
-        "clear the pin task: the run begins anew on what is live now",
-    )
-
-
-def _refuse_inconsistent(built: dict[str, Version], tables: dict[str, Version]) -> None:
-    """P4, second part: each built table was made from exactly the versions that the release will hold."""
-    wrong: dict[str, list[str]] = {}
-    for table, version in built.items():
-        for parent, used in version.inputs.items():
-            if parent not in tables or tables[parent].version != used:
-                wrong.setdefault(table, []).append(parent)
-    if wrong:
-        listed = "; ".join(f"{table} (from another {', '.join(sorted(ps))})" for table, ps in sorted(wrong.items()))
-        raise BuscoError(
-            f"built from versions that this release would not hold: {listed}",
-            f"clear {', '.join(sorted(wrong))} with what lies downstream",
-        )
-
-
-def _refuse_untested(run: Run, audit: Audit, entries: dict[str, Entry], tables: dict[str, Version]) -> None:
-    """P4, third part: every error-severity test of what was built has passed on exactly these versions, and none of the
-    sources that it was built from has failed."""
-    built = {table for table, entry in entries.items() if not entry.kept}
-    sources = {parent for table in built for parent in tables[table].inputs if parent.startswith("bronze.")}
-    results: dict[str, Result] = run.latest_results()
-    wanting = [
-        f"{audit.names.get(unit, unit)}: {'has not run' if unit not in results else results[unit].status}"
-        for unit, table in sorted(audit.unit_tests.items())
-        if table in built and (unit not in results or results[unit].status not in GOOD)
-    ]
-    for test, reads in sorted(audit.tests.items()):
-        result = results.get(test)
-        if not reads & built and not (reads <= sources and result is not None and result.status not in GOOD):
-            continue
-        name = audit.names.get(test, test)
-        if result is None:
-            wanting.append(f"{name}: has not run")
-        elif result.status not in GOOD:
-            wanting.append(f"{name}: {result.status}")
-        else:
-            other = sorted(t for t in reads if t in tables and result.reads.get(t) != tables[t].version)
-            if other:
-                wanting.append(f"{name}: passed on other versions of {', '.join(other)}")
-    if wanting:
-        listed = "\n".join(f"    {line}" for line in wanting)
-        raise BuscoError(f"not tested as it would be published:\n{listed}", "clear these tests' tasks")
 
 
 def _stale(tables: dict[str, Version]) -> dict[str, tuple[str, ...]]:

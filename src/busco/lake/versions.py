@@ -262,7 +262,7 @@ def _entry(
             partition.append(None if absent or text is None else _value(text, column.field_type))
         except ValueError as error:
             raise BuscoError(
-                f"{column.name} is {text} in a partition: no {column.field_type} that a table can hold",
+                f"{column.name} has a value in a partition that is no {column.field_type} which a table can hold",
                 "leave such rows out, or partition by another column",
             ) from error
     sizes: dict[int, int] = {}

@@ -24,13 +24,20 @@ from busco.settings import LAYERS, Settings, get_settings, require_lake
 log = logging.getLogger(__name__)
 
 
-def pin(dag_id: str, run_id: str, attempt: int, origin: str, select: str, full_refresh: bool) -> str:
+def pin(
+    dag_id: str, run_id: str, attempt: int, origin: str, select: str, full_refresh: bool, project_dir: str = ""
+) -> str:
     """Pins the run; its epoch is the task's try number (R1). Gives the run's key.
 
+    Args:
+        project_dir: the dbt project's folder, below the platform's home; empty for the platform's own.
+
     Raises:
-        AirflowFailException: the selection matches nothing, deliveries are outdated, nothing was ever parsed.
+        AirflowFailException: the selection matches nothing, deliveries are outdated, nothing was ever parsed, or
+            another project has published a table of the same name.
     """
     settings, store, environment = _lake()
+    settings = settings.of_project(project_dir)
     key = run_key(dag_id, run_id)
     try:
         project = Project.read(settings.manifest_path)
@@ -47,6 +54,9 @@ def pin(dag_id: str, run_id: str, attempt: int, origin: str, select: str, full_r
             full_refresh=full_refresh,
             code_version=code_version(settings),
             origin=origin,
+            project=project.name,
+            project_dir=str(settings.dbt_project_dir),
+            tables=project.tables,
         )
     except BuscoError as error:
         raise AirflowFailException(str(error)) from error
@@ -62,7 +72,8 @@ def selected(settings: Settings, select: str) -> list[str]:
     Raises:
         BuscoError: it matches nothing, or dbt can't read it.
     """
-    command = [str(python(settings, "dbt")), "-m", "busco", "select", select]
+    command = [str(python(settings, "dbt")), "-m", "busco", "select"]
+    command += ["--project-dir", str(settings.dbt_project), select]
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=settings.home, env=_plain_environment()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from airflow.models.baseoperator import BaseOperator
@@ -14,6 +15,7 @@ from cosmos import DbtTaskGroup, ExecutionConfig, ProfileConfig, ProjectConfig, 
 from cosmos.constants import DbtResourceType, LoadMode, TestBehavior
 from cosmos.dbt.graph import DbtNode
 
+import busco.warehouse
 from busco.lake.records import DOCS_NODE
 from busco.orchestration.operators import FollowOperator
 from busco.project import Project
@@ -23,6 +25,7 @@ from busco.settings import Settings
 _LIMIT = timedelta(hours=6)
 # the task of all tests that are about sources alone
 SOURCES = "sources.test"
+_PROFILES = Path(busco.warehouse.__file__).parent / "dbt_package" / "profiles.yml"
 Converter = Callable[..., BaseOperator]
 
 
@@ -42,7 +45,8 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
         profile_config=ProfileConfig(
             profile_name="busco",
             target_name="lake",
-            profiles_yml_filepath=settings.dbt_project / "profiles.yml",
+            # Cosmos wants one, and reads nothing of it: every runner brings the platform's
+            profiles_yml_filepath=_PROFILES,
         ),
         execution_config=ExecutionConfig(dbt_project_path=settings.dbt_project),
         render_config=RenderConfig(
@@ -93,21 +97,23 @@ def node_converter(project: Project) -> Converter:
         key = uid.split(".", 2)[2]
         place: dict[str, Any] = {"task_id": task_id, "dag": dag, "task_group": task_group}
         if uid in project.tests:
-            return _follow(place, key, [uid], [], f"test {project.tests[uid]['name']}")
+            return _follow(place, key, [uid], [], f"test {project.tests[uid]['name']}", joint=True)
         said = project.node(uid)
-        if said["config"]["materialized"] == "ephemeral":
+        if said["config"]["materialized"] == "ephemeral" and task_id != "test":
             return EmptyOperator(**place, trigger_rule="none_failed")
-        own = list(project.own_tests.get(uid, ()))
+        own, size = list(project.own_tests.get(uid, ())), project.size(uid)
         name = f"{said['schema']}.{said['alias']}"
         if task_id == "test":
-            return _follow(place, f"{key}.test", own, [], f"tests of {name}")
-        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{said['resource_type']} {name}")
+            return _follow(place, f"{key}.test", own, [], f"tests of {name}", size=size)
+        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{said['resource_type']} {name}", size=size)
 
     return convert
 
 
-def _follow(place: dict[str, Any], key: str, nodes: list[str], along: list[str], label: str) -> FollowOperator:
-    return FollowOperator(**place, key=key, nodes=nodes, along=along, label=label, execution_timeout=_LIMIT)
+def _follow(
+    place: dict[str, Any], key: str, nodes: list[str], along: list[str], label: str, **more: Any
+) -> FollowOperator:
+    return FollowOperator(**place, key=key, nodes=nodes, along=along, label=label, execution_timeout=_LIMIT, **more)
 
 
 def _tests_gate(project: Project, group: TaskGroup) -> None:

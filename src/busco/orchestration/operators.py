@@ -27,15 +27,34 @@ class FollowOperator(BaseOperator):
         nodes: the dbt unique ids whose results decide it.
         along: further ones for a runner that is started for this task alone.
         label: how its log names it.
+        size: the size of an ECS task for it alone; '' is BUSCO_ECS_SIZE.
+        joint: it is a test over several models.
     """
 
     start_from_trigger = True
     ui_color = "#e8f1f2"
 
-    def __init__(self, *, key: str, nodes: Sequence[str], along: Sequence[str], label: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        key: str,
+        nodes: Sequence[str],
+        along: Sequence[str],
+        label: str,
+        size: str = "",
+        joint: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**{"trigger_rule": "none_failed", **kwargs, "retries": 0})
         self.nodes = list(nodes)
-        self.trigger_kwargs: dict[str, Any] = {"task": key, "nodes": list(nodes), "along": list(along), "label": label}
+        self.trigger_kwargs: dict[str, Any] = {
+            "task": key,
+            "nodes": list(nodes),
+            "along": list(along),
+            "label": label,
+            "size": size,
+            "joint": joint,
+        }
         self.start_trigger_args = StartTriggerArgs(
             trigger_cls=_TRIGGER,
             next_method="ended",

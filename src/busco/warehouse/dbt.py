@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -16,19 +15,25 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import click
-import psutil
 import yaml
 from dbt.adapters.factory import FACTORY
 from dbt.cli.main import cli as dbt_cli
 from dbt.cli.main import dbtRunner, dbtRunnerResult
 
-from busco import output
+from busco import output, refusals
 from busco.errors import BuscoError
+from busco.processes import clear_left_behind, own_name
 from busco.project import Project
+from busco.projects import all_contracts
 from busco.settings import Settings
+from busco.warehouse import baked, package
+from busco.warehouse.console import Console, Shown, shown_by
+from busco.warehouse.redact import Redactor
+
+package.bring()
 
 # dbt's own telemetry would reach for the network at each command
 os.environ.setdefault("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
@@ -51,34 +56,48 @@ class Dbt:
     """dbt on the project, with a target folder of its own, so that several processes may run at once.
 
     The partial parse is taken from and given back to the state folder, where every process finds the last one.
+    `parsed_by` says whose word the project is: `dbt` parsed it here, or it came with the image (`baked`).
     """
 
     def __init__(self, settings: Settings, target: Path) -> None:
         self.settings, self.target = settings, target
         self.manifest: Any = None
         self.project: Project | None = None
+        self.parsed_by: Literal["dbt", "image"] = "dbt"
+        self.redactor: Redactor | None = None
 
     def parse(self) -> Project:
-        """Parses the project and refuses what the lake refuses.
+        """Parses the project, unless the image has its parse, and refuses what the lake refuses.
 
         Raises:
-            BuscoError: dbt can't parse it (dbt's message), or a model is refused (`Project.check`).
+            BuscoError: dbt can't parse it (dbt's message), or a model is refused (`refusals`).
         """
-        shared = self.settings.state / "dbt" / "partial_parse.msgpack"
-        own = self.target / "partial_parse.msgpack"
+        if (found := baked.find(self.settings)) is not None:
+            self.manifest, self.project, self.parsed_by = found.manifest(), found.project, "image"
+            self.redactor = Redactor(found.project)
+            refusals.check(self.project)
+            return self.project
+        shared = self.settings.partial_parse_path
+        own = self.target / baked.PARTIAL_PARSE
         self.target.mkdir(parents=True, exist_ok=True)
-        if shared.is_file():
-            shutil.copyfile(shared, own)
-        result = self.invoke(["parse"], quiet=True)
+        before = shared if shared.is_file() else baked.partial_parse(self.settings)
+        if before is not None:
+            shutil.copyfile(before, own)
+        result = self.invoke(["parse"], shown="errors")
         if not result.success:
-            raise BuscoError(f"dbt can't parse the project:\n{_exception_text(result)}", "mend the file that it names")
+            raise BuscoError(f"dbt can't parse the project:\n{self.reason(result)}", "mend the file that it names")
         self.manifest = result.result
         project = self._project()
-        project.check()
+        refusals.check(project)
         if own.is_file():
             replace_file(shared, own.read_bytes())
-        self.project = project
+        self.project, self.redactor = project, Redactor(project)
         return project
+
+    def bake(self, folder: Path) -> bool:
+        """Parses the project for an image, from nothing, into `folder`; False as in `baked.save`."""
+        project = self.parse()
+        return baked.save(folder, self.settings, project, self.target / baked.PARTIAL_PARSE)
 
     def _project(self) -> Project:
         manifest = json.loads((self.target / "manifest.json").read_text())
@@ -87,7 +106,8 @@ class Dbt:
         for node in manifest["nodes"].values():
             # of a seed above 1 MiB dbt's checksum is its path: what it holds would not be part of its fingerprint (R6)
             if node["resource_type"] == "seed" and node["checksum"]["name"] == "path":
-                content = (self.settings.dbt_project / node["original_file_path"]).read_bytes()
+                folder = Path(node.get("root_path") or self.settings.dbt_project)
+                content = (folder / node["original_file_path"]).read_bytes()
                 node["checksum"] = {"name": "sha256", "checksum": hashlib.sha256(content).hexdigest()}
         return Project(manifest)
 
@@ -110,10 +130,9 @@ class Dbt:
         arguments += ["--resource-type", "test", "--resource-type", "unit_test"]
         if exclude:
             arguments += ["--exclude", *exclude.split()]
-        # the list is printed in spite of `quiet`
-        result = self.invoke([*arguments, "--log-level", "none"], quiet=True)
+        result = self.invoke(arguments, shown="nothing")
         if not result.success:
-            raise BuscoError(f"dbt can't read the selection {select!r}:\n{_exception_text(result)}")
+            raise BuscoError(f"dbt can't read the selection {select!r}:\n{self.reason(result)}")
         lines = result.result if isinstance(result.result, list) else []
         found = [str(json.loads(line)["unique_id"]) for line in lines if line.startswith("{")]
         if found and built is not None and self.project is not None:
@@ -123,11 +142,14 @@ class Dbt:
         return found
 
     def invoke(
-        self, arguments: Sequence[str], callbacks: Sequence[Callable[[Any], None]] = (), quiet: bool = False
+        self, arguments: Sequence[str], callbacks: Sequence[Callable[[Any], None]] = (), shown: Shown | None = None
     ) -> dbtRunnerResult:
-        """Runs a dbt command; its log goes to standard output without colours unless `quiet`.
+        """Runs a dbt command; its log goes to standard output without colours, values of pii columns hidden.
 
         What a failed build wrote stays (`keep`).
+
+        Args:
+            shown: how much of its log; what dbt's own options among the arguments say without it.
 
         Raises:
             KeyboardInterrupt: it was interrupted; dbt itself would make an error of it.
@@ -136,18 +158,31 @@ class Dbt:
         folder = str(self.settings.dbt_project)
         flags = ["--no-use-colors", "--log-level-file", "none", "--no-send-anonymous-usage-stats"]
         flags += ["--log-path", str(self.target), "--no-version-check"]
-        if quiet:
-            flags.append("--quiet")
-        runner = dbtRunner(manifest=self.manifest, callbacks=list(callbacks))
-        given = {"project_dir": folder, "profiles_dir": folder, "target_path": str(self.target)}
+        if self.parsed_by == "image" and arguments[0] in ("build", "test"):
+            # its files are of no use to anybody once the container is gone, and the manifest is long
+            flags.append("--no-write-json")
+        console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
+        runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
+        given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
+        # whatever profile the project names for those who run it elsewhere
+        given["profile"] = package.PROFILE
         places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
         with _interrupting():
-            result = runner.invoke([*flags, *arguments, *places])
+            # last, so that no other option lets dbt's own logger speak
+            result = runner.invoke([*flags, *arguments, *places, "--log-level", "none"])
         if isinstance(result.exception, KeyboardInterrupt):
             raise result.exception
+        console.check()
         if arguments[0] in ("build", "test") and not result.success:
             self.keep()
         return result
+
+    def reason(self, result: dbtRunnerResult) -> str:
+        """Why a command ended without results, values hidden."""
+        if not result.exception:
+            return "dbt gave no reason; see its log above"
+        text = str(result.exception)
+        return self.redactor.text("", text) if self.redactor else text
 
     def keep(self) -> None:
         """Puts what dbt wrote where it outlives this process, in place of what an earlier one left, and says so."""
@@ -158,7 +193,12 @@ class Dbt:
         fresh = self.target.with_name(f"{self.target.name}-kept")
         fresh.mkdir()
         for path in found:
-            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, fresh / path.name)
+            if path.is_dir():
+                shutil.copytree(path, fresh / path.name)
+            elif self.redactor and path.name in ("run_results.json", "sources.json"):
+                (fresh / path.name).write_text(self.redactor.artifact(path.read_text()))
+            else:
+                shutil.copyfile(path, fresh / path.name)
         shutil.rmtree(last, ignore_errors=True)
         try:
             fresh.replace(last)
@@ -229,13 +269,9 @@ def opened(settings: Settings) -> Iterator[Dbt]:
     were killed."""
     root = settings.state / "dbt"
     root.mkdir(parents=True, exist_ok=True)
-    # by host too: containers that share the state folder have pids of their own
-    here = socket.gethostname()
-    for left in root.glob(f"target-*@{here}-*"):
-        pid = left.name.removeprefix("target-").split("@")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"target-{os.getpid()}@{here}-", dir=root))
+    clear_left_behind(root, "target")
+    folder = root / own_name("target")
+    folder.mkdir(mode=0o700)
     try:
         yield Dbt(settings, folder)
     finally:
@@ -249,12 +285,26 @@ def write_manifest(settings: Settings, project: Project) -> Path:
     return path
 
 
+def ensure_manifests(settings: Settings) -> list[Project]:
+    """All dbt projects of the platform as they are on disk, that of the settings first.
+
+    Raises:
+        BuscoError: one of them can't be parsed, or two of them say different things of one source table.
+    """
+    projects = [ensure_manifest(one) for one in settings.of_all_projects()]
+    all_contracts(projects)
+    return projects
+
+
 def ensure_manifest(settings: Settings) -> Project:
-    """The project as it is on disk: from the manifest, parsed anew if a file of it is younger."""
+    """The project as it is on disk: from the image or the manifest, parsed anew if a file of it is younger."""
+    if (found := baked.find(settings)) is not None:
+        return found.project
     path = settings.manifest_path
     if path.is_file():
         made = path.stat().st_mtime
-        files = (file for file in settings.dbt_project.rglob("*") if "target" not in file.parts)
+        files = [file for file in settings.dbt_project.rglob("*") if "target" not in file.parts]
+        files += package.FOLDER.rglob("*")
         if all(file.stat().st_mtime <= made for file in files):
             return Project.read(path)
     with opened(settings) as dbt:
@@ -271,10 +321,6 @@ def replace_file(path: Path, content: bytes) -> None:
         file.write(content)
     Path(scratch).chmod(0o644)
     Path(scratch).replace(path)
-
-
-def _exception_text(result: dbtRunnerResult) -> str:
-    return str(result.exception) if result.exception else "dbt gave no reason; see its log above"
 
 
 def say(text: str) -> None:

@@ -28,11 +28,10 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
     ]
     if views:
         chosen = ["--indirect-selection", "empty", "--select", *(project.selector(uid) for uid in views)]
-        dbt.invoke(["build", *chosen], quiet=True)
-    result = dbt.invoke(["docs", "generate", "--static", "--threads", str(dbt.settings.dbt_threads)], quiet=True)
+        dbt.invoke(["build", *chosen], shown="errors")
+    result = dbt.invoke(["docs", "generate", "--static", "--threads", str(dbt.settings.dbt_threads)], shown="errors")
     if not result.success:
-        reason = result.exception or "see the runner's log"
-        raise BuscoError(f"dbt docs generate failed: {reason}")
+        raise BuscoError(f"dbt docs generate failed: {dbt.reason(result)}")
     catalog = json.loads((dbt.target / "catalog.json").read_text())
     described = {*catalog["nodes"], *catalog["sources"]}
     wanted = {uid for table, uid in project.tables.items() if session.version(table)} | {*project.sources, *views}

@@ -7,9 +7,13 @@ import threading
 from typing import Any
 
 from busco.errors import BuscoError
+from busco.lake.budget import explained
 from busco.lake.records import Result, Status, utc_now
 from busco.lake.runs import Run
 from busco.project import Project
+from busco.warehouse.console import message as shown_message
+from busco.warehouse.console import node_of
+from busco.warehouse.redact import Redactor
 from busco.warehouse.session import Session
 
 _STATUS: dict[str, Status] = {
@@ -34,8 +38,9 @@ class Reporter:
     a callback's exceptions.
     """
 
-    def __init__(self, run: Run, session: Session, project: Project, code_version: str) -> None:
+    def __init__(self, run: Run, session: Session, project: Project, redactor: Redactor, code_version: str) -> None:
         self.run, self.session, self.project, self.code_version = run, session, project, code_version
+        self.redactor = redactor
         self.statuses: dict[str, Status] = {}
         self.problem: BaseException | None = None
         self._lines: dict[str, list[str]] = {}
@@ -54,13 +59,14 @@ class Reporter:
 
     def _handle(self, event: Any) -> None:
         data = event.data
-        node = getattr(getattr(data, "node_info", None), "unique_id", "")
+        node = node_of(event)
         if not node:
             return
         name = event.info.name
         if event.info.level in ("info", "warn", "error") and event.info.msg:
+            text = shown_message(event, self.redactor)
             with self._lock:
-                self._lines.setdefault(node, []).append(f"{event.info.ts.ToJsonString()} {event.info.msg}")
+                self._lines.setdefault(node, []).append(f"{event.info.ts.ToJsonString()} {text}")
         if name == "NodeStart":
             self.run.put_result(Result(node=node, runner=self.session.runner, status="running"))
         elif name == "NodeFinished":
@@ -69,6 +75,8 @@ class Reporter:
     def _finished(self, node: str, said: Any) -> None:
         status = _STATUS.get(str(said.status).lower(), "error")
         message = str(said.message or "")
+        if status not in ("success", "skipped"):
+            message = self.redactor.text(node, message)
         made = self.session.made.get(node)
         reads: dict[str, str] = made.reads if made else {}
         if made is None and node in self.project.tests and status != "skipped":
@@ -78,6 +86,8 @@ class Reporter:
                 # the relation stood in for a table that doesn't exist: what the test says means nothing
                 status, message = "error", str(error)
         bad = status in ("failed", "error")
+        if bad and (told := explained(message, self.session.budget)):
+            message = str(told)
         text, where = located(message, self.project, node, self.session.sql.get(node, "")) if bad else ("", "")
         result = Result(
             node=node,

@@ -1,0 +1,151 @@
+"""The stacks that the local AWS deploys: the templates of `deploy/aws/` as they are, one after another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import botocore.exceptions
+
+from busco.errors import BuscoError
+from busco.settings import Settings
+
+LAKE, ECS = "busco-lake", "busco-ecs"
+TEMPLATES = {LAKE: Path("deploy/aws/lake.yaml"), ECS: Path("deploy/aws/ecs.yaml")}
+DEPLOY_LIMIT = 60.0
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What to deploy.
+
+    Args:
+        name: the stack's name, one of TEMPLATES.
+        template: its template's text.
+        parameters: values of the template's parameters; defaults for the others.
+        inputs: further parameters, whose values are the outputs of that name of the stacks before.
+    """
+
+    name: str
+    template: str
+    parameters: dict[str, str]
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return TEMPLATES[self.name]
+
+
+def of_settings(settings: Settings) -> list[Stack]:
+    """The stacks in their order.
+
+    Raises:
+        BuscoError: a template is missing.
+    """
+    lake = {"GluePrefix": settings.glue_prefix, "WorkgroupName": settings.athena_workgroup}
+    ecs = {"DbtImage": settings.dbt_image, "CpuArchitecture": settings.ecs_cpu_architecture}
+    from_lake = ("LakeBucket", "LandingBucket", "LogsBucket", "GluePrefix")
+    return [Stack(LAKE, _read(settings.home, LAKE), lake), Stack(ECS, _read(settings.home, ECS), ecs, from_lake)]
+
+
+def digest(stacks: Sequence[Stack]) -> str:
+    """What tells one set of templates and parameters from another."""
+    return hashlib.sha256(json.dumps([astuple(stack) for stack in stacks]).encode()).hexdigest()
+
+
+def deploy_all(cloudformation: Any, stacks: Sequence[Stack]) -> dict[str, str]:
+    """Deploys the stacks in their order; gives the outputs of all of them.
+
+    Raises:
+        BuscoError: as `deploy`.
+    """
+    outputs: dict[str, str] = {}
+    for stack in stacks:
+        inputs = {name: outputs[name] for name in stack.inputs}
+        outputs |= deploy(cloudformation, stack.name, stack.template, stack.parameters | inputs)
+    return outputs
+
+
+def deploy(cloudformation: Any, stack: str, template: str, parameters: Mapping[str, str]) -> dict[str, str]:
+    """Creates or updates a stack and waits for it.
+
+    Returns:
+        The stack's outputs.
+
+    Raises:
+        BuscoError: a resource failed; with its name and the reason.
+    """
+    found = _describe(cloudformation, stack)
+    if found is not None and found["StackStatus"] in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED"):
+        # The first deployment failed: such a stack can only be deleted. Its buckets stay.
+        cloudformation.delete_stack(StackName=stack)
+        _settled(cloudformation, stack)
+        found = None
+    request = {
+        "StackName": stack,
+        "TemplateBody": template,
+        "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+        "Capabilities": ["CAPABILITY_NAMED_IAM"],
+    }
+    good = {"CREATE_COMPLETE", "UPDATE_COMPLETE"}
+    try:
+        if found is None:
+            cloudformation.create_stack(**request)
+        else:
+            cloudformation.update_stack(**request)
+    except botocore.exceptions.ClientError as error:
+        if "No updates are to be performed" not in str(error):
+            raise BuscoError(f"stack {stack}: {error}", f"mend {TEMPLATES[stack]}") from error
+        # An update that failed was rolled back to this very template.
+        good.add("UPDATE_ROLLBACK_COMPLETE")
+    settled = _settled(cloudformation, stack)
+    if settled is None or settled["StackStatus"] not in good:
+        now = settled["StackStatus"] if settled else "gone"
+        raise BuscoError(f"stack {stack} is {now}\n{_failures(cloudformation, stack)}", f"mend {TEMPLATES[stack]}")
+    return {output["OutputKey"]: output["OutputValue"] for output in settled.get("Outputs", [])}
+
+
+def _read(home: Path, stack: str) -> str:
+    path = home / TEMPLATES[stack]
+    if not path.is_file():
+        raise BuscoError(f"{path} is missing", "restore it from the repository")
+    return path.read_text()
+
+
+def _describe(cloudformation: Any, stack: str) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
+    except botocore.exceptions.ClientError as error:
+        if "does not exist" in str(error):
+            return None
+        raise
+    return None if found["StackStatus"] == "DELETE_COMPLETE" else found
+
+
+def _settled(cloudformation: Any, stack: str) -> dict[str, Any] | None:
+    """The stack once nothing is in progress; None if it is gone."""
+    deadline = time.monotonic() + DEPLOY_LIMIT
+    while (found := _describe(cloudformation, stack)) and found["StackStatus"].endswith("_IN_PROGRESS"):
+        if time.monotonic() > deadline:
+            raise BuscoError(f"stack {stack} is still {found['StackStatus']} after {DEPLOY_LIMIT:.0f} s", "try again")
+        time.sleep(0.03)
+    return found
+
+
+def _failures(cloudformation: Any, stack: str) -> str:
+    """What failed, oldest first: the first line is the cause, the others mostly its consequences."""
+    pages = cloudformation.get_paginator("describe_stack_events").paginate(StackName=stack)
+    events = [event for page in pages for event in page["StackEvents"]][::-1]
+    # Some templates are refused before any resource is touched; then only the stack's own events have a reason.
+    failed = [event for event in events if event["ResourceStatus"].endswith("_FAILED")] or events
+    lines = [
+        f"{event['LogicalResourceId']} ({event['ResourceType']}): {event['ResourceStatusReason']}"
+        for event in failed
+        if event.get("ResourceStatusReason")
+    ]
+    return "\n".join(lines[:3]) or "no resource says why"

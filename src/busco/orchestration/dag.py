@@ -1,0 +1,85 @@
+"""The DAG of a dbt project: pin → the dbt graph → docs → publish → Glue."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pendulum
+from airflow.decorators import task
+from airflow.models.dag import DAG
+from airflow.models.param import Param
+
+from busco.orchestration.graph import dbt_tasks, docs_task
+from busco.settings import get_settings
+
+_RETRY: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
+_ON_CALL = (
+    "Red? Open the red task's log: it begins with the error and what to do. Mend it, clear that task with "
+    "*Downstream*: what is done already is not built again. The old release stays live meanwhile."
+)
+
+
+def lakehouse_dag(
+    dag_id: str,
+    project_dir: Path | str | None = None,
+    *,
+    description: str,
+    doc_md: str = "",
+    owner: str = "data-platform",
+    **kwargs: Any,
+) -> DAG:
+    """A DAG that builds a dbt project on the lake, tests it, and publishes its tables together.
+
+    Reads the project's manifest and nothing else: no dbt, no connection.
+
+    Args:
+        dag_id: the name of its file.
+        project_dir: the dbt project's folder, below the platform's home; None for the platform's own.
+        doc_md: what it is about; what on-call does is added.
+        kwargs: of `airflow.DAG`, in place of those here (`schedule`, `tags`).
+
+    Raises:
+        BuscoError: the project was never parsed here.
+    """
+    given: dict[str, Any] = {
+        "schedule": None,
+        "start_date": pendulum.datetime(2024, 1, 1, tz="UTC"),
+        "catchup": False,
+        "max_active_runs": 1,
+        "default_args": {"owner": owner, "execution_timeout": timedelta(minutes=30)},
+        "tags": ["dbt", "lake"],
+        "params": {
+            "select": Param("", type=["null", "string"], description="dbt's selection syntax; empty builds everything"),
+            "full_refresh": Param(False, type="boolean", description="build models even where nothing changed"),
+        },
+        **kwargs,
+    }
+    settings, folder = get_settings().of_project(project_dir), str(project_dir or "")
+    dag = DAG(dag_id, description=description, doc_md=f"{doc_md}\n\n{_ON_CALL}", **given)
+    with dag:
+
+        @task(trigger_rule="all_success", **_RETRY)
+        def pin(params: Any = None, ti: Any = None) -> str:
+            from busco.orchestration import control
+
+            select, origin = params["select"] or "", str(ti.dag_run.id)
+            return control.pin(
+                ti.dag_id, ti.run_id, ti.try_number, origin, select, params["full_refresh"], project_dir=folder
+            )
+
+        @task(trigger_rule="none_failed", **_RETRY)
+        def publish(ti: Any = None, **context: Any) -> str:
+            from busco.orchestration import control
+
+            return control.publish(ti.dag_id, ti.run_id, control.who_is(context))
+
+        @task(trigger_rule="none_failed", **_RETRY)
+        def glue() -> None:
+            from busco.orchestration import control
+
+            control.show()
+
+        pin() >> dbt_tasks(settings, "models") >> docs_task() >> publish() >> glue()
+    return dag

@@ -1,0 +1,150 @@
+"""A person's value is planted where models and tests fail on it, and looked for in all that is written about it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from busco.lake import pins
+from busco.lake.layout import local_run_key
+from busco.lake.records import Result, utc_now
+from busco.lake.runs import open_run
+from busco.orchestration.launch import LocalLauncher
+from busco.warehouse.dbt import ensure_manifest
+from tests.integration.conftest import MINI
+from tests.platforms import ENVIRONMENT, Platform, csv_text, platform
+
+CANARY = "Zqcanary O'Hara"
+HEADER = ("id", "customer", "amount", "day", "n")
+MODELS = {
+    "gold/broken": "select id,\n    customer::integer as x\nfrom {{ source('bronze', 'orders') }}",
+    # no pii column of its own, nor have its parents: orders and v_orders don't say that customer is one
+    "gold/child": "select id, cast(customer as date) as d from {{ ref('v_orders') }}",
+    "gold/grandchild": "select error('who is ' || id || '?') as x from {{ ref('ids') }}",
+    "gold/leaf": "select customer from {{ ref('orders') }}",
+    "gold/misspelt": "select customr from {{ ref('orders') }}",
+    "gold/plain": "select code::integer as x from {{ ref('codes') }}",
+    "gold/talks": "{% do log(run_query('select max(customer) from bronze.orders').rows[0][0], info=True) if execute %}"
+    "select id from {{ ref('orders') }}",
+}
+
+
+@dataclass
+class Written:
+    """What a run has left: the runner's output, its records by key, the files kept, the command's output."""
+
+    platform: Platform
+    run: str
+    output: str
+    records: dict[str, str]
+    kept: dict[str, str]
+    printed: str
+
+    def result(self, node: str) -> Result:
+        return open_run(self.platform.store, ENVIRONMENT, self.run).latest_results()[node]
+
+    def log(self, name: str) -> str:
+        (found,) = [text for key, text in self.records.items() if f".{name}/" in key and key.endswith(".log")]
+        return found
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
+    with platform(tmp_path_factory.mktemp("hidden"), MINI) as made:
+        for path, sql in MODELS.items():
+            made.model(path, sql)
+        made.model("gold/ids", "{{ config(materialized='ephemeral') }} select customer as id from {{ ref('orders') }}")
+        made.write("dbt_project/seeds/codes.csv", "code\nPlain77\n")
+        made.write("dbt_project/seeds/codes.yml", "seeds: [{name: codes, config: {schema: silver}}]")
+        made.write(
+            "dbt_project/tests/assert_numbers.sql", "select 1 from {{ ref('leaf') }} where customer::integer > 0"
+        )
+        made.write("dbt_project/tests/assert_nobody.sql", "select customer from {{ ref('leaf') }}")
+        made.deliver(csv_text(HEADER, [("a", CANARY, "1.50", "2018-01-01", 1)]))
+        key = local_run_key(utc_now())
+        project = ensure_manifest(made.settings)
+        pins.pin(made.store, ENVIRONMENT, key, 1, project.contracts, project.hash)
+        output = run_as_airflow_does(made, key)
+        last = made.home / ".busco/dbt/last"
+        kept = {str(file.relative_to(last)): file.read_text() for file in last.rglob("*") if file.is_file()}
+        keys = made.store.keys(f"_lake/env/prod/runs/{key}/")
+        records = {name: made.store.get(name).body.decode() for name in keys if "/results/" in name}
+        printed = made.busco("dbt", "build", "--select", "+broken", status=1)
+        yield Written(made, key, output, records, kept, printed)
+
+
+def run_as_airflow_does(made: Platform, key: str) -> str:
+    """A shared runner's output."""
+
+    async def start() -> Path:
+        started = await LocalLauncher(made.settings).start(["--run", key, "--epoch", "1"])
+        await asyncio.to_thread(started.process.wait, 300)
+        return started.log
+
+    return asyncio.run(start()).read_text()
+
+
+def test_a_persons_value_on_which_models_and_tests_fail_is_in_nothing_that_is_written_of_them(written: Written) -> None:
+    for node in ("broken", "child", "grandchild", "misspelt", "assert_numbers"):
+        assert written.result(f"{'test' if 'assert' in node else 'model'}.busco.{node}").status == "error", node
+    assert len(written.records) > 20
+    assert "run_results.json" in written.kept
+    everything = {"output": written.output, "printed": written.printed, **written.records, **written.kept}
+    assert [place for place, text in everything.items() if "Zqcanary" in text] == []
+
+
+def test_the_error_of_a_model_over_personal_data_says_all_but_the_value(written: Written) -> None:
+    said = written.result("model.busco.broken")
+    shown = "Could not convert string '•••' to INT32 when casting from source column customer"
+    assert shown in said.error
+    assert said.where == "target/compiled/busco/models/gold/broken.sql:2"
+    for text in (written.output, written.printed, written.log("broken"), written.kept["run_results.json"]):
+        assert shown in text.replace("\\u2022", "•")
+    assert 'invalid date field format: "•••"' in written.result("model.busco.child").error
+    assert "Invalid Input Error: •••" in written.result("model.busco.grandchild").error
+    assert 'Candidate bindings: "customer"' in written.result("model.busco.misspelt").error
+    assert "to INT32" in written.result("test.busco.assert_numbers").error
+
+
+def test_the_error_of_a_model_without_personal_data_shows_the_value(written: Written) -> None:
+    assert "'Plain77'" in written.result("model.busco.plain").error
+    for text in (written.output, written.log("plain"), written.kept["run_results.json"]):
+        assert "'Plain77'" in text
+
+
+def test_what_a_models_own_query_gives_is_hidden_in_its_log(written: Written) -> None:
+    assert written.result("model.busco.talks").status == "success"
+    assert "•••" in written.log("talks")
+
+
+def test_a_failing_test_says_how_many_rows_and_none_of_them(written: Written) -> None:
+    said = written.result("test.busco.assert_nobody")
+    assert (said.status, said.failures) == ("failed", 1)
+    assert "Got 1 result, configured to fail if != 0" in said.error
+
+
+def test_people_see_dbts_lines_in_order_as_they_come_without_colours(written: Written) -> None:
+    lines = written.output.splitlines()
+
+    def places(*texts: str) -> list[int]:
+        return [next(place for place, line in enumerate(lines) if text in line) for text in texts]
+
+    model = places("START sql lake model gold.broken", "ERROR creating sql lake model gold.broken", "Finished running")
+    summary = places("Finished running", "Completed with", "Failure in model broken", "Done. PASS=")
+    assert (model, summary) == (sorted(model), sorted(summary))
+    assert "\x1b" not in written.output
+    assert written.output.count("Done. PASS=") == 1
+
+
+def test_dbts_own_options_say_how_much_of_its_log_is_shown(written: Written) -> None:
+    busco = written.platform.busco
+    assert busco("dbt", "ls", "--select", "fct", "--resource-type", "model", "--quiet") == "busco.gold.fct\n"
+    assert "Running with dbt" in busco("dbt", "ls", "--select", "fct", "--resource-type", "model")
+    assert "asked for" in busco("dbt", "show", "--inline", "select 'asked for' as a", environment={"DBT_DEBUG": "1"})
+    typed = busco("dbt", "show", "--inline", "select typd from {{ ref('orders') }}", status=1)
+    assert 'Referenced column "typd" not found' in typed
+    assert "--debug would show values" in busco("dbt", "compile", "--debug", status=2)
