@@ -34,7 +34,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print('ready')
 while True: time.sleep(1)
 """
-LOOK = """
+LOOK = r"""
 import json, os, pathlib, resource, urllib.request
 
 def read(*paths):
@@ -64,6 +64,7 @@ print(json.dumps({
     'files': resource.getrlimit(resource.RLIMIT_NOFILE),
     'first': read('/proc/1/comm'),
     'folder': os.getcwd(),
+    'capabilities': dict(line.split(':\t') for line in read('/proc/self/status').splitlines())['CapBnd'],
     'environment': dict(os.environ),
     'task': get(metadata + '/task'),
     'container': get(metadata),
@@ -103,7 +104,7 @@ def seen(lab: Lab, image: str) -> dict[str, Any]:
         "user": "1234:1235",
         "workingDirectory": "/opt",
         "readonlyRootFilesystem": True,
-        "linuxParameters": {"initProcessEnabled": True},
+        "linuxParameters": {"initProcessEnabled": True, "capabilities": {"drop": ["ALL"]}},
         "ulimits": [{"name": "nofile", "softLimit": 2048, "hardLimit": 4096}],
         "environment": [{"name": "AWS_REGION", "value": "sa-east-1"}],
         "mountPoints": [
@@ -140,6 +141,7 @@ def test_a_containers_own_memory_and_what_run_task_gives_count(lab: Lab) -> None
 def test_a_container_runs_as_its_user_from_its_entry_point_in_its_folder(seen: dict[str, Any]) -> None:
     assert (seen["ids"], seen["folder"]) == ([1234, 1235], "/opt")
     assert (seen["files"], seen["first"]) == ([2048, 4096], "docker-init")
+    assert int(seen["capabilities"], 16) == 0
 
 
 def test_the_root_is_read_only_and_a_volume_is_its_users_where_the_image_says_so(seen: dict[str, Any]) -> None:
