@@ -21,6 +21,7 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import Release, utc_now
 from busco.lake.runs import Run, open_run
 from busco.project import Project
+from busco.projects import all_contracts
 from busco.settings import Settings, get_settings
 
 if TYPE_CHECKING:
@@ -80,35 +81,43 @@ class Platform:
     def take(self, *paths: Path, table: str | None = None) -> Report:
         """Ingests in this process."""
         from busco.ingest.ingest import ingest
-        from busco.warehouse.dbt import ensure_manifest
+        from busco.warehouse.dbt import ensure_manifests
 
-        contracts = ensure_manifest(self.settings).contracts
+        contracts = all_contracts(ensure_manifests(self.settings))
         return ingest(self.settings, self.store, contracts, list(paths), table, lambda _: lambda _: None)
 
     def deliver(self, text: str, name: str = "orders.csv") -> None:
         """Ingests a file of that name and content, which must be taken whole."""
         assert self.take(self.write(f"in/{name}", text)).good
 
-    def build(self, select: str = "", publish: bool = True) -> Outcome:
-        """A run of its own in this process, published if all is green."""
-        from busco.cli.releases import show_glue
-
-        run, outcome = self.built(select)
+    def build(self, select: str = "", publish: bool = True, project: str = "") -> Outcome:
+        """A run of its own in this process, published if all is green; `project` is a folder below home."""
+        run, outcome = self.built(select, project)
         if publish and outcome.good:
-            releases.publish(run, self.audit(run), "test", run.docs)
-            show_glue(self.settings, self.store, ENVIRONMENT)
+            self.publish(run)
         return outcome
 
-    def built(self, select: str = "") -> tuple[Run, Outcome]:
+    def publish(self, run: Run) -> Release:
+        from busco.cli.releases import show_glue
+
+        release = releases.publish(run, self.audit(run), "test", run.docs)
+        show_glue(self.settings, self.store, ENVIRONMENT)
+        return release
+
+    def built(self, select: str = "", project: str = "") -> tuple[Run, Outcome]:
         """A run of its own, not published."""
         from busco.warehouse.dbt import opened
         from busco.warehouse.runner import work
 
         key = local_run_key(utc_now())
-        with opened(self.settings) as dbt:
-            project = dbt.parse()
+        settings = self.settings.of_project(project)
+        with opened(settings) as dbt:
+            parsed = dbt.parse()
             nodes = dbt.select(select) if select else None
-        pins.pin(self.store, ENVIRONMENT, key, 1, project.contracts, project.hash, select=select, nodes=nodes)
+        pins.pin(
+            self.store, ENVIRONMENT, key, 1, parsed.contracts, parsed.hash, select=select, nodes=nodes,
+            project=parsed.name, project_dir=str(settings.dbt_project_dir), tables=parsed.tables,
+        )  # fmt: skip
         outcome = work(self.settings, key)
         assert outcome is not None
         return open_run(self.store, ENVIRONMENT, key), outcome

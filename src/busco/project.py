@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -312,24 +312,6 @@ class Project:
                 waiting += [other for other, m in macros.items() if m["name"] == f"duckdb__{stem}"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"default__{stem}"]
         return {uid: sql for uid, sql in sorted(found.items()) if sql}
-
-
-def all_contracts(projects: Iterable[Project]) -> tuple[Contract, ...]:
-    """The contracts of several projects' sources: a bronze table that more than one reads must be said alike.
-
-    Raises:
-        BuscoError: two projects say different things of one table.
-    """
-    found: dict[str, tuple[Contract, str]] = {}
-    for project in projects:
-        for contract in project.contracts:
-            known, other = found.setdefault(contract.name, (contract, project.name))
-            if (known.source, known.hash) != (contract.source, contract.hash):
-                raise BuscoError(
-                    f"the dbt projects {other} and {project.name} say different things of the source {contract.name}",
-                    "write source name, columns, types, meta.grain and meta.delivery alike in both",
-                )
-    return tuple(contract for contract, _ in found.values())
 
 
 def table_name(node: Mapping[str, Any]) -> str:

@@ -131,7 +131,7 @@ def _test_problems(test: Mapping[str, Any]) -> Iterator[str]:
 
 def _source_problems(project: Project) -> Iterator[Problem]:
     makers: dict[str, str] = {}
-    for uid, source in project.sources.items():
+    for uid, source in sorted(project.sources.items()):
         if source["schema"] in _LAYERS:
             yield (
                 source,

@@ -59,7 +59,9 @@ class Lake:
         self.count = 0
         self.passed: set[tuple[str, frozenset[tuple[str, str]]]] = set()
 
-    def pin(self, nodes: tuple[str, ...] | None = None, run: str | None = None, epoch: int = 1) -> Run:
+    def pin(
+        self, nodes: tuple[str, ...] | None = None, run: str | None = None, epoch: int = 1, project: str = "busco"
+    ) -> Run:
         live = releases.read_live(self.store, ENVIRONMENT)
         self.count += 1
         pin = Pin(
@@ -72,6 +74,7 @@ class Lake:
             nodes=nodes,
             created_at=utc_now(),
             attempt=new_id(),
+            project=project,
         )
         return save_pin(self.store, ENVIRONMENT, pin)
 
@@ -519,3 +522,53 @@ def test_P8_rolling_back_needs_a_reason_and_a_release_that_was_live(lake: Lake) 
         releases.rollback(lake.store, ENVIRONMENT, lake.live().release, "me", " ")
     with pytest.raises(BuscoError, match="is not a release that was live"):
         releases.rollback(lake.store, ENVIRONMENT, "r2000", "me", "why")
+
+
+def test_a_release_of_before_there_were_several_projects_says_whose_its_docs_are(lake: Lake) -> None:
+    published(lake)
+    made = lake.live()
+    assert made.all_docs == {"busco": made.docs}
+    before = releases.Release.model_validate(made.model_dump(mode="json", exclude={"all_docs", "project"}))
+    assert before.docs_by_project() == {"busco": made.docs}
+
+
+# -- two dbt projects in one lake -------------------------------------------------------------------------------------
+
+
+def others(lake: Lake, table: str = "gold.o") -> tuple[Run, releases.Audit]:
+    """A run of everything of another project, which has one table."""
+    run = lake.pin(project="other")
+    made = version(table, {}).model_copy(update={"project": "other"})
+    run.enter(table, run.take(table, 1), made, kept=False)
+    return run, releases.Audit({}, frozenset({table}), "other", "hash")
+
+
+def test_P7_a_whole_run_of_one_project_leaves_the_tables_and_docs_of_another(lake: Lake) -> None:
+    own = published(lake)
+    before = lake.live()
+    run, audit = others(lake)
+    release = releases.publish(run, audit, "me", "docs/other/")
+    assert release.dropped == ()
+    assert {table: release.tables[table] for table in before.tables} == before.tables
+    assert release.all_docs == {"busco": own.docs, "other": "docs/other/"}
+
+
+def test_a_table_of_another_project_is_refused_with_both_names_at_pin_and_at_publish(lake: Lake) -> None:
+    run, audit = others(lake, "gold.g")
+    published(lake)
+    text = r"the dbt project other are another project's in the live release: gold\.g \(of busco\)"
+    with pytest.raises(BuscoError, match=text):
+        releases.publish(run, audit, "me", "")
+    with pytest.raises(BuscoError, match=text):
+        pins.pin(lake.store, ENVIRONMENT, "run", 1, (), "hash", project="other", tables=("gold.g",))
+
+
+def test_P3_a_run_that_kept_everything_is_published_whatever_another_project_did_since(lake: Lake) -> None:
+    published(lake)
+    releases.publish(*others(lake), "me", "")
+    run = lake.pin()
+    lake.build_all(run, keep=True)
+    release = lake.publish(run)
+    assert release.built == ()
+    releases.publish(*others(lake), "me", "")
+    assert lake.publish(run) == release

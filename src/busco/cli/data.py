@@ -49,7 +49,7 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
     row that does not fit its types goes to quarantine. Exit status 1 if a file was refused.
     """
     from busco.ingest.ingest import ingest
-    from busco.project import all_contracts
+    from busco.projects import all_contracts
     from busco.warehouse.dbt import ensure_manifests
 
     settings, store, _ = lake()
@@ -211,7 +211,7 @@ def _work_on(project_dir: Path | None) -> None:
 
 
 def _parse(projects: list[Settings]) -> None:
-    from busco.project import all_contracts
+    from busco.projects import all_contracts
     from busco.warehouse.dbt import opened, write_manifest
 
     parsed = []
@@ -343,11 +343,12 @@ def select_command(project_dir: Path | None, selection: str) -> None:
 @click.command("bake")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def bake_command(folder: Path) -> None:
-    """Parses the project into a folder of an image, whose processes get it as BUSCO_BAKED_DIR and parse nothing."""
+    """Parses the projects into a folder of an image, whose processes get it as BUSCO_BAKED_DIR and parse nothing."""
     from busco.warehouse.dbt import opened
 
-    # an image may be built from another one, whose parse is not what is asked for
-    with opened(get_settings().model_copy(update={"baked_dir": None})) as dbt:
-        whole = dbt.bake(folder)
-    said = "" if whole else ", for dbt to begin with: the project reads the environment (env_var)"
-    click.echo(f"parsed for an image{said}: {folder}")
+    for settings in get_settings().of_all_projects():
+        # from nothing, also in an image that is made from one which has a parse
+        with opened(settings.model_copy(update={"baked_dir": None})) as dbt:
+            whole = dbt.bake(folder)
+        said = "" if whole else ", for dbt to begin with: the project reads the environment (env_var)"
+        click.echo(f"parsed for an image{said}: {settings.project_part(folder)}")

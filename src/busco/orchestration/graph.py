@@ -113,9 +113,7 @@ def node_converter(project: Project) -> Converter:
 def _follow(
     place: dict[str, Any], key: str, nodes: list[str], along: list[str], label: str, **more: Any
 ) -> FollowOperator:
-    return FollowOperator(
-        **place, key=key, nodes=nodes, along=along, label=label, execution_timeout=_LIMIT, **more
-    )
+    return FollowOperator(**place, key=key, nodes=nodes, along=along, label=label, execution_timeout=_LIMIT, **more)
 
 
 def _tests_gate(project: Project, group: TaskGroup) -> None:

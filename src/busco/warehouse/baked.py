@@ -49,7 +49,7 @@ class Baked:
         from dbt_common.invocation import get_invocation_id
 
         content = (self.folder / PARTIAL_PARSE).read_bytes()
-        manifest: Any = Manifest.from_msgpack(content, decoder=extended_mashumuro_decoder)
+        manifest: Any = Manifest.from_msgpack(content, decoder=extended_mashumuro_decoder)  # type: ignore[arg-type, unused-ignore]
         manifest.metadata.generated_at = datetime.now(UTC).replace(tzinfo=None)
         manifest.metadata.invocation_id = get_invocation_id()
         manifest.build_parent_and_child_maps()
@@ -59,7 +59,7 @@ class Baked:
 
 def find(settings: Settings) -> Baked | None:
     """The parse of `settings.baked_dir`, if it is one of exactly this project with these versions of dbt."""
-    folder = settings.baked_dir
+    folder = _place(settings)
     if folder is None or not (folder / _STAMP).is_file():
         return None
     known = (folder / _STAMP).read_text()
@@ -68,16 +68,22 @@ def find(settings: Settings) -> Baked | None:
 
 def partial_parse(settings: Settings) -> Path | None:
     """The image's partial parse, which dbt may begin with whatever has changed since."""
-    path = settings.baked_dir / PARTIAL_PARSE if settings.baked_dir else None
+    folder = _place(settings)
+    path = folder / PARTIAL_PARSE if folder else None
     return path if path is not None and path.is_file() else None
 
 
+def _place(settings: Settings) -> Path | None:
+    return settings.project_part(settings.baked_dir) if settings.baked_dir else None
+
+
 def save(folder: Path, settings: Settings, project: Project, parsed: Path) -> bool:
-    """Writes a parse to `folder`: `project`, and dbt's partial parse from the file `parsed`.
+    """Writes a parse to `folder`, for BUSCO_BAKED_DIR: `project`, and dbt's partial parse from the file `parsed`.
 
     Gives False where only the partial parse can be used later: the project reads the environment, so that what a parse
     gives is not told by its files.
     """
+    folder = settings.project_part(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PARTIAL_PARSE).write_bytes(parsed.read_bytes())
     (folder / _MANIFEST).write_text(json.dumps(project.manifest))
@@ -90,19 +96,18 @@ def save(folder: Path, settings: Settings, project: Project, parsed: Path) -> bo
 
 
 def stamp(project: Path) -> str | None:
-    """A hash of what a parse of the project depends on: its place, its files and the platform's package's, dbt's
-    versions, and what is chosen by dbt's variables. None where it depends on more, by `env_var`."""
+    """A hash of what a parse of the project depends on: its place, its files and the platform's own, dbt's versions,
+    and what is chosen by dbt's variables. None where it depends on more, by `env_var`."""
     digest = hashlib.sha256()
     chosen = sorted((name, value) for name, value in os.environ.items() if _CHOOSES.match(name))
     packages = [(name, version(name)) for name in _PACKAGES]
     digest.update(repr((str(project.resolve()), chosen, packages)).encode())
-    for folder in (project, package.FOLDER):
-        for name, path in sorted(_files(folder)):
-            content = path.read_bytes()
-            if b"env_var" in content:
-                return None
-            digest.update(f"{name}\0{len(content)}\0".encode())
-            digest.update(content)
+    for name, path in (*sorted(_files(project)), *sorted(_files(package.FOLDER))):
+        content = path.read_bytes()
+        if b"env_var" in content:
+            return None
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 

@@ -111,7 +111,8 @@ def copy_sql(
         by = ", ".join(types.quoted(name) for name in partition_by)
         options.append(f"partition_by ({by}), write_partition_columns true")
     else:
-        options.append(f"file_size_bytes '{_FILE_BYTES}'")
+        # a file is opened when its first row comes, with the credentials of then, and not when the statement begins
+        options.append(f"file_size_bytes '{_FILE_BYTES}', write_empty_file false")
     selected = ", ".join(expressions)
     return f"copy (select {selected} from (\n{sql}\n)) to {types.literal(url)} ({', '.join(options)})"
 

@@ -13,6 +13,7 @@ import duckdb
 
 from busco.errors import BuscoError
 from busco.lake import types
+from busco.lake.budget import budget
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Column, DataFile, Delivery, Release, Version, utc_now
@@ -58,6 +59,7 @@ class Session:
         self.redactor = redactor
         self.settings, self.project, self.store = settings, project, store
         self.run, self.base, self.runner, self.rebuild = run, base, runner, rebuild
+        self.budget = budget(settings)
         self.made: dict[str, Made] = {}
         self.sql: dict[str, str] = {}
         # nodes that another runner took over while this one was at them

@@ -7,5 +7,5 @@ select
     user_id as customer_id,
     order_date,
     status,
-    {{ cents_to_amount('amount_cents') }} as amount
+    {{ money.cents_to_amount('amount_cents') }} as amount
 from source

@@ -1,0 +1,93 @@
+"""The DAG of somebody else's dbt project, beside that of the platform's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.airflow.driver import Driver
+from tests.airflow.test_dags import PARSE, ROOT, UPDATE
+
+SNAPSHOT = Path(__file__).with_name("bakery.graph.json")
+DAG_FILE = '''"""The bakery's tables, by Airflow."""
+
+from busco.orchestration.dag import lakehouse_dag
+
+bakery = lakehouse_dag("bakery", "bakery", description="Builds the bakery's tables", tags=["bakery"], doc_md=__doc__)
+'''
+
+
+def add_bakery(home: Path) -> None:
+    """The bakery's project with its packages, as `dbt deps` puts them, and its DAG."""
+    shutil.copytree(ROOT / "tests/projects/foreign", home / "bakery")
+    shutil.copytree(home / "bakery/vendor", home / "bakery/dbt_packages")
+    (home / "dags/bakery.py").write_text(DAG_FILE)
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What Airflow makes of the two projects' DAG files, in a process of its own."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(ROOT / "tests/projects/mini/dbt_project", home / "dbt_project")
+    shutil.copytree(ROOT / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    add_bakery(home)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
+    own = {"BUSCO_HOME": str(home), "AIRFLOW_HOME": str(home / "airflow"), "BUSCO_DBT_PROJECTS": "bakery"}
+    command = [str(ROOT / ".venv-dbt/bin/python"), "-m", "busco", "dbt", "parse"]
+    subprocess.run(command, env={**kept, **own}, check=True, capture_output=True, cwd=home)
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE, str(home / "dags")],
+        env={**kept, **own}, capture_output=True, text=True, check=False, cwd=home,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_each_project_has_a_dag_of_its_own(parsed: dict[str, Any]) -> None:
+    assert parsed["errors"] == {}
+    assert {name: dag["file"] for name, dag in parsed["dags"].items()} == {
+        "bakery": "bakery.py", "lakehouse": "lakehouse.py", "operations": "operations.py",
+    }  # fmt: skip
+    assert "models.fct.run" in parsed["dags"]["lakehouse"]["tasks"]
+    assert not set(parsed["dags"]["lakehouse"]["tasks"]) & {"models.revenue.run", "models.customers_v1.run"}
+    assert len(DAG_FILE.splitlines()) <= 5
+
+
+def test_the_graph_of_a_foreign_project_is_the_one_that_was_reviewed(parsed: dict[str, Any]) -> None:
+    graph = json.dumps(parsed["dags"]["bakery"], indent=1, sort_keys=True) + "\n"
+    if os.environ.get(UPDATE):
+        SNAPSHOT.write_text(graph)
+    assert json.loads(graph) == json.loads(SNAPSHOT.read_text()), f"{UPDATE}=1 writes it anew"
+
+
+def test_the_tests_of_an_ephemeral_model_have_a_task_that_follows_them(parsed: dict[str, Any]) -> None:
+    tasks = parsed["dags"]["bakery"]["tasks"]
+    assert tasks["models.int_completed_orders.run"]["trigger"] is None
+    followed = tasks["models.int_completed_orders.test"]["trigger"]["nodes"]
+    assert [node.split(".")[2] for node in followed] == ["accepted_values_int_completed_orders_status__completed"]
+
+
+def test_a_run_of_a_foreign_project_is_published_beside_the_other_and_again_in_part(driver: Driver) -> None:
+    add_bakery(driver.home)
+    driver.busco("dbt", "--project-dir", "bakery", "parse")
+    driver.api.wait_for_dag("bakery", limit=60)
+    before = driver.live()
+    run = driver.start("bakery")
+    driver.green(run, "bakery")
+    release = driver.live()
+    assert release.project == "bakery"
+    assert {"gold.customers", "gold.customers_v1", "gold.monthly_revenue", "silver.countries"} <= set(release.tables)
+    own = {table: version.version for table, version in before.tables.items()} if before else {}
+    assert {table: release.tables[table].version for table in own} == own
+    again = driver.start("bakery", select="customers", full_refresh=True)
+    driver.green(again, "bakery")
+    states = driver.states(again, "bakery")
+    assert (states["models.customers_v2.run"], states["models.revenue.run"]) == ("success", "skipped")
+    assert driver.live().built == ("gold.customers", "gold.customers_v1")

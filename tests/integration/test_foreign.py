@@ -1,0 +1,410 @@
+"""A dbt project of somebody else's, alone and beside another one in the same lake."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from busco.aws import client
+from busco.errors import BuscoError
+from busco.lake.runs import open_run
+from busco.warehouse.dbt import opened
+from tests.platforms import ENVIRONMENT, ROOT, Platform, platform
+
+MINI = ROOT / "tests/projects/mini"
+BAKERY = ROOT / "tests/projects/foreign"
+TABLES = {
+    "silver.countries", "silver.raw_orders", "silver.raw_users", "gold.customers", "gold.customers_v1", "gold.days",
+    "gold.monthly_revenue", "gold.people", "gold.revenue_by_customer",
+}  # fmt: skip
+ORDERS = "id,customer,amount,day,n\na,x,1.50,2018-01-01,1\nb,y,2.25,2018-01-02,2\n"
+# the source of the small project, word for word
+SHARED = (MINI / "dbt_project/models/bronze/s.yml").read_text()
+
+
+def with_bakery(made: Platform) -> Platform:
+    """The bakery's project beside the platform's own, with the packages that it names."""
+    shutil.copytree(BAKERY, made.home / "bakery")
+    made.busco("dbt", "--project-dir", "bakery", "deps")
+    return made
+
+
+@pytest.fixture(scope="module")
+def bakery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """The bakery's tables, built and published by the command; tests leave them as they are."""
+    with platform(tmp_path_factory.mktemp("home"), MINI) as made:
+        printed = with_bakery(made).busco("dbt", "--project-dir", "bakery", "build", "--publish")
+        assert "published" in printed
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """The small project and the bakery in one lake, both published."""
+    with platform(tmp_path_factory.mktemp("home"), MINI) as made:
+        fct = made.home / "dbt_project/models/gold/fct.yml"
+        fct.write_text(fct.read_text().replace("name: fct\n", "name: fct\n    description: Days of orders\n", 1))
+        with_bakery(made).deliver(ORDERS)
+        assert made.build().good
+        page = made.store.get("docs/index.html")
+        assert page is not None
+        assert page.body == made.store.get(f"{made.live().docs}index.html").body, "the only project's"
+        assert made.build(project="bakery").good
+        yield made
+
+
+@pytest.fixture
+def both(pair: Platform) -> Iterator[Platform]:
+    """The same, with the projects' files put back after each test."""
+    kept = pair.home / "kept"
+    for name in ("dbt_project", "bakery"):
+        shutil.copytree(pair.home / name, kept / name, symlinks=True)
+    yield pair
+    for name in ("dbt_project", "bakery"):
+        shutil.rmtree(pair.home / name)
+        (kept / name).rename(pair.home / name)
+
+
+def asked(made: Platform, sql: str) -> list[dict[str, Any]]:
+    return json.loads(made.busco("query", "--format", "json", sql))
+
+
+def versions(made: Platform, *tables: str) -> dict[str, str]:
+    return {table: made.live().tables[table].version for table in tables}
+
+
+# -- alone ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_project_that_knows_nothing_of_the_platform_is_built_tested_and_published(bakery: Platform) -> None:
+    assert set(bakery.live().tables) == TABLES
+    assert bakery.live().project == "bakery"
+    customers = asked(bakery, "select full_name, country, number_of_orders as n, is_vip from busco_gold.customers")
+    assert sorted(tuple(row.values()) for row in customers) == [
+        ("Ana Braun", "Germany", 3, True), ("Bo Costa", "Portugal", 2, False),
+        ("Cy d'Arc, Jr.", "France", 1, False), ("Di Ek", "Sweden", 0, False),
+    ]  # fmt: skip
+    revenue = asked(bakery, "select month, currency, revenue, orders from busco_gold.monthly_revenue order by month")
+    assert [tuple(row.values()) for row in revenue] == [
+        ("2024-01-01", "EUR", "17.30", 2), ("2024-02-01", "EUR", "28.20", 2),
+    ]  # fmt: skip
+    assert asked(bakery, "select sum(number_of_orders) as n from busco_gold.customers_v1") == [{"n": 6}]
+    assert asked(bakery, "select sum(revenue) as r from busco_gold.revenue_by_customer") == [{"r": "45.50"}]
+
+
+def test_every_test_of_it_has_run_on_the_versions_that_are_live(bakery: Platform) -> None:
+    run = open_run(bakery.store, ENVIRONMENT, bakery.live().run)
+    tests = {node.split(".")[2]: result for node, result in run.latest_results().items() if node.startswith("test.")}
+    assert len(tests) == 17
+    assert {result.status for result in tests.values()} == {"success"}
+    joint = tests["revenue_is_the_same_by_month_and_by_customer"].reads
+    assert joint == versions(bakery, "gold.monthly_revenue", "gold.revenue_by_customer")
+    through_ephemeral = tests["accepted_values_int_completed_orders_status__completed"].reads
+    assert through_ephemeral == versions(bakery, "silver.raw_orders")
+    assert run.latest_results()["unit_test.bakery.customers.three_orders_make_a_vip_v2"].status == "success"
+
+
+@pytest.mark.parametrize(
+    ("select", "node"),
+    [
+        ("countries", "seed.bakery.countries"),
+        ("customers.v1", "model.bakery.customers.v1"),
+        ("revenue", "model.bakery.revenue"),
+        ("people", "model.bakery.people"),
+        ("test_type:singular", "test.bakery.revenue_is_the_same_by_month_and_by_customer"),
+        ("test_type:unit", "unit_test.bakery.customers.three_orders_make_a_vip_v2"),
+    ],
+)
+def test_a_node_of_it_runs_alone_in_a_new_process(bakery: Platform, select: str, node: str) -> None:
+    run = open_run(bakery.store, ENVIRONMENT, bakery.live().run)
+    number = len(run.runners()) + 1
+    bakery.busco("dbt", "build", "--run", run.name, "--select", select)
+    given = {result.node: result.status for result in run.results() if result.runner == number}
+    assert given[node] == "success"
+    # views are made again for whoever reads them; a model that is named like a folder brings nothing of it along
+    built = {uid for uid in given if uid.startswith(("model.", "seed."))}
+    assert built - {node} <= {"model.bakery.stg_orders", "model.bakery.stg_users"}
+
+
+def test_a_selection_of_it_is_its_own(bakery: Platform) -> None:
+    printed = bakery.busco("select", "--project-dir", "bakery", "tag:finance")
+    named = json.loads(printed.splitlines()[-1])
+    assert {"model.bakery.revenue", "model.bakery.revenue_by_customer"} <= set(named)
+    assert "model.bakery.people" not in named
+
+
+def test_an_image_has_the_parse_of_each_project(bakery: Platform) -> None:
+    bakery.busco("bake", str(bakery.home / "baked"), environment={"BUSCO_DBT_PROJECTS": "bakery"})
+    run = bakery.live().run
+    for baked, said in ({"BUSCO_BAKED_DIR": "baked"}, "parsed_by=image"), ({}, "parsed_by=dbt"):
+        command = ["dbt", "--project-dir", "bakery", "build", "--run", run, "--select", "countries"]
+        assert said in bakery.busco(*command, environment=baked)
+
+
+def test_R6_a_macro_of_a_package_is_part_of_what_a_table_is_made_from(bakery: Platform) -> None:
+    file = bakery.home / "bakery/vendor/money/macros/cents.sql"
+    whole = file.read_text()
+    file.write_text(whole.replace("/ 100.0", "/ 10.0"))
+    try:
+        run, outcome = bakery.built(project="bakery")
+    finally:
+        file.write_text(whole)
+    assert outcome.good
+    kept = {table for table, entry in run.entries().items() if entry.kept}
+    assert TABLES - kept == {"gold.customers", "gold.customers_v1", "gold.monthly_revenue", "gold.people",
+                             "gold.revenue_by_customer"}  # fmt: skip
+
+
+# -- two in one lake --------------------------------------------------------------------------------------------------
+
+
+def test_two_projects_publish_side_by_side_and_neither_takes_anything_from_the_other(both: Platform) -> None:
+    theirs = {table: version.version for table, version in both.live().tables.items() if version.project == "bakery"}
+    assert {"gold.people", "silver.countries"} <= theirs.keys()
+    before = versions(both, "gold.fct")
+    both.deliver(ORDERS.replace("b,y", "c,y"), "orders-2.csv")
+    assert both.build("+fct").good
+    assert versions(both, *theirs) == theirs
+    own = versions(both, "bronze.orders", "silver.orders", "gold.fct")
+    assert own["gold.fct"] != before["gold.fct"]
+    assert both.build("people", project="bakery").good
+    assert versions(both, *own) == own
+    assert both.query("select count(*) from busco_gold.people") == [("4",)]
+    assert both.query("select count(*) from busco_silver.orders") == [("3",)]
+
+
+def test_P7_a_project_drops_only_its_own_tables(both: Platform) -> None:
+    before = both.live().tables
+    (both.home / "bakery/models/marts/calendar/days.sql").unlink()
+    (both.home / "bakery/models/marts/calendar/_metrics.yml").unlink()
+    assert both.build(project="bakery").good
+    dropped = set(both.live().dropped)
+    assert "gold.days" in dropped
+    assert {before[table].project for table in dropped} == {"bakery"}
+    assert set(both.live().tables) == before.keys() - dropped
+    tables = client("glue", both.settings).get_tables(DatabaseName="busco_gold")["TableList"]
+    assert {f"gold.{table['Name']}" for table in tables} == {t for t in both.live().tables if t.startswith("gold.")}
+
+
+def test_each_project_keeps_its_descriptions_while_the_other_publishes(pair: Platform) -> None:
+    described = {
+        name: client("glue", pair.settings).get_table(DatabaseName="busco_gold", Name=name)["Table"]["Description"]
+        for name in ("fct", "customers")
+    }
+    assert described == {"fct": "Days of orders", "customers": "One row per customer"}
+
+
+def test_each_project_has_a_page_of_its_own_in_the_docs(pair: Platform) -> None:
+    release = pair.live()
+    assert set(release.all_docs) == {"busco", "bakery"}
+    assert release.all_docs[release.project] == release.docs
+    for name, prefix in release.all_docs.items():
+        assert pair.store.get(f"docs/projects/{name}.html").body == pair.store.get(f"{prefix}index.html").body
+        assert f'href="projects/{name}.html"' in pair.store.get("docs/index.html").body.decode()
+
+
+def test_a_run_that_is_published_already_says_so_after_another_project_has_published(both: Platform) -> None:
+    run, _ = both.built()
+    release = both.publish(run)
+    assert release.built == ()
+    both.write("bakery/models/marts/people.sql", "select 'none' as country, 1 as customers")
+    both.build("people", project="bakery")
+    assert both.publish(run).release == release.release
+
+
+# -- one name, two projects -------------------------------------------------------------------------------------------
+
+
+def claim(made: Platform, table: str) -> None:
+    made.write("bakery/models/claim.sql", f"{{{{ config(schema='silver', alias='{table}') }}}} select 1 as id")
+
+
+def test_a_table_of_another_project_in_the_live_release_is_refused_before_anything_is_built(both: Platform) -> None:
+    before = both.live()
+    claim(both, "orders")
+    printed = both.busco("dbt", "--project-dir", "bakery", "build", "--publish", status=1)
+    assert "the dbt project bakery are another project's in the live release: silver.orders (of busco)" in printed
+    assert "give the model an alias" in printed
+    assert "START" not in printed
+    assert both.live() == before
+
+
+def test_of_two_projects_that_make_one_table_at_once_the_second_is_refused_at_publish(both: Platform) -> None:
+    claim(both, "late")
+    run, outcome = both.built("claim", project="bakery")
+    assert outcome.good
+    both.model("silver/late", "select 2 as id")
+    both.build("late")
+    before = both.live()
+    with pytest.raises(BuscoError) as refusal:
+        both.publish(run)
+    assert "the dbt project bakery are another project's in the live release: silver.late (of busco)" in str(
+        refusal.value
+    )
+    assert both.live() == before
+
+
+# -- sources ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_projects_read_one_source(both: Platform) -> None:
+    both.write("bakery/models/sources.yml", SHARED)
+    both.write("bakery/models/marts/bought.sql", "select count(*) as orders from {{ source('bronze', 'orders') }}")
+    both.build("bought", project="bakery")
+    rows = both.query("select count(*) from busco_bronze.orders")
+    assert both.query("select orders from busco_gold.bought") == rows
+    assert both.live().tables["gold.bought"].inputs == versions(both, "bronze.orders")
+    assert both.live().stale == {}
+
+
+def test_ingest_takes_the_files_of_every_project(both: Platform) -> None:
+    both.write("bakery/models/sources.yml", SHARED.replace("name: orders", "name: deliveries"))
+    file = str(both.write("in/deliveries.csv", ORDERS))
+    assert "deliveries" in both.busco("ingest", file, status=1)
+    both.busco("ingest", file, environment={"BUSCO_DBT_PROJECTS": "bakery"})
+    both.write("bakery/models/marts/brought.sql", "select count(*) as n from {{ source('bronze', 'deliveries') }}")
+    both.build("brought", project="bakery")
+    assert both.query("select n from busco_gold.brought") == [("2",)]
+
+
+def test_a_source_that_two_projects_say_differently_is_refused_with_both_names(both: Platform) -> None:
+    both.write("bakery/models/sources.yml", SHARED.replace("grain: [id]", "grain: [id, day]"))
+    file = str(both.write("in/orders.csv", ORDERS))
+    for command in (["dbt", "parse"], ["ingest", file]):
+        printed = both.busco(*command, status=1, environment={"BUSCO_DBT_PROJECTS": "bakery"})
+        assert "the dbt projects busco and bakery say different things of the source bronze.orders" in printed
+
+
+def test_two_projects_of_one_name_are_refused(bakery: Platform) -> None:
+    shutil.copytree(bakery.home / "bakery", bakery.home / "copy", ignore=shutil.ignore_patterns("dbt_packages"))
+    shutil.copytree(bakery.home / "copy/vendor", bakery.home / "copy/dbt_packages")
+    try:
+        printed = bakery.busco("dbt", "parse", status=1, environment={"BUSCO_DBT_PROJECTS": "bakery, copy"})
+    finally:
+        shutil.rmtree(bakery.home / "copy")
+    assert "two dbt projects are named bakery" in printed
+
+
+# -- what can't run on the lake ---------------------------------------------------------------------------------------
+
+REFUSED = {
+    "models/a/table.sql": ("{{ config(materialized='table') }} select 1 as a", "write materialized='lake'"),
+    "models/a/inc.sql": ("{{ config(materialized='incremental') }} select 1 as a", "no incremental models yet"),
+    "models/a/mat.sql": (
+        "{{ config(materialized='materialized_view') }} select 1 as a",
+        "materialized_view is refused",
+    ),
+    "models/a/own.sql": ("{{ config(materialized='scd') }} select 1 as a", "materialization scd is refused"),
+    "models/a/is_inc.sql": ("{% if is_incremental() %}{% endif %} select 1 as a", "is_incremental() is always false"),
+    "models/a/py.py": ("def model(dbt, session):\n    return 1\n", "Python models are refused"),
+    "models/a/where.sql": ("{{ config(database='other') }} select 1 as a", "database other is refused"),
+    "models/a/granted.sql": ("{{ config(grants={'select': ['bi']}) }} select 1 as a", "grants are refused"),
+    "models/a/header.sql": ("{{ config(sql_header='set x = 1;') }} select 1 as a", "sql_header is refused"),
+    "models/a/layer.sql": ("{{ config(schema='marts') }} select 1 as a", "schema marts is no layer"),
+    "models/a/no_layer.sql": ("select 1 as a", "schema main is no layer"),
+    "models/a/name.sql": ("{{ config(schema='gold', alias='Monthly Report') }} select 1 as a", "is no name that Glue"),
+    "models/a/docs.sql": ("{{ config(schema='gold') }} select 1 as a", "the task of the docs's too"),
+    "models/a/in_bronze.sql": (
+        "{{ config(materialized='view', schema='bronze') }} select 1 as a",
+        "schema bronze has the sources alone",
+    ),
+    "models/a/keys.yml": (
+        "models: [{name: people, constraints: [{type: primary_key, columns: [country]}]}]",
+        "constraints primary_key can't be enforced",
+    ),
+    "models/a/gold.yml": (
+        "sources: [{name: other, schema: gold, tables: [{name: fct}]}]",
+        "tables of another dbt project can't be sources yet",
+    ),
+    "models/a/raw.yml": ("sources: [{name: raw, tables: [{name: t}]}]", "source schema raw is refused"),
+    "models/a/db.yml": (
+        "sources: [{name: far, schema: bronze, database: far, tables: [{name: t}]}]",
+        "source database far is refused",
+    ),
+    "models/a/files.yml": (
+        "sources: [{name: files, schema: bronze, config: {meta: {external_location: 's3://b/{name}'}},"
+        " tables: [{name: u}]}]",
+        "no run could pin what lies there",
+    ),
+    "models/a/twice.yml": (
+        "sources: [{name: more, schema: bronze, tables: [{name: u}]}]",
+        "is the table bronze.u too",
+    ),
+    "snapshots/history.sql": (
+        "{% snapshot history %}{{ config(unique_key='id', strategy='check', check_cols='all') }}"
+        " select 1 as id {% endsnapshot %}",
+        "snapshots are not supported",
+    ),
+    "functions/twice.sql": ("x * 2", "functions are refused"),
+    "macros/seed.sql": (
+        "{% materialization seed, adapter='duckdb' %}{{ return({'relations': []}) }}{% endmaterialization %}",
+        "materialization_seed_duckdb is the platform's own",
+    ),
+    "tests/kept.sql": ("{{ config(store_failures=true) }} select * from {{ ref('days') }}", "store_failures of kept"),
+    "tests/nothing.sql": ("select 1 where false", "nothing reads no model"),
+    "tests/people.sql": ("select * from {{ ref('days') }} join {{ ref('people') }} on false", "rename it"),
+}
+HELPERS = {
+    "functions/twice.yml": (
+        "functions: [{name: twice, arguments: [{name: x, data_type: int}], returns: {data_type: int}}]"
+    ),
+    "macros/scd.sql": (
+        "{% materialization scd, adapter='duckdb' %}{{ return({'relations': []}) }}{% endmaterialization %}"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def refusal(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What parsing says of the bakery's project with everything in it that the lake can't keep its promises for."""
+    from busco.settings import Settings
+
+    home = tmp_path_factory.mktemp("refused")
+    shutil.copytree(BAKERY, home / "dbt_project")
+    shutil.copytree(home / "dbt_project/vendor", home / "dbt_project/dbt_packages")
+    for path, text in {**{path: text for path, (text, _) in REFUSED.items()}, **HELPERS}.items():
+        file = home / "dbt_project" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    project = home / "dbt_project/dbt_project.yml"
+    project.write_text(project.read_text() + '\non-run-end: ["select 1"]\n')
+    with opened(Settings(home=home)) as dbt, pytest.raises(BuscoError) as refusal:
+        dbt.parse()
+    return str(refusal.value).splitlines()
+
+
+@pytest.mark.parametrize("path", REFUSED)
+def test_what_cannot_run_on_the_lake_is_refused_at_parse_with_the_reason(refusal: list[str], path: str) -> None:
+    found = [line for line in refusal if line.strip().startswith(f"{path}: ")]
+    assert any(REFUSED[path][1] in line for line in found), "\n".join(refusal)
+
+
+def test_hooks_of_a_whole_run_are_refused_at_parse(refusal: list[str]) -> None:
+    assert any("dbt_project.yml: on-run-start and on-run-end are refused" in line for line in refusal)
+
+
+def test_the_way_to_write_all_models_is_said_once(refusal: list[str]) -> None:
+    assert refusal[-1] == "  → for all models at once, in dbt_project.yml: models: {bakery: {+materialized: lake}}"
+
+
+def test_nothing_of_the_project_itself_is_refused(refusal: list[str]) -> None:
+    named = {line.strip().split(": ")[0] for line in refusal[1:-1]}
+    assert named == {*REFUSED, "dbt_project.yml"}
+
+
+def test_two_models_of_one_table_are_refused_at_parse(tmp_path: Path) -> None:
+    from busco.settings import Settings
+
+    shutil.copytree(BAKERY, tmp_path / "dbt_project")
+    shutil.copytree(tmp_path / "dbt_project/vendor", tmp_path / "dbt_project/dbt_packages")
+    alias = "{{ config(alias='customers') }} select 1 as customer_id"
+    (tmp_path / "dbt_project/models/marts/clients.sql").write_text(alias)
+    with opened(Settings(home=tmp_path)) as dbt, pytest.raises(BuscoError) as refusal:
+        dbt.parse()
+    assert "clients.sql" in str(refusal.value)
+    assert "customers_v2.sql" in str(refusal.value)

@@ -1,0 +1,5 @@
+select
+    country,
+    count(*) as customers
+from {{ ref('customers') }}
+group by country
