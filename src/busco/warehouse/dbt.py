@@ -297,9 +297,7 @@ def ensure_manifests(settings: Settings) -> list[Project]:
 
 
 def ensure_manifest(settings: Settings) -> Project:
-    """The project as it is on disk: from the image or the manifest, parsed anew if a file of it is younger."""
-    if (found := baked.find(settings)) is not None:
-        return found.project
+    """The project as it is on disk: from the manifest, parsed anew if a file of it is younger."""
     path = settings.manifest_path
     if path.is_file():
         made = path.stat().st_mtime
