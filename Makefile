@@ -6,7 +6,7 @@ AIRFLOW := .venv/bin/python
 DBT := .venv-dbt/bin/python
 PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-deps
 
-.PHONY: help setup setup-dev demo ui down test test-stack test-long bench lint fmt lock clean check-tools
+.PHONY: help setup setup-dev demo ui down test test-stack image test-long bench lint fmt lock clean check-tools
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,9 @@ test: setup-dev ## unit, dbt and integration tests (no Docker, at most 15 minute
 
 test-stack: setup-dev ## tests with real containers (needs Docker)
 	@scripts/test_stack.sh
+
+image: ## build a runner's image, busco-dbt:<commit> and busco-dbt:local
+	@scripts/build_image.sh
 
 test-long: ## fault matrices and soak
 	@echo "test-long: 0 tests: nothing takes longer than make test yet"

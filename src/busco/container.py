@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 class EcsTask:
     """An ECS task as its metadata endpoint describes it.
 
-    `cpu` is in vCPU; `memory` in bytes: the smaller of the task's limit and this container's; None where there is no limit.
+    `cpu` is in vCPU, `memory` in bytes: the smaller of the task's limit and this container's. None is no limit.
     """
 
     arn: str
@@ -65,7 +64,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
 
 
 def cpu_limit(root: Path = Path("/")) -> float | None:
-    """The CPUs that this container may use, as a number: the smallest of what its cgroups and the ECS task metadata say.
+    """The number of CPUs that this container may use: the smallest of what its cgroups and the ECS task metadata say.
 
     Returns None where nothing limits it.
     """
@@ -80,10 +79,9 @@ def cpu_limit(root: Path = Path("/")) -> float | None:
 
 
 def _settings(root: Path, controller: str, v2: str, v1: str) -> Iterator[str]:
-    """A setting's text in this process's cgroup and those above it, as far as they are mounted; of v1 and v2 alike, since
-    both may be mounted at once.
+    """A setting's text in this process's cgroup and those above it, as far as they are mounted.
 
-    v1's quota comes with its period behind it, in v2's form.
+    Of v1 and v2 alike, since both may be mounted at once. v1's quota comes with its period behind it, in v2's form.
     """
     for folder, unified in _cgroups(root, controller):
         text = _text(folder / (v2 if unified else v1))
@@ -115,8 +113,8 @@ def _cgroups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
 def _below(path: str, mounted: str) -> PurePosixPath:
     """Where a cgroup lies below a mount whose root is the cgroup `mounted`.
 
-    A container without a cgroup namespace sees the host's paths, and one with it `..` above its own: in both the mount's
-    own folder is the container's.
+    A container without a cgroup namespace sees the host's paths, and one with it `..` above its own: in both the
+    mount's own folder is the container's.
     """
     if ".." in (parts := PurePosixPath(path).parts) or ".." in PurePosixPath(mounted).parts:
         return PurePosixPath()

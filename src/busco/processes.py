@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
@@ -26,6 +28,22 @@ def this_host(state: Path) -> str:
             path.hardlink_to(file.name)
         Path(file.name).unlink()
     return path.read_text()
+
+
+def own_name(prefix: str) -> str:
+    """A name for a folder of this process's own, by which `clear_left_behind` knows when nobody needs it any more.
+
+    By host too: containers that share the state folder have pids of their own.
+    """
+    return f"{prefix}-{os.getpid()}@{socket.gethostname()}-{secrets.token_hex(4)}"
+
+
+def clear_left_behind(root: Path, prefix: str) -> None:
+    """Takes away what processes of this host that were killed left below `root` under an `own_name`."""
+    for left in root.glob(f"{prefix}-*@{socket.gethostname()}-*"):
+        pid = left.name.removeprefix(f"{prefix}-").split("@")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def process_alive(pid: int, started: float) -> bool:

@@ -9,7 +9,7 @@ from platform import machine
 from typing import Literal
 from urllib.parse import quote
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from busco.errors import BuscoError
@@ -62,7 +62,12 @@ class Settings(BaseSettings):
         "an ECS task for each model",
     )
     region: str = Field(default="us-east-1", description="AWS region")
-    endpoint_url: str | None = Field(default=None, description="AWS endpoint, where it isn't AWS's own")
+    endpoint_url: str | None = Field(
+        default=None,
+        # the SDKs' own variable, for an ECS task is given that one
+        validation_alias=AliasChoices("BUSCO_ENDPOINT_URL", "AWS_ENDPOINT_URL"),
+        description="AWS endpoint, where it isn't AWS's own",
+    )
     lake_bucket: str = Field(default="", description="bucket of the lake: tables and records")
     landing_bucket: str = Field(default="", description="bucket where producers leave raw files")
     logs_bucket: str = Field(default="", description="bucket of task logs and query results")
@@ -79,7 +84,13 @@ class Settings(BaseSettings):
     duckdb_memory_limit: str = Field(
         default="",
         pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb]|\d+(\.\d+)? ?%)?$",
-        description="DuckDB's memory limit (`4GB`, `60%`), empty: DuckDB's own default",
+        description="DuckDB's memory limit (`4GB`, `60%`), empty: a share of the container's, DuckDB's own default "
+        "where it has none",
+    )
+    duckdb_spill_limit: str = Field(
+        default="",
+        pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb])?$",
+        description="how much DuckDB may spill to the disk (`50GB`), empty: most of what is free where it spills",
     )
     runner_restarts: int = Field(default=3, ge=0, description="how often a run's lost shared runner is replaced")
     max_local_runners: int = Field(

@@ -129,6 +129,7 @@ NOBODY_MAY = [
     ("s3:ListAllMyBuckets", "*"),
     ("glue:GetTable", f"{GLUE}:database/finance"),
     ("glue:GetTable", f"{GLUE}:table/finance/salaries"),
+    ("glue:GetTable", f"{GLUE}:table/busco_gold_copy/fct_orders"),
     ("glue:UpdateTable", f"{GLUE}:table/finance/salaries"),
     ("glue:UpdateTable", f"{GLUE}:table/busco_gold_copy/fct_orders"),
     ("glue:DeleteDatabase", f"{GLUE}:database/busco_gold"),

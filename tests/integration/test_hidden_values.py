@@ -60,7 +60,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
         made.model("gold/ids", "{{ config(materialized='ephemeral') }} select customer as id from {{ ref('orders') }}")
         made.write("dbt_project/seeds/codes.csv", "code\nPlain77\n")
         made.write("dbt_project/seeds/codes.yml", "seeds: [{name: codes, config: {schema: silver}}]")
-        made.write("dbt_project/tests/assert_numbers.sql", "select customer::integer as x from {{ ref('leaf') }}")
+        made.write(
+            "dbt_project/tests/assert_numbers.sql", "select 1 from {{ ref('leaf') }} where customer::integer > 0"
+        )
         made.write("dbt_project/tests/assert_nobody.sql", "select customer from {{ ref('leaf') }}")
         made.deliver(csv_text(HEADER, [("a", CANARY, "1.50", "2018-01-01", 1)]))
         key = local_run_key(utc_now())
@@ -127,12 +129,13 @@ def test_a_failing_test_says_how_many_rows_and_none_of_them(written: Written) ->
 
 def test_people_see_dbts_lines_in_order_as_they_come_without_colours(written: Written) -> None:
     lines = written.output.splitlines()
-    places = [
-        next(place for place, line in enumerate(lines) if text in line)
-        for text in ("START sql lake model silver.orders", "OK created sql lake model silver.orders", "ERROR creating",
-                     "Finished running", "Completed with", "Failure in model broken", "Done. PASS=")
-    ]  # fmt: skip
-    assert places == sorted(places)
+
+    def places(*texts: str) -> list[int]:
+        return [next(place for place, line in enumerate(lines) if text in line) for text in texts]
+
+    model = places("START sql lake model gold.broken", "ERROR creating sql lake model gold.broken", "Finished running")
+    summary = places("Finished running", "Completed with", "Failure in model broken", "Done. PASS=")
+    assert (model, summary) == (sorted(model), sorted(summary))
     assert "\x1b" not in written.output
     assert written.output.count("Done. PASS=") == 1
 
@@ -141,4 +144,7 @@ def test_dbts_own_options_say_how_much_of_its_log_is_shown(written: Written) -> 
     busco = written.platform.busco
     assert busco("dbt", "ls", "--select", "fct", "--resource-type", "model", "--quiet") == "busco.gold.fct\n"
     assert "Running with dbt" in busco("dbt", "ls", "--select", "fct", "--resource-type", "model")
+    assert "asked for" in busco("dbt", "show", "--inline", "select 'asked for' as a", environment={"DBT_DEBUG": "1"})
+    typed = busco("dbt", "show", "--inline", "select typd from {{ ref('orders') }}", status=1)
+    assert 'Referenced column "typd" not found' in typed
     assert "--debug would show values" in busco("dbt", "compile", "--debug", status=2)

@@ -119,7 +119,7 @@ class Lab:
         """What Docker has of a task, or of all tasks of this local AWS."""
         owner = f"ministack.instance={self.server.settings.state.resolve()}"
         label = f"com.amazonaws.ecs.task-arn={arn}" if arn else owner
-        found: list[Any] = self.docker.containers.list(all=True, filters={"label": label})
+        found: list[Any] = self.docker.containers.list(all=True, sparse=True, filters={"label": label})
         return found
 
     def volumes(self, arn: str) -> list[Any]:

@@ -34,7 +34,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print('ready')
 while True: time.sleep(1)
 """
-LOOK = """
+LOOK = r"""
 import json, os, pathlib, resource, urllib.request
 
 def read(*paths):
@@ -64,6 +64,7 @@ print(json.dumps({
     'files': resource.getrlimit(resource.RLIMIT_NOFILE),
     'first': read('/proc/1/comm'),
     'folder': os.getcwd(),
+    'capabilities': dict(line.split(':\t') for line in read('/proc/self/status').splitlines())['CapBnd'],
     'environment': dict(os.environ),
     'task': get(metadata + '/task'),
     'container': get(metadata),
@@ -88,7 +89,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def image(lab: Lab) -> Iterator[str]:
     """An image whose /tmp is a VOLUME, as ours is."""
-    tag = lab.image("VOLUME /tmp\nRUN mkdir /shared")
+    tag = lab.image("VOLUME /tmp\nRUN mkdir /shared && chown 1234 /shared")
     yield tag
     lab.docker.images.remove(tag, force=True)
 
@@ -103,7 +104,7 @@ def seen(lab: Lab, image: str) -> dict[str, Any]:
         "user": "1234:1235",
         "workingDirectory": "/opt",
         "readonlyRootFilesystem": True,
-        "linuxParameters": {"initProcessEnabled": True},
+        "linuxParameters": {"initProcessEnabled": True, "capabilities": {"drop": ["ALL"]}},
         "ulimits": [{"name": "nofile", "softLimit": 2048, "hardLimit": 4096}],
         "environment": [{"name": "AWS_REGION", "value": "sa-east-1"}],
         "mountPoints": [
@@ -140,6 +141,7 @@ def test_a_containers_own_memory_and_what_run_task_gives_count(lab: Lab) -> None
 def test_a_container_runs_as_its_user_from_its_entry_point_in_its_folder(seen: dict[str, Any]) -> None:
     assert (seen["ids"], seen["folder"]) == ([1234, 1235], "/opt")
     assert (seen["files"], seen["first"]) == ([2048, 4096], "docker-init")
+    assert int(seen["capabilities"], 16) == 0
 
 
 def test_the_root_is_read_only_and_a_volume_is_its_users_where_the_image_says_so(seen: dict[str, Any]) -> None:
@@ -207,13 +209,13 @@ def test_a_stopped_tasks_log_is_complete_and_its_lines_are_whole(lab: Lab) -> No
     code = """
 import sys
 long = 'é' * 30_000
-for n in range(5_000): print(f'line {n:05d} →')
+for n in range(40_000): print(f"line {n:05d} →")
 print(long)
 print('error', file=sys.stderr, end='', flush=True)
 print('last', end='')
 """
     task = lab.run({"command": ["python3", "-c", code]})
-    expected = [*(f"line {n:05d} →" for n in range(5_000)), "é" * 30_000, "error", "last"]
+    expected = [*(f"line {n:05d} →" for n in range(40_000)), "é" * 30_000, "error", "last"]
     found = lab.output(task["taskArn"])
     assert len(found) == len(expected)
     assert [line for line in found if line not in ("error", "last")] == expected[:-2]
@@ -233,6 +235,13 @@ def test_a_command_that_does_not_exist_is_a_task_that_failed_to_start(lab: Lab) 
     assert task["stopCode"] == "TaskFailedToStart"
     assert task["stoppedReason"].startswith("CannotStartContainerError: ")
     assert lab.containers(task["taskArn"]) == []
+
+
+def test_a_task_without_its_log_group_fails_to_start_and_starts_no_container(lab: Lab) -> None:
+    options = {"awslogs-group": "/absent", "awslogs-region": "us-east-1", "awslogs-stream-prefix": "x"}
+    task = lab.run({"command": ["true"], "logConfiguration": {"logDriver": "awslogs", "options": options}})
+    assert task["stopCode"] == "TaskFailedToStart"
+    assert task["stoppedReason"].startswith("ResourceInitializationError: failed to validate logger args")
 
 
 # StopTask, RunTask, ListTasks ------------------------------------------------------------------------------------
@@ -293,6 +302,7 @@ def test_tasks_are_listed_by_who_started_them_running_and_stopped(lab: Lab) -> N
     runs, ended = lab.define(python(FOREVER)), lab.define({"command": ["true"]})
     running, done = lab.start(runs, startedBy="me")[0], lab.start(ended, startedBy="me")[0]
     lab.start(ended, startedBy="other")
+    lab.says(running, "ready")
     lab.wait(done)
 
     def listed(**wanted: str) -> list[str]:
@@ -347,6 +357,16 @@ def test_a_killed_one_ends_its_containers_when_it_is_back_and_no_others(lab: Lab
     finally:
         for container in foreign:
             container.remove(force=True)
+
+
+def test_the_end_of_a_killed_one_ends_its_containers_too(lab: Lab) -> None:
+    arn = lab.start(lab.define(python(STUBBORN)))[0]
+    lab.says(arn, "ready")
+    lab.server.kill()
+    aws.down(lab.server.settings, quiet)
+    assert lab.containers() == []
+    lab.server = started(lab.server.settings.state)
+    lab.prepare()
 
 
 def test_its_status_names_the_engine_and_what_runs_and_its_end_ends_that(lab: Lab) -> None:

@@ -97,6 +97,7 @@ def down(settings: Settings, say: Say) -> None:
     state = settings.state.resolve()
     with processes.locked(state, f"{NAME}-up"):
         stopped = processes.stop(state, NAME, grace=10)
+        docker_engine.end_left(state)
         (state / "aws.env").unlink(missing_ok=True)
     say("the local AWS is stopped" if stopped else "the local AWS was not running")
 
@@ -169,6 +170,7 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         say(f"stopping the local AWS, which serves the lake {identity.get('lake', '(no answer)')}{without}")
     # Also where no process is recorded as running: the record of a killed one goes.
     processes.stop(state, NAME, grace=10)
+    docker_engine.end_left(state)
     port = processes.pick_port(state, NAME, ("127.0.0.1", *bridge))
     endpoint = _endpoint(port)
     _write(state / "lake", f"{lake}\n")

@@ -18,6 +18,7 @@ from busco.errors import BuscoError
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 OFF = "off"
+OWNER_LABEL = "ministack.instance"
 TIMEOUT = 10.0
 
 logger = logging.getLogger(__name__)
@@ -203,10 +204,36 @@ def ended(client: Any, identifier: str, grace_label: str) -> Ended:
     return Ended(int(state["ExitCode"]), bool(state.get("OOMKilled")))
 
 
+def end_left(state: Path) -> None:
+    """Ends what a local AWS that was killed left running, on the engine that it had; no other's containers.
+
+    Must only be called while none of this state folder runs.
+    """
+    import docker
+
+    engine = _read(state)
+    if engine in ("", OFF):
+        return
+    try:
+        client = docker.DockerClient(base_url=engine, timeout=TIMEOUT)
+        try:
+            end_containers(client, owner_label(state), grace=0)
+        finally:
+            client.close()
+    except (docker.errors.DockerException, OSError) as error:
+        logger.warning("event=containers_not_ended engine=%s error=%s", engine, _reason(error))
+
+
+def owner_label(state: Path) -> str:
+    """The label that all containers and volumes of this state folder's local AWS carry, whatever its port."""
+    return f"{OWNER_LABEL}={state.resolve()}"
+
+
 def end_containers(client: Any, label: str, grace: int) -> int:
-    """Ends and removes all containers that carry the label, and their volumes; returns how many there were."""
-    if client is None:
-        return 0
+    """Ends and removes all containers that carry the label, and their volumes; returns how many there were.
+
+    They get SIGTERM, and SIGKILL after `grace` seconds.
+    """
     found = client.containers.list(all=True, sparse=True, filters={"label": label})
 
     def end(container: Any) -> None:

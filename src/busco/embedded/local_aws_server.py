@@ -183,7 +183,7 @@ def main() -> None:
     config.bind = [f"127.0.0.1:{given.port}"]
     if given.docker_host:
         config.bind.append(f"{given.docker_address}:{given.port}")
-        local_ecs.install(f"http://{given.docker_address}:{given.port}", str(state))
+        local_ecs.install(f"http://{given.docker_address}:{given.port}", state)
     config.keep_alive_timeout = 75
     config.graceful_timeout = 1
     config.loglevel = "WARNING"

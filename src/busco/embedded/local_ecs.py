@@ -10,9 +10,10 @@ from __future__ import annotations
 import inspect
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from busco.embedded import docker_engine, ecs_containers
@@ -47,6 +48,10 @@ SHUTDOWN_GRACE = 3  # seconds that containers get to end when the local AWS itse
 LOGS_LIMIT = 30.0
 OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
 EXITED = "Essential container in task exited"
+_NO_LOG = (
+    "ResourceInitializationError: failed to validate logger args: failed to create Cloudwatch log stream: "
+    "ResourceNotFoundException: The specified log group does not exist."
+)
 _START_FAILED = "ResourceInitializationError: unable to pull image or start container: "
 
 
@@ -58,13 +63,12 @@ class _Started:
     tasks: list[str]
 
 
-def install(endpoint: str, owner: str) -> None:
+def install(endpoint: str, state: Path) -> None:
     """Corrects `ministack.services.ecs` in this process, before it serves.
 
     Args:
         endpoint: where containers reach the local AWS.
-        owner: who this local AWS is, whatever its port: containers that carry this label and that no task owns are
-            ended, others are never touched.
+        state: the platform's state folder: whose containers these are, whatever the port.
 
     Raises:
         RuntimeError: this MiniStack is not the one that the correction was written for.
@@ -73,11 +77,8 @@ def install(endpoint: str, owner: str) -> None:
     from ministack.core import container_reaper
 
     check(ecs)
-    container_reaper.instance_id = lambda: owner
-    # MiniStack's own would also take containers of a MiniStack that says not whose they are.
-    container_reaper.reap_all = lambda client, *, include_unlabelled=False, **_: docker_engine.end_containers(
-        client, f"{container_reaper.INSTANCE_LABEL}={owner}", 0 if include_unlabelled else SHUTDOWN_GRACE
-    )
+    container_reaper.instance_id = lambda: str(state.resolve())
+    container_reaper.reap_all = _end_at_shutdown(ecs, docker_engine.owner_label(state))
     corrected = _LocalEcs(ecs, endpoint)
     for name in EXPECTED:
         setattr(ecs, name, getattr(corrected, name.lstrip("_")))
@@ -105,6 +106,22 @@ def check(ecs: Any, version: str | None = None) -> None:
             f"busco.embedded.local_ecs corrects MiniStack {MINISTACK_VERSION}, this is {found}{what}: "
             "run tests/stack/test_local_ecs.py against the new version, then raise MINISTACK_VERSION"
         )
+
+
+def _end_at_shutdown(ecs: Any, label: str) -> Callable[..., int]:
+    """What MiniStack calls before it serves and when it ends.
+
+    Its own would then take containers of any MiniStack that doesn't say whose they are. Before it serves nothing is
+    left to do, as `busco.embedded.aws` has ended what a killed one left.
+    """
+
+    def reap(_client: Any, *, include_unlabelled: bool = False, **_: Any) -> int:
+        client = ecs._get_docker()
+        if include_unlabelled or client is None:
+            return 0
+        return docker_engine.end_containers(client, label, SHUTDOWN_GRACE)
+
+    return reap
 
 
 class _LocalEcs:
@@ -210,6 +227,7 @@ class _LocalEcs:
             image = docker_engine.image(client, cdef["image"], options.pop("platform", None))
         except docker_engine.PullError as error:
             raise self._ecs._ImagePullError(str(error)) from error
+        self._open_log(cdef, options["labels"][TASK_LABEL])
         declared = (image.attrs.get("Config") or {}).get("Volumes") or {}
         for mount in options.get("mounts", ()):
             # As on Fargate: what the image has there, and whose it is, comes along only where it says VOLUME.
@@ -219,6 +237,15 @@ class _LocalEcs:
         except docker_engine.StartError as error:
             raise RuntimeError(f"CannotStartContainerError: {error}") from error
 
+    def _open_log(self, cdef: Any, task_arn: str) -> None:
+        """Makes the container's log stream, without which Fargate starts no container."""
+        ecs = self._ecs
+        config = ecs._awslogs_config(cdef, task_arn.rpartition("/")[2], "")
+        if config and config["stream"]:
+            with ecs.request_scope(ecs.get_account_id(), config["region"] or ecs.get_region()):
+                if not ecs._ensure_awslogs_stream(config):
+                    raise RuntimeError(f"{_NO_LOG}: log group {config['group']}")
+
     def start_awslogs_forwarder(self, container: Any, cdef: Any, task_id: str) -> None:
         config = self._ecs._awslogs_config(cdef, task_id, container.id)
         if config:
@@ -227,8 +254,9 @@ class _LocalEcs:
             )
 
     def fail_task_start(self, task: dict[str, Any], client: Any, reason: str) -> None:
-        if reason.startswith(f"{_START_FAILED}CannotStart"):
-            reason = reason.removeprefix(_START_FAILED)
+        known = reason.removeprefix(_START_FAILED)
+        if known.startswith(("CannotStart", "ResourceInitializationError")):
+            reason = known
         try:
             self._ecs._cleanup_task_resources(task, client)
         finally:

@@ -76,7 +76,7 @@ def ingest(
 
     def work(positions: list[int]) -> None:
         for position in positions:
-            with connect(settings) as connection:
+            with connect(settings, among=min(_AT_ONCE, len(groups))) as connection:
                 connections.append(connection)
                 connection.execute("set preserve_insertion_order = true")
                 progress(0)

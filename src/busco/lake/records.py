@@ -161,11 +161,13 @@ class Ending(LakeRecord):
     """How runner n was seen gone, written once by whoever saw it first: n + 1 of its kind is started only after that.
 
     `reason` says it in words; `out_of_memory` that its container was killed for memory, `passing` that the same again
-    may go well: a spot interruption, a kill from outside, ECS restarted. Times are UTC, as ECS has them.
+    may go well: a spot interruption, a kill from outside, ECS restarted; `hint` what to do. Times are UTC, as ECS has
+    them: of the image's pull, from where Fargate bills, and of the task's end.
     """
 
     number: int
     reason: str
+    hint: str = ""
     out_of_memory: bool = False
     passing: bool = False
     exit_code: int | None = None

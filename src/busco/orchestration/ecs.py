@@ -16,7 +16,7 @@ from busco.lake.records import Ending, Order, Pin, Runner
 from busco.orchestration.async_aws import async_client
 from busco.orchestration.launch import CannotStart, Say, Starting, command
 from busco.orchestration.slots import Slots
-from busco.orchestration.words import stop_reason
+from busco.orchestration.stops import Stop, stop_reason
 from busco.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -155,17 +155,18 @@ class EcsLauncher:
                 answer = await ecs.run_task(**request)
                 if tasks := answer.get("tasks"):
                     return str(tasks[0]["taskArn"])
-                failures = [str(one.get("reason") or "no reason") for one in answer.get("failures") or [{}]]
-                said = "; ".join(dict.fromkeys(failures))
+                failure = (answer.get("failures") or [{}])[0]
+                stop = stop_reason("", str(failure.get("reason") or ""), str(failure.get("detail") or ""))
             except ClientError as error:
-                said = f"{error.response['Error'].get('Code', '')}: {error.response['Error'].get('Message', '')}"
+                said = error.response["Error"]
+                stop = stop_reason("", f"{said.get('Code', '')}: {said.get('Message', '')}")
             except HTTPClientError as error:
-                said = f"no answer from ECS: {error}"
-            if not may_pass(said):
-                raise CannotStart(stop_reason("TaskFailedToStart", said))
+                stop = Stop("network", f"no answer from ECS: {error}", "see that its endpoint can be reached", True)
+            if not stop.passing:
+                raise CannotStart(str(stop))
             if time.monotonic() - began > _PATIENCE:
-                raise CannotStart(f"{stop_reason('TaskFailedToStart', said)}\n(tried for {_PATIENCE / 60:.0f} minutes)")
-            say(f"ECS starts no task now: {said}; trying again in {delay:.0f} s")
+                raise CannotStart(f"{stop}\n(tried for {_PATIENCE / 60:.0f} minutes)")
+            say(f"ECS starts no task now: {stop.text}; trying again in {delay:.0f} s")
             await asyncio.sleep(delay)
             delay = min(delay * 2, 60)
 
@@ -305,50 +306,18 @@ def ending_of(task: Mapping[str, Any], container: str) -> Ending:
     said = found[0] if found else {}
     code, reason = said.get("exitCode"), str(said.get("reason") or "")
     stop_code, stopped = str(task.get("stopCode") or ""), str(task.get("stoppedReason") or "")
-    heavy = "OutOfMemory" in reason
-    passing = not heavy and (
-        stop_code in ("SpotInterruption", "UserInitiated", "TerminationNotice", "ServiceSchedulerInitiated")
-        or (stop_code == "TaskFailedToStart" and may_pass(f"{stopped} {reason}"))
-        or code in (137, 143)
-    )
+    stop = stop_reason(stop_code, stopped, reason, code, int(task.get("memory") or 0))
     return Ending(
         number=0,
-        reason=stop_reason(stop_code, stopped, reason, code, int(task.get("memory") or 0)),
-        out_of_memory=heavy,
-        passing=passing,
+        reason=stop.text,
+        hint=stop.hint,
+        out_of_memory=stop.kind == "memory",
+        # whoever stops a task by hand wants it gone now, not its models never built
+        passing=stop.passing or stop.kind == "person",
         exit_code=code,
-        started_at=_moment(task.get("startedAt")),
+        started_at=_moment(task.get("pullStartedAt")) or _moment(task.get("startedAt")),
         stopped_at=_moment(task.get("stoppedAt")),
     )
-
-
-# What ECS says where the same call may go well later: as an exception's code, a failure's reason, or a stopped task's
-# (API reference, RunTask, "Errors" and "failures"; developer guide, "API failure reasons", "Stopped task error codes").
-_PASSING = (
-    "RESOURCE:",
-    "AGENT",
-    "capacity is unavailable",
-    "insufficient capacity",
-    "throttl",
-    "rate exceeded",
-    "toomanyrequests",
-    "limitexceeded",
-    "serverexception",
-    "internalerror",
-    "internal error",
-    "serviceunavailable",
-    "no answer from ecs",
-    "no reason",
-    "timeout waiting for network interface",
-    "timeouterror",
-    "connection reset",
-)
-
-
-def may_pass(said: str) -> bool:
-    """Whether what ECS says may be over soon: no capacity, throttling, the network, its own errors."""
-    low = said.lower()
-    return any(mark.lower() in low for mark in _PASSING)
 
 
 def _moment(value: object) -> datetime | None:

@@ -265,7 +265,7 @@ class Follow:
             if times <= self.restarts and (runner.kind == "shared" or ending.passing):
                 self.say(f"runner {runner.number} is gone: {ending.reason}; another one goes on")
                 return None
-            said = "  → clear this task: a new runner is started"
+            said = f"  → {ending.hint or 'clear this task: a new runner is started'}"
         runners = f" ({len(self._lost)} runners)" if len(self._lost) > 1 else ""
         return Ended(
             "failed",

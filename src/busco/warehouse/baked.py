@@ -49,7 +49,7 @@ class Baked:
         from dbt_common.invocation import get_invocation_id
 
         content = (self.folder / PARTIAL_PARSE).read_bytes()
-        manifest: Any = Manifest.from_msgpack(content, decoder=extended_mashumuro_decoder)  # type: ignore[arg-type]
+        manifest: Any = Manifest.from_msgpack(content, decoder=extended_mashumuro_decoder)  # type: ignore[arg-type, unused-ignore]
         manifest.metadata.generated_at = datetime.now(UTC).replace(tzinfo=None)
         manifest.metadata.invocation_id = get_invocation_id()
         manifest.build_parent_and_child_maps()

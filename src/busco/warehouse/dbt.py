@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -19,7 +18,6 @@ from types import FrameType
 from typing import Any, Literal
 
 import click
-import psutil
 import yaml
 from dbt.adapters.factory import FACTORY
 from dbt.cli.main import cli as dbt_cli
@@ -27,6 +25,7 @@ from dbt.cli.main import dbtRunner, dbtRunnerResult
 
 from busco import output, refusals
 from busco.errors import BuscoError
+from busco.processes import clear_left_behind, own_name
 from busco.project import Project
 from busco.projects import all_contracts
 from busco.settings import Settings
@@ -159,6 +158,9 @@ class Dbt:
         folder = str(self.settings.dbt_project)
         flags = ["--no-use-colors", "--log-level-file", "none", "--no-send-anonymous-usage-stats"]
         flags += ["--log-path", str(self.target), "--no-version-check"]
+        if self.parsed_by == "image" and arguments[0] in ("build", "test"):
+            # its files are of no use to anybody once the container is gone, and the manifest is long
+            flags.append("--no-write-json")
         console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
         runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
         given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
@@ -267,13 +269,9 @@ def opened(settings: Settings) -> Iterator[Dbt]:
     were killed."""
     root = settings.state / "dbt"
     root.mkdir(parents=True, exist_ok=True)
-    # by host too: containers that share the state folder have pids of their own
-    here = socket.gethostname()
-    for left in root.glob(f"target-*@{here}-*"):
-        pid = left.name.removeprefix("target-").split("@")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"target-{os.getpid()}@{here}-", dir=root))
+    clear_left_behind(root, "target")
+    folder = root / own_name("target")
+    folder.mkdir(mode=0o700)
     try:
         yield Dbt(settings, folder)
     finally:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from busco.errors import BuscoError
 from busco.lake import types
 from busco.lake.records import Column
-from busco.lake.versions import WrittenFile
+
+if TYPE_CHECKING:
+    from busco.lake.versions import WrittenFile
 
 # Integers that no table keeps, but that a contract's exact type may take in, checked for overflow by DuckDB's cast.
 _WIDE = frozenset({"HUGEINT", "UHUGEINT", "UBIGINT", "UINTEGER", "BIGNUM"})
@@ -109,7 +111,8 @@ def copy_sql(
         by = ", ".join(types.quoted(name) for name in partition_by)
         options.append(f"partition_by ({by}), write_partition_columns true")
     else:
-        options.append(f"file_size_bytes '{_FILE_BYTES}'")
+        # a file is opened when its first row comes, with the credentials of then, and not when the statement begins
+        options.append(f"file_size_bytes '{_FILE_BYTES}', write_empty_file false")
     selected = ", ".join(expressions)
     return f"copy (select {selected} from (\n{sql}\n)) to {types.literal(url)} ({', '.join(options)})"
 
@@ -121,6 +124,9 @@ def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
     dbt gives rows of (filename, count, file_size_bytes, footer_size_bytes, column_statistics, partition_keys),
     the maps as JSON text.
     """
+    # pyiceberg is a tenth of what a start imports, and needed only where something was built
+    from busco.lake.versions import WrittenFile
+
     files = []
     for row in stats:
         name, count, size, _, statistics, partition = tuple(row)[:6]

@@ -32,13 +32,14 @@ class Plugin(BasePlugin):
 
     def update_connection_config(self, creds: DuckDBCredentials, config: dict[str, Any]) -> None:  # noqa: ARG002
         if _active is not None:
-            config.update(engine.config(_active.settings))
+            config.update(engine.config(_active.budget))
 
     def configure_connection(self, conn: DuckDBPyConnection) -> None:
         if _active is None:
             return
+        engine.prepare(conn, _active.budget)
         if _active.store is not None:
-            engine.prepare(conn, _active.settings)
+            engine.reach(conn, _active.settings)
         for schema in sorted(_active.schemas()):
             conn.execute(f"create schema if not exists {types.quoted(schema)}")
         for schema, name, query in _active.relations():

@@ -3,7 +3,7 @@
 DuckDB quotes the value that it could not convert, and that value may hold quotes, newlines and whatever else. So
 nothing is looked for and taken out; it is the other way round: what is shown is known beforehand. Of a message about
 data (conversions, ranges, constraints, files, `error(…)`) that is its kind and the constant words of the messages in
-`_SHAPES`; of a message about code (binder, catalog, parser), the words of DuckDB, of the project's code and of its
+`SHAPES`; of a message about code (binder, catalog, parser), the words of DuckDB, of the project's code and of its
 names; of an echoed line of SQL, the line if it has no other word. All else is `•••`. The messages are those of DuckDB
 1.5.5.
 """
@@ -20,136 +20,11 @@ import duckdb
 
 from busco.lake.deliveries import TECHNICAL
 from busco.project import Project
+from busco.warehouse.messages import KINDS, MESSAGE_WORDS, OF_CODE, OF_THE_MACHINE, OF_THE_PROJECT, SHAPES
 
 HIDDEN = "•••"
 
-# Messages about data: `…` is what DuckDB fills in from the data, `<>` a type or a name from the code.
-_SHAPES = """\
-Could not convert string '…' to <>
-Could not convert string "…" to <>
-Could not convert string '…' to <> when casting from source column <>
-Could not convert string "…" to <> when casting from source column <>
-Could not cast value … to <>
-Could not cast value … to <> when casting from source column <>
-Casting value "…" to type <> failed: value is out of range!
-Failed to cast decimal value … to type <>
-Failed to cast value to numerical: …
-Failed to cast value: …
-Type <> with value … can't be cast because the value is out of range for the destination type <>
-Type <> with value … can't be cast because the value is out of range for the destination type <> when casting from \
-source column <>
-Type <> with value '…' can't be cast to the destination type <>
-Type <> with value '…' can't be cast to the destination type <> when casting from source column <>
-Type <> can't be cast as <>. …
-invalid date field format: "…", expected format is (YYYY-MM-DD)
-invalid date field format: "…", expected format is (YYYY-MM-DD) when casting from source column <>
-date field value out of range: "…"
-date field value out of range: "…" when casting from source column <>
-invalid timestamp field format: "…", expected format is (YYYY-MM-DD HH:MM:SS[.US][±HH[:MM[:SS]]| ZONE])
-invalid timestamp field format: "…", expected format is (YYYY-MM-DD HH:MM:SS[.US][±HH[:MM[:SS]]| ZONE]) when casting \
-from source column <>
-timestamp field value out of range: "…"
-timestamp field value out of range: "…", …
-time field value out of range: "…", expected format is ([YYYY-MM-DD ]HH:MM:SS[.MS])
-time field value out of range: "…", expected format is ([YYYY-MM-DD ]HH:MM:SS[.MS]) when casting from source column <>
-Could not parse string "…" according to format specifier …
-Could not decode string "…" as base64: …
-Malformed JSON at byte … of input: …
-Malformed JSON in file …
-Invalid character encountered in string -> bit conversion: …
-Invalid byte encountered in STRING -> BLOB conversion…
-Invalid UTF8 found in string …
-Invalid UTF8 Codepoint …
-Invalid input for hex digit: …
-Invalid input for binary digit: …
-extract specifier "…" not recognized
-Date out of range: …
-Date out of range in timestamp conversion
-Epoch seconds out of range for TIMESTAMP WITH TIME ZONE
-Interval value … out of range
-Overflow in addition of <> (…)…
-Overflow in subtraction of <> (…)…
-Overflow in subtract of <> (…)…
-Overflow in multiplication of <> (…)…
-Overflow in division of …
-Overflow in HUGEINT addition: …
-Overflow in HUGEINT multiplication: …
-Overflow in left shift (…)
-Overflow in timestamp addition
-Overflow in timestamp subtraction
-Overflow in negation of …
-Overflow on abs(…)
-Left-shift value … is out of range
-Value out of range
-bit index … out of valid range …
-cannot take square root of a negative number
-cannot take logarithm of a negative number
-cannot take logarithm of zero
-missing ): …
-missing ]: …
-unexpected ): …
-no argument for repetition operator: …
-bad repetition operator: …
-invalid escape sequence: …
-invalid character class range: …
-invalid perl operator: …
-invalid UTF-8: …
-Duplicate key "…" violates primary key constraint.
-Duplicate key "…" violates unique constraint.
-NOT NULL constraint failed: <>
-CHECK constraint failed on table <> with expression …
-Map keys must be unique.
-Map keys can not be NULL.
-Lists larger than 2^32 elements are not supported
-Cannot cast list with length … to array with length …
-More than one row returned by a subquery used as an expression - scalar subqueries can only return a single row.…
-Unknown TimeZone …
-CSV Error on Line: …
-Error when sniffing file …
-No files found that match the pattern "…"
-No magic bytes found at end of file …
-Cannot open file "…": No such file or directory
-Cannot open file "…": Permission denied
-Could not write all bytes to file "…": No space left on device
-Could not write file "…": No space left on device
-Could not connect to server …
-Unable to connect to URL …
-Bitstring doesn't fit inside of <>
-strptime format must be a constant
-strftime format must be a constant
-"""
-
-# Each message begins with one of these, then a colon (DuckDB's Exception::ExceptionTypeToString).
-_KINDS = (
-    "Out of Range|Conversion|Unknown Type|Decimal|Mismatch Type|Divide by Zero|Object Size|Invalid type|Serialization|"
-    "TransactionContext|Not implemented|Expression|Catalog|Parser|Planner|Scheduler|Executor|Constraint|Index|Stat|"
-    "Connection|Syntax|Settings|Binder|Optimizer|NullPointer|IO|INTERRUPT|FATAL|INTERNAL|Invalid Input|Out of Memory|"
-    "Permission|Parameter Not Resolved|Parameter Not Allowed|Dependency|Missing Extension|HTTP|Extension Autoloading|"
-    "Sequence|Invalid Configuration"
-)
-_KIND = re.compile(rf"\A((?:{_KINDS}) Error: )(.*)\Z", re.DOTALL)
-# They tell of names and syntax. A pivot's columns and a query in Jinja can bring data in.
-_OF_CODE = ("Binder", "Catalog", "Parser", "Syntax", "Parameter Not Resolved", "Parameter Not Allowed", "Dependency")
-# dbt's own: they tell of Jinja and YAML, and of a query's result where Jinja asks for one.
-_OF_THE_PROJECT = ("Compilation", "Parsing", "Validation", "Dependency", "Contract")
-# They tell of sizes and settings only.
-_OF_THE_MACHINE = ("Out of Memory", "INTERRUPT")
-_MESSAGE_WORDS = """
-a across add aggregate aggregates alias aliased all allowed already ambiguous an and any appear are argument arguments
-as at be before bindings both but by call can candidate candidates cannot cast casts catalog clause clauses column
-columns compare complex conflicting constant contain contained contains could currently database definition deleted
-depend dependencies did different does doesn't duplicate each either empty end entries entry error exact exceeds exist
-exists expected explicit explicitly expression expressions for found from function functions give given group has have
-help identifier if implicit implicitly important in incorrect input insert instead into invalid is it its key lambda
-left like list literal literals macro match matches matching mean might mix more multiple must name named names near
-need needs nested no non not number of on one only operator operators option or order outer parameter parameters part
-positional possible predicate prepared qualified query quoted range recognized reference referenced references
-referring replace required requires result return returned returns right s same scalar schema search select set should
-specified specify statement statements string subqueries subquery support supported supports syntax t table tables
-takes than that the there this to too try type types unable unexpected union unique unknown unnest unsupported
-unterminated use used using valid value values variable was were when where which window with within without would you
-your
-"""
+_KIND = re.compile(rf"\A((?:{KINDS}) Error: )(.*)\Z", re.DOTALL)
 # dbt's own head of a message, `Runtime Error in model orders (models/…)`, and what it says below one
 _HEAD = re.compile(
     r"\A(\s*)((?:Runtime|Compilation|Database|Internal|Parsing|Validation|Dependency|Contract|Connection|Unhandled|"
@@ -267,7 +142,7 @@ class Redactor:
         said = "\n".join(body)
         if _HEAD.match(said):
             shown = self._shown(node, said)
-        elif kind.startswith(_OF_THE_PROJECT):
+        elif kind.startswith(OF_THE_PROJECT):
             shown = HIDDEN if self.asks(node) else said
         else:
             shown = self._body(node, said)
@@ -285,7 +160,7 @@ class Redactor:
             called = _CALL.match(text.strip())
             return f"{called.group(0)}: {HIDDEN}" if called else HIDDEN
         kind, said = found.groups()
-        if kind.startswith(_OF_THE_MACHINE):
+        if kind.startswith(OF_THE_MACHINE):
             return text.strip()
         echo = _ECHO.search(said)
         at = ""
@@ -293,7 +168,7 @@ class Redactor:
             said = said[: echo.start()]
             if self._is_code(node, echo.group(2)):
                 at = f"\n\nLINE {echo.group(1)}: {echo.group(2)}\n{echo.group(3)}"
-        return kind + (self._of_code(node, said) if kind.startswith(_OF_CODE) else self._of_data(node, said)) + at
+        return kind + (self._of_code(node, said) if kind.startswith(OF_CODE) else self._of_data(node, said)) + at
 
     def _of_data(self, node: str, said: str) -> str:
         for shape, parts in _shapes():
@@ -309,13 +184,18 @@ class Redactor:
         return said if all(word.lower() in self._words(node) for word in words) else HIDDEN
 
     def _of_code(self, node: str, said: str) -> str:
-        """Each line with what lies between its first and last word that isn't known hidden."""
+        """Each line with what lies between its first and last word that isn't known hidden, and its first and last
+        quote, if it has any: known words beside may be of the same value."""
         known = self._words(node)
 
         def shown(line: str) -> str:
             words = _WORD.finditer(_SIZE.sub(lambda size: "(" * len(size.group()), line))
             odd = [found for found in words if found.group().lower() not in known]
-            return f"{line[: odd[0].start()]}{HIDDEN}{line[odd[-1].end() :]}" if odd else line
+            if not odd:
+                return line
+            quotes = [place for place, char in enumerate(line) if char in "\"'"]
+            start, end = min([odd[0].start(), *(at + 1 for at in quotes)]), max([odd[-1].end(), *quotes])
+            return f"{line[:start]}{HIDDEN}{line[end:]}"
 
         return "\n".join(shown(line) for line in said.split("\n"))
 
@@ -351,7 +231,7 @@ class Redactor:
         """DuckDB's own words, the macros', and all names."""
         project = self.project
         texts = [str(macro["macro_sql"]) for macro in project.manifest["macros"].values()]
-        texts += [json.dumps(project.manifest.get("vars", {}), ensure_ascii=False), *self.typed, _MESSAGE_WORDS]
+        texts += [json.dumps(project.manifest.get("vars", {}), ensure_ascii=False), *self.typed, MESSAGE_WORDS]
         for uid in (*project.sources, *project.nodes, *project.unit_tests):
             thing = project.node(uid)
             texts += [uid, str(thing.get("original_file_path", "")), *thing.get("columns", {})]
@@ -390,7 +270,7 @@ def _engine_words() -> frozenset[str]:
 def _shapes() -> list[tuple[re.Pattern[str], list[str]]]:
     """Each shape as pattern, and its constant parts and holes in order."""
     if "shapes" not in _cache:
-        parts = [[part for part in re.split("(…|<>)", line) if part] for line in _SHAPES.splitlines()]
+        parts = [[part for part in re.split("(…|<>)", line) if part] for line in SHAPES.splitlines()]
         # the longest first: what follows a name in a longer one is no part of it
         parts.sort(key=lambda line: -len("".join(line)))
         _cache["shapes"] = [

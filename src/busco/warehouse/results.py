@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 from busco.errors import BuscoError
+from busco.lake.budget import explained
 from busco.lake.records import Result, Status, utc_now
 from busco.lake.runs import Run
 from busco.project import Project
@@ -85,6 +86,8 @@ class Reporter:
                 # the relation stood in for a table that doesn't exist: what the test says means nothing
                 status, message = "error", str(error)
         bad = status in ("failed", "error")
+        if bad and (told := explained(message, self.session.budget)):
+            message = str(told)
         text, where = located(message, self.project, node, self.session.sql.get(node, "")) if bad else ("", "")
         result = Result(
             node=node,

@@ -12,7 +12,8 @@ from typing import Any
 import duckdb
 
 from busco.errors import BuscoError
-from busco.lake import types, versions
+from busco.lake import types
+from busco.lake.budget import budget
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Column, DataFile, Delivery, Release, Version, utc_now
@@ -58,6 +59,7 @@ class Session:
         self.redactor = redactor
         self.settings, self.project, self.store = settings, project, store
         self.run, self.base, self.runner, self.rebuild = run, base, runner, rebuild
+        self.budget = budget(settings)
         self.made: dict[str, Made] = {}
         self.sql: dict[str, str] = {}
         # nodes that another runner took over while this one was at them
@@ -175,6 +177,8 @@ class Session:
         `stats` is COPY's answer; `view_sql` goes out. Nested columns that must not be NULL are counted by the query
         `null_sql`, which the materialization runs first.
         """
+        from busco.lake import versions
+
         store, table, version_id = self._store(), str(job["table"]), str(job["version"])
         columns: tuple[Column, ...] = job["columns"]
         files = model_sql.written_files(job.pop("stats"), store.url(""))
@@ -256,6 +260,8 @@ def write_bronze_metadata(store: ObjectStore, pinned: Mapping[str, Version], bas
 def _bronze_metadata(store: ObjectStore, version: Version) -> None:
     if store.get(version.metadata) is not None:
         return
+    from busco.lake import versions
+
     deliveries: Sequence[Delivery] = store.read_many(list(version.deliveries), Delivery)
     files = [
         versions.WrittenFile(delivery.object, delivery.rows, delivery.bytes, delivery.statistics, {})

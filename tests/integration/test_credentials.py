@@ -1,0 +1,91 @@
+"""Credentials of a container's role expire; a run that lasts longer does not notice."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import duckdb
+
+from busco.lake import engine
+from busco.settings import get_settings, read_env_file
+from tests.expiring import Expiring, expiring
+from tests.integration.own_aws import wait_for
+from tests.platforms import Platform
+
+# botocore keeps the time of expiry in whole seconds, and asks at most every two seconds where it is near
+SECONDS = 8.0
+
+
+@contextmanager
+def in_container(platform: Platform, seconds: float) -> Iterator[Expiring]:
+    """What runs within has the environment of a container on AWS, whose S3 refuses keys that have expired."""
+    own = read_env_file(platform.settings.state / "aws.env")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    kept |= {name: value for name, value in own.items() if name.startswith("BUSCO_")}
+    with expiring(seconds, str(platform.settings.endpoint_url)) as given:
+        changed = {**kept, **given.variables, "BUSCO_PLATFORM": "aws", "BUSCO_ENDPOINT_URL": given.s3}
+        with mock.patch.dict(os.environ, changed, clear=True):
+            get_settings.cache_clear()
+            yield given
+    get_settings.cache_clear()
+
+
+def renewals() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "duckdb-credentials"]
+
+
+FILES = 50
+PARTS = f"""{{{{ config(partition_by=['part']) }}}}
+select i::integer as id, (i // 10)::integer as part from range({10 * FILES}) t(i)"""
+TOTALS = "select part // 10 as part, sum(id)::bigint as ids from {{ ref('parts') }} group by all"
+TOTAL = "select sum(ids)::bigint as ids from {{ ref('totals') }}"
+
+
+def test_a_run_and_a_statement_that_last_over_several_expiries_are_green(mini: Platform) -> None:
+    mini.model("silver/parts", PARTS)
+    mini.model("silver/totals", TOTALS)
+    mini.model("silver/total", TOTAL)
+    with in_container(mini, SECONDS) as given:
+        # one statement opens these files one after another, for longer than two keys live
+        given.slow["silver/parts"] = 0.25
+        mini.busco("dbt", "build", "--publish", "--select", "parts totals total")
+        expired = [key for key in given.used if given.keys[key] < time.time()]
+    assert not given.refused
+    assert len(expired) >= 2, "the run was over too early"
+    assert mini.duckdb("select ids from busco_silver.total") == [(sum(range(10 * FILES)),)]
+
+
+def test_a_connection_has_new_keys_before_the_old_ones_expire(mini: Platform) -> None:
+    with in_container(mini, SECONDS) as given:
+        connection = engine.connect(get_settings())
+        in_transaction = connection.cursor()
+        in_transaction.execute("begin")
+
+        def key(cursor: duckdb.DuckDBPyConnection) -> str:
+            (found,) = cursor.execute("select current_setting('s3_access_key_id')").fetchall()
+            return str(found[0])
+
+        first = key(in_transaction)
+        wait_for(lambda: key(in_transaction) != first, limit=SECONDS)
+        assert time.time() < given.keys[first]
+        assert key(connection.cursor()) == key(connection)
+
+
+def test_nothing_is_left_of_a_connection_that_is_gone(mini: Platform) -> None:
+    with in_container(mini, SECONDS):
+        connection = engine.connect(get_settings())
+        assert renewals()
+        del connection
+        gc.collect()
+        wait_for(lambda: not renewals())
+
+
+def test_keys_that_do_not_expire_are_not_asked_for_again(mini: Platform) -> None:
+    with engine.connect(mini.settings):
+        assert not renewals()

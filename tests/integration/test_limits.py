@@ -1,0 +1,131 @@
+"""A model that needs more memory or disk than there is says so, and what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from busco.lake.budget import budget
+from busco.lake.runs import open_run
+from tests.platforms import ENVIRONMENT, ROOT, Platform
+
+NODE = "model.busco.big"
+# DuckDB can't spill a list while it is made; what it sorts it can
+LISTED = "select list(md5(i::varchar)) as texts from range(3000000) t(i)"
+SORTED = "select i, md5(i::varchar) as text from range(3000000) t(i) order by text"
+OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def result_of_build(platform: Platform, wrapped_in: str = "", **variables: str) -> tuple[str, str]:
+    """The error of the model `big` in the run's records, and its log there."""
+    command = [str(ROOT / ".venv-dbt/bin/python"), "-m", "busco", "dbt", "build", "--select", "big"]
+    if wrapped_in:
+        command = [*OWN_MOUNTS, "sh", "-c", f'{wrapped_in} && exec "$@"', "sh", *command]
+    environment = {**os.environ, **{f"BUSCO_{name.upper()}": value for name, value in variables.items()}}
+    done = subprocess.run(command, cwd=platform.home, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (name,) = platform.store.folders(ENVIRONMENT.runs("")[:-1])[-1:]
+    run = open_run(platform.store, ENVIRONMENT, name)
+    result = run.latest_results()[NODE]
+    assert result.status == "error"
+    assert result.message == result.error.splitlines()[0]
+    return result.error, done.stdout
+
+
+@pytest.fixture
+def big(mini: Platform) -> Platform:
+    shutil.rmtree(mini.home / "dbt_project/models/gold")
+    (mini.home / "dbt_project/models/silver/v_orders.sql").unlink()
+    mini.model("silver/big", SORTED)
+    return mini
+
+
+def test_a_model_that_needs_more_memory_says_how_much_there_was_and_what_to_do(big: Platform) -> None:
+    big.model("silver/big", LISTED)
+    error, _ = result_of_build(big, duckdb_memory_limit="60MB")
+    assert error.startswith("memory was not enough: DuckDB may use 57.2 MiB")
+    assert "→ raise BUSCO_DUCKDB_MEMORY_LIMIT" in error
+    assert "SET threads" not in error, "advice for somebody who opened the connection himself"
+
+
+def test_in_an_ecs_task_the_advice_is_a_larger_task(big: Platform) -> None:
+    big.model("silver/big", LISTED)
+    uri = {"ECS_CONTAINER_METADATA_URI_V4": "http://127.0.0.1:1/v4/token"}
+    printed = big.busco(
+        "dbt", "build", "--select", "big", status=1, environment={**uri, "BUSCO_DUCKDB_MEMORY_LIMIT": "60MB"}
+    )
+    (name,) = big.store.folders(ENVIRONMENT.runs("")[:-1])[-1:]
+    error = open_run(big.store, ENVIRONMENT, name).latest_results()[NODE].error
+    assert "`meta: {ecs: large}`" in error, printed
+    assert "BUSCO_ECS_SIZE=large" in error
+
+
+def test_a_model_that_may_not_spill_more_says_where_and_how_much(big: Platform) -> None:
+    error, _ = result_of_build(big, duckdb_memory_limit="60MB", duckdb_spill_limit="10MB")
+    folder = big.settings.state / "spill"
+    assert error.startswith(f"the disk that DuckDB spills to is full: {folder} had ")
+    assert "of which DuckDB may use 9.5 MiB" in error
+    assert "BUSCO_DUCKDB_SPILL_LIMIT" in error
+    assert not list(folder.iterdir()), "what was spilled is gone with the process"
+
+
+def own_mounts() -> bool:
+    """Whether this user may mount a file system that only his own processes see."""
+    return (
+        shutil.which("unshare") is not None
+        and not subprocess.run([*OWN_MOUNTS, "true"], capture_output=True).returncode
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "word"),
+    [("", "failed to offload data block"), ("10GB", "No space left on device")],
+    ids=["of what is free", "more than is free"],
+)
+@pytest.mark.skipif(not own_mounts(), reason="no mounts of one's own here (unshare)")
+def test_a_full_disk_is_named_with_what_was_free_on_it(big: Platform, limit: str, word: str) -> None:
+    folder = big.settings.state / "spill"
+    folder.mkdir(exist_ok=True)
+    mounted = f"mount -t tmpfs -o size=300m tmpfs {folder} && head -c 20m /dev/zero > {folder}/other"
+    big.model("silver/big", SORTED.replace("3000000", "12000000"))
+    error, _ = result_of_build(big, mounted, duckdb_memory_limit="60MB", duckdb_spill_limit=limit)
+    assert error.startswith(f"the disk that DuckDB spills to is full: {folder} had 280.0 MiB free")
+    assert word in error
+
+
+def test_two_duckdbs_that_spill_at_once_leave_each_other_alone(mini: Platform) -> None:
+    script = mini.write("two.py", TWO)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "BUSCO_DUCKDB_MEMORY_LIMIT": "50MB"}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "0 1999999000000\n1 2000001000000\n"), done.stderr
+
+
+TWO = """
+from busco.lake.engine import connect
+from busco.settings import get_settings
+
+both = [connect(get_settings()) for _ in range(2)]
+for add, connection in enumerate(both):
+    connection.execute(f"create table t as select i + {add} as i, md5(i::varchar) as m from range(2000000) t(i)")
+assert all(connection.execute("select count(*) from duckdb_temporary_files()").fetchone()[0] for connection in both)
+for add, connection in enumerate(both):
+    print(add, connection.execute("select sum(i) from (select i, m from t order by m)").fetchone()[0])
+"""
+
+
+def test_what_a_killed_process_spilled_is_taken_away_by_the_next(mini: Platform) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    mine = budget(mini.settings).folder
+    mine.mkdir()
+    left = mine.with_name(mine.name.replace(str(os.getpid()), str(ended.pid)))
+    (left / "inner").mkdir(parents=True)
+    budget(mini.settings)
+    assert mine.is_dir()
+    assert not left.exists()

@@ -1,0 +1,228 @@
+"""Errors without values: whatever a value holds, and whatever DuckDB makes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from busco.project import Project
+from busco.warehouse.redact import HIDDEN, Redactor
+
+MODEL, CHILD, PLAIN = "model.p.m", "model.p.child", "model.p.plain"
+CANARY = 'Zqcanary O\'Hara "7"'
+
+# Each fails on the values below: `name` is text, `n` a number.
+FAILING = """
+select cast(name as integer) from silver.people
+select cast(name as hugeint) from silver.people
+select cast(name as double) from silver.people
+select cast(name as decimal(10, 2)) from silver.people
+select cast(name as date) from silver.people
+select cast(name as timestamp) from silver.people
+select cast(name as time) from silver.people
+select cast(name as interval) from silver.people
+select cast(name as boolean) from silver.people
+select cast(name as uuid) from silver.people
+select cast(name as bit) from silver.people
+select cast(name as json) from silver.people
+select cast(name as integer[]) from silver.people
+select cast(name as struct(a integer)) from silver.people
+select cast(name as map(varchar, integer)) from silver.people
+select cast({'a': name} as struct(a integer)) from silver.people
+select cast([name] as integer[]) from silver.people
+select cast(name as enum ('a', 'b')) from silver.people
+select cast(n as tinyint) from silver.people
+select cast(n as decimal(5, 2)) from silver.people
+select cast(cast(n as decimal(18, 2)) as decimal(5, 2)) from silver.people
+select cast(n as double) * 1e300 * 1e300 // 1, cast(cast(n as double) * 1e200 as bigint) from silver.people
+select n * n * n from silver.people
+select make_date(n, 13, 45) from silver.people
+select day + to_years(n) from silver.people
+select 1 << n from silver.people
+select chr(n) from silver.people
+select strptime(name, '%Y-%m-%d') from silver.people
+select name->>'$.a' from silver.people
+select from_json(name, '{"a": "INTEGER"}') from silver.people
+select from_json_strict(json_object('a', name), '{"a": "INTEGER"}') from silver.people
+select date_trunc(name, day) from silver.people
+select regexp_matches('a', '(' || name) from silver.people
+select regexp_replace('a', '[' || name, '') from silver.people
+select 'a' similar to '(' || name from silver.people
+select from_base64(name || '!') from silver.people
+select timezone(name, day::timestamp) from silver.people
+select error('not allowed: ' || name) from silver.people
+select error(name) from silver.people
+select count(*) from silver.people where name = 5
+insert into silver.keys select name from silver.people union all select name from silver.people
+insert into silver.keys select 'short' || name from silver.people
+select * from read_parquet('/nowhere/' || (select max(name) from silver.people))
+select * from (pivot silver.people on name using sum(n)) where nosuch = 1
+""".strip().splitlines()
+
+# What a value may hold: all by which a message could be read wrongly.
+PIECES = (
+    "'", '"', "\n", "\n\n", " ", "7", "(", "é", "🐍", "' to INT32", '" to DECIMAL(10,2)', "Conversion Error: ",
+    "' when casting from source column name", "\nLINE 1: select name\n        ^", "\n  compiled code at x",
+    "> in macro y (z)", "Runtime Error in model m (m.sql)\n  ", "' can't be cast to the destination type INT8",
+    ", expected format is",
+)  # fmt: skip
+values = st.lists(st.sampled_from(PIECES), max_size=6).flatmap(
+    lambda found: st.integers(0, len(found)).map(lambda at: "".join([*found[:at], "Zqcanary", *found[at:]]))
+)
+
+
+def model(uid: str, sql: str, *parents: str, **more: Any) -> dict[str, Any]:
+    name = uid.split(".")[-1]
+    return {
+        "resource_type": "model", "language": "sql", "raw_code": sql, "columns": {}, "schema": "gold", "alias": name,
+        "name": name, "original_file_path": f"models/{name}.sql", "config": {"materialized": "lake"},
+        "depends_on": {"nodes": list(parents), "macros": []}, **more,
+    }  # fmt: skip
+
+
+def redactor(sql: str = "") -> Redactor:
+    people = {
+        "schema": "silver", "name": "people",
+        "columns": {"name": {"config": {"meta": {"pii": True}}}, "n": {}, "day": {}},
+    }  # fmt: skip
+    nodes = {
+        MODEL: model(MODEL, sql, "source.p.people"),
+        CHILD: model(CHILD, sql, MODEL),
+        PLAIN: model(PLAIN, sql, "source.p.things"),
+    }
+    sources = {"source.p.people": people, "source.p.things": {"schema": "silver", "name": "things", "columns": {}}}
+    given = {"input": "source('s', 'people')", "rows": [{"name": "x"}], "format": "dict"}
+    unit_tests = {
+        f"unit_test.p.m.{form}": {
+            "name": form, "model": "m", "given": [{**given, "format": form}], "expect": {"rows": [], "format": "dict"},
+            "depends_on": {"nodes": [MODEL]},
+        }
+        for form in ("dict", "sql")
+    }  # fmt: skip
+    macros = {"macro.dbt.run_query": {"macro_sql": "", "depends_on": {}}}
+    said = {"sources": sources, "nodes": nodes, "macros": macros, "unit_tests": unit_tests}
+    return Redactor(Project({"metadata": {"project_name": "p"}, **said}))
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as connection:
+        connection.execute("create schema silver")
+        connection.execute("create table silver.keys (key varchar primary key check (length(key) < 5))")
+        yield connection
+
+
+def error(database: duckdb.DuckDBPyConnection, sql: str, value: str) -> str:
+    """DuckDB's error, as dbt tells it."""
+    database.execute(
+        "create or replace table silver.people as select ?::varchar as name, 987654321 as n, date '2018-01-01' as day",
+        [value],
+    )
+    with pytest.raises(duckdb.Error) as raised:
+        database.execute(sql).fetchall()
+    lines = "\n  ".join(str(raised.value).split("\n"))
+    return f"Runtime Error in model m (models/m.sql)\n  {lines}\n  \n  compiled code at target/compiled/p/models/m.sql"
+
+
+@pytest.mark.parametrize("sql", FAILING)
+def test_no_error_of_duckdbs_shows_a_persons_value(database: duckdb.DuckDBPyConnection, sql: str) -> None:
+    said = error(database, sql, CANARY)
+    shown = redactor(sql).text(MODEL, said)
+    assert not re.search("Zqcanary|Hara|987654321|975461|\\d{5}", shown.replace(sql, "")), shown
+    head, first = shown.split("\n")[:2]
+    assert head == "Runtime Error in model m (models/m.sql)"
+    assert first.split(": ")[0] == said.split("\n")[1].split(": ")[0], "its kind stays"
+    assert shown.endswith("\n  compiled code at target/compiled/p/models/m.sql")
+
+
+@settings(max_examples=150, deadline=None)
+@given(values, st.sampled_from([sql for sql in FAILING if "name" in sql]))
+@example("Could not convert string 'x' to Zqcanary", "select error(name) from silver.people")
+@example("x\n\nLINE 1: select Zqcanary\n        ^", "select error(name) from silver.people")
+@example("x\n  > in macro Zqcanary (y)", "select error(name) from silver.people")
+def test_no_value_whatever_it_holds_gets_through(value: str, sql: str) -> None:
+    with duckdb.connect() as connection:
+        connection.execute("create schema silver")
+        connection.execute("create table silver.keys (key varchar primary key check (length(key) < 5))")
+        assert "Zqcanary" not in redactor(sql).text(MODEL, error(connection, sql, value))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=60), st.sampled_from(["Conversion", "Invalid Input", "Binder", "IO", "Constraint"]))
+def test_of_a_free_text_only_words_of_the_code_stay(text: str, kind: str) -> None:
+    filter_ = redactor("select name from silver.people")
+    shown = filter_.text(MODEL, f"{kind} Error: {text} Zqcanary")
+    assert "Zqcanary" not in shown
+    if kind not in ("Binder",):
+        assert shown == f"{kind} Error: {HIDDEN}"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            "Conversion Error: Could not convert string 'x' to INT32 when casting from source column name\n\n"
+            "LINE 2: select name::integer\n            ^",
+            "Conversion Error: Could not convert string '•••' to INT32 when casting from source column name\n\n"
+            "LINE 2: select name::integer\n            ^",
+        ),
+        (
+            "Conversion Error: Could not convert string 'x' to DECIMAL(10,2)\n\nLINE 2: select 'Maria'\n       ^",
+            "Conversion Error: Could not convert string '•••' to DECIMAL(10,2)",
+        ),
+        (
+            'Binder Error: Referenced column "nam" not found in FROM clause!\nCandidate bindings: "name", "n"',
+            'Binder Error: Referenced column "•••" not found in FROM clause!\nCandidate bindings: "name", "n"',
+        ),
+        (
+            'Binder Error: Referenced column "name" not found in FROM clause!\nCandidate bindings: "n", "S Maria T"',
+            'Binder Error: Referenced column "name" not found in FROM clause!\nCandidate bindings: "•••"',
+        ),
+        ("Out of Memory Error: failed to allocate data of size 16.0 MiB (244.0 MiB/244.1 MiB used)", None),
+        ("Got 2 results, configured to fail if != 0", None),
+        (
+            "An error occurred (SlowDown) when calling the PutObject operation: x=Maria",
+            "An error occurred (SlowDown) when calling the PutObject operation: •••",
+        ),
+        ("something that nobody knows", "•••"),
+    ],
+)
+def test_what_is_no_data_stays_readable(said: str, shown: str | None) -> None:
+    assert redactor("select name::integer, '10'").text(MODEL, said) == (said if shown is None else shown)
+
+
+def test_a_model_is_hidden_by_its_own_and_by_its_ancestors_columns_alone() -> None:
+    filter_, said = redactor(), "Conversion Error: Could not convert string 'x' to INT32"
+    assert filter_.text(CHILD, said) == said.replace("'x'", "'•••'")
+    assert filter_.text(PLAIN, said) == said
+    assert filter_.text("operation.p.hook", said) != said, "a hook's tables are not known"
+    assert filter_.text("", said) != said
+
+
+def test_rows_of_a_unit_test_are_code_unless_a_query_gives_them() -> None:
+    said = "Could not convert string 'x' to INT32"
+    assert redactor().text("unit_test.p.m.dict", f"Conversion Error: {said}") == f"Conversion Error: {said}"
+    assert "'•••'" in redactor().text("unit_test.p.m.sql", f"Conversion Error: {said}")
+
+
+def test_what_this_platform_says_passes_as_it_is() -> None:
+    filter_, said = redactor(), "not_null constraint failed: name is NULL in 1 row\n  → mend the SQL or the constraint"
+    framed = "Runtime Error in model m (models/m.sql)\n  " + said.replace("\n", "\n  ")
+    assert "NULL in 1 row" not in filter_.text(MODEL, framed)
+    filter_.tell(said)
+    assert filter_.text(MODEL, framed) == framed
+
+
+def test_what_jinja_logs_and_raises_is_hidden_where_it_asks_the_database() -> None:
+    said = "Compilation Error in model m (models/m.sql)\n  no such city: Maria"
+    asking = "{{ run_query('select 1') }}"
+    for sql, hidden in (("select 1", False), (asking, True)):
+        assert ("Maria" in redactor(sql).text(MODEL, said)) is not hidden
+        assert (redactor(sql).free(MODEL, "Maria") == HIDDEN) is hidden
+    assert redactor(asking).free(PLAIN, "a thing") == "a thing"
