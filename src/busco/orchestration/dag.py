@@ -21,6 +21,12 @@ _ON_CALL = (
 )
 
 
+def _alert(context: Any) -> None:
+    from busco.orchestration import alerts
+
+    alerts.failed_run(context)
+
+
 def lakehouse_dag(
     dag_id: str,
     project_dir: Path | str | None = None,
@@ -50,6 +56,7 @@ def lakehouse_dag(
         "max_active_runs": 1,
         "default_args": {"owner": owner, "execution_timeout": timedelta(minutes=30)},
         "tags": ["dbt", "lake"],
+        "on_failure_callback": _alert,
         "params": {
             "select": Param("", type=["null", "string"], description="dbt's selection syntax; empty builds everything"),
             "full_refresh": Param(False, type="boolean", description="build models even where nothing changed"),
