@@ -119,9 +119,7 @@ def test_a_task_that_is_stopped_by_hand_is_replaced(driver: Driver, tasks: Tasks
     run, _ = at_work(driver, tasks, "stopped", 2)
     (runner,) = opened(driver, run).runners()
     settings = get_settings()
-    client("ecs", settings).stop_task(
-        cluster=settings.ecs_cluster, task=runner.arn, reason="maintenance of the network"
-    )
+    client("ecs", settings).stop_task(cluster=settings.ecs_cluster, task=runner.arn, reason="maintenance of it")
     ends_right(driver, run, 2)
     assert "maintenance of it" in driver.log(run, "models.fct.run")
 

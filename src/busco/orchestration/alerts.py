@@ -64,11 +64,9 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
             lines += ["", f"stale until it is mended: {', '.join(stale)}"]
         if settings.execution != "local":
             lines += ["", str(run_cost(settings, run))]
-    lines += [
-        "",
-        "What to do: open the red task's log, mend it, clear the task with Downstream.",
-        _where(settings, dag_id),
-    ]
+    lines += ["", "What to do: open the red task's log, mend it, clear the task with Downstream."]
+    if settings.airflow_url:
+        lines.append(f"{settings.airflow_url.rstrip('/')}/dags/{dag_id}/grid")
     return subject if len(subject) <= _SUBJECT else f"{subject[: _SUBJECT - 3]}...", "\n".join(lines).rstrip() + "\n"
 
 
