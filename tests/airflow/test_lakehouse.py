@@ -152,7 +152,7 @@ def test_a_failed_run_sends_one_alert_that_names_its_models_and_what_stays_stale
     text = alerts[0]["Message"]
     assert run in text
     assert 'Referenced column "nonsense" not found' in text
-    assert "at target/compiled/busco/models/gold/fct.sql:2" in text
+    assert "at models/gold/fct.sql:2" in text
     assert "stale until it is mended: gold.fct" in text
     assert "stale until it is mended: gold.fct" in driver.log(run, "models.fct.run")
     driver.clear(run, "models.fct.run")
