@@ -6,7 +6,7 @@ import pendulum
 from airflow.decorators import dag, task
 from airflow.models.param import Param
 
-from busco.orchestration.graph import dbt_tasks, docs_task
+from busco.orchestration.tasks import dbt_tasks, docs_task
 from busco.settings import get_settings
 
 RETRY = {"retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}

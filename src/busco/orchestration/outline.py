@@ -7,14 +7,14 @@ whatever is written into it, reading it runs nothing.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ import pendulum
 from airflow.configuration import conf
 from airflow.models.baseoperator import BaseOperator
 from airflow.models.dag import DAG
+from airflow.models.param import ParamsDict
 from airflow.operators.empty import EmptyOperator
 from airflow.utils.task_group import TaskGroup
 
@@ -61,20 +62,22 @@ class Outline:
     group_after: list[list[int]]
 
 
-def outlined(manifest: Path, group_id: str, render: Render) -> TaskGroup:
+def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
     """The task group that `render` makes of a manifest, in the DAG and group that are being filled.
 
-    It is rendered where the manifest, or what renders it, is another than last time; else made from what was kept.
+    It is rendered where the manifest, what else it is given or the code is another than last time; else made from what
+    was kept.
 
     Args:
-        manifest: the file from which `render` reads all that it shows.
-        render: makes the group `group_id` in the DAG that is being filled.
+        manifest: the file from which `render` reads the graph.
+        given: all else that the group depends on: its name, settings.
+        render: makes the group in the DAG that is being filled.
 
     Raises:
         BuscoError: the manifest can't be rendered.
     """
     try:
-        key = _key(manifest, group_id)
+        key = _key(manifest, given)
     except FileNotFoundError as error:
         raise BuscoError("the dbt project was never parsed here", "run: busco dbt parse") from error
     kept = manifest.with_name(f"{manifest.stem}.{key}.outline.json")
@@ -130,10 +133,11 @@ def group_of(outline: Outline) -> TaskGroup:
     for name, parent in outline.groups:
         groups.append(TaskGroup(group_id=name, parent_group=groups[parent] if parent >= 0 else None))
     dag = groups[0].dag
-    tasks = [
-        _KINDS[kind](task_id=name, dag=dag, task_group=groups[group], **arguments)
-        for name, group, kind, arguments in outline.tasks
-    ]
+    with _without_params(dag):
+        tasks = [
+            _KINDS[kind](task_id=name, dag=dag, task_group=groups[group], **arguments)
+            for name, group, kind, arguments in outline.tasks
+        ]
     # straight into the sets that `>>` fills: it goes through a group's roots and leaves for each edge
     for task, waits in zip(tasks, outline.waits, strict=True):
         for above in waits:
@@ -152,6 +156,18 @@ def group_of(outline: Outline) -> TaskGroup:
     return groups[0]
 
 
+@contextmanager
+def _without_params(dag: DAG) -> Iterator[None]:
+    """Airflow copies a DAG's params into each task and checks every copy as it serializes the DAG: for 1,000 models
+    three quarters of that time. A task's context has the DAG's params all the same (2.10.5, param.py, process_params).
+    """
+    kept, dag.params = dag.params, ParamsDict()
+    try:
+        yield
+    finally:
+        dag.params = kept
+
+
 def _arguments(task: BaseOperator) -> dict[str, Any]:
     if type(task).__name__ not in _KINDS:
         raise TypeError(f"{task.task_id} is a {type(task).__name__}, of which an outline knows nothing: see _KINDS")
@@ -163,33 +179,38 @@ def _arguments(task: BaseOperator) -> dict[str, Any]:
 # -- the file ---------------------------------------------------------------------------------------------------------
 
 
-def _key(manifest: Path, group_id: str) -> str:
+def _key(manifest: Path, given: Sequence[str]) -> str:
     """Of all that an outline depends on: the manifest, the code that renders it, that code's settings."""
     digest = hashlib.sha256(manifest.read_bytes())
     for module in sorted([*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "project.py"]):
         digest.update(module.read_bytes())
     versions = [importlib.metadata.version(name) for name in ("apache-airflow", "astronomer-cosmos")]
-    digest.update(json.dumps([group_id, versions, conf.getsection("cosmos") or {}], default=str).encode())
+    digest.update(json.dumps([*given, versions, conf.getsection("cosmos") or {}], default=str).encode())
     return digest.hexdigest()[:20]
 
 
 def _load(path: Path) -> Outline | None:
     """A kept outline; None where there is none, or where what is there is none."""
     try:
-        return Outline(**json.loads(path.read_text(), object_hook=_decoded))
+        digest, body = path.read_text().split("\n", 1)
+        if digest != _digest(body):
+            raise ValueError("it is not as it was written")
+        return Outline(**json.loads(body, object_hook=_decoded))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         log.warning("outline=%s not readable, the manifest is rendered anew: %s", path.name, error)
         return None
 
 
 def _keep(path: Path, outline: Outline, manifest: Path) -> None:
     """Keeps an outline for the next parse; a folder that can't be written to is no error."""
+    body = json.dumps(vars(outline), default=_encoded, separators=(",", ":"))
     try:
         descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         with os.fdopen(descriptor, "w") as file:
-            json.dump(vars(outline), file, default=_encoded, separators=(",", ":"))
+            file.write(f"{_digest(body)}\n{body}")
+        Path(scratch).chmod(0o644)
         Path(scratch).replace(path)
         for old in list(_by_age(manifest))[_KEPT:]:
             old.unlink(missing_ok=True)
@@ -197,10 +218,14 @@ def _keep(path: Path, outline: Outline, manifest: Path) -> None:
         log.warning("outline=%s not kept: %s", path.name, error)
 
 
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
 def _by_age(manifest: Path) -> Iterator[Path]:
     found = []
     for path in manifest.parent.glob(f"{manifest.stem}.*.outline.json"):
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             found.append((path.stat().st_mtime, path))
     return (path for _, path in sorted(found, reverse=True))
 
