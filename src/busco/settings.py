@@ -83,7 +83,8 @@ class Settings(BaseSettings):
     ecs_size: Size = Field(default="medium", description="size of a run's shared runner, and of models without one")
     ecs_launch_type: Literal["FARGATE", "EC2"] = Field(default="FARGATE", description="ECS launch type")
     ecs_capacity_provider: str = Field(
-        default="", description="capacity provider in place of the launch type: FARGATE_SPOT for what may be interrupted"
+        default="",
+        description="capacity provider in place of the launch type: FARGATE_SPOT may interrupt tasks",
     )
     ecs_platform_version: str = Field(default="", description="Fargate platform version, empty: ECS's default")
     ecs_subnets: str = Field(default="", description="subnets of the tasks, with commas between them")

@@ -13,12 +13,26 @@ from unittest import mock
 
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import AlreadyExists, ObjectStore
-from busco.lake.records import DOCS_NODE, GOOD, RUNNER_NODE, Pin, Result, Runner, Status, Version, utc_now
+from busco.lake.records import (
+    DOCS_NODE,
+    GOOD,
+    RUNNER_NODE,
+    Ending,
+    Order,
+    Pin,
+    Result,
+    Runner,
+    Status,
+    Version,
+    utc_now,
+)
 from busco.lake.runs import TakenAway, save_pin
+from busco.orchestration import async_aws
 from busco.orchestration import watch as watching
 from busco.orchestration.follow import Ended, Follow, Job, Superseded
 from busco.project import Project
-from busco.warehouse.plan import Plan, plan
+from busco.settings import SIZES
+from busco.warehouse.plan import Plan, for_other_runners, plan
 from tests.unit.memory_s3 import MemoryS3, _etag
 
 ENVIRONMENT = EnvironmentLayout("prod")
@@ -57,12 +71,12 @@ class Objects:
     async def put(self, key: str, body: str, etag: str | None) -> None:
         known = self.s3.objects.get(key)
         if (etag is None) != (known is None) or (known is not None and _etag(known) != etag):
-            raise watching.Conflict(key)
+            raise async_aws.Conflict(key)
         self.s3.objects[key] = body.encode()
         if self.lose_reply and self.lose_reply in body:
             # written, the reply lost, and the client's own retry refused
             self.lose_reply = ""
-            raise watching.Conflict(key)
+            raise async_aws.Conflict(key)
 
     async def etags(self, prefix: str) -> dict[str, str]:
         return {key: _etag(body) for key, body in self.s3.objects.items() if key.startswith(prefix)}
@@ -79,6 +93,10 @@ class Lab:
         last: nodes that a runner comes to after all others, as where another of dbt's threads was busy with them.
         parse_error: what every runner ends with before it does anything.
         stillborn: runners die before they register themselves.
+        heavy: the smallest size in which a node does not run out of memory.
+        passing: what kills runners may pass.
+        per_model: each model has a runner of its own.
+        joint: tests over several models, which share one then.
     """
 
     nodes: Mapping[str, Any]
@@ -89,6 +107,14 @@ class Lab:
     last: frozenset[str] = frozenset()
     parse_error: str = ""
     stillborn: bool = False
+    heavy: dict[str, str] = field(default_factory=dict)
+    passing: bool = False
+    per_model: bool = False
+    joint: frozenset[str] = frozenset()
+    sizes: list[str] = field(default_factory=list)
+    stopped: list[int] = field(default_factory=list)
+    out_of_memory: set[int] = field(default_factory=set)
+    said: list[str] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     built: list[tuple[int, str]] = field(default_factory=list)
 
@@ -109,37 +135,54 @@ class Lab:
         pin = Pin(run="r", epoch=1, environment="prod", base=None, bronze={}, manifest_hash="h", created_at=utc_now())
         self.run = save_pin(ObjectStore(s3, "lake"), ENVIRONMENT, pin)
         self.objects = Objects(s3)
-        settings: Any = SimpleNamespace(environment="prod")
-        launcher: Any = self
-        objects: Any = self.objects
-        self.watch = watching.Watch(settings, pin, launcher, objects)
+        self.watch = self.another_watch()
         self.living: dict[int, asyncio.Task[None]] = {}
         self._pids = itertools.count(1)
 
+    def another_watch(self) -> watching.Watch:
+        """The watch of another triggerer, or of this one started again."""
+        settings: Any = SimpleNamespace(environment="prod", ecs_size="small", runner_restarts=3)
+        launcher: Any = self
+        objects: Any = self.objects
+        return watching.Watch(settings, self.run.pin, launcher, objects)
+
     # -- the launcher -------------------------------------------------------------------------------------------------
 
-    async def start(self, arguments: Sequence[str]) -> Any:
+    async def start(self, pin: Pin, order: Order, say: Any) -> Any:
         assert len(self.started) < 30, "runner after runner"
-        given = list(itertools.pairwise(arguments))
-        nodes = [value for name, value in given if name == "--node"]
-        task = next((value for name, value in given if name == "--task"), "")
-        attempt = int(next((value for name, value in given if name == "--attempt"), "0"))
-        self.started.append(f"{task}/{attempt}" if nodes else "shared")
+        self.started.append(order.name)
+        self.sizes.append(order.size)
         pid = next(self._pids)
-        self.living[pid] = asyncio.create_task(self._runner(pid, nodes, task, attempt))
+        self.living[pid] = asyncio.create_task(self._runner(pid, order))
 
-        async def stop() -> None:
+        async def stop(reason: str) -> None:
             self._kill(pid)
 
-        return SimpleNamespace(alive=lambda: pid in self.living, tail=lambda: "the end of its output", stop=stop)
+        async def why() -> str:
+            return "the end of its output"
 
-    async def alive(self, runner: Runner) -> bool:
-        return runner.pid in self.living
+        return SimpleNamespace(alive=lambda: pid in self.living, passing=lambda: False, why=why, stop=stop)
 
-    async def stop(self, runner: Runner) -> None:
+    async def resume(self, pin: Pin, order: Order, say: Any) -> Any:
+        return None
+
+    async def look(self, runners: Sequence[Runner], handles: Sequence[Any]) -> dict[int, Ending]:
+        return {
+            r.number: Ending(
+                number=r.number,
+                reason="it ran out of memory" if r.pid in self.out_of_memory else "it was killed",
+                out_of_memory=r.pid in self.out_of_memory,
+                passing=self.passing,
+            )
+            for r in runners
+            if r.pid not in self.living
+        }
+
+    async def stop(self, runner: Runner, reason: str) -> None:
+        self.stopped.append(runner.number)
         self._kill(runner.pid)
 
-    def tail(self, runner: Runner) -> str:
+    async def tail(self, runner: Runner) -> str:
         return f"output of {runner.number}"
 
     def _kill(self, pid: int) -> None:
@@ -148,27 +191,30 @@ class Lab:
 
     # -- a runner -----------------------------------------------------------------------------------------------------
 
-    async def _runner(self, pid: int, nodes: list[str], task: str, attempt: int) -> None:
+    async def _runner(self, pid: int, order: Order) -> None:
         try:
             await asyncio.sleep(0.01)
             if not self.stillborn:
-                await self._work(self._register(pid, nodes, task, attempt))
+                await self._work(self._register(pid, order))
         finally:
             self.living.pop(pid, None)
 
-    def _register(self, pid: int, nodes: list[str], task: str, attempt: int) -> Runner:
+    def _register(self, pid: int, order: Order) -> Runner:
         while True:
             me = Runner(
                 number=len(self.run.runners()) + 1,
-                kind="solo" if nodes else "shared",
-                nodes=tuple(nodes),
-                task=task,
-                attempt=attempt,
-                launcher="lab",
+                kind=order.kind,
+                nodes=order.nodes,
+                task=order.task,
+                attempt=order.attempt,
+                order=order.name,
+                generation=order.generation,
+                launcher="ecs",
                 host="lab",
                 pid=pid,
                 started=0,
                 token=new_id(),
+                size=order.size,
             )
             try:
                 self.run.store.create(self.run.layout.runner(me.number), me)
@@ -183,7 +229,7 @@ class Lab:
         if self.parse_error:
             say(RUNNER_NODE, "error", error=self.parse_error)
             return
-        made = plan(self.run, self.project, self._elsewhere()) if me.kind == "shared" else Plan(me.nodes, {})
+        made = plan(self.run, self.project, for_other_runners(self.run)) if me.kind == "shared" else Plan(me.nodes, {})
         say(RUNNER_NODE, "running", plan=made.all)
         statuses: dict[str, Status] = {}
         for node, name in made.blocked.items():
@@ -197,6 +243,10 @@ class Lab:
                 say(node, "skipped", message="skipped for what is above it")
                 continue
             if node in self.deadly:
+                return
+            if node in self.heavy and SIZES.index(me.size) < SIZES.index(self.heavy[node]):  # type: ignore[arg-type]
+                say(node, "running")
+                self.out_of_memory.add(me.pid)
                 return
             statuses[node] = await self._one(me, node, say)
         if DOCS_NODE in made.nodes and all(status in GOOD for status in statuses.values()):
@@ -225,11 +275,6 @@ class Lab:
             table=table, version=version, columns=(), rows=1, bytes=1, files=(), metadata="m", inputs=reads, project="p"
         )
 
-    def _elsewhere(self) -> frozenset[str]:
-        given = {(result.node, result.runner) for result in self.run.results() if result.status != "running"}
-        solos = [r for r in self.run.runners() if r.kind == "solo" and r.pid in self.living]
-        return frozenset(node for r in solos for node in r.nodes if (node, r.number) not in given)
-
     def _reads(self, node: str | None) -> dict[str, str]:
         entries = self.run.entries()
         tables = {t for t, e in entries.items() if e.version}
@@ -256,14 +301,16 @@ class Lab:
         """A try of the task of these nodes, named after the first one."""
         task = nodes[0].split(".", 2)[-1]
         name = f"{task}/{attempt}"
-        follow = Follow(self.watch, Job(task, attempt, nodes, tuple(along), task), restarts)
-        await self.watch.enter(name)
+        job = Job(task, attempt, nodes, tuple(along), task, joint=nodes[0] in self.joint)
+        watch = self.watch
+        follow = Follow(watch, job, restarts, self.per_model, self.said.append)
+        await watch.enter(name)
         try:
             return await asyncio.wait_for(follow.run(), _LIMIT)
         except Superseded:
             return Ended("superseded", "")
         finally:
-            self.watch.leave(name)
+            watch.leave(name)
 
 
 @contextmanager

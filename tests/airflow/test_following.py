@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from busco.lake.records import DOCS_NODE
+from busco.lake.records import DOCS_NODE, Order
 from busco.orchestration.follow import Follow, Job
 from busco.warehouse.plan import plan
 from tests.airflow.lab import BRONZE, Lab, a_model, a_test, quick
@@ -123,7 +123,7 @@ def test_R10_a_try_that_was_cancelled_at_work_is_nothing_to_the_next_one() -> No
         while "s/2" not in lab.started or len(lab.run.runners()) < 2:
             await asyncio.sleep(0.01)
         second.cancel()
-        await lab.stop(lab.run.runners()[-1])
+        await lab.stop(lab.run.runners()[-1], "the test")
         lab.slow.clear()
         assert (await lab.follow(S, attempt=3)).state == "success"
 
@@ -228,7 +228,7 @@ def test_a_model_whose_unit_test_failed_is_not_built_by_a_runner_for_what_is_lef
         assert lab.started == ["shared"], "its word on the model is that on the unit test"
         lab.bad.pop(X)
         assert (await lab.follow(X, attempt=2)).state == "success"
-        await lab.start([])
+        await lab.start(lab.watch.pin, Order(name="shared", generation=9, kind="shared", size="small"), print)
         while lab.living:
             await asyncio.sleep(0.01)
         assert G not in [node for _, node in lab.built]
@@ -319,5 +319,127 @@ def test_a_task_that_is_not_selected_ends_skipped() -> None:
         lab.watch.pin = lab.watch.pin.model_copy(update={"nodes": (S,), "select": "s"})
         ended = await Follow(lab.watch, Job("g", 1, (G,), (), "g"), 3).run()
         assert (ended.state, "not selected" in ended.text) == ("skipped", True)
+
+    run(story())
+
+
+def test_a_model_that_ran_out_of_memory_gets_a_larger_runner_and_the_rest_goes_on_in_a_shared_one() -> None:
+    async def story() -> None:
+        lab = Lab({**CHAIN, **a_model("x"), **a_model("y", "x")}, heavy={G: "medium"})
+        ends = await states(*(lab.follow(node) for node in (S, X, Y)), lab.follow(G, along=[TG]), lab.follow(TS))
+        assert ends == ["success"] * 5
+        assert await states(lab.follow(TG), lab.follow(K), lab.follow(DOCS_NODE)) == ["success"] * 3
+        assert sorted(node for _, node in lab.built) == sorted([S, G, K, X, Y])
+        assert dict(zip(lab.started, lab.sizes, strict=True))["g/1"] == "medium"
+        assert lab.started.count("g/1") == 1
+        assert any("a runner of size medium is started for g alone" in said for said in lab.said)
+
+    run(story())
+
+
+def test_a_model_that_runs_out_of_memory_in_the_next_size_too_fails_and_the_others_go_on() -> None:
+    async def story() -> None:
+        lab = Lab({**CHAIN, **a_model("x"), **a_model("y", "x")}, heavy={G: "large"})
+        g, *others = await asyncio.gather(
+            lab.follow(G, along=[TG]), *(lab.follow(node) for node in (S, X, Y, TS)), return_exceptions=False
+        )
+        assert g.state == "failed"
+        assert "it ran out of memory" in g.text
+        assert "more memory" in g.text
+        assert [ended.state for ended in others] == ["success"] * 4
+        assert {name: lab.started.count(name) for name in lab.started}["g/1"] == 1
+        assert K not in {node for _, node in lab.built}
+        # cleared, it begins where it failed
+        lab.heavy.clear()
+        assert (await lab.follow(G, attempt=2, along=[TG])).state == "success"
+        assert await states(lab.follow(TG), lab.follow(K)) == ["success", "success"]
+
+    run(story())
+
+
+def test_a_lost_runner_of_a_single_task_is_replaced_only_where_the_same_again_may_go_well() -> None:
+    async def story(passing: bool, starts: int) -> None:
+        lab = Lab(CHAIN, deadly={G}, passing=passing, per_model=True)
+        assert (await lab.follow(S)).state == "success"
+        ended = await lab.follow(G, restarts=2)
+        assert ended.state == "failed"
+        assert "it was killed" in ended.text
+        assert lab.started.count("g/1") == starts
+
+    run(story(passing=True, starts=3))
+    run(story(passing=False, starts=1))
+
+
+def test_where_each_model_has_a_runner_it_runs_the_model_s_tests_too_which_the_test_task_follows() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, per_model=True)
+        assert (await lab.follow(S, along=[TS])).state == "success"
+        assert await states(lab.follow(TS), lab.follow(G, along=[TG])) == ["success", "success"]
+        assert await states(lab.follow(TG), lab.follow(K), lab.follow(DOCS_NODE)) == ["success"] * 3
+        assert lab.started == ["s/1", "g/1", "k/1", "docs/1"]
+        # a test that is cleared alone has a runner that only tests
+        assert (await lab.follow(TG, attempt=2)).state == "success"
+        assert lab.started[4:] == ["tg/2"]
+        assert [node for _, node in lab.built] == [S, G, K]
+
+    run(story())
+
+
+def test_where_each_model_has_a_runner_tests_over_several_models_share_one() -> None:
+    async def story() -> None:
+        nodes = {**a_model("s"), **a_model("x"), **a_test("joint", "s", "x"), **a_test("tj", "s", "x")}
+        lab = Lab(nodes, per_model=True, joint=frozenset({JOINT, "test.p.tj"}))
+        assert await states(lab.follow(S), lab.follow(X)) == ["success", "success"]
+        assert await states(lab.follow(JOINT), lab.follow("test.p.tj")) == ["success", "success"]
+        assert len(lab.started) == 3
+        assert lab.run.runners()[-1].nodes == (JOINT, "test.p.tj")
+
+    run(story())
+
+
+def test_R9_a_second_triggerer_starts_no_second_runner() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, slow={S: 0.2})
+        first = asyncio.create_task(lab.follow(S))
+        mine, theirs = lab.watch, lab.another_watch()
+        lab.watch = theirs
+        assert (await lab.follow(G)).state == "success"
+        lab.watch = mine
+        assert (await first).state == "success"
+        assert lab.started == ["shared"]
+
+    run(story())
+
+
+def test_R9_a_triggerer_that_comes_back_finds_how_runners_ended() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, heavy={G: "medium"})
+        first = asyncio.create_task(lab.follow(G, along=[TG]))
+        while not lab.watch.endings:
+            await asyncio.sleep(0.005)
+        first.cancel()
+        lab.watch = lab.another_watch()
+        assert (await lab.follow(G, along=[TG])).state == "success"
+        assert lab.sizes[-1] == "medium"
+
+    run(story())
+
+
+def test_R10_a_runner_that_another_task_follows_outlives_a_cancelled_one() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, slow={G: 0.2})
+        assert (await lab.follow(S)).state == "success"
+        g, k = asyncio.create_task(lab.follow(G)), asyncio.create_task(lab.follow(K))
+        while len(lab.watch.followers) < 2 or not all(lab.watch.followers.values()):
+            await asyncio.sleep(0.005)
+        await lab.watch.release("g/1", "shared", "cleared")
+        assert lab.stopped == []
+        await lab.watch.release("k/1", "shared", "cleared", elsewhere=1)
+        assert lab.stopped == [], "a task follows it in another triggerer"
+        lab.watch.followers["k/1"] = 1
+        await lab.watch.release("k/1", "shared", "cleared")
+        assert lab.stopped == [1]
+        g.cancel()
+        k.cancel()
 
     run(story())

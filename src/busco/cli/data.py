@@ -277,18 +277,17 @@ def query_command(sql: str, engine: str | None, form: str, release_id: str | Non
 @click.command("runner")
 @click.option("--run", "run_key", required=True)
 @click.option("--epoch", type=int, required=True)
-@click.option("--node", "nodes", multiple=True, help="for one task: its nodes' unique ids")
-@click.option("--task", default="", help="the task that it is started for")
-@click.option("--attempt", default=0, help="that task's try")
-@click.option("--rebuild", is_flag=True, help="build even what could be kept")
+@click.option("--order", required=True, help="the name of the order that says what to do")
+@click.option("--generation", type=int, required=True, help="the order's number under that name")
 @click.option("--log", default="", help="where its output goes")
-def runner_command(
-    run_key: str, epoch: int, nodes: tuple[str, ...], task: str, attempt: int, rebuild: bool, log: str
-) -> int:
-    """One runner of a run: what has no result yet, or the nodes named."""
-    from busco.warehouse.runner import work
+def runner_command(run_key: str, epoch: int, order: str, generation: int, log: str) -> int:
+    """One runner of a run: does what it was ordered for."""
+    from busco.lake.runs import open_run
+    from busco.warehouse.runner import open_store, serve
 
-    outcome = work(get_settings(), run_key, epoch, list(nodes) or None, task, attempt, rebuild, log)
+    settings = get_settings()
+    run = open_run(*open_store(settings), run_key, epoch)
+    outcome = serve(settings, run, run.order(order, generation), log)
     return 0 if outcome is None or all(status in GOOD for status in outcome.statuses.values()) else 1
 
 

@@ -134,6 +134,16 @@ class RunLayout:
     def runner(self, number: int) -> str:
         return f"{self.prefix}runner-{number}.json"
 
+    def ending(self, number: int) -> str:
+        return f"{self.prefix}ended-{number}.json"
+
+    @property
+    def orders(self) -> str:
+        return f"{self.prefix}orders/"
+
+    def order(self, name: str, generation: int) -> str:
+        return f"{self.orders}{file_slug(name)}/{generation}.json"
+
     def result(self, node: str, runner: int) -> str:
         return f"{self.results}{file_slug(node)}/{runner}.json"
 

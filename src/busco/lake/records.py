@@ -104,13 +104,34 @@ class Entry(LakeRecord):
     kept: bool = False
 
 
+class Order(LakeRecord):
+    """What a runner is started for, written before it is (If-None-Match), so that every triggerer starts the same one.
+
+    `name` is what asks for it: `shared`, or a task's key and try; `generation` n + 1 under a name is written only after
+    n is gone. `kind` is `shared` (whatever of the run has no result yet) or `solo` (`nodes`, the dbt unique ids that it
+    gives results for). `rebuild`: models are built even where a version could be kept (R7). `size` is that of its ECS
+    task; `token` is its ECS client token and `startedBy`.
+    """
+
+    name: str
+    generation: int
+    kind: Literal["shared", "solo"]
+    nodes: tuple[str, ...] = ()
+    task: str = ""
+    attempt: int = 0
+    rebuild: bool = False
+    size: str = ""
+    token: str = ""
+
+
 class Runner(LakeRecord):
     """Runner n of a run (R9): who it is, so that anybody can see whether it lives.
 
     `kind` is `shared` (whatever of the run has no result yet: `nodes` is empty, and the result of RUNNER_NODE says what
-    it is going to do) or `solo` (started for try `attempt` of the task `task`; `nodes` are the unique ids that it will
-    give results for). A process is known by host (`processes.this_host`), pid and start time (seconds since the epoch);
-    `log` is its output's file on that host.
+    it is going to do) or `solo` (`nodes` are the unique ids that it will give results for, mostly for try `attempt` of
+    the task `task`); `order` and `generation` name the order that it was started by. A process is known by host
+    (`processes.this_host`), pid and start time (seconds since the epoch); `log` is its output's file on that host. An
+    ECS task is known by its ARN; `cpu` is in CPU units (1024 a vCPU), `memory` in MiB.
     """
 
     number: int
@@ -118,12 +139,34 @@ class Runner(LakeRecord):
     nodes: tuple[str, ...] = ()
     task: str = ""
     attempt: int = 0
+    order: str = ""
+    generation: int = 0
     launcher: str
     host: str
     pid: int
     started: float
     token: str
     log: str = ""
+    arn: str = ""
+    size: str = ""
+    cpu: int = 0
+    memory: int = 0
+
+
+class Ending(LakeRecord):
+    """How runner n was seen gone, written once by whoever saw it first: n + 1 of its kind is started only after that.
+
+    `reason` says it in words; `out_of_memory` that its container was killed for memory, `passing` that the same again
+    may go well: a spot interruption, a kill from outside, ECS restarted. Times are UTC, as ECS has them.
+    """
+
+    number: int
+    reason: str
+    out_of_memory: bool = False
+    passing: bool = False
+    exit_code: int | None = None
+    started_at: datetime | None = None
+    stopped_at: datetime | None = None
 
 
 # A runner's word on itself, where it ends before it can give one on its nodes (the project doesn't parse, …).

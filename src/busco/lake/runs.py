@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from busco.errors import BuscoError
 from busco.lake.layout import EnvironmentLayout, RunLayout, new_id, slug
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
-from busco.lake.records import FINAL, Entry, Pin, Release, Result, Runner, Version
+from busco.lake.records import FINAL, Ending, Entry, Order, Pin, Release, Result, Runner, Version
 
 
 class TakenAway(Exception):
@@ -103,6 +103,22 @@ class Run:
         while (runner := self.store.read(self.layout.runner(len(found) + 1), Runner)) is not None:
             found.append(runner)
         return found
+
+    def order(self, name: str, generation: int) -> Order:
+        """What a runner is to do.
+
+        Raises:
+            BuscoError: nobody has ordered it.
+        """
+        order = self.store.read(self.layout.order(name, generation), Order)
+        if order is None:
+            raise BuscoError(f"run {self.name} has no order {name}/{generation}", "runners are started by Airflow")
+        return order
+
+    def endings(self) -> dict[int, Ending]:
+        """The runners of this epoch that were seen gone, by number."""
+        keys = list(self.store.keys(f"{self.layout.prefix}ended-"))
+        return {ending.number: ending for ending in self.store.read_many(keys, Ending)}
 
     def put_result(self, result: Result, log: str | None = None) -> None:
         """Writes a runner's word on a node; the log first, so that whoever sees the result finds it."""

@@ -10,8 +10,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from busco.lake.records import DOCS_NODE, Follower, Result, Runner
-from busco.orchestration.watch import Conflict, StartFailed, Watch
+from busco.lake.records import DOCS_NODE, Follower, Order, Result, Runner
+from busco.orchestration.async_aws import Conflict
+from busco.orchestration.launch import Say
+from busco.orchestration.watch import StartFailed, Watch
+from busco.settings import SIZES
 
 # the name under which the run's shared runner is started
 SHARED = "shared"
@@ -28,6 +31,8 @@ class Job:
         nodes: the unique ids whose results decide it: a model with its unit tests, a model's tests, one joint test.
         along: further ones that a runner started for it alone gives results for: a model's own tests.
         label: how its log names it.
+        size: the size of an ECS task for it alone; '' is BUSCO_ECS_SIZE.
+        joint: it is a test over several models: where each model has a runner, those tests share one.
     """
 
     task: str
@@ -35,6 +40,8 @@ class Job:
     nodes: tuple[str, ...]
     along: tuple[str, ...]
     label: str
+    size: str = ""
+    joint: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,14 @@ class Follow:
     """One try of one task, following one epoch of a run.
 
     Args:
-        restarts: how often the run's shared runner is replaced when it dies.
+        restarts: how often a lost runner is replaced.
+        per_model: each model has a runner of its own, not the run one for all.
+        say: gets a line where the task waits for something.
     """
 
-    def __init__(self, watch: Watch, job: Job, restarts: int) -> None:
+    def __init__(
+        self, watch: Watch, job: Job, restarts: int, per_model: bool = False, say: Say = lambda _: None
+    ) -> None:
         chosen = watch.pin.nodes
         if chosen is not None:
             kept = {*chosen, DOCS_NODE}
@@ -67,7 +78,7 @@ class Follow:
                 along=tuple(node for node in job.along if node in kept),
             )
         self.watch, self.job, self.restarts = watch, job, restarts
-        self.own: Runner | None = None
+        self.per_model, self.say = per_model, say
         self._record = Follower(task=job.task, attempt=job.attempt)
         # runners that were there, and that were gone, when this try began: what those left undone is not its verdict
         self._newest_before = 0
@@ -97,11 +108,11 @@ class Follow:
                 except StartFailed as error:
                     return Ended("failed", f"{self.job.label} failed: its runner could not start\n{error}")
                 await self.watch.changed()
-            elif runner.number not in self.watch.gone:
-                self.own = runner if runner.kind == "solo" else None
+            elif not self.watch.gone(runner.number):
+                self.watch.followers[self.slot] = runner.number
                 await self.watch.changed()
             else:
-                ended = self._on_lost(runner)
+                ended = await self._on_lost(runner)
                 if ended is not None:
                     await self._save(runner.number)
                     return ended
@@ -186,16 +197,41 @@ class Follow:
 
     async def _start(self) -> None:
         watch, job = self.watch, self.job
-        arguments = ["--run", watch.pin.run, "--epoch", str(watch.pin.epoch)]
-        if not self._record.again and not watch.shared_busy() and not self._left_out():
-            await watch.ensure(SHARED, arguments)
-            return
-        for node in (*job.nodes, *job.along):
-            arguments += ["--node", node]
-        arguments += ["--task", job.task, "--attempt", str(job.attempt)]
-        if self._record.again:
-            arguments.append("--rebuild")
-        await watch.ensure(self.slot, arguments)
+        alone = self._record.again or bool(self._out_of_memory())
+        if not alone and self.per_model and job.joint:
+            await watch.gather(job.nodes[0], self._size(), self.say)
+        elif alone or self.per_model or watch.shared_busy() or self._left_out():
+            order = Order(
+                name=self.slot,
+                generation=0,
+                kind="solo",
+                nodes=(*job.nodes, *job.along),
+                task=job.task,
+                attempt=job.attempt,
+                rebuild=self._record.again,
+                size=self._size(),
+            )
+            await watch.ensure(order, self.say)
+        else:
+            await watch.ensure(Order(name=SHARED, generation=0, kind="shared", size=watch.settings.ecs_size), self.say)
+
+    def _size(self) -> str:
+        """The size of a runner for this task alone: above all in which it ran out of memory."""
+        size: str = self.job.size or self.watch.settings.ecs_size
+        for number in self._out_of_memory():
+            size = max(size, _next(self.watch.runners[number].size) or size, key=_rank)
+        return size
+
+    def _out_of_memory(self) -> list[int]:
+        """The runners that ran out of memory while they were at this task."""
+        return [
+            number
+            for number, ending in sorted(self.watch.endings.items())
+            if ending.out_of_memory
+            and number in self.watch.runners
+            and self._counts(number)
+            and any(self.watch.running(node, number) for node in self.job.nodes)
+        ]
 
     @property
     def slot(self) -> str:
@@ -208,25 +244,34 @@ class Follow:
         shared = [n for n, r in self.watch.runners.items() if n > self._newest_before and r.kind == "shared"]
         return any(not all(self.watch.covers(n, node) for node in self.job.nodes) for n in shared)
 
-    def _on_lost(self, runner: Runner) -> Ended | None:
+    async def _on_lost(self, runner: Runner) -> Ended | None:
         """A runner is gone without all results: None to go on with another, else the task's end."""
         self._lost.append(runner.number)
-        if runner.number in self._past:
+        heavy = self._out_of_memory()
+        if runner.number in self._past and runner.number not in heavy:
             return None
-        label, word = self.job.label, self.watch.runner_word(runner.number)
-        tail = self.watch.launcher.tail(runner)
+        label, word, ending = self.job.label, self.watch.runner_word(runner.number), self.watch.endings[runner.number]
         if word is not None and word.status == "error":
+            tail = await self.watch.launcher.tail(runner)
             return Ended("failed", f"{label} failed: its runner could not work\n{word.error}", tail)
-        times = len([number for number in self._lost if number not in self._past])
-        if runner.kind == "solo" or times > self.restarts:
-            said = "" if runner.kind == "solo" else f" ({times} runners)"
-            return Ended(
-                "failed",
-                f"{label} failed: its runner ended without a result{said}; it was killed, or ran out of memory\n"
-                "  → clear this task: a new runner is started",
-                tail,
-            )
-        return None
+        if runner.number in heavy:
+            larger = _next(runner.size)
+            if len(heavy) == 1 and larger:
+                self.say(f"{ending.reason}; a runner of size {larger} is started for {label} alone")
+                return None
+            said = "  → give it more memory (meta: {ecs: large}), or make its query smaller"
+        else:
+            times = len([number for number in self._lost if number not in self._past])
+            if times <= self.restarts and (runner.kind == "shared" or ending.passing):
+                self.say(f"runner {runner.number} is gone: {ending.reason}; another one goes on")
+                return None
+            said = "  → clear this task: a new runner is started"
+        runners = f" ({len(self._lost)} runners)" if len(self._lost) > 1 else ""
+        return Ended(
+            "failed",
+            f"{label} failed: its runner ended without a result{runners}\n{ending.reason}\n{said}",
+            await self.watch.launcher.tail(runner),
+        )
 
     # -- results ------------------------------------------------------------------------------------------------------
 
@@ -268,3 +313,13 @@ def _praise(result: Result) -> str:
     said = f"{name}: {'kept as it is' if result.kept else result.message or 'ok'}"
     rows = f", {result.rows} rows" if result.rows is not None else ""
     return f"{said}{rows}, {result.seconds:.1f} s"
+
+
+def _rank(size: str) -> int:
+    return SIZES.index(size) if size in SIZES else -1
+
+
+def _next(size: str) -> str:
+    """The size above; '' above the largest, and where sizes mean nothing."""
+    rank = _rank(size)
+    return SIZES[rank + 1] if 0 <= rank < len(SIZES) - 1 else ""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import os
 import subprocess
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from busco.environments import python, without_airflow
-from busco.lake.records import Runner
+from busco.lake.records import Ending, Order, Pin, Runner
 from busco.processes import kill_tree, process_alive, this_host
 from busco.settings import Settings
+
+Say = Callable[[str], None]
 
 
 class Starting(Protocol):
@@ -22,25 +26,57 @@ class Starting(Protocol):
 
     def alive(self) -> bool: ...
 
-    def tail(self) -> str:
-        """The end of its output, where it can be had."""
+    def passing(self) -> bool:
+        """Whether what has ended it may be over by now: no capacity, a spot interruption, the network."""
 
-    async def stop(self) -> None:
+    async def why(self) -> str:
+        """Why it is gone, and the end of its output, where that can be had."""
+
+    async def stop(self, reason: str) -> None:
         """Ends it, whether or not it has registered itself."""
 
 
+class CannotStart(Exception):
+    """A runner can't be started, and trying again won't help; the text says why and what to do."""
+
+
 class Launcher(Protocol):
-    """Starts, sees and stops runners. One per BUSCO_EXECUTION."""
+    """Starts, sees and stops runners. One for each way of BUSCO_EXECUTION."""
 
-    async def start(self, arguments: Sequence[str]) -> Starting:
-        """Starts `busco runner <arguments>`; waits for a place where the number of runners is limited."""
+    async def start(self, pin: Pin, order: Order, say: Say) -> Starting:
+        """Starts `busco runner` for an order; waits for a place where the number of runners is limited, and says so.
 
-    async def alive(self, runner: Runner) -> bool: ...
+        Raises:
+            CannotStart: there is no use in waiting.
+        """
 
-    async def stop(self, runner: Runner) -> None:
+    async def resume(self, pin: Pin, order: Order, say: Say) -> Starting | None:
+        """The runner of an order that another triggerer, or this one in an earlier life, may have started; None where
+        that can't be known."""
+
+    async def discard(self, order: Order, reason: str) -> None:
+        """Ends what may have been started for an order of which there is no `Starting`."""
+
+    async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> Mapping[int, Ending]:
+        """Those of `runners` that are gone, by number; what `handles` know is brought up to date."""
+
+    async def stop(self, runner: Runner, reason: str) -> None:
         """Ends a runner; one that is gone already is no error."""
 
-    def tail(self, runner: Runner) -> str: ...
+    async def tail(self, runner: Runner) -> str:
+        """The end of a runner's output; '' where there is none."""
+
+
+def client_token(environment: str, pin: Pin, name: str, generation: int) -> str:
+    """32 hexadecimal digits: the same for all who start a runner for the same order, so that ECS starts one task."""
+    said = json.dumps([environment, pin.run, pin.epoch, pin.origin, name, generation])
+    return hashlib.sha256(said.encode()).hexdigest()[:32]
+
+
+def command(pin: Pin, order: Order) -> list[str]:
+    """What `busco` is called with: as long for a model with a thousand tests as for one."""
+    words = ["runner", "--run", pin.run, "--epoch", str(pin.epoch)]
+    return [*words, "--order", order.name, "--generation", str(order.generation)]
 
 
 @dataclass
@@ -53,10 +89,13 @@ class LocalProcess:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def tail(self) -> str:
+    def passing(self) -> bool:
+        return False
+
+    async def why(self) -> str:
         return tail_of(self.log)
 
-    async def stop(self) -> None:
+    async def stop(self, reason: str) -> None:  # noqa: ARG002 (a process is told none)
         if self.alive():
             await asyncio.to_thread(kill_tree, self.process.pid, 10.0)
 
@@ -68,21 +107,31 @@ class LocalLauncher:
     settings: Settings
     children: list[LocalProcess] = field(default_factory=list)
 
-    async def start(self, arguments: Sequence[str]) -> LocalProcess:
+    async def start(self, pin: Pin, order: Order, say: Say) -> LocalProcess:
+        said = False
         while True:
             self.children = [child for child in self.children if child.alive()]
             if len(self.children) < self.settings.max_local_runners:
                 break
+            if not said:
+                say(f"waiting: {len(self.children)} runners are at work on this machine (BUSCO_MAX_LOCAL_RUNNERS)")
+                said = True
             await asyncio.sleep(0.5)
-        return await asyncio.to_thread(self._start, list(arguments))
+        return await asyncio.to_thread(self._start, command(pin, order))
 
-    def _start(self, arguments: list[str]) -> LocalProcess:
+    async def resume(self, pin: Pin, order: Order, say: Say) -> None:  # noqa: ARG002
+        # a process that has not registered itself is known to whoever started it only
+        return None
+
+    async def discard(self, order: Order, reason: str) -> None: ...
+
+    def _start(self, words: list[str]) -> LocalProcess:
         log = self.settings.state / "log" / "runners" / f"{uuid.uuid4().hex}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         interpreter = str(python(self.settings, "dbt"))
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [interpreter, "-m", "busco", "runner", *arguments, "--log", str(log)],
+                [interpreter, "-m", "busco", *words, "--log", str(log)],
                 env=without_airflow(dict(os.environ)),
                 cwd=self.settings.home,
                 stdin=subprocess.DEVNULL,
@@ -94,15 +143,19 @@ class LocalLauncher:
         self.children.append(child)
         return child
 
-    async def alive(self, runner: Runner) -> bool:
+    async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> dict[int, Ending]:  # noqa: ARG002
+        reason = "it was killed, or ran out of memory"
+        return {r.number: Ending(number=r.number, reason=reason) for r in runners if not self._alive(r)}
+
+    def _alive(self, runner: Runner) -> bool:
         # what can't be seen from here counts as gone: should it live, the entries' tokens keep its writes out (R4)
         return runner.host == this_host(self.settings.state) and process_alive(runner.pid, runner.started)
 
-    async def stop(self, runner: Runner) -> None:
-        if await self.alive(runner):
+    async def stop(self, runner: Runner, reason: str) -> None:  # noqa: ARG002
+        if self._alive(runner):
             await asyncio.to_thread(kill_tree, runner.pid, 10.0)
 
-    def tail(self, runner: Runner) -> str:
+    async def tail(self, runner: Runner) -> str:
         return tail_of(Path(runner.log)) if runner.log else ""
 
 
@@ -114,11 +167,18 @@ def tail_of(log: Path, lines: int = 20) -> str:
         return ""
 
 
-_launchers: dict[str, Launcher] = {}
+_launchers: dict[tuple[str, int], Launcher] = {}
 
 
 def launcher(settings: Settings) -> Launcher:
-    """The launcher of this process for BUSCO_EXECUTION; one for all runs, since it bounds their number."""
-    if settings.execution not in _launchers:
-        _launchers[settings.execution] = LocalLauncher(settings)
-    return _launchers[settings.execution]
+    """The launcher of this event loop for BUSCO_EXECUTION; one for all runs, since it bounds their number."""
+    key = (settings.execution, id(asyncio.get_running_loop()))
+    if key not in _launchers:
+        if settings.execution == "local":
+            _launchers[key] = LocalLauncher(settings)
+        else:
+            from busco.orchestration.ecs import EcsLauncher
+            from busco.orchestration.slots import Slots
+
+            _launchers[key] = EcsLauncher(settings, Slots.of_airflow(settings.max_ecs_tasks))
+    return _launchers[key]

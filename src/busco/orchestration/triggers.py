@@ -33,6 +33,8 @@ class FollowTrigger(BaseTrigger):
         nodes: list[str],
         along: list[str],
         label: str,
+        size: str = "",
+        joint: bool = False,
         dag_id: str = "",
         run_id: str = "",
         attempt: int = 0,
@@ -40,10 +42,11 @@ class FollowTrigger(BaseTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.task, self.nodes, self.along, self.label = task, nodes, along, label
+        self.size, self.joint = size, joint
         self.dag_id, self.run_id, self.attempt, self.end_task = dag_id, run_id, attempt, end_task
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        names = ("task", "nodes", "along", "label", "dag_id", "run_id", "attempt", "end_task")
+        names = ("task", "nodes", "along", "label", "size", "joint", "dag_id", "run_id", "attempt", "end_task")
         return "busco.orchestration.triggers.FollowTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -61,14 +64,13 @@ class FollowTrigger(BaseTrigger):
         except LookupError as error:
             yield self._event("failed", f"{self.label} failed: {error}\n  → clear the pin task", "")
             return
-        job = Job(self.task, attempt, tuple(self.nodes), tuple(self.along), self.label)
-        follow = Follow(watched, job, settings.runner_restarts)
-        name = f"{self.task}/{attempt}"
+        job = Job(self.task, attempt, tuple(self.nodes), tuple(self.along), self.label, self.size, self.joint)
+        follow = Follow(watched, job, settings.runner_restarts, settings.execution == "ecs", self.log.info)
+        name = follow.slot
         try:
             await watched.enter(name)
             ended = await follow.run()
         except asyncio.CancelledError:
-            watched.leave(name)
             await asyncio.shield(self._cancelled(watched, follow))
             raise
         except Superseded:
@@ -98,32 +100,26 @@ class FollowTrigger(BaseTrigger):
         shutdown stops nothing: Airflow's database knows which it is."""
         from busco.orchestration.follow import SHARED
 
-        if self.task_instance is not None and await asyncio.to_thread(self._still_deferred):
+        deferred, elsewhere = False, 0
+        if self.task_instance is not None:
+            deferred, elsewhere = await asyncio.to_thread(self._deferred)
+        if deferred:
             return
-        await watched.abandon(follow.slot)
-        if follow.own is not None:
-            await watched.launcher.stop(follow.own)
-        elif not watched.followers:
-            await watched.abandon(SHARED)
-            for number, runner in watched.runners.items():
-                if runner.kind == "shared" and number not in watched.gone:
-                    await watched.launcher.stop(runner)
+        reason = f"{self.label} was cleared or marked in Airflow"
+        await watched.release(follow.slot, SHARED, reason, elsewhere)
 
-    def _still_deferred(self) -> bool:
+    def _deferred(self) -> tuple[bool, int]:
+        """Whether this very trigger is still wanted, and how many other tasks of the run wait in some triggerer."""
         from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
         from airflow.utils.state import TaskInstanceState
 
         instance: Any = self.task_instance
         with create_session() as session:
-            row = (
-                session.query(TaskInstance.state, TaskInstance.trigger_id)
-                .filter_by(
-                    dag_id=instance.dag_id,
-                    run_id=instance.run_id,
-                    task_id=instance.task_id,
-                    map_index=instance.map_index,
-                )
-                .one_or_none()
+            rows = (
+                session.query(TaskInstance.task_id, TaskInstance.map_index, TaskInstance.trigger_id)
+                .filter_by(dag_id=instance.dag_id, run_id=instance.run_id, state=TaskInstanceState.DEFERRED)
+                .all()
             )
-        return row is not None and row.state == TaskInstanceState.DEFERRED and row.trigger_id == self.trigger_id
+        mine = [row for row in rows if (row.task_id, row.map_index) == (instance.task_id, instance.map_index)]
+        return any(row.trigger_id == self.trigger_id for row in mine), len(rows) - len(mine)

@@ -4,121 +4,76 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
-from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
-from botocore.exceptions import ClientError
-
-from busco.aws import CLIENT_CONFIG
-from busco.lake.layout import EnvironmentLayout, RunLayout
-from busco.lake.records import FINAL, RUNNER_NODE, Follower, Pin, Result, Runner
-from busco.orchestration.launch import Launcher, Starting, launcher
+from busco.lake.layout import EnvironmentLayout, RunLayout, new_id
+from busco.lake.records import FINAL, RUNNER_NODE, Ending, Follower, LakeRecord, Order, Pin, Result, Runner
+from busco.orchestration.async_aws import AsyncObjects, Conflict, objects_of
+from busco.orchestration.launch import CannotStart, Launcher, Say, Starting, client_token, launcher
 from busco.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _EVERY = 0.3  # seconds between two looks at a run's records
+_TESTS = "tests/"  # orders for joint tests
 _STUMBLES = 150  # looks that may fail in a row (a minute) before followers are told
 
 
-class Conflict(Exception):
-    """A conditional write lost."""
-
-
-# One client for each event loop, that is for the triggerer's life: making one costs a third of a second, in which no
-# other trigger moves.
-_clients: dict[int, Any] = {}
-
-
-async def objects_of(settings: Settings) -> AsyncObjects:
-    """The lake bucket, over this event loop's client."""
-    loop = id(asyncio.get_running_loop())
-    if loop not in _clients:
-        context = get_session().create_client(
-            "s3",
-            region_name=settings.region,
-            endpoint_url=settings.endpoint_url,
-            config=AioConfig(**CLIENT_CONFIG),
-        )
-        made = await context.__aenter__()
-        _clients.setdefault(loop, made)
-    return AsyncObjects(settings, _clients[loop])
-
-
-@dataclass
-class AsyncObjects:
-    """The few S3 calls that triggers make, without blocking."""
-
-    settings: Settings
-    s3: Any
-
-    async def get(self, key: str) -> tuple[bytes, str] | None:
-        try:
-            answer = await self.s3.get_object(Bucket=self.settings.lake_bucket, Key=key)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-                return None
-            raise
-        async with answer["Body"] as body:
-            return await body.read(), answer["ETag"]
-
-    async def put(self, key: str, body: str, etag: str | None) -> None:
-        """Creates (etag None) or swaps an object.
-
-        Raises:
-            Conflict: somebody else was first.
-        """
-        condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
-        try:
-            await self.s3.put_object(Bucket=self.settings.lake_bucket, Key=key, Body=body.encode(), **condition)
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
-                raise Conflict(key) from error
-            raise
-
-    async def etags(self, prefix: str) -> dict[str, str]:
-        found: dict[str, str] = {}
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.settings.lake_bucket, Prefix=prefix)
-        async for page in pages:
-            found.update({item["Key"]: item["ETag"] for item in page.get("Contents", [])})
-        return found
-
-
 class StartFailed(Exception):
-    """A runner ended before it had registered itself; the text is the end of its output."""
+    """A runner ended before it had registered itself, or couldn't be started; the text says why."""
 
 
 @dataclass
 class Slot:
-    """A runner that was started under a name: `newest` is the number of the newest runner known then, `ended_at` the
-    number of the look at which it was first seen gone."""
+    """A runner that was started for an order: `ended_at` is the number of the look at which it was first seen gone."""
 
+    order: Order
     handle: Starting
-    newest: int
     ended_at: int | None = None
 
 
 @dataclass
+class Refused:
+    """What stands for a runner that could not be started."""
+
+    text: str
+
+    def alive(self) -> bool:
+        return False
+
+    def passing(self) -> bool:
+        return False
+
+    async def why(self) -> str:
+        return self.text
+
+    async def stop(self, reason: str) -> None: ...
+
+
+@dataclass
 class Watch:
-    """What is known of one epoch of a run, kept up to date while anybody follows it."""
+    """What is known of one epoch of a run, kept up to date while anybody follows it.
+
+    `orders` has the newest one under each name; `endings` the runners that were seen gone; `followers` which runner
+    each try of a task follows, 0 where it has none yet.
+    """
 
     settings: Settings
     pin: Pin
     launcher: Launcher
     objects: AsyncObjects
     runners: dict[int, Runner] = field(default_factory=dict)
-    gone: set[int] = field(default_factory=set)
+    endings: dict[int, Ending] = field(default_factory=dict)
     results: dict[tuple[str, int], Result] = field(default_factory=dict)
-    followers: set[str] = field(default_factory=set)
+    orders: dict[str, Order] = field(default_factory=dict)
+    followers: dict[str, int] = field(default_factory=dict)
     problem: BaseException | None = None
     slots: dict[str, Slot] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.layout = RunLayout(EnvironmentLayout(self.settings.environment).epoch(self.pin.run, self.pin.epoch))
-        self.lock = asyncio.Lock()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._seen: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -126,6 +81,9 @@ class Watch:
         self._looks = 0
         # versions that were made in this run and made anew by a later runner
         self._replaced: set[str] = set()
+        # joint tests that want a runner, and the order that they will share
+        self._gathered: list[str] = []
+        self._gathering: asyncio.Task[str] | None = None
 
     # -- what followers ask -------------------------------------------------------------------------------------------
 
@@ -147,24 +105,36 @@ class Watch:
         word = self.results.get((RUNNER_NODE, number))
         return word is None or word.plan is None or node in word.plan
 
+    def gone(self, number: int) -> bool:
+        """Whether a runner was seen gone."""
+        return number in self.endings
+
+    def running(self, node: str, number: int) -> bool:
+        """Whether a runner was at a node when it was last heard of."""
+        result = self.results.get((node, number))
+        return result is not None and result.status not in FINAL
+
     def shared_busy(self) -> bool:
         """Whether a shared runner is at work."""
-        return any(r.kind == "shared" and n not in self.gone for n, r in self.runners.items())
+        return any(r.kind == "shared" and not self.gone(n) for n, r in self.runners.items())
 
     async def ended(self) -> frozenset[int]:
         """The runners that are gone, asked now."""
-        found = [n for n, r in self.runners.items() if n in self.gone or not await self.launcher.alive(r)]
-        return frozenset(found)
+        unknown = [runner for number, runner in self.runners.items() if not self.gone(number)]
+        return frozenset({*self.endings, *(await self.launcher.look(unknown, []))})
 
-    async def ensure(self, name: str, arguments: Sequence[str]) -> None:
-        """Starts a runner under `name`, unless the last one of that name is alive or may have registered itself since
-        the records were looked at.
+    async def ensure(self, wanted: Order, say: Say) -> None:
+        """Has a runner started for an order of this name, unless the last one is alive or may have registered itself
+        since the records were looked at. Its generation and token are set here.
 
         Raises:
             StartFailed: the last one ended without registering itself.
         """
-        async with self.lock:
-            slot = self.slots.get(name)
+        name = wanted.name
+        async with self._locks[name]:
+            if any(r.order == name and not self.gone(n) for n, r in self.runners.items()):
+                return
+            slot = self.slots.get(name) or await self._resumed(name, say)
             if slot is not None:
                 if slot.handle.alive():
                     return
@@ -173,18 +143,79 @@ class Watch:
                 # a look that began before it ended may not have seen it register
                 if self._looks < slot.ended_at + 2:
                     return
-                registered = any(number > slot.newest for number in self.runners)
                 # whoever waited for it is told; a task that comes later has it started anew
-                if not registered and self._looks < slot.ended_at + 10:
-                    raise StartFailed(slot.handle.tail())
-            newest = max(self.runners, default=0)
-            self.slots[name] = Slot(await self.launcher.start(arguments), newest)
+                waited = self._looks < slot.ended_at + 10
+                may_pass = slot.handle.passing() and slot.order.generation <= self.settings.runner_restarts
+                if waited and not may_pass and not self._registered(slot.order):
+                    raise StartFailed(await slot.handle.why())
+            generation = self.orders[name].generation + 1 if name in self.orders else 1
+            token = client_token(self.settings.environment, self.pin, name, generation)
+            order = wanted.model_copy(update={"generation": generation, "token": token})
+            try:
+                await self.objects.put(self.layout.order(name, generation), order.model_dump_json(), None)
+            except Conflict:
+                # another triggerer has it started: a look at the records will show it
+                return
+            self.orders[name] = order
+            self.slots[name] = Slot(order, await self._started(order, say))
 
-    async def abandon(self, name: str) -> None:
-        """Ends the runner that was started under `name`, even if it has not registered itself yet."""
+    async def _started(self, order: Order, say: Say) -> Starting:
+        try:
+            return await self.launcher.start(self.pin, order, say)
+        except CannotStart as error:
+            return Refused(str(error))
+
+    async def _resumed(self, name: str, say: Say) -> Slot | None:
+        """The runner of an order that was not begun here, or whose start was interrupted."""
+        order = self.orders.get(name)
+        if order is None or self._registered(order):
+            return None
+        try:
+            handle = await self.launcher.resume(self.pin, order, say)
+        except CannotStart as error:
+            handle = Refused(str(error))
+        if handle is None:
+            return None
+        self.slots[name] = Slot(order, handle)
+        return self.slots[name]
+
+    def _registered(self, order: Order) -> bool:
+        return any((r.order, r.generation) == (order.name, order.generation) for r in self.runners.values())
+
+    async def gather(self, node: str, size: str, say: Say) -> None:
+        """Has one runner started for all joint tests that ask for it within two looks.
+
+        Raises:
+            StartFailed: it could not start.
+        """
+        asked = next((o for o in self.orders.values() if node in o.nodes and o.name.startswith(_TESTS)), None)
+        if asked is not None:
+            await self.ensure(asked, say)
+            return
+        if node not in self._gathered:
+            self._gathered.append(node)
+        if self._gathering is None:
+            self._gathering = asyncio.create_task(self._gather(size, say))
+        name = await asyncio.shield(self._gathering)
         slot = self.slots.get(name)
+        if slot is not None and isinstance(slot.handle, Refused):
+            raise StartFailed(slot.handle.text)
+
+    async def _gather(self, size: str, say: Say) -> str:
+        await self.changed()
+        await self.changed()
+        nodes, self._gathered, self._gathering = tuple(sorted(self._gathered)), [], None
+        name = f"{_TESTS}{new_id()[:8]}"
+        await self.ensure(Order(name=name, generation=0, kind="solo", nodes=nodes, size=size), say)
+        return name
+
+    async def abandon(self, name: str, reason: str) -> None:
+        """Ends the runner that was started under `name`, even if it has not registered itself yet."""
+        slot, order = self.slots.get(name), self.orders.get(name)
         if slot is not None:
-            await slot.handle.stop()
+            await slot.handle.stop(reason)
+        elif order is not None:
+            await self.launcher.discard(order, reason)
 
     def runner_word(self, number: int) -> Result | None:
         """What a runner said of itself at its end; None where it didn't come to that."""
@@ -211,14 +242,31 @@ class Watch:
 
     # -- the poller ---------------------------------------------------------------------------------------------------
 
-    async def enter(self, task: str) -> None:
-        self.followers.add(task)
+    async def enter(self, name: str) -> None:
+        self.followers[name] = 0
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._poll())
             await self.changed()
 
-    def leave(self, task: str) -> None:
-        self.followers.discard(task)
+    def leave(self, name: str) -> None:
+        self.followers.pop(name, None)
+
+    async def release(self, name: str, shared: str, reason: str, elsewhere: int = 0) -> None:
+        """Ends what a cancelled follower leaves behind (R10): the runner of its own order, which has its name, and the
+        one that it followed, or that was started under `shared`, if nobody else follows it.
+
+        Args:
+            elsewhere: how many tasks of the run Airflow waits for: more than are here follow in another triggerer.
+        """
+        number = self.followers.pop(name, 0)
+        await self.abandon(name, reason)
+        others = set(self.followers.values())
+        if elsewhere > len(self.followers):
+            return
+        if number == 0 and not others:
+            await self.abandon(shared, reason)
+        elif number and not {number, 0} & others and not self.gone(number):
+            await self.launcher.stop(self.runners[number], reason)
 
     async def _poll(self) -> None:
         while self.followers:
@@ -240,22 +288,40 @@ class Watch:
 
     async def _look(self) -> None:
         # liveness first: what a runner wrote before it was seen gone is then in the listing that follows
-        gone = [n for n, runner in self.runners.items() if n not in self.gone and not await self.launcher.alive(runner)]
+        unknown = [runner for number, runner in self.runners.items() if not self.gone(number)]
+        gone = await self.launcher.look(unknown, [slot.handle for slot in self.slots.values()])
         etags = await self.objects.etags(self.layout.prefix)
-        wanted = [key for key, etag in etags.items() if self._seen.get(key) != etag and self._interesting(key)]
+        wanted = [key for key, etag in etags.items() if self._seen.get(key) != etag and self._kind(key)]
         found = await asyncio.gather(*(self.objects.get(key) for key in wanted))
+        endings: dict[int, Ending] = {}
         for key, stored in zip(wanted, found, strict=True):
-            if stored is None:
+            kind = self._kind(key)
+            if stored is None or kind is None:
                 continue
-            if key.startswith(self.layout.results):
-                result = Result.model_validate_json(stored[0])
-                self.results[(result.node, result.runner)] = result
-            else:
-                runner = Runner.model_validate_json(stored[0])
-                self.runners[runner.number] = runner
+            record = kind.model_validate_json(stored[0])
+            if isinstance(record, Result):
+                self.results[(record.node, record.runner)] = record
+            elif isinstance(record, Runner):
+                self.runners[record.number] = record
+            elif isinstance(record, Ending):
+                endings[record.number] = record
+            elif isinstance(record, Order):
+                known = self.orders.get(record.name)
+                self.orders[record.name] = record if known is None else max(known, record, key=_generation)
             self._seen[key] = etags[key]
-        self.gone.update(gone)
+        for number, ending in gone.items():
+            if number not in endings:
+                await self._note(ending)
+        self.endings.update({**gone, **endings})
         self._replaced = self._replaced_versions()
+
+    async def _note(self, ending: Ending) -> None:
+        """Writes down that a runner was seen gone, before anything is started in its stead."""
+        try:
+            await self.objects.put(self.layout.ending(ending.number), ending.model_dump_json(), None)
+        except Conflict:
+            # another triggerer has seen it too
+            return
 
     def _replaced_versions(self) -> set[str]:
         newest: dict[str, tuple[int, str]] = {}
@@ -266,9 +332,22 @@ class Watch:
                 newest[node] = max(newest.get(node, (0, "")), (number, result.made))
         return everything - {version for _, version in newest.values()}
 
-    def _interesting(self, key: str) -> bool:
+    def _kind(self, key: str) -> type[LakeRecord] | None:
+        """What a record of the run is, None for those that nobody follows."""
         name = key[len(self.layout.prefix) :]
-        return key.endswith(".json") and (name.startswith("runner-") or key.startswith(self.layout.results))
+        if not name.endswith(".json"):
+            return None
+        if name.startswith("runner-"):
+            return Runner
+        if name.startswith("ended-"):
+            return Ending
+        if key.startswith(self.layout.orders):
+            return Order
+        return Result if key.startswith(self.layout.results) else None
+
+
+def _generation(order: Order) -> int:
+    return order.generation
 
 
 _watches: dict[tuple[int, str, int], Watch] = {}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from busco.lake.records import DOCS_NODE, FINAL, Entry, Result
+from busco.lake.records import DOCS_NODE, FINAL, RUNNER_NODE, Ending, Entry, Result, Runner
 from busco.lake.runs import Run, visible_versions
+from busco.processes import process_alive
 from busco.project import Project
 
 _BAD = frozenset({"failed", "error"})
@@ -34,7 +35,7 @@ def plan(run: Run, project: Project, elsewhere: frozenset[str] = frozenset()) ->
     clears its task.
 
     Args:
-        elsewhere: nodes that a living runner for a single task works on; they and what lies below them are left out.
+        elsewhere: nodes that are for other runners (`for_other_runners`); they and what lies below them are left out.
     """
     latest = run.latest_results()
     entries = run.entries()
@@ -70,6 +71,38 @@ def plan(run: Run, project: Project, elsewhere: frozenset[str] = frozenset()) ->
     if not elsewhere and not (docs and _holds(project, docs, entries, visible)):
         nodes.append(DOCS_NODE)
     return Plan(tuple(nodes), blocked)
+
+
+def for_other_runners(run: Run) -> frozenset[str]:
+    """Nodes that are not for a shared runner: a living runner for a single task has no result for them yet, or they
+    were being built when a runner ran out of memory, and are for a larger one that is started for them alone."""
+    results, endings = run.results(), run.endings()
+    final = [result for result in results if result.status in FINAL]
+    given = {(result.node, result.runner) for result in final}
+    busy = {
+        node
+        for runner in run.runners()
+        if runner.kind == "solo" and lives(runner, endings)
+        for node in runner.nodes
+        if (node, runner.number) not in given
+    }
+    heavy = {
+        result.node
+        for result in results
+        if result.status == "running"
+        and result.node != RUNNER_NODE
+        and result.runner in endings
+        and endings[result.runner].out_of_memory
+        and not any(later.node == result.node and later.runner > result.runner for later in final)
+    }
+    return frozenset(busy | heavy)
+
+
+def lives(runner: Runner, endings: Mapping[int, Ending]) -> bool:
+    """An ECS task lives until it was seen gone: its own role may not ask ECS. A process can be looked for."""
+    if runner.number in endings:
+        return False
+    return runner.launcher == "ecs" or process_alive(runner.pid, runner.started)
 
 
 def buildable(project: Project) -> list[str]:

@@ -5,24 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import psutil
 
 from busco.aws import client
+from busco.container import in_ecs, this_task
 from busco.environments import code_version
 from busco.errors import BuscoError
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import AlreadyExists, ObjectStore
-from busco.lake.records import DOCS_NODE, FINAL, GOOD, RUNNER_NODE, Result, Runner, Status, utc_now
+from busco.lake.records import (
+    DOCS_NODE,
+    GOOD,
+    RUNNER_NODE,
+    Order,
+    Result,
+    Runner,
+    Status,
+    utc_now,
+)
 from busco.lake.runs import Run, open_run
-from busco.processes import process_alive, this_host
+from busco.processes import this_host
 from busco.project import Project
 from busco.settings import Settings, require_lake
 from busco.warehouse import plugin
 from busco.warehouse.dbt import Dbt, opened, say
 from busco.warehouse.docs import make_docs
-from busco.warehouse.plan import Plan, buildable, plan
+from busco.warehouse.plan import Plan, buildable, for_other_runners, lives, plan
 from busco.warehouse.results import Reporter
 from busco.warehouse.session import Session, write_bronze_metadata
 
@@ -50,23 +59,19 @@ def open_store(settings: Settings) -> tuple[ObjectStore, EnvironmentLayout]:
     return store, EnvironmentLayout(settings.environment)
 
 
-def work(
-    settings: Settings,
-    run_key: str,
-    epoch: int | None = None,
-    nodes: Sequence[str] | None = None,
-    task: str = "",
-    attempt: int = 0,
-    rebuild: bool = False,
-    log: str = "",
-) -> Outcome | None:
+def work(settings: Settings, run_key: str, nodes: Sequence[str] | None = None, rebuild: bool = False) -> Outcome | None:
+    """`serve` for whoever needs no order: `nodes` (dbt unique ids), or all that is left of the run's newest epoch."""
+    order = Order(
+        name="", generation=0, kind="shared" if nodes is None else "solo", nodes=tuple(nodes or ()), rebuild=rebuild
+    )
+    return serve(settings, open_run(*open_store(settings), run_key), order)
+
+
+def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome | None:
     """Builds nodes of a run and writes their results.
 
     Args:
-        nodes: unique ids, for a runner that was started for one task; None for all of the run that have no result
-            yet, and the docs after them.
-        task: the task that it was started for, and `attempt` its try.
-        rebuild: build models even where the base release's version could be kept (R7).
+        order: which nodes: those that it names, or (`shared`) all of the run without a result, and the docs after them.
         log: the file of this process's output, for those who look for it.
 
     Returns None where another runner is at this already.
@@ -74,25 +79,7 @@ def work(
     Raises:
         BuscoError: the run is over, or the project can't be parsed.
     """
-    store, environment = open_store(settings)
-    run = open_run(store, environment, run_key, epoch)
-    kind: Literal["shared", "solo"] = "shared" if nodes is None else "solo"
-    me = _register(
-        run,
-        Runner(
-            number=0,
-            kind=kind,
-            nodes=tuple(nodes or ()),
-            task=task,
-            attempt=attempt,
-            log=log,
-            launcher="local",
-            host=this_host(settings.state),
-            pid=os.getpid(),
-            started=psutil.Process().create_time(),
-            token=new_id(),
-        ),
-    )
+    me = _register(run, _me(settings, order, log))
     if me is None:
         return None
     planned: tuple[str, ...] | None = None
@@ -111,16 +98,16 @@ def work(
     try:
         with opened(settings) as dbt:
             project = dbt.parse()
-            made = plan(run, project, _elsewhere(run)) if nodes is None else Plan(tuple(nodes), {})
+            made = plan(run, project, for_other_runners(run)) if me.kind == "shared" else Plan(me.nodes, {})
             planned = made.all
             run.put_result(word("running"))
             say(f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(made.nodes)}")
             base = run.base()
-            write_bronze_metadata(store, run.pin.bronze, base)
-            models = frozenset(n for n in made.nodes if project.table_of(n)) if rebuild else frozenset()
-            session = Session(settings, project, store, run, base, me.number, models)
+            write_bronze_metadata(run.store, run.pin.bronze, base)
+            models = frozenset(n for n in made.nodes if project.table_of(n)) if order.rebuild else frozenset()
+            session = Session(settings, project, run.store, run, base, me.number, models)
             plugin.activate(session)
-            outcome = _build(dbt, project, run, session, made, kind)
+            outcome = _build(dbt, project, run, session, made, me.kind)
         run.put_result(word("success"))
         return outcome
     except BuscoError as error:
@@ -130,27 +117,42 @@ def work(
         plugin.activate(None)
 
 
-def _elsewhere(run: Run) -> frozenset[str]:
-    """Nodes that living runners for single tasks have no result for yet."""
-    given = {(result.node, result.runner) for result in run.results() if result.status in FINAL}
-    return frozenset(
-        node
-        for runner in run.runners()
-        if runner.kind == "solo" and process_alive(runner.pid, runner.started)
-        for node in runner.nodes
-        if (node, runner.number) not in given
+def _me(settings: Settings, order: Order, log: str) -> Runner:
+    task = this_task()
+    if task is None and in_ecs():
+        raise BuscoError(
+            "the ECS task metadata endpoint does not answer: nobody could find this runner", "start it anew"
+        )
+    return Runner(
+        number=0,
+        kind=order.kind,
+        nodes=order.nodes,
+        task=order.task,
+        attempt=order.attempt,
+        order=order.name,
+        generation=order.generation,
+        launcher="ecs" if task else "local",
+        host=task.arn if task else this_host(settings.state),
+        pid=os.getpid(),
+        started=psutil.Process().create_time(),
+        token=new_id(),
+        log=log,
+        arn=task.arn if task else "",
+        size=order.size,
+        cpu=round((task.cpu or 0) * 1024) if task else 0,
+        memory=(task.memory or 0) >> 20 if task else 0,
     )
 
 
 def _register(run: Run, me: Runner) -> Runner | None:
     """Registers this process, unless one that lives does the same work: n + 1 only after n is gone (R9)."""
     while True:
-        known = run.runners()
+        known, endings = run.runners(), run.endings()
         for other in known:
             same = other.kind == me.kind == "shared" or (
-                other.kind == me.kind == "solo" and (other.task, other.attempt) == (me.task, me.attempt) and me.task
+                me.order and (other.order, other.generation) == (me.order, me.generation)
             )
-            if same and other.host == me.host and process_alive(other.pid, other.started):
+            if same and lives(other, endings):
                 return None
         number = len(known) + 1
         try:

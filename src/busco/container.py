@@ -1,0 +1,183 @@
+"""What this process's container may use, and which ECS task it is: cgroups and the task metadata endpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+# The agent answers on the host within milliseconds; a process that starts waits for it at most twice as long as this.
+_METADATA_SECONDS = 1.0
+_METADATA_TRIES = 2
+_MIB = 1 << 20
+# Without a limit, cgroup v1 has the largest multiple of the page size that fits its counter (Linux,
+# Documentation/admin-guide/cgroup-v1/memory.rst); no container has an exbibyte.
+_NO_LIMIT = 1 << 60
+# /proc/self/mountinfo writes these characters of a path as octal escapes (proc_pid_mountinfo(5)).
+_ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
+
+
+@dataclass(frozen=True)
+class EcsTask:
+    """An ECS task as its metadata endpoint describes it.
+
+    `cpu` is in vCPU; `memory` in bytes: the smaller of the task's limit and this container's; None where there is no limit.
+    """
+
+    arn: str
+    cluster: str
+    family: str
+    revision: str
+    container: str
+    cpu: float | None
+    memory: int | None
+
+
+def in_ecs() -> bool:
+    """Whether this process runs in a container of an ECS task."""
+    return bool(os.environ.get("ECS_CONTAINER_METADATA_URI_V4"))
+
+
+def this_task() -> EcsTask | None:
+    """The ECS task that this process runs in; None outside of ECS, and where its metadata endpoint does not answer."""
+    uri = os.environ.get("ECS_CONTAINER_METADATA_URI_V4")
+    return _task(uri) if uri else None
+
+
+def memory_limit_bytes(root: Path = Path("/")) -> int | None:
+    """The memory that this container may use: the smallest of what its cgroups and the ECS task metadata say.
+
+    Args:
+        root: the folder in which /proc and /sys are looked for.
+
+    Returns None where nothing limits it.
+    """
+    limits = [_integer(text) for text in _settings(root, "memory", "memory.max", "memory.limit_in_bytes")]
+    task = this_task()
+    found = [limit for limit in (*limits, task.memory if task else None) if limit is not None and limit < _NO_LIMIT]
+    return min(found, default=None)
+
+
+def cpu_limit(root: Path = Path("/")) -> float | None:
+    """The CPUs that this container may use, as a number: the smallest of what its cgroups and the ECS task metadata say.
+
+    Returns None where nothing limits it.
+    """
+    found = [quota for text in _settings(root, "cpu", "cpu.max", "cpu.cfs_quota_us") if (quota := _quota(text))]
+    task = this_task()
+    if task is not None and task.cpu is not None:
+        found.append(task.cpu)
+    return min(found, default=None)
+
+
+# -- cgroups ----------------------------------------------------------------------------------------------------------
+
+
+def _settings(root: Path, controller: str, v2: str, v1: str) -> Iterator[str]:
+    """A setting's text in this process's cgroup and those above it, as far as they are mounted; of v1 and v2 alike, since
+    both may be mounted at once.
+
+    v1's quota comes with its period behind it, in v2's form.
+    """
+    for folder, unified in _cgroups(root, controller):
+        text = _text(folder / (v2 if unified else v1))
+        if text and v1 == "cpu.cfs_quota_us" and not unified:
+            text = f"{text} {_text(folder / 'cpu.cfs_period_us')}"
+        if text:
+            yield text
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """The folders of this process's cgroups of a controller, the innermost first; whether each is of v2."""
+    own: dict[str, str] = {}
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        own |= dict.fromkeys(controllers.split(","), path)
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        mount, _, rest = line.partition(" - ")
+        kind, options = rest.split()[0], rest.split()[-1]
+        unified = kind == "cgroup2"
+        if not unified and not (kind == "cgroup" and controller in options.split(",")):
+            continue
+        mounted, point = (_unescaped(field) for field in mount.split()[3:5])
+        top = root / point.lstrip("/")
+        below = _below(own.get("" if unified else controller, "/"), mounted)
+        for folder in (top / below, *(top / parent for parent in below.parents)):
+            yield folder, unified
+
+
+def _below(path: str, mounted: str) -> PurePosixPath:
+    """Where a cgroup lies below a mount whose root is the cgroup `mounted`.
+
+    A container without a cgroup namespace sees the host's paths, and one with it `..` above its own: in both the mount's
+    own folder is the container's.
+    """
+    if ".." in (parts := PurePosixPath(path).parts) or ".." in PurePosixPath(mounted).parts:
+        return PurePosixPath()
+    above = PurePosixPath(mounted).parts
+    return PurePosixPath(*parts[len(above) :]) if parts[: len(above)] == above else PurePosixPath()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _unescaped(field: str) -> str:
+    for escape, char in _ESCAPES:
+        field = field.replace(escape, char)
+    return field
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if text.isdigit() else None
+
+
+def _quota(text: str) -> float | None:
+    """CPUs of `<quota> <period>`, both in microseconds; `max` and -1 are none."""
+    quota, _, period = text.partition(" ")
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
+
+
+# -- the ECS task metadata endpoint, version 4 ------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _task(uri: str) -> EcsTask | None:
+    container, task = _metadata(uri), _metadata(f"{uri}/task")
+    if task is None:
+        return None
+    # A container's CPU is a weight, only the task's is a limit (Amazon ECS Developer Guide, "task metadata version 4").
+    limits = task.get("Limits") or {}
+    own = (container or {}).get("Limits") or {}
+    memory = [int(said) * _MIB for said in (limits.get("Memory"), own.get("Memory")) if said]
+    return EcsTask(
+        arn=str(task.get("TaskARN", "")),
+        cluster=str(task.get("Cluster", "")),
+        family=str(task.get("Family", "")),
+        revision=str(task.get("Revision", "")),
+        container=str((container or {}).get("Name", "")),
+        cpu=float(limits["CPU"]) if limits.get("CPU") else None,
+        memory=min(memory, default=None),
+    )
+
+
+def _metadata(uri: str) -> dict[str, Any] | None:
+    # no proxy: the address is the host's own
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(_METADATA_TRIES):
+        try:
+            with opener.open(uri, timeout=_METADATA_SECONDS) as answer:
+                found = json.load(answer)
+                return found if isinstance(found, dict) else None
+        except (OSError, ValueError):
+            continue
+    return None

@@ -1,0 +1,359 @@
+"""Runners as ECS tasks (BUSCO_EXECUTION=ecs_shared, ecs): how they are started, seen, stopped and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from botocore.exceptions import ClientError, HTTPClientError
+
+from busco.lake.records import Ending, Order, Pin, Runner
+from busco.orchestration.async_aws import async_client
+from busco.orchestration.launch import CannotStart, Say, Starting, command
+from busco.orchestration.slots import Slots
+from busco.orchestration.words import stop_reason
+from busco.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_EVERY = 1.5  # seconds between two looks at one ECS task
+_MOST = 100  # tasks that one DescribeTasks takes (API reference, DescribeTasks)
+_PATIENCE = 1800.0  # seconds that a runner waits for what may pass: capacity, throttling, the network
+# A task that ECS has just started may be unknown to DescribeTasks for a while (API reference, RunTask: "eventual
+# consistency"); one that was seen and is unknown now has expired, or ECS was restarted.
+_UNSEEN, _VANISHED = 20.0, 4.0
+_ASK = 1.0  # seconds between two questions for a place
+_STALE = 60.0  # seconds after which a place without a task is looked into: its triggerer may have died
+
+
+@dataclass
+class Seen:
+    """What is known of an ECS task; times are of the monotonic clock."""
+
+    looked_at: float = 0.0
+    missing_since: float | None = None
+    ever: bool = False
+    ending: Ending | None = None
+
+
+@dataclass
+class EcsTask:
+    """A runner that is an ECS task."""
+
+    launcher: EcsLauncher
+    arn: str
+
+    def alive(self) -> bool:
+        return self.launcher.seen(self.arn).ending is None
+
+    def passing(self) -> bool:
+        ending = self.launcher.seen(self.arn).ending
+        return ending is not None and ending.passing
+
+    async def why(self) -> str:
+        ending = self.launcher.seen(self.arn).ending
+        output = await self.launcher.output(self.arn)
+        return "\n".join(part for part in (ending.reason if ending else "", output) if part)
+
+    async def stop(self, reason: str) -> None:
+        await self.launcher.stop_task(self.arn, reason)
+
+
+@dataclass
+class EcsLauncher:
+    """Starts one ECS task for each order, within the number of places.
+
+    An order's token is the client token and `startedBy` of its task: whoever starts it again, in another triggerer or
+    after a restart, gets the same one. The real fence against two is the table's entry (R4).
+    """
+
+    settings: Settings
+    slots: Slots
+    _tasks: dict[str, Seen] = field(default_factory=dict)
+
+    # -- starting -----------------------------------------------------------------------------------------------------
+
+    async def start(self, pin: Pin, order: Order, say: Say) -> EcsTask:
+        await self._place(order, f"{pin.run} {order.name}", say)
+        try:
+            arn = await self._run(pin, order, say)
+        except Exception:
+            # a cancelled call may have started a task: its place is looked into later
+            await asyncio.to_thread(self.slots.give_back, order.token)
+            raise
+        await asyncio.to_thread(self.slots.started, order.token, arn)
+        self._tasks.setdefault(arn, Seen(looked_at=time.monotonic()))
+        say(f"started ECS task {arn} (size {order.size or self.settings.ecs_size})")
+        return EcsTask(self, arn)
+
+    async def resume(self, pin: Pin, order: Order, say: Say) -> EcsTask:
+        return await self.start(pin, order, say)
+
+    async def discard(self, order: Order, reason: str) -> None:
+        arn = await self._find(order.token)
+        if arn:
+            await self.stop_task(arn, reason)
+        else:
+            await asyncio.to_thread(self.slots.give_back, order.token)
+
+    async def _place(self, order: Order, label: str, say: Say) -> None:
+        """Waits in line for a place."""
+        said, looked_at = "", time.monotonic()
+        try:
+            while True:
+                place = await asyncio.to_thread(self.slots.ask, order.token, label)
+                if place.has_one:
+                    return
+                line = f"waiting for a place: {place.taken} ECS tasks run, {place.ahead} wait before this one"
+                if line != said:
+                    say(f"{line} (BUSCO_MAX_ECS_TASKS={self.slots.limit})")
+                    said = line
+                if time.monotonic() - looked_at > 5:
+                    await self._look_into_places()
+                    looked_at = time.monotonic()
+                await asyncio.sleep(_ASK)
+        except asyncio.CancelledError:
+            await asyncio.shield(asyncio.to_thread(self.slots.give_back, order.token))
+            raise
+
+    async def _look_into_places(self) -> None:
+        """Frees places of tasks that are gone, whoever started them."""
+        try:
+            holders = await asyncio.to_thread(self.slots.holders)
+            await self._describe([holder.arn for holder in holders if holder.arn])
+            for holder in holders:
+                if holder.arn and self.seen(holder.arn).ending:
+                    await asyncio.to_thread(self.slots.give_back, holder.token)
+                elif not holder.arn and holder.seconds > _STALE:
+                    arn = await self._find(holder.token)
+                    if arn:
+                        await asyncio.to_thread(self.slots.started, holder.token, arn)
+                    else:
+                        await asyncio.to_thread(self.slots.give_back, holder.token)
+        except (ClientError, HTTPClientError) as error:
+            log.warning("ECS did not say which tasks run: %s", error)
+
+    async def _run(self, pin: Pin, order: Order, say: Say) -> str:
+        """RunTask until there is a task; gives its ARN.
+
+        Raises:
+            CannotStart: ECS refuses, or has refused for too long.
+        """
+        ecs = await async_client("ecs", self.settings)
+        request = self.request(pin, order)
+        began, delay = time.monotonic(), 1.0
+        while True:
+            try:
+                # after a restart, or a time-out, it may run already
+                if arn := await self._find(order.token):
+                    return arn
+                answer = await ecs.run_task(**request)
+                if tasks := answer.get("tasks"):
+                    return str(tasks[0]["taskArn"])
+                failures = [str(one.get("reason") or "no reason") for one in answer.get("failures") or [{}]]
+                said = "; ".join(dict.fromkeys(failures))
+            except ClientError as error:
+                said = f"{error.response['Error'].get('Code', '')}: {error.response['Error'].get('Message', '')}"
+            except HTTPClientError as error:
+                said = f"no answer from ECS: {error}"
+            if not may_pass(said):
+                raise CannotStart(stop_reason("TaskFailedToStart", said))
+            if time.monotonic() - began > _PATIENCE:
+                raise CannotStart(f"{stop_reason('TaskFailedToStart', said)}\n(tried for {_PATIENCE / 60:.0f} minutes)")
+            say(f"ECS starts no task now: {said}; trying again in {delay:.0f} s")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 60)
+
+    def request(self, pin: Pin, order: Order) -> dict[str, Any]:
+        """RunTask's arguments for an order. Nothing in them is secret: ECS shows them to whoever may DescribeTasks."""
+        settings = self.settings
+        override = {
+            "name": settings.ecs_container,
+            "command": command(pin, order),
+            "environment": [{"name": "BUSCO_ENVIRONMENT", "value": settings.environment}],
+        }
+        request: dict[str, Any] = {
+            "cluster": settings.ecs_cluster,
+            "taskDefinition": getattr(settings, f"ecs_task_definition_{order.size or settings.ecs_size}"),
+            "count": 1,
+            "clientToken": order.token,
+            "startedBy": started_by(order.token),
+            "overrides": {"containerOverrides": [override]},
+        }
+        if settings.ecs_capacity_provider:
+            request["capacityProviderStrategy"] = [{"capacityProvider": settings.ecs_capacity_provider, "weight": 1}]
+        else:
+            request["launchType"] = settings.ecs_launch_type
+        if settings.ecs_platform_version:
+            request["platformVersion"] = settings.ecs_platform_version
+        if settings.ecs_subnets:
+            request["networkConfiguration"] = {
+                "awsvpcConfiguration": {
+                    "subnets": _listed(settings.ecs_subnets),
+                    "securityGroups": _listed(settings.ecs_security_groups),
+                    "assignPublicIp": "ENABLED" if settings.ecs_assign_public_ip else "DISABLED",
+                }
+            }
+        return request
+
+    async def _find(self, token: str) -> str:
+        """The ARN of the task that was started with this token; '' where there is none."""
+        ecs = await async_client("ecs", self.settings)
+        for status in ("RUNNING", "STOPPED"):
+            answer = await ecs.list_tasks(
+                cluster=self.settings.ecs_cluster, startedBy=started_by(token), desiredStatus=status
+            )
+            if arns := answer.get("taskArns"):
+                return str(arns[0])
+        return ""
+
+    # -- seeing -------------------------------------------------------------------------------------------------------
+
+    def seen(self, arn: str) -> Seen:
+        return self._tasks.setdefault(arn, Seen())
+
+    async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> Mapping[int, Ending]:
+        arns = {runner.arn for runner in runners if runner.arn}
+        arns |= {handle.arn for handle in handles if isinstance(handle, EcsTask) and handle.alive()}
+        await self._describe(sorted(arns))
+        gone: dict[int, Ending] = {}
+        for runner in runners:
+            ending = self.seen(runner.arn).ending if runner.arn else Ending(number=0, reason="it is no ECS task")
+            if ending is not None:
+                gone[runner.number] = ending.model_copy(update={"number": runner.number})
+        return gone
+
+    async def _describe(self, arns: Sequence[str]) -> None:
+        """Asks ECS for those that were not asked for just now."""
+        now = time.monotonic()
+        due = [arn for arn in arns if self.seen(arn).ending is None and now - self.seen(arn).looked_at >= _EVERY]
+        if not due:
+            return
+        ecs = await async_client("ecs", self.settings)
+        ended: list[str] = []
+        for start in range(0, len(due), _MOST):
+            answer = await ecs.describe_tasks(cluster=self.settings.ecs_cluster, tasks=due[start : start + _MOST])
+            for task in answer.get("tasks") or []:
+                seen = self.seen(str(task["taskArn"]))
+                seen.looked_at, seen.ever, seen.missing_since = now, True, None
+                if task.get("lastStatus") == "STOPPED":
+                    seen.ending = ending_of(task, self.settings.ecs_container)
+                    ended.append(str(task["taskArn"]))
+            for failure in answer.get("failures") or []:
+                if failure.get("reason") != "MISSING":
+                    continue
+                seen = self.seen(str(failure["arn"]))
+                seen.looked_at, seen.missing_since = now, seen.missing_since or now
+                if now - seen.missing_since >= (_VANISHED if seen.ever else _UNSEEN):
+                    reason = "ECS does not know its task any more: it has expired, or ECS was restarted"
+                    seen.ending = Ending(number=0, reason=reason, passing=True)
+                    ended.append(str(failure["arn"]))
+        await asyncio.to_thread(self.slots.gone, ended)
+
+    # -- stopping, and what was printed -------------------------------------------------------------------------------
+
+    async def stop(self, runner: Runner, reason: str) -> None:
+        if runner.arn:
+            await self.stop_task(runner.arn, reason)
+
+    async def stop_task(self, arn: str, reason: str) -> None:
+        """StopTask; a task that ECS does not know is gone already."""
+        ecs = await async_client("ecs", self.settings)
+        try:
+            await ecs.stop_task(cluster=self.settings.ecs_cluster, task=arn, reason=reason[:255])
+        except ClientError as error:
+            if "not found" not in str(error):
+                raise
+
+    async def tail(self, runner: Runner) -> str:
+        return await self.output(runner.arn) if runner.arn else ""
+
+    async def output(self, arn: str, lines: int = 20) -> str:
+        """The last lines of a task's output in CloudWatch; '' where they can't be had: no result waits for them."""
+        try:
+            logs = await async_client("logs", self.settings)
+            answer = await logs.get_log_events(
+                logGroupName=self.settings.ecs_log_group,
+                logStreamName=log_stream(self.settings, arn),
+                limit=lines,
+                startFromHead=False,
+            )
+        except (ClientError, HTTPClientError) as error:
+            log.info("no output of %s: %s", arn, error)
+            return ""
+        return "\n".join(str(event["message"]) for event in answer.get("events") or [])
+
+
+def log_stream(settings: Settings, arn: str) -> str:
+    """The CloudWatch stream of a task's container (ECS developer guide, awslogs-stream-prefix)."""
+    return f"{settings.ecs_log_prefix}/{settings.ecs_container}/{arn.rsplit('/', 1)[-1]}"
+
+
+def started_by(token: str) -> str:
+    """`startedBy` of a task: by it the platform's own are known from others in the cluster."""
+    return f"busco-{token}"
+
+
+def ending_of(task: Mapping[str, Any], container: str) -> Ending:
+    """How a stopped task has ended: `task` is as DescribeTasks gives it; its list of containers may be empty."""
+    found = [one for one in task.get("containers") or [] if one.get("name") == container]
+    said = found[0] if found else {}
+    code, reason = said.get("exitCode"), str(said.get("reason") or "")
+    stop_code, stopped = str(task.get("stopCode") or ""), str(task.get("stoppedReason") or "")
+    heavy = "OutOfMemory" in reason
+    passing = not heavy and (
+        stop_code in ("SpotInterruption", "UserInitiated", "TerminationNotice", "ServiceSchedulerInitiated")
+        or (stop_code == "TaskFailedToStart" and may_pass(f"{stopped} {reason}"))
+        or code in (137, 143)
+    )
+    return Ending(
+        number=0,
+        reason=stop_reason(stop_code, stopped, reason, code, int(task.get("memory") or 0)),
+        out_of_memory=heavy,
+        passing=passing,
+        exit_code=code,
+        started_at=_moment(task.get("startedAt")),
+        stopped_at=_moment(task.get("stoppedAt")),
+    )
+
+
+# What ECS says where the same call may go well later: as an exception's code, a failure's reason, or a stopped task's
+# (API reference, RunTask, "Errors" and "failures"; developer guide, "API failure reasons", "Stopped task error codes").
+_PASSING = (
+    "RESOURCE:",
+    "AGENT",
+    "capacity is unavailable",
+    "insufficient capacity",
+    "throttl",
+    "rate exceeded",
+    "toomanyrequests",
+    "limitexceeded",
+    "serverexception",
+    "internalerror",
+    "internal error",
+    "serviceunavailable",
+    "no answer from ecs",
+    "no reason",
+    "timeout waiting for network interface",
+    "timeouterror",
+    "connection reset",
+)
+
+
+def may_pass(said: str) -> bool:
+    """Whether what ECS says may be over soon: no capacity, throttling, the network, its own errors."""
+    low = said.lower()
+    return any(mark.lower() in low for mark in _PASSING)
+
+
+def _moment(value: object) -> datetime | None:
+    return value if isinstance(value, datetime) else None
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
