@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -95,20 +94,25 @@ async def triggerer(run_id: str, count: int) -> dict[str, Any]:
 
     logging.disable(logging.CRITICAL)
     states: Counter[str] = Counter()
+    wrong: list[str] = []
 
     async def one(node: str) -> None:
-        trigger = FollowTrigger(task=node.rsplit(".", 1)[1], nodes=[node], along=[], label=f"model {node}")
-        place: Any = SimpleNamespace(dag_id=DAG, run_id=run_id, task_id=node, map_index=-1, try_number=1)
-        trigger.task_instance = place
+        where: dict[str, Any] = {"dag_id": DAG, "run_id": run_id, "attempt": 1, "end_task": False}
+        trigger = FollowTrigger(task=node.rsplit(".", 1)[1], nodes=[node], along=[], label=f"model {node}", **where)
         async for event in trigger.run():
-            states[type(event).__name__] += 1
+            states[event.payload["state"]] += 1
+            if event.payload["state"] != "success":
+                wrong.append(event.payload["text"])
 
     process = psutil.Process()
     heart = Heart()
     beating = asyncio.create_task(heart.beat())
     before = process.memory_info().rss
     begun, cpu = time.monotonic(), time.process_time()
-    tasks = [asyncio.create_task(one(node)) for node in nodes(count)]
+    tasks = []
+    for node in nodes(count):
+        tasks.append(asyncio.create_task(one(node)))
+        await asyncio.sleep(0)  # as Airflow's triggerer starts them
     while not all(task.done() for task in tasks):
         await asyncio.sleep(0.2)
         heart.rss = max(heart.rss, process.memory_info().rss)
@@ -120,7 +124,7 @@ async def triggerer(run_id: str, count: int) -> dict[str, Any]:
         if time.monotonic() - begun > _LIMIT:
             break
     beating.cancel()
-    wrong = [repr(task.exception()) for task in tasks if task.done() and task.exception()]
+    wrong += [repr(task.exception()) for task in tasks if task.done() and task.exception()]
     return {
         "block": round(heart.block, 3),
         "block_cpu": round(heart.block_cpu, 3),

@@ -185,7 +185,9 @@ def _key(manifest: Path, given: Sequence[str]) -> str:
     for module in sorted([*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "project.py"]):
         digest.update(module.read_bytes())
     versions = [importlib.metadata.version(name) for name in ("apache-airflow", "astronomer-cosmos")]
-    digest.update(json.dumps([*given, versions, conf.getsection("cosmos") or {}], default=str).encode())
+    # the configuration file's; it has no section of variables alone
+    cosmos = {**(conf.getsection("cosmos") or {}), **{k: v for k, v in os.environ.items() if "__COSMOS__" in k}}
+    digest.update(json.dumps([*given, versions, sorted(cosmos.items())], default=str).encode())
     return digest.hexdigest()[:20]
 
 
