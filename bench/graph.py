@@ -54,7 +54,7 @@ from cosmos import DbtDag, ExecutionConfig, ProfileConfig, ProjectConfig, Render
 from cosmos.constants import ExecutionMode, LoadMode, TestBehavior
 step("import")
 state, project, mode = sys.argv[1:]
-containers = {{"cluster": "c", "task_definition": "t", "container_name": "dbt", "aws_conn_id": "aws", "launch_type": "FARGATE"}}
+containers = {{"cluster": "c", "task_definition": "t", "container_name": "dbt", "aws_conn_id": "aws"}}
 done(DbtDag(
     dag_id="stock", schedule=None, start_date=datetime(2024, 1, 1),
     project_config=ProjectConfig(manifest_path=Path(state) / "manifest.json", project_name={PROJECT!r}),
@@ -66,7 +66,7 @@ done(DbtDag(
         load_method=LoadMode.DBT_MANIFEST, test_behavior=TestBehavior.AFTER_EACH,
         should_detach_multiple_parents_tests=True, emit_datasets=False,
     ),
-    operator_args=containers if mode == "AWS_ECS" else {{}},
+    operator_args={{**containers, "launch_type": "FARGATE"}} if mode == "AWS_ECS" else {{}},
 ))
 """
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=1000, help="models (default: %(default)s)")
     parser.add_argument("--tests", type=int, default=500, help="tests (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each way, one after another (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each way, in turn (default: %(default)s)")
     given = parser.parse_args()
     report(measure(given.models, given.tests, given.pairs))
 

@@ -119,7 +119,8 @@ def _model(uid: str, depth: int, parents: list[str], dice: random.Random, materi
     kind = "seed" if materialized == "seed" else "model"
     said = _common(uid, kind, folder)
     columns = [f"column_{n}" for n in range(dice.randrange(6, 16))]
-    steps = [f"p{n} as (\n\n    select * from {{{{ ref('{uid.split('.')[-1]}') }}}}\n\n)" for n, uid in enumerate(parents)]
+    read = [parent.rsplit(".", 1)[1] for parent in parents]
+    steps = [f"p{n} as (\n\n    select * from {{{{ ref('{name}') }}}}\n\n)" for n, name in enumerate(read)]
     body = ",\n    ".join(columns)
     return {
         **said,

@@ -108,7 +108,7 @@ def outline_of(group: TaskGroup, doc: str = "") -> Outline:
             elif isinstance(child, BaseOperator):
                 tasks[child.task_id] = len(said)
                 found.append(child)
-                said.append((child.label, number, type(child).__name__, _arguments(child)))
+                said.append((child.label or "", number, type(child).__name__, _arguments(child)))
 
     walk(group, -1)
     return Outline(
@@ -133,6 +133,8 @@ def group_of(outline: Outline) -> TaskGroup:
     for name, parent in outline.groups:
         groups.append(TaskGroup(group_id=name, parent_group=groups[parent] if parent >= 0 else None))
     dag = groups[0].dag
+    if dag is None:
+        raise ValueError("an outline's tasks want a DAG that is being filled")
     with _without_params(dag):
         tasks = [
             _KINDS[kind](task_id=name, dag=dag, task_group=groups[group], **arguments)
@@ -143,9 +145,7 @@ def group_of(outline: Outline) -> TaskGroup:
         for above in waits:
             task.upstream_task_ids.add(tasks[above].task_id)
             tasks[above].downstream_task_ids.add(task.task_id)
-    for group, (above_groups, above_tasks), below in zip(
-        groups, outline.group_waits, outline.group_after, strict=True
-    ):
+    for group, (above_groups, above_tasks), below in zip(groups, outline.group_waits, outline.group_after, strict=True):
         for number in above_groups:
             group.upstream_group_ids.add(groups[number].group_id)
             groups[number].downstream_group_ids.add(group.group_id)

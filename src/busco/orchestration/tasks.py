@@ -29,7 +29,8 @@ def dbt_tasks(settings: Settings, group_id: str) -> TaskGroup:
         # here: Cosmos takes a second to import, which a parse of a known manifest is spared
         from busco.orchestration import graph
 
-        return graph.dbt_tasks(settings, group_id)
+        group: TaskGroup = graph.dbt_tasks(settings, group_id)
+        return group
 
     return outlined(settings.manifest_path, [group_id, settings.model_dump_json()], render)
 
