@@ -11,7 +11,7 @@ from airflow.decorators import task
 from airflow.models.dag import DAG
 from airflow.models.param import Param
 
-from busco.orchestration.graph import dbt_tasks, docs_task
+from busco.orchestration.tasks import dbt_tasks, docs_task
 from busco.settings import get_settings
 
 _RETRY: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
