@@ -86,7 +86,10 @@ def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
     if outline is None:
         with (
             _no_collection(),
-            DAG("outline", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC")) as scratch,
+            # no DAG of its file's
+            DAG(
+                "outline", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC"), auto_register=False
+            ) as scratch,
         ):
             outline = outline_of(render(), scratch.doc_md or "")
         _keep(kept, outline, manifest)
