@@ -27,6 +27,7 @@ from busco.settings import get_settings
 DAG = "lakehouse"
 ENVIRONMENT = EnvironmentLayout("prod")
 ROOT = Path(__file__).parents[2]
+ORDERS = "id,customer,amount,day,n\na,x,1.50,2018-01-01,1\nb,y,2.25,2018-01-02,2\n"
 
 
 @dataclass
@@ -105,10 +106,11 @@ class Driver:
 
 
 @contextmanager
-def platform(home: Path, project: Path, **variables: str) -> Iterator[Driver]:
-    """An embedded platform of its own below `home`, with a dbt project and two orders ingested, nothing built.
+def platform(home: Path, project: Path, files: str | None = ORDERS, **variables: str) -> Iterator[Driver]:
+    """An embedded platform of its own below `home`, with a dbt project and files ingested, nothing built.
 
     Args:
+        files: the orders to ingest, as CSV; None ingests nothing.
         variables: of the environment, beside those that every such platform has.
     """
     shutil.copytree(project, home / "dbt_project")
@@ -123,8 +125,9 @@ def platform(home: Path, project: Path, **variables: str) -> Iterator[Driver]:
         try:
             made.busco("aws", "up")
             get_settings.cache_clear()
-            made.write("in/orders.csv", "id,customer,amount,day,n\na,x,1.50,2018-01-01,1\nb,y,2.25,2018-01-02,2\n")
-            made.busco("ingest", str(home / "in"))
+            if files is not None:
+                made.write("in/orders.csv", files)
+                made.busco("ingest", str(home / "in"))
             airflow.up(get_settings(), lambda _: None)
             yield made
         finally:

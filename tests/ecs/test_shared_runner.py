@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from busco.aws import client
@@ -152,7 +153,8 @@ def test_a_triggerer_and_a_scheduler_that_are_killed_find_the_container_again(dr
     for service in ("triggerer", "scheduler"):
         process = processes.find(settings.state.resolve(), service)
         assert process is not None
-        processes.kill(process)
+        for one in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+            one.kill()
     assert tasks.running() == [container]
     airflow.up(settings, lambda _: None)
     ends_right(driver, run, 1)
