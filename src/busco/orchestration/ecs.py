@@ -28,6 +28,7 @@ _PATIENCE = 1800.0  # seconds that a runner waits for what may pass: capacity, t
 # consistency"); one that was seen and is unknown now has expired, or ECS was restarted.
 _UNSEEN, _VANISHED = 20.0, 4.0
 _ASK = 1.0  # seconds between two questions for a place
+_FULL = 5.0  # seconds between two looks at who has the places
 _STALE = 60.0  # seconds after which a place without a task is looked into: its triggerer may have died
 
 
@@ -113,7 +114,7 @@ class EcsLauncher:
                 if line != said:
                     say(f"{line} (BUSCO_MAX_ECS_TASKS={self.slots.limit})")
                     said = line
-                if time.monotonic() - looked_at > 5:
+                if time.monotonic() - looked_at >= _FULL:
                     await self._look_into_places()
                     looked_at = time.monotonic()
                 await asyncio.sleep(_ASK)

@@ -8,7 +8,7 @@ from typing import Literal
 
 Kind = Literal[
     "memory", "disk", "image", "capacity", "role", "permission", "network", "setup", "spot", "person", "host", "health",
-    "start", "command", "exit", "unknown",
+    "start", "command", "exit", "api", "unknown",
 ]  # fmt: skip
 
 
@@ -183,6 +183,13 @@ _RULES = (
         r"(?-i:\bAGENT\b)|agent.{0,20}(not connected|disconnected)",
         "the instance that was to run the task has lost its ECS agent",
         "it is tried again; if it stays so, replace the instance",
+        True,
+    ),
+    _rule(
+        "api",
+        r"Throttl|Rate exceeded|RequestLimitExceeded|TooManyRequests|ServerException|Service ?Unavailable",
+        "AWS lets no more calls through now, or has trouble of its own",
+        "it is tried again; if it stays so, lower BUSCO_MAX_ECS_TASKS, and see AWS's health dashboard",
         True,
     ),
     _rule(

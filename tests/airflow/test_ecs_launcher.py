@@ -1,0 +1,384 @@
+"""What ECS's API does wrong is survived: faults at the wire, before the local AWS's ECS."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import urllib.request
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import Session
+
+from busco.embedded.postgres import Postgres
+from busco.lake.layout import new_id
+from busco.lake.records import Order, Pin, Runner, utc_now
+from busco.orchestration import async_aws, ecs
+from busco.orchestration.ecs import EcsLauncher, ending_of, started_by
+from busco.orchestration.launch import CannotStart, client_token
+from busco.orchestration.slots import Slots
+from busco.settings import Settings, get_settings
+from tests.airflow.driver import Driver
+from tests.loopback import Handler, serving
+
+Answer = tuple[int, dict[str, Any]]
+Fault = Callable[[dict[str, Any]], "Answer | None"]
+PIN = Pin(run="r.x", epoch=1, environment="prod", base=None, bronze={}, manifest_hash="h", created_at=utc_now())
+
+
+class Proxy:
+    """Stands before the local AWS: answers the next calls of an action itself, and lets the others through."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint, self.calls = endpoint, list[str]()
+        self._faults: dict[str, list[Fault]] = {}
+        self._tokens: dict[str | None, tuple[int, bytes]] = {}
+        self.lock = threading.Lock()
+
+    def fail(self, action: str, *faults: Fault) -> None:
+        self._faults.setdefault(action, []).extend(faults)
+
+    def handler(proxy) -> type[Handler]:
+        class Answering(Handler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                action = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
+                with proxy.lock:
+                    proxy.calls.append(action)
+                    waiting = proxy._faults.get(action) or []
+                    fault = waiting.pop(0) if waiting else None
+                told = fault(json.loads(body)) if fault else None
+                if told is not None:
+                    status, content = told
+                    self.answer(status, json.dumps(content).encode(), {"Content-Type": "application/x-amz-json-1.1"})
+                    return
+                status, answer = proxy.forward(action, body, dict(self.headers))
+                if fault is not None:
+                    # it was done, and the answer never came
+                    self.close_connection = True
+                    return
+                self.answer(status, answer, {"Content-Type": "application/x-amz-json-1.1"})
+
+        return Answering
+
+    def forward(self, action: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        """The local AWS's answer; as on AWS, a client token that was used gives the task that was started with it."""
+        token = json.loads(body).get("clientToken") if action == "RunTask" else None
+        if token not in self._tokens:
+            self._tokens[token] = self._ask(body, headers)
+        return self._tokens[token] if token else self._tokens.pop(token)
+
+    def _ask(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
+        request = urllib.request.Request(self.endpoint, body, headers, method="POST")
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+
+def lost(_: dict[str, Any]) -> None:
+    """Done, but the answer is lost."""
+
+
+def error(code: str, message: str, status: int = 400) -> Fault:
+    return lambda _: (status, {"__type": code, "message": message})
+
+
+def failure(reason: str, detail: str = "") -> Fault:
+    return lambda _: (200, {"tasks": [], "failures": [{"reason": reason, "detail": detail}]})
+
+
+@pytest.fixture
+def sessions(driver: Driver) -> Callable[[], Any]:
+    """Sessions on the platform's PostgreSQL, as Airflow's own `create_session` opens them."""
+    dsn = Postgres(get_settings().state.resolve()).dsn.replace("postgresql://", "postgresql+psycopg2://")
+    engine = create_engine(dsn)
+
+    @contextmanager
+    def opened() -> Iterator[Session]:
+        with Session(engine) as session:
+            yield session
+            session.commit()
+
+    with opened() as session:
+        session.execute(text("drop table if exists busco_ecs_slot"))
+    return opened
+
+
+@pytest.fixture
+def proxy(driver: Driver) -> Iterator[Proxy]:
+    made = Proxy(str(get_settings().endpoint_url))
+    with serving(made.handler()) as url, mock.patch.dict("os.environ", {"BUSCO_ENDPOINT_URL": url}):
+        get_settings.cache_clear()
+        with mock.patch.object(ecs.asyncio, "sleep", _soon):
+            yield made
+    get_settings.cache_clear()
+
+
+_sleep = asyncio.sleep
+
+
+async def _soon(seconds: float) -> None:
+    await _sleep(min(seconds, 0.02))
+
+
+def of(settings: Settings, sessions: Any, limit: int = 10) -> EcsLauncher:
+    return EcsLauncher(settings, Slots(limit, sessions))
+
+
+def order(name: str = "fct/1", generation: int = 1, **more: Any) -> Order:
+    token = client_token("prod", PIN.model_copy(update={"origin": new_id()}), name, generation)
+    return Order(name=name, generation=generation, kind="solo", size="small", token=token, **more)
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    # a later event loop may have the identity of an earlier one, whose client is of another endpoint
+    async_aws._clients.clear()
+    asyncio.run(story)
+
+
+async def started(proxy: Proxy, wanted: Order) -> list[str]:
+    """The tasks that ECS has for an order."""
+    client = await ecs.async_client("ecs", get_settings())
+    answer = await client.list_tasks(cluster=get_settings().ecs_cluster, startedBy=started_by(wanted.token))
+    return list(answer["taskArns"])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        failure("RESOURCE:MEMORY"),
+        failure("AGENT"),
+        failure("Capacity is unavailable at this time. Please try again later or in a different availability zone"),
+        error("ThrottlingException", "Rate exceeded"),
+        error("ClientException", "Rate exceeded"),
+        error("ServerException", "Service Unavailable. Please try again later.", 500),
+        lost,
+    ],
+    ids=["memory", "agent", "capacity", "throttled", "throttled-as-text", "server", "answer-lost"],
+)
+def test_what_may_pass_is_tried_again_and_one_task_is_started(proxy: Proxy, sessions: Any, fault: Fault) -> None:
+    async def story() -> None:
+        said: list[str] = []
+        launcher, wanted = of(get_settings(), sessions), order()
+        proxy.fail("RunTask", *[fault] * (1 if fault is lost else 2))
+        handle = await launcher.start(PIN, wanted, said.append)
+        assert await started(proxy, wanted) == [handle.arn]
+        assert handle.alive()
+        assert said[-1].startswith("started ECS task")
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (error("ClientException", "ECS was unable to assume the role 'arn:aws:iam::1:role/gone'"), "role"),
+        (error("AccessDeniedException", "User is not authorized to perform: iam:PassRole on resource"), "iam:PassRole"),
+        (error("ClientException", "Unable to find task definition: nothing"), "Unable to find task definition"),
+        (error("InvalidParameterException", "Network Configuration must be provided"), "Network Configuration"),
+    ],
+    ids=["role", "pass-role", "definition", "network"],
+)
+def test_what_does_not_pass_ends_at_once_in_words_and_frees_the_place(
+    proxy: Proxy, sessions: Any, fault: Fault, words: str
+) -> None:
+    async def story() -> None:
+        launcher, wanted = of(get_settings(), sessions), order()
+        proxy.fail("RunTask", fault)
+        with pytest.raises(CannotStart, match=words):
+            await launcher.start(PIN, wanted, print)
+        assert proxy.calls.count("RunTask") == 1
+        assert launcher.slots.holders() == []
+
+    run(story())
+
+
+def test_an_order_that_is_started_again_gets_the_same_task(proxy: Proxy, sessions: Any) -> None:
+    async def story() -> None:
+        settings, wanted = get_settings(), order()
+        first = await of(settings, sessions).start(PIN, wanted, print)
+        # another triggerer, or this one after a restart
+        assert (await of(settings, sessions).resume(PIN, wanted, print)).arn == first.arn
+        assert proxy.calls.count("RunTask") == 1
+        await of(settings, sessions).discard(wanted, "not wanted any more")
+        assert await started(proxy, wanted) == []
+
+    run(story())
+
+
+def test_fifty_starts_with_a_limit_of_four_run_four_at_a_time_in_the_order_that_they_came(
+    proxy: Proxy, sessions: Any
+) -> None:
+    async def story() -> None:
+        settings = get_settings()
+        # two triggerers on one database
+        launchers = [of(settings, sessions, limit=4), of(settings, sessions, limit=4)]
+        begun: list[int] = []
+        said: list[str] = []
+
+        async def one(number: int) -> None:
+            launcher = launchers[number % 2]
+            handle = await launcher.start(PIN, order(f"m{number}/1"), said.append)
+            begun.append(number)
+            assert len(launcher.slots.holders()) <= 4
+            await launcher.stop_task(handle.arn, "done")
+            while handle.alive():
+                await launcher.look([], [handle])
+                await _sleep(0.01)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(50):
+                group.create_task(one(number))
+                await _sleep(0.02)
+        assert sorted(begun) == list(range(50))
+        # beside each other four may overtake one another, no more
+        assert all(abs(place - number) < 8 for place, number in enumerate(begun)), begun
+        assert any("wait before this one (BUSCO_MAX_ECS_TASKS=4)" in line for line in said)
+        assert launchers[0].slots.holders() == []
+
+    with mock.patch.object(ecs, "_EVERY", 0.0):
+        run(story())
+
+
+def test_a_place_whose_task_is_gone_is_freed_by_whoever_waits(proxy: Proxy, sessions: Any) -> None:
+    async def story() -> None:
+        settings = get_settings()
+        dead = await of(settings, sessions, limit=1).start(PIN, order("dead/1"), print)
+        client = await ecs.async_client("ecs", settings)
+        await client.stop_task(cluster=settings.ecs_cluster, task=dead.arn, reason="its triggerer has died")
+        handle = await asyncio.wait_for(of(settings, sessions, limit=1).start(PIN, order(), print), 20)
+        assert handle.arn != dead.arn
+
+    with mock.patch.object(ecs, "_FULL", 0.0):
+        run(story())
+
+
+def test_a_task_that_ecs_does_not_know_any_more_is_gone_and_one_that_it_does_not_know_yet_is_not(
+    proxy: Proxy, sessions: Any
+) -> None:
+    def unknown(asked: dict[str, Any]) -> Answer:
+        return 200, {"tasks": [], "failures": [{"arn": arn, "reason": "MISSING"} for arn in asked["tasks"]]}
+
+    async def story() -> None:
+        launcher = of(get_settings(), sessions)
+        handle = await launcher.start(PIN, order(), print)
+        # right after RunTask, DescribeTasks may not know it
+        proxy.fail("DescribeTasks", unknown, unknown)
+        for _ in range(3):
+            await launcher.look([], [handle])
+            assert handle.alive()
+        proxy.fail("DescribeTasks", unknown)
+        await launcher.look([], [handle])
+        assert not handle.alive()
+        assert handle.passing()
+        assert "ECS does not know its task any more" in await handle.why()
+        assert launcher.slots.holders() == []
+
+    with mock.patch.multiple(ecs, _EVERY=0.0, _VANISHED=0.0):
+        run(story())
+
+
+def test_a_stopped_task_without_containers_or_log_stream_has_ended_and_its_reason_is_told(
+    proxy: Proxy, sessions: Any
+) -> None:
+    async def story() -> None:
+        settings = get_settings()
+        launcher = of(settings, sessions)
+        handle = await launcher.start(PIN, order(), print)
+        stopped = {
+            "taskArn": handle.arn,
+            "lastStatus": "STOPPED",
+            "stopCode": "TaskFailedToStart",
+            "stoppedReason": "CannotPullContainerError: pull image manifest has been retried 1 time(s): not found",
+            "containers": [],
+        }
+        proxy.fail("DescribeTasks", lambda _: (200, {"tasks": [stopped], "failures": []}))
+        with mock.patch.object(ecs, "_EVERY", 0.0):
+            await launcher.look([], [handle])
+        assert not handle.alive()
+        assert "image" in await handle.why()
+        assert await launcher.output(handle.arn) == ""
+
+    run(story())
+
+
+def test_overrides_stay_far_below_their_limit_and_hold_no_secret(driver: Driver) -> None:
+    settings = get_settings().model_copy(update={"environment": "e" * 31})
+    nodes = tuple(f"test.project.a_test_with_a_rather_long_name_{number:04}.0123456789" for number in range(1000))
+    pin = PIN.model_copy(update={"run": f"{'d' * 30}.{'r' * 60}.12345678"})
+    launcher = EcsLauncher(settings, mock.Mock())
+    canary = {"AWS_SECRET_ACCESS_KEY": "canary-secret", "AIRFLOW__CORE__FERNET_KEY": "canary-key"}
+    with mock.patch.dict("os.environ", canary):
+        request = launcher.request(pin, order("m" * 250 + "/12", nodes=nodes))
+    said = json.dumps(request)
+    assert len(json.dumps(request["overrides"])) < 1000
+    assert "canary" not in said
+    assert request["overrides"]["containerOverrides"][0]["name"] == "dbt"
+    assert len(request["clientToken"]) <= 64
+    assert len(request["startedBy"]) <= 128
+
+
+def test_a_task_goes_to_the_capacity_provider_and_network_of_the_settings(driver: Driver) -> None:
+    update = {
+        "ecs_capacity_provider": "FARGATE_SPOT",
+        "ecs_subnets": "subnet-1, subnet-2",
+        "ecs_security_groups": "sg-1",
+    }
+    settings = get_settings().model_copy(update=update)
+    request = EcsLauncher(settings, mock.Mock()).request(PIN, order())
+    assert request["capacityProviderStrategy"] == [{"capacityProvider": "FARGATE_SPOT", "weight": 1}]
+    assert "launchType" not in request
+    assert request["networkConfiguration"]["awsvpcConfiguration"] == {
+        "subnets": ["subnet-1", "subnet-2"],
+        "securityGroups": ["sg-1"],
+        "assignPublicIp": "DISABLED",
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "out_of_memory", "passing", "words"),
+    [
+        (
+            {
+                "stopCode": "EssentialContainerExited",
+                "stoppedReason": "Essential container in task exited",
+                "memory": "4096",
+                "containers": [
+                    {"name": "dbt", "exitCode": 137, "reason": "OutOfMemoryError: Container killed due to memory usage"}
+                ],
+            },
+            True,
+            False,
+            "4 GB",
+        ),
+        ({"stopCode": "SpotInterruption", "stoppedReason": "Your Spot Task was interrupted."}, False, True, "pot"),
+        ({"stopCode": "UserInitiated", "stoppedReason": "maintenance"}, False, True, "maintenance"),
+        (
+            {"stopCode": "EssentialContainerExited", "containers": [{"name": "dbt", "exitCode": 1}]},
+            False,
+            False,
+            "exit code 1",
+        ),
+    ],
+)
+def test_how_a_task_ended_decides_what_comes_next(
+    task: dict[str, Any], out_of_memory: bool, passing: bool, words: str
+) -> None:
+    ending = ending_of({"containers": [], **task}, "dbt")
+    assert (ending.out_of_memory, ending.passing) == (out_of_memory and not passing, passing)
+    assert words in ending.reason
+
+
+def test_a_runner_that_is_no_ecs_task_is_gone_where_models_run_on_ecs(proxy: Proxy, sessions: Any) -> None:
+    async def story() -> None:
+        local = Runner(number=3, kind="shared", launcher="local", host="h", pid=1, started=0, token="t")
+        assert list(await of(get_settings(), sessions).look([local], [])) == [3]
+
+    run(story())
