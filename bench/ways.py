@@ -1,0 +1,115 @@
+"""Every way to run the sample's models, side by side: wall time, container-seconds, and Airflow's CPU for a model task.
+
+Run by `python -m bench.ways` with Docker and the image (`make image`), on a platform of its own. Nothing here fails on
+time; the figures go into RESULTS.md by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform as machine
+import subprocess
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlparse
+
+import psutil
+
+from busco.aws import client
+from busco.embedded import airflow, processes
+from busco.lake.layout import run_key
+from busco.lake.runs import open_run
+from busco.settings import get_settings
+from tests.airflow.driver import DAG, ENVIRONMENT, ROOT, Driver, platform
+
+SERVICES = ("scheduler", "triggerer")
+
+
+def main() -> None:
+    """Prints a table as it goes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--orders", type=int, default=100_000, help="orders of the sample (default: %(default)s)")
+    parser.add_argument("--ways", nargs="*", default=["plain", "ecs_shared", "ecs", "local"], help="which, in order")
+    given = parser.parse_args()
+    print(f"machine: {os.cpu_count()} cores, {machine.platform()}; {given.orders} orders, all models anew", flush=True)
+    print("| way | wall, s | container-seconds | containers | Airflow's CPU, s |\n|---|---|---|---|---|", flush=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        platform(Path(folder) / "home", ROOT / "dbt_project", files=None, BUSCO_EXECUTION="ecs_shared") as driver,
+    ):
+        driver.busco("sample", "--orders", str(given.orders), "--out", f"{folder}/sample")
+        driver.busco("ingest", f"{folder}/sample")
+        for way in given.ways:
+            row = plain() if way == "plain" else dag_run(driver, way)
+            print(f"| {way} | {' | '.join(row)} |", flush=True)
+
+
+def plain() -> list[str]:
+    """`busco dbt build` of everything in one container, without Airflow."""
+    settings = get_settings()
+    port = urlparse(str(settings.endpoint_url)).port
+    said = {
+        "BUSCO_ENDPOINT_URL": f"http://host.docker.internal:{port}",
+        "AWS_ENDPOINT_URL": f"http://host.docker.internal:{port}",
+        "AWS_ACCESS_KEY_ID": "busco-local",
+        "AWS_SECRET_ACCESS_KEY": "busco-local",
+        "BUSCO_LAKE_BUCKET": settings.lake_bucket,
+        "BUSCO_REGION": settings.region,
+    }
+    command = ["docker", "run", "--rm", "--add-host", "host.docker.internal:host-gateway"]
+    command += [part for name, value in said.items() for part in ("--env", f"{name}={value}")]
+    began = time.monotonic()
+    subprocess.run([*command, settings.dbt_image, "dbt", "build", "--full-refresh"], check=True, capture_output=True)
+    seconds = time.monotonic() - began
+    return [f"{seconds:.1f}", f"{seconds:.0f}", "1", "0"]
+
+
+def dag_run(driver: Driver, way: str) -> list[str]:
+    os.environ["BUSCO_EXECUTION"] = way
+    get_settings.cache_clear()
+    airflow.down(get_settings(), lambda _: None)
+    airflow.up(get_settings(), lambda _: None)
+    before = cpu()
+    run = driver.start(full_refresh=True)
+    driver.green(run, limit=900)
+    used = cpu() - before
+    said = driver.api.dag_run(DAG, run)
+    wall = (datetime.fromisoformat(said["end_date"]) - datetime.fromisoformat(said["start_date"])).total_seconds()
+    arns = [runner.arn for runner in open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners() if runner.arn]
+    return [f"{wall:.1f}", f"{container_seconds(arns):.0f}", str(len(arns)), f"{used:.0f}"]
+
+
+def container_seconds(arns: list[str]) -> float:
+    """From each task's start to its end, as ECS has them to the second."""
+    settings = get_settings()
+    if not arns:
+        return 0.0
+    ecs = client("ecs", settings)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        tasks = ecs.describe_tasks(cluster=settings.ecs_cluster, tasks=arns)["tasks"]
+        if all("stoppedAt" in task for task in tasks):
+            return float(sum((task["stoppedAt"] - task["startedAt"]).total_seconds() for task in tasks))
+        time.sleep(0.5)
+    raise SystemExit("tasks did not end")
+
+
+def cpu() -> float:
+    """CPU seconds of Airflow's scheduler and triggerer, their children's included."""
+    state, total = get_settings().state.resolve(), 0.0
+    for service in SERVICES:
+        found = processes.find(state, service)
+        if found is not None:
+            times = psutil.Process(found.pid).cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+            for child in psutil.Process(found.pid).children(recursive=True):
+                own = child.cpu_times()
+                total += own.user + own.system + own.children_user + own.children_system
+    return total
+
+
+if __name__ == "__main__":
+    main()
