@@ -10,7 +10,7 @@ import pytest
 
 from busco.lake.records import DOCS_NODE, Order
 from busco.orchestration.follow import Follow, Job
-from busco.warehouse.plan import plan
+from busco.warehouse.plan import for_other_runners, plan
 from tests.airflow.lab import BRONZE, Lab, a_model, a_test, quick
 
 S, G, K = "model.p.s", "model.p.g", "model.p.k"
@@ -441,5 +441,21 @@ def test_R10_a_runner_that_another_task_follows_outlives_a_cancelled_one() -> No
         assert lab.stopped == [1]
         g.cancel()
         k.cancel()
+
+    run(story())
+
+
+def test_R9_a_runner_of_one_task_has_its_nodes_until_it_is_written_down_as_gone() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, deadly={G}, per_model=True)
+        assert (await lab.follow(S)).state == "success"
+        g = asyncio.create_task(lab.follow(G, along=[TG]))
+        while len(lab.run.runners()) < 2:
+            await asyncio.sleep(0.001)
+        if not lab.run.endings():
+            assert {G, TG} <= for_other_runners(lab.run)
+        assert (await g).state == "failed"
+        assert set(lab.run.endings()) == {1, 2}, "whoever may not ask ECS reads it there"
+        assert for_other_runners(lab.run) == frozenset()
 
     run(story())
