@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ from tests.airflow.lab import Lab, a_model, quick
 ROOT = Path(__file__).parents[2]
 TASK, NODE, KEY = "models.fct.run", "model.busco.fct", "fct"
 LINKS = {"log stream", "ECS task", "Athena table", "dbt docs"}
-PLUGIN = "from busco.orchestration.web import BuscoPlugin  # noqa: F401\n"
+PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EVIL = "<script>alert('1')</script>"
 # Airflow's own state of the task in each run, and which try it is
 RUNS: dict[str, list[Any]] = {
@@ -123,7 +124,9 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     shutil.copytree(ROOT / "tests/projects/mini/dbt_project", home / "dbt_project")
     shutil.copytree(ROOT / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     (home / "plugins").mkdir()
-    (home / "plugins/busco_plugin.py").write_text(PLUGIN)
+    # the plugin that the package names, whatever this environment's installation knows of it
+    module, _, name = PACKAGE["project"]["entry-points"]["airflow.plugins"]["busco"].partition(":")
+    (home / "plugins/busco_plugin.py").write_text(f"from {module} import {name}\n")
     (home / "deploy").symlink_to(ROOT / "deploy")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -236,6 +239,16 @@ def test_a_page_of_what_airflow_does_not_have_is_not_found(web: Web) -> None:
     address = web.links("waiting")["log stream"]
     for old, new in ((TASK, "models.nothing"), ("waiting", "no_run"), (DAG, "nothing"), (TASK, "pin")):
         assert web.session("admin").get(address.replace(old, new), timeout=60).status_code == 404, new
+
+
+def test_the_package_brings_the_pages_templates() -> None:
+    folder = ROOT / "src/busco/orchestration"
+    packed = {
+        file
+        for pattern in PACKAGE["tool"]["setuptools"]["package-data"]["busco.orchestration"]
+        for file in folder.glob(pattern)
+    }
+    assert packed == {file for file in folder.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
 
 
 # -- log stream and ECS task ------------------------------------------------------------------------------------------
