@@ -451,3 +451,50 @@ def test_the_runner_of_a_link_is_the_one_whose_result_the_task_has_taken() -> No
     assert (first.runner.number, [result.status for result in first.results]) == (1, ["error"])
     assert (second.runner.number, [result.status for result in second.results]) == (2, ["success"])
     assert third.runner is None, "a try that has not begun has none yet"
+
+
+def test_a_try_has_neither_the_runner_of_another_try_alone_nor_one_that_its_results_came_after() -> None:
+    lab = Lab({**a_model("a"), **a_model("b", "a")})
+    run, node = lab.run, "model.p.b"
+
+    def register(number: int, **more: Any) -> None:
+        said = {"kind": "shared", "launcher": "ecs", "host": "h", "pid": 1, "started": 0, "token": new_id(), **more}
+        run.store.create(run.layout.runner(number), Runner(number=number, **said))
+
+    def runner_of(attempt: int) -> int:
+        found = whereabouts(run, "b", [node], attempt).runner
+        return found.number if found else 0
+
+    # try 1 was cleared while a runner was at it alone: that one is not for try 2
+    register(1, kind="solo", nodes=(node,), task="b", attempt=1)
+    run.store.put(run.layout.follower("b"), Follower(task="b", attempt=2))
+    assert (runner_of(1), runner_of(2)) == (1, 0)
+    # a shared runner gave try 2 its result, the one after it is for try 3
+    register(2)
+    run.put_result(Result(node=node, runner=2, status="error"))
+    assert (runner_of(1), runner_of(2)) == (1, 2)
+    register(3)
+    run.store.put(run.layout.follower("b"), Follower(task="b", attempt=3, after=2, again=True))
+    assert (runner_of(2), runner_of(3)) == (2, 3)
+    # gone before it came to the task: what is ordered in its stead is what the task waits for
+    run.store.put(run.layout.ending(3), Ending(number=3, reason="a spot interruption", passing=True))
+    run.store.put(run.layout.order("shared", 4), Order(name="shared", generation=4, kind="shared"))
+    found = whereabouts(run, "b", [node], 3)
+    assert found.runner is None
+    assert found.order is not None
+
+
+def test_the_runner_that_is_at_a_task_goes_before_one_that_is_to_come_to_it() -> None:
+    run, node = Lab(a_model("b")).run, "model.p.b"
+    for number in (1, 2):
+        said = {"kind": "shared", "launcher": "ecs", "host": "h", "pid": 1, "started": 0, "token": new_id()}
+        run.store.create(run.layout.runner(number), Runner(number=number, **said))
+    run.put_result(Result(node=node, runner=1, status="running"))
+    found = whereabouts(run, "b", [node], 1)
+    assert found.runner is not None
+    assert found.runner.number == 1
+    run.put_result(Result(node=RUNNER_NODE, runner=2, status="running", plan=("model.p.other",)))
+    run.store.put(run.layout.ending(1), Ending(number=1, reason="it was killed"))
+    found = whereabouts(run, "b", [node], 1)
+    assert found.runner is not None
+    assert found.runner.number == 1, "the other one does not care for it"

@@ -78,9 +78,8 @@ class _Search:
     def _counts(self, runner: Runner) -> bool:
         """Whether a runner is one for this try, by what its follower has written down (follow.py)."""
         known = self.follower
-        own = runner.kind == "solo" and runner.task == self.task
-        if own and runner.attempt != self.attempt:
-            return False
+        if runner.kind == "solo" and runner.task == self.task:
+            return runner.attempt == self.attempt
         if known is None:
             return True
         if known.attempt > self.attempt:
