@@ -88,11 +88,12 @@ def node_converter(project: Project) -> Converter:
         said = project.node(uid)
         if said["config"]["materialized"] == "ephemeral" and task_id != "test":
             return EmptyOperator(**place, trigger_rule="none_failed")
-        own, size = list(project.own_tests.get(uid, ())), project.size(uid)
+        own = list(project.own_tests.get(uid, ()))
+        about = {"size": project.size(uid), "table": project.table_of(uid) or "", "unique_id": uid}
         name = f"{said['schema']}.{said['alias']}"
         if task_id == "test":
-            return _follow(place, f"{key}.test", own, [], f"tests of {name}", size=size)
-        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{said['resource_type']} {name}", size=size)
+            return _follow(place, f"{key}.test", own, [], f"tests of {name}", **about)
+        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{said['resource_type']} {name}", **about)
 
     return convert
 

@@ -11,6 +11,7 @@ from airflow.triggers.base import StartTriggerArgs
 from airflow.utils import timezone
 from airflow.utils.context import Context
 
+from busco.orchestration.links import task_links
 from busco.orchestration.triggers import FollowTrigger
 
 _TRIGGER = f"{FollowTrigger.__module__}.{FollowTrigger.__qualname__}"
@@ -29,6 +30,8 @@ class FollowOperator(BaseOperator):
         label: how its log names it.
         size: the size of an ECS task for it alone; '' is BUSCO_ECS_SIZE.
         joint: it is a test over several models.
+        table: the table that it builds or tests, `<layer>.<name>`; '' where it is about none, or about several.
+        unique_id: the model or seed that it builds or tests; '' where it is about none, or about several.
     """
 
     start_from_trigger = True
@@ -43,9 +46,12 @@ class FollowOperator(BaseOperator):
         label: str,
         size: str = "",
         joint: bool = False,
+        table: str = "",
+        unique_id: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"trigger_rule": "none_failed", **kwargs, "retries": 0})
+        self.operator_extra_links = task_links(table, unique_id)
         self.nodes = list(nodes)
         self.trigger_kwargs: dict[str, Any] = {
             "task": key,

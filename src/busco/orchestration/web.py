@@ -1,0 +1,151 @@
+"""Airflow's plugin: the pages that tasks' links lead to. Whoever may read a DAG's tasks may read its pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from airflow.auth.managers.models.resource_details import DagAccessEntity
+from airflow.models.taskinstance import TaskInstance
+from airflow.plugins_manager import AirflowPlugin
+from airflow.utils.airflow_flask_app import get_airflow_app
+from airflow.utils.session import create_session
+from airflow.www.auth import has_access_dag
+from airflow.www.views import AirflowBaseView
+from botocore.exceptions import BotoCoreError, ClientError
+from flask import Response, abort, redirect, request, url_for
+from flask_appbuilder import expose
+
+from busco.errors import BuscoError
+from busco.orchestration.links import AthenaTable, DbtDocs, EcsTaskLink, LogStream
+from busco.settings import Settings, get_settings, require_lake
+
+# dbt's docs hold whatever a project's authors wrote: they run apart from Airflow, without its cookies.
+_APART = "sandbox allow-scripts allow-popups allow-downloads; frame-ancestors 'self'"
+
+
+class TaskPages(AirflowBaseView):
+    """The pages of `links.py`, each about one try of one task."""
+
+    default_view = "log_stream"
+    route_base = "/busco"
+    template_folder = str(Path(__file__).parent / "templates")
+
+    @expose("/log_stream")  # type: ignore[untyped-decorator]
+    @has_access_dag("GET", DagAccessEntity.TASK_LOGS)
+    def log_stream(self) -> Any:
+        from busco.orchestration import pages
+
+        asked = self._asked()
+        return self._shown("log stream", lambda settings: pages.log_page(settings, asked))
+
+    @expose("/ecs_task")  # type: ignore[untyped-decorator]
+    @has_access_dag("GET", DagAccessEntity.TASK_INSTANCE)
+    def ecs_task(self) -> Any:
+        from busco.orchestration import pages
+
+        asked = self._asked()
+        return self._shown("ECS task", lambda settings: pages.ecs_page(settings, asked))
+
+    @expose("/athena_table")  # type: ignore[untyped-decorator]
+    @has_access_dag("GET", DagAccessEntity.TASK_INSTANCE)
+    def athena_table(self) -> Any:
+        from busco.orchestration import pages
+
+        link = self._link(AthenaTable)
+        return self._shown("Athena table", lambda settings: pages.table_page(settings, link.table))
+
+    @expose("/dbt_docs")  # type: ignore[untyped-decorator]
+    @has_access_dag("GET", DagAccessEntity.TASK_INSTANCE)
+    def dbt_docs(self) -> Any:
+        from busco.orchestration import pages
+
+        link = self._link(DbtDocs)
+
+        def lead(settings: Settings) -> pages.Page | str:
+            docs = pages.docs_of(settings, link.unique_id)
+            if isinstance(docs, pages.Page):
+                return docs
+            page = url_for("TaskPages.dbt_docs_page", dag_id=request.args["dag_id"], project=docs.project)
+            return f"{page}{docs.fragment}"
+
+        return self._shown("dbt docs", lead)
+
+    @expose("/dbt_docs_page")  # type: ignore[untyped-decorator]
+    @has_access_dag("GET", DagAccessEntity.TASK_INSTANCE)
+    def dbt_docs_page(self) -> Any:
+        from busco.orchestration import pages
+
+        html = pages.docs_html(require_lake(get_settings()), request.args.get("project", ""))
+        if html is None:
+            abort(404)
+        return Response(html, mimetype="text/html", headers={"Content-Security-Policy": _APART})
+
+    # -- the task -----------------------------------------------------------------------------------------------------
+
+    def _task(self) -> Any:
+        """The task of the request, as its DAG was serialized."""
+        dag = get_airflow_app().dag_bag.get_dag(request.args.get("dag_id", ""))
+        task_id = request.args.get("task_id", "")
+        if dag is None or not dag.has_task(task_id):
+            abort(404)
+        return dag.get_task(task_id)
+
+    def _link(self, kind: type[Any]) -> Any:
+        """The task's own link: what it is about is the DAG's word, not the request's."""
+        found = next((link for link in self._task().operator_extra_links if isinstance(link, kind)), None)
+        return found or abort(404)
+
+    def _asked(self) -> Any:
+        from busco.orchestration.pages import Asked
+
+        start = self._task().start_trigger_args
+        said = start.trigger_kwargs if start is not None else None
+        if not said or "nodes" not in said:
+            abort(404)
+        about = {name: request.args.get(name, "") for name in ("dag_id", "task_id")}
+        with create_session() as session:
+            row = (
+                session.query(TaskInstance.state, TaskInstance.try_number)
+                .filter_by(**about, run_id=request.args.get("dag_run_id", ""), map_index=-1)
+                .one_or_none()
+            )
+        if row is None:
+            abort(404)
+        newest = int(row.try_number)
+        attempt = request.args.get("try_number", newest, type=int)
+        return Asked(
+            dag_id=about["dag_id"],
+            run_id=request.args["dag_run_id"],
+            task=said["task"],
+            nodes=tuple(said["nodes"]),
+            label=said["label"],
+            attempt=attempt,
+            # an earlier try is over, whatever the task does now
+            state=str(row.state or "") if attempt >= newest else "failed",
+        )
+
+    # -- the answer ---------------------------------------------------------------------------------------------------
+
+    def _shown(self, title: str, ask: Callable[[Settings], Any]) -> Any:
+        """A redirect to an address, or a page."""
+        from busco.orchestration.pages import Page
+
+        try:
+            answer = ask(require_lake(get_settings()))
+        except BuscoError as error:
+            answer = Page(title, tuple(part for part in (error.message, error.hint) if part))
+        except (ClientError, BotoCoreError) as error:
+            answer = Page(title, (f"AWS did not say: {error}",))
+        if isinstance(answer, str):
+            return redirect(answer)
+        return self.render_template("busco_task.html", page=answer, title=answer.title)  # type: ignore[no-untyped-call]
+
+
+class BuscoPlugin(AirflowPlugin):
+    """Registers the pages, and the links for the webserver to make them from serialized DAGs."""
+
+    name = "busco"
+    appbuilder_views = [{"view": TaskPages()}]  # noqa: RUF012 (Airflow's way)
+    operator_extra_links = [LogStream(), EcsTaskLink(), AthenaTable(), DbtDocs()]  # noqa: RUF012
