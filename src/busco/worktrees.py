@@ -81,8 +81,9 @@ def _tidy(home: Path, root: Path) -> None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
+            # not by prune: other worktrees of this clone may be on a disk that is away
+            _git(home, "worktree", "remove", "--force", "--force", str(folder))
             shutil.rmtree(folder, ignore_errors=True)
-    _git(home, "worktree", "prune")
 
 
 @contextmanager

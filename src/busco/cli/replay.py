@@ -22,13 +22,15 @@ from busco.errors import BuscoError
 from busco.lake import replays
 from busco.lake.budget import budget, size
 from busco.lake.layout import EnvironmentLayout
-from busco.lake.records import GOOD, Result, Version
+from busco.lake.records import GOOD, RUNNER_NODE, Result, Version
 from busco.lake.runs import Run
 from busco.output import say, table
 from busco.project import Project, table_name
 from busco.settings import Settings
 from busco.warehouse.plan import buildable
 
+# generic tests' names have all of their arguments
+_NAME_LENGTH = 70
 # what a container on this machine needs of the shell's credentials, whose values stay out of the command
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -73,7 +75,9 @@ class Code:
     show_default=True,
     help="the run's commit, or the files that are here now: to try a mend on the run's data",
 )
-@click.option("--tests/--no-tests", default=True, show_default=True, help="run the models' own tests too")
+@click.option(
+    "--tests/--no-tests", default=True, show_default=True, help="run the models' own tests too (unit tests always)"
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -110,6 +114,8 @@ def replay_command(run_name: str, models: tuple[str, ...], which: str, tests: bo
     if any(node not in results for node in nodes):
         killed = ", or it was killed (out of memory?)" if status < 0 else ""
         raise BuscoError(f"the replay ended without all results (exit status {status})", f"see above{killed}")
+    # dbt builds no model without its unit tests
+    nodes += sorted(results.keys() - {RUNNER_NODE, *nodes})
     _tell(settings, source, nodes, results)
     versions = [entry.version for name in chosen if (entry := run.entries().get(str(project.table_of(name))))]
     _show(settings, run, [version for version in versions if version is not None], out)
@@ -129,6 +135,11 @@ def _code(settings: Settings, source: Run, models: Sequence[str], which: str) ->
     if which == "here":
         yield Code(settings.home)
         return
+    if Path(source.pin.project_dir).is_absolute():
+        raise BuscoError(
+            f"the dbt project {source.pin.project_dir} lies outside of {settings.home}, whose commit the run names",
+            "replay it as it is there now: --code here",
+        )
     said = _code_version(source, models)
     commit = said.removesuffix("+")
     if not commit:
@@ -295,7 +306,9 @@ def _tell(settings: Settings, source: Run, nodes: Sequence[str], results: dict[s
     for node in nodes:
         result, before = results[node], then.get(node)
         counted = "" if result.rows is None else f"{result.rows:,}"
-        rows.append((_short(node), before.status if before else "", result.status, counted, f"{result.seconds:.1f}"))
+        name = _short(node)
+        name = name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1]}…"
+        rows.append((name, before.status if before else "", result.status, counted, f"{result.seconds:.1f}"))
     table(("node", "in the run", "replayed", "rows", "seconds"), rows, right=(3, 4))
     for node in nodes:
         result = results[node]
