@@ -174,6 +174,16 @@ def test_a_replay_of_a_run_that_had_no_runner_writes_no_bronze_metadata_of_prod(
     assert {key for key in failed.objects() if key.startswith(ENVIRONMENT.root)} <= before.keys()
 
 
+def test_a_model_is_built_in_a_replay_even_if_its_version_could_be_kept(failed: Failed) -> None:
+    made = failed.platform
+    project = ensure_manifest(made.settings)
+    pins.pin(made.store, ENVIRONMENT, "kept", 1, project.contracts, project.hash, project_dir="dbt_project")
+    failed.replay("strict", "--code", "here", "--no-tests", run="kept")
+    (result,) = [one for one in open_run(made.store, OWN, "kept").results() if one.node == STRICT]
+    assert not result.kept
+    assert result.made != made.live().tables["gold.strict"].version
+
+
 def test_what_was_replayed_can_be_neither_published_nor_rolled_back(failed: Failed, mended: Mended) -> None:
     audit = ensure_manifest(failed.platform.settings).audit()
     with pytest.raises(BuscoError, match=f"nothing is published in {OWN.environment}"):
