@@ -214,6 +214,8 @@ def test_the_hint_on_table_names_comes_with_tables_that_are_not_found(live: Plat
 def test_an_empty_release_id_is_wrong_usage_not_the_live_release(live: Platform, busco: Command) -> None:
     for arguments in (
         ("query", "--release", "", "select 1"),
+        ("query", "--env", "prod", "--engine", "athena", "select 1"),
+        ("query", "--release", "r1", "--run", "x", "select 1"),
         ("release", "show", ""),
         ("release", "rollback", "", "--reason", "x"),
         ("release", "list", "-n", "-1"),

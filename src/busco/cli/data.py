@@ -18,8 +18,8 @@ from busco.errors import BuscoError
 from busco.lake import pins, releases
 from busco.lake.layout import EnvironmentLayout, local_run_key
 from busco.lake.objects import ObjectStore
-from busco.lake.records import GOOD, utc_now
-from busco.lake.runs import open_run
+from busco.lake.records import GOOD, Release, utc_now
+from busco.lake.runs import open_run, visible_versions
 from busco.output import console, printable, result, say, table
 from busco.settings import Settings, get_settings, require_project
 
@@ -272,39 +272,59 @@ def _pass_on(arguments: list[str]) -> None:
 # a statement may begin with a comment, `-- …`, which is no option
 @click.command("query", context_settings={"ignore_unknown_options": True})
 @click.argument("sql")
-@click.option("--engine", type=click.Choice(["athena", "duckdb"]), help="Athena by default, DuckDB with --release")
+@click.option("--engine", type=click.Choice(["athena", "duckdb"]), help="Athena by default, DuckDB with what is below")
 @click.option("--format", "form", type=_FORMS, default="table", show_default=True)
-@click.option("--release", "release_id", help="read this release instead of the live one (DuckDB)")
-def query_command(sql: str, engine: str | None, form: str, release_id: str | None) -> None:
+@click.option("--release", "release_id", help="read this release instead of the live one")
+@click.option("--env", "environment_name", help="read this environment of the lake")
+@click.option("--run", "run_key", help="read what this run's models read and made, published or not")
+def query_command(
+    sql: str,
+    engine: str | None,
+    form: str,
+    release_id: str | None,
+    environment_name: str | None,
+    run_key: str | None,
+) -> None:
     """Asks the live release: busco query "select count(*) from busco_gold.fct_orders".
 
     One statement that asks; nothing can be written. In json, whichever the engine: integers, doubles and booleans are
     JSON's own; a decimal is a string with all of its digits, and so are dates and times; NaN and infinity are null.
     Arrays and rows are JSON from DuckDB, and Athena's text from Athena.
     """
-    from busco.lake.reading import check_question
+    from busco.lake.reading import Seen, check_question
     from busco.lake.reading import query as read
 
     if release_id is not None:
         named(release_id)
-    if release_id and engine == "athena":
-        raise click.UsageError("--release is read by DuckDB: Athena shows what Glue shows")
+    if release_id and run_key:
+        raise click.UsageError("--release or --run: a run is no release")
+    by_duckdb = release_id or environment_name or run_key
+    if by_duckdb and engine == "athena":
+        option = "--release" if release_id else "--env" if environment_name else "--run"
+        raise click.UsageError(f"{option} is read by DuckDB: Athena shows what Glue shows")
     check_question(sql)
     settings, store, environment = lake()
-    if (engine or ("duckdb" if release_id else "athena")) == "athena":
+    if environment_name:
+        environment = EnvironmentLayout(environment_name)
+    if (engine or ("duckdb" if by_duckdb else "athena")) == "athena":
         from busco.catalog import athena
 
         answer = athena.query(client("athena", settings), sql, settings.athena_workgroup, settings.database("gold"))
         result(answer.columns, answer.typed(), form)
         return
-    if release_id:
-        release = releases.resolve(store, environment, release_id)
+    shown: Release | Seen
+    if run_key:
+        run = open_run(store, environment, run_key)
+        shown = Seen(visible_versions(run, run.base(), run.entries()))
+    elif release_id:
+        shown = releases.resolve(store, environment, release_id)
     else:
         live = releases.read_live(store, environment)
         if live is None:
-            raise BuscoError("nothing is published yet", "make demo, or: busco dbt build --publish")
-        release = live.release
-    columns, rows = read(settings, release, sql)
+            where = f" in {environment_name}" if environment_name else ""
+            raise BuscoError(f"nothing is published yet{where}", "make demo, or: busco dbt build --publish")
+        shown = live.release
+    columns, rows = read(settings, shown, sql)
     result(columns, rows, form)
 
 

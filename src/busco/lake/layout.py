@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 DELIVERIES = "_lake/deliveries/"
 QUARANTINE = "_lake/quarantine/"
+# environments in which a person builds a run's models again: nothing is ever published in them
+REPLAYS = "replay_"
 
 
 def new_id() -> str:
@@ -72,6 +74,10 @@ class EnvironmentLayout:
     environment: str
 
     @property
+    def is_replay(self) -> bool:
+        return self.environment.startswith(REPLAYS)
+
+    @property
     def root(self) -> str:
         return f"_lake/env/{self.environment}/"
 
@@ -95,8 +101,12 @@ class EnvironmentLayout:
         layer, name = split_table(table)
         return f"{layer}/{name}/{self.environment}-{version}"
 
+    @property
+    def all_runs(self) -> str:
+        return f"{self.root}runs/"
+
     def runs(self, run: str) -> str:
-        return f"{self.root}runs/{run}/"
+        return f"{self.all_runs}{run}/"
 
     def epoch(self, run: str, epoch: int) -> str:
         return f"{self.runs(run)}{epoch}/"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -12,13 +14,20 @@ import duckdb
 from busco.errors import BuscoError
 from busco.lake.engine import connect
 from busco.lake.layout import split_table
-from busco.lake.records import Release
+from busco.lake.records import Release, Version
 from busco.lake.relations import select_sql
 from busco.lake.types import quoted
 from busco.settings import Settings
 
 
-def open_release(settings: Settings, release: Release) -> duckdb.DuckDBPyConnection:
+@dataclass(frozen=True)
+class Seen:
+    """Tables that are no release: what a run's models read, and what they made."""
+
+    tables: Mapping[str, Version]
+
+
+def open_release(settings: Settings, release: Release | Seen) -> duckdb.DuckDBPyConnection:
     """A connection with every table of a release: `busco_gold.fct_orders`."""
     connection = connect(settings)
     for table, version in sorted(release.tables.items()):
@@ -30,7 +39,7 @@ def open_release(settings: Settings, release: Release) -> duckdb.DuckDBPyConnect
     return connection
 
 
-def query(settings: Settings, release: Release, sql: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+def query(settings: Settings, release: Release | Seen, sql: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     """A query's column names and rows.
 
     Raises:

@@ -85,9 +85,10 @@ def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
     Raises:
         Skipped: on hold (P3), rolled back since (P3), or superseded (P6).
         BuscoError: a table moved since the run's pin, inputs differ, or a test is missing (P4, P6), with the
-            tasks to clear.
+            tasks to clear; or the run is a replay.
     """
     store, environment = run.store, run.environment
+    _refuse_replay(environment)
     base = run.base()
     while True:
         live = read_live(store, environment)
@@ -115,8 +116,9 @@ def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str
     """Writes a new release with an older one's content and sets the hold, in one swap (P8).
 
     Raises:
-        BuscoError: no such release, nothing published yet, or no reason given.
+        BuscoError: no such release, nothing published yet, or no reason given; or the environment is for replays.
     """
+    _refuse_replay(environment)
     if not reason.strip():
         raise BuscoError("a rollback needs a reason", "give it with --reason: those who come after will read it")
     while True:
@@ -162,6 +164,15 @@ def resume(store: ObjectStore, environment: EnvironmentLayout) -> Hold | None:
             return live.current.hold
         except Moved:
             continue
+
+
+def _refuse_replay(environment: EnvironmentLayout) -> None:
+    """What is built again to look at it is for nobody else: it was pinned by a run of another environment."""
+    if environment.is_replay:
+        raise BuscoError(
+            f"nothing is published in {environment.environment}: it is for replays",
+            "mend the model, and clear its task in the run",
+        )
 
 
 def new_release_id() -> str:

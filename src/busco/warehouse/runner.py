@@ -105,7 +105,9 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
             said = f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(made.nodes)}"
             say(f"{said} parsed_by={dbt.parsed_by}")
             base = run.base()
-            write_bronze_metadata(run.store, run.pin.bronze, base)
+            if not run.environment.is_replay:
+                # it is prod's; and a replay is read by DuckDB, which doesn't need it
+                write_bronze_metadata(run.store, run.pin.bronze, base)
             models = frozenset(n for n in made.nodes if project.table_of(n)) if order.rebuild else frozenset()
             session = Session(settings, project, run.store, run, base, me.number, models, dbt.redactor)
             plugin.activate(session)

@@ -1,0 +1,79 @@
+"""Replays' environments, and the copy of a run's records, killed at any write."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from busco.errors import BuscoError
+from busco.lake import releases, replays
+from busco.lake.runs import open_run, visible_versions
+from busco.settings import Settings
+from tests.unit.memory_s3 import Killed
+from tests.unit.test_protocol import AUDIT, ENVIRONMENT, Lake
+
+OWN = replays.environment_of("ana")
+PATTERN = next(m.pattern for m in Settings.model_fields["environment"].metadata if hasattr(m, "pattern"))
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_each_login_has_an_environment_of_its_own_that_settings_take(one: str, other: str) -> None:
+    names = {replays.environment_of(login).environment for login in (one, other)}
+    assert all(re.fullmatch(PATTERN, name) for name in names)
+    assert len(names) == len({one, other})
+
+
+def test_a_login_of_small_letters_is_the_environments_name() -> None:
+    assert OWN.environment == "replay_ana"
+    assert replays.environment_of("ana.lima").environment.startswith("replay_ana_lima_")
+
+
+def test_a_copy_that_was_killed_at_any_write_is_copied_anew_and_the_runs_own_records_stay() -> None:
+    for step in range(8):
+        lake = Lake()
+        base = lake.pin()
+        lake.build_all(base)
+        releases.publish(base, AUDIT, "test", "")
+        lake.deliveries += 1
+        run = lake.pin()
+        lake.build(run, "silver.s")
+        run.take("gold.g", 7)
+        before = dict(lake.s3.objects)
+        lake.s3.kill_at = step
+        killed = False
+        try:
+            replays.copy(run, OWN)
+        except Killed:
+            killed = True
+        lake.s3.kill_at = None
+        # prod goes on: what is published, or collected, makes no difference
+        again = lake.pin()
+        lake.build_all(again)
+        releases.publish(again, AUDIT, "test", "")
+        copied = replays.copy(open_run(lake.store, ENVIRONMENT, run.name), OWN)
+        assert visible_versions(copied, copied.base(), copied.entries()) == visible_versions(
+            run, run.base(), run.entries()
+        )
+        assert copied.take("gold.g", 1)
+        assert {key: lake.s3.objects[key] for key in before if key != ENVIRONMENT.current} == {
+            key: body for key, body in before.items() if key != ENVIRONMENT.current
+        }
+        if not killed:
+            return
+    pytest.fail("the copy has more writes than this test has kills")
+
+
+def test_nothing_is_published_from_a_replay_nor_rolled_back_there() -> None:
+    lake = Lake()
+    run = lake.pin()
+    lake.build_all(run)
+    copied = replays.copy(run, OWN)
+    with pytest.raises(BuscoError, match="nothing is published in replay_ana"):
+        releases.publish(copied, AUDIT, "test", "")
+    with pytest.raises(BuscoError, match="nothing is published in replay_ana"):
+        releases.rollback(lake.store, OWN, "r1", "test", "why")
+    with pytest.raises(BuscoError, match="prod is no environment for replays"):
+        replays.order(run, ["model.busco.g"])
