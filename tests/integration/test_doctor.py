@@ -148,10 +148,14 @@ def test_an_images_parse_of_another_project_is_said_to_be_old(live: Platform, tm
     assert "make image" in checks["dbt projects"]["mend"]
 
 
-def test_no_credentials_are_told_from_credentials_that_may_not(live: Platform) -> None:
+def test_without_credentials_the_role_has_failed_and_what_needs_one_is_left_out(live: Platform) -> None:
     none = {
-        name: "" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    } | {"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_EC2_METADATA_DISABLED": "true"}  # fmt: skip
+        "AWS_ACCESS_KEY_ID": "",
+        "AWS_SECRET_ACCESS_KEY": "",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     # the embedded platform would give its own
     checks = examined(live, 1, BUSCO_PLATFORM="aws", **none)
     assert named(checks, "failed") == {"role"}
@@ -189,7 +193,7 @@ def altered(upstream: str, drop: tuple[str, ...] = (), date: str = "", refuse: s
         def date_time_string(self, timestamp: float | None = None) -> str:
             return date or super().date_time_string(timestamp)
 
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = pass_on  # noqa: N815 (http.server's names)
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = pass_on
 
     with serving(Way) as url:
         yield url
