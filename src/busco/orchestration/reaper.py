@@ -33,7 +33,7 @@ GRACE = timedelta(minutes=2)
 # Between two levels of its graph a run has for a moment no task that follows: whatever is stopped was seen so twice.
 _AGAIN = 20.0
 _MOST = 100  # tasks that one DescribeTasks takes (API reference, DescribeTasks)
-_STALE = 60.0  # seconds after which a place is looked into, as in ecs.py
+_STALE = 60.0  # as in ecs.py
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ class Reaper:
     Args:
         followed: gives the keys of the runs that have a task in Airflow which waits for a runner.
         again: seconds between the two looks.
+        stale: seconds after which a place is looked into.
     """
 
     settings: Settings
@@ -142,6 +143,7 @@ class Reaper:
     followed: Callable[[], Set[str]]
     again: float = _AGAIN
     grace: timedelta = GRACE
+    stale: float = _STALE
 
     def reap(self) -> list[Unfollowed]:
         """Stops what was seen to be unfollowed twice."""
@@ -166,7 +168,7 @@ class Reaper:
 
     def free_places(self) -> int:
         """Gives back the places of tasks that are gone, whose follower did not live to see it; how many."""
-        holders = [holder for holder in self.slots.holders() if holder.seconds > _STALE]
+        holders = [holder for holder in self.slots.holders() if holder.seconds >= self.stale]
         lost = [holder.token for holder in holders if not holder.arn and not self._started(holder.token)]
         for token in lost:
             self.slots.give_back(token)
