@@ -66,8 +66,8 @@ test-stack: setup-dev ## tests with real containers (needs Docker)
 image: ## build a runner's image, busco-dbt:<commit> and busco-dbt:local
 	@scripts/build_image.sh
 
-test-long: ## fault matrices and soak
-	@echo "test-long: 0 tests: nothing takes longer than make test yet"
+test-long: setup-dev ## what takes minutes by itself: real data in every way to run (needs Docker)
+	@scripts/test_long.sh
 
 bench: setup-dev ## speed, as ratios in one run
 	@$(AIRFLOW) bench/run.py

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from busco.warehouse.runner import Outcome
 
 ROOT = Path(__file__).parents[1]
+BAKERY = ROOT / "tests/projects/foreign"
 ENVIRONMENT = EnvironmentLayout("prod")
 
 
@@ -156,6 +157,13 @@ def platform(home: Path, project: Path) -> Iterator[Platform]:
         finally:
             aws.down(get_settings(), lambda _: None)
             get_settings.cache_clear()
+
+
+def with_bakery(made: Platform) -> Platform:
+    """The bakery's project beside the platform's own, with the packages that it names."""
+    shutil.copytree(BAKERY, made.home / "bakery")
+    made.busco("dbt", "--project-dir", "bakery", "deps")
+    return made
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

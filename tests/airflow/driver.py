@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from busco.aws import client
+from busco.embedded import airflow
 from busco.embedded.airflow_api import AirflowApi
 from busco.environments import python
 from busco.lake import releases
@@ -22,6 +26,8 @@ from busco.settings import get_settings
 
 DAG = "lakehouse"
 ENVIRONMENT = EnvironmentLayout("prod")
+ROOT = Path(__file__).parents[2]
+ORDERS = "id,customer,amount,day,n\na,x,1.50,2018-01-01,1\nb,y,2.25,2018-01-02,2\n"
 
 
 @dataclass
@@ -97,3 +103,34 @@ class Driver:
         while not ready():
             assert time.monotonic() < deadline, "not within the limit"
             pause.wait(0.2)
+
+
+@contextmanager
+def platform(home: Path, project: Path, files: str | None = ORDERS, **variables: str) -> Iterator[Driver]:
+    """An embedded platform of its own below `home`, with a dbt project and files ingested, nothing built.
+
+    Args:
+        files: the orders to ingest, as CSV; None ingests nothing.
+        variables: of the environment, beside those that every such platform has.
+    """
+    shutil.copytree(project, home / "dbt_project")
+    shutil.copytree(ROOT / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    (home / "plugins").mkdir()
+    (home / "deploy").symlink_to(ROOT / "deploy")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}
+    own = {"BUSCO_HOME": str(home), "BUSCO_DBT_PYTHON": str(ROOT / ".venv-dbt/bin/python"), **variables}
+    with mock.patch.dict(os.environ, {**kept, **own}, clear=True):
+        get_settings.cache_clear()
+        made = Driver(home)
+        try:
+            made.busco("aws", "up")
+            get_settings.cache_clear()
+            if files is not None:
+                made.write("in/orders.csv", files)
+                made.busco("ingest", str(home / "in"))
+            airflow.up(get_settings(), lambda _: None)
+            yield made
+        finally:
+            airflow.down(get_settings(), lambda _: None)
+            made.busco("aws", "down")
+            get_settings.cache_clear()

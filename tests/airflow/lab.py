@@ -78,8 +78,9 @@ class Objects:
             self.lose_reply = ""
             raise async_aws.Conflict(key)
 
-    async def etags(self, prefix: str) -> dict[str, str]:
-        return {key: _etag(body) for key, body in self.s3.objects.items() if key.startswith(prefix)}
+    async def etags(self, prefix: str, delimiter: str = "") -> dict[str, str]:
+        found = {key: _etag(body) for key, body in self.s3.objects.items() if key.startswith(prefix)}
+        return {key: etag for key, etag in found.items() if not delimiter or delimiter not in key[len(prefix) :]}
 
 
 @dataclass

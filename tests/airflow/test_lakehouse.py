@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from busco.aws import client
 from busco.embedded import airflow, processes
 from busco.lake.layout import run_key
 from busco.lake.runs import open_run
@@ -121,6 +123,42 @@ def test_a_failed_test_is_the_red_task_and_clearing_its_model_finishes_the_run(d
     assert driver.live() == before
     driver.clear(run, "models.fct.run")
     driver.green(run)
+
+
+def test_a_failed_run_sends_one_alert_that_names_its_models_and_what_stays_stale(driver: Driver) -> None:
+    settings = get_settings()
+    sqs = client("sqs", settings)
+    queue = sqs.create_queue(QueueName="alerts")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    client("sns", settings).subscribe(TopicArn=settings.alerts_topic, Protocol="sqs", Endpoint=arn)
+    deliver(driver, "alert", 9)
+    whole = driver.write(FCT, "select day, n,\n  nonsense\nfrom {{ ref('v_orders') }}")
+    try:
+        run, state = driver.run()
+    finally:
+        driver.write(FCT, whole)
+    assert state == "failed"
+    alerts: list[dict[str, str]] = []
+
+    def received() -> bool:
+        answer = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=1)
+        for message in answer.get("Messages", []):
+            alerts.append(json.loads(message["Body"]))
+            sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
+        return bool(alerts)
+
+    driver.wait(received, 60)
+    assert alerts[0]["Subject"] == "lakehouse failed: fct"
+    text = alerts[0]["Message"]
+    assert run in text
+    assert 'Referenced column "nonsense" not found' in text
+    assert "at models/gold/fct.sql:2" in text
+    assert "stale until it is mended: gold.fct" in text
+    assert "stale until it is mended: gold.fct" in driver.log(run, "models.fct.run")
+    driver.clear(run, "models.fct.run")
+    driver.green(run)
+    received()
+    assert len(alerts) == 1
 
 
 def test_a_failed_data_test_leaves_its_model_green_and_the_old_release_live(driver: Driver) -> None:

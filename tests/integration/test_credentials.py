@@ -50,7 +50,7 @@ TOTAL = "select sum(ids)::bigint as ids from {{ ref('totals') }}"
 def test_a_run_and_a_statement_that_last_over_several_expiries_are_green(mini: Platform) -> None:
     mini.model("silver/parts", PARTS)
     mini.model("silver/totals", TOTALS)
-    mini.model("silver/total", TOTAL)
+    mini.model("gold/total", TOTAL)
     with in_container(mini, SECONDS) as given:
         # one statement opens these files one after another, for longer than two keys live
         given.slow["silver/parts"] = 0.25
@@ -58,7 +58,7 @@ def test_a_run_and_a_statement_that_last_over_several_expiries_are_green(mini: P
         expired = [key for key in given.used if given.keys[key] < time.time()]
     assert not given.refused
     assert len(expired) >= 2, "the run was over too early"
-    assert mini.duckdb("select ids from busco_silver.total") == [(sum(range(10 * FILES)),)]
+    assert mini.duckdb("select ids from busco_gold.total") == [(sum(range(10 * FILES)),)]
 
 
 def test_a_connection_has_new_keys_before_the_old_ones_expire(mini: Platform) -> None:

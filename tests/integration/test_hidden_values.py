@@ -145,6 +145,6 @@ def test_dbts_own_options_say_how_much_of_its_log_is_shown(written: Written) -> 
     assert busco("dbt", "ls", "--select", "fct", "--resource-type", "model", "--quiet") == "busco.gold.fct\n"
     assert "Running with dbt" in busco("dbt", "ls", "--select", "fct", "--resource-type", "model")
     assert "asked for" in busco("dbt", "show", "--inline", "select 'asked for' as a", environment={"DBT_DEBUG": "1"})
-    typed = busco("dbt", "show", "--inline", "select typd from {{ ref('orders') }}", status=1)
+    typed = busco("dbt", "show", "--inline", "select typd from (select 1 as a)", status=1)
     assert 'Referenced column "typd" not found' in typed
     assert "--debug would show values" in busco("dbt", "compile", "--debug", status=2)

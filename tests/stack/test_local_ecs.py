@@ -34,7 +34,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print('ready')
 while True: time.sleep(1)
 """
-LOOK = """
+LOOK = r"""
 import json, os, pathlib, resource, urllib.request
 
 def read(*paths):
@@ -64,6 +64,7 @@ print(json.dumps({
     'files': resource.getrlimit(resource.RLIMIT_NOFILE),
     'first': read('/proc/1/comm'),
     'folder': os.getcwd(),
+    'capabilities': dict(line.split(':\t') for line in read('/proc/self/status').splitlines())['CapBnd'],
     'environment': dict(os.environ),
     'task': get(metadata + '/task'),
     'container': get(metadata),
@@ -88,7 +89,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def image(lab: Lab) -> Iterator[str]:
     """An image whose /tmp is a VOLUME, as ours is."""
-    tag = lab.image("VOLUME /tmp\nRUN mkdir /shared")
+    tag = lab.image("VOLUME /tmp\nRUN mkdir /shared && chown 1234 /shared")
     yield tag
     lab.docker.images.remove(tag, force=True)
 
@@ -103,7 +104,7 @@ def seen(lab: Lab, image: str) -> dict[str, Any]:
         "user": "1234:1235",
         "workingDirectory": "/opt",
         "readonlyRootFilesystem": True,
-        "linuxParameters": {"initProcessEnabled": True},
+        "linuxParameters": {"initProcessEnabled": True, "capabilities": {"drop": ["ALL"]}},
         "ulimits": [{"name": "nofile", "softLimit": 2048, "hardLimit": 4096}],
         "environment": [{"name": "AWS_REGION", "value": "sa-east-1"}],
         "mountPoints": [
@@ -140,6 +141,7 @@ def test_a_containers_own_memory_and_what_run_task_gives_count(lab: Lab) -> None
 def test_a_container_runs_as_its_user_from_its_entry_point_in_its_folder(seen: dict[str, Any]) -> None:
     assert (seen["ids"], seen["folder"]) == ([1234, 1235], "/opt")
     assert (seen["files"], seen["first"]) == ([2048, 4096], "docker-init")
+    assert int(seen["capabilities"], 16) == 0
 
 
 def test_the_root_is_read_only_and_a_volume_is_its_users_where_the_image_says_so(seen: dict[str, Any]) -> None:
@@ -207,13 +209,13 @@ def test_a_stopped_tasks_log_is_complete_and_its_lines_are_whole(lab: Lab) -> No
     code = """
 import sys
 long = 'é' * 30_000
-for n in range(5_000): print(f'line {n:05d} →')
+for n in range(40_000): print(f"line {n:05d} →")
 print(long)
 print('error', file=sys.stderr, end='', flush=True)
 print('last', end='')
 """
     task = lab.run({"command": ["python3", "-c", code]})
-    expected = [*(f"line {n:05d} →" for n in range(5_000)), "é" * 30_000, "error", "last"]
+    expected = [*(f"line {n:05d} →" for n in range(40_000)), "é" * 30_000, "error", "last"]
     found = lab.output(task["taskArn"])
     assert len(found) == len(expected)
     assert [line for line in found if line not in ("error", "last")] == expected[:-2]

@@ -124,7 +124,8 @@ def error(database: duckdb.DuckDBPyConnection, sql: str, value: str) -> str:
         "create or replace table silver.people as select ?::varchar as name, 987654321 as n, date '2018-01-01' as day",
         [value],
     )
-    with pytest.raises(duckdb.Error) as raised:
+    # it may cut a long value within a character, which Python can't read then
+    with pytest.raises((duckdb.Error, UnicodeDecodeError)) as raised:
         database.execute(sql).fetchall()
     lines = "\n  ".join(str(raised.value).split("\n"))
     return f"Runtime Error in model m (models/m.sql)\n  {lines}\n  \n  compiled code at target/compiled/p/models/m.sql"
@@ -183,6 +184,10 @@ def test_of_a_free_text_only_words_of_the_code_stay(text: str, kind: str) -> Non
         (
             'Binder Error: Referenced column "name" not found in FROM clause!\nCandidate bindings: "n", "S Maria T"',
             'Binder Error: Referenced column "name" not found in FROM clause!\nCandidate bindings: "•••"',
+        ),
+        (
+            "Conversion Error: Could not convert string 'O'Hara \"\n' to INT32",
+            "Conversion Error: Could not convert string '•••' to INT32",
         ),
         ("Out of Memory Error: failed to allocate data of size 16.0 MiB (244.0 MiB/244.1 MiB used)", None),
         ("Got 2 results, configured to fail if != 0", None),

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from busco.embedded import airflow
 from busco.embedded.airflow_api import AirflowApi
-from busco.environments import python, without_airflow
+from busco.environments import ask_for_parse, python, without_airflow
 from busco.errors import BuscoError
 from busco.output import console
 from busco.project import Project
@@ -29,6 +29,7 @@ DAG = "lakehouse"
 _DONE = frozenset({"success", "failed"})
 _LIMIT = 3600.0
 _GRAPH_LIMIT = 90.0
+_ASK_AGAIN = 5.0
 _MARKS = {
     "success": "[green]✓ success[/]",
     "failed": "[red]✗ failed[/]",
@@ -129,8 +130,13 @@ def wait_for_graph(settings: Settings, api: Any) -> None:
     """
     mark = Project.read(settings.manifest_path).graph_mark
     deadline = time.monotonic() + _GRAPH_LIMIT
+    again = time.monotonic() + _ASK_AGAIN
     api.wait_for_dag(DAG)
     while mark not in (api.call("GET", f"dags/{DAG}/details")["doc_md"] or ""):
+        if time.monotonic() > again:
+            # a parse that had read the old manifest ended after the DAG files were touched: they seem old
+            ask_for_parse(settings)
+            again = time.monotonic() + _ASK_AGAIN
         if time.monotonic() > deadline:
             raise BuscoError(
                 f"Airflow has not taken up the project's graph after {_GRAPH_LIMIT:.0f} s",

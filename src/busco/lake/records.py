@@ -270,7 +270,7 @@ class Release(LakeRecord):
         """Where each project's docs lie, by its name; of a record that doesn't say, the one project's."""
         if self.all_docs or not self.docs:
             return self.all_docs
-        return {version.project: self.docs for version in self.tables.values() if version.project} or {"": self.docs}
+        return {version.project: self.docs for version in self.tables.values() if version.project}
 
 
 def utc_now() -> datetime:

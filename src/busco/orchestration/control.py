@@ -18,6 +18,7 @@ from busco.lake import pins, releases
 from busco.lake.layout import EnvironmentLayout, run_key
 from busco.lake.objects import ObjectStore
 from busco.lake.runs import open_run
+from busco.orchestration.costs import run_cost
 from busco.project import Project
 from busco.settings import LAYERS, Settings, get_settings, require_lake
 
@@ -89,7 +90,7 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
         AirflowSkipException: on hold, superseded, or rolled back since.
         AirflowFailException: refused, with what to clear.
     """
-    _, store, environment = _lake()
+    settings, store, environment = _lake()
     try:
         run = open_run(store, environment, run_key(dag_id, run_id))
         manifest = store.get(f"{run.docs}manifest.json")
@@ -102,6 +103,8 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
     except BuscoError as error:
         raise AirflowFailException(str(error)) from error
     log.info("published release=%s tables=%s built=%s", release.release, len(release.tables), len(release.built))
+    if settings.execution != "local":
+        log.info("run=%s %s", run.name, run_cost(settings, run))
     return release.release
 
 

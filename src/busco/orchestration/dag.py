@@ -11,7 +11,7 @@ from airflow.decorators import task
 from airflow.models.dag import DAG
 from airflow.models.param import Param
 
-from busco.orchestration.graph import dbt_tasks, docs_task
+from busco.orchestration.tasks import dbt_tasks, docs_task
 from busco.settings import get_settings
 
 _RETRY: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
@@ -19,6 +19,12 @@ _ON_CALL = (
     "Red? Open the red task's log: it begins with the error and what to do. Mend it, clear that task with "
     "*Downstream*: what is done already is not built again. The old release stays live meanwhile."
 )
+
+
+def _alert(context: Any) -> None:
+    from busco.orchestration import alerts
+
+    alerts.failed_run(context)
 
 
 def lakehouse_dag(
@@ -50,6 +56,7 @@ def lakehouse_dag(
         "max_active_runs": 1,
         "default_args": {"owner": owner, "execution_timeout": timedelta(minutes=30)},
         "tags": ["dbt", "lake"],
+        "on_failure_callback": _alert,
         "params": {
             "select": Param("", type=["null", "string"], description="dbt's selection syntax; empty builds everything"),
             "full_refresh": Param(False, type="boolean", description="build models even where nothing changed"),

@@ -16,7 +16,6 @@ from cosmos.constants import DbtResourceType, LoadMode, TestBehavior
 from cosmos.dbt.graph import DbtNode
 
 import busco.warehouse
-from busco.lake.records import DOCS_NODE
 from busco.orchestration.operators import FollowOperator
 from busco.project import Project
 from busco.settings import Settings
@@ -32,7 +31,8 @@ Converter = Callable[..., BaseOperator]
 def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
     """A task group with one group per model, its tests behind it, and tests over several models once, after all.
 
-    Reads the manifest and nothing else: no dbt, no connection.
+    Reads the manifest and nothing else: no dbt, no connection. DAG files have it by `tasks.dbt_tasks`, which comes here
+    once for each manifest.
 
     Raises:
         BuscoError: the project was never parsed here.
@@ -68,19 +68,6 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
     # says which graph Airflow has: a run that is started on an older one would be changed under way
     group.dag.doc_md = f"{group.dag.doc_md or ''}\n\n{project.graph_mark}"
     return group
-
-
-def docs_task(**kwargs: Any) -> FollowOperator:
-    """The task that waits for the docs of the run's versions."""
-    return FollowOperator(
-        task_id="docs",
-        key=DOCS_NODE,
-        nodes=[DOCS_NODE],
-        along=[],
-        label="docs",
-        execution_timeout=_LIMIT,
-        **kwargs,
-    )
 
 
 def node_converter(project: Project) -> Converter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import textwrap
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from airflow.triggers.base import (
@@ -82,7 +83,16 @@ class FollowTrigger(BaseTrigger):
             ended = Ended("failed", f"{self.label} failed: {type(error).__name__}: {error}")
         finally:
             watched.leave(name)
+        if ended.state == "failed":
+            ended = replace(ended, text=ended.text + await asyncio.to_thread(self._stale, settings, watched.pin))
         yield self._event(ended.state, ended.text, ended.details)
+
+    def _stale(self, settings: Any, pin: Any) -> str:
+        """The last line of a failure: which gold tables stay stale because of it."""
+        from busco.orchestration.alerts import stale_of
+
+        tables = stale_of(settings, pin, self.nodes)
+        return f"\nstale until it is mended: {', '.join(tables)}" if tables else ""
 
     def _event(self, state: str, text: str, details: str) -> TriggerEvent:
         if not self.end_task:

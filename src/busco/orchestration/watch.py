@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from busco.lake.layout import EnvironmentLayout, RunLayout, new_id
 from busco.lake.records import FINAL, RUNNER_NODE, Ending, Follower, LakeRecord, Order, Pin, Result, Runner
-from busco.orchestration.async_aws import AsyncObjects, Conflict, objects_of
+from busco.orchestration.async_aws import AsyncObjects, Conflict, objects_of, shared
 from busco.orchestration.launch import CannotStart, Launcher, Say, Starting, client_token, launcher
 from busco.settings import Settings
 
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 _EVERY = 0.3  # seconds between two looks at a run's records
 _TESTS = "tests/"  # orders for joint tests
+_A_TURN = 50  # followers that are woken, or records that are read, in one turn of the loop
 _STUMBLES = 150  # looks that may fail in a row (a minute) before followers are told
 
 
@@ -75,7 +76,8 @@ class Watch:
         self.layout = RunLayout(EnvironmentLayout(self.settings.environment).epoch(self.pin.run, self.pin.epoch))
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._seen: dict[str, str] = {}
-        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._plans: dict[int, tuple[Result, frozenset[str]]] = {}
         self._task: asyncio.Task[None] | None = None
         self._stumbles = 0
         self._looks = 0
@@ -103,7 +105,13 @@ class Watch:
         if runner.kind == "solo":
             return node in runner.nodes
         word = self.results.get((RUNNER_NODE, number))
-        return word is None or word.plan is None or node in word.plan
+        return word is None or word.plan is None or node in self._plan(number, word)
+
+    def _plan(self, number: int, word: Result) -> frozenset[str]:
+        known = self._plans.get(number)
+        if known is None or known[0] is not word:
+            known = self._plans[number] = (word, frozenset(word.plan or ()))
+        return known[1]
 
     def gone(self, number: int) -> bool:
         """Whether a runner was seen gone."""
@@ -121,7 +129,9 @@ class Watch:
     async def ended(self) -> frozenset[int]:
         """The runners that are gone, asked now."""
         unknown = [runner for number, runner in self.runners.items() if not self.gone(number)]
-        return frozenset({*self.endings, *(await self.launcher.look(unknown, []))})
+        numbers = tuple(runner.number for runner in unknown)
+        gone = await shared(("ended", id(self), numbers), lambda: self.launcher.look(unknown, []))
+        return frozenset({*self.endings, *gone})
 
     async def ensure(self, wanted: Order, say: Say) -> None:
         """Has a runner started for an order of this name, unless the last one is alive or may have registered itself
@@ -228,8 +238,9 @@ class Watch:
 
     async def changed(self) -> None:
         """Waits for the next look at the records."""
-        event = self._changed
-        await event.wait()
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        await waiting
         if self.problem is not None:
             raise self.problem
 
@@ -280,25 +291,39 @@ class Watch:
                 log.warning("run=%s records not readable: %s", self.pin.run, error)
                 if self._stumbles >= _STUMBLES:
                     self.problem = error
-            event, self._changed = self._changed, asyncio.Event()
-            event.set()
+            await self._wake()
             if self.problem is not None:
                 return
             await asyncio.sleep(_EVERY)
+
+    async def _wake(self) -> None:
+        """Tells all who wait for a look, some in each turn of the loop: a thousand in one would hold it."""
+        waiting, self._waiting = self._waiting, []
+        for number, one in enumerate(waiting, 1):
+            if not one.done():
+                one.set_result(None)
+            if number % _A_TURN == 0:
+                await asyncio.sleep(0)
 
     async def _look(self) -> None:
         # liveness first: what a runner wrote before it was seen gone is then in the listing that follows
         unknown = [runner for number, runner in self.runners.items() if not self.gone(number)]
         gone = await self.launcher.look(unknown, [slot.handle for slot in self.slots.values()])
-        etags = await self.objects.etags(self.layout.prefix)
+        # not the whole epoch: followers' and tables' records are as many again
+        etags = await self.objects.etags(self.layout.prefix, "/")
+        for folder in (self.layout.orders, self.layout.results):
+            etags |= await self.objects.etags(folder)
         wanted = [key for key, etag in etags.items() if self._seen.get(key) != etag and self._kind(key)]
-        found = await asyncio.gather(*(self.objects.get(key) for key in wanted))
+        records: dict[str, LakeRecord] = {}
+        for begin in range(0, len(wanted), _A_TURN):
+            some = wanted[begin : begin + _A_TURN]
+            for key, stored in zip(some, await asyncio.gather(*map(self.objects.get, some)), strict=True):
+                kind = self._kind(key)
+                if stored is not None and kind is not None:
+                    records[key] = kind.model_validate_json(stored[0])
+        # all in one turn: nobody sees one half of a look
         endings: dict[int, Ending] = {}
-        for key, stored in zip(wanted, found, strict=True):
-            kind = self._kind(key)
-            if stored is None or kind is None:
-                continue
-            record = kind.model_validate_json(stored[0])
+        for key, record in records.items():
             if isinstance(record, Result):
                 self.results[(record.node, record.runner)] = record
             elif isinstance(record, Runner):
@@ -359,20 +384,28 @@ async def watch(settings: Settings, run: str) -> Watch:
     Raises:
         LookupError: the run has no pin.
     """
+    watched: Watch = await shared(("watch", run), lambda: _watch(settings, run))
+    return watched
+
+
+async def _watch(settings: Settings, run: str) -> Watch:
     objects = await objects_of(settings)
     environment = EnvironmentLayout(settings.environment)
-    names = [key.removeprefix(environment.runs(run)) for key in await objects.etags(environment.runs(run))]
-    pins = {int(name.split("/")[0]) for name in names if name.endswith("/pin.json")}
-    if not pins:
-        raise LookupError(f"run {run} was never pinned")
-    key = (id(asyncio.get_running_loop()), run, max(pins))
-    if key not in _watches or _watches[key].problem is not None:
-        stored = await objects.get(RunLayout(environment.epoch(run, max(pins))).pin)
-        if stored is None:
-            raise LookupError(f"run {run} was never pinned")
-        for old in [other for other, known in _watches.items() if not known.followers and other != key]:
-            del _watches[old]
-        if key not in _watches or _watches[key].problem is not None:
-            pin = Pin.model_validate_json(stored[0])
-            _watches[key] = Watch(settings, pin, launcher(settings), objects)
-    return _watches[key]
+    epochs = sorted(
+        (int(name) for name in await objects.folders(environment.runs(run)) if name.isdigit()), reverse=True
+    )
+    for epoch in epochs:
+        key = (id(asyncio.get_running_loop()), run, epoch)
+        if key in _watches and _watches[key].problem is None:
+            return _watches[key]
+        # the newest epoch may have no pin yet
+        stored = await objects.get(RunLayout(environment.epoch(run, epoch)).pin)
+        if stored is not None:
+            for old in [other for other, known in _watches.items() if not known.followers and other != key]:
+                del _watches[old]
+            # another may have come to it meanwhile
+            if key not in _watches or _watches[key].problem is not None:
+                pin = Pin.model_validate_json(stored[0])
+                _watches[key] = Watch(settings, pin, launcher(settings), objects)
+            return _watches[key]
+    raise LookupError(f"run {run} was never pinned")

@@ -24,6 +24,7 @@ from dbt.cli.main import cli as dbt_cli
 from dbt.cli.main import dbtRunner, dbtRunnerResult
 
 from busco import output, refusals
+from busco.environments import ask_for_parse
 from busco.errors import BuscoError
 from busco.processes import clear_left_behind, own_name
 from busco.project import Project
@@ -282,6 +283,7 @@ def write_manifest(settings: Settings, project: Project) -> Path:
     """Makes `project` the one whose graph Airflow shows: replaces the manifest in one step."""
     path = settings.manifest_path
     replace_file(path, json.dumps(project.manifest).encode())
+    ask_for_parse(settings)
     return path
 
 
@@ -297,9 +299,7 @@ def ensure_manifests(settings: Settings) -> list[Project]:
 
 
 def ensure_manifest(settings: Settings) -> Project:
-    """The project as it is on disk: from the image or the manifest, parsed anew if a file of it is younger."""
-    if (found := baked.find(settings)) is not None:
-        return found.project
+    """The project as it is on disk: from the manifest, parsed anew if a file of it is younger."""
     path = settings.manifest_path
     if path.is_file():
         made = path.stat().st_mtime

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Tests that take long, each part by itself too; today all of them want Docker. Arguments go to pytest.
+# usage: OLIST_DIR=<folder of Olist's CSV files> scripts/test_long.sh [pytest arguments]
+set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
+cd "$(dirname "$0")/.."
+if ! docker version >/dev/null 2>&1; then
+    echo "left out: tests with containers (Docker can't be reached)"
+    exit 0
+fi
+if [[ -z ${BUSCO_DBT_IMAGE:-} ]]; then scripts/build_image.sh; fi
+.venv/bin/python -m pytest -m long tests/ecs "$@"
+if [[ -z ${OLIST_DIR:-} ]]; then echo "left out: real data (OLIST_DIR is unset: the folder of Olist's CSV files)"; fi

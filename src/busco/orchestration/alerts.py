@@ -1,0 +1,93 @@
+"""One alert for each DAG run that failed: which models, why, what stays stale because of it, and what to do."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from busco.aws import client
+from busco.errors import BuscoError
+from busco.lake.layout import EnvironmentLayout, run_key
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Pin, Result
+from busco.lake.runs import Run, open_run
+from busco.orchestration.costs import run_cost
+from busco.orchestration.words import stale_tables
+from busco.project import Project
+from busco.settings import Settings, get_settings
+
+log = logging.getLogger(__name__)
+
+_SUBJECT = 100  # characters, ASCII (SNS API reference, Publish)
+_LISTED = 20
+
+
+def failed_run(context: Any) -> None:
+    """A DAG's `on_failure_callback`: publishes the alert to the topic of the settings. It never raises: what goes wrong
+    here stands in the log of Airflow's DAG processor."""
+    try:
+        settings = get_settings()
+        run = context["dag_run"]
+        failed = {task.task_id: _nodes(context["dag"], task.task_id) for task in run.get_task_instances(state="failed")}
+        subject, text = alert(settings, run.dag_id, run.run_id, failed)
+        log.error("%s\n%s", subject, text)
+        if settings.alerts_topic:
+            client("sns", settings).publish(TopicArn=settings.alerts_topic, Subject=subject, Message=text)
+    except Exception:
+        log.exception("the alert could not be sent")
+
+
+def _nodes(dag: Any, task_id: str) -> list[str]:
+    """The dbt nodes that a task is about; none for pin, publish and the like."""
+    return list(getattr(dag.get_task(task_id), "nodes", []) if dag.has_task(task_id) else [])
+
+
+def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[str]]) -> tuple[str, str]:
+    """An alert's subject and text.
+
+    Args:
+        failed: the failed tasks, each with the dbt nodes that it is about.
+    """
+    names = [task.removeprefix("models.").removesuffix(".run").removesuffix("_run") for task in sorted(failed)]
+    subject = f"{dag_id} failed: {', '.join(names) or 'no task'}".encode("ascii", "replace").decode()
+    lines = [f"DAG run {dag_id} / {run_id} has failed. What was published before stays live.", ""]
+    run = _run(settings, dag_id, run_id)
+    results = run.latest_results() if run else {}
+    for task, nodes in sorted(failed.items())[:_LISTED]:
+        lines.append(f"{task}:")
+        said = [result for node in nodes if (result := results.get(node)) and result.status in ("failed", "error")]
+        lines += [f"    {line}" for result in said for line in _why(result)] or ["    its log in Airflow says why"]
+    if len(failed) > _LISTED:
+        lines.append(f"and {len(failed) - _LISTED} more")
+    if run is not None:
+        if stale := stale_of(settings, run.pin, [node for nodes in failed.values() for node in nodes]):
+            lines += ["", f"stale until it is mended: {', '.join(stale)}"]
+        if settings.execution != "local":
+            lines += ["", str(run_cost(settings, run))]
+    lines += ["", "What to do: open the red task's log, mend it, clear the task with Downstream."]
+    if settings.airflow_url:
+        lines.append(f"{settings.airflow_url.rstrip('/')}/dags/{dag_id}/grid")
+    return subject if len(subject) <= _SUBJECT else f"{subject[: _SUBJECT - 3]}...", "\n".join(lines).rstrip() + "\n"
+
+
+def stale_of(settings: Settings, pin: Pin, nodes: list[str]) -> tuple[str, ...]:
+    """The gold tables that stay stale where these nodes have failed; none where the project can't be read here."""
+    try:
+        project = Project.read(settings.of_project(pin.project_dir).manifest_path)
+    except BuscoError:
+        return ()
+    return stale_tables(project, nodes)
+
+
+def _run(settings: Settings, dag_id: str, run_id: str) -> Run | None:
+    try:
+        store = ObjectStore(client("s3", settings), settings.lake_bucket)
+        return open_run(store, EnvironmentLayout(settings.environment), run_key(dag_id, run_id))
+    except BuscoError:
+        return None  # it was never pinned
+
+
+def _why(result: Result) -> list[str]:
+    """The first lines of an error; values of personal data are hidden in it already."""
+    lines = (result.error or result.message).strip().splitlines()[:4]
+    return [*lines, f"at {result.where}"] if result.where else lines

@@ -1,0 +1,262 @@
+"""The dbt graph's tasks, made from an outline that is kept beside the manifest: Cosmos renders each manifest once.
+
+Airflow parses a DAG file in a process of its own each time (the scheduler in its loop, a worker for each task), so that
+nothing kept in memory lasts. The outline is a file of JSON that names tasks, their arguments and what they wait for:
+whatever is written into it, reading it runs nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pendulum
+from airflow.configuration import conf
+from airflow.models.baseoperator import BaseOperator
+from airflow.models.dag import DAG
+from airflow.models.param import ParamsDict
+from airflow.operators.empty import EmptyOperator
+from airflow.utils.task_group import TaskGroup
+
+from busco.errors import BuscoError
+from busco.orchestration.operators import FollowOperator
+
+log = logging.getLogger(__name__)
+
+_KINDS: dict[str, type[BaseOperator]] = {kind.__name__: kind for kind in (FollowOperator, EmptyOperator)}
+# What a task is given by its place, not by the outline.
+_PLACE = frozenset({"task_id", "dag", "task_group", "default_args", "params"})
+# How many outlines are kept beside a manifest: other versions of the platform may read it, other groups show it.
+_KEPT = 8
+Render = Callable[[], TaskGroup]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A group of tasks as plain data.
+
+    Attributes:
+        doc: what the group adds to its DAG's documentation.
+        groups: each group's name and the number of its parent, the outermost first (whose parent is -1).
+        tasks: each task's name, the number of its group, its kind and its arguments.
+        waits: for each task the numbers of those that it waits for.
+        group_waits: for each group the numbers of the groups, and of the tasks, that Airflow shows before it.
+        group_after: for each group the numbers of the tasks that Airflow shows behind it.
+    """
+
+    doc: str
+    groups: list[tuple[str, int]]
+    tasks: list[tuple[str, int, str, dict[str, Any]]]
+    waits: list[list[int]]
+    group_waits: list[tuple[list[int], list[int]]]
+    group_after: list[list[int]]
+
+
+def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
+    """The task group that `render` makes of a manifest, in the DAG and group that are being filled.
+
+    It is rendered where the manifest, what else it is given or the code is another than last time; else made from what
+    was kept.
+
+    Args:
+        manifest: the file from which `render` reads the graph.
+        given: all else that the group depends on: its name, settings.
+        render: makes the group in the DAG that is being filled.
+
+    Raises:
+        BuscoError: the manifest can't be rendered.
+    """
+    try:
+        key = _key(manifest, given)
+    except FileNotFoundError as error:
+        raise BuscoError("the dbt project was never parsed here", "run: busco dbt parse") from error
+    kept = manifest.with_name(f"{manifest.stem}.{key}.outline.json")
+    outline = _load(kept)
+    if outline is None:
+        with (
+            _no_collection(),
+            # no DAG of its file's
+            DAG(
+                "outline", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC"), auto_register=False
+            ) as scratch,
+        ):
+            outline = outline_of(render(), scratch.doc_md or "")
+        _keep(kept, outline, manifest)
+    return group_of(outline)
+
+
+def outline_of(group: TaskGroup, doc: str = "") -> Outline:
+    """What a rendered group consists of."""
+    groups: dict[str | None, int] = {}
+    named: list[tuple[str, int]] = []
+    tasks: dict[str, int] = {}
+    said: list[tuple[str, int, str, dict[str, Any]]] = []
+    found: list[BaseOperator] = []
+    every: list[TaskGroup] = []
+
+    def walk(one: TaskGroup, parent: int) -> None:
+        number = groups[one.group_id] = len(named)
+        named.append((one.label or "", parent))
+        every.append(one)
+        for child in one.children.values():
+            if isinstance(child, TaskGroup):
+                walk(child, number)
+            elif isinstance(child, BaseOperator):
+                tasks[child.task_id] = len(said)
+                found.append(child)
+                said.append((child.label or "", number, type(child).__name__, _arguments(child)))
+
+    walk(group, -1)
+    return Outline(
+        doc=doc,
+        groups=named,
+        tasks=said,
+        waits=[sorted(tasks[above] for above in task.upstream_task_ids) for task in found],
+        group_waits=[
+            (
+                sorted(groups[above] for above in one.upstream_group_ids),
+                sorted(tasks[above] for above in one.upstream_task_ids),
+            )
+            for one in every
+        ],
+        group_after=[sorted(tasks[below] for below in one.downstream_task_ids) for one in every],
+    )
+
+
+def group_of(outline: Outline) -> TaskGroup:
+    """The outline's groups and tasks, in the DAG and group that are being filled."""
+    groups: list[TaskGroup] = []
+    for name, parent in outline.groups:
+        groups.append(TaskGroup(group_id=name, parent_group=groups[parent] if parent >= 0 else None))
+    dag = groups[0].dag
+    if dag is None:
+        raise ValueError("an outline's tasks want a DAG that is being filled")
+    with _without_params(dag):
+        tasks = [
+            _KINDS[kind](task_id=name, dag=dag, task_group=groups[group], **arguments)
+            for name, group, kind, arguments in outline.tasks
+        ]
+    # straight into the sets that `>>` fills: it goes through a group's roots and leaves for each edge
+    for task, waits in zip(tasks, outline.waits, strict=True):
+        for above in waits:
+            task.upstream_task_ids.add(tasks[above].task_id)
+            tasks[above].downstream_task_ids.add(task.task_id)
+    for group, (above_groups, above_tasks), below in zip(groups, outline.group_waits, outline.group_after, strict=True):
+        for number in above_groups:
+            group.upstream_group_ids.add(groups[number].group_id)
+            groups[number].downstream_group_ids.add(group.group_id)
+        group.upstream_task_ids.update(tasks[number].task_id for number in above_tasks)
+        group.downstream_task_ids.update(tasks[number].task_id for number in below)
+    if outline.doc:
+        dag.doc_md = f"{dag.doc_md or ''}{outline.doc}"
+    return groups[0]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A manifest is millions of objects, all of which live until it is rendered: to look through them for garbage again
+    and again is half of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@contextmanager
+def _without_params(dag: DAG) -> Iterator[None]:
+    """Airflow copies a DAG's params into each task and checks every copy as it serializes the DAG: for 1,000 models
+    three quarters of that time. A task's context has the DAG's params all the same (2.10.5, param.py, process_params).
+    """
+    kept, dag.params = dag.params, ParamsDict()
+    try:
+        yield
+    finally:
+        dag.params = kept
+
+
+def _arguments(task: BaseOperator) -> dict[str, Any]:
+    if type(task).__name__ not in _KINDS:
+        raise TypeError(f"{task.task_id} is a {type(task).__name__}, of which an outline knows nothing: see _KINDS")
+    # Airflow keeps what an operator was made with, for mapped tasks (2.10.5, baseoperator.py, apply_defaults)
+    given: Mapping[str, Any] = vars(task)["_BaseOperator__init_kwargs"]
+    return {name: value for name, value in given.items() if name not in _PLACE}
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+def _key(manifest: Path, given: Sequence[str]) -> str:
+    """Of all that an outline depends on: the manifest, the code that renders it, that code's settings."""
+    digest = hashlib.sha256(manifest.read_bytes())
+    for module in sorted([*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "project.py"]):
+        digest.update(module.read_bytes())
+    versions = [importlib.metadata.version(name) for name in ("apache-airflow", "astronomer-cosmos")]
+    # the configuration file's; it has no section of variables alone
+    cosmos = {**(conf.getsection("cosmos") or {}), **{k: v for k, v in os.environ.items() if "__COSMOS__" in k}}
+    digest.update(json.dumps([*given, versions, sorted(cosmos.items())], default=str).encode())
+    return digest.hexdigest()[:20]
+
+
+def _load(path: Path) -> Outline | None:
+    """A kept outline; None where there is none, or where what is there is none."""
+    try:
+        digest, body = path.read_text().split("\n", 1)
+        if digest != _digest(body):
+            raise ValueError("it is not as it was written")
+        return Outline(**json.loads(body, object_hook=_decoded))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("outline=%s not readable, the manifest is rendered anew: %s", path.name, error)
+        return None
+
+
+def _keep(path: Path, outline: Outline, manifest: Path) -> None:
+    """Keeps an outline for the next parse; a folder that can't be written to is no error."""
+    body = json.dumps(vars(outline), default=_encoded, separators=(",", ":"))
+    try:
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{_digest(body)}\n{body}")
+        Path(scratch).chmod(0o644)
+        Path(scratch).replace(path)
+        for old in list(_by_age(manifest))[_KEPT:]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("outline=%s not kept: %s", path.name, error)
+
+
+def _digest(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _by_age(manifest: Path) -> Iterator[Path]:
+    found = []
+    for path in manifest.parent.glob(f"{manifest.stem}.*.outline.json"):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime, path))
+    return (path for _, path in sorted(found, reverse=True))
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return {"seconds": value.total_seconds()}
+    raise TypeError(f"{value!r} has no place in an outline")
+
+
+def _decoded(said: dict[str, Any]) -> Any:
+    return timedelta(seconds=said["seconds"]) if said.keys() == {"seconds"} else said

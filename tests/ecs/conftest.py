@@ -1,0 +1,73 @@
+"""An image of a small project, made from the one that is shipped; left out, with a word, without Docker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.airflow.driver import ROOT, Driver
+
+IMAGE = os.environ.get("BUSCO_DBT_IMAGE") or "busco-dbt:local"
+PROJECT = ROOT / "tests/projects/stack/dbt_project"
+
+
+def docker(*arguments: str, check: bool = True) -> str:
+    """A Docker command's output."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 or not check, done.stderr
+    return done.stdout.strip()
+
+
+def _missing() -> str:
+    if shutil.which("docker") is None or not docker("version", "--format", "{{.Server.Version}}", check=False):
+        return "Docker can't be reached"
+    if not docker("image", "ls", "--quiet", IMAGE):
+        return f"the image {IMAGE} is not here: make image"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    if ours and (reason := _missing()):
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The shipped image with the small project in place of its own."""
+    folder, tag = tmp_path_factory.mktemp("image"), f"busco-test:{uuid.uuid4().hex[:12]}"
+    shutil.copytree(PROJECT, folder / "dbt_project")
+    (folder / "Dockerfile").write_text(
+        f"FROM {IMAGE}\nUSER root\nRUN rm -r /opt/busco/dbt_project /opt/busco/baked\n"
+        "COPY dbt_project /opt/busco/dbt_project\n"
+        "RUN BUSCO_STATE_DIR=/var/tmp/state busco bake /opt/busco/baked && chmod -R a+rX /opt/busco\nUSER 10001:10001\n"
+    )
+    docker("build", "--quiet", "--tag", tag, str(folder))
+    yield tag
+    docker("image", "rm", "--force", tag)
+
+
+class Tasks:
+    """The containers of a platform's ECS tasks, as Docker has them."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.label = f"label=ministack.instance={(driver.home / '.busco').resolve()}"
+
+    def running(self) -> list[str]:
+        return docker("ps", "--quiet", "--no-trunc", "--filter", self.label).split()
+
+    def all(self) -> list[str]:
+        return docker("ps", "--all", "--quiet", "--no-trunc", "--filter", self.label).split()
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(docker("inspect", container))[0]
+        return found

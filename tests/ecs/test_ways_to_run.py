@@ -1,0 +1,74 @@
+"""The warehouse on ECS: the same tables whichever way it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from busco.embedded import airflow
+from busco.lake.layout import run_key
+from busco.lake.runs import open_run
+from busco.settings import get_settings
+from tests.airflow.driver import DAG, ENVIRONMENT, ROOT, Driver, platform
+
+LIMIT = 900.0
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    with platform(
+        tmp_path_factory.mktemp("ways"), ROOT / "dbt_project", files=None, BUSCO_EXECUTION="ecs_shared"
+    ) as made:
+        yield made
+
+
+def built(driver: Driver, execution: str) -> tuple[dict[str, str], list[str]]:
+    """All tables, built anew in this way to run: a hash of each one's rows; and the kinds of its runners."""
+    os.environ["BUSCO_EXECUTION"] = execution
+    get_settings.cache_clear()
+    airflow.down(get_settings(), lambda _: None)
+    airflow.up(get_settings(), lambda _: None)
+    run = driver.start(full_refresh=True)
+    driver.green(run, limit=LIMIT)
+    release = driver.live()
+    assert release is not None
+    assert release.run == run_key(DAG, run)
+    hashes = {}
+    for table in sorted(table for table in release.tables if not table.startswith("bronze.")):
+        rows = driver.busco(
+            "query", "--engine", "duckdb", "--format", "csv", f"select * from busco_{table} order by all"
+        )
+        hashes[table] = hashlib.sha256(rows.encode()).hexdigest()
+    runners = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()
+    return hashes, [f"{runner.launcher}/{runner.kind}" for runner in runners]
+
+
+def test_the_whole_warehouse_is_built_by_one_container_to_the_tables_that_a_process_here_builds(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.busco("sample", "--orders", "2000", "--out", str(tmp_path / "sample"))
+    driver.busco("ingest", str(tmp_path / "sample"))
+    shared, runners = built(driver, "ecs_shared")
+    assert runners == ["ecs/shared"]
+    assert len(shared) == 20
+    local, runners = built(driver, "local")
+    assert runners == ["local/shared"]
+    assert shared == local
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not os.environ.get("OLIST_DIR"), reason="OLIST_DIR is unset: the folder of Olist's CSV files")
+def test_real_data_give_the_same_tables_value_for_value_in_all_three_ways(driver: Driver) -> None:
+    driver.busco("ingest", os.environ["OLIST_DIR"])
+    local, _ = built(driver, "local")
+    shared, runners = built(driver, "ecs_shared")
+    assert runners == ["ecs/shared"]
+    alone, runners = built(driver, "ecs")
+    assert set(runners) == {"ecs/solo"}
+    assert len(runners) > 20
+    assert shared == local
+    assert alone == local

@@ -1,0 +1,234 @@
+"""The image of a runner, as a task has it: what it holds, what it may do, and that it starts without parsing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.platforms import ROOT, Platform, platform
+
+# what a task definition says too
+HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+OFFLINE = ("--network", "none")
+LARGEST = 350_000_000
+PROJECT = "/opt/busco/dbt_project"
+
+
+def docker(*arguments: str, status: int = 0) -> str:
+    """Docker's command; gives what it printed, both streams."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=300)
+    printed = done.stdout + done.stderr
+    assert done.returncode == status, f"exit status {done.returncode}:\n{printed}"
+    return printed
+
+
+def run(image: str, *arguments: str, options: tuple[str, ...] = OFFLINE) -> str:
+    """`busco <arguments>` in a container."""
+    return docker("run", "--rm", *HARDENED, *options, image, *arguments)
+
+
+def shell(image: str, command: str, options: tuple[str, ...] = OFFLINE) -> str:
+    """A shell's command in a container."""
+    return docker("run", "--rm", *HARDENED, *options, "--entrypoint", "sh", image, "-ec", command)
+
+
+def python(image: str, code: str, options: tuple[str, ...] = OFFLINE) -> Any:
+    """What Python code printed in a container, as JSON."""
+    printed = docker("run", "--rm", *HARDENED, *options, "--entrypoint", "python", image, "-c", code)
+    return json.loads(printed.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def image() -> str:
+    """The image of the code that is tested."""
+    built = subprocess.run([str(ROOT / "scripts/build_image.sh")], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    print(built.stdout)
+    name: str = re.findall(r"busco-dbt:[0-9a-f]+\S*(?=, )", built.stdout)[0]
+    return name
+
+
+@pytest.fixture
+def inspected(image: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(docker("image", "inspect", image))[0]
+    return found
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A local AWS with a little data in bronze."""
+    home = tmp_path_factory.mktemp("lake")
+    with platform(home, ROOT) as made:
+        made.busco("sample", "--orders", "200", "--out", str(home / "files"))
+        made.busco("ingest", str(home / "files"))
+        yield made
+
+
+def of(lake: Platform, **environment: str) -> tuple[str, ...]:
+    """Options of a container that works on that lake."""
+    given = [part for name, value in environment.items() for part in ("--env", f"{name}={value}")]
+    return ("--network", "host", "--env-file", str(lake.settings.state / "aws.env"), *given)
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> tuple[str, ...]:
+    """Options that mount a project with one more model over the image's, as a development does."""
+    folder = tmp_path / "dbt_project"
+    shutil.copytree(ROOT / "dbt_project", folder, ignore=shutil.ignore_patterns("target", "logs"))
+    (folder / "models/silver/half_written.sql").write_text(
+        "{{ config(materialized='view', contract={'enforced': false}) }}\nselect 1 as one\n"
+    )
+    return ("--volume", f"{folder}:{PROJECT}:ro")
+
+
+# -- who runs, and where it writes -----------------------------------------------------------------------------------
+
+
+def test_it_runs_as_a_user_without_rights(image: str) -> None:
+    assert shell(image, "id -u; id -g").split() == ["10001", "10001"]
+
+
+def test_its_root_need_not_be_writable(image: str) -> None:
+    assert "silver" in run(image, "dbt", "ls", "--resource-type", "model")
+
+
+def test_a_volume_over_tmp_is_writable_by_its_user(image: str) -> None:
+    volume = f"busco-test-{uuid.uuid4().hex[:12]}"
+    docker("volume", "create", volume)
+    try:
+        options = (*OFFLINE, "--volume", f"{volume}:/tmp")
+        assert shell(image, "touch /tmp/mine; stat -c %a /tmp", options).strip() == "1777"
+        assert "silver" in run(image, "dbt", "ls", "--resource-type", "model", options=options)
+        assert "busco" in shell(image, "ls /tmp", options).split(), "the state folder is on the volume"
+    finally:
+        docker("volume", "rm", volume)
+
+
+def test_home_state_and_spilled_data_lie_below_tmp(image: str) -> None:
+    code = """if True:
+        import json, pathlib
+        from busco.lake.engine import config
+        from busco.settings import get_settings
+        settings = get_settings()
+        spill = config(settings)["temp_directory"]
+        print(json.dumps([str(pathlib.Path.home()), str(settings.state), spill]))"""
+    assert [Path(path).parts[1] for path in python(image, code)] == ["tmp", "tmp", "tmp"]
+
+
+# -- what it holds ---------------------------------------------------------------------------------------------------
+
+
+def test_it_is_at_most_350_megabytes_beyond_its_base(inspected: dict[str, Any]) -> None:
+    base = re.findall(r"^ARG PYTHON_IMAGE=(\S+)", (ROOT / "Dockerfile.dbt").read_text(), re.MULTILINE)[0]
+    beyond = inspected["Size"] - json.loads(docker("image", "inspect", base))[0]["Size"]
+    print(f"{beyond / 1e6:.0f} MB beyond {base}")
+    assert beyond <= LARGEST
+
+
+def test_nothing_in_it_builds_or_installs(image: str) -> None:
+    found = shell(image, "for tool in gcc cc g++ make ld git; do command -v $tool || true; done")
+    assert found == ""
+    code = "import importlib.util as i, json; print(json.dumps([n for n in %r if i.find_spec(n)]))"
+    assert python(image, code % ["pip", "setuptools", "wheel", "ministack", "moto", "pytest"]) == []
+
+
+def test_whatever_a_runner_imports_has_bytecode(image: str) -> None:
+    code = """if True:
+        import json, os, sys
+        import busco.cli.data, busco.ingest.ingest, busco.lake.versions, busco.warehouse.runner
+        cached = {name: m.__cached__ for name, m in sys.modules.items() if getattr(m, "__cached__", None)}
+        print(json.dumps([len(cached), [name for name, path in cached.items() if not os.path.exists(path)]]))"""
+    loaded, without = python(image, code)
+    assert loaded > 1000
+    assert without == []
+
+
+def test_every_module_of_its_packages_has_bytecode(image: str) -> None:
+    code = """if True:
+        import importlib.util as util, json, pathlib
+        files = [f for root in ("/opt/venv/lib", "/opt/busco/lib/busco") for f in pathlib.Path(root).rglob("*.py")]
+        bare = [str(f) for f in files if not pathlib.Path(util.cache_from_source(str(f))).exists()]
+        print(json.dumps([len(files), bare]))"""
+    files, bare = python(image, code)
+    assert files > 2000
+    assert bare == []
+
+
+def test_it_has_the_files_that_git_knows_and_no_other(image: str) -> None:
+    known = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src/busco", "dbt_project"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    wanted = {path.removeprefix("src/") for path in known if (ROOT / path).is_file()}
+    found = shell(image, "cd /opt/busco; find dbt_project -type f; cd lib; find busco -type f -not -name '*.pyc'")
+    assert set(found.split()) == wanted
+
+
+def test_its_environment_and_history_hold_no_secret(image: str, inspected: dict[str, Any]) -> None:
+    names = {variable.split("=", 1)[0] for variable in inspected["Config"]["Env"]}
+    secret = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|ACCESS_KEY|PRIVATE", re.IGNORECASE)
+    assert [name for name in names if secret.search(name)] == []
+    steps = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image)
+    assert "busco bake" not in steps, "what was built in other stages leaves no trace"
+    assert secret.findall(steps) == []
+
+
+def test_it_says_the_commit_that_it_was_made_of(image: str, inspected: dict[str, Any]) -> None:
+    commit = image.removeprefix("busco-dbt:").replace("-dirty", "+")
+    assert inspected["Config"]["Labels"]["org.opencontainers.image.revision"] == commit
+    code = "import json; from busco.environments import code_version as v; from busco.settings import get_settings as s"
+    assert python(image, f"{code}; print(json.dumps(v(s())))") == commit
+
+
+def test_no_file_that_it_is_built_from_names_a_processor() -> None:
+    named = re.compile(r"x86|amd64|arm64|aarch64|--platform", re.IGNORECASE)
+    for name in ("Dockerfile.dbt", "scripts/build_image.sh", "requirements/dbt.in", ".dockerignore"):
+        assert named.findall((ROOT / name).read_text()) == [], name
+
+
+# -- what it does ----------------------------------------------------------------------------------------------------
+
+
+def test_duckdb_has_its_extensions_without_a_network(image: str) -> None:
+    code = """if True:
+        import json
+        from busco.lake.engine import connect
+        from busco.settings import get_settings
+        sql = "select extension_name from duckdb_extensions() where loaded"
+        print(json.dumps([name for name, in connect(get_settings(), iceberg=True).execute(sql).fetchall()]))"""
+    keys = ("--env", "AWS_ACCESS_KEY_ID=any", "--env", "AWS_SECRET_ACCESS_KEY=any")
+    assert {"httpfs", "avro", "iceberg"} <= set(python(image, code, (*OFFLINE, *keys)))
+
+
+def test_a_start_parses_nothing(image: str, changed: tuple[str, ...]) -> None:
+    # a parse leaves its partial parse for the next one
+    command = "busco dbt ls > /dev/null; find /tmp -name partial_parse.msgpack"
+    assert shell(image, command) == ""
+    assert shell(image, command, (*OFFLINE, *changed)) != "", "that a parse leaves it"
+
+
+def test_a_project_mounted_over_its_own_is_the_one_that_runs(image: str, changed: tuple[str, ...]) -> None:
+    listed = ("dbt", "ls", "--resource-type", "model")
+    assert "half_written" not in run(image, *listed)
+    assert "half_written" in run(image, *listed, options=(*OFFLINE, *changed))
+
+
+def test_each_environment_and_run_uses_the_parse_that_it_came_with(image: str, lake: Platform) -> None:
+    runs = set()
+    for environment in ("prod", "dev_ana"):
+        printed = run(image, "dbt", "build", "--select", "orders", options=of(lake, BUSCO_ENVIRONMENT=environment))
+        assert "parsed_by=image" in printed
+        assert "OK created sql lake model silver.orders" in printed
+        runs.add(re.findall(r"^run (\S+): .* success", printed, re.MULTILINE)[0])
+    assert len(runs) == 2
