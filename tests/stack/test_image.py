@@ -232,3 +232,38 @@ def test_each_environment_and_run_uses_the_parse_that_it_came_with(image: str, l
         assert "OK created sql lake model silver.orders" in printed
         runs.add(re.findall(r"^run (\S+): .* success", printed, re.MULTILINE)[0])
     assert len(runs) == 2
+
+
+# -- busco doctor -----------------------------------------------------------------------------------------------------
+
+
+def doctor(lake: Platform, image: str, status: int, **environment: str) -> dict[str, dict[str, Any]]:
+    """What `busco doctor` sees in a container of one CPU and a GiB, by the checks' names."""
+    limits = ("--memory", "1g", "--memory-swap", "1g", "--cpus", "1")
+    options = (*limits, *of(lake, **environment))
+    printed = docker("run", "--rm", *HARDENED, *options, image, "doctor", "--format", "json", status=status)
+    return {check["name"]: check for check in json.loads(printed.splitlines()[-1])["checks"]}
+
+
+def test_doctor_sees_what_a_container_has(image: str, lake: Platform) -> None:
+    checks = doctor(lake, image, 0)
+    skipped = {name for name, check in checks.items() if check["state"] == "skipped"}
+    assert skipped == {"ECS cluster", "manifest"}, "that is Airflow's"
+    assert re.match(r"busco: \d+ models, parsed in the image; code \w+", checks["dbt projects"]["seen"])
+    assert checks["memory and CPU"]["seen"] == "1.0 GiB of memory, of which DuckDB may use 505.5 MiB; 1 CPUs"
+    assert checks["disk"]["seen"].startswith("/tmp/busco/spill: ")
+
+
+def test_doctor_fails_where_a_container_can_t_write(image: str, lake: Platform) -> None:
+    checks = doctor(lake, image, 1, BUSCO_STATE_DIR="/opt/busco/state")
+    assert checks["disk"]["state"] == "failed"
+    assert "Read-only file system" in checks["disk"]["seen"]
+    assert "BUSCO_STATE_DIR" in checks["disk"]["mend"]
+
+
+def test_doctor_says_that_a_project_mounted_over_the_image_s_is_parsed_anew(
+    image: str, lake: Platform, changed: tuple[str, ...]
+) -> None:
+    printed = docker("run", "--rm", *HARDENED, *of(lake), *changed, image, "doctor", status=1)
+    assert "dbt projects failed: /opt/busco/baked has no parse of /opt/busco/dbt_project as it is" in printed
+    assert "→ build the image anew (make image)" in printed
