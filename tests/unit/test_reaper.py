@@ -5,13 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import boto3
+from botocore.stub import Stubber
 from hypothesis import given
 from hypothesis import strategies as st
 
 from busco.lake.layout import run_key
-from busco.lake.records import Order, Pin
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Order, Pin, utc_now
 from busco.orchestration.launch import command
-from busco.orchestration.reaper import RunnerTask, runner_task, unfollowed
+from busco.orchestration.reaper import Reaper, RunnerTask, runner_task, unfollowed
+from busco.settings import Settings
+from tests.unit.memory_s3 import MemoryS3
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 RUN = run_key("lakehouse", "manual__2026-11-26")
@@ -111,3 +116,30 @@ def test_a_task_that_runs_something_else_is_never_ours_whatever_its_mark() -> No
     assert runner_task(described(), "another container") is None
     assert runner_task(described(overrides={}), "dbt") is None
     assert runner_task(described(overrides={"containerOverrides": []}), "dbt") is None
+
+
+# -- what is done about it --------------------------------------------------------------------------------------------
+
+
+def test_a_runner_that_is_followed_again_at_the_second_look_lives() -> None:
+    """Between two levels of its graph a run has no waiting task, while its shared runner goes on."""
+    looks: list[frozenset[str]] = [frozenset(), frozenset({RUN})]
+    ecs: Any = boto3.client("ecs", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    settings, slots = Settings(ecs_cluster="busco"), object()
+    reaper = Reaper(settings, ecs, ObjectStore(MemoryS3(), "lake"), slots, lambda: looks.pop(0), again=0.0)  # type: ignore[arg-type]
+    old = utc_now() - timedelta(hours=1)
+    with Stubber(ecs) as stubbed:
+        for _ in range(2):
+            stubbed.add_response("list_tasks", {"taskArns": ["arn:1"]}, {"cluster": "busco"})
+            answer = {"tasks": [{**described(createdAt=old), "lastStatus": "RUNNING", "desiredStatus": "RUNNING"}]}
+            stubbed.add_response("describe_tasks", answer, {"cluster": "busco", "tasks": ["arn:1"]})
+        # a StopTask would fail: the stub expects none
+        assert reaper.reap() == []
+        stubbed.assert_no_pending_responses()
+
+
+def test_maintenance_runs_by_itself_only_where_models_run_on_ecs() -> None:
+    assert Settings(execution="local").maintenance_cron is None
+    assert Settings(execution="ecs").maintenance_cron == "*/15 * * * *"
+    assert Settings(execution="ecs_shared", maintenance_schedule="0 * * * *").maintenance_cron == "0 * * * *"
+    assert Settings(execution="ecs", maintenance_schedule="").maintenance_cron is None

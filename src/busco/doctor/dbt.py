@@ -31,9 +31,10 @@ def projects(around: Surroundings) -> str:
 
 def _parsed(settings: Settings) -> str:
     found = baked.find(settings)
-    if settings.baked_dir is None or found is not None:
-        where = "in the image" if found else "here"
-        return f"{models(ensure_manifest(settings))}, parsed {where}"
+    if found is not None:
+        return f"{models(found.project)}, parsed in the image"
+    if settings.baked_dir is None:
+        return f"{models(ensure_manifest(settings))}, parsed here"
     if baked.stamp(settings.dbt_project) is None:
         raise Skipped(f"{settings.dbt_project_dir} reads the environment (env_var): it is parsed at each start")
     raise BuscoError(
