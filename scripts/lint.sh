@@ -14,7 +14,7 @@ check() {
 # mypy sees each environment's own libraries: a file is checked wherever what it imports is installed
 airflow_only='^src/busco/(orchestration/|embedded/(airflow|postgres|demo)|cli/platform)'
 dbt_only='^src/busco/(warehouse|ingest)/|^src/busco/lake/(engine|credentials|reading|versions|types)|^src/busco/cli/(data|local_aws|replay)|'
-dbt_only+='^src/busco/embedded/(aws|local_aws|stacks|athena|s3_|sample)'
+dbt_only+='^src/busco/doctor/dbt|^src/busco/embedded/(aws|local_aws|stacks|athena|s3_|sample)'
 mapfile -t dbt_side < <(git ls-files 'src/*.py' | grep -vE "$airflow_only")
 mapfile -t airflow_side < <(git ls-files 'src/*.py' | grep -vE "$dbt_only")
 mapfile -t shell < <(git ls-files '*.sh' .ci/run)

@@ -22,8 +22,8 @@ CLIENT_CONFIG: dict[str, Any] = {
 _LOADER = botocore.loaders.create_loader()
 
 
-def client(service: str, settings: Settings) -> Any:
-    """A boto3 client of `service` with the platform's retries and time-outs.
+def client(service: str, settings: Settings, **config: Any) -> Any:
+    """A boto3 client of `service` with the platform's retries and time-outs, or those in `config` (botocore's).
 
     Thread-safe, as boto3's clients are. `endpoint_url` None means AWS's own.
     """
@@ -32,5 +32,5 @@ def client(service: str, settings: Settings) -> Any:
     bare.register_component("data_loader", _LOADER)
     session = boto3.session.Session(region_name=settings.region, botocore_session=bare)
     return session.client(  # type: ignore[call-overload, unused-ignore]
-        service, endpoint_url=settings.endpoint_url, config=Config(**CLIENT_CONFIG)
+        service, endpoint_url=settings.endpoint_url, config=Config(**{**CLIENT_CONFIG, **config})
     )

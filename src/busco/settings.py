@@ -122,6 +122,9 @@ class Settings(BaseSettings):
     ecs_log_group: str = Field(default="/busco/dbt", description="CloudWatch log group of the tasks' output")
     ecs_log_prefix: str = Field(default="dbt", description="first part of the log streams' names")
     max_ecs_tasks: int = Field(default=10, ge=1, description="ECS tasks that run at once, over all triggerers")
+    maintenance_schedule: str = Field(
+        default="*/15 * * * *", description="when the DAG `maintenance` runs: a cron expression; empty: never by itself"
+    )
     alerts_topic: str = Field(default="", description="ARN of the SNS topic of alerts, empty: no alerts")
     price_vcpu_hour: float = Field(default=0.04048, ge=0, description="price of a vCPU for an hour, for estimates")
     price_gb_hour: float = Field(default=0.004445, ge=0, description="price of a GB of memory for an hour")
@@ -170,6 +173,11 @@ class Settings(BaseSettings):
         if self.dbt_project_dir == type(self).model_fields["dbt_project_dir"].default:
             return folder
         return folder / "projects" / quote(str(self.dbt_project_dir), safe="")
+
+    @property
+    def maintenance_cron(self) -> str | None:
+        """When the DAG `maintenance` runs; None where models run on this machine: it has nothing to look after."""
+        return (self.maintenance_schedule or None) if self.execution != "local" else None
 
     def database(self, layer: str) -> str:
         """The Glue database of a layer, `busco_gold` for `gold`."""

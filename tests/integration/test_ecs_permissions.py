@@ -102,9 +102,6 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
     folder = tmp_path_factory.mktemp("checked")
     home = folder / "home"
     shutil.copytree(ROOT / "tests/projects/mini/dbt_project", home / "dbt_project")
-    macros = "dbt_project/macros/materializations"
-    shutil.copytree(ROOT / macros, home / macros)
-    shutil.copyfile(ROOT / "dbt_project/profiles.yml", home / "dbt_project/profiles.yml")
     state = (home / ".busco").resolve()
     port = processes.pick_port(state, "checking")
     command = [sys.executable, "-c", CHECKING, "--state", str(state), "--lake", "sample", "--port", str(port)]
@@ -171,3 +168,24 @@ def test_what_the_policies_lack_is_refused(checked: Checked) -> None:
         topic = checked.outputs["AlertsTopic"]
         assert sns.publish(TopicArn=topic, Message="a run failed")["MessageId"]
         assert code_of(lambda: sns.publish(TopicArn=topic + "-other", Message="x")) == "AuthorizationError"
+
+
+@pytest.mark.parametrize("side", ["dbt", "airflow"])
+def test_doctor_needs_no_more_than_the_policy_of_its_side(checked: Checked, side: str) -> None:
+    landing = checked.outputs["LandingBucket"]
+    who, folder = {"dbt": (checked.task, ".venv-dbt"), "airflow": (checked.starter, ".venv")}[side]
+    with checked.being(who):
+        checked.platform.busco("dbt", "parse")
+        done = subprocess.run(
+            [str(ROOT / folder / "bin/python"), "-m", "busco", "doctor", "--format", "json"],
+            env={**os.environ, "BUSCO_LANDING_BUCKET": landing},
+            cwd=checked.platform.home, capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        said = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+        assert [check for check in said.values() if check["state"] == "failed"] == []
+        assert f":assumed-role/{'task' if side == 'dbt' else 'starter'}/" in said["role"]["seen"]
+        assert said["conditional writes"]["state"] == "ok"
+    with checked.being(checked.starter):
+        refused = checked.platform.busco("doctor", status=1, environment={"BUSCO_LANDING_BUCKET": landing})
+        assert "landing bucket failed: ListObjectsV2: AccessDenied" in refused
+        assert "TaskRole in a container" in refused

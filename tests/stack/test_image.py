@@ -232,3 +232,39 @@ def test_each_environment_and_run_uses_the_parse_that_it_came_with(image: str, l
         assert "OK created sql lake model silver.orders" in printed
         runs.add(re.findall(r"^run (\S+): .* success", printed, re.MULTILINE)[0])
     assert len(runs) == 2
+
+
+# -- busco doctor -----------------------------------------------------------------------------------------------------
+
+
+def test_doctor_sees_what_a_container_has(image: str, lake: Platform) -> None:
+    limits = ("--memory", "1g", "--memory-swap", "1g", "--cpus", "1")
+    printed = run(image, "doctor", "--format", "json", options=(*limits, *of(lake)))
+    checks = {check["name"]: check for check in json.loads(printed.splitlines()[-1])["checks"]}
+    assert not [check for check in checks.values() if check["state"] == "failed"]
+    skipped = {name for name, check in checks.items() if check["state"] == "skipped"}
+    assert skipped == {"ECS cluster", "manifest"}, "that is Airflow's"
+    assert re.match(r"busco: \d+ models, parsed in the image; code \w+", checks["dbt projects"]["seen"])
+    assert checks["memory and CPU"]["seen"] == "1.0 GiB of memory, of which DuckDB may use 505.5 MiB; 1 CPUs"
+    assert checks["disk"]["seen"].startswith("/tmp/busco/spill: ")
+
+
+def test_doctor_fails_where_a_container_can_t_write(image: str, lake: Platform, tmp_path: Path) -> None:
+    (tmp_path / "spill").mkdir()
+    tmp_path.chmod(0o755)
+    there = ("--volume", f"{tmp_path}:/state:ro", *of(lake, BUSCO_STATE_DIR="/state"))
+    missing = of(lake, BUSCO_STATE_DIR="/opt/busco/state")
+    for options in (there, missing):
+        printed = docker("run", "--rm", *HARDENED, *options, image, "doctor", status=1)
+        assert re.search(r"disk failed: .*Read-only file system.*\n  → set BUSCO_STATE_DIR to a folder", printed), (
+            printed
+        )
+        assert "1 failed" in printed.splitlines()[-1]
+
+
+def test_doctor_says_that_a_project_mounted_over_the_image_s_is_parsed_anew(
+    image: str, lake: Platform, changed: tuple[str, ...]
+) -> None:
+    printed = docker("run", "--rm", *HARDENED, *of(lake), *changed, image, "doctor", status=1)
+    assert "dbt projects failed: /opt/busco/baked has no parse of /opt/busco/dbt_project as it is" in printed
+    assert "→ build the image anew (make image)" in printed

@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "query": ("data", "dbt", "a query by Athena or DuckDB"),
     "release": ("releases", None, "what readers see: show, list, rollback, resume"),
     "replay": ("replay", "dbt", "models of a run again on this machine, as they were there"),
+    "doctor": ("doctor", None, "whether what the platform needs is there, and what to mend"),
     "runner": ("data", "dbt", "one runner of a run (started by Airflow)"),
     "select": ("data", "dbt", "the nodes that a dbt selection names, as JSON"),
     "bake": ("data", "dbt", "the project's parse, for an image that has it (Dockerfile.dbt)"),

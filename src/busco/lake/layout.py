@@ -85,6 +85,11 @@ class EnvironmentLayout:
     def current(self) -> str:
         return f"{self.root}current.json"
 
+    @property
+    def doctor(self) -> str:
+        """What `busco doctor` tries conditional writes on: both roles of deploy/aws/ecs.yaml may write it."""
+        return f"{self.root}doctor.json"
+
     def release(self, release: str) -> str:
         return f"{self.root}releases/{release}.json"
 

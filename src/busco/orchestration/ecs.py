@@ -14,6 +14,7 @@ from botocore.exceptions import ClientError, HTTPClientError
 
 from busco.lake.records import Ending, Order, Pin, Runner
 from busco.orchestration.async_aws import async_client
+from busco.orchestration.ecs_task import placement, started_by, task_definition
 from busco.orchestration.launch import CannotStart, Say, Starting, command
 from busco.orchestration.slots import Slots
 from busco.orchestration.stops import Stop, stop_reason
@@ -181,27 +182,13 @@ class EcsLauncher:
         }
         request: dict[str, Any] = {
             "cluster": settings.ecs_cluster,
-            "taskDefinition": getattr(settings, f"ecs_task_definition_{order.size or settings.ecs_size}"),
+            "taskDefinition": task_definition(settings, order.size),
             "count": 1,
             "clientToken": order.token,
             "startedBy": started_by(order.token),
             "overrides": {"containerOverrides": [override]},
         }
-        if settings.ecs_capacity_provider:
-            request["capacityProviderStrategy"] = [{"capacityProvider": settings.ecs_capacity_provider, "weight": 1}]
-        else:
-            request["launchType"] = settings.ecs_launch_type
-        if settings.ecs_platform_version:
-            request["platformVersion"] = settings.ecs_platform_version
-        if settings.ecs_subnets:
-            request["networkConfiguration"] = {
-                "awsvpcConfiguration": {
-                    "subnets": _listed(settings.ecs_subnets),
-                    "securityGroups": _listed(settings.ecs_security_groups),
-                    "assignPublicIp": "ENABLED" if settings.ecs_assign_public_ip else "DISABLED",
-                }
-            }
-        return request
+        return request | placement(settings)
 
     async def _find(self, token: str) -> str:
         """The ARN of the task that was started with this token; '' where there is none."""
@@ -296,11 +283,6 @@ def log_stream(settings: Settings, arn: str) -> str:
     return f"{settings.ecs_log_prefix}/{settings.ecs_container}/{arn.rsplit('/', 1)[-1]}"
 
 
-def started_by(token: str) -> str:
-    """`startedBy` of a task: by it the platform's own are known from others in the cluster."""
-    return f"busco-{token}"
-
-
 def ending_of(task: Mapping[str, Any], container: str) -> Ending:
     """How a stopped task has ended: `task` is as DescribeTasks gives it; its list of containers may be empty."""
     found = [one for one in task.get("containers") or [] if one.get("name") == container]
@@ -323,7 +305,3 @@ def ending_of(task: Mapping[str, Any], container: str) -> Ending:
 
 def _moment(value: object) -> datetime | None:
     return value if isinstance(value, datetime) else None
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

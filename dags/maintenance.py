@@ -1,0 +1,35 @@
+"""What keeps the platform tidy: stops ECS tasks that nobody follows."""
+
+from datetime import timedelta
+
+import pendulum
+from airflow.decorators import dag, task
+
+from busco.settings import get_settings
+
+RETRY = {"retries": 2, "retry_delay": timedelta(seconds=10), "retry_exponential_backoff": True}
+
+
+@dag(
+    dag_id="maintenance",
+    description="Stops ECS tasks of runs that nobody follows any more, and frees their places",
+    schedule=get_settings().maintenance_cron,
+    start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"owner": "data-platform", "execution_timeout": timedelta(minutes=10)},
+    tags=["operations"],
+    doc_md=__doc__ + "\n\nIts log has a line for each task that it stopped, with the run and the reason. Red? ECS or "
+    "the lake did not answer; the next run looks again, it is safe to clear.",
+)
+def maintenance():
+    @task(**RETRY)
+    def reap():
+        from busco.orchestration import reaper
+
+        return reaper.reap()
+
+    reap()
+
+
+maintenance()

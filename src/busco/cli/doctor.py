@@ -1,0 +1,42 @@
+"""`busco doctor`: whether what the platform needs is there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from dataclasses import asdict
+
+import click
+
+from busco import __version__
+from busco.doctor import examine
+from busco.environments import here
+from busco.output import table
+from busco.settings import get_settings
+
+
+@click.command("doctor")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def doctor_command(form: str) -> int:
+    """Looks at what this process needs (S3, Glue, role, endpoint, manifest, memory, disk, DuckDB), and says what to
+    mend. Ends with status 1 if anything has failed.
+
+    In a dbt container it sees what models will see: the DAG `ecs_check` runs it there.
+    """
+    # dbt prints what it can't parse
+    with contextlib.redirect_stdout(sys.stderr):
+        findings = list(examine(get_settings()))
+    failed = [finding for finding in findings if finding.state == "failed"]
+    if form == "json":
+        side = "dbt" if here("dbt") else "airflow"
+        checks = [asdict(finding) for finding in findings]
+        click.echo(json.dumps({"ok": not failed, "version": __version__, "environment": side, "checks": checks}))
+    else:
+        table(("check", "", "seen"), [(one.name, one.state, one.seen) for one in findings])
+        for finding in failed:
+            click.echo(f"\n{finding.name} failed: {finding.seen}" + (f"\n  → {finding.mend}" if finding.mend else ""))
+        skipped = sum(finding.state == "skipped" for finding in findings)
+        good = len(findings) - len(failed) - skipped
+        click.echo(f"\n{good} ok, {len(failed)} failed, {skipped} skipped")
+    return 1 if failed else 0

@@ -1,0 +1,193 @@
+"""What AWS, or the endpoint in its place, lets this process do."""
+
+from __future__ import annotations
+
+import time
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import boto3
+from botocore import UNSIGNED
+from botocore.exceptions import BotoCoreError, ClientError
+
+from busco import container
+from busco.doctor import Skipped, Surroundings
+from busco.errors import BuscoError
+from busco.lake.layout import EnvironmentLayout, new_id
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Current
+from busco.settings import LAYERS, require_lake
+
+# S3 refuses requests of a clock that is 15 minutes off (S3 API reference, RequestTimeTooSkewed).
+_SKEW, _REFUSED = 60.0, 15
+_RACES = 5  # of several doctors at once, one wins each time
+
+
+def first_answer(around: Surroundings) -> tuple[str, str, float]:
+    """Asks S3 without credentials: any answer is one, a refusal too."""
+    settings = require_lake(around.settings)
+    s3 = around.client("s3", signature_version=UNSIGNED)
+    try:
+        answer = s3.head_bucket(Bucket=settings.lake_bucket)
+    except ClientError as error:
+        answer = error.response
+    headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
+    return str(s3.meta.endpoint_url), str(headers.get("date", "")), time.time()
+
+
+def endpoint(around: Surroundings) -> str:
+    """S3's endpoint answers."""
+    began = time.monotonic()
+    try:
+        url, _, _ = around.answered
+    except (BotoCoreError, OSError) as error:
+        if around.settings.platform == "embedded":
+            raise BuscoError(f"the local AWS does not answer: {error}", "start it: busco aws up") from error
+        raise
+    return f"{url} (region {around.settings.region}) answers in {(time.monotonic() - began) * 1000:.0f} ms"
+
+
+def clock(around: Surroundings) -> str:
+    """This machine's clock is near S3's."""
+    _, date, came = around.answered
+    if not date:
+        raise Skipped("S3's answer has no date")
+    skew = came - parsedate_to_datetime(date).timestamp()
+    if abs(skew) > _SKEW:
+        raise BuscoError(
+            f"this clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} S3's",
+            f"set it (NTP): S3 refuses what is signed {_REFUSED} minutes beside its own",
+        )
+    return f"{abs(skew):.0f} s from S3's"
+
+
+def role(around: Surroundings) -> str:
+    """There are credentials, and AWS knows whose they are."""
+    found = boto3.session.Session(region_name=around.settings.region).get_credentials()
+    if found is None:
+        raise BuscoError(
+            "there are no AWS credentials",
+            "in a container: the task definition's task role (deploy/aws/ecs.yaml, TaskRole); else AWS_PROFILE",
+        )
+    source = f"credentials from {found.method}"
+    task = container.this_task()
+    where = f", in ECS task {task.arn.rpartition('/')[2]} ({task.family}:{task.revision})" if task else ""
+    try:
+        identity = around.client("sts").get_caller_identity()
+    except (BotoCoreError, OSError) as error:
+        # a network that lets through only what models need has no way to it
+        return f"{source}{where}; whose they are is not known: {error}"
+    return f"{identity['Arn']}, {source}{where}"
+
+
+def lake_bucket(around: Surroundings) -> str:
+    """The lake bucket is there, and may be listed and read."""
+    settings = around.settings
+    environment = EnvironmentLayout(settings.environment)
+    try:
+        around.s3.list_objects_v2(Bucket=settings.lake_bucket, Prefix=environment.root, MaxKeys=1)
+    except ClientError as error:
+        _refuse_bucket(error, settings.lake_bucket, "BUSCO_LAKE_BUCKET")
+        raise
+    current = ObjectStore(around.s3, settings.lake_bucket).read(environment.current, Current)
+    live = f"release {current.release} is live" if current else "nothing is published yet"
+    return f"{settings.lake_bucket}: {live} in {settings.environment}"
+
+
+def conditional_writes(around: Surroundings) -> str:
+    """S3 writes under a condition, and refuses where it does not hold (protocol: all the locking that the lake has)."""
+    bucket, key = around.settings.lake_bucket, EnvironmentLayout(around.settings.environment).doctor
+    _put(around.s3, bucket, key, IfNoneMatch="*")
+    if _put(around.s3, bucket, key, IfNoneMatch="*"):
+        raise _ignored("If-None-Match", bucket)
+    for _ in range(_RACES):
+        etag = around.s3.get_object(Bucket=bucket, Key=key)["ETag"]
+        if _put(around.s3, bucket, key, IfMatch=etag):
+            break
+    else:
+        raise BuscoError(f"s3://{bucket}/{key}: a write with If-Match and the object's own ETag is refused each time")
+    if _put(around.s3, bucket, key, IfMatch=etag):
+        raise _ignored("If-Match", bucket)
+    return f"s3://{bucket}/{key}: written, and refused (412), with If-None-Match and with If-Match"
+
+
+def landing_bucket(around: Surroundings) -> str:
+    """The landing bucket is there, and may be listed."""
+    bucket = around.settings.landing_bucket
+    if not bucket:
+        raise Skipped("BUSCO_LANDING_BUCKET is not set")
+    try:
+        around.s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
+    except ClientError as error:
+        _refuse_bucket(error, bucket, "BUSCO_LANDING_BUCKET")
+        raise
+    return bucket
+
+
+def glue_databases(around: Surroundings) -> str:
+    """Each layer has its Glue database."""
+    settings, glue = around.settings, around.client("glue")
+    missing = []
+    for database in map(settings.database, LAYERS):
+        try:
+            _look_at_database(glue, database)
+        except glue.exceptions.EntityNotFoundException:
+            missing.append(database)
+    if missing:
+        raise BuscoError(
+            f"missing: {', '.join(missing)}", "deploy deploy/aws/lake.yaml, or set BUSCO_GLUE_PREFIX to yours"
+        )
+    return ", ".join(map(settings.database, LAYERS))
+
+
+def ecs_cluster(around: Surroundings) -> str:
+    """The cluster is there, and its tasks may be listed."""
+    settings = around.settings
+    if settings.execution == "local":
+        raise Skipped("BUSCO_EXECUTION is local: models run on this machine")
+    ecs = around.client("ecs")
+    try:
+        found = ecs.list_tasks(cluster=settings.ecs_cluster, maxResults=100)["taskArns"]
+    except ecs.exceptions.ClusterNotFoundException as error:
+        raise BuscoError(
+            f"the cluster {settings.ecs_cluster} does not exist", "deploy deploy/aws/ecs.yaml; BUSCO_ECS_CLUSTER"
+        ) from error
+    return f"{settings.ecs_cluster}: {len(found)} tasks run"
+
+
+def _look_at_database(glue: Any, name: str) -> None:
+    try:
+        glue.get_database(Name=name)
+    except glue.exceptions.AccessDeniedException:
+        # Airflow's role may list a database's tables only, which needs the database as well
+        glue.get_tables(DatabaseName=name, MaxResults=1)
+
+
+def _put(s3: Any, bucket: str, key: str, **condition: str) -> bool:
+    """Whether S3 took the write; a refusal is 412, or 409 while another one is under way."""
+    try:
+        s3.put_object(
+            Bucket=bucket, Key=key, Body=f'{{"id": "{new_id()}"}}'.encode(), ContentType="application/json", **condition
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+            return False
+        raise
+    return True
+
+
+def _ignored(header: str, bucket: str) -> BuscoError:
+    return BuscoError(
+        f"the S3 of {bucket} takes no notice of {header}: two runs that publish would overwrite one another",
+        "use an S3 with conditional writes: AWS's own, or a newer version of this one",
+    )
+
+
+def _refuse_bucket(error: ClientError, bucket: str, setting: str) -> None:
+    """Raises BuscoError where the error says that the bucket is not there."""
+    code = error.response["Error"]["Code"]
+    if code in ("NoSuchBucket", "404"):
+        raise BuscoError(f"the bucket {bucket} does not exist", f"deploy deploy/aws/lake.yaml; {setting}") from error
+    if code in ("PermanentRedirect", "301", "AuthorizationHeaderMalformed"):
+        region = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region", "another region")
+        raise BuscoError(f"the bucket {bucket} is in {region}", f"set BUSCO_REGION to it, or {setting}") from error

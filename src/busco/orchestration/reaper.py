@@ -1,0 +1,237 @@
+"""ECS tasks that nobody follows any more: found by Airflow's database and the lake's records, stopped, and told of.
+
+A runner is stopped by whoever follows it. One is left alone where that could not be: Airflow was down or had no way to
+ECS when its run was cleared, marked or deleted. What it writes is not waited for, but it costs, and has a place.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import ClientError
+
+from busco.aws import client
+from busco.lake.layout import EnvironmentLayout, run_key
+from busco.lake.objects import ObjectStore
+from busco.lake.records import utc_now
+from busco.lake.runs import newest_epoch
+from busco.orchestration.ecs_task import STARTED_BY, started_by
+from busco.settings import Settings, get_settings, require_lake
+
+if TYPE_CHECKING:
+    from busco.orchestration.slots import Slots
+
+log = logging.getLogger(__name__)
+
+GRACE = timedelta(minutes=2)
+# Between two levels of its graph a run has for a moment no task that follows: whatever is stopped was seen so twice.
+_AGAIN = 20.0
+_MOST = 100  # tasks that one DescribeTasks takes (API reference, DescribeTasks)
+_STALE = 60.0  # as in ecs.py
+
+
+@dataclass(frozen=True)
+class RunnerTask:
+    """An ECS task that is a runner of the platform: for which epoch of which run, and which order of it."""
+
+    arn: str
+    environment: str
+    run: str
+    epoch: int
+    order: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Unfollowed:
+    """A runner that is to be stopped, and why."""
+
+    task: RunnerTask
+    why: str
+
+    @property
+    def reason(self) -> str:
+        """What ECS shows as the reason of its end."""
+        one = self.task
+        return f"busco maintenance: {self.why} (run {one.run}, epoch {one.epoch}, {one.order})"
+
+
+def unfollowed(
+    tasks: Iterable[RunnerTask],
+    environment: str,
+    followed: Set[str],
+    newest: Mapping[str, int | None],
+    now: datetime,
+    grace: timedelta = GRACE,
+) -> list[Unfollowed]:
+    """Those of the tasks that nobody follows.
+
+    Args:
+        tasks: the runners that ECS has.
+        environment: ours; runners of another one are another Airflow's.
+        followed: the keys of the runs that have a task in Airflow which waits for a runner, or is about to.
+        newest: each run's newest epoch (R1), None where the lake does not know the run.
+        grace: how old a task is at least: whoever started it may not have said yet that he follows it.
+    """
+    found = []
+    for task in tasks:
+        if task.environment != environment or now - task.created_at < grace:
+            continue
+        epoch = newest.get(task.run)
+        if epoch is not None and epoch > task.epoch:
+            found.append(Unfollowed(task, f"epoch {epoch} of its run has begun"))
+        elif task.run not in followed:
+            found.append(Unfollowed(task, "no task of its run waits for it in Airflow"))
+    return found
+
+
+def runner_task(task: Mapping[str, Any], container: str) -> RunnerTask | None:
+    """A task, as DescribeTasks gives it, as one of our runners; None for any other, whoever started it."""
+    if not str(task.get("startedBy") or "").startswith(STARTED_BY):
+        return None
+    overrides = (task.get("overrides") or {}).get("containerOverrides") or []
+    given: Mapping[str, Any] = next((one for one in overrides if one.get("name") == container), {})
+    words = given.get("command") or []
+    options = dict(pairwise(words))
+    variables = {one["name"]: one["value"] for one in given.get("environment") or []}
+    run, epoch, created = options.get("--run"), options.get("--epoch", ""), task.get("createdAt")
+    if words[:1] != ["runner"] or not run or not epoch.isdigit() or not isinstance(created, datetime):
+        return None
+    order = f"{options.get('--order', '')}/{options.get('--generation', '')}"
+    return RunnerTask(str(task["taskArn"]), variables.get("BUSCO_ENVIRONMENT", ""), run, int(epoch), order, created)
+
+
+def reap() -> list[str]:
+    """Stops the runners that nobody follows, frees the places of those that are gone, and gives the runs of what it
+    stopped. A task of Airflow; runs in a worker."""
+    from busco.orchestration.slots import Slots
+
+    settings = require_lake(get_settings())
+    reaper = Reaper(
+        settings,
+        client("ecs", settings),
+        ObjectStore(client("s3", settings), settings.lake_bucket),
+        Slots.of_airflow(settings.max_ecs_tasks),
+        followed_runs,
+    )
+    stopped = reaper.reap()
+    freed = reaper.free_places()
+    log.info("stopped=%s places_freed=%s", len(stopped), freed)
+    return [one.task.run for one in stopped]
+
+
+@dataclass
+class Reaper:
+    """The hands: what ECS, the lake and Airflow's database say now.
+
+    Args:
+        followed: gives the keys of the runs that have a task in Airflow which waits for a runner.
+        again: seconds between the two looks.
+        stale: seconds after which a place is looked into.
+    """
+
+    settings: Settings
+    ecs: Any
+    store: ObjectStore
+    slots: Slots
+    followed: Callable[[], Set[str]]
+    again: float = _AGAIN
+    grace: timedelta = GRACE
+    stale: float = _STALE
+
+    def reap(self) -> list[Unfollowed]:
+        """Stops what was seen to be unfollowed twice."""
+        first = self.look()
+        if not first:
+            return []
+        time.sleep(self.again)
+        known = {one.task.arn for one in first}
+        found = [one for one in self.look() if one.task.arn in known]
+        for one in found:
+            self._stop(one)
+        return found
+
+    def look(self) -> list[Unfollowed]:
+        """The runners that nobody follows at this moment."""
+        tasks = self._runners()
+        if not tasks:
+            return []
+        environment = EnvironmentLayout(self.settings.environment)
+        newest = {run: newest_epoch(self.store, environment, run) for run in {task.run for task in tasks}}
+        return unfollowed(tasks, environment.environment, self.followed(), newest, utc_now(), self.grace)
+
+    def free_places(self) -> int:
+        """Gives back the places of tasks that are gone, whose follower did not live to see it; how many."""
+        holders = [holder for holder in self.slots.holders() if holder.seconds >= self.stale]
+        lost = [holder.token for holder in holders if not holder.arn and not self._started(holder.token)]
+        for token in lost:
+            self.slots.give_back(token)
+        arns = [holder.arn for holder in holders if holder.arn]
+        gone = sorted({*arns} - {str(task["taskArn"]) for task in self._described(arns) if _lives(task)})
+        self.slots.gone(gone)
+        for what in (*gone, *lost):
+            log.info("freed the place of task=%s, which is gone", what)
+        return len(gone) + len(lost)
+
+    def _runners(self) -> list[RunnerTask]:
+        pages = self.ecs.get_paginator("list_tasks").paginate(cluster=self.settings.ecs_cluster)
+        arns = [str(arn) for page in pages for arn in page["taskArns"]]
+        found = [runner_task(task, self.settings.ecs_container) for task in self._described(arns) if _lives(task)]
+        return [task for task in found if task is not None]
+
+    def _described(self, arns: Sequence[str]) -> list[Mapping[str, Any]]:
+        found: list[Mapping[str, Any]] = []
+        for start in range(0, len(arns), _MOST):
+            some = arns[start : start + _MOST]
+            found += self.ecs.describe_tasks(cluster=self.settings.ecs_cluster, tasks=some).get("tasks") or []
+        return found
+
+    def _started(self, token: str) -> bool:
+        """Whether a task was started with this token, which the place knows from now on."""
+        answer = self.ecs.list_tasks(cluster=self.settings.ecs_cluster, startedBy=started_by(token))
+        arns = answer.get("taskArns") or []
+        if arns:
+            self.slots.started(token, str(arns[0]))
+        return bool(arns)
+
+    def _stop(self, one: Unfollowed) -> None:
+        task = one.task
+        try:
+            self.ecs.stop_task(cluster=self.settings.ecs_cluster, task=task.arn, reason=one.reason[:255])
+        except ClientError as error:
+            if "not found" not in str(error):
+                raise
+        log.warning("stopped run=%s epoch=%s order=%s task=%s: %s", task.run, task.epoch, task.order, task.arn, one.why)
+
+
+def followed_runs() -> frozenset[str]:
+    """The keys of the runs that have a task which waits in a triggerer, or is on its way there."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from airflow.utils.state import TaskInstanceState
+
+    waiting = (
+        TaskInstanceState.DEFERRED,
+        TaskInstanceState.SCHEDULED,
+        TaskInstanceState.QUEUED,
+        TaskInstanceState.RUNNING,
+        TaskInstanceState.RESTARTING,
+    )
+    with create_session() as session:
+        rows = (
+            session.query(TaskInstance.dag_id, TaskInstance.run_id)
+            .filter(TaskInstance.state.in_(waiting))
+            .distinct()
+            .all()
+        )
+    return frozenset(run_key(dag_id, run_id) for dag_id, run_id in rows)
+
+
+def _lives(task: Mapping[str, Any]) -> bool:
+    return task.get("lastStatus") != "STOPPED" and task.get("desiredStatus") != "STOPPED"

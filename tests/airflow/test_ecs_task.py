@@ -1,0 +1,96 @@
+"""An ECS task of a user's own DAG: what RunTask is asked for, and where its output is looked for."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from airflow.exceptions import TaskDeferred
+from airflow.providers.amazon.aws.operators.ecs import EcsRunTaskOperator
+from airflow.utils.context import Context
+from botocore.stub import Stubber
+
+from busco.orchestration.ecs_task import ecs_task_arguments
+from busco.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+ARN = "arn:aws:ecs:sa-east-1:123456789012:task/busco/0123456789abcdef"
+
+
+class Cloudformation(yaml.SafeLoader):
+    """YAML with CloudFormation's tags, whose values are not needed."""
+
+
+Cloudformation.add_multi_constructor("!", lambda loader, suffix, node: suffix)
+
+
+def started(settings: Settings, **expected: Any) -> TaskDeferred:
+    """Executes the operator; RunTask must be called with just these arguments beside those that are always there."""
+    operator = EcsRunTaskOperator(
+        task_id="t", owner="me", **ecs_task_arguments(settings, ["doctor"], timeout=timedelta(minutes=5))
+    )  # fmt: skip
+    ecs = boto3.client("ecs", region_name="sa-east-1", aws_access_key_id="x", aws_secret_access_key="x")
+    variables = [{"name": "BUSCO_ENVIRONMENT", "value": "prod"}]
+    override = {"name": "dbt", "command": ["doctor"], "environment": variables}
+    always = {
+        "cluster": "busco",
+        "taskDefinition": "busco-dbt-medium",
+        "startedBy": "me",
+        "overrides": {"containerOverrides": [override]},
+    }
+    operator.__dict__["client"] = ecs
+    with Stubber(ecs) as stubbed, pytest.raises(TaskDeferred) as deferred:
+        # no container yet, as ECS answers
+        stubbed.add_response("run_task", {"tasks": [{"taskArn": ARN}], "failures": []}, {**always, **expected})
+        operator.do_xcom_push = False
+        operator.execute(Context())
+    return deferred.value
+
+
+def a_settings(**values: Any) -> Settings:
+    return Settings(home=ROOT, platform="aws", region="sa-east-1", **values)
+
+
+def test_by_default_it_runs_on_fargate_and_names_no_network() -> None:
+    started(a_settings(), launchType="FARGATE")
+
+
+def test_a_capacity_provider_takes_the_launch_type_s_place() -> None:
+    strategy = [{"capacityProvider": "FARGATE_SPOT", "weight": 1}]
+    started(a_settings(ecs_capacity_provider="FARGATE_SPOT"), capacityProviderStrategy=strategy)
+
+
+def test_its_network_and_platform_are_those_of_the_settings() -> None:
+    network = {"subnets": ["subnet-1", "subnet-2"], "securityGroups": ["sg-1"], "assignPublicIp": "DISABLED"}
+    started(
+        a_settings(ecs_subnets="subnet-1, subnet-2", ecs_security_groups="sg-1", ecs_platform_version="1.4.0"),
+        launchType="FARGATE",
+        platformVersion="1.4.0",
+        networkConfiguration={"awsvpcConfiguration": network},
+    )
+
+
+def test_its_output_is_read_from_the_stream_and_in_the_region_where_ecs_writes_it() -> None:
+    waits = started(a_settings(), launchType="FARGATE")
+    _, given = waits.trigger.serialize()
+    assert (given["log_group"], given["log_stream"]) == ("/busco/dbt", "dbt/dbt/0123456789abcdef")
+    assert (given["region"], given["aws_conn_id"]) == ("sa-east-1", None)
+
+
+def test_it_does_not_wait_for_seventy_days() -> None:
+    waits = started(a_settings(), launchType="FARGATE")
+    assert waits.timeout == timedelta(minutes=6)
+
+
+def test_the_settings_name_what_the_template_makes() -> None:
+    settings = a_settings()
+    found = yaml.load((ROOT / "deploy/aws/ecs.yaml").read_text(), Cloudformation)["Resources"]
+    for size in ("Small", "Medium", "Large"):
+        (container,) = found[f"{size}TaskDefinition"]["Properties"]["ContainerDefinitions"]
+        options = container["LogConfiguration"]["Options"]
+        assert container["Name"] == settings.ecs_container
+        assert options["awslogs-stream-prefix"] == settings.ecs_log_prefix

@@ -1,0 +1,159 @@
+"""The DAGs `ecs_check` and `maintenance`, over an ECS that runs real containers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from busco.aws import client
+from busco.embedded import airflow
+from busco.lake.layout import run_key
+from busco.lake.records import Pin, utc_now
+from busco.lake.runs import save_pin
+from busco.orchestration.reaper import Reaper, followed_runs
+from busco.orchestration.slots import Slots
+from busco.settings import get_settings
+from tests.airflow.driver import ENVIRONMENT, Driver, platform
+from tests.ecs.conftest import PROJECT
+
+# A task that waits in the triggerer, as those of a run's models do.
+WAITING = """
+from datetime import timedelta
+import pendulum
+from airflow.models.dag import DAG
+from airflow.sensors.time_delta import TimeDeltaSensorAsync
+
+with DAG("waiting", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC")):
+    TimeDeltaSensorAsync(task_id="wait", delta=timedelta(hours=1))
+"""
+SLEEP = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\nwhile True: time.sleep(1)"
+GONE = "lakehouse.manual-2026.12345678"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Driver]:
+    variables = {"BUSCO_EXECUTION": "ecs_shared", "BUSCO_DBT_IMAGE": image, "BUSCO_MAINTENANCE_SCHEDULE": ""}
+    with platform(tmp_path_factory.mktemp("check"), PROJECT, **variables) as made:
+        yield made
+
+
+# -- ecs_check --------------------------------------------------------------------------------------------------------
+
+
+def test_ecs_check_is_green_and_its_log_has_what_the_container_saw(driver: Driver) -> None:
+    run = driver.start("ecs_check")
+    driver.green(run, "ecs_check")
+    log = driver.log(run, "doctor", "ecs_check")
+    assert "busco_bronze, busco_silver, busco_gold" in log
+    assert "in ECS task" in log
+    assert "12 ok, 0 failed, 2 skipped" in log
+
+
+def test_ecs_check_is_red_and_its_log_says_what_to_mend(driver: Driver) -> None:
+    glue = client("glue", get_settings())
+    glue.delete_database(Name="busco_silver")
+    try:
+        run = driver.start("ecs_check")
+        assert driver.finish(run, "ecs_check") == "failed"
+    finally:
+        glue.create_database(DatabaseInput={"Name": "busco_silver"})
+    log = driver.log(run, "doctor", "ecs_check")
+    assert "Glue databases failed: missing: busco_silver" in log
+    assert "deploy deploy/aws/lake.yaml" in log
+
+
+# -- maintenance ------------------------------------------------------------------------------------------------------
+
+
+class Sleepers:
+    """ECS tasks with a runner's command, whose containers sleep."""
+
+    def __init__(self) -> None:
+        self.settings = get_settings()
+        self.ecs = client("ecs", self.settings)
+        entry = {"name": self.settings.ecs_container, "image": self.settings.dbt_image}
+        self.family = self.ecs.register_task_definition(
+            family="sleeping", networkMode="awsvpc", requiresCompatibilities=["FARGATE"], cpu="256", memory="512",
+            containerDefinitions=[{**entry, "entryPoint": ["python", "-c", SLEEP]}],
+        )["taskDefinition"]["taskDefinitionArn"]  # fmt: skip
+
+    def start(self, run: str, epoch: int = 1, **request: Any) -> str:
+        """Started as runners are; gives the task's ARN."""
+        command = ["runner", "--run", run, "--epoch", str(epoch), "--order", "shared", "--generation", "1"]
+        variables = [{"name": "BUSCO_ENVIRONMENT", "value": "prod"}]
+        override = {"name": self.settings.ecs_container, "command": command, "environment": variables}
+        wanted = {"startedBy": f"busco-{epoch}", "overrides": {"containerOverrides": [override]}, **request}
+        answer = self.ecs.run_task(cluster=self.settings.ecs_cluster, taskDefinition=self.family, **wanted)
+        return str(answer["tasks"][0]["taskArn"])
+
+    def task(self, arn: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.ecs.describe_tasks(cluster=self.settings.ecs_cluster, tasks=[arn])["tasks"][0]
+        return found
+
+    def states(self, arns: set[str]) -> set[str]:
+        return {str(self.task(arn)["lastStatus"]) for arn in arns}
+
+    def stop(self, arns: set[str]) -> None:
+        for arn in arns:
+            self.ecs.stop_task(cluster=self.settings.ecs_cluster, task=arn)
+
+
+@pytest.fixture
+def airflow_database(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sessions on the embedded Airflow's database, as a worker of it has them."""
+    from airflow.settings import Session
+    from sqlalchemy import create_engine
+
+    url = airflow.environment(get_settings())["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+    engine = create_engine(url)
+    monkeypatch.setattr(Session, "session_factory", Session.session_factory)
+    Session.remove()
+    Session.configure(bind=engine)
+    yield
+    Session.remove()
+    engine.dispose()
+
+
+def test_maintenance_stops_the_runners_that_nobody_follows_and_nothing_else(
+    driver: Driver, airflow_database: None
+) -> None:
+    driver.write("dags/waiting.py", WAITING)
+    waiting = driver.start("waiting")
+    driver.wait(lambda: driver.states(waiting, "waiting") == {"wait": "deferred"})
+    run = run_key("waiting", waiting)
+    for epoch in (1, 2):
+        save_pin(driver.store, ENVIRONMENT, Pin(
+            run=run, epoch=epoch, environment="prod", base=None, bronze={}, manifest_hash="h", created_at=utc_now()
+        ))  # fmt: skip
+    tasks = Sleepers()
+    followed, over, left = tasks.start(run, 2), tasks.start(run, 1), tasks.start(GONE)
+    foreign = tasks.start(GONE, startedBy="somebody")
+    kept, unfollowed = {followed, foreign}, {over, left}
+    try:
+        driver.wait(lambda: tasks.states(kept | unfollowed) == {"RUNNING"})
+        driver.green(driver.start("maintenance"), "maintenance")
+        assert tasks.states(unfollowed) == {"RUNNING"}, "they are not two minutes old"
+
+        slots = Slots.of_airflow(10)
+        for token, arn in {"a": over, "b": followed}.items():
+            slots.ask(token, "test")
+            slots.started(token, arn)
+        patient = {"again": 0.2, "grace": timedelta(0), "stale": 0.0}
+        reaper = Reaper(tasks.settings, tasks.ecs, driver.store, slots, followed_runs, **patient)
+        assert {one.task.arn for one in reaper.reap()} == unfollowed
+        driver.wait(lambda: tasks.states(unfollowed) == {"STOPPED"})
+        assert tasks.states(kept) == {"RUNNING"}
+        reasons = [tasks.task(arn)["stoppedReason"] for arn in (over, left)]
+        assert reasons[0] == f"busco maintenance: epoch 2 of its run has begun (run {run}, epoch 1, shared/1)"
+        assert reasons[1] == (
+            f"busco maintenance: no task of its run waits for it in Airflow (run {GONE}, epoch 1, shared/1)"
+        )
+
+        assert reaper.reap() == []
+        assert reaper.free_places() == 1
+        assert [holder.token for holder in slots.holders()] == ["b"], "the place of what is gone is free"
+    finally:
+        tasks.stop(kept | unfollowed)

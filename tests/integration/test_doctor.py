@@ -1,0 +1,232 @@
+"""`busco doctor` says what is there, what is wrong, and what to mend."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+
+from tests.integration.conftest import MINI
+from tests.loopback import Handler, serving
+from tests.platforms import ROOT, Platform, platform
+
+NAMES = [
+    "endpoint", "clock", "role", "lake bucket", "conditional writes", "landing bucket", "Glue databases", "ECS cluster",
+    "manifest", "dbt projects", "memory and CPU", "disk", "DuckDB", "DuckDB on S3",
+]  # fmt: skip
+OF_AIRFLOW = {"ECS cluster", "manifest"}
+OF_DBT = {"landing bucket", "dbt projects", "DuckDB", "DuckDB on S3"}
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A platform that lacks nothing; nothing is built."""
+    with platform(tmp_path_factory.mktemp("doctor"), MINI) as made:
+        made.busco("dbt", "parse")
+        yield made
+
+
+def examined(live: Platform, status: int, side: str = "dbt", **variables: str) -> dict[str, dict[str, Any]]:
+    """What `busco doctor --format json` in an environment says, by the checks' names."""
+    python = ROOT / {"dbt": ".venv-dbt", "airflow": ".venv"}[side] / "bin/python"
+    done = subprocess.run(
+        [str(python), "-m", "busco", "doctor", "--format", "json"],
+        capture_output=True, text=True, cwd=live.home, env={**os.environ, **variables}, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    found = json.loads(done.stdout)
+    assert found.keys() == {"ok", "version", "environment", "checks"}
+    assert (found["ok"], found["environment"]) == (status == 0, side)
+    assert [check["name"] for check in found["checks"]] == NAMES
+    assert all(check.keys() == {"name", "state", "seen", "mend", "seconds"} for check in found["checks"])
+    return {check["name"]: check for check in found["checks"]}
+
+
+def named(checks: dict[str, dict[str, Any]], state: str) -> set[str]:
+    return {name for name, check in checks.items() if check["state"] == state}
+
+
+# -- all is well ------------------------------------------------------------------------------------------------------
+
+
+def test_in_dbts_environment_all_is_seen_but_what_airflow_alone_has(live: Platform) -> None:
+    checks = examined(live, 0)
+    assert named(checks, "skipped") == OF_AIRFLOW
+    assert named(checks, "failed") == set()
+    assert live.settings.endpoint_url in checks["endpoint"]["seen"]
+    assert "credentials from env" in checks["role"]["seen"]
+    assert "nothing is published yet in prod" in checks["lake bucket"]["seen"]
+    assert checks["Glue databases"]["seen"] == "busco_bronze, busco_silver, busco_gold"
+    assert checks["dbt projects"]["seen"].startswith("busco: 3 models, parsed here")
+    assert str(live.settings.state) in checks["disk"]["seen"]
+    assert checks["DuckDB"]["seen"].startswith("1.5")
+
+
+def test_in_airflows_environment_it_lists_what_only_dbts_can_see(live: Platform) -> None:
+    checks = examined(live, 0, "airflow", BUSCO_EXECUTION="ecs_shared")
+    assert named(checks, "skipped") == OF_DBT
+    assert checks["DuckDB"]["seen"] == "is looked at in dbt's environment"
+    assert checks["ECS cluster"]["seen"] == f"{live.settings.ecs_cluster}: 0 tasks run"
+
+
+def test_the_table_has_a_line_for_each_check_and_their_number(live: Platform) -> None:
+    printed = live.busco("doctor")
+    for name in NAMES:
+        assert any(line.startswith(f"{name} ") for line in printed.splitlines()), printed
+    assert printed.splitlines()[-1] == "12 ok, 0 failed, 2 skipped"
+
+
+# -- something is wrong -----------------------------------------------------------------------------------------------
+
+
+def test_an_endpoint_that_nobody_serves_is_the_one_thing_that_has_failed(live: Platform) -> None:
+    nowhere = {"BUSCO_ENDPOINT_URL": "http://127.0.0.1:1"}
+    checks = examined(live, 1, **nowhere)
+    assert named(checks, "failed") == {"endpoint"}
+    assert "http://127.0.0.1:1" in checks["endpoint"]["seen"]
+    assert checks["endpoint"]["mend"] == "start it: busco aws up"
+    assert checks["conditional writes"]["seen"] == "needs: lake bucket"
+    printed = live.busco("doctor", status=1, environment=nowhere)
+    assert "endpoint failed: the local AWS does not answer" in printed
+    assert "→ start it: busco aws up" in printed
+
+
+def test_a_lake_bucket_that_does_not_exist_is_named_and_with_it_what_to_deploy(live: Platform) -> None:
+    checks = examined(live, 1, BUSCO_LAKE_BUCKET="nobodys-bucket")
+    assert named(checks, "failed") == {"lake bucket"}
+    assert checks["lake bucket"]["seen"] == "the bucket nobodys-bucket does not exist"
+    assert "deploy/aws/lake.yaml" in checks["lake bucket"]["mend"]
+    assert {"conditional writes", "DuckDB on S3"} <= named(checks, "skipped")
+
+
+def test_glue_databases_that_are_missing_are_named(live: Platform) -> None:
+    checks = examined(live, 1, BUSCO_GLUE_PREFIX="other_")
+    assert named(checks, "failed") == {"Glue databases"}
+    assert checks["Glue databases"]["seen"] == "missing: other_bronze, other_silver, other_gold"
+    assert "BUSCO_GLUE_PREFIX" in checks["Glue databases"]["mend"]
+
+
+def test_a_state_folder_that_can_t_be_written_fails_the_disk(live: Platform, tmp_path: Path) -> None:
+    # a file in its place: nobody can write below it, not even root
+    (tmp_path / "file").touch()
+    checks = examined(live, 1, BUSCO_PLATFORM="aws", BUSCO_STATE_DIR=str(tmp_path / "file"))
+    assert "disk" in named(checks, "failed")
+    assert str(tmp_path / "file") in checks["disk"]["seen"]
+    assert "BUSCO_STATE_DIR" in checks["disk"]["mend"]
+
+
+def test_a_project_that_dbt_can_t_parse_fails_with_dbts_words(live: Platform) -> None:
+    broken = live.write("dbt_project/models/gold/broken.sql", "select * from {{ ref('nobody') }}")
+    try:
+        checks = examined(live, 1)
+    finally:
+        broken.unlink()
+    assert named(checks, "failed") == {"dbt projects"}
+    assert "nobody" in checks["dbt projects"]["seen"]
+
+
+def test_an_images_parse_of_another_project_is_said_to_be_old(live: Platform, tmp_path: Path) -> None:
+    live.busco("bake", str(tmp_path))
+    baked = {"BUSCO_BAKED_DIR": str(tmp_path)}
+    assert "parsed in the image" in examined(live, 0, **baked)["dbt projects"]["seen"]
+    model = live.home / "dbt_project/models/gold/fct.sql"
+    before = model.read_text()
+    model.write_text(before + "\n-- changed\n")
+    try:
+        checks = examined(live, 1, **baked)
+    finally:
+        model.write_text(before)
+    assert named(checks, "failed") == {"dbt projects"}
+    assert "make image" in checks["dbt projects"]["mend"]
+
+
+def test_without_credentials_the_role_has_failed_and_what_needs_one_is_left_out(live: Platform) -> None:
+    none = {
+        "AWS_ACCESS_KEY_ID": "",
+        "AWS_SECRET_ACCESS_KEY": "",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    # the embedded platform would give its own
+    checks = examined(live, 1, BUSCO_PLATFORM="aws", **none)
+    assert named(checks, "failed") == {"role"}
+    assert checks["role"]["seen"] == "there are no AWS credentials"
+    assert "TaskRole" in checks["role"]["mend"]
+
+
+# -- an S3 that is not as it should be --------------------------------------------------------------------------------
+
+
+@contextmanager
+def altered(upstream: str, drop: tuple[str, ...] = (), date: str = "", refuse: str = "") -> Iterator[str]:
+    """A way to the local AWS that loses some of the requests' headers, has another date in its answers, or refuses an
+    action of the JSON protocols, `ListTasks: ClusterNotFoundException`."""
+    action, _, code = refuse.partition(": ")
+    target = urlparse(upstream)
+
+    class Way(Handler):
+        def pass_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if action and self.headers.get("X-Amz-Target", "").endswith(f".{action}"):
+                refusal = json.dumps({"__type": code, "message": "no"}).encode()
+                self.answer(400, refusal, {"Content-Type": "application/x-amz-json-1.1"})
+                return
+            unwanted = {"connection", "transfer-encoding", "content-length", "host", *drop}
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in unwanted}
+            connection = http.client.HTTPConnection(target.netloc, timeout=30)
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            kept = {k: v for k, v in answer.getheaders() if k.lower() not in {"server", "date", *unwanted}}
+            self.answer(answer.status, content, kept)
+            connection.close()
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return date or super().date_time_string(timestamp)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = pass_on
+
+    with serving(Way) as url:
+        yield url
+
+
+@pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
+def test_an_s3_that_takes_no_notice_of_a_condition_fails(live: Platform, header: str) -> None:
+    with altered(live.settings.endpoint_url or "", drop=(header.lower(),)) as url:
+        checks = examined(live, 1, BUSCO_ENDPOINT_URL=url)
+    assert named(checks, "failed") == {"conditional writes"}
+    assert f"takes no notice of {header}" in checks["conditional writes"]["seen"]
+
+
+def test_a_clock_far_from_s3s_fails(live: Platform) -> None:
+    with altered(live.settings.endpoint_url or "", date="Mon, 01 Jan 2024 00:00:00 GMT") as url:
+        checks = examined(live, 1, BUSCO_ENDPOINT_URL=url)
+    assert named(checks, "failed") == {"clock"}
+    assert "ahead of S3's" in checks["clock"]["seen"]
+
+
+def test_a_cluster_that_does_not_exist_is_named(live: Platform) -> None:
+    # the emulator lists the tasks of any cluster
+    with altered(live.settings.endpoint_url or "", refuse="ListTasks: ClusterNotFoundException") as url:
+        checks = examined(live, 1, "airflow", BUSCO_EXECUTION="ecs", BUSCO_ECS_CLUSTER="ours", BUSCO_ENDPOINT_URL=url)
+    assert named(checks, "failed") == {"ECS cluster"}
+    assert checks["ECS cluster"]["seen"] == "the cluster ours does not exist"
+
+
+def test_a_role_may_lack_what_airflow_s_has_not_and_any_other_refusal_is_told(live: Platform) -> None:
+    with altered(live.settings.endpoint_url or "", refuse="GetDatabase: AccessDeniedException") as url:
+        assert named(examined(live, 0, BUSCO_ENDPOINT_URL=url), "failed") == set(), "it may list its tables"
+    with altered(live.settings.endpoint_url or "", refuse="GetDatabase: InternalServiceException") as url:
+        checks = examined(live, 1, BUSCO_ENDPOINT_URL=url)
+    assert named(checks, "failed") == {"Glue databases"}
+    assert "InternalServiceException" in checks["Glue databases"]["seen"]
+    assert "TaskRole" in checks["Glue databases"]["mend"]
