@@ -11,7 +11,7 @@ import pytest
 
 from busco.lake import pins
 from busco.lake.layout import local_run_key
-from busco.lake.records import Result, utc_now
+from busco.lake.records import Order, Result, utc_now
 from busco.lake.runs import open_run
 from busco.orchestration.launch import LocalLauncher
 from busco.warehouse.dbt import ensure_manifest
@@ -80,8 +80,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
 def run_as_airflow_does(made: Platform, key: str) -> str:
     """A shared runner's output."""
 
+    run = open_run(made.store, ENVIRONMENT, key)
+    order = Order(name="shared", generation=1, kind="shared")
+    run.store.create(run.layout.order(order.name, order.generation), order)
+
     async def start() -> Path:
-        started = await LocalLauncher(made.settings).start(["--run", key, "--epoch", "1"])
+        started = await LocalLauncher(made.settings).start(run.pin, order, print)
         await asyncio.to_thread(started.process.wait, 300)
         return started.log
 

@@ -93,6 +93,7 @@ import os, signal, sys
 step = sys.argv[1]
 def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
 from busco.lake.runs import Run
+from busco.lake import versions
 from busco.warehouse import session
 if step == "take":
     take = Run.take
@@ -103,11 +104,11 @@ if step == "take":
 if step == "copy":
     session.Session.commit = die
 if step == "metadata":
-    written = session.versions.write_metadata
+    written = versions.write_metadata
     def only_bronze(store, location, *rest):
         written(store, location, *rest)
         if "silver" in location: die()
-    session.versions.write_metadata = only_bronze
+    versions.write_metadata = only_bronze
 if step == "enter":
     Run.enter = die
 from busco.cli import main
