@@ -6,6 +6,7 @@ import click
 
 from busco.embedded import airflow, aws
 from busco.embedded.demo import run_demo, start_lakehouse
+from busco.environments import hand_over
 from busco.output import say
 from busco.settings import Settings, get_settings
 
@@ -50,7 +51,8 @@ def down_command() -> None:
     """Ends everything that runs here; data and history stay."""
     settings = get_settings()
     airflow.down(settings, say)
-    aws.down(settings, say)
+    # dbt's environment has what ends containers
+    hand_over(settings, "dbt", ["aws", "down"])
 
 
 @click.command("demo")
