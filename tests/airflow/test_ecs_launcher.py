@@ -19,7 +19,8 @@ from busco.embedded.postgres import Postgres
 from busco.lake.layout import new_id
 from busco.lake.records import Order, Pin, Runner, utc_now
 from busco.orchestration import async_aws, ecs
-from busco.orchestration.ecs import EcsLauncher, ending_of, started_by
+from busco.orchestration.ecs import EcsLauncher, ending_of
+from busco.orchestration.ecs_task import started_by
 from busco.orchestration.launch import CannotStart, client_token
 from busco.orchestration.slots import Slots
 from busco.settings import Settings, get_settings

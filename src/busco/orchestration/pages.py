@@ -19,7 +19,8 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import Ending, Order, Release, Runner
 from busco.lake.releases import read_live
 from busco.lake.runs import Run, open_run
-from busco.orchestration.ecs import ending_of, log_stream, started_by
+from busco.orchestration.ecs import ending_of, log_stream
+from busco.orchestration.ecs_task import started_by
 from busco.orchestration.whereabouts import Whereabouts, whereabouts
 from busco.orchestration.words import athena_table_url, ecs_task_url, log_stream_url
 from busco.processes import process_alive, this_host
