@@ -116,7 +116,7 @@ async def triggerer(run_id: str, count: int) -> dict[str, Any]:
     while not all(task.done() for task in tasks):
         await asyncio.sleep(0.2)
         heart.rss = max(heart.rss, process.memory_info().rss)
-        from busco.orchestration.watch import _watches
+        from busco.orchestration.watches import _watches
 
         if heart.rss and not heart.said and any(len(w.followers) == count for w in _watches.values()):
             heart.said = True

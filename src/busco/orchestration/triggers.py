@@ -53,7 +53,7 @@ class FollowTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         # imported here: Airflow's webserver and scheduler load this module, and need none of it
         from busco.orchestration.follow import Ended, Follow, Job, Superseded
-        from busco.orchestration.watch import watch
+        from busco.orchestration.watches import watch
 
         instance: Any = self.task_instance
         dag_id = self.dag_id or instance.dag_id
