@@ -123,7 +123,7 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
 
 def _me(settings: Settings, order: Order, log: str) -> Runner:
     task = this_task()
-    if task is None and in_ecs():
+    if order.name and task is None and in_ecs():
         raise BuscoError(
             "the ECS task metadata endpoint does not answer: nobody could find this runner", "start it anew"
         )
