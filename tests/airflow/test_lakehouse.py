@@ -64,7 +64,9 @@ def test_a_green_run_publishes_and_shows_its_tables_in_glue(driver: Driver) -> N
     assert driver.states(run) == dict.fromkeys(TASKS, "success")
     release = driver.live()
     assert release.run == run_key(DAG, run)
-    assert set(release.tables) == {"bronze.orders", "silver.orders", "gold.fct"}
+    # other projects may have published on this platform
+    own = {table for table, version in release.tables.items() if version.project in ("", "busco")}
+    assert own == {"bronze.orders", "silver.orders", "gold.fct"}
     assert driver.busco("query", "--format", "csv", "select count(*) as n from busco_gold.fct") == "n\n2\n"
     assert runners(driver, run) == ["shared"], "one process built it all"
     assert "2 rows" in driver.log(run, "models.fct.run")
