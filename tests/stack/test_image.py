@@ -115,10 +115,11 @@ def test_a_volume_over_tmp_is_writable_by_its_user(image: str) -> None:
 def test_home_state_and_spilled_data_lie_below_tmp(image: str) -> None:
     code = """if True:
         import json, pathlib
+        from busco.lake.budget import budget
         from busco.lake.engine import config
         from busco.settings import get_settings
         settings = get_settings()
-        spill = config(settings)["temp_directory"]
+        spill = config(budget(settings))["temp_directory"]
         print(json.dumps([str(pathlib.Path.home()), str(settings.state), spill]))"""
     assert [Path(path).parts[1] for path in python(image, code)] == ["tmp", "tmp", "tmp"]
 

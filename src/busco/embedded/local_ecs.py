@@ -342,10 +342,10 @@ class _LocalEcs:
         with ecs.request_scope(ecs.get_account_id(), config["region"] or ecs.get_region()):
             if not ecs._ensure_awslogs_stream(config):
                 return
-            for written, line in ecs_containers.lines(container.client.api, container.id):
-                event = {"timestamp": written, "message": line}
+            for come in ecs_containers.lines(container.client.api, container.id):
+                events = [{"timestamp": written, "message": line} for written, line in come]
                 cloudwatch_logs._put_log_events(
-                    {"logGroupName": config["group"], "logStreamName": config["stream"], "logEvents": [event]}
+                    {"logGroupName": config["group"], "logStreamName": config["stream"], "logEvents": events}
                 )
 
     # helpers ---------------------------------------------------------------------------------------------------
