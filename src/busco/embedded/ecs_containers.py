@@ -112,8 +112,8 @@ def lines(api: Any, container: str) -> Iterator[list[tuple[int, str]]]:
         container: its id.
 
     Returns:
-        Of each line, milliseconds since the epoch, which never go back, and its text. Empty ones are left out: CloudWatch
-        Logs takes none.
+        Of each line, milliseconds since the epoch, which never go back, and its text. Empty ones are left out, as
+        CloudWatch Logs takes none.
     """
     url = f"{api.base_url}/v{api.api_version}/containers/{container}/logs"
     wanted = {"stdout": 1, "stderr": 1, "follow": 1, "timestamps": 1}
