@@ -72,12 +72,12 @@ class Driver:
     def tries(self, run: str) -> dict[str, int]:
         return {task["task_id"]: int(task["try_number"]) for task in self.api.task_instances(DAG, run)}
 
-    def finish(self, run: str, dag: str = DAG, limit: float = 120) -> str:
+    def finish(self, run: str, dag: str = DAG, limit: float = 300) -> str:
         """Waits for a run's end; gives its state."""
         self.wait(lambda: self.api.dag_run(dag, run)["state"] in ("success", "failed"), limit)
         return str(self.api.dag_run(dag, run)["state"])
 
-    def green(self, run: str, dag: str = DAG, limit: float = 120) -> None:
+    def green(self, run: str, dag: str = DAG, limit: float = 300) -> None:
         """Waits for a run's end, which must be a good one."""
         if self.finish(run, dag, limit) != "success":
             failed = [task for task, state in self.states(run, dag).items() if state == "failed"]
@@ -97,7 +97,7 @@ class Driver:
         self.api.clear(DAG, run, tasks, downstream=downstream)
         self.wait(lambda: self.api.dag_run(DAG, run)["state"] != "failed", 30)
 
-    def wait(self, ready: Callable[[], bool], limit: float = 60) -> None:
+    def wait(self, ready: Callable[[], bool], limit: float = 180) -> None:
         deadline = time.monotonic() + limit
         pause = threading.Event()
         while not ready():

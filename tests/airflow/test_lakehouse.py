@@ -279,7 +279,7 @@ def test_a_run_ends_right_when_a_process_is_killed_under_it(driver: Driver, vict
             for pid in [pid for pid in psutil.pids() if session_of(pid) == process.pid]:
                 os.kill(pid, signal.SIGKILL)
             airflow.up(get_settings(), lambda _: None)
-        driver.green(run, limit=180)
+        driver.green(run)
     finally:
         driver.write(FCT, whole)
     assert driver.live().run == key
