@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 
 import psutil
 
+from bench import stock
 from busco.aws import client
 from busco.embedded import airflow, processes
 from busco.lake.layout import run_key
@@ -26,25 +27,48 @@ from busco.settings import get_settings
 from tests.airflow.driver import DAG, ENVIRONMENT, ROOT, Driver, platform
 
 SERVICES = ("scheduler", "triggerer")
+MODEL = "mart_daily_sales"  # which is cleared: nothing else is made from it
 
 
 def main() -> None:
     """Prints a table as it goes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--orders", type=int, default=100_000, help="orders of the sample (default: %(default)s)")
-    parser.add_argument("--ways", nargs="*", default=["plain", "ecs_shared", "ecs", "local"], help="which, in order")
+    parser.add_argument(
+        "--ways", nargs="*", default=["plain", "ecs_shared", "ecs", "local", stock.NAME], help="which, in order"
+    )
+    parser.add_argument("--start", type=float, default=0, help="seconds that a container takes to begin, as on Fargate")
     given = parser.parse_args()
+    image = os.environ.get("BUSCO_DBT_IMAGE") or "busco-dbt:local"
     print(f"machine: {os.cpu_count()} cores, {machine.platform()}; {given.orders} orders, all models anew", flush=True)
-    print("| way | wall, s | container-seconds | containers | Airflow's CPU, s |\n|---|---|---|---|---|", flush=True)
+    print("| way | wall, s | container-seconds | containers | Airflow's CPU, s | clear to green, s |", flush=True)
+    print("|---|---|---|---|---|---|", flush=True)
     with (
         tempfile.TemporaryDirectory() as folder,
-        platform(Path(folder) / "home", ROOT / "dbt_project", files=None, BUSCO_EXECUTION="ecs_shared") as driver,
+        platform(
+            Path(folder) / "home",
+            ROOT / "dbt_project",
+            files=None,
+            BUSCO_EXECUTION="ecs_shared",
+            BUSCO_DBT_IMAGE=late(image, given.start) if given.start else image,
+        ) as driver,
     ):
         driver.busco("sample", "--orders", str(given.orders), "--out", f"{folder}/sample")
         driver.busco("ingest", f"{folder}/sample")
         for way in given.ways:
+            if way == stock.NAME:
+                stock.deploy(driver, image, given.start)
             row = plain() if way == "plain" else dag_run(driver, way)
             print(f"| {way} | {' | '.join(row)} |", flush=True)
+
+
+def late(image: str, seconds: float) -> str:
+    """An image whose containers begin so many seconds later."""
+    tag = "busco-late:bench"
+    entrypoint = f'ENTRYPOINT ["sh", "-c", "sleep {seconds}; exec busco \\"$@\\"", "busco"]'
+    text = f"FROM {image}\n{entrypoint}\n"
+    subprocess.run(["docker", "build", "--quiet", "--tag", tag, "-"], input=text, text=True, check=True)
+    return tag
 
 
 def plain() -> list[str]:
@@ -64,22 +88,33 @@ def plain() -> list[str]:
     began = time.monotonic()
     subprocess.run([*command, settings.dbt_image, "dbt", "build", "--full-refresh"], check=True, capture_output=True)
     seconds = time.monotonic() - began
-    return [f"{seconds:.1f}", f"{seconds:.0f}", "1", "0"]
+    return [f"{seconds:.1f}", f"{seconds:.0f}", "1", "0", ""]
 
 
 def dag_run(driver: Driver, way: str) -> list[str]:
-    os.environ["BUSCO_EXECUTION"] = way
+    """One DAG run; then one model of it is cleared, with what is behind it."""
+    os.environ["BUSCO_EXECUTION"] = "local" if way == "local" else "ecs" if way == stock.NAME else way
+    dag, model = (stock.NAME, MODEL) if way == stock.NAME else (DAG, f"models.{MODEL}")
     get_settings.cache_clear()
     airflow.down(get_settings(), lambda _: None)
     airflow.up(get_settings(), lambda _: None)
     before = cpu()
-    run = driver.start(full_refresh=True)
-    driver.green(run, limit=900)
+    run = driver.start(dag) if way == stock.NAME else driver.start(full_refresh=True)
+    driver.green(run, dag, limit=3600)
     used = cpu() - before
-    said = driver.api.dag_run(DAG, run)
+    said = driver.api.dag_run(dag, run)
     wall = (datetime.fromisoformat(said["end_date"]) - datetime.fromisoformat(said["start_date"])).total_seconds()
-    arns = [runner.arn for runner in open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners() if runner.arn]
-    return [f"{wall:.1f}", f"{container_seconds(arns):.0f}", str(len(arns)), f"{used:.0f}"]
+    arns = stock.tasks() if way == stock.NAME else runners(driver, run)
+    seconds = container_seconds(arns)
+    began = time.monotonic()
+    driver.api.clear(dag, run, [f"{model}.run"], downstream=True)
+    driver.green(run, dag, limit=3600)
+    again = time.monotonic() - began
+    return [f"{wall:.1f}", f"{seconds:.0f}", str(len(arns)), f"{used:.0f}", f"{again:.1f}"]
+
+
+def runners(driver: Driver, run: str) -> list[str]:
+    return [runner.arn for runner in open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners() if runner.arn]
 
 
 def container_seconds(arns: list[str]) -> float:
@@ -90,7 +125,8 @@ def container_seconds(arns: list[str]) -> float:
     ecs = client("ecs", settings)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        tasks = ecs.describe_tasks(cluster=settings.ecs_cluster, tasks=arns)["tasks"]
+        some = [arns[begin : begin + 100] for begin in range(0, len(arns), 100)]
+        tasks = [t for part in some for t in ecs.describe_tasks(cluster=settings.ecs_cluster, tasks=part)["tasks"]]
         if all("stoppedAt" in task for task in tasks):
             return float(sum((task["stoppedAt"] - task["startedAt"]).total_seconds() for task in tasks))
         time.sleep(0.5)

@@ -23,7 +23,7 @@ _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
 
 @dataclass(frozen=True)
-class EcsTask:
+class TaskMetadata:
     """An ECS task as its metadata endpoint describes it.
 
     `cpu` is in vCPU, `memory` in bytes: the smaller of the task's limit and this container's. None is no limit.
@@ -43,7 +43,7 @@ def in_ecs() -> bool:
     return bool(os.environ.get("ECS_CONTAINER_METADATA_URI_V4"))
 
 
-def this_task() -> EcsTask | None:
+def this_task() -> TaskMetadata | None:
     """The ECS task that this process runs in; None outside of ECS, and where its metadata endpoint does not answer."""
     uri = os.environ.get("ECS_CONTAINER_METADATA_URI_V4")
     return _task(uri) if uri else None
@@ -149,7 +149,7 @@ def _quota(text: str) -> float | None:
 
 
 @lru_cache(maxsize=1)
-def _task(uri: str) -> EcsTask | None:
+def _task(uri: str) -> TaskMetadata | None:
     container, task = _metadata(uri), _metadata(f"{uri}/task")
     if task is None:
         return None
@@ -157,7 +157,7 @@ def _task(uri: str) -> EcsTask | None:
     limits = task.get("Limits") or {}
     own = (container or {}).get("Limits") or {}
     memory = [int(said) * _MIB for said in (limits.get("Memory"), own.get("Memory")) if said]
-    return EcsTask(
+    return TaskMetadata(
         arn=str(task.get("TaskARN", "")),
         cluster=str(task.get("Cluster", "")),
         family=str(task.get("Family", "")),

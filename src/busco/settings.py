@@ -92,6 +92,11 @@ class Settings(BaseSettings):
         pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb])?$",
         description="how much DuckDB may spill to the disk (`50GB`), empty: most of what is free where it spills",
     )
+    runner_silence: float = Field(
+        default=300,
+        ge=0,
+        description="seconds without a sign of life after which a runner is stopped and replaced; 0: never",
+    )
     runner_restarts: int = Field(default=3, ge=0, description="how often a run's lost shared runner is replaced")
     max_local_runners: int = Field(
         default=2,

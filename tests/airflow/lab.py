@@ -18,6 +18,7 @@ from busco.lake.records import (
     GOOD,
     RUNNER_NODE,
     Ending,
+    Heartbeat,
     Order,
     Pin,
     Result,
@@ -95,6 +96,8 @@ class Lab:
         parse_error: what every runner ends with before it does anything.
         stillborn: runners die before they register themselves.
         heavy: the smallest size in which a node does not run out of memory.
+        hangs: nodes at which a runner does nothing more, and lives; the next one does not.
+        silence: seconds without a heartbeat after which one is stopped.
         passing: what kills runners may pass.
         per_model: each model has a runner of its own.
         joint: tests over several models, which share one then.
@@ -109,6 +112,8 @@ class Lab:
     parse_error: str = ""
     stillborn: bool = False
     heavy: dict[str, str] = field(default_factory=dict)
+    hangs: set[str] = field(default_factory=set)
+    silence: float = 300
     passing: bool = False
     per_model: bool = False
     joint: frozenset[str] = frozenset()
@@ -142,7 +147,9 @@ class Lab:
 
     def another_watch(self) -> watching.Watch:
         """The watch of another triggerer, or of this one started again."""
-        settings: Any = SimpleNamespace(environment="prod", ecs_size="small", runner_restarts=3)
+        settings: Any = SimpleNamespace(
+            environment="prod", ecs_size="small", runner_restarts=3, runner_silence=self.silence
+        )
         launcher: Any = self
         objects: Any = self.objects
         return watching.Watch(settings, self.run.pin, launcher, objects)
@@ -243,8 +250,16 @@ class Lab:
                 statuses[node] = "skipped"
                 say(node, "skipped", message="skipped for what is above it")
                 continue
+            self.run.store.put(
+                self.run.layout.heartbeat(me.number),
+                Heartbeat(number=me.number, beat=len(statuses), written_at=utc_now()),
+            )
             if node in self.deadly:
                 return
+            if node in self.hangs:
+                self.hangs.discard(node)
+                say(node, "running")
+                await asyncio.Event().wait()
             if node in self.heavy and SIZES.index(me.size) < SIZES.index(self.heavy[node]):  # type: ignore[arg-type]
                 say(node, "running")
                 self.out_of_memory.add(me.pid)

@@ -4,129 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-import urllib.request
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine
 from typing import Any
 from unittest import mock
 
 import pytest
-from sqlalchemy import create_engine, text
-from sqlalchemy.orm import Session
 
-from busco.embedded.postgres import Postgres
 from busco.lake.layout import new_id
 from busco.lake.records import Order, Pin, Runner, utc_now
 from busco.orchestration import async_aws, ecs
 from busco.orchestration.ecs import EcsLauncher, ending_of
 from busco.orchestration.ecs_task import started_by
-from busco.orchestration.launch import CannotStart, client_token
+from busco.orchestration.launch import CannotStart, client_token, command
 from busco.orchestration.slots import Slots
 from busco.settings import Settings, get_settings
 from tests.airflow.driver import Driver
-from tests.loopback import Handler, serving
+from tests.airflow.fault_proxy import Answer, Fault, Proxy, error, failure, lost
 
-Answer = tuple[int, dict[str, Any]]
-Fault = Callable[[dict[str, Any]], "Answer | None"]
+_sleep = asyncio.sleep  # not the one that the proxy makes short
 PIN = Pin(run="r.x", epoch=1, environment="prod", base=None, bronze={}, manifest_hash="h", created_at=utc_now())
-
-
-class Proxy:
-    """Stands before the local AWS: answers the next calls of an action itself, and lets the others through."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint, self.calls = endpoint, list[str]()
-        self._faults: dict[str, list[Fault]] = {}
-        self._tokens: dict[str | None, tuple[int, bytes]] = {}
-        self.lock = threading.Lock()
-
-    def fail(self, action: str, *faults: Fault) -> None:
-        self._faults.setdefault(action, []).extend(faults)
-
-    def handler(proxy) -> type[Handler]:
-        class Answering(Handler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                action = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
-                with proxy.lock:
-                    proxy.calls.append(action)
-                    waiting = proxy._faults.get(action) or []
-                    fault = waiting.pop(0) if waiting else None
-                told = fault(json.loads(body)) if fault else None
-                if told is not None:
-                    status, content = told
-                    self.answer(status, json.dumps(content).encode(), {"Content-Type": "application/x-amz-json-1.1"})
-                    return
-                status, answer = proxy.forward(action, body, dict(self.headers))
-                if fault is not None:
-                    # it was done, and the answer never came
-                    self.close_connection = True
-                    return
-                self.answer(status, answer, {"Content-Type": "application/x-amz-json-1.1"})
-
-        return Answering
-
-    def forward(self, action: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        """The local AWS's answer; as on AWS, a client token that was used gives the task that was started with it."""
-        token = json.loads(body).get("clientToken") if action == "RunTask" else None
-        if token not in self._tokens:
-            self._tokens[token] = self._ask(body, headers)
-        return self._tokens[token] if token else self._tokens.pop(token)
-
-    def _ask(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:
-        request = urllib.request.Request(self.endpoint, body, headers, method="POST")
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-
-def lost(_: dict[str, Any]) -> None:
-    """Done, but the answer is lost."""
-
-
-def error(code: str, message: str, status: int = 400) -> Fault:
-    return lambda _: (status, {"__type": code, "message": message})
-
-
-def failure(reason: str, detail: str = "") -> Fault:
-    return lambda _: (200, {"tasks": [], "failures": [{"reason": reason, "detail": detail}]})
-
-
-@pytest.fixture
-def sessions(driver: Driver) -> Callable[[], Any]:
-    """Sessions on the platform's PostgreSQL, as Airflow's own `create_session` opens them."""
-    dsn = Postgres(get_settings().state.resolve()).dsn.replace("postgresql://", "postgresql+psycopg2://")
-    engine = create_engine(dsn)
-
-    @contextmanager
-    def opened() -> Iterator[Session]:
-        with Session(engine) as session:
-            yield session
-            session.commit()
-
-    with opened() as session:
-        session.execute(text("drop table if exists busco_ecs_slot"))
-    return opened
-
-
-@pytest.fixture
-def proxy(driver: Driver) -> Iterator[Proxy]:
-    made = Proxy(str(get_settings().endpoint_url))
-    with serving(made.handler()) as url, mock.patch.dict("os.environ", {"BUSCO_ENDPOINT_URL": url}):
-        get_settings.cache_clear()
-        with mock.patch.object(ecs.asyncio, "sleep", _soon):
-            yield made
-    get_settings.cache_clear()
-
-
-_sleep = asyncio.sleep
-
-
-async def _soon(seconds: float) -> None:
-    await _sleep(min(seconds, 0.02))
 
 
 def of(settings: Settings, sessions: Any, limit: int = 10) -> EcsLauncher:
@@ -315,9 +211,10 @@ def test_overrides_stay_far_below_their_limit_and_hold_no_secret(driver: Driver)
     nodes = tuple(f"test.project.a_test_with_a_rather_long_name_{number:04}.0123456789" for number in range(1000))
     pin = PIN.model_copy(update={"run": f"{'d' * 30}.{'r' * 60}.12345678"})
     launcher = EcsLauncher(settings, mock.Mock())
+    wanted = order("m" * 250 + "/12", nodes=nodes)
     canary = {"AWS_SECRET_ACCESS_KEY": "canary-secret", "AIRFLOW__CORE__FERNET_KEY": "canary-key"}
     with mock.patch.dict("os.environ", canary):
-        request = launcher.request(pin, order("m" * 250 + "/12", nodes=nodes))
+        request = launcher.request(command(pin, wanted), wanted.token)
     said = json.dumps(request)
     assert len(json.dumps(request["overrides"])) < 1000
     assert "canary" not in said
@@ -333,7 +230,7 @@ def test_a_task_goes_to_the_capacity_provider_and_network_of_the_settings(driver
         "ecs_security_groups": "sg-1",
     }
     settings = get_settings().model_copy(update=update)
-    request = EcsLauncher(settings, mock.Mock()).request(PIN, order())
+    request = EcsLauncher(settings, mock.Mock()).request(["doctor"], "t")
     assert request["capacityProviderStrategy"] == [{"capacityProvider": "FARGATE_SPOT", "weight": 1}]
     assert "launchType" not in request
     assert request["networkConfiguration"]["awsvpcConfiguration"] == {

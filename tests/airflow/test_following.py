@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -110,6 +111,31 @@ def test_a_shared_runner_that_dies_is_replaced_so_often_and_no_more() -> None:
         lab.deadly.clear()
         assert (await lab.follow(G, attempt=2, restarts=2)).state == "success"
         assert (await lab.follow(K, restarts=2)).state == "success", "earlier deaths are not its own"
+
+    run(story())
+
+
+def test_a_runner_that_hangs_is_stopped_and_another_one_goes_on() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, silence=0.3)
+        lab.hangs.add(G)
+        assert [(await lab.follow(node)).state for node in (S, G, K)] == ["success"] * 3
+        assert lab.stopped == [1]
+        assert [node for _, node in lab.built] == [S, G, K], "what was built is not built again"
+        assert "no sign of life" in lab.said[0]
+        assert "another one goes on" in lab.said[0]
+
+    run(story())
+
+
+def test_a_runner_that_hangs_and_can_not_be_stopped_is_given_up() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, silence=0.3)
+        lab.hangs.add(S)
+        with mock.patch.object(lab, "stop", mock.AsyncMock()) as stop:
+            assert (await lab.follow(S)).state == "success"
+        assert stop.await_count == 2
+        assert len(lab.run.runners()) == 2
 
     run(story())
 

@@ -54,6 +54,11 @@ def slow(numbers: int) -> str:
     )
 
 
+def graph(driver: Driver) -> set[str]:
+    """The tasks of the DAG as Airflow has it now."""
+    return {task["task_id"] for task in driver.api.call("GET", f"dags/{DAG}/tasks")["tasks"]}
+
+
 def runners(driver: Driver, run: str) -> list[str]:
     return [runner.kind for runner in open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()]
 
@@ -223,6 +228,72 @@ def test_a_model_cleared_alone_after_its_tests_is_not_published_untested(driver:
     results = open_run(driver.store, ENVIRONMENT, release.run).latest_results()
     tested = {result.reads["gold.fct"] for node, result in results.items() if node.startswith("test.")}
     assert tested == {release.tables["gold.fct"].version}
+
+
+def test_a_failed_test_over_several_models_is_the_red_task_until_what_was_wrong_is_mended(driver: Driver) -> None:
+    deliver(driver, "joint", 10)
+    before = driver.live()
+    file = driver.home / "dbt_project/tests/no_order_has_a_fact.sql"
+    driver.write(str(file), "select day from {{ ref('fct') }} join {{ ref('orders') }} using (day)")
+    try:
+        driver.busco("dbt", "parse")
+        driver.wait(lambda: graph(driver) != TASKS)
+        (task,) = graph(driver) - TASKS
+        run, state = driver.run()
+        assert state == "failed"
+        states = driver.states(run)
+        assert {name for name, s in states.items() if s == "failed"} == {task}
+        assert (states["models.fct.test"], states["docs"]) == ("success", "upstream_failed")
+        log = driver.log(run, task)
+        assert "no_order_has_a_fact failed" in log
+        assert "the rows don't meet the test" in log
+        assert driver.live() == before
+        driver.write(str(file), "select day from {{ ref('fct') }} join {{ ref('orders') }} using (day) where false")
+        driver.clear(run, task)
+        driver.green(run)
+    finally:
+        file.unlink()
+        driver.busco("dbt", "parse")
+        driver.wait(lambda: graph(driver) == TASKS)
+
+
+def test_docs_that_can_not_be_made_are_a_red_task_of_their_own(driver: Driver) -> None:
+    deliver(driver, "docs", 11)
+    before = driver.live()
+    # dbt compiles analyses for its docs, and for nothing else
+    file = driver.home / "dbt_project/analyses/broken.sql"
+    driver.write(str(file), "{% if execute %}{% do run_query('select nonsense') %}{% endif %} select 1")
+    try:
+        run, state = driver.run()
+    finally:
+        file.unlink()
+    assert state == "failed"
+    assert {name for name, s in driver.states(run).items() if s == "failed"} == {"docs"}
+    log = driver.log(run, "docs")
+    assert "dbt docs generate failed" in log
+    assert "nonsense" in log
+    assert driver.live() == before
+    driver.clear(run, "docs")
+    driver.green(run)
+
+
+def test_without_a_glue_database_glue_is_the_red_task_and_clearing_it_shows_the_release(driver: Driver) -> None:
+    deliver(driver, "glue", 12)
+    glue, database = client("glue", get_settings()), get_settings().database("gold")
+    glue.delete_database(Name=database)
+    try:
+        run, state = driver.run()
+    finally:
+        glue.create_database(DatabaseInput={"Name": database})
+    assert state == "failed"
+    assert {name for name, s in driver.states(run).items() if s == "failed"} == {"glue"}
+    assert f"the Glue database {database} does not exist" in driver.log(run, "glue")
+    release = driver.live()
+    assert release.run == run_key(DAG, run), "what is live does not wait for Glue"
+    driver.clear(run, "glue")
+    driver.green(run)
+    shown = glue.get_table(DatabaseName=database, Name="fct")["Table"]
+    assert shown["Parameters"]["metadata_location"].endswith(release.tables["gold.fct"].metadata)
 
 
 def test_what_is_not_selected_ends_skipped(driver: Driver) -> None:

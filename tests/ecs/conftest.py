@@ -71,3 +71,11 @@ class Tasks:
     def inspect(self, container: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(docker("inspect", container))[0]
         return found
+
+
+@pytest.fixture
+def tasks(driver: Driver) -> Iterator[Tasks]:
+    """The containers of the module's platform; none is left after the test."""
+    found = Tasks(driver)
+    yield found
+    driver.wait(lambda: not found.all(), 60)

@@ -135,7 +135,7 @@ def metadata(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
 def test_an_ecs_task_knows_itself_and_asks_once(metadata: Callable[..., list[str]]) -> None:
     asked = metadata(TASK, OWN)
     task = container.this_task()
-    assert task == container.EcsTask(ARN, "busco", "busco-dbt-large", "7", "dbt", 0.5, 4096 * MIB)
+    assert task == container.TaskMetadata(ARN, "busco", "busco-dbt-large", "7", "dbt", 0.5, 4096 * MIB)
     assert container.this_task() is task
     assert sorted(asked) == ["/v4/token", "/v4/token/task"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from busco.environments import code_version
 from busco.errors import BuscoError
 from busco.lake import pins, releases
 from busco.lake.layout import EnvironmentLayout, local_run_key
-from busco.lake.objects import ObjectStore
+from busco.lake.objects import AlreadyExists, ObjectStore
 from busco.lake.records import GOOD, Release, utc_now
 from busco.lake.runs import open_run, visible_versions
 from busco.output import console, printable, result, say, table
@@ -347,17 +348,31 @@ def runner_command(run_key: str, epoch: int, order: str, generation: int, log: s
 
 @click.command("select")
 @click.option("--project-dir", type=_FOLDER)
+@click.option("--record", default="", help="write it into the lake too, under this name")
 @click.argument("selection")
-def select_command(project_dir: Path | None, selection: str) -> None:
+def select_command(project_dir: Path | None, record: str, selection: str) -> None:
     """The nodes that a selection (dbt's syntax) names, as a JSON list on the last line."""
+    from busco.lake.records import Selection
     from busco.warehouse.dbt import opened
 
     _work_on(project_dir)
     settings = get_settings()
     built = _live_tables(*lake()[1:]) if settings.lake_bucket else None
-    with opened(settings) as dbt:
-        dbt.parse()
-        click.echo(json.dumps(dbt.select(selection, built=built)))
+    found = Selection(select=selection)
+    try:
+        with opened(settings) as dbt:
+            dbt.parse()
+            found = found.model_copy(update={"nodes": tuple(dbt.select(selection, built=built))})
+    except BuscoError as error:
+        found = found.model_copy(update={"error": str(error)})
+        raise
+    finally:
+        if record:
+            _, store, environment = lake()
+            with suppress(AlreadyExists):
+                # one that was started twice for the same try
+                store.create(environment.selection(record), found)
+    click.echo(json.dumps(found.nodes))
 
 
 @click.command("bake")

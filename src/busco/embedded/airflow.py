@@ -66,7 +66,7 @@ def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
     for service in missing:
         _forget_pid(settings, service)
         own = _webserver_files(state) if service == "webserver" else {}
-        processes.start(state, service, _command(service), {**variables, **own}, settings.home)
+        processes.start(state, service, command(service), {**variables, **own}, settings.home)
     if missing:
         say(f"starting Airflow's {', '.join(missing)}")
     api = AirflowApi(settings)
@@ -220,7 +220,8 @@ def environment(settings: Settings) -> dict[str, str]:
     }
 
 
-def _command(service: str) -> list[str]:
+def command(service: str) -> list[str]:
+    """The command line of one of SERVICES."""
     if service == "triggerer":
         return [sys.executable, "-m", "busco.embedded.airflow_triggerer", "--skip-serve-logs"]
     airflow = str(Path(sys.executable).parent / "airflow")

@@ -90,6 +90,10 @@ class EnvironmentLayout:
         """What `busco doctor` tries conditional writes on: both roles of deploy/aws/ecs.yaml may write it."""
         return f"{self.root}doctor.json"
 
+    def selection(self, token: str) -> str:
+        """What a selection names, as an ECS task has found it for a run that is about to be pinned."""
+        return f"{self.root}selections/{token}.json"
+
     def release(self, release: str) -> str:
         return f"{self.root}releases/{release}.json"
 
@@ -151,6 +155,9 @@ class RunLayout:
 
     def ending(self, number: int) -> str:
         return f"{self.prefix}ended-{number}.json"
+
+    def heartbeat(self, number: int) -> str:
+        return f"{self.prefix}heartbeat-{number}.json"
 
     @property
     def orders(self) -> str:

@@ -108,6 +108,15 @@ class Entry(LakeRecord):
     kept: bool = False
 
 
+class Selection(LakeRecord):
+    """What a selection (dbt's syntax) names, written by who has dbt for who has not: the dbt unique ids in `nodes`, or
+    in `error` why there are none."""
+
+    select: str
+    nodes: tuple[str, ...] = ()
+    error: str = ""
+
+
 class Order(LakeRecord):
     """What a runner is started for, written before it is (If-None-Match), so that every triggerer starts the same one.
 
@@ -155,6 +164,14 @@ class Runner(LakeRecord):
     size: str = ""
     cpu: int = 0
     memory: int = 0
+
+
+class Heartbeat(LakeRecord):
+    """A runner's sign of life, written over and over: its content has changed since the last one (UTC)."""
+
+    number: int
+    beat: int
+    written_at: datetime
 
 
 class Ending(LakeRecord):

@@ -90,6 +90,14 @@ async def _make(service: str, settings: Settings) -> None:
         gc.freeze()
 
 
+async def forget_clients() -> None:
+    """Closes this event loop's clients, for whoever runs a loop of his own: a later one may have its identity."""
+    loop = id(asyncio.get_running_loop())
+    for key in [key for key in _clients if key[1] == loop]:
+        await _clients.pop(key).close()
+    _gates.pop(loop, None)
+
+
 def _read_description(service: str) -> None:
     bare = botocore.session.Session()
     bare.register_component("data_loader", _LOADER)

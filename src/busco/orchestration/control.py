@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
 from typing import Any
 
 from airflow.exceptions import AirflowFailException, AirflowSkipException
 
 from busco.aws import client
 from busco.catalog import glue
-from busco.environments import code_version, python, without_airflow
+from busco.environments import code_version
 from busco.errors import BuscoError
 from busco.lake import pins, releases
 from busco.lake.layout import EnvironmentLayout, run_key
 from busco.lake.objects import ObjectStore
 from busco.lake.runs import open_run
 from busco.orchestration.costs import run_cost
+from busco.orchestration.selections import selected
 from busco.project import Project
 from busco.settings import LAYERS, Settings, get_settings, require_lake
 
@@ -42,7 +41,8 @@ def pin(
     key = run_key(dag_id, run_id)
     try:
         project = Project.read(settings.manifest_path)
-        nodes = selected(settings, select) if select.strip() else None
+        attempted = [dag_id, run_id, str(attempt), origin]
+        nodes = selected(settings, project, select, attempted) if select.strip() else None
         run = pins.pin(
             store,
             environment,
@@ -65,22 +65,6 @@ def pin(
     rows = sum(version.rows for version in run.pin.bronze.values())
     log.info("pinned run=%s epoch=%s base=%s deliveries=%s rows=%s", key, run.pin.epoch, run.pin.base, deliveries, rows)
     return key
-
-
-def selected(settings: Settings, select: str) -> list[str]:
-    """The unique ids that a selection names: dbt's own answer, from its environment.
-
-    Raises:
-        BuscoError: it matches nothing, or dbt can't read it.
-    """
-    command = [str(python(settings, "dbt")), "-m", "busco", "select"]
-    command += ["--project-dir", str(settings.dbt_project), select]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=settings.home, env=_plain_environment()
-    )
-    if result.returncode != 0:
-        raise BuscoError((result.stderr or result.stdout).strip())
-    return [str(node) for node in json.loads(result.stdout.splitlines()[-1])]
 
 
 def publish(dag_id: str, run_id: str, who: str) -> str:
@@ -171,10 +155,6 @@ def _lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
         raise AirflowFailException(str(error)) from error
     store = ObjectStore(client("s3", settings), settings.lake_bucket)
     return settings, store, EnvironmentLayout(settings.environment)
-
-
-def _plain_environment() -> dict[str, str]:
-    return without_airflow(dict(os.environ))
 
 
 def who_is(context: Any) -> str:

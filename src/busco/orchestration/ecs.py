@@ -81,17 +81,40 @@ class EcsLauncher:
     # -- starting -----------------------------------------------------------------------------------------------------
 
     async def start(self, pin: Pin, order: Order, say: Say) -> EcsTask:
-        await self._place(order, f"{pin.run} {order.name}", say)
+        return await self.start_command(command(pin, order), order.token, f"{pin.run} {order.name}", say, order.size)
+
+    async def start_command(self, words: Sequence[str], token: str, label: str, say: Say, size: str = "") -> EcsTask:
+        """Starts `busco <words>` in dbt's image, once for each token, when there is a place for it.
+
+        Args:
+            token: at most 64 characters (ECS's client token).
+            label: what its place is shown as.
+
+        Raises:
+            CannotStart: there is no use in waiting.
+        """
+        await self._place(token, label, say)
         try:
-            arn = await self._run(pin, order, say)
+            arn = await self._run(self.request(words, token, size), say)
         except Exception:
             # a cancelled call may have started a task: its place is looked into later
-            await asyncio.to_thread(self.slots.give_back, order.token)
+            await asyncio.to_thread(self.slots.give_back, token)
             raise
-        await asyncio.to_thread(self.slots.started, order.token, arn)
+        await asyncio.to_thread(self.slots.started, token, arn)
         self._tasks.setdefault(arn, Seen(looked_at=time.monotonic()))
-        say(f"started ECS task {arn} (size {order.size or self.settings.ecs_size})")
+        say(f"started ECS task {arn} (size {size or self.settings.ecs_size})")
         return EcsTask(self, arn)
+
+    async def end_of(self, task: EcsTask) -> Ending:
+        """Waits until a task has ended; stops it where nobody waits any more."""
+        try:
+            while (ending := self.seen(task.arn).ending) is None:
+                await asyncio.sleep(_EVERY)
+                await self._describe([task.arn])
+            return ending
+        except BaseException:
+            await task.stop("whoever waited for it was stopped")
+            raise
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> EcsTask:
         return await self.start(pin, order, say)
@@ -103,12 +126,12 @@ class EcsLauncher:
         else:
             await asyncio.to_thread(self.slots.give_back, order.token)
 
-    async def _place(self, order: Order, label: str, say: Say) -> None:
+    async def _place(self, token: str, label: str, say: Say) -> None:
         """Waits in line for a place."""
         said, looked_at = "", time.monotonic()
         try:
             while True:
-                place = await asyncio.to_thread(self.slots.ask, order.token, label)
+                place = await asyncio.to_thread(self.slots.ask, token, label)
                 if place.has_one:
                     return
                 line = f"waiting for a place: {place.taken} ECS tasks run, {place.ahead} wait before this one"
@@ -120,7 +143,7 @@ class EcsLauncher:
                     looked_at = time.monotonic()
                 await asyncio.sleep(_ASK)
         except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self.slots.give_back, order.token))
+            await asyncio.shield(asyncio.to_thread(self.slots.give_back, token))
             raise
 
     async def _look_into_places(self) -> None:
@@ -140,19 +163,18 @@ class EcsLauncher:
         except (ClientError, HTTPClientError) as error:
             log.warning("ECS did not say which tasks run: %s", error)
 
-    async def _run(self, pin: Pin, order: Order, say: Say) -> str:
+    async def _run(self, request: Mapping[str, Any], say: Say) -> str:
         """RunTask until there is a task; gives its ARN.
 
         Raises:
             CannotStart: ECS refuses, or has refused for too long.
         """
         ecs = await async_client("ecs", self.settings)
-        request = self.request(pin, order)
         began, delay = time.monotonic(), 1.0
         while True:
             try:
                 # after a restart, or a time-out, it may run already
-                if arn := await self._find(order.token):
+                if arn := await self._find(request["clientToken"]):
                     return arn
                 answer = await ecs.run_task(**request)
                 if tasks := answer.get("tasks"):
@@ -172,20 +194,20 @@ class EcsLauncher:
             await asyncio.sleep(delay)
             delay = min(delay * 2, 60)
 
-    def request(self, pin: Pin, order: Order) -> dict[str, Any]:
-        """RunTask's arguments for an order. Nothing in them is secret: ECS shows them to whoever may DescribeTasks."""
+    def request(self, words: Sequence[str], token: str, size: str = "") -> dict[str, Any]:
+        """RunTask's arguments. Nothing in them is secret: ECS shows them to whoever may DescribeTasks."""
         settings = self.settings
         override = {
             "name": settings.ecs_container,
-            "command": command(pin, order),
+            "command": list(words),
             "environment": [{"name": "BUSCO_ENVIRONMENT", "value": settings.environment}],
         }
         request: dict[str, Any] = {
             "cluster": settings.ecs_cluster,
-            "taskDefinition": task_definition(settings, order.size),
+            "taskDefinition": task_definition(settings, size),
             "count": 1,
-            "clientToken": order.token,
-            "startedBy": started_by(order.token),
+            "clientToken": token,
+            "startedBy": started_by(token),
             "overrides": {"containerOverrides": [override]},
         }
         return request | placement(settings)

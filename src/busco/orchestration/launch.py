@@ -69,8 +69,12 @@ class Launcher(Protocol):
 
 def client_token(environment: str, pin: Pin, name: str, generation: int) -> str:
     """32 hexadecimal digits: the same for all who start a runner for the same order, so that ECS starts one task."""
-    said = json.dumps([environment, pin.run, pin.epoch, pin.origin, name, generation])
-    return hashlib.sha256(said.encode()).hexdigest()[:32]
+    return token_of(environment, pin.run, pin.epoch, pin.origin, name, generation)
+
+
+def token_of(*said: str | int) -> str:
+    """32 hexadecimal digits, the same for the same words."""
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
 def command(pin: Pin, order: Order) -> list[str]:

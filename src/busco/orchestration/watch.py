@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from busco.lake.layout import EnvironmentLayout, RunLayout, new_id
 from busco.lake.records import FINAL, RUNNER_NODE, Ending, Follower, LakeRecord, Order, Pin, Result, Runner
 from busco.orchestration.async_aws import AsyncObjects, Conflict, shared
 from busco.orchestration.launch import CannotStart, Launcher, Say, Starting, client_token
+from busco.orchestration.silence import Silence
 from busco.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -81,6 +83,9 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
         self._stumbles = 0
         self._looks = 0
+        self._silence = Silence(self.settings.runner_silence)
+        # runners that gave no sign of life, and were stopped for it
+        self._silent: set[int] = set()
         # versions that were made in this run and made anew by a later runner
         self._replaced: set[str] = set()
         # joint tests that want a runner, and the order that they will share
@@ -145,7 +150,7 @@ class Watch:
             if any(r.order == name and not self.gone(n) for n, r in self.runners.items()):
                 return
             slot = self.slots.get(name) or await self._resumed(name, say)
-            if slot is not None:
+            if slot is not None and not self._was_gone(slot.order):
                 if slot.handle.alive():
                     return
                 if slot.ended_at is None:
@@ -191,6 +196,11 @@ class Watch:
 
     def _registered(self, order: Order) -> bool:
         return any((r.order, r.generation) == (order.name, order.generation) for r in self.runners.values())
+
+    def _was_gone(self, order: Order) -> bool:
+        """Whether the runner of an order has registered itself and was seen gone, or given up."""
+        known = [n for n, r in self.runners.items() if (r.order, r.generation) == (order.name, order.generation)]
+        return bool(known) and all(self.gone(number) for number in known)
 
     async def gather(self, node: str, size: str, say: Say) -> None:
         """Has one runner started for all joint tests that ask for it within two looks.
@@ -313,6 +323,7 @@ class Watch:
         etags = await self.objects.etags(self.layout.prefix, "/")
         for folder in (self.layout.orders, self.layout.results):
             etags |= await self.objects.etags(folder)
+        gone = {**gone, **await self._silenced(etags, gone)}
         wanted = [key for key, etag in etags.items() if self._seen.get(key) != etag and self._kind(key)]
         records: dict[str, LakeRecord] = {}
         for begin in range(0, len(wanted), _A_TURN):
@@ -339,6 +350,25 @@ class Watch:
                 await self._note(ending)
         self.endings.update({**gone, **endings})
         self._replaced = self._replaced_versions()
+
+    async def _silenced(self, etags: Mapping[str, str], gone: Mapping[int, Ending]) -> dict[int, Ending]:
+        """Stops runners that hang; the endings of those that are gone by it, and of those that can't be stopped."""
+        living = [number for number in self.runners if not self.gone(number) and number not in gone]
+        beats = {number: etags.get(self.layout.heartbeat(number), "") for number in living}
+        reason = f"it gave no sign of life for {self._silence.limit:.0f} s and was stopped"
+        ended = {
+            number: ending.model_copy(update={"reason": reason, "passing": True})
+            for number, ending in gone.items()
+            if number in self._silent
+        }
+        for number in self._silence.hear({number: beat for number, beat in beats.items() if beat}):
+            log.warning("run=%s runner=%s is stopped: no sign of life", self.pin.run, number)
+            if number in self._silent:
+                # nobody says that it is gone: its host is lost. Should it wake up, the entries' tokens keep it out (R4)
+                ended[number] = Ending(number=number, reason=reason, passing=True)
+            self._silent.add(number)
+            await self.launcher.stop(self.runners[number], reason)
+        return ended
 
     async def _note(self, ending: Ending) -> None:
         """Writes down that a runner was seen gone, before anything is started in its stead."""

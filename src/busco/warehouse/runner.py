@@ -31,6 +31,7 @@ from busco.settings import Settings, require_lake
 from busco.warehouse import plugin
 from busco.warehouse.dbt import Dbt, opened, say
 from busco.warehouse.docs import make_docs
+from busco.warehouse.heartbeats import beating
 from busco.warehouse.plan import Plan, buildable, for_other_runners, lives, plan
 from busco.warehouse.results import Reporter
 from busco.warehouse.session import Session, write_bronze_metadata
@@ -83,6 +84,11 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
     me = _register(run, _me(settings, order, log))
     if me is None:
         return None
+    with beating(run.store, run.layout, me.number):
+        return _serve(settings, run, order, me)
+
+
+def _serve(settings: Settings, run: Run, order: Order, me: Runner) -> Outcome:
     planned: tuple[str, ...] | None = None
 
     def word(status: Status, problem: BuscoError | None = None) -> Result:

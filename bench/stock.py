@@ -1,0 +1,149 @@
+"""The sample's 20 models as Cosmos runs them by itself on ECS: a container for each run and test task, dbt-duckdb's
+`external` materialization, files read where the last task left them.
+
+What only ours has is left out, in its favour: unit tests, partitions, docs, a catalog, publishing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from busco.aws import client
+from busco.settings import Settings, get_settings
+from tests.airflow.driver import ROOT, Driver
+
+NAME = "stock"
+_PROFILE = """
+busco:
+  target: stock
+  outputs:
+    stock:
+      type: duckdb
+      path: ":memory:"
+      threads: 4
+      external_root: s3://{bucket}/stock
+      extensions: [httpfs]
+      config_options: {{extension_directory: /opt/stock/extensions, autoinstall_known_extensions: false}}
+      secrets:
+        - type: s3
+          key_id: busco-local
+          secret: busco-local
+          region: {region}
+          endpoint: "{{{{ env_var('AWS_ENDPOINT_URL') | replace('http://', '') }}}}"
+          use_ssl: false
+          url_style: path
+"""
+_DOCKERFILE = """
+FROM {image}
+USER root
+COPY project /opt/stock
+RUN python -c "import duckdb; from busco.lake.engine import extension_file as f; \\
+    c = duckdb.connect(config={{'extension_directory': '/opt/stock/extensions'}}); \\
+    c.execute('install ' + repr(str(f('httpfs'))))" && chmod -R a+rX /opt/stock
+ENV DBT_PROJECT_DIR=/opt/stock DBT_PROFILES_DIR=/opt/stock DBT_TARGET_PATH=/tmp/target DBT_LOG_PATH=/tmp/logs
+USER 10001:10001
+ENTRYPOINT {entrypoint}
+"""
+_DAG = """
+from datetime import datetime
+from cosmos import DbtDag, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
+from cosmos.constants import ExecutionMode, LoadMode, TestBehavior
+
+dag = DbtDag(
+    dag_id={name!r}, schedule=None, start_date=datetime(2024, 1, 1), catchup=False,
+    project_config=ProjectConfig(manifest_path={manifest!r}, project_name="busco"),
+    profile_config=ProfileConfig(profile_name="busco", target_name="stock", profiles_yml_filepath={profile!r}),
+    execution_config=ExecutionConfig(dbt_project_path="/opt/stock", execution_mode=ExecutionMode.AWS_ECS),
+    render_config=RenderConfig(
+        load_method=LoadMode.DBT_MANIFEST, test_behavior=TestBehavior.AFTER_EACH,
+        should_detach_multiple_parents_tests=True, emit_datasets=False,
+    ),
+    operator_args={arguments!r},
+)
+"""
+
+
+def deploy(driver: Driver, image: str, delay: float) -> None:
+    """Builds the project's image, registers its task definition, and gives Airflow its DAG.
+
+    Args:
+        image: of which it is made.
+        delay: seconds before a container begins, as Fargate takes to start one.
+    """
+    settings, folder = get_settings(), driver.home / NAME
+    project = folder / "project"
+    _project(project, settings)
+    said = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1", "DBT_PROFILES_DIR": str(project)}
+    dbt = ROOT / ".venv-dbt/bin/dbt"
+    command = [str(dbt), "parse", "--project-dir", str(project), "--target-path", str(folder), "--no-partial-parse"]
+    subprocess.run(command, env=said, check=True, capture_output=True)
+    entrypoint = f'["sh", "-c", "sleep {delay}; exec \\"$@\\"", "sh"]' if delay else "[]"
+    (folder / "Dockerfile").write_text(_DOCKERFILE.format(image=image, entrypoint=entrypoint))
+    build = ["docker", "build", "--quiet", "--tag", f"busco-{NAME}", str(folder)]
+    subprocess.run(build, check=True, capture_output=True)
+    _register(settings)
+    arguments: dict[str, Any] = {
+        "cluster": settings.ecs_cluster,
+        "task_definition": NAME,
+        "container_name": settings.ecs_container,
+        "aws_conn_id": None,
+        "region_name": settings.region,
+        "launch_type": "FARGATE",
+        "deferrable": True,
+    }
+    text = _DAG.format(
+        name=NAME, manifest=str(folder / "manifest.json"), profile=str(project / "profiles.yml"), arguments=arguments
+    )
+    (driver.home / "dags" / f"{NAME}.py").write_text(text)
+
+
+def tasks() -> list[str]:
+    """The ARNs of all ECS tasks of this way."""
+    settings = get_settings()
+    ecs = client("ecs", settings)
+    found = []
+    for status in ("RUNNING", "STOPPED"):
+        pages = ecs.get_paginator("list_tasks").paginate(
+            cluster=settings.ecs_cluster, family=NAME, desiredStatus=status
+        )
+        found += [str(arn) for page in pages for arn in page["taskArns"]]
+    return found
+
+
+def _project(folder: Path, settings: Settings) -> None:
+    shutil.copytree(ROOT / "dbt_project", folder, ignore=shutil.ignore_patterns("target", "logs"))
+    shutil.copy(ROOT / "src/busco/warehouse/dbt_package/macros/schema.sql", folder / "macros/schema.sql")
+    profile = _PROFILE.format(bucket=settings.lake_bucket, region=settings.region)
+    (folder / "profiles.yml").write_text(profile)
+    said = yaml.safe_load((folder / "dbt_project.yml").read_text())
+    said["models"]["busco"] |= {"+materialized": "external"}
+    said["on-run-start"] = ["{{ register_upstream_external_models() }}"]
+    (folder / "dbt_project.yml").write_text(yaml.safe_dump(said, sort_keys=False))
+    for file in folder.glob("models/**/*.yml"):
+        content = yaml.safe_load(file.read_text())
+        # in a fresh process a unit test does not find what its model reads
+        content.pop("unit_tests", None)
+        for source in content.get("sources", []):
+            for table in source["tables"]:
+                location = f"s3://{settings.lake_bucket}/bronze/{source['name']}/{table['name']}/*.parquet"
+                table["config"]["meta"]["external_location"] = location
+        file.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _register(settings: Settings) -> None:
+    ecs = client("ecs", settings)
+    known = ecs.describe_task_definition(taskDefinition=settings.ecs_task_definition_small)["taskDefinition"]
+    wanted = (
+        "taskRoleArn", "executionRoleArn", "networkMode", "volumes", "requiresCompatibilities", "cpu", "memory",
+        "containerDefinitions",
+    )  # fmt: skip
+    given = {name: known[name] for name in wanted if name in known}
+    for container in given["containerDefinitions"]:
+        container["image"] = f"busco-{NAME}"
+    ecs.register_task_definition(family=NAME, **given)

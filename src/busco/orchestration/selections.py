@@ -1,0 +1,94 @@
+"""What a run's `select` names: dbt's own answer, from where dbt is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Sequence
+
+from busco.aws import client
+from busco.environments import python, without_airflow
+from busco.errors import BuscoError
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Selection
+from busco.orchestration.launch import CannotStart, token_of
+from busco.project import Project
+from busco.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def selected(settings: Settings, project: Project, select: str, attempt: Sequence[str]) -> list[str]:
+    """The dbt unique ids that a selection names. Where models run on ECS, an ECS task of the smallest size is asked:
+    Airflow's machine need not have dbt.
+
+    Args:
+        project: the one that Airflow's graph was made of.
+        attempt: what tells this try of this run from all others.
+
+    Raises:
+        BuscoError: it names nothing, or dbt can't read it, or no ECS task could be started.
+    """
+    if settings.execution == "local":
+        return _here(settings, select)
+    nodes = _on_ecs(settings, select, attempt)
+    if unknown := [node for node in nodes if node not in project.nodes and node not in project.unit_tests]:
+        raise BuscoError(
+            f"the dbt image's project has {unknown[0]}, which the one that Airflow shows has not",
+            "deploy the image and Airflow's manifest from one commit",
+        )
+    return nodes
+
+
+def _here(settings: Settings, select: str) -> list[str]:
+    words = [str(python(settings, "dbt")), "-m", "busco", *_words(settings, select)]
+    result = subprocess.run(
+        words, capture_output=True, text=True, check=False, cwd=settings.home, env=without_airflow(dict(os.environ))
+    )
+    if result.returncode != 0:
+        raise BuscoError((result.stderr or result.stdout).strip())
+    return [str(node) for node in json.loads(result.stdout.splitlines()[-1])]
+
+
+def _words(settings: Settings, select: str, *options: str) -> list[str]:
+    return ["select", "--project-dir", str(settings.dbt_project_dir), *options, "--", select]
+
+
+def _on_ecs(settings: Settings, select: str, attempt: Sequence[str]) -> list[str]:
+    store = ObjectStore(client("s3", settings), settings.lake_bucket)
+    environment = EnvironmentLayout(settings.environment)
+    for generation in range(1, settings.runner_restarts + 2):
+        token = token_of(settings.environment, *attempt, "select", generation)
+        why, may_pass = asyncio.run(_ask(settings, select, token, " ".join(attempt[:2])))
+        found = store.read(environment.selection(token), Selection)
+        if found is not None:
+            if found.error:
+                raise BuscoError(found.error)
+            return list(found.nodes)
+        if not may_pass:
+            break
+        log.warning("the ECS task that reads the selection is gone: %s; another one is started", why)
+    raise BuscoError(f"the ECS task that reads the selection ended without an answer: {why}")
+
+
+async def _ask(settings: Settings, select: str, token: str, label: str) -> tuple[str, bool]:
+    """Runs an ECS task that writes down what a selection names; why it ended, and whether that may pass."""
+    from busco.orchestration.async_aws import forget_clients
+    from busco.orchestration.ecs import EcsLauncher
+    from busco.orchestration.slots import Slots
+
+    launcher = EcsLauncher(settings, Slots.of_airflow(settings.max_ecs_tasks))
+    try:
+        task = await launcher.start_command(
+            _words(settings, select, "--record", token), token, f"{label} select", log.info, "small"
+        )
+        ending = await launcher.end_of(task)
+        return f"{ending.reason}\n{await launcher.output(task.arn)}".strip(), ending.passing
+    except CannotStart as error:
+        raise BuscoError(str(error)) from error
+    finally:
+        await forget_clients()

@@ -1,0 +1,90 @@
+"""docs/operating.md is the runbook: each thing that goes wrong there is made to happen by a test."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# the beginning of each row of the runbook's tables of what goes wrong → the tests that make it happen
+HAPPENS = {
+    "`pin`": (
+        "test_a_selection_that_matches_nothing_fails_the_pin_with_the_reason",
+        "test_a_delivery_under_another_contract_stops_the_pin_with_the_files_to_ingest_again",
+    ),
+    '`pin`: "another project': (
+        "test_a_table_of_another_project_in_the_live_release_is_refused_before_anything_is_built",
+    ),
+    '`pin`: "the ECS task that reads': ("test_a_selection_that_no_ecs_task_can_read_fails_the_pin_with_ecs_s_words",),
+    "a model's `run`": ("test_a_broken_model_is_exactly_the_red_task_and_clearing_it_finishes_the_run",),
+    "a model's `test`": ("test_a_failed_data_test_leaves_its_model_green_and_the_old_release_live",),
+    "a test over several models": (
+        "test_a_failed_test_over_several_models_is_the_red_task_until_what_was_wrong_is_mended",
+    ),
+    'a task whose runner "ended': (
+        "test_a_shared_runner_that_dies_is_replaced_so_often_and_no_more",
+        "test_a_model_that_runs_out_of_memory_twice_fails_and_the_rest_goes_on_until_it_is_cleared",
+    ),
+    "`docs`": ("test_docs_that_can_not_be_made_are_a_red_task_of_their_own",),
+    '`publish`: "published by another run': ("test_of_two_publishers_at_once_one_wins_and_the_other_says_what_to_do",),
+    '`publish`: "not tested': ("test_a_model_cleared_alone_after_its_tests_is_not_published_untested",),
+    "`glue`": ("test_without_a_glue_database_glue_is_the_red_task_and_clearing_it_shows_the_release",),
+    '"waiting for a place': ("test_each_model_has_a_container_never_more_at_once_than_there_are_places",),
+    '"ECS starts no task now': ("test_what_may_pass_is_tried_again_and_one_task_is_started",),
+    '"runner 1 is gone: …': (
+        "test_a_container_that_is_killed_is_replaced_and_what_is_built_is_not_built_again",
+        "test_a_task_that_is_stopped_by_hand_is_replaced",
+    ),
+    '"runner 1 is gone: it gave no sign of life': ("test_a_container_that_hangs_is_stopped_and_replaced",),
+    '"… a runner of size medium': ("test_a_model_that_runs_out_of_memory_is_built_alone_in_the_next_size",),
+    'red: "ended without a result': (
+        "test_a_model_that_runs_out_of_memory_twice_fails_and_the_rest_goes_on_until_it_is_cleared",
+    ),
+    'red: "its runner could not start"': (
+        "test_what_does_not_pass_ends_at_once_in_words_and_frees_the_place",
+        "test_what_ecs_does_wrong_is_survived",
+    ),
+    'red: "its runner could not work"': (
+        "test_after_a_runner_that_could_not_work_each_further_task_needs_no_clearing_of_its_own",
+    ),
+    "\"the run's commit": ("test_a_commit_that_this_clone_lacks_is_named_with_what_to_do",),
+    '"files that differ': ("test_a_run_without_a_commit_and_one_with_changed_files_are_told_of",),
+    '"… was not finished': ("test_a_model_whose_parent_failed_in_the_run_is_replayed_together_with_it",),
+    '"the run has not built': ("test_a_mend_is_tried_on_the_runs_data_though_prod_has_published_since",),
+    '"… runs have': ("test_runs_and_models_that_are_unknown_or_several_are_told_with_what_there_is",),
+    'ends with "… failed:"': ("test_ecs_check_is_red_and_its_log_says_what_to_mend",),
+    "has nothing of doctor's": (
+        "test_an_image_that_does_not_exist_is_a_task_that_failed_to_start",
+        "test_a_task_without_its_log_group_fails_to_start_and_starts_no_container",
+    ),
+    "AccessDenied on RunTask": ("test_what_the_policies_lack_is_refused",),
+}
+
+
+def rows() -> list[str]:
+    """The first cells of all rows of tables that end with what to do."""
+    found: list[str] = []
+    wanted = False
+    for line in (ROOT / "docs/operating.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if not cells:
+            wanted = False
+        elif cells[-1] == "what to do":
+            wanted = True
+        elif wanted and not cells[0].startswith("--"):
+            found.append(cells[0])
+    return found
+
+
+def test_each_row_of_the_runbook_has_tests_that_make_it_happen() -> None:
+    ours, begun = rows(), list(HAPPENS)
+    assert len(ours) > 20
+    without = [row for row in ours if not any(row.startswith(start) for start in begun)]
+    assert not without, "which test makes this happen?"
+    assert not [start for start in begun if not any(row.startswith(start) for row in ours)], "rows that are gone"
+
+
+def test_the_tests_of_the_runbook_exist() -> None:
+    code = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    known = set(re.findall(r"^def (test_\w+)", code, re.MULTILINE))
+    assert not {test for tests in HAPPENS.values() for test in tests} - known
