@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+_EXITING = 0x4  # PF_EXITING among a process's flags (Linux, include/linux/sched.h; proc_pid_stat(5))
+
 
 def this_host(state: Path) -> str:
     """This machine's name in the lake's records: its host name when the state folder was made, and a random part.
@@ -47,12 +49,27 @@ def clear_left_behind(root: Path, prefix: str) -> None:
 
 
 def process_alive(pid: int, started: float) -> bool:
-    """Whether the process with this pid and creation time (seconds since the epoch) exists and is no zombie."""
+    """Whether the process with this pid and creation time (seconds since the epoch) exists, is no zombie, and was not
+    killed: one that has much memory is there for a while after SIGKILL."""
     try:
         process = psutil.Process(pid)
-        return bool(abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE)
+        is_it = abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        return bool(is_it and not _is_dying(pid))
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
+
+
+def _is_dying(pid: int) -> bool:
+    """Whether a process was sent SIGKILL or is on its way out; False where /proc does not say."""
+    folder = Path(f"/proc/{pid}")
+    try:
+        status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
+        # behind the command's name, which may have anything in it
+        flags = int((folder / "stat").read_text().rpartition(")")[2].split()[6])
+    except (OSError, ValueError, IndexError):
+        return False
+    pending = int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
+    return bool(flags & _EXITING or pending & 1 << (signal.SIGKILL - 1))
 
 
 def kill_tree(pid: int, grace: float = 20.0) -> None:

@@ -142,8 +142,11 @@ def _end_session(state: Path, name: str) -> bool:
     if record.started < psutil.boot_time():
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
-        if abs(psutil.Process(record.pid).create_time() - record.started) >= 1.0:
+        process = psutil.Process(record.pid)
+        if abs(process.create_time() - record.started) >= 1.0:
             return False
+        # killed, and not quite gone: it still has its locks and ports
+        wait_ended([process], 10)
     left = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
