@@ -311,6 +311,17 @@ def test_a_runner_that_can_not_start_is_tried_once_and_told_to_all_who_wait() ->
     run(story())
 
 
+def test_a_task_that_is_cleared_after_a_start_that_failed_is_not_told_of_it_again() -> None:
+    async def story() -> None:
+        lab = Lab(CHAIN, stillborn=True)
+        assert [(await lab.follow(S)).state, lab.started] == ["failed", ["shared"]]
+        lab.stillborn = False
+        # at once, by whoever has mended it meanwhile
+        assert (await lab.follow(S, attempt=2)).state == "success"
+
+    run(story())
+
+
 def test_docs_are_made_after_failures_were_mended() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)

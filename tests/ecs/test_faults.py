@@ -59,7 +59,7 @@ def killed(container: str) -> None:
 
 
 def hanging(container: str) -> None:
-    docker("kill", "--signal", "STOP", container)
+    docker("pause", container)
 
 
 def stopped(_: str) -> None:

@@ -73,7 +73,7 @@ def test_a_task_that_is_stopped_by_hand_is_replaced(driver: Driver, tasks: Tasks
 
 def test_a_container_that_hangs_is_stopped_and_replaced(driver: Driver, tasks: Tasks) -> None:
     run, container = at_work(driver, tasks, "hanging", 7)
-    docker("kill", "--signal", "STOP", container)
+    docker("pause", container)
     ends_right(driver, run, 2)
     log = driver.log(run, "models.fct.run")
     assert "no sign of life for 20 s" in log

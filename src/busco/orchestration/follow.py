@@ -82,6 +82,7 @@ class Follow:
         self._record = Follower(task=job.task, attempt=job.attempt)
         # runners that were there, and that were gone, when this try began: what those left undone is not its verdict
         self._newest_before = 0
+        self._since = 0
         self._past: frozenset[int] = frozenset()
         self._lost: list[int] = []
 
@@ -159,6 +160,7 @@ class Follow:
     async def _open(self) -> None:
         job = self.job
         self._newest_before = max(self.watch.runners, default=0)
+        self._since = self.watch.looks
         self._past = await self.watch.ended()
         while True:
             found = await self.watch.read_follower(job.task)
@@ -199,7 +201,7 @@ class Follow:
         watch, job = self.watch, self.job
         alone = self._record.again or bool(self._out_of_memory())
         if not alone and self.per_model and job.joint:
-            await watch.gather(job.nodes[0], self._size(), self.say)
+            await watch.gather(job.nodes[0], self._size(), self.say, self._since)
         elif alone or self.per_model or watch.shared_busy() or self._left_out():
             order = Order(
                 name=self.slot,
@@ -211,9 +213,10 @@ class Follow:
                 rebuild=self._record.again,
                 size=self._size(),
             )
-            await watch.ensure(order, self.say)
+            await watch.ensure(order, self.say, self._since)
         else:
-            await watch.ensure(Order(name=SHARED, generation=0, kind="shared", size=watch.settings.ecs_size), self.say)
+            order = Order(name=SHARED, generation=0, kind="shared", size=watch.settings.ecs_size)
+            await watch.ensure(order, self.say, self._since)
 
     def _size(self) -> str:
         """The size of a runner for this task alone: above all in which it ran out of memory."""

@@ -118,6 +118,11 @@ class Watch:
             known = self._plans[number] = (word, frozenset(word.plan or ()))
         return known[1]
 
+    @property
+    def looks(self) -> int:
+        """How often the records were looked at."""
+        return self._looks
+
     def gone(self, number: int) -> bool:
         """Whether a runner was seen gone."""
         return number in self.endings
@@ -138,9 +143,12 @@ class Watch:
         gone = await shared(("ended", id(self), numbers), lambda: self.launcher.look(unknown, []))
         return frozenset({*self.endings, *gone})
 
-    async def ensure(self, wanted: Order, say: Say) -> None:
+    async def ensure(self, wanted: Order, say: Say, since: int = 0) -> None:
         """Has a runner started for an order of this name, unless the last one is alive or may have registered itself
         since the records were looked at. Its generation and token are set here.
+
+        Args:
+            since: the number of looks when whoever asks began: what was seen to fail before is not told to him.
 
         Raises:
             StartFailed: the last one ended without registering itself.
@@ -150,7 +158,8 @@ class Watch:
             if any(r.order == name and not self.gone(n) for n, r in self.runners.items()):
                 return
             slot = self.slots.get(name) or await self._resumed(name, say)
-            if slot is not None and not self._was_gone(slot.order):
+            is_old = slot is not None and slot.ended_at is not None and slot.ended_at < since
+            if slot is not None and not is_old and not self._was_gone(slot.order):
                 if slot.handle.alive():
                     return
                 if slot.ended_at is None:
@@ -202,15 +211,15 @@ class Watch:
         known = [n for n, r in self.runners.items() if (r.order, r.generation) == (order.name, order.generation)]
         return bool(known) and all(self.gone(number) for number in known)
 
-    async def gather(self, node: str, size: str, say: Say) -> None:
-        """Has one runner started for all joint tests that ask for it within two looks.
+    async def gather(self, node: str, size: str, say: Say, since: int = 0) -> None:
+        """Has one runner started for all joint tests that ask for it within two looks; `since` as for `ensure`.
 
         Raises:
             StartFailed: it could not start.
         """
         asked = next((o for o in self.orders.values() if node in o.nodes and o.name.startswith(_TESTS)), None)
         if asked is not None:
-            await self.ensure(asked, say)
+            await self.ensure(asked, say, since)
             return
         if node not in self._gathered:
             self._gathered.append(node)
