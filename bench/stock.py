@@ -51,6 +51,7 @@ USER 10001:10001
 ENTRYPOINT {entrypoint}
 """
 _DAG = """
+# Airflow reads files that have its name in them and that of a DAG
 from datetime import datetime
 from cosmos import DbtDag, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
 from cosmos.constants import ExecutionMode, LoadMode, TestBehavior
