@@ -1,0 +1,60 @@
+"""A runner's signs of life."""
+
+from __future__ import annotations
+
+import threading
+from unittest import mock
+
+from botocore.exceptions import EndpointConnectionError
+
+from busco.lake.layout import RunLayout
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Heartbeat
+from busco.warehouse.heartbeats import beating
+from tests.unit.memory_s3 import MemoryS3
+
+LAYOUT = RunLayout("_lake/env/prod/runs/r/1/")
+
+
+def beats(store: ObjectStore, number: int = 1) -> int:
+    record = store.read(LAYOUT.heartbeat(number), Heartbeat)
+    return record.beat if record else 0
+
+
+def test_a_heartbeat_is_there_at_once_and_changes_until_the_end() -> None:
+    store = ObjectStore(MemoryS3(), "lake")
+    wrote = threading.Event()
+    put = store.put
+
+    def counted(*arguments: object) -> None:
+        put(*arguments)  # type: ignore[arg-type]
+        if beats(store) >= 4:
+            wrote.set()
+
+    with mock.patch.object(store, "put", counted), beating(store, LAYOUT, 1, every=0.005):
+        assert beats(store) >= 1
+        assert wrote.wait(10)
+    assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat" and _lives_on(thread)]
+
+
+def test_an_s3_that_is_away_ends_neither_the_runner_nor_its_heartbeat() -> None:
+    store = ObjectStore(MemoryS3(), "lake")
+    back = threading.Event()
+    put, failures = store.put, [0]
+
+    def at_first_away(*arguments: object) -> None:
+        if failures[0] < 3:
+            failures[0] += 1
+            raise EndpointConnectionError(endpoint_url="http://away")
+        put(*arguments)  # type: ignore[arg-type]
+        back.set()
+
+    with mock.patch.object(store, "put", at_first_away), beating(store, LAYOUT, 1, every=0.005):
+        assert beats(store) == 0
+        assert back.wait(10)
+    assert beats(store) >= 4
+
+
+def _lives_on(thread: threading.Thread) -> bool:
+    thread.join(5)
+    return thread.is_alive()
