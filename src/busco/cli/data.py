@@ -19,7 +19,7 @@ from busco.errors import BuscoError
 from busco.lake import pins, releases
 from busco.lake.layout import EnvironmentLayout, local_run_key
 from busco.lake.objects import AlreadyExists, ObjectStore
-from busco.lake.records import GOOD, Release, utc_now
+from busco.lake.records import GOOD, Release, Selection, utc_now
 from busco.lake.runs import open_run, visible_versions
 from busco.output import console, printable, result, say, table
 from busco.settings import Settings, get_settings, require_project
@@ -352,27 +352,30 @@ def runner_command(run_key: str, epoch: int, order: str, generation: int, log: s
 @click.argument("selection")
 def select_command(project_dir: Path | None, record: str, selection: str) -> None:
     """The nodes that a selection (dbt's syntax) names, as a JSON list on the last line."""
-    from busco.lake.records import Selection
     from busco.warehouse.dbt import opened
 
     _work_on(project_dir)
     settings = get_settings()
     built = _live_tables(*lake()[1:]) if settings.lake_bucket else None
-    found = Selection(select=selection)
     try:
         with opened(settings) as dbt:
             dbt.parse()
-            found = found.model_copy(update={"nodes": tuple(dbt.select(selection, built=built))})
+            found = Selection(select=selection, nodes=tuple(dbt.select(selection, built=built)))
     except BuscoError as error:
-        found = found.model_copy(update={"error": str(error)})
+        # the answer too: whatever else ends this, there is none, and whoever waits for it asks again
+        _answer(record, Selection(select=selection, error=str(error)))
         raise
-    finally:
-        if record:
-            _, store, environment = lake()
-            with suppress(AlreadyExists):
-                # one that was started twice for the same try
-                store.create(environment.selection(record), found)
+    _answer(record, found)
     click.echo(json.dumps(found.nodes))
+
+
+def _answer(record: str, found: Selection) -> None:
+    """Writes a selection into the lake, where that is asked for."""
+    if record:
+        _, store, environment = lake()
+        with suppress(AlreadyExists):
+            # one that was started twice for the same try
+            store.create(environment.selection(record), found)
 
 
 @click.command("bake")
