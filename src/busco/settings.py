@@ -9,7 +9,7 @@ from platform import machine
 from typing import Literal
 from urllib.parse import quote
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from busco.errors import BuscoError
@@ -95,7 +95,8 @@ class Settings(BaseSettings):
     runner_silence: float = Field(
         default=300,
         ge=0,
-        description="seconds without a sign of life after which a runner is stopped and replaced; 0: never",
+        description="seconds without a sign of life, which come every ten, after which a runner is stopped and "
+        "replaced; 0: never",
     )
     runner_restarts: int = Field(default=3, ge=0, description="how often a run's lost shared runner is replaced")
     max_local_runners: int = Field(
@@ -133,6 +134,13 @@ class Settings(BaseSettings):
     alerts_topic: str = Field(default="", description="ARN of the SNS topic of alerts, empty: no alerts")
     price_vcpu_hour: float = Field(default=0.04048, ge=0, description="price of a vCPU for an hour, for estimates")
     price_gb_hour: float = Field(default=0.004445, ge=0, description="price of a GB of memory for an hour")
+
+    @field_validator("runner_silence")
+    @classmethod
+    def _longer_than_a_beat(cls, value: float) -> float:
+        if 0 < value < 15:
+            raise ValueError("is shorter than the time between two signs of life: at least 15, or 0 for never")
+        return value
 
     def below_home(self, path: Path) -> Path:
         return path if path.is_absolute() else self.home / path

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from unittest import mock
 
+import pytest
 from botocore.exceptions import EndpointConnectionError
+from pydantic import ValidationError
 
 from busco.lake.layout import RunLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Heartbeat
+from busco.settings import Settings
 from busco.warehouse.heartbeats import beating
 from tests.unit.memory_s3 import MemoryS3
 
@@ -50,9 +53,21 @@ def test_an_s3_that_is_away_ends_neither_the_runner_nor_its_heartbeat() -> None:
         back.set()
 
     with mock.patch.object(store, "put", at_first_away), beating(store, LAYOUT, 1, every=0.005):
-        assert beats(store) == 0
         assert back.wait(10)
+    assert failures == [3]
     assert beats(store) >= 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_taken"), [("0", True), ("15", True), ("300", True), ("5", False), ("-1", False)]
+)
+def test_a_silence_that_is_shorter_than_a_beat_is_refused(seconds: str, is_taken: bool) -> None:
+    with mock.patch.dict("os.environ", {"BUSCO_RUNNER_SILENCE": seconds}):
+        if is_taken:
+            assert Settings().runner_silence == float(seconds)
+        else:
+            with pytest.raises(ValidationError, match="runner_silence"):
+                Settings()
 
 
 def _lives_on(thread: threading.Thread) -> bool:
