@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     @classmethod
     def _longer_than_a_beat(cls, value: float) -> float:
         if 0 < value < 15:
-            raise ValueError("is shorter than the time between two signs of life: at least 15, or 0 for never")
+            raise ValueError("shorter than the time between two signs of life: at least 15, or 0 for never")
         return value
 
     def below_home(self, path: Path) -> Path:
@@ -234,10 +234,10 @@ def _read() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        wrong = [
-            f"BUSCO_{'_'.join(str(part) for part in one['loc']).upper()} is {one['input']!r}: {one['msg']}"
-            for one in error.errors()
-        ]
+        wrong = []
+        for one in error.errors():
+            name = f"BUSCO_{'_'.join(str(part) for part in one['loc']).upper()}"
+            wrong.append(f"{name} is {one['input']!r}: {one['msg'].removeprefix('Value error, ')}")
         raise BuscoError("\n".join(wrong), "set it anew, or unset it for its default") from error
 
 

@@ -59,6 +59,11 @@ def graph(driver: Driver) -> set[str]:
     return {task["task_id"] for task in driver.api.call("GET", f"dags/{DAG}/tasks")["tasks"]}
 
 
+def red(driver: Driver, run: str) -> set[str]:
+    """The tasks of a run that failed by themselves."""
+    return {task for task, state in driver.states(run).items() if state == "failed"}
+
+
 def runners(driver: Driver, run: str) -> list[str]:
     return [runner.kind for runner in open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()]
 
@@ -87,7 +92,7 @@ def test_a_broken_model_is_exactly_the_red_task_and_clearing_it_finishes_the_run
         driver.write(FCT, whole)
     assert state == "failed"
     states = driver.states(run)
-    assert {task for task, s in states.items() if s == "failed"} == {"models.fct.run"}
+    assert red(driver, run) == {"models.fct.run"}
     assert {task for task, s in states.items() if s == "upstream_failed"} == {
         "models.fct.test",
         "docs",
@@ -123,9 +128,8 @@ def test_a_failed_test_is_the_red_task_and_clearing_its_model_finishes_the_run(d
     finally:
         driver.write(FCT, whole)
     assert state == "failed"
-    states = driver.states(run)
     # dbt's unit test of the model notices first
-    assert {task for task, s in states.items() if s == "failed"} == {"models.fct.run"}
+    assert red(driver, run) == {"models.fct.run"}
     assert "unit_test" in driver.log(run, "models.fct.run") or "sums" in driver.log(run, "models.fct.run")
     assert driver.live() == before
     driver.clear(run, "models.fct.run")
@@ -186,7 +190,7 @@ def test_a_failed_data_test_leaves_its_model_green_and_the_old_release_live(driv
     finally:
         driver.write(yaml, whole)
     assert state == "failed"
-    assert {task for task, s in driver.states(run).items() if s == "failed"} == {"models.fct.test"}
+    assert red(driver, run) == {"models.fct.test"}
     log = driver.log(run, "models.fct.test")
     assert "tests of gold.fct failed" in log
     assert "accepted_values" in log
@@ -242,7 +246,7 @@ def test_a_failed_test_over_several_models_is_the_red_task_until_what_was_wrong_
         run, state = driver.run()
         assert state == "failed"
         states = driver.states(run)
-        assert {name for name, s in states.items() if s == "failed"} == {task}
+        assert red(driver, run) == {task}
         assert (states["models.fct.test"], states["docs"]) == ("success", "upstream_failed")
         log = driver.log(run, task)
         assert "no_order_has_a_fact failed" in log
@@ -268,7 +272,7 @@ def test_docs_that_can_not_be_made_are_a_red_task_of_their_own(driver: Driver) -
     finally:
         file.unlink()
     assert state == "failed"
-    assert {name for name, s in driver.states(run).items() if s == "failed"} == {"docs"}
+    assert red(driver, run) == {"docs"}
     log = driver.log(run, "docs")
     assert "dbt docs generate failed" in log
     assert "nonsense" in log
@@ -286,7 +290,7 @@ def test_without_a_glue_database_glue_is_the_red_task_and_clearing_it_shows_the_
     finally:
         glue.create_database(DatabaseInput={"Name": database})
     assert state == "failed"
-    assert {name for name, s in driver.states(run).items() if s == "failed"} == {"glue"}
+    assert red(driver, run) == {"glue"}
     assert f"the Glue database {database} does not exist" in driver.log(run, "glue")
     release = driver.live()
     assert release.run == run_key(DAG, run), "what is live does not wait for Glue"

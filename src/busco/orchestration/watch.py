@@ -363,14 +363,15 @@ class Watch:
     async def _silenced(self, etags: Mapping[str, str], gone: Mapping[int, Ending]) -> dict[int, Ending]:
         """Stops runners that hang; the endings of those that are gone by it, and of those that can't be stopped."""
         living = [number for number in self.runners if not self.gone(number) and number not in gone]
-        beats = {number: etags.get(self.layout.heartbeat(number), "") for number in living}
+        keys = {number: self.layout.heartbeat(number) for number in living}
+        beats = {number: etags[key] for number, key in keys.items() if key in etags}
         reason = f"it gave no sign of life for {self._silence.limit:.0f} s and was stopped"
         ended = {
             number: ending.model_copy(update={"reason": reason, "passing": True})
             for number, ending in gone.items()
             if number in self._silent
         }
-        for number in self._silence.hear({number: beat for number, beat in beats.items() if beat}):
+        for number in self._silence.hear(beats):
             log.warning("run=%s runner=%s is stopped: no sign of life", self.pin.run, number)
             if number in self._silent:
                 # nobody says that it is gone: its host is lost. Should it wake up, the entries' tokens keep it out (R4)
