@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from busco.embedded import processes
+from busco.embedded import keeper, processes
 from busco.embedded.airflow_api import AirflowApi
 from busco.embedded.postgres import DATABASE, Postgres, secret
 from busco.embedded.postgres import NAME as POSTGRES
 from busco.errors import BuscoError
+from busco.orchestration.access import ON_CALL
 from busco.settings import Settings
 
 Say = Callable[[str], None]
@@ -84,6 +85,9 @@ def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
     for service in SERVICES:
         if processes.find(state, service) is None:
             raise _Vanished(f"Airflow's {service} ended while starting", f"see {state / 'log' / service}.log")
+    # last: whoever has started Airflow may have parsed the project meanwhile
+    if settings.keep_graph:
+        processes.start(state, keeper.NAME, *keeper.command(settings), settings.home)
 
 
 def down(settings: Settings, say: Say) -> None:
@@ -92,6 +96,7 @@ def down(settings: Settings, say: Say) -> None:
     if not (state / "run").is_dir():
         return
     with processes.locked(state, "airflow-up"):
+        processes.stop(state, keeper.NAME, grace=10)
         with ThreadPoolExecutor(len(SERVICES)) as pool:
             ended = list(pool.map(lambda service: processes.stop(state, service, grace=10), SERVICES))
         for service, was_there in zip(SERVICES, ended, strict=True):
@@ -110,7 +115,7 @@ def status(settings: Settings) -> list[tuple[str, str]]:
     """
     rows = []
     report = _report(AirflowApi(settings))
-    for name in (POSTGRES, *SERVICES):
+    for name in (POSTGRES, *SERVICES, *([keeper.NAME] if settings.keep_graph else [])):
         process = processes.find(settings.state, name)
         if process is None:
             rows.append((name, "stopped"))
@@ -119,6 +124,8 @@ def status(settings: Settings) -> list[tuple[str, str]]:
             good = Postgres(settings.state).ready()
         elif name == "webserver":
             good = report is not None
+        elif name == keeper.NAME:
+            good = True
         else:
             good = report is None or report.get(name, {}).get("status") == "healthy"
         rows.append((name, f"{'running' if good else 'unhealthy'} (pid {process.pid})"))
@@ -185,7 +192,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
         "SCHEDULER__PARSING_PROCESSES": "1",
-        "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "5",
+        "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "2",
         "CORE__MIN_SERIALIZED_DAG_FETCH_INTERVAL": "2",
         "LOGGING__BASE_LOG_FOLDER": str(state / "log" / "airflow"),
         "SCHEDULER__CHILD_PROCESS_LOG_DIRECTORY": str(state / "log" / "airflow" / "scheduler"),
@@ -198,6 +205,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "COSMOS__ENABLE_CACHE": "False",
         "COSMOS__ENABLE_TELEMETRY": "False",
     }
+    if settings.lake_bucket:
+        # the docs of the live release, which the task `glue` puts there
+        options["COSMOS__DBT_DOCS_DIR"] = f"s3://{settings.lake_bucket}/docs"
     own = {f"AIRFLOW__{name}": value for name, value in options.items()}
     kept = {
         name: value
@@ -223,7 +233,7 @@ def environment(settings: Settings) -> dict[str, str]:
 def command(service: str) -> list[str]:
     """The command line of one of SERVICES."""
     if service == "triggerer":
-        return [sys.executable, "-m", "busco.embedded.airflow_triggerer", "--skip-serve-logs"]
+        return [sys.executable, "-m", "busco.orchestration.triggerer", "--skip-serve-logs"]
     airflow = str(Path(sys.executable).parent / "airflow")
     # the webserver reads logs from this machine's files; a log server would listen on every address
     return [airflow, service] if service == "webserver" else [airflow, service, "--skip-serve-logs"]
@@ -261,20 +271,22 @@ def _forget_pid(settings: Settings, service: str) -> None:
 
 
 def _migrate(settings: Settings, postgres: Postgres, variables: dict[str, str], say: Say) -> None:
-    """Airflow's tables and the user admin, once for each version of Airflow.
+    """Airflow's tables, roles and the user admin, once for each version of Airflow.
 
     The database itself says which it was made for, so that a new one is never taken for one that is made.
     """
     packages = ("apache-airflow", "apache-airflow-providers-fab")
-    wanted = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    wanted = ", ".join([*(f"{name} {importlib.metadata.version(name)}" for name in packages), f"role {ON_CALL}"])
     ask = "select shobj_description(oid, 'pg_database') from pg_database where datname = current_database()"
     with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
         cursor.execute(ask)
         if cursor.fetchone() == (wanted,):
             return
     say("making Airflow's database (the first time only)")
-    command = [sys.executable, "-m", "busco.embedded.airflow_database"]
-    made = subprocess.run(command, env=variables, cwd=settings.home, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "busco.orchestration.access"]
+    # known to everybody: it listens on this machine only
+    own = {**variables, "AIRFLOW_ADMIN_USERNAME": "admin", "AIRFLOW_ADMIN_PASSWORD": "admin"}
+    made = subprocess.run(command, env=own, cwd=settings.home, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         tail = "\n".join((made.stdout + made.stderr).splitlines()[-20:])
         raise BuscoError(f"Airflow's database can't be made:\n{tail}")

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import psutil
-import psycopg2  # type: ignore[import-untyped]
+import psycopg2
 
 from busco.embedded import processes
 from busco.errors import BuscoError

@@ -117,6 +117,21 @@ def show() -> None:
     )
 
 
+def live_release() -> str:
+    """The id of the release that readers see, which is logged with its tables.
+
+    Raises:
+        AirflowSkipException: nothing was ever published.
+    """
+    _, store, environment = _lake()
+    live = releases.read_live(store, environment)
+    if live is None:
+        raise AirflowSkipException("nothing was ever published")
+    release = live.release
+    log.info("live release=%s run=%s tables=%s", release.release, release.run, len(release.tables))
+    return release.release
+
+
 def rollback(release: str, reason: str, who: str) -> str:
     """Rolls back to an older release and holds publishing; gives the new release's id.
 

@@ -260,7 +260,8 @@ def _task_facts(settings: Settings, task: Mapping[str, Any]) -> list[tuple[str, 
         said = [str(container.get("lastStatus") or ""), "" if code is None else f"exit code {code}"]
         said.append(str(container.get("reason") or ""))
         facts.append((f"container {container.get('name')}", ", ".join(part for part in said if part)))
-    if task.get("lastStatus") == "STOPPED":
+    good = all(container.get("exitCode") == 0 for container in task.get("containers") or [{}])
+    if task.get("lastStatus") == "STOPPED" and not good:
         facts += _ending_facts(ending_of(task, settings.ecs_container))
     return [(name, value) for name, value in facts if value]
 

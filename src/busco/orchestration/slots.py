@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import text  # type: ignore[import-untyped]
+from sqlalchemy import text
 
 _LOCK = 7_302_271_115  # the advisory lock's number: any, so long as nobody else in this database takes it
 _FORGOTTEN = "interval '1 minute'"

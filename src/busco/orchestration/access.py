@@ -1,0 +1,57 @@
+"""Airflow's roles and its first admin: made at set-up, kept at each further one. Stock roles stay as they are."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+ON_CALL = "OnCall"
+
+
+def set_up(username: str, password: str, email: str = "admin@example.com") -> None:
+    """Brings Airflow's tables up to date, keeps the roles, and makes the admin where there is none of that name.
+
+    Safe to run again: an admin that is there keeps its password.
+
+    Raises:
+        SystemExit: the admin could not be made.
+    """
+    from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
+    from airflow.utils import db
+
+    db.upgradedb()
+    with get_application_builder() as builder:
+        manager = builder.sm
+        keep_roles(manager)
+        if username and password and manager.find_user(username) is None:
+            made = manager.add_user(username, "Admin", "User", email, manager.find_role("Admin"), password=password)
+            if not made:
+                raise SystemExit(f"the user {username} could not be made")
+
+
+def keep_roles(manager: Any) -> None:
+    """The stock roles as Airflow has them, and OnCall, which may what a stock User may: clear, mark and trigger all
+    DAGs, `operations` too; no connections, variables or pools.
+
+    Args:
+        manager: Flask-AppBuilder's security manager.
+    """
+    manager.sync_roles()
+    role = manager.find_role(ON_CALL) or manager.add_role(ON_CALL)
+    for permission in manager.find_role("User").permissions:
+        manager.add_permission_to_role(role, permission)
+
+
+def main() -> None:
+    """Sets up by AIRFLOW_ADMIN_USERNAME, _PASSWORD and _EMAIL.
+
+    Without a password no admin is made, nor where people log in by a provider (AIRFLOW_LOGIN=oauth).
+    """
+    said = {name: os.environ.get(f"AIRFLOW_ADMIN_{name}", "") for name in ("USERNAME", "PASSWORD", "EMAIL")}
+    if os.environ.get("AIRFLOW_LOGIN") == "oauth":
+        said["PASSWORD"] = ""
+    set_up(said["USERNAME"] or "admin", said["PASSWORD"], said["EMAIL"] or "admin@example.com")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Who may log in, and with which roles: by password, and by an OpenID Connect provider."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import requests
+
+from busco.orchestration.oidc import user_info
+from tests.airflow.oidc_provider import CLIENT, SECRET, Provider
+from tests.loopback import serving
+
+ROOT = Path(__file__).parents[2]
+ROLES = {"data-oncall": ["OnCall"], "data-admins": ["Admin"]}
+# A webserver on SQLite, with the roles of a platform that was set up.
+SERVER = """
+import sys
+from airflow.utils import db
+db.initdb()
+from airflow.www.app import create_app
+from werkzeug.serving import make_server
+from busco.orchestration import access
+app = create_app()
+with app.app_context():
+    manager = app.appbuilder.sm
+    access.keep_roles(manager)
+    manager.add_user("local", "l", "l", "l@example.com", manager.find_role("Admin"), password="known")
+make_server("127.0.0.1", int(sys.argv[1]), app, threaded=True).serve_forever()
+"""
+OF_A_ROLE = """
+select p.name || ' ' || v.name from ab_role r join ab_permission_view_role x on x.role_id = r.id
+join ab_permission_view pv on pv.id = x.permission_view_id join ab_permission p on p.id = pv.permission_id
+join ab_view_menu v on v.id = pv.view_menu_id where r.name = ?
+"""
+OF_A_PERSON = """
+select r.name from ab_user u join ab_user_role x on x.user_id = u.id join ab_role r on r.id = x.role_id
+where u.username = ?
+"""
+
+
+@dataclass
+class Web:
+    url: str
+    provider: Provider
+    home: Path
+
+    def log_in(self) -> requests.Session:
+        """A browser of whoever the provider says it is."""
+        browser = requests.Session()
+        browser.trust_env = False
+        answer = browser.get(f"{self.url}/login/OpenID", timeout=60)
+        assert answer.status_code == 200, answer.text
+        return browser
+
+    def ask(self, question: str, *values: str) -> set[str]:
+        """The first column of an answer of Airflow's database."""
+        with closing(sqlite3.connect(f"file:{self.home}/airflow.db?mode=ro", uri=True)) as database:
+            return {row[0] for row in database.execute(question, values)}
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with webserver(tmp_path_factory.mktemp("logins")) as made:
+        yield made
+
+
+@contextmanager
+def webserver(home: Path, **variables: str) -> Iterator[Web]:
+    """A webserver whose people come from a provider of its own; it starts as in its image."""
+    provider = Provider()
+    with serving(provider.handler()) as url, socket.socket() as free:
+        provider.url = url
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
+        own = {
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+            "AIRFLOW__WEBSERVER__CONFIG_FILE": str(ROOT / "config/webserver_config.py"),
+            "AIRFLOW__WEBSERVER__BASE_URL": f"http://127.0.0.1:{port}",
+            "AIRFLOW_CONFIG": str(ROOT / "config/airflow.cfg"),
+            "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+            "AIRFLOW_LOGIN": "oauth",
+            "OAUTH_ISSUER": url,
+            "OAUTH_CLIENT_ID": CLIENT,
+            "OAUTH_CLIENT_SECRET": SECRET,
+            "OAUTH_ROLES": json.dumps(ROLES),
+            # what the entrypoint calls is this environment's
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        command = [ROOT / "scripts/entrypoint.sh", "python", "-c", SERVER, str(port)]
+        with (home / "web.log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=ROOT, env={**kept, **own, **variables}, stdout=log, stderr=log)
+        made = Web(f"http://127.0.0.1:{port}", provider, home)
+        try:
+            _wait(made.url, process, home / "web.log")
+            yield made
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline, pause = time.monotonic() + 120, threading.Event()
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            if requests.get(f"{url}/health", timeout=60, proxies={"no_proxy": "*"}).ok:
+                return
+        except requests.ConnectionError:
+            pause.wait(0.3)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+def person(name: str, *groups: str) -> dict[str, Any]:
+    return {"sub": name, "name": f"{name} Silva", "email": f"{name}@example.com", "groups": list(groups)}
+
+
+def test_a_person_s_groups_at_the_provider_are_his_roles_at_each_login(web: Web) -> None:
+    web.provider.person = person("ana", "data-oncall", "something-else")
+    browser = web.log_in()
+    assert web.ask(OF_A_PERSON, "ana") == {"OnCall", "Viewer"}
+    assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 403
+    # moved to another team since
+    web.provider.person = person("ana", "data-admins")
+    browser = web.log_in()
+    assert web.ask(OF_A_PERSON, "ana") == {"Admin", "Viewer"}
+    assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 200
+
+
+def test_whoever_has_no_group_of_ours_may_read(web: Web) -> None:
+    web.provider.person = person("rui")
+    browser = web.log_in()
+    assert web.ask(OF_A_PERSON, "rui") == {"Viewer"}
+    assert browser.get(f"{web.url}/api/v1/dags", timeout=60).status_code == 200
+    assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 403
+
+
+def test_a_token_that_is_not_the_provider_s_lets_nobody_in(web: Web) -> None:
+    web.provider.person = {**person("eve", "data-admins"), "iss": "https://elsewhere.example.com"}
+    browser = web.log_in()
+    assert web.ask(OF_A_PERSON, "eve") == set()
+    assert "/login" in browser.get(f"{web.url}/home", timeout=60).url
+
+
+def test_where_people_log_in_by_a_provider_no_password_opens_the_api(web: Web) -> None:
+    anybody = requests.Session()
+    anybody.trust_env = False
+    anybody.auth = ("local", "known")
+    assert anybody.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 401
+
+
+def test_behind_a_proxy_cookies_want_https_and_addresses_are_the_proxy_s(web: Web, tmp_path: Path) -> None:
+    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "airflow.example.com"}
+
+    def asked(url: str) -> tuple[str, str]:
+        """The session's cookie, and where the provider is to send a person back to."""
+        browser = requests.Session()
+        browser.trust_env = False
+        answer = browser.get(f"{url}/login/OpenID", headers=forwarded, allow_redirects=False, timeout=60)
+        return answer.headers["Set-Cookie"], parse_qs(urlsplit(answer.headers["Location"]).query)["redirect_uri"][0]
+
+    with webserver(tmp_path, AIRFLOW_BEHIND_PROXY="true") as proxied:
+        cookie, back = asked(proxied.url)
+    assert all(word in cookie for word in ("Secure", "HttpOnly", "SameSite=Lax"))
+    assert back == "https://airflow.example.com/oauth-authorized/OpenID"
+    # whoever is not behind one believes nobody's headers
+    cookie, back = asked(web.url)
+    assert "Secure" not in cookie
+    assert back == f"{web.url}/oauth-authorized/OpenID"
+
+
+def test_on_call_may_what_a_stock_user_may_and_stock_roles_are_airflow_s_own(web: Web) -> None:
+    from airflow.providers.fab.auth_manager.security_manager.override import FabAirflowSecurityManagerOverride as Stock
+    from airflow.security import permissions
+
+    on_call = web.ask(OF_A_ROLE, "OnCall")
+    assert on_call == web.ask(OF_A_ROLE, "User")
+    assert {"can_edit Task Instances", "can_create DAG Runs", "can_edit DAGs"} <= on_call
+    for resource in (permissions.RESOURCE_CONNECTION, permissions.RESOURCE_VARIABLE, permissions.RESOURCE_POOL):
+        assert not [one for one in on_call if one.split(" ", 1)[1] == resource and not one.startswith("can_read ")]
+    for config in Stock.ROLE_CONFIGS:
+        stock = {f"{action} {resource}" for action, resource in config["perms"]}
+        # an admin has the pages of Flask-AppBuilder besides
+        found = web.ask(OF_A_ROLE, config["role"])
+        assert found >= stock if config["role"] == "Admin" else found == stock, config["role"]
+
+
+@pytest.mark.parametrize(
+    ("claims", "wanted"),
+    [
+        (
+            {"sub": "1", "given_name": "Ana", "family_name": "Silva", "email": "a@x", "groups": ["g"]},
+            {"username": "1", "first_name": "Ana", "last_name": "Silva", "email": "a@x", "role_keys": ["g"]},
+        ),
+        (
+            {"sub": "2", "name": "Rui de Sá", "groups": "g"},
+            {"username": "2", "first_name": "Rui", "last_name": "de Sá", "email": "2", "role_keys": ["g"]},
+        ),
+        ({"sub": "3"}, {"username": "3", "first_name": "3", "last_name": "", "email": "3", "role_keys": []}),
+    ],
+)
+def test_a_person_is_known_by_what_never_changes(claims: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert user_info(claims, "groups") == wanted
