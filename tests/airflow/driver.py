@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import requests
 
 from busco.aws import client
 from busco.embedded import airflow
@@ -105,6 +108,18 @@ class Driver:
             pause.wait(0.2)
 
 
+def logged_in(url: str, user: str, password: str) -> requests.Session:
+    """A browser in which a user has logged in."""
+    browser = requests.Session()
+    browser.trust_env = False
+    form = browser.get(f"{url}/login/", timeout=60).text
+    token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', form)
+    assert token
+    fields = {"username": user, "password": password, "csrf_token": token[1]}
+    assert "/login" not in browser.post(f"{url}/login/", data=fields, timeout=60).url
+    return browser
+
+
 @contextmanager
 def platform(home: Path, project: Path, files: str | None = ORDERS, **variables: str) -> Iterator[Driver]:
     """An embedded platform of its own below `home`, with a dbt project and files ingested, nothing built.
@@ -118,7 +133,13 @@ def platform(home: Path, project: Path, files: str | None = ORDERS, **variables:
     (home / "plugins").mkdir()
     (home / "deploy").symlink_to(ROOT / "deploy")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}
-    own = {"BUSCO_HOME": str(home), "BUSCO_DBT_PYTHON": str(ROOT / ".venv-dbt/bin/python"), **variables}
+    own = {
+        "BUSCO_HOME": str(home),
+        "BUSCO_DBT_PYTHON": str(ROOT / ".venv-dbt/bin/python"),
+        # a test that saves a file says itself when it is parsed
+        "BUSCO_KEEP_GRAPH": "false",
+        **variables,
+    }
     with mock.patch.dict(os.environ, {**kept, **own}, clear=True):
         get_settings.cache_clear()
         made = Driver(home)

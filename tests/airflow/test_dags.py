@@ -76,7 +76,8 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_every_file_yields_the_dag_of_its_name(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    files = {path.name for path in (ROOT / "dags").glob("*.py")}
+    # one has no DAG, only dbt's message as its import error
+    files = {path.name for path in (ROOT / "dags").glob("*.py")} - {"parse_check.py"}
     assert {f"{dag_id}.py": dag["file"] for dag_id, dag in parsed["dags"].items()} == {name: name for name in files}
     for path in (ROOT / "dags").glob("*.py"):
         assert not path.name.startswith("dbt_"), "dbt takes it for a plugin"

@@ -52,7 +52,7 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_each_project_has_a_dag_of_its_own(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    shipped = {path.stem: path.name for path in (ROOT / "dags").glob("*.py")}
+    shipped = {path.stem: path.name for path in (ROOT / "dags").glob("*.py") if path.stem != "parse_check"}
     assert {name: dag["file"] for name, dag in parsed["dags"].items()} == {"bakery": "bakery.py", **shipped}
     both = {"models.fct.run", "models.revenue.run"}
     assert both & parsed["dags"]["lakehouse"]["tasks"].keys() == {"models.fct.run"}

@@ -33,7 +33,7 @@ from busco.orchestration.ecs import log_stream, started_by
 from busco.orchestration.whereabouts import whereabouts
 from busco.processes import this_host
 from busco.settings import Settings, get_settings
-from tests.airflow.driver import DAG, ENVIRONMENT, Driver
+from tests.airflow.driver import DAG, ENVIRONMENT, Driver, logged_in
 from tests.airflow.lab import Lab, a_model, quick
 
 ROOT = Path(__file__).parents[2]
@@ -62,15 +62,8 @@ class Web:
         """A browser in which `user` has logged in, once: Airflow lets nobody try that often."""
         if user in self.sessions:
             return self.sessions[user]
-        browser = requests.Session()
-        browser.trust_env = False
-        form = browser.get(f"{self.url}/login/", timeout=60).text
-        token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', form)
-        assert token
-        fields = {"username": user, "password": user, "csrf_token": token[1]}
-        assert "/login" not in browser.post(f"{self.url}/login/", data=fields, timeout=60).url
-        self.sessions[user] = browser
-        return browser
+        self.sessions[user] = logged_in(self.url, user, user)
+        return self.sessions[user]
 
     def links(self, run: str, task: str = TASK) -> dict[str, str]:
         """A task's links, as Airflow's UI is given them."""

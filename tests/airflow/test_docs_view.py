@@ -1,0 +1,45 @@
+"""dbt docs of the live release in Airflow's own pages: consumers see them, nobody else does."""
+
+from __future__ import annotations
+
+import pytest
+import requests
+
+from busco.embedded import airflow
+from busco.settings import get_settings
+from tests.airflow.driver import Driver, logged_in
+
+PAGE = "cosmos/dbt_docs_index.html"
+
+
+@pytest.fixture(scope="module")
+def published(driver: Driver) -> str:
+    """Airflow's address, where a run has published the project and its docs."""
+    run = driver.start()
+    driver.green(run)
+    user = {"username": "reader", "password": "reader", "first_name": "r", "last_name": "r", "email": "r@example.com"}
+    driver.api.session.post(
+        f"{driver.api.base}/auth/fab/v1/users", json={**user, "roles": [{"name": "Viewer"}]}, timeout=60
+    ).raise_for_status()
+    return airflow.url(get_settings())
+
+
+def test_a_viewer_sees_the_live_release_s_docs_with_all_tables_and_types(driver: Driver, published: str) -> None:
+    browser = logged_in(published, "reader", "reader")
+    assert browser.get(f"{published}/cosmos/dbt_docs", timeout=60).status_code == 200
+    page = browser.get(f"{published}/{PAGE}", timeout=60)
+    assert page.status_code == 200
+    live = driver.live()
+    assert live is not None
+    for table in live.tables:
+        assert f'"name": "{table.split(".")[1]}"' in page.text, table
+    assert "VARCHAR[]" in page.text, "a column's type, from the catalog"
+
+
+def test_whoever_has_not_logged_in_sees_no_docs(published: str) -> None:
+    nobody = requests.Session()
+    nobody.trust_env = False
+    for path in ("cosmos/dbt_docs", PAGE, "cosmos/catalog.json", "cosmos/manifest.json"):
+        answer = nobody.get(f"{published}/{path}", timeout=60)
+        assert "/login" in answer.url
+        assert "fct" not in answer.text
