@@ -7,22 +7,27 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import pytest
 
+from busco.aws import client
+from busco.embedded.serve import REGISTERED
 from tests.integration.conftest import MINI
 from tests.loopback import Handler, serving
 from tests.platforms import ROOT, Platform, platform
 
 NAMES = [
-    "endpoint", "clock", "role", "lake bucket", "conditional writes", "landing bucket", "Glue databases", "ECS cluster",
-    "manifest", "dbt projects", "memory and CPU", "disk", "DuckDB", "DuckDB on S3",
+    "variables", "files", "keys", "database", "broker", "endpoint", "clock", "role", "lake bucket",
+    "conditional writes", "landing bucket", "queue", "Glue databases", "ECS cluster", "task definitions", "task roles",
+    "image", "manifest", "dbt projects", "memory and CPU", "disk", "DuckDB", "DuckDB on S3",
 ]  # fmt: skip
-OF_AIRFLOW = {"ECS cluster", "manifest"}
+OF_AIRFLOW = {"keys", "database", "broker", "ECS cluster", "manifest"}
+# of models on ECS, and of a landing bucket that tells a queue of new files
+UNUSED = {"queue", "task definitions", "task roles", "image"}
 OF_DBT = {"landing bucket", "dbt projects", "DuckDB", "DuckDB on S3"}
 
 
@@ -59,7 +64,7 @@ def named(checks: dict[str, dict[str, Any]], state: str) -> set[str]:
 
 def test_in_dbts_environment_all_is_seen_but_what_airflow_alone_has(live: Platform) -> None:
     checks = examined(live, 0)
-    assert named(checks, "skipped") == OF_AIRFLOW
+    assert named(checks, "skipped") == OF_AIRFLOW | UNUSED
     assert named(checks, "failed") == set()
     assert live.settings.endpoint_url in checks["endpoint"]["seen"]
     assert "credentials from env" in checks["role"]["seen"]
@@ -72,7 +77,12 @@ def test_in_dbts_environment_all_is_seen_but_what_airflow_alone_has(live: Platfo
 
 def test_in_airflows_environment_it_lists_what_only_dbts_can_see(live: Platform) -> None:
     checks = examined(live, 0, "airflow", BUSCO_EXECUTION="ecs_shared")
-    assert named(checks, "skipped") == OF_DBT
+    assert named(checks, "skipped") == OF_DBT | {"keys", "database", "broker", "queue", "image"}
+    assert (
+        checks["task definitions"]["seen"]
+        == "small busco-dbt-small:1, medium busco-dbt-medium:1, large busco-dbt-large:1"
+    )
+    assert "TaskRole" in checks["task roles"]["seen"]
     assert checks["DuckDB"]["seen"] == "is looked at in dbt's environment"
     assert checks["ECS cluster"]["seen"] == f"{live.settings.ecs_cluster}: 0 tasks run"
 
@@ -81,7 +91,7 @@ def test_the_table_has_a_line_for_each_check_and_their_number(live: Platform) ->
     printed = live.busco("doctor")
     for name in NAMES:
         assert any(line.startswith(f"{name} ") for line in printed.splitlines()), printed
-    assert printed.splitlines()[-1] == "12 ok, 0 failed, 2 skipped"
+    assert printed.splitlines()[-1] == "14 ok, 0 failed, 9 skipped"
 
 
 # -- something is wrong -----------------------------------------------------------------------------------------------
@@ -161,6 +171,182 @@ def test_without_credentials_the_role_has_failed_and_what_needs_one_is_left_out(
     assert named(checks, "failed") == {"role"}
     assert checks["role"]["seen"] == "there are no AWS credentials"
     assert "TaskRole" in checks["role"]["mend"]
+
+
+# -- variables, keys, Airflow's servers -------------------------------------------------------------------------------
+
+# a service of Airflow's that lacks nothing but servers: nobody listens on these ports
+SERVICE = {
+    "BUSCO_PLATFORM": "development",
+    "AIRFLOW__CORE__FERNET_KEY": "BNoVsGvwdLRRFbhzlPtnUwaKnShW_qIk-KI5Z6PCw1A=",
+    "AIRFLOW__WEBSERVER__SECRET_KEY": "d7e1c50f6a1b4c2aa4ff",
+    "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+    "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql+psycopg2://airflow:canary-secret@127.0.0.1:1/airflow",
+    "AIRFLOW__CELERY__BROKER_URL": "redis://:canary-secret@127.0.0.1:1/0",
+}
+
+
+def test_a_variable_that_nothing_reads_is_named_and_with_it_the_one_that_is_meant(live: Platform) -> None:
+    checks = examined(live, 1, BUSCO_LAKE_BUKET="x")
+    assert named(checks, "failed") == {"variables"}
+    assert checks["variables"]["seen"] == "not known: BUSCO_LAKE_BUKET (is it BUSCO_LAKE_BUCKET?)"
+
+
+def test_on_aws_what_has_no_default_must_be_set(live: Platform) -> None:
+    checks = examined(live, 1, "airflow", BUSCO_PLATFORM="aws", BUSCO_LOGS_BUCKET="", BUSCO_AIRFLOW_URL="")
+    assert checks["variables"]["seen"] == "not set: BUSCO_LOGS_BUCKET, BUSCO_AIRFLOW_URL"
+
+
+def test_secrets_that_others_may_read_fail(live: Platform) -> None:
+    secrets = live.write(".env", "AIRFLOW__CORE__FERNET_KEY=x")
+    try:
+        secrets.chmod(0o644)
+        checks = examined(live, 1)
+        secrets.chmod(0o600)
+        assert "files" in named(examined(live, 0), "ok")
+    finally:
+        secrets.unlink()
+    assert named(checks, "failed") == {"files"}
+    assert checks["files"]["mend"] == f"chmod 600 {secrets}"
+
+
+def test_a_database_and_a_broker_that_nobody_serves_are_named_without_their_passwords(live: Platform) -> None:
+    checks = examined(live, 1, "airflow", **SERVICE)
+    assert named(checks, "failed") == {"database", "broker"}
+    assert checks["database"]["seen"].startswith("127.0.0.1:1/airflow: ")
+    assert checks["broker"]["seen"].startswith("redis://:**@127.0.0.1:1/0: ")
+    assert "canary-secret" not in json.dumps(checks)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "seen"),
+    [
+        ("AIRFLOW__CORE__FERNET_KEY", "", "is not set: connections would lie in the database as they are"),
+        ("AIRFLOW__CORE__FERNET_KEY", "secret", "is none: "),
+        ("AIRFLOW__WEBSERVER__SECRET_KEY", "", "is not set: sessions could be forged"),
+        ("AIRFLOW__WEBSERVER__SECRET_KEY", "short", "has fewer than 16 characters: sessions could be forged"),
+    ],
+)
+def test_a_key_that_is_missing_or_none_fails(live: Platform, name: str, value: str, seen: str) -> None:
+    checks = examined(live, 1, "airflow", **{**SERVICE, name: value})
+    assert checks["keys"]["state"] == "failed"
+    assert checks["keys"]["seen"].startswith(f"{name} {seen}")
+    assert value == "" or value not in checks["keys"]["seen"]
+    assert checks["database"]["seen"] == "needs: keys"
+
+
+def test_on_aws_the_admin_s_password_is_not_one_that_everybody_knows(live: Platform) -> None:
+    aws = {**SERVICE, "BUSCO_PLATFORM": "aws", "BUSCO_AIRFLOW_URL": "https://airflow.example.com"}
+    assert examined(live, 1, "airflow", **aws)["keys"]["state"] == "ok"
+    checks = examined(live, 1, "airflow", **aws, AIRFLOW_ADMIN_PASSWORD="admin")
+    assert checks["keys"]["seen"] == "AIRFLOW_ADMIN_PASSWORD is one that everybody knows"
+
+
+def test_a_graph_that_is_older_than_the_project_fails_in_airflow_s_environment(live: Platform) -> None:
+    manifest = live.settings.manifest_path
+    times = manifest.stat()
+    os.utime(manifest, (times.st_atime, times.st_mtime - 86400))
+    try:
+        checks = examined(live, 1, "airflow")
+    finally:
+        os.utime(manifest, (times.st_atime, times.st_mtime))
+    assert named(checks, "failed") == {"manifest"}
+    assert "Airflow's graph is old" in checks["manifest"]["seen"]
+    assert "busco dbt parse" in checks["manifest"]["mend"]
+
+
+# -- what ECS is to run -----------------------------------------------------------------------------------------------
+
+ON_ECS = {"BUSCO_EXECUTION": "ecs"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "seen"),
+    [
+        ("BUSCO_ECS_TASK_DEFINITION_LARGE", "nobodys", "the task definition nobodys does not exist"),
+        ("BUSCO_ECS_CONTAINER", "other", "busco-dbt-small:1 has no container other"),
+    ],
+)
+def test_a_task_definition_that_is_not_as_the_settings_say_fails(
+    live: Platform, variable: str, value: str, seen: str
+) -> None:
+    checks = examined(live, 1, **ON_ECS, **{variable: value})
+    assert named(checks, "failed") == {"task definitions"}
+    assert (checks["task definitions"]["seen"], variable in checks["task definitions"]["mend"]) == (seen, True)
+
+
+def test_an_image_for_another_processor_fails_before_a_container_does(live: Platform) -> None:
+    there, elsewhere = live.settings.ecs_cpu_architecture, {"X86_64": "ARM64", "ARM64": "X86_64"}
+    checks = examined(live, 1, **ON_ECS, BUSCO_ECS_CPU_ARCHITECTURE=elsewhere[there])
+    assert checks["task definitions"]["seen"] == (
+        f"busco-dbt-small:1 is for {there}, BUSCO_ECS_CPU_ARCHITECTURE says {elsewhere[there]}"
+    )
+    platforms = [{"platform": {"architecture": one, "os": "linux"}} for one in ("s390x", "unknown")]
+    image = _pushed(live, {"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": platforms})
+    with _task_definitions(live, image):
+        checks = examined(live, 1, **ON_ECS)
+    assert named(checks, "failed") == {"image"}
+    assert f"{image} is for s390x" in checks["image"]["seen"]
+    image = _pushed(live, {"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
+        {"platform": {"architecture": one, "os": "linux"}} for one in ("amd64", "arm64")
+    ]})  # fmt: skip
+    with _task_definitions(live, image):
+        assert examined(live, 0, **ON_ECS)["image"]["seen"] == f"{image}: ARM64, X86_64"
+
+
+def test_an_image_that_nobody_pushed_fails(live: Platform) -> None:
+    image = _pushed(live, {"manifests": []}).replace(":one", ":two")
+    with _task_definitions(live, image):
+        checks = examined(live, 1, **ON_ECS)
+    assert checks["image"]["seen"] == f"{image} is not in ECR"
+
+
+def _pushed(live: Platform, manifest: dict[str, Any]) -> str:
+    """An image by that manifest in the local AWS's ECR; its name."""
+    ecr = client("ecr", live.settings)
+    with suppress(ecr.exceptions.RepositoryAlreadyExistsException):
+        ecr.create_repository(repositoryName="doctor")
+    ecr.put_image(repositoryName="doctor", imageManifest=json.dumps(manifest), imageTag="one")
+    return "000000000000.dkr.ecr.us-east-1.amazonaws.com/doctor:one"
+
+
+@contextmanager
+def _task_definitions(live: Platform, image: str) -> Iterator[None]:
+    """All sizes have newer revisions, with that image."""
+    ecs = client("ecs", live.settings)
+    families = [f"busco-dbt-{size}" for size in ("small", "medium", "large")]
+    before = [ecs.describe_task_definition(taskDefinition=family)["taskDefinition"] for family in families]
+
+    def register(image: str) -> None:
+        for known in before:
+            known["containerDefinitions"][0]["image"] = image
+            ecs.register_task_definition(**{name: known[name] for name in REGISTERED if known.get(name)})
+
+    own = before[0]["containerDefinitions"][0]["image"]
+    try:
+        register(image)
+        yield
+    finally:
+        register(own)
+
+
+# -- the queue of new files -------------------------------------------------------------------------------------------
+
+
+def test_the_queue_that_the_landing_bucket_tells_of_new_files_must_be_there(live: Platform) -> None:
+    s3, sqs = client("s3", live.settings), client("sqs", live.settings)
+    url = sqs.create_queue(QueueName="arrivals")["QueueUrl"]
+    arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    told = {"QueueConfigurations": [{"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}]}
+    s3.put_bucket_notification_configuration(Bucket=live.settings.landing_bucket, NotificationConfiguration=told)
+    try:
+        assert examined(live, 0)["queue"]["seen"].startswith("arrivals: ")
+        sqs.delete_queue(QueueUrl=url)
+        checks = examined(live, 1)
+    finally:
+        s3.put_bucket_notification_configuration(Bucket=live.settings.landing_bucket, NotificationConfiguration={})
+    assert named(checks, "failed") == {"queue"}
+    assert "arrivals of new files, which does not exist" in checks["queue"]["seen"]
 
 
 # -- an S3 that is not as it should be --------------------------------------------------------------------------------

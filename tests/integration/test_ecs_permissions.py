@@ -178,7 +178,10 @@ def test_doctor_needs_no_more_than_the_policy_of_its_side(checked: Checked, side
         checked.platform.busco("dbt", "parse")
         done = subprocess.run(
             [str(ROOT / folder / "bin/python"), "-m", "busco", "doctor", "--format", "json"],
-            env={**os.environ, "BUSCO_LANDING_BUCKET": landing},
+            env={
+                **os.environ, "BUSCO_LANDING_BUCKET": landing, "BUSCO_LOGS_BUCKET": checked.outputs["LogsBucket"],
+                "BUSCO_AIRFLOW_URL": "https://airflow.example.com",
+            },
             cwd=checked.platform.home, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
         said = {check["name"]: check for check in json.loads(done.stdout)["checks"]}

@@ -84,6 +84,8 @@ ALLOWED = [
         ("ecs:DescribeTasks", f"arn:aws:ecs:{HERE}:task/busco/0f3c", IN),
         ("ecs:StopTask", f"arn:aws:ecs:{HERE}:task/busco/0f3c", IN),
         ("ecs:ListTasks", "*", IN),
+        ("ecs:DescribeTaskDefinition", "*"),
+        *[("iam:GetRole", role) for role in ("{ExecutionRole}", "{TaskRole}")],
         ("ecs:TagResource", f"arn:aws:ecs:{HERE}:task/busco/0f3c", {"ecs:CreateAction": "RunTask"}),
         *[
             ("iam:PassRole", role, {"iam:PassedToService": "ecs-tasks.amazonaws.com"})
@@ -98,6 +100,11 @@ ALLOWED = [
         ("s3:PutObject", f"{LAKE}/_lake/env/prod/current.json"),
         ("s3:PutObject", f"{LAKE}/_lake/env/prod/runs/r/1/pin.json"),
         ("s3:PutObject", f"{LAKE}/docs/index.html"),
+        ("s3:GetObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
+        ("s3:PutObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
+        ("s3:ListBucket", LOGS, {"s3:prefix": "airflow/dag_id=lakehouse/"}),
+        # what S3 asks itself before it says that an object isn't there
+        ("s3:ListBucket", LOGS),
         ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/env/prod/runs/r/"}),
         ("s3:ListBucket", LAKE),
         *[
@@ -148,6 +155,7 @@ NOBODY_MAY = [
     ("iam:PassRole", f"{ROLE}/admin", {"iam:PassedToService": "ecs-tasks.amazonaws.com"}),
     ("iam:PassRole", "{TaskRole}", {"iam:PassedToService": "lambda.amazonaws.com"}),
     ("iam:PassRole", "{TaskRole}"),
+    ("iam:GetRole", f"{ROLE}/admin"),
     ("iam:AttachRolePolicy", "{TaskRole}"),
     ("iam:PutRolePolicy", "{TaskRole}"),
     ("iam:CreateAccessKey", f"arn:aws:iam::{ACCOUNT}:user/anybody"),
@@ -301,7 +309,7 @@ def test_each_permission_that_is_given_is_asked_for_and_none_is_a_pattern(
             actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
             assert not [action for action in actions if "*" in action]
             if statement["Resource"] == "*":
-                assert actions in (["ecr:GetAuthorizationToken"], ["ecs:ListTasks"])
+                assert actions in (["ecr:GetAuthorizationToken"], ["ecs:ListTasks"], ["ecs:DescribeTaskDefinition"])
             given = {(who, action) for action in actions} - {("TaskRole", "logs:DescribeLogStreams")}
             assert given <= asked
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 from dataclasses import asdict
 
@@ -19,11 +20,13 @@ from busco.settings import get_settings
 @click.command("doctor")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def doctor_command(form: str) -> int:
-    """Looks at what this process needs (S3, Glue, role, endpoint, manifest, memory, disk, DuckDB), and says what to
-    mend. Ends with status 1 if anything has failed.
+    """Looks at what this process needs (variables, keys, Airflow's database and broker, S3, SQS, Glue, ECS, roles, the
+    image, manifest, clock, memory, disk, DuckDB), and says what to mend. Ends with status 1 if anything has failed.
 
     In a dbt container it sees what models will see: the DAG `ecs_check` runs it there.
     """
+    # what libraries tell of themselves while they are looked at
+    logging.disable(logging.INFO)
     # dbt prints what it can't parse
     with contextlib.redirect_stdout(sys.stderr):
         findings = list(examine(get_settings()))

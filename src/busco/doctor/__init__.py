@@ -85,14 +85,23 @@ class Surroundings:
 
 _ROLE = "let this role do it: deploy/aws/ecs.yaml, TaskRole in a container, StartTasksPolicy for Airflow"
 CHECKS: tuple[Check, ...] = (
+    Check("variables", "machine.variables"),
+    Check("files", "machine.files"),
+    Check("keys", "airflow.keys", "airflow"),
+    Check("database", "airflow.database", "airflow", needs=("keys",)),
+    Check("broker", "airflow.broker", "airflow"),
     Check("endpoint", "aws.endpoint", mend="is the network up? a way to S3 (VPC endpoint, NAT)? BUSCO_ENDPOINT_URL?"),
     Check("clock", "aws.clock", needs=("endpoint",)),
     Check("role", "aws.role", needs=("endpoint",), mend="give the task a role (TaskRole of deploy/aws/ecs.yaml)"),
     Check("lake bucket", "aws.lake_bucket", needs=("endpoint", "role"), mend=_ROLE),
     Check("conditional writes", "aws.conditional_writes", needs=("lake bucket",), mend=_ROLE),
     Check("landing bucket", "aws.landing_bucket", "dbt", needs=("endpoint", "role"), mend=_ROLE),
+    Check("queue", "aws.queue", needs=("endpoint", "role"), mend=_ROLE),
     Check("Glue databases", "aws.glue_databases", needs=("endpoint", "role"), mend=_ROLE),
     Check("ECS cluster", "aws.ecs_cluster", "airflow", needs=("endpoint", "role"), mend=_ROLE),
+    Check("task definitions", "ecs.task_definitions", needs=("endpoint", "role"), mend=_ROLE),
+    Check("task roles", "ecs.roles", needs=("task definitions",), mend=_ROLE),
+    Check("image", "ecs.image", needs=("task definitions",), mend=_ROLE),
     Check("manifest", "machine.manifest", "airflow", mend="busco dbt parse"),
     Check("dbt projects", "dbt.projects", "dbt", mend="busco dbt parse says more"),
     Check("memory and CPU", "machine.memory_and_cpu"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -124,6 +126,32 @@ def landing_bucket(around: Surroundings) -> str:
     return bucket
 
 
+def queue(around: Surroundings) -> str:
+    """The queues that the landing bucket tells of new files are there, and take its messages."""
+    settings = around.settings
+    if not settings.landing_bucket:
+        raise Skipped("BUSCO_LANDING_BUCKET is not set")
+    with allowed("s3:GetBucketNotification"):
+        said = around.s3.get_bucket_notification_configuration(Bucket=settings.landing_bucket)
+    arns = [one["QueueArn"] for one in said.get("QueueConfigurations", [])]
+    if not arns:
+        raise Skipped(f"{settings.landing_bucket} tells no queue of new files")
+    sqs, told = around.client("sqs"), []
+    for arn in arns:
+        _, _, _, _, account, name = arn.split(":")
+        with allowed("sqs:GetQueueAttributes"):
+            try:
+                url = sqs.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)["QueueUrl"]
+                waiting = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"])
+            except sqs.exceptions.QueueDoesNotExist as error:
+                raise BuscoError(
+                    f"{settings.landing_bucket} tells {arn} of new files, which does not exist",
+                    "make the queue, or mend the bucket's notification",
+                ) from error
+        told.append(f"{name}: {waiting['Attributes']['ApproximateNumberOfMessages']} messages wait")
+    return "; ".join(told)
+
+
 def glue_databases(around: Surroundings) -> str:
     """Each layer has its Glue database."""
     settings, glue = around.settings, around.client("glue")
@@ -153,6 +181,17 @@ def ecs_cluster(around: Surroundings) -> str:
             f"the cluster {settings.ecs_cluster} does not exist", "deploy deploy/aws/ecs.yaml; BUSCO_ECS_CLUSTER"
         ) from error
     return f"{settings.ecs_cluster}: {len(found)} tasks run"
+
+
+@contextmanager
+def allowed(action: str) -> Iterator[None]:
+    """Raises Skipped where this role may not look."""
+    try:
+        yield
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("AccessDenied", "AccessDeniedException"):
+            raise Skipped(f"this role may not {action}: run doctor as whoever deployed it") from error
+        raise
 
 
 def _look_at_database(glue: Any, name: str) -> None:

@@ -2,24 +2,83 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import stat
 import tempfile
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psutil
 
 from busco import container
 from busco.doctor import Surroundings
+from busco.embedded.keeper import is_stale
+from busco.environments import here
 from busco.errors import BuscoError
 from busco.lake.budget import MIB, budget, share_of, size
 from busco.project import Project
 from busco.settings import Settings
 
 _SMALL = 512 * MIB
+_SETTLING = 15  # seconds in which what was just saved may not have been parsed yet
+
+
+# of whoever starts or builds, not of a process of the platform (.env.example, docs/deploying.md)
+_NOT_SETTINGS = {
+    "BUSCO_AIRFLOW_PYTHON", "BUSCO_AWS_PORT", "BUSCO_BUILD", "BUSCO_CODE_VERSION", "BUSCO_DBT_PYTHON",
+    "BUSCO_SCREENSHOTS", "BUSCO_UPDATE_SNAPSHOTS", "BUSCO_VERSION",
+}  # fmt: skip
+# what a process on AWS can't know by itself
+_NEEDED = ("lake_bucket", "landing_bucket", "logs_bucket", "airflow_url")
+
+
+def variables(around: Surroundings) -> str:
+    """Each variable BUSCO_… is one that is known, and on AWS those without a default are set."""
+    known = {f"BUSCO_{name.upper()}" for name in Settings.model_fields} | _NOT_SETTINGS
+    given = {name for name in os.environ if name.startswith("BUSCO_")}
+    if unknown := sorted(given - known):
+        near = {name: difflib.get_close_matches(name, known, 1) for name in unknown}
+        told = [f"{name} (is it {near[name][0]}?)" if near[name] else name for name in unknown]
+        raise BuscoError(f"not known: {', '.join(told)}", "see .env.example for all that are; unset the others")
+    if around.settings.platform == "aws":
+        needed = _NEEDED if here("airflow") else _NEEDED[:1]
+        if missing := [f"BUSCO_{name.upper()}" for name in needed if not getattr(around.settings, name)]:
+            raise BuscoError(f"not set: {', '.join(missing)}", "set them as .env.example says")
+    return f"{len(given)} of BUSCO_… are set, each is known"
+
+
+def files(around: Surroundings) -> str:
+    """Nobody else may read .env, and this user may read and write what it has to."""
+    settings, told = around.settings, []
+    secret = settings.home / ".env"
+    if secret.is_file():
+        mode = stat.S_IMODE(secret.stat().st_mode)
+        if mode & 0o077:
+            raise BuscoError(f"{secret} has secrets, and others may read it (mode {mode:o})", f"chmod 600 {secret}")
+        told.append(f"{secret} is its owner's")
+    for folder in (settings.dbt_project, settings.home / "dags"):
+        if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
+            raise BuscoError(
+                f"user {os.getuid()} may not read {folder}",
+                "scripts/set_local_dir_permission.sh gives it to AIRFLOW_UID",
+            )
+        told.append(f"{folder} may be read")
+    # the state folder is written to by the check of the disk
+    if airflow := os.environ.get("AIRFLOW_HOME"):
+        logs = Path(airflow) / "logs"
+        if logs.is_dir() and not os.access(logs, os.W_OK | os.X_OK):
+            raise BuscoError(
+                f"user {os.getuid()} may not write {logs}", f"chown it to {os.getuid()}, or give its group 0 the right"
+            )
+        told.append(f"{logs} may be written")
+    return f"user {os.getuid()}: {', '.join(told)}"
 
 
 def manifest(around: Surroundings) -> str:
-    """Each dbt project's manifest, from which Airflow draws its graph, is there and can be read."""
+    """Each dbt project's manifest, from which Airflow draws its graph, is there, can be read, and is not older than the
+    project where people work on it."""
     return "; ".join(map(_parsed, around.settings.of_all_projects()))
 
 
@@ -27,8 +86,18 @@ def _parsed(settings: Settings) -> str:
     path = settings.manifest_path
     if not path.is_file():
         raise BuscoError(f"{settings.dbt_project_dir} was never parsed here: {path} is missing", "busco dbt parse")
-    when = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    return f"{models(Project.read(path))}, parsed {when:%Y-%m-%d %H:%M} UTC"
+    written = path.stat().st_mtime
+    when = datetime.fromtimestamp(written, UTC)
+    # in an image the project never changes, and its files' times are those of a checkout
+    if settings.platform != "aws" and is_stale(settings.dbt_project, path) and time.time() - written > _SETTLING:
+        said = settings.parse_error_path.read_text().strip() if settings.parse_error_path.is_file() else ""
+        raise BuscoError(
+            f"{settings.dbt_project_dir} was changed after its parse of {when:%Y-%m-%d %H:%M} UTC: Airflow's graph is "
+            "old",
+            said or "busco dbt parse; in Docker Compose: does local-aws run?",
+        )
+    age = timedelta(seconds=int(time.time() - written))
+    return f"{models(Project.read(path))}, parsed {when:%Y-%m-%d %H:%M} UTC ({age} ago)"
 
 
 def models(project: Project) -> str:
