@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from busco.embedded import docker_engine
 from tests.airflow.driver import ROOT, Driver
 
 IMAGE = os.environ.get("BUSCO_DBT_IMAGE") or "busco-dbt:local"
@@ -60,7 +61,7 @@ class Tasks:
     """The containers of a platform's ECS tasks, as Docker has them."""
 
     def __init__(self, driver: Driver) -> None:
-        self.label = f"label=ministack.instance={(driver.home / '.busco').resolve()}"
+        self.label = f"label={docker_engine.owner_label(driver.home / '.busco')}"
 
     def running(self) -> list[str]:
         return docker("ps", "--quiet", "--no-trunc", "--filter", self.label).split()

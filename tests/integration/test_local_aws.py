@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
@@ -115,6 +116,28 @@ def test_no_request_can_wipe_the_lake(server: Server, lake: str) -> None:
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5)
     server.client("s3").head_object(Bucket=lake, Key="stays")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"Origin": "https://elsewhere.example.com"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        # a page whose name was made to mean this address
+        {"Host": "elsewhere.example.com"},
+        {"Host": "127.0.0.1.elsewhere.example.com"},
+    ],
+    ids=str,
+)
+def test_a_page_in_a_browser_can_not_ask_it(server: Server, said: dict[str, str]) -> None:
+    address = server.endpoint.removeprefix("http://")
+    for method, path in (("OPTIONS", "/"), ("GET", "/_busco/identity"), ("POST", "/")):
+        connection = http.client.HTTPConnection(address, timeout=10)
+        connection.request(method, path, headers={"Host": address, **said})
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Access-Control-Allow-Origin")) == (403, None), (method, path)
+        connection.close()
 
 
 def test_proxies_profiles_and_home_of_this_machine_play_no_part(

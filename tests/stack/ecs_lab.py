@@ -12,6 +12,7 @@ from typing import Any
 import docker
 from conftest import IMAGE
 
+from busco.embedded import docker_engine
 from tests.integration.own_aws import Server, wait_for
 
 CLUSTER = "test"
@@ -58,10 +59,9 @@ class Lab:
         defaults = {"name": "main", "image": IMAGE, "logConfiguration": {"logDriver": "awslogs", "options": log}}
         registered = self.ecs.register_task_definition(
             family=family,
-            networkMode="awsvpc",
             requiresCompatibilities=["FARGATE"],
             containerDefinitions=[{**defaults, **container} for container in containers],
-            **{"cpu": "512", "memory": "256", **task},
+            **{"networkMode": "awsvpc", "cpu": "512", "memory": "256", **task},
         )
         arn: str = registered["taskDefinition"]["taskDefinitionArn"]
         return arn
@@ -117,7 +117,7 @@ class Lab:
 
     def containers(self, arn: str | None = None) -> list[Any]:
         """What Docker has of a task, or of all tasks of this local AWS."""
-        owner = f"ministack.instance={self.server.settings.state.resolve()}"
+        owner = docker_engine.owner_label(self.server.settings.state)
         label = f"com.amazonaws.ecs.task-arn={arn}" if arn else owner
         found: list[Any] = self.docker.containers.list(all=True, sparse=True, filters={"label": label})
         return found

@@ -292,6 +292,26 @@ def test_a_client_token_starts_once_and_belongs_to_its_parameters(lab: Lab) -> N
     assert refused.value.response["resourceIds"] == first
 
 
+@pytest.mark.parametrize(
+    ("container", "definition"),
+    [
+        ({"privileged": True}, {}),
+        ({"linuxParameters": {"capabilities": {"add": ["SYS_ADMIN"]}}}, {}),
+        ({"linuxParameters": {"devices": [{"hostPath": "/dev/null"}]}}, {}),
+        ({}, {"networkMode": "host"}),
+        ({}, {"pidMode": "host"}),
+        ({}, {"volumes": [{"name": "all", "host": {"sourcePath": "/"}}]}),
+        ({}, {"volumes": [{"name": "any", "dockerVolumeConfiguration": {"scope": "shared"}}]}),
+    ],
+    ids=str,
+)
+def test_a_task_gets_nothing_of_this_machine_that_fargate_has_not(
+    lab: Lab, container: dict[str, Any], definition: dict[str, Any]
+) -> None:
+    with pytest.raises(botocore.exceptions.ClientError, match="not offered on Fargate"):
+        lab.run({"command": ["true"], **container}, **definition)
+
+
 def test_overrides_longer_than_ecs_takes_are_refused(lab: Lab) -> None:
     definition = lab.define({"command": ["true"]})
     long = overrides(environment=[{"name": "X", "value": "x" * 8192}])

@@ -6,13 +6,15 @@ Pure translation of task definitions as ECS documents them; `busco.embedded.loca
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 STOP_TIMEOUT = 30  # seconds between SIGTERM and SIGKILL where the container doesn't say, as on Fargate
 STOP_TIMEOUT_LABEL = "busco.stop-timeout"
+# where an image of ours has what may be mounted over it in development (Dockerfile.dbt)
+MOUNTED = ("/opt/busco/dbt_project", "/opt/busco/lib/busco")
 _GIBIBYTE = 1024  # MiB
 _VCPU = 1024  # CPU units
 
@@ -77,6 +79,46 @@ def docker_options(
         "mounts": _mounts(definition, container, volumes),
     }
     return {name: value for name, value in options.items() if value}
+
+
+def refused(definition: Mapping[str, Any], folders: Collection[str]) -> str:
+    """Why a task may not run here: what it would have of this machine that no task has on Fargate; empty if nothing.
+
+    Whoever may ask the local AWS would else have all of the machine that Docker runs on.
+
+    Args:
+        folders: folders of that machine which may be mounted all the same.
+    """
+    # Amazon ECS Developer Guide, "Task definition differences for Fargate"
+    if any(definition.get(mode) == "host" for mode in ("networkMode", "pidMode", "ipcMode")):
+        return "the host's network, processes and IPC are not offered on Fargate"
+    for container in definition.get("containerDefinitions") or []:
+        linux = container.get("linuxParameters") or {}
+        added = set((linux.get("capabilities") or {}).get("add") or ()) - {"SYS_PTRACE"}
+        if container.get("privileged") or added or linux.get("devices"):
+            return f"{container.get('name')}: privileges, capabilities and devices are not offered on Fargate"
+    for volume in definition.get("volumes") or []:
+        source = (volume.get("host") or {}).get("sourcePath")
+        if source and source not in folders:
+            return f"{volume.get('name')}: folders of the host are not offered on Fargate"
+        if volume.get("dockerVolumeConfiguration"):
+            return f"{volume.get('name')}: Docker's volumes are not offered on Fargate"
+    return ""
+
+
+def too_much(options: Mapping[str, Any], folders: Collection[str]) -> str:
+    """The same of what Docker would be told: arguments of docker-py's `containers.create`; empty if nothing."""
+    for name in ("privileged", "cap_add", "devices"):
+        if options.get(name):
+            return f"{name} is not offered on Fargate"
+    for name in ("network_mode", "pid_mode", "ipc_mode"):
+        if options.get(name) == "host":
+            return f"{name} host is not offered on Fargate"
+    for bind in options.get("volumes") or ():
+        source, _, mode = str(bind).split(":", 2)
+        if source not in folders or mode != "ro":
+            return f"{source}: folders of the host are not offered on Fargate"
+    return ""
 
 
 def stop_timeout(container: Mapping[str, Any]) -> int:

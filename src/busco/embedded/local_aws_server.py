@@ -15,9 +15,12 @@ import fcntl
 import json
 import os
 import resource
-from collections.abc import Awaitable, Callable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from busco.embedded import s3_intents
 
@@ -27,6 +30,13 @@ IDENTITY_PATH = "/_busco/identity"
 # MiniStack's own switches, which no AWS has: one request to the first, which any web page could send, would delete
 # the lake.
 REFUSED_PATHS = ("/_ministack/reset", "/_ministack/config", "/_localstack/reset")
+
+# Seconds that ECS tasks get to end when a container that this is in is stopped, within serve.GRACE.
+STACK_GRACE = 45
+# What MiniStack would run in this process, with its rights: no job of ours is one of Glue's.
+REFUSED_ACTIONS = ("AWSGlue.CreateJob", "AWSGlue.UpdateJob", "AWSGlue.StartJobRun")
+# Asked without a signature: who serves, whether it does, and what a container asks about its task.
+UNSIGNED_PATHS = (IDENTITY_PATH, "/_ministack/health", "/v2/", "/v3/", "/v4/")
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -39,7 +49,7 @@ def lake_folder(state: Path, lake: str) -> Path:
 
 
 def environment(
-    state: Path, lake: str, port: int, region: str, inherited: Mapping[str, str], docker_host: str = ""
+    state: Path, lake: str, port: int, region: str, inherited: Mapping[str, str], docker_host: str = "", name: str = ""
 ) -> dict[str, str]:
     """The server's environment: nothing of the user's AWS, proxy, Docker or home settings reaches it.
 
@@ -50,6 +60,7 @@ def environment(
         region: AWS region.
         inherited: the caller's environment, of which only what finds programs and modules is kept.
         docker_host: the Docker engine of its ECS, empty for none.
+        name: what others call it, where it is a container itself: its tasks come onto its own network.
     """
     scratch = state / "tmp" / "aws"
     kept = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
@@ -60,7 +71,8 @@ def environment(
         "TZ": "UTC",  # as Athena's sessions are
         "GATEWAY_PORT": str(port),
         "BIND_HOST": "127.0.0.1",
-        "MINISTACK_HOST": "127.0.0.1",
+        "MINISTACK_HOST": name or "127.0.0.1",
+        **({"HOSTNAME": socket.gethostname()} if name else {}),
         "MINISTACK_REGION": region,
         "SERVICES": SERVICES,
         "S3_PERSIST": "1",
@@ -76,12 +88,31 @@ def environment(
     }
 
 
-def guarded(app: App, identity: Mapping[str, Any]) -> App:
-    """The app with a page that says who serves, and without MiniStack's own switches."""
+def guarded(app: App, identity: Mapping[str, Any], names: Collection[str] = ()) -> App:
+    """The app with a page that says who serves, without MiniStack's own switches, and closed to web pages.
+
+    It asks nobody for a password, and its ECS may start containers: a page that is open in a browser on this machine
+    must not reach it. Browsers say where a request comes from (Origin: Fetch standard, "Origin header"), which no SDK
+    does; and a page whose own name was made to mean this address says that name (Host), which is none of ours.
+
+    Args:
+        names: what others than this machine call it.
+    """
+    known = {"127.0.0.1", "localhost", "::1", *names}
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "") if scope["type"] == "http" else ""
-        if path == IDENTITY_PATH:
+        said = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
+        if b"origin" in said or said.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
+            await _reply(send, 403, {"message": "web pages may not ask the local AWS"})
+        elif not _is_ours(said.get(b"host", ""), known):
+            await _reply(send, 403, {"message": "the local AWS is not known by that name"})
+        elif scope["type"] == "http" and not _is_signed(scope, said) and not path.startswith(UNSIGNED_PATHS):
+            # a browser's plain GET says neither where it comes from nor who asks; each SDK signs what it asks
+            await _reply(send, 403, {"message": "requests must be signed, with any key"})
+        elif said.get(b"x-amz-target", "") in REFUSED_ACTIONS:
+            await _reply(send, 403, {"__type": "AccessDeniedException", "message": "Glue jobs are not offered here"})
+        elif path == IDENTITY_PATH:
             await _reply(send, 200, identity)
         elif path.rstrip("/") in REFUSED_PATHS:
             await _reply(send, 403, {"message": "not offered here: see busco aws --help"})
@@ -89,6 +120,18 @@ def guarded(app: App, identity: Mapping[str, Any]) -> App:
             await app(scope, receive, send)
 
     return serve
+
+
+def _is_signed(scope: Scope, said: Mapping[bytes, str]) -> bool:
+    """Whether a request is signed, or its address is (Signature Version 4 and 2), whatever the key."""
+    query = scope.get("query_string", b"")
+    return b"authorization" in said or b"X-Amz-Signature=" in query or b"Signature=" in query
+
+
+def _is_ours(host: str, known: Collection[str]) -> bool:
+    """Whether a Host header names this server, or a bucket of it (`bucket.s3.localhost`)."""
+    name = urlsplit(f"//{host}").hostname or ""
+    return not host or any(name == one or name.endswith(f".{one}") for one in known)
 
 
 def adopt_buckets(provisioners: Any) -> None:
@@ -131,7 +174,7 @@ def alone(lock: Path) -> None:
 
 
 async def _reply(send: Send, status: int, content: Mapping[str, Any]) -> None:
-    headers = [(b"content-type", b"application/json")]
+    headers = [(b"content-type", b"application/json"), (b"date", formatdate(usegmt=True).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps(dict(content)).encode()})
 
@@ -144,12 +187,14 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
     parser.add_argument("--region", default="us-east-1")
     parser.add_argument("--docker-host", default="", help="the Docker engine that runs ECS tasks; none if not said")
-    parser.add_argument("--docker-address", default="", help="the address at which containers reach this machine")
+    parser.add_argument("--address", default="", help="the address, beside loopback, at which containers reach it")
+    parser.add_argument("--host-name", default="", help="what containers call it: a name, or that address")
     given = parser.parse_args()
     state = given.state.resolve()
     folder = lake_folder(state, given.lake)
 
-    variables = environment(state, given.lake, given.port, given.region, os.environ, given.docker_host)
+    name = given.host_name if given.host_name != given.address else ""
+    variables = environment(state, given.lake, given.port, given.region, os.environ, given.docker_host, name)
     os.environ.clear()
     os.environ.update(variables)
     for path in (folder / "s3", Path(variables["TMPDIR"])):
@@ -171,7 +216,7 @@ def main() -> None:
     from ministack.services import s3
     from ministack.services.cloudformation import provisioners
 
-    from busco.embedded import athena_iceberg, local_ecs, task_definitions
+    from busco.embedded import athena_iceberg, docker_engine, ecs_containers, local_ecs, task_definitions
 
     s3_intents.install(s3, folder / "s3-intents")
     adopt_buckets(provisioners)
@@ -181,15 +226,20 @@ def main() -> None:
 
     config = Config()
     config.bind = [f"127.0.0.1:{given.port}"]
+    if given.address:
+        config.bind.append(f"{given.address}:{given.port}")
     if given.docker_host:
-        config.bind.append(f"{given.docker_address}:{given.port}")
-        local_ecs.install(f"http://{given.docker_address}:{given.port}", state)
+        mounted = docker_engine.mounts_of_this_container(given.docker_host, ecs_containers.MOUNTED) if name else {}
+        # in a stack `down` waits for tasks; `make down` on a laptop does not
+        grace = STACK_GRACE if name else local_ecs.SHUTDOWN_GRACE
+        local_ecs.install(f"http://{given.host_name}:{given.port}", state, set(mounted.values()), grace)
     config.keep_alive_timeout = 75
     config.graceful_timeout = 1
     config.loglevel = "WARNING"
     pid = os.getpid()
     print(f"event=local_aws_start lake={given.lake} endpoint={endpoint} pid={pid} repaired={repaired}", flush=True)
-    asyncio.run(serve(guarded(app, {"lake": given.lake, "pid": pid}), config))  # type: ignore[arg-type]
+    names = [one for one in (given.address, given.host_name) if one]
+    asyncio.run(serve(guarded(app, {"lake": given.lake, "pid": pid}, names), config))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

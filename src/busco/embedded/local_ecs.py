@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,12 +63,14 @@ class _Started:
     tasks: list[str]
 
 
-def install(endpoint: str, state: Path) -> None:
+def install(endpoint: str, state: Path, folders: Collection[str] = (), grace: int = SHUTDOWN_GRACE) -> None:
     """Corrects `ministack.services.ecs` in this process, before it serves.
 
     Args:
         endpoint: where containers reach the local AWS.
         state: the platform's state folder: whose containers these are, whatever the port.
+        folders: folders of the machine that Docker runs on which tasks may mount.
+        grace: seconds that containers get to end when the local AWS itself does.
 
     Raises:
         RuntimeError: this MiniStack is not the one that the correction was written for.
@@ -77,9 +79,9 @@ def install(endpoint: str, state: Path) -> None:
     from ministack.core import container_reaper
 
     check(ecs)
-    container_reaper.instance_id = lambda: str(state.resolve())
-    container_reaper.reap_all = _end_at_shutdown(ecs, docker_engine.owner_label(state))
-    corrected = _LocalEcs(ecs, endpoint)
+    container_reaper.instance_id = lambda: docker_engine.owner(state)
+    container_reaper.reap_all = _end_at_shutdown(ecs, docker_engine.owner_label(state), grace)
+    corrected = _LocalEcs(ecs, endpoint, folders)
     for name in EXPECTED:
         setattr(ecs, name, getattr(corrected, name.lstrip("_")))
     ecs._ACTION_MAP.update(RunTask=corrected.run_task, StopTask=corrected.stop_task)
@@ -108,7 +110,7 @@ def check(ecs: Any, version: str | None = None) -> None:
         )
 
 
-def _end_at_shutdown(ecs: Any, label: str) -> Callable[..., int]:
+def _end_at_shutdown(ecs: Any, label: str, grace: int) -> Callable[..., int]:
     """What MiniStack calls before it serves and when it ends.
 
     Its own would then take containers of any MiniStack that doesn't say whose they are. Before it serves nothing is
@@ -119,7 +121,7 @@ def _end_at_shutdown(ecs: Any, label: str) -> Callable[..., int]:
         client = ecs._get_docker()
         if include_unlabelled or client is None:
             return 0
-        return docker_engine.end_containers(client, label, SHUTDOWN_GRACE)
+        return docker_engine.end_containers(client, label, grace)
 
     return reap
 
@@ -127,8 +129,9 @@ def _end_at_shutdown(ecs: Any, label: str) -> Callable[..., int]:
 class _LocalEcs:
     """What stands in for MiniStack's functions; each method is named like the function that it replaces."""
 
-    def __init__(self, ecs: Any, endpoint: str) -> None:
+    def __init__(self, ecs: Any, endpoint: str, folders: Collection[str]) -> None:
         self._ecs = ecs
+        self._folders = folders
         self._endpoint = endpoint
         self._original = {name.lstrip("_"): getattr(ecs, name) for name in EXPECTED}
         self._tokens: dict[tuple[str, str, str], _Started] = {}
@@ -144,6 +147,9 @@ class _LocalEcs:
         if len(json.dumps(data.get("overrides") or {})) > MOST_OVERRIDES:
             text = f"Container Overrides length must be at most {MOST_OVERRIDES}"
             return refused("InvalidParameterException", text, 400)
+        definition = ecs._task_defs.get(ecs._resolve_td_key(data.get("taskDefinition", ""))) or {}
+        if why := ecs_containers.refused(definition, self._folders):
+            return refused("ClientException", why, 400)
         if ecs._get_docker() is None:
             failure = {"reason": "AGENT", "detail": "Docker can't be reached"}
             return ecs.json_response({"tasks": [], "failures": [failure]})
@@ -215,6 +221,9 @@ class _LocalEcs:
 
     def build_run_kwargs(self, cdef: Any, td: Any, *rest: Any) -> dict[str, Any]:
         options: dict[str, Any] = self._original["build_run_kwargs"](cdef, td, *rest)
+        # what Docker would get, however the definition words it, of services' tasks too, which RunTask never sees
+        if why := ecs_containers.refused(td, self._folders) or ecs_containers.too_much(options, self._folders):
+            raise RuntimeError(f"CannotStartContainerError: {why}")
         task_arn = options["labels"][TASK_LABEL]
         _, own = self._limits(task_arn, td, cdef)
         options.update(ecs_containers.docker_options(td, cdef, own, self._docker_cpus(), _volume_prefix(task_arn)))
