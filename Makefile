@@ -6,7 +6,7 @@ AIRFLOW := .venv/bin/python
 DBT := .venv-dbt/bin/python
 PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-deps
 
-.PHONY: help setup setup-dev demo ui down test test-stack image test-long bench lint fmt lock clean check-tools
+.PHONY: help setup setup-dev demo ui down up stop destroy test test-stack image test-long audit bench lint fmt lock clean check-tools
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,7 +33,11 @@ check-tools:
 	@$(DBT) $(PIP) --require-hashes -r requirements/local.txt
 	@touch $@
 
-.venv/.stamp-dev: requirements/dev-airflow.txt .venv/.stamp-airflow
+.venv/.stamp-embedded: requirements/embedded.txt .venv/.stamp-airflow
+	@$(AIRFLOW) $(PIP) --require-hashes -r requirements/embedded.txt
+	@touch $@
+
+.venv/.stamp-dev: requirements/dev-airflow.txt .venv/.stamp-embedded
 	@$(AIRFLOW) $(PIP) --require-hashes -r requirements/dev-airflow.txt
 	@touch $@
 
@@ -43,7 +47,7 @@ check-tools:
 	@touch $@
 
 setup: ## make the two Python environments
-	@$(MAKE) --no-print-directory -j2 .venv/.stamp-airflow .venv-dbt/.stamp-local
+	@$(MAKE) --no-print-directory -j2 .venv/.stamp-embedded .venv-dbt/.stamp-local
 
 setup-dev: ## the same, and what tests and checks need
 	@$(MAKE) --no-print-directory -j2 .venv/.stamp-dev .venv-dbt/.stamp-dev
@@ -64,22 +68,34 @@ test-stack: setup-dev ## tests with real containers (needs Docker)
 	@scripts/test_stack.sh
 
 image: ## build a runner's image, busco-dbt:<commit> and busco-dbt:local
-	@scripts/build_image.sh
+	@scripts/local_build.sh dbt
+
+up: ## the whole platform in Docker Compose: build, start, sample data, URLs
+	@scripts/compose_up.sh
+
+stop: ## end the Compose platform; data and history stay
+	@docker compose down
+
+destroy: ## end it and delete all of its data; asks first
+	@scripts/compose_destroy.sh
 
 test-long: setup-dev ## what takes minutes by itself: real data in every way to run (needs Docker)
 	@scripts/test_long.sh
 
+audit: setup-dev ## known vulnerabilities of what is pinned
+	@$(DBT) scripts/audit.py
+
 bench: setup-dev ## speed, as ratios in one run
 	@$(AIRFLOW) bench/run.py
 
-lint: setup-dev ## ruff, mypy, import-linter, sqlfluff, shellcheck, cfn-lint
+lint: setup-dev ## ruff, mypy, import-linter, sqlfluff, shellcheck, hadolint, cfn-lint
 	@scripts/lint.sh
 
 fmt: setup-dev ## format Python and SQL
 	@$(DBT) -m ruff check --fix --quiet . ; $(DBT) -m ruff format .
 
 lock: setup-dev ## compile requirements/*.in
-	@cd requirements && for name in dbt local airflow dev-dbt dev-airflow; do \
+	@cd requirements && for name in dbt local airflow embedded dev-dbt dev-airflow; do \
 		../.venv-dbt/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-strip-extras \
 			--universal --python-version 3.11 $$name.in --output-file $$name.txt || exit 1; done
 

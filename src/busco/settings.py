@@ -80,6 +80,10 @@ class Settings(BaseSettings):
     baked_dir: Path | None = Field(
         default=None, description="where an image has the parse of its project (`busco bake`), empty: there is none"
     )
+    keep_graph: bool = Field(
+        default=True,
+        description="whether the embedded platform parses the dbt project when a file of it is saved",
+    )
     dbt_threads: int = Field(default=4, ge=1, le=64, description="models that one runner builds at once")
     duckdb_memory_limit: str = Field(
         default="",
@@ -131,6 +135,16 @@ class Settings(BaseSettings):
     maintenance_schedule: str = Field(
         default="*/15 * * * *", description="when the DAG `maintenance` runs: a cron expression; empty: never by itself"
     )
+    local_aws_host: str = Field(
+        default="",
+        description="name by which containers reach the local AWS, where it runs in one itself; empty: by this "
+        "machine's address on Docker's bridge",
+    )
+    local_aws_port: int = Field(default=0, ge=0, le=65535, description="port of the local AWS; 0 picks a free one")
+    graph_dir: Path | None = Field(
+        default=None,
+        description="the state folder of Airflow's services, where the local AWS in a container leaves their graph",
+    )
     alerts_topic: str = Field(default="", description="ARN of the SNS topic of alerts, empty: no alerts")
     price_vcpu_hour: float = Field(default=0.04048, ge=0, description="price of a vCPU for an hour, for estimates")
     price_gb_hour: float = Field(default=0.004445, ge=0, description="price of a GB of memory for an hour")
@@ -175,6 +189,11 @@ class Settings(BaseSettings):
     def manifest_path(self) -> Path:
         """The dbt manifest from which Airflow's graph and the sources' contracts are read."""
         return self.project_part(self.state) / "manifest.json"
+
+    @property
+    def parse_error_path(self) -> Path:
+        """Where dbt's message is while a project can't be parsed."""
+        return self.state / "parse_error.txt"
 
     @property
     def partial_parse_path(self) -> Path:

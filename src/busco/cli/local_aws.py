@@ -11,6 +11,13 @@ from busco.output import say
 from busco.settings import get_settings
 
 
+def _show_live_release() -> None:
+    get_settings.cache_clear()
+    shown = show_glue(*opened())
+    if shown is not None:
+        say(f"Glue shows release {shown.release}")
+
+
 @click.group("aws")
 def aws_command() -> None:
     """The local AWS, in one process on this machine."""
@@ -25,14 +32,30 @@ def aws_command() -> None:
 )
 def aws_up(lake: str | None, docker: bool | None) -> None:
     """Starts it where it isn't running, deploys deploy/aws/, and shows the live release in Glue."""
+    click.echo(aws.up(get_settings(), say, lake=lake, after_start=_show_live_release, docker=docker))
 
-    def after_start() -> None:
-        get_settings.cache_clear()
-        shown = show_glue(*opened())
-        if shown is not None:
-            say(f"Glue shows release {shown.release}")
 
-    click.echo(aws.up(get_settings(), say, lake=lake, after_start=after_start, docker=docker))
+@aws_command.command("serve")
+def aws_serve() -> None:
+    """Runs it in the foreground, and keeps Airflow's graph, until SIGTERM: what its container does."""
+    from busco.embedded.serve import serve
+
+    serve(get_settings(), say, _show_live_release)
+
+
+@aws_command.command("ready")
+def aws_ready() -> int:
+    """Whether `serve` has started all that it has: status 0 or 1, for a container's health check."""
+    from busco.embedded.serve import ready
+
+    return 0 if ready(get_settings()) else 1
+
+
+@aws_command.command("filled")
+def aws_filled() -> int:
+    """Whether any file was ever ingested into the lake that it serves: status 0 or 1."""
+    _, store, _ = opened()
+    return 0 if next(iter(store.keys("_lake/deliveries/")), None) is not None else 1
 
 
 @aws_command.command("down")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -92,11 +93,15 @@ def up(
         return endpoint
 
 
-def down(settings: Settings, say: Say) -> None:
-    """Stops the local AWS; its lakes stay. Nothing happens where it isn't running."""
+def down(settings: Settings, say: Say, grace: float = 10) -> None:
+    """Stops the local AWS; its lakes stay. Nothing happens where it isn't running.
+
+    Args:
+        grace: seconds that it gets to end its tasks and itself.
+    """
     state = settings.state.resolve()
     with processes.locked(state, f"{NAME}-up"):
-        stopped = processes.stop(state, NAME, grace=10)
+        stopped = processes.stop(state, NAME, grace=grace)
         docker_engine.end_left(state)
         (state / "aws.env").unlink(missing_ok=True)
     say("the local AWS is stopped" if stopped else "the local AWS was not running")
@@ -164,26 +169,36 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         if served == (lake, process.pid, engine):
             return process, endpoint
     # Asked before anything is stopped: where Docker is missing, what runs goes on.
-    bridge = [docker_engine.bridge_address(engine)] if engine else []
+    outside = _addresses(settings, engine)
     if process:
         without = "" if arguments.get("--docker-host") else ", without Docker"
         say(f"stopping the local AWS, which serves the lake {identity.get('lake', '(no answer)')}{without}")
     # Also where no process is recorded as running: the record of a killed one goes.
     processes.stop(state, NAME, grace=10)
     docker_engine.end_left(state)
-    port = processes.pick_port(state, NAME, ("127.0.0.1", *bridge))
+    port = settings.local_aws_port or processes.pick_port(state, NAME, ("127.0.0.1", *outside))
     endpoint = _endpoint(port)
     _write(state / "lake", f"{lake}\n")
     began = time.monotonic()
     command = [sys.executable, "-m", "busco.embedded.local_aws_server", "--state", str(state), "--lake", lake]
     command += ["--port", str(port), "--region", settings.region]
     if engine:
-        command += ["--docker-host", engine, "--docker-address", *bridge]
+        command += ["--docker-host", engine]
+    if outside:
+        command += ["--address", *outside, "--host-name", settings.local_aws_host or outside[0]]
     process = processes.start(state, NAME, command, os.environ, settings.home)
     answers = lambda: _identity(endpoint).get("pid") == process.pid  # noqa: E731
     processes.wait_until(answers, process, "the local AWS", START_LIMIT, every=0.02)
     say(f"started the local AWS with the lake {lake} at {endpoint} in {time.monotonic() - began:.1f} s")
     return process, endpoint
+
+
+def _addresses(settings: Settings, engine: str) -> list[str]:
+    """Where it listens beside loopback: its own address on the network of the stack that it is a container of, or
+    that of this machine on Docker's bridge."""
+    if settings.local_aws_host:
+        return [socket.gethostbyname(settings.local_aws_host)]
+    return [docker_engine.bridge_address(engine)] if engine else []
 
 
 def _endpoint(port: int | str) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,56 @@ def bridge_address(engine: str) -> str:
     )
 
 
+def mounts_of_this_container(engine: str, targets: Collection[str]) -> dict[str, str]:
+    """Which of these paths are folders of the engine's machine, mounted into the container that this process is in.
+
+    Args:
+        engine: as in DOCKER_HOST.
+
+    Returns:
+        Path here → folder there; empty outside of a container, or without an engine.
+    """
+    import docker
+
+    if not engine:
+        return {}
+    client = docker.DockerClient(base_url=engine, timeout=TIMEOUT)
+    try:
+        mounts = client.containers.get(socket.gethostname()).attrs["Mounts"]
+    except docker.errors.NotFound:
+        return {}
+    finally:
+        client.close()
+    return {one["Destination"]: one["Source"] for one in mounts if one["Destination"] in targets}
+
+
+def architecture(state: Path, name: str) -> str | None:
+    """The processor architecture, in Docker's words (`amd64`), of the image that the local ECS runs by that name.
+
+    Returns:
+        None where there is no engine.
+
+    Raises:
+        BuscoError: it is not here, or Docker can't be reached.
+        ImportError: this environment has no client of Docker's.
+    """
+    import docker
+
+    engine = _read(state)
+    if engine in ("", OFF):
+        return None
+    try:
+        client = docker.DockerClient(base_url=engine, timeout=TIMEOUT)
+        try:
+            return str(client.images.get(name).attrs["Architecture"])
+        finally:
+            client.close()
+    except docker.errors.ImageNotFound as error:
+        raise BuscoError(f"the image {name} is not here", "make image") from error
+    except (docker.errors.DockerException, OSError) as error:
+        raise BuscoError(f"Docker can't be reached at {engine}: {_reason(error)}", "is it running?") from error
+
+
 def status(arguments: Mapping[str, str], ecs: Any) -> list[tuple[str, str]]:
     """What to show of a running local AWS: its engine, where containers find it, and the ECS tasks that run.
 
@@ -114,7 +165,7 @@ def status(arguments: Mapping[str, str], ecs: Any) -> list[tuple[str, str]]:
         arguments: those of its process.
         ecs: a client of its ECS.
     """
-    engine, address, port = (arguments.get(f"--{name}", "") for name in ("docker-host", "docker-address", "port"))
+    engine, address, port = (arguments.get(f"--{name}", "") for name in ("docker-host", "address", "port"))
     if not engine:
         return [("Docker", "off: ECS starts no containers")]
     tasks: list[dict[str, Any]] = []
@@ -224,9 +275,25 @@ def end_left(state: Path) -> None:
         logger.warning("event=containers_not_ended engine=%s error=%s", engine, _reason(error))
 
 
+def owner(state: Path) -> str:
+    """Whose containers those of this state folder's local AWS are, whatever its port.
+
+    A folder in a container has the same path in each stack of a machine, so it has a name of its own as well.
+    """
+    state = state.resolve()
+    file = state / "docker-owner"
+    state.mkdir(parents=True, exist_ok=True)
+    try:
+        with file.open("x") as made:
+            made.write(secrets.token_hex(8))
+    except FileExistsError:
+        pass
+    return f"{state}#{file.read_text().strip()}"
+
+
 def owner_label(state: Path) -> str:
-    """The label that all containers and volumes of this state folder's local AWS carry, whatever its port."""
-    return f"{OWNER_LABEL}={state.resolve()}"
+    """The label that all of these containers and their volumes carry."""
+    return f"{OWNER_LABEL}={owner(state)}"
 
 
 def end_containers(client: Any, label: str, grace: int) -> int:

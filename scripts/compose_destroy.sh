@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Ends the Docker Compose platform and deletes its volumes: the lake, Airflow's history, all logs. Asks first.
+# usage: scripts/compose_destroy.sh [--yes]
+set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
+cd "$(dirname "$0")/.."
+if [[ ${1:-} != --yes ]]; then
+    read -r -p 'delete the lake, the database and all logs of the platform in Docker Compose? [y/N] ' answer
+    if [[ ! $answer =~ ^[yY]$ ]]; then echo "nothing was deleted"; exit 1; fi
+fi
+docker compose down --volumes --remove-orphans

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The whole platform in Docker Compose: makes .env, builds the images, starts all services, and fills the lake with sample
+# data in the background the first time. Safe to run twice.
+# usage: scripts/compose_up.sh
+#   DATA         a folder of files to begin with, in place of the sample
+#   ORDERS       orders of the sample (default 100000; 0: no data)
+#   BUSCO_BUILD  0 starts the images that are there
+set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,7s/^# //p' "$0"; exit 0; fi
+first=${DATA:-${ORDERS:-100000}}
+if [[ -n ${DATA:-} ]]; then
+    if [[ ! -d $DATA ]]; then echo "DATA is $DATA, which is no folder" >&2; exit 2; fi
+    first=$(cd "$DATA" && pwd)
+fi
+cd "$(dirname "$0")/.."
+if ! docker compose version >/dev/null 2>&1; then
+    echo "Docker with Compose v2 can't be reached: docker compose version says why" >&2
+    exit 1
+fi
+scripts/make_env.sh
+if [[ ${BUSCO_BUILD:-1} != 0 ]]; then scripts/local_build.sh; fi
+docker compose up --detach --wait --wait-timeout 300
+value() { sed -n "s/^$1=//p" .env | tail -1; }
+pid=.busco/first-data.pid
+# nothing is poured into a lake that somebody has begun to fill
+if [[ $first != 0 ]] && ! docker compose exec -T local-aws busco aws filled; then
+    if [[ ! -f $pid ]] || ! kill -0 "$(cat $pid)" 2>/dev/null; then
+        mkdir -p .busco/log
+        nohup scripts/first_data.sh "$first" >.busco/log/first-data.log 2>&1 </dev/null &
+        echo $! >$pid
+    fi
+    echo "the first data and the first run come in the background: .busco/log/first-data.log"
+fi
+printf 'Airflow    http://127.0.0.1:%s   (%s; its password is AIRFLOW_ADMIN_PASSWORD in .env)\n' \
+    "$(value AIRFLOW_PORT)" "$(value AIRFLOW_ADMIN_USERNAME)"
+printf 'Flower     http://127.0.0.1:%s\n' "$(value FLOWER_PORT)"
+printf 'local AWS  http://127.0.0.1:%s\n' "$(value BUSCO_AWS_PORT)"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Ingests a made-up marketplace, or the files of a folder, in the Docker Compose platform, and starts the DAG `lakehouse`.
+# usage: scripts/first_data.sh [ORDERS | FOLDER]     default 100000
+set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
+cd "$(dirname "$0")/.."
+what=${1:-100000}
+folder=/var/lib/busco/incoming
+inside() { docker compose exec -T local-aws "$@"; }
+inside rm -rf "$folder"
+if [[ -d $what ]]; then
+    # its files are the container's user's there, whoever may read them here
+    tar -C "$what" -cf - . | inside sh -c "mkdir -p $folder && tar --no-same-owner --no-same-permissions -xf - -C $folder"
+else
+    inside busco sample --orders "$what" --out "$folder"
+fi
+inside busco ingest "$folder"
+inside rm -rf "$folder"
+docker compose exec -T airflow-scheduler airflow dags trigger lakehouse

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Builds the images, each as <name>:<commit> and <name>:local, and says how large they are:
+#   busco-dbt (a runner), busco-local-aws (the local AWS of Docker Compose), busco-airflow (Airflow's services)
+# The commit has `-dirty` behind it where files differ from it. Docker's own variables say which engine.
+# usage: scripts/local_build.sh [--platform PLATFORM] [dbt|local-aws|airflow]...     all of them if none is named
+#   --platform PLATFORM   for which processor, as Docker writes it (linux/amd64, linux/arm64); this machine's if not said
+set -euo pipefail
+usage() { sed -n '2,6s/^# //p' "$0"; }
+options=()
+images=()
+while (($#)); do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --platform) options+=(--platform "${2:?--platform needs a platform}"); shift 2 ;;
+        dbt | local-aws | airflow) images+=("$1"); shift ;;
+        *) usage >&2; exit 2 ;;
+    esac
+done
+if ((${#images[@]} == 0)); then images=(dbt local-aws airflow); fi
+cd "$(dirname "$0")/.."
+version=$(git rev-parse --short=12 HEAD)
+if [[ -n $(git status --porcelain) ]]; then version+=+; fi
+commit=${version/+/-dirty}
+base=$(sed -n 's/^ARG PYTHON_IMAGE=//p' Dockerfile.dbt)
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+size() { docker image inspect --format '{{.Size}}' "$1" 2>/dev/null || echo 0; }
+build() {
+    local name=$1 began=$SECONDS
+    shift
+    printf 'building %s\n' "$name:$commit"
+    if ! DOCKER_BUILDKIT=1 docker build --progress plain ${options[@]+"${options[@]}"} --build-arg "CODE_VERSION=$version" \
+        --tag "$name:$commit" --tag "$name:local" "$@" . >"$log" 2>&1; then
+        tail -40 "$log" >&2
+        echo "$name was not built: the lines above say why" >&2
+        exit 1
+    fi
+    printf '%s, %s: %s MB beyond %s, in %s s\n' "$name:$commit" "$name:local" \
+        $((($(size "$name:$commit") - $(size "$base")) / 1000000)) "$base" $((SECONDS - began))
+}
+for image in "${images[@]}"; do
+    case $image in
+        dbt) build busco-dbt --file Dockerfile.dbt --target runner ;;
+        local-aws) build busco-local-aws --file Dockerfile.dbt --target local ;;
+        airflow)
+            # its graph is the one that is baked into dbt's image of the same commit
+            if [[ -z $(docker image ls --quiet "busco-dbt:$commit") ]]; then
+                build busco-dbt --file Dockerfile.dbt --target runner
+            fi
+            build busco-airflow --file Dockerfile.airflow --build-arg "DBT_IMAGE=busco-dbt:$commit" ;;
+    esac
+done

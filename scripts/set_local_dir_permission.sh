@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Makes the folders that Docker Compose mounts readable by the containers' users, and written to by you: their owner is
+# AIRFLOW_UID (of .env, else you). Only for who works on them as root, or has copied them from another machine.
+# usage: scripts/set_local_dir_permission.sh [FOLDER...]     dags, plugins, config, src, dbt_project, deploy if none is named
+set -euo pipefail
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
+cd "$(dirname "$0")/.."
+uid=${AIRFLOW_UID:-}
+if [[ -z $uid && -f .env ]]; then uid=$(sed -n 's/^AIRFLOW_UID=\([0-9][0-9]*\)$/\1/p' .env); fi
+uid=${uid:-$(id -u)}
+if (($# == 0)); then set -- dags plugins config src dbt_project deploy; fi
+for folder in "$@"; do
+    mkdir -p "$folder"
+    wrong=$(find "$folder" ! -uid "$uid" -print -quit)
+    if [[ -n $wrong ]]; then
+        if [[ $(id -u) != 0 ]]; then
+            echo "$wrong is not user $uid's, and only root can give it: sudo $0" >&2
+            exit 1
+        fi
+        chown -R "$uid" "$folder"
+        echo "$folder: now user $uid's"
+    fi
+    chmod -R u+rwX,go+rX "$folder"
+done

@@ -1,0 +1,229 @@
+"""What docker-compose.yml, .env.example and the scripts around them promise, read without Docker."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from busco.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+LONG = sorted(SERVICES.keys() - {"airflow-init"})
+AIRFLOW = [name for name in LONG if name.startswith("airflow-") or name == "flower"]
+EXAMPLE = (ROOT / ".env.example").read_text().splitlines()
+KNOWN_TO_ALL = ("AIRFLOW_ADMIN_PASSWORD", "AWS_SECRET_ACCESS_KEY")  # for this machine alone, as README says
+VARIABLE = re.compile(r"^(# )?([A-Z][A-Z0-9_]*)=(.*)$")
+
+
+def variables() -> dict[str, tuple[bool, str]]:
+    """Of each variable in .env.example: whether it is set there, and its value."""
+    found = {}
+    for line in EXAMPLE:
+        if match := VARIABLE.match(line):
+            found[match[2]] = (match[1] is None, match[3])
+    return found
+
+
+# -- docker-compose.yml -----------------------------------------------------------------------------------------------
+
+
+def test_it_has_the_services_that_operators_know() -> None:
+    assert set(SERVICES) == {
+        "postgres", "redis", "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer",
+        "airflow-init", "flower", "local-aws",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_images_are_pinned_and_what_is_published_is_so_on_this_machine_alone(name: str) -> None:
+    service = SERVICES[name]
+    image = service["image"]
+    assert ":" in image
+    assert "latest" not in image
+    for port in service.get("ports", []):
+        assert str(port).startswith("127.0.0.1:")
+    has_socket = any("docker.sock" in str(volume) for volume in service.get("volumes", []))
+    assert has_socket == (name == "local-aws")
+    assert service.get("privileged") is None
+    assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_each_service_has_a_health_check_a_limit_and_comes_back(name: str) -> None:
+    service = SERVICES[name]
+    assert service["healthcheck"]["test"]
+    assert service["restart"] == "unless-stopped"
+    assert service["mem_limit"]
+
+
+def test_the_limits_fit_a_machine_of_8_gb() -> None:
+    units = {"m": 1, "g": 1024}
+    total = sum(int(SERVICES[name]["mem_limit"][:-1]) * units[SERVICES[name]["mem_limit"][-1]] for name in LONG)
+    assert total <= 8 * 1024
+
+
+@pytest.mark.parametrize("name", AIRFLOW)
+def test_airflow_s_services_wait_for_all_that_they_need(name: str) -> None:
+    needs = SERVICES[name]["depends_on"]
+    assert needs["airflow-init"] == {"condition": "service_completed_successfully"}
+    for other in ("postgres", "redis", "local-aws"):
+        assert needs[other] == {"condition": "service_healthy"}
+    assert SERVICES[name]["user"] == "${AIRFLOW_UID:-50000}:0"
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    for name, service in SERVICES.items():
+        environment = service.get("environment") or {}
+        for variable, value in environment.items():
+            if re.search(r"PASSWORD|SECRET|KEY|TOKEN", variable):
+                assert str(value).startswith("${"), f"{name}: {variable}"
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert not re.search(r"://[^$\s]*:[^$@\s]+@", text), "a password in a URL"
+
+
+# -- .env.example -----------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_is_in_the_example_with_a_line_of_meaning() -> None:
+    ours = {name for name in variables() if name.startswith("BUSCO_")} - {"BUSCO_VERSION", "BUSCO_AWS_PORT"}
+    assert ours == {f"BUSCO_{name.upper()}" for name in Settings.model_fields}
+    for number, line in enumerate(EXAMPLE):
+        if (match := VARIABLE.match(line)) and match[2].startswith("BUSCO_"):
+            before = EXAMPLE[number - 1]
+            assert before.startswith("# ") or VARIABLE.match(before), f"{match[2]}: what is it?"
+
+
+def test_a_setting_that_is_not_set_in_the_example_is_shown_with_its_default() -> None:
+    for name, field in Settings.model_fields.items():
+        is_set, value = variables()[f"BUSCO_{name.upper()}"]
+        if is_set or field.default_factory is not None:
+            continue
+        default = "" if field.default is None else str(field.default)
+        assert value == (default.lower() if isinstance(field.default, bool) else default), name
+
+
+def test_every_variable_that_compose_wants_is_in_the_example() -> None:
+    wanted = set(re.findall(r"\$\{([A-Z][A-Z0-9_]*)", (ROOT / "docker-compose.yml").read_text()))
+    assert wanted - {"PWD", "BUSCO_DBT_IMAGE"} <= variables().keys()
+
+
+def test_nothing_in_the_example_is_a_secret() -> None:
+    for name, (_, value) in variables().items():
+        if re.search(r"PASSWORD|SECRET|FERNET", name) and name not in (
+            "AIRFLOW_ADMIN_PASSWORD",
+            "AWS_SECRET_ACCESS_KEY",
+        ):
+            assert value in ("<random>", "<fernet>", ""), name
+
+
+# -- scripts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copy(ROOT / ".env.example", tmp_path / ".env.example")
+    return tmp_path
+
+
+def run(copy: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0 or not check, done.stderr
+    return done
+
+
+def test_make_env_has_fresh_keys_that_only_their_owner_reads_and_changes_nothing_the_second_time(copy: Path) -> None:
+    run(copy, "scripts/make_env.sh")
+    env = copy / ".env"
+    assert stat.S_IMODE(env.stat().st_mode) == 0o600
+    text = env.read_text()
+    assert "<" not in "".join(line for line in text.splitlines() if not line.startswith("#"))
+    made = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    assert made["AIRFLOW_UID"] == str(os.getuid() or 50000)
+    assert len(made["POSTGRES_PASSWORD"]) == 48
+    assert made["POSTGRES_PASSWORD"] != made["REDIS_PASSWORD"]
+    assert len(made["AIRFLOW__CORE__FERNET_KEY"]) == 44
+    assert run(copy, "scripts/make_env.sh").stdout == ""
+    assert env.read_text() == text
+
+
+def test_make_env_keeps_what_is_there_and_adds_what_is_new(copy: Path) -> None:
+    (copy / ".env").write_text("POSTGRES_PASSWORD=mine\n")
+    run(copy, "scripts/make_env.sh")
+    lines = (copy / ".env").read_text().splitlines()
+    assert lines[0] == "POSTGRES_PASSWORD=mine"
+    assert len([line for line in lines if line.startswith("POSTGRES_PASSWORD=")]) == 1
+    assert any(line.startswith("REDIS_PASSWORD=") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "script", [*sorted(path.name for path in (ROOT / "scripts").glob("*.sh")), "setup_connections.py"]
+)
+def test_each_script_says_what_it_is_for(script: str) -> None:
+    done = run(ROOT, f"scripts/{script}", "-h")
+    assert "usage" in done.stdout.lower()
+
+
+def test_wait_for_it_says_whom_it_waited_for_in_vain(copy: Path) -> None:
+    done = run(copy, "scripts/wait-for-it.sh", "-t", "1", "127.0.0.1:9", "--", "true", check=False)
+    assert done.returncode == 124
+    assert "nobody listens at 127.0.0.1:9 after 1 s" in done.stderr
+    done = run(copy, "scripts/wait-for-it.sh", "nonsense", check=False)
+    assert (done.returncode, "is no HOST:PORT" in done.stderr) == (2, True)
+
+
+def test_folders_are_made_readable_to_all_and_given_to_airflow_s_user(copy: Path) -> None:
+    folder = copy / "dags"
+    folder.mkdir()
+    (folder / "a.py").touch(mode=0o600)
+    owner = str(os.getuid() or 50000)
+    assert run(copy, "env", f"AIRFLOW_UID={owner}", "scripts/set_local_dir_permission.sh", "dags").returncode == 0
+    found = (folder / "a.py").stat()
+    assert (str(found.st_uid), stat.S_IMODE(found.st_mode)) == (owner, 0o644)
+    assert run(copy, "env", f"AIRFLOW_UID={owner}", "scripts/set_local_dir_permission.sh", "dags").stdout == ""
+
+
+def test_the_entrypoint_tells_airflow_of_a_proxy_only_where_there_is_one(copy: Path) -> None:
+    for value, wanted in (("true", "True"), ("false", ""), ("", "")):
+        done = run(copy, "env", f"AIRFLOW_BEHIND_PROXY={value}", "scripts/entrypoint.sh", "env")
+        said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        assert said.get("AIRFLOW__WEBSERVER__COOKIE_SECURE", "") == wanted
+        assert said.get("AIRFLOW__WEBSERVER__ENABLE_PROXY_FIX", "") == wanted
+
+
+def test_make_env_takes_a_file_of_windows_and_one_without_a_last_line_end(copy: Path) -> None:
+    (copy / ".env").write_bytes(b"AIRFLOW_PORT=9090\r\nFLOWER_PORT=6000")
+    run(copy, "scripts/make_env.sh")
+    lines = (copy / ".env").read_text().splitlines()
+    assert lines[:2] == ["AIRFLOW_PORT=9090", "FLOWER_PORT=6000"]
+
+
+def test_two_checkouts_on_a_machine_have_containers_and_volumes_of_their_own(copy: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(copy / "scripts", other / "scripts")
+    shutil.copy(copy / ".env.example", other)
+    names = set()
+    for folder in (copy, other):
+        run(folder, "scripts/make_env.sh")
+        names |= {
+            line for line in (folder / ".env").read_text().splitlines() if line.startswith("COMPOSE_PROJECT_NAME=")
+        }
+    assert len(names) == 2
+
+
+def test_the_entrypoint_says_which_url_is_none_and_not_what_is_in_it(copy: Path) -> None:
+    url = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgresql://airflow:can/ary@postgres:5432/airflow"
+    done = run(copy, "env", url, "scripts/entrypoint.sh", "airflow", "version", check=False)
+    assert done.returncode != 0
+    assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN is no URL" in done.stderr
+    assert "can" not in done.stderr.replace("can't", "")
