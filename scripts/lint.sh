@@ -12,7 +12,7 @@ check() {
     if "$@"; then echo "lint: $name ok"; else failed+=("$name"); fi
 }
 # mypy sees each environment's own libraries: a file is checked wherever what it imports is installed
-airflow_only='^src/busco/(orchestration/|embedded/(airflow|postgres|demo)|cli/platform)'
+airflow_only='^src/busco/(orchestration/|embedded/(airflow|postgres|demo)|cli/platform|doctor/airflow)'
 dbt_only='^src/busco/(warehouse|ingest)/|^src/busco/lake/(engine|credentials|reading|versions|types)|^src/busco/cli/(data|local_aws|replay)|'
 dbt_only+='^src/busco/doctor/dbt|^src/busco/embedded/(aws|local_aws|stacks|athena|s3_|sample)'
 mapfile -t dbt_side < <(git ls-files 'src/*.py' | grep -vE "$airflow_only")
@@ -26,6 +26,7 @@ check "mypy (Airflow's environment)" "$bin/mypy" --no-error-summary --cache-dir 
 check import-linter "$bin/lint-imports" --no-cache
 check sqlfluff "$bin/sqlfluff" lint --disable-progress-bar --processes 2 dbt_project/models dbt_project/tests
 check shellcheck "$bin/shellcheck" "${shell[@]}"
+check hadolint "$bin/hadolint" Dockerfile.*
 check cfn-lint "$bin/cfn-lint" deploy/aws/*.yaml
 if ((${#failed[@]})); then
     printf 'lint: FAILED: %s\n' "${failed[@]}" >&2

@@ -8,10 +8,18 @@ status=0
 log=$(mktemp)
 # what a suite starts (servers, Airflow) ends with it: an interrupted one is told, too
 trap 'kill "$airflow" 2>/dev/null || true; wait "$airflow" 2>/dev/null || true; rm -f "$log"' EXIT
-echo "tests/airflow run beside these, and are shown after them"
-.venv/bin/python -m pytest tests/airflow "$@" >"$log" 2>&1 &
+# so many of dbt's that both take the same time
+also=(tests/integration/test_baked_parse.py tests/integration/test_replay.py)
+echo "tests/airflow and ${also[*]} run beside these, and are shown after them"
+(
+    run() { "$@" & child=$!; wait "$child" || status=$?; }
+    trap 'kill "$child"; wait "$child"; exit 143' TERM
+    run .venv/bin/python -m pytest tests/airflow "$@"
+    run .venv-dbt/bin/python -m pytest "${also[@]}" "$@"
+    exit "$status"
+) >"$log" 2>&1 &
 airflow=$!
-.venv-dbt/bin/python -m pytest tests/unit tests/integration "$@" || status=$?
+.venv-dbt/bin/python -m pytest tests/unit tests/integration "${also[@]/#/--ignore=}" "$@" || status=$?
 wait "$airflow" || status=$?
 cat "$log"
 echo "left out: tests with containers (make test-stack), long fault matrices (make test-long)"

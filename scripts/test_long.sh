@@ -8,6 +8,12 @@ if ! docker version >/dev/null 2>&1; then
     echo "left out: tests with containers (Docker can't be reached)"
     exit 0
 fi
-if [[ -z ${BUSCO_DBT_IMAGE:-} ]]; then scripts/build_image.sh; fi
-.venv/bin/python -m pytest -m long tests/ecs "$@"
+if [[ -z ${BUSCO_DBT_IMAGE:-} ]]; then scripts/local_build.sh; fi
+status=0
+.venv/bin/python -m pytest -m long tests/ecs "$@" || status=$?
+.venv-dbt/bin/python -m pytest -m long tests/compose "$@" || status=$?
+if [[ -z ${BUSCO_RESTART_DOCKER:-} ]]; then
+    echo "left out: a restart of Docker's engine (BUSCO_RESTART_DOCKER is unset: the command that does it here)"
+fi
 if [[ -z ${OLIST_DIR:-} ]]; then echo "left out: real data (OLIST_DIR is unset: the folder of Olist's CSV files)"; fi
+exit "$status"

@@ -57,6 +57,12 @@ HAPPENS = {
         "test_an_image_that_does_not_exist_is_a_task_that_failed_to_start",
         "test_a_task_without_its_log_group_fails_to_start_and_starts_no_container",
     ),
+    '`airflow-init` ends with "nobody listens': ("test_wait_for_it_says_whom_it_waited_for_in_vain",),
+    '"container … is unhealthy"': ("test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image",),
+    '"can\'t read" or "permission denied"': ("test_folders_are_made_readable_to_all_and_given_to_airflow_s_user",),
+    "an import error of `parse_check.py`": (
+        "test_while_a_project_can_not_be_parsed_dbt_s_message_is_an_import_error_and_the_last_good_graph_stays",
+    ),
     "AccessDenied on RunTask": ("test_what_the_policies_lack_is_refused",),
 }
 

@@ -1,0 +1,93 @@
+"""The platform in Docker Compose, once for all of these tests; left out, with a word, where something is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.compose.stack import Stack
+
+ORDERS = "2000"
+BUILT = ("busco-dbt:local", "busco-local-aws:local", "busco-airflow:local")
+PUBLIC = ("postgres:16.3-alpine", "redis:7.2-alpine")
+SCREENSHOTS = Path(os.environ.get("BUSCO_SCREENSHOTS") or Path(__file__).parents[2] / ".busco/screenshots")
+
+
+def _missing() -> str:
+    if shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], check=False).returncode:
+        return "Docker with Compose v2 can't be reached"
+    for image in BUILT:
+        if not _succeeds("docker", "image", "inspect", image):
+            return f"the image {image} is not here: scripts/local_build.sh"
+    for image in PUBLIC:
+        if not _succeeds("docker", "image", "inspect", image) and not _succeeds("docker", "pull", "--quiet", image):
+            return f"the image {image} is not here, and can't be pulled"
+    return ""
+
+
+def _succeeds(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    if ours and (reason := _missing()):
+        for item in ours:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A platform that `make up` has started, filled and run once."""
+    made = Stack.made(tmp_path_factory.mktemp("stack"), f"busco-test-{uuid.uuid4().hex[:8]}")
+    try:
+        began = time.monotonic()
+        print(made.call("make", "up", f"ORDERS={ORDERS}", "BUSCO_BUILD=0"))
+        print(f"first start: {time.monotonic() - began:.0f} s")
+        made.wait(lambda: bool(made.runs()), 300)
+        run = made.runs()[0]["dag_run_id"]
+        assert made.finish(run) == "success", made.task_states(run)
+        print(f"sample data and first run: {time.monotonic() - began:.0f} s since the beginning")
+        yield made
+    finally:
+        print(made.compose("logs", "--tail", "40", check=False))
+        made.call("make", "destroy", check=False, given="y\n")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page in which the admin has logged in; how it looked at the end is kept as a picture."""
+    context = browser.new_context(viewport={"width": 1500, "height": 1000})
+    opened = context.new_page()
+    log_in(opened, stack, stack.value("AIRFLOW_ADMIN_USERNAME"), stack.value("AIRFLOW_ADMIN_PASSWORD"))
+    yield opened
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    opened.screenshot(path=SCREENSHOTS / f"{request.node.name}.png")
+    context.close()
+
+
+def log_in(page: Page, stack: Stack, user: str, password: str) -> None:
+    page.goto(f"{stack.url}/login/")
+    page.fill("input[name=username]", user)
+    page.fill("input[name=password]", password)
+    page.click("input[type=submit]")
+    page.wait_for_url(lambda url: "/login" not in url)

@@ -1,0 +1,194 @@
+"""The platform in Docker Compose as a test has it: a copy of the checkout, ports and a project name of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+ROOT = Path(__file__).parents[2]
+DAG = "lakehouse"
+TABLES = (Path(__file__).parent / "tables.py").read_text()
+SERVICES = (
+    "postgres", "redis", "local-aws", "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer",
+    "flower",
+)  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Stack:
+    """A platform below `home`; nothing of it is shared with another one but the images."""
+
+    home: Path
+    project: str
+
+    @classmethod
+    def copied(cls, home: Path, project: str) -> Stack:
+        """A copy of all files that Git knows or would take."""
+        listed = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        for name in listed.stdout.splitlines():
+            if (ROOT / name).is_file():
+                (home / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, home / name)
+        return cls(home, project)
+
+    @classmethod
+    def made(cls, home: Path, project: str) -> Stack:
+        """A copy with an .env and ports of its own."""
+        stack = cls.copied(home, project)
+        stack.call("scripts/make_env.sh")
+        stack.set(AIRFLOW_PORT=free_port(), FLOWER_PORT=free_port(), BUSCO_AWS_PORT=free_port())
+        return stack
+
+    def set(self, **variables: object) -> None:
+        """Sets variables in .env."""
+        env = self.home / ".env"
+        text = env.read_text()
+        for name, value in variables.items():
+            text = re.sub(rf"^(# )?{name}=.*$", f"{name}={value}", text, flags=re.MULTILINE)
+        env.write_text(text)
+
+    def value(self, name: str) -> str:
+        found = re.search(rf"^{name}=(.*)$", (self.home / ".env").read_text(), re.MULTILINE)
+        assert found, name
+        return found[1]
+
+    def tables(self) -> str:
+        """A line for each table that is live: its name, number of rows, and a digest of them."""
+        return self.compose("exec", "-T", "local-aws", "python", "-", given=TABLES)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.value('AIRFLOW_PORT')}"
+
+    # -- Docker -------------------------------------------------------------------------------------------------------
+
+    def call(
+        self, *command: str, check: bool = True, limit: float = 600, given: str | None = None, **variables: str
+    ) -> str:
+        """A command in the copy, with what it is given by its standard input; its output."""
+        done = self._done(command, limit, given, variables)
+        assert done.returncode == 0 or not check, done.stdout + done.stderr
+        return done.stdout
+
+    def _done(
+        self, command: Sequence[str], limit: float = 600, given: str | None = None, variables: Mapping[str, str] = {}
+    ) -> subprocess.CompletedProcess[str]:
+        own = {**os.environ, "COMPOSE_PROJECT_NAME": self.project, **variables}
+        return subprocess.run(
+            command, cwd=self.home, env=own, capture_output=True, text=True, check=False, timeout=limit, input=given
+        )
+
+    def compose(self, *words: str, check: bool = True, limit: float = 600, given: str | None = None) -> str:
+        return self.call("docker", "compose", *words, check=check, limit=limit, given=given)
+
+    def failing(self, *words: str) -> str:
+        """A command of Compose's that has to fail; all that it printed."""
+        done = self._done(["docker", "compose", *words])
+        assert done.returncode != 0, done.stdout
+        return done.stdout + done.stderr
+
+    def container(self, service: str) -> str:
+        return self.compose("ps", "--all", "--quiet", service).strip()
+
+    def states(self) -> dict[str, str]:
+        """Of each service's container: its health, or its state where it has no check."""
+        found = {}
+        for service in SERVICES:
+            said = self.call(
+                "docker", "inspect", "--format", "{{.State.Status}} {{.State.Health.Status}}", self.container(service)
+            )
+            found[service] = said.split()[-1]
+        return found
+
+    def tasks(self) -> list[str]:
+        """The containers of ECS tasks that are there."""
+        ours = ["--filter", "label=com.amazonaws.ecs.task-arn", "--filter", f"network={self.network}"]
+        found = self.call("docker", "ps", "--all", "--quiet", *ours)
+        return found.split()
+
+    @property
+    def network(self) -> str:
+        return f"{self.project}_default"
+
+    # -- Airflow ------------------------------------------------------------------------------------------------------
+
+    def api(self, method: str, path: str, body: Any = None) -> Any:
+        session = requests.Session()
+        session.trust_env = False
+        session.auth = (self.value("AIRFLOW_ADMIN_USERNAME"), self.value("AIRFLOW_ADMIN_PASSWORD"))
+        answer = session.request(method, f"{self.url}/{path}", json=body, timeout=60)
+        assert answer.status_code < 400, answer.text
+        return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
+
+    def start(self, dag: str = DAG, **conf: Any) -> str:
+        return str(self.api("POST", f"api/v1/dags/{dag}/dagRuns", {"conf": conf})["dag_run_id"])
+
+    def runs(self) -> list[dict[str, Any]]:
+        return list(self.api("GET", f"api/v1/dags/{DAG}/dagRuns")["dag_runs"])
+
+    def task_states(self, run: str) -> dict[str, str]:
+        found = self.api("GET", f"api/v1/dags/{DAG}/dagRuns/{run}/taskInstances?limit=100")["task_instances"]
+        return {task["task_id"]: str(task["state"]) for task in found}
+
+    def finish(self, run: str, limit: float = 400, dag: str = DAG) -> str:
+        """Waits for a run's end; gives its state."""
+        path = f"api/v1/dags/{dag}/dagRuns/{run}"
+        self.wait(lambda: self.api("GET", path)["state"] in ("success", "failed"), limit)
+        return str(self.api("GET", path)["state"])
+
+    def log(self, run: str, task: str, attempt: int = 1) -> str:
+        return str(self.api("GET", f"api/v1/dags/{DAG}/dagRuns/{run}/taskInstances/{task}/logs/{attempt}"))
+
+    def survives(self, fault: Callable[[], object]) -> None:
+        """A run that builds all models meets a fault while its container is at work, and ends right all the same:
+        green, each task's result taken once, the same tables, and nothing left."""
+        before = self.tables()
+        run = self.start(full_refresh=True)
+        self.wait(lambda: bool(self.tasks()))
+        fault()
+        self.compose("up", "--detach", "--wait")
+        assert self.finish(run) == "success", self.task_states(run)
+        assert set(self.task_states(run).values()) == {"success"}
+        assert self.tables() == before
+        self.wait(lambda: not self.tasks(), 60)
+
+    @staticmethod
+    def wait(ready: Callable[[], bool], limit: float = 120) -> None:
+        deadline = time.monotonic() + limit
+        pause = threading.Event()
+        while not ready():
+            assert time.monotonic() < deadline, "not within the limit"
+            pause.wait(0.5)
+
+
+def tables_of_demo(folder: Path, *arguments: str) -> str:
+    """What `Stack.tables` says, of a demo with its state in a folder: processes on this machine, without Docker."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
+    own = {**kept, "BUSCO_STATE_DIR": str(folder / "state"), "BUSCO_KEEP_GRAPH": "false"}
+    try:
+        subprocess.run([ROOT / ".venv/bin/busco", "demo", *arguments], env=own, check=True, timeout=600)
+        return subprocess.run(
+            [ROOT / ".venv-dbt/bin/python", "-"], input=TABLES, env=own, check=True, capture_output=True, text=True
+        ).stdout
+    finally:
+        subprocess.run([ROOT / ".venv/bin/busco", "down"], env=own, check=True, timeout=120)

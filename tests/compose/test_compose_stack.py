@@ -1,0 +1,318 @@
+"""The platform in Docker Compose, as operators, on-call and consumers meet it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.compose.conftest import log_in
+from tests.compose.stack import DAG, SERVICES, Stack, tables_of_demo
+
+MODEL = "dbt_project/models/gold/mart_daily_sales.sql"
+TASK = "models.mart_daily_sales.run"
+LONG = 60_000  # milliseconds
+
+
+# -- services ---------------------------------------------------------------------------------------------------------
+
+
+def test_all_services_are_healthy_and_up_is_safe_to_run_twice(stack: Stack) -> None:
+    assert stack.states() == dict.fromkeys(SERVICES, "healthy")
+    before = {service: stack.container(service) for service in SERVICES}
+    stack.compose("up", "--detach", "--wait")
+    assert {service: stack.container(service) for service in SERVICES} == before
+
+
+def test_nothing_listens_but_on_loopback_and_one_service_has_the_socket(stack: Stack) -> None:
+    for service in SERVICES:
+        said = json.loads(stack.call("docker", "inspect", stack.container(service)))[0]
+        published = [one for ports in said["NetworkSettings"]["Ports"].values() for one in ports or []]
+        assert {one["HostIp"] for one in published} <= {"127.0.0.1"}
+        assert ("docker.sock" in json.dumps(said["Mounts"])) == (service == "local-aws")
+        assert said["HostConfig"]["Memory"] > 0
+        assert said["HostConfig"]["LogConfig"]["Config"]["max-size"] == "10m"
+
+
+def test_no_process_of_ours_is_root(stack: Stack) -> None:
+    for service in SERVICES:
+        if service not in ("postgres", "redis"):
+            assert stack.compose("exec", "-T", service, "id", "-u").strip() != "0", service
+
+
+def test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image(stack: Stack) -> None:
+    looked = {}
+    for service in ("airflow-worker", "local-aws"):
+        told = json.loads(stack.compose("exec", "-T", service, "busco", "doctor", "--format", "json"))
+        assert told["ok"], told
+        looked |= {one["name"]: one["seen"] for one in told["checks"] if one["state"] == "ok"}
+    assert looked.keys() >= {
+        "keys",
+        "database",
+        "broker",
+        "image",
+        "task definitions",
+        "task roles",
+        "manifest",
+        "DuckDB",
+    }
+    assert "1 workers answer" in looked["broker"]
+    # and it tells when it is not so
+    stack.compose("pause", "redis")
+    try:
+        told = json.loads(
+            stack.compose("exec", "-T", "airflow-worker", "busco", "doctor", "--format", "json", check=False)
+        )
+    finally:
+        stack.compose("unpause", "redis")
+    assert [one["name"] for one in told["checks"] if one["state"] == "failed"] == ["broker"]
+
+
+def test_connections_of_env_are_made_once_and_no_secret_is_printed(stack: Stack) -> None:
+    said = {"lake": {"conn_type": "http", "host": "example.com", "password": "canary-secret"}}
+    command = [
+        "exec",
+        "-T",
+        "-e",
+        f"AIRFLOW_CONNECTIONS={json.dumps(said)}",
+        "-e",
+        'AIRFLOW_VARIABLES={"team": "canary"}',
+    ]
+    command += ["airflow-scheduler", "python", "scripts/setup_connections.py"]
+    assert stack.compose(*command).splitlines()[-1] == "setup_connections: connection lake, variable team"
+    assert stack.compose(*command).splitlines()[-1] == "setup_connections: nothing to change"
+    assert stack.api("GET", "api/v1/connections/lake")["host"] == "example.com"
+    assert stack.api("GET", "api/v1/variables/team")["value"] == "canary"
+    broken = [word.replace('{"team"', '{"team') for word in command]
+    printed = stack.failing(*broken)
+    assert "AIRFLOW_VARIABLES is no JSON" in printed
+    assert "canary" not in printed
+
+
+# -- the day of whoever works with it ---------------------------------------------------------------------------------
+
+
+def test_from_a_click_to_a_green_run_its_log_its_links_a_broken_model_and_its_mending(stack: Stack, page: Page) -> None:
+    run = trigger(stack, page)
+    page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&tab=graph")
+    assert stack.finish(run) == "success"
+    for task in ("pin", "models", "docs", "publish", "glue"):
+        node = page.locator(".react-flow__node", has_text=re.compile(rf"^{task}"))
+        expect(node.get_by_text("success")).to_be_visible(timeout=LONG)
+    picture(page, "green graph")
+    page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}&tab=logs")
+    expect(page.get_by_text("OK created sql lake model gold.mart_daily_sales").first).to_be_visible(timeout=LONG)
+    picture(page, "log of a model")
+    follow_links(stack, page, run)
+
+    file = stack.home / MODEL
+    whole = file.read_text()
+    file.write_text(whole.replace("select", "select nonsense,", 1))
+    try:
+        run = trigger(stack, page)
+        assert stack.finish(run) == "failed"
+    finally:
+        file.write_text(whole)
+    states = stack.task_states(run)
+    assert {task for task, state in states.items() if state == "failed"} == {TASK}
+    page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}&tab=logs")
+    expect(page.get_by_text("nonsense").first).to_be_visible(timeout=LONG)
+    log = stack.log(run, TASK)
+    said = log[log.index("::endgroup::") :].splitlines()
+    assert "ERROR - model gold.mart_daily_sales failed" in said[1], "the error is on top of the log"
+    assert any('"nonsense" not found' in line for line in said[2:8])
+    assert "mart_daily_sales.sql" in log
+    picture(page, "log of a broken model")
+    page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}")
+    page.get_by_text("Clear task").click(timeout=LONG)
+    page.get_by_role("dialog").get_by_text("Clear", exact=True).click(timeout=LONG)
+    stack.wait(lambda: stack.task_states(run)[TASK] != "failed")
+    assert stack.finish(run) == "success"
+    picture(page, "cleared")
+
+
+def trigger(stack: Stack, page: Page) -> str:
+    """Starts the DAG as a person does; the run's id, as it is in addresses."""
+    known = {run["dag_run_id"] for run in stack.runs()}
+    page.goto(f"{stack.url}/dags/{DAG}/grid")
+    page.get_by_label("Trigger DAG").first.click()
+    page.get_by_role("button", name="Trigger", exact=True).click()
+    stack.wait(lambda: len(stack.runs()) > len(known))
+    return next(run["dag_run_id"] for run in stack.runs() if run["dag_run_id"] not in known).replace("+", "%2B")
+
+
+def follow_links(stack: Stack, page: Page, run: str) -> None:
+    """Opens all links of a task, each of which leads to what it says."""
+    wanted = {
+        "log stream": "parsed_by=",
+        "ECS task": "busco-dbt-small",
+        "Athena table": "busco_gold",
+        "dbt docs": "mart_daily_sales",
+    }
+    for name, text in wanted.items():
+        page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}")
+        link = page.get_by_role("link", name=name)
+        expect(link).to_be_visible(timeout=LONG)
+        opened = page.context.new_page()
+        opened.goto(str(link.get_attribute("href")))
+        expect(opened.get_by_text(text).first).to_be_attached(timeout=LONG)
+        picture(opened, f"link {name}")
+        opened.close()
+
+
+def picture(page: Page, name: str) -> None:
+    """Kept for whoever looks at it."""
+    from tests.compose.conftest import SCREENSHOTS
+
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=SCREENSHOTS / f"{name.replace(' ', '-')}.png")
+
+
+def test_a_saved_model_shows_in_the_graph_without_a_restart(stack: Stack) -> None:
+    def graph() -> set[str]:
+        return {task["task_id"] for task in stack.api("GET", f"api/v1/dags/{DAG}/tasks")["tasks"]}
+
+    before = graph()
+    model = stack.home / "dbt_project/models/gold/compose_days.sql"
+    model.write_text("select distinct sales_date from {{ ref('mart_daily_sales') }}")
+    model.with_suffix(".yml").write_text(
+        "models:\n  - name: compose_days\n    columns: [{name: sales_date, data_type: DATE}]\n"
+    )
+    began = time.monotonic()
+    try:
+        stack.wait(lambda: graph() != before, 60)
+        print(f"saved → graph: {time.monotonic() - began:.1f} s")
+        model.write_text("select {{ nonsense(")
+        stack.wait(lambda: bool(stack.api("GET", "api/v1/importErrors")["import_errors"]), 60)
+        errors = stack.api("GET", "api/v1/importErrors")["import_errors"]
+        assert [error["filename"].rpartition("/")[2] for error in errors] == ["parse_check.py"]
+        assert "compose_days.sql" in errors[0]["stack_trace"]
+    finally:
+        model.unlink()
+        model.with_suffix(".yml").unlink()
+    stack.wait(lambda: graph() == before, 60)
+    stack.wait(lambda: not stack.api("GET", "api/v1/importErrors")["import_errors"], 60)
+
+
+def test_a_dag_and_a_plugin_of_one_s_own_are_there_without_a_new_image(stack: Stack) -> None:
+    whole = (stack.home / "dags/example.py").read_text()
+    (stack.home / "dags/own.py").write_text(whole.replace("example", "own"))
+    (stack.home / "plugins/own.py").write_text(
+        "from airflow.plugins_manager import AirflowPlugin\n\n\nclass Own(AirflowPlugin):\n    name = 'own'\n"
+    )
+    stack.wait(lambda: "own" in {dag["dag_id"] for dag in stack.api("GET", "api/v1/dags")["dags"]}, 60)
+    run = stack.start("own")
+    assert stack.finish(run, dag="own") == "success"
+    listed = json.loads(stack.compose("exec", "-T", "airflow-scheduler", "airflow", "plugins", "-o", "json"))
+    assert "own" in {plugin["name"] for plugin in listed}
+
+
+# -- who may what -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def users(stack: Stack) -> Callable[[str], str]:
+    """Makes a user of a role once; its name is its password."""
+
+    def made(role: str) -> str:
+        user = {"username": role, "password": role, "first_name": role, "last_name": role, "email": f"{role}@x.org"}
+        stack.api("POST", "auth/fab/v1/users", {**user, "roles": [{"name": role}]})
+        return role
+
+    return made
+
+
+def test_a_viewer_reads_dags_and_docs_with_all_tables_and_types_and_changes_nothing(
+    stack: Stack, browser: Browser, users: Callable[[str], str]
+) -> None:
+    page = browser.new_context(viewport={"width": 1500, "height": 1000}).new_page()
+    anonymous = page.goto(f"{stack.url}/cosmos/dbt_docs")
+    assert "/login" in page.url, anonymous
+    log_in(page, stack, users("Viewer"), "Viewer")
+    page.goto(f"{stack.url}/cosmos/dbt_docs")
+    frame = page.frame_locator("iframe")
+    expect(frame.get_by_text("Welcome").first).to_be_visible(timeout=LONG)
+    page.goto(f"{stack.url}/cosmos/dbt_docs_index.html#!/model/model.busco.fct_orders")
+    expect(page.get_by_role("cell", name="purchase_month", exact=True).first).to_be_visible(timeout=LONG)
+    picture(page, "docs of a viewer")
+    text = page.request.get(f"{stack.url}/cosmos/dbt_docs_index.html").text()
+    begins = text.index('catalog:{"metadata"') + len("catalog:")
+    catalog, _ = json.JSONDecoder().raw_decode(text, begins)
+    models = {name: node for name, node in catalog["nodes"].items() if name.startswith("model.busco.")}
+    assert len(models) == 20
+    assert all(column["type"] for node in models.values() for column in node["columns"].values())
+    assert may(page, stack, "clear") == may(page, stack, "connections") == may(page, stack, "trigger") == 403
+    page.context.close()
+
+
+def test_on_call_clears_and_triggers_but_sees_no_connections_variables_or_pools(
+    stack: Stack, browser: Browser, users: Callable[[str], str]
+) -> None:
+    page = browser.new_page()
+    log_in(page, stack, users("OnCall"), "OnCall")
+    assert may(page, stack, "clear") == 200
+    for resource in ("connections", "variables"):
+        assert may(page, stack, resource) == 403
+    body = {"name": "x", "slots": 1}
+    assert page.request.post(f"{stack.url}/api/v1/pools", data=body).status == 403
+    body = {"connection_id": "x", "conn_type": "http"}
+    assert page.request.post(f"{stack.url}/api/v1/connections", data=body).status == 403
+    page.goto(f"{stack.url}/home")
+    expect(page.get_by_role("link", name="operations", exact=True).first).to_be_visible()
+    expect(page.get_by_role("link", name="Connections")).to_have_count(0)
+    picture(page, "home of on-call")
+    page.context.close()
+
+
+def may(page: Page, stack: Stack, what: str) -> int:
+    """The status of an answer to whoever has logged in."""
+    run = stack.runs()[0]["dag_run_id"]
+    if what == "clear":
+        body = {"dry_run": True, "dag_run_id": run, "task_ids": ["publish"], "reset_dag_runs": True}
+        return page.request.post(f"{stack.url}/api/v1/dags/{DAG}/clearTaskInstances", data=body).status
+    if what == "trigger":
+        return page.request.post(f"{stack.url}/api/v1/dags/{DAG}/dagRuns", data={}).status
+    return page.request.get(f"{stack.url}/api/v1/{what}").status
+
+
+def test_flower_shows_the_worker(stack: Stack, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{stack.value('FLOWER_PORT')}/workers")
+    expect(page.get_by_text("celery@").first).to_be_visible(timeout=LONG)
+    picture(page, "flower")
+    page.context.close()
+
+
+# -- the same tables, faults ------------------------------------------------------------------------------------------
+
+
+def test_the_demo_shows_the_same_tables_for_the_same_data(stack: Stack, tmp_path: Path) -> None:
+    assert len(stack.tables().splitlines()) == 20
+    assert stack.tables() == tables_of_demo(tmp_path, "--orders", "2000")
+
+
+def test_a_worker_that_is_killed_under_a_run_comes_back_and_the_run_ends_right(stack: Stack) -> None:
+    stack.survives(lambda: stack.call("docker", "kill", stack.container("airflow-worker")))
+
+
+def test_stopped_under_a_run_it_leaves_nothing_and_after_a_start_the_run_ends_right(stack: Stack) -> None:
+    runs = len(stack.runs())
+    took = []
+
+    def stop_and_start() -> None:
+        stack.call("make", "stop")
+        assert not stack.tasks()
+        assert stack.call("docker", "network", "ls", "--quiet", "--filter", f"name={stack.network}") == ""
+        began = time.monotonic()
+        stack.call("make", "up", "BUSCO_BUILD=0")
+        assert len(stack.runs()) == runs + 1
+        took.append(time.monotonic() - began)
+
+    stack.survives(stop_and_start)
+    print(f"second start, until a login works: {took[0]:.0f} s")

@@ -1,0 +1,113 @@
+"""Whoever has buckets, databases, roles and a cluster already gives their names in .env, and deploys none of ours."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from busco.embedded.aws import client
+from tests.compose.stack import Stack
+
+REGION = "us-east-1"
+BUCKETS = {kind: f"acme-{kind}-of-2019" for kind in ("lake", "landing", "logs")}
+SIZES = {"small": ("1024", "2048"), "medium": ("1024", "4096"), "large": ("2048", "8192")}
+
+
+def test_names_and_arns_of_one_s_own_do_as_well_as_our_templates(stack: Stack) -> None:
+    def aws(service: str) -> Any:
+        return client(service, f"http://127.0.0.1:{stack.value('BUSCO_AWS_PORT')}", REGION)
+
+    # the local AWS deploys our templates with that prefix, too, and anew: what was there but S3's is gone
+    stack.set(BUSCO_GLUE_PREFIX="acme_")
+    stack.compose("up", "--detach", "--wait", "local-aws")
+    cluster, definitions, topic = made(aws, "busco-dbt:local")
+    own = {
+        **{f"BUSCO_{kind.upper()}_BUCKET": name for kind, name in BUCKETS.items()},
+        **{f"BUSCO_ECS_TASK_DEFINITION_{size.upper()}": arn for size, arn in definitions.items()},
+        "BUSCO_GLUE_PREFIX": "acme_",
+        "BUSCO_ATHENA_WORKGROUP": "analysts",
+        "BUSCO_ECS_CLUSTER": cluster,
+        "BUSCO_ECS_CONTAINER": "runner",
+        "BUSCO_ECS_LOG_GROUP": "/acme/models",
+        "BUSCO_ECS_LOG_PREFIX": "models",
+        "BUSCO_ALERTS_TOPIC": topic,
+    }
+    ours = objects(aws, "busco-lake-000000000000-us-east-1")
+    stack.set(**own)
+    stack.compose("up", "--detach", "--wait")
+    there = ["exec", "-T", *[word for name, value in own.items() for word in ("-e", f"{name}={value}")]]
+    told = json.loads(stack.compose("exec", "-T", "airflow-worker", "busco", "doctor", "--format", "json"))
+    assert told["ok"], told
+    stack.compose(*there, "local-aws", "busco", "sample", "--orders", "500", "--out", "/var/lib/busco/own")
+    stack.compose(*there, "local-aws", "busco", "ingest", "/var/lib/busco/own")
+    run = stack.start()
+    assert stack.finish(run) == "success", stack.task_states(run)
+
+    glue = aws("glue")
+    tables = {table["Name"]: table for table in glue.get_tables(DatabaseName="acme_gold")["TableList"]}
+    assert len(tables) == 12
+    for table in tables.values():
+        assert table["StorageDescriptor"]["Location"].startswith(f"s3://{BUCKETS['lake']}/")
+    asked = ["busco", "query", "--format", "csv", "select count(*) as n from acme_gold.fct_orders"]
+    assert stack.compose(*there, "local-aws", *asked).split() == ["n", "500"]
+    assert any(key.startswith("airflow/dag_id=lakehouse") for key in objects(aws, BUCKETS["logs"]))
+    streams = aws("logs").describe_log_streams(logGroupName="/acme/models")["logStreams"]
+    assert streams
+    assert all(stream["logStreamName"].startswith("models/runner/") for stream in streams)
+    assert objects(aws, "busco-lake-000000000000-us-east-1") == ours, "nothing of it went to our lake"
+
+
+def objects(aws: Any, bucket: str) -> set[str]:
+    pages = aws("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    # doctor's own is written anew each time
+    return {one["Key"] for page in pages for one in page.get("Contents", []) if not one["Key"].endswith("doctor.json")}
+
+
+def made(aws: Any, image: str) -> tuple[str, dict[str, str], str]:
+    """All that our templates have, by plain calls: the ARNs of the cluster, the task definitions by size, the topic."""
+    for name in BUCKETS.values():
+        aws("s3").create_bucket(Bucket=name)
+    aws("s3").put_bucket_versioning(Bucket=BUCKETS["landing"], VersioningConfiguration={"Status": "Enabled"})
+    for layer in ("bronze", "silver", "gold"):
+        aws("glue").delete_database(Name=f"acme_{layer}")
+        aws("glue").create_database(DatabaseInput={"Name": f"acme_{layer}"})
+    output = {"ResultConfiguration": {"OutputLocation": f"s3://{BUCKETS['logs']}/athena/"}}
+    aws("athena").create_work_group(Name="analysts", Configuration=output)
+    aws("logs").create_log_group(logGroupName="/acme/models")
+    topic = aws("sns").create_topic(Name="acme-on-call")["TopicArn"]
+    cluster = aws("ecs").create_cluster(clusterName="acme")["cluster"]["clusterArn"]
+    trust = {
+        "Statement": [
+            {"Effect": "Allow", "Principal": {"Service": "ecs-tasks.amazonaws.com"}, "Action": "sts:AssumeRole"}
+        ]
+    }
+    everything = {"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+    roles = {}
+    for name in ("acme-models", "acme-start"):
+        role = aws("iam").create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]
+        aws("iam").put_role_policy(RoleName=name, PolicyName="all", PolicyDocument=json.dumps(everything))
+        roles[name] = role["Arn"]
+    environment = {
+        "BUSCO_PLATFORM": "aws",
+        "BUSCO_REGION": REGION,
+        "BUSCO_GLUE_PREFIX": "acme_",
+        **{f"BUSCO_{kind.upper()}_BUCKET": name for kind, name in BUCKETS.items()},
+    }
+    definitions = {}
+    for size, (cpu, memory) in SIZES.items():
+        container = {
+            "name": "runner", "image": image, "essential": True,
+            "environment": [{"name": name, "value": value} for name, value in environment.items()],
+            "logConfiguration": {
+                "logDriver": "awslogs",
+                "options": {
+                    "awslogs-group": "/acme/models", "awslogs-region": REGION, "awslogs-stream-prefix": "models",
+                },
+            },
+        }  # fmt: skip
+        made = aws("ecs").register_task_definition(
+            family=f"acme-{size}", cpu=cpu, memory=memory, networkMode="awsvpc", requiresCompatibilities=["FARGATE"],
+            taskRoleArn=roles["acme-models"], executionRoleArn=roles["acme-start"], containerDefinitions=[container],
+        )  # fmt: skip
+        definitions[size] = made["taskDefinition"]["taskDefinitionArn"]
+    return cluster, definitions, topic

@@ -1,0 +1,56 @@
+"""README.pt-BR.md says what README.md says: the same headings in their order, the same commands, links and names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ENGLISH, PORTUGUESE = ((ROOT / name).read_text() for name in ("README.md", "README.pt-BR.md"))
+# what only one team knows: how things were called before
+OWN = "## Os nomes que você conhece"
+TITLES = {
+    "Three ways in": "Três entradas",
+    "Two commands": "Dois comandos",
+    "What one sees": "O que se vê",
+    "In Docker Compose": "No Docker Compose",
+    "Doors": "Portas",
+}
+
+
+def commands(text: str) -> list[str]:
+    """The lines of blocks that are commands, without their comments."""
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(make|\.venv|eval)\b", line)]
+
+
+def test_headings_are_the_same_in_the_same_order() -> None:
+    english = re.findall(r"^## (.*)", ENGLISH, re.MULTILINE)
+    portuguese = re.findall(r"^## (.*)", PORTUGUESE.split(OWN)[0], re.MULTILINE)
+    assert [TITLES[title] for title in english] == portuguese
+
+
+def test_commands_are_the_same_in_the_same_order() -> None:
+    assert commands(ENGLISH) == commands(PORTUGUESE)
+    assert len(commands(ENGLISH)) > 8
+
+
+def test_links_and_names_in_tables_and_text_are_the_same() -> None:
+    for pattern in (r"\]\(([^)]+)\)", r"`([^`\n]+)`", r"https?://[\w.:]+"):
+        own = PORTUGUESE.split(OWN)[0]
+        english = [found for found in re.findall(pattern, ENGLISH) if "<" not in found]
+        assert sorted(english) == sorted(found for found in re.findall(pattern, own) if "<" not in found), pattern
+
+
+def test_what_the_readmes_name_is_there() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in commands(ENGLISH):
+        if command.startswith("make "):
+            assert command.split()[1] in targets, command
+    for text in (ENGLISH, PORTUGUESE):
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            assert (ROOT / link).exists(), link
+    for line in PORTUGUESE.split(OWN)[1].splitlines()[3:]:
+        for name in re.findall(r"`([^`]+)`", line.split("|")[2]):
+            assert (ROOT / name).exists(), name
