@@ -129,7 +129,7 @@ def _settings(home: Path) -> Settings:
     (home / "dbt_project/dbt_project.yml").touch()
     (home / "dags/levels.py").write_text(DAGS)
     (home / "plugins/test_triggers.py").write_text(TRIGGERS)
-    return Settings(home=home)
+    return Settings(home=home, keep_graph=False)
 
 
 @pytest.fixture(scope="module")
