@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.compose.stack import Stack
+from tests.left_out import leave_out
 
 ORDERS = "2000"
 BUILT = ("busco-dbt:local", "busco-local-aws:local", "busco-airflow:local")
@@ -38,10 +39,7 @@ def _succeeds(*command: str) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ours = [item for item in items if Path(__file__).parent in item.path.parents]
-    if ours and (reason := _missing()):
-        for item in ours:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    leave_out(items, __file__, _missing)
 
 
 @pytest.fixture(scope="session")

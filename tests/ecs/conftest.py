@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from busco.embedded import docker_engine
 from tests.airflow.driver import ROOT, Driver
+from tests.left_out import leave_out
 
 IMAGE = os.environ.get("BUSCO_DBT_IMAGE") or "busco-dbt:local"
 PROJECT = ROOT / "tests/projects/stack/dbt_project"
@@ -36,10 +36,7 @@ def _missing() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ours = [item for item in items if Path(__file__).parent in item.path.parents]
-    if ours and (reason := _missing()):
-        for item in ours:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    leave_out(items, __file__, _missing)
 
 
 @pytest.fixture(scope="session")

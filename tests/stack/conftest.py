@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import docker
 import pytest
 
 from busco.embedded.docker_engine import DEFAULT_HOST
+from tests.left_out import leave_out
 
 IMAGE = "python:3.11-slim-bookworm"
 
@@ -25,7 +25,4 @@ def _missing() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ours = [item for item in items if Path(__file__).parent in item.path.parents]
-    if ours and (reason := _missing()):
-        for item in ours:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    leave_out(items, __file__, _missing)

@@ -125,7 +125,7 @@ def guarded(app: App, identity: Mapping[str, Any], names: Collection[str] = ()) 
 def _is_signed(scope: Scope, said: Mapping[bytes, str]) -> bool:
     """Whether a request is signed, or its address is (Signature Version 4 and 2), whatever the key."""
     query = scope.get("query_string", b"")
-    return b"authorization" in said or b"X-Amz-Signature=" in query or b"Signature=" in query
+    return b"authorization" in said or b"Signature=" in query
 
 
 def _is_ours(host: str, known: Collection[str]) -> bool:
