@@ -8,4 +8,5 @@ if [[ ${1:-} != --yes ]]; then
     read -r -p 'delete the lake, the database and all logs of the platform in Docker Compose? [y/N] ' answer
     if [[ ! $answer =~ ^[yY]$ ]]; then echo "nothing was deleted"; exit 1; fi
 fi
+rm -f .busco/first-data.begun
 docker compose down --volumes --remove-orphans

@@ -21,15 +21,27 @@ scripts/make_env.sh
 if [[ ${BUSCO_BUILD:-1} != 0 ]]; then scripts/local_build.sh; fi
 docker compose up --detach --wait --wait-timeout 300
 value() { sed -n "s/^$1=//p" .env | tail -1; }
-pid=.busco/first-data.pid
-# nothing is poured into a lake that somebody has begun to fill
-if [[ $first != 0 ]] && ! docker compose exec -T local-aws busco aws filled; then
-    if [[ ! -f $pid ]] || ! kill -0 "$(cat $pid)" 2>/dev/null; then
-        mkdir -p .busco/log
-        nohup scripts/first_data.sh "$first" >.busco/log/first-data.log 2>&1 </dev/null &
-        echo $! >$pid
+# the process that brings the first data, and what it brings: here until it has ended well
+begun=.busco/first-data.begun
+if [[ -f $begun ]] && kill -0 "$(sed -n 1p $begun)" 2>/dev/null; then
+    echo "the first data are on their way: .busco/log/first-data.log"
+elif [[ $first != 0 ]]; then
+    if [[ -f $begun ]]; then
+        # somebody who says other ones now means those
+        if [[ -z ${DATA:-}${ORDERS:-} ]]; then first=$(sed -n 2p $begun); fi
+        printf 'the first data have not ended well, and begin anew; the last that was said:\n%s\n' \
+            "$(tail -n 3 .busco/log/first-data.log 2>/dev/null)"
+    # nothing is poured into a lake that somebody has begun to fill
+    elif docker compose exec -T local-aws busco aws filled; then
+        first=0
     fi
-    echo "the first data and the first run come in the background: .busco/log/first-data.log"
+    if [[ $first != 0 ]]; then
+        mkdir -p .busco/log
+        # shellcheck disable=SC2016
+        nohup bash -c 'scripts/first_data.sh "$1" && rm -f "$2"' - "$first" $begun >.busco/log/first-data.log 2>&1 </dev/null &
+        printf '%s\n' $! "$first" >$begun
+        echo "the first data and the first run come in the background: .busco/log/first-data.log"
+    fi
 fi
 printf 'Airflow    http://127.0.0.1:%s   (%s; its password is AIRFLOW_ADMIN_PASSWORD in .env)\n' \
     "$(value AIRFLOW_PORT)" "$(value AIRFLOW_ADMIN_USERNAME)"

@@ -7,7 +7,9 @@ cd "$(dirname "$0")/.."
 what=${1:-100000}
 folder=/var/lib/busco/incoming
 inside() { docker compose exec -T local-aws "$@"; }
-inside rm -rf "$folder"
+# a folder that may only be read here is one there too
+tidy() { inside sh -c "if test -e $folder; then chmod -R u+rwX $folder && rm -rf $folder; fi"; }
+tidy
 if [[ -d $what ]]; then
     # its files are the container's user's there, whoever may read them here
     tar -C "$what" -cf - . | inside sh -c "mkdir -p $folder && tar --no-same-owner --no-same-permissions -xf - -C $folder"
@@ -15,5 +17,5 @@ else
     inside busco sample --orders "$what" --out "$folder"
 fi
 inside busco ingest "$folder"
-inside rm -rf "$folder"
+tidy
 docker compose exec -T airflow-scheduler airflow dags trigger lakehouse

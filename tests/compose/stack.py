@@ -19,6 +19,7 @@ import requests
 ROOT = Path(__file__).parents[2]
 DAG = "lakehouse"
 TABLES = (Path(__file__).parent / "tables.py").read_text()
+RESULTS = (Path(__file__).parent / "results.py").read_text()
 SERVICES = (
     "postgres", "redis", "local-aws", "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer",
     "flower",
@@ -75,6 +76,12 @@ class Stack:
     def tables(self) -> str:
         """A line for each table that is live: its name, number of rows, and a digest of them."""
         return self.compose("exec", "-T", "local-aws", "python", "-", given=TABLES)
+
+    def built(self, run: str) -> dict[str, int]:
+        """How often each model of a run was built, by the runners' own records; the live release is the run's."""
+        live, *lines = self.compose("exec", "-T", "local-aws", "python", "-", DAG, run, given=RESULTS).splitlines()
+        assert live == "live"
+        return {node: int(times) for node, times in (line.split() for line in lines)}
 
     @property
     def url(self) -> str:
@@ -161,7 +168,7 @@ class Stack:
 
     def survives(self, fault: Callable[[], object]) -> None:
         """A run that builds all models meets a fault while its container is at work, and ends right all the same:
-        green, each task's result taken once, the same tables, and nothing left."""
+        green and live, each model built once, the same tables, and nothing left."""
         before = self.tables()
         run = self.start(full_refresh=True)
         self.wait(lambda: bool(self.tasks()))
@@ -170,6 +177,8 @@ class Stack:
         assert self.finish(run) == "success", self.task_states(run)
         assert set(self.task_states(run).values()) == {"success"}
         assert self.tables() == before
+        models = {task.split(".")[1] for task in self.task_states(run) if task.endswith(".run")}
+        assert self.built(run) == {f"model.busco.{model}": 1 for model in models}
         self.wait(lambda: not self.tasks(), 60)
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.compose.conftest import log_in
-from tests.compose.stack import DAG, SERVICES, Stack, tables_of_demo
+from tests.compose.conftest import ORDERS, log_in
+from tests.compose.stack import DAG, ROOT, SERVICES, Stack, tables_of_demo
 
 MODEL = "dbt_project/models/gold/mart_daily_sales.sql"
 TASK = "models.mart_daily_sales.run"
@@ -294,7 +295,33 @@ def test_flower_shows_the_worker(stack: Stack, browser: Browser) -> None:
 
 def test_the_demo_shows_the_same_tables_for_the_same_data(stack: Stack, tmp_path: Path) -> None:
     assert len(stack.tables().splitlines()) == 20
-    assert stack.tables() == tables_of_demo(tmp_path, "--orders", "2000")
+    assert stack.tables() == tables_of_demo(tmp_path, "--orders", ORDERS)
+
+
+def test_first_data_that_were_ended_half_way_are_brought_by_the_next_up_from_a_folder_that_may_only_be_read_too(
+    stack: Stack, tmp_path: Path
+) -> None:
+    before, runs = stack.tables(), len(stack.runs())
+    subprocess.run([ROOT / ".venv/bin/busco", "sample", "--orders", ORDERS, "--out", tmp_path / "in"], check=True)
+    (tmp_path / "in").chmod(0o555)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    begun = stack.home / ".busco/first-data.begun"
+    begun.write_text(f"{ended.pid}\n{tmp_path / 'in'}\n")
+    try:
+        stack.call("make", "up", "BUSCO_BUILD=0")
+        stack.wait(lambda: not begun.exists())
+    finally:
+        print((stack.home / ".busco/log/first-data.log").read_text())
+    assert stack.compose("exec", "-T", "local-aws", "ls", "/var/lib/busco/incoming", check=False) == ""
+    latest = stack.runs()
+    assert len(latest) == runs + 1
+    assert stack.finish(max(latest, key=lambda run: run["execution_date"])["dag_run_id"]) == "success"
+    assert stack.tables() == before
+    # once they are there it brings none
+    stack.call("make", "up", "BUSCO_BUILD=0")
+    assert not begun.exists()
+    assert len(stack.runs()) == runs + 1
 
 
 def test_a_worker_that_is_killed_under_a_run_comes_back_and_the_run_ends_right(stack: Stack) -> None:

@@ -1,0 +1,21 @@
+"""A line for each model of a run: how often it was built; and first, whether the run is the live release.
+
+Run where dbt's environment is, with the ids of a DAG and of its run.
+"""
+
+import sys
+from collections import Counter
+
+from busco.cli.releases import lake
+from busco.lake import releases
+from busco.lake.layout import run_key
+from busco.lake.runs import open_run
+
+_, store, environment = lake()
+key = run_key(*sys.argv[1:3])
+live = releases.read_live(store, environment)
+print("live" if live is not None and live.run == key else "not live")
+built = Counter(result.node for result in open_run(store, environment, key).results() if result.status == "success")
+for node, times in sorted(built.items()):
+    if node.startswith("model."):
+        print(node, times)
