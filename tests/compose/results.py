@@ -14,7 +14,7 @@ from busco.lake.runs import open_run
 _, store, environment = lake()
 key = run_key(*sys.argv[1:3])
 live = releases.read_live(store, environment)
-print("live" if live is not None and live.run == key else "not live")
+print("live" if live is not None and live.release.run == key else "not live")
 built = Counter(result.node for result in open_run(store, environment, key).results() if result.status == "success")
 for node, times in sorted(built.items()):
     if node.startswith("model."):
