@@ -60,6 +60,9 @@ HAPPENS = {
     '`airflow-init` ends with "nobody listens': ("test_wait_for_it_says_whom_it_waited_for_in_vain",),
     '"container … is unhealthy"': ("test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image",),
     '"can\'t read" or "permission denied"': ("test_folders_are_made_readable_to_all_and_given_to_airflow_s_user",),
+    "no run and no tables": (
+        "test_first_data_that_were_ended_half_way_are_brought_by_the_next_up_from_a_folder_that_may_only_be_read_too",
+    ),
     "an import error of `parse_check.py`": (
         "test_while_a_project_can_not_be_parsed_dbt_s_message_is_an_import_error_and_the_last_good_graph_stays",
     ),
