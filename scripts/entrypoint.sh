@@ -22,9 +22,6 @@ except ValueError:
 PYTHON
 }
 
-# a user that the image does not know (AIRFLOW_UID) has a name all the same: Python's getpass asks for it
-if ! whoami >/dev/null 2>&1; then export USER=airflow LOGNAME=airflow; fi
-
 # behind a proxy that ends TLS its X-Forwarded headers count, and the session's cookie is sent over https alone
 if [[ ${AIRFLOW_BEHIND_PROXY:-} =~ ^([Tt]rue|1|yes)$ ]]; then
     export AIRFLOW__WEBSERVER__ENABLE_PROXY_FIX=True AIRFLOW__WEBSERVER__COOKIE_SECURE=True

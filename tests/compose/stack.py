@@ -54,10 +54,10 @@ class Stack:
 
     @classmethod
     def made(cls, home: Path, project: str) -> Stack:
-        """A copy with an .env and ports of its own."""
+        """A copy with an .env and ports of its own; its user is one that no image knows, as people's are."""
         stack = cls.copied(home, project)
         stack.call("scripts/make_env.sh")
-        stack.set(AIRFLOW_PORT=free_port(), FLOWER_PORT=free_port(), BUSCO_AWS_PORT=free_port())
+        stack.set(AIRFLOW_UID=1234, AIRFLOW_PORT=free_port(), FLOWER_PORT=free_port(), BUSCO_AWS_PORT=free_port())
         return stack
 
     def set(self, **variables: object) -> None:
