@@ -18,8 +18,22 @@ if ! docker compose version >/dev/null 2>&1; then
     exit 1
 fi
 scripts/make_env.sh
+closed=$(find dags plugins config deploy src dbt_project \( -type d ! -perm -005 -o -type f ! -perm -004 \) -print -quit)
+if [[ -n $closed ]]; then
+    echo "$closed is closed to the containers' users, who are others than you: scripts/set_local_dir_permission.sh opens it" >&2
+    exit 1
+fi
 if [[ ${BUSCO_BUILD:-1} != 0 ]]; then scripts/local_build.sh; fi
-docker compose up --detach --wait --wait-timeout 300
+if ! docker compose up --detach --wait --wait-timeout 300; then
+    while read -r service state health code; do
+        case "$state $health $code" in
+            "running healthy"* | created* | "exited - 0") ;;
+            *) printf '\n%s is %s; the last that it said:\n' "$service" "$state"
+               docker compose logs --no-log-prefix --tail 15 "$service" ;;
+        esac
+    done < <(docker compose ps --all --format '{{.Service}} {{.State}} {{or .Health "-"}} {{.ExitCode}}') >&2
+    exit 1
+fi
 value() { sed -n "s/^$1=//p" .env | tail -1; }
 # the process that brings the first data, and what it brings: here until it has ended well
 begun=.busco/first-data.begun

@@ -227,3 +227,42 @@ def test_the_entrypoint_says_which_url_is_none_and_not_what_is_in_it(copy: Path)
     assert done.returncode != 0
     assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN is no URL" in done.stderr
     assert "can" not in done.stderr.replace("can't", "")
+
+
+DOCKER = """#!/bin/sh
+case "$2" in
+    up) exit 1 ;;
+    ps) printf '%s\\n' 'local-aws restarting - 1' 'postgres running healthy 0' 'airflow-init exited - 0' ;;
+    logs) shift 5; echo "the log of $*" ;;
+esac
+"""
+
+
+@pytest.fixture
+def up(copy: Path) -> tuple[str, ...]:
+    """What `make up` runs, where Docker's services do not come up."""
+    for folder in ("dags", "plugins", "config", "deploy", "src", "dbt_project", "bin"):
+        (copy / folder).mkdir()
+    (copy / "dags/a.py").touch()
+    (copy / "bin/docker").write_text(DOCKER)
+    (copy / "bin/docker").chmod(0o755)
+    return "env", f"PATH={copy / 'bin'}:{os.environ['PATH']}", "BUSCO_BUILD=0", "scripts/compose_up.sh"
+
+
+def test_up_shows_the_log_of_the_service_that_did_not_come_up_and_of_no_other(copy: Path, up: tuple[str, ...]) -> None:
+    done = run(copy, *up, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "\nlocal-aws is restarting; the last that it said:\nthe log of local-aws\n"
+
+
+@pytest.mark.parametrize(("path", "mode"), [("dags/a.py", 0o600), ("dbt_project", 0o711)])
+def test_up_says_which_file_the_containers_can_not_read_and_what_opens_it(
+    copy: Path, up: tuple[str, ...], path: str, mode: int
+) -> None:
+    (copy / path).chmod(mode)
+    done = run(copy, *up, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{path} is closed to the containers' users")
+    assert "scripts/set_local_dir_permission.sh" in done.stderr
+    run(copy, "env", f"AIRFLOW_UID={os.getuid()}", "scripts/set_local_dir_permission.sh")
+    assert "is closed" not in run(copy, *up, check=False).stderr
