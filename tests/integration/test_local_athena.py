@@ -206,6 +206,47 @@ def test_a_query_of_an_unknown_table_fails_with_its_name(tables: Server) -> None
         tables.query("SELECT * FROM fct_absent")
 
 
+def test_a_table_that_is_no_iceberg_table_is_read_from_its_files(tables: Server) -> None:
+    bucket = os.environ["BUSCO_LAKE_BUCKET"]
+    iceberg_helper.put(tables.client("s3"), f"s3://{bucket}/files/a.csv", b"1,x\n2,y\n")
+    storage = {
+        "Columns": [{"Name": "n", "Type": "int"}, {"Name": "t", "Type": "string"}],
+        "Location": f"s3://{bucket}/files",
+        "InputFormat": "org.apache.hadoop.mapred.TextInputFormat",
+        "SerdeInfo": {
+            "SerializationLibrary": "org.apache.hadoop.hive.serde2.lazy.LazySimpleSerDe",
+            "Parameters": {"field.delim": ","},
+        },
+    }
+    tables.client("glue").create_table(
+        DatabaseName="busco_silver", TableInput={"Name": "files", "StorageDescriptor": storage}
+    )
+    sql = "SELECT f.t FROM busco_silver.files f JOIN fct_orders o ON o.order_id = f.n ORDER BY f.n"
+    assert tables.query(sql) == [["x"], ["y"]]
+
+
+FILE = "/etc/hostname"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"SELECT * FROM read_text('{FILE}')",
+        f"SELECT fct_orders.order_id FROM fct_orders, read_csv('{FILE}')",
+        "SELECT * FROM '/etc/some.csv'",
+        "SELECT * FROM glob('/*')",
+        "SELECT * FROM read_text('http://127.0.0.1:9/')",
+        "COPY (SELECT 1) TO 'here.csv'",
+        "ATTACH 'here.db'",
+        f"SET enable_external_access = true; SELECT * FROM read_text('{FILE}')",
+        f"SET allowed_paths = ['{FILE}']; SELECT * FROM read_text('{FILE}')",
+    ],
+)
+def test_a_query_reads_and_writes_no_file_of_the_server(tables: Server, sql: str) -> None:
+    with pytest.raises(AssertionError, match=r"(?i)permission|cannot|locked"):
+        print(tables.query(sql))
+
+
 def test_the_correction_refuses_a_ministack_that_it_does_not_know() -> None:
     import ministack.services.athena as athena
 

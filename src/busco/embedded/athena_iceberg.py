@@ -4,12 +4,14 @@ Each Iceberg table that a query names becomes a view over `iceberg_scan('<metada
 DuckDB connection, under its own database and name, with Athena's `AwsDataCatalog` around it. The query's text stays as
 it is: DuckDB's binder, not a rewriting of text, finds out what a name means (CTEs, quoting, qualified columns). A
 table's view is bound once per query, so that a query sees one version of a table throughout.
+
+A query reads S3 and the copies that MiniStack makes of other tables' files, and no further file of this process.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -50,13 +52,17 @@ class Reader:
 
 
 class _Attachments(dict[str, str]):
-    """Table buckets to attach, as MiniStack passes them on, and what this correction adds.
+    """Table buckets to attach, as MiniStack passes them on, and what this correction adds: `folders` are those of the
+    copies that MiniStack has made of a query's other tables.
 
     Always true, so that MiniStack hands every query's connection to the correction.
     """
 
-    def __init__(self, buckets: Mapping[str, str], views: Mapping[Table, str], database: str) -> None:
+    def __init__(
+        self, buckets: Mapping[str, str], views: Mapping[Table, str], database: str, folders: Sequence[str]
+    ) -> None:
         super().__init__(buckets)
+        self.folders = folders
         self.views = dict(views)
         self.database = database
 
@@ -89,7 +95,7 @@ def install(reader: Reader) -> None:
             rewritten, buckets, workdirs = await original_rewrite(query, database, catalog)
         finally:
             _left_to_views.reset(token)
-        return rewritten, _Attachments(buckets, views, context), workdirs
+        return rewritten, _Attachments(buckets, views, context, workdirs), workdirs
 
     def references(query: str) -> list[Any]:
         context, views = _left_to_views.get()
@@ -102,6 +108,7 @@ def install(reader: Reader) -> None:
             _create_views(connection, reader, buckets)
         if len(buckets):
             original_attach(connection, dict(buckets))
+        _close(connection, buckets.folders)
 
     athena._rewrite_data_paths = rewrite
     athena._attach_s3_table_buckets = attach
@@ -173,6 +180,14 @@ def _create_views(connection: duckdb.DuckDBPyConnection, reader: Reader, attachm
         view = f"{CATALOG}.{_quoted(database)}.{_quoted(table)}"
         connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {relation}")
     connection.execute(f"USE {CATALOG}.{_quoted(attachments.database)}")
+
+
+def _close(connection: duckdb.DuckDBPyConnection, folders: Sequence[str]) -> None:
+    """Takes all files from a query but those of S3 and below `folders` (DuckDB, "Securing DuckDB")."""
+    allowed = ", ".join(_literal(folder) for folder in ("s3://", *(f"{one}/" for one in folders)))
+    connection.execute(f"SET allowed_directories = [{allowed}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
 
 
 def _literal(text: str) -> str:
