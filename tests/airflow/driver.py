@@ -75,6 +75,10 @@ class Driver:
     def tries(self, run: str) -> dict[str, int]:
         return {task["task_id"]: int(task["try_number"]) for task in self.api.task_instances(DAG, run)}
 
+    def durations(self, run: str) -> dict[str, float]:
+        """Seconds that the last try of each task took."""
+        return {task["task_id"]: float(task["duration"]) for task in self.api.task_instances(DAG, run)}
+
     def finish(self, run: str, dag: str = DAG, limit: float = 300) -> str:
         """Waits for a run's end; gives its state."""
         self.wait(lambda: self.api.dag_run(dag, run)["state"] in ("success", "failed"), limit)

@@ -116,6 +116,7 @@ def test_a_broken_model_is_exactly_the_red_task_and_clearing_it_finishes_the_run
     assert release.tables["silver.orders"].version == built, "what was green is not built again"
     assert driver.tries(run)["models.orders_run"] == 1
     assert driver.tries(run)["models.fct.run"] == 2
+    assert min(driver.durations(run).values()) >= 0, "a try that was cleared lends the next one no time of its end"
 
 
 def test_a_failed_test_is_the_red_task_and_clearing_its_model_finishes_the_run(driver: Driver) -> None:

@@ -60,6 +60,8 @@ class FollowTrigger(BaseTrigger):
         run_id = self.run_id or instance.run_id
         attempt = self.attempt or instance.try_number
         settings = get_settings()
+        if self.end_task and instance is not None and instance.end_date is not None:
+            await asyncio.to_thread(self._forget_earlier_end)
         try:
             watched = await watch(settings, run_key(dag_id, run_id))
         except LookupError as error:
@@ -86,6 +88,29 @@ class FollowTrigger(BaseTrigger):
         if ended.state == "failed":
             ended = replace(ended, text=ended.text + await asyncio.to_thread(self._stale, settings, watched.pin))
         yield self._event(ended.state, ended.text, ended.details)
+
+    def _forget_earlier_end(self) -> None:
+        """Takes the end of an earlier try, or of having been blocked, from a task: it would end before it began.
+
+        A worker does so when it starts a task; for one that starts in the triggerer Airflow 2.10 does not, and
+        `TaskInstance.set_state` keeps an end that is there.
+        """
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        instance: Any = self.task_instance
+        try:
+            with create_session() as session:
+                session.query(TaskInstance).filter_by(
+                    dag_id=instance.dag_id,
+                    run_id=instance.run_id,
+                    task_id=instance.task_id,
+                    map_index=instance.map_index,
+                    trigger_id=self.trigger_id,
+                ).update({TaskInstance.end_date: None})
+        except Exception as error:
+            # its duration will be wrong, no more
+            self.log.warning("the end of this task's earlier try could not be taken away: %s", error)
 
     def _stale(self, settings: Any, pin: Any) -> str:
         """The last line of a failure: which gold tables stay stale because of it."""
