@@ -297,6 +297,9 @@ def test_ending_it_leaves_no_process_and_no_port(platform: Platform) -> None:
     airflow.down(platform.settings, said.append)  # once more is no error
 
 
-def test_what_was_there_is_there_after_a_restart(platform: Platform) -> None:
+def test_what_was_there_is_there_after_a_restart_but_what_a_killed_start_left(platform: Platform) -> None:
+    leftover = platform.settings.state / "postgres-new.killed"
+    (leftover / "data").mkdir(parents=True)
     platform.up()
     assert platform.api.dag_run("levels", "mine")["state"] == "success"
+    assert not leftover.exists()

@@ -36,6 +36,8 @@ def test_nothing_listens_but_on_loopback_and_one_service_has_the_socket(stack: S
         published = [one for ports in said["NetworkSettings"]["Ports"].values() for one in ports or []]
         assert {one["HostIp"] for one in published} <= {"127.0.0.1"}
         assert ("docker.sock" in json.dumps(said["Mounts"])) == (service == "local-aws")
+        volumes = [mount["Name"] for mount in said["Mounts"] if mount["Type"] == "volume"]
+        assert all(name.startswith(stack.project) for name in volumes), "one without a name stays behind"
         assert said["HostConfig"]["Memory"] > 0
         assert said["HostConfig"]["LogConfig"]["Config"]["max-size"] == "10m"
 

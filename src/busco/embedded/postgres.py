@@ -61,6 +61,7 @@ class Postgres:
             uid = account.pw_uid if account else None
             data = self._data(account)
             self._check_owner(data)
+            _sweep(data)
             if not (data / "PG_VERSION").exists():
                 self._make(data, account)
             processes.stop(self.state, NAME)  # what a killed server left behind
@@ -149,8 +150,6 @@ class Postgres:
     def _make(self, data: Path, account: pwd.struct_passwd | None) -> None:
         """initdb and the database, beside the data folder, which gets its name when all is there: initdb writes
         PG_VERSION first, so that a killed one looks like a whole one."""
-        for leftover in data.parent.glob(f"{NAME}-new.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{NAME}-new.", dir=data.parent))
         password, new, owner = scratch / "password", scratch / "data", scratch / _OWNER
         new.mkdir(mode=0o700)
@@ -168,7 +167,7 @@ class Postgres:
         if data.exists():  # without PG_VERSION: nothing of PostgreSQL's
             shutil.rmtree(data)
         new.rename(data)
-        shutil.rmtree(scratch)
+        _sweep(data)
 
     def _command(self, data: Path, uid: int | None) -> list[str]:
         options = {
@@ -181,6 +180,13 @@ class Postgres:
         }
         said = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         return [str(_binaries(uid is not None) / "postgres"), "-D", str(data), *said]
+
+
+def _sweep(data: Path) -> None:
+    """Takes away what starts that were killed half way have left beside the data. An initdb whose parent was killed may
+    still be writing there; it ends when it misses its files, and the next sweep has the rest."""
+    for leftover in data.parent.glob(f"{NAME}-new.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def secret(path: Path) -> str:
