@@ -18,7 +18,8 @@ if ! docker compose version >/dev/null 2>&1; then
     exit 1
 fi
 scripts/make_env.sh
-closed=$(find dags plugins config deploy src dbt_project \( -type d ! -perm -005 -o -type f ! -perm -004 \) -print -quit)
+# nothing there reads hidden files: an editor's swap file is its user's alone, and may be
+closed=$(find dags plugins config deploy src dbt_project ! -name '.*' \( -type d ! -perm -005 -o -type f ! -perm -004 \) -print -quit)
 if [[ -n $closed ]]; then
     echo "$closed is closed to the containers' users, who are others than you: scripts/set_local_dir_permission.sh opens it" >&2
     exit 1

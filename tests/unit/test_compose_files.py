@@ -255,6 +255,11 @@ def test_up_shows_the_log_of_the_service_that_did_not_come_up_and_of_no_other(co
     assert done.stderr == "\nlocal-aws is restarting; the last that it said:\nthe log of local-aws\n"
 
 
+def test_an_editor_s_swap_file_holds_up_nothing(copy: Path, up: tuple[str, ...]) -> None:
+    (copy / "dbt_project/.fct_orders.sql.swp").touch(mode=0o600)
+    assert "is closed" not in run(copy, *up, check=False).stderr
+
+
 @pytest.mark.parametrize(("path", "mode"), [("dags/a.py", 0o600), ("dbt_project", 0o711)])
 def test_up_says_which_file_the_containers_can_not_read_and_what_opens_it(
     copy: Path, up: tuple[str, ...], path: str, mode: int
