@@ -140,23 +140,52 @@ class Platform:
         return query(self.settings, release or self.live(), sql)[1]
 
 
+def neutral_environment() -> dict[str, str]:
+    """This process's environment without what sets a platform up."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}
+
+
 @contextmanager
-def platform(home: Path, project: Path) -> Iterator[Platform]:
-    """A copy of `project` (a folder with dbt_project/), and a running local AWS."""
+def platform(home: Path, project: Path, served: Path | None = None) -> Iterator[Platform]:
+    """A copy of `project` (a folder with dbt_project/), and a running local AWS.
+
+    Args:
+        served: the state folder of a local AWS that runs: emptied, it is this platform's too; None starts one.
+    """
     shutil.copytree(project / "dbt_project", home / "dbt_project", dirs_exist_ok=True)
     (home / "deploy").mkdir(exist_ok=True)
     if not (home / "deploy/aws").exists():
         (home / "deploy/aws").symlink_to(ROOT / "deploy/aws")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}
-    with mock.patch.dict(os.environ, {**kept, "BUSCO_HOME": str(home)}, clear=True):
+    with mock.patch.dict(os.environ, {**neutral_environment(), "BUSCO_HOME": str(home)}, clear=True):
         get_settings.cache_clear()
-        aws.up(get_settings(), lambda _: None)
+        if served is None:
+            aws.up(get_settings(), lambda _: None)
+        else:
+            shutil.copy(served / "aws.env", get_settings().state / "aws.env")
         get_settings.cache_clear()
         try:
+            if served is not None:
+                empty(get_settings())
             yield Platform(home)
         finally:
-            aws.down(get_settings(), lambda _: None)
+            if served is None:
+                aws.down(get_settings(), lambda _: None)
             get_settings.cache_clear()
+
+
+def empty(settings: Settings) -> None:
+    """Takes all objects out of the buckets and all tables out of Glue; what the stacks made stays."""
+    s3, glue = client("s3", settings), client("glue", settings)
+    for bucket in (settings.lake_bucket, settings.landing_bucket, settings.logs_bucket):
+        for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+            found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            if found:
+                keys = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found]
+                s3.delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+    for database in glue.get_databases()["DatabaseList"]:
+        for page in glue.get_paginator("get_tables").paginate(DatabaseName=database["Name"]):
+            for table in page["TableList"]:
+                glue.delete_table(DatabaseName=database["Name"], Name=table["Name"])
 
 
 def with_bakery(made: Platform) -> Platform:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from own_aws import quiet, started
 
+from busco.embedded import aws
+from busco.settings import get_settings
 from busco.warehouse.dbt import ensure_manifest, replace_file
-from tests.platforms import ROOT, Platform, platform
+from tests.platforms import ROOT, Platform, neutral_environment, platform
 
 MINI = ROOT / "tests/projects/mini"
 
@@ -19,15 +24,37 @@ def parsed() -> dict[str, bytes]:
     return {}
 
 
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The state folder of a local AWS that the platforms of single tests share; each finds it empty."""
+    state = tmp_path_factory.mktemp("served")
+    with mock.patch.dict(os.environ, neutral_environment(), clear=True):
+        server = started(state)
+    get_settings.cache_clear()
+    yield state
+    aws.down(server.settings, quiet)
+
+
 @pytest.fixture
-def mini(tmp_path: Path, parsed: dict[str, bytes]) -> Iterator[Platform]:
-    """A fresh platform with the small project: silver.orders → view silver.v_orders → gold.fct."""
+def mini(tmp_path: Path, parsed: dict[str, bytes], served: Path) -> Iterator[Platform]:
+    """The small project on an empty lake: silver.orders → view silver.v_orders → gold.fct."""
+    with platform(tmp_path, MINI, served) as made:
+        yield with_parse(made, parsed)
+
+
+@pytest.fixture
+def alone(tmp_path: Path, parsed: dict[str, bytes]) -> Iterator[Platform]:
+    """The same with a local AWS of its own, for tests that restart it."""
     with platform(tmp_path, MINI) as made:
-        kept = [made.settings.manifest_path, made.settings.state / "dbt/partial_parse.msgpack"]
-        for file in kept:
-            if file.name in parsed:
-                replace_file(file, parsed[file.name])
-        if not parsed:
-            ensure_manifest(made.settings)
-            parsed.update({file.name: file.read_bytes() for file in kept})
-        yield made
+        yield with_parse(made, parsed)
+
+
+def with_parse(made: Platform, parsed: dict[str, bytes]) -> Platform:
+    kept = [made.settings.manifest_path, made.settings.state / "dbt/partial_parse.msgpack"]
+    for file in kept:
+        if file.name in parsed:
+            replace_file(file, parsed[file.name])
+    if not parsed:
+        ensure_manifest(made.settings)
+        parsed.update({file.name: file.read_bytes() for file in kept})
+    return made

@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.platforms import Platform
+from tests.integration.conftest import MINI
+from tests.platforms import Platform, platform
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """The small project with an order in bronze; `baked` below its home has its parse."""
+    with platform(tmp_path_factory.mktemp("image"), MINI) as made:
+        made.deliver("id,customer,amount,day,n\n1,a,10.00,2024-01-01,1\n")
+        assert "parsed for an image:" in made.busco("bake", str(made.home / "baked"))
+        yield made
+
+
+@pytest.fixture
+def mini(image: Platform, tmp_path: Path) -> Iterator[Platform]:
+    """The same, whose files a test may change: afterwards they are as they were."""
+    project = image.home / "dbt_project"
+    shutil.copytree(project, tmp_path / "before")
+    yield image
+    shutil.rmtree(project)
+    shutil.copytree(tmp_path / "before", project)
 
 
 @pytest.fixture
 def baked(mini: Platform, tmp_path: Path) -> dict[str, str]:
     """The environment of an image's process, with a state folder of its own: another's partial parse isn't there."""
-    mini.deliver("id,customer,amount,day,n\n1,a,10.00,2024-01-01,1\n")
-    folder = tmp_path / "baked"
-    assert "parsed for an image:" in mini.busco("bake", str(folder))
+    shutil.copytree(mini.home / "baked", tmp_path / "baked")
     return {
-        "BUSCO_BAKED_DIR": str(folder),
+        "BUSCO_BAKED_DIR": str(tmp_path / "baked"),
         "BUSCO_STATE_DIR": str(tmp_path / "container"),
         "BUSCO_PLATFORM": "aws",
     }

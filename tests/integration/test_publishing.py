@@ -406,14 +406,14 @@ def test_G3_bronze_moves_at_publish_and_not_at_ingest(mini: Platform) -> None:
     assert mini.query(count) == [("4",)]
 
 
-def test_glue_is_rebuilt_from_the_live_release_when_the_local_aws_starts_anew(mini: Platform) -> None:
-    mini.deliver(orders(1))
-    mini.build()
-    before = {name: table["Parameters"] for name, table in tables_in_glue(mini).items()}
-    mini.busco("aws", "down")
-    mini.busco("aws", "up")
-    assert {name: table["Parameters"] for name, table in tables_in_glue(mini).items()} == before
-    assert mini.query("select count(*) from busco_gold.fct") == [("3",)]
+def test_glue_is_rebuilt_from_the_live_release_when_the_local_aws_starts_anew(alone: Platform) -> None:
+    alone.deliver(orders(1))
+    alone.build()
+    before = {name: table["Parameters"] for name, table in tables_in_glue(alone).items()}
+    alone.busco("aws", "down")
+    alone.busco("aws", "up")
+    assert {name: table["Parameters"] for name, table in tables_in_glue(alone).items()} == before
+    assert alone.query("select count(*) from busco_gold.fct") == [("3",)]
 
 
 # -- the verbs --------------------------------------------------------------------------------------------------------
