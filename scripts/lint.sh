@@ -1,16 +1,14 @@
 #!/usr/bin/env bash
-# All checks that look at files without running the platform; each tells of its own findings.
+# All checks that look at files without running the platform; each reports its own findings.
 # usage: scripts/lint.sh
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lanes.sh
+. scripts/lanes.sh
 bin=.venv-dbt/bin
-failed=()
-check() {
-    local name=$1
-    shift
-    if "$@"; then echo "lint: $name ok"; else failed+=("$name"); fi
-}
+failed=0
+check() { timed "$@" || failed=1; }
 # mypy sees each environment's own libraries: a file is checked wherever what it imports is installed
 airflow_only='^src/busco/(orchestration/|embedded/(airflow|postgres|demo)|cli/platform|doctor/airflow)'
 dbt_only='^src/busco/(warehouse|ingest)/|^src/busco/lake/(engine|credentials|reading|versions|types)|^src/busco/cli/(data|local_aws|replay)|'
@@ -18,9 +16,10 @@ dbt_only+='^src/busco/doctor/dbt|^src/busco/embedded/(aws|local_aws|stacks|athen
 mapfile -t dbt_side < <(git ls-files 'src/*.py' | grep -vE "$airflow_only")
 mapfile -t airflow_side < <(git ls-files 'src/*.py' | grep -vE "$dbt_only")
 mapfile -t shell < <(git ls-files '*.sh' .ci/run)
+# the two that take longest run beside the others
+lane "mypy (dbt's environment)" "$bin/mypy" --no-error-summary --cache-dir .mypy_cache/dbt "${dbt_side[@]}"
 check ruff "$bin/ruff" check --quiet .
 check "ruff format" "$bin/ruff" format --quiet --check .
-check "mypy (dbt's environment)" "$bin/mypy" --no-error-summary --cache-dir .mypy_cache/dbt "${dbt_side[@]}"
 check "mypy (Airflow's environment)" "$bin/mypy" --no-error-summary --cache-dir .mypy_cache/airflow \
     --python-executable .venv/bin/python "${airflow_side[@]}"
 check import-linter "$bin/lint-imports" --no-cache
@@ -28,7 +27,8 @@ check sqlfluff "$bin/sqlfluff" lint --disable-progress-bar --processes 2 dbt_pro
 check shellcheck "$bin/shellcheck" "${shell[@]}"
 check hadolint "$bin/hadolint" Dockerfile.*
 check cfn-lint "$bin/cfn-lint" deploy/aws/*.yaml
-if ((${#failed[@]})); then
-    printf 'lint: FAILED: %s\n' "${failed[@]}" >&2
+wait_for_lanes || failed=1
+if ((failed)); then
+    echo "lint: FAILED: the lines above say what and where" >&2
     exit 1
 fi

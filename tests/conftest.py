@@ -6,5 +6,5 @@ import signal
 
 
 def pytest_configure() -> None:
-    """A suite that gets SIGTERM ends as one that is interrupted does: servers and containers that it started end too."""
+    """A suite that gets SIGTERM ends as an interrupted one does: what it started (servers, containers) ends too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

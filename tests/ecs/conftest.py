@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from busco.embedded import docker_engine
-from tests.airflow.driver import ROOT, Driver
+from tests.airflow.driver import ROOT, Driver, platform
 from tests.left_out import leave_out
 
 IMAGE = os.environ.get("BUSCO_DBT_IMAGE") or "busco-dbt:local"
@@ -52,6 +52,15 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     docker("build", "--quiet", "--tag", tag, str(folder))
     yield tag
     docker("image", "rm", "--force", tag)
+
+
+@pytest.fixture(scope="session")
+def shared_runners(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Driver]:
+    """A platform whose runs have a shared runner in a small container; several modules use it."""
+    variables = {"BUSCO_EXECUTION": "ecs_shared", "BUSCO_DBT_IMAGE": image, "BUSCO_ECS_SIZE": "small"}
+    variables |= {"BUSCO_RUNNER_SILENCE": "20", "BUSCO_MAINTENANCE_SCHEDULE": ""}
+    with platform(tmp_path_factory.mktemp("shared"), PROJECT, **variables) as made:
+        yield made
 
 
 class Tasks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +15,7 @@ from busco.lake.runs import save_pin
 from busco.orchestration.reaper import Reaper, followed_runs
 from busco.orchestration.slots import Slots
 from busco.settings import get_settings
-from tests.airflow.driver import ENVIRONMENT, Driver, platform
-from tests.ecs.conftest import PROJECT
+from tests.airflow.driver import ENVIRONMENT, Driver
 
 # A task that waits in the triggerer, as those of a run's models do.
 WAITING = """
@@ -34,10 +32,8 @@ GONE = "lakehouse.manual-2026.12345678"
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Driver]:
-    variables = {"BUSCO_EXECUTION": "ecs_shared", "BUSCO_DBT_IMAGE": image, "BUSCO_MAINTENANCE_SCHEDULE": ""}
-    with platform(tmp_path_factory.mktemp("check"), PROJECT, **variables) as made:
-        yield made
+def driver(shared_runners: Driver) -> Driver:
+    return shared_runners
 
 
 # -- ecs_check --------------------------------------------------------------------------------------------------------

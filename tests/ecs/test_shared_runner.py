@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from busco.aws import client
 from busco.embedded import airflow
 from busco.orchestration.ecs import log_stream
 from busco.settings import get_settings
-from tests.airflow.driver import Driver, platform
-from tests.ecs.conftest import PROJECT, Tasks, docker
+from tests.airflow.driver import Driver
+from tests.ecs.conftest import Tasks, docker
 from tests.ecs.runs import (
     FCT,
     LIMIT,
@@ -28,10 +26,8 @@ from tests.ecs.runs import (
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Driver]:
-    variables = {"BUSCO_EXECUTION": "ecs_shared", "BUSCO_DBT_IMAGE": image, "BUSCO_ECS_SIZE": "small"}
-    with platform(tmp_path_factory.mktemp("shared"), PROJECT, BUSCO_RUNNER_SILENCE="20", **variables) as made:
-        yield made
+def driver(shared_runners: Driver) -> Driver:
+    return shared_runners
 
 
 def test_a_run_is_one_container_whose_output_is_in_cloudwatch_and_models_logs_in_their_tasks(
