@@ -72,11 +72,12 @@ class MemoryS3:
 
     def paginate(self, Bucket: str, Prefix: str, Delimiter: str = "") -> Iterator[dict[str, Any]]:
         keys = sorted(key for key in self.objects if key.startswith(Prefix))
-        if not Delimiter:
-            yield {"Contents": [{"Key": key} for key in keys]}
-            return
-        folders = sorted({key[len(Prefix) :].split("/")[0] for key in keys if "/" in key[len(Prefix) :]})
-        yield {"CommonPrefixes": [{"Prefix": f"{Prefix}{folder}/"} for folder in folders]}
+        below = [key for key in keys if Delimiter and Delimiter in key[len(Prefix) :]]
+        folders = sorted({key[len(Prefix) :].split(Delimiter)[0] for key in below})
+        yield {
+            "Contents": [{"Key": key, "ETag": _etag(self.objects[key])} for key in keys if key not in set(below)],
+            "CommonPrefixes": [{"Prefix": f"{Prefix}{folder}{Delimiter}"} for folder in folders],
+        }
 
 
 def _etag(body: bytes) -> str:

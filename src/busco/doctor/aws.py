@@ -16,7 +16,7 @@ from busco import container
 from busco.doctor import Skipped, Surroundings
 from busco.errors import BuscoError
 from busco.lake.layout import EnvironmentLayout, new_id
-from busco.lake.objects import ObjectStore
+from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.records import Current
 from busco.settings import LAYERS, require_lake
 
@@ -99,16 +99,17 @@ def lake_bucket(around: Surroundings) -> str:
 def conditional_writes(around: Surroundings) -> str:
     """S3 writes under a condition, and refuses where it does not hold (protocol: all the locking that the lake has)."""
     bucket, key = around.settings.lake_bucket, EnvironmentLayout(around.settings.environment).doctor
-    _put(around.s3, bucket, key, IfNoneMatch="*")
-    if _put(around.s3, bucket, key, IfNoneMatch="*"):
+    store = ObjectStore(around.s3, bucket)
+    _written(store, key, None)
+    if _written(store, key, None):
         raise _ignored("If-None-Match", bucket)
     for _ in range(_RACES):
         etag = around.s3.get_object(Bucket=bucket, Key=key)["ETag"]
-        if _put(around.s3, bucket, key, IfMatch=etag):
+        if _written(store, key, etag):
             break
     else:
         raise BuscoError(f"s3://{bucket}/{key}: a write with If-Match and the object's own ETag is refused each time")
-    if _put(around.s3, bucket, key, IfMatch=etag):
+    if _written(store, key, etag):
         raise _ignored("If-Match", bucket)
     return f"s3://{bucket}/{key}: written, and refused (412), with If-None-Match and with If-Match"
 
@@ -202,16 +203,17 @@ def _look_at_database(glue: Any, name: str) -> None:
         glue.get_tables(DatabaseName=name, MaxResults=1)
 
 
-def _put(s3: Any, bucket: str, key: str, **condition: str) -> bool:
-    """Whether S3 took the write; a refusal is 412, or 409 while another one is under way."""
+def _written(store: ObjectStore, key: str, etag: str | None) -> bool:
+    """Whether S3 took a conditional write; False only where it says that the condition does not hold. A 409 says that
+    another write is under way, and the store tries again."""
+    body = f'{{"id": "{new_id()}"}}'.encode()
     try:
-        s3.put_object(
-            Bucket=bucket, Key=key, Body=f'{{"id": "{new_id()}"}}'.encode(), ContentType="application/json", **condition
-        )
-    except ClientError as error:
-        if error.response["Error"]["Code"] in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
-            return False
-        raise
+        if etag is None:
+            store.create(key, body)
+        else:
+            store.swap(key, body, etag)
+    except (AlreadyExists, Moved):
+        return False
     return True
 
 

@@ -96,13 +96,17 @@ class ObjectStore:
             AlreadyExists: there is one, with other content.
         """
         data = _bytes(body)
-        try:
-            return self._conditional(key, data, content_type, IfNoneMatch="*")
-        except Moved:
-            found = self.get(key)
+        for _ in range(_CONFLICT_TRIES):
+            try:
+                return self._conditional(key, data, content_type, IfNoneMatch="*")
+            except Moved:
+                found = self.get(key)
             if found is not None and found.body == data:
                 return found.etag
-            raise AlreadyExists(key) from None
+            if found is not None:
+                break
+            # it was deleted in between
+        raise AlreadyExists(key)
 
     def swap(self, key: str, body: bytes | BaseModel, etag: str) -> str:
         """Replaces the object if it is still the one with `etag` (If-Match) and gives the new ETag.

@@ -1,0 +1,84 @@
+"""What S3 answers to a conditional write, and what that says of the object."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+from botocore.exceptions import ClientError
+
+from busco.doctor.aws import conditional_writes
+from busco.errors import BuscoError
+from busco.lake import objects
+from busco.lake.objects import AlreadyExists, Moved, ObjectStore
+from tests.unit.memory_s3 import MemoryS3, _error
+
+
+class AnsweringS3(MemoryS3):
+    """Gives `answers` to the next writes: the code of a refusal, 'lost' for a write whose reply was lost and that the
+    client repeated, 'deleted' for a refusal after which the object is deleted, '' for S3's own answer."""
+
+    def __init__(self, *answers: str) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    def put_object(self, **call: Any) -> dict[str, Any]:
+        answer = self.answers.pop(0) if self.answers else ""
+        if answer == "deleted":
+            self.objects.pop(call["Key"], None)
+        if answer == "lost":
+            super().put_object(**call)
+        if answer in ("lost", "deleted"):
+            raise _error("PreconditionFailed", 412)
+        if answer:
+            raise _error(answer, 409)
+        return super().put_object(**call)
+
+
+@pytest.fixture(autouse=True)
+def _at_once() -> Any:
+    with mock.patch.object(objects, "_CONFLICT_WAIT", 0):
+        yield
+
+
+CONFLICT = "ConditionalRequestConflict"
+
+
+@pytest.mark.parametrize("answers", [(), (CONFLICT,) * 3, ("lost",), (CONFLICT, "lost"), ("deleted",)])
+def test_an_object_that_is_not_there_is_created_whatever_else_is_under_way(answers: tuple[str, ...]) -> None:
+    s3 = AnsweringS3(*answers)
+    store = ObjectStore(s3, "lake")
+    etag = store.create("key", b"mine")
+    assert s3.objects == {"key": b"mine"}
+    with pytest.raises(AlreadyExists):
+        store.create("key", b"theirs")
+    s3.answers = list(answers if answers != ("deleted",) else ())
+    etag = store.swap("key", b"mine, later", etag)
+    with pytest.raises(Moved):
+        store.swap("key", b"theirs", '"another"')
+    with pytest.raises(Moved):
+        store.swap("no such key", b"theirs", etag)
+    assert s3.objects == {"key": b"mine, later"}
+
+
+def test_a_409_that_does_not_end_is_not_said_to_be_an_object_that_exists() -> None:
+    store = ObjectStore(AnsweringS3(*[CONFLICT] * 100), "lake")
+    with pytest.raises(ClientError, match=CONFLICT):
+        store.create("key", b"mine")
+
+
+@pytest.mark.parametrize("ignored", ["IfNoneMatch", "IfMatch"])
+def test_doctor_takes_no_409_for_a_condition_that_is_kept(ignored: str) -> None:
+    class Careless(AnsweringS3):
+        def put_object(self, **call: Any) -> dict[str, Any]:
+            return super().put_object(**{name: value for name, value in call.items() if name != ignored})
+
+    s3 = Careless(*["", CONFLICT] * 20)
+    settings = SimpleNamespace(lake_bucket="lake", environment="prod")
+    surroundings: Any = SimpleNamespace(settings=settings, s3=s3)
+    with pytest.raises(BuscoError, match="takes no notice of"):
+        conditional_writes(surroundings)
+    surroundings.s3 = AnsweringS3(*["", CONFLICT] * 20)
+    assert "written, and refused" in conditional_writes(surroundings)
