@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 from busco.lake.layout import EnvironmentLayout, new_id
-from busco.lake.objects import AlreadyExists, ObjectStore
+from busco.lake.objects import AlreadyExists, ObjectStore, Record
 from busco.lake.records import (
     DOCS_NODE,
     GOOD,
@@ -28,17 +26,18 @@ from busco.lake.records import (
     utc_now,
 )
 from busco.lake.runs import TakenAway, save_pin
-from busco.orchestration import async_aws
-from busco.orchestration import watch as watching
+from busco.orchestration.async_aws import AsyncObjects
 from busco.orchestration.follow import Ended, Follow, Job, Superseded
+from busco.orchestration.watch import Watch
 from busco.project import Project
 from busco.settings import SIZES
 from busco.warehouse.plan import Plan, for_other_runners, plan
-from tests.unit.memory_s3 import MemoryS3, _etag
+from tests.airflow.simulation import AsyncMemoryS3
+from tests.unit.memory_s3 import MemoryS3
 
 ENVIRONMENT = EnvironmentLayout("prod")
 BRONZE = "source.p.b"
-_LIMIT = 20.0  # seconds for a follower that is to end
+_LIMIT = 250.0  # seconds for a follower that is to end
 
 
 def a_model(name: str, *parents: str) -> dict[str, Any]:
@@ -58,30 +57,11 @@ def _node(uid: str, kind: str, parents: Sequence[str]) -> dict[str, Any]:
     return {uid: {**said, "depends_on": depends}}
 
 
-class Objects:
-    """AsyncObjects over the memory's dictionary; `lose_reply` loses the answer of the next write that holds it."""
+class Store(ObjectStore):
+    """The lake's store in memory, which needs no threads."""
 
-    def __init__(self, s3: MemoryS3) -> None:
-        self.s3 = s3
-        self.lose_reply = ""
-
-    async def get(self, key: str) -> tuple[bytes, str] | None:
-        body = self.s3.objects.get(key)
-        return None if body is None else (body, _etag(body))
-
-    async def put(self, key: str, body: str, etag: str | None) -> None:
-        known = self.s3.objects.get(key)
-        if (etag is None) != (known is None) or (known is not None and _etag(known) != etag):
-            raise async_aws.Conflict(key)
-        self.s3.objects[key] = body.encode()
-        if self.lose_reply and self.lose_reply in body:
-            # written, the reply lost, and the client's own retry refused
-            self.lose_reply = ""
-            raise async_aws.Conflict(key)
-
-    async def etags(self, prefix: str, delimiter: str = "") -> dict[str, str]:
-        found = {key: _etag(body) for key, body in self.s3.objects.items() if key.startswith(prefix)}
-        return {key: etag for key, etag in found.items() if not delimiter or delimiter not in key[len(prefix) :]}
+    def read_many(self, keys: list[str], model: type[Record]) -> list[Record]:
+        return [found for key in keys if (found := self.read(key, model)) is not None]
 
 
 @dataclass
@@ -101,6 +81,7 @@ class Lab:
         passing: what kills runners may pass.
         per_model: each model has a runner of its own.
         joint: tests over several models, which share one then.
+        ecs: the runner of an order is found by its token, as on ECS; else only who started it knows it.
     """
 
     nodes: Mapping[str, Any]
@@ -117,6 +98,7 @@ class Lab:
     passing: bool = False
     per_model: bool = False
     joint: frozenset[str] = frozenset()
+    ecs: bool = False
     sizes: list[str] = field(default_factory=list)
     stopped: list[int] = field(default_factory=list)
     out_of_memory: set[int] = field(default_factory=set)
@@ -139,25 +121,38 @@ class Lab:
         }
         self.project = Project(manifest)
         pin = Pin(run="r", epoch=1, environment="prod", base=None, bronze={}, manifest_hash="h", created_at=utc_now())
-        self.run = save_pin(ObjectStore(s3, "lake"), ENVIRONMENT, pin)
-        self.objects = Objects(s3)
+        self.run = save_pin(Store(s3, "lake"), ENVIRONMENT, pin)
+        self.s3 = AsyncMemoryS3(s3)
+        settings: Any = SimpleNamespace(lake_bucket="lake")
+        self.objects = AsyncObjects(settings, self.s3, asyncio.Semaphore(6))
         self.watch = self.another_watch()
         self.living: dict[int, asyncio.Task[None]] = {}
         self._pids = itertools.count(1)
+        self._tasks: dict[str, Any] = {}
 
-    def another_watch(self) -> watching.Watch:
+    def another_watch(self) -> Watch:
         """The watch of another triggerer, or of this one started again."""
         settings: Any = SimpleNamespace(
-            environment="prod", ecs_size="small", runner_restarts=3, runner_silence=self.silence
+            environment="prod", execution="ecs_shared", ecs_size="small", runner_restarts=3, runner_silence=self.silence
         )
         launcher: Any = self
-        objects: Any = self.objects
-        return watching.Watch(settings, self.run.pin, launcher, objects)
+        return Watch(settings, self.run.pin, launcher, self.objects)
+
+    async def restart(self) -> None:
+        """This triggerer is gone, with all that it knew; the next one begins."""
+        if self.watch._task is not None:
+            self.watch._task.cancel()
+            await asyncio.wait([self.watch._task])
+        self.watch = self.another_watch()
+        self.s3.died.clear()
 
     # -- the launcher -------------------------------------------------------------------------------------------------
 
     async def start(self, pin: Pin, order: Order, say: Any) -> Any:
         assert len(self.started) < 30, "runner after runner"
+        await self.s3.call("RunTask", order.name, lambda: None)
+        if self.ecs and order.token in self._tasks:
+            return self._tasks[order.token]
         self.started.append(order.name)
         self.sizes.append(order.size)
         pid = next(self._pids)
@@ -169,12 +164,16 @@ class Lab:
         async def why() -> str:
             return "the end of its output"
 
-        return SimpleNamespace(alive=lambda: pid in self.living, passing=lambda: False, why=why, stop=stop)
+        handle = SimpleNamespace(alive=lambda: pid in self.living, passing=lambda: False, why=why, stop=stop)
+        return self._tasks.setdefault(order.token, handle)
 
     async def resume(self, pin: Pin, order: Order, say: Any) -> Any:
-        return None
+        return await self.start(pin, order, say) if self.ecs else None
 
     async def look(self, runners: Sequence[Runner], handles: Sequence[Any]) -> dict[int, Ending]:
+        return await self.s3.call("DescribeTasks", "", lambda: self._gone(runners))
+
+    def _gone(self, runners: Sequence[Runner]) -> dict[int, Ending]:
         return {
             r.number: Ending(
                 number=r.number,
@@ -187,11 +186,11 @@ class Lab:
         }
 
     async def stop(self, runner: Runner, reason: str) -> None:
+        await self.s3.call("StopTask", str(runner.number), lambda: self._kill(runner.pid))
         self.stopped.append(runner.number)
-        self._kill(runner.pid)
 
     async def tail(self, runner: Runner) -> str:
-        return f"output of {runner.number}"
+        return await self.s3.call("GetLogEvents", "", lambda: f"output of {runner.number}")
 
     def _kill(self, pid: int) -> None:
         if task := self.living.pop(pid, None):
@@ -313,9 +312,11 @@ class Lab:
 
     # -- a task -------------------------------------------------------------------------------------------------------
 
-    async def follow(self, *nodes: str, attempt: int = 1, restarts: int = 3, along: Sequence[str] = ()) -> Ended:
-        """A try of the task of these nodes, named after the first one."""
-        task = nodes[0].split(".", 2)[-1]
+    async def follow(
+        self, *nodes: str, attempt: int = 1, restarts: int = 3, along: Sequence[str] = (), task: str = ""
+    ) -> Ended:
+        """A try of the task of these nodes, named after the first one where no name is given."""
+        task = task or nodes[0].split(".", 2)[-1]
         name = f"{task}/{attempt}"
         job = Job(task, attempt, nodes, tuple(along), task, joint=nodes[0] in self.joint)
         watch = self.watch
@@ -327,10 +328,3 @@ class Lab:
             return Ended("superseded", "")
         finally:
             watch.leave(name)
-
-
-@contextmanager
-def quick() -> Iterator[None]:
-    """Looks at the records follow one another at once."""
-    with mock.patch.object(watching, "_EVERY", 0.002):
-        yield

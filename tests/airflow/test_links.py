@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import json
 import os
@@ -34,7 +33,8 @@ from busco.orchestration.whereabouts import whereabouts
 from busco.processes import this_host
 from busco.settings import Settings, get_settings
 from tests.airflow.driver import DAG, ENVIRONMENT, Driver, logged_in
-from tests.airflow.lab import Lab, a_model, quick
+from tests.airflow.lab import Lab, a_model
+from tests.airflow.simulation import simulate
 
 ROOT = Path(__file__).parents[2]
 TASK, NODE, KEY = "models.fct.run", "model.busco.fct", "fct"
@@ -436,8 +436,7 @@ def test_the_runner_of_a_link_is_the_one_whose_result_the_task_has_taken() -> No
         assert (await lab.follow("model.p.b", attempt=2)).state == "success"
         return lab
 
-    with quick():
-        lab = asyncio.run(story())
+    lab = simulate(story())
     first, second, third = (whereabouts(lab.run, "b", ["model.p.b"], attempt) for attempt in (1, 2, 3))
     assert first.runner is not None
     assert second.runner is not None

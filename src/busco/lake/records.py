@@ -121,7 +121,8 @@ class Order(LakeRecord):
     """What a runner is started for, written before it is (If-None-Match), so that every triggerer starts the same one.
 
     `name` is what asks for it: `shared`, or a task's key and try; `generation` n + 1 under a name is written only after
-    n is gone. `kind` is `shared` (whatever of the run has no result yet) or `solo` (`nodes`, the dbt unique ids that it
+    n is gone; `written` is an id of the write, which tells whose order it is where two triggerers write the same one.
+    `kind` is `shared` (whatever of the run has no result yet) or `solo` (`nodes`, the dbt unique ids that it
     gives results for). `rebuild`: models are built even where a version could be kept (R7). `size` is that of its ECS
     task; `token` is its ECS client token and `startedBy`.
     """
@@ -135,6 +136,7 @@ class Order(LakeRecord):
     rebuild: bool = False
     size: str = ""
     token: str = ""
+    written: str = ""
 
 
 class Runner(LakeRecord):
@@ -203,7 +205,10 @@ class Follower(LakeRecord):
 
     `attempt` is Airflow's try number; results of runners up to `after` are not for this try any more; `runner` is the
     last one whose result it took, 0 while it has none; `again` says that an earlier try of the epoch had a result, so
-    that this one builds anew.
+    that this one builds again. `before` is the newest runner when this try began (0 where there was none), and `past`
+    are those that were gone then; `orders` has the newest generation of each order for several tasks that there was. A
+    try that goes on in another triggerer judges by these, as it did when it began. Records that were written before
+    these were kept have None in `before`.
     """
 
     task: str
@@ -211,6 +216,9 @@ class Follower(LakeRecord):
     after: int = 0
     runner: int = 0
     again: bool = False
+    before: int | None = None
+    past: tuple[int, ...] = ()
+    orders: dict[str, int] = {}
 
 
 Status = Literal["running", "success", "warn", "failed", "error", "skipped"]

@@ -25,7 +25,7 @@ _AT_ONCE = 6
 
 
 class Conflict(Exception):
-    """A conditional write lost."""
+    """The condition of a conditional write does not hold: somebody else has written the object."""
 
 
 # One client for each service and event loop, that is for the triggerer's life: making one costs a third of a second, in
@@ -131,19 +131,27 @@ class AsyncObjects:
                 return await body.read(), answer["ETag"]
 
     async def put(self, key: str, body: str, etag: str | None) -> None:
-        """Creates (etag None) or swaps an object.
+        """Creates (etag None) or swaps an object. It may be repeated where it fails: a write whose reply was lost is
+        recognised by its content.
 
         Raises:
-            Conflict: somebody else was first.
+            Conflict: the object exists, or has another ETag, and other content.
+            ClientError: S3 refuses otherwise. 409 ConditionalRequestConflict is one of these: another conditional write
+                was under way or a delete came in between, which does not say whether the object exists (S3 user guide,
+                "Conditional writes").
         """
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         try:
             async with self.gate:
                 await self.s3.put_object(Bucket=self.settings.lake_bucket, Key=key, Body=body.encode(), **condition)
+            return
         except ClientError as error:
-            if error.response["Error"]["Code"] in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
-                raise Conflict(key) from error
-            raise
+            # If-Match on a key that does not exist is a 404
+            if error.response["Error"]["Code"] not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
+                raise
+        found = await self.get(key)
+        if found is None or found[0] != body.encode():
+            raise Conflict(key)
 
     async def etags(self, prefix: str, delimiter: str = "") -> dict[str, str]:
         """The ETags of the objects below a prefix; only of those right below it where `delimiter` is a slash."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from busco.lake.records import DOCS_NODE, Follower, Order, Result, Runner
 from busco.orchestration.async_aws import Conflict
 from busco.orchestration.launch import Say
-from busco.orchestration.watch import StartFailed, Watch
+from busco.orchestration.watch import Began, StartFailed, Watch
 from busco.settings import SIZES
 
 # the name under which the run's shared runner is started
@@ -42,6 +42,11 @@ class Job:
     label: str
     size: str = ""
     joint: bool = False
+
+    @property
+    def slot(self) -> str:
+        """The name of this try: it follows under it, and a runner for it alone is started under it."""
+        return f"{self.task}/{self.attempt}"
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,7 @@ class Follow:
         self.watch, self.job, self.restarts = watch, job, restarts
         self.per_model, self.say = per_model, say
         self._record = Follower(task=job.task, attempt=job.attempt)
-        # runners that were there, and that were gone, when this try began: what those left undone is not its verdict
-        self._newest_before = 0
-        self._since = 0
-        self._past: frozenset[int] = frozenset()
+        self._since = Began()
         self._lost: list[int] = []
 
     async def run(self) -> Ended:
@@ -158,27 +160,49 @@ class Follow:
     # -- the record of how far this task is ---------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        job = self.job
-        self._newest_before = max(self.watch.runners, default=0)
-        self._since = self.watch.looks
-        self._past = await self.watch.ended()
+        """Takes the task over from its earlier tries. A try that began before, and goes on after a restart of its
+        triggerer, has the record that it began with.
+
+        Raises:
+            Superseded: a later try of this task has begun.
+        """
+        job, watch = self.job, self.watch
+        began = {
+            "before": max(watch.runners, default=0),
+            "past": tuple(sorted(watch.endings)),
+            "orders": {order.name: order.generation for order in watch.orders.values() if not order.task},
+        }
+        looks = watch.looks
         while True:
-            found = await self.watch.read_follower(job.task)
-            record, etag = Follower(task=job.task, attempt=job.attempt), None
-            if found is not None:
-                known, etag = found
-                if known.attempt > job.attempt:
-                    raise Superseded
-                # the same try again: the triggerer was restarted; a later one: earlier results are not for it
-                after = known.after if known.attempt == job.attempt else max(known.after, known.runner)
-                again = known.again if known.attempt == job.attempt else known.again or known.runner > 0
+            found = await watch.read_follower(job.task)
+            record = Follower(task=job.task, attempt=job.attempt).model_copy(update=began)
+            known, etag = found or (None, None)
+            if known is not None and known.attempt > job.attempt:
+                raise Superseded
+            if known is not None and known.attempt == job.attempt:
+                # a record of an older version of the platform doesn't say how the try began
+                record = known if known.before is not None else known.model_copy(update=began)
+            elif known is not None:
+                # what earlier tries took is not for this one
+                after, again = max(known.after, known.runner), known.again or known.runner > 0
                 record = record.model_copy(update={"after": after, "again": again})
-            try:
-                await self.watch.write_follower(record, etag)
-            except Conflict:
-                continue
-            self._record = record
+            if record != known:
+                try:
+                    await watch.write_follower(record, etag)
+                except Conflict:
+                    continue
+            self._record, self._since = record, Began(looks, record.orders)
             return
+
+    @property
+    def _newest_before(self) -> int:
+        """The newest runner when this try began."""
+        return self._record.before or 0
+
+    @property
+    def _past(self) -> frozenset[int]:
+        """Runners that were gone when this try began: what they left undone is not its verdict."""
+        return frozenset(self._record.past)
 
     async def _save(self, runner: int) -> None:
         """Writes down whose result this try has taken."""
@@ -190,7 +214,7 @@ class Follow:
             try:
                 await self.watch.write_follower(record, found[1])
             except Conflict:
-                # a later try, or our own write whose reply was lost
+                # a later try has begun, or the same one in another triggerer
                 continue
             self._record = record
             return
@@ -238,8 +262,7 @@ class Follow:
 
     @property
     def slot(self) -> str:
-        """The name under which a runner for this try alone is started."""
-        return f"{self.job.task}/{self.job.attempt}"
+        return self.job.slot
 
     def _left_out(self) -> bool:
         """Whether a shared runner that began after this try does not care for it: for a shared runner it is done, by a
@@ -255,7 +278,7 @@ class Follow:
             return None
         label, word, ending = self.job.label, self.watch.runner_word(runner.number), self.watch.endings[runner.number]
         if word is not None and word.status == "error":
-            tail = await self.watch.launcher.tail(runner)
+            tail = await self.watch.tail(runner)
             return Ended("failed", f"{label} failed: its runner could not work\n{word.error}", tail)
         if runner.number in heavy:
             larger = _next(runner.size)
@@ -273,7 +296,7 @@ class Follow:
         return Ended(
             "failed",
             f"{label} failed: its runner ended without a result{runners}\n{ending.reason}\n{said}",
-            await self.watch.launcher.tail(runner),
+            await self.watch.tail(runner),
         )
 
     # -- results ------------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ class FollowTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         # imported here: Airflow's webserver and scheduler load this module, and need none of it
+        from botocore.exceptions import BotoCoreError, ClientError
+
         from busco.orchestration.follow import Ended, Follow, Job, Superseded
         from busco.orchestration.watches import watch
 
@@ -62,16 +64,21 @@ class FollowTrigger(BaseTrigger):
         settings = get_settings()
         if self.end_task and instance is not None and instance.end_date is not None:
             await asyncio.to_thread(self._forget_earlier_end)
+        job = Job(self.task, attempt, tuple(self.nodes), tuple(self.along), self.label, self.size, self.joint)
+        run = run_key(dag_id, run_id)
         try:
-            watched = await watch(settings, run_key(dag_id, run_id))
+            watched = await watch(settings, run, job.slot)
         except LookupError as error:
             yield self._event("failed", f"{self.label} failed: {error}\n  → clear the pin task", "")
             return
-        job = Job(self.task, attempt, tuple(self.nodes), tuple(self.along), self.label, self.size, self.joint)
+        except Exception as error:
+            self.log.exception("reading the pin of run %s", run)
+            text = f"{self.label} failed: the pin of run {run} could not be read: {type(error).__name__}: {error}"
+            yield self._event("failed", f"{text}\n  → clear this task when S3 answers again", "")
+            return
         follow = Follow(watched, job, settings.runner_restarts, settings.execution == "ecs", self.log.info)
-        name = follow.slot
         try:
-            await watched.enter(name)
+            await watched.enter(job.slot)
             ended = await follow.run()
         except asyncio.CancelledError:
             await asyncio.shield(self._cancelled(watched, follow))
@@ -80,11 +87,15 @@ class FollowTrigger(BaseTrigger):
             ended = Ended("failed", f"{self.label}: a later try of this task has begun")
         except BuscoError as error:
             ended = Ended("failed", f"{self.label} failed: {error}")
+        except (BotoCoreError, ClientError) as error:
+            self.log.exception("following run %s", watched.pin.run)
+            text = f"{self.label} failed: AWS could not be asked for too long: {type(error).__name__}: {error}"
+            ended = Ended("failed", f"{text}\n  → clear this task when S3 and ECS answer again: what was built is kept")
         except Exception as error:
             self.log.exception("following run %s", watched.pin.run)
             ended = Ended("failed", f"{self.label} failed: {type(error).__name__}: {error}")
         finally:
-            watched.leave(name)
+            watched.leave(job.slot)
         if ended.state == "failed":
             ended = replace(ended, text=ended.text + await asyncio.to_thread(self._stale, settings, watched.pin))
         yield self._event(ended.state, ended.text, ended.details)
@@ -116,7 +127,12 @@ class FollowTrigger(BaseTrigger):
         """The last line of a failure: which gold tables stay stale because of it."""
         from busco.orchestration.alerts import stale_of
 
-        tables = stale_of(settings, pin, self.nodes)
+        try:
+            tables = stale_of(settings, pin, self.nodes)
+        except Exception as error:
+            # it is for the log alone: what has failed must be said in any case
+            self.log.warning("which tables stay stale is not known: %s", error)
+            return ""
         return f"\nstale until it is mended: {', '.join(tables)}" if tables else ""
 
     def _event(self, state: str, text: str, details: str) -> TriggerEvent:

@@ -1,39 +1,43 @@
-"""One poller for each run: it reads the run's records once for all of the tasks that follow them."""
+"""What the tasks of a run ask of it, and how they have runners started: one for each run and process."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from busco.lake.layout import EnvironmentLayout, RunLayout, new_id
-from busco.lake.records import FINAL, RUNNER_NODE, Ending, Follower, LakeRecord, Order, Pin, Result, Runner
-from busco.orchestration.async_aws import AsyncObjects, Conflict, shared
-from busco.orchestration.launch import CannotStart, Launcher, Say, Starting, client_token
-from busco.orchestration.silence import Silence
-from busco.settings import Settings
+from busco.lake.layout import new_id
+from busco.lake.records import FINAL, RUNNER_NODE, Follower, LakeRecord, Order, Result, Runner
+from busco.orchestration.async_aws import Conflict
+from busco.orchestration.launch import CannotStart, Say, Starting, client_token
+from busco.orchestration.patience import patiently, text_for_log
+from busco.orchestration.polling import Polled, Slot
 
-log = logging.getLogger(__name__)
-
-_EVERY = 0.3  # seconds between two looks at a run's records
 _TESTS = "tests/"  # orders for joint tests
-_A_TURN = 50  # followers that are woken, or records that are read, in one turn of the loop
-_STUMBLES = 150  # looks that may fail in a row (a minute) before followers are told
 
 
 class StartFailed(Exception):
     """A runner ended before it had registered itself, or couldn't be started; the text says why."""
 
 
-@dataclass
-class Slot:
-    """A runner that was started for an order: `ended_at` is the number of the look at which it was first seen gone."""
+@dataclass(frozen=True)
+class Began:
+    """What was there when a try began: `looks` is how many looks there had been in this triggerer, `orders` the newest
+    generation of each order for several tasks. A start that had failed by then is not the failure of this try."""
 
-    order: Order
-    handle: Starting
-    ended_at: int | None = None
+    looks: int = 0
+    orders: Mapping[str, int] = field(default_factory=dict)
+
+    def after(self, slot: Slot) -> bool:
+        """Whether the try began after a runner had ended that never registered itself."""
+        if slot.resumed:
+            # when it ended is not known here, but whether it was ordered before is
+            return slot.order.generation <= self.orders.get(slot.order.name, 0)
+        return slot.ended_at is not None and slot.ended_at < self.looks
+
+
+_ALWAYS = Began()
 
 
 @dataclass
@@ -54,40 +58,13 @@ class Refused:
     async def stop(self, reason: str) -> None: ...
 
 
-@dataclass
-class Watch:
-    """What is known of one epoch of a run, kept up to date while anybody follows it.
-
-    `orders` has the newest one under each name; `endings` the runners that were seen gone; `followers` which runner
-    each try of a task follows, 0 where it has none yet.
-    """
-
-    settings: Settings
-    pin: Pin
-    launcher: Launcher
-    objects: AsyncObjects
-    runners: dict[int, Runner] = field(default_factory=dict)
-    endings: dict[int, Ending] = field(default_factory=dict)
-    results: dict[tuple[str, int], Result] = field(default_factory=dict)
-    orders: dict[str, Order] = field(default_factory=dict)
-    followers: dict[str, int] = field(default_factory=dict)
-    problem: BaseException | None = None
-    slots: dict[str, Slot] = field(default_factory=dict)
+class Watch(Polled):
+    """What followers ask of one epoch of a run, and how its runners are started and ended."""
 
     def __post_init__(self) -> None:
-        self.layout = RunLayout(EnvironmentLayout(self.settings.environment).epoch(self.pin.run, self.pin.epoch))
+        super().__post_init__()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._seen: dict[str, str] = {}
-        self._waiting: list[asyncio.Future[None]] = []
         self._plans: dict[int, tuple[Result, frozenset[str]]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._stumbles = 0
-        self._looks = 0
-        self._silence = Silence(self.settings.runner_silence)
-        # runners that gave no sign of life, and were stopped for it
-        self._silent: set[int] = set()
-        # versions that were made in this run and made anew by a later runner
-        self._replaced: set[str] = set()
         # joint tests that want a runner, and the order that they will share
         self._gathered: list[str] = []
         self._gathering: asyncio.Task[str] | None = None
@@ -118,15 +95,6 @@ class Watch:
             known = self._plans[number] = (word, frozenset(word.plan or ()))
         return known[1]
 
-    @property
-    def looks(self) -> int:
-        """How often the records were looked at."""
-        return self._looks
-
-    def gone(self, number: int) -> bool:
-        """Whether a runner was seen gone."""
-        return number in self.endings
-
     def running(self, node: str, number: int) -> bool:
         """Whether a runner was at a node when it was last heard of."""
         result = self.results.get((node, number))
@@ -136,19 +104,12 @@ class Watch:
         """Whether a shared runner is at work."""
         return any(r.kind == "shared" and not self.gone(n) for n, r in self.runners.items())
 
-    async def ended(self) -> frozenset[int]:
-        """The runners that are gone, asked now."""
-        unknown = [runner for number, runner in self.runners.items() if not self.gone(number)]
-        numbers = tuple(runner.number for runner in unknown)
-        gone = await shared(("ended", id(self), numbers), lambda: self.launcher.look(unknown, []))
-        return frozenset({*self.endings, *gone})
-
-    async def ensure(self, wanted: Order, say: Say, since: int = 0) -> None:
+    async def ensure(self, wanted: Order, say: Say, since: Began = _ALWAYS) -> None:
         """Has a runner started for an order of this name, unless the last one is alive or may have registered itself
         since the records were looked at. Its generation and token are set here.
 
         Args:
-            since: the number of looks when whoever asks began: what was seen to fail before is not told to him.
+            since: what was there when the try that asks began: what had failed before is not its failure.
 
         Raises:
             StartFailed: the last one ended without registering itself.
@@ -158,8 +119,7 @@ class Watch:
             if any(r.order == name and not self.gone(n) for n, r in self.runners.items()):
                 return
             slot = self.slots.get(name) or await self._resumed(name, say)
-            is_old = slot is not None and slot.ended_at is not None and slot.ended_at < since
-            if slot is not None and not is_old and not self._was_gone(slot.order):
+            if slot is not None and not self._was_gone(slot.order):
                 if slot.handle.alive():
                     return
                 if slot.ended_at is None:
@@ -167,16 +127,16 @@ class Watch:
                 # a look that began before it ended may not have seen it register
                 if self._looks < slot.ended_at + 2:
                     return
-                # whoever waited for it is told; a task that comes later has it started anew
-                waited = self._looks < slot.ended_at + 10
+                # whoever waited for it fails with it; for a task that comes later another one is started
+                waited = self._looks < slot.ended_at + 10 and not since.after(slot)
                 may_pass = slot.handle.passing() and slot.order.generation <= self.settings.runner_restarts
                 if waited and not may_pass and not self._registered(slot.order):
-                    raise StartFailed(await slot.handle.why())
+                    raise StartFailed(await text_for_log("why its runner ended", slot.handle.why))
             generation = self.orders[name].generation + 1 if name in self.orders else 1
             token = client_token(self.settings.environment, self.pin, name, generation)
-            order = wanted.model_copy(update={"generation": generation, "token": token})
+            order = wanted.model_copy(update={"generation": generation, "token": token, "written": new_id()})
             try:
-                await self.objects.put(self.layout.order(name, generation), order.model_dump_json(), None)
+                await self._put(self.layout.order(name, generation), order, None)
             except Conflict:
                 # another triggerer has it started: a look at the records will show it
                 return
@@ -184,8 +144,9 @@ class Watch:
             self.slots[name] = Slot(order, await self._started(order, say))
 
     async def _started(self, order: Order, say: Say) -> Starting:
+        name = f"starting a runner for {order.name}"
         try:
-            return await self.launcher.start(self.pin, order, say)
+            return await patiently(name, lambda: self.launcher.start(self.pin, order, say))
         except CannotStart as error:
             return Refused(str(error))
 
@@ -194,13 +155,14 @@ class Watch:
         order = self.orders.get(name)
         if order is None or self._registered(order):
             return None
+        what = f"finding the runner of {order.name}"
         try:
-            handle = await self.launcher.resume(self.pin, order, say)
+            handle = await patiently(what, lambda: self.launcher.resume(self.pin, order, say))
         except CannotStart as error:
             handle = Refused(str(error))
         if handle is None:
             return None
-        self.slots[name] = Slot(order, handle)
+        self.slots[name] = Slot(order, handle, resumed=True)
         return self.slots[name]
 
     def _registered(self, order: Order) -> bool:
@@ -211,7 +173,7 @@ class Watch:
         known = [n for n, r in self.runners.items() if (r.order, r.generation) == (order.name, order.generation)]
         return bool(known) and all(self.gone(number) for number in known)
 
-    async def gather(self, node: str, size: str, say: Say, since: int = 0) -> None:
+    async def gather(self, node: str, size: str, say: Say, since: Began = _ALWAYS) -> None:
         """Has one runner started for all joint tests that ask for it within two looks; `since` as for `ensure`.
 
         Raises:
@@ -231,9 +193,11 @@ class Watch:
             raise StartFailed(slot.handle.text)
 
     async def _gather(self, size: str, say: Say) -> str:
-        await self.changed()
-        await self.changed()
-        nodes, self._gathered, self._gathering = tuple(sorted(self._gathered)), [], None
+        try:
+            await self.changed()
+            await self.changed()
+        finally:
+            nodes, self._gathered, self._gathering = tuple(sorted(self._gathered)), [], None
         name = f"{_TESTS}{new_id()[:8]}"
         await self.ensure(Order(name=name, generation=0, kind="solo", nodes=nodes, size=size), say)
         return name
@@ -252,34 +216,35 @@ class Watch:
         return word if word and word.status in FINAL else None
 
     async def read_log(self, node: str, runner: int) -> str:
-        stored = await self.objects.get(self.layout.log(node, runner))
-        return stored[0].decode(errors="replace") if stored else ""
+        """dbt's log of a node; '' where there is none. It is for the task's log alone: this never fails."""
 
-    async def changed(self) -> None:
-        """Waits for the next look at the records."""
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        await waiting
-        if self.problem is not None:
-            raise self.problem
+        async def read() -> str:
+            stored = await self.objects.get(self.layout.log(node, runner))
+            return stored[0].decode(errors="replace") if stored else ""
+
+        return await text_for_log(f"dbt's log of {node}", read)
+
+    async def tail(self, runner: Runner) -> str:
+        """The end of a runner's output; '' where there is none. It is for the task's log alone: this never fails."""
+        return await text_for_log(f"the output of runner {runner.number}", lambda: self.launcher.tail(runner))
 
     async def read_follower(self, task: str) -> tuple[Follower, str] | None:
-        stored = await self.objects.get(self.layout.follower(task))
+        """The record of a task in this epoch, with its ETag."""
+        key = self.layout.follower(task)
+        stored = await patiently(f"reading {key}", lambda: self.objects.get(key))
         return (Follower.model_validate_json(stored[0]), stored[1]) if stored else None
 
     async def write_follower(self, follower: Follower, etag: str | None) -> None:
-        await self.objects.put(self.layout.follower(follower.task), follower.model_dump_json(), etag)
+        """Writes the record of a task, if the one there still has `etag`; None: if there is none.
 
-    # -- the poller ---------------------------------------------------------------------------------------------------
+        Raises:
+            Conflict: it has changed.
+        """
+        await self._put(self.layout.follower(follower.task), follower, etag)
 
-    async def enter(self, name: str) -> None:
-        self.followers[name] = 0
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._poll())
-            await self.changed()
-
-    def leave(self, name: str) -> None:
-        self.followers.pop(name, None)
+    async def _put(self, key: str, record: LakeRecord, etag: str | None) -> None:
+        body = record.model_dump_json()
+        await patiently(f"writing {key}", lambda: self.objects.put(key, body, etag))
 
     async def release(self, name: str, shared: str, reason: str, elsewhere: int = 0) -> None:
         """Ends what a cancelled follower leaves behind (R10): the runner of its own order, which has its name, and the
@@ -297,119 +262,3 @@ class Watch:
             await self.abandon(shared, reason)
         elif number and not {number, 0} & others and not self.gone(number):
             await self.launcher.stop(self.runners[number], reason)
-
-    async def _poll(self) -> None:
-        while self.followers:
-            try:
-                await self._look()
-                self._looks += 1
-                self._stumbles = 0
-            except Exception as error:
-                # S3 away for a while: the runner goes on, and so will we
-                self._stumbles += 1
-                log.warning("run=%s records not readable: %s", self.pin.run, error)
-                if self._stumbles >= _STUMBLES:
-                    self.problem = error
-            await self._wake()
-            if self.problem is not None:
-                return
-            await asyncio.sleep(_EVERY)
-
-    async def _wake(self) -> None:
-        """Tells all who wait for a look, some in each turn of the loop: a thousand in one would hold it."""
-        waiting, self._waiting = self._waiting, []
-        for number, one in enumerate(waiting, 1):
-            if not one.done():
-                one.set_result(None)
-            if number % _A_TURN == 0:
-                await asyncio.sleep(0)
-
-    async def _look(self) -> None:
-        # liveness first: what a runner wrote before it was seen gone is then in the listing that follows
-        unknown = [runner for number, runner in self.runners.items() if not self.gone(number)]
-        gone = await self.launcher.look(unknown, [slot.handle for slot in self.slots.values()])
-        # not the whole epoch: followers' and tables' records are as many again
-        etags = await self.objects.etags(self.layout.prefix, "/")
-        for folder in (self.layout.orders, self.layout.results):
-            etags |= await self.objects.etags(folder)
-        gone = {**gone, **await self._silenced(etags, gone)}
-        wanted = [key for key, etag in etags.items() if self._seen.get(key) != etag and self._kind(key)]
-        records: dict[str, LakeRecord] = {}
-        for begin in range(0, len(wanted), _A_TURN):
-            some = wanted[begin : begin + _A_TURN]
-            for key, stored in zip(some, await asyncio.gather(*map(self.objects.get, some)), strict=True):
-                kind = self._kind(key)
-                if stored is not None and kind is not None:
-                    records[key] = kind.model_validate_json(stored[0])
-        # all in one turn: nobody sees one half of a look
-        endings: dict[int, Ending] = {}
-        for key, record in records.items():
-            if isinstance(record, Result):
-                self.results[(record.node, record.runner)] = record
-            elif isinstance(record, Runner):
-                self.runners[record.number] = record
-            elif isinstance(record, Ending):
-                endings[record.number] = record
-            elif isinstance(record, Order):
-                known = self.orders.get(record.name)
-                self.orders[record.name] = record if known is None else max(known, record, key=_generation)
-            self._seen[key] = etags[key]
-        for number, ending in gone.items():
-            if number not in endings:
-                await self._note(ending)
-        self.endings.update({**gone, **endings})
-        self._replaced = self._replaced_versions()
-
-    async def _silenced(self, etags: Mapping[str, str], gone: Mapping[int, Ending]) -> dict[int, Ending]:
-        """Stops runners that hang; the endings of those that are gone by it, and of those that can't be stopped."""
-        living = [number for number in self.runners if not self.gone(number) and number not in gone]
-        keys = {number: self.layout.heartbeat(number) for number in living}
-        beats = {number: etags[key] for number, key in keys.items() if key in etags}
-        reason = f"it gave no sign of life for {self._silence.limit:.0f} s and was stopped"
-        ended = {
-            number: ending.model_copy(update={"reason": reason, "passing": True})
-            for number, ending in gone.items()
-            if number in self._silent
-        }
-        for number in self._silence.hear(beats):
-            log.warning("run=%s runner=%s is stopped: no sign of life", self.pin.run, number)
-            if number in self._silent:
-                # nobody says that it is gone: its host is lost. Should it wake up, the entries' tokens keep it out (R4)
-                ended[number] = Ending(number=number, reason=reason, passing=True)
-            self._silent.add(number)
-            await self.launcher.stop(self.runners[number], reason)
-        return ended
-
-    async def _note(self, ending: Ending) -> None:
-        """Writes down that a runner was seen gone, before anything is started in its stead."""
-        try:
-            await self.objects.put(self.layout.ending(ending.number), ending.model_dump_json(), None)
-        except Conflict:
-            # another triggerer has seen it too
-            return
-
-    def _replaced_versions(self) -> set[str]:
-        newest: dict[str, tuple[int, str]] = {}
-        everything: set[str] = set()
-        for (node, number), result in self.results.items():
-            if result.made and not result.fenced:
-                everything.add(result.made)
-                newest[node] = max(newest.get(node, (0, "")), (number, result.made))
-        return everything - {version for _, version in newest.values()}
-
-    def _kind(self, key: str) -> type[LakeRecord] | None:
-        """What a record of the run is, None for those that nobody follows."""
-        name = key[len(self.layout.prefix) :]
-        if not name.endswith(".json"):
-            return None
-        if name.startswith("runner-"):
-            return Runner
-        if name.startswith("ended-"):
-            return Ending
-        if key.startswith(self.layout.orders):
-            return Order
-        return Result if key.startswith(self.layout.results) else None
-
-
-def _generation(order: Order) -> int:
-    return order.generation

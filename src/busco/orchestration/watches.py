@@ -8,40 +8,47 @@ from busco.lake.layout import EnvironmentLayout, RunLayout
 from busco.lake.records import Pin
 from busco.orchestration.async_aws import objects_of, shared
 from busco.orchestration.launch import launcher
+from busco.orchestration.patience import patiently
 from busco.orchestration.watch import Watch
 from busco.settings import Settings
 
 _watches: dict[tuple[int, str, int], Watch] = {}
 
 
-async def watch(settings: Settings, run: str) -> Watch:
-    """The watch of a run's newest epoch, one for all of its followers in this process.
+async def watch(settings: Settings, run: str, follower: str) -> Watch:
+    """The watch of a run's newest epoch, one for all of its followers in this process, with `follower` added to them.
 
     Raises:
         LookupError: the run has no pin.
+        Exception: S3 could not be read.
     """
-    watched: Watch = await shared(("watch", run), lambda: _watch(settings, run))
-    return watched
+    while True:
+        watched: Watch = await shared(("watch", run), lambda: _watch(settings, run))
+        # it may have been dropped since it was found; from here on it has a follower, and is kept
+        if _watches.get(_key(run, watched.pin.epoch)) is watched:
+            watched.followers[follower] = 0
+            return watched
 
 
 async def _watch(settings: Settings, run: str) -> Watch:
     objects = await objects_of(settings)
     environment = EnvironmentLayout(settings.environment)
-    epochs = sorted(
-        (int(name) for name in await objects.folders(environment.runs(run)) if name.isdigit()), reverse=True
-    )
-    for epoch in epochs:
-        key = (id(asyncio.get_running_loop()), run, epoch)
-        if key in _watches and _watches[key].problem is None:
+    folder = environment.runs(run)
+    names = await patiently(f"listing {folder}", lambda: objects.folders(folder))
+    for epoch in sorted((int(name) for name in names if name.isdigit()), reverse=True):
+        key = _key(run, epoch)
+        if key in _watches:
             return _watches[key]
         # the newest epoch may have no pin yet
-        stored = await objects.get(RunLayout(environment.epoch(run, epoch)).pin)
+        path = RunLayout(environment.epoch(run, epoch)).pin
+        stored = await patiently(f"reading {path}", lambda path=path: objects.get(path))  # type: ignore[misc]
         if stored is not None:
-            for old in [other for other, known in _watches.items() if not known.followers and other != key]:
+            for old in [other for other, known in _watches.items() if not known.followers]:
                 del _watches[old]
-            # another may have come to it meanwhile
-            if key not in _watches or _watches[key].problem is not None:
-                pin = Pin.model_validate_json(stored[0])
-                _watches[key] = Watch(settings, pin, launcher(settings), objects)
+            _watches[key] = Watch(settings, Pin.model_validate_json(stored[0]), launcher(settings), objects)
             return _watches[key]
     raise LookupError(f"run {run} was never pinned")
+
+
+def _key(run: str, epoch: int) -> tuple[int, str, int]:
+    return id(asyncio.get_running_loop()), run, epoch

@@ -1,0 +1,61 @@
+"""How long S3 and ECS may fail before a task notices: one rule for the poller and for the calls of each follower."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from busco.errors import BuscoError
+from busco.orchestration.async_aws import Conflict
+from busco.orchestration.launch import CannotStart
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+EVERY = 0.3  # seconds between two tries, and between two looks at a run's records
+FAILURES = 150  # tries that may fail in a row: a minute where they fail at once, and longer where they time out
+_LOGGED = 30  # of so many failures in a row, the first is logged
+_FOR_THE_LOG = 20.0  # seconds that a task whose result is known waits for text that only its log needs
+
+
+async def patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The answer to a call that is tried again while it fails; it must be safe to repeat.
+
+    Args:
+        what: names the call in the log.
+
+    Raises:
+        Conflict, CannotStart, BuscoError: at once: trying again does not change what these say.
+        Exception: that of the last try, after `FAILURES` in a row.
+    """
+    failures = 0
+    while True:
+        try:
+            return await call()
+        except (Conflict, CannotStart, BuscoError):
+            raise
+        except Exception as error:
+            failures += 1
+            if failures >= FAILURES:
+                raise
+            if failures % _LOGGED == 1:
+                log.warning("%s failed and is tried again: %s: %s", what, type(error).__name__, error)
+        await asyncio.sleep(EVERY)
+
+
+async def text_for_log(what: str, read: Callable[[], Awaitable[str]]) -> str:
+    """Text that only a task's log needs. Where it can't be read, a line that says so takes its place: it never decides
+    the state of the task.
+
+    Args:
+        what: names the text: `dbt's log of model.shop.orders`.
+    """
+    try:
+        async with asyncio.timeout(_FOR_THE_LOG):
+            return await patiently(what, read)
+    except Exception as error:
+        reason = f"no answer within {_FOR_THE_LOG:.0f} s" if isinstance(error, TimeoutError) else error
+        return f"({what} could not be read: {reason})"
