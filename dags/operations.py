@@ -39,10 +39,10 @@ def operations():
         return control.rollback(params["release"] or "", params["reason"] or "", control.who_is(context))
 
     @task(**RETRY)
-    def resume():
+    def resume(**context):
         from busco.orchestration import control
 
-        return control.resume()
+        return control.resume(context)
 
     @task(trigger_rule="none_failed_min_one_success", **RETRY)
     def glue():

@@ -18,7 +18,8 @@ class MemoryS3:
     """The calls of boto3's S3 client that the lake makes, on a dictionary.
 
     `kill_at` counts writes down: at 0 the next write does not happen (`before`) or happens without a reply (`after`),
-    and the caller dies. `interrupt` is called before each write, to let another actor come in between.
+    and the caller dies. `interrupt` is called once, to let another actor come in between: before the next write, or,
+    with `interrupt_at`, before that call from now on, reads included (0 is the next one).
     """
 
     def __init__(self) -> None:
@@ -26,9 +27,21 @@ class MemoryS3:
         self.kill_at: int | None = None
         self.kill_after = False
         self.interrupt: Any = None
+        self.interrupt_at: int | None = None
         self.writes: list[str] = []
 
+    def _called(self, write: bool = False) -> None:
+        if self.interrupt is None:
+            return
+        due = write if self.interrupt_at is None else self.interrupt_at == 0
+        if self.interrupt_at:
+            self.interrupt_at -= 1
+        if due:
+            interrupt, self.interrupt, self.interrupt_at = self.interrupt, None, None
+            interrupt()
+
     def get_object(self, Bucket: str, Key: str) -> dict[str, Any]:
+        self._called()
         if Key not in self.objects:
             raise _error("NoSuchKey", 404)
         body = self.objects[Key]
@@ -43,9 +56,7 @@ class MemoryS3:
         IfNoneMatch: str | None = None,
         IfMatch: str | None = None,
     ) -> dict[str, Any]:
-        if self.interrupt is not None:
-            interrupt, self.interrupt = self.interrupt, None
-            interrupt()
+        self._called(write=True)
         dying = self.kill_at == 0
         if self.kill_at is not None:
             self.kill_at -= 1
@@ -71,6 +82,7 @@ class MemoryS3:
         return self
 
     def paginate(self, Bucket: str, Prefix: str, Delimiter: str = "") -> Iterator[dict[str, Any]]:
+        self._called()
         keys = sorted(key for key in self.objects if key.startswith(Prefix))
         below = [key for key in keys if Delimiter and Delimiter in key[len(Prefix) :]]
         folders = sorted({key[len(Prefix) :].split(Delimiter)[0] for key in below})

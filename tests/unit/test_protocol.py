@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -13,109 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from busco.errors import BuscoError
 from busco.lake import pins, releases
-from busco.lake.layout import EnvironmentLayout, new_id
-from busco.lake.objects import ObjectStore
-from busco.lake.records import Column, Current, DataFile, Pin, Release, Result, Version, utc_now
-from busco.lake.runs import Run, TakenAway, save_pin
-from tests.unit.memory_s3 import Killed, MemoryS3
-
-ENVIRONMENT = EnvironmentLayout("prod")
-# bronze.b → silver.s → gold.g, and gold.h from both
-PARENTS = {"silver.s": ("bronze.b",), "gold.g": ("silver.s",), "gold.h": ("silver.s", "bronze.b")}
-TESTS = {f"test.{table}": frozenset({table}) for table in PARENTS} | {"test.joint": frozenset({"gold.g", "gold.h"})}
-AUDIT = releases.Audit(TESTS, frozenset(PARENTS), "busco", "hash", {})
-
-
-def bronze(number: int) -> Version:
-    deliveries = tuple(f"d{n}" for n in range(number))
-    files = tuple(DataFile(key=f"bronze/{d}", rows=1, bytes=1) for d in deliveries)
-    return version("bronze.b", {}, f"b{number}").model_copy(
-        update={"deliveries": deliveries, "files": files, "project": ""}
-    )
-
-
-def version(table: str, inputs: dict[str, str], identity: str | None = None) -> Version:
-    return Version(
-        table=table,
-        version=identity or new_id(),
-        columns=(Column(name="a", type="INTEGER"),),
-        rows=1,
-        bytes=1,
-        files=(),
-        metadata="m",
-        inputs=inputs,
-        fingerprint="f",
-        project="busco",
-    )
-
-
-class Lake:
-    """A lake in memory and the runs on it."""
-
-    def __init__(self) -> None:
-        self.s3 = MemoryS3()
-        self.store = ObjectStore(self.s3, "lake")
-        self.deliveries = 1
-        self.count = 0
-        self.passed: set[tuple[str, frozenset[tuple[str, str]]]] = set()
-
-    def pin(
-        self, nodes: tuple[str, ...] | None = None, run: str | None = None, epoch: int = 1, project: str = "busco"
-    ) -> Run:
-        live = releases.read_live(self.store, ENVIRONMENT)
-        self.count += 1
-        pin = Pin(
-            run=run or f"run{self.count}",
-            epoch=epoch,
-            environment="prod",
-            base=live.release.release if live else None,
-            bronze={"bronze.b": bronze(self.deliveries)},
-            manifest_hash="hash",
-            nodes=nodes,
-            created_at=utc_now(),
-            attempt=new_id(),
-            project=project,
-        )
-        return save_pin(self.store, ENVIRONMENT, pin)
-
-    def visible(self, run: Run) -> dict[str, str]:
-        base = run.base()
-        found = {t: v.version for t, v in base.tables.items()} if base else {}
-        found["bronze.b"] = run.pin.bronze["bronze.b"].version
-        found.update({t: e.version.version for t, e in run.entries().items() if e.version})
-        return found
-
-    def build(self, run: Run, table: str, runner: int = 1, keep: bool = False) -> None:
-        seen = self.visible(run)
-        if any(parent not in seen for parent in PARENTS[table]):
-            return
-        token, inputs = run.take(table, runner), {p: seen[p] for p in PARENTS[table]}
-        known = base.tables.get(table) if (base := run.base()) else None
-        if keep and known is not None and known.inputs == inputs:
-            run.enter(table, token, known, kept=True)
-        else:
-            run.enter(table, token, version(table, inputs), kept=False)
-
-    def test(self, run: Run, test: str, passed: bool = True, runner: int = 1) -> None:
-        seen = self.visible(run)
-        reads = {table: seen.get(table, "") for table in TESTS[test]}
-        if passed:
-            self.passed.add((test, frozenset(reads.items())))
-        run.put_result(Result(node=test, runner=runner, status="success" if passed else "failed", reads=reads))
-
-    def build_all(self, run: Run, keep: bool = False) -> None:
-        for table in PARENTS:
-            self.build(run, table, keep=keep)
-        for test in TESTS:
-            self.test(run, test)
-
-    def publish(self, run: Run) -> Release:
-        return releases.publish(run, AUDIT, "me", run.docs)
-
-    def live(self) -> Release:
-        live = releases.read_live(self.store, ENVIRONMENT)
-        assert live is not None
-        return live.release
+from busco.lake.records import Current, Release, Result
+from busco.lake.runs import Run, TakenAway
+from tests.unit.lake import AUDIT, ENVIRONMENT, PARENTS, TESTS, Lake, audit_of, others, version
+from tests.unit.memory_s3 import Killed
 
 
 class Protocol(RuleBasedStateMachine):
@@ -126,7 +28,12 @@ class Protocol(RuleBasedStateMachine):
         self.lake = Lake()
         self.runs: list[Run] = []
         self.serial = 0
-        self.held_at: tuple[int, str] | None = None
+        # runs whose publish ended with "on hold", and those that a `resume` has named
+        self.held_back: set[str] = set()
+        self.named: set[str] = set()
+        # releases that the invariants have looked at, and the runs and epochs that were published
+        self.checked: set[str] = set()
+        self.published_runs: set[tuple[str, int]] = set()
 
     @contextlib.contextmanager
     def process(self, kill: tuple[int, bool] | None):
@@ -140,13 +47,52 @@ class Protocol(RuleBasedStateMachine):
 
     kills = st.one_of(st.none(), st.tuples(st.integers(0, 4), st.booleans()))
 
+    # -- what the actors do -------------------------------------------------------------------------------------------
+
+    def do_publish(self, run: Run) -> None:
+        try:
+            self.lake.publish(run)
+        except releases.Skipped as skipped:
+            if "on hold" in str(skipped):
+                self.held_back.add(run.name)
+            raise
+
+    def do_whole_run(self) -> None:
+        run = self.lake.pin()
+        self.runs.append(run)
+        self.lake.build_all(run, keep=True)
+        self.do_publish(run)
+
+    def do_rollback(self, position: int) -> None:
+        known = [release.release for release in releases.history(self.lake.store, ENVIRONMENT)]
+        if known:
+            releases.rollback(self.lake.store, ENVIRONMENT, known[position % len(known)], "me", "bad")
+
+    def do_resume(self) -> None:
+        hold = releases.resume(self.lake.store, ENVIRONMENT)
+        self.named.update(hold.skipped if hold else ())
+
     @rule()
     def deliver(self) -> None:
         self.lake.deliveries += 1
 
+    @rule()
+    def deliver_what_no_model_reads(self) -> None:
+        self.lake.other_deliveries += 1
+
+    @rule(table=st.sampled_from(["gold.g", "gold.h"]))
+    def add_or_remove_a_model(self, table: str) -> None:
+        self.lake.tables ^= {table}
+
     @rule(partial=st.booleans())
     def pin(self, partial: bool) -> None:
         self.runs.append(self.lake.pin(("x",) if partial else None))
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data())
+    def clear_pin(self, data) -> None:
+        run = data.draw(st.sampled_from(self.runs))
+        self.runs.append(self.lake.pin(run.pin.nodes, run.name, run.pin.epoch + 1))
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), table=st.sampled_from(sorted(PARENTS)), runner=st.integers(1, 3), kill=kills)
@@ -165,48 +111,74 @@ class Protocol(RuleBasedStateMachine):
         run = data.draw(st.sampled_from(self.runs))
         with self.process(kill):
             self.lake.build_all(run, keep)
-            self.lake.publish(run)
+            self.do_publish(run)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), kill=kills)
     def publish(self, data, kill) -> None:
         run = data.draw(st.sampled_from(self.runs))
         with self.process(kill):
-            self.lake.publish(run)
+            self.do_publish(run)
 
-    @precondition(lambda self: len(self.runs) > 1)
-    @rule(data=st.data())
-    def publish_between(self, data) -> None:
-        """Another publisher comes in before the first one's write."""
-        one, other = data.draw(st.sampled_from(self.runs)), data.draw(st.sampled_from(self.runs))
+    @rule(kill=kills)
+    def another_project(self, kill) -> None:
+        run, audit = others(self.lake)
+        with self.process(kill):
+            releases.publish(run, audit, "me", run.docs)
 
-        def come_in() -> None:
-            with contextlib.suppress(BuscoError, releases.Skipped):
-                self.lake.publish(other)
-
-        with self.process(None):
-            self.lake.s3.interrupt = come_in
-            self.lake.publish(one)
-        self.lake.s3.interrupt = None
-
-    @rule(data=st.data(), kill=kills)
-    def rollback(self, data, kill) -> None:
-        known = [release.release for release in releases.history(self.lake.store, ENVIRONMENT)]
-        if known:
-            with self.process(kill):
-                releases.rollback(self.lake.store, ENVIRONMENT, data.draw(st.sampled_from(known)), "me", "bad")
+    @rule(position=st.integers(0, 5), kill=kills)
+    def rollback(self, position, kill) -> None:
+        with self.process(kill):
+            self.do_rollback(position)
 
     @rule(kill=kills)
     def resume(self, kill) -> None:
         with self.process(kill):
-            releases.resume(self.lake.store, ENVIRONMENT)
+            self.do_resume()
+
+    @precondition(lambda self: self.runs)
+    @rule(data=st.data(), at=st.integers(0, 12))
+    def one_between_the_calls_of_another(self, data, at) -> None:
+        """Two actors at once: the second does all that it does before some call of the first."""
+        run = st.sampled_from(self.runs)
+        actors = st.one_of(
+            st.just(self.do_resume),
+            st.just(self.do_whole_run),
+            run.map(lambda one: lambda: self.do_publish(one)),
+            st.integers(0, 5).map(lambda position: lambda: self.do_rollback(position)),
+        )
+        first: Callable[[], None] = data.draw(actors)
+        second: Callable[[], None] = data.draw(actors)
+
+        def come_in() -> None:
+            with contextlib.suppress(BuscoError, releases.Skipped):
+                second()
+
+        with self.process(None):
+            self.lake.s3.interrupt, self.lake.s3.interrupt_at = come_in, at
+            first()
+        self.lake.s3.interrupt = self.lake.s3.interrupt_at = None
 
     # -- what a reader may see ----------------------------------------------------------------------------------------
 
+    def current(self) -> Current | None:
+        return self.lake.store.read(ENVIRONMENT.current, Current)
+
+    def published(self) -> list[tuple[Release, Release | None]]:
+        """The releases that runs have made since the last look, each with the one that it followed."""
+        found: list[Release | None] = []
+        for release in releases.history(self.lake.store, ENVIRONMENT):
+            found.append(release)
+            if release.release in self.checked:
+                break
+        else:
+            found.append(None)
+        self.checked.update(release.release for release in found if release)
+        return [(newer, older) for newer, older in itertools.pairwise(found) if newer and newer.kind == "publish"]
+
     @invariant()
     def what_is_live_is_whole_and_consistent(self) -> None:
-        stored = self.lake.store.get(ENVIRONMENT.current)
-        if stored is None:
+        if self.current() is None:
             return
         live = self.lake.live()
         for table, version_ in live.tables.items():
@@ -215,40 +187,64 @@ class Protocol(RuleBasedStateMachine):
 
     @invariant()
     def the_serial_never_goes_back(self) -> None:
-        current = self.lake.store.read(ENVIRONMENT.current, Current)
-        if current is not None:
+        if (current := self.current()) is not None:
             assert current.serial >= self.serial
             self.serial = current.serial
 
     @invariant()
     def nothing_is_published_on_hold(self) -> None:
-        current = self.lake.store.read(ENVIRONMENT.current, Current)
-        if current is None or current.hold is None:
-            self.held_at = None
-        else:
+        current = self.current()
+        if current is not None and current.hold is not None:
             assert self.lake.live().kind == "rollback"
 
     @invariant()
-    def publishing_takes_nothing_back(self) -> None:
-        """Only a rollback shows less than what was live."""
-        releases_ = list(releases.history(self.lake.store, ENVIRONMENT))
-        for newer, older in itertools.pairwise(releases_):
-            if newer.kind == "publish":
-                shown, before = (set(release.tables["bronze.b"].deliveries) for release in (newer, older))
-                assert shown >= before, f"{newer.release} takes back {before - shown}"
+    def who_was_held_back_is_named_by_resume(self) -> None:
+        if (current := self.current()) is None:
+            return
+        # a `resume` that was killed right after its write is asked again by whoever started it
+        self.named.update(current.resumed.hold.skipped if current.resumed else ())
+        waiting = current.hold.skipped if current.hold else ()
+        assert self.held_back <= {*self.named, *waiting}
 
     @invariant()
-    def no_run_is_published_twice_and_every_release_was_tested(self) -> None:
-        seen = set()
-        for release in releases.history(self.lake.store, ENVIRONMENT):
-            if release.kind != "publish":
-                continue
-            assert (release.run, release.epoch) not in seen
-            seen.add((release.run, release.epoch))
-            for test, reads in TESTS.items():
-                if reads & set(release.built):
-                    shown = frozenset((table, release.tables[table].version) for table in reads)
-                    assert (test, shown) in self.lake.passed, f"{test} has not passed on what {release.release} shows"
+    def what_was_published_was_not_taken_back(self) -> None:
+        for newer, older in self.published():
+            run = self.lake.runs[newer.run, newer.epoch]
+            audit = self.lake.audit(run)
+            assert (newer.run, newer.epoch) not in self.published_runs, "a run is never published twice"
+            self.published_runs.add((newer.run, newer.epoch))
+            self._nothing_newer_is_undone(newer, older, run.base())
+            self._only_what_its_code_no_longer_has_is_dropped(newer, older, run, audit)
+            self._it_was_tested(newer, audit)
+
+    def _nothing_newer_is_undone(self, newer: Release, older: Release | None, base: Release | None) -> None:
+        """A run changes only what still was as in its base; so nothing that was published since is undone."""
+        now, before, based = ({} if one is None else one.tables for one in (newer, older, base))
+        for table in now.keys() | before.keys():
+            if now.get(table) != before.get(table):
+                assert before.get(table) == based.get(table), f"{newer.release} changes {table}, which had moved"
+            if table.startswith("bronze."):
+                had, has = (set(one[table].deliveries if table in one else ()) for one in (before, now))
+                assert has >= had, f"{newer.release} takes back {had - has}"
+        docs_now, docs_before, docs_based = ({} if one is None else one.all_docs for one in (newer, older, base))
+        for project, prefix in docs_now.items():
+            if prefix != docs_before.get(project):
+                assert docs_before.get(project) == docs_based.get(project), f"{newer.release} puts older docs back"
+
+    def _only_what_its_code_no_longer_has_is_dropped(
+        self, newer: Release, older: Release | None, run: Run, audit: releases.Audit
+    ) -> None:
+        gone = (older.tables.keys() if older else set()) - newer.tables.keys()
+        assert set(newer.dropped) == gone
+        assert not gone or (run.pin.nodes is None and not gone & audit.tables)
+        for table, version_ in newer.tables.items():
+            assert not gone & version_.inputs.keys(), f"{table} was made from a table that is dropped"
+
+    def _it_was_tested(self, newer: Release, audit: releases.Audit) -> None:
+        for test, reads in audit.tests.items():
+            if reads & set(newer.built):
+                shown = frozenset((table, newer.tables[table].version) for table in reads)
+                assert (test, shown) in self.lake.passed, f"{test} has not passed on what {newer.release} shows"
 
 
 TestProtocol = Protocol.TestCase
@@ -263,10 +259,7 @@ def lake() -> Lake:
 
 
 def published(lake: Lake) -> Run:
-    run = lake.pin()
-    lake.build_all(run)
-    lake.publish(run)
-    return run
+    return lake.published()
 
 
 def test_R4_a_late_write_of_a_fenced_runner_never_enters(lake: Lake) -> None:
@@ -341,7 +334,7 @@ def test_P3_a_table_rebuilt_after_its_run_was_published_is_not_said_to_be_live(l
     run = published(lake)
     live = lake.live()
     lake.build(run, "gold.g", runner=2)
-    with pytest.raises(releases.Skipped, match=r"published as .*; built anew since: gold\.g.*clear pin"):
+    with pytest.raises(releases.Skipped, match=r"published as .*built again since: gold\.g.*clear pin"):
         lake.publish(run)
     assert lake.live() == live
 
@@ -488,18 +481,10 @@ def test_P6_a_kept_parent_that_moved_is_told_to_pin_anew(lake: Lake) -> None:
 
 def test_P7_a_whole_run_drops_what_its_project_no_longer_has(lake: Lake) -> None:
     published(lake)
+    lake.tables -= {"gold.h"}
     run = lake.pin()
-    for table in ("silver.s", "gold.g"):
-        lake.build(run, table)
-    for test in ("test.silver.s", "test.gold.g"):
-        lake.test(run, test)
-    smaller = releases.Audit(
-        {test: reads for test, reads in TESTS.items() if "gold.h" not in reads},
-        frozenset({"silver.s", "gold.g"}),
-        "busco",
-        "hash",
-    )
-    release = releases.publish(run, smaller, "me", "")
+    lake.build_all(run)
+    release = lake.publish(run)
     assert release.dropped == ("gold.h",)
     assert "gold.h" not in release.tables
 
@@ -511,8 +496,7 @@ def test_P7_nothing_is_dropped_when_the_project_changed_since_the_pin(lake: Lake
         lake.build(run, table)
     for test in ("test.silver.s", "test.gold.g"):
         lake.test(run, test)
-    tests = {test: reads for test, reads in TESTS.items() if "gold.h" not in reads}
-    changed = releases.Audit(tests, frozenset({"silver.s", "gold.g"}), "busco", "other")
+    changed = audit_of({"silver.s", "gold.g"})
     assert "gold.h" in releases.publish(run, changed, "me", "").tables
 
 
@@ -533,14 +517,6 @@ def test_a_release_of_before_there_were_several_projects_says_whose_its_docs_are
 
 
 # -- two dbt projects in one lake -------------------------------------------------------------------------------------
-
-
-def others(lake: Lake, table: str = "gold.o") -> tuple[Run, releases.Audit]:
-    """A run of everything of another project, which has one table."""
-    run = lake.pin(project="other")
-    made = version(table, {}).model_copy(update={"project": "other"})
-    run.enter(table, run.take(table, 1), made, kept=False)
-    return run, releases.Audit({}, frozenset({table}), "other", "hash")
 
 
 def test_P7_a_whole_run_of_one_project_leaves_the_tables_and_docs_of_another(lake: Lake) -> None:

@@ -141,6 +141,10 @@ def resume(start: bool) -> None:
     hold = releases.resume(store, environment)
     if hold is None:
         click.echo("there is no hold; nothing was done")
+        live = releases.read_live(store, environment)
+        if live is not None and (last := live.current.resumed) is not None:
+            skipped = ", ".join(last.hold.skipped) or "none"
+            click.echo(f"the last hold was set by {last.hold.who} ({last.hold.reason}); skipped meanwhile: {skipped}")
         return
     click.echo(
         f"the hold of {hold.who} ({hold.reason}) is over; skipped meanwhile: {', '.join(hold.skipped) or 'none'}"

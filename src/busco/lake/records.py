@@ -258,6 +258,17 @@ class Hold(LakeRecord):
     reason: str
     skipped: tuple[str, ...] = ()
 
+    def is_same(self, other: Hold) -> bool:
+        """Whether both are one hold, at two times: runs are added to it while it stands."""
+        return (self.who, self.when, self.reason) == (other.who, other.when, other.reason)
+
+
+class Resumed(LakeRecord):
+    """The hold that was lifted last, so that whoever did it can ask again which runs it names; `request` says who."""
+
+    hold: Hold
+    request: str = ""
+
 
 class Current(LakeRecord):
     """The live release: the only object that is swapped in place for readers. `serial` grows with each swap."""
@@ -265,12 +276,13 @@ class Current(LakeRecord):
     release: str
     serial: int
     hold: Hold | None = None
+    resumed: Resumed | None = None
 
 
 class Release(LakeRecord):
     """Every table → version, consistent (P1). `stale` names tables whose inputs differ from this release's (P5);
-    `project` is the dbt project that was published, `docs` where its docs lie, and `all_docs` those of each project
-    that has tables here."""
+    `project` is the dbt project that was published, and `docs` the prefix of its run's docs. `all_docs` has the prefix
+    of each project with tables here: for that project it is `docs`, unless newer ones were live already."""
 
     release: str
     previous: str | None

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from busco.errors import BuscoError
 from busco.lake.audits import Audit as Audit
 from busco.lake.audits import Skipped as Skipped
-from busco.lake.audits import refuse_claimed, refuse_inconsistent, refuse_moved, refuse_untested
+from busco.lake.compose import compose
 from busco.lake.layout import EnvironmentLayout, stamp
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
-from busco.lake.records import Current, Hold, Pin, Release, Version, utc_now
+from busco.lake.records import Current, Entry, Hold, Pin, Release, Resumed, Version, utc_now
 from busco.lake.runs import Run, newest_epoch
 
 
@@ -83,7 +83,7 @@ def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
     Returns the release: the new one, or the one that this run had already become.
 
     Raises:
-        Skipped: on hold (P3), rolled back since (P3), or superseded (P6).
+        Skipped: on hold (P3), and then `resume` will name the run; rolled back since (P3); or superseded (P6).
         BuscoError: a table moved since the run's pin, inputs differ, or a test is missing (P4, P6), with the
             tasks to clear; or the run is a replay.
     """
@@ -92,24 +92,22 @@ def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
     base = run.base()
     while True:
         live = read_live(store, environment)
-        if live is not None and (published := _already(store, environment, run, live)):
+        if live is not None and (published := _already(store, environment, run, audit, live)):
             return published
         if newest_epoch(store, environment, run.name) != run.pin.epoch:
             raise BuscoError(f"epoch {run.pin.epoch} of run {run.name} is over", "a newer one has begun: publish that")
-        if live is not None and live.current.hold is not None:
-            _note_skipped(store, environment, live, run)
-            raise Skipped(_hold_text(live.current.hold))
-        release = _compose(run, audit, who, docs, base, live)
+        if live is not None and (hold := live.current.hold) is not None:
+            # The run ends skipped only if its name is in the hold that it read. If the hold was lifted or replaced in
+            # between, the swap fails, and everything is decided again on what is there then.
+            if run.name not in hold.skipped:
+                noted = hold.model_copy(update={"skipped": (*hold.skipped, run.name)})
+                if not _swap(store, environment, live, hold=noted):
+                    continue
+            raise Skipped(_hold_text(hold))
+        release = compose(run, audit, who, docs, base, live.release if live else None, new_release_id())
         store.create(environment.release(release.release), release)
-        current = Current(release=release.release, serial=live.current.serial + 1 if live else 1)
-        try:
-            if live is None:
-                store.create(environment.current, current)
-            else:
-                store.swap(environment.current, current, live.etag)
+        if _swap(store, environment, live, release=release.release):
             return release
-        except (AlreadyExists, Moved):
-            continue
 
 
 def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str, who: str, reason: str) -> Release:
@@ -144,26 +142,68 @@ def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str
         store.create(environment.release(release.release), release)
         skipped = live.current.hold.skipped if live.current.hold else ()
         hold = Hold(who=who, when=utc_now(), reason=reason, skipped=skipped)
-        current = Current(release=release.release, serial=live.current.serial + 1, hold=hold)
-        try:
-            store.swap(environment.current, current, live.etag)
+        if _swap(store, environment, live, release=release.release, hold=hold):
             return release
-        except Moved:
-            continue
 
 
-def resume(store: ObjectStore, environment: EnvironmentLayout) -> Hold | None:
-    """Takes the hold away and gives it (with the runs that were skipped meanwhile), None where there was none."""
+def resume(store: ObjectStore, environment: EnvironmentLayout, request: str = "") -> Hold | None:
+    """Lifts the hold, and returns it with the runs that were skipped while it stood; None if there was none (P8).
+
+    Safe to repeat with the same `request`, also for a caller that was killed after the write: the last hold that was
+    lifted stays in current.json with the request that lifted it, and is returned again.
+
+    Args:
+        request: identifies what asked for this, such as the DAG run; empty if it is never repeated.
+
+    Raises:
+        BuscoError: a hold stands that the caller cannot have meant, since it was set after the first one was read, or
+            after this request lifted another.
+    """
+    meant: Hold | None = None
     while True:
         live = read_live(store, environment)
-        if live is None or live.current.hold is None:
+        if live is None:
             return None
-        current = Current(release=live.current.release, serial=live.current.serial + 1)
-        try:
-            store.swap(environment.current, current, live.etag)
-            return live.current.hold
-        except Moved:
-            continue
+        hold, resumed = live.current.hold, live.current.resumed
+        mine = resumed is not None and bool(request) and resumed.request == request
+        if hold is None:
+            if resumed is not None and (mine or (meant is not None and resumed.hold.is_same(meant))):
+                return resumed.hold
+            return None
+        if mine and resumed is not None:
+            raise _other_hold(resumed.hold, hold)
+        if meant is not None and not hold.is_same(meant):
+            raise _other_hold(meant, hold)
+        meant = hold
+        if _swap(store, environment, live, resumed=Resumed(hold=hold, request=request)):
+            return hold
+
+
+def _other_hold(over: Hold, stands: Hold) -> BuscoError:
+    skipped = ", ".join(over.skipped) or "none"
+    return BuscoError(
+        f"publishing is on hold again, since {_by(stands)}; the hold of {over.who} ({over.reason}) is over, and the "
+        f"runs skipped while it stood are: {skipped}",
+        "check that the new hold may be lifted, then resume again: busco release resume, or a new run of operations",
+    )
+
+
+def _swap(store: ObjectStore, environment: EnvironmentLayout, live: Live | None, **changes: object) -> bool:
+    """Writes current.json if it is still what was read, and returns whether it was (P2).
+
+    Args:
+        changes: the fields of `Current` that differ from what was read. A hold is there only if it is among them.
+    """
+    try:
+        if live is None:
+            store.create(environment.current, Current.model_validate({"serial": 1, **changes}))
+        else:
+            serial = live.current.serial + 1
+            written = live.current.model_copy(update={"hold": None, "serial": serial, **changes})
+            store.swap(environment.current, written, live.etag)
+        return True
+    except (AlreadyExists, Moved):
+        return False
 
 
 def _refuse_replay(environment: EnvironmentLayout) -> None:
@@ -180,7 +220,7 @@ def new_release_id() -> str:
     return f"r{stamp(utc_now())}-{secrets.token_hex(4)}"
 
 
-def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, live: Live) -> Release | None:
+def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, audit: Audit, live: Live) -> Release | None:
     """The release that this epoch has become, if it is in the history since the run's base (P3).
 
     Raises:
@@ -196,18 +236,19 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, live:
         release = read_release(store, environment, release.previous) if release.previous else None
     if release is None or release.release == run.pin.base:
         return None
-    # a run that built nothing has published its deliveries
-    published = release.built or tuple(t for t in release.tables if _concerns(run.pin, release.tables[t]))
-    mine = {table: release.tables[table].version for table in published}
     rebuilt = sorted(
         table
         for table, entry in run.entries().items()
-        if table in mine and (entry.version is None or entry.version.version != mine[table])
+        if table in audit.tables and not _is_in(entry, release.tables.get(table), table in release.built)
     )
     if rebuilt:
         raise Skipped(
-            f"published as {release.release}; built anew since: {', '.join(rebuilt)}. To publish that too, clear pin"
+            f"published as {release.release}, but these tables were built again since: {', '.join(rebuilt)}. "
+            "To publish them too, clear pin"
         )
+    # a run that built nothing has published its deliveries
+    published = release.built or tuple(t for t in release.tables if _concerns(run.pin, release.tables[t]))
+    mine = {table: release.tables[table].version for table in published}
     shown = {table: live.release.tables[table].version for table in mine if table in live.release.tables}
     if newer and shown != mine:
         rollback = next((one for one in reversed(newer) if one.kind == "rollback"), None)
@@ -216,102 +257,21 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, live:
     return release
 
 
+def _is_in(entry: Entry, published: Version | None, built: bool) -> bool:
+    """Whether a run's entry is what its release was made of. A table that it kept may have another version there."""
+    if entry.version is None:
+        return False
+    return published is not None and published.version == entry.version.version if built else entry.kept
+
+
 def _concerns(pin: Pin, version: Version) -> bool:
     """Whether a table is of the run's project or a source of it."""
     return version.table in pin.bronze or not pin.project or version.project == pin.project
 
 
 def _hold_text(hold: Hold) -> str:
-    when = hold.when.strftime("%Y-%m-%d %H:%M UTC")
-    return f"on hold since {when} by {hold.who}: {hold.reason} (end it with `busco release resume`)"
+    return f"on hold since {_by(hold)} (end it with `busco release resume`)"
 
 
-def _note_skipped(store: ObjectStore, environment: EnvironmentLayout, live: Live, run: Run) -> None:
-    """Names the run in the hold, for `resume` to tell; losing a race here means that somebody else moved on."""
-    hold = live.current.hold
-    if hold is None or run.name in hold.skipped:
-        return
-    noted = hold.model_copy(update={"skipped": (*hold.skipped, run.name)})
-    current = Current(release=live.current.release, serial=live.current.serial + 1, hold=noted)
-    try:
-        store.swap(environment.current, current, live.etag)
-    except Moved:
-        again = read_live(store, environment)
-        if again is not None and again.current.hold is not None:
-            _note_skipped(store, environment, again, run)
-
-
-def _compose(run: Run, audit: Audit, who: str, docs: str, base: Release | None, live: Live | None) -> Release:
-    """The release that publishing now would make, or the reason why not (P4 to P7)."""
-    # a model that failed and was taken out of the project leaves an entry that nobody can finish
-    entries = {table: entry for table, entry in run.entries().items() if table in audit.tables}
-    unfinished = sorted(table for table, entry in entries.items() if entry.version is None)
-    if unfinished:
-        raise BuscoError(
-            f"not built in this run: {', '.join(unfinished)}",
-            "clear their tasks: a writer was taken away or died",
-        )
-    mine = {table: entry.version for table, entry in entries.items() if entry.version is not None}
-    built = {table: version for table, version in mine.items() if not entries[table].kept}
-    seen = live.release if live else None
-    shown = seen.tables if seen else {}
-    refuse_claimed(audit.project, audit.tables, seen)
-    everything = run.pin.nodes is None
-    missing = sorted(audit.tables - mine.keys()) if everything else []
-    if missing:
-        raise BuscoError(f"not built in this run: {', '.join(missing)}", "clear their tasks")
-    refuse_moved(run, audit, base, seen, built)
-
-    # what the run kept is the base's: where another run has published a newer one, that one stays
-    tables = {**mine, **shown, **built}
-    read = {parent for version in built.values() for parent in version.inputs}
-    based = base.tables if base else {}
-    for table, pinned in run.pin.bronze.items():
-        stands = table in shown and (not everything or table not in based or shown[table] != based[table])
-        if table in read or not stands:
-            tables[table] = pinned
-    dropped: tuple[str, ...] = ()
-    if everything and audit.manifest_hash == run.pin.manifest_hash:
-        gone = {t for t, v in shown.items() if v.project == audit.project and t not in audit.tables}
-        dropped = tuple(sorted(gone - mine.keys()))
-        tables = {table: version for table, version in tables.items() if table not in dropped}
-    refuse_inconsistent(built, tables)
-    refuse_untested(run, audit, entries, tables)
-    described = {**(seen.docs_by_project() if seen else {}), audit.project: docs}
-    projects = {version.project for version in tables.values()} | {audit.project}
-    return Release(
-        release=new_release_id(),
-        previous=live.current.release if live else None,
-        kind="publish",
-        environment=run.environment.environment,
-        run=run.pin.run,
-        epoch=run.pin.epoch,
-        tables=tables,
-        stale=_stale(tables),
-        dropped=dropped,
-        built=tuple(sorted(built)),
-        docs=docs,
-        project=audit.project,
-        all_docs={project: prefix for project, prefix in described.items() if project and project in projects},
-        who=who,
-        code_version=run.pin.code_version,
-        created_at=utc_now(),
-    )
-
-
-def _stale(tables: dict[str, Version]) -> dict[str, tuple[str, ...]]:
-    """Tables whose inputs differ from what the release holds, and which (P5); what lies behind them too."""
-    stale: dict[str, tuple[str, ...]] = {}
-    for table, version in tables.items():
-        differ = tuple(sorted(p for p, v in version.inputs.items() if p not in tables or tables[p].version != v))
-        if differ:
-            stale[table] = differ
-    changed = True
-    while changed:
-        changed = False
-        for table, version in tables.items():
-            behind = tuple(sorted(p for p in version.inputs if p in stale))
-            if behind and table not in stale:
-                stale[table] = behind
-                changed = True
-    return stale
+def _by(hold: Hold) -> str:
+    return f"{hold.when:%Y-%m-%d %H:%M} UTC by {hold.who}: {hold.reason}"

@@ -147,14 +147,21 @@ def rollback(release: str, reason: str, who: str) -> str:
     return made.release
 
 
-def resume() -> list[str]:
-    """Ends the hold; gives the runs that were skipped meanwhile.
+def resume(context: Any) -> list[str]:
+    """Lifts the hold; returns the runs that were skipped while it stood.
 
-    Without a hold it does nothing, and the task is green: an earlier try may have ended it and died, and the new run is
-    still to be started.
+    Safe to repeat: a task whose earlier try lifted the hold and died returns the same runs. Without a hold it does
+    nothing, and the task is green, so that the new run is started.
+
+    Raises:
+        AirflowFailException: another hold was set since; this DAG run leaves it alone.
     """
     _, store, environment = _lake()
-    hold = releases.resume(store, environment)
+    run = context["dag_run"]
+    try:
+        hold = releases.resume(store, environment, f"{run.dag_id}/{run.run_id}")
+    except BuscoError as error:
+        raise AirflowFailException(str(error)) from error
     if hold is None:
         log.info("there is no hold")
         return []
