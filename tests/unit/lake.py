@@ -52,6 +52,7 @@ def version(table: str, inputs: dict[str, str], identity: str | None = None, cod
         inputs=inputs,
         fingerprint=code,
         project="busco",
+        unique_id=f"model.busco.{table.split('.')[1]}",
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -14,7 +15,7 @@ from botocore.exceptions import ClientError
 from busco.errors import BuscoError
 from busco.lake import types
 from busco.lake.layout import EnvironmentLayout, split_table
-from busco.lake.objects import ObjectStore
+from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.records import Current, Release, Version
 from busco.lake.releases import Live, read_live
 from busco.project import Project, table_name
@@ -22,10 +23,16 @@ from busco.project import Project, table_name
 # AWS Glue API reference: column comments have at most 255 characters, descriptions 2,048.
 _COMMENT, _DESCRIPTION = 255, 2048
 _MANAGED = "busco.managed"
+_HTML = "text/html; charset=utf-8"
 
 
 class _MovedOn(Exception):
-    """Another release went live while the tables were being switched."""
+    """Another release went live while the tables were being switched; `deleted` is the table `busco_gold.fct_orders`
+    that was deleted last, for which it may have come too late, or empty."""
+
+    def __init__(self, deleted: str = "") -> None:
+        super().__init__(deleted)
+        self.deleted = deleted
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,15 @@ def sync(
     """
     if environment.environment != "prod":
         raise BuscoError(f"Glue shows prod only, not {environment.environment}")
+    first = ""
     while True:
         live = read_live(store, environment)
         if live is None:
             return None
         try:
-            return _Sync(glue, store, environment, database_of, live).run(layers)
-        except _MovedOn:
-            continue
+            return _Sync(glue, store, environment, database_of, live).run(layers, first)
+        except _MovedOn as moved:
+            first = moved.deleted
 
 
 class _Sync:
@@ -83,10 +91,10 @@ class _Sync:
         self.database_of, self.live = database_of, live
         self.done: dict[str, list[str]] = {"created": [], "updated": [], "deleted": [], "unchanged": []}
 
-    def run(self, layers: tuple[str, ...]) -> Shown:
+    def run(self, layers: tuple[str, ...], first: str = "") -> Shown:
         release = self.live.release
         projects = self._projects(release)
-        for table in sorted(release.tables):
+        for table in sorted(release.tables, key=lambda table: (self._name(table) != first, table)):
             self._switch(release.tables[table], release, projects)
         for layer in layers:
             self._delete_others(layer, release)
@@ -95,21 +103,27 @@ class _Sync:
         done = {kind: tuple(names) for kind, names in self.done.items()}
         return Shown(release=release.release, **done)
 
-    def _projects(self, release: Release) -> dict[str, Project]:
-        """The dbt projects that describe the release's tables, by name."""
-        manifests = {
-            name: stored
-            for name, prefix in release.docs_by_project().items()
-            if (stored := self.store.get(f"{prefix}manifest.json")) is not None
-        }
-        return {name: Project(json.loads(stored.body)) for name, stored in manifests.items()}
+    def _name(self, table: str) -> str:
+        """A table's name in Glue, `busco_gold.fct_orders`."""
+        layer, name = split_table(table)
+        return f"{self.database_of(layer)}.{name}"
 
-    def _still_live(self) -> None:
+    def _projects(self, release: Release) -> list[tuple[str, Project]]:
+        """The dbt projects that describe the release's tables, with their names. The manifest of the run itself comes
+        last: it has tables that its project's docs do not know, where those are of a newer run (P7)."""
+        described = [*release.docs_by_project().items(), (release.project, release.docs)]
+        return [
+            (name, Project(json.loads(stored.body)))
+            for name, prefix in dict.fromkeys(described)
+            if prefix and (stored := self.store.get(f"{prefix}manifest.json")) is not None
+        ]
+
+    def _still_live(self, deleted: str = "") -> None:
         now = self.store.read(self.environment.current, Current)
         if now is None or now.release != self.live.current.release:
-            raise _MovedOn
+            raise _MovedOn(deleted)
 
-    def _switch(self, version: Version, release: Release, projects: Mapping[str, Project]) -> None:
+    def _switch(self, version: Version, release: Release, projects: Sequence[tuple[str, Project]]) -> None:
         """One table: GetTable, current.json, UpdateTable with that VersionId, from the start on a conflict (G1)."""
         layer, name = split_table(version.table)
         database = self.database_of(layer)
@@ -155,15 +169,28 @@ class _Sync:
         wanted = {split_table(table)[1] for table in release.tables if split_table(table)[0] == layer}
         for page in self.glue.get_paginator("get_tables").paginate(DatabaseName=database):
             for table in page["TableList"]:
-                if table["Name"] in wanted or table.get("Parameters", {}).get(_MANAGED) != "true":
-                    continue
-                self._still_live()
-                try:
-                    self.glue.delete_table(DatabaseName=database, Name=table["Name"])
-                except ClientError as error:
-                    if _code(error) != "EntityNotFoundException":
-                        raise
-                self.done["deleted"].append(f"{database}.{table['Name']}")
+                if table["Name"] not in wanted and _is_ours(table):
+                    self._delete(database, table["Name"])
+
+    def _delete(self, database: str, name: str) -> None:
+        """Deletes a table that the release does not have (G1).
+
+        DeleteTable takes no VersionId. So the table is read again right before it, since somebody may have made one of
+        his own of that name; and the live release right after it: where that has moved on, its sync may just have made
+        the table, and it is the first that is made again.
+        """
+        found = self._get(database, name)
+        if found is None or not _is_ours(found):
+            return
+        self._still_live()
+        try:
+            self.glue.delete_table(DatabaseName=database, Name=name)
+        except ClientError as error:
+            if _code(error) != "EntityNotFoundException":
+                raise
+        else:
+            self.done["deleted"].append(f"{database}.{name}")
+        self._still_live(f"{database}.{name}")
 
     def _show_docs(self, release: Release) -> None:
         """One project's page is `docs/index.html`; of several each has its own, and that one leads to them."""
@@ -179,12 +206,20 @@ class _Sync:
             self._show_page("docs/index.html", _contents(pages) if len(pages) > 1 else next(iter(pages.values())))
 
     def _show_page(self, key: str, page: bytes) -> None:
-        shown = self.store.get(key)
-        if shown is None or shown.body != page:
+        """Writes a page only over the one that was read before the live release was: never over a newer sync's."""
+        while True:
+            shown = self.store.get(key)
+            if shown is not None and shown.body == page:
+                return
             self._still_live()
-            self.store.put(key, page, "text/html; charset=utf-8")
+            with contextlib.suppress(AlreadyExists, Moved):
+                if shown is None:
+                    self.store.create(key, page, _HTML)
+                else:
+                    self.store.swap(key, page, shown.etag, _HTML)
+                return
 
-    def _input(self, version: Version, release: Release, projects: Mapping[str, Project]) -> dict[str, Any]:
+    def _input(self, version: Version, release: Release, projects: Sequence[tuple[str, Project]]) -> dict[str, Any]:
         node = _said(version, projects)
         comments = {name: column.get("description", "") for name, column in node.get("columns", {}).items()}
         columns = []
@@ -222,9 +257,9 @@ class _Sync:
         }
 
 
-def _said(version: Version, projects: Mapping[str, Project]) -> Mapping[str, Any]:
+def _said(version: Version, projects: Sequence[tuple[str, Project]]) -> Mapping[str, Any]:
     """What a table's own dbt project says of it; of a bronze table, what one says that reads it."""
-    own = [projects[version.project]] if version.project in projects else list(projects.values())
+    own = [project for name, project in projects if name == version.project] or [project for _, project in projects]
     for project in own:
         for uid in (version.unique_id, *project.sources):
             try:
@@ -233,6 +268,11 @@ def _said(version: Version, projects: Mapping[str, Project]) -> Mapping[str, Any
             except KeyError:
                 continue
     return {}
+
+
+def _is_ours(table: Mapping[str, Any]) -> bool:
+    """Whether a sync made a table, rather than somebody else."""
+    return bool(table.get("Parameters", {}).get(_MANAGED) == "true")
 
 
 def _contents(names: Iterable[str]) -> bytes:

@@ -108,7 +108,7 @@ class ObjectStore:
             # it was deleted in between
         raise AlreadyExists(key)
 
-    def swap(self, key: str, body: bytes | BaseModel, etag: str) -> str:
+    def swap(self, key: str, body: bytes | BaseModel, etag: str, content_type: str = "application/json") -> str:
         """Replaces the object if it is still the one with `etag` (If-Match) and gives the new ETag.
 
         Raises:
@@ -116,7 +116,7 @@ class ObjectStore:
         """
         data = _bytes(body)
         try:
-            return self._conditional(key, data, "application/json", IfMatch=etag)
+            return self._conditional(key, data, content_type, IfMatch=etag)
         except Moved:
             found = self.get(key)
             if found is not None and found.body == data:
