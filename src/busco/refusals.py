@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from busco.errors import BuscoError
-from busco.lake import types
+from busco.lake import layout, types
 from busco.lake.records import DOCS_NODE
 from busco.project import PLATFORM_PACKAGES, TABLE_KINDS, Project, meta_of, table_name
 from busco.settings import SIZES
@@ -23,6 +24,13 @@ _WHY = {
     "incremental": "there are no incremental models yet, each run writes a table anew; ",
     "snapshot": "there are no snapshots; ",
 }
+
+# the longest names that the rest of a key can have: settings.environment takes 31 characters
+_ENVIRONMENT = layout.EnvironmentLayout("e" * 31)
+_MANY = 999_999
+_RUN = layout.RunLayout(_ENVIRONMENT.epoch("r" * layout.MAX_RUN_BYTES, _MANY))
+# what a DAG may put before a model's name in its task's id
+_GROUP = "g" * 60 + "."
 
 Problem = tuple[Mapping[str, Any], str]
 
@@ -70,6 +78,7 @@ def _problems(project: Project) -> Iterator[Problem]:
             yield macro, f"the macro {macro['name']} is the platform's own; take it out, or name it otherwise"
     yield from _source_problems(project)
     yield from _name_problems(project)
+    yield from _key_problems(project)
 
 
 def _model_problems(node: Mapping[str, Any]) -> Iterator[Problem]:
@@ -162,6 +171,27 @@ def _name_problems(project: Project) -> Iterator[Problem]:
         name = uid.split(".", 2)[2]
         if (other := known.setdefault(name, uid)) != uid:
             yield project.node(uid), f"the name {name} is {other}'s too; rename it (alias keeps a table's name)"
+
+
+def _key_problems(project: Project) -> Iterator[Problem]:
+    """Names that are too long for the key of one of their objects, in any environment, run and runner."""
+    for uid, node in (*project.nodes.items(), *project.manifest.get("unit_tests", {}).items()):
+        task = f"{_GROUP}{uid.split('.', 2)[-1]}.test/{_MANY}"
+        table = project.table_of(uid)
+        metadata = partial(_ENVIRONMENT.metadata, table, layout.new_id()) if table else str
+        yield from _too_long(node, partial(_RUN.log, uid, _MANY), partial(_RUN.order, task, _MANY), metadata)
+    for source in project.sources.values():
+        names = source["source_name"], source.get("identifier") or source["name"]
+        yield from _too_long(source, partial(layout.bronze_object, *names, layout.new_id(), layout.new_id()))
+    yield from _too_long({"original_file_path": "dbt_project.yml"}, partial(layout.docs_page, project.name))
+
+
+def _too_long(node: Mapping[str, Any], *keys: Callable[[], str]) -> Iterator[Problem]:
+    try:
+        for key in keys:
+            key()
+    except BuscoError as error:
+        yield node, f"{error.message}; {error.hint}"
 
 
 def _file(node: Mapping[str, Any]) -> str:

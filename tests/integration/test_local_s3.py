@@ -117,6 +117,26 @@ def test_a_listing_goes_on_over_pages_in_the_order_of_keys(server: Server, lake:
     assert [key for page in found for key in page] == keys
 
 
+@pytest.mark.parametrize("key", ["k" * 1024, "é" * 512, "a/" + "%" * 1022, "日" * 341 + "+"])
+def test_a_key_of_more_bytes_than_s3_takes_is_refused(server: Server, lake: str, key: str) -> None:
+    s3 = server.client("s3")
+    assert len(key.encode()) == 1024
+    s3.put_object(Bucket=lake, Key=key, Body=b"1")
+    assert s3.get_object(Bucket=lake, Key=key)["Body"].read() == b"1"
+    long = {"Bucket": lake, "Key": f"{key}x"}
+    for call in (
+        lambda: s3.put_object(**long, Body=b"1"),
+        lambda: s3.put_object(**long, Body=b"1", IfNoneMatch="*"),
+        lambda: s3.create_multipart_upload(**long),
+        lambda: s3.copy_object(**long, CopySource={"Bucket": lake, "Key": key}),
+        lambda: s3.get_object(**long),
+    ):
+        assert code_of(call) == "KeyTooLongError"
+    assert code_of(lambda: s3.head_object(**long)) == "400"
+    found = [one["Key"] for one in s3.list_objects_v2(Bucket=lake, Prefix=key)["Contents"]]
+    assert found == [key]
+
+
 def test_the_landing_bucket_keeps_what_is_written_over(server: Server) -> None:
     s3, bucket = server.client("s3"), os.environ["BUSCO_LANDING_BUCKET"]
     old = s3.put_object(Bucket=bucket, Key="shop/orders/a.csv", Body=b"old")["VersionId"]

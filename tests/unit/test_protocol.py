@@ -72,13 +72,13 @@ class Protocol(RuleBasedStateMachine):
         hold = releases.resume(self.lake.store, ENVIRONMENT)
         self.named.update(hold.skipped if hold else ())
 
-    @rule()
-    def deliver(self) -> None:
-        self.lake.deliveries += 1
+    # -- one after the other ------------------------------------------------------------------------------------------
 
-    @rule()
-    def deliver_what_no_model_reads(self) -> None:
-        self.lake.other_deliveries += 1
+    @rule(read=st.booleans())
+    def deliver(self, read: bool) -> None:
+        """A file comes, of a table that models read or of one that none reads."""
+        self.lake.deliveries += read
+        self.lake.other_deliveries += not read
 
     @rule(table=st.sampled_from(["gold.g", "gold.h"]))
     def add_or_remove_a_model(self, table: str) -> None:
@@ -88,27 +88,34 @@ class Protocol(RuleBasedStateMachine):
     def pin(self, partial: bool) -> None:
         self.runs.append(self.lake.pin(("x",) if partial else None))
 
+    @rule()
+    def prepare(self) -> None:
+        """A run that is held up right before it is published."""
+        run = self.lake.pin()
+        self.runs.append(run)
+        self.lake.build_all(run, keep=True)
+
     @precondition(lambda self: self.runs)
     @rule(data=st.data())
     def clear_pin(self, data) -> None:
-        run = data.draw(st.sampled_from(self.runs))
+        run = data.draw(self.a_run())
         self.runs.append(self.lake.pin(run.pin.nodes, run.name, run.pin.epoch + 1))
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), table=st.sampled_from(sorted(PARENTS)), runner=st.integers(1, 3), kill=kills)
     def build(self, data, table, runner, kill) -> None:
         with self.process(kill):
-            self.lake.build(data.draw(st.sampled_from(self.runs)), table, runner)
+            self.lake.build(data.draw(self.a_run()), table, runner)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), test=st.sampled_from(sorted(TESTS)), passed=st.booleans(), runner=st.integers(1, 3))
     def test(self, data, test, passed, runner) -> None:
-        self.lake.test(data.draw(st.sampled_from(self.runs)), test, passed, runner)
+        self.lake.test(data.draw(self.a_run()), test, passed, runner)
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), kill=kills, keep=st.booleans())
     def whole_run(self, data, kill, keep) -> None:
-        run = data.draw(st.sampled_from(self.runs))
+        run = data.draw(self.a_run())
         with self.process(kill):
             self.lake.build_all(run, keep)
             self.do_publish(run)
@@ -116,9 +123,14 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), kill=kills)
     def publish(self, data, kill) -> None:
-        run = data.draw(st.sampled_from(self.runs))
+        run = data.draw(self.a_run())
         with self.process(kill):
             self.do_publish(run)
+
+    @rule(kill=kills)
+    def publish_what_is_now(self, kill) -> None:
+        with self.process(kill):
+            self.do_whole_run()
 
     @rule(kill=kills)
     def another_project(self, kill) -> None:
@@ -136,15 +148,36 @@ class Protocol(RuleBasedStateMachine):
         with self.process(kill):
             self.do_resume()
 
+    code = st.sets(st.sampled_from(["gold.g", "gold.h"])).map(frozenset)
+
+    @rule(
+        before=code, own=code, newer=st.lists(code, min_size=1, max_size=2), keep=st.booleans(), delivered=st.booleans()
+    )
+    def a_late_run(self, before, own, newer, keep, delivered) -> None:
+        """A run that is published only after newer ones were, each with code of its own."""
+        with self.process(None):
+            self.do_resume()
+            self.lake.tables = before | {"silver.s"}
+            self.do_whole_run()
+            self.lake.tables = own | {"silver.s"}
+            late = self.lake.pin()
+            self.lake.build_all(late, keep)
+            for tables in newer:
+                self.lake.other_deliveries += delivered
+                self.lake.tables = tables | {"silver.s"}
+                self.do_whole_run()
+            self.do_publish(late)
+
+    # -- at once ------------------------------------------------------------------------------------------------------
+
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), at=st.integers(0, 12))
     def one_between_the_calls_of_another(self, data, at) -> None:
-        """Two actors at once: the second does all that it does before some call of the first."""
-        run = st.sampled_from(self.runs)
+        """The second of two actors does all that it does before some call of the first."""
         actors = st.one_of(
             st.just(self.do_resume),
             st.just(self.do_whole_run),
-            run.map(lambda one: lambda: self.do_publish(one)),
+            self.a_run().map(lambda one: lambda: self.do_publish(one)),
             st.integers(0, 5).map(lambda position: lambda: self.do_rollback(position)),
         )
         first: Callable[[], None] = data.draw(actors)
@@ -158,6 +191,10 @@ class Protocol(RuleBasedStateMachine):
             self.lake.s3.interrupt, self.lake.s3.interrupt_at = come_in, at
             first()
         self.lake.s3.interrupt = self.lake.s3.interrupt_at = None
+
+    def a_run(self) -> st.SearchStrategy[Run]:
+        """One of the newest runs: what is interesting happens while they are under way."""
+        return st.sampled_from(self.runs[-4:])
 
     # -- what a reader may see ----------------------------------------------------------------------------------------
 
@@ -249,7 +286,7 @@ class Protocol(RuleBasedStateMachine):
 
 TestProtocol = Protocol.TestCase
 TestProtocol.settings = settings(
-    max_examples=200, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 
 from busco.errors import BuscoError
 from busco.lake import types
-from busco.lake.layout import EnvironmentLayout, split_table
+from busco.lake.layout import EnvironmentLayout, docs_page, split_table
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.records import Current, Release, Version
 from busco.lake.releases import Live, read_live
@@ -201,7 +201,7 @@ class _Sync:
         }
         if len(pages) > 1:
             for name, page in pages.items():
-                self._show_page(f"docs/projects/{name}.html", page)
+                self._show_page(docs_page(name), page)
         if pages:
             self._show_page("docs/index.html", _contents(pages) if len(pages) > 1 else next(iter(pages.values())))
 

@@ -216,9 +216,10 @@ def main() -> None:
     from ministack.services import s3
     from ministack.services.cloudformation import provisioners
 
-    from busco.embedded import athena_iceberg, docker_engine, ecs_containers, local_ecs, task_definitions
+    from busco.embedded import athena_iceberg, docker_engine, ecs_containers, local_ecs, s3_limits, task_definitions
 
     s3_intents.install(s3, folder / "s3-intents")
+    s3_limits.install(s3)
     adopt_buckets(provisioners)
     task_definitions.install(provisioners)
     endpoint = f"http://127.0.0.1:{given.port}"

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from busco.errors import BuscoError
+from busco.lake import layout
 from busco.lake.deliveries import Contract, check_source
 
 _GZIP = b"\x1f\x8b"
@@ -91,6 +93,8 @@ def find(
             elif contract is None:
                 known = ", ".join(sorted(c.table for c in contracts))
                 unknown.append((file, f"its name tells no table ({known}); give it with --table"))
+            elif wrong := _long_name(contract, name):
+                unknown.append((file, wrong))
             else:
                 found.append(SourceFile(file, name, contract))
     return found, unknown
@@ -129,6 +133,16 @@ def _no_name(name: str) -> str:
         name.encode()
     except UnicodeEncodeError:
         return "its name is not UTF-8; rename it"
+    return ""
+
+
+def _long_name(contract: Contract, name: str) -> str:
+    """Why S3 would refuse the keys of a file's records, '' where it takes them."""
+    try:
+        layout.delivery(contract.source, contract.table, name, 999_999)
+        layout.quarantine(contract.source, contract.table, name, layout.new_id())
+    except BuscoError as error:
+        return f"{error.message}; rename it, or ingest it from its own folder"
     return ""
 
 

@@ -1,4 +1,7 @@
-"""Where each object of the lake lies: the only place that builds its keys."""
+"""Where each object of the lake lies: the only place that builds its keys.
+
+What is made from a name that users choose raises `BuscoError` where S3 would refuse the key (`fitting`).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,43 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import quote
 
+from busco.errors import BuscoError
+
 DELIVERIES = "_lake/deliveries/"
 QUARANTINE = "_lake/quarantine/"
 # environments in which a person builds a run's models again: nothing is ever published in them
 REPLAYS = "replay_"
+
+
+# S3 user guide, "Naming Amazon S3 objects": a key is UTF-8 of at most so many bytes.
+MAX_KEY_BYTES = 1024
+# No run's key is longer, neither Airflow's nor a local one: what else is in a run's keys has the rest.
+MAX_RUN_BYTES = 100
+
+
+def fitting(key: str, kind: str, name: str) -> str:
+    """The key, if S3 takes one that long.
+
+    Args:
+        kind, name: what of the key the user can change: `file`, and its name.
+
+    Raises:
+        BuscoError: it is too long; with the name, cut after 80 characters.
+    """
+    size = key_bytes(key)
+    if size <= MAX_KEY_BYTES:
+        return key
+    shown = name if len(name) <= 80 else f"{name[:80]}…"
+    raise BuscoError(
+        f"the name of the {kind} {shown} is too long: one of its object keys would have {size:,} bytes, and S3 takes "
+        f"{MAX_KEY_BYTES:,}",
+        "shorten it",
+    )
+
+
+def key_bytes(key: str) -> int:
+    """A key's length as S3 counts it. A name that is no UTF-8 is refused elsewhere, and counted all the same."""
+    return len(key.encode(errors="surrogatepass"))
 
 
 def new_id() -> str:
@@ -56,15 +92,22 @@ def delivery_prefix(source: str, table: str) -> str:
 
 
 def delivery(source: str, table: str, file_name: str, number: int) -> str:
-    return f"{delivery_prefix(source, table)}{file_slug(file_name)}/{number}.json"
+    return fitting(f"{delivery_prefix(source, table)}{file_slug(file_name)}/{number}.json", "file", file_name)
 
 
 def bronze_object(source: str, table: str, content_hash: str, attempt: str) -> str:
-    return f"bronze/{source}/{table}/{content_hash[:32]}-{attempt}.parquet"
+    key = f"bronze/{source}/{table}/{content_hash[:32]}-{attempt}.parquet"
+    return fitting(key, "source table", f"{source}.{table}")
 
 
 def quarantine(source: str, table: str, file_name: str, attempt: str) -> str:
-    return f"{QUARANTINE}{source}.{table}/{file_slug(file_name)}/{attempt}.parquet"
+    key = f"{QUARANTINE}{source}.{table}/{file_slug(file_name)}/{attempt}.parquet"
+    return fitting(key, "file", file_name)
+
+
+def docs_page(project: str) -> str:
+    """The docs page of one of several dbt projects."""
+    return fitting(f"docs/projects/{project}.html", "dbt project", project)
 
 
 @dataclass(frozen=True)
@@ -103,18 +146,28 @@ class EnvironmentLayout:
 
     def metadata(self, table: str, version: str) -> str:
         """The number in front is what ClickHouse wants to see (iceberg.md)."""
-        return f"{self.iceberg(table)}/metadata/00001-{version}.metadata.json"
+        return fitting(f"{self.iceberg(table)}/metadata/00001-{version}.metadata.json", "table", table)
 
     def data(self, table: str, version: str) -> str:
         """The folder of a version's data files."""
         layer, name = split_table(table)
-        return f"{layer}/{name}/{self.environment}-{version}"
+        return fitting(f"{layer}/{name}/{self.environment}-{version}", "table", table)
 
     @property
     def all_runs(self) -> str:
         return f"{self.root}runs/"
 
     def runs(self, run: str) -> str:
+        """The folder of a run.
+
+        Raises:
+            BuscoError: its key is longer than any run's.
+        """
+        if key_bytes(run) > MAX_RUN_BYTES:
+            raise BuscoError(
+                f"the run's key {run[:80]}… has {key_bytes(run):,} bytes, and none has more than {MAX_RUN_BYTES}",
+                "copy it from the first line of the run's log",
+            )
         return f"{self.all_runs}{run}/"
 
     def epoch(self, run: str, epoch: int) -> str:
@@ -148,7 +201,7 @@ class RunLayout:
         return f"{self.prefix}manifest.json"
 
     def entry(self, table: str) -> str:
-        return f"{self.tables}{table}.json"
+        return fitting(f"{self.tables}{table}.json", "table", table)
 
     def runner(self, number: int) -> str:
         return f"{self.prefix}runner-{number}.json"
@@ -164,13 +217,13 @@ class RunLayout:
         return f"{self.prefix}orders/"
 
     def order(self, name: str, generation: int) -> str:
-        return f"{self.orders}{file_slug(name)}/{generation}.json"
+        return fitting(f"{self.orders}{file_slug(name)}/{generation}.json", "task", name)
 
     def result(self, node: str, runner: int) -> str:
-        return f"{self.results}{file_slug(node)}/{runner}.json"
+        return fitting(f"{self.results}{file_slug(node)}/{runner}.json", "node", node)
 
     def log(self, node: str, runner: int) -> str:
-        return f"{self.results}{file_slug(node)}/{runner}.log"
+        return fitting(f"{self.results}{file_slug(node)}/{runner}.log", "node", node)
 
     def follower(self, task: str) -> str:
-        return f"{self.followers}{file_slug(task)}.json"
+        return fitting(f"{self.followers}{file_slug(task)}.json", "task", task)

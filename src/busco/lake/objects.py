@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from pydantic import BaseModel
 
 from busco.errors import BuscoError
+from busco.lake.layout import fitting
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -48,7 +49,8 @@ class ObjectStore:
         client: a boto3 S3 client.
         bucket: the bucket's name.
 
-    Every method raises botocore's `ClientError` for what S3 refuses otherwise. A write whose reply was lost and
+    Every method raises botocore's `ClientError` for what S3 refuses otherwise; a write raises `BuscoError` for a key
+    that is longer than S3 takes. A write whose reply was lost and
     that was retried is recognised by its content: whatever writes a contended key puts an id of its own into it.
     """
 
@@ -125,7 +127,9 @@ class ObjectStore:
 
     def put(self, key: str, body: bytes | BaseModel, content_type: str = "application/json") -> None:
         """Writes an object whatever was there: only for keys that one writer owns."""
-        self.client.put_object(Bucket=self.bucket, Key=key, Body=_bytes(body), ContentType=content_type)
+        self.client.put_object(
+            Bucket=self.bucket, Key=fitting(key, "object", key), Body=_bytes(body), ContentType=content_type
+        )
 
     def keys(self, prefix: str) -> Iterator[str]:
         """All keys that begin with `prefix`, in their order."""
@@ -139,6 +143,7 @@ class ObjectStore:
         return [item["Prefix"][len(prefix) :].rstrip("/") for page in pages for item in page.get("CommonPrefixes", [])]
 
     def _conditional(self, key: str, data: bytes, content_type: str, **condition: str) -> str:
+        fitting(key, "object", key)
         for attempt in range(_CONFLICT_TRIES):
             try:
                 answer = self.client.put_object(

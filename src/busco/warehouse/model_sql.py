@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from busco.errors import BuscoError
 from busco.lake import types
+from busco.lake.layout import MAX_KEY_BYTES, key_bytes
 from busco.lake.records import Column
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ _WIDE = frozenset({"HUGEINT", "UHUGEINT", "UBIGINT", "UINTEGER", "BIGNUM"})
 _EXACT = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "DECIMAL"})
 # Above this a file is ended and another begun: a size that engines over S3 like to read.
 _FILE_BYTES = "256MB"
+# Percent-encoded, no value but text has more bytes than this; NULL's folder has a name of its own.
+_ENCODED_VALUE = 64
+_NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 
 
 def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
@@ -103,7 +108,8 @@ def copy_sql(
 ) -> str:
     """The COPY that writes a version's files below `url` and returns their statistics.
 
-    A newline follows the model's SQL, so that a comment at its end ends there.
+    A newline follows the model's SQL, so that a comment at its end ends there. The statement fails where a partition's
+    files would have keys that S3 refuses.
     """
     fields = types.field_ids_sql([(column.name, types.parse(column.type, column.name)) for column in table])
     options = [f"format parquet, compression zstd, return_stats, field_ids {fields}"]
@@ -113,8 +119,33 @@ def copy_sql(
     else:
         # a file is opened when its first row comes, with the credentials of then, and not when the statement begins
         options.append(f"file_size_bytes '{_FILE_BYTES}', write_empty_file false")
-    selected = ", ".join(expressions)
-    return f"copy (select {selected} from (\n{sql}\n)) to {types.literal(url)} ({', '.join(options)})"
+    query = f"select {', '.join(expressions)} from (\n{sql}\n)"
+    if partition_by and (checked := _fitting_partitions(table, partition_by, url)):
+        query = f"select * replace ({checked}) from ({query})"
+    return f"copy ({query}) to {types.literal(url)} ({', '.join(options)})"
+
+
+def _fitting_partitions(table: Sequence[Column], partition_by: Sequence[str], url: str) -> str:
+    """The first partition column as an expression that fails where the row's partition has too long a path; empty where
+    none can. DuckDB writes names and values of the path as `url_encode` does (a test compares them).
+
+    The value is not in the message, for it may be a person's.
+    """
+    kinds = {column.name: types.parse(column.type, column.name) for column in table}
+    folder = url.removeprefix("s3://").partition("/")[2]
+    names = sum(len(quote(column, safe="~")) + len("/=") for column in partition_by)
+    room = MAX_KEY_BYTES - key_bytes(folder) - len("/data_999999.parquet") - names
+    texts = [column for column in partition_by if str(kinds[column]) == "VARCHAR"]
+    if not texts and room >= _ENCODED_VALUE * len(partition_by):
+        return ""
+    columns = [types.quoted(column) for column in partition_by]
+    size = " + ".join(f"coalesce(length(url_encode(cast({c} as varchar))), {len(_NULL_FOLDER)})" for c in columns)
+    said = (
+        f"{'.'.join(folder.split('/')[:2])} has a partition by {', '.join(partition_by)} whose files would have keys "
+        f"longer than the {MAX_KEY_BYTES:,} bytes that S3 takes. Shorten the values, or partition by another column; "
+        f"find them by: where {size} > {room}"
+    )
+    return f"case when {size} > {room} then error({types.literal(said)}) else {columns[0]} end as {columns[0]}"
 
 
 def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
