@@ -162,6 +162,14 @@ REFUSED = {
         " tables: [{name: u}]}]",
         "no run could pin what lies there",
     ),
+    "models/a/long_source.yml": (
+        f"sources: [{{name: {'s' * 1000}, schema: bronze, tables: [{{name: w}}]}}]",
+        "too long: one of its object keys would have",
+    ),
+    "models/a/long_test.yml": (
+        f"unit_tests: [{{name: {'u' * 1000}, model: people, given: [], expect: {{rows: []}}}}]",
+        "too long: one of its object keys would have",
+    ),
     "models/a/twice.yml": (
         "sources: [{name: more, schema: bronze, tables: [{name: u}]}]",
         "is the table bronze.u too",

@@ -46,6 +46,19 @@ def test_a_model_without_rows_is_a_table_with_columns_and_no_row(mini: Platform)
     ]  # fmt: skip
 
 
+def test_a_partition_whose_key_s3_would_refuse_fails_its_model_with_the_table_and_the_column(mini: Platform) -> None:
+    """Each of the 170 letters has six bytes in the key."""
+    mini.model(
+        "gold/long",
+        "{{ config(partition_by='country') }} select repeat('é', 170) as country, 1 as n union all select 'PT', 2",
+    )
+    run, _ = mini.built("long")
+    error = run.latest_results()["model.busco.long"].error
+    assert "gold.long has a partition by country whose files would have keys longer than the 1,024 bytes" in error
+    assert 'where coalesce(length(url_encode(cast("country" as varchar))), 26) > ' in error
+    assert "é" * 170 not in error
+
+
 def test_old_partitions_are_not_seen_among_new_ones(mini: Platform) -> None:
     mini.deliver(orders(6))
     mini.build()
