@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from busco.errors import BuscoError
 from busco.lake import releases, replays
+from busco.lake.layout import run_key
 from busco.lake.runs import open_run, visible_versions
 from busco.settings import Settings
+from tests.unit.lake import AUDIT, ENVIRONMENT, Lake
 from tests.unit.memory_s3 import Killed
-from tests.unit.test_protocol import AUDIT, ENVIRONMENT, Lake
 
 OWN = replays.environment_of("ana")
 PATTERN = next(m.pattern for m in Settings.model_fields["environment"].metadata if hasattr(m, "pattern"))
@@ -77,3 +78,11 @@ def test_nothing_is_published_from_a_replay_nor_rolled_back_there() -> None:
         releases.rollback(lake.store, OWN, "r1", "test", "why")
     with pytest.raises(BuscoError, match="prod is no environment for replays"):
         replays.order(run, ["model.busco.g"])
+
+
+def test_a_run_is_found_by_a_long_run_id_of_airflow() -> None:
+    lake, run_id = Lake(), f"manual__{'again-' * 40}"
+    run = lake.pin(run=run_key("lakehouse", run_id))
+    assert replays.find(lake.store, ENVIRONMENT, f"lakehouse/{run_id}").name == run.name
+    with pytest.raises(BuscoError, match="there is no run lakehouse/x{200}"):
+        replays.find(lake.store, ENVIRONMENT, f"lakehouse/{'x' * 200}")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from busco.errors import BuscoError
-from busco.lake.layout import REPLAYS, EnvironmentLayout, new_id, run_key, slug
+from busco.lake.layout import MAX_RUN_BYTES, REPLAYS, EnvironmentLayout, key_bytes, new_id, run_key, slug
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Order, utc_now
 from busco.lake.runs import Run, epochs, newest_epoch, open_run, save_pin
@@ -37,7 +37,8 @@ def find(store: ObjectStore, environment: EnvironmentLayout, asked: str) -> Run:
     """
     dag, _, run_id = asked.partition("/")
     for key in (asked, run_key(dag, run_id)):
-        if newest_epoch(store, environment, key) is not None:
+        # what was asked for may be Airflow's run id, which is longer than any key
+        if key_bytes(key) <= MAX_RUN_BYTES and newest_epoch(store, environment, key) is not None:
             return open_run(store, environment, key)
     # a run's key has Airflow's run id as a slug
     parts = [slug(part) for part in asked.split("/", 1)]
