@@ -100,6 +100,7 @@ ALLOWED = [
         ("s3:PutObject", f"{LAKE}/_lake/env/prod/current.json"),
         ("s3:PutObject", f"{LAKE}/_lake/env/prod/runs/r/1/pin.json"),
         ("s3:PutObject", f"{LAKE}/docs/index.html"),
+        ("s3:PutObject", f"{LAKE}/docs/projects/bakery.html"),
         ("s3:GetObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
         ("s3:PutObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
         ("s3:ListBucket", LOGS, {"s3:prefix": "airflow/dag_id=lakehouse/"}),

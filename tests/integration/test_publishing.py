@@ -337,7 +337,7 @@ def test_G1_a_release_that_goes_live_during_a_sync_is_the_one_that_glue_shows_at
     releases.publish(run, mini.audit(run), "test", run.docs)
     api, store, switched = client("glue", mini.settings), mini.store, []
     first = moment.startswith("before")
-    original: Any = api.update_table if first else store.put
+    original: Any = api.update_table if first else store.swap
 
     def interrupted(*arguments: Any, **request: Any) -> None:
         if not first:
@@ -347,7 +347,7 @@ def test_G1_a_release_that_goes_live_during_a_sync_is_the_one_that_glue_shows_at
         if first:
             original(*arguments, **request)
 
-    setattr(*((api, "update_table") if first else (store, "put")), interrupted)
+    setattr(*((api, "update_table") if first else (store, "swap")), interrupted)
     done = glue.sync(api, store, ENVIRONMENT, mini.settings.database, LAYERS)
     assert done is not None
     assert [done.release] == switched

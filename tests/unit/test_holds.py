@@ -70,8 +70,8 @@ def resume(lake: Lake, request: str = "") -> tuple[str, ...] | None:
 def outcome(lake: Lake, run: Run) -> str:
     try:
         return f"published {lake.publish(run).release}"
-    except releases.Skipped as skipped:
-        return str(skipped)
+    except releases.OnHold as held:
+        return str(held)
 
 
 def test_P3_a_resume_at_any_moment_of_a_publish_publishes_the_run_or_names_it(lake: Lake) -> None:

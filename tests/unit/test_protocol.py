@@ -52,9 +52,8 @@ class Protocol(RuleBasedStateMachine):
     def do_publish(self, run: Run) -> None:
         try:
             self.lake.publish(run)
-        except releases.Skipped as skipped:
-            if "on hold" in str(skipped):
-                self.held_back.add(run.name)
+        except releases.OnHold:
+            self.held_back.add(run.name)
             raise
 
     def do_whole_run(self) -> None:

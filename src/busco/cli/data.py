@@ -183,10 +183,9 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
             work(settings, key, nodes=["docs"])
         try:
             release = releases.publish(run, project.audit(), me(), run.docs)
+        except releases.OnHold as held:
+            raise BuscoError(f"not published: {held}", "when it is over: busco release resume") from held
         except releases.Skipped as skipped:
-            live = releases.read_live(store, environment)
-            if live is not None and live.current.hold is not None:
-                raise BuscoError(f"not published: {skipped}", "when it is over: busco release resume") from skipped
             tell(f"not published: {skipped}")
             return 0
         show_glue(settings, store, environment)

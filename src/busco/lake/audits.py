@@ -14,6 +14,10 @@ class Skipped(Exception):
     """Nothing is published, and nothing is wrong: on hold, superseded, or rolled back since."""
 
 
+class OnHold(Skipped):
+    """Publishing is on hold; `resume` will name the run."""
+
+
 @dataclass(frozen=True)
 class Audit:
     """What the run's project says must be true before a table is shown.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from busco.errors import BuscoError
 from busco.lake.audits import Audit as Audit
+from busco.lake.audits import OnHold as OnHold
 from busco.lake.audits import Skipped as Skipped
 from busco.lake.compose import compose
 from busco.lake.layout import EnvironmentLayout, stamp
@@ -83,7 +84,8 @@ def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
     Returns the release: the new one, or the one that this run had already become.
 
     Raises:
-        Skipped: on hold (P3), and then `resume` will name the run; rolled back since (P3); or superseded (P6).
+        OnHold: `resume` will name the run (P3).
+        Skipped: rolled back since (P3), or superseded (P6).
         BuscoError: a table moved since the run's pin, inputs differ, or a test is missing (P4, P6), with the
             tasks to clear; or the run is a replay.
     """
@@ -103,7 +105,7 @@ def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
                 noted = hold.model_copy(update={"skipped": (*hold.skipped, run.name)})
                 if not _swap(store, environment, live, hold=noted):
                     continue
-            raise Skipped(_hold_text(hold))
+            raise OnHold(_hold_text(hold))
         release = compose(run, audit, who, docs, base, live.release if live else None, new_release_id())
         store.create(environment.release(release.release), release)
         if _swap(store, environment, live, release=release.release):
