@@ -123,8 +123,14 @@ def test_G1_a_sync_that_is_overtaken_at_any_call_leaves_what_is_live_and_no_page
 
 
 def test_G1_a_table_that_a_newer_sync_made_is_made_again_at_once_when_it_was_deleted(catalog: Catalog) -> None:
-    """All that the overtaken sync still wants to do fails: the table is there all the same."""
-    catalog.interrupted("delete_table", catalog.published)
+    """All that the overtaken sync still wants to do fails: the table is there all the same. A third release is live by
+    then, so that every other table is to be switched too."""
+
+    def newer() -> None:
+        catalog.published()
+        catalog.publish()
+
+    catalog.interrupted("delete_table", newer)
     catalog.fail_after = "delete_table"
     with pytest.raises(ClientError, match="Throttling"):
         catalog.sync(("gold", "silver", "bronze"))
