@@ -28,6 +28,9 @@ _VOLATILE = frozenset(
     | {"root_path", "contract_checksum", "relation_name", "injected_sql", "deferred", "defer_relation"}
 )
 TABLE_KINDS = frozenset({"lake", "seed"})
+# How a seed's file becomes types and values: by dbt's own macros. It is part of a seed's fingerprint: change it when the
+# same file would give other types or values, so that no seed is kept with its former ones.
+SEED_READER = "dbt"
 # the dbt package that the platform brings (busco.warehouse.package), and those that dbt and its adapter bring
 PLATFORM_PACKAGE = "busco_lake"
 PLATFORM_PACKAGES = frozenset({"dbt", "dbt_duckdb", PLATFORM_PACKAGE})
@@ -102,6 +105,17 @@ class Project:
                 found.add(table)
             elif parent in self.nodes:
                 found |= self.parents(parent)
+        return frozenset(found)
+
+    def relations_read(self, unique_id: str) -> frozenset[tuple[str, str]]:
+        """Schema and name of the tables and views that a node's SQL reads, through ephemerals."""
+        found: set[tuple[str, str]] = set()
+        for parent in self.node(unique_id).get("depends_on", {}).get("nodes", []):
+            if self.nodes.get(parent, {}).get("config", {}).get("materialized") == "ephemeral":
+                found |= self.relations_read(parent)
+            else:
+                schema, name = table_name(self.node(parent)).split(".", 1)
+                found.add((schema, name))
         return frozenset(found)
 
     def size(self, unique_id: str) -> str:
@@ -273,7 +287,7 @@ class Project:
 
     def fingerprint(self, unique_id: str, engine: str) -> str:
         """Of the code that makes a table (R6): raw SQL, macros, variables, contract, configuration, the
-        fingerprints of view, ephemeral and seed parents, and the engine's minor version."""
+        fingerprints of view, ephemeral and seed parents, the engine's minor version, and how seeds are read."""
         return self._fingerprint(unique_id, ".".join(engine.split(".")[:2]))
 
     def _fingerprint(self, unique_id: str, engine: str) -> str:
@@ -291,6 +305,8 @@ class Project:
                 parents[parent] = self._fingerprint(parent, engine)
         content = node.get("raw_code") or node.get("checksum")
         said = [content, self._macros(node), config, columns, parents, engine, self.manifest.get("vars", {})]
+        if node["resource_type"] == "seed":
+            said.append(SEED_READER)
         return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
 
     def _macros(self, node: Mapping[str, Any]) -> dict[str, str]:

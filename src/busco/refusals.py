@@ -19,7 +19,10 @@ _LAYERS = ("silver", "gold")
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,254}")
 # by these names the platform's own tasks are known in a run; the tests of a model `sources` would be the sources' own
 _TAKEN = {DOCS_NODE: "the task of the docs", "sources": "the task of the sources' tests"}
-_OWN_MACROS = re.compile(r"materialization_(lake|seed|view|test|unit)_\w+|busco_make_version")
+_OWN_MACROS = re.compile(
+    r"materialization_(lake|seed|view|test|unit)_\w+|busco_(make_version|step|check_names|load_seed)"
+    r"|(duckdb__)?get_create_view_as_sql"
+)
 _WHY = {
     "incremental": "there are no incremental models yet, each run writes a table anew; ",
     "snapshot": "there are no snapshots; ",

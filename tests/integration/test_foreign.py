@@ -184,6 +184,10 @@ REFUSED = {
         "{% materialization seed, adapter='duckdb' %}{{ return({'relations': []}) }}{% endmaterialization %}",
         "materialization_seed_duckdb is the platform's own",
     ),
+    "macros/view.sql": (
+        "{% macro duckdb__get_create_view_as_sql(relation, sql) %}{{ create_view_as(relation, sql) }}{% endmacro %}",
+        "duckdb__get_create_view_as_sql is the platform's own",
+    ),
     "tests/kept.sql": ("{{ config(store_failures=true) }} select * from {{ ref('days') }}", "store_failures of kept"),
     "tests/nothing.sql": ("select 1 where false", "nothing reads no model"),
     "tests/people.sql": ("select * from {{ ref('days') }} join {{ ref('people') }} on false", "rename it"),

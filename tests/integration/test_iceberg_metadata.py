@@ -683,12 +683,6 @@ def test_a_value_that_looks_like_hives_word_for_null_loses_no_row(lake: Lake) ->
     assert lake.by_select_sql(version) == canonical(lake.db.execute(sql).to_arrow_table())
 
 
-@pytest.mark.parametrize("day", ["infinity", "10000-01-01", "0044-03-15 (BC)"])
-def test_a_partition_of_a_day_that_readers_cant_hold_is_refused_with_its_value(lake: Lake, day: str) -> None:
-    with pytest.raises(BuscoError, match="day"):
-        write(lake, "by_day_beyond", f"select 1 as k, date '{day}' as day", ("day",))
-
-
 def test_a_partition_by_a_blob_is_refused(lake: Lake) -> None:
     with pytest.raises(BuscoError, match="content"):
         write(lake, "by_blob", "select 1 as k, 'a'::blob as content", ("content",))

@@ -333,14 +333,18 @@ def test_seeds_are_lake_tables(mini: Platform) -> None:
     assert "silver.regions" in mini.live().tables
 
 
-def test_R6_a_large_seed_that_changes_is_built_anew(mini: Platform) -> None:
+def test_R6_a_large_seed_that_changes_is_built_again_and_one_that_stays_is_kept(mini: Platform) -> None:
     mini.deliver(orders(1))
     rows = "".join(f"{number},{'x' * 90}\n" for number in range(12_000))
     for last in ("first", "second"):
         mini.write("dbt_project/seeds/large.csv", f"id,text\n{rows}99999,{last}\n")
-        mini.write("dbt_project/seeds/l.yml", "seeds: [{name: large, config: {schema: silver}}]")
+        mini.write("dbt_project/seeds/small.csv", "id\n1\n")
+        said = "[{name: large, config: {schema: silver}}, {name: small, config: {schema: silver}}]"
+        mini.write("dbt_project/seeds/l.yml", f"seeds: {said}")
         mini.build()
         assert mini.query("select text from busco_silver.large where id = 99999") == [(last,)]
+    entries = open_run(mini.store, ENVIRONMENT, mini.live().run).entries()
+    assert (entries["silver.large"].kept, entries["silver.small"].kept) == (False, True)
 
 
 def test_the_docs_catalog_has_every_table_with_its_columns(mini: Platform) -> None:

@@ -119,7 +119,7 @@ def write_metadata(
     A metadata.json that is there already is left alone: its name is the version's id, so that it says the same.
 
     Raises:
-        BuscoError: a partition's value is none that Iceberg can hold, or two columns have one path.
+        BuscoError: two columns have one path.
     """
     schema = iceberg_schema(columns)
     spec = _partition_spec(schema, partition_by)
@@ -128,7 +128,6 @@ def write_metadata(
     folder = store.url(f"{location}/metadata")
     unique = uuid.uuid4().hex
     manifests = []
-    # before anything is written: a value that Iceberg can't hold ends it here
     entries = [_entry(store, file, schema, spec, snapshot_id) for file in files]
     if entries:
         output = _ObjectOutput(store, f"{folder}/{unique}-m0.avro")
@@ -258,13 +257,7 @@ def _entry(
         text = file.partition.get(column.name)
         known = file.statistics.get(types.quoted(column.name), {})
         absent = "min" not in known and known.get("null_count", "0") != "0"
-        try:
-            partition.append(None if absent or text is None else _value(text, column.field_type))
-        except ValueError as error:
-            raise BuscoError(
-                f"{column.name} has a value in a partition that is no {column.field_type} which a table can hold",
-                "leave such rows out, or partition by another column",
-            ) from error
+        partition.append(None if absent or text is None else _value(text, column.field_type))
     sizes: dict[int, int] = {}
     counts: dict[int, int] = {}
     nulls: dict[int, int] = {}

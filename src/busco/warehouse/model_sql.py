@@ -29,19 +29,17 @@ def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple
     """The table's columns, in the contract's order where there is one, and the expression for each.
 
     Args:
-        given: name and type of each column of the model's SQL.
+        given: name and type of each column of the model's SQL; no name is there twice (`column_names.check`).
         wanted: the contract's columns; empty where no contract is enforced.
 
     Raises:
         BuscoError: SQL and contract differ, or a type can't be kept; with the cast to write.
     """
     names = [name for name, _ in given]
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise BuscoError(f"the SQL gives {', '.join(doubled)} more than once", "give each column its own name")
     if not wanted:
-        kept = tuple(Column(name=name, type=str(types.parse(kind, name))) for name, kind in given)
-        return kept, tuple(types.quoted(name) for name, _ in given)
+        parsed = [(name, types.parse(kind, name)) for name, kind in given]
+        kept = tuple(Column(name=name, type=str(kind)) for name, kind in parsed)
+        return kept, tuple(_as_written(name, kind) for name, kind in parsed)
     kinds = dict(given)
     problems = [f"{c.name}: the contract has it, the SQL does not" for c in wanted if c.name not in kinds]
     contract = {column.name for column in wanted}
@@ -57,7 +55,7 @@ def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple
         if _castable(source, target):
             expressions.append(f"cast({name} as {target}) as {name}")
         elif str(target) == _canonical(source):
-            expressions.append(name)
+            expressions.append(_as_written(column.name, target))
         else:
             problems.append(f"{column.name}: the contract says {target}, the SQL gives {source}")
         kept_columns.append(column.model_copy(update={"type": str(target)}))
@@ -65,6 +63,27 @@ def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple
         listed = "\n".join(f"    {problem}" for problem in problems)
         raise BuscoError(f"the model's SQL does not fit its contract:\n{listed}", "mend the SQL or the YAML")
     return tuple(kept_columns), tuple(expressions)
+
+
+def _as_written(column: str, kind: types.DataType) -> str:
+    """The expression by which COPY writes a column of a type.
+
+    Its Parquet writer fails on infinity in a TIMESTAMP_S, naming no column. A cast to the file's own type keeps it, so
+    that it is found among what was written.
+    """
+    name, file_type = types.quoted(column), _in_microseconds(kind)
+    return name if file_type == kind else f"cast({name} as {file_type}) as {name}"
+
+
+def _in_microseconds(kind: types.DataType) -> types.DataType:
+    """A type with TIMESTAMP in place of each TIMESTAMP_S in it."""
+    if isinstance(kind, types.ListOf):
+        return types.ListOf(_in_microseconds(kind.element))
+    if isinstance(kind, types.MapOf):
+        return types.MapOf(_in_microseconds(kind.key), _in_microseconds(kind.value))
+    if isinstance(kind, types.Struct):
+        return types.Struct(tuple((name, _in_microseconds(field)) for name, field in kind.fields))
+    return types.Primitive("TIMESTAMP") if kind.name == "TIMESTAMP_S" else kind
 
 
 def _castable(source: str, target: types.DataType) -> bool:
@@ -208,12 +227,11 @@ def check_not_null(table: Sequence[Column], files: Sequence[WrittenFile], nested
         raise BuscoError(f"not_null constraint failed: {'; '.join(problems)}", "mend the SQL or the constraint")
 
 
-def null_sql(table: Sequence[Column], stats: Any) -> str:
+def null_sql(table: Sequence[Column], urls: Sequence[str]) -> str:
     """A query that counts NULLs of the nested columns that must have none, over the written files; '' if none is."""
     nested = [c.name for c in table if c.required and types.is_nested(types.parse(c.type, c.name))]
-    names = [str(next(iter(row))) for row in stats]
-    if not nested or not names:
+    if not nested or not urls:
         return ""
     counts = ", ".join(f"count(*) filter (where {types.quoted(n)} is null) as {types.quoted(n)}" for n in nested)
-    files = ", ".join(types.literal(name) for name in names)
+    files = ", ".join(types.literal(url) for url in urls)
     return f"select {counts} from read_parquet([{files}], hive_partitioning = false)"

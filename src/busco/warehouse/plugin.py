@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from dbt.adapters.duckdb.connections import DuckDBConnectionManager
@@ -51,15 +52,16 @@ class Plugin(BasePlugin):
         try:
             if _active is None:
                 raise BuscoError("models of materialization lake are built by the platform", "use: busco dbt build")
-            step = str(job["step"])
-            if step == "begin":
-                _active.begin(job)
-            elif step == "describe":
-                _active.describe(job)
-            elif step == "null_sql":
-                job["null_sql"] = _active.null_sql(job)
-            else:
-                _active.commit(job)
+            steps: dict[str, Callable[[dict[str, Any]], None]] = {
+                "begin": _active.begin,
+                "check_header": _active.check_header,
+                "check_names": _active.check_names,
+                "check_renamed": _active.check_renamed,
+                "describe": _active.describe,
+                "wrote": _active.wrote,
+                "commit": _active.commit,
+            }
+            steps[str(job["step"])](job)
         except BuscoError as error:
             if _active is not None and _active.redactor is not None:
                 _active.redactor.tell(str(error))

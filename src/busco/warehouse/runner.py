@@ -113,7 +113,7 @@ def _serve(settings: Settings, run: Run, order: Order, me: Runner) -> Outcome:
             base = run.base()
             if not run.environment.is_replay:
                 # it is prod's; and a replay is read by DuckDB, which doesn't need it
-                write_bronze_metadata(run.store, run.pin.bronze, base)
+                write_bronze_metadata(settings, run, run.pin.bronze, base)
             models = frozenset(n for n in made.nodes if project.table_of(n)) if order.rebuild else frozenset()
             session = Session(settings, project, run.store, run, base, me.number, models, dbt.redactor)
             plugin.activate(session)

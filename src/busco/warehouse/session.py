@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from busco.errors import BuscoError
-from busco.lake import types
+from busco.lake import engine, types
 from busco.lake.budget import budget
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import ObjectStore
@@ -21,7 +23,7 @@ from busco.lake.relations import empty_sql, select_sql
 from busco.lake.runs import Run, TakenAway, visible_versions
 from busco.project import Project, meta_of
 from busco.settings import Settings
-from busco.warehouse import model_sql
+from busco.warehouse import column_names, date_range, model_sql
 from busco.warehouse.redact import Redactor
 
 
@@ -155,13 +157,46 @@ class Session:
         if job["keep"] and known is not None:
             self._enter(job, known, kept=True)
 
+    def check_header(self, job: Mapping[str, Any]) -> None:
+        """Refuses a seed whose file has a column twice; dbt would rename the second one (`a`, `a_2`).
+
+        `job` has the file's path and delimiter; it is read as dbt reads it.
+        """
+        with Path(str(job["file"])).open(encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file, delimiter=str(job["delimiter"])), [])
+        column_names.check([name for name in header if name], "the seed's header")
+
+    def check_names(self, job: dict[str, Any]) -> None:
+        """Refuses a model or view whose SQL gives a column twice.
+
+        `described` comes in; `known_sql` goes out: a query that `check_renamed` needs the answer of, or ''.
+        """
+        node = self.project.node(str(job["node"]))
+        job["given"] = [(str(row[0]), str(row[1])) for row in job.pop("described")]
+        names = [name for name, _ in job["given"]]
+        column_names.check(names)
+        job["renamed"] = column_names.perhaps_renamed(names, str(job["sql"]), node.get("columns") or ())
+        relations = self.project.relations_read(str(job["node"]))
+        job["known_sql"] = column_names.known_sql(job["renamed"], relations) if job["renamed"] and relations else ""
+        if not job["known_sql"]:
+            column_names.check_renamed(job["renamed"], ())
+
+    def check_renamed(self, job: Mapping[str, Any]) -> None:
+        """Refuses columns that a subquery of the SQL gave twice; `known` is the answer to `known_sql`."""
+        column_names.check_renamed(job["renamed"], [str(name) for name in job["known"]])
+
     def describe(self, job: dict[str, Any]) -> None:
         """Decides the columns from what the SQL gives and the contract asks for; `copy_sql` goes out."""
         node = self.project.node(str(job["node"]))
-        given = [(str(row[0]), str(row[1])) for row in job.pop("described")]
         enforced = bool((node["config"].get("contract") or {}).get("enforced"))
         wanted = self.project.columns(str(job["node"])) if enforced else ()
-        columns, expressions = model_sql.columns(given, wanted)
+        try:
+            columns, expressions = model_sql.columns(job["given"], wanted)
+        except BuscoError as error:
+            if node["resource_type"] != "seed":
+                raise
+            hint = "set another type in the seed's config, column_types: {column: type}"
+            raise BuscoError(error.message, hint) from error
         partition_by = model_sql.partition_columns(node["config"].get("partition_by"), columns)
         folder = self.environment.data(str(job["table"]), str(job["version"]))
         store = self._store()
@@ -171,18 +206,34 @@ class Session:
             copy_sql=model_sql.copy_sql(expressions, columns, partition_by, str(job["sql"]), store.url(folder)),
         )
 
-    def commit(self, job: dict[str, Any]) -> None:
-        """Makes a version of what COPY wrote: checks NOT NULL, writes the metadata, enters it (R4, R5).
+    def wrote(self, job: dict[str, Any]) -> None:
+        """Takes COPY's answer, `stats`; queries go out that count rows of what it wrote, where they are needed.
 
-        `stats` is COPY's answer; `view_sql` goes out. Nested columns that must not be NULL are counted by the query
-        `null_sql`, which the materialization runs first.
+        `count_sql` maps `nulls` (nested columns that must not be NULL; iceberg.md, "null counts") and `beyond` (dates
+        and times that may be out of range) to a query; usually it is empty. The answers come back in `counted`.
+        """
+        store, columns = self._store(), job["columns"]
+        job["files"] = model_sql.written_files(job.pop("stats"), store.url(""))
+        job["suspects"] = suspects = date_range.suspects(columns, job["files"])
+        queries = {
+            "nulls": model_sql.null_sql(columns, [store.url(file.key) for file in job["files"]]),
+            "beyond": suspects.count_sql(store.url) if suspects else "",
+        }
+        job["count_sql"] = {name: query for name, query in queries.items() if query}
+
+    def commit(self, job: dict[str, Any]) -> None:
+        """Makes a version of what COPY wrote: checks its values, writes the metadata, enters it (R4, R5).
+
+        `view_sql` goes out.
         """
         from busco.lake import versions
 
         store, table, version_id = self._store(), str(job["table"]), str(job["version"])
         columns: tuple[Column, ...] = job["columns"]
-        files = model_sql.written_files(job.pop("stats"), store.url(""))
-        model_sql.check_not_null(columns, files, job.get("nested_nulls") or {})
+        files, counted = job["files"], job["counted"]
+        if job["suspects"] is not None:
+            date_range.check(table, job["suspects"], counted["beyond"], store.url, self._run().name)
+        model_sql.check_not_null(columns, files, counted.get("nulls") or {})
         location = self.environment.iceberg(table)
         metadata = self.environment.metadata(table, version_id)
         versions.write_metadata(
@@ -211,10 +262,6 @@ class Session:
             made_at=utc_now(),
         )
         self._enter(job, version, kept=False)
-
-    def null_sql(self, job: Mapping[str, Any]) -> str:
-        """The query that counts NULLs of nested columns that must have none, or '' (iceberg.md, "null counts")."""
-        return model_sql.null_sql(job["columns"], job["stats"])
 
     def _enter(self, job: dict[str, Any], version: Version, kept: bool) -> None:
         self._fenced(lambda run: run.enter(version.table, str(job["token"]), version, kept), version.table)
@@ -249,15 +296,20 @@ def table_uuid(location: str) -> uuid.UUID:
     return uuid.uuid5(uuid.NAMESPACE_URL, f"busco:{location}")
 
 
-def write_bronze_metadata(store: ObjectStore, pinned: Mapping[str, Version], base: Release | None) -> None:
-    """Writes the Iceberg metadata of the pinned bronze versions that have none yet (R3)."""
+def write_bronze_metadata(settings: Settings, run: Run, pinned: Mapping[str, Version], base: Release | None) -> None:
+    """Writes the Iceberg metadata of the pinned bronze versions that have none yet (R3).
+
+    Raises:
+        BuscoError: a delivery has dates or times that readers cannot hold; an earlier `busco ingest` took them.
+    """
     known = {version.version for version in base.tables.values()} if base else set()
     fresh = [version for version in pinned.values() if version.version not in known]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        list(pool.map(lambda version: _bronze_metadata(store, version), fresh))
+        list(pool.map(lambda version: _bronze_metadata(settings, run, version), fresh))
 
 
-def _bronze_metadata(store: ObjectStore, version: Version) -> None:
+def _bronze_metadata(settings: Settings, run: Run, version: Version) -> None:
+    store = run.store
     if store.get(version.metadata) is not None:
         return
     from busco.lake import versions
@@ -267,6 +319,11 @@ def _bronze_metadata(store: ObjectStore, version: Version) -> None:
         versions.WrittenFile(delivery.object, delivery.rows, delivery.bytes, delivery.statistics, {})
         for delivery in deliveries
     ]
+    if (suspects := date_range.suspects(version.columns, files)) is not None:
+        with engine.connect(settings) as connection:
+            counts = connection.execute(suspects.count_sql(store.url)).fetchone()
+        counted = dict(zip(suspects.columns, counts or (), strict=True))
+        date_range.check(version.table, suspects, counted, store.url, run.name)
     location = EnvironmentLayout("prod").iceberg(version.table)
     versions.write_metadata(
         store,

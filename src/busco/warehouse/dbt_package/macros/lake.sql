@@ -8,48 +8,32 @@
 {% endmaterialization %}
 
 
-{#  Seeds are lake tables too: DuckDB reads the file, with the types that the YAML says.  #}
-{% materialization seed, adapter='duckdb', supported_languages=['sql'] %}
-    {#- dbt's own seed task prints the first rows of this table -#}
-    {% do store_result('agate_table', response='OK', agate_table=load_agate_table()) %}
-    {% set types = [] %}
-    {% for name, type in config.get('column_types', {}).items() %}
-        {% do types.append("'" ~ name ~ "': '" ~ type ~ "'") %}
-    {% endfor %}
-    {% for column in model.columns.values() if column.data_type and column.name not in config.get('column_types', {}) %}
-        {% do types.append("'" ~ column.name ~ "': '" ~ column.data_type ~ "'") %}
-    {% endfor %}
-    {% set file = (model.root_path or project_root) ~ '/' ~ model.original_file_path %}
-    {% set query %}
-select * from read_csv('{{ file | replace("'", "''") }}', header = true, delim = '{{ config.get('delimiter', ',') }}'
-    {%- if types %}, types = { {{- types | join(', ') -}} }{% endif %})
-    {% endset %}
-    {{ return(busco_make_version(query)) }}
-{% endmaterialization %}
-
-
-{% macro busco_make_version(sql) %}
+{#  `agate_table` is a seed's, which is loaded before `sql` is run.  #}
+{% macro busco_make_version(sql, agate_table=none) %}
     {% set relation = this.incorporate(type='view') %}
-    {% set job = {'node': model.unique_id, 'step': 'begin', 'sql': sql} %}
+    {% set job = {'node': model.unique_id, 'sql': sql} %}
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
 
-    {% do adapter.store_relation('lake', relation, [], '', 'lake', job) %}
+    {% do busco_step('begin', job) %}
     {% if job['keep'] %}
         {% call noop_statement('main', 'KEPT ' ~ job['rows']) %}-- the pinned release's version is kept{% endcall %}
     {% else %}
-        {#- newlines around the model's SQL: a comment at its end must end there -#}
-        {% set described = run_query('describe select * from (\n' ~ sql ~ '\n)') %}
-        {% do job.update({'step': 'describe', 'described': described.rows}) %}
-        {% do adapter.store_relation('lake', relation, [], '', 'lake', job) %}
-        {% call statement('main', fetch_result=True) %}{{ job['copy_sql'] }}{% endcall %}
-        {% do job.update({'step': 'null_sql', 'stats': load_result('main')['table'].rows}) %}
-        {% do adapter.store_relation('lake', relation, [], '', 'lake', job) %}
-        {% if job['null_sql'] %}
-            {% do job.update({'nested_nulls': run_query(job['null_sql']).rows[0].dict()}) %}
+        {% if agate_table is not none %}
+            {% do busco_load_seed(agate_table) %}
         {% endif %}
-        {% do job.update({'step': 'commit'}) %}
-        {% do adapter.store_relation('lake', relation, [], '', 'lake', job) %}
+        {% do busco_check_names(job) %}
+        {% do busco_step('describe', job) %}
+        {% call statement('main', fetch_result=True) %}{{ job['copy_sql'] }}{% endcall %}
+        {% do job.update({'stats': load_result('main')['table'].rows, 'counted': {}}) %}
+        {% do busco_step('wrote', job) %}
+        {% for name, query in job['count_sql'].items() %}
+            {% do job['counted'].update({name: run_query(query).rows[0].dict()}) %}
+        {% endfor %}
+        {% do busco_step('commit', job) %}
+        {% if agate_table is not none %}
+            {% call statement('unload_seed') %}drop table {{ relation }}{% endcall %}
+        {% endif %}
     {% endif %}
     {% call statement('relation') %}
         create or replace view {{ relation }} as {{ job['view_sql'] }}
@@ -59,4 +43,25 @@ select * from read_csv('{{ file | replace("'", "''") }}', header = true, delim =
     {{ adapter.commit() }}
     {{ run_hooks(post_hooks, inside_transaction=False) }}
     {% do return({'relations': [relation]}) %}
+{% endmacro %}
+
+
+{#  One step of the plugin.  #}
+{% macro busco_step(step, job) %}
+    {% do job.update({'step': step}) %}
+    {% do adapter.store_relation('lake', this, [], '', 'lake', job) %}
+{% endmacro %}
+
+
+{#
+    Describes the SQL and checks the columns' names. Parentheses keep the names as they are, where a subquery would
+    rename those that are there twice; newlines around the SQL end a comment at its end.
+#}
+{% macro busco_check_names(job) %}
+    {% do job.update({'described': run_query('describe (\n' ~ job['sql'] ~ '\n)').rows}) %}
+    {% do busco_step('check_names', job) %}
+    {% if job['known_sql'] %}
+        {% do job.update({'known': run_query(job['known_sql']).columns[0].values()}) %}
+        {% do busco_step('check_renamed', job) %}
+    {% endif %}
 {% endmacro %}

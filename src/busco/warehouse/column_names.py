@@ -1,0 +1,85 @@
+"""Column names: each stands once in what a model, a view or a seed gives, whatever its case.
+
+DuckDB lets a SELECT give a name twice. Where such a SELECT becomes a table, a view, a subquery or a CTE, it renames the
+second column: `a`, `a_1`. So the names are asked of the bare SELECT, where they are still the same. What was renamed
+further inside is found by its name: `a_1` beside `a`, where neither the SQL, nor the YAML, nor a relation that is read
+has the name `a_1`. DuckDB, Glue and Athena all take `a` and `A` for one name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from busco.errors import BuscoError
+from busco.lake import types
+
+_RENAMED = re.compile(r"(?s)(.+)[_:]\d+")
+_HINT = "give each column a name of its own; with `select *`, exclude what is there twice or use `join … using (…)`"
+
+
+def check(names: Sequence[str], what: str = "the SQL") -> None:
+    """Checks that no name is there twice.
+
+    Args:
+        what: who gives the names, as the message calls it.
+
+    Raises:
+        BuscoError: with every name that is.
+    """
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(name.lower(), []).append(name)
+    doubled = [found for found in spellings.values() if len(found) > 1]
+    if not doubled:
+        return
+    same = [found[0] for found in doubled if len(set(found)) == 1]
+    cased = [" and ".join(dict.fromkeys(found)) for found in doubled if len(set(found)) > 1]
+    problems = [f"{', '.join(same)} more than once"] if same else []
+    problems += [f"{pair}, which differ by case only" for pair in cased]
+    raise BuscoError(f"{what} gives {'; '.join(problems)}", _HINT)
+
+
+def perhaps_renamed(names: Sequence[str], sql: str, documented: Iterable[str] = ()) -> dict[str, str]:
+    """Names that DuckDB may have made of another that is there too: each with that other one.
+
+    Args:
+        sql: the compiled SQL; what it says in any place was meant.
+        documented: the columns that the YAML has, which were meant too.
+    """
+    present = {name.lower(): name for name in names}
+    meant = {name.lower() for name in documented}
+    text = sql.replace('""', '"')
+    found = {}
+    for name in names:
+        made = _RENAMED.fullmatch(name)
+        if made is None or made.group(1).lower() not in present or name.lower() in meant:
+            continue
+        if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE):
+            found[name] = present[made.group(1).lower()]
+    return found
+
+
+def known_sql(names: Iterable[str], relations: Iterable[tuple[str, str]]) -> str:
+    """A query for those of the names, in lower case, that some of the relations (schema and name) have as a column."""
+    listed = ", ".join(types.literal(name.lower()) for name in names)
+    among = ", ".join(f"({types.literal(schema)}, {types.literal(name)})" for schema, name in relations)
+    return (
+        "select distinct lower(column_name) as name from duckdb_columns() "
+        f"where lower(column_name) in ({listed}) and (schema_name, table_name) in ({among})"
+    )
+
+
+def check_renamed(renamed: dict[str, str], known: Iterable[str]) -> None:
+    """Checks the names that may have been renamed against those which the relations that are read have.
+
+    Raises:
+        BuscoError: with each name that nobody but DuckDB can have given.
+    """
+    had = {name.lower() for name in known}
+    problems = [f"{name} is a second column {of}" for name, of in renamed.items() if name.lower() not in had]
+    if problems:
+        raise BuscoError(
+            f"a subquery or CTE of the SQL gives a column twice, and DuckDB renamed it: {', '.join(problems)}",
+            f"{_HINT}; where the column is wanted under this name, write the name in the SQL",
+        )

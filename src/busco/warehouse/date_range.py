@@ -1,0 +1,155 @@
+"""The dates and times that a table may hold: from 0001-01-01 to 9999-12-31 (UTC where there is a zone).
+
+DuckDB has infinity, years before Christ and years over 9999 too. Iceberg's types could hold some of them, but its
+readers cannot: pyiceberg fails to read the table, and Athena shows another value (iceberg.md, "Types").
+
+COPY's own statistics have the smallest and the largest value of every column, of nested ones too, and infinity sorts
+before or behind all others. So a table without such values costs no further query. Only where the statistics show one,
+or say too little, the rows are counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os.path import commonpath
+from typing import TYPE_CHECKING
+
+from busco.errors import BuscoError
+from busco.lake import types
+from busco.lake.records import Column
+
+if TYPE_CHECKING:
+    from busco.lake.versions import WrittenFile
+
+_RANGES = {
+    "date": ("date '0001-01-01'", "date '9999-12-31'"),
+    "timestamp": ("timestamp '0001-01-01 00:00:00'", "timestamp '9999-12-31 23:59:59.999999'"),
+    "timestamptz": ("timestamptz '0001-01-01 00:00:00+00'", "timestamptz '9999-12-31 23:59:59.999999+00'"),
+}
+# DuckDB's text of a date or time in range: not `infinity`, no `(BC)` behind the date, no fifth digit in the year.
+_IN_RANGE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?([+-]\d\d(:\d\d)*)?)?")
+# More files than this are named by their folder, so that the query stays one that a person can read.
+_NAMED_FILES = 3
+
+Url = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Columns that have, or may have, values beyond the range, and the keys of the files that these may be in."""
+
+    columns: tuple[str, ...]
+    kinds: tuple[types.DataType, ...]
+    files: tuple[str, ...]
+
+    def count_sql(self, url: Url) -> str:
+        """A query of one row: for each column, the number of rows with such a value. `url` makes a key a URL."""
+        counts = (
+            f"count(*) filter (where {where}) as {types.quoted(name)}"
+            for name, where in zip(self.columns, self._conditions(), strict=True)
+        )
+        return f"select {', '.join(counts)} from {_files_sql([url(key) for key in self.files])}"
+
+    def find_sql(self, url: Url) -> str:
+        """A query that gives the rows with such values."""
+        files = self.files
+        if len(files) > _NAMED_FILES:
+            files = (f"{commonpath(files)}/**/*.parquet",)
+        return f"select * from {_files_sql([url(key) for key in files])} where {' or '.join(self._conditions())}"
+
+    def _conditions(self) -> Iterator[str]:
+        for name, kind in zip(self.columns, self.kinds, strict=True):
+            yield _beyond_sql(kind, types.quoted(name)) or "false"
+
+
+def suspects(columns: Sequence[Column], files: Sequence[WrittenFile]) -> Suspects | None:
+    """What COPY's statistics do not prove to be in range; None where they prove everything, as they usually do."""
+    found: dict[str, types.DataType] = {}
+    where: dict[str, None] = {}
+    for column in columns:
+        kind = types.parse(column.type, column.name)
+        paths = [".".join(types.quoted(part) for part in path) for path, leaf in _leaves(column.name, kind)]
+        for file in files:
+            if file.rows and not all(_proven(file.statistics.get(path)) for path in paths):
+                found[column.name] = kind
+                where[file.key] = None
+    return Suspects(tuple(found), tuple(found.values()), tuple(where)) if found else None
+
+
+def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run: str) -> None:
+    """Refuses the table if any rows were counted. The message has no value, since it may be a person's.
+
+    Args:
+        table: `<layer>.<name>`.
+        counted: what `count_sql` gave: the number of rows by column.
+        run: the run's key, so that the query works where nothing is published yet.
+
+    Raises:
+        BuscoError: with the columns, the number of rows of each, and a command that shows them.
+    """
+    counts = {name: int(counted[name]) for name in found.columns if int(counted[name])}
+    if not counts:
+        return
+    listed = ", ".join(f"{name} in {count} row{'s' if count != 1 else ''}" for name, count in counts.items())
+    wrong = [place for place, name in enumerate(found.columns) if name in counts]
+    only = Suspects(tuple(found.columns[i] for i in wrong), tuple(found.kinds[i] for i in wrong), found.files)
+    command = f"busco query --run {run} {_in_shell(only.find_sql(url))}"
+    raise BuscoError(
+        f"{table} has dates or times that readers of the table cannot hold "
+        f"(infinity, before 0001-01-01 or after 9999-12-31, in UTC): {listed}",
+        f"write NULL or a real date in their place; this shows the rows:\n{command}",
+    )
+
+
+def _leaves(name: str, kind: types.DataType) -> Iterator[tuple[tuple[str, ...], types.Primitive]]:
+    """The dates and times of a column, nested ones too, with their paths."""
+    for path, leaf in types.fields((name,), kind):
+        if isinstance(leaf, types.Primitive) and _is_date_or_time(leaf):
+            yield path, leaf
+
+
+def _is_date_or_time(kind: types.Primitive) -> bool:
+    return types.iceberg_name(kind) in _RANGES
+
+
+def _proven(known: Mapping[str, str] | None) -> bool:
+    """Whether a file's statistics of a field show that all of its values are in range."""
+    if known is None:
+        return False
+    if "min" not in known or "max" not in known:
+        # so it is where all values are NULL, or lists are empty
+        return int(known.get("null_count", 0)) >= int(known.get("num_values", 1))
+    return all(_IN_RANGE.fullmatch(known[bound]) for bound in ("min", "max"))
+
+
+def _beyond_sql(kind: types.DataType, value: str, depth: int = 0) -> str:
+    """The condition, true or false, that a value has a date or time beyond the range in it; '' if its type has none."""
+    if isinstance(kind, types.Primitive):
+        if not _is_date_or_time(kind):
+            return ""
+        first, last = _RANGES[types.iceberg_name(kind)]
+        return f"coalesce(not ({value} between {first} and {last}), false)"
+    if isinstance(kind, types.ListOf):
+        inner = _beyond_sql(kind.element, f"x{depth}", depth + 1)
+        return f"coalesce(list_bool_or(list_transform({value}, lambda x{depth}: {inner})), false)" if inner else ""
+    if isinstance(kind, types.MapOf):
+        lists = ((kind.key, f"map_keys({value})"), (kind.value, f"map_values({value})"))
+        parts = [_beyond_sql(types.ListOf(part), listed, depth) for part, listed in lists]
+    else:
+        parts = [
+            _beyond_sql(part, f"struct_extract({value}, {types.literal(name)})", depth) for name, part in kind.fields
+        ]
+    conditions = [part for part in parts if part]
+    return f"({' or '.join(conditions)})" if conditions else ""
+
+
+def _files_sql(urls: Sequence[str]) -> str:
+    listed = ", ".join(types.literal(url) for url in urls)
+    return f"read_parquet({listed if len(urls) == 1 else f'[{listed}]'}, hive_partitioning = false)"
+
+
+def _in_shell(text: str) -> str:
+    """An argument in double quotes for a POSIX shell."""
+    return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'

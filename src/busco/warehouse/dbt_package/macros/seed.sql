@@ -1,0 +1,23 @@
+{#
+    Seeds are lake tables too. dbt's own macros load the file into a table in memory, so that types and values are those
+    which dbt-duckdb gives everywhere else; the version is written from that table.
+#}
+{% materialization seed, adapter='duckdb', supported_languages=['sql'] %}
+    {% set agate_table = load_agate_table() %}
+    {#- dbt's own seed task prints the first rows of this table -#}
+    {% do store_result('agate_table', response='OK', agate_table=agate_table) %}
+    {{ return(busco_make_version('select * from ' ~ this, agate_table)) }}
+{% endmaterialization %}
+
+
+{#  Loads a seed into a table under its own name, in place of the view that shows its last version.  #}
+{% macro busco_load_seed(agate_table) %}
+    {% do busco_step('check_header', {
+        'file': agate_table.original_abspath, 'delimiter': config.get('delimiter', ',')
+    }) %}
+    {% call statement('drop_view') %}drop view if exists {{ this }}{% endcall %}
+    {% do create_csv_table(model, agate_table) %}
+    {% if agate_table.rows | length > 0 %}
+        {% do load_csv_rows(model, agate_table) %}
+    {% endif %}
+{% endmacro %}

@@ -1,0 +1,188 @@
+"""Models, views and seeds that are refused when they are built: dates that readers cannot hold, columns given twice.
+
+All of them are built in one run; none keeps another from being built.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from busco.errors import BuscoError
+from busco.lake import engine
+from busco.lake.records import Column, Delivery, Result, Version, utc_now
+from busco.lake.runs import Run
+from busco.warehouse.runner import Outcome
+from busco.warehouse.session import write_bronze_metadata
+from tests.integration.conftest import MINI
+from tests.platforms import ENVIRONMENT, Platform, csv_text, platform
+
+BC = "date '0044-03-15 (BC)'"
+# each model's SQL, and what is said of it
+BEYOND = {
+    "day": ("select * from (values (1, date 'infinity'), (2, '2018-01-01'), (3, '-infinity'), (4, null)) t (k, day)",
+            "day in 2 rows"),
+    "bc": (f"select {BC} as day", "day in 1 row"),
+    "year": ("select date '10000-01-01' as day from range(1000)", "day in 1000 rows"),
+    "moment": ("select timestamp 'infinity' as at, timestamp_s '10000-01-01 00:00:00' as s,"
+               " timestamp_ms '-infinity' as ms, 'inf'::double as d", "at in 1 row, s in 1 row, ms in 1 row"),
+    "zoned": ("select timestamptz '9999-12-31 23:30:00-01' as at", "at in 1 row"),
+    "nested": (f"select [date '2018-01-01', {BC}] as l, {{'a': [{{'b': {BC}}}]}} as s, map {{{BC}: 1}} as m",
+               "l in 1 row, s in 1 row, m in 1 row"),
+    "parted": ("{{ config(partition_by=['day']) }} select i as k, case when i < 2 then date 'infinity' else"
+               " date '2018-01-01' + i::int end as day from range(9) as r (i)", "day in 2 rows"),
+    "parted_other": ("{{ config(partition_by=['k']) }} select i % 3 as k, case when i % 3 < 2 then date 'infinity' end"
+                     " as day from range(9) as r (i)", "day in 6 rows"),
+    "secret": ("select date '44444-04-04' as born", "born in 1 row"),
+}  # fmt: skip
+DOUBLED = {
+    "twice": ("select 1 as a, 2 as a", "the SQL gives a more than once"),
+    "thrice": ("with x as (select 1 as a) select a, a as b, a as a, x.a from x -- the end", "a more than once"),
+    "cased": ('select 1 as a, 2 as "A"', "a and A"),
+    "contracted": ("select 1 as a, 2 as a", "the SQL gives a more than once"),
+    "joined": ("select * from {{ ref('orders') }} o join {{ ref('v_orders') }} v on o.id = v.id", "id, customer"),
+    "below": ("with j as (select o.id, v.id from {{ ref('orders') }} o join {{ ref('v_orders') }} v on true)"
+              " select * from j", "id_1 is a second column id"),
+    "through": ("select * from {{ ref('doubled') }}", "a_1 is a second column a"),
+    "v_twice": ("{{ config(materialized='view') }} select 1 as a, 2 as A", "a and A"),
+    "v_below": ("{{ config(materialized='view') }} select * from (select 1 as a, 2 as a)", "a_1 is a second column a"),
+}  # fmt: skip
+RIGHT = {
+    # infinity of a double, and the first and last of all days
+    "edges": ("select 'inf'::double as x, 'nan'::float as y, [timestamp '0001-01-01'] as l,"
+              " timestamptz '9999-12-31 23:59:59.999999+00' as z", ["x", "y", "l", "z"]),
+    # names that look as if DuckDB had made them, but are somebody's
+    "named": ("select 1 as a, 2 as a_1", ["a", "a_1"]),
+    "picked": ("with j as (select 1 as a, 2 as a) select a, a_1 from j", ["a", "a_1"]),
+    "passed_on": ("select * from {{ ref('named') }}", ["a", "a_1"]),
+    "viewed": ("select * from {{ ref('v_named') }}", ["a", "a_1"]),
+    "through_ephemeral": ("select * from {{ ref('e_named') }}", ["a", "a_1"]),
+    "described": ("select * from (select 1 as a, 2 as a)", ["a", "a_1"]),
+    "one_using": ("select * from {{ ref('named') }} join {{ ref('picked') }} using (a, a_1)", ["a", "a_1"]),
+}  # fmt: skip
+
+
+@dataclass
+class Built:
+    platform: Platform
+    run: Run
+    outcome: Outcome
+    results: dict[str, Result] = field(default_factory=dict)
+
+    def said(self, name: str) -> str:
+        """The error of a model or seed, which has no version."""
+        (result,) = [one for node, one in self.results.items() if node.split(".")[2:] == [name]]
+        assert result.status == "error", f"{name}: {result.status}"
+        assert not [t for t, entry in self.run.entries().items() if t.endswith(f".{name}") and entry.version]
+        return result.error
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    with platform(tmp_path_factory.mktemp("refused"), MINI) as made:
+        for name, (sql, _) in {**BEYOND, **DOUBLED, **RIGHT}.items():
+            made.model(f"gold/{name}", sql)
+        made.model("gold/doubled", "{{ config(materialized='ephemeral') }} select 1 as a, 2 as a")
+        made.model("gold/v_named", "{{ config(materialized='view') }} select * from {{ ref('named') }}")
+        made.model("gold/e_named", "{{ config(materialized='ephemeral') }} select * from {{ ref('v_named') }}")
+        made.write(
+            "dbt_project/models/gold/some.yml",
+            "models: [{name: contracted, config: {contract: {enforced: true}}, columns: ["
+            "{name: a, data_type: INTEGER}, {name: a_1, data_type: INTEGER}]},"
+            " {name: described, columns: [{name: a_1, description: wanted}]},"
+            " {name: secret, columns: [{name: born, config: {meta: {pii: true}}}]}]",
+        )
+        made.write("dbt_project/seeds/s_beyond.csv", "k,day\n1,2018-01-01\n2,infinity\n")
+        made.write("dbt_project/seeds/s_twice.csv", "a,b,a\n1,2,3\n")
+        made.write("dbt_project/seeds/s_cased.csv", "a;b;A\n1;2;3\n")
+        made.write(
+            "dbt_project/seeds/seeds.yml",
+            "seeds: [{name: s_beyond, config: {schema: silver, column_types: {day: date}}},"
+            " {name: s_twice, config: {schema: silver}}, {name: s_cased, config: {schema: silver, delimiter: ';'}}]",
+        )
+        made.deliver(csv_text(("id", "customer", "amount", "day", "n"), [("a", "x", "1.50", "2018-01-01", 1)]))
+        run, outcome = made.built()
+        yield Built(made, run, outcome, run.latest_results())
+
+
+# -- dates and times beyond the years 1 to 9999 -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_model_with_a_date_or_time_that_readers_cannot_hold_is_refused_with_columns_and_rows(
+    built: Built, name: str
+) -> None:
+    said = built.said(name)
+    assert f"gold.{name}" in said
+    assert BEYOND[name][1] in said
+
+
+@pytest.mark.parametrize("name", ["day", "nested", "parted", "parted_other"])
+def test_the_query_in_the_refusal_finds_the_rows(built: Built, name: str) -> None:
+    (command,) = [line for line in built.said(name).splitlines() if "busco query" in line]
+    asked = command.split("busco query", 1)[1]
+    sql = asked.split('"', 1)[1].rsplit('"', 1)[0].replace('\\"', '"')
+    with engine.connect(built.platform.settings) as db:
+        rows = db.execute(sql).fetchall()
+    assert len(rows) == {"day": 2, "nested": 1, "parted": 2, "parted_other": 6}[name]
+
+
+def test_the_refusal_shows_no_value(built: Built) -> None:
+    assert "44444" not in built.said("secret")
+    keys = [key for key in built.platform.store.keys(ENVIRONMENT.runs("")[:-1]) if "secret" in key]
+    assert keys
+    assert [key for key in keys if b"44444" in built.platform.store.get(key).body] == []
+
+
+def test_a_seed_with_such_a_date_is_refused_too(built: Built) -> None:
+    assert "day in 1 row" in built.said("s_beyond")
+
+
+def test_a_bronze_table_with_such_a_time_gets_no_metadata(built: Built) -> None:
+    """Its file was ingested by an earlier release, which took it."""
+    store, table = built.platform.store, f"bronze.t{uuid.uuid4().hex}"
+    key, record = f"{table.replace('.', '/')}/x.parquet", f"_lake/deliveries/{table}/x.csv/1.json"
+    sql = "select timestamptz '2018-01-01 00:00:00+00' as at union all select timestamptz 'infinity'"
+    with engine.connect(built.platform.settings) as db:
+        ((_, rows, size, _, statistics, *_),) = db.execute(
+            f"copy ({sql}) to '{store.url(key)}' (format parquet, return_stats)"
+        ).fetchall()
+    columns = (Column(name="at", type="TIMESTAMP WITH TIME ZONE"),)
+    delivery = Delivery(
+        table=table, file_name="x.csv", number=1, object=key, attempt="1", content_hash="c", contract_hash="c",
+        columns=columns, rows=rows, quarantined=0, bytes=size, statistics=statistics, ingested_at=utc_now(),
+    )  # fmt: skip
+    store.create(record, delivery)
+    version = Version(
+        table=table, version="v", columns=columns, rows=rows, bytes=size, files=(), deliveries=(record,),
+        metadata=f"_lake/env/prod/iceberg/{table}/metadata/00001-v.metadata.json",
+    )  # fmt: skip
+    with pytest.raises(BuscoError) as refusal:
+        write_bronze_metadata(built.platform.settings, built.run, {table: version}, None)
+    assert f"{table} " in str(refusal.value)
+    assert "at in 1 row" in str(refusal.value)
+    assert store.url(key) in str(refusal.value)
+    assert store.get(version.metadata) is None
+
+
+# -- columns that are there twice -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DOUBLED)
+def test_a_model_whose_sql_gives_a_column_twice_is_refused_by_its_name(built: Built, name: str) -> None:
+    assert DOUBLED[name][1] in built.said(name)
+
+
+@pytest.mark.parametrize(("name", "said"), [("s_twice", "a more than once"), ("s_cased", "a and A")])
+def test_a_seed_whose_header_gives_a_column_twice_is_refused(built: Built, name: str, said: str) -> None:
+    assert said in built.said(name)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_only_looks_like_it_is_built(built: Built, name: str) -> None:
+    version = built.run.entries()[f"gold.{name}"].version
+    assert version is not None, built.said(name)
+    assert [column.name for column in version.columns] == RIGHT[name][1]
