@@ -28,8 +28,8 @@ _VOLATILE = frozenset(
     | {"root_path", "contract_checksum", "relation_name", "injected_sql", "deferred", "defer_relation"}
 )
 TABLE_KINDS = frozenset({"lake", "seed"})
-# How a seed's file becomes types and values: by dbt's own macros. It is part of a seed's fingerprint: change it when the
-# same file would give other types or values, so that no seed is kept with its former ones.
+# How a seed's file becomes types and values: by dbt's own macros. It is part of a seed's fingerprint. Change it when
+# the same file would give other types or values, so that no seed is kept with its former ones.
 SEED_READER = "dbt"
 # the dbt package that the platform brings (busco.warehouse.package), and those that dbt and its adapter bring
 PLATFORM_PACKAGE = "busco_lake"

@@ -119,11 +119,12 @@ def test_the_refusal_names_table_columns_and_rows_and_a_query_that_finds_them(tm
     )
     suspects = date_range.suspects(columns, file)
     assert suspects is not None
-    date_range.check("gold.t", suspects, {"day": 0, "at": 0}, str, "r1")
+    date_range.check("gold.t", suspects, {"day": 0, "at": 0}, str, "r1", "")
     with pytest.raises(BuscoError) as refusal:
-        date_range.check("gold.t", suspects, {"day": 2, "at": 1}, lambda key: f"s3://lake/{key}", "r1")
+        date_range.check("gold.t", suspects, {"day": 2, "at": 1}, lambda key: f"s3://lake/{key}", "r1", "do this")
     assert "gold.t" in refusal.value.message
     assert "day in 2 rows" in refusal.value.message
     assert "at in 1 row" in refusal.value.message
+    assert refusal.value.hint.startswith("do this; ")
     assert "busco query --run r1 " in refusal.value.hint
     assert "s3://lake/x/t.parquet" in refusal.value.hint

@@ -78,13 +78,14 @@ def suspects(columns: Sequence[Column], files: Sequence[WrittenFile]) -> Suspect
     return Suspects(tuple(found), tuple(found.values()), tuple(where)) if found else None
 
 
-def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run: str) -> None:
+def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run: str, advice: str) -> None:
     """Refuses the table if any rows were counted. The message has no value, since it may be a person's.
 
     Args:
         table: `<layer>.<name>`.
         counted: what `count_sql` gave: the number of rows by column.
         run: the run's key, so that the query works where nothing is published yet.
+        advice: what to do about such rows.
 
     Raises:
         BuscoError: with the columns, the number of rows of each, and a command that shows them.
@@ -99,7 +100,7 @@ def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run
     raise BuscoError(
         f"{table} has dates or times that readers of the table cannot hold "
         f"(infinity, before 0001-01-01 or after 9999-12-31, in UTC): {listed}",
-        f"write NULL or a real date in their place; this shows the rows:\n{command}",
+        f"{advice}; this shows the rows:\n{command}",
     )
 
 

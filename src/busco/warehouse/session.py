@@ -232,7 +232,8 @@ class Session:
         columns: tuple[Column, ...] = job["columns"]
         files, counted = job["files"], job["counted"]
         if job["suspects"] is not None:
-            date_range.check(table, job["suspects"], counted["beyond"], store.url, self._run().name)
+            advice = "write NULL or a date in range in their place"
+            date_range.check(table, job["suspects"], counted["beyond"], store.url, self._run().name, advice)
         model_sql.check_not_null(columns, files, counted.get("nulls") or {})
         location = self.environment.iceberg(table)
         metadata = self.environment.metadata(table, version_id)
@@ -323,7 +324,8 @@ def _bronze_metadata(settings: Settings, run: Run, version: Version) -> None:
         with engine.connect(settings) as connection:
             counts = connection.execute(suspects.count_sql(store.url)).fetchone()
         counted = dict(zip(suspects.columns, counts or (), strict=True))
-        date_range.check(version.table, suspects, counted, store.url, run.name)
+        advice = "correct the file and ingest it again under its name"
+        date_range.check(version.table, suspects, counted, store.url, run.name, advice)
     location = EnvironmentLayout("prod").iceberg(version.table)
     versions.write_metadata(
         store,
