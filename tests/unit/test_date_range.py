@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -55,25 +56,30 @@ def copied(db: duckdb.DuckDBPyConnection, sql: str, folder: Path) -> tuple[tuple
     return columns, model_sql.written_files(db.execute(copy).fetchall(), "")
 
 
-def found(sql: str, folder: Path) -> dict[str, int]:
+@pytest.fixture(scope="module")
+def db() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as connection:
+        connection.execute("set timezone = 'America/New_York'")
+        yield connection
+
+
+def found(db: duckdb.DuckDBPyConnection, sql: str, folder: Path) -> dict[str, int]:
     """The columns with values beyond, and their rows, as the materialization asks for them; and the query is right."""
-    with duckdb.connect() as db:
-        db.execute("set timezone = 'America/New_York'")
-        suspects = date_range.suspects(*copied(db, sql, folder))
-        if suspects is None:
-            return {}
-        counted = db.execute(suspects.count_sql(str)).fetchall()[0]
-        rows = db.execute(suspects.find_sql(str)).fetchall()
-        assert len(rows) <= sum(counted)
-        assert bool(rows) == any(counted)
-        return {name: count for name, count in zip(suspects.columns, counted, strict=True) if count}
+    suspects = date_range.suspects(*copied(db, sql, folder))
+    if suspects is None:
+        return {}
+    counted = db.execute(suspects.count_sql(str)).fetchall()[0]
+    rows = db.execute(suspects.find_sql(str)).fetchall()
+    assert len(rows) <= sum(counted)
+    assert bool(rows) == any(counted)
+    return {name: count for name, count in zip(suspects.columns, counted, strict=True) if count}
 
 
 @pytest.mark.parametrize("kind", INSIDE)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_exactly_the_rows_with_a_date_or_time_beyond_the_years_1_to_9999_are_counted(
-    kind: str, data: st.DataObject, tmp_path: Path
+    db: duckdb.DuckDBPyConnection, kind: str, data: st.DataObject, tmp_path: Path
 ) -> None:
     outer, written = data.draw(st.sampled_from(sorted(PLACES.items())))
     values = data.draw(st.lists(st.sampled_from([*INSIDE[kind], *BEYOND[kind], None]), min_size=1, max_size=6))
@@ -82,36 +88,36 @@ def test_exactly_the_rows_with_a_date_or_time_beyond_the_years_1_to_9999_are_cou
     shown = ["null" if v is None else written.format(f"{types.literal(v)}::{kind}") for v in values]
     rows = ", ".join(f"({text}::{outer.format(kind)}, 'infinity', 'inf'::double)" for text in shown)
     expected = sum(value in BEYOND[kind] for value in values)
-    given_by_sql = found(f'select * from (values {rows}) as t ("a ""b", said, number)', tmp_path)
+    given_by_sql = found(db, f'select * from (values {rows}) as t ("a ""b", said, number)', tmp_path)
     assert given_by_sql == ({'a "b': expected} if expected else {})
 
 
-def test_infinity_and_nan_are_values_of_a_double(tmp_path: Path) -> None:
+def test_infinity_and_nan_are_values_of_a_double(db: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     sql = "select 'inf'::double as a, '-inf'::float as b, 'nan'::double as c, {'x': 'nan'::float} as d"
-    assert found(sql, tmp_path) == {}
+    assert found(db, sql, tmp_path) == {}
 
 
-def test_a_table_whose_statistics_prove_it_right_is_not_read_again(tmp_path: Path) -> None:
+def test_a_table_whose_statistics_prove_it_right_is_not_read_again(
+    db: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
     sql = (
         "select date '2018-01-01' + i::int as d, [timestamp '2018-01-01', null] as l, map {'k': null::date} as m,"
         " null::timestamptz as z, []::date[] as e, 'infinity' as t from range(5) as r (i)"
     )
-    with duckdb.connect() as db:
-        assert date_range.suspects(*copied(db, sql, tmp_path)) is None
+    assert date_range.suspects(*copied(db, sql, tmp_path)) is None
 
 
-def test_a_column_without_statistics_is_counted_and_not_trusted(tmp_path: Path) -> None:
-    with duckdb.connect() as db:
-        columns, (written,) = copied(db, "select date 'infinity' as d, 1 as n", tmp_path)
-        for known in ({}, {'"d"': {"null_count": "0", "num_values": "1"}}):
-            bare = WrittenFile(written.key, written.rows, written.bytes, known, {})
-            suspects = date_range.suspects(columns, [bare])
-            assert suspects is not None
-            assert suspects.columns == ("d",)
-            assert db.execute(suspects.count_sql(str)).fetchall() == [(1,)]
+def test_a_column_without_statistics_is_counted_and_not_trusted(db: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+    columns, (written,) = copied(db, "select date 'infinity' as d, 1 as n", tmp_path)
+    for known in ({}, {'"d"': {"null_count": "0", "num_values": "1"}}):
+        bare = WrittenFile(written.key, written.rows, written.bytes, known, {})
+        suspects = date_range.suspects(columns, [bare])
+        assert suspects is not None
+        assert suspects.columns == ("d",)
+        assert db.execute(suspects.count_sql(str)).fetchall() == [(1,)]
 
 
-def test_the_refusal_names_table_columns_and_rows_and_a_query_that_finds_them(tmp_path: Path) -> None:
+def test_the_refusal_names_table_columns_and_rows_and_a_query_that_finds_them() -> None:
     columns = (Column(name="day", type="DATE"), Column(name="at", type="TIMESTAMP"))
     beyond = {"max": "infinity", "min": "2018-01-01", "null_count": "0", "num_values": "3"}
     file = model_sql.written_files(
