@@ -12,10 +12,11 @@ import pytest
 
 from busco.lake.layout import new_id
 from busco.lake.records import Order, Pin, Runner, utc_now
-from busco.orchestration import async_aws, ecs
+from busco.orchestration import async_aws, ecs, places
 from busco.orchestration.ecs import EcsLauncher, ending_of
 from busco.orchestration.ecs_task import started_by
 from busco.orchestration.launch import CannotStart, client_token, command
+from busco.orchestration.reaper import Reaper
 from busco.orchestration.slots import Slots
 from busco.settings import Settings, get_settings
 from tests.airflow.driver import Driver
@@ -153,8 +154,52 @@ def test_a_place_whose_task_is_gone_is_freed_by_whoever_waits(proxy: Proxy, sess
         handle = await asyncio.wait_for(of(settings, sessions, limit=1).start(PIN, order(), print), 20)
         assert handle.arn != dead.arn
 
-    with mock.patch.object(ecs, "_FULL", 0.0):
+    with mock.patch.object(places, "FULL", 0.0):
         run(story())
+
+
+def test_an_order_that_ecs_has_no_capacity_for_keeps_its_place(proxy: Proxy, sessions: Any) -> None:
+    async def story() -> None:
+        settings, first, second = get_settings(), order("first/1"), order("second/1")
+        # several heartbeats are not missed while ECS refuses thirty times
+        launchers = [EcsLauncher(settings, Slots(1, sessions), stale=0.4) for _ in range(2)]
+        proxy.fail("RunTask", *[failure("Capacity is unavailable at this time")] * 30)
+        begun = asyncio.create_task(launchers[0].start(PIN, first, print))
+        while "RunTask" not in proxy.calls:
+            await _sleep(0.01)
+        waits = asyncio.create_task(launchers[1].start(PIN, second, print))
+        handle = await begun
+        assert not waits.done()
+        assert [holder.token for holder in launchers[0].slots.holders()] == [first.token]
+        await launchers[0].stop_task(handle.arn, "done")
+        await asyncio.wait_for(waits, 20)
+        assert await started(proxy, first) == []
+
+    with mock.patch.multiple(places, FULL=0.0, _BEAT=0.02):
+        run(story())
+
+
+def test_maintenance_frees_the_places_of_tasks_that_are_over_and_of_orders_whose_triggerer_has_died(
+    proxy: Proxy, sessions: Any
+) -> None:
+    settings, slots = get_settings(), Slots(10, sessions)
+    running, over, unknown = order("runs/1"), order("over/1"), order("unknown/1")
+
+    async def story() -> list[str]:
+        launcher = of(settings, sessions)
+        arns = [(await launcher.start(PIN, one, print)).arn for one in (running, over)]
+        await launcher.stop_task(arns[1], "its triggerer has died")
+        await async_aws.forget_clients()
+        return arns
+
+    arns = asyncio.run(story())
+    # one triggerer died before it had written down which task was started, another one before it had asked for one
+    slots.gone([arns[0]])
+    for one in (running, unknown):
+        slots.ask(one.token, "label")
+    reaper = Reaper(settings, mock.Mock(), mock.Mock(), slots, frozenset, stale=0.0)
+    assert reaper.free_places() == 2
+    assert [(holder.token, holder.arn) for holder in slots.holders()] == [(running.token, arns[0])]
 
 
 def test_a_task_that_ecs_does_not_know_any_more_is_gone_and_one_that_it_does_not_know_yet_is_not(

@@ -124,7 +124,7 @@ class Order(LakeRecord):
     n is gone; `written` is an id of the write, which tells whose order it is where two triggerers write the same one.
     `kind` is `shared` (whatever of the run has no result yet) or `solo` (`nodes`, the dbt unique ids that it
     gives results for). `rebuild`: models are built even where a version could be kept (R7). `size` is that of its ECS
-    task; `token` is its ECS client token and `startedBy`.
+    task; `token` is in its `startedBy`, and its ECS client token begins with it.
     """
 
     name: str

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,8 @@ from botocore.exceptions import ClientError, HTTPClientError
 from busco.lake.records import Ending, Order, Pin, Runner
 from busco.orchestration.async_aws import async_client
 from busco.orchestration.ecs_task import placement, started_by, task_definition
-from busco.orchestration.launch import CannotStart, Say, Starting, command
+from busco.orchestration.launch import Say, Starting, command
+from busco.orchestration.places import LISTED, STALE, Holder, Places, Unreachable, is_over
 from busco.orchestration.slots import Slots
 from busco.orchestration.stops import Stop, stop_reason
 from busco.settings import Settings
@@ -24,13 +26,9 @@ log = logging.getLogger(__name__)
 
 _EVERY = 1.5  # seconds between two looks at one ECS task
 _MOST = 100  # tasks that one DescribeTasks takes (API reference, DescribeTasks)
-_PATIENCE = 1800.0  # seconds that a runner waits for what may pass: capacity, throttling, the network
 # A task that ECS has just started may be unknown to DescribeTasks for a while (API reference, RunTask: "eventual
 # consistency"); one that was seen and is unknown now has expired, or ECS was restarted.
 _UNSEEN, _VANISHED = 20.0, 4.0
-_ASK = 1.0  # seconds between two questions for a place
-_FULL = 5.0  # seconds between two looks at who has the places
-_STALE = 60.0  # seconds after which a place without a task is looked into: its triggerer may have died
 
 
 @dataclass
@@ -70,13 +68,20 @@ class EcsTask:
 class EcsLauncher:
     """Starts one ECS task for each order, within the number of places.
 
-    An order's token is the client token and `startedBy` of its task: whoever starts it again, in another triggerer or
-    after a restart, gets the same one. The real fence against two is the table's entry (R4).
+    An order's token is in `startedBy` of its task: whoever starts it again, in another triggerer or after a restart,
+    gets the same one. The real fence against two is the table's entry (R4).
+
+    Args:
+        stale: seconds without a heartbeat after which a place without a task is looked into.
     """
 
     settings: Settings
     slots: Slots
+    stale: float = STALE
     _tasks: dict[str, Seen] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.places = Places(self.slots, self, self.stale)
 
     # -- starting -----------------------------------------------------------------------------------------------------
 
@@ -87,20 +92,17 @@ class EcsLauncher:
         """Starts `busco <words>` in dbt's image, once for each token, when there is a place for it.
 
         Args:
-            token: at most 64 characters (ECS's client token).
+            token: at most 32 characters: a client token of ECS begins with it.
             label: what its place is shown as.
 
         Raises:
             CannotStart: there is no use in waiting.
         """
-        await self._place(token, label, say)
-        try:
-            arn = await self._run(self.request(words, token, size), say)
-        except Exception:
-            # a cancelled call may have started a task: its place is looked into later
-            await asyncio.to_thread(self.slots.give_back, token)
-            raise
-        await asyncio.to_thread(self.slots.started, token, arn)
+
+        async def run(client_token: str) -> str:
+            return await self._run(self.request(words, token, size, client_token))
+
+        arn = await self.places.start(token, label, run, say)
         self._tasks.setdefault(arn, Seen(looked_at=time.monotonic()))
         say(f"started ECS task {arn} (size {size or self.settings.ecs_size})")
         return EcsTask(self, arn)
@@ -110,7 +112,7 @@ class EcsLauncher:
         try:
             while (ending := self.seen(task.arn).ending) is None:
                 await asyncio.sleep(_EVERY)
-                await self._describe([task.arn])
+                await self._see([task.arn])
             return ending
         except BaseException:
             await task.stop("whoever waited for it was stopped")
@@ -120,81 +122,26 @@ class EcsLauncher:
         return await self.start(pin, order, say)
 
     async def discard(self, order: Order, reason: str) -> None:
-        arn = await self._find(order.token)
-        if arn:
+        await self.places.leave(order.token)
+        for arn in await self.living(order.token):
             await self.stop_task(arn, reason)
-        else:
-            await asyncio.to_thread(self.slots.give_back, order.token)
 
-    async def _place(self, token: str, label: str, say: Say) -> None:
-        """Waits in line for a place."""
-        said, looked_at = "", time.monotonic()
-        try:
-            while True:
-                place = await asyncio.to_thread(self.slots.ask, token, label)
-                if place.has_one:
-                    return
-                line = f"waiting for a place: {place.taken} ECS tasks run, {place.ahead} wait before this one"
-                if line != said:
-                    say(f"{line} (BUSCO_MAX_ECS_TASKS={self.slots.limit})")
-                    said = line
-                if time.monotonic() - looked_at >= _FULL:
-                    await self._look_into_places()
-                    looked_at = time.monotonic()
-                await asyncio.sleep(_ASK)
-        except asyncio.CancelledError:
-            await asyncio.shield(asyncio.to_thread(self.slots.give_back, token))
-            raise
-
-    async def _look_into_places(self) -> None:
-        """Frees places of tasks that are gone, whoever started them."""
-        try:
-            holders = await asyncio.to_thread(self.slots.holders)
-            await self._describe([holder.arn for holder in holders if holder.arn])
-            for holder in holders:
-                if holder.arn and self.seen(holder.arn).ending:
-                    await asyncio.to_thread(self.slots.give_back, holder.token)
-                elif not holder.arn and holder.seconds > _STALE:
-                    arn = await self._find(holder.token)
-                    if arn:
-                        await asyncio.to_thread(self.slots.started, holder.token, arn)
-                    else:
-                        await asyncio.to_thread(self.slots.give_back, holder.token)
-        except (ClientError, HTTPClientError) as error:
-            log.warning("ECS did not say which tasks run: %s", error)
-
-    async def _run(self, request: Mapping[str, Any], say: Say) -> str:
-        """RunTask until there is a task; gives its ARN.
+    async def _run(self, request: Mapping[str, Any]) -> str:
+        """RunTask, once; gives the task's ARN.
 
         Raises:
-            CannotStart: ECS refuses, or has refused for too long.
+            Unreachable: ECS has started none, or has given no answer.
         """
         ecs = await async_client("ecs", self.settings)
-        began, delay = time.monotonic(), 1.0
-        while True:
-            try:
-                # after a restart, or a time-out, it may run already
-                if arn := await self._find(request["clientToken"]):
-                    return arn
-                answer = await ecs.run_task(**request)
-                if tasks := answer.get("tasks"):
-                    return str(tasks[0]["taskArn"])
-                failure = (answer.get("failures") or [{}])[0]
-                stop = stop_reason("", str(failure.get("reason") or ""), str(failure.get("detail") or ""))
-            except ClientError as error:
-                said = error.response["Error"]
-                stop = stop_reason("", f"{said.get('Code', '')}: {said.get('Message', '')}")
-            except HTTPClientError as error:
-                stop = Stop("network", f"no answer from ECS: {error}", "see that its endpoint can be reached", True)
-            if not stop.passing:
-                raise CannotStart(str(stop))
-            if time.monotonic() - began > _PATIENCE:
-                raise CannotStart(f"{stop}\n(tried for {_PATIENCE / 60:.0f} minutes)")
-            say(f"ECS starts no task now: {stop.text}; trying again in {delay:.0f} s")
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 60)
+        with _answers():
+            answer = await ecs.run_task(**request)
+        if tasks := answer.get("tasks"):
+            return str(tasks[0]["taskArn"])
+        failure = (answer.get("failures") or [{}])[0]
+        stop = stop_reason("", str(failure.get("reason") or ""), str(failure.get("detail") or ""))
+        raise Unreachable(stop, _at_once(answer))
 
-    def request(self, words: Sequence[str], token: str, size: str = "") -> dict[str, Any]:
+    def request(self, words: Sequence[str], token: str, size: str = "", client_token: str = "") -> dict[str, Any]:
         """RunTask's arguments. Nothing in them is secret: ECS shows them to whoever may DescribeTasks."""
         settings = self.settings
         override = {
@@ -206,22 +153,44 @@ class EcsLauncher:
             "cluster": settings.ecs_cluster,
             "taskDefinition": task_definition(settings, size),
             "count": 1,
-            "clientToken": token,
+            "clientToken": client_token or token,
             "startedBy": started_by(token),
             "overrides": {"containerOverrides": [override]},
         }
         return request | placement(settings)
 
-    async def _find(self, token: str) -> str:
-        """The ARN of the task that was started with this token; '' where there is none."""
+    # -- what the places ask (places.Tasks) ---------------------------------------------------------------------------
+
+    async def of(self, token: str) -> list[str]:
+        ecs, cluster = await async_client("ecs", self.settings), self.settings.ecs_cluster
+        found: list[str] = []
+        with _answers():
+            for status in LISTED:
+                answer = await ecs.list_tasks(cluster=cluster, startedBy=started_by(token), desiredStatus=status)
+                found += map(str, answer.get("taskArns") or [])
+        return found
+
+    async def living(self, token: str) -> list[str]:
+        found = await self.of(token)
+        if not found:
+            return []
         ecs = await async_client("ecs", self.settings)
-        for status in ("RUNNING", "STOPPED"):
-            answer = await ecs.list_tasks(
-                cluster=self.settings.ecs_cluster, startedBy=started_by(token), desiredStatus=status
-            )
-            if arns := answer.get("taskArns"):
-                return str(arns[0])
-        return ""
+        with _answers():
+            answer = await ecs.describe_tasks(cluster=self.settings.ecs_cluster, tasks=found)
+        # one that is listed and can't be described has just been started
+        over = {str(task["taskArn"]) for task in answer.get("tasks") or [] if is_over(task)}
+        return [arn for arn in found if arn not in over]
+
+    async def over(self, holders: Collection[Holder]) -> set[str]:
+        with _answers():
+            await self._describe([holder.arn for holder in holders])
+        found = set()
+        for holder in holders:
+            seen = self.seen(holder.arn)
+            # nobody has just started what was started long ago: what ECS does not know of it, it has forgotten
+            if seen.ending or (seen.missing_since is not None and holder.seconds > self.places.stale):
+                found.add(holder.arn)
+        return found
 
     # -- seeing -------------------------------------------------------------------------------------------------------
 
@@ -231,7 +200,7 @@ class EcsLauncher:
     async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> Mapping[int, Ending]:
         arns = {runner.arn for runner in runners if runner.arn}
         arns |= {handle.arn for handle in handles if isinstance(handle, EcsTask) and handle.alive()}
-        await self._describe(sorted(arns))
+        await self._see(sorted(arns))
         gone: dict[int, Ending] = {}
         for runner in runners:
             ending = self.seen(runner.arn).ending if runner.arn else Ending(number=0, reason="it is no ECS task")
@@ -239,12 +208,17 @@ class EcsLauncher:
                 gone[runner.number] = ending.model_copy(update={"number": runner.number})
         return gone
 
-    async def _describe(self, arns: Sequence[str]) -> None:
-        """Asks ECS for those that were not asked for just now."""
+    async def _see(self, arns: Sequence[str]) -> None:
+        """Brings up to date what is known of tasks; frees the places of those that are over."""
+        await asyncio.to_thread(self.slots.gone, await self._describe(arns))
+
+    async def _describe(self, arns: Sequence[str]) -> list[str]:
+        """Asks ECS for those that were not asked for just now; gives those that were seen to be over for the first
+        time."""
         now = time.monotonic()
         due = [arn for arn in arns if self.seen(arn).ending is None and now - self.seen(arn).looked_at >= _EVERY]
         if not due:
-            return
+            return []
         ecs = await async_client("ecs", self.settings)
         ended: list[str] = []
         for start in range(0, len(due), _MOST):
@@ -252,7 +226,7 @@ class EcsLauncher:
             for task in answer.get("tasks") or []:
                 seen = self.seen(str(task["taskArn"]))
                 seen.looked_at, seen.ever, seen.missing_since = now, True, None
-                if task.get("lastStatus") == "STOPPED":
+                if is_over(task):
                     seen.ending = ending_of(task, self.settings.ecs_container)
                     ended.append(str(task["taskArn"]))
             for failure in answer.get("failures") or []:
@@ -264,7 +238,7 @@ class EcsLauncher:
                     reason = "ECS does not know its task any more: it has expired, or ECS was restarted"
                     seen.ending = Ending(number=0, reason=reason, passing=True)
                     ended.append(str(failure["arn"]))
-        await asyncio.to_thread(self.slots.gone, ended)
+        return ended
 
     # -- stopping, and what was printed -------------------------------------------------------------------------------
 
@@ -273,13 +247,18 @@ class EcsLauncher:
             await self.stop_task(runner.arn, reason)
 
     async def stop_task(self, arn: str, reason: str) -> None:
-        """StopTask; a task that ECS does not know is gone already."""
+        """StopTask; a task that ECS does not know is gone already.
+
+        Raises:
+            Unreachable: ECS refuses, or does not answer.
+        """
         ecs = await async_client("ecs", self.settings)
-        try:
-            await ecs.stop_task(cluster=self.settings.ecs_cluster, task=arn, reason=reason[:255])
-        except ClientError as error:
-            if "not found" not in str(error):
-                raise
+        with _answers():
+            try:
+                await ecs.stop_task(cluster=self.settings.ecs_cluster, task=arn, reason=reason[:255])
+            except ClientError as error:
+                if "not found" not in str(error):
+                    raise
 
     async def tail(self, runner: Runner) -> str:
         return await self.output(runner.arn) if runner.arn else ""
@@ -298,6 +277,26 @@ class EcsLauncher:
             log.info("no output of %s: %s", arn, error)
             return ""
         return "\n".join(str(event["message"]) for event in answer.get("events") or [])
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    """Turns what a call of ECS raises into `Unreachable`."""
+    try:
+        yield
+    except ClientError as error:
+        said = error.response["Error"]
+        stop = stop_reason("", f"{said.get('Code', '')}: {said.get('Message', '')}")
+        is_server = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) >= 500
+        raise Unreachable(stop, not is_server and _at_once(error.response)) from error
+    except HTTPClientError as error:
+        text, hint = f"no answer from ECS: {error}", "see that its endpoint can be reached"
+        raise Unreachable(Stop("network", text, hint, True), False) from error
+
+
+def _at_once(answer: Mapping[str, Any]) -> bool:
+    """Whether the client asked only once: an earlier question may have been heard, though its answer was lost."""
+    return not answer.get("ResponseMetadata", {}).get("RetryAttempts", 0)
 
 
 def log_stream(settings: Settings, arn: str) -> str:

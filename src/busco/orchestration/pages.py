@@ -21,6 +21,7 @@ from busco.lake.releases import read_live
 from busco.lake.runs import Run, open_run
 from busco.orchestration.ecs import ending_of, log_stream
 from busco.orchestration.ecs_task import started_by
+from busco.orchestration.places import LISTED
 from busco.orchestration.whereabouts import Whereabouts, whereabouts
 from busco.orchestration.words import athena_table_url, ecs_task_url, log_stream_url
 from busco.processes import process_alive, this_host
@@ -169,7 +170,7 @@ def _arn(settings: Settings, where: Whereabouts) -> str:
     if where.order is None or not where.order.token or settings.execution == "local":
         return ""
     ecs = client("ecs", settings)
-    for status in ("RUNNING", "STOPPED"):
+    for status in LISTED:
         answer = ecs.list_tasks(
             cluster=settings.ecs_cluster, startedBy=started_by(where.order.token), desiredStatus=status
         )

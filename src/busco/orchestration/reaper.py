@@ -6,6 +6,7 @@ ECS when its run was cleared, marked or deleted. What it writes is not waited fo
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -21,7 +22,8 @@ from busco.lake.layout import EnvironmentLayout, run_key
 from busco.lake.objects import ObjectStore
 from busco.lake.records import utc_now
 from busco.lake.runs import newest_epoch
-from busco.orchestration.ecs_task import STARTED_BY, started_by
+from busco.orchestration.ecs_task import STARTED_BY
+from busco.orchestration.places import STALE, is_over
 from busco.settings import Settings, get_settings, require_lake
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ GRACE = timedelta(minutes=2)
 # Between two levels of its graph a run has for a moment no task that follows: whatever is stopped was seen so twice.
 _AGAIN = 20.0
 _MOST = 100  # tasks that one DescribeTasks takes (API reference, DescribeTasks)
-_STALE = 60.0  # as in ecs.py
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Reaper:
     followed: Callable[[], Set[str]]
     again: float = _AGAIN
     grace: timedelta = GRACE
-    stale: float = _STALE
+    stale: float = STALE
 
     def reap(self) -> list[Unfollowed]:
         """Stops what was seen to be unfollowed twice."""
@@ -167,17 +168,21 @@ class Reaper:
         return unfollowed(tasks, environment.environment, self.followed(), newest, utc_now(), self.grace)
 
     def free_places(self) -> int:
-        """Gives back the places of tasks that are gone, whose follower did not live to see it; how many."""
-        holders = [holder for holder in self.slots.holders() if holder.seconds >= self.stale]
-        lost = [holder.token for holder in holders if not holder.arn and not self._started(holder.token)]
-        for token in lost:
-            self.slots.give_back(token)
-        arns = [holder.arn for holder in holders if holder.arn]
-        gone = sorted({*arns} - {str(task["taskArn"]) for task in self._described(arns) if _lives(task)})
-        self.slots.gone(gone)
-        for what in (*gone, *lost):
-            log.info("freed the place of task=%s, which is gone", what)
-        return len(gone) + len(lost)
+        """Frees the places of tasks that are over, whose follower did not live to see it; how many."""
+        freed = asyncio.run(self._free())
+        for token in freed:
+            log.info("freed the place of order=%s, whose task is over", token)
+        return len(freed)
+
+    async def _free(self) -> list[str]:
+        # here: Airflow's machines have the libraries, and whoever only looks needs none of them
+        from busco.orchestration.async_aws import forget_clients
+        from busco.orchestration.ecs import EcsLauncher
+
+        try:
+            return await EcsLauncher(self.settings, self.slots, self.stale).places.free()
+        finally:
+            await forget_clients()
 
     def _runners(self) -> list[RunnerTask]:
         pages = self.ecs.get_paginator("list_tasks").paginate(cluster=self.settings.ecs_cluster)
@@ -191,14 +196,6 @@ class Reaper:
             some = arns[start : start + _MOST]
             found += self.ecs.describe_tasks(cluster=self.settings.ecs_cluster, tasks=some).get("tasks") or []
         return found
-
-    def _started(self, token: str) -> bool:
-        """Whether a task was started with this token, which the place knows from now on."""
-        answer = self.ecs.list_tasks(cluster=self.settings.ecs_cluster, startedBy=started_by(token))
-        arns = answer.get("taskArns") or []
-        if arns:
-            self.slots.started(token, str(arns[0]))
-        return bool(arns)
 
     def _stop(self, one: Unfollowed) -> None:
         task = one.task
@@ -234,4 +231,5 @@ def followed_runs() -> frozenset[str]:
 
 
 def _lives(task: Mapping[str, Any]) -> bool:
-    return task.get("lastStatus") != "STOPPED" and task.get("desiredStatus") != "STOPPED"
+    """Whether a task runs, and nobody has stopped it yet."""
+    return not is_over(task) and task.get("desiredStatus") != "STOPPED"

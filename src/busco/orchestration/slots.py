@@ -1,21 +1,22 @@
-"""Places for ECS tasks: at most so many run at once, over all triggerers, first come first served.
+"""The table of places for ECS tasks: at most so many are taken at once, over all triggerers, first come first served.
 
-A place is a row in Airflow's database. Rows are looked at and changed under one advisory lock, so that two triggerers
-never give the same place. A row is taken away when its ECS task was seen gone, by whoever sees it; one that waits, when
-nobody has asked for it for a minute: its triggerer has died.
+A place is a row in Airflow's database; places.py says what its states are. Rows are read and changed under one advisory
+lock, so that two triggerers never give the same place, and each step says whether it found the row in the state that it
+is for. The only clock is the database's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import text
 
+from busco.orchestration.places import Holder, Place
+
 _LOCK = 7_302_271_115  # the advisory lock's number: any, so long as nobody else in this database takes it
-_FORGOTTEN = "interval '1 minute'"
+_FORGOTTEN = "interval '1 minute'"  # a row that waits, and that nobody has asked for so long, is nobody's
 _TABLE = """
 create table if not exists busco_ecs_slot (
     id bigserial primary key,
@@ -26,26 +27,9 @@ create table if not exists busco_ecs_slot (
     asked_at timestamptz not null default clock_timestamp()
 )
 """
+_GRANTED = "token = :token and is_taken and task_arn = ''"
 
 Sessions = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an order stands: `ahead` is how many wait before it, 0 with a place or as the next one."""
-
-    has_one: bool
-    ahead: int
-    taken: int
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who has a place: `arn` is '' from when it was given until ECS has answered."""
-
-    token: str
-    arn: str
-    seconds: float
 
 
 class Slots:
@@ -54,10 +38,11 @@ class Slots:
     Args:
         limit: how many ECS tasks run at once.
         sessions: opens a SQLAlchemy session on PostgreSQL that commits at its end.
+        now: gives an SQL expression of the time; tests have a clock of their own.
     """
 
-    def __init__(self, limit: int, sessions: Sessions) -> None:
-        self.limit, self._sessions = limit, sessions
+    def __init__(self, limit: int, sessions: Sessions, now: Callable[[], str] = lambda: "clock_timestamp()") -> None:
+        self.limit, self._sessions, self._now = limit, sessions, now
         self._made = False
 
     @classmethod
@@ -67,21 +52,23 @@ class Slots:
 
         return cls(limit, create_session)
 
+    # -- steps of its owner -------------------------------------------------------------------------------------------
+
     def ask(self, token: str, label: str) -> Place:
         """Asks for a place, or for the one that `token` has already; to be repeated until it is given."""
         with self._locked() as session:
             session.execute(
                 text(
-                    "insert into busco_ecs_slot (token, label) values (:token, :label)"
-                    " on conflict (token) do update set asked_at = clock_timestamp()"
+                    f"insert into busco_ecs_slot (token, label, asked_at) values (:token, :label, {self._now()})"
+                    f" on conflict (token) do update set asked_at = {self._now()}"
                 ),
                 {"token": token, "label": label},
             )
             session.execute(
-                text(f"delete from busco_ecs_slot where not is_taken and asked_at < clock_timestamp() - {_FORGOTTEN}")
+                text(f"delete from busco_ecs_slot where not is_taken and asked_at < {self._now()} - {_FORGOTTEN}")
             )
-            mine, is_taken = session.execute(
-                text("select id, is_taken from busco_ecs_slot where token = :token"), {"token": token}
+            mine, is_taken, arn = session.execute(
+                text("select id, is_taken, task_arn from busco_ecs_slot where token = :token"), {"token": token}
             ).one()
             taken, ahead = session.execute(
                 text(
@@ -91,43 +78,66 @@ class Slots:
                 {"mine": mine},
             ).one()
             if is_taken:
-                return Place(True, 0, taken)
+                return Place(True, 0, taken, mine, arn)
             if taken + ahead < self.limit:
-                session.execute(
-                    text("update busco_ecs_slot set is_taken = true, asked_at = clock_timestamp() where id = :id"),
-                    {"id": mine},
-                )
-                return Place(True, 0, taken + 1)
-            return Place(False, ahead, taken)
+                session.execute(text("update busco_ecs_slot set is_taken = true where id = :id"), {"id": mine})
+                return Place(True, 0, taken + 1, mine)
+            return Place(False, ahead, taken, mine)
 
-    def started(self, token: str, arn: str) -> None:
-        """Says which ECS task has the place."""
+    def keep(self, token: str) -> bool:
+        """Says that the owner of a granted place is alive; whether it still has the place."""
+        return self._changed(f"update busco_ecs_slot set asked_at = {self._now()} where {_GRANTED}", token=token)
+
+    def started(self, token: str, arn: str) -> bool:
+        """Granted → started: writes down which ECS task has the place; whether it is this one's."""
+        return self._changed(
+            f"update busco_ecs_slot set task_arn = :arn, asked_at = {self._now()}"
+            " where token = :token and is_taken and task_arn in ('', :arn)",
+            token=token,
+            arn=arn,
+        )
+
+    def leave(self, token: str) -> bool:
+        """Waiting → freed."""
+        return self._changed("delete from busco_ecs_slot where token = :token and not is_taken", token=token)
+
+    def give_back(self, token: str) -> bool:
+        """Waiting or granted → freed: for an owner who knows that nothing was started."""
+        return self._changed("delete from busco_ecs_slot where token = :token and task_arn = ''", token=token)
+
+    # -- steps of anybody ---------------------------------------------------------------------------------------------
+
+    def take_away(self, token: str, seconds: float) -> bool:
+        """Granted → freed: for whoever knows that ECS has no task of it; only if its owner has been silent so long."""
+        return self._changed(
+            f"delete from busco_ecs_slot where {_GRANTED}"
+            f" and asked_at < {self._now()} - make_interval(secs => :seconds)",
+            token=token,
+            seconds=seconds,
+        )
+
+    def gone(self, arns: Collection[str]) -> list[str]:
+        """Started → freed: the tasks are over. Gives the tokens of the places."""
+        if not arns:
+            return []
         with self._locked() as session:
-            session.execute(
-                text("update busco_ecs_slot set task_arn = :arn where token = :token"), {"token": token, "arn": arn}
-            )
-
-    def give_back(self, token: str) -> None:
-        """Frees a place, or leaves the line; nothing happens where there is none."""
-        with self._locked() as session:
-            session.execute(text("delete from busco_ecs_slot where token = :token"), {"token": token})
-
-    def gone(self, arns: list[str]) -> None:
-        """Frees the places of ECS tasks that were seen gone."""
-        if arns:
-            with self._locked() as session:
-                session.execute(text("delete from busco_ecs_slot where task_arn = any(:arns)"), {"arns": arns})
+            freed = text("delete from busco_ecs_slot where task_arn = any(:arns) returning token")
+            return [token for (token,) in session.execute(freed, {"arns": list(arns)}).all()]
 
     def holders(self) -> list[Holder]:
-        """Who has a place, the longest first; `seconds` since it was last asked for."""
+        """Who has a place, the longest first."""
         with self._locked() as session:
             rows = session.execute(
                 text(
-                    "select token, task_arn, extract(epoch from clock_timestamp() - asked_at)"
+                    f"select token, task_arn, extract(epoch from {self._now()} - asked_at)"
                     " from busco_ecs_slot where is_taken order by id"
                 )
             ).all()
         return [Holder(token, arn, float(seconds)) for token, arn, seconds in rows]
+
+    def _changed(self, statement: str, **values: Any) -> bool:
+        with self._locked() as session:
+            return bool(session.execute(text(statement), values).rowcount)
 
     @contextmanager
     def _locked(self) -> Iterator[Any]:

@@ -1,0 +1,284 @@
+"""No more ECS tasks than there are places, and each has one: whatever is throttled, lost, late or killed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from busco.orchestration.launch import CannotStart
+from busco.orchestration.places import STALE, Unreachable
+from busco.orchestration.stops import Stop
+from tests.unit.places_world import Fault, Killed, Triggerer, World, in_one_thread, maintenance
+from tests.unit.virtual_time import simulate
+
+_HOURS = 12 * 3600.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _in_one_thread() -> Iterator[None]:
+    with in_one_thread():
+        yield
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    simulate(story)
+
+
+def test_an_order_that_waits_for_capacity_keeps_its_place_however_long_that_takes() -> None:
+    async def story() -> None:
+        world = World(limit=1)
+        world.faults["first"] = ["capacity"] * 20
+        first, second = Triggerer(world), Triggerer(world)
+        begun = asyncio.create_task(first.start("first"))
+        await asyncio.sleep(1)
+        other = asyncio.create_task(second.start("second"))
+        await begun
+        assert not other.done()
+        assert world.clock() > 1000 + 5 * STALE
+        await other
+        assert world.most == 1
+
+    run(story())
+
+
+def test_an_order_keeps_its_place_however_slow_ecs_answers() -> None:
+    async def story() -> None:
+        world = World(limit=1)
+        first = Triggerer(world, latency=[2 * STALE])
+        begun = asyncio.create_task(first.start("first"))
+        await asyncio.sleep(1)
+        other = asyncio.create_task(Triggerer(world).start("second"))
+        await asyncio.gather(begun, other)
+        assert world.most == 1
+        assert first.said == []
+
+    run(story())
+
+
+def test_an_owner_that_lost_its_place_between_two_tries_does_not_ask_ecs_before_it_has_another_one() -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=1000)
+        world.faults["slow"] = ["capacity"]
+        slow = Triggerer(world)
+        begun = asyncio.create_task(slow.start("slow"))
+        await asyncio.sleep(0.5)
+        slow.stall(10 * STALE)
+        other = await Triggerer(world).start("other")
+        arn = await begun
+        assert [*world.tasks] == [other, arn]
+        assert world.most == 1
+
+    run(story())
+
+
+def test_the_place_of_a_triggerer_that_died_before_ecs_was_asked_is_free_after_a_minute() -> None:
+    async def story() -> None:
+        world = World(limit=1)
+        world.faults["dead"] = ["capacity"] * 100
+        dead = Triggerer(world)
+        begun = asyncio.create_task(dead.start("dead"))
+        await asyncio.sleep(10)
+        dead.kill()
+        arn = await asyncio.wait_for(Triggerer(world).start("next"), 2 * STALE)
+        assert [task.arn for task in world.living()] == [arn]
+        begun.cancel()
+        await asyncio.gather(begun, return_exceptions=True)
+
+    run(story())
+
+
+def test_the_task_of_a_triggerer_that_died_before_it_read_the_answer_keeps_its_place() -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=300)
+        world.faults["dead"] = ["lost"]
+        dead = Triggerer(world)
+        begun = asyncio.create_task(dead.start("dead"))
+        while not world.tasks:
+            await asyncio.sleep(0.01)
+        dead.kill()
+        await Triggerer(world).start("next")
+        assert world.most == 1
+        assert world.clock() >= 1000 + 300
+        begun.cancel()
+        await asyncio.gather(begun, return_exceptions=True)
+
+    run(story())
+
+
+def test_an_owner_that_stood_still_and_lost_its_place_stops_what_it_started_and_asks_again() -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=1000)
+        slow = Triggerer(world, latency=[5.0])
+        begun = asyncio.create_task(slow.start("slow"))
+        # in the middle of RunTask, which ECS has not heard yet
+        await asyncio.sleep(7)
+        slow.stall(10 * STALE)
+        other = await Triggerer(world).start("other")
+        arn = await begun
+        assert any("place was taken away" in line for line in slow.said)
+        first, again = (task.arn for task in world.tasks.values() if task.token == "slow")
+        assert (world.tasks[first].stops, world.tasks[other].stops, arn) == (True, False, again)
+        assert world.tasks[again].started_at >= world.tasks[other].ends_at
+        assert world.without_a_row() == []
+
+    run(story())
+
+
+def test_a_task_that_is_being_stopped_has_its_place_until_it_has_ended() -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=10_000, ending=100)
+        first = Triggerer(world)
+        await first.stop_task(await first.start("first"), "not wanted any more")
+        stopped_at = world.clock()
+        await maintenance(world)
+        assert "first" in world.table.rows
+        await first.start("second")
+        assert world.clock() - stopped_at >= 100
+        assert world.most == 1
+
+    run(story())
+
+
+def test_two_triggerers_that_start_the_same_order_start_one_task() -> None:
+    async def story() -> None:
+        world = World(limit=1)
+        world.faults["one"] = ["lost", "capacity"]
+        arns = await asyncio.gather(*(Triggerer(world, latency=[delay]).start("one") for delay in (0.05, 0.3, 2.0)))
+        assert len({*arns}) == len(world.tasks) == 1
+
+    run(story())
+
+
+@pytest.mark.parametrize(("faults", "is_free"), [([], True), (["capacity"], True), (["unheard"], False)])
+def test_a_start_that_ends_leaves_its_place_at_once_only_if_nothing_was_started(
+    faults: list[Fault], is_free: bool
+) -> None:
+    async def story() -> None:
+        world = World(limit=1)
+        world.faults["one"] = faults
+        one = Triggerer(world)
+
+        async def refused(client_token: str) -> str:
+            if faults:
+                return await one._run("one", client_token)
+            raise Unreachable(Stop("role", "ECS may not use the role", "deploy it"))
+
+        with pytest.raises(CannotStart, match="may not use the role"):
+            await one.places.start("one", "one", refused, one.said.append)
+        assert ("one" not in world.table.rows) == is_free
+        await maintenance(world)
+        assert world.table.rows == {}
+
+    run(story())
+
+
+def test_a_start_that_is_cancelled_frees_what_ecs_was_not_asked_for_yet() -> None:
+    async def story() -> None:
+        world = World(limit=1)
+        world.faults["retries"] = ["capacity"] * 100
+        one = Triggerer(world)
+        retries = asyncio.create_task(one.start("retries"))
+        await asyncio.sleep(100)
+        waits = asyncio.create_task(one.start("waits"))
+        await asyncio.sleep(2)
+        assert {*world.table.rows} == {"retries", "waits"}
+        for started in (retries, waits):
+            started.cancel()
+        await asyncio.gather(retries, waits, return_exceptions=True)
+        assert world.table.rows == {}
+
+    run(story())
+
+
+@dataclass
+class Plan:
+    """What happens in one world.
+
+    Attributes:
+        orders: of each, which triggerer starts it, when, and what its RunTasks come to.
+        events: when what happens to which triggerer: it is killed (0), or stands still for so many seconds.
+        throttled: until when ECS answers nobody.
+        latency: of each triggerer's calls, in turn.
+    """
+
+    limit: int
+    orders: list[tuple[int, float, list[Fault]]]
+    events: list[tuple[float, int, float]] = field(default_factory=list)
+    throttled: float = 0.0
+    latency: list[float] = field(default_factory=lambda: [0.05])
+
+
+_faults = st.lists(st.sampled_from(["none", "capacity", "capacity", "lost", "unheard"]), max_size=6)
+_orders = st.lists(st.tuples(st.integers(0, 2), st.floats(0, 100), _faults), min_size=2, max_size=6)
+_latency = st.lists(st.floats(0.01, 20), min_size=1, max_size=5)
+
+
+def plans(longest_stall: float) -> st.SearchStrategy[Plan]:
+    """Plans in which nobody stands still for longer than that."""
+    what = st.one_of(st.just(0.0), st.floats(0.1, longest_stall))
+    events = st.lists(st.tuples(st.floats(0, 300), st.integers(0, 2), what), max_size=4)
+    return st.builds(Plan, st.integers(1, 3), _orders, events, st.floats(0, 150), _latency)
+
+
+async def played(plan: Plan) -> World:
+    """A world after a plan, when all that live have got their task."""
+    world = World(plan.limit)
+    world.throttled_until = world.clock() + plan.throttled
+    triggerers = [Triggerer(world, plan.latency) for _ in range(3)]
+    world.faults = {str(number): list(faults) for number, (_, _, faults) in enumerate(plan.orders)}
+
+    async def order(number: int, by: int, delay: float) -> None:
+        await asyncio.sleep(delay)
+        try:
+            await triggerers[by].start(str(number))
+        except Killed:
+            # the one that takes over has the triggers of the dead one half a minute later
+            await asyncio.sleep(30)
+            await Triggerer(world).start(str(number))
+
+    async def event(at: float, by: int, stall: float) -> None:
+        await asyncio.sleep(at)
+        if stall:
+            triggerers[by].stall(stall)
+        else:
+            triggerers[by].kill()
+
+    begun = [order(number, by, delay) for number, (by, delay, _) in enumerate(plan.orders)]
+    begun += [event(*one) for one in plan.events]
+    # whoever is killed or late, all of the others get on
+    await asyncio.wait_for(asyncio.gather(*begun), _HOURS)
+    return world
+
+
+@given(plans(longest_stall=STALE / 3))
+@settings(max_examples=60, deadline=None)
+@example(Plan(1, [(0, 0, ["capacity"] * 6), (1, 1, [])]))
+@example(Plan(1, [(0, 0, ["lost"]), (1, 1, [])], [(0.2, 0, 0.0)]))
+def test_there_are_never_more_tasks_than_places(plan: Plan) -> None:
+    async def story() -> None:
+        world = await played(plan)
+        assert world.most <= plan.limit
+        assert world.without_a_row() == []
+
+    run(story())
+
+
+@given(plans(longest_stall=1000.0))
+@settings(max_examples=60, deadline=None)
+def test_whoever_stands_still_for_long_every_task_has_a_place_when_all_is_said_and_done(plan: Plan) -> None:
+    async def story() -> None:
+        world = await played(plan)
+        assert [task for task in world.without_a_row() if not task.stops] == []
+        assert sum(not task.stops for task in world.living()) <= plan.limit
+        # and no place is lost: each is free when its task is over
+        await asyncio.sleep(world.duration)
+        await maintenance(world)
+        assert world.table.rows == {}
+
+    run(story())
