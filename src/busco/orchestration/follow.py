@@ -225,7 +225,7 @@ class Follow:
         watch, job = self.watch, self.job
         alone = self._record.again or bool(self._out_of_memory())
         if not alone and self.per_model and job.joint:
-            await watch.gather(job.nodes[0], self._size(), self.say, self._since)
+            await watch.gather(job.nodes[0], self._size(), self.say, self._since, self.slot)
         elif alone or self.per_model or watch.shared_busy() or self._left_out():
             order = Order(
                 name=self.slot,

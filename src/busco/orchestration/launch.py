@@ -121,7 +121,13 @@ class LocalLauncher:
                 say(f"waiting: {len(self.children)} runners are at work on this machine (BUSCO_MAX_LOCAL_RUNNERS)")
                 said = True
             await asyncio.sleep(0.5)
-        return await asyncio.to_thread(self._start, command(pin, order))
+        starting = asyncio.create_task(asyncio.to_thread(self._start, command(pin, order)))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # nobody else knows of it
+            await (await starting).stop("it is not wanted any more")
+            raise
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> None:  # noqa: ARG002
         # a process that has not registered itself is known to whoever started it only

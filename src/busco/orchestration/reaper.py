@@ -76,7 +76,7 @@ def unfollowed(
     Args:
         tasks: the runners that ECS has.
         environment: ours; runners of another one are another Airflow's.
-        followed: the keys of the runs that have a task in Airflow which waits for a runner, or is about to.
+        followed: the keys of the runs that go on in Airflow.
         newest: each run's newest epoch (R1), None where the lake does not know the run.
         grace: how old a task is at least: whoever started it may not have said yet that he follows it.
     """
@@ -132,7 +132,7 @@ class Reaper:
     """The hands: what ECS, the lake and Airflow's database say now.
 
     Args:
-        followed: gives the keys of the runs that have a task in Airflow which waits for a runner.
+        followed: gives the keys of the runs that go on in Airflow.
         again: seconds between the two looks.
         stale: seconds after which a place is looked into.
     """
@@ -208,26 +208,10 @@ class Reaper:
 
 
 def followed_runs() -> frozenset[str]:
-    """The keys of the runs that have a task which waits in a triggerer, or is on its way there."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-    from airflow.utils.state import TaskInstanceState
+    """The keys of the runs that go on in Airflow: one of their tasks follows a runner, or will."""
+    from busco.orchestration.dag_runs import active_runs
 
-    waiting = (
-        TaskInstanceState.DEFERRED,
-        TaskInstanceState.SCHEDULED,
-        TaskInstanceState.QUEUED,
-        TaskInstanceState.RUNNING,
-        TaskInstanceState.RESTARTING,
-    )
-    with create_session() as session:
-        rows = (
-            session.query(TaskInstance.dag_id, TaskInstance.run_id)
-            .filter(TaskInstance.state.in_(waiting))
-            .distinct()
-            .all()
-        )
-    return frozenset(run_key(dag_id, run_id) for dag_id, run_id in rows)
+    return frozenset(run_key(dag_id, run_id) for dag_id, run_id in active_runs())
 
 
 def _lives(task: Mapping[str, Any]) -> bool:

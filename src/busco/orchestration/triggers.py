@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -45,10 +45,11 @@ class FollowTrigger(BaseTrigger):
         self.task, self.nodes, self.along, self.label = task, nodes, along, label
         self.size, self.joint = size, joint
         self.dag_id, self.run_id, self.attempt, self.end_task = dag_id, run_id, attempt, end_task
+        self._is_released = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         names = ("task", "nodes", "along", "label", "size", "joint", "dag_id", "run_id", "attempt", "end_task")
-        return "busco.orchestration.triggers.FollowTrigger", {name: getattr(self, name) for name in names}
+        return _CLASSPATH, {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         # imported here: Airflow's webserver and scheduler load this module, and need none of it
@@ -79,7 +80,7 @@ class FollowTrigger(BaseTrigger):
         follow = Follow(watched, job, settings.runner_restarts, settings.execution == "ecs", self.log.info)
         try:
             await watched.enter(job.slot)
-            ended = await follow.run()
+            ended = await self._followed(watched, follow)
         except asyncio.CancelledError:
             await asyncio.shield(self._cancelled(watched, follow))
             raise
@@ -146,31 +147,75 @@ class FollowTrigger(BaseTrigger):
             return TaskSuccessEvent()
         return TaskSkippedEvent() if state == "skipped" else TaskFailedEvent()
 
+    async def _followed(self, watched: Any, follow: Any) -> Any:
+        """Follows to the task's end, or to that of its DAG run: Airflow may leave a task waiting in a run that was
+        marked failed, and that nobody schedules any more (dag_runs.py)."""
+        from busco.orchestration import dag_runs
+
+        if self.task_instance is None:
+            # `dags test` has no triggerer
+            return await follow.run()
+        instance: Any = self.task_instance
+
+        def unwanted(wait: bool) -> Coroutine[Any, Any, Any]:
+            return dag_runs.unwanted(instance.dag_id, instance.run_id, _CLASSPATH, self.trigger_id or 0, wait)
+
+        found = await unwanted(wait=False)
+        if found is None:
+            following = asyncio.create_task(follow.run())
+            over = asyncio.create_task(unwanted(wait=True))
+            try:
+                await asyncio.wait({following, over}, return_when=asyncio.FIRST_COMPLETED)
+                if not over.done():
+                    return following.result()
+                found = over.result()
+            finally:
+                # what was being started is given up before anything is released
+                for task in (following, over):
+                    task.cancel()
+                await asyncio.wait({following, over})
+        assert found is not None
+        return await self._unwanted(watched, follow, found)
+
+    async def _unwanted(self, watched: Any, follow: Any, found: Any) -> Any:
+        """Stops the runner that nobody else follows; gives the task's end, if its DAG run is over.
+
+        Otherwise the task was cleared or marked, and has no end to be given. The triggerer cancels this trigger, though
+        of a cleared task only when it is scheduled again: in a paused DAG that may be never.
+        """
+        from busco.orchestration.follow import SHARED, Ended
+
+        said = f"its DAG run was {'deleted' if found.state == 'deleted' else f'marked {found.state}'}"
+        reason = f"{self.label}: {said if found.is_over else 'it was cleared or marked in Airflow'}"
+        await asyncio.shield(watched.release(follow.slot, SHARED, reason, self._elsewhere(found)))
+        self._is_released = True
+        if not found.is_over:
+            await asyncio.Event().wait()
+        if found.state == "failed":
+            return Ended("failed", f"{self.label} was stopped: {said}\n  → clear the run's tasks, and it goes on")
+        return Ended("skipped", f"{self.label} was not finished: {said}")
+
     async def _cancelled(self, watched: Any, follow: Any) -> None:
         """Stops the runner if the task was cleared or marked and nobody else follows it (R10); the triggerer's own
         shutdown stops nothing: Airflow's database knows which it is."""
+        from busco.orchestration import dag_runs
         from busco.orchestration.follow import SHARED
 
-        deferred, elsewhere = False, 0
-        if self.task_instance is not None:
-            deferred, elsewhere = await asyncio.to_thread(self._deferred)
-        if deferred:
+        if self._is_released:
             return
+        elsewhere = 0
+        if self.task_instance is not None:
+            instance: Any = self.task_instance
+            found = await asyncio.to_thread(dag_runs.ask, instance.dag_id, instance.run_id, _CLASSPATH)
+            if self.trigger_id in found.waiting:
+                return
+            elsewhere = self._elsewhere(found)
         reason = f"{self.label} was cleared or marked in Airflow"
         await watched.release(follow.slot, SHARED, reason, elsewhere)
 
-    def _deferred(self) -> tuple[bool, int]:
-        """Whether this very trigger is still wanted, and how many other tasks of the run wait in some triggerer."""
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-        from airflow.utils.state import TaskInstanceState
+    def _elsewhere(self, found: Any) -> int:
+        """How many other tasks of the DAG run follow a runner; of one that is over none does, or not for long."""
+        return 0 if found.is_over else len(found.waiting - {self.trigger_id})
 
-        instance: Any = self.task_instance
-        with create_session() as session:
-            rows = (
-                session.query(TaskInstance.task_id, TaskInstance.map_index, TaskInstance.trigger_id)
-                .filter_by(dag_id=instance.dag_id, run_id=instance.run_id, state=TaskInstanceState.DEFERRED)
-                .all()
-            )
-        mine = [row for row in rows if (row.task_id, row.map_index) == (instance.task_id, instance.map_index)]
-        return any(row.trigger_id == self.trigger_id for row in mine), len(rows) - len(mine)
+
+_CLASSPATH = f"{FollowTrigger.__module__}.{FollowTrigger.__qualname__}"

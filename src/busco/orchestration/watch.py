@@ -68,6 +68,9 @@ class Watch(Polled):
         # joint tests that want a runner, and the order that they will share
         self._gathered: list[str] = []
         self._gathering: asyncio.Task[str] | None = None
+        # which test each follower has asked for; the starts that are under way and their tests, by the order's name
+        self._gathers: dict[str, str] = {}
+        self._starting: dict[str, tuple[asyncio.Task[None], tuple[str, ...]]] = {}
 
     # -- what followers ask -------------------------------------------------------------------------------------------
 
@@ -173,12 +176,16 @@ class Watch(Polled):
         known = [n for n, r in self.runners.items() if (r.order, r.generation) == (order.name, order.generation)]
         return bool(known) and all(self.gone(number) for number in known)
 
-    async def gather(self, node: str, size: str, say: Say, since: Began = _ALWAYS) -> None:
+    async def gather(self, node: str, size: str, say: Say, since: Began = _ALWAYS, follower: str = "") -> None:
         """Has one runner started for all joint tests that ask for it within two looks; `since` as for `ensure`.
+
+        Args:
+            follower: who asks; the runner is ended when no follower that has asked is left.
 
         Raises:
             StartFailed: it could not start.
         """
+        self._gathers[follower] = node
         asked = next((o for o in self.orders.values() if node in o.nodes and o.name.startswith(_TESTS)), None)
         if asked is not None:
             await self.ensure(asked, say, since)
@@ -197,17 +204,37 @@ class Watch(Polled):
             await self.changed()
             await self.changed()
         finally:
-            nodes, self._gathered, self._gathering = tuple(sorted(self._gathered)), [], None
+            gathered, self._gathered, self._gathering = self._gathered, [], None
         name = f"{_TESTS}{new_id()[:8]}"
-        await self.ensure(Order(name=name, generation=0, kind="solo", nodes=nodes, size=size), say)
+        nodes = tuple(sorted(self._wanted() & set(gathered)))
+        if nodes:
+            order = Order(name=name, generation=0, kind="solo", nodes=nodes, size=size)
+            starting = asyncio.create_task(self.ensure(order, say))
+            self._starting[name] = (starting, nodes)
+            try:
+                await starting
+            finally:
+                del self._starting[name]
         return name
 
+    def _wanted(self) -> set[str]:
+        """The joint tests that somebody follows, and has asked for a runner for."""
+        return {node for follower, node in self._gathers.items() if follower in self.followers}
+
     async def abandon(self, name: str, reason: str) -> None:
-        """Ends the runner that was started under `name`, even if it has not registered itself yet."""
+        """Ends the runner that was started under `name`, whether it is being started, has not registered itself yet, or
+        was started by another triggerer."""
+        if name in self._starting:
+            starting, _ = self._starting[name]
+            starting.cancel()
+            await asyncio.wait({starting})
         slot, order = self.slots.get(name), self.orders.get(name)
+        for runner in list(self.runners.values()):
+            if runner.order == name and not self.gone(runner.number):
+                await self.launcher.stop(runner, reason)
         if slot is not None:
             await slot.handle.stop(reason)
-        elif order is not None:
+        elif order is not None and not self._registered(order):
             await self.launcher.discard(order, reason)
 
     def runner_word(self, number: int) -> Result | None:
@@ -248,7 +275,7 @@ class Watch(Polled):
 
     async def release(self, name: str, shared: str, reason: str, elsewhere: int = 0) -> None:
         """Ends what a cancelled follower leaves behind (R10): the runner of its own order, which has its name, and the
-        one that it followed, or that was started under `shared`, if nobody else follows it.
+        one that it followed, or that was started under `shared` or for its joint test, if nobody else follows it.
 
         Args:
             elsewhere: how many tasks of the run Airflow waits for: more than are here follow in another triggerer.
@@ -258,6 +285,11 @@ class Watch(Polled):
         others = set(self.followers.values())
         if elsewhere > len(self.followers):
             return
+        node, asked = self._gathers.pop(name, ""), {name: nodes for name, (_, nodes) in self._starting.items()}
+        asked |= {order.name: order.nodes for order in self.orders.values()}
+        for order, nodes in asked.items():
+            if order.startswith(_TESTS) and node in nodes and not self._wanted() & set(nodes):
+                await self.abandon(order, reason)
         if number == 0 and not others:
             await self.abandon(shared, reason)
         elif number and not {number, 0} & others and not self.gone(number):

@@ -1,0 +1,308 @@
+"""A task whose DAG run is over, or that Airflow has taken away, ends its runner, whatever Airflow forgets to say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+from airflow.models.base import Base
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.trigger import Trigger
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import StaticPool
+
+from busco.lake.layout import run_key
+from busco.orchestration import dag_runs, triggers, watches
+from busco.orchestration.dag_runs import Asked
+from busco.orchestration.reaper import followed_runs
+from busco.orchestration.triggers import FollowTrigger
+from tests.airflow.lab import Lab, a_model, a_test, quick
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+S, X, JOINT = "model.p.s", "model.p.x", "test.p.joint"
+GRAPH = {**a_model("s"), **a_model("x"), **a_test("joint", "s", "x")}
+FOLLOW = "busco.orchestration.triggers.FollowTrigger"
+
+
+@pytest.fixture(autouse=True)
+def _quick() -> Iterator[None]:
+    with quick(), mock.patch.object(dag_runs, "_EVERY", 0.01):
+        yield
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(story, 10))
+
+
+async def until(ready: Callable[[], Any]) -> None:
+    while not ready():
+        await asyncio.sleep(0.002)
+
+
+@dataclass
+class Tasks:
+    """Airflow as triggers see it: tasks of one DAG run, each with its trigger, over a lake in memory."""
+
+    lab: Lab
+    state: str = "running"
+    waiting: set[int] = field(default_factory=set)
+    down: bool = False
+    events: dict[str, Any] = field(default_factory=dict)
+    questions: int = 0
+
+    def ask(self, *_: Any) -> Asked:
+        self.questions += 1
+        if self.down:
+            raise OSError("the database is away")
+        return Asked(self.state, frozenset(self.waiting))
+
+    def defer(self, node: str, number: int, joint: bool = False) -> asyncio.Task[None]:
+        """A task that the scheduler has deferred."""
+        name = node.rsplit(".", 1)[1]
+        trigger = FollowTrigger(name, [node], [], name, joint=joint)
+        instance = SimpleNamespace(dag_id="d", run_id="r", task_id=name, map_index=-1, try_number=1, end_date=None)
+        trigger.task_instance, trigger.trigger_id = instance, number  # type: ignore[assignment]
+        self.waiting.add(number)
+
+        async def follow() -> None:
+            async for event in trigger.run():
+                self.events[name] = event
+            self.waiting.discard(number)
+
+        return asyncio.create_task(follow())
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        async def watched(*_: Any) -> Any:
+            return self.lab.watch
+
+        settings = SimpleNamespace(runner_restarts=3, execution="ecs" if self.lab.per_model else "ecs_shared")
+        with (
+            mock.patch.object(watches, "watch", watched),
+            mock.patch.object(dag_runs, "ask", self.ask),
+            mock.patch.object(triggers, "get_settings", return_value=settings),
+            mock.patch.object(FollowTrigger, "_stale", return_value=""),
+        ):
+            yield
+
+
+def kind(event: Any) -> str:
+    return type(event).__name__
+
+
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [("failed", "TaskFailedEvent"), ("success", "TaskSkippedEvent"), ("deleted", "TaskSkippedEvent")],
+)
+def test_a_task_that_still_waits_in_a_run_that_is_over_ends_with_its_runner(state: str, end: str) -> None:
+    async def story() -> None:
+        tasks = Tasks(Lab(GRAPH, slow={S: 100}))
+        with tasks.here():
+            s, joint = tasks.defer(S, 1), tasks.defer(JOINT, 2)
+            await until(lambda: any(r.status == "running" for r in tasks.lab.watch.results.values()))
+            tasks.state = state
+            await asyncio.gather(s, joint)
+            assert {name: kind(event) for name, event in tasks.events.items()} == {"s": end, "joint": end}
+            assert tasks.lab.living == {}
+            assert len(tasks.lab.started) == 1
+
+    run(story())
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+def test_a_task_that_is_deferred_after_its_run_was_marked_starts_no_runner_and_stops_what_runs(
+    is_restarted: bool,
+) -> None:
+    async def story() -> None:
+        tasks = Tasks(Lab(GRAPH, slow={S: 100}))
+        with tasks.here():
+            s = tasks.defer(S, 1)
+            await until(lambda: tasks.lab.watch.followers.get("s/1"))
+            if is_restarted:
+                # another triggerer has the task, and does not know yet who started the runner
+                tasks.lab.watch = tasks.lab.another_watch()
+            # the model is marked and cancelled; another task was deferred meanwhile, which nobody marks
+            tasks.waiting = {2}
+            s.cancel()
+            await asyncio.gather(s, return_exceptions=True)
+            assert tasks.lab.living, "another task of the run seems to follow it"
+            tasks.state = "failed"
+            await tasks.defer(JOINT, 2)
+            assert kind(tasks.events["joint"]) == "TaskFailedEvent"
+            assert (tasks.lab.living, tasks.lab.started) == ({}, ["shared"])
+
+    run(story())
+
+
+def test_a_task_that_was_cleared_in_a_paused_dag_stops_its_runner_and_ends_nothing() -> None:
+    async def story() -> None:
+        tasks = Tasks(Lab(GRAPH, slow={S: 100}))
+        with tasks.here():
+            s = tasks.defer(S, 1)
+            await until(lambda: tasks.lab.watch.followers.get("s/1"))
+            # Airflow cancels the trigger of a cleared task only when it schedules the task again
+            tasks.waiting.clear()
+            await until(lambda: not tasks.lab.living)
+            assert not s.done()
+            assert tasks.events == {}
+            s.cancel()
+            await asyncio.gather(s, return_exceptions=True)
+
+    run(story())
+
+
+def test_a_run_that_goes_on_is_left_alone_whatever_becomes_of_the_database() -> None:
+    async def story() -> None:
+        tasks = Tasks(Lab(GRAPH, slow={S: 0.3}))
+        with tasks.here():
+            s = tasks.defer(S, 1)
+            await until(lambda: tasks.lab.living)
+            tasks.down = True
+            await s
+            assert kind(tasks.events["s"]) == "TaskSuccessEvent"
+
+    run(story())
+
+
+def test_a_thousand_tasks_of_a_run_ask_the_database_together() -> None:
+    async def story() -> None:
+        tasks = Tasks(Lab(GRAPH))
+        tasks.waiting = set(range(1000))
+        with tasks.here(), mock.patch.object(dag_runs, "_EVERY", 0.5):
+            asking = [asyncio.create_task(dag_runs.unwanted("d", "r", FOLLOW, number)) for number in range(1000)]
+            await asyncio.sleep(0)
+            await until(lambda: tasks.questions)
+            await asyncio.sleep(0.05)
+            assert tasks.questions <= 2
+            tasks.state = "failed"
+            await asyncio.gather(*asking)
+            assert tasks.questions <= 6
+
+    run(story())
+
+
+# -- what a cancelled follower leaves behind ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["gathered", "ordered", "starting", "started"])
+@pytest.mark.parametrize("others", [False, True])
+def test_a_joint_test_that_is_cancelled_before_its_runner_registers_leaves_none_behind(
+    moment: str, others: bool
+) -> None:
+    async def story() -> None:
+        lab = Lab({**GRAPH, **a_test("tj", "s", "x")}, per_model=True, joint=frozenset({JOINT}), slow={JOINT: 100})
+        tasks = Tasks(lab)
+        goes_on, start, put = asyncio.Event(), lab.start, lab.objects.put
+        reached: list[str] = []
+
+        async def slow_start(*asked: Any) -> Any:
+            reached.append("starting")
+            if moment == "starting":
+                await goes_on.wait()
+            return await start(*asked)
+
+        async def slow_put(key: str, body: str, etag: str | None) -> Any:
+            if key.startswith(lab.run.layout.orders):
+                reached.append("ordered")
+                if moment == "ordered":
+                    await goes_on.wait()
+            return await put(key, body, etag)
+
+        done = {
+            "gathered": lambda: lab.watch._gathered,
+            "ordered": lambda: "ordered" in reached,
+            "starting": lambda: "starting" in reached,
+            "started": lambda: lab.started,
+        }
+        with tasks.here(), mock.patch.object(lab, "start", slow_start), mock.patch.object(lab.objects, "put", slow_put):
+            joint = tasks.defer(JOINT, 1, joint=True)
+            other = tasks.defer("test.p.tj", 2, joint=True) if others else None
+            await until(done[moment])
+            tasks.waiting.discard(1)
+            joint.cancel()
+            await asyncio.gather(joint, return_exceptions=True)
+            goes_on.set()
+            lab.slow.clear()
+            if other is not None:
+                await other
+                assert kind(tasks.events["tj"]) == "TaskSuccessEvent", "one that is still wanted goes on"
+            else:
+                # a look or two later nothing has begun for it
+                for _ in range(3):
+                    await asyncio.sleep(0.02)
+                assert lab.run.runners() == []
+            await until(lambda: not lab.living)
+
+    run(story())
+
+
+# -- Airflow's database -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty database of Airflow's, in memory."""
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
+    tables = [model.__table__ for model in (DagRun, TaskInstance, Trigger)]
+    Base.metadata.create_all(engine, tables=tables)
+    monkeypatch.setattr("airflow.settings.Session", sessionmaker(engine))
+    with engine.connect() as connection:
+        yield connection
+
+
+def a_run(database: Any, dag: str, state: str | None, *tasks: tuple[str | None, str]) -> None:
+    """A DAG run of state `state` (None: it was deleted) with tasks: the state of each, and the class of its trigger."""
+    if state is not None:
+        database.execute(
+            DagRun.__table__.insert().values(
+                dag_id=dag, run_id="r", state=state, execution_date=NOW, run_type="manual", log_template_id=1
+            )
+        )
+    for number, (of, classpath) in enumerate(tasks):
+        trigger = None
+        if classpath:
+            made = database.execute(
+                Trigger.__table__.insert().values(classpath=classpath, kwargs="{}", created_date=NOW)
+            )
+            (trigger,) = made.inserted_primary_key
+        values = {"dag_id": dag, "run_id": "r", "task_id": f"t{number}", "map_index": -1, "state": of, "pool": "p"}
+        database.execute(TaskInstance.__table__.insert().values(**values, pool_slots=1, trigger_id=trigger))
+
+
+def test_a_sensor_of_somebody_else_s_follows_no_runner(database: Any) -> None:
+    a_run(database, "d", "running", ("deferred", FOLLOW), ("deferred", "airflow.Sensor"), ("success", FOLLOW))
+    assert dag_runs.ask("d", "r", FOLLOW) == Asked("running", frozenset({1}))
+
+
+def test_a_run_that_was_deleted_is_over(database: Any) -> None:
+    assert dag_runs.ask("d", "r", FOLLOW).is_over
+    a_run(database, "d", "queued", (None, ""))
+    assert not dag_runs.ask("d", "r", FOLLOW).is_over, "it was cleared"
+
+
+@pytest.mark.parametrize(
+    ("state", "tasks", "is_followed"),
+    [
+        ("running", [("success", ""), (None, "")], True),
+        ("running", [("success", ""), ("up_for_retry", "")], True),
+        ("queued", [(None, "")], True),
+        ("running", [("success", ""), ("skipped", "")], False),
+        ("failed", [("deferred", FOLLOW)], False),
+        ("failed", [(None, "")], False),
+        ("success", [("success", "")], False),
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_runner_though_no_task_of_it_has_a_state_yet(
+    database: Any, state: str, tasks: list[tuple[str | None, str]], is_followed: bool
+) -> None:
+    a_run(database, "d", state, *tasks)
+    assert followed_runs() == ({run_key("d", "r")} if is_followed else set())
