@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from airflow.serialization.serialized_objects import BaseSerialization
+from sqlalchemy import text
 
 from busco.aws import client
 from busco.embedded import airflow, processes
 from busco.lake.layout import run_key
 from busco.lake.runs import open_run
+from busco.orchestration.triggers import FollowTrigger
 from busco.settings import get_settings
 from tests.airflow.driver import DAG, ENVIRONMENT, Driver
 
@@ -378,6 +382,46 @@ def test_marking_a_following_task_failed_stops_its_runner(driver: Driver) -> Non
         assert driver.finish(run) == "failed"
     finally:
         driver.write(FCT, whole)
+
+
+def test_marking_a_run_failed_ends_what_is_deferred_after_the_mark_and_clearing_it_finishes_it(
+    driver: Driver, sessions: Any
+) -> None:
+    whole = driver.write(FCT, slow(100_000_000_000))
+    try:
+        run = driver.start(full_refresh=True)
+        key = run_key(DAG, run)
+        driver.wait(lambda: driver.states(run).get("models.v_orders_run") == "success")
+        driver.wait(lambda: driver.states(run).get("models.fct.run") == "deferred")
+        (runner,) = open_run(driver.store, ENVIRONMENT, key).runners()
+        driver.api.call("PATCH", f"dags/{DAG}/dagRuns/{run}", {"state": "failed"})
+        # what the scheduler writes that had read the task before the mark
+        late = FollowTrigger("fct.test", ["test.busco.late"], [], "tests of gold.fct").serialize()
+        with sessions() as session:
+            defer(session, run, "models.fct.test", *late)
+        driver.wait(lambda: "deferred" not in driver.states(run).values(), 30)
+        driver.wait(lambda: not processes.process_alive(runner.pid, runner.started), 30)
+        assert driver.api.dag_run(DAG, run)["state"] == "failed"
+        assert driver.states(run)["models.fct.test"] == "failed"
+        assert "its DAG run was marked failed" in driver.log(run, "models.fct.test")
+        assert len(open_run(driver.store, ENVIRONMENT, key).runners()) == 1, "no other one was started"
+    finally:
+        driver.write(FCT, whole)
+    driver.clear(run, *(task for task, state in driver.states(run).items() if state != "success"), downstream=False)
+    driver.green(run)
+    assert driver.live().run == key
+
+
+def defer(session: Any, run: str, task: str, classpath: str, arguments: dict[str, Any]) -> None:
+    """Defers a task, as Airflow's scheduler does (`models/taskinstance.py`, `_defer_task`)."""
+    said = {"class": classpath, "arguments": json.dumps(BaseSerialization.serialize(arguments))}
+    made = "insert into trigger (classpath, kwargs, created_date) values (:class, :arguments, now()) returning id"
+    trigger = session.execute(text(made), said).scalar_one()
+    deferred = "state = 'deferred', trigger_id = :trigger, try_number = 1, start_date = now(), end_date = null"
+    where = f"dag_id = '{DAG}' and run_id = :run and task_id = :task"
+    session.execute(
+        text(f"update task_instance set {deferred} where {where}"), said | {"trigger": trigger, "task": task}
+    )
 
 
 def test_dags_test_runs_the_same_graph_in_one_process(driver: Driver) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -154,8 +155,12 @@ class LocalLauncher:
         return child
 
     async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> dict[int, Ending]:  # noqa: ARG002
-        reason = "it was killed, or ran out of memory"
-        return {r.number: Ending(number=r.number, reason=reason) for r in runners if not self._alive(r)}
+        return {runner.number: self._ending(runner) for runner in runners if not self._alive(runner)}
+
+    def _ending(self, runner: Runner) -> Ending:
+        here = [child.process for child in self.children if child.process.pid == runner.pid]
+        code = here[0].poll() if here and runner.host == this_host(self.settings.state) else None
+        return Ending(number=runner.number, reason=process_ending(code), exit_code=code)
 
     def _alive(self, runner: Runner) -> bool:
         # what can't be seen from here counts as gone: should it live, the entries' tokens keep its writes out (R4)
@@ -167,6 +172,21 @@ class LocalLauncher:
 
     async def tail(self, runner: Runner) -> str:
         return tail_of(Path(runner.log)) if runner.log else ""
+
+
+def process_ending(code: int | None = None) -> str:
+    """How a runner's process has ended, in words.
+
+    Args:
+        code: its exit status as `subprocess` has it, a signal as a negative number; None where it isn't known.
+    """
+    if code is None:
+        return "its process is gone, and nothing says why: it was killed, ran out of memory, or its machine was restarted"
+    if code == -signal.SIGKILL:
+        return "its process was killed (signal 9): by somebody, or because the machine ran out of memory"
+    if code < 0:
+        return f"its process was ended by signal {-code}"
+    return f"its process ended by itself, with exit code {code}"
 
 
 def tail_of(log: Path, lines: int = 20) -> str:

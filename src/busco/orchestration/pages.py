@@ -16,12 +16,13 @@ from busco.aws import client
 from busco.errors import BuscoError
 from busco.lake.layout import EnvironmentLayout, run_key, split_table
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Ending, Order, Release, Runner
+from busco.lake.records import Ending, Order, Release, Result, Runner
 from busco.lake.releases import read_live
 from busco.lake.runs import Run, open_run
 from busco.orchestration.ecs import ending_of, log_stream
 from busco.orchestration.ecs_task import started_by
-from busco.orchestration.places import LISTED
+from busco.orchestration.launch import process_ending
+from busco.orchestration.places import LISTED, is_over
 from busco.orchestration.whereabouts import Whereabouts, whereabouts
 from busco.orchestration.words import athena_table_url, ecs_task_url, log_stream_url
 from busco.processes import process_alive, this_host
@@ -126,7 +127,8 @@ def ecs_page(settings: Settings, asked: Asked) -> Page | str:
         said = "ECS does not know it any more: it has expired, or ECS was restarted. This is what the records say."
         facts = (("ECS task", arn), *_runner_facts(where))
         return Page(title, (said,), facts, reloads=where.ending is None and not asked.has_ended)
-    facts = (("ECS task", arn), *_task_facts(settings, described), *_runner_facts(where))
+    ended = ending_of(described, settings.ecs_container) if is_over(described) else None
+    facts = (("ECS task", arn), *_task_facts(described), *_runner_facts(where, seen=ended))
     return Page(title, (), facts, reloads=described.get("lastStatus") != "STOPPED")
 
 
@@ -206,24 +208,45 @@ def _own_log(settings: Settings, name: str) -> str | None:
     return b"".join(last).decode(errors="replace")
 
 
-def _runner_facts(where: Whereabouts, settings: Settings | None = None) -> tuple[tuple[str, str], ...]:
-    """What the records say of a runner; with settings also of its process."""
-    runner, ending = where.runner, where.ending
+def _runner_facts(
+    where: Whereabouts, settings: Settings | None = None, seen: Ending | None = None
+) -> tuple[tuple[str, str], ...]:
+    """What the records say of a runner.
+
+    Args:
+        settings: to say also what is known of its process.
+        seen: how ECS says that its task has ended; the records, which are older, go before it.
+    """
+    runner = where.runner
     if runner is None:
         ordered = f"ordered as {where.order.name}" if where.order else ""
-        return (("runner", f"{ordered}; it has not registered itself yet"),)
+        return (("runner", f"{ordered}; it has not registered itself yet"), *_end_facts(where.word, seen))
     facts = [("runner", f"{runner.number}, {_kind(runner)}")]
     if runner.size:
         facts.append(("size", runner.size))
     if runner.cpu or runner.memory:
         facts.append(("CPU and memory", f"{runner.cpu / 1024:g} vCPU, {runner.memory:,} MiB"))
+    ending = where.ending or seen
     if not runner.arn and settings is not None:
-        facts += [("host", runner.host), ("process", f"{runner.pid} ({_life(settings, runner, ending)})")]
+        life = _life(settings, runner, ending)
+        facts += [("host", runner.host), ("process", f"{runner.pid} ({life})")]
         facts.append(("started", _when(datetime.fromtimestamp(runner.started).astimezone())))
-    if ending is not None:
-        facts += _ending_facts(ending)
+        if life == "ended" and ending is None:
+            ending = Ending(number=runner.number, reason=process_ending())
+    facts += _end_facts(where.word, ending)
     facts += [(result.node, f"{result.status} {result.message}".strip()) for result in where.results]
     return tuple(facts)
+
+
+def _end_facts(word: Result | None, ending: Ending | None) -> list[tuple[str, str]]:
+    """How a runner has ended: what it said itself goes before what others saw, which is that it is gone."""
+    if word is not None and word.status == "error":
+        return [("ended", f"it could not do its work: {word.error or word.message}")]
+    if word is not None:
+        return [("ended", "by itself, when all of its work was done")]
+    if ending is None:
+        return []
+    return [("ended", ending.reason), *([("what to do", ending.hint)] if ending.hint else [])]
 
 
 def _kind(runner: Runner) -> str:
@@ -238,14 +261,7 @@ def _life(settings: Settings, runner: Runner, ending: Ending | None) -> str:
     return "running" if process_alive(runner.pid, runner.started) else "ended"
 
 
-def _ending_facts(ending: Ending) -> list[tuple[str, str]]:
-    facts = [("ended", ending.reason)]
-    if ending.hint:
-        facts.append(("what to do", ending.hint))
-    return facts
-
-
-def _task_facts(settings: Settings, task: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _task_facts(task: Mapping[str, Any]) -> list[tuple[str, str]]:
     """An ECS task as DescribeTasks has it; what it says in vain is left out."""
     definition = str(task.get("taskDefinitionArn") or "").rpartition("/")[2]
     facts = [
@@ -261,9 +277,6 @@ def _task_facts(settings: Settings, task: Mapping[str, Any]) -> list[tuple[str, 
         said = [str(container.get("lastStatus") or ""), "" if code is None else f"exit code {code}"]
         said.append(str(container.get("reason") or ""))
         facts.append((f"container {container.get('name')}", ", ".join(part for part in said if part)))
-    good = all(container.get("exitCode") == 0 for container in task.get("containers") or [{}])
-    if task.get("lastStatus") == "STOPPED" and not good:
-        facts += _ending_facts(ending_of(task, settings.ecs_container))
     return [(name, value) for name, value in facts if value]
 
 

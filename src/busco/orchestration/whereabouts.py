@@ -20,6 +20,7 @@ class Whereabouts:
     Attributes:
         runner: the one whose word counts for it, or will; None while there is none.
         ending: how that one has ended, if it was seen gone.
+        word: what that one said of itself at its end; None where it did not get there, or not yet.
         order: what was ordered for the task where no runner has registered itself yet.
         results: the runner's word on the task's nodes so far.
         is_selected: the run has something to do for the task at all.
@@ -27,6 +28,7 @@ class Whereabouts:
 
     runner: Runner | None = None
     ending: Ending | None = None
+    word: Result | None = None
     order: Order | None = None
     results: tuple[Result, ...] = ()
     is_selected: bool = True
@@ -69,9 +71,11 @@ class _Search:
         if runner is None:
             return Whereabouts()
         said = (self.results.get((node, runner.number)) for node in self.nodes)
+        word = self.results.get((RUNNER_NODE, runner.number))
         return Whereabouts(
             runner=runner,
             ending=self.endings.get(runner.number),
+            word=word if word is not None and word.status in FINAL else None,
             results=tuple(result for result in said if result is not None),
         )
 
