@@ -419,9 +419,8 @@ def defer(session: Any, run: str, task: str, classpath: str, arguments: dict[str
     trigger = session.execute(text(made), said).scalar_one()
     deferred = "state = 'deferred', trigger_id = :trigger, try_number = 1, start_date = now(), end_date = null"
     where = f"dag_id = '{DAG}' and run_id = :run and task_id = :task"
-    session.execute(
-        text(f"update task_instance set {deferred} where {where}"), said | {"trigger": trigger, "task": task}
-    )
+    values = {"run": run, "task": task, "trigger": trigger}
+    session.execute(text(f"update task_instance set {deferred} where {where}"), values)
 
 
 def test_dags_test_runs_the_same_graph_in_one_process(driver: Driver) -> None:
