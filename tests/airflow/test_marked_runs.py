@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import psutil
 import pytest
 from airflow.models.base import Base
 from airflow.models.dagrun import DagRun
@@ -21,10 +26,13 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from busco.lake.layout import run_key
+from busco.lake.records import Order
 from busco.orchestration import dag_runs, triggers, watches
 from busco.orchestration.dag_runs import Asked
+from busco.orchestration.launch import LocalLauncher, LocalProcess
 from busco.orchestration.reaper import followed_runs
 from busco.orchestration.triggers import FollowTrigger
+from busco.settings import Settings
 from tests.airflow.lab import Lab, a_model, a_test, quick
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -241,6 +249,35 @@ def test_a_joint_test_that_is_cancelled_before_its_runner_registers_leaves_none_
                     await asyncio.sleep(0.02)
                 assert lab.run.runners() == []
             await until(lambda: not lab.living)
+
+    run(story())
+
+
+def test_a_local_runner_whose_start_is_cancelled_half_way_is_ended(tmp_path: Path) -> None:
+    async def story() -> None:
+        launcher = LocalLauncher(Settings(home=tmp_path))
+        goes_on, begun = threading.Event(), threading.Event()
+        made: list[subprocess.Popen[bytes]] = []
+
+        def slow_start(_: list[str]) -> LocalProcess:
+            begun.set()
+            goes_on.wait(10)
+            made.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+            return LocalProcess(made[0], tmp_path / "log")
+
+        lab = Lab(GRAPH)
+        order = Order(name="shared", generation=1, kind="shared")
+        with mock.patch.object(launcher, "_start", slow_start):
+            starting = asyncio.create_task(launcher.start(lab.watch.pin, order, print))
+            await until(begun.is_set)
+            starting.cancel()
+            asyncio.get_running_loop().call_later(0.02, goes_on.set)
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+        try:
+            assert not psutil.pid_exists(made[0].pid)
+        finally:
+            made[0].kill()
 
     run(story())
 

@@ -6,6 +6,8 @@ import asyncio
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ NODE = "model.p.s"
 ARN = "arn:aws:ecs:us-east-1:1:task/busco/1"
 NORMAL = "by itself, when all of its work was done"
 KILLED = "its process was killed (signal 9): by somebody, or because the machine ran out of memory"
-GONE = "its process is gone, and nothing says why: it was killed, ran out of memory, or its machine was restarted"
+GONE = "its process is gone, and nothing says why: it was killed, ran out of memory, or the machine restarted"
 
 
 @dataclass
@@ -169,6 +171,23 @@ def test_a_runner_that_never_registered_itself(tmp_path: Path, is_ecs: bool, sta
     assert ("was ordered" if state == "deferred" else "had no runner") in text
 
 
+@contextmanager
+def a_child(tmp_path: Path, code: str) -> Iterator[tuple[LocalLauncher, Runner, subprocess.Popen[bytes]]]:
+    """A launcher with a runner that it has started."""
+    settings = a_settings(tmp_path, False)
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    try:
+        started = psutil.Process(process.pid).create_time()
+        host = this_host(settings.state)
+        runner = Runner(
+            number=1, kind="shared", launcher="local", host=host, pid=process.pid, started=started, token="t"
+        )  # fmt: skip
+        yield LocalLauncher(settings, [LocalProcess(process, tmp_path / "log")]), runner, process
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize(
     ("code", "sent", "words"),
     [
@@ -181,18 +200,18 @@ def test_a_runner_that_never_registered_itself(tmp_path: Path, is_ecs: bool, sta
 def test_a_launcher_writes_down_how_a_process_of_its_own_has_ended(
     tmp_path: Path, code: str, sent: int, words: str
 ) -> None:
-    settings = a_settings(tmp_path, False)
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
-    started = psutil.Process(process.pid).create_time()
-    runner = Runner(
-        number=1, kind="shared", launcher="local", host=this_host(settings.state), pid=process.pid, started=started,
-        token="t",
-    )  # fmt: skip
-    launcher = LocalLauncher(settings, [LocalProcess(process, tmp_path / "log")])
-    if sent:
-        assert asyncio.run(launcher.look([runner], [])) == {}
-        process.send_signal(sent)
-    process.wait(20)
-    assert asyncio.run(launcher.look([runner], []))[1].reason == words
-    # another triggerer, or this one restarted, has not seen it
-    assert asyncio.run(LocalLauncher(settings).look([runner], []))[1].reason == GONE
+    with a_child(tmp_path, code) as (launcher, runner, process):
+        if sent:
+            assert asyncio.run(launcher.look([runner], [])) == {}
+            process.send_signal(sent)
+        process.wait(20)
+        assert asyncio.run(launcher.look([runner], []))[1].reason == words
+        # another triggerer, or this one restarted, has not seen it
+        assert asyncio.run(LocalLauncher(launcher.settings).look([runner], []))[1].reason == GONE
+
+
+@pytest.mark.parametrize("is_registered", [False, True])
+def test_a_local_runner_that_its_launcher_stopped_did_not_end_by_itself(tmp_path: Path, is_registered: bool) -> None:
+    with a_child(tmp_path, "input()") as (launcher, runner, _):
+        asyncio.run(launcher.stop(runner, "cleared") if is_registered else launcher.children[0].stop("cleared"))
+        assert asyncio.run(launcher.look([runner], []))[1].reason == "its process was stopped: cleared"

@@ -30,6 +30,9 @@ HAPPENS = {
     '`publish`: "not tested': ("test_a_model_cleared_alone_after_its_tests_is_not_published_untested",),
     "`glue`": ("test_without_a_glue_database_glue_is_the_red_task_and_clearing_it_shows_the_release",),
     '"waiting for a place': ("test_each_model_has_a_container_never_more_at_once_than_there_are_places",),
+    '"its place was taken away': (
+        "test_an_owner_that_stood_still_and_lost_its_place_stops_what_it_started_and_asks_again",
+    ),
     '"ECS starts no task now': ("test_what_may_pass_is_tried_again_and_one_task_is_started",),
     '"runner 1 is gone: …': (
         "test_a_container_that_is_killed_is_replaced_and_what_is_built_is_not_built_again",

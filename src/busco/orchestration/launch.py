@@ -90,6 +90,7 @@ class LocalProcess:
 
     process: subprocess.Popen[bytes]
     log: Path
+    stopped: str = ""  # why, if this launcher has stopped it
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -100,8 +101,9 @@ class LocalProcess:
     async def why(self) -> str:
         return tail_of(self.log)
 
-    async def stop(self, reason: str) -> None:  # noqa: ARG002 (a process is told none)
+    async def stop(self, reason: str) -> None:
         if self.alive():
+            self.stopped = reason
             await asyncio.to_thread(kill_tree, self.process.pid, 10.0)
 
 
@@ -158,16 +160,29 @@ class LocalLauncher:
         return {runner.number: self._ending(runner) for runner in runners if not self._alive(runner)}
 
     def _ending(self, runner: Runner) -> Ending:
-        here = [child.process for child in self.children if child.process.pid == runner.pid]
-        code = here[0].poll() if here and runner.host == this_host(self.settings.state) else None
+        child = self._child(runner)
+        if child is not None and child.stopped:
+            # whoever stops a process also takes its exit status
+            return Ending(number=runner.number, reason=f"its process was stopped: {child.stopped}")
+        code = child.process.poll() if child is not None else None
         return Ending(number=runner.number, reason=process_ending(code), exit_code=code)
+
+    def _child(self, runner: Runner) -> LocalProcess | None:
+        """A runner's process, if this launcher has started it."""
+        if runner.host != this_host(self.settings.state):
+            return None
+        return next((child for child in self.children if child.process.pid == runner.pid), None)
 
     def _alive(self, runner: Runner) -> bool:
         # what can't be seen from here counts as gone: should it live, the entries' tokens keep its writes out (R4)
         return runner.host == this_host(self.settings.state) and process_alive(runner.pid, runner.started)
 
-    async def stop(self, runner: Runner, reason: str) -> None:  # noqa: ARG002
-        if self._alive(runner):
+    async def stop(self, runner: Runner, reason: str) -> None:
+        if not self._alive(runner):
+            return
+        if child := self._child(runner):
+            await child.stop(reason)
+        else:
             await asyncio.to_thread(kill_tree, runner.pid, 10.0)
 
     async def tail(self, runner: Runner) -> str:
@@ -181,7 +196,9 @@ def process_ending(code: int | None = None) -> str:
         code: its exit status as `subprocess` has it, a signal as a negative number; None where it isn't known.
     """
     if code is None:
-        return "its process is gone, and nothing says why: it was killed, ran out of memory, or its machine was restarted"
+        return (
+            "its process is gone, and nothing says why: it was killed, ran out of memory, or its machine was restarted"
+        )
     if code == -signal.SIGKILL:
         return "its process was killed (signal 9): by somebody, or because the machine ran out of memory"
     if code < 0:
