@@ -27,7 +27,7 @@ NODE = "model.p.s"
 ARN = "arn:aws:ecs:us-east-1:1:task/busco/1"
 NORMAL = "by itself, when all of its work was done"
 KILLED = "its process was killed (signal 9): by somebody, or because the machine ran out of memory"
-GONE = "its process is gone, and nothing says why: it was killed, ran out of memory, or the machine restarted"
+GONE = "its process is gone, and nothing says why: it was killed, ran out of memory, or its machine was restarted"
 
 
 @dataclass
