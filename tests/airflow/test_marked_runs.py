@@ -27,13 +27,13 @@ from sqlalchemy.pool import StaticPool
 
 from busco.lake.layout import run_key
 from busco.lake.records import Order
-from busco.orchestration import dag_runs, triggers, watches
+from busco.orchestration import dag_runs, polling, triggers, watches
 from busco.orchestration.dag_runs import Asked
 from busco.orchestration.launch import LocalLauncher, LocalProcess
 from busco.orchestration.reaper import followed_runs
 from busco.orchestration.triggers import FollowTrigger
 from busco.settings import Settings
-from tests.airflow.lab import Lab, a_model, a_test, quick
+from tests.airflow.lab import Lab, a_model, a_test
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 S, X, JOINT = "model.p.s", "model.p.x", "test.p.joint"
@@ -43,7 +43,7 @@ FOLLOW = "busco.orchestration.triggers.FollowTrigger"
 
 @pytest.fixture(autouse=True)
 def _quick() -> Iterator[None]:
-    with quick(), mock.patch.object(dag_runs, "_EVERY", 0.01):
+    with mock.patch.object(polling, "EVERY", 0.002), mock.patch.object(dag_runs, "_EVERY", 0.01):
         yield
 
 
@@ -90,7 +90,8 @@ class Tasks:
 
     @contextmanager
     def here(self) -> Iterator[None]:
-        async def watched(*_: Any) -> Any:
+        async def watched(settings: Any, run: str, follower: str) -> Any:
+            self.lab.watch.followers[follower] = 0
             return self.lab.watch
 
         settings = SimpleNamespace(runner_restarts=3, execution="ecs" if self.lab.per_model else "ecs_shared")

@@ -25,6 +25,10 @@ HAPPENS = {
         "test_a_shared_runner_that_dies_is_replaced_so_often_and_no_more",
         "test_a_model_that_runs_out_of_memory_twice_fails_and_the_rest_goes_on_until_it_is_cleared",
     ),
+    'any task: "AWS could not be asked"': (
+        "test_a_deferred_task_whose_run_s_records_can_not_be_read_says_so_and_what_to_do",
+        "test_a_deferred_task_whose_run_s_pin_can_not_be_read_says_so_and_what_to_do",
+    ),
     "`docs`": ("test_docs_that_can_not_be_made_are_a_red_task_of_their_own",),
     '`publish`: "published by another run': ("test_of_two_publishers_at_once_one_wins_and_the_other_says_what_to_do",),
     '`publish`: "not tested': ("test_a_model_cleared_alone_after_its_tests_is_not_published_untested",),
