@@ -4,8 +4,8 @@
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
-# shellcheck source=scripts/lanes.sh
-. scripts/lanes.sh
+# shellcheck source=scripts/lib/lanes.sh
+. scripts/lib/lanes.sh
 bin=.venv-dbt/bin
 failed=0
 check() { timed "$@" || failed=1; }

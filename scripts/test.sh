@@ -5,8 +5,8 @@
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
-# shellcheck source=scripts/lanes.sh
-. scripts/lanes.sh
+# shellcheck source=scripts/lib/lanes.sh
+. scripts/lib/lanes.sh
 reports=.busco/reports
 rm -rf "$reports"
 status=0

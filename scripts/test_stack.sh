@@ -12,8 +12,8 @@ if ! docker version >/dev/null 2>&1; then
     echo "left out: tests with containers (Docker can't be reached)"
     exit 0
 fi
-# shellcheck source=scripts/lanes.sh
-. scripts/lanes.sh
+# shellcheck source=scripts/lib/lanes.sh
+. scripts/lib/lanes.sh
 if [[ -z ${BUSCO_DBT_IMAGE:-} ]]; then timed images scripts/local_build.sh; fi
 reports=.busco/reports-stack
 rm -rf "$reports"
