@@ -96,6 +96,17 @@ class Settings(BaseSettings):
         pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb])?$",
         description="how much DuckDB may spill to the disk (`50GB`), empty: most of what is free where it spills",
     )
+    ingest_row_bytes: int = Field(
+        default=32_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="bytes that a row of a file to ingest may have; a file with a longer one is refused",
+    )
+    ingest_file_bytes: int = Field(
+        default=20_000_000_000,
+        ge=1,
+        description="bytes that a file to ingest may have, once it is decompressed; a larger one is refused",
+    )
     runner_silence: float = Field(
         default=300,
         ge=0,

@@ -16,6 +16,7 @@ from busco.ingest.load import Loaded
 from busco.lake.engine import connect
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Delivery
+from busco.settings import get_settings
 from tests.platforms import Platform, csv_text
 
 HEADER = ("id", "customer", "amount", "day", "n")
@@ -232,13 +233,15 @@ def test_a_path_is_no_pattern_and_its_folders_are_no_columns(mini: Platform) -> 
     assert {row[3] for row in found.values()} == {date(2018, 1, 1)}
 
 
-def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mini: Platform) -> None:
+def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mini: Platform, monkeypatch) -> None:
+    monkeypatch.setenv("BUSCO_INGEST_ROW_BYTES", "3000000")
+    get_settings.cache_clear()
     head, row = "id,customer,amount,day,n\n", "{},x,1,2018-01-01,1\n"
     many = [row.format(i) for i in range(50_000)]
     texts = {
         "orders-open.csv": head + "".join([*many[:10], '"o,x,1,2018-01-01,1\n', *many[10:]]),
         "orders-shut.csv": head + "".join([*many[:10], 'o,"x,1,2018-01-01,1\n', *many[10:20], 'p,x"y,1,2,3\n']),
-        "orders-long.csv": head + f"a,{'x' * 2_000_001},1,2018-01-01,1\n",
+        "orders-long.csv": head + f"a,{'x' * 3_000_001},1,2018-01-01,1\n",
         "orders-mixed.csv": head + "".join(many[:3]) + "z,x,1,2018-01-01,1\r\n",
         "orders-ragged.csv": head + '"a\nb",too,few\n' + row.format("c") + '"d,x,1,2018-01-01,1',
     }
@@ -249,7 +252,7 @@ def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mi
     assert {name: done.reason for name, done in report.items()} == {
         "orders-open.csv": "a quote opened on row 11 is never closed",
         "orders-shut.csv": "a quote opened on row 11 is never closed",
-        "orders-long.csv": "row 1 is longer than 2,000,000 bytes",
+        "orders-long.csv": "row 1 is longer than 3,000,000 bytes (BUSCO_INGEST_ROW_BYTES)",
         "orders-mixed.csv": "line endings are mixed; make them all LF or CRLF",
         "orders-ragged.csv": "",
     }
@@ -262,9 +265,10 @@ def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mi
 
 def test_a_row_that_is_no_utf_8_is_quarantined_and_its_line_hidden(mini: Platform) -> None:
     file = mini.write("in/orders.csv", "")
-    file.write_bytes(csv_text(HEADER, GOOD).encode() + "c,CANARY é,1,2018-01-01,1\n".encode("latin-1"))
+    row = "c{},CANARY é,1,2018-01-01,1\n"
+    file.write_bytes(csv_text(HEADER, GOOD).encode() + row.format(1).encode("latin-1") + row.format(2).encode())
     done = one(mini.take(file))
-    assert (done.rows, done.written, done.quarantined) == (3, 2, 1)
+    assert (done.rows, done.written, done.quarantined) == (4, 3, 1)
     assert done.examples == ("row 3, the whole line: ••• — not UTF-8",)
 
 

@@ -17,16 +17,22 @@ from busco.lake.types import literal, quoted
 _INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT"})
 _FLOATS = frozenset({"FLOAT", "DOUBLE"})
 _TIMES = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS"})
+# Longer lines need DuckDB's limits raised (read_csv, max_line_size); its buffer is 16 of these by default, and a last
+# line that is longer than the buffer is dropped without an error.
+_MAX_LINE = 2_000_000
+_BUFFER = 16 * _MAX_LINE
 _TIME = r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?)?"
 
 
 def reader_sql(path: str, columns: Mapping[str, str], compressed: bool, longest: int = 0) -> str:
     """A relation of a CSV file's values, in the file's order. It raises where a line is no row of that many values.
 
+    DuckDB may lose or add rows without an error (long lines, blank lines): compare with `RowCount`.
+
     Args:
         path: absolute, so that DuckDB sees neither `~` nor a protocol in it.
         columns: the header's names, in its order, each with the type to read it as.
-        longest: the longest line in bytes, where DuckDB's own limit is too small.
+        longest: bytes of the longest row, or more.
     """
     typed = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
     options = [
@@ -37,8 +43,10 @@ def reader_sql(path: str, columns: Mapping[str, str], compressed: bool, longest:
         f"columns = {{{typed}}}",
         f"compression = {literal('gzip' if compressed else 'none')}",
     ]
-    if longest:
-        options.append(f"max_line_size = {longest}")
+    if longest >= _MAX_LINE:
+        # DuckDB 1.5 takes a buffer of two such lines for enough only where one thread reads them
+        size = longest + 1000
+        options.append(f"max_line_size = {size}, buffer_size = {max(_BUFFER, 2 * size)}, parallel = false")
     return f"read_csv({', '.join(options)})"
 
 

@@ -8,20 +8,35 @@ import hashlib
 import io
 import re
 import stat
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from busco.errors import BuscoError
+from busco.ingest.formats import another_encoding, another_format
+from busco.ingest.refused import Refused, readable
+from busco.ingest.row_count import BOM, RowCount
 from busco.lake import layout
 from busco.lake.deliveries import Contract, check_source
 
 _GZIP = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
 _CHUNK = 1 << 20
+# a name in a message: a header that is none may be one word of a megabyte
+_SHOWN = 100
+
+# Python's own limit for a value, of the whole process, is 131,072 characters; rows are limited by `Limits`
+csv.field_size_limit(sys.maxsize)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may have: bytes in a row (without its line end), and bytes in all once it is decompressed."""
+
+    row_bytes: int
+    file_bytes: int
 
 
 @dataclass(frozen=True)
@@ -35,29 +50,23 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Content:
-    """What was read of a file: SHA-256 and bytes of its uncompressed content, the header's names in order."""
+    """What was read of a file.
+
+    Attributes:
+        sha256: of its uncompressed content, as are `bytes`.
+        header: its names, in order.
+        rows: how many it has, without header and blank lines (`RowCount`).
+        longest: bytes of the longest row; where all are shorter than 1 MiB, only that they are.
+        blank_lines: whether it has blank lines that DuckDB would take for a header or for rows.
+    """
 
     sha256: str
     bytes: int
     header: tuple[str, ...]
     compressed: bool
-
-
-class Refused(Exception):
-    """A file that is refused whole, and why."""
-
-
-@contextmanager
-def readable() -> Iterator[None]:
-    """Around what reads a source file: what the operating system says against it refuses that file.
-
-    Raises:
-        Refused: for an `OSError` within.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise Refused(f"it cannot be read: {error.strerror or error}") from error
+    rows: int
+    longest: int
+    blank_lines: bool
 
 
 def state(path: Path) -> tuple[int, ...]:
@@ -163,53 +172,102 @@ def recognise(name: str, contracts: Iterable[Contract]) -> Contract | None:
     return None
 
 
-def examine(file: SourceFile, progress: Callable[[int], None]) -> Content:
-    """Reads a file once from end to end: its hash, its size, its header.
+def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -> Content:
+    """Reads a file once from end to end: its hash, its size, its header, the number of its rows.
+
+    Memory and time are bounded by the limits, and a file that is no CSV of the contract is left after its first chunk.
 
     Args:
         progress: told the number of (compressed) bytes read since the last call.
 
     Raises:
-        Refused: unreadable, empty, a broken gzip, or a header that does not have exactly the contract's columns.
+        Refused: unreadable, empty, a broken gzip, over a limit, or a header that does not have exactly the contract's
+            columns.
     """
     digest = hashlib.sha256()
+    count = RowCount(limits.row_bytes)
     size = 0
-    head = b""
+    header: tuple[str, ...] = ()
+    leading = False
     with readable(), file.path.open("rb") as raw:
-        magic = raw.read(2)
+        compressed = raw.read(2) == _GZIP
         raw.seek(0)
-        compressed = magic == _GZIP
+        if not compressed:
+            _check_size(file.path.stat().st_size, limits)
         stream: BinaryIO = gzip.GzipFile(fileobj=raw) if compressed else raw  # type: ignore[assignment]
         at = 0
         try:
             while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
+                if not size:
+                    leading = chunk.removeprefix(BOM)[:1] in (b"\r", b"\n")
+                    header = _header(file, chunk, compressed)
                 size += len(chunk)
-                if len(head) < _CHUNK:
-                    head += chunk
+                _check_size(size, limits)
+                digest.update(chunk)
+                count.feed(chunk)
                 progress(raw.tell() - at)
                 at = raw.tell()
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise Refused(f"broken gzip: {error}") from error
     if size == 0:
         raise Refused("the file is empty (zero bytes)")
-    header = _header(head)
-    _check_header(header, file.contract)
-    return Content(digest.hexdigest(), size, header, compressed)
+    count.finish()
+    blank_lines = leading or (len(header) == 1 and count.lines > count.rows)
+    return Content(digest.hexdigest(), size, header, compressed, count.rows - 1, count.longest, blank_lines)
 
 
-def _header(head: bytes) -> tuple[str, ...]:
+def decompress(path: Path, target: Path, tick: Callable[[], None]) -> None:
+    """Writes a gzip's content, which was examined before, to a file.
+
+    Args:
+        tick: called every now and then; what it raises ends the work.
+
+    Raises:
+        Refused: it can't be read any more, or the disk is full.
+    """
+    with readable():
+        try:
+            with gzip.open(path) as stream, target.open("wb") as out:
+                while chunk := stream.read(_CHUNK):
+                    out.write(chunk)
+                    tick()
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise Refused(f"broken gzip: {error}") from error
+
+
+def _check_size(size: int, limits: Limits) -> None:
+    if size > limits.file_bytes:
+        raise Refused(
+            f"it has more than {limits.file_bytes:,} bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise "
+            "that limit"
+        )
+
+
+def _header(file: SourceFile, head: bytes, compressed: bool) -> tuple[str, ...]:
+    """The header's names, from how the file begins.
+
+    Raises:
+        Refused: it is not that of the file's contract.
+    """
+    text = head.removeprefix(BOM).decode("utf-8", errors="surrogateescape")
     try:
-        text = head.removeprefix(_BOM).decode("utf-8", errors="strict" if len(head) < _CHUNK else "ignore")
-    except UnicodeDecodeError:
-        text = head.removeprefix(_BOM).splitlines()[0].decode("utf-8", errors="replace")
+        header = tuple(next((row for row in csv.reader(io.StringIO(text, newline="")) if row), ()))
+    except csv.Error:
+        header = ()
     try:
-        return tuple(next(csv.reader(io.StringIO(text, newline=""))))
-    except (StopIteration, csv.Error) as error:
-        raise Refused("no header line") from error
+        _check_header(header, file.contract)
+    except Refused:
+        if other := another_format(file.path, head, compressed):
+            raise Refused(other) from None
+        if not_utf8 := re.sub("[^\udc80-\udcff]", "", "".join(header)).encode("utf-8", "surrogateescape"):
+            raise Refused(f"the header is not UTF-8: {another_encoding(not_utf8)}") from None
+        raise
+    return header
 
 
 def _check_header(header: Sequence[str], contract: Contract) -> None:
+    if not header:
+        raise Refused("no header line")
     wanted = [column.name for column in contract.columns]
     missing = [name for name in wanted if name not in header]
     extra = [name for name in header if name not in wanted]
@@ -220,7 +278,7 @@ def _check_header(header: Sequence[str], contract: Contract) -> None:
     if missing:
         raise Refused(f"missing column{'s' if len(missing) > 1 else ''} {', '.join(missing)} (table {contract.table})")
     if extra:
-        names = ", ".join(name or "(no name)" for name in extra)
+        names = ", ".join(name[:_SHOWN] or "(no name)" for name in extra[:_SHOWN])
         raise Refused(
             f"unknown column{'s' if len(extra) > 1 else ''} {names}: the contract of {contract.table} has none"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 
 from busco.errors import BuscoError
-from busco.ingest.files import find
+from busco.ingest.files import Limits, find
 from busco.ingest.load import Loaded, load
 from busco.lake.deliveries import Contract
 from busco.lake.engine import connect
@@ -64,6 +64,7 @@ def ingest(
     groups: dict[tuple[str, str], list[int]] = {}
     for position, file in enumerate(files):
         groups.setdefault((file.contract.table, file.name), []).append(position)
+    limits = Limits(settings.ingest_row_bytes, settings.ingest_file_bytes)
     told = started(3 * sum(_size(file.path) for file in files))
     results: dict[int, Loaded] = {}
     connections: list[duckdb.DuckDBPyConnection] = []
@@ -80,7 +81,7 @@ def ingest(
                 connections.append(connection)
                 connection.execute("set preserve_insertion_order = true")
                 progress(0)
-                results[position] = load(connection, store, files[position], settings.state / "spill", progress)
+                results[position] = load(connection, store, files[position], settings.state / "spill", limits, progress)
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         loading: list[Future[None]] = []

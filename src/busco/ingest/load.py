@@ -12,8 +12,9 @@ from typing import Any, Literal
 import duckdb
 
 from busco.ingest import checks
-from busco.ingest.files import Content, Refused, SourceFile, examine, state
-from busco.ingest.survey import Survey, first_problem, survey, unreadable
+from busco.ingest.files import Content, Limits, SourceFile, examine, state
+from busco.ingest.refused import Refused
+from busco.ingest.survey import Survey, check_rows, first_problem, survey, unreadable
 from busco.lake import layout, types
 from busco.lake.deliveries import TECHNICAL, Contract, newest_delivery
 from busco.lake.objects import AlreadyExists, ObjectStore
@@ -21,6 +22,8 @@ from busco.lake.records import Delivery, utc_now
 from busco.lake.types import literal
 
 _CHANGED = "it changed while it was read"
+# characters of a quarantined value in the report
+_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -41,22 +44,23 @@ def load(
     store: ObjectStore,
     file: SourceFile,
     scratch: Path,
+    limits: Limits,
     progress: Callable[[int], None],
 ) -> Loaded:
-    """Ingests a file (D1 to D3). Memory stays bounded by DuckDB's: the file is streamed, twice.
+    """Ingests a file (D1 to D3). Memory stays bounded by DuckDB's and a row's: the file is streamed, three times.
 
     Whatever is wrong with the file refuses it; what is wrong with the lake's S3 is raised.
 
     Args:
         connection: DuckDB with the lake's S3, for this call alone.
-        scratch: an existing folder for a file that has to be sifted.
+        scratch: an existing folder for a file that has to be rewritten before DuckDB can read it.
         progress: told of bytes done; a file counts three times its size (examined, checked, written).
     """
     before: tuple[int, ...] = ()
     try:
         before = state(file.path)
         with TemporaryDirectory(prefix="sifted-", dir=scratch) as folder:
-            return _load(connection, store, file, before, Path(folder), progress)
+            return _load(connection, store, file, before, Path(folder), limits, progress)
     except Refused as error:
         return Loaded(file, "refused", reason=_CHANGED if before and _changed(file, before) else str(error))
 
@@ -67,10 +71,11 @@ def _load(
     file: SourceFile,
     before: tuple[int, ...],
     scratch: Path,
+    limits: Limits,
     progress: Callable[[int], None],
 ) -> Loaded:
     size = before[0]
-    content = examine(file, progress)
+    content = examine(file, limits, progress)
     found: Survey | None = None
     while True:
         number, newest = newest_delivery(store, file.contract, file.name)
@@ -84,7 +89,7 @@ def _load(
         earliest = newest.ingested_at + timedelta(microseconds=1) if newest else None
         now = utc_now() if earliest is None else max(utc_now(), earliest)
         delivery = _write(connection, store, file, content, found, number + 1, now)
-        examples = _quarantine(connection, store, file, found, delivery.attempt)
+        examples = _quarantine(connection, store, file, content, found, delivery.attempt)
         if _changed(file, before):
             raise Refused(_CHANGED)
         progress(size)
@@ -138,8 +143,7 @@ def _write(
         f"to {literal(store.url(key))} (format parquet, compression zstd, return_stats, field_ids {fields})",
     )
     _, count, bytes_written, _, statistics, *_ = written[0]
-    if int(count) + found.bad != found.rows:
-        raise Refused(_CHANGED)
+    check_rows(content, int(count) + found.bad + found.lines)
     return Delivery(
         table=contract.name,
         file_name=file.name,
@@ -159,7 +163,12 @@ def _write(
 
 
 def _quarantine(
-    connection: duckdb.DuckDBPyConnection, store: ObjectStore, file: SourceFile, found: Survey, attempt: str
+    connection: duckdb.DuckDBPyConnection,
+    store: ObjectStore,
+    file: SourceFile,
+    content: Content,
+    found: Survey,
+    attempt: str,
 ) -> tuple[str, ...]:
     """Writes what is not taken beside the lake's tables; gives the first of it for the report."""
     contract = file.contract
@@ -176,6 +185,9 @@ def _quarantine(
             f" union all by name select {named} as file, row, '' as column, line as value, reason from ({found.broken})"
         )
     _copy(connection, file, f"copy ({sql}) to {literal(url)} (format parquet, compression zstd)")
+    written = connection.execute(f"select count(distinct row) from read_parquet({literal(url)})").fetchone()
+    assert written is not None
+    check_rows(content, found.rows - found.bad + int(written[0]))
     return _examples(connection, url, contract)
 
 
@@ -190,7 +202,7 @@ def _copy(connection: duckdb.DuckDBPyConnection, file: SourceFile, sql: str) -> 
         return connection.execute(sql).fetchall()
     except duckdb.InterruptException:
         raise
-    except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
+    except (duckdb.ConversionException, duckdb.InvalidInputException, UnicodeDecodeError) as error:
         raise Refused(_CHANGED) from error
     except (duckdb.HTTPException, duckdb.IOException) as error:
         if checks.escaped(str(file.path.absolute())) not in str(error):
@@ -208,6 +220,7 @@ def _examples(connection: duckdb.DuckDBPyConnection, url: str, contract: Contrac
     lines = []
     for row, column, value, reason in found:
         hidden = not column or column in contract.pii
-        shown = "•••" if hidden else repr(value)
+        long = value is not None and len(value) > _SHOWN
+        shown = "•••" if hidden else repr(value[:_SHOWN]) + "…" if long else repr(value)
         lines.append(f"row {row}, {column or 'the whole line'}: {shown} — {reason}")
     return tuple(lines)

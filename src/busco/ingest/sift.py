@@ -1,8 +1,8 @@
 """A file that DuckDB does not take as it stands, gone through row by row: rows go on, what is none is set aside.
 
-DuckDB's own list of rejected lines is no ground to stand on: it counts blank lines as rows, cuts what it quotes, and
-takes all that an unclosed quote swallows for one line. So a file with anything wrong in it is read once more here, by
-Python's reader of the same dialect, into a file of which every row carries its number.
+DuckDB's own list of rejected lines can't be used: it counts blank lines as rows, cuts what it quotes, and takes all
+that an unclosed quote swallows for one line. So a file with anything wrong in it is read once more here, by Python's
+reader of the same dialect, into a file of which every row carries its number.
 """
 
 from __future__ import annotations
@@ -15,100 +15,155 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from busco.ingest.files import Refused
+from busco.ingest.files import Content
+from busco.ingest.formats import another_encoding
+from busco.ingest.refused import Refused
 
-# DuckDB's own limit for a line (read_csv, max_line_size)
-MAX_LINE = 2_000_000
-# a line's text quoted anew, beside its row's number and reason
-MAX_SIFTED_LINE = 2 * MAX_LINE + 1000
 # the columns before the file's own
 COLUMNS = ("_sifted_row", "_sifted_line", "_sifted_reason")
 
-# Python's limit is for a process and by default 131,072 characters
-csv.field_size_limit(2 * MAX_LINE)
-
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _SPACED_QUOTE = re.compile(r'(?:^|,) +"')
-_PROGRESS_ROWS = 20_000
+# A line with the blank lines behind it: Python's reader takes a run of line ends for one, outside of quotes, and as
+# they are within, so that blank lines cost next to nothing.
+_LINES = re.compile(r"[^\r\n]*[\r\n]+|[^\r\n]+")
+_BLOCK = 1 << 20
+# characters of a row that are below DuckDB's limit for a line however many bytes each has
+_LONG = 100_000
 
 
-def sift(path: Path, compressed: bool, columns: int, target: Path, tick: Callable[[], None]) -> None:
+def sift(path: Path, content: Content, target: Path, tick: Callable[[], None]) -> int:
     """Writes a file's rows to `target`, a CSV with `COLUMNS` in front; a row that is none has its line there instead.
 
     Rows are numbered from 1; the header and blank lines are not counted.
 
     Args:
-        columns: how many values a row has.
         tick: called every now and then; what it raises ends the work.
 
+    Returns:
+        Bytes of the longest row written; 0 where all are too short to matter to DuckDB.
+
     Raises:
-        Refused: line endings are mixed, a line is too long, or a quote is never closed and took other rows with it.
+        Refused: line endings are mixed, a quote is never closed and took other rows with it, most rows with characters
+            outside of ASCII are not UTF-8, or a row is longer than when the file was examined.
     """
+    columns = len(content.header)
+    longest = 0
     with path.open("rb") as raw, target.open("w", newline="", encoding="utf-8") as out:
-        stream: BinaryIO = gzip.GzipFile(fileobj=raw) if compressed else raw  # type: ignore[assignment]
+        stream: BinaryIO = gzip.GzipFile(fileobj=raw) if content.compressed else raw  # type: ignore[assignment]
         # newline='' keeps each line's own ending; bytes that are no UTF-8 come through as lone surrogates
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow([*COLUMNS, *range(columns)])
-        for row, line, reason, values in _rows(text, columns):
-            if row % _PROGRESS_ROWS == 0:
-                tick()
-            writer.writerow([row, line, reason, *(values or [""] * columns)])
+        encoding = _Encoding()
+        for row, line, reason, values in _rows(_Lines(text, content.longest, tick), columns, encoding):
+            said = [line, reason, *(values or [""] * columns)]
+            characters = writer.writerow([row, *said])
+            if characters > _LONG:
+                longest = max(longest, characters + sum(len(value.encode()) - len(value) for value in said))
+        encoding.check()
+    return longest
+
+
+class _Encoding:
+    """How many rows have characters outside of ASCII, and how many of these are not UTF-8."""
+
+    def __init__(self) -> None:
+        self.not_ascii = self.not_utf8 = 0
+        self._bytes: set[str] = set()
+
+    def see(self, lines: list[str]) -> bool:
+        """Counts a row; returns whether it is UTF-8."""
+        others = [line for line in lines if not line.isascii()]
+        if not others:
+            return True
+        self.not_ascii += 1
+        wrong = {found for line in others for found in _NOT_UTF8.findall(line)}
+        self.not_utf8 += bool(wrong)
+        self._bytes |= wrong
+        return not wrong
+
+    def check(self) -> None:
+        """Raises `Refused` where most such rows are not UTF-8: then it is the file that is wrong, not a row."""
+        if 2 * self.not_utf8 > self.not_ascii:
+            raise Refused(
+                f"{self.not_utf8:,} of the {self.not_ascii:,} rows with characters outside of ASCII are not UTF-8: "
+                + another_encoding(_encoded("".join(self._bytes)))
+            )
 
 
 class _Lines:
-    """The file's physical lines for the reader, and those that the row at hand has taken so far."""
+    """The file's physical lines for the reader, each with the blank lines behind it, and those that the row at hand
+    has taken so far."""
 
-    def __init__(self, text: TextIO) -> None:
-        self.text, self.row, self.ending = text, 0, ""
+    def __init__(self, text: TextIO, longest: int, tick: Callable[[], None]) -> None:
+        self.row, self.ending = 0, ""
         self.taken: list[str] = []
-        self._size = 0
+        self._lines = _split(text, longest, tick)
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        line = self.text.readline(MAX_LINE + 1)
-        if not line:
-            raise StopIteration
+        line = next(self._lines)
         self.taken.append(line)
-        self._size += len(line) if line.isascii() else len(_encoded(line))
-        if self._size > MAX_LINE:
-            if len(self.taken) > 1:
-                raise Refused(_never_closed(self.row))
-            raise Refused(f"row {self.row} is longer than {MAX_LINE:,} bytes")
         return line
 
     def begin(self, row: int) -> None:
-        self.row, self._size = row, 0
+        self.row = row
         self.taken.clear()
 
     def end(self) -> None:
         """Raises `Refused` if the row ends otherwise than those before."""
         line = self.taken[-1]
-        ending = line[len(line.rstrip("\r\n")) :] if line[-1] in "\r\n" else ""
-        # a carriage return alone ends a line, so that more than one character can only be \r\n
-        self.ending = self.ending or ending
-        if ending and ending != self.ending:
+        endings = line[len(line.rstrip("\r\n")) :]
+        if endings and not self.ending:
+            self.ending = "\r\n" if endings.startswith("\r\n") else endings[0]
+        if endings.replace(self.ending, "") if endings else "":
             raise Refused("line endings are mixed; make them all LF or CRLF")
 
 
-def _rows(text: TextIO, columns: int) -> Iterator[tuple[int, str, str, list[str] | None]]:
+def _split(text: TextIO, longest: int, tick: Callable[[], None]) -> Iterator[str]:
+    """The text's lines, each with the line ends of the blank lines behind it as far as they are in one block.
+
+    Raises:
+        Refused: a line is longer than `longest` bytes.
+    """
+    pending: list[str] = []
+    size = 0
+    held = ""  # a carriage return, until it is known whether it begins a CRLF
+    while block := text.read(_BLOCK):
+        tick()
+        block = held + block
+        held = "\r" if block.endswith("\r") else ""
+        for line in _LINES.findall(block[:-1] if held else block):
+            pending.append(line)
+            size += len(line.rstrip("\r\n"))
+            if size > longest:
+                raise Refused("a line grew longer while it was read")
+            if line[-1] in "\r\n":
+                yield "".join(pending) if len(pending) > 1 else line
+                pending.clear()
+                size = 0
+    if pending or held:
+        yield "".join(pending) + held
+
+
+def _rows(lines: _Lines, columns: int, encoding: _Encoding) -> Iterator[tuple[int, str, str, list[str] | None]]:
     """Each row's number, then its values, or its line and why it is no row."""
-    lines = _Lines(text)
     reader = csv.reader(lines, strict=True)
     row = -1  # the header becomes row 0
     while True:
         lines.begin(row + 1)
         values: list[str] = []
+        problem = ""
         try:
             values = next(reader)
-            problem = _problem(values, columns, lines.taken)
         except StopIteration:
             return
         except csv.Error as error:
             problem = "a quote is never closed" if "end of data" in str(error) else "text after a closing quote"
-            if len(lines.taken) > 1 and "end of data" in str(error):
+            if "end of data" in str(error) and any(line.strip("\r\n") for line in lines.taken[1:]):
                 raise Refused(_never_closed(row + 1)) from None
         lines.end()
         if not values and not problem:
@@ -116,6 +171,8 @@ def _rows(text: TextIO, columns: int) -> Iterator[tuple[int, str, str, list[str]
         row += 1
         if row == 0:
             continue
+        is_utf8 = encoding.see(lines.taken)
+        problem = problem or ("" if is_utf8 else "not UTF-8") or _problem(values, columns, lines.taken)
         if not problem:
             yield row, "", "", values[:columns]
             continue
@@ -125,10 +182,6 @@ def _rows(text: TextIO, columns: int) -> Iterator[tuple[int, str, str, list[str]
 
 
 def _problem(values: list[str], columns: int, taken: list[str]) -> str:
-    if not values:
-        return ""
-    if any(not line.isascii() and _NOT_UTF8.search(line) for line in taken):
-        return "not UTF-8"
     # DuckDB takes commas too many at the end of a line
     if len(values) < columns or any(values[columns:]):
         return f"{len(values)} value{'' if len(values) == 1 else 's'} instead of {columns}"

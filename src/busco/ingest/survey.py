@@ -10,7 +10,8 @@ from pathlib import Path
 import duckdb
 
 from busco.ingest import checks, sift
-from busco.ingest.files import Content, Refused, SourceFile, readable
+from busco.ingest.files import Content, SourceFile, decompress
+from busco.ingest.refused import Refused, readable
 from busco.lake.types import literal, quoted
 
 
@@ -32,6 +33,11 @@ class Survey:
     lines: int = 0
 
 
+# What DuckDB raises for a file that it can't read as it stands. Its message quotes the line and may cut it within a
+# character, which Python can't decode.
+_OFFENCE = (duckdb.InvalidInputException, duckdb.NotImplementedException, UnicodeDecodeError)
+
+
 def survey(
     connection: duckdb.DuckDBPyConnection,
     file: SourceFile,
@@ -39,35 +45,68 @@ def survey(
     scratch: Path,
     tick: Callable[[], None],
 ) -> Survey:
-    """Reads all of a file once; where DuckDB takes offence at a line, the file is sifted into `scratch` (`sift`).
+    """Reads all of a file once.
+
+    DuckDB reads the file itself where it can. Where it takes offence at a line, or finds another number of rows than
+    there are, the file is sifted into `scratch` first (`sift`).
 
     Raises:
-        Refused: it can't be read, not even so.
+        Refused: it can't be read, not even so, or rows were lost.
     """
-    path = str(file.path.absolute())
-    strict = checks.reader_sql(path, dict.fromkeys(content.header, "VARCHAR"), content.compressed)
+    found = None if content.blank_lines else _direct(connection, file, content, scratch, tick)
+    if found is None or found.rows != content.rows:
+        target = scratch / "sifted.csv"
+        with readable():
+            longest = sift.sift(file.path, content, target, tick)
+        found = _sifted(connection, file, content, target, longest)
+    check_rows(content, found.rows + found.lines)
+    return found
+
+
+def check_rows(content: Content, found: int) -> None:
+    """Raises `Refused` unless a reader found as many rows as were counted without it."""
+    if found != content.rows:
+        raise Refused(
+            f"it has {content.rows:,} row{'' if content.rows == 1 else 's'} but {found:,} would be accounted for, so "
+            "nothing was ingested; this is a defect of busco: keep the file and report it"
+        )
+
+
+def _direct(
+    connection: duckdb.DuckDBPyConnection,
+    file: SourceFile,
+    content: Content,
+    scratch: Path,
+    tick: Callable[[], None],
+) -> Survey | None:
+    """The file as DuckDB reads it; None where it takes offence."""
+
+    def read(path: Path, compressed: bool) -> Survey:
+        columns = dict.fromkeys(content.header, "VARCHAR")
+        reader = checks.reader_sql(str(path.absolute()), columns, compressed, content.longest)
+        return _count(connection, file, content, checks.numbered_sql(reader))
+
     try:
-        return _count(connection, file, content, checks.numbered_sql(strict))
+        try:
+            return read(file.path, content.compressed)
+        except duckdb.IOException:
+            if not content.compressed:
+                raise
+            # not all that RFC 1952 allows is gzip to DuckDB: comments, and zeros behind the end, are not
+            plain = scratch / "plain.csv"
+            decompress(file.path, plain, tick)
+            return read(plain, False)
     except duckdb.InterruptException:
         raise
-    except (duckdb.InvalidInputException, duckdb.NotImplementedException):
-        pass
-    except duckdb.Error as error:
-        raise unreadable(error) from error
-    target = scratch / "sifted.csv"
-    with readable():
-        sift.sift(file.path, content.compressed, len(content.header), target, tick)
-    try:
-        return _sifted(connection, file, content, target)
-    except duckdb.InterruptException:
-        raise
+    except _OFFENCE:
+        return None
     except duckdb.Error as error:
         raise unreadable(error) from error
 
 
-def unreadable(error: duckdb.Error) -> Refused:
+def unreadable(error: duckdb.Error | UnicodeDecodeError) -> Refused:
     """DuckDB's reason as ours: of most errors the kind alone, for their text quotes what stands in the file."""
-    kind = type(error).__name__.removesuffix("Exception")
+    kind = type(error).__name__.removesuffix("Exception").removesuffix("Error")
     if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
         kind = re.sub(r"\s+", " ", str(error).splitlines()[0])
     return Refused(f"DuckDB can't read it as CSV: {kind}")
@@ -86,15 +125,22 @@ def _count(
     return Survey(relation, int(found[0]), int(found[1]), broken, int(lines[0]) if lines else 0)
 
 
-def _sifted(connection: duckdb.DuckDBPyConnection, file: SourceFile, content: Content, target: Path) -> Survey:
+def _sifted(
+    connection: duckdb.DuckDBPyConnection, file: SourceFile, content: Content, target: Path, longest: int
+) -> Survey:
     row, line, reason = (quoted(name) for name in sift.COLUMNS)
     columns = dict(zip(sift.COLUMNS, ("BIGINT", "VARCHAR", "VARCHAR"), strict=True))
     columns |= dict.fromkeys(content.header, "VARCHAR")
-    reader = checks.reader_sql(str(target.absolute()), columns, False, longest=sift.MAX_SIFTED_LINE)
+    reader = checks.reader_sql(str(target.absolute()), columns, False, longest)
     values = ", ".join(quoted(name) for name in content.header)
     relation = f"select {values}, {row} as _source_row from {reader} where {reason} is null"
     broken = f"select {row} as row, {line} as line, {reason} as reason from {reader} where {reason} is not null"
-    return _count(connection, file, content, relation, broken)
+    try:
+        return _count(connection, file, content, relation, broken)
+    except duckdb.InterruptException:
+        raise
+    except (duckdb.Error, UnicodeDecodeError) as error:
+        raise unreadable(error) from error
 
 
 def first_problem(connection: duckdb.DuckDBPyConnection, file: SourceFile, found: Survey) -> str:

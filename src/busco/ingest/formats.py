@@ -1,0 +1,124 @@
+"""What a file that is not CSV seems to be, and what to deliver instead.
+
+Asked only about a file whose header is not the contract's, so that no name of a column can be mistaken for a format.
+The name of the file is never asked: it is often wrong.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+
+# The first bytes of binary formats, and what to do. Sources: each format's specification; `file`'s magic database.
+_EXPORT = "export it as CSV"
+_MAGIC: tuple[tuple[bytes, str, str], ...] = (
+    (b"PAR1", "a Parquet file", _EXPORT),
+    (b"PARE", "an encrypted Parquet file", _EXPORT),
+    (b"Obj\x01", "an Avro file", _EXPORT),
+    (b"ARROW1\0\0", "an Arrow file", _EXPORT),
+    (b"SQLite format 3\0", "an SQLite database", _EXPORT),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook of the old format (xls)", "save its sheet as CSV UTF-8"),
+    (b"%PDF-", "a PDF document", "deliver the data that it was made from, as CSV"),
+    (b"BZh", "compressed with bzip2", "decompress it, or compress it with gzip instead"),
+    (b"\xfd7zXZ\0", "compressed with xz", "decompress it, or compress it with gzip instead"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it, or compress it with gzip instead"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4", "decompress it, or compress it with gzip instead"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and deliver the CSV files in it"),
+    (b"\x1f\x8b", "compressed with gzip twice", "compress it once"),
+    (b"\xff\xfe\0\0", "UTF-32 text", "convert it to UTF-8: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
+    (b"\0\0\xfe\xff", "UTF-32 text", "convert it to UTF-8: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
+    (b"\xff\xfe", "UTF-16 text", "convert it to UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+    (b"\xfe\xff", "UTF-16 text", "convert it to UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
+)
+_BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+_BOM = b"\xef\xbb\xbf"
+_ERROR_PAGE = re.compile(rb"<Error>\s*<Code>(\w+)</Code>")
+# what a JSON text opens with, where it is too long to be parsed here; no CSV value in quotes begins behind a bracket
+_JSON = re.compile(r'(?:\{\s*"(?:[^"\\]|\\.)*"\s*:|\[\s*[\[{"]|\{\s*\}|\[\s*\])')
+
+
+def another_format(path: Path, head: bytes, compressed: bool) -> str:
+    """What the file seems to be and what to deliver instead, in a sentence; '' where it may be CSV.
+
+    Args:
+        head: how its content begins, once decompressed.
+        compressed: whether the file itself is gzip.
+    """
+    found = _binary(path, head, compressed) or _text(head.removeprefix(_BOM).lstrip())
+    return f"it is not CSV but seems to be {found[0]}; {found[1]}" if found else ""
+
+
+def _binary(path: Path, head: bytes, compressed: bool) -> tuple[str, str] | None:
+    if head.startswith(_ZIP):
+        return _zip(path, head, compressed)
+    for magic, what, advice in _MAGIC:
+        if head.startswith(magic) and (magic != b"BZh" or _BZIP2.match(head)):
+            return what, advice
+    if head.startswith(b"ORC") and b"\0" in head:
+        return "an ORC file", _EXPORT
+    if head[257:262] == b"ustar":
+        return "a tar archive", "unpack it and deliver the CSV files in it"
+    start = head[:200]
+    if len(start) > 3 and b"\0" in start:
+        if not any(start[::2]) or not any(start[1::2]):
+            return "UTF-16 text without a byte-order mark", "convert it to UTF-8 (iconv -f UTF-16LE or UTF-16BE)"
+        return "binary data", _EXPORT
+    return None
+
+
+def _zip(path: Path, head: bytes, compressed: bool) -> tuple[str, str]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(head) if compressed else path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        # only its beginning is at hand, or it was cut off: names stand in each entry's header too
+        names = [name for name in ("xl/workbook.xml", "content.xml", "word/") if name.encode() in head]
+    if any(name.startswith("xl/") for name in names):
+        return "an Excel workbook (xlsx)", "save its sheet as CSV UTF-8"
+    if "content.xml" in names:
+        return "an OpenDocument file (ods)", "save its sheet as CSV UTF-8"
+    return "a zip archive", "unpack it and deliver the CSV files in it, plain or compressed with gzip"
+
+
+def _text(head: bytes) -> tuple[str, str] | None:
+    start = head[:1000].lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page", "perhaps a login or error page was saved in place of the file: download it again"
+    if error := _ERROR_PAGE.search(head[:1000]):
+        code = error[1].decode()
+        return f"an error page of S3 ({code})", "the download failed: download it again"
+    if start.startswith((b"<?xml", b"<!doctype")):
+        return "an XML document", _EXPORT
+    if head[:1] in (b"{", b"["):
+        return _json(head.decode("utf-8", "replace"))
+    return None
+
+
+def _json(text: str) -> tuple[str, str] | None:
+    first = text.splitlines()[0]
+    try:
+        whole = isinstance(json.loads(first), dict | list)
+    except (ValueError, RecursionError):
+        whole = False
+    if whole and first.startswith("{"):
+        return "JSON lines", _EXPORT
+    if whole or _JSON.match(text):
+        return "JSON", _EXPORT
+    return None
+
+
+# Windows-1252 has characters in all but five of the places that Latin-1 leaves to control codes
+_UNUSED_IN_WINDOWS = frozenset(b"\x81\x8d\x8f\x90\x9d")
+
+
+def another_encoding(not_utf8: bytes) -> str:
+    """What a text with these bytes that are not UTF-8 seems to be encoded in, and how to convert it."""
+    found = frozenset(not_utf8)
+    if found & _UNUSED_IN_WINDOWS:
+        return "it seems to be in an older encoding; convert it to UTF-8"
+    seems = "Windows-1252" if any(byte < 0xA0 for byte in found) else "Latin-1 (ISO 8859-1) or Windows-1252"
+    return f"it seems to be {seems}; convert it to UTF-8: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"

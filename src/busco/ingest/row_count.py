@@ -1,0 +1,168 @@
+"""How many rows a CSV has, counted over its bytes: the check on the readers that read its values.
+
+DuckDB has lost rows without an error, so no reader's own count is trusted. This count shares no code with DuckDB's
+reader or with Python's `csv`, yet follows the same dialect as the latter (RFC 4180, `strict`):
+
+- a row ends with LF, CRLF or CR outside of quotes, or with the file; a blank line is no row;
+- a quote opens only where a value begins, and `""` within quotes is a quote;
+- after a closing quote comes a comma or a line end. Where other text comes, the row is broken and ends with its line.
+"""
+
+from __future__ import annotations
+
+import re
+
+from busco.ingest.refused import Refused
+
+BOM = b"\xef\xbb\xbf"
+_PIECE = 1 << 20
+
+_QUOTE, _COMMA = b'",'
+# Whole rows that keep the dialect, one match each with the blank lines behind it; at the first that does not, one match
+# to the end, so that all matches are contiguous.
+_ROWS = re.compile(
+    # text, and a value in quotes behind a comma or a line end, or a quote within a value without quotes around it
+    rb'(?:[^"\r\n]*+(?:(?<![^,\r\n])"[^"]*+(?:""[^"]*+)*+"(?=[,\r\n])|(?<=[^,\r\n])"))*+[^"\r\n]*+[\r\n]++'
+    rb"|([\s\S]++)"
+)
+# within quotes as far as there is no quote but in twos
+_WITHIN = re.compile(rb'[^"]*+(?:""[^"]*+)*+')
+_LINE_END = re.compile(rb"[\r\n]")
+_LINE_ENDS = re.compile(rb"[\r\n]*+")
+# where unquoted text is over: the line's end, or a comma behind which a quote opens (or may: the piece ends there)
+_TEXT_END = re.compile(rb'[\r\n]|,(?="|\Z)')
+
+
+# Where in a row the next byte is.
+_ROW = 0  # at the row's beginning
+_VALUE = 1  # at the beginning of another value
+_TEXT = 2  # in a value without quotes around it
+_QUOTED = 3
+_CLOSED = 4  # behind a quote within quotes: the closing one, or the first of two
+_BROKEN = 5  # behind text after a closing quote
+
+
+class RowCount:
+    """Counts rows while a file is read in chunks of any size.
+
+    Attributes:
+        rows: rows so far, the header included.
+        lines: line ends so far, within quotes too, so that `lines > rows` where there are blank lines.
+        longest: bytes of the longest row, without its line end; of rows below 1 MiB only that they are no longer.
+    """
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: bytes that a row may have, without its line end."""
+        self.rows = self.lines = self.longest = 0
+        self._limit = limit
+        self._state = _ROW
+        self._done = 0  # bytes counted, without the byte-order mark
+        self._row_began = 0
+        self._first: bytes | None = b""  # until it is known whether the file begins with a byte-order mark
+
+    def feed(self, chunk: bytes) -> None:
+        """Counts on.
+
+        Raises:
+            Refused: a row is over the limit. It is named by its number; rows count from 1, the header is none.
+        """
+        if self._first is not None:
+            self._first += chunk
+            if len(self._first) < len(BOM) and BOM.startswith(self._first):
+                return
+            chunk, self._first = self._first.removeprefix(BOM), None
+        # no piece is over the limit, so that only a row that spans pieces can be
+        size = min(_PIECE, self._limit)
+        for start in range(0, len(chunk), size):
+            self._count(chunk[start : start + size])
+
+    def finish(self) -> None:
+        """Counts the last row, if no line end follows it."""
+        if self._first:
+            self._count(self._first)
+            self._first = b""
+        if self._state is not _ROW:
+            self._end(self._done)
+
+    def _count(self, piece: bytes) -> None:
+        self.lines += piece.count(b"\n")
+        if b"\r" in piece:
+            self.lines += piece.count(b"\r") - piece.count(b"\r\n")
+        self.longest = max(self.longest, len(piece))
+        at = 0 if self._state is _ROW else self._walk(piece, 0, one=True)
+        if self._state is _ROW:
+            at = self._skim(piece, at)
+            self._walk(piece, at)
+        self._done += len(piece)
+        if self._state is not _ROW:
+            self._check(self._done - self._row_began)
+
+    def _skim(self, piece: bytes, at: int) -> int:
+        """Counts whole rows at a row's beginning, as many as are simple, and returns where the others begin."""
+        body = (piece[at:] if at else piece).lstrip(b"\r\n")
+        rest = body
+        if b'"' in body:
+            found = _ROWS.findall(body)
+            rest = found[-1] if found else b""
+            self.rows += len(found) - bool(rest)
+        else:
+            end = max(body.rfind(b"\n"), body.rfind(b"\r")) + 1
+            body, rest = body[:end], body[end:]
+            if b"\r" in body:
+                body = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            while b"\n\n" in body:
+                body = body.replace(b"\n\n", b"\n")
+            self.rows += body.count(b"\n")
+        at = len(piece) - len(rest)
+        self._row_began = self._done + at
+        return at
+
+    def _walk(self, piece: bytes, at: int, one: bool = False) -> int:
+        """Goes on value by value to the piece's end, or with `one` to the end of the row; returns where it is then."""
+        while at < len(piece):
+            if self._state is _ROW:
+                at = _LINE_ENDS.match(piece, at).end()  # type: ignore[union-attr]
+                self._row_began = self._done + at
+                if one or at == len(piece):
+                    return at
+                self._state = _VALUE
+            if self._state is _VALUE:
+                quoted = piece[at] == _QUOTE
+                self._state = _QUOTED if quoted else _TEXT
+                at += quoted
+            elif self._state is _QUOTED:
+                at = _WITHIN.match(piece, at).end() + 1  # type: ignore[union-attr]
+                if at > len(piece):
+                    return len(piece)
+                self._state = _CLOSED
+            elif self._state is _CLOSED and piece[at] == _QUOTE:
+                self._state = _QUOTED
+                at += 1
+            elif self._state is _CLOSED and piece[at] not in b",\r\n":
+                self._state = _BROKEN
+            else:
+                if self._state is _CLOSED:
+                    self._state = _TEXT
+                end = (_LINE_END if self._state is _BROKEN else _TEXT_END).search(piece, at)
+                if end is None:
+                    return len(piece)
+                at = end.start()
+                if piece[at] == _COMMA:
+                    self._state = _VALUE
+                    at += 1
+                else:
+                    self._end(self._done + at)
+        return at
+
+    def _end(self, at: int) -> None:
+        self._check(at - self._row_began)
+        self.rows += 1
+        self._state = _ROW
+
+    def _check(self, size: int) -> None:
+        self.longest = max(self.longest, size)
+        if size <= self._limit:
+            return
+        row = f"row {self.rows}" if self.rows else "the header"
+        quote = "; perhaps a quote in it is never closed" if self._state in (_QUOTED, _CLOSED) else ""
+        raise Refused(f"{row} is longer than {self._limit:,} bytes (BUSCO_INGEST_ROW_BYTES){quote}")

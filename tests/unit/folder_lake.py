@@ -1,0 +1,64 @@
+"""A lake without S3: records in memory, data files in a folder, so that a file is ingested in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from busco.ingest.files import Limits, SourceFile
+from busco.ingest.load import Loaded, load
+from busco.lake.deliveries import Contract
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Column, Delivery
+from tests.unit.memory_s3 import MemoryS3
+
+
+class FolderLake(ObjectStore):
+    """An object store whose data files DuckDB writes below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(MemoryS3(), "lake")
+        self.folder = folder
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir(parents=True)
+        self.connection = duckdb.connect(config={"threads": 2, "memory_limit": "2GB"})
+
+    def url(self, key: str) -> str:
+        path = self.folder / "lake" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return str(path)
+
+    def ingest(
+        self,
+        content: bytes,
+        columns: Sequence[str] = ("a VARCHAR", "b VARCHAR"),
+        name: str = "t.csv",
+        row_bytes: int = 32_000_000,
+        file_bytes: int = 1_000_000_000,
+    ) -> Loaded:
+        """Ingests a file of that content into table `t`."""
+        path = self.folder / name
+        path.write_bytes(content)
+        typed = tuple(Column(name=one.split()[0], type=one.split()[1]) for one in columns)
+        contract = Contract("s", "t", typed, (), "rows")
+        file = SourceFile(path, name, contract)
+        limits = Limits(row_bytes, file_bytes)
+        return load(self.connection, self, file, self.scratch, limits, lambda _: None)
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        return self.read_many(list(self.keys("_lake/deliveries/")), Delivery)
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """The newest delivery's rows, their numbers behind their values."""
+        newest = max(self.deliveries, key=lambda one: one.ingested_at)
+        columns = "* exclude (_source_file, _source_row, _ingested_at), _source_row"
+        sql = f"select {columns} from read_parquet('{self.url(newest.object)}') order by _source_row"
+        return self.connection.execute(sql).fetchall()
+
+    def quarantined(self) -> list[tuple[object, ...]]:
+        """Row, value and reason of all that was quarantined."""
+        sql = f"select row, value, reason from read_parquet('{self.folder}/lake/_lake/quarantine/**') order by row"
+        return self.connection.execute(sql).fetchall()

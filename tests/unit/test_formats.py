@@ -1,0 +1,175 @@
+"""A file of another format or encoding is refused with what it seems to be and what to deliver instead."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.orc
+import pyarrow.parquet
+import pytest
+
+from tests.unit.folder_lake import FolderLake
+
+ROWS = [{"a": f"{i}", "b": "x,y"} for i in range(100)]
+TABLE = pa.table({"a": [row["a"] for row in ROWS], "b": [row["b"] for row in ROWS]})
+CSV = b"a,b\n1,2\n"
+ERROR = (
+    b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>'
+)
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> FolderLake:
+    return FolderLake(tmp_path)
+
+
+def written(write, *given: object) -> bytes:
+    out = io.BytesIO()
+    write(*given, out)
+    return out.getvalue()
+
+
+def zipped(**files: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("__", "/").replace("_", "."), content)
+    return out.getvalue()
+
+
+def tarred(content: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        member = tarfile.TarInfo("t.csv")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+FORMATS = {
+    "a Parquet file": written(pa.parquet.write_table, TABLE),
+    "an ORC file": written(pa.orc.write_table, TABLE),
+    "an Arrow file": written(lambda out: pa.ipc.new_file(out, TABLE.schema).close()),
+    "an Avro file": b"Obj\x01\x04\x16avro.schema\x08null\0",
+    "an Excel workbook (xlsx)": zipped(xl__workbook_xml=b"<x/>", xl__worksheets__sheet1_xml=b"<x/>"),
+    "an Excel workbook of the old format (xls)": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 500,
+    "an OpenDocument file (ods)": zipped(mimetype=b"x", content_xml=b"<x/>"),
+    "a zip archive": zipped(t_csv=CSV),
+    "compressed with bzip2": bz2.compress(CSV),
+    "compressed with xz": lzma.compress(CSV),
+    "compressed with zstd": pa.compress(CSV, "zstd", asbytes=True),
+    "compressed with lz4": pa.compress(CSV, "lz4", asbytes=True),
+    "a 7z archive": b"7z\xbc\xaf\x27\x1c\0\4",
+    "compressed with gzip twice": gzip.compress(gzip.compress(CSV)),
+    "a tar archive": tarred(CSV),
+    "a PDF document": b"%PDF-1.7\n",
+    "an SQLite database": b"SQLite format 3\0" + b"\0" * 100,
+    "an HTML page": b"\n<!DOCTYPE html>\n<html><body>Log in, please</body></html>",
+    "an error page of S3 (AccessDenied)": ERROR,
+    "an XML document": b'<?xml version="1.0"?><rows><row a="1"/></rows>',
+    "JSON lines": "\n".join(json.dumps(row) for row in ROWS).encode(),
+    "JSON": json.dumps(ROWS, indent=2).encode(),
+    "UTF-16 text": CSV.decode().encode("utf-16"),
+    "UTF-16 text without a byte-order mark": CSV.decode().encode("utf-16-le"),
+    "UTF-32 text": CSV.decode().encode("utf-32"),
+    "binary data": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("what", FORMATS)
+def test_a_file_of_another_format_is_refused_with_its_name_and_what_to_do(lake: FolderLake, what: str) -> None:
+    # two columns, and one that the whole file could be
+    for columns in (("a VARCHAR", "b VARCHAR"), ("a VARCHAR",)):
+        for content in (FORMATS[what], gzip.compress(FORMATS[what])):
+            if what == "compressed with gzip twice" and content is not FORMATS[what]:
+                continue
+            done = lake.ingest(content, columns)
+            assert done.outcome == "refused"
+            assert done.reason.startswith(f"it is not CSV but seems to be {what}; ")
+            assert len(done.reason) > len(f"it is not CSV but seems to be {what}; ")
+    assert lake.deliveries == []
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (json.dumps(ROWS).encode(), "JSON"),
+        (json.dumps(ROWS * 20_000, indent=1).encode(), "JSON"),
+        (b"\xef\xbb\xbf" + json.dumps(ROWS[0], indent=1).encode(), "JSON"),
+        (b"\n [\n]", "JSON"),
+        (zipped(xl__workbook_xml=b"<x/>")[:-30], "an Excel workbook (xlsx)"),
+        (zipped(t_csv=CSV)[:40], "a zip archive"),
+        (CSV.decode().encode("utf-16-be"), "UTF-16 text without a byte-order mark"),
+        (b"\xfe\xff" + CSV.decode().encode("utf-16-be"), "UTF-16 text"),
+        (b"<html>\n<head><title>Not found</title>", "an HTML page"),
+        (ERROR.split(b"\n")[1], "an error page of S3 (AccessDenied)"),
+    ],
+)
+def test_a_format_is_recognised_however_it_is_written(lake: FolderLake, content: bytes, what: str) -> None:
+    assert lake.ingest(content).reason.startswith(f"it is not CSV but seems to be {what}; ")
+
+
+@pytest.mark.parametrize(
+    "start", ["{a", "{", "[a]", "PK", "PK\x03\x04", "PAR1", "ORC", "BZh9", "Obj", "<html>", "%PDF-"]
+)
+def test_a_csv_whose_header_begins_like_another_format_is_none(lake: FolderLake, start: str) -> None:
+    done = lake.ingest(f"{start},b\n1,2\n".encode(), (f"{start} VARCHAR", "b VARCHAR"))
+    assert (done.outcome, done.written) == ("ingested", 1)
+
+
+@pytest.mark.parametrize("header", ["{a,b", "{id},name", "[a],b", "PKID,b", "ORCID,name", "BZhang,b", "<b>,c", '"{",b'])
+def test_a_csv_with_a_wrong_header_is_told_its_missing_columns(lake: FolderLake, header: str) -> None:
+    done = lake.ingest(f"{header}\n1,2\n".encode(), ("x VARCHAR", "y VARCHAR"))
+    assert done.reason == "missing columns x, y (table t)"
+
+
+def test_a_name_in_a_refusal_is_cut(lake: FolderLake) -> None:
+    assert len(lake.ingest(b"a,b," + b"x" * 500_000 + b"\n").reason) < 300
+
+
+# -- encodings --------------------------------------------------------------------------------------------------------
+
+
+def encoded(rows: list[tuple[str, str]]) -> bytes:
+    """A file of two columns; each row is a text and its encoding."""
+    return b"a,b\n" + b"".join(f"{text},x\n".encode(encoding) for text, encoding in rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "seems"),
+    [
+        ("São Paulo", "latin-1", "Latin-1 (ISO 8859-1) or Windows-1252; "),
+        ("5 €", "cp1252", "Windows-1252; "),
+        ("Zürich", "cp850", "in an older encoding; "),
+    ],
+)
+def test_a_file_of_which_most_is_not_utf_8_is_refused_with_its_encoding(
+    lake: FolderLake, text: str, encoding: str, seems: str
+) -> None:
+    wrong, right, plain = (text, encoding), ("São", "utf-8"), ("Sao", "ascii")
+    done = lake.ingest(encoded([wrong, plain, right, plain, wrong, plain, plain]))
+    assert done.outcome == "refused"
+    said = f"2 of the 3 rows with characters outside of ASCII are not UTF-8: it seems to be {seems}convert it to UTF-8"
+    assert done.reason.startswith(said)
+    assert lake.deliveries == []
+
+
+def test_up_to_half_rows_that_are_not_utf_8_are_quarantined(lake: FolderLake) -> None:
+    wrong, right, plain = ("São", "latin-1"), ("São", "utf-8"), ("Sao", "ascii")
+    done = lake.ingest(encoded([wrong, plain, right, wrong, right]))
+    assert (done.outcome, done.written, done.quarantined) == ("ingested", 3, 2)
+    assert [(row[0], row[2]) for row in lake.quarantined()] == [(1, "not UTF-8"), (4, "not UTF-8")]
+
+
+def test_a_header_that_is_not_utf_8_is_refused_with_its_encoding(lake: FolderLake) -> None:
+    done = lake.ingest("código,b\nx,y\n".encode("latin-1"), ("código VARCHAR", "b VARCHAR"))
+    assert done.reason.startswith("the header is not UTF-8: it seems to be Latin-1 (ISO 8859-1) or Windows-1252; ")
+    assert lake.ingest("código,b\nx,y\n".encode(), ("código VARCHAR", "b VARCHAR")).written == 1

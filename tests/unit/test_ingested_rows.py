@@ -1,0 +1,233 @@
+"""Every row of a file is written or quarantined, whatever the rows are like, or the file is refused."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from busco.ingest import survey
+from busco.ingest.load import Loaded
+from tests.unit.folder_lake import FolderLake
+from tests.unit.test_row_count import by_python
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> FolderLake:
+    return FolderLake(tmp_path)
+
+
+def counts(done: Loaded) -> tuple[str, int, int, int]:
+    return done.outcome, done.rows, done.written, done.quarantined
+
+
+# -- rows of any length -----------------------------------------------------------------------------------------------
+
+
+def positions(row: bytes) -> Iterator[tuple[bytes, int]]:
+    """Files with that row first, in the middle, last with a line end and last without one; and its number."""
+    others = b"x,y\n" * 5
+    yield b"a,b\n" + row + b"\n" + others, 1
+    yield b"a,b\n" + others + row + b"\n" + others, 6
+    yield b"a,b\n" + others + row + b"\n", 6
+    yield b"a,b\n" + others + row, 6
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_row_over_the_limit_refuses_the_file_wherever_it_stands(lake: FolderLake, pack) -> None:
+    for content, number in positions(b"q," + b"z" * 999):
+        done = lake.ingest(pack(content), row_bytes=1000)
+        assert (done.outcome, done.reason) == (
+            "refused",
+            f"row {number} is longer than 1,000 bytes (BUSCO_INGEST_ROW_BYTES)",
+        )
+        assert counts(lake.ingest(pack(content), row_bytes=1001))[0] == "ingested"
+        assert ("q", "z" * 999, number) in lake.rows()
+
+
+@pytest.mark.parametrize("size", [1_999_999, 2_100_000, 33_000_000])
+def test_a_row_that_is_longer_than_duckdb_takes_by_itself_is_ingested_whole(lake: FolderLake, size: int) -> None:
+    for content, number in positions(b"q," + b"z" * size):
+        done = lake.ingest(content, row_bytes=40_000_000)
+        assert (done.outcome, done.quarantined, done.reason) == ("ingested", 0, "")
+        assert done.written == max(6, number) + (number == 6 and done.written == 11) * 5
+        sql = (
+            f"select b = repeat('z', {size}) from read_parquet('{lake.url(lake.deliveries[-1].object)}') where a = 'q'"
+        )
+        assert lake.connection.execute(sql).fetchall() == [(True,)]
+
+
+def test_long_rows_are_ingested_side_by_side_and_beside_rows_that_are_quarantined(lake: FolderLake) -> None:
+    long = b'"' + b'z""' * 1_200_000 + b'"'
+    content = b"a,b\n" + b"".join(b"%d," % i + long + b"\n" for i in range(6)) + b"only one\n" + b"\xff" * 2_500_000
+    done = lake.ingest(content + b"\n\xc3\xa9,x\n\xc3\xa9,y\n")
+    assert counts(done) == ("ingested", 10, 8, 2)
+    assert [len(row[1]) for row in lake.rows()] == [2_400_000] * 6 + [1, 1]
+    assert [(row[0], len(row[1]), row[2]) for row in lake.quarantined()] == [
+        (7, 8, "1 value instead of 2"),
+        (8, 2_500_000, "not UTF-8"),
+    ]
+
+
+def test_a_long_value_of_characters_of_two_bytes_is_ingested_whole_and_quarantined_whole(lake: FolderLake) -> None:
+    value = "é" * 2_500_000
+    # the second file's row has a byte less before the value, so that a cut falls inside a character in one of the two
+    for start in ("q", "qq"):
+        content = f"a,b\nx,y\n{start},{value}\n".encode()
+        assert counts(lake.ingest(content)) == ("ingested", 2, 2, 0)
+        assert lake.rows()[1] == (start, value, 2)
+        done = lake.ingest(f"a,b\nx,y\n{start}{value}\n".encode(), name=f"{start}.csv")
+        assert counts(done) == ("ingested", 2, 1, 1)
+    assert [row[1] for row in lake.quarantined()] == ["q" + value, "qq" + value]
+
+
+def test_the_report_shows_the_beginning_of_a_long_value(lake: FolderLake) -> None:
+    done = lake.ingest(b"a,b\nx," + b"1" * 50_000 + b"\ny,2\n", ("a VARCHAR", "b INTEGER"))
+    assert done.examples == (f"row 1, b: {'1' * 100!r}… — not an INTEGER",)
+
+
+# -- rows in = written + quarantined ----------------------------------------------------------------------------------
+
+lines = st.lists(
+    st.sampled_from(
+        ["x,y", "é,漢", '"a\nb","🐢"', '"say ""hi""",z', ",", '"",""', "", "", "one", "a,b,c", '"open', 'a"b,c']
+    ),
+    max_size=8,
+)
+one_column = st.lists(st.sampled_from(["x", '""', "", '"é\n\n"', " ", "漢"]), max_size=8)
+
+
+def check(header: str, body: list[str], ending: str, last: bool, bom: bool, pack: bool) -> None:
+    text = ending.join([header, *body]) + (ending if last else "")
+    data = (b"\xef\xbb\xbf" if bom else b"") + text.encode()
+    with TemporaryDirectory() as folder:
+        lake = FolderLake(Path(folder))
+        columns = [f"{name} VARCHAR" for name in header.split(",")]
+        done = lake.ingest(gzip.compress(data) if pack else data, columns)
+        if done.outcome == "refused":
+            assert re.search("a quote opened on row . is never closed|line endings are mixed", done.reason)
+            return
+        assert done.rows == done.written + done.quarantined == by_python(text) - 1
+        wanted = [row for row in csv.reader(io.StringIO(text, newline="")) if row][1:]
+        if not done.quarantined:
+            # empty text is NULL
+            named = [(*(value or None for value in row), number) for number, row in enumerate(wanted, 1)]
+            assert lake.rows() == named
+        lake.connection.close()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(lines, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.booleans(), st.booleans())
+def test_rows_in_are_rows_written_and_quarantined(body, ending, last, bom, pack) -> None:
+    check("a,b", body, ending, last, bom, pack)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(one_column, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.booleans(), st.booleans())
+def test_rows_of_one_column_are_told_from_blank_lines(body, ending, last, bom, pack) -> None:
+    check("a", body, ending, last, bom, pack)
+
+
+def test_rows_that_a_reader_loses_refuse_the_file_with_both_counts(lake: FolderLake, monkeypatch) -> None:
+    reader_sql = survey.checks.reader_sql
+    monkeypatch.setattr(survey.checks, "reader_sql", lambda *given: f"(from {reader_sql(*given)} limit 2)")
+    done = lake.ingest(b"a,b\n" + b"x,y\n" * 5)
+    assert done.outcome == "refused"
+    assert "it has 5 rows but 2 would be accounted for, so nothing was ingested" in done.reason
+    assert lake.deliveries == []
+
+
+def test_rows_that_are_lost_between_checking_and_writing_refuse_the_file(lake: FolderLake, monkeypatch) -> None:
+    from busco.ingest import load
+
+    copied = load._copy
+
+    def lose(connection, file, sql: str):
+        return copied(connection, file, re.sub(r"\)( to '.*/(?:bronze|quarantine)/)", r" limit 1)\1", sql))
+
+    monkeypatch.setattr(load, "_copy", lose)
+    for content in (b"a,b\nx,1\ny,2\n", b"a,b\nx,1\ny,z\nz,y\n"):
+        done = lake.ingest(content, ("a VARCHAR", "b INTEGER"))
+        assert done.outcome == "refused"
+        assert "would be accounted for" in done.reason
+    assert lake.deliveries == []
+
+
+# -- blank lines ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [b"", b'"open\n'], ids=["by DuckDB", "row by row"])
+def test_blank_lines_are_nothing_wherever_they_stand(lake: FolderLake, bad: bytes) -> None:
+    for content in (b"\n\na,b\nx,y\nz,w\n", b"a,b\n\nx,y\n\n\nz,w\n\n\n", b"\xef\xbb\xbf\na,b\nx,y\nz,w"):
+        assert lake.ingest(content + (b"\n" + bad if bad else b"")).written == 2
+        assert lake.rows() == [("x", "y", 1), ("z", "w", 2)]
+    for content in (b'\na\n\n""\nz\n', b'a\n""\n\nz\n\n', b'a\n\n\n""\nz', b'a\n""\nz\n\n\n'):
+        assert lake.ingest(content + (b"\n" + bad if bad else b""), ["a VARCHAR"]).written == 2
+        assert lake.rows() == [(None, 1), ("z", 2)]
+
+
+def test_blank_lines_cost_less_than_rows(lake: FolderLake) -> None:
+    content = b"a,b\nx,y\n" + b"\n" * 40_000_000 + b"z,w\n"
+    assert counts(lake.ingest(gzip.compress(content, 1))) == ("ingested", 2, 2, 0)
+    assert lake.rows() == [("x", "y", 1), ("z", "w", 2)]
+
+
+# -- gzip -------------------------------------------------------------------------------------------------------------
+
+
+def member(content: bytes, flags: int = 0, fields: bytes = b"") -> bytes:
+    """A gzip member with optional header fields (RFC 1952, 2.3)."""
+    packing = zlib.compressobj(9, zlib.DEFLATED, -15)
+    body = packing.compress(content) + packing.flush()
+    head = b"\x1f\x8b\x08" + bytes([flags]) + b"\0\0\0\0\0\3" + fields
+    if flags & 2:
+        head += struct.pack("<H", zlib.crc32(head) & 0xFFFF)
+    return head + body + struct.pack("<II", zlib.crc32(content), len(content))
+
+
+TEXT = b"a,b\nx,y\nz,w\n"
+FIELDS = b"\4\0abcd" + b"t.csv\0" + b"a comment\0"
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        member(TEXT, 16, b"a comment\0"),
+        member(TEXT, 30, FIELDS),
+        member(TEXT, 1),
+        member(TEXT) + b"\0" * 1000,
+        member(TEXT[:6]) + member(TEXT[6:], 8, b"name\0"),
+        member(TEXT[:6]) + b"\0" * 7 + member(TEXT[6:], 16, b"a comment\0") + b"\0",
+        member(b"") + member(TEXT) + member(b""),
+    ],
+    ids=["comment", "all fields", "text", "zeros behind", "two members", "zeros between", "empty members"],
+)
+def test_all_that_is_gzip_is_taken(lake: FolderLake, packed: bytes) -> None:
+    assert counts(lake.ingest(packed, name="t.csv.gz")) == ("ingested", 2, 2, 0)
+    assert lake.rows() == [("x", "y", 1), ("z", "w", 2)]
+
+
+@pytest.mark.parametrize("behind", [b"garbage", b"\0\0garbage", member(TEXT)[:-3]])
+def test_what_is_no_gzip_behind_a_gzip_refuses_it(lake: FolderLake, behind: bytes) -> None:
+    done = lake.ingest(member(TEXT) + behind)
+    assert done.outcome == "refused"
+    assert done.reason.startswith("broken gzip")
+
+
+def test_a_file_over_the_limit_is_refused_while_it_is_read(lake: FolderLake, monkeypatch) -> None:
+    content = b"a,b\n" + b"x,y\n" * 1_000_000
+    told = "it has more than 100,000 bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise that limit"
+    for packed in (content, gzip.compress(content), gzip.compress(content) + b"garbage"):
+        assert lake.ingest(packed, file_bytes=100_000).reason == told
+    assert list(lake.scratch.iterdir()) == []
+    assert counts(lake.ingest(gzip.compress(content), file_bytes=len(content))) == ("ingested", 10**6, 10**6, 0)
