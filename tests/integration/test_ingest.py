@@ -235,6 +235,7 @@ def test_a_path_is_no_pattern_and_its_folders_are_no_columns(mini: Platform) -> 
 
 def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mini: Platform, monkeypatch) -> None:
     monkeypatch.setenv("BUSCO_INGEST_ROW_BYTES", "3000000")
+    monkeypatch.setenv("BUSCO_INGEST_FILE_BYTES", "4000000")
     get_settings.cache_clear()
     head, row = "id,customer,amount,day,n\n", "{},x,1,2018-01-01,1\n"
     many = [row.format(i) for i in range(50_000)]
@@ -242,6 +243,7 @@ def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mi
         "orders-open.csv": head + "".join([*many[:10], '"o,x,1,2018-01-01,1\n', *many[10:]]),
         "orders-shut.csv": head + "".join([*many[:10], 'o,"x,1,2018-01-01,1\n', *many[10:20], 'p,x"y,1,2,3\n']),
         "orders-long.csv": head + f"a,{'x' * 3_000_001},1,2018-01-01,1\n",
+        "orders-huge.csv": head + "".join(many * 4),
         "orders-mixed.csv": head + "".join(many[:3]) + "z,x,1,2018-01-01,1\r\n",
         "orders-ragged.csv": head + '"a\nb",too,few\n' + row.format("c") + '"d,x,1,2018-01-01,1',
     }
@@ -253,6 +255,9 @@ def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mi
         "orders-open.csv": "a quote opened on row 11 is never closed",
         "orders-shut.csv": "a quote opened on row 11 is never closed",
         "orders-long.csv": "row 1 is longer than 3,000,000 bytes (BUSCO_INGEST_ROW_BYTES)",
+        "orders-huge.csv": (
+            "it has more than 4,000,000 bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise that limit"
+        ),
         "orders-mixed.csv": "line endings are mixed; make them all LF or CRLF",
         "orders-ragged.csv": "",
     }

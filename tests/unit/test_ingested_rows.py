@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import re
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -55,16 +55,21 @@ def test_a_row_over_the_limit_refuses_the_file_wherever_it_stands(lake: FolderLa
         assert ("q", "z" * 999, number) in lake.rows()
 
 
-@pytest.mark.parametrize("size", [1_999_999, 2_100_000, 33_000_000])
+@pytest.mark.parametrize("size", [1_999_999, 2_100_000])
 def test_a_row_that_is_longer_than_duckdb_takes_by_itself_is_ingested_whole(lake: FolderLake, size: int) -> None:
     for content, number in positions(b"q," + b"z" * size):
-        done = lake.ingest(content, row_bytes=40_000_000)
-        assert (done.outcome, done.quarantined, done.reason) == ("ingested", 0, "")
-        assert done.written == max(6, number) + (number == 6 and done.written == 11) * 5
-        sql = (
-            f"select b = repeat('z', {size}) from read_parquet('{lake.url(lake.deliveries[-1].object)}') where a = 'q'"
-        )
-        assert lake.connection.execute(sql).fetchall() == [(True,)]
+        done = lake.ingest(content)
+        assert (done.outcome, done.written, done.quarantined) == ("ingested", content.count(b",") - 1, 0)
+        assert ("q", "z" * size, number) in lake.rows()
+
+
+@pytest.mark.parametrize("pack", [bytes, lambda content: gzip.compress(content, 1)], ids=["plain", "gzip"])
+def test_a_last_row_that_is_longer_than_duckdbs_buffer_is_ingested_whole(lake: FolderLake, pack) -> None:
+    content = b"a,b\nx,y\nq," + b"z" * 33_000_000
+    assert counts(lake.ingest(pack(content), row_bytes=40_000_000)) == ("ingested", 2, 2, 0)
+    (delivery,) = lake.deliveries
+    sql = f"select b = repeat('z', 33000000) from read_parquet('{lake.url(delivery.object)}') where a = 'q'"
+    assert lake.connection.execute(sql).fetchall() == [(True,)]
 
 
 def test_long_rows_are_ingested_side_by_side_and_beside_rows_that_are_quarantined(lake: FolderLake) -> None:
@@ -107,35 +112,39 @@ lines = st.lists(
 one_column = st.lists(st.sampled_from(["x", '""', "", '"é\n\n"', " ", "漢"]), max_size=8)
 
 
-def check(header: str, body: list[str], ending: str, last: bool, bom: bool, pack: bool) -> None:
+def check(lake: FolderLake, header: str, body: list[str], ending: str, last: bool, bom: bool, pack: bool) -> None:
     text = ending.join([header, *body]) + (ending if last else "")
     data = (b"\xef\xbb\xbf" if bom else b"") + text.encode()
-    with TemporaryDirectory() as folder:
-        lake = FolderLake(Path(folder))
-        columns = [f"{name} VARCHAR" for name in header.split(",")]
-        done = lake.ingest(gzip.compress(data) if pack else data, columns)
-        if done.outcome == "refused":
-            assert re.search("a quote opened on row . is never closed|line endings are mixed", done.reason)
-            return
-        assert done.rows == done.written + done.quarantined == by_python(text) - 1
+    columns = [f"{name} VARCHAR" for name in header.split(",")]
+    done = lake.ingest(gzip.compress(data) if pack else data, columns, f"{hashlib.sha256(data).hexdigest()}.csv")
+    if done.outcome == "refused":
+        assert re.search("a quote opened on row . is never closed|line endings are mixed", done.reason)
+        return
+    assert done.rows == done.written + done.quarantined == by_python(text) - 1
+    if done.outcome == "ingested" and not done.quarantined:
         wanted = [row for row in csv.reader(io.StringIO(text, newline="")) if row][1:]
-        if not done.quarantined:
-            # empty text is NULL
-            named = [(*(value or None for value in row), number) for number, row in enumerate(wanted, 1)]
-            assert lake.rows() == named
-        lake.connection.close()
+        # empty text is NULL
+        assert lake.rows() == [(*(value or None for value in row), number) for number, row in enumerate(wanted, 1)]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# one lake for all examples, each of which is a file of its own name
+of_files = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@of_files
 @given(lines, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.booleans(), st.booleans())
-def test_rows_in_are_rows_written_and_quarantined(body, ending, last, bom, pack) -> None:
-    check("a,b", body, ending, last, bom, pack)
+def test_rows_in_are_rows_written_and_quarantined(lake: FolderLake, body, ending, last, bom, pack) -> None:
+    check(lake, "a,b", body, ending, last, bom, pack)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@of_files
 @given(one_column, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.booleans(), st.booleans())
-def test_rows_of_one_column_are_told_from_blank_lines(body, ending, last, bom, pack) -> None:
-    check("a", body, ending, last, bom, pack)
+def test_rows_of_one_column_are_told_from_blank_lines(lake: FolderLake, body, ending, last, bom, pack) -> None:
+    check(lake, "a", body, ending, last, bom, pack)
 
 
 def test_rows_that_a_reader_loses_refuse_the_file_with_both_counts(lake: FolderLake, monkeypatch) -> None:
@@ -176,10 +185,25 @@ def test_blank_lines_are_nothing_wherever_they_stand(lake: FolderLake, bad: byte
         assert lake.rows() == [(None, 1), ("z", 2)]
 
 
-def test_blank_lines_cost_less_than_rows(lake: FolderLake) -> None:
-    content = b"a,b\nx,y\n" + b"\n" * 40_000_000 + b"z,w\n"
-    assert counts(lake.ingest(gzip.compress(content, 1))) == ("ingested", 2, 2, 0)
-    assert lake.rows() == [("x", "y", 1), ("z", "w", 2)]
+def test_millions_of_blank_lines_are_nothing(lake: FolderLake) -> None:
+    for columns, row in ((["a VARCHAR", "b VARCHAR"], b"x,y"), (["a VARCHAR"], b"x")):
+        for ending in (b"\n", b"\r\n"):
+            content = (b"a,b" if len(columns) > 1 else b"a") + ending + row + ending * 3_000_000 + row + ending
+            assert counts(lake.ingest(content, columns)) == ("ingested", 2, 2, 0)
+            assert [found[-1] for found in lake.rows()] == [1, 2]
+
+
+def test_D2_a_file_is_known_by_the_hash_of_its_uncompressed_content_whatever_stands_in_it(lake: FolderLake) -> None:
+    for content in (
+        b"a,b\nx,y\n",
+        b"\xef\xbb\xbfa,b\n\n\nx,y",
+        b'a,b\n\n"x"y,z\n',
+        b"a,b\n" + b"x" * 3_000_000 + b",y\n",
+    ):
+        assert lake.ingest(content).outcome == "ingested"
+        newest = max(lake.deliveries, key=lambda one: one.number)
+        assert newest.content_hash == hashlib.sha256(content).hexdigest()
+        assert lake.ingest(gzip.compress(content) + b"\0", name="t.csv").outcome == "known"
 
 
 # -- gzip -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -16,6 +18,8 @@ from busco.ingest.refused import Refused
 
 # what CSV is made of, and nothing that only a contrived file has
 pieces = st.lists(st.sampled_from(["a", ",", '"', "\n", " ", 'b"', '"\n"', ",a\n", '""']), max_size=12)
+
+one_for_all = duckdb.connect(config={"threads": 1})
 
 
 def read(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[object, ...]] | None:
@@ -44,8 +48,7 @@ def sifted(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[obje
 @settings(max_examples=200, deadline=None)
 @given(pieces)
 def test_rows_and_their_numbers_are_the_same_by_duckdb_and_by_sifting(body: list[str]) -> None:
-    with TemporaryDirectory() as folder, duckdb.connect() as connection:
-        connection.execute("set threads = 1")
+    with TemporaryDirectory() as folder, one_for_all.cursor() as connection:
         path = Path(folder) / "a.csv"
         path.write_bytes(("x,y\np,q\n" + "".join(body) + "\nr,s\n").encode())
         by_sifting = sifted(connection, path)
@@ -69,6 +72,14 @@ def test_what_is_sifted_does_not_depend_on_where_blocks_of_the_file_end(body: li
                 except Refused as error:
                     found.append(str(error).encode())
         assert found[0] == found[1]
+
+
+def test_blank_lines_are_gone_through_in_runs() -> None:
+    for ending in ("\n", "\r\n", "\r"):
+        text = io.StringIO(f"a{ending}" + "b" + ending * 1_000_000 + "c", newline="")
+        lines = list(sift._split(text, 1, lambda: None))
+        assert len(lines) < 10
+        assert [row for row in csv.reader(lines, strict=True) if row] == [["a"], ["b"], ["c"]]
 
 
 def test_lines_are_told_apart_by_any_ending_but_not_by_two() -> None:

@@ -116,10 +116,15 @@ class _Lines:
     def end(self) -> None:
         """Raises `Refused` if the row ends otherwise than those before."""
         line = self.taken[-1]
-        endings = line[len(line.rstrip("\r\n")) :]
-        if endings and not self.ending:
+        if not self.ending and line[-1] in "\r\n":
+            endings = line[len(line.rstrip("\r\n")) :]
             self.ending = "\r\n" if endings.startswith("\r\n") else endings[0]
-        if endings.replace(self.ending, "") if endings else "":
+        # a line has line ends only behind its text, so that another kind is found without taking them apart
+        if self.ending == "\r\n":
+            mixed = not line.count("\r") == line.count("\n") == line.count("\r\n")
+        else:
+            mixed = ("\r" if self.ending == "\n" else "\n") in line
+        if mixed:
             raise Refused("line endings are mixed; make them all LF or CRLF")
 
 
@@ -138,8 +143,9 @@ def _split(text: TextIO, longest: int, tick: Callable[[], None]) -> Iterator[str
         held = "\r" if block.endswith("\r") else ""
         for line in _LINES.findall(block[:-1] if held else block):
             pending.append(line)
-            size += len(line.rstrip("\r\n"))
-            if size > longest:
+            size += len(line)
+            # line ends are no part of a row, but measured without only where it matters
+            if size > longest and sum(len(part.rstrip("\r\n")) for part in pending) > longest:
                 raise Refused("a line grew longer while it was read")
             if line[-1] in "\r\n":
                 yield "".join(pending) if len(pending) > 1 else line
