@@ -35,7 +35,7 @@ def sifted(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[obje
     """The same by sifting, None where a line is set aside or the file refused."""
     target = path.with_name("sifted.csv")
     try:
-        content = Content("", path.stat().st_size, ("x", "y"), False, 0, path.stat().st_size, False)
+        content = Content("", path.stat().st_size, ("x", "y"), False, 0, path.stat().st_size)
         longest = sift.sift(path, content, target, lambda: None)
     except Refused:
         return None
@@ -66,7 +66,7 @@ def test_what_is_sifted_does_not_depend_on_where_blocks_of_the_file_end(body: li
         for size in (sift._BLOCK, block):
             with mock.patch.object(sift, "_BLOCK", size):
                 try:
-                    content = Content("", path.stat().st_size, ("x", "y"), False, 0, path.stat().st_size, False)
+                    content = Content("", path.stat().st_size, ("x", "y"), False, 0, path.stat().st_size)
                     sift.sift(path, content, path.with_name("sifted.csv"), lambda: None)
                     found.append(path.with_name("sifted.csv").read_bytes())
                 except Refused as error:

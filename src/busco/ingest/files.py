@@ -57,7 +57,6 @@ class Content:
         header: its names, in order.
         rows: how many it has, without header and blank lines (`RowCount`).
         longest: bytes of the longest row; where all are shorter than 1 MiB, only that they are.
-        blank_lines: whether it has blank lines that DuckDB would take for a header or for rows.
     """
 
     sha256: str
@@ -66,7 +65,6 @@ class Content:
     compressed: bool
     rows: int
     longest: int
-    blank_lines: bool
 
 
 def state(path: Path) -> tuple[int, ...]:
@@ -188,18 +186,17 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
     count = RowCount(limits.row_bytes)
     size = 0
     header: tuple[str, ...] = ()
-    leading = False
     with readable(), file.path.open("rb") as raw:
         compressed = raw.read(2) == _GZIP
         raw.seek(0)
         if not compressed:
+            # known before anything is read
             _check_size(file.path.stat().st_size, limits)
         stream: BinaryIO = gzip.GzipFile(fileobj=raw) if compressed else raw  # type: ignore[assignment]
         at = 0
         try:
             while chunk := stream.read(_CHUNK):
                 if not size:
-                    leading = chunk.removeprefix(BOM)[:1] in (b"\r", b"\n")
                     header = _header(file, chunk, compressed)
                 size += len(chunk)
                 _check_size(size, limits)
@@ -212,8 +209,7 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
     if size == 0:
         raise Refused("the file is empty (zero bytes)")
     count.finish()
-    blank_lines = leading or (len(header) == 1 and count.lines > count.rows)
-    return Content(digest.hexdigest(), size, header, compressed, count.rows - 1, count.longest, blank_lines)
+    return Content(digest.hexdigest(), size, header, compressed, count.rows - 1, count.longest)
 
 
 def decompress(path: Path, target: Path, tick: Callable[[], None]) -> None:

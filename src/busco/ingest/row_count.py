@@ -47,13 +47,12 @@ class RowCount:
 
     Attributes:
         rows: rows so far, the header included.
-        lines: line ends so far, within quotes too, so that `lines > rows` where there are blank lines.
         longest: bytes of the longest row, without its line end; of rows below 1 MiB only that they are no longer.
     """
 
     def __init__(self, limit: int) -> None:
         """`limit`: bytes that a row may have, without its line end."""
-        self.rows = self.lines = self.longest = 0
+        self.rows = self.longest = 0
         self._limit = limit
         self._state = _ROW
         self._done = 0  # bytes counted, without the byte-order mark
@@ -85,9 +84,6 @@ class RowCount:
             self._end(self._done)
 
     def _count(self, piece: bytes) -> None:
-        self.lines += piece.count(b"\n")
-        if b"\r" in piece:
-            self.lines += piece.count(b"\r") - piece.count(b"\r\n")
         self.longest = max(self.longest, len(piece))
         at = 0 if self._state is _ROW else self._walk(piece, 0, one=True)
         if self._state is _ROW:

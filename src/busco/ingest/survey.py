@@ -48,12 +48,12 @@ def survey(
     """Reads all of a file once.
 
     DuckDB reads the file itself where it can. Where it takes offence at a line, or finds another number of rows than
-    there are, the file is sifted into `scratch` first (`sift`).
+    there are (to it, a blank line may be a header or a row), the file is sifted into `scratch` first (`sift`).
 
     Raises:
         Refused: it can't be read, not even so, or rows were lost.
     """
-    found = None if content.blank_lines else _direct(connection, file, content, scratch, tick)
+    found = _direct(connection, file, content, scratch, tick)
     if found is None or found.rows != content.rows:
         target = scratch / "sifted.csv"
         with readable():
