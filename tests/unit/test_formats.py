@@ -120,13 +120,13 @@ def test_a_format_is_recognised_however_it_is_written(lake: FolderLake, content:
 @pytest.mark.parametrize(
     "start", ["{a", "{", "[a]", "PK", "PK\x03\x04", "PAR1", "ORC", "BZh9", "Obj", "<html>", "%PDF-"]
 )
-def test_a_csv_whose_header_begins_like_another_format_is_none(lake: FolderLake, start: str) -> None:
+def test_a_csv_whose_header_begins_like_another_format_is_taken_as_csv(lake: FolderLake, start: str) -> None:
     done = lake.ingest(f"{start},b\n1,2\n".encode(), (f"{start} VARCHAR", "b VARCHAR"))
     assert (done.outcome, done.written) == ("ingested", 1)
 
 
 @pytest.mark.parametrize("header", ["{a,b", "{id},name", "[a],b", "PKID,b", "ORCID,name", "BZhang,b", "<b>,c", '"{",b'])
-def test_a_csv_with_a_wrong_header_is_told_its_missing_columns(lake: FolderLake, header: str) -> None:
+def test_a_csv_with_a_wrong_header_is_refused_for_its_missing_columns(lake: FolderLake, header: str) -> None:
     done = lake.ingest(f"{header}\n1,2\n".encode(), ("x VARCHAR", "y VARCHAR"))
     assert done.reason == "missing columns x, y (table t)"
 

@@ -93,6 +93,14 @@ def test_rows_that_are_nearly_as_long_as_a_buffer_follow_each_other(lake: Folder
     assert counts(lake.ingest(content)) == ("ingested", 5, 5, 0)
 
 
+def test_rows_that_need_more_memory_than_there_is_refuse_the_file_with_what_to_do(lake: FolderLake) -> None:
+    lake.connection.execute("set memory_limit = '60MB'")
+    done = lake.ingest(b"a,b\n" + (b"q," + b"z" * 15_000_000 + b"\n") * 4)
+    assert done.outcome == "refused"
+    assert "raise BUSCO_DUCKDB_MEMORY_LIMIT" in done.reason
+    assert lake.deliveries == []
+
+
 def test_a_long_value_of_characters_of_two_bytes_is_ingested_whole_and_quarantined_whole(lake: FolderLake) -> None:
     value = "é" * 2_500_000
     # the second file's row has a byte less before the value, so that a cut falls inside a character in one of the two
@@ -200,6 +208,9 @@ def test_millions_of_blank_lines_are_nothing(lake: FolderLake) -> None:
             content = (b"a,b" if len(columns) > 1 else b"a") + ending + row + ending * 3_000_000 + row + ending
             assert counts(lake.ingest(content, columns)) == ("ingested", 2, 2, 0)
             assert [found[-1] for found in lake.rows()] == [1, 2]
+    # the header is cut by the end of the second chunk
+    assert lake.ingest(b"\n" * ((1 << 21) - 2) + b"a,b\nx,y\n").written == 1
+    assert lake.ingest(b"\n" * (1 << 21)).reason == "no header line"
 
 
 def test_D2_a_file_is_known_by_the_hash_of_its_uncompressed_content_whatever_stands_in_it(lake: FolderLake) -> None:

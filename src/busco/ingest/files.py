@@ -24,7 +24,7 @@ from busco.lake.deliveries import Contract, check_source
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
-# a name in a message: a header that is none may be one word of a megabyte
+# characters of a column's name in a message: what is read as a header may be one word of a megabyte
 _SHOWN = 100
 
 # Python's own limit for a value, of the whole process, is 131,072 characters; rows are limited by `Limits`
@@ -173,10 +173,11 @@ def recognise(name: str, contracts: Iterable[Contract]) -> Contract | None:
 def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -> Content:
     """Reads a file once from end to end: its hash, its size, its header, the number of its rows.
 
-    Memory and time are bounded by the limits, and a file that is no CSV of the contract is left after its first chunk.
+    Memory and time are bounded by the limits. A file that is not a CSV of the contract is refused after its first
+    chunk.
 
     Args:
-        progress: told the number of (compressed) bytes read since the last call.
+        progress: called with the number of (compressed) bytes read since the last call.
 
     Raises:
         Refused: unreadable, empty, a broken gzip, over a limit, or a header that does not have exactly the contract's
@@ -185,6 +186,7 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
     digest = hashlib.sha256()
     count = RowCount(limits.row_bytes)
     size = 0
+    head = b""
     header: tuple[str, ...] = ()
     with readable(), file.path.open("rb") as raw:
         compressed = raw.read(2) == _GZIP
@@ -196,8 +198,11 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
         at = 0
         try:
             while chunk := stream.read(_CHUNK):
-                if not size:
-                    header = _header(file, chunk, compressed)
+                if not header:
+                    # without the blank lines before it, of which there may be many
+                    head += chunk if head else chunk.removeprefix(BOM).lstrip(b"\r\n")
+                    if len(head) >= _CHUNK // 2:
+                        header = _header(file, head, compressed)
                 size += len(chunk)
                 _check_size(size, limits)
                 digest.update(chunk)
@@ -208,6 +213,7 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
             raise Refused(f"broken gzip: {error}") from error
     if size == 0:
         raise Refused("the file is empty (zero bytes)")
+    header = header or _header(file, head, compressed)
     count.finish()
     return Content(digest.hexdigest(), size, header, compressed, count.rows - 1, count.longest)
 
@@ -240,14 +246,17 @@ def _check_size(size: int, limits: Limits) -> None:
 
 
 def _header(file: SourceFile, head: bytes, compressed: bool) -> tuple[str, ...]:
-    """The header's names, from how the file begins.
+    """The header's names.
+
+    Args:
+        head: how the file begins, without byte-order mark and blank lines.
 
     Raises:
         Refused: it is not that of the file's contract.
     """
-    text = head.removeprefix(BOM).decode("utf-8", errors="surrogateescape")
+    text = head.decode("utf-8", errors="surrogateescape")
     try:
-        header = tuple(next((row for row in csv.reader(io.StringIO(text, newline="")) if row), ()))
+        header = tuple(next(csv.reader(io.StringIO(text, newline="")), ()))
     except csv.Error:
         header = ()
     try:

@@ -35,7 +35,6 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 )
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-_BOM = b"\xef\xbb\xbf"
 _ERROR_PAGE = re.compile(rb"<Error>\s*<Code>(\w+)</Code>")
 # what a JSON text opens with, where it is too long to be parsed here; no CSV value in quotes begins behind a bracket
 _JSON = re.compile(r'(?:\{\s*"(?:[^"\\]|\\.)*"\s*:|\[\s*[\[{"]|\{\s*\}|\[\s*\])')
@@ -45,10 +44,10 @@ def another_format(path: Path, head: bytes, compressed: bool) -> str:
     """What the file seems to be and what to deliver instead, in a sentence; '' where it may be CSV.
 
     Args:
-        head: how its content begins, once decompressed.
+        head: how its content begins, once decompressed, without byte-order mark and blank lines.
         compressed: whether the file itself is gzip.
     """
-    found = _binary(path, head, compressed) or _text(head.removeprefix(_BOM).lstrip())
+    found = _binary(path, head, compressed) or _text(head.lstrip())
     return f"it is not CSV but seems to be {found[0]}; {found[1]}" if found else ""
 
 

@@ -18,8 +18,8 @@ BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 20
 
 _QUOTE, _COMMA = b'",'
-# Whole rows that keep the dialect, one match each with the blank lines behind it; at the first that does not, one match
-# to the end, so that all matches are contiguous.
+# Whole rows that keep to the dialect, one match each with the blank lines after it. From the first that does not, one
+# match to the end, so that the matches are contiguous.
 _ROWS = re.compile(
     # text, and a value in quotes behind a comma or a line end, or a quote within a value without quotes around it
     rb'(?:[^"\r\n]*+(?:(?<![^,\r\n])"[^"]*+(?:""[^"]*+)*+"(?=[,\r\n])|(?<=[^,\r\n])"))*+[^"\r\n]*+[\r\n]++'
@@ -43,7 +43,7 @@ _BROKEN = 5  # behind text after a closing quote
 
 
 class RowCount:
-    """Counts rows while a file is read in chunks of any size.
+    """Counts the rows of a file that is read in chunks of any size.
 
     Attributes:
         rows: rows so far, the header included.
@@ -60,10 +60,10 @@ class RowCount:
         self._first: bytes | None = b""  # until it is known whether the file begins with a byte-order mark
 
     def feed(self, chunk: bytes) -> None:
-        """Counts on.
+        """Counts the rows in the next chunk.
 
         Raises:
-            Refused: a row is over the limit. It is named by its number; rows count from 1, the header is none.
+            Refused: a row is over the limit. It is named by its number, which is 1 for the first row after the header.
         """
         if self._first is not None:
             self._first += chunk
@@ -114,7 +114,7 @@ class RowCount:
         return at
 
     def _walk(self, piece: bytes, at: int, one: bool = False) -> int:
-        """Goes on value by value to the piece's end, or with `one` to the end of the row; returns where it is then."""
+        """Reads value by value to the piece's end, or with `one` to the end of the row; returns where it is then."""
         while at < len(piece):
             if self._state is _ROW:
                 at = _LINE_ENDS.match(piece, at).end()  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""A file that DuckDB does not take as it stands, gone through row by row: rows go on, what is none is set aside.
+"""Reads a file that DuckDB rejects row by row: rows that parse are kept, the others are set aside with a reason.
 
 DuckDB's own list of rejected lines can't be used: it counts blank lines as rows, cuts what it quotes, and takes all
 that an unclosed quote swallows for one line. So a file with anything wrong in it is read once more here, by Python's
@@ -24,7 +24,7 @@ COLUMNS = ("_sifted_row", "_sifted_line", "_sifted_reason")
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _SPACED_QUOTE = re.compile(r'(?:^|,) +"')
-# A line with the blank lines behind it: Python's reader takes a run of line ends for one, outside of quotes, and as
+# A line with the blank lines after it: Python's reader takes a run of line ends for one, outside of quotes, and as
 # they are within, so that blank lines cost next to nothing.
 _LINES = re.compile(r"[^\r\n]*[\r\n]+|[^\r\n]+")
 _BLOCK = 1 << 20
@@ -33,7 +33,7 @@ _LONG = 100_000
 
 
 def sift(path: Path, content: Content, target: Path, tick: Callable[[], None]) -> int:
-    """Writes a file's rows to `target`, a CSV with `COLUMNS` in front; a row that is none has its line there instead.
+    """Writes a file's rows to `target`, a CSV with `COLUMNS` in front; a row that does not parse has its line there.
 
     Rows are numbered from 1; the header and blank lines are not counted.
 
@@ -93,8 +93,7 @@ class _Encoding:
 
 
 class _Lines:
-    """The file's physical lines for the reader, each with the blank lines behind it, and those that the row at hand
-    has taken so far."""
+    """The file's physical lines for the reader, each with the blank lines after it; `taken` are those of this row."""
 
     def __init__(self, text: TextIO, longest: int, tick: Callable[[], None]) -> None:
         self.row, self.ending = 0, ""
@@ -129,7 +128,7 @@ class _Lines:
 
 
 def _split(text: TextIO, longest: int, tick: Callable[[], None]) -> Iterator[str]:
-    """The text's lines, each with the line ends of the blank lines behind it as far as they are in one block.
+    """The text's lines, each with the blank lines after it, unless a block ends between them.
 
     Raises:
         Refused: a line is longer than `longest` bytes.

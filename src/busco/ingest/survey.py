@@ -35,7 +35,7 @@ class Survey:
 
 # What DuckDB raises for a file that it can't read as it stands. Its message quotes the line and may cut it within a
 # character, which Python can't decode.
-_OFFENCE = (duckdb.InvalidInputException, duckdb.NotImplementedException, UnicodeDecodeError)
+_REJECTED = (duckdb.InvalidInputException, duckdb.NotImplementedException, UnicodeDecodeError)
 
 
 def survey(
@@ -47,11 +47,11 @@ def survey(
 ) -> Survey:
     """Reads all of a file once.
 
-    DuckDB reads the file itself where it can. Where it takes offence at a line, or finds another number of rows than
+    DuckDB reads the file itself where it can. Where it rejects a line, or finds another number of rows than
     there are (to it, a blank line may be a header or a row), the file is sifted into `scratch` first (`sift`).
 
     Raises:
-        Refused: it can't be read, not even so, or rows were lost.
+        Refused: it can't be read, even after that, or rows were lost.
     """
     found = _direct(connection, file, content, scratch, tick)
     if found is None or found.rows != content.rows:
@@ -79,7 +79,7 @@ def _direct(
     scratch: Path,
     tick: Callable[[], None],
 ) -> Survey | None:
-    """The file as DuckDB reads it; None where it takes offence."""
+    """The file as DuckDB reads it; None where it rejects a line."""
 
     def read(path: Path, compressed: bool) -> Survey:
         columns = dict.fromkeys(content.header, "VARCHAR")
@@ -98,7 +98,7 @@ def _direct(
             return read(plain, False)
     except duckdb.InterruptException:
         raise
-    except _OFFENCE:
+    except _REJECTED:
         return None
     except duckdb.Error as error:
         raise unreadable(error) from error
@@ -109,6 +109,8 @@ def unreadable(error: duckdb.Error | UnicodeDecodeError) -> Refused:
     kind = type(error).__name__.removesuffix("Exception").removesuffix("Error")
     if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
         kind = re.sub(r"\s+", " ", str(error).splitlines()[0])
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return Refused(f"its rows need more memory than DuckDB has; raise BUSCO_DUCKDB_MEMORY_LIMIT ({kind})")
     return Refused(f"DuckDB can't read it as CSV: {kind}")
 
 
