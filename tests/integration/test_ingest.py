@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
+import json
 import os
-from datetime import date
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
 from decimal import Decimal
+from random import Random
 
 import duckdb
 import pytest
@@ -13,10 +18,12 @@ import pytest
 from busco.ingest import load as loading
 from busco.ingest.ingest import Report
 from busco.ingest.load import Loaded
+from busco.lake import types
 from busco.lake.engine import connect
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Delivery
 from busco.settings import get_settings
+from tests.exact_values import TYPES, said, same
 from tests.platforms import Platform, csv_text
 
 HEADER = ("id", "customer", "amount", "day", "n")
@@ -354,3 +361,123 @@ def test_a_number_is_finite_a_date_has_a_year_and_a_full_delivery_has_rows(mini:
         assert done.reason.startswith("no row fits")
         assert done.reason.endswith("a full delivery without rows would leave the former file's rows standing")
     assert len(deliveries(mini)) == 1
+
+
+def quoted_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
+    """A CSV whose values may have commas, quotes and line breaks; None is an empty one."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *lines])
+    return text.getvalue()
+
+
+def declare(mini: Platform, table: str, columns: dict[str, str]) -> None:
+    """A source table whose grain is its first column."""
+    source = mini.home / "dbt_project/models/bronze/s.yml"
+    listed = "".join(f"          - {{name: {name}, data_type: {json.dumps(kind)}}}\n" for name, kind in columns.items())
+    grain = next(iter(columns))
+    source.write_text(
+        source.read_text()
+        + f"      - name: {table}\n        config: {{meta: {{grain: [{grain}], delivery: rows}}}}\n"
+        + f"        columns:\n{listed}"
+    )
+
+
+# what each type's texts become; None where the row is quarantined
+EXACT = {
+    "TIMESTAMP_S": {"2018-01-01 00:00:00.7": None, "2018-01-01 00:00:00.000": datetime(2018, 1, 1)},
+    "TIMESTAMP_MS": {
+        "2018-01-01 00:00:00.123456": None,
+        "2018-01-01T00:00:00.123000": datetime(2018, 1, 1, 0, 0, 0, 123000),
+    },
+    "TIMESTAMPTZ": {
+        "2018-01-01 10:00:00.123456789+00": None,
+        "infinity": None,
+        "0000-06-01 00:00:00+00": None,
+        "2018-01-01 (BC) 00:00:00": None,
+        "20000-01-01 00:00:00+00": None,
+        "0001-01-01 00:00:00+01": None,
+        "2018-11-04 00:30:00 America/Sao_Paulo": None,
+        "2018-11-04 12:30:00 America/Sao_Paulo": datetime(2018, 11, 4, 14, 30, tzinfo=UTC),
+        # DuckDB would read it in the zone of the row before
+        "2018-01-01 10:00:00": datetime(2018, 1, 1, 10, tzinfo=UTC),
+        "2018-01-01T10:00:00.123456000-05:30": datetime(2018, 1, 1, 15, 30, 0, 123456, tzinfo=UTC),
+    },
+    "UTINYINT": {"1.5": None, "254.6": None, "255": 255, "0x1f": 31, "25e1": 250, "1_0": 10},
+    "BLOB": {" a ": b" a ", "\\xFFa": b"\xffa", "é": None},
+    "JSON": {'{"a": NaN}': None, '{"a": "NaN"}': '{"a": "NaN"}'},
+    "INTEGER[]": {
+        "[1, 2.7]": None,
+        "[1, x]": None,
+        "[1, NULL, '3', 4e1]": [1, None, 3, 40],
+        "[1,]": None,
+        "[]": [],
+    },
+    "VARCHAR[]": {
+        """["a, b", 'it\\'s', NULL, 'NULL', [x]]""": ["a, b", "it's", None, "NULL", "[x]"],
+        "['it''s']": None,
+        r'["a\nb"]': None,
+        "['a' 'b']": None,
+    },
+    "VARCHAR[][]": {"[['}', ']']]": [["}", "]"]], "[['a'], b]": None},
+    "STRUCT(a INTEGER, d DECIMAL(4,1))": {
+        "{'a': 1.6, 'd': 2.55}": None,
+        "{'a': 1, 'd': 0.7e-45}": None,
+        "{'a': 1, 'a': 2}": None,
+        "{'a': null, 'a': 2}": None,
+        "{'a': 1, 'b': 2}": None,
+        "{'d': 2.50, \"a\": 1.0}": {"a": 1, "d": Decimal("2.5")},
+        "{'d': 2}": {"a": None, "d": Decimal("2.0")},
+        "(1, 2.5)": {"a": 1, "d": Decimal("2.5")},
+    },
+    "STRUCT(day DATE)": {"{'day': 2018-01-01 10:00}": None, "{'day': 2018-1-2}": {"day": date(2018, 1, 2)}},
+    "MAP(INTEGER, VARCHAR)": {
+        "{1=a, 1=b}": None,
+        "{1=a, 01=b}": None,
+        "{1=a,,2=b}": None,
+        "{1=a, 2=NULL}": {1: "a", 2: None},
+    },
+}
+
+
+def test_a_row_whose_value_would_change_is_quarantined_by_row_and_column_and_the_others_keep_theirs(
+    mini: Platform,
+) -> None:
+    columns = {f"c{number}": kind for number, kind in enumerate(EXACT)}
+    declare(mini, "things", {"id": "INTEGER", **columns})
+    cases = [(column, text, value) for column, kind in columns.items() for text, value in EXACT[kind].items()]
+    lines = [
+        [row, *(text if column == one else None for one in columns)] for row, (column, text, _) in enumerate(cases, 1)
+    ]
+    done = one(mini.take(mini.write("in/things.csv", quoted_text(("id", *columns), lines))))
+    bad = [(row, column, text) for row, (column, text, value) in enumerate(cases, 1) if value is None]
+    assert (done.reason, done.quarantined, done.written) == ("", len(bad), len(cases) - len(bad))
+    assert [(row, column, text) for _, row, column, text, _ in quarantined(mini)] == sorted(bad)
+    (delivery,) = deliveries(mini)
+    found = {row[0]: row for row in rows(mini, delivery)}
+    for row, (column, text, value) in enumerate(cases, 1):
+        assert value is None or same(found[row][1 + list(columns).index(column)], value), (text, found[row])
+
+
+def test_values_of_every_type_come_back_from_parquet_as_their_texts_say(mini: Platform) -> None:
+    columns = {f"c{number}": kind for number, kind in enumerate(TYPES)}
+    declare(mini, "things", {"id": "INTEGER", **columns})
+    random = Random(14)
+    cases = [(column, said(types.parse(kind), random)) for column, kind in columns.items() for _ in range(20)]
+    cases = [(column, case) for column, case in cases if case.text]
+    lines = [
+        [row, *(case.text if column == one else None for one in columns)] for row, (column, case) in enumerate(cases, 1)
+    ]
+    done = one(mini.take(mini.write("in/things.csv", quoted_text(("id", *columns), lines))))
+    assert (done.outcome, done.rows) == ("ingested", len(cases))
+    (delivery,) = deliveries(mini)
+    found = {row[0]: row for row in rows(mini, delivery)}
+    assert len(found) == done.written
+    misfits = {(row, column) for _, row, column, _, _ in quarantined(mini)}
+    for row, (column, case) in enumerate(cases, 1):
+        if row in found:
+            # DuckDB's Parquet writer takes 0.0 and -0.0 for one value
+            value = found[row][1 + list(columns).index(column)]
+            assert same(value, case.value, zeros=False), (columns[column], case)
+        else:
+            assert (row, column) in misfits
+            assert not case.canonical, (columns[column], case)

@@ -1,28 +1,20 @@
-"""The SQL that reads a CSV as text and says of each value whether it fits its type, exactly.
-
-DuckDB's own casts round: `'1.5'` becomes the integer 2 and `'12.345'` the decimal 12.35. A value that would change so
-does not fit.
-"""
+"""The SQL that reads a CSV as text and says of each value whether it fits its type (`exact` says when it does)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
+from busco.ingest import exact
 from busco.lake import types
 from busco.lake.deliveries import Contract
 from busco.lake.records import Column
 from busco.lake.types import literal, quoted
 
-_INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT"})
-_FLOATS = frozenset({"FLOAT", "DOUBLE"})
-_TIMES = frozenset({"TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS"})
 # Longer lines need DuckDB's limits raised (read_csv, max_line_size); its buffer is 16 of these by default, and a last
 # line that is longer than the buffer is dropped without an error.
 _MAX_LINE = 2_000_000
 _BUFFER = 16 * _MAX_LINE
-_TIME = r"\d{4}-\d{2}-\d{2}([ T]\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?)?"
-
 
 def reader_sql(path: str, columns: Mapping[str, str], compressed: bool, longest: int = 0) -> str:
     """A relation of a CSV file's values, in the file's order. It raises where a line is no row of that many values.
@@ -78,8 +70,7 @@ def problems_sql(contract: Contract) -> str:
 def typed_sql(contract: Contract) -> str:
     """The select list that turns a row of text that fits into the contract's types."""
     return ", ".join(
-        f"{quoted(c.name)}" if c.type == "VARCHAR" else f"cast(trim({quoted(c.name)}) as {c.type}) as {quoted(c.name)}"
-        for c in contract.columns
+        f"{exact.cast_sql(types.parse(c.type, c.name), quoted(c.name))} as {quoted(c.name)}" for c in contract.columns
     )
 
 
@@ -89,32 +80,11 @@ def _conditions(column: Column, in_grain: bool) -> list[tuple[str, str]]:
     if in_grain:
         found.append((f"{name} is null", "empty, but part of the table's grain"))
     kind = types.parse(column.type, column.name)
-    pattern = _pattern(kind)
-    fits = f"try_cast(trim({name}) as {column.type}) is not null"
-    if pattern:
-        fits = f"regexp_full_match(trim({name}), {literal(pattern)}) and {fits}"
-    if isinstance(kind, types.Primitive) and kind.name in _FLOATS:
-        fits += f" and isfinite(try_cast(trim({name}) as {column.type}))"
-    if isinstance(kind, types.Primitive) and kind.name in _TIMES | {"DATE"}:
-        # to DuckDB the year before 1, to others no year at all
-        fits += f" and not starts_with(trim({name}), '0000')"
     if column.type != "VARCHAR":
-        found.append((f"{name} is not null and not ({fits})", f"not {_article(column.type)} {column.type}"))
+        found.append(
+            (f"{name} is not null and not ({exact.fits_sql(kind, name)})", f"not {_article(column.type)} {column.type}")
+        )
     return found
-
-
-def _pattern(kind: types.DataType) -> str:
-    if not isinstance(kind, types.Primitive):
-        return ""
-    if kind.name in _INTEGERS:
-        return r"[+-]?\d+(\.0*)?"
-    if kind.name == "DECIMAL":
-        return rf"[+-]?(\d+(\.\d{{0,{kind.scale}}}0*)?|\.\d{{1,{kind.scale}}}0*)" if kind.scale else r"[+-]?\d+(\.0*)?"
-    if kind.name in _FLOATS:
-        return r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?"
-    if kind.name in _TIMES:
-        return _TIME
-    return r"\d{4}-\d{2}-\d{2}" if kind.name == "DATE" else ""
 
 
 def _article(word: str) -> str:

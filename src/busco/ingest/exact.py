@@ -1,0 +1,384 @@
+"""The SQL that reads a text as a value of a type exactly, or as NULL.
+
+DuckDB's casts change values to make them fit: `'1.5'` becomes the integer 2, `'0.7e-45'` the DECIMAL(4,1) 0.1, and
+`'2018-01-01 10:00:00.7'` the TIMESTAMP_S `10:00:01`; within a list, an element that does not fit becomes NULL. So each
+type has a pattern of the texts whose exact value it can hold, and DuckDB casts only those. A nested value is first
+read into texts, by DuckDB's own grammar, and each of these is then read as the type that it should have.
+
+docs/producing.md lists the accepted texts of each type.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from busco.lake import types
+from busco.lake.types import literal, quoted
+
+_INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT"})
+_FLOATS = frozenset({"FLOAT", "DOUBLE"})
+# the digits that each keeps of a second's fraction
+_FRACTIONS = {"TIMESTAMP": 6, "TIMESTAMP_S": 0, "TIMESTAMP_MS": 3, "TIMESTAMP WITH TIME ZONE": 6}
+# types for which DuckDB's own grammar is accepted in a column of their own too
+_WIDE = frozenset({"UTINYINT", "USMALLINT", "TIMESTAMP WITH TIME ZONE"})
+
+_SPACE = "' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13)"
+_DIGITS = r"\d+(?:_\d+)*"
+_NUMBER = rf"[+-]?(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?"
+_RADIX = r"0[xX][0-9a-fA-F]+(?:_[0-9a-fA-F]+)*|0[bB][01]+(?:_[01]+)*"
+# an exponent that moves the point further can belong to no value of 38 digits that anyone writes
+_FURTHEST = 1000
+
+# the word NULL, and what it is changed to where its presence is asked for
+_NULL, _NOT_NULL = "(?i)(nul)l", "\\1\ue000"
+
+_DAY = r"\d{4}-\d{2}-\d{2}"
+_WIDE_DAY = r"\d{4}(?:[-/\\ ]\d{1,2}){2}"
+_EPOCH = r"(?i:epoch)|"
+_NO_TIME = r"(?:[ T]00:00(?::00(?:\.0*)?)?)?"
+_UTC = r"(?:Z| UTC| utc|[+-]00(?::?00(?::00)?)?)?"
+_NAMED = literal(r" ([A-Za-z][A-Za-z0-9_/+-]*)$")
+_ZONE = r"(?:Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d(?::[0-5]\d)?)?| [A-Za-z][A-Za-z0-9_/+-]*)?"
+
+# Quoted strings that are the whole of an element, a name, a key or a value. DuckDB also takes `"a" "b"` and `'it''s'`,
+# of which it drops the quotes, and `"\n"`, of which it drops the backslash.
+_STRING = r"""(?:"(?:[^"\\]|\\[^0-9A-Za-z])*"|'(?:[^'\\]|\\[^0-9A-Za-z])*')"""
+_OTHER = r"""(?:\\.|[^"'\\])*"""
+_STRINGS = rf"\\?[\[{{(,:=]\s*{_STRING}\s*(?:[,:=]\s*{_STRING}\s*)*[\]}}),:=]"
+_PARTS = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:[^"'\\]|\\.)+"""
+_BRACKET_IN_QUOTES = r"""["'][^"']*[\[\]{}()][^"']*["']"""
+_BRACKETS, _OTHERS = "[]{}()", "\ue001\ue002\ue003\ue004\ue005\ue006"
+_LITERAL = rf"(?s)(?:{_OTHER}{_STRINGS})*{_OTHER}"
+
+
+def value_sql(kind: types.DataType, text: str) -> str:
+    """An expression of a type's value: exactly what a text says, NULL where the type can't hold that.
+
+    Args:
+        text: a column of type VARCHAR.
+    """
+    return _Reader().value(kind, text, inner=False)
+
+
+def fits_sql(kind: types.DataType, text: str) -> str:
+    """Whether `value_sql` of a text that is not NULL has a value; faster where that can be."""
+    if isinstance(kind, types.Primitive) and kind.name not in _WIDE | {"VARCHAR"}:
+        return _strict(kind, _stripped(kind, text)).fits()
+    return f"{value_sql(kind, text)} is not null"
+
+
+def cast_sql(kind: types.DataType, text: str) -> str:
+    """`value_sql` of texts that are known to fit; faster where that can be."""
+    if not isinstance(kind, types.Primitive) or kind.name in _WIDE:
+        return value_sql(kind, text)
+    return text if kind.name == "VARCHAR" else f"cast({_stripped(kind, text)} as {kind})"
+
+
+@dataclass(frozen=True)
+class _Scalar:
+    """How a scalar is read: `cast`, where each of `texts` is true of its text and `accepted` of its value.
+
+    DuckDB computes an expression within AND or CASE as often as it stands there, so that `fits` names the cast once.
+    """
+
+    cast: str
+    texts: tuple[str, ...] = ()
+    accepted: str = ""
+
+    def value(self) -> str:
+        conditions = [*self.texts, *([self.accepted] if self.accepted else [])]
+        return _where(" and ".join(conditions), self.cast) if conditions else self.cast
+
+    def fits(self) -> str:
+        accepted = f"coalesce({self.accepted}, false)" if self.accepted else f"{self.cast} is not null"
+        return " and ".join([*self.texts, accepted])
+
+
+class _Reader:
+    """Builds one expression; the variables in it have different names."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    def value(self, kind: types.DataType, text: str, inner: bool) -> str:
+        """Args: `inner` where the text stands in a nested value, for which DuckDB's wider grammar counts."""
+        if isinstance(kind, types.ListOf):
+            return self._list(kind, text)
+        if isinstance(kind, types.Struct):
+            return self._struct(kind, text)
+        if isinstance(kind, types.MapOf):
+            return self._map(kind, text)
+        if kind.name == "VARCHAR":
+            return text
+        if not (inner or kind.name in _WIDE):
+            return _strict(kind, _stripped(kind, text)).value()
+        stripped = text if kind.name == "BLOB" else _trimmed(text)
+        return self._let(stripped, lambda t: self._wide(kind, t))
+
+    def _let(self, expression: str, body: Callable[[str], str]) -> str:
+        """Computes an expression once for a body that names it several times."""
+        name = self._name()
+        return f"list_transform([{expression}], lambda {name}: {body(name)})[1]"
+
+    def _each(self, values: str, body: Callable[[str], str]) -> str:
+        name = self._name()
+        return f"list_transform({values}, lambda {name}: {body(name)})"
+
+    def _name(self) -> str:
+        return f"_text{next(self._numbers)}"
+
+    # -- nested types: a value fits where each part that is not NULL as a text has a value ----------------------------
+    #
+    # DuckDB takes twice as long to bind an expression for each lambda around it. So of what reads a nested value only
+    # one is around what reads its parts: each part becomes a pair of whether it was given and its value.
+
+    def _list(self, kind: types.ListOf, text: str) -> str:
+        raw = f"try_cast({self._hidden(text)} as VARCHAR[])"
+        pairs = self._each(raw, lambda element: self._pair(kind.element, element))
+        return self._let(pairs, lambda read: _where(self._all_read(read, "value"), self._every(read, "value")))
+
+    def _struct(self, kind: types.Struct, text: str) -> str:
+        names = [_hidden_name(name) for name, _ in kind.fields]
+        pairs = list(zip(names, kind.fields, strict=True))
+
+        def fields(raw: str) -> str:
+            read = ", ".join(f"{literal(name)}: {self._pair(inner, _field(raw, hid))}" for hid, (name, inner) in pairs)
+            return _where(f"{raw} is not null", f"{{{read}}}")
+
+        def whole(read: str) -> str:
+            parts = [(literal(name), _field(read, name)) for name, _ in kind.fields]
+            fits = " and ".join(f"{_field(part, 'given')} = ({_field(part, 'value')} is not null)" for _, part in parts)
+            return _where(fits, "{" + ", ".join(f"{name}: {_field(part, 'value')}" for name, part in parts) + "}")
+
+        raw = self._let(
+            self._hidden(text),
+            lambda hidden: _where(_each_field_once(names, hidden), f"try_cast({hidden} as {_texts(names)})"),
+        )
+        return self._let(self._let(raw, fields), whole)
+
+    def _map(self, kind: types.MapOf, text: str) -> str:
+        def entry(raw: str) -> str:
+            key, value = self._pair(kind.key, f"{raw}.key"), self._pair(kind.value, f"{raw}.value")
+            return f"{{'key': {key}, 'value': {value}}}"
+
+        def whole(read: str) -> str:
+            keys, values = self._every(self._every(read, "key"), "value"), self._every(read, "value")
+            fits = [
+                f"list_count({keys}) = len({read})",
+                # keys that differ as texts can be one value: 1 and 01
+                f"list_unique({keys}) = len({read})",
+                self._all_read(values, "value"),
+            ]
+            return _where(" and ".join(fits), f"map({keys}, {self._every(values, 'value')})")
+
+        # TRY_CAST raises where a key stands there twice; of `{a=1,,b=2}` DuckDB makes a key `,b`
+        raw = self._let(
+            self._hidden(text),
+            lambda hidden: f"{{'map': try(cast({hidden} as MAP(VARCHAR, VARCHAR))), 'entries': {_entries(hidden)}}}",
+        )
+        entries = self._let(
+            raw, lambda raw: _where(f"len(map_keys({raw}.map)) = {raw}.entries", f"map_entries({raw}.map)")
+        )
+        return self._let(self._each(entries, entry), whole)
+
+    def _pair(self, kind: types.DataType, part: str) -> str:
+        return f"{{'given': {part} is not null, 'value': {self.value(kind, _shown(part), inner=True)}}}"
+
+    def _every(self, pairs: str, name: str) -> str:
+        return self._each(pairs, lambda pair: f"{pair}.{name}")
+
+    def _all_read(self, pairs: str, name: str) -> str:
+        lost = self._name()
+        return f"len(list_filter({pairs}, lambda {lost}: {lost}.given and {lost}.{name} is null)) = 0"
+
+    def _hidden(self, text: str) -> str:
+        """The text of a nested value with other characters for the brackets in its quoted strings.
+
+        Without that DuckDB drops quotes: it reads the one element of `[['}', ']']]` as `['}', ']]`. NULL where the
+        quotes are not those of whole strings, or a string has one of the other characters.
+        """
+
+        def without_brackets(part: str) -> str:
+            hidden = f"translate({part}, {literal(_BRACKETS)}, {literal(_OTHERS)})"
+            return f"case when left({part}, 1) in (chr(34), chr(39)) then {hidden} else {part} end"
+
+        def hidden(text: str) -> str:
+            parts = self._each(f"regexp_extract_all({text}, {literal(_PARTS)})", without_brackets)
+            return (
+                f"case when not {_matches(text, _LITERAL)} or regexp_matches({text}, '[{_OTHERS}]') then null "
+                f"when regexp_matches({text}, {literal(_BRACKET_IN_QUOTES)}) then array_to_string({parts}, '') "
+                f"else {text} end"
+            )
+
+        return self._let(text, hidden)
+
+    # -- scalars, by the grammar of DuckDB's casts -------------------------------------------------------------------
+
+    def _wide(self, kind: types.Primitive, text: str) -> str:
+        strict = _strict(kind, text)
+        if kind.name in _FLOATS:
+            plain = _where(_matches(text, _NUMBER), f"replace({text}, '_', '')")
+            return self._let(plain, lambda number: _strict(kind, number).value())
+        if kind.name in _INTEGERS or kind.name == "DECIMAL":
+            plain = _where(_matches(text, _NUMBER), self._plain(text))
+            other = self._let(plain, lambda number: _strict(kind, number).value())
+            if kind.name != "DECIMAL":
+                other = f"case when {_matches(text, _RADIX)} then {strict.cast} else {other} end"
+            return f"case when {strict.texts[0]} then {strict.cast} else {other} end"
+        if kind.name == "DATE":
+            return _moment(kind, text, _EPOCH + _WIDE_DAY + _NO_TIME).value()
+        if kind.name in _FRACTIONS:
+            zoned = kind.name == "TIMESTAMP WITH TIME ZONE"
+            time = _time(kind, r"(?:T|\s+)", r"\d{1,2}", _ZONE if zoned else _UTC)
+            read = _moment(kind, text, _EPOCH + _WIDE_DAY + time).value()
+            if zoned:
+                named = f"regexp_matches({text}, {_NAMED})"
+                return f"case when {named} then {self._in_zone(text, read)} else {read} end"
+            return read
+        return strict.value()
+
+    def _plain(self, text: str) -> str:
+        """A number without underscores and exponent: `1_5e-1` is `1.5`. DuckDB rounds 0.7e-45 up to 0.1."""
+
+        def moved(parts: str) -> str:
+            digits = f"{parts}.whole || {parts}.part"
+            point = f"(len({parts}.whole) + {parts}.exponent)"
+            return (
+                f"{parts}.sign || case when {point} <= 0 then '0.' || repeat('0', -{point}) || {digits} "
+                f"when {point} >= len({digits}) then {digits} || repeat('0', {point} - len({digits})) "
+                f"else left({digits}, {point}) || '.' || substr({digits}, {point} + 1) end"
+            )
+
+        number = f"replace({text}, '_', '')"
+        pattern = r"^([+-]?)(\d*)\.?(\d*)[eE](.*)$"
+        found = [f"regexp_extract({number}, {literal(pattern)}, {group})" for group in (1, 2, 3)]
+        exponent = f"try_cast(regexp_extract({number}, {literal(pattern)}, 4) as integer)"
+        parts = (
+            f"case when {exponent} between -{_FURTHEST} and {_FURTHEST} then {{'sign': {found[0]}, "
+            f"'whole': {found[1]}, 'part': {found[2]}, 'exponent': {exponent}}} end"
+        )
+        return f"case when contains(lower({text}), 'e') then {self._let(parts, moved)} else {number} end"
+
+    def _in_zone(self, text: str, read: str) -> str:
+        """Only where the clocks of a named zone showed that time once, and not where they were put forward or back."""
+
+        def once(moment: str, zone: str, local: str) -> str:
+            # the offsets of the day before and after are those on either side of a change
+            shown = [
+                f"timezone('UTC', {local} - (timezone({zone}, {near}) - timezone('UTC', {near})))"
+                for near in (f"({moment} - interval 1 day)", f"({moment} + interval 1 day)")
+            ]
+            others = " and ".join(f"({one} = {moment} or timezone({zone}, {one}) <> {local})" for one in shown)
+            return f"try(timezone({zone}, {moment}) = {local} and {others})"
+
+        # apart from texts without a name: DuckDB reads one in the zone that the text before it named
+        zone = f"regexp_extract({text}, {_NAMED}, 1)"
+        local = f"try_cast(regexp_replace({text}, {_NAMED}, '') as timestamp)"
+        return self._let(read, lambda moment: _where(once(moment, zone, local), moment))
+
+
+def _strict(kind: types.Primitive, text: str) -> _Scalar:
+    """A scalar by the grammar that a column of its own has."""
+    read = f"try_cast({text} as {kind})"
+    if kind.name in _INTEGERS:
+        return _Scalar(read, (_matches(text, r"[+-]?\d+(?:\.0*)?"),))
+    if kind.name == "DECIMAL":
+        fraction = rf"\d{{0,{kind.scale}}}0*"
+        only = rf"|\.\d{{1,{kind.scale}}}0*" if kind.scale else ""
+        return _Scalar(read, (_matches(text, rf"[+-]?(?:\d+(?:\.{fraction})?{only})"),))
+    if kind.name in _FLOATS:
+        number = _matches(text, r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
+        return _Scalar(read, (number,), f"isfinite({read})")
+    if kind.name == "DATE":
+        return _moment(kind, text, _DAY)
+    if kind.name in _FRACTIONS:
+        return _moment(kind, text, _DAY + _time(kind, "[ T]", r"\d{2}", ""))
+    if kind.name == "JSON":
+        # DuckDB takes NaN and Infinity, which JSON does not have; without strings, JSON has no other such letters
+        strings = literal(r'"(?:[^"\\]|\\.)*"')
+        return _Scalar(read, (f"not regexp_matches(regexp_replace({text}, {strings}, '', 'g'), '(?i)nan|inf')",))
+    return _Scalar(read)
+
+
+def _time(kind: types.Primitive, separator: str, digits: str, zone: str) -> str:
+    seconds = rf"{digits}(?:\.\d{{0,{_FRACTIONS[kind.name]}}}0*)?"
+    return rf"(?:{separator}{digits}:{digits}(?::{seconds})?{zone})?"
+
+
+def _moment(kind: types.Primitive, text: str, pattern: str) -> _Scalar:
+    """A date or a time in the years 1 to 9999, which are those that every reader of a table knows.
+
+    The year 0 is the year before 1 to DuckDB, and to others none at all.
+    """
+    read = f"try_cast({text} as {kind})"
+    texts = (_matches(text, pattern), f"not starts_with({text}, '0000')")
+    if kind.name == "DATE":
+        return _Scalar(read, texts)
+    # by 24:00, or by an offset, a moment is in another year than its text
+    if kind.name == "TIMESTAMP WITH TIME ZONE":
+        first, last = "'0001-01-01 00:00:00+00'", "'9999-12-31 23:59:59.999999+00'"
+        return _Scalar(read, texts, f"{read} between cast({first} as {kind}) and cast({last} as {kind})")
+    return _Scalar(read, texts, f"{read} < cast('10000-01-01' as {kind})")
+
+
+def _stripped(kind: types.Primitive, text: str) -> str:
+    """Without the spaces around it, which are part of a text and of bytes alone."""
+    if kind.name in ("VARCHAR", "BLOB"):
+        return text
+    return _trimmed(text) if kind.name in _WIDE | {"JSON"} else f"trim({text})"
+
+
+def _trimmed(text: str) -> str:
+    """Without spaces of any kind (the inner trim), tabs and line breaks around it."""
+    return f"trim(trim({text}), {_SPACE})"
+
+
+def _where(condition: str, value: str) -> str:
+    return f"case when {condition} then {value} end"
+
+
+def _matches(text: str, pattern: str) -> str:
+    return f"regexp_full_match({text}, {literal(pattern)})"
+
+
+def _field(struct: str, name: str) -> str:
+    return f"struct_extract({struct}, {literal(name)})"
+
+
+def _shown(text: str) -> str:
+    """With the brackets that `_hidden` took out."""
+    return f"translate({text}, {literal(_OTHERS)}, {literal(_BRACKETS)})"
+
+
+def _hidden_name(name: str) -> str:
+    return name.translate(str.maketrans(_BRACKETS, _OTHERS))
+
+
+def _texts(names: Iterable[str]) -> str:
+    return "STRUCT(" + ", ".join(f"{quoted(name)} VARCHAR" for name in names) + ")"
+
+
+def _entries(text: str) -> str:
+    """How many entries the text of a struct or a map has."""
+    inner = _trimmed(text)
+    return f"len(try_cast('[' || substr({inner}, 2, len({inner}) - 2) || ']' as VARCHAR[]))"
+
+
+def _each_field_once(names: Sequence[str], text: str) -> str:
+    """Whether a struct's text has no field twice; of those DuckDB keeps the last.
+
+    It has as many entries as fields with a value. The word NULL is changed before, in the fields' names too, so that
+    a field that is NULL counts as one with a value.
+    """
+    changed = f"regexp_replace({text}, {literal(_NULL)}, {literal(_NOT_NULL)}, 'g')"
+    given = f"try_cast({changed} as {_texts(map(_not_null, names))})"
+    present = " + ".join(f"cast({_field(given, _not_null(name))} is not null as integer)" for name in names)
+    # `(1, 2)` names no fields
+    return f"(starts_with({_trimmed(text)}, '(') or {_entries(text)} = {present})"
+
+
+def _not_null(name: str) -> str:
+    return re.sub(_NULL, _NOT_NULL, name)

@@ -1,0 +1,91 @@
+"""What ingest reads of a text is exactly what the text says, or nothing (`busco.ingest.exact`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from busco.ingest import exact
+from busco.lake import types
+from tests.exact_values import TYPES, said, same
+
+# a failing text is shown by itself; to shrink the random numbers behind it takes long and shows no more
+PHASES = (Phase.explicit, Phase.generate)
+KINDS = {name: types.parse(name) for name in TYPES}
+
+
+@pytest.fixture(scope="module")
+def db() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("set timezone = 'UTC'")
+        connection.execute("set threads = 1")
+        yield connection
+
+
+def read(db: duckdb.DuckDBPyConnection, kind: types.DataType, texts: Sequence[str]) -> list[Any]:
+    """Each text's value, None where it does not fit; the three ways to ask agree."""
+    value, fits, cast = (of(kind, "text") for of in (exact.value_sql, exact.fits_sql, exact.cast_sql))
+    found = db.execute(
+        f"select {value}, {fits}, case when {fits} then {cast} end from (select unnest($1) as text)", [list(texts)]
+    ).fetchall()
+    assert all((one is not None) == fits for one, fits, _ in found)
+    assert all(one is None or same(one, cast) for one, _, cast in found)
+    return [one for one, _, _ in found]
+
+
+@pytest.mark.parametrize("name", TYPES)
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+@given(random=st.randoms(use_true_random=True))
+def test_a_value_is_what_its_text_says_exactly_or_does_not_fit_and_canonical_texts_fit(
+    db: duckdb.DuckDBPyConnection, name: str, random: Random
+) -> None:
+    texts = [said(KINDS[name], random) for _ in range(300)]
+    for one, found in zip(texts, read(db, KINDS[name], [one.text for one in texts]), strict=True):
+        if found is None:
+            assert not one.canonical, f"{one} was not read"
+        else:
+            assert same(found, one.value), f"{one} was read as {found!r}"
+
+
+@pytest.mark.parametrize("name", TYPES)
+@settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+@given(random=st.randoms(use_true_random=True))
+def test_no_text_raises_and_refuses_a_whole_file(db: duckdb.DuckDBPyConnection, name: str, random: Random) -> None:
+    texts = [said(KINDS[name], random).text for _ in range(300)]
+    for _ in range(3):
+        texts = [damaged(text, random) for text in texts]
+    assert len(read(db, KINDS[name], texts)) == len(texts)
+
+
+def damaged(text: str, random: Random) -> str:
+    """A text with something in it gone, twice there, or anything else."""
+    at = random.randrange(len(text) + 1)
+    return text[:at] + random.choice(["", text[at : at + 3] * 2, *"\"'\\[]{}(),:= x0"]) + text[at + 1 :]
+
+
+def test_a_type_that_is_nested_deeply_is_read_without_delay(db: duckdb.DuckDBPyConnection) -> None:
+    kind: types.DataType = types.parse("MAP(VARCHAR, STRUCT(a INTEGER)[])")
+    text, value = "{k=[{'a': 1}]}", {"k": [{"a": 1}]}
+    for _ in range(4):
+        kind, text, value = types.ListOf(types.Struct((("s", kind),))), f"[{{'s': {text}}}]", [{"s": value}]  # type: ignore[assignment]
+    assert read(db, kind, [text, text.replace("1", "1.5")]) == [value, None]
+
+
+def test_a_time_without_a_zone_is_utc_whatever_zone_the_row_before_named(db: duckdb.DuckDBPyConnection) -> None:
+    texts = ["2018-01-01 10:00:00 America/Sao_Paulo", "2018-01-01 10:00:00", "2018-01-01 10:00:00Z"]
+    found = read(db, types.parse("TIMESTAMPTZ"), texts)
+    assert [moment.strftime("%H:%M %Z") for moment in found] == ["12:00 UTC", "10:00 UTC", "10:00 UTC"]
+
+
+def test_of_zeros_and_fractions_any_number_are_read(db: duckdb.DuckDBPyConnection) -> None:
+    zeros = "0" * 500
+    texts = [f"{zeros}7", f"7.{zeros}", f"7.{zeros}1", f"-{zeros}.{zeros}"]
+    for name in ("INTEGER", "BIGINT", "DECIMAL(38,0)", "DECIMAL(38,10)"):
+        found = read(db, types.parse(name), texts)
+        assert found == [7, 7, None, 0]
