@@ -16,6 +16,7 @@ from busco.lake.types import literal, quoted
 _MAX_LINE = 2_000_000
 _BUFFER = 16 * _MAX_LINE
 
+
 def reader_sql(path: str, columns: Mapping[str, str], compressed: bool, longest: int = 0) -> str:
     """A relation of a CSV file's values, in the file's order. It raises where a line is no row of that many values.
 
