@@ -109,7 +109,7 @@ class Driver:
         pause = threading.Event()
         while not ready():
             assert time.monotonic() < deadline, "not within the limit"
-            pause.wait(0.2)
+            pause.wait(0.5)
 
 
 def logged_in(url: str, user: str, password: str) -> requests.Session:

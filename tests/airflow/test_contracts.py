@@ -50,6 +50,7 @@ PRIVATE = {
     "airflow.jobs.job.perform_heartbeat": "(*args, **kwargs)",
     "airflow.jobs.triggerer_job_runner.TriggererJobRunner": "type",
     "airflow.jobs.triggerer_job_runner.TriggerRunner": "type",
+    "airflow.models.dagrun.DagRun": "DeclarativeMeta",
     "airflow.models.trigger.Trigger": "DeclarativeMeta",
     "airflow.providers.amazon.aws.log.s3_task_handler.S3RemoteLogIO.upload": (
         "(self, path: 'os.PathLike | str', ti: 'RuntimeTI')"
