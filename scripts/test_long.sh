@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Tests that take long, each part by itself too; all but the first want Docker. Arguments go to pytest.
+# Tests that take long, each part by itself too; those with containers need Docker. Arguments go to pytest.
 # usage: OLIST_DIR=<folder of Olist's CSV files> scripts/test_long.sh [pytest arguments]
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 status=0
 .venv/bin/python -m pytest -m long tests/airflow "$@" || status=$?
+.venv-dbt/bin/python -m pytest -m long tests/integration "$@" || status=$?
 if ! docker version >/dev/null 2>&1; then
     echo "left out: tests with containers (Docker can't be reached)"
     exit "$status"

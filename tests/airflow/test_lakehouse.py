@@ -343,7 +343,10 @@ def test_rollback_holds_publishing_until_resume_starts_a_new_run(driver: Driver)
     assert driver.live().tables["silver.orders"].rows == bad.tables["silver.orders"].rows
 
 
-@pytest.mark.parametrize("victim", ["runner", "triggerer", "scheduler"])
+@pytest.mark.parametrize(
+    "victim",
+    [pytest.param("runner", marks=pytest.mark.long), "triggerer", pytest.param("scheduler", marks=pytest.mark.long)],
+)
 def test_a_run_ends_right_when_a_process_is_killed_under_it(driver: Driver, victim: str) -> None:
     deliver(driver, f"killed-{victim}", {"runner": 7, "triggerer": 8, "scheduler": 9}[victim])
     whole = driver.write(FCT, slow(300_000_000))
@@ -423,6 +426,7 @@ def defer(session: Any, run: str, task: str, classpath: str, arguments: dict[str
     session.execute(text(f"update task_instance set {deferred} where {where}"), values)
 
 
+@pytest.mark.long
 def test_dags_test_runs_the_same_graph_in_one_process(driver: Driver) -> None:
     settings = get_settings()
     # a scheduler would take up the run that `dags test` makes

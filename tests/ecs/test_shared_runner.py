@@ -58,6 +58,7 @@ def test_a_container_that_is_killed_is_replaced_and_what_is_built_is_not_built_a
     assert "another one goes on" in driver.log(run, "models.fct.run")
 
 
+@pytest.mark.long
 def test_a_task_that_is_stopped_by_hand_is_replaced(driver: Driver, tasks: Tasks) -> None:
     run, _ = at_work(driver, tasks, "stopped", 2)
     (runner,) = opened(driver, run).runners()
@@ -67,6 +68,7 @@ def test_a_task_that_is_stopped_by_hand_is_replaced(driver: Driver, tasks: Tasks
     assert "maintenance of it" in driver.log(run, "models.fct.run")
 
 
+@pytest.mark.long
 def test_a_container_that_hangs_is_stopped_and_replaced(driver: Driver, tasks: Tasks) -> None:
     run, container = at_work(driver, tasks, "hanging", 7)
     docker("pause", container)
@@ -76,6 +78,7 @@ def test_a_container_that_hangs_is_stopped_and_replaced(driver: Driver, tasks: T
     assert "another one goes on" in log
 
 
+@pytest.mark.long
 def test_a_model_that_runs_out_of_memory_is_built_alone_in_the_next_size(driver: Driver, tasks: Tasks) -> None:
     run, container = at_work(driver, tasks, "memory", 3)
     run_out_of_memory(container)
@@ -90,6 +93,7 @@ def test_a_model_that_runs_out_of_memory_is_built_alone_in_the_next_size(driver:
     assert "4 GB" in log
 
 
+@pytest.mark.long
 def test_the_local_aws_may_be_restarted_while_a_run_goes_on(driver: Driver, tasks: Tasks) -> None:
     run, container = at_work(driver, tasks, "restarted", 4)
     driver.busco("aws", "down")

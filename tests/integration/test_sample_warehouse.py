@@ -189,6 +189,7 @@ def test_an_order_whose_customer_product_and_seller_have_not_come_is_kept(
     assert made.query(late) == [("1",)]
 
 
+@pytest.mark.long
 @needs_olist
 def test_all_20_tables_of_the_real_data_equal_their_second_computation(
     olist: tuple[Platform, dict[str, pl.DataFrame]],
@@ -196,6 +197,7 @@ def test_all_20_tables_of_the_real_data_equal_their_second_computation(
     compare(*olist)
 
 
+@pytest.mark.long
 @needs_olist
 def test_the_real_data_s_known_numbers_come_out_in_both_engines(
     olist: tuple[Platform, dict[str, pl.DataFrame]],
