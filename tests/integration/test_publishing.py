@@ -66,11 +66,13 @@ def quickly_published(platform: Platform, number: int) -> None:
         f"select * replace ({number} as n) from ({select_sql(session.version('bronze.orders'), platform.store.bucket)})"
     )
     with connect(platform.settings) as connection:
-        job: dict[str, Any] = {"node": nodes[0], "sql": sql}
+        job: dict[str, Any] = {"node": nodes[0], "sql": sql, "counted": {}}
         session.begin(job)
         job["described"] = connection.execute(f"describe {sql}").fetchall()
+        session.check_names(job)
         session.describe(job)
         job["stats"] = connection.execute(job["copy_sql"]).fetchall()
+        session.wrote(job)
         session.commit(job)
     releases.publish(run, releases.Audit({}, frozenset({"silver.orders"}), "busco", ""), "test", platform.live().docs)
     show_glue(platform.settings, platform.store, ENVIRONMENT)
