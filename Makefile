@@ -61,7 +61,7 @@ ui: setup ## start what isn't running, print the URLs
 down: ## end everything that runs here; data stays
 	@if test -x .venv/bin/busco; then .venv/bin/busco down; fi
 
-test: setup-dev ## unit, dbt and integration tests (no Docker, at most 15 minutes)
+test: setup-dev ## unit, dbt and integration tests (no Docker, about 10 minutes)
 	@scripts/test.sh
 
 test-stack: setup-dev ## tests with real containers (needs Docker)
