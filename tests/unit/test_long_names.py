@@ -223,6 +223,18 @@ def test_a_partition_is_refused_exactly_where_its_keys_would_be_too_long(
         assert copied(connection, tmp_path, columns, [*values, 1]) == [key()]
 
 
+def test_a_partition_by_json_is_checked_as_one_by_text_is(
+    connection: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
+    columns = {"j": "JSON", "n": "BIGINT"}
+    fitting = '{"a": ["b c", "é"]}'
+    assert copied(connection, tmp_path, columns, [fitting, 1]) == [
+        f"{FOLDER}/j={quote(fitting, safe='~')}/data_0.parquet"
+    ]
+    with pytest.raises(duckdb.InvalidInputException, match="silver.orders has a partition by j whose files would have"):
+        copied(connection, tmp_path, columns, [f'["{"x" * MAX_KEY_BYTES}"]', 1])
+
+
 def test_partitions_by_short_values_are_not_checked_row_by_row() -> None:
     table = [Column(name="day", type="DATE"), Column(name="n", type="BIGINT")]
     assert "url_encode" not in model_sql.copy_sql(['"day"', '"n"'], table, ["day"], "select 1", f"s3://lake/{FOLDER}")

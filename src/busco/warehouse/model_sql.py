@@ -20,7 +20,7 @@ _WIDE = frozenset({"HUGEINT", "UHUGEINT", "UBIGINT", "UINTEGER", "BIGNUM"})
 _EXACT = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "DECIMAL"})
 # Above this a file is ended and another begun: a size that engines over S3 like to read.
 _FILE_BYTES = "256MB"
-# Percent-encoded, no value but text has more bytes than this; NULL's folder has a name of its own.
+# Percent-encoded, no value but text (VARCHAR, JSON) has more bytes than this; NULL's folder has a name of its own.
 _ENCODED_VALUE = 64
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 
@@ -154,7 +154,7 @@ def _fitting_partitions(table: Sequence[Column], partition_by: Sequence[str], ur
     folder = url.removeprefix("s3://").partition("/")[2]
     names = sum(len(quote(column, safe="~")) + len("/=") for column in partition_by)
     room = MAX_KEY_BYTES - key_bytes(folder) - len("/data_999999.parquet") - names
-    texts = [column for column in partition_by if str(kinds[column]) == "VARCHAR"]
+    texts = [column for column in partition_by if _is_text(kinds[column])]
     if not texts and room >= _ENCODED_VALUE * len(partition_by):
         return ""
     columns = [types.quoted(column) for column in partition_by]
@@ -165,6 +165,11 @@ def _fitting_partitions(table: Sequence[Column], partition_by: Sequence[str], ur
         f"find them by: where {size} > {room}"
     )
     return f"case when {size} > {room} then error({types.literal(said)}) else {columns[0]} end as {columns[0]}"
+
+
+def _is_text(kind: types.DataType) -> bool:
+    """Whether values of a type are texts of any length; JSON's are, too."""
+    return isinstance(kind, types.Primitive) and types.iceberg_name(kind) == "string"
 
 
 def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
