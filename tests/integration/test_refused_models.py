@@ -98,9 +98,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         made.write("dbt_project/seeds/s_beyond.csv", "k,day\n1,2018-01-01\n2,infinity\n")
         made.write("dbt_project/seeds/s_twice.csv", "a,b,a\n1,2,3\n")
         made.write("dbt_project/seeds/s_cased.csv", "a;b;A\n1;2;3\n")
+        made.write("dbt_project/seeds/s_nameless.csv", ",a,b\n1,2,3\n")
         made.write(
             "dbt_project/seeds/seeds.yml",
             "seeds: [{name: s_beyond, config: {schema: silver, column_types: {day: date}}},"
+            " {name: s_nameless, config: {schema: silver}},"
             " {name: s_twice, config: {schema: silver}}, {name: s_cased, config: {schema: silver, delimiter: ';'}}]",
         )
         made.deliver(csv_text(("id", "customer", "amount", "day", "n"), [("a", "x", "1.50", "2018-01-01", 1)]))
@@ -176,7 +178,10 @@ def test_a_model_whose_sql_gives_a_column_twice_is_refused_by_its_name(built: Bu
     assert DOUBLED[name][1] in built.said(name)
 
 
-@pytest.mark.parametrize(("name", "said"), [("s_twice", "a more than once"), ("s_cased", "a and A")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("s_twice", "a more than once"), ("s_cased", "a and A"), ("s_nameless", "a would become a_2")],
+)
 def test_a_seed_whose_header_gives_a_column_twice_is_refused(built: Built, name: str, said: str) -> None:
     assert said in built.said(name)
 

@@ -86,6 +86,8 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "no_newline": ("a,b\n1,x\n2,y", {}),
     "carriage_returns": ("a,b\r\n1,x\r\n2,y\r\n", {}),
     "with_bom": ("\ufeffa,b\n1,x\n", {}),
+    "numbered_names": ("id,phone,phone_2\n1,a,b\n", {}),
+    "nameless": ("id,,a\n1,2,3\n", {}),
     "slow": ("a,b,c\n1,null,2020-01-05 10:00:00\n2,,\n", {"fast": False}),
     "one_column": ("a\n1\n2\n", {}),
     "two_thousand": ("a,b\n" + "".join(f"{i},{'x' * (i % 7)}\n" for i in range(2000)), {}),

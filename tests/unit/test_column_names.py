@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
+import agate
 import duckdb
 import pytest
 from hypothesis import example, given, settings
@@ -11,7 +13,10 @@ from hypothesis import strategies as st
 
 from busco.errors import BuscoError
 from busco.lake import types
+from busco.project import Project
+from busco.settings import Settings
 from busco.warehouse import column_names
+from busco.warehouse.session import Session
 
 NAMES = st.lists(st.sampled_from(["a", "A", "b", "a_1", "A_1", "a_2", "x y", 'q"', "é"]), min_size=1, max_size=5)
 
@@ -70,3 +75,43 @@ def test_a_renamed_column_is_said_with_the_one_that_it_doubles() -> None:
         column_names.check_renamed(found, ["n"])
     column_names.check_renamed(found, ["id_1"])
     assert column_names.perhaps_renamed(["id", "ID_1"], "select * from j", documented=["id_1"]) == {}
+
+
+HEADERS = st.lists(st.sampled_from(["a", "A", "b", "a_2", "b_2", "c", "", " ", "x y"]), min_size=1, max_size=6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(header=HEADERS)
+@example(header=["", "a", "b"])
+@example(header=["id", "", "B"])
+@example(header=["phone", "phone_2"])
+@example(header=["a", "", "", "d"])
+def test_a_seeds_header_is_refused_exactly_if_a_column_would_get_another_name_or_one_is_there_twice(
+    header: list[str],
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        names = agate.Table([], header).column_names
+    kept = all(name in ("", now) for name, now in zip(header, names, strict=True))
+    if kept and len({name.lower() for name in names}) == len(names):
+        column_names.check_header(header, names)
+    else:
+        with pytest.raises(BuscoError, match="the seed's header"):
+            column_names.check_header(header, names)
+
+
+def test_a_header_whose_blank_name_takes_another_columns_name_is_refused_with_both() -> None:
+    with pytest.raises(BuscoError) as refused:
+        column_names.check_header(["", "a", "b"], ["a", "a_2", "b"])
+    assert "column 1 has no name, so dbt calls it a" in refused.value.message
+    assert "a would become a_2" in refused.value.message
+    assert "give column 1 a name" in refused.value.hint
+
+
+def test_a_seed_may_have_names_that_end_in_a_number(db: duckdb.DuckDBPyConnection) -> None:
+    seed = {"resource_type": "seed", "depends_on": {"nodes": []}}
+    made = Project({"metadata": {"project_name": "p"}, "nodes": {"seed.p.s": seed}, "sources": {}})
+    session = Session(Settings(), made, None, None, None)
+    job = {"node": "seed.p.s", "sql": "select * from s", "described": [("phone", "VARCHAR"), ("phone_2", "VARCHAR")]}
+    session.check_names(job)
+    assert job["known_sql"] == ""

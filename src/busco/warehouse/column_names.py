@@ -40,6 +40,32 @@ def check(names: Sequence[str], what: str = "the SQL") -> None:
     raise BuscoError(f"{what} gives {'; '.join(problems)}", _HINT)
 
 
+def check_header(header: Sequence[str], names: Sequence[str]) -> None:
+    """Checks that dbt loads every column of a seed under the name that the header gives it.
+
+    dbt (agate) calls a column without a name by the letter of its place, `a` for the first, and adds a number to a name
+    that an earlier column has: `,a` becomes `a, a_2`.
+
+    Args:
+        header: the names in the file, '' where there is none.
+        names: the names under which dbt loads the same columns.
+
+    Raises:
+        BuscoError: the header gives a name twice, or the name that dbt chose for a column is another column's.
+    """
+    check([name for name in header if name], "the seed's header")
+    both = list(zip(header, names, strict=False))
+    chosen = {now.lower(): place for place, (name, now) in enumerate(both, 1) if not name}
+    for place, (name, now) in enumerate(both, 1):
+        if name and (nameless := chosen.get(name.lower())):
+            renamed = f": {name} would become {now}" if name != now else ""
+            raise BuscoError(
+                f"in the seed's header, column {nameless} has no name, so dbt calls it {name.lower()}, which is the "
+                f"name of column {place}{renamed}",
+                f"give column {nameless} a name",
+            )
+
+
 def perhaps_renamed(names: Sequence[str], sql: str, documented: Iterable[str] = ()) -> dict[str, str]:
     """Names that DuckDB may have made of another that is there too: each with that other one.
 

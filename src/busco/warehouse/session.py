@@ -158,21 +158,24 @@ class Session:
             self._enter(job, known, kept=True)
 
     def check_header(self, job: Mapping[str, Any]) -> None:
-        """Refuses a seed whose file has a column twice; dbt would rename the second one (`a`, `a_2`).
+        """Refuses a seed of which dbt would load a column under another name than its header gives (`a`, `a_2`).
 
-        `job` has the file's path and delimiter; it is read as dbt reads it.
+        `job` has the file's path and delimiter, by which it is read as dbt reads it, and the names that dbt gave.
         """
         with Path(str(job["file"])).open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file, delimiter=str(job["delimiter"])), [])
-        column_names.check([name for name in header if name], "the seed's header")
+        column_names.check_header(header, [str(name) for name in job["names"]])
 
     def check_names(self, job: dict[str, Any]) -> None:
-        """Refuses a model or view whose SQL gives a column twice.
+        """Refuses a model or view whose SQL gives a column twice. A seed's header was checked before (`check_header`).
 
         `described` comes in; `known_sql` goes out: a query that `check_renamed` needs the answer of, or ''.
         """
         node = self.project.node(str(job["node"]))
         job["given"] = [(str(row[0]), str(row[1])) for row in job.pop("described")]
+        if node["resource_type"] == "seed":
+            job["known_sql"] = ""
+            return
         names = [name for name, _ in job["given"]]
         column_names.check(names)
         job["renamed"] = column_names.perhaps_renamed(names, str(job["sql"]), node.get("columns") or ())
