@@ -61,6 +61,12 @@ RIGHT = {
     "viewed": ("select * from {{ ref('v_named') }}", ["a", "a_1"]),
     "through_ephemeral": ("select * from {{ ref('e_named') }}", ["a", "a_1"]),
     "described": ("select * from (select 1 as a, 2 as a)", ["a", "a_1"]),
+    # names that a struct's fields, data or a pattern give
+    "structs": ("select 1 as id, {'a': 1, 'a_1': [{'a_2': 2}]} as s", ["id", "s"]),
+    "unpacked": ("select id, s.* from {{ ref('structs') }}", ["id", "a", "a_1"]),
+    "pivoted": ("with n as (select 1 as day, 'day_' || i as k, i from range(1, 3) as r (i))"
+                " select * from (pivot n on k using sum(i)::bigint group by day)", ["day", "day_1", "day_2"]),
+    "patterned": ("select columns('id'), columns('id') as '\\0_1' from {{ ref('structs') }}", ["id", "id_1"]),
     "one_using": ("select * from {{ ref('named') }} join {{ ref('picked') }} using (a, a_1)", ["a", "a_1"]),
 }  # fmt: skip
 

@@ -68,11 +68,74 @@ def test_names_that_differ_by_case_alone_are_refused_in_any_alphabet(names: list
         column_names.check(names)
 
 
+NESTED = st.recursive(
+    st.just("1"),
+    lambda inner: st.one_of(
+        inner.map(lambda value: f"[{value}]"),
+        inner.map(lambda value: f"map {{'k_1': {value}}}"),
+        st.dictionaries(
+            st.sampled_from(["a", "a_1", "A_2", 'q" x_1', "é_1", "select"]), inner, min_size=1, max_size=3
+        ).map(lambda fields: "{" + ", ".join(f"{types.quoted(name)}: {value}" for name, value in fields.items()) + "}"),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(value=NESTED)
+@example(value="{'b': [{'a': 1, 'a_1': 2}]}")
+def test_the_fields_of_a_struct_that_is_read_are_names_that_somebody_gave(
+    db: duckdb.DuckDBPyConnection, value: str
+) -> None:
+    db.execute(f"create or replace view read_here as select 1 as id, {value} as nested")
+    kind = types.parse(str(db.execute("describe select nested from read_here").fetchall()[0][1]))
+    parts = {path[-1].lower() for path, _ in types.fields(("nested",), kind)}
+    asked = ["id", "nested", "nested_1", "a", "a_1", "A_2", 'q" x_1', "x_1", "é_1", "select", "elect", "k_1", "struct"]
+    found = db.execute(column_names.known_sql(asked, [("main", "read_here")])).fetchall()
+    assert {row[0] for row in found} == ({"id"} | parts) & {name.lower() for name in asked}
+    assert db.execute(column_names.known_sql(asked, [("main", "other")])).fetchall() == []
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "pivot sold on k using sum(n) group by day",
+        "select * from (\n  PIVOT sold\n  ON 'day_' || n USING sum(n) GROUP BY day)",
+        "select * from (pivot_wider sold on k using sum(n) group by day)",
+        "select columns('(day|n)'), Columns ('(day|n)') as '\\1_1' from sold",
+    ],
+)
+def test_names_that_the_data_or_a_pattern_gives_are_not_taken_for_renamed_ones(
+    db: duckdb.DuckDBPyConnection, sql: str
+) -> None:
+    db.execute(
+        "create or replace table sold as select 1 as day, 2 as n, 'day' as k union all select 1, 2, 'day_1'"
+        " union all select 1, 1, 'x' union all select 1, 1, 'x_1'"
+    )
+    names = columns_of(db, sql)
+    assert {"day", "day_1"} <= set(names)
+    assert column_names.perhaps_renamed(names, sql) == {}
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select * from j -- pivot",
+        "select 'pivot' as columns, \"pivot\" /* columns(*) */ from j",
+        "unpivot j on a into name n value v",
+        "select pivots, pivot_1 from j",
+    ],
+)
+def test_other_words_that_look_like_a_pivot_do_not_turn_the_check_off(sql: str) -> None:
+    assert column_names.perhaps_renamed(["id", "id_1"], sql) == {"id_1": "id"}
+
+
 def test_a_renamed_column_is_said_with_the_one_that_it_doubles() -> None:
     found = column_names.perhaps_renamed(["id", "id_1", "n"], "select * from j", documented=["n"])
     assert found == {"id_1": "id"}
-    with pytest.raises(BuscoError, match="id_1 is a second column id"):
+    with pytest.raises(BuscoError, match="id_1 is a second column id") as refused:
         column_names.check_renamed(found, ["n"])
+    assert "write the name in the SQL, or list it under the model's `columns:`" in refused.value.hint
     column_names.check_renamed(found, ["id_1"])
     assert column_names.perhaps_renamed(["id", "ID_1"], "select * from j", documented=["id_1"]) == {}
 

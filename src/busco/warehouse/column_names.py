@@ -3,7 +3,9 @@
 DuckDB lets a SELECT give a name twice. Where such a SELECT becomes a table, a view, a subquery or a CTE, it renames the
 second column: `a`, `a_1`. So the names are asked of the bare SELECT, where they are still the same. What was renamed
 further inside is found by its name: `a_1` beside `a`, where neither the SQL, nor the YAML, nor a relation that is read
-has the name `a_1`. DuckDB, Glue and Athena all take `a` and `A` for one name.
+has the name `a_1`, as a column or as a struct's field. SQL whose names come from data or from a pattern (`pivot`,
+`columns(…)`) can give any name, so it is not checked for renamed columns. DuckDB, Glue and Athena all take `a` and `A`
+for one name.
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ from busco.errors import BuscoError
 from busco.lake import types
 
 _RENAMED = re.compile(r"(?s)(.+)[_:]\d+")
+# What makes names of data or by a pattern.
+_MAKES_NAMES = re.compile(r"\bpivot(_wider)?\b|\bcolumns\s*\(", re.IGNORECASE)
+# Comments, string literals and quoted identifiers.
+_NOT_KEYWORDS = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
 _HINT = "give each column a name of its own; with `select *`, exclude what is there twice or use `join … using (…)`"
 
 
@@ -70,9 +76,12 @@ def perhaps_renamed(names: Sequence[str], sql: str, documented: Iterable[str] = 
     """Names that DuckDB may have made of another that is there too: each with that other one.
 
     Args:
-        sql: the compiled SQL; what it says in any place was meant.
-        documented: the columns that the YAML has, which were meant too.
+        sql: the compiled SQL. Names in it, comments included, are never in the result; if it takes names from data or
+            makes them by a pattern, the result is empty.
+        documented: the columns in the YAML, which are never in the result either.
     """
+    if _MAKES_NAMES.search(_NOT_KEYWORDS.sub(" ", sql)):
+        return {}
     present = {name.lower(): name for name in names}
     meant = {name.lower() for name in documented}
     text = sql.replace('""', '"')
@@ -87,12 +96,22 @@ def perhaps_renamed(names: Sequence[str], sql: str, documented: Iterable[str] = 
 
 
 def known_sql(names: Iterable[str], relations: Iterable[tuple[str, str]]) -> str:
-    """A query for those of the names, in lower case, that some of the relations (schema and name) have as a column."""
-    listed = ", ".join(types.literal(name.lower()) for name in names)
+    """A query for those of the names, in lower case, that a relation has as a column or as a field of a struct.
+
+    Args:
+        relations: schema and name of each.
+    """
+    listed = ", ".join(f"({types.literal(n.lower())}, {types.literal(types.quoted(n.lower()))})" for n in names)
     among = ", ".join(f"({types.literal(schema)}, {types.literal(name)})" for schema, name in relations)
+    # a type's text has a field's name, quoted where it must be, before the field's type: STRUCT(a INTEGER, "b c" DATE)
+    is_field = " or ".join(
+        f"contains(lower(data_type), '{before}' || {spelled} || ' ')"
+        for before in ("(", ", ")
+        for spelled in ("name", "quoted")
+    )
     return (
-        "select distinct lower(column_name) as name from duckdb_columns() "
-        f"where lower(column_name) in ({listed}) and (schema_name, table_name) in ({among})"
+        f"select distinct name from (values {listed}) as asked (name, quoted), duckdb_columns() "
+        f"where (schema_name, table_name) in ({among}) and (lower(column_name) = name or {is_field})"
     )
 
 
@@ -107,5 +126,6 @@ def check_renamed(renamed: dict[str, str], known: Iterable[str]) -> None:
     if problems:
         raise BuscoError(
             f"a subquery or CTE of the SQL gives a column twice, and DuckDB renamed it: {', '.join(problems)}",
-            f"{_HINT}; where the column is wanted under this name, write the name in the SQL",
+            f"{_HINT}; if the column is right under this name, write the name in the SQL, or list it under the model's "
+            "`columns:`",
         )
