@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from busco.errors import BuscoError
-from busco.lake import engine
+from busco.lake import engine, layout, types
+from busco.lake.deliveries import TECHNICAL, Contract, bronze_version
 from busco.lake.records import Column, Delivery, Result, Version, utc_now
+from busco.lake.relations import select_sql
 from busco.lake.runs import Run
 from busco.warehouse.runner import Outcome
 from busco.warehouse.session import write_bronze_metadata
@@ -149,31 +151,57 @@ def test_a_seed_with_such_a_date_is_refused_too(built: Built) -> None:
     assert "day in 1 row" in built.said("s_beyond")
 
 
-def test_a_bronze_table_with_such_a_time_gets_no_metadata(built: Built) -> None:
-    """Its file was ingested by an earlier release, which took it."""
-    store, table = built.platform.store, f"bronze.t{uuid.uuid4().hex}"
-    key, record = f"{table.replace('.', '/')}/x.parquet", f"_lake/deliveries/{table}/x.csv/1.json"
-    sql = "select timestamptz '2018-01-01 00:00:00+00' as at union all select timestamptz 'infinity'"
-    with engine.connect(built.platform.settings) as db:
-        ((_, rows, size, _, statistics, *_),) = db.execute(
-            f"copy ({sql}) to '{store.url(key)}' (format parquet, return_stats)"
-        ).fetchall()
+def test_a_bronze_table_with_such_a_time_is_refused_until_its_file_is_corrected(built: Built) -> None:
+    """The file was ingested by an earlier release, which took it."""
+    store, name = built.platform.store, f"t{uuid.uuid4().hex}"
     columns = (Column(name="at", type="TIMESTAMP WITH TIME ZONE"),)
-    delivery = Delivery(
-        table=table, file_name="x.csv", number=1, object=key, attempt="1", content_hash="c", contract_hash="c",
-        columns=columns, rows=rows, quarantined=0, bytes=size, statistics=statistics, ingested_at=utc_now(),
-    )  # fmt: skip
-    store.create(record, delivery)
-    version = Version(
-        table=table, version="v", columns=columns, rows=rows, bytes=size, files=(), deliveries=(record,),
-        metadata=f"_lake/env/prod/iceberg/{table}/metadata/00001-v.metadata.json",
-    )  # fmt: skip
+    contract = Contract("s", name, columns, (), "rows")
+    fields = types.field_ids_sql([(c.name, types.parse(c.type)) for c in (*columns, *TECHNICAL)])
+
+    def delivered(number: int, times: list[str]) -> str:
+        key = layout.bronze_object("s", name, "c", str(number))
+        rows = ", ".join(f"({place}, timestamptz '{time}')" for place, time in enumerate(times, 1))
+        sql = (
+            f"select t.\"at\", 'x.csv' as _source_file, place::bigint as _source_row, localtimestamp as _ingested_at"
+            f' from (values {rows}) as t (place, "at")'
+        )
+        with engine.connect(built.platform.settings) as db:
+            ((_, count, size, _, statistics, *_),) = db.execute(
+                f"copy ({sql}) to '{store.url(key)}' (format parquet, return_stats, field_ids {fields})"
+            ).fetchall()
+        record = Delivery(
+            table=contract.name, file_name="x.csv", number=number, object=key, attempt=str(number), content_hash="c",
+            contract_hash=contract.hash, columns=(*columns, *TECHNICAL), rows=count, quarantined=0, bytes=size,
+            statistics=statistics, ingested_at=utc_now(),
+        )  # fmt: skip
+        store.create(layout.delivery("s", name, "x.csv", number), record)
+        return key
+
+    def pinned() -> Version:
+        version = bronze_version(store, contract, sorted(store.keys(layout.delivery_prefix("s", name))), None)
+        assert isinstance(version, Version)
+        return version
+
+    def prepare(version: Version) -> None:
+        write_bronze_metadata(built.platform.settings, built.run, {contract.name: version}, None)
+
+    bad = delivered(1, ["2018-01-01 00:00:00+00", "infinity"])
+    refused = pinned()
     with pytest.raises(BuscoError) as refusal:
-        write_bronze_metadata(built.platform.settings, built.run, {table: version}, None)
-    assert f"{table} " in str(refusal.value)
+        prepare(refused)
+    assert f"{contract.name} " in str(refusal.value)
     assert "at in 1 row" in str(refusal.value)
-    assert store.url(key) in str(refusal.value)
-    assert store.get(version.metadata) is None
+    assert "correct the dates in x.csv" in str(refusal.value)
+    assert store.url(bad) in str(refusal.value)
+    assert store.get(refused.metadata) is None
+
+    corrected = delivered(2, ["2018-01-01 00:00:00+00", "2018-01-02 00:00:00+00"])
+    version = pinned()
+    prepare(version)
+    assert store.get(version.metadata) is not None
+    assert [file.key for file in version.files] == [corrected]
+    with engine.connect(built.platform.settings) as db:
+        assert db.execute(f"select count(*) from ({select_sql(version, store.bucket)})").fetchall() == [(2,)]
 
 
 # -- columns that are there twice -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from busco.errors import BuscoError
-from busco.lake import types
+from busco.lake import dates, types
 from busco.lake.records import Column
 from busco.lake.versions import WrittenFile
 from busco.warehouse import date_range, model_sql
@@ -64,15 +64,19 @@ def db() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def found(db: duckdb.DuckDBPyConnection, sql: str, folder: Path) -> dict[str, int]:
-    """The columns with values beyond, and their rows, as the materialization asks for them; and the query is right."""
-    suspects = date_range.suspects(*copied(db, sql, folder))
-    if suspects is None:
-        return {}
-    counted = db.execute(suspects.count_sql(str)).fetchall()[0]
-    rows = db.execute(suspects.find_sql(str)).fetchall()
-    assert len(rows) <= sum(counted)
-    assert bool(rows) == any(counted)
-    return {name: count for name, count in zip(suspects.columns, counted, strict=True) if count}
+    """The columns with values beyond, and their rows, as the materialization asks for them; and the query is right, and
+    the statistics alone say of which columns they are."""
+    columns, (file,) = copied(db, sql, folder)
+    proven = {column.name: dates.in_range(dates.paths([column]), file.statistics) for column in columns}
+    counts: dict[str, int] = {}
+    if suspects := date_range.suspects(columns, [file]):
+        counted = db.execute(suspects.count_sql(str)).fetchall()[0]
+        rows = db.execute(suspects.find_sql(str)).fetchall()
+        assert len(rows) <= sum(counted)
+        assert bool(rows) == any(counted)
+        counts = {name: count for name, count in zip(suspects.columns, counted, strict=True) if count}
+    assert proven == {name: name not in counts for name in proven}
+    return counts
 
 
 @pytest.mark.parametrize("kind", INSIDE)

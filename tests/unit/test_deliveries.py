@@ -20,7 +20,25 @@ def store() -> ObjectStore:
     return ObjectStore(MemoryS3(), "lake")
 
 
-def deliver(store: ObjectStore, contract: Contract, name: str, number: int) -> str:
+DATED = Contract(
+    "src", "orders", (Column(name="at", type="TIMESTAMPTZ"), Column(name="days", type="DATE[]")), (), "rows"
+)
+GOOD = {"min": "2018-01-01 00:00:00+00", "max": "2018-01-02 00:00:00+00", "null_count": "0", "num_values": "2"}
+NULLS = {"null_count": "2", "num_values": "2"}
+
+
+def dated(at: dict[str, str] | None, days: dict[str, str] | None = NULLS) -> dict[str, dict[str, str]]:
+    """COPY's statistics of a file of `DATED`; None for a column about which they say nothing."""
+    said = {'"at"': at, '"days"."element"': days}
+    return {path: known for path, known in said.items() if known is not None}
+
+
+INFINITE = dated(GOOD | {"max": "infinity"})
+
+
+def deliver(
+    store: ObjectStore, contract: Contract, name: str, number: int, statistics: dict[str, dict[str, str]] | None = None
+) -> str:
     key = layout.delivery("src", "orders", name, number)
     said = Delivery(
         table="bronze.orders",
@@ -34,7 +52,7 @@ def deliver(store: ObjectStore, contract: Contract, name: str, number: int) -> s
         rows=1,
         quarantined=0,
         bytes=1,
-        statistics={},
+        statistics=statistics or {},
         ingested_at=utc_now(),
     )
     store.create(key, said)
@@ -94,3 +112,88 @@ def test_the_tenth_delivery_is_newer_than_the_ninth(store: ObjectStore) -> None:
     with pytest.raises(BuscoError, match=r"a\.csv"):
         bronze(store, OLD)
     assert len(bronze(store, NEW).deliveries) == 1
+
+
+# -- deliveries with dates or times that readers cannot hold, which an earlier ingest took -----------------------------
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        INFINITE,
+        dated(GOOD | {"min": "-infinity"}),
+        dated(GOOD | {"max": "10000-01-01 00:00:00+00"}),
+        dated(GOOD | {"min": "0044-03-15 (BC) 10:00:00+00"}),
+        dated(GOOD, {"min": "2018-01-01", "max": "infinity"}),
+        dated(None, {"min": "0001-12-31 (BC)", "max": "2018-01-01"}),
+    ],
+)
+def test_a_corrected_file_takes_the_place_of_a_delivery_with_such_a_date(
+    store: ObjectStore, bad: dict[str, dict[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    deliver(store, DATED, "a.csv", 1, bad)
+    other = deliver(store, DATED, "b.csv", 1, dated(GOOD))
+    corrected = deliver(store, DATED, "a.csv", 2, dated(GOOD))
+    version = bronze(store, DATED)
+    assert version.deliveries == (corrected, other)
+    assert [file.key for file in version.files] == [
+        "bronze/src/orders/a.csv-2.parquet",
+        "bronze/src/orders/b.csv-1.parquet",
+    ]
+    assert (version.rows, version.bytes) == (2, 2)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "table=bronze.orders file=a.csv delivery=1 rows=1" in said
+
+
+def test_the_newest_delivery_of_a_file_is_in_the_table_whatever_its_dates(
+    store: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So the run is refused with what to correct, and does not go on without the file."""
+    deliver(store, DATED, "a.csv", 1, INFINITE)
+    newest = deliver(store, DATED, "a.csv", 2, INFINITE)
+    assert bronze(store, DATED).deliveries == (newest,)
+    assert "delivery=1 " in caplog.text
+    assert "delivery=2 " not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "unclear", [dated(None), dated({"null_count": "0", "num_values": "2"}), dated(GOOD | {"max": "?"})]
+)
+def test_an_older_delivery_stays_unless_its_statistics_prove_a_date_beyond(
+    store: ObjectStore, unclear: dict[str, dict[str, str]]
+) -> None:
+    first = deliver(store, DATED, "a.csv", 1, unclear)
+    second = deliver(store, DATED, "a.csv", 2, dated(GOOD))
+    third = deliver(store, DATED, "a.csv", 3, dated(NULLS))
+    assert bronze(store, DATED).deliveries == (first, second, third)
+
+
+def test_a_delivery_with_such_a_date_is_left_out_where_the_base_release_has_it(store: ObjectStore) -> None:
+    bad = deliver(store, DATED, "a.csv", 1, INFINITE)
+    good = deliver(store, DATED, "b.csv", 1, dated(GOOD))
+    base = bronze(store, DATED)
+    assert base.deliveries == (bad, good)
+    corrected = deliver(store, DATED, "a.csv", 2, dated(GOOD))
+    assert bronze(store, DATED, base).deliveries == (corrected, good)
+    # published with both deliveries of the file, by a release of the platform that did not look at dates
+    both = base.model_copy(
+        update={"deliveries": (bad, corrected, good), "files": (base.files[0], *bronze(store, DATED).files)}
+    )
+    another = deliver(store, DATED, "c.csv", 1, dated(GOOD))
+    version = bronze(store, DATED, both)
+    assert version.deliveries == (corrected, good, another)
+    assert version == bronze(store, DATED), "from the base's files or from the records"
+
+
+def test_R3_a_version_without_a_delivery_has_another_name_than_the_one_with_it(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Iceberg metadata is found by that name, and an earlier release of the platform may have written some."""
+    other = ObjectStore(MemoryS3(), "lake")
+    for one, first in ((store, INFINITE), (other, dated(GOOD))):
+        deliver(one, DATED, "a.csv", 1, first)
+        deliver(one, DATED, "a.csv", 2, dated(GOOD))
+    without = bronze(store, DATED)
+    assert bronze(other, DATED).version != without.version
+    monkeypatch.setattr(store, "read_many", lambda *_: pytest.fail("nothing has changed, and records are read"))
+    assert bronze(store, DATED, without) is without

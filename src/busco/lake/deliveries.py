@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from busco.errors import BuscoError
-from busco.lake import layout
+from busco.lake import dates, layout
 from busco.lake.objects import ObjectStore, canonical_json
 from busco.lake.records import Column, DataFile, Delivery, Release, Version
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ TECHNICAL: tuple[Column, ...] = (
 def newest_delivery(store: ObjectStore, contract: Contract, file_name: str) -> tuple[int, Delivery | None]:
     """The number and record of the newest delivery under a file name; (0, None) where there is none."""
     prefix = f"{layout.delivery_prefix(contract.source, contract.table)}{layout.file_slug(file_name)}/"
-    numbers = [_number(key.rsplit("/", 1)[1]) for key in store.keys(prefix)]
+    numbers = [_number(key) for key in store.keys(prefix)]
     if not numbers:
         return 0, None
     newest = max(numbers)
@@ -56,7 +59,7 @@ def newest_delivery(store: ObjectStore, contract: Contract, file_name: str) -> t
 def read_deliveries(store: ObjectStore, contracts: Iterable[Contract], base: Release | None) -> dict[str, Version]:
     """Each bronze table's set of deliveries so far, as a version (R2, R3).
 
-    Only records that the base release does not name are read. A table without deliveries is an empty version.
+    A table without deliveries is an empty version.
 
     Raises:
         BuscoError: deliveries of another contract than today's, with the files to ingest again.
@@ -86,34 +89,49 @@ def bronze_version(
 ) -> Version | list[str]:
     """A bronze table's version over the delivery records `keys`, or the files that are outdated.
 
-    A file is outdated if its newest delivery is of another contract: older content under today's contract, of before
-    the contract was changed and changed back, must not come back in its stead. What stands under other contracts with
-    the same file name is left out.
+    A file is outdated if its newest delivery is of another contract: older content under today's contract, from before
+    the contract was changed and changed back, must not come back in its place. Deliveries of other contracts with the
+    same file name are left out. So are those with dates or times that no reader can hold, which an earlier release of
+    ingest accepted, if the file was delivered again since; the log names them.
+
+    Records are read only if the table has changed since `known`: those that `known` does not name and, if the contract
+    has dates or times, those that are not the newest of their file.
     """
-    identity = hashlib.sha256(canonical_json([list(keys), contract.hash])).hexdigest()[:32]
-    if known is not None and known.version == identity:
+    if known is not None and known.version in (_identity(contract, keys), _identity(contract, keys, known.deliveries)):
         return known
     files: dict[str, DataFile] = {}
     if known is not None and known.fingerprint == contract.hash:
         files = dict(zip(known.deliveries, known.files, strict=True))
-    fresh = [key for key in keys if key not in files]
-    records = dict(zip(fresh, store.read_many(fresh, Delivery), strict=True))
     newest: dict[str, str] = {}
     for key in keys:
-        file, number = key.rsplit("/", 1)
-        if _number(number) >= _number(newest.get(file, "0")):
-            newest[file] = number
+        file = _file(key)
+        if file not in newest or _number(key) > _number(newest[file]):
+            newest[file] = key
+    older = [key for key in keys if newest[_file(key)] != key]
+    dated = dates.paths(contract.columns) if older else ()
+    read = sorted({*(key for key in keys if key not in files), *(older if dated else ())})
+    records = dict(zip(read, store.read_many(read, Delivery), strict=True))
     outdated = sorted(
         record.file_name
         for key, record in records.items()
-        if record.contract_hash != contract.hash and newest[key.rsplit("/", 1)[0]] == key.rsplit("/", 1)[1]
+        if record.contract_hash != contract.hash and newest[_file(key)] == key
     )
     if outdated:
         return outdated
     for key, record in records.items():
         if record.contract_hash == contract.hash:
             files[key] = DataFile(key=record.object, rows=record.rows, bytes=record.bytes)
-    used = [key for key in keys if key in files]
+    corrected = {
+        key for key in older if key in files and dated and dates.in_range(dated, records[key].statistics) is False
+    }
+    for key in sorted(corrected):
+        log.warning(
+            "left out table=%s file=%s delivery=%s rows=%s: it has dates or times that readers cannot hold; "
+            "the newest delivery of the file has rows=%s",
+            contract.name, records[key].file_name, records[key].number, files[key].rows, files[newest[_file(key)]].rows,
+        )  # fmt: skip
+    used = [key for key in keys if key in files and key not in corrected]
+    identity = _identity(contract, keys, used if corrected else ())
     return Version(
         table=contract.name,
         version=identity,
@@ -128,9 +146,21 @@ def bronze_version(
     )
 
 
-def _number(name: str) -> int:
-    """n of `<n>.json`."""
-    return int(name.removesuffix(".json"))
+def _identity(contract: Contract, keys: Sequence[str], only: Sequence[str] = ()) -> str:
+    """A version's id (R3): of the table's deliveries, its contract and, where a correction took the place of some of
+    them, those that are left (`only`)."""
+    said = [list(keys), contract.hash, *([list(only)] if only else [])]
+    return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
+
+
+def _file(key: str) -> str:
+    """The folder of a file's deliveries: of `<folder>/<n>.json`."""
+    return key.rsplit("/", 1)[0]
+
+
+def _number(key: str) -> int:
+    """n of `<folder>/<n>.json`."""
+    return int(key.rsplit("/", 1)[1].removesuffix(".json"))
 
 
 def check_source(contracts: Sequence[Contract], table: str) -> Contract:

@@ -3,9 +3,8 @@
 DuckDB has infinity, years before Christ and years over 9999 too. Iceberg's types could hold some of them, but its
 readers cannot: pyiceberg fails to read the table, and Athena shows another value (iceberg.md, "Types").
 
-COPY's own statistics have the smallest and the largest value of every column, of nested ones too, and infinity sorts
-before or behind all others. So a table without such values costs no further query. Only where the statistics show one,
-or say too little, the rows are counted.
+COPY's own statistics usually prove that a table has no such values (`busco.lake.dates`), so it costs no further query.
+Only where they show one, or say too little, the rows are counted.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from os.path import commonpath
 from typing import TYPE_CHECKING
 
 from busco.errors import BuscoError
-from busco.lake import types
+from busco.lake import dates, types
 from busco.lake.records import Column
 
 if TYPE_CHECKING:
@@ -28,8 +27,6 @@ _RANGES = {
     "timestamp": ("timestamp '0001-01-01 00:00:00'", "timestamp '9999-12-31 23:59:59.999999'"),
     "timestamptz": ("timestamptz '0001-01-01 00:00:00+00'", "timestamptz '9999-12-31 23:59:59.999999+00'"),
 }
-# DuckDB's text of a date or time in range: not `infinity`, no `(BC)` behind the date, no fifth digit in the year.
-_IN_RANGE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?([+-]\d\d(:\d\d)*)?)?")
 # More files than this are named by their folder, so that the query stays one that a person can read.
 _NAMED_FILES = 3
 
@@ -70,9 +67,9 @@ def suspects(columns: Sequence[Column], files: Sequence[WrittenFile]) -> Suspect
     where: dict[str, None] = {}
     for column in columns:
         kind = types.parse(column.type, column.name)
-        paths = [".".join(types.quoted(part) for part in path) for path, leaf in _leaves(column.name, kind)]
+        fields = dates.paths([column])
         for file in files:
-            if file.rows and not all(_proven(file.statistics.get(path)) for path in paths):
+            if file.rows and not dates.in_range(fields, file.statistics):
                 found[column.name] = kind
                 where[file.key] = None
     return Suspects(tuple(found), tuple(found.values()), tuple(where)) if found else None
@@ -104,31 +101,10 @@ def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run
     )
 
 
-def _leaves(name: str, kind: types.DataType) -> Iterator[tuple[tuple[str, ...], types.Primitive]]:
-    """The dates and times of a column, nested ones too, with their paths."""
-    for path, leaf in types.fields((name,), kind):
-        if isinstance(leaf, types.Primitive) and _is_date_or_time(leaf):
-            yield path, leaf
-
-
-def _is_date_or_time(kind: types.Primitive) -> bool:
-    return types.iceberg_name(kind) in _RANGES
-
-
-def _proven(known: Mapping[str, str] | None) -> bool:
-    """Whether a file's statistics of a field show that all of its values are in range."""
-    if known is None:
-        return False
-    if "min" not in known or "max" not in known:
-        # so it is where all values are NULL, or lists are empty
-        return int(known.get("null_count", 0)) >= int(known.get("num_values", 1))
-    return all(_IN_RANGE.fullmatch(known[bound]) for bound in ("min", "max"))
-
-
 def _beyond_sql(kind: types.DataType, value: str, depth: int = 0) -> str:
     """The condition, true or false, that a value has a date or time beyond the range in it; '' if its type has none."""
     if isinstance(kind, types.Primitive):
-        if not _is_date_or_time(kind):
+        if not dates.is_date_or_time(kind):
             return ""
         first, last = _RANGES[types.iceberg_name(kind)]
         return f"coalesce(not ({value} between {first} and {last}), false)"

@@ -26,6 +26,9 @@ from busco.settings import Settings
 from busco.warehouse import column_names, date_range, model_sql
 from busco.warehouse.redact import Redactor
 
+# A message names at most this many files.
+_NAMED_FILES = 3
+
 
 @dataclass(frozen=True)
 class Made:
@@ -327,7 +330,12 @@ def _bronze_metadata(settings: Settings, run: Run, version: Version) -> None:
         with engine.connect(settings) as connection:
             counts = connection.execute(suspects.count_sql(store.url)).fetchone()
         counted = dict(zip(suspects.columns, counts or (), strict=True))
-        advice = "correct the file and ingest it again under its name"
+        names = sorted({one.file_name for one in deliveries if one.object in suspects.files})
+        more = f" and {len(names) - _NAMED_FILES} more" if len(names) > _NAMED_FILES else ""
+        advice = (
+            f"correct the dates in {', '.join(names[:_NAMED_FILES])}{more}, ingest the whole file again under its "
+            "name, and begin a new run (in Airflow, clear the pin task)"
+        )
         date_range.check(version.table, suspects, counted, store.url, run.name, advice)
     location = EnvironmentLayout("prod").iceberg(version.table)
     versions.write_metadata(
