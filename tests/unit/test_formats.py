@@ -15,7 +15,10 @@ import pyarrow as pa
 import pyarrow.orc
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from busco.ingest.formats import another_format
 from tests.unit.folder_lake import FolderLake
 
 ROWS = [{"a": f"{i}", "b": "x,y"} for i in range(100)]
@@ -129,6 +132,23 @@ def test_a_csv_whose_header_begins_like_another_format_is_taken_as_csv(lake: Fol
 def test_a_csv_with_a_wrong_header_is_refused_for_its_missing_columns(lake: FolderLake, header: str) -> None:
     done = lake.ingest(f"{header}\n1,2\n".encode(), ("x VARCHAR", "y VARCHAR"))
     assert done.reason == "missing columns x, y (table t)"
+
+
+def test_a_zip_whose_entry_names_are_not_what_they_are_flagged_as_is_recognised(lake: FolderLake) -> None:
+    named = zipped(**{"relatório_csv": CSV}).replace("relatório".encode(), b"relat\xf3rio\xf3")
+    for content in (named, gzip.compress(named)):
+        assert lake.ingest(content).reason.startswith("it is not CSV but seems to be a zip archive; ")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(4, 10_000), st.integers(0, 255)), min_size=1, max_size=3), st.integers(20, 10_000))
+def test_a_zip_is_recognised_however_it_is_damaged(damage: list[tuple[int, int]], end: int) -> None:
+    content = bytearray(zipped(relatório_csv=CSV, t_csv=CSV))
+    for at, byte in damage:
+        content[4 + at % (len(content) - 4)] = byte
+    # only its beginning is at hand, as of a zip within a gzip
+    found = another_format(Path("t.csv"), bytes(content[:end]), compressed=True)
+    assert found.startswith("it is not CSV but seems to be a zip archive; ")
 
 
 def test_a_name_in_a_refusal_is_cut(lake: FolderLake) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import zipfile
 from pathlib import Path
 
@@ -35,6 +36,9 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 )
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+# What `zipfile` may raise for a list of entries that it can't read. It documents the first alone; ValueError is for
+# names that are not the UTF-8 that they are flagged as.
+_BROKEN_ZIP = (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, EOFError, struct.error)
 _ERROR_PAGE = re.compile(rb"<Error>\s*<Code>(\w+)</Code>")
 # what a JSON text opens with, where it is too long to be parsed here; no CSV value in quotes begins behind a bracket
 _JSON = re.compile(r'(?:\{\s*"(?:[^"\\]|\\.)*"\s*:|\[\s*[\[{"]|\{\s*\}|\[\s*\])')
@@ -73,8 +77,8 @@ def _zip(path: Path, head: bytes, compressed: bool) -> tuple[str, str]:
     try:
         with zipfile.ZipFile(io.BytesIO(head) if compressed else path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
-        # only its beginning is at hand, or it was cut off: names stand in each entry's header too
+    except _BROKEN_ZIP:
+        # It is damaged, or only its beginning is at hand: names are in each entry's header too.
         names = [name for name in ("xl/workbook.xml", "content.xml", "word/") if name.encode() in head]
     if any(name.startswith("xl/") for name in names):
         return "an Excel workbook (xlsx)", "save its sheet as CSV UTF-8"
