@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import duckdb
@@ -37,15 +37,16 @@ class FolderLake(ObjectStore):
         name: str = "t.csv",
         row_bytes: int = 32_000_000,
         file_bytes: int = 1_000_000_000,
+        progress: Callable[[int], None] = lambda _: None,
     ) -> Loaded:
-        """Ingests a file of that content into table `t`."""
+        """Ingests a file of that content, which is at `name` below the folder, into table `t`."""
         path = self.folder / name
         path.write_bytes(content)
         typed = tuple(Column(name=one.split()[0], type=one.split()[1]) for one in columns)
         contract = Contract("s", "t", typed, (), "rows")
         file = SourceFile(path, name, contract)
         limits = Limits(row_bytes, file_bytes)
-        return load(self.connection, self, file, self.scratch, limits, lambda _: None)
+        return load(self.connection, self, file, self.scratch, limits, progress)
 
     @property
     def deliveries(self) -> list[Delivery]:

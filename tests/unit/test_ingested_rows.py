@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import io
+import os
 import re
 import struct
 import zlib
@@ -266,6 +267,47 @@ def test_what_is_no_gzip_behind_a_gzip_refuses_it(lake: FolderLake, behind: byte
     done = lake.ingest(member(TEXT) + behind)
     assert done.outcome == "refused"
     assert done.reason.startswith("broken gzip")
+
+
+NUMBERS = b"a,b\n" + b"".join(b"%d,%s\n" % (i, hashlib.sha256(b"%d" % i).hexdigest().encode()) for i in range(40_000))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 5)
+        file.write(b"\xff" * (path.stat().st_size // 2))
+
+
+def overwrite_as_members(path: Path) -> None:
+    """A member that ends within the bytes that were there before, and then what is no gzip."""
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.write(content[: len(content) // 2] + b"garbage" * 20_000)
+
+
+@pytest.mark.parametrize("change", [cut, overwrite, overwrite_as_members])
+@pytest.mark.parametrize(
+    "packed",
+    [gzip.compress(NUMBERS + b"only one\n", 1), member(NUMBERS, 16, b"a comment\0")],
+    ids=["row by row", "decompressed first"],
+)
+def test_a_gzip_that_changes_while_it_is_read_again_is_refused(lake: FolderLake, packed: bytes, change) -> None:
+    changed: list[int] = []
+
+    def progress(done: int) -> None:
+        # it is 0 where a part of the file was read for the second time
+        if done == 0 and not changed:
+            changed.append(done)
+            change(lake.folder / "t.csv")
+
+    done = lake.ingest(packed, progress=progress)
+    assert changed
+    assert (done.outcome, done.reason) == ("refused", "it changed while it was read")
+    assert lake.deliveries == []
 
 
 def test_a_file_over_the_limit_is_refused_while_it_is_read(lake: FolderLake) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gzip
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,13 +15,16 @@ class Refused(Exception):
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Turns an operating system error while a source file is read, or rewritten to scratch, into its refusal.
+    """Turns an error while a source file is read, or rewritten to scratch, into the file's refusal.
 
     Raises:
-        Refused: for an `OSError` within.
+        Refused: the file can't be read, its gzip is broken, or the disk of the scratch folder is full.
     """
     try:
         yield
+    # before OSError, which BadGzipFile is one of
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise Refused(f"broken gzip: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Refused("it has to be rewritten below BUSCO_STATE_DIR first, and that disk is full") from error
