@@ -165,6 +165,31 @@ def test_rows_of_one_column_are_told_from_blank_lines(lake: FolderLake, body, en
     check(lake, "a", body, ending, last, bom, pack)
 
 
+LINES = '"bom dia,\nchegou, obrigado\nabraço"'
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (LINES.replace("o", "ó").encode("latin-1") + b",x", "not UTF-8"),
+        (LINES.encode() + b', "x"', "a space before a quote"),
+        (b'"x",' + LINES.encode("latin-1"), "not UTF-8"),
+    ],
+    ids=["not UTF-8", "a space before a quote", "not UTF-8 in the last value"],
+)
+def test_a_bad_row_with_lines_of_text_in_it_is_quarantined_alone(lake: FolderLake, row: bytes, reason: str) -> None:
+    done = lake.ingest("a,b\né,x\né,y\n".encode() + row + b"\nz,z\nonly\n")
+    assert (counts(done), done.reason) == (("ingested", 5, 3, 2), "")
+    assert lake.quarantined()[0] == (3, row.decode("utf-8", "replace"), reason)
+
+
+@pytest.mark.parametrize("text", ["é", "\xff"], ids=["UTF-8", "not UTF-8"])
+def test_a_quote_that_takes_other_rows_with_it_refuses_the_file(lake: FolderLake, text: str) -> None:
+    row = f'{text},"open\nz,w\nz,", x"\n'.encode("utf-8" if text == "é" else "latin-1")
+    done = lake.ingest("a,b\né,x\né,y\n".encode() + row + b"z,z\n")
+    assert (done.outcome, done.reason) == ("refused", "a quote opened on row 3 is never closed")
+
+
 def test_rows_that_a_reader_loses_refuse_the_file_with_both_counts(lake: FolderLake, monkeypatch) -> None:
     reader_sql = survey.checks.reader_sql
     monkeypatch.setattr(survey.checks, "reader_sql", lambda *given: f"(from {reader_sql(*given)} limit 2)")

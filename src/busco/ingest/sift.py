@@ -176,19 +176,26 @@ def _rows(lines: _Lines, columns: int, encoding: _Encoding) -> Iterator[tuple[in
         row += 1
         if row == 0:
             continue
+        shaped = not problem and _has_shape(values, columns)
         is_utf8 = encoding.see(lines.taken)
         problem = problem or ("" if is_utf8 else "not UTF-8") or _problem(values, columns, lines.taken)
         if not problem:
             yield row, "", "", values[:columns]
             continue
-        if columns > 1 and any(_is_row(line, columns) for line in lines.taken[1:]):
+        # Text of several lines may have a line that could be a row. Only where the quotes do not add up to the row's
+        # values is that a sign of a quote that was left open.
+        if not shaped and columns > 1 and any(_is_row(line, columns) for line in lines.taken[1:]):
             raise Refused(_never_closed(row))
         yield row, _encoded("".join(lines.taken).rstrip("\r\n")).decode("utf-8", "replace"), problem, None
 
 
+def _has_shape(values: list[str], columns: int) -> bool:
+    # DuckDB accepts surplus commas at the end of a line
+    return len(values) >= columns and not any(values[columns:])
+
+
 def _problem(values: list[str], columns: int, taken: list[str]) -> str:
-    # DuckDB takes commas too many at the end of a line
-    if len(values) < columns or any(values[columns:]):
+    if not _has_shape(values, columns):
         return f"{len(values)} value{'' if len(values) == 1 else 's'} instead of {columns}"
     # where DuckDB leaves spaces before a quote out and Python's reader takes both for text
     if any(value.startswith(" ") and value.lstrip(" ").startswith('"') for value in values) and _SPACED_QUOTE.search(
