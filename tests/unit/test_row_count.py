@@ -119,6 +119,34 @@ def test_rows_are_counted_in_files_of_many_chunks() -> None:
     assert [count(data).rows for data in (plain, quoted, broken)] == [200_000, 100_000, 50_000]
 
 
+class Walked(RowCount):
+    """A count that knows of how many bytes it read single values, which is many times slower than whole rows."""
+
+    walked = 0
+
+    def _walk(self, piece: bytes, at: int, one: bool = False) -> int:
+        end = super()._walk(piece, at, one)
+        self.walked += end - at
+        return end
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [b'"1" x,2\n' + b'"1","abc","de"\n' * 20, b'"a"b\n', b'"a""b"c"d,"\r\n', b'x,"a" b\r"a" ,\r'],
+    ids=["some", "all", "with more quotes", "CR"],
+)
+def test_rows_with_text_after_a_closing_quote_are_counted_as_fast_as_others(rows: bytes) -> None:
+    counting = Walked(1 << 20)
+    times = 1_500_000 // len(rows)
+    data = b"h\n" + rows * times
+    for start in range(0, len(data), 1 << 20):
+        counting.feed(data[start : start + (1 << 20)])
+    counting.finish()
+    assert counting.rows == 1 + times * by_python(rows.decode())
+    # the rows that the chunks' ends cut
+    assert counting.walked < 200
+
+
 def test_a_row_of_exactly_the_limit_is_within_it() -> None:
     for ending in (b"", b"\n", b"\r\n", b"\r"):
         assert count(b"a\n" + b"x" * 50 + ending, 7, 50).rows == 2

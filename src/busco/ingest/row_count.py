@@ -18,11 +18,13 @@ BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 20
 
 _QUOTE, _COMMA = b'",'
-# Whole rows that keep to the dialect, one match each with the blank lines after it. From the first that does not, one
-# match to the end, so that the matches are contiguous.
+# Whole rows, broken ones too, one match each with the blank lines after it. From the first that is not whole, one match
+# to the end, so that the matches are contiguous.
 _ROWS = re.compile(
-    # text, and a value in quotes behind a comma or a line end, or a quote within a value without quotes around it
-    rb'(?:[^"\r\n]*+(?:(?<![^,\r\n])"[^"]*+(?:""[^"]*+)*+"(?=[,\r\n])|(?<=[^,\r\n])"))*+[^"\r\n]*+[\r\n]++'
+    # Text, and then a value in quotes after a comma or a line end, or a quote within a value without quotes around it.
+    # Where other text comes after the closing quote, the row is broken, and all up to the line's end belongs to it.
+    rb'(?:[^"\r\n]*+(?:(?<![^,\r\n])"[^"]*+(?:""[^"]*+)*+"(?:(?=[,\r\n])|[^",\r\n][^\r\n]*+(?=[\r\n]))'
+    rb'|(?<=[^,\r\n])"))*+[^"\r\n]*+[\r\n]++'
     rb"|([\s\S]++)"
 )
 # within quotes as far as there is no quote but in twos
