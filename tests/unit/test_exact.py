@@ -77,6 +77,18 @@ def test_a_type_that_is_nested_deeply_is_read_without_delay(db: duckdb.DuckDBPyC
     assert read(db, kind, [text, text.replace("1", "1.5")]) == [value, None]
 
 
+def test_the_sql_of_a_struct_grows_with_its_fields_and_not_with_their_square(db: duckdb.DuckDBPyConnection) -> None:
+    sizes = []
+    for fields in (20, 80):
+        kind = types.Struct(tuple((f"f{i}", types.parse("VARCHAR")) for i in range(fields)))
+        sizes.append(len(exact.value_sql(kind, "text")))
+        entries = [f"'f{i}': x" for i in range(fields)]
+        whole = dict.fromkeys((name for name, _ in kind.fields), "x")
+        texts = [f"{{{', '.join(given)}}}" for given in (entries, entries[1:], [*entries, entries[0]])]
+        assert read(db, kind, texts) == [whole, whole | {"f0": None}, None]
+    assert sizes[1] < 4 * sizes[0]
+
+
 def test_a_time_without_a_zone_is_utc_whatever_zone_the_row_before_named(db: duckdb.DuckDBPyConnection) -> None:
     texts = ["2018-01-01 10:00:00 America/Sao_Paulo", "2018-01-01 10:00:00", "2018-01-01 10:00:00Z"]
     found = read(db, types.parse("TIMESTAMPTZ"), texts)

@@ -155,9 +155,24 @@ class _Reader:
 
         raw = self._let(
             self._hidden(text),
-            lambda hidden: _where(_each_field_once(names, hidden), f"try_cast({hidden} as {_texts(names)})"),
+            lambda hidden: _where(self._each_field_once(names, hidden), f"try_cast({hidden} as {_texts(names)})"),
         )
         return self._let(self._let(raw, fields), whole)
+
+    def _each_field_once(self, names: Sequence[str], text: str) -> str:
+        """Whether a struct's text has no field twice; of those DuckDB keeps the last.
+
+        It has as many entries as fields with a value. The word NULL is changed before, in the fields' names too, so
+        that a field that is NULL counts as one with a value.
+        """
+        changed = f"regexp_replace({text}, {literal(_NULL)}, {literal(_NOT_NULL)}, 'g')"
+        given = f"try_cast({changed} as {_texts(map(_not_null, names))})"
+
+        def present(given: str) -> str:
+            return " + ".join(f"cast({_field(given, _not_null(name))} is not null as integer)" for name in names)
+
+        # `(1, 2)` names no fields
+        return f"(starts_with({_trimmed(text)}, '(') or {_entries(text)} = {self._let(given, present)})"
 
     def _map(self, kind: types.MapOf, text: str) -> str:
         def entry(raw: str) -> str:
@@ -365,19 +380,6 @@ def _entries(text: str) -> str:
     """How many entries the text of a struct or a map has."""
     inner = _trimmed(text)
     return f"len(try_cast('[' || substr({inner}, 2, len({inner}) - 2) || ']' as VARCHAR[]))"
-
-
-def _each_field_once(names: Sequence[str], text: str) -> str:
-    """Whether a struct's text has no field twice; of those DuckDB keeps the last.
-
-    It has as many entries as fields with a value. The word NULL is changed before, in the fields' names too, so that
-    a field that is NULL counts as one with a value.
-    """
-    changed = f"regexp_replace({text}, {literal(_NULL)}, {literal(_NOT_NULL)}, 'g')"
-    given = f"try_cast({changed} as {_texts(map(_not_null, names))})"
-    present = " + ".join(f"cast({_field(given, _not_null(name))} is not null as integer)" for name in names)
-    # `(1, 2)` names no fields
-    return f"(starts_with({_trimmed(text)}, '(') or {_entries(text)} = {present})"
 
 
 def _not_null(name: str) -> str:
