@@ -166,19 +166,24 @@ def encoded(rows: list[tuple[str, str]]) -> bytes:
 @pytest.mark.parametrize(
     ("text", "encoding", "seems"),
     [
-        ("São Paulo", "latin-1", "Latin-1 (ISO 8859-1) or Windows-1252; "),
-        ("5 €", "cp1252", "Windows-1252; "),
-        ("Zürich", "cp850", "in an older encoding; "),
+        ("São Paulo", "latin-1", "Latin-1 (ISO 8859-1) or Windows-1252, or CP850 if a DOS program wrote it; "),
+        ("5 €", "cp1252", "Windows-1252, or CP850 if a DOS program wrote it; "),
+        ("Conceição, José", "cp850", "Windows-1252, or CP850 if a DOS program wrote it; "),
+        # of these, no byte shows that it is not Latin-1
+        ("João", "cp850", "Latin-1 (ISO 8859-1) or Windows-1252, or CP850 if a DOS program wrote it; "),
+        ("Zürich", "cp850", "in an older encoding, such as CP850 if a DOS program wrote it; "),
     ],
 )
 def test_a_file_of_which_most_is_not_utf_8_is_refused_with_its_encoding(
     lake: FolderLake, text: str, encoding: str, seems: str
 ) -> None:
-    wrong, right, plain = (text, encoding), ("São", "utf-8"), ("Sao", "ascii")
+    wrong, right, plain = (f'"{text}"', encoding), ("São", "utf-8"), ("Sao", "ascii")
     done = lake.ingest(encoded([wrong, plain, right, plain, wrong, plain, plain]))
     assert done.outcome == "refused"
     said = f"2 of the 3 rows with characters outside of ASCII are not UTF-8: it seems to be {seems}convert it to UTF-8"
     assert done.reason.startswith(said)
+    assert done.reason.endswith(" and look at the accents in NEW")
+    assert encoding.replace("cp", "").replace("latin-1", "1252") in done.reason
     assert lake.deliveries == []
 
 
@@ -191,5 +196,5 @@ def test_up_to_half_rows_that_are_not_utf_8_are_quarantined(lake: FolderLake) ->
 
 def test_a_header_that_is_not_utf_8_is_refused_with_its_encoding(lake: FolderLake) -> None:
     done = lake.ingest("código,b\nx,y\n".encode("latin-1"), ("código VARCHAR", "b VARCHAR"))
-    assert done.reason.startswith("the header is not UTF-8: it seems to be Latin-1 (ISO 8859-1) or Windows-1252; ")
+    assert done.reason.startswith("the header is not UTF-8: it seems to be Latin-1 (ISO 8859-1) or Windows-1252, or ")
     assert lake.ingest("código,b\nx,y\n".encode(), ("código VARCHAR", "b VARCHAR")).written == 1

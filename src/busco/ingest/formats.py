@@ -119,9 +119,16 @@ _UNUSED_IN_WINDOWS = frozenset(b"\x81\x8d\x8f\x90\x9d")
 
 
 def another_encoding(not_utf8: bytes) -> str:
-    """What a text with these bytes that are not UTF-8 seems to be encoded in, and how to convert it."""
+    """What a text with these bytes that are not UTF-8 may be encoded in, and how to convert it.
+
+    CP850, the encoding of DOS programs, can't be told from Windows-1252 by its bytes: 0xC6 is ã in the first and Æ in
+    the second. Text that was converted from the wrong one is UTF-8 too, so only a person who looks at it notices.
+    """
     found = frozenset(not_utf8)
     if found & _UNUSED_IN_WINDOWS:
-        return "it seems to be in an older encoding; convert it to UTF-8"
-    seems = "Windows-1252" if any(byte < 0xA0 for byte in found) else "Latin-1 (ISO 8859-1) or Windows-1252"
-    return f"it seems to be {seems}; convert it to UTF-8: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+        seems, command = "in an older encoding, such as CP850", "iconv -f CP850 -t UTF-8 OLD > NEW"
+    else:
+        latin = "" if any(byte < 0xA0 for byte in found) else "Latin-1 (ISO 8859-1) or "
+        seems, command = f"{latin}Windows-1252, or CP850", "iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW (or -f CP850)"
+    seems += " if a DOS program wrote it"
+    return f"it seems to be {seems}; convert it to UTF-8: {command}, and look at the accents in NEW"
