@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -128,10 +129,13 @@ def test_a_csv_whose_header_begins_like_another_format_is_taken_as_csv(lake: Fol
     assert (done.outcome, done.written) == ("ingested", 1)
 
 
+NONE = "no name on the first line is one of the table's: is the header missing, or does it come further down?"
+
+
 @pytest.mark.parametrize("header", ["{a,b", "{id},name", "[a],b", "PKID,b", "ORCID,name", "BZhang,b", "<b>,c", '"{",b'])
 def test_a_csv_with_a_wrong_header_is_refused_for_its_missing_columns(lake: FolderLake, header: str) -> None:
     done = lake.ingest(f"{header}\n1,2\n".encode(), ("x VARCHAR", "y VARCHAR"))
-    assert done.reason == "missing columns x, y (table t)"
+    assert done.reason == f"missing columns x, y (table t); {NONE}"
 
 
 def test_a_zip_whose_entry_names_are_not_what_they_are_flagged_as_is_recognised(lake: FolderLake) -> None:
@@ -141,7 +145,9 @@ def test_a_zip_whose_entry_names_are_not_what_they_are_flagged_as_is_recognised(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(st.integers(4, 10_000), st.integers(0, 255)), min_size=1, max_size=3), st.integers(20, 10_000))
+@given(
+    st.lists(st.tuples(st.integers(4, 10_000), st.integers(0, 255)), min_size=1, max_size=3), st.integers(20, 10_000)
+)
 def test_a_zip_is_recognised_however_it_is_damaged(damage: list[tuple[int, int]], end: int) -> None:
     content = bytearray(zipped(relatório_csv=CSV, t_csv=CSV))
     for at, byte in damage:
@@ -153,6 +159,62 @@ def test_a_zip_is_recognised_however_it_is_damaged(damage: list[tuple[int, int]]
 
 def test_a_name_in_a_refusal_is_cut(lake: FolderLake) -> None:
     assert len(lake.ingest(b"a,b," + b"x" * 500_000 + b"\n").reason) < 300
+
+
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        ("sep=,\r\na,ção", "the first line is Excel's `sep=,` and not the header: delete it"),
+        ('"SEP=,"\na,ção', "the first line is Excel's `SEP=,` and not the header: delete it"),
+        (
+            "sep=;\na;ção",
+            "the first line is Excel's `sep=;` and not the header: delete it, and separate values with commas",
+        ),
+        ("a ,ção", "missing column a (table t); the header has 'a ' instead: correct the spaces"),
+        ("a\u00a0,ção", r"missing column a (table t); the header has 'a\xa0' instead: correct the spaces"),
+        ("\ufeffa,ção", r"missing column a (table t); the header has '\ufeffa' instead: correct the spaces"),
+        (
+            "A,Ção",
+            "missing columns a, ção (table t); the header has 'A' and 'Ção' instead: correct the upper and lower case",
+        ),
+        (
+            "a,cedilha",
+            "missing column ção (table t)",
+        ),
+        (
+            unicodedata.normalize("NFD", "a,ção"),
+            f"missing column ção (table t); the header has '{unicodedata.normalize('NFD', 'ção')}' instead: "
+            "correct the Unicode form (to NFC)",
+        ),
+        (
+            unicodedata.normalize("NFD", "A, ção"),
+            f"missing columns a, ção (table t); the header has 'A' and '{unicodedata.normalize('NFD', ' ção')}' "
+            "instead: correct the spaces, the upper and lower case and the Unicode form (to NFC)",
+        ),
+        ("Relatório,\n,\na,ção", f"missing columns a, ção (table t); {NONE}"),
+        ("maria@example.com,Maria", f"missing columns a, ção (table t); {NONE}"),
+        ("a,ção,", "the header ends with a comma: delete it"),
+        ("a,ção,,", "the header ends with 2 commas: delete them"),
+        ("a,c,", "missing column ção (table t); the header also ends with a comma: delete it"),
+        ("a,ção,c,", "unknown column c: the contract of t has none; the header also ends with a comma: delete it"),
+        ("a,,ção", "unknown column (no name): the contract of t has none"),
+        ("a,ção,a", "the header names a column twice"),
+    ],
+)
+def test_a_refusal_says_what_to_change_in_the_header(lake: FolderLake, start: str, reason: str) -> None:
+    # the tests' own byte-order mark is a second one
+    done = lake.ingest(("\ufeff" + start + "\n1,2\n").encode(), ("a VARCHAR", "ção VARCHAR"))
+    assert (done.outcome, done.reason) == ("refused", reason)
+
+
+def test_a_column_that_is_named_like_another_in_other_letters_is_not_taken_for_it(lake: FolderLake) -> None:
+    done = lake.ingest(b"A,b\n1,2\n", ("a VARCHAR", "A VARCHAR", "b VARCHAR"))
+    assert done.reason == "missing column a (table t)"
+
+
+def test_names_like_those_of_other_formats_are_names_where_the_table_has_them(lake: FolderLake) -> None:
+    assert lake.ingest(b"sep=,b\n1,2\n", ("sep= VARCHAR", "b VARCHAR")).written == 1
+    assert lake.ingest(b"sep=;\n1\n", ("sep=; VARCHAR",)).written == 1
 
 
 # -- encodings --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import io
 import re
 import stat
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from busco.errors import BuscoError
-from busco.ingest.formats import another_encoding, another_format
+from busco.ingest.header import read_header
 from busco.ingest.refused import Refused, readable
 from busco.ingest.row_count import BOM, RowCount
 from busco.lake import layout
@@ -23,8 +22,6 @@ from busco.lake.deliveries import Contract, check_source
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
-# characters of a column's name in a message: what is read as a header may be one word of a megabyte
-_SHOWN = 100
 
 # Python's own limit for a value, of the whole process, is 131,072 characters; rows are limited by `Limits`
 csv.field_size_limit(sys.maxsize)
@@ -200,7 +197,7 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
                 # without the blank lines before it, of which there may be many
                 head += chunk if head else chunk.removeprefix(BOM).lstrip(b"\r\n")
                 if len(head) >= _CHUNK // 2:
-                    header = _header(file, head, compressed)
+                    header = read_header(file.path, head, compressed, file.contract)
             size += len(chunk)
             _check_size(size, limits)
             digest.update(chunk)
@@ -209,7 +206,7 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
             at = raw.tell()
     if size == 0:
         raise Refused("the file is empty (zero bytes)")
-    header = header or _header(file, head, compressed)
+    header = header or read_header(file.path, head, compressed, file.contract)
     count.finish()
     return Content(digest.hexdigest(), size, header, compressed, count.rows - 1, count.longest)
 
@@ -235,49 +232,3 @@ def _check_size(size: int, limits: Limits) -> None:
             f"it has more than {limits.file_bytes:,} bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise "
             "that limit"
         )
-
-
-def _header(file: SourceFile, head: bytes, compressed: bool) -> tuple[str, ...]:
-    """The header's names.
-
-    Args:
-        head: how the file begins, without byte-order mark and blank lines.
-
-    Raises:
-        Refused: it is not that of the file's contract.
-    """
-    text = head.decode("utf-8", errors="surrogateescape")
-    try:
-        header = tuple(next(csv.reader(io.StringIO(text, newline="")), ()))
-    except csv.Error:
-        header = ()
-    try:
-        _check_header(header, file.contract)
-    except Refused:
-        if other := another_format(file.path, head, compressed):
-            raise Refused(other) from None
-        if not_utf8 := re.sub("[^\udc80-\udcff]", "", "".join(header)).encode("utf-8", "surrogateescape"):
-            raise Refused(f"the header is not UTF-8: {another_encoding(not_utf8)}") from None
-        raise
-    return header
-
-
-def _check_header(header: Sequence[str], contract: Contract) -> None:
-    if not header:
-        raise Refused("no header line")
-    wanted = [column.name for column in contract.columns]
-    missing = [name for name in wanted if name not in header]
-    extra = [name for name in header if name not in wanted]
-    if missing and len(header) == 1 and len(wanted) > 1:
-        for delimiter, said in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-            if delimiter in header[0]:
-                raise Refused(f"wrong delimiter: the header is divided by {said}, not commas")
-    if missing:
-        raise Refused(f"missing column{'s' if len(missing) > 1 else ''} {', '.join(missing)} (table {contract.table})")
-    if extra:
-        names = ", ".join(name[:_SHOWN] or "(no name)" for name in extra[:_SHOWN])
-        raise Refused(
-            f"unknown column{'s' if len(extra) > 1 else ''} {names}: the contract of {contract.table} has none"
-        )
-    if len(set(header)) != len(header):
-        raise Refused("the header names a column twice")
