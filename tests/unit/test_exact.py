@@ -77,6 +77,72 @@ def test_a_type_that_is_nested_deeply_is_read_without_delay(db: duckdb.DuckDBPyC
     assert read(db, kind, [text, text.replace("1", "1.5")]) == [value, None]
 
 
+def test_a_list_of_json_is_a_json_array_whose_elements_keep_their_texts(db: duckdb.DuckDBPyConnection) -> None:
+    kind = types.parse("JSON[]")
+    arrays = [
+        ['"1"', '"007e1"', '"2.50"', '"true"', '"null"', '"NULL"', '""'],
+        ["1.50", "0.1234567890123456789", "123456789012345678901234567890", "-0.0", "1e400"],
+        ["null", None, '{"k": ["1", null, {"a":1}]}', "[]", "{}", '["null"]', "true"],
+        ['"it\'s, [b] {c} (d)"', r'"say \"so\" \\ \n \u00e9"', '" a "', '"日本 \u00a0"', '"NaN"', '"[1,]"'],
+        [],
+    ]
+    texts = [
+        "[" + separator.join(one or "NULL" for one in array) + "]" for array in arrays for separator in (",", " , ")
+    ]
+    assert read(db, kind, texts) == [array for array in arrays for _ in range(2)]
+    # and as DuckDB prints it
+    printed = db.execute("select cast(cast($1 as JSON[]) as VARCHAR)", [arrays[2]]).fetchall()[0][0]
+    assert read(db, kind, [printed]) == [arrays[2]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "['1']",
+            "['\"1\"']",
+            '["1" "2"]',
+            '["1"',
+            '"1"',
+            "1",
+            "x",
+            "",
+            '{"a": 1}',
+            "[x]",
+            '["x]',
+            "[NaN]",
+            '[{"a": inf}]',
+        ),
+        *("[1,]", '["a",]', "[,1]", "[1,,2]", "[[1,]]", '[{"k": "x" , }]', r"[\"1\"]", '[{"k": NULL}]', '["\ue007"]'),
+    ],
+)
+def test_what_is_no_json_array_is_no_list_of_json(db: duckdb.DuckDBPyConnection, text: str) -> None:
+    assert read(db, types.parse("JSON[]"), [text]) == [None]
+
+
+def test_lists_of_json_are_read_within_other_types(db: duckdb.DuckDBPyConnection) -> None:
+    for name, text, value in (
+        ("JSON[][]", '[["1", null], ["a, b", {"c": "]"}], NULL]', [['"1"', "null"], ['"a, b"', '{"c": "]"}'], None]),
+        ("STRUCT(a JSON[], b VARCHAR)", "{'a': [\"1\"], 'b': \"1\"}", {"a": ['"1"'], "b": "1"}),
+        ("MAP(VARCHAR, JSON[])", '{k=["1", NULL]}', {"k": ['"1"', None]}),
+    ):
+        assert read(db, types.parse(name), [text]) == [value]
+
+
+def test_json_has_no_comma_behind_its_last_element(db: duckdb.DuckDBPyConnection) -> None:
+    bad = ["[1,]", '{"k": 1,}', "[1 , ]", '["a",]', '{"k": [1,\n]}', '{"k": "v",\t}', "[[1],]", "[{},]"]
+    good = ['["a", "b"]', '[ "a" , "b" ]', '{"a": "b" , "c": "d"}', '["x,]", "x,}", ",]"]', r'["\",]"]', "[[1], [ ]]"]
+    for name in ("JSON", "STRUCT(j JSON)", "MAP(VARCHAR, JSON)"):
+        kind = types.parse(name)
+        quoted = [one if name == "JSON" else "'" + one.replace("\\", "\\\\") + "'" for one in bad + good]
+        texts = [
+            {"JSON": one, "STRUCT(j JSON)": f"{{'j': {one}}}", "MAP(VARCHAR, JSON)": f"{{j={one}}}"}[name]
+            for one in quoted
+        ]
+        found = [one if name == "JSON" or one is None else one["j"] for one in read(db, kind, texts)]
+        assert found == [None] * len(bad) + good
+
+
 def test_the_sql_of_a_struct_grows_with_its_fields_and_not_with_their_square(db: duckdb.DuckDBPyConnection) -> None:
     sizes = []
     for fields in (20, 80):

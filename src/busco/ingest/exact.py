@@ -50,8 +50,17 @@ _OTHER = r"""(?:\\.|[^"'\\])*"""
 _STRINGS = rf"\\?[\[{{(,:=]\s*{_STRING}\s*(?:[,:=]\s*{_STRING}\s*)*[\]}}),:=]"
 _PARTS = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:[^"'\\]|\\.)+"""
 _BRACKET_IN_QUOTES = r"""["'][^"']*[\[\]{}()][^"']*["']"""
-_BRACKETS, _OTHERS = "[]{}()", "\ue001\ue002\ue003\ue004\ue005\ue006"
+# The signs of DuckDB's grammar, and the characters that stand for them while it reads a text that has them as its own.
+# The letter is that of `null`.
+_SIGNS = "[]{}()\"'\\,l"
+_OTHERS = "".join(chr(0xE001 + at) for at in range(len(_SIGNS)))
+_BRACKETS = _SIGNS[:6]
 _LITERAL = rf"(?s)(?:{_OTHER}{_STRINGS})*{_OTHER}"
+# JSON outside of its strings has no single quotes and no backslashes, of which DuckDB's grammar would make something.
+_JSON_STRING = r'"(?:[^"\\]|\\.)*"'
+_NO_JSON = r"(?i)nan|inf|,\s*[\]}]"
+_JSON_PARTS = rf"(?s){_JSON_STRING}|[^\"]+"
+_JSON_LITERAL = rf"(?s)(?:[^\"'\\]|{_JSON_STRING})*"
 
 
 def value_sql(kind: types.DataType, text: str) -> str:
@@ -136,7 +145,8 @@ class _Reader:
     # one is around what reads its parts: each part becomes a pair of whether it was given and its value.
 
     def _list(self, kind: types.ListOf, text: str) -> str:
-        raw = f"try_cast({self._hidden(text)} as VARCHAR[])"
+        of_json = isinstance(kind.element, types.Primitive) and kind.element.name == "JSON"
+        raw = f"try_cast({self._hidden_json(text) if of_json else self._hidden(text)} as VARCHAR[])"
         pairs = self._each(raw, lambda element: self._pair(kind.element, element))
         return self._let(pairs, lambda read: _where(self._all_read(read, "value"), self._every(read, "value")))
 
@@ -217,7 +227,7 @@ class _Reader:
         """
 
         def without_brackets(part: str) -> str:
-            hidden = f"translate({part}, {literal(_BRACKETS)}, {literal(_OTHERS)})"
+            hidden = f"translate({part}, {literal(_BRACKETS)}, {literal(_OTHERS[:6])})"
             return f"case when left({part}, 1) in (chr(34), chr(39)) then {hidden} else {part} end"
 
         def hidden(text: str) -> str:
@@ -227,6 +237,25 @@ class _Reader:
                 f"when regexp_matches({text}, {literal(_BRACKET_IN_QUOTES)}) then array_to_string({parts}, '') "
                 f"else {text} end"
             )
+
+        return self._let(text, hidden)
+
+    def _hidden_json(self, text: str) -> str:
+        """The text of a JSON array with other characters for all in its strings that DuckDB's grammar knows.
+
+        DuckDB would drop the quotes of its elements, so that the string "1" became the number 1, and take the JSON null
+        for a NULL. NULL where the text is none of a JSON array, or has one of the other characters.
+        """
+
+        def hidden_part(part: str) -> str:
+            null = f"replace({part}, 'null', {literal('nul' + _OTHERS[-1])})"
+            hidden = f"translate({part}, {literal(_SIGNS)}, {literal(_OTHERS)})"
+            return f"case when starts_with({part}, chr(34)) then {hidden} else {null} end"
+
+        def hidden(text: str) -> str:
+            parts = self._each(f"regexp_extract_all({text}, {literal(_JSON_PARTS)})", hidden_part)
+            is_json = f"{_matches(text, _JSON_LITERAL)} and not regexp_matches({text}, '[{_OTHERS}]')"
+            return _where(is_json, f"array_to_string({parts}, '')")
 
         return self._let(text, hidden)
 
@@ -312,9 +341,10 @@ def _strict(kind: types.Primitive, text: str) -> _Scalar:
     if kind.name in _FRACTIONS:
         return _moment(kind, text, _DAY + _time(kind, "[ T]", r"\d{2}", ""))
     if kind.name == "JSON":
-        # DuckDB takes NaN and Infinity, which JSON does not have; without strings, JSON has no other such letters
-        strings = literal(r'"(?:[^"\\]|\\.)*"')
-        return _Scalar(read, (f"not regexp_matches(regexp_replace({text}, {strings}, '', 'g'), '(?i)nan|inf')",))
+        # DuckDB accepts NaN, Infinity and a comma after the last element, which JSON does not have. Outside of its
+        # strings, JSON has no such letters.
+        no_strings = f"regexp_replace({text}, {literal(_JSON_STRING)}, '0', 'g')"
+        return _Scalar(read, (f"not regexp_matches({no_strings}, {literal(_NO_JSON)})",))
     return _Scalar(read)
 
 
@@ -364,12 +394,12 @@ def _field(struct: str, name: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """With the brackets that `_hidden` took out."""
-    return f"translate({text}, {literal(_OTHERS)}, {literal(_BRACKETS)})"
+    """With the signs that `_hidden` and `_hidden_json` took out."""
+    return f"translate({text}, {literal(_OTHERS)}, {literal(_SIGNS)})"
 
 
 def _hidden_name(name: str) -> str:
-    return name.translate(str.maketrans(_BRACKETS, _OTHERS))
+    return name.translate(str.maketrans(_BRACKETS, _OTHERS[:6]))
 
 
 def _texts(names: Iterable[str]) -> str:
