@@ -13,19 +13,24 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
+from busco.ingest.scalars import (
+    FLOATS,
+    FRACTIONS,
+    INTEGERS,
+    JSON_STRING,
+    WIDE,
+    matches,
+    moment,
+    strict,
+    stripped,
+    time_pattern,
+    trimmed,
+    where,
+)
 from busco.lake import types
 from busco.lake.types import literal, quoted
 
-_INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT"})
-_FLOATS = frozenset({"FLOAT", "DOUBLE"})
-# the digits that each keeps of a second's fraction
-_FRACTIONS = {"TIMESTAMP": 6, "TIMESTAMP_S": 0, "TIMESTAMP_MS": 3, "TIMESTAMP WITH TIME ZONE": 6}
-# types for which DuckDB's own grammar is accepted in a column of their own too
-_WIDE = frozenset({"UTINYINT", "USMALLINT", "TIMESTAMP WITH TIME ZONE"})
-
-_SPACE = "' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13)"
 _DIGITS = r"\d+(?:_\d+)*"
 _NUMBER = rf"[+-]?(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?"
 _RADIX = r"0[xX][0-9a-fA-F]+(?:_[0-9a-fA-F]+)*|0[bB][01]+(?:_[01]+)*"
@@ -35,7 +40,6 @@ _FURTHEST = 1000
 # the word NULL, and what it is changed to where its presence is asked for
 _NULL, _NOT_NULL = "(?i)(nul)l", "\\1\ue000"
 
-_DAY = r"\d{4}-\d{2}-\d{2}"
 _WIDE_DAY = r"\d{4}(?:[-/\\ ]\d{1,2}){2}"
 _EPOCH = r"(?i:epoch)|"
 _NO_TIME = r"(?:[ T]00:00(?::00(?:\.0*)?)?)?"
@@ -57,10 +61,8 @@ _OTHERS = "".join(chr(0xE001 + at) for at in range(len(_SIGNS)))
 _BRACKETS = _SIGNS[:6]
 _LITERAL = rf"(?s)(?:{_OTHER}{_STRINGS})*{_OTHER}"
 # JSON outside of its strings has no single quotes and no backslashes, of which DuckDB's grammar would make something.
-_JSON_STRING = r'"(?:[^"\\]|\\.)*"'
-_NO_JSON = r"(?i)nan|inf|,\s*[\]}]"
-_JSON_PARTS = rf"(?s){_JSON_STRING}|[^\"]+"
-_JSON_LITERAL = rf"(?s)(?:[^\"'\\]|{_JSON_STRING})*"
+_JSON_PARTS = rf"(?s){JSON_STRING}|[^\"]+"
+_JSON_LITERAL = rf"(?s)(?:[^\"'\\]|{JSON_STRING})*"
 
 
 def value_sql(kind: types.DataType, text: str) -> str:
@@ -74,36 +76,16 @@ def value_sql(kind: types.DataType, text: str) -> str:
 
 def fits_sql(kind: types.DataType, text: str) -> str:
     """Whether `value_sql` of a text that is not NULL has a value; faster where that can be."""
-    if isinstance(kind, types.Primitive) and kind.name not in _WIDE | {"VARCHAR"}:
-        return _strict(kind, _stripped(kind, text)).fits()
+    if isinstance(kind, types.Primitive) and kind.name not in WIDE | {"VARCHAR"}:
+        return strict(kind, stripped(kind, text)).fits()
     return f"{value_sql(kind, text)} is not null"
 
 
 def cast_sql(kind: types.DataType, text: str) -> str:
     """`value_sql` of texts that are known to fit; faster where that can be."""
-    if not isinstance(kind, types.Primitive) or kind.name in _WIDE:
+    if not isinstance(kind, types.Primitive) or kind.name in WIDE:
         return value_sql(kind, text)
-    return text if kind.name == "VARCHAR" else f"cast({_stripped(kind, text)} as {kind})"
-
-
-@dataclass(frozen=True)
-class _Scalar:
-    """How a scalar is read: `cast`, where each of `texts` is true of its text and `accepted` of its value.
-
-    DuckDB computes an expression within AND or CASE as often as it stands there, so that `fits` names the cast once.
-    """
-
-    cast: str
-    texts: tuple[str, ...] = ()
-    accepted: str = ""
-
-    def value(self) -> str:
-        conditions = [*self.texts, *([self.accepted] if self.accepted else [])]
-        return _where(" and ".join(conditions), self.cast) if conditions else self.cast
-
-    def fits(self) -> str:
-        accepted = f"coalesce({self.accepted}, false)" if self.accepted else f"{self.cast} is not null"
-        return " and ".join([*self.texts, accepted])
+    return text if kind.name == "VARCHAR" else f"cast({stripped(kind, text)} as {kind})"
 
 
 class _Reader:
@@ -122,10 +104,10 @@ class _Reader:
             return self._map(kind, text)
         if kind.name == "VARCHAR":
             return text
-        if not (inner or kind.name in _WIDE):
-            return _strict(kind, _stripped(kind, text)).value()
-        stripped = text if kind.name == "BLOB" else _trimmed(text)
-        return self._let(stripped, lambda t: self._wide(kind, t))
+        if not (inner or kind.name in WIDE):
+            return strict(kind, stripped(kind, text)).value()
+        inside = text if kind.name == "BLOB" else trimmed(text)
+        return self._let(inside, lambda t: self._wide(kind, t))
 
     def _let(self, expression: str, body: Callable[[str], str]) -> str:
         """Computes an expression once for a body that names it several times."""
@@ -148,7 +130,7 @@ class _Reader:
         of_json = isinstance(kind.element, types.Primitive) and kind.element.name == "JSON"
         raw = f"try_cast({self._hidden_json(text) if of_json else self._hidden(text)} as VARCHAR[])"
         pairs = self._each(raw, lambda element: self._pair(kind.element, element))
-        return self._let(pairs, lambda read: _where(self._all_read(read, "value"), self._every(read, "value")))
+        return self._let(pairs, lambda read: where(self._all_read(read, "value"), self._every(read, "value")))
 
     def _struct(self, kind: types.Struct, text: str) -> str:
         names = [_hidden_name(name) for name, _ in kind.fields]
@@ -156,16 +138,16 @@ class _Reader:
 
         def fields(raw: str) -> str:
             read = ", ".join(f"{literal(name)}: {self._pair(inner, _field(raw, hid))}" for hid, (name, inner) in pairs)
-            return _where(f"{raw} is not null", f"{{{read}}}")
+            return where(f"{raw} is not null", f"{{{read}}}")
 
         def whole(read: str) -> str:
             parts = [(literal(name), _field(read, name)) for name, _ in kind.fields]
             fits = " and ".join(f"{_field(part, 'given')} = ({_field(part, 'value')} is not null)" for _, part in parts)
-            return _where(fits, "{" + ", ".join(f"{name}: {_field(part, 'value')}" for name, part in parts) + "}")
+            return where(fits, "{" + ", ".join(f"{name}: {_field(part, 'value')}" for name, part in parts) + "}")
 
         raw = self._let(
             self._hidden(text),
-            lambda hidden: _where(self._each_field_once(names, hidden), f"try_cast({hidden} as {_texts(names)})"),
+            lambda hidden: where(self._each_field_once(names, hidden), f"try_cast({hidden} as {_texts(names)})"),
         )
         return self._let(self._let(raw, fields), whole)
 
@@ -182,7 +164,7 @@ class _Reader:
             return " + ".join(f"cast({_field(given, _not_null(name))} is not null as integer)" for name in names)
 
         # `(1, 2)` names no fields
-        return f"(starts_with({_trimmed(text)}, '(') or {_entries(text)} = {self._let(given, present)})"
+        return f"(starts_with({trimmed(text)}, '(') or {_entries(text)} = {self._let(given, present)})"
 
     def _map(self, kind: types.MapOf, text: str) -> str:
         def entry(raw: str) -> str:
@@ -197,7 +179,7 @@ class _Reader:
                 f"list_unique({keys}) = len({read})",
                 self._all_read(values, "value"),
             ]
-            return _where(" and ".join(fits), f"map({keys}, {self._every(values, 'value')})")
+            return where(" and ".join(fits), f"map({keys}, {self._every(values, 'value')})")
 
         # TRY_CAST raises where a key stands there twice; of `{a=1,,b=2}` DuckDB makes a key `,b`
         raw = self._let(
@@ -205,7 +187,7 @@ class _Reader:
             lambda hidden: f"{{'map': try(cast({hidden} as MAP(VARCHAR, VARCHAR))), 'entries': {_entries(hidden)}}}",
         )
         entries = self._let(
-            raw, lambda raw: _where(f"len(map_keys({raw}.map)) = {raw}.entries", f"map_entries({raw}.map)")
+            raw, lambda raw: where(f"len(map_keys({raw}.map)) = {raw}.entries", f"map_entries({raw}.map)")
         )
         return self._let(self._each(entries, entry), whole)
 
@@ -233,7 +215,7 @@ class _Reader:
         def hidden(text: str) -> str:
             parts = self._each(f"regexp_extract_all({text}, {literal(_PARTS)})", without_brackets)
             return (
-                f"case when not {_matches(text, _LITERAL)} or regexp_matches({text}, '[{_OTHERS}]') then null "
+                f"case when not {matches(text, _LITERAL)} or regexp_matches({text}, '[{_OTHERS}]') then null "
                 f"when regexp_matches({text}, {literal(_BRACKET_IN_QUOTES)}) then array_to_string({parts}, '') "
                 f"else {text} end"
             )
@@ -254,35 +236,35 @@ class _Reader:
 
         def hidden(text: str) -> str:
             parts = self._each(f"regexp_extract_all({text}, {literal(_JSON_PARTS)})", hidden_part)
-            is_json = f"{_matches(text, _JSON_LITERAL)} and not regexp_matches({text}, '[{_OTHERS}]')"
-            return _where(is_json, f"array_to_string({parts}, '')")
+            is_json = f"{matches(text, _JSON_LITERAL)} and not regexp_matches({text}, '[{_OTHERS}]')"
+            return where(is_json, f"array_to_string({parts}, '')")
 
         return self._let(text, hidden)
 
     # -- scalars, by the grammar of DuckDB's casts -------------------------------------------------------------------
 
     def _wide(self, kind: types.Primitive, text: str) -> str:
-        strict = _strict(kind, text)
-        if kind.name in _FLOATS:
-            plain = _where(_matches(text, _NUMBER), f"replace({text}, '_', '')")
-            return self._let(plain, lambda number: _strict(kind, number).value())
-        if kind.name in _INTEGERS or kind.name == "DECIMAL":
-            plain = _where(_matches(text, _NUMBER), self._plain(text))
-            other = self._let(plain, lambda number: _strict(kind, number).value())
+        narrow = strict(kind, text)
+        if kind.name in FLOATS:
+            plain = where(matches(text, _NUMBER), f"replace({text}, '_', '')")
+            return self._let(plain, lambda number: strict(kind, number).value())
+        if kind.name in INTEGERS or kind.name == "DECIMAL":
+            plain = where(matches(text, _NUMBER), self._plain(text))
+            other = self._let(plain, lambda number: strict(kind, number).value())
             if kind.name != "DECIMAL":
-                other = f"case when {_matches(text, _RADIX)} then {strict.cast} else {other} end"
-            return f"case when {strict.texts[0]} then {strict.cast} else {other} end"
+                other = f"case when {matches(text, _RADIX)} then {narrow.cast} else {other} end"
+            return f"case when {narrow.texts[0]} then {narrow.cast} else {other} end"
         if kind.name == "DATE":
-            return _moment(kind, text, _EPOCH + _WIDE_DAY + _NO_TIME).value()
-        if kind.name in _FRACTIONS:
+            return moment(kind, text, _EPOCH + _WIDE_DAY + _NO_TIME).value()
+        if kind.name in FRACTIONS:
             zoned = kind.name == "TIMESTAMP WITH TIME ZONE"
-            time = _time(kind, r"(?:T|\s+)", r"\d{1,2}", _ZONE if zoned else _UTC)
-            read = _moment(kind, text, _EPOCH + _WIDE_DAY + time).value()
+            time = time_pattern(kind, r"(?:T|\s+)", r"\d{1,2}", _ZONE if zoned else _UTC)
+            read = moment(kind, text, _EPOCH + _WIDE_DAY + time).value()
             if zoned:
                 named = f"regexp_matches({text}, {_NAMED})"
                 return f"case when {named} then {self._in_zone(text, read)} else {read} end"
             return read
-        return strict.value()
+        return narrow.value()
 
     def _plain(self, text: str) -> str:
         """A number without underscores and exponent: `1_5e-1` is `1.5`. DuckDB rounds 0.7e-45 up to 0.1."""
@@ -321,72 +303,7 @@ class _Reader:
         # apart from texts without a name: DuckDB reads one in the zone that the text before it named
         zone = f"regexp_extract({text}, {_NAMED}, 1)"
         local = f"try_cast(regexp_replace({text}, {_NAMED}, '') as timestamp)"
-        return self._let(read, lambda moment: _where(once(moment, zone, local), moment))
-
-
-def _strict(kind: types.Primitive, text: str) -> _Scalar:
-    """A scalar by the grammar that a column of its own has."""
-    read = f"try_cast({text} as {kind})"
-    if kind.name in _INTEGERS:
-        return _Scalar(read, (_matches(text, r"[+-]?\d+(?:\.0*)?"),))
-    if kind.name == "DECIMAL":
-        fraction = rf"\d{{0,{kind.scale}}}0*"
-        only = rf"|\.\d{{1,{kind.scale}}}0*" if kind.scale else ""
-        return _Scalar(read, (_matches(text, rf"[+-]?(?:\d+(?:\.{fraction})?{only})"),))
-    if kind.name in _FLOATS:
-        number = _matches(text, r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?")
-        return _Scalar(read, (number,), f"isfinite({read})")
-    if kind.name == "DATE":
-        return _moment(kind, text, _DAY)
-    if kind.name in _FRACTIONS:
-        return _moment(kind, text, _DAY + _time(kind, "[ T]", r"\d{2}", ""))
-    if kind.name == "JSON":
-        # DuckDB accepts NaN, Infinity and a comma after the last element, which JSON does not have. Outside of its
-        # strings, JSON has no such letters.
-        no_strings = f"regexp_replace({text}, {literal(_JSON_STRING)}, '0', 'g')"
-        return _Scalar(read, (f"not regexp_matches({no_strings}, {literal(_NO_JSON)})",))
-    return _Scalar(read)
-
-
-def _time(kind: types.Primitive, separator: str, digits: str, zone: str) -> str:
-    seconds = rf"{digits}(?:\.\d{{0,{_FRACTIONS[kind.name]}}}0*)?"
-    return rf"(?:{separator}{digits}:{digits}(?::{seconds})?{zone})?"
-
-
-def _moment(kind: types.Primitive, text: str, pattern: str) -> _Scalar:
-    """A date or a time in the years 1 to 9999, which are those that every reader of a table knows.
-
-    The year 0 is the year before 1 to DuckDB, and to others none at all.
-    """
-    read = f"try_cast({text} as {kind})"
-    texts = (_matches(text, pattern), f"not starts_with({text}, '0000')")
-    if kind.name == "DATE":
-        return _Scalar(read, texts)
-    # by 24:00, or by an offset, a moment is in another year than its text
-    if kind.name == "TIMESTAMP WITH TIME ZONE":
-        first, last = "'0001-01-01 00:00:00+00'", "'9999-12-31 23:59:59.999999+00'"
-        return _Scalar(read, texts, f"{read} between cast({first} as {kind}) and cast({last} as {kind})")
-    return _Scalar(read, texts, f"{read} < cast('10000-01-01' as {kind})")
-
-
-def _stripped(kind: types.Primitive, text: str) -> str:
-    """Without the spaces around it, which are part of a text and of bytes alone."""
-    if kind.name in ("VARCHAR", "BLOB"):
-        return text
-    return _trimmed(text) if kind.name in _WIDE | {"JSON"} else f"trim({text})"
-
-
-def _trimmed(text: str) -> str:
-    """Without spaces of any kind (the inner trim), tabs and line breaks around it."""
-    return f"trim(trim({text}), {_SPACE})"
-
-
-def _where(condition: str, value: str) -> str:
-    return f"case when {condition} then {value} end"
-
-
-def _matches(text: str, pattern: str) -> str:
-    return f"regexp_full_match({text}, {literal(pattern)})"
+        return self._let(read, lambda moment: where(once(moment, zone, local), moment))
 
 
 def _field(struct: str, name: str) -> str:
@@ -408,7 +325,7 @@ def _texts(names: Iterable[str]) -> str:
 
 def _entries(text: str) -> str:
     """How many entries the text of a struct or a map has."""
-    inner = _trimmed(text)
+    inner = trimmed(text)
     return f"len(try_cast('[' || substr({inner}, 2, len({inner}) - 2) || ']' as VARCHAR[]))"
 
 
