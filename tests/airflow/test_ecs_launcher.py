@@ -196,7 +196,7 @@ def test_maintenance_frees_the_places_of_tasks_that_are_over_and_of_orders_whose
     # one triggerer died before it had written down which task was started, another one before it had asked for one
     slots.gone([arns[0]])
     for one in (running, unknown):
-        slots.ask(one.token, "label")
+        slots.ask(one.token, "label", "start")
     reaper = Reaper(settings, mock.Mock(), mock.Mock(), slots, frozenset, stale=0.0)
     assert reaper.free_places() == 2
     assert [(holder.token, holder.arn) for holder in slots.holders()] == [(running.token, arns[0])]

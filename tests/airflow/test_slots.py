@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from busco.orchestration.slots import Slots
 from tests.unit.places_world import Memory
@@ -19,17 +20,18 @@ def test_the_table_in_postgresql_and_the_one_in_memory_answer_alike(sessions: An
     slots = Slots(limit, sessions, lambda: f"to_timestamp({now[0]})")
     numbers: dict[int, int] = {0: 0}
     seen = set[str]()
-    for _ in range(150):
+    for _ in range(300):
         now[0] += chance.choice([0, 1, 10, 50, 70])
         token, arn = chance.choice("abcd"), chance.choice(["arn:1", "arn:2", "arn:3"])
+        start = chance.choice(["first", "first", "second"])
         step, arguments = chance.choice(
             [
-                ("ask", (token, "label")),
-                ("ask", (token, "label")),
+                ("ask", (token, "label", start)),
+                ("ask", (token, "label", start)),
                 ("keep", (token,)),
                 ("started", (token, arn)),
                 ("leave", (token,)),
-                ("give_back", (token,)),
+                ("give_back", (token, start)),
                 ("take_away", (token, 60.0)),
                 ("gone", ([arn],)),
             ]
@@ -48,3 +50,31 @@ def test_the_table_in_postgresql_and_the_one_in_memory_answer_alike(sessions: An
         if expected:
             seen.add(step)
     assert len(seen) >= 6, "most steps were taken, not only refused"
+
+
+_OF_AN_EARLIER_RELEASE = """
+create table busco_ecs_slot (
+    id bigserial primary key,
+    token text not null unique,
+    label text not null,
+    task_arn text not null default '',
+    is_taken boolean not null default false,
+    asked_at timestamptz not null default clock_timestamp()
+)
+"""
+
+
+def test_a_table_of_an_earlier_release_keeps_its_places_and_they_are_not_given_back(sessions: Any) -> None:
+    with sessions() as session:
+        session.execute(text(_OF_AN_EARLIER_RELEASE))
+        session.execute(text("insert into busco_ecs_slot (token, label, is_taken) values ('old', 'label', true)"))
+    slots = Slots(2, sessions)
+    assert slots.ask("old", "label", "start").has_one
+    assert not slots.give_back("old", "start"), "a triggerer of the earlier release may be starting its task"
+    assert slots.ask("new", "label", "start").has_one
+    assert slots.give_back("new", "start")
+    # a triggerer of the earlier release goes on beside this one
+    with sessions() as session:
+        session.execute(text("insert into busco_ecs_slot (token, label) values ('older', 'label')"))
+    assert slots.ask("older", "label", "start").has_one
+    assert [holder.token for holder in slots.holders()] == ["old", "older"]

@@ -135,7 +135,7 @@ def test_maintenance_stops_the_runners_that_nobody_follows_and_nothing_else(
 
         slots = Slots.of_airflow(10)
         for token, arn in {"a": over, "b": followed}.items():
-            slots.ask(token, "test")
+            slots.ask(token, "test", "start")
             slots.started(token, arn)
         patient = {"again": 0.2, "grace": timedelta(0), "stale": 0.0}
         reaper = Reaper(tasks.settings, tasks.ecs, driver.store, slots, followed_runs, **patient)

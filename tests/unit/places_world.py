@@ -32,10 +32,12 @@ class Memory:
         self.rows: dict[str, Row] = {}
         self._numbers = itertools.count(1)
 
-    def ask(self, token: str, label: str) -> Place:
+    def ask(self, token: str, label: str, start: str) -> Place:
         now = self.clock()
-        row = self.rows.setdefault(token, Row(next(self._numbers), now))
+        row = self.rows.setdefault(token, Row(next(self._numbers), now, start))
         row.asked_at = now
+        if row.start != start:
+            row.start = ""
         self.rows = {key: one for key, one in self.rows.items() if one.is_taken or one.asked_at >= now - 60}
         taken = sum(one.is_taken for one in self.rows.values())
         if row.is_taken:
@@ -62,8 +64,8 @@ class Memory:
     def leave(self, token: str) -> bool:
         return self._drop(token, lambda row: not row.is_taken)
 
-    def give_back(self, token: str) -> bool:
-        return self._drop(token, lambda row: not row.arn)
+    def give_back(self, token: str, start: str) -> bool:
+        return self._drop(token, lambda row: not row.arn and row.start == start)
 
     def take_away(self, token: str, seconds: float) -> bool:
         return self._granted(token) is not None and self._drop(token, lambda row: row.asked_at < self.clock() - seconds)
@@ -94,6 +96,7 @@ class Memory:
 class Row:
     number: int
     asked_at: float
+    start: str = ""
     is_taken: bool = False
     arn: str = ""
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import example, given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from busco.orchestration.launch import CannotStart
 from busco.orchestration.places import STALE, Unreachable
 from busco.orchestration.stops import Stop
-from tests.unit.places_world import Fault, Killed, Triggerer, World, in_one_thread, maintenance
+from tests.unit.places_world import Fault, Killed, Memory, Triggerer, World, in_one_thread, maintenance
 from tests.unit.virtual_time import simulate
 
 _HOURS = 12 * 3600.0
@@ -196,6 +197,73 @@ def test_a_start_that_is_cancelled_frees_what_ecs_was_not_asked_for_yet() -> Non
     run(story())
 
 
+@pytest.mark.parametrize("ends", ["cancelled", "refused"])
+def test_a_place_in_which_another_triggerer_may_start_the_same_order_is_not_given_back(ends: str) -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=600)
+        world.faults["same"] = ["capacity"] * 6
+        slow, quick = Triggerer(world, latency=[2.0]), Triggerer(world)
+        is_refused = False
+
+        async def refused(client_token: str) -> str:
+            if is_refused:
+                raise Unreachable(Stop("role", "ECS may not use the role", "deploy it"))
+            return await quick._run("same", client_token)
+
+        ended = asyncio.create_task(quick.places.start("same", "same", refused, quick.said.append))
+        await asyncio.sleep(0.01)
+        goes_on = asyncio.create_task(slow.start("same"))
+        other = asyncio.create_task(Triggerer(world).start("other"))
+        while not world.tasks:
+            await asyncio.sleep(0.01)
+        # ECS has started the task; its answer to the slow one is under way, and the quick one is between two tries
+        is_refused = True
+        if ends == "cancelled":
+            ended.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
+        arn = await goes_on
+        assert not any("place was taken away" in line for line in slow.said)
+        assert not other.done()
+        await other
+        assert world.most == 1
+        assert world.tasks[arn].stops is False
+
+    run(story())
+
+
+def test_an_order_stays_where_it_is_in_line_when_one_of_the_two_that_wait_for_it_is_cancelled() -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=30)
+        await Triggerer(world).start("first")
+        starts = [asyncio.create_task(Triggerer(world).start("same")) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        last = asyncio.create_task(Triggerer(world).start("last"))
+        await asyncio.sleep(5)
+        starts[0].cancel()
+        await asyncio.gather(starts[1], last)
+        assert [task.token for task in world.tasks.values()] == ["first", "same", "last"]
+
+    run(story())
+
+
+def test_a_second_start_gives_nothing_back_when_the_answer_to_the_first_one_was_lost() -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=600)
+        world.faults["one"] = ["lost", "capacity", "capacity"]
+        one = Triggerer(world)
+        # the database fails after the answer was lost, and whoever has it started tries again
+        away = OSError("the database is away")
+        with mock.patch.object(Memory, "keep", side_effect=[True, away]), pytest.raises(OSError, match="is away"):
+            await one.start("one")
+        again = asyncio.create_task(one.start("one"))
+        await asyncio.sleep(0.5)
+        again.cancel()
+        await Triggerer(world).start("other")
+        assert world.most == 1
+
+    run(story())
+
+
 @dataclass
 class Plan:
     """What happens in one world.
@@ -205,6 +273,8 @@ class Plan:
         events: when what happens to which triggerer: it is killed (0), or stands still for so many seconds.
         throttled: until when ECS answers nobody.
         latency: of each triggerer's calls, in turn.
+        cancelled: further starts of orders that are started above: of which one, by which triggerer, when, and after
+            how many seconds they are cancelled.
     """
 
     limit: int
@@ -212,10 +282,12 @@ class Plan:
     events: list[tuple[float, int, float]] = field(default_factory=list)
     throttled: float = 0.0
     latency: list[float] = field(default_factory=lambda: [0.05])
+    cancelled: list[tuple[int, int, float, float]] = field(default_factory=list)
 
 
 _faults = st.lists(st.sampled_from(["none", "capacity", "capacity", "lost", "unheard"]), max_size=6)
 _orders = st.lists(st.tuples(st.integers(0, 2), st.floats(0, 100), _faults), min_size=2, max_size=6)
+_cancelled = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2), st.floats(0, 100), st.floats(0, 60)), max_size=4)
 _latency = st.lists(st.floats(0.01, 20), min_size=1, max_size=5)
 
 
@@ -223,7 +295,7 @@ def plans(longest_stall: float) -> st.SearchStrategy[Plan]:
     """Plans in which nobody stands still for longer than that."""
     what = st.one_of(st.just(0.0), st.floats(0.1, longest_stall))
     events = st.lists(st.tuples(st.floats(0, 300), st.integers(0, 2), what), max_size=4)
-    return st.builds(Plan, st.integers(1, 3), _orders, events, st.floats(0, 150), _latency)
+    return st.builds(Plan, st.integers(1, 3), _orders, events, st.floats(0, 150), _latency, _cancelled)
 
 
 async def played(plan: Plan) -> World:
@@ -249,8 +321,17 @@ async def played(plan: Plan) -> World:
         else:
             triggerers[by].kill()
 
+    async def cancelled(number: int, by: int, at: float, seconds: float) -> None:
+        await asyncio.sleep(at)
+        begun = asyncio.create_task(triggerers[by].start(str(number % len(plan.orders))))
+        await asyncio.sleep(seconds)
+        begun.cancel()
+        await asyncio.wait([begun])
+        assert begun.cancelled() or not isinstance(begun.exception(), Exception)
+
     begun = [order(number, by, delay) for number, (by, delay, _) in enumerate(plan.orders)]
     begun += [event(*one) for one in plan.events]
+    begun += [cancelled(*one) for one in plan.cancelled]
     # whoever is killed or late, all of the others get on
     await asyncio.wait_for(asyncio.gather(*begun), _HOURS)
     return world
@@ -260,6 +341,7 @@ async def played(plan: Plan) -> World:
 @settings(max_examples=60, deadline=None)
 @example(Plan(1, [(0, 0, ["capacity"] * 6), (1, 1, [])]))
 @example(Plan(1, [(0, 0, ["lost"]), (1, 1, [])], [(0.2, 0, 0.0)]))
+@example(Plan(1, [(0, 0, ["capacity"] * 2), (1, 0, [])], latency=[2.0], cancelled=[(0, 1, 0, 9.0)]))
 def test_there_are_never_more_tasks_than_places(plan: Plan) -> None:
     async def story() -> None:
         world = await played(plan)

@@ -8,8 +8,10 @@ A place is a row of a table that all triggerers share (slots.py), in one of thes
     freed      there is no row
 
 Every step is a conditional update, so that whoever comes second knows it. A granted place is freed by its owner if ECS
-has certainly started nothing, or by anybody if its heartbeat is old and ECS has no task of the order. An owner that was
-too slow learns that after RunTask: it stops the task that it started, and asks for a place again.
+has certainly started nothing, or by anybody if its heartbeat is old and ECS has no task of the order. The owner can be
+certain only if nobody else has asked for the same place: another triggerer may be starting the same order, or an
+earlier attempt may have started a task and lost the answer. An owner that was too slow learns that after RunTask: it
+stops the task that it started, and asks for a place again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -70,7 +73,7 @@ class Table(Protocol):
 
     limit: int
 
-    def ask(self, token: str, label: str) -> Place: ...
+    def ask(self, token: str, label: str, start: str) -> Place: ...
 
     def keep(self, token: str) -> bool: ...
 
@@ -78,7 +81,7 @@ class Table(Protocol):
 
     def leave(self, token: str) -> bool: ...
 
-    def give_back(self, token: str) -> bool: ...
+    def give_back(self, token: str, start: str) -> bool: ...
 
     def take_away(self, token: str, seconds: float) -> bool: ...
 
@@ -141,12 +144,14 @@ class Places:
             CannotStart: there is no use in waiting, or it was waited for too long.
         """
         rejected: set[str] = set()
+        # names this attempt: whether an earlier one has started something is not known here
+        start = uuid.uuid4().hex
         while True:
-            place = await self._granted(token, label, say)
+            place = await self._granted(token, label, start, say)
             if place.arn:
                 return place.arn
             async with self._kept(token):
-                arn = await self._task(token, f"{token}-{place.number}", run, say, rejected)
+                arn = await self._task(token, start, f"{token}-{place.number}", run, say, rejected)
             if arn and await _in_thread(self.table.started, token, arn):
                 return arn
             say("its place was taken away: its triggerer was not heard for a while; it asks for another one")
@@ -159,12 +164,12 @@ class Places:
         task may have been started for it a moment ago."""
         await _in_thread(self.table.leave, token)
 
-    async def _granted(self, token: str, label: str, say: Say) -> Place:
+    async def _granted(self, token: str, label: str, start: str, say: Say) -> Place:
         """Waits in line for a place."""
         said = ""
         try:
             while True:
-                place: Place = await _in_thread(self.table.ask, token, label)
+                place: Place = await _in_thread(self.table.ask, token, label, start)
                 if place.has_one:
                     return place
                 line = f"waiting for a place: {place.taken} ECS tasks run, {place.ahead} wait before this one"
@@ -176,11 +181,13 @@ class Places:
                     await self.free()
                 await asyncio.sleep(_ASK)
         except asyncio.CancelledError:
-            # the question may have been answered meanwhile: nothing was started, so that the place is free either way
-            await asyncio.shield(_in_thread(self.table.give_back, token))
+            # the question may have been answered meanwhile: nothing was started here, whatever the answer was
+            await asyncio.shield(_in_thread(self.table.give_back, token, start))
             raise
 
-    async def _task(self, token: str, client_token: str, run: Run, say: Say, rejected: Collection[str]) -> str:
+    async def _task(
+        self, token: str, start: str, client_token: str, run: Run, say: Say, rejected: Collection[str]
+    ) -> str:
         """RunTask until there is a task; gives its ARN, '' where the place was lost meanwhile."""
         began, delay = _now(), 1.0
         # whether a task may have been started of which nothing is known: by this call, by an earlier one
@@ -208,7 +215,7 @@ class Places:
         except BaseException:
             # else the place is looked into when its heartbeat is old
             if not is_calling and not is_unknown:
-                await asyncio.shield(_in_thread(self.table.give_back, token))
+                await asyncio.shield(_in_thread(self.table.give_back, token, start))
             raise
 
     @contextlib.asynccontextmanager

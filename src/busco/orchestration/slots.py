@@ -27,6 +27,8 @@ create table if not exists busco_ecs_slot (
     asked_at timestamptz not null default clock_timestamp()
 )
 """
+# Added after the first release. '' in it: several starts have asked for the place, or one of a release without it.
+_START = "alter table busco_ecs_slot add column if not exists start text not null default ''"
 _GRANTED = "token = :token and is_taken and task_arn = ''"
 
 Sessions = Callable[[], AbstractContextManager[Any]]
@@ -54,15 +56,22 @@ class Slots:
 
     # -- steps of its owner -------------------------------------------------------------------------------------------
 
-    def ask(self, token: str, label: str) -> Place:
-        """Asks for a place, or for the one that `token` has already; to be repeated until it is given."""
+    def ask(self, token: str, label: str, start: str) -> Place:
+        """Asks for a place, or for the one that `token` has already; to be repeated until it is given.
+
+        Args:
+            start: names the attempt to start the order that asks: only the one attempt that ever asked for a place may
+                give it back.
+        """
         with self._locked() as session:
             session.execute(
                 text(
-                    f"insert into busco_ecs_slot (token, label, asked_at) values (:token, :label, {self._now()})"
-                    f" on conflict (token) do update set asked_at = {self._now()}"
+                    "insert into busco_ecs_slot (token, label, start, asked_at)"
+                    f" values (:token, :label, :start, {self._now()})"
+                    f" on conflict (token) do update set asked_at = {self._now()},"
+                    " start = case busco_ecs_slot.start when excluded.start then excluded.start else '' end"
                 ),
-                {"token": token, "label": label},
+                {"token": token, "label": label, "start": start},
             )
             session.execute(
                 text(f"delete from busco_ecs_slot where not is_taken and asked_at < {self._now()} - {_FORGOTTEN}")
@@ -101,9 +110,13 @@ class Slots:
         """Waiting → freed."""
         return self._changed("delete from busco_ecs_slot where token = :token and not is_taken", token=token)
 
-    def give_back(self, token: str) -> bool:
-        """Waiting or granted → freed: for an owner who knows that nothing was started."""
-        return self._changed("delete from busco_ecs_slot where token = :token and task_arn = ''", token=token)
+    def give_back(self, token: str, start: str) -> bool:
+        """Waiting or granted → freed: for an attempt that has started nothing, if no other one has asked for it."""
+        return self._changed(
+            "delete from busco_ecs_slot where token = :token and task_arn = '' and start = :start",
+            token=token,
+            start=start,
+        )
 
     # -- steps of anybody ---------------------------------------------------------------------------------------------
 
@@ -145,5 +158,6 @@ class Slots:
             session.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
             if not self._made:
                 session.execute(text(_TABLE))
+                session.execute(text(_START))
             yield session
         self._made = True
