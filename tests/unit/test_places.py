@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from busco.orchestration.launch import CannotStart
 from busco.orchestration.places import STALE, Unreachable
 from busco.orchestration.stops import Stop
-from tests.unit.places_world import Fault, Killed, Memory, Triggerer, World, in_one_thread, maintenance
+from tests.unit.places_world import LAG, Fault, Killed, Memory, Triggerer, World, in_one_thread, maintenance
 from tests.unit.virtual_time import simulate
 
 _HOURS = 12 * 3600.0
@@ -260,6 +260,104 @@ def test_a_second_start_gives_nothing_back_when_the_answer_to_the_first_one_was_
         again.cancel()
         await Triggerer(world).start("other")
         assert world.most == 1
+
+    run(story())
+
+
+@pytest.mark.parametrize("later", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("fault", ["none", "lost"])
+def test_an_order_that_is_discarded_leaves_no_task_whenever_it_was_cancelled(fault: Fault, later: float) -> None:
+    async def story() -> None:
+        world = World(limit=5, duration=3600)
+        world.faults["one"] = [fault]
+        triggerer = Triggerer(world, latency=[0.4])
+        begun = asyncio.create_task(triggerer.start("one"))
+        # ECS has started the task, and its answer is under way: ListTasks does not show the task yet
+        while not world.tasks:
+            await asyncio.sleep(0.1)
+        begun.cancel()
+        await asyncio.wait([begun])
+        await asyncio.sleep(later)
+        await triggerer.places.discard("one", "its task was cleared")
+        assert all(task.stops for task in world.tasks.values())
+        await asyncio.sleep(world.ending)
+        await maintenance(world)
+        assert world.table.rows == {}
+
+    run(story())
+
+
+def test_an_order_that_another_triggerer_has_just_started_is_discarded_before_ecs_lists_its_task() -> None:
+    async def story() -> None:
+        world = World(limit=5, duration=3600)
+        arn = await Triggerer(world).start("one")
+        await Triggerer(world).places.discard("one", "its task was cleared")
+        assert world.tasks[arn].stops
+        assert world.clock() - world.tasks[arn].started_at < LAG
+
+    run(story())
+
+
+def test_an_order_that_is_discarded_before_ecs_has_heard_its_start_leaves_no_task() -> None:
+    async def story() -> None:
+        world = World(limit=5, duration=3600)
+        triggerer = Triggerer(world, latency=[0.05, 100.0] + [0.05] * 10)
+        begun = asyncio.create_task(triggerer.start("one"))
+        await asyncio.sleep(10)
+        begun.cancel()
+        await asyncio.wait([begun])
+        await triggerer.places.discard("one", "its task was cleared")
+        assert [task.stops for task in world.tasks.values()] == [True]
+
+    run(story())
+
+
+def test_a_triggerer_that_shuts_down_during_a_start_stops_nothing_and_the_next_one_finds_the_task() -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=600)
+        first = Triggerer(world, latency=[1.5])
+        begun = asyncio.create_task(first.start("one"))
+        while not world.tasks:
+            await asyncio.sleep(0.1)
+        begun.cancel()
+        await asyncio.wait([begun])
+        arn = await Triggerer(world).start("one")
+        await asyncio.sleep(5 * STALE)
+        assert [(task.arn, task.stops) for task in world.tasks.values()] == [(arn, False)]
+        assert world.table.rows["one"].arn == arn
+
+    run(story())
+
+
+def test_a_start_that_was_cancelled_keeps_its_place_for_as_long_as_ecs_takes_to_answer() -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=1000)
+        begun = asyncio.create_task(Triggerer(world, latency=[3 * STALE]).start("slow"))
+        # in the middle of RunTask, which ECS has not heard yet
+        await asyncio.sleep(5 * STALE)
+        begun.cancel()
+        await asyncio.wait([begun])
+        await Triggerer(world).start("other")
+        assert [task.token for task in world.tasks.values()] == ["slow", "other"]
+        assert world.most == 1
+
+    run(story())
+
+
+def test_a_cancelled_start_that_stood_still_and_lost_its_place_leaves_no_task() -> None:
+    async def story() -> None:
+        world = World(limit=1, duration=1000)
+        slow = Triggerer(world, latency=[5.0])
+        begun = asyncio.create_task(slow.start("slow"))
+        # in the middle of RunTask, which ECS has not heard yet
+        await asyncio.sleep(7)
+        begun.cancel()
+        await asyncio.wait([begun])
+        slow.stall(10 * STALE)
+        other = await Triggerer(world).start("other")
+        await asyncio.sleep(11 * STALE)
+        assert {task.token: task.stops for task in world.tasks.values()} == {"other": False, "slow": True}
+        assert world.table.rows["other"].arn == other
 
     run(story())
 

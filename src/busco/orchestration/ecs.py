@@ -17,7 +17,7 @@ from busco.lake.records import Ending, Order, Pin, Runner
 from busco.orchestration.async_aws import async_client
 from busco.orchestration.ecs_task import placement, started_by, task_definition
 from busco.orchestration.launch import Say, Starting, command
-from busco.orchestration.places import LISTED, STALE, Holder, Places, Unreachable, is_over
+from busco.orchestration.places import LISTED, STALE, UNSEEN, Holder, Places, Unreachable, is_over
 from busco.orchestration.slots import Slots
 from busco.orchestration.stops import Stop, stop_reason
 from busco.settings import Settings
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 _EVERY = 1.5  # seconds between two looks at one ECS task
 _MOST = 100  # tasks that one DescribeTasks takes (API reference, DescribeTasks)
-# A task that ECS has just started may be unknown to DescribeTasks for a while (API reference, RunTask: "eventual
-# consistency"); one that was seen and is unknown now has expired, or ECS was restarted.
-_UNSEEN, _VANISHED = 20.0, 4.0
+# A task that ECS has just started may be unknown to DescribeTasks for `UNSEEN` seconds; one that was seen before has
+# expired, or ECS was restarted.
+_VANISHED = 4.0
 
 
 @dataclass
@@ -122,9 +122,7 @@ class EcsLauncher:
         return await self.start(pin, order, say)
 
     async def discard(self, order: Order, reason: str) -> None:
-        await self.places.leave(order.token)
-        for arn in await self.living(order.token):
-            await self.stop_task(arn, reason)
+        await self.places.discard(order.token, reason)
 
     async def _run(self, request: Mapping[str, Any]) -> str:
         """RunTask, once; gives the task's ARN.
@@ -234,7 +232,7 @@ class EcsLauncher:
                     continue
                 seen = self.seen(str(failure["arn"]))
                 seen.looked_at, seen.missing_since = now, seen.missing_since or now
-                if now - seen.missing_since >= (_VANISHED if seen.ever else _UNSEEN):
+                if now - seen.missing_since >= (_VANISHED if seen.ever else UNSEEN):
                     reason = "ECS does not know its task any more: it has expired, or ECS was restarted"
                     seen.ending = Ending(number=0, reason=reason, passing=True)
                     ended.append(str(failure["arn"]))

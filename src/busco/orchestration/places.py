@@ -33,6 +33,9 @@ STALE = 60.0  # seconds without a heartbeat after which a granted place is looke
 FULL = 5.0  # seconds between two looks at who has the places, while somebody waits for one
 _BEAT = 10.0  # seconds between two heartbeats of a granted place: several are missed before it is stale
 _ASK = 1.0  # seconds between two questions for a place
+_ANSWER = 120.0  # seconds that a discarded order waits for a RunTask that is under way
+# Seconds for which ECS may not show a task that it has just started (API reference, RunTask: "eventual consistency").
+UNSEEN = 20.0
 _PATIENCE = 1800.0  # seconds that an order waits for what may pass: capacity, throttling, the network
 # What ListTasks can be asked for. It filters by the status that ECS wants a task to have: one that is being set up is
 # in the first list, one that is being stopped and still runs in the second (API reference, ListTasks, desiredStatus).
@@ -132,6 +135,9 @@ class Places:
     def __init__(self, table: Table, tasks: Tasks, stale: float = STALE) -> None:
         self.table, self.tasks, self.stale = table, tasks, stale
         self._looked_at = -FULL
+        # the RunTasks that are under way, by the order's token; and the tasks that were started and got no place
+        self._calling: dict[str, asyncio.Task[str]] = {}
+        self._rejected: set[str] = set()
 
     # -- its owner ----------------------------------------------------------------------------------------------------
 
@@ -143,7 +149,6 @@ class Places:
         Raises:
             CannotStart: there is no use in waiting, or it was waited for too long.
         """
-        rejected: set[str] = set()
         # names this attempt: whether an earlier one has started something is not known here
         start = uuid.uuid4().hex
         while True:
@@ -151,18 +156,33 @@ class Places:
             if place.arn:
                 return place.arn
             async with self._kept(token):
-                arn = await self._task(token, start, f"{token}-{place.number}", run, say, rejected)
-            if arn and await _in_thread(self.table.started, token, arn):
+                arn = await self._task(token, start, f"{token}-{place.number}", run, say)
+            if arn:
                 return arn
             say("its place was taken away: its triggerer was not heard for a while; it asks for another one")
-            if arn:
-                rejected.add(arn)
-                await self._stop(arn)
 
-    async def leave(self, token: str) -> None:
-        """Ends the wait of an order that is not wanted any more. A place that it has been granted is not freed here: a
-        task may have been started for it a moment ago."""
+    async def discard(self, token: str, reason: str) -> None:
+        """Ends the wait of an order that is not wanted any more, and stops what was started for it. It may be repeated.
+
+        ListTasks may not show yet what was started a moment ago. Therefore this waits for a RunTask that is under way
+        here, and for the list while the order has a place whose task is not known. The place is not freed here.
+
+        Raises:
+            Unreachable: ECS does not answer.
+        """
         await _in_thread(self.table.leave, token)
+        if calling := self._calling.get(token):
+            await asyncio.wait([calling], timeout=_ANSWER)
+        until = _now() + UNSEEN
+        while True:
+            holders: list[Holder] = await _in_thread(self.table.holders)
+            places = [holder.arn for holder in holders if holder.token == token]
+            found = {*await self.tasks.living(token), *places} - {""}
+            for arn in sorted(found):
+                await self.tasks.stop_task(arn, reason)
+            if found or not places or _now() >= until:
+                return
+            await asyncio.sleep(_ASK)
 
     async def _granted(self, token: str, label: str, start: str, say: Say) -> Place:
         """Waits in line for a place."""
@@ -185,9 +205,7 @@ class Places:
             await asyncio.shield(_in_thread(self.table.give_back, token, start))
             raise
 
-    async def _task(
-        self, token: str, start: str, client_token: str, run: Run, say: Say, rejected: Collection[str]
-    ) -> str:
+    async def _task(self, token: str, start: str, client_token: str, run: Run, say: Say) -> str:
         """RunTask until there is a task; gives its ARN, '' where the place was lost meanwhile."""
         began, delay = _now(), 1.0
         # whether a task may have been started of which nothing is known: by this call, by an earlier one
@@ -196,10 +214,9 @@ class Places:
             while await _in_thread(self.table.keep, token):
                 try:
                     # after a restart, or a lost answer, there may be one already
-                    if known := [arn for arn in await self.tasks.of(token) if arn not in rejected]:
-                        return known[0]
+                    known = [arn for arn in await self.tasks.of(token) if arn not in self._rejected]
                     is_calling = True
-                    return await run(client_token)
+                    return await (self._taken(token, known[0]) if known else self._call(token, client_token, run))
                 except Unreachable as error:
                     is_unknown = is_unknown or (is_calling and not error.sure)
                     is_calling = False
@@ -217,6 +234,33 @@ class Places:
             if not is_calling and not is_unknown:
                 await asyncio.shield(_in_thread(self.table.give_back, token, start))
             raise
+
+    async def _call(self, token: str, client_token: str, run: Run) -> str:
+        """RunTask, and what follows from its answer; as `_taken`.
+
+        It goes on where whoever waits for it is cancelled: ECS may have heard it, and then the task needs its place,
+        and `discard` its ARN. Whether the task is stopped is not decided here: another triggerer may want it.
+        """
+
+        async def call() -> str:
+            try:
+                # the caller keeps the place too, but only until it is cancelled
+                async with self._kept(token):
+                    return await self._taken(token, await run(client_token))
+            finally:
+                self._calling.pop(token, None)
+
+        if token not in self._calling:
+            self._calling[token] = asyncio.create_task(call())
+        return await asyncio.shield(self._calling[token])
+
+    async def _taken(self, token: str, arn: str) -> str:
+        """Writes down which task has the place, and gives its ARN; '' where the place was lost: it is stopped then."""
+        if await _in_thread(self.table.started, token, arn):
+            return arn
+        self._rejected.add(arn)
+        await self._stop(arn)
+        return ""
 
     @contextlib.asynccontextmanager
     async def _kept(self, token: str) -> AsyncIterator[None]:
