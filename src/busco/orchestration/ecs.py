@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from botocore.exceptions import ClientError, HTTPClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from busco.lake.records import Ending, Order, Pin, Runner
 from busco.orchestration.async_aws import async_client
@@ -271,7 +271,7 @@ class EcsLauncher:
                 limit=lines,
                 startFromHead=False,
             )
-        except (ClientError, HTTPClientError) as error:
+        except (ClientError, BotoCoreError) as error:
             log.info("no output of %s: %s", arn, error)
             return ""
         return "\n".join(str(event["message"]) for event in answer.get("events") or [])
@@ -287,9 +287,14 @@ def _answers() -> Iterator[None]:
         stop = stop_reason("", f"{said.get('Code', '')}: {said.get('Message', '')}")
         is_server = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) >= 500
         raise Unreachable(stop, not is_server and _at_once(error.response)) from error
-    except HTTPClientError as error:
-        text, hint = f"no answer from ECS: {error}", "see that its endpoint can be reached"
-        raise Unreachable(Stop("network", text, hint, True), False) from error
+    except ParamValidationError as error:
+        stop = Stop("api", f"the request is wrong: {error}", "see the settings BUSCO_ECS_*")
+        raise Unreachable(stop) from error
+    except BotoCoreError as error:
+        # Also what never came to a connection, and missing credentials: their provider may be away. It is not sure that
+        # nothing was started: the client asks several times, and this is only the error of the last time.
+        hint = "see that its endpoint can be reached, and that Airflow's machine has credentials"
+        raise Unreachable(Stop("network", f"no answer from ECS: {error}", hint, True), False) from error
 
 
 def _at_once(answer: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from busco.errors import BuscoError
 from busco.orchestration.async_aws import Conflict
 from busco.orchestration.launch import CannotStart
+from busco.orchestration.places import PATIENCE
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +19,9 @@ Answer = TypeVar("Answer")
 EVERY = 0.3  # seconds between two tries, and between two looks at a run's records
 FAILURES = 150  # tries that may fail in a row: a minute where they fail at once, and longer where they time out
 _LOGGED = 30  # of so many failures in a row, the first is logged
+_LONGEST_PAUSE = 10.0  # seconds between two tries to start a runner
+# Seconds after which a start that fails had worked until then: it waited in line, and no single question takes as long.
+_WORKED = 300.0
 _FOR_THE_LOG = 20.0  # seconds that a task whose result is known waits for text that only its log needs
 
 
@@ -44,6 +48,41 @@ async def patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
             if failures % _LOGGED == 1:
                 log.warning("%s failed and is tried again: %s: %s", what, type(error).__name__, error)
         await asyncio.sleep(EVERY)
+
+
+async def start_patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """The runner that a call starts or finds. A call that fails is tried again for half an hour, which is as long as an
+    order waits for ECS; it must be safe to repeat.
+
+    Time counts here, not tries: a call may wait in line for hours, and what fails then has failed for the first time.
+
+    Args:
+        what: names the call in the log.
+
+    Raises:
+        CannotStart: the call raises it, or has failed for `PATIENCE` seconds: all who wait for this runner fail then,
+            and not one after the other.
+        Conflict, BuscoError: at once, as in `patiently`.
+    """
+    now = asyncio.get_running_loop().time
+    since, pause = now(), EVERY
+    while True:
+        began = now()
+        try:
+            return await call()
+        except (Conflict, CannotStart, BuscoError):
+            raise
+        except Exception as error:
+            if now() - began > _WORKED:
+                since, pause = now(), EVERY
+            reason = f"{type(error).__name__}: {error}"
+            if now() - since > PATIENCE:
+                text = f"{what} has failed for {PATIENCE / 60:.0f} minutes: {reason}"
+                hint = "see that Airflow's database and AWS can be reached, then clear the task"
+                raise CannotStart(f"{text}\n  → {hint}") from error
+            log.warning("%s failed and is tried again in %.0f s: %s", what, pause, reason)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)
 
 
 async def text_for_log(what: str, read: Callable[[], Awaitable[str]]) -> str:

@@ -36,7 +36,7 @@ _ASK = 1.0  # seconds between two questions for a place
 _ANSWER = 120.0  # seconds that a discarded order waits for a RunTask that is under way
 # Seconds for which ECS may not show a task that it has just started (API reference, RunTask: "eventual consistency").
 UNSEEN = 20.0
-_PATIENCE = 1800.0  # seconds that an order waits for what may pass: capacity, throttling, the network
+PATIENCE = 1800.0  # seconds that an order waits for what may pass: capacity, throttling, the network
 # What ListTasks can be asked for. It filters by the status that ECS wants a task to have: one that is being set up is
 # in the first list, one that is being stopped and still runs in the second (API reference, ListTasks, desiredStatus).
 LISTED = ("RUNNING", "STOPPED")
@@ -223,8 +223,8 @@ class Places:
                     stop = error.stop
                 if not stop.passing:
                     raise CannotStart(str(stop))
-                if _now() - began > _PATIENCE:
-                    raise CannotStart(f"{stop}\n(tried for {_PATIENCE / 60:.0f} minutes)")
+                if _now() - began > PATIENCE:
+                    raise CannotStart(f"{stop}\n(tried for {PATIENCE / 60:.0f} minutes)")
                 say(f"ECS starts no task now: {stop.text}; trying again in {delay:.0f} s")
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 60)

@@ -11,7 +11,7 @@ from busco.lake.layout import new_id
 from busco.lake.records import FINAL, RUNNER_NODE, Follower, LakeRecord, Order, Result, Runner
 from busco.orchestration.async_aws import Conflict
 from busco.orchestration.launch import CannotStart, Say, Starting, client_token
-from busco.orchestration.patience import patiently, text_for_log
+from busco.orchestration.patience import patiently, start_patiently, text_for_log
 from busco.orchestration.polling import Polled, Slot
 
 _TESTS = "tests/"  # orders for joint tests
@@ -149,7 +149,7 @@ class Watch(Polled):
     async def _started(self, order: Order, say: Say) -> Starting:
         name = f"starting a runner for {order.name}"
         try:
-            return await patiently(name, lambda: self.launcher.start(self.pin, order, say))
+            return await start_patiently(name, lambda: self.launcher.start(self.pin, order, say))
         except CannotStart as error:
             return Refused(str(error))
 
@@ -160,7 +160,7 @@ class Watch(Polled):
             return None
         what = f"finding the runner of {order.name}"
         try:
-            handle = await patiently(what, lambda: self.launcher.resume(self.pin, order, say))
+            handle = await start_patiently(what, lambda: self.launcher.resume(self.pin, order, say))
         except CannotStart as error:
             handle = Refused(str(error))
         if handle is None:
