@@ -113,18 +113,22 @@ class LocalLauncher:
 
     settings: Settings
     children: list[LocalProcess] = field(default_factory=list)
+    _starting: int = 0  # processes that are being started, and are not among the children yet
 
     async def start(self, pin: Pin, order: Order, say: Say) -> LocalProcess:
         said = False
         while True:
             self.children = [child for child in self.children if child.alive()]
-            if len(self.children) < self.settings.max_local_runners:
+            taken = len(self.children) + self._starting
+            if taken < self.settings.max_local_runners:
                 break
             if not said:
-                say(f"waiting: {len(self.children)} runners are at work on this machine (BUSCO_MAX_LOCAL_RUNNERS)")
+                say(f"waiting: {taken} runners are at work on this machine (BUSCO_MAX_LOCAL_RUNNERS)")
                 said = True
             await asyncio.sleep(0.5)
-        starting = asyncio.create_task(asyncio.to_thread(self._start, command(pin, order)))
+        # in the turn of the loop in which it was seen that there is room: others look in the next one
+        self._starting += 1
+        starting = asyncio.create_task(self._begin(command(pin, order)))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -137,6 +141,15 @@ class LocalLauncher:
         return None
 
     async def discard(self, order: Order, reason: str) -> None: ...
+
+    async def _begin(self, words: list[str]) -> LocalProcess:
+        """Starts a process in a thread. Only the loop changes the list of children: it also drops those that ended."""
+        try:
+            child = await asyncio.to_thread(self._start, words)
+            self.children.append(child)
+            return child
+        finally:
+            self._starting -= 1
 
     def _start(self, words: list[str]) -> LocalProcess:
         log = self.settings.state / "log" / "runners" / f"{uuid.uuid4().hex}.log"
@@ -152,9 +165,7 @@ class LocalLauncher:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        child = LocalProcess(process, log)
-        self.children.append(child)
-        return child
+        return LocalProcess(process, log)
 
     async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> dict[int, Ending]:  # noqa: ARG002
         return {runner.number: self._ending(runner) for runner in runners if not self._alive(runner)}
