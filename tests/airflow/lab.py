@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +27,7 @@ from busco.lake.records import (
 )
 from busco.lake.runs import TakenAway, save_pin
 from busco.orchestration.async_aws import AsyncObjects
-from busco.orchestration.follow import Ended, Follow, Job, Superseded
+from busco.orchestration.follow import SHARED, Ended, Follow, Job, Superseded
 from busco.orchestration.watch import Watch
 from busco.project import Project
 from busco.settings import SIZES
@@ -79,6 +79,8 @@ class Lab:
         hangs: nodes at which a runner does nothing more, and lives; the next one does not.
         silence: seconds without a heartbeat after which one is stopped.
         passing: what kills runners may pass.
+        pending: seconds between the start of an order's runner and its registration.
+        why_takes: seconds that it takes to read why a runner could not start.
         per_model: each model has a runner of its own.
         joint: tests over several models, which share one then.
         ecs: the runner of an order is found by its token, as on ECS; else only who started it knows it.
@@ -96,6 +98,8 @@ class Lab:
     hangs: set[str] = field(default_factory=set)
     silence: float = 300
     passing: bool = False
+    pending: Callable[[Order], float] = lambda _: 0.01
+    why_takes: float = 0.0
     per_model: bool = False
     joint: frozenset[str] = frozenset()
     ecs: bool = False
@@ -162,13 +166,18 @@ class Lab:
             self._kill(pid)
 
         async def why() -> str:
+            await asyncio.sleep(self.why_takes)
             return "the end of its output"
 
-        handle = SimpleNamespace(alive=lambda: pid in self.living, passing=lambda: False, why=why, stop=stop)
+        handle = SimpleNamespace(alive=lambda: pid in self.living, passing=lambda: self.passing, why=why, stop=stop)
         return self._tasks.setdefault(order.token, handle)
 
     async def resume(self, pin: Pin, order: Order, say: Any) -> Any:
         return await self.start(pin, order, say) if self.ecs else None
+
+    async def discard(self, order: Order, reason: str) -> None:
+        if order.token in self._tasks:
+            await self._tasks[order.token].stop(reason)
 
     async def look(self, runners: Sequence[Runner], handles: Sequence[Any]) -> dict[int, Ending]:
         return await self.s3.call("DescribeTasks", "", lambda: self._gone(runners))
@@ -200,7 +209,7 @@ class Lab:
 
     async def _runner(self, pid: int, order: Order) -> None:
         try:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(self.pending(order))
             if not self.stillborn:
                 await self._work(self._register(pid, order))
         finally:
@@ -313,13 +322,23 @@ class Lab:
     # -- a task -------------------------------------------------------------------------------------------------------
 
     async def follow(
-        self, *nodes: str, attempt: int = 1, restarts: int = 3, along: Sequence[str] = (), task: str = ""
+        self,
+        *nodes: str,
+        attempt: int = 1,
+        restarts: int = 3,
+        along: Sequence[str] = (),
+        task: str = "",
+        watch: Watch | None = None,
     ) -> Ended:
-        """A try of the task of these nodes, named after the first one where no name is given."""
+        """A try of the task of these nodes, named after the first one where no name is given.
+
+        Args:
+            watch: of the triggerer that has the task, if it is not this one.
+        """
         task = task or nodes[0].split(".", 2)[-1]
         name = f"{task}/{attempt}"
         job = Job(task, attempt, nodes, tuple(along), task, joint=nodes[0] in self.joint)
-        watch = self.watch
+        watch = watch or self.watch
         follow = Follow(watch, job, restarts, self.per_model, self.said.append)
         await watch.enter(name)
         try:
@@ -328,3 +347,16 @@ class Lab:
             return Ended("superseded", "")
         finally:
             watch.leave(name)
+
+    async def clear(self, following: asyncio.Task[Ended], slot: str, elsewhere: int = 0) -> None:
+        """Airflow takes a task away that waits in this triggerer: it was cleared, or marked.
+
+        Args:
+            elsewhere: how many other tasks of the run Airflow waits for.
+        """
+        number = self.watch.followers.get(slot, 0)
+        following.cancel()
+        await asyncio.wait({following})
+        if following.cancelled():
+            self.watch.followers[slot] = number
+            await self.watch.release(slot, SHARED, "it was cleared", elsewhere)

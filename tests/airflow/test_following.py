@@ -462,15 +462,12 @@ def test_R10_a_runner_that_another_task_follows_outlives_a_cancelled_one() -> No
         g, k = asyncio.create_task(lab.follow(G)), asyncio.create_task(lab.follow(K))
         while len(lab.watch.followers) < 2 or not all(lab.watch.followers.values()):
             await asyncio.sleep(0.005)
-        await lab.watch.release("g/1", "shared", "cleared")
+        await lab.clear(g, "g/1")
         assert lab.stopped == []
-        await lab.watch.release("k/1", "shared", "cleared", elsewhere=1)
+        await lab.clear(k, "k/1", elsewhere=1)
         assert lab.stopped == [], "a task follows it in another triggerer"
-        lab.watch.followers["k/1"] = 1
-        await lab.watch.release("k/1", "shared", "cleared")
+        await lab.clear(asyncio.create_task(lab.follow(K)), "k/1")
         assert lab.stopped == [1]
-        g.cancel()
-        k.cancel()
 
     run(story())
 

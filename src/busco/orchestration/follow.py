@@ -7,13 +7,13 @@ is started for what is left, or (cleared, retried, or while another is busy) a r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from busco.lake.records import DOCS_NODE, Follower, Order, Result, Runner
 from busco.orchestration.async_aws import Conflict
 from busco.orchestration.launch import Say
-from busco.orchestration.watch import Began, StartFailed, Watch
+from busco.orchestration.watch import StartFailed, Watch
 from busco.settings import SIZES
 
 # the name under which the run's shared runner is started
@@ -85,7 +85,6 @@ class Follow:
         self.watch, self.job, self.restarts = watch, job, restarts
         self.per_model, self.say = per_model, say
         self._record = Follower(task=job.task, attempt=job.attempt)
-        self._since = Began()
         self._lost: list[int] = []
 
     async def run(self) -> Ended:
@@ -105,14 +104,15 @@ class Follow:
                 return await self._judge(known)
             missing = [node for node, result in results.items() if result is None]
             runner = self._covering(missing)
+            is_living = runner is not None and not self.watch.gone(runner.number)
+            self.watch.followers[self.slot] = runner.number if runner is not None and is_living else 0
             if runner is None:
                 try:
                     await self._start()
                 except StartFailed as error:
                     return Ended("failed", f"{self.job.label} failed: its runner could not start\n{error}")
                 await self.watch.changed()
-            elif not self.watch.gone(runner.number):
-                self.watch.followers[self.slot] = runner.number
+            elif is_living:
                 await self.watch.changed()
             else:
                 ended = await self._on_lost(runner)
@@ -172,7 +172,6 @@ class Follow:
             "past": tuple(sorted(watch.endings)),
             "orders": {order.name: order.generation for order in watch.orders.values() if not order.task},
         }
-        looks = watch.looks
         while True:
             found = await watch.read_follower(job.task)
             record = Follower(task=job.task, attempt=job.attempt).model_copy(update=began)
@@ -191,13 +190,18 @@ class Follow:
                     await watch.write_follower(record, etag)
                 except Conflict:
                     continue
-            self._record, self._since = record, Began(looks, record.orders)
+            self._record = record
             return
 
     @property
     def _newest_before(self) -> int:
         """The newest runner when this try began."""
         return self._record.before or 0
+
+    @property
+    def _ordered_before(self) -> Mapping[str, int]:
+        """The newest generation of each order for several tasks when this try began."""
+        return self._record.orders
 
     @property
     def _past(self) -> frozenset[int]:
@@ -225,7 +229,7 @@ class Follow:
         watch, job = self.watch, self.job
         alone = self._record.again or bool(self._out_of_memory())
         if not alone and self.per_model and job.joint:
-            await watch.gather(job.nodes[0], self._size(), self.say, self._since, self.slot)
+            await watch.gather(job.nodes[0], self._size(), self.say, self._ordered_before, self.slot)
         elif alone or self.per_model or watch.shared_busy() or self._left_out():
             order = Order(
                 name=self.slot,
@@ -237,10 +241,10 @@ class Follow:
                 rebuild=self._record.again,
                 size=self._size(),
             )
-            await watch.ensure(order, self.say, self._since)
+            await watch.ensure(order, self.say, self._ordered_before, self.slot)
         else:
             order = Order(name=SHARED, generation=0, kind="shared", size=watch.settings.ecs_size)
-            await watch.ensure(order, self.say, self._since)
+            await watch.ensure(order, self.say, self._ordered_before, self.slot)
 
     def _size(self) -> str:
         """The size of a runner for this task alone: above all in which it ran out of memory."""

@@ -23,14 +23,23 @@ _A_TURN = 50  # followers that are woken, or records that are read, in one turn 
 
 @dataclass
 class Slot:
-    """A runner that was started for an order: `ended_at` is the number of the look at which it was first seen gone;
-    `resumed`: it was started by another triggerer, or by this one before a restart, so that it may have been gone for
-    longer."""
+    """A runner that was started for an order.
+
+    Attributes:
+        resumed: it was started by another triggerer, or by this one before a restart, and may have ended long ago.
+        ended_at: the number of the look that first saw it gone.
+        waiting: the followers that asked for it before it was seen gone.
+        is_abandoned: it was stopped because nobody needed it, so its end is nobody's failure.
+        why: why it has ended, once somebody has asked.
+    """
 
     order: Order
     handle: Starting
     resumed: bool = False
     ended_at: int | None = None
+    waiting: set[str] = field(default_factory=set)
+    is_abandoned: bool = False
+    why: str | None = None
 
 
 @dataclass
@@ -176,6 +185,9 @@ class Polled:
                 self.orders[record.name] = record if known is None else max(known, record, key=_generation)
             self._seen[key] = etags[key]
         self._replaced = self._replaced_versions()
+        for slot in self.slots.values():
+            if slot.ended_at is None and not slot.handle.alive():
+                slot.ended_at = self._looks
 
     async def _note_gone(self) -> None:
         """Writes down which runners are gone. The look that follows reads it, as it reads what other triggerers wrote:

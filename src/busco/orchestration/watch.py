@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from busco.lake.layout import new_id
 from busco.lake.records import FINAL, RUNNER_NODE, Follower, LakeRecord, Order, Result, Runner
@@ -15,29 +17,11 @@ from busco.orchestration.patience import patiently, start_patiently, text_for_lo
 from busco.orchestration.polling import Polled, Slot
 
 _TESTS = "tests/"  # orders for joint tests
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 
 class StartFailed(Exception):
     """A runner ended before it had registered itself, or couldn't be started; the text says why."""
-
-
-@dataclass(frozen=True)
-class Began:
-    """What was there when a try began: `looks` is how many looks there had been in this triggerer, `orders` the newest
-    generation of each order for several tasks. A start that had failed by then is not the failure of this try."""
-
-    looks: int = 0
-    orders: Mapping[str, int] = field(default_factory=dict)
-
-    def after(self, slot: Slot) -> bool:
-        """Whether the try began after a runner had ended that never registered itself."""
-        if slot.resumed:
-            # when it ended is not known here, but whether it was ordered before is
-            return slot.order.generation <= self.orders.get(slot.order.name, 0)
-        return slot.ended_at is not None and slot.ended_at < self.looks
-
-
-_ALWAYS = Began()
 
 
 @dataclass
@@ -68,6 +52,8 @@ class Watch(Polled):
         # joint tests that want a runner, and the order that they will share
         self._gathered: list[str] = []
         self._gathering: asyncio.Task[str] | None = None
+        # runners that were stopped here because nobody needed them
+        self._stopped: set[int] = set()
         # which test each follower has asked for; the starts that are under way and their tests, by the order's name
         self._gathers: dict[str, str] = {}
         self._starting: dict[str, tuple[asyncio.Task[None], tuple[str, ...]]] = {}
@@ -107,34 +93,43 @@ class Watch(Polled):
         """Whether a shared runner is at work."""
         return any(r.kind == "shared" and not self.gone(n) for n, r in self.runners.items())
 
-    async def ensure(self, wanted: Order, say: Say, since: Began = _ALWAYS) -> None:
+    async def ensure(self, wanted: Order, say: Say, before: Mapping[str, int] = _NONE, follower: str = "") -> None:
         """Has a runner started for an order of this name, unless the last one is alive or may have registered itself
         since the records were looked at. Its generation and token are set here.
 
         Args:
-            since: what was there when the try that asks began: what had failed before is not its failure.
+            before: the newest generation of each order when the try that asks began. What had failed by then is not
+                its failure.
+            follower: who asks.
 
         Raises:
-            StartFailed: the last one ended without registering itself.
+            StartFailed: the runner that this follower waited for ended without registering itself.
         """
         name = wanted.name
+        known = self.slots.get(name)
         async with self._locks[name]:
             if any(r.order == name and not self.gone(n) for n, r in self.runners.items()):
                 return
-            slot = self.slots.get(name) or await self._resumed(name, say)
+            slot, newest = self.slots.get(name), self.orders.get(name)
+            if newest is not None and (slot is None or slot.order.generation < newest.generation):
+                # another triggerer has ordered the next one
+                slot = await self._resumed(newest, say)
             if slot is not None and not self._was_gone(slot.order):
-                if slot.handle.alive():
-                    return
-                if slot.ended_at is None:
-                    slot.ended_at = self._looks
+                if slot.resumed:
+                    # when it ended is not known here, but whether it was ordered before the try began is
+                    is_waiting = slot.order.generation > before.get(name, 0)
+                else:
+                    # whoever waited here while it was being started has waited for it, even if it has ended by now
+                    is_waiting = slot.ended_at is None or slot is not known
+                if is_waiting:
+                    slot.waiting.add(follower)
                 # a look that began before it ended may not have seen it register
-                if self._looks < slot.ended_at + 2:
+                if slot.ended_at is None or self._looks < slot.ended_at + 2:
                     return
                 # whoever waited for it fails with it; for a task that comes later another one is started
-                waited = self._looks < slot.ended_at + 10 and not since.after(slot)
-                may_pass = slot.handle.passing() and slot.order.generation <= self.settings.runner_restarts
-                if waited and not may_pass and not self._registered(slot.order):
-                    raise StartFailed(await text_for_log("why its runner ended", slot.handle.why))
+                is_mine = follower in slot.waiting and not slot.is_abandoned
+                if is_mine and not self._registered(slot.order) and not self._starts_again(slot, before):
+                    raise StartFailed(await self._why(slot))
             generation = self.orders[name].generation + 1 if name in self.orders else 1
             token = client_token(self.settings.environment, self.pin, name, generation)
             order = wanted.model_copy(update={"generation": generation, "token": token, "written": new_id()})
@@ -144,7 +139,21 @@ class Watch(Polled):
                 # another triggerer has it started: a look at the records will show it
                 return
             self.orders[name] = order
-            self.slots[name] = Slot(order, await self._started(order, say))
+            self.slots[name] = Slot(order, await self._started(order, say), waiting={follower})
+
+    def _starts_again(self, slot: Slot, before: Mapping[str, int]) -> bool:
+        """Whether a runner that ended before it registered itself is replaced: what ended it may be over by now, and
+        few have ended so since the last one that registered, or since the try that asks began."""
+        name = slot.order.name
+        worked = max((runner.generation for runner in self.runners.values() if runner.order == name), default=0)
+        in_vain = slot.order.generation - max(worked, before.get(name, 0))
+        return slot.handle.passing() and in_vain <= self.settings.runner_restarts
+
+    async def _why(self, slot: Slot) -> str:
+        """Why a runner has ended. It is asked for once: a hundred followers may have waited for it."""
+        if slot.why is None:
+            slot.why = await text_for_log("why its runner ended", slot.handle.why)
+        return slot.why
 
     async def _started(self, order: Order, say: Say) -> Starting:
         name = f"starting a runner for {order.name}"
@@ -153,10 +162,10 @@ class Watch(Polled):
         except CannotStart as error:
             return Refused(str(error))
 
-    async def _resumed(self, name: str, say: Say) -> Slot | None:
-        """The runner of an order that was not begun here, or whose start was interrupted."""
-        order = self.orders.get(name)
-        if order is None or self._registered(order):
+    async def _resumed(self, order: Order, say: Say) -> Slot | None:
+        """The runner of an order that was not started here, or whose start was interrupted; None if it has registered
+        itself, or can't be known here."""
+        if self._registered(order):
             return None
         what = f"finding the runner of {order.name}"
         try:
@@ -165,8 +174,8 @@ class Watch(Polled):
             handle = Refused(str(error))
         if handle is None:
             return None
-        self.slots[name] = Slot(order, handle, resumed=True)
-        return self.slots[name]
+        self.slots[order.name] = Slot(order, handle, resumed=True)
+        return self.slots[order.name]
 
     def _registered(self, order: Order) -> bool:
         return any((r.order, r.generation) == (order.name, order.generation) for r in self.runners.values())
@@ -176,8 +185,10 @@ class Watch(Polled):
         known = [n for n, r in self.runners.items() if (r.order, r.generation) == (order.name, order.generation)]
         return bool(known) and all(self.gone(number) for number in known)
 
-    async def gather(self, node: str, size: str, say: Say, since: Began = _ALWAYS, follower: str = "") -> None:
-        """Has one runner started for all joint tests that ask for it within two looks; `since` as for `ensure`.
+    async def gather(
+        self, node: str, size: str, say: Say, before: Mapping[str, int] = _NONE, follower: str = ""
+    ) -> None:
+        """Has one runner started for all joint tests that ask for it within two looks; `before` as for `ensure`.
 
         Args:
             follower: who asks; the runner is ended when no follower that has asked is left.
@@ -188,7 +199,7 @@ class Watch(Polled):
         self._gathers[follower] = node
         asked = next((o for o in self.orders.values() if node in o.nodes and o.name.startswith(_TESTS)), None)
         if asked is not None:
-            await self.ensure(asked, say, since)
+            await self.ensure(asked, say, before, follower)
             return
         if node not in self._gathered:
             self._gathered.append(node)
@@ -215,27 +226,13 @@ class Watch(Polled):
                 await starting
             finally:
                 del self._starting[name]
+            if name in self.slots:
+                self.slots[name].waiting |= {one for one, node in self._gathers.items() if node in nodes}
         return name
 
     def _wanted(self) -> set[str]:
         """The joint tests that somebody follows, and has asked for a runner for."""
         return {node for follower, node in self._gathers.items() if follower in self.followers}
-
-    async def abandon(self, name: str, reason: str) -> None:
-        """Ends the runner that was started under `name`, whether it is being started, has not registered itself yet, or
-        was started by another triggerer."""
-        if name in self._starting:
-            starting, _ = self._starting[name]
-            starting.cancel()
-            await asyncio.wait({starting})
-        slot, order = self.slots.get(name), self.orders.get(name)
-        for runner in list(self.runners.values()):
-            if runner.order == name and not self.gone(runner.number):
-                await self.launcher.stop(runner, reason)
-        if slot is not None:
-            await slot.handle.stop(reason)
-        elif order is not None and not self._registered(order):
-            await self.launcher.discard(order, reason)
 
     def runner_word(self, number: int) -> Result | None:
         """What a runner said of itself at its end; None where it didn't come to that."""
@@ -273,24 +270,101 @@ class Watch(Polled):
         body = record.model_dump_json()
         await patiently(f"writing {key}", lambda: self.objects.put(key, body, etag))
 
+    # -- what is ended ------------------------------------------------------------------------------------------------
+
     async def release(self, name: str, shared: str, reason: str, elsewhere: int = 0) -> None:
         """Ends what a cancelled follower leaves behind (R10): the runner of its own order, which has its name, and the
-        one that it followed, or that was started under `shared` or for its joint test, if nobody else follows it.
+        one that it followed, or that is started under `shared` or for its joint test, if nobody else needs it. The
+        last follower ends everything that is alive or being started.
 
         Args:
             elsewhere: how many tasks of the run Airflow waits for: more than are here follow in another triggerer.
+
+        Raises:
+            Exception: something could not be ended, for as long as `patiently` tries; all else was ended.
         """
-        number = self.followers.pop(name, 0)
-        await self.abandon(name, reason)
-        others = set(self.followers.values())
+        number, node = self.followers.pop(name, 0), self._gathers.pop(name, "")
         if elsewhere > len(self.followers):
+            await self.abandon(name, reason)
             return
-        node, asked = self._gathers.pop(name, ""), {name: nodes for name, (_, nodes) in self._starting.items()}
-        asked |= {order.name: order.nodes for order in self.orders.values()}
-        for order, nodes in asked.items():
-            if order.startswith(_TESTS) and node in nodes and not self._wanted() & set(nodes):
-                await self.abandon(order, reason)
-        if number == 0 and not others:
-            await self.abandon(shared, reason)
-        elif number and not {number, 0} & others and not self.gone(number):
-            await self.launcher.stop(self.runners[number], reason)
+        if not self.followers:
+            living = [runner for number, runner in self.runners.items() if not self.gone(number)]
+            await _all(
+                *(self.abandon(order, reason) for order in {name, *self._under_way()}),
+                *(self._stop(runner, reason) for runner in living),
+            )
+            return
+        followed = set(self.followers.values())
+        unwanted = {name, *self._joint_orders(node)}
+        if number == 0 and 0 not in followed and shared in self.orders and not self._registered(self.orders[shared]):
+            unwanted.add(shared)
+        ends = [self.abandon(order, reason) for order in unwanted]
+        # one that follows no runner yet may come to follow this one
+        if number and not {number, 0} & followed:
+            ends.append(self._stop(self.runners[number], reason))
+        await _all(*ends)
+
+    def _under_way(self) -> set[str]:
+        """The orders of which a runner may be alive, or may yet be started."""
+        registered = {(runner.order, runner.generation) for runner in self.runners.values()}
+        unseen = {name for name, order in self.orders.items() if (name, order.generation) not in registered}
+        return unseen | {name for name, slot in self.slots.items() if slot.handle.alive()} | set(self._starting)
+
+    def _joint_orders(self, node: str) -> list[str]:
+        """The orders for a joint test, and for others beside it, that no follower needs."""
+        asked = {name: nodes for name, (_, nodes) in self._starting.items()}
+        asked |= {order.name: order.nodes for order in self.orders.values() if order.name.startswith(_TESTS)}
+        followed = {runner.order for number in self.followers.values() if (runner := self.runners.get(number))}
+        needed = self._wanted()
+        mine = [name for name, nodes in asked.items() if node in nodes and not needed & {*nodes}]
+        return [name for name in mine if name not in followed]
+
+    async def abandon(self, name: str, reason: str) -> None:
+        """Ends the runner that was started under `name`, whether it is being started, has not registered itself yet, or
+        was started by another triggerer."""
+        if name in self._starting:
+            starting, _ = self._starting[name]
+            starting.cancel()
+            await asyncio.wait({starting})
+        slot, order = self.slots.get(name), self.orders.get(name)
+        living = [r for r in self.runners.values() if r.order == name and not self.gone(r.number)]
+        ends = [self._stop(runner, reason) for runner in living]
+        if slot is not None:
+            slot.is_abandoned = True
+            if slot.handle.alive() and slot.order.generation not in {runner.generation for runner in living}:
+                handle = slot.handle
+                ends.append(patiently(f"stopping the runner of {name}", lambda: handle.stop(reason)))
+        if order is not None and not self._registered(order):
+            unknown = order
+            if slot is None or slot.order.generation < order.generation:
+                ends.append(patiently(f"stopping the runner of {name}", lambda: self.launcher.discard(unknown, reason)))
+        await _all(*ends)
+
+    async def _stop(self, runner: Runner, reason: str) -> None:
+        """Stops a runner once, unless it is followed by then."""
+        if runner.number in self._stopped:
+            return
+        self._stopped.add(runner.number)
+
+        async def stop() -> None:
+            if runner.number in self.followers.values():
+                self._stopped.discard(runner.number)
+            elif not self.gone(runner.number):
+                await self.launcher.stop(runner, reason)
+
+        try:
+            await patiently(f"stopping runner {runner.number}", stop)
+        except BaseException:
+            self._stopped.discard(runner.number)
+            raise
+
+
+async def _all(*ends: Coroutine[Any, Any, None]) -> None:
+    """Carries all of them out, whether or not some fail.
+
+    Raises:
+        Exception: what the first one that failed has raised.
+    """
+    for found in await asyncio.gather(*ends, return_exceptions=True):
+        if isinstance(found, BaseException):
+            raise found

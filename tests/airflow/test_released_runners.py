@@ -1,0 +1,210 @@
+"""What a task that was cleared or marked leaves behind: no runner that nobody needs. What others need goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from busco.lake.records import Order, Pin
+from busco.orchestration.follow import Ended
+from tests.airflow.lab import Lab, a_model, a_test
+from tests.airflow.simulation import simulate
+
+A, B = "model.p.a", "model.p.b"
+T, N1, N2 = "test.p.t", "test.p.n1", "test.p.n2"
+PAIR = {**a_model("a"), **a_model("b")}
+
+
+def begun(lab: Lab, *nodes: str, **more: Any) -> asyncio.Task[Ended]:
+    return asyncio.create_task(lab.follow(*nodes, **more))
+
+
+async def until(ready: Callable[[], Any]) -> None:
+    while not ready():
+        await asyncio.sleep(0.01)
+
+
+def later_ones_wait(order: Order) -> float:
+    """The first runner of an order registers itself at once, a later one after a while, as on ECS."""
+    return 0.01 if order.generation == 1 else 5
+
+
+# -- whose runner is ended --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ecs", [False, True])
+def test_the_replacement_of_a_lost_runner_is_ended_before_it_registers(ecs: bool) -> None:
+    async def story() -> None:
+        lab = Lab(a_model("a"), ecs=ecs, slow={A: 100}, pending=later_ones_wait)
+        a = begun(lab, A)
+        await until(lambda: lab.watch.followers.get("a/1") == 1)
+        lab._kill(1)
+        await until(lambda: len(lab.started) == 2)
+        await asyncio.sleep(1)
+        await lab.clear(a, "a/1")
+        await asyncio.sleep(10)
+        assert (list(lab.living), len(lab.run.runners())) == ([], 1)
+
+    simulate(story())
+
+
+def test_the_replacement_of_a_lost_runner_is_ended_while_others_follow_another_runner() -> None:
+    async def story() -> None:
+        lab = Lab(PAIR, ecs=True, slow={B: 100}, pending=later_ones_wait)
+        assert (await lab.follow(A)).state == "success"
+        lab.slow[A] = 100
+        again, b = begun(lab, A, attempt=2), begun(lab, B)
+        await until(lambda: len(lab.run.runners()) == 2 and all(lab.watch.followers.values()))
+        lab._kill(lab.run.runners()[0].pid)
+        await until(lambda: lab.started[2:] == ["shared"])
+        await lab.clear(b, "b/1", elsewhere=1)
+        await asyncio.sleep(10)
+        assert list(lab.living) == [2], "the runner of the task that goes on"
+        again.cancel()
+
+    simulate(story())
+
+
+def test_a_runner_is_ended_although_the_last_task_of_its_run_waited_for_another_one() -> None:
+    async def story() -> None:
+        lab = Lab({**PAIR, **a_test("t", "a")}, ecs=True, per_model=True, slow={T: 100})
+        start = lab.start
+
+        async def no_place(pin: Pin, order: Order, say: Any) -> Any:
+            if order.name == "b/1":
+                await asyncio.sleep(1000)
+            return await start(pin, order, say)
+
+        with mock.patch.object(lab, "start", no_place):
+            assert (await lab.follow(A, along=[T])).state == "success"
+            t, b = begun(lab, T), begun(lab, B)
+            await until(lambda: lab.watch.followers == {"t/1": 1, "b/1": 0} and "b/1" in lab.watch.orders)
+            await lab.clear(t, "t/1")
+            await lab.clear(b, "b/1")
+        assert list(lab.living) == []
+
+    simulate(story())
+
+
+def test_the_runner_of_joint_tests_goes_on_for_one_that_follows_it_without_having_asked_for_it() -> None:
+    async def story() -> None:
+        graph = {**a_model("s"), **a_model("x"), **a_test("n1", "s", "x"), **a_test("n2", "s", "x")}
+        lab = Lab(graph, ecs=True, per_model=True, joint=frozenset({N1, N2}), slow={N1: 50, N2: 50})
+        first, second = begun(lab, N1), begun(lab, N2)
+        await until(lambda: lab.watch.followers == {"n1/1": 1, "n2/1": 1})
+        await lab.clear(second, "n2/1", elsewhere=1)
+        again = begun(lab, N2, attempt=2)
+        await until(lambda: lab.watch.followers == {"n1/1": 1, "n2/2": 1})
+        await lab.clear(first, "n1/1", elsewhere=1)
+        assert (await again).state == "success"
+        assert (lab.stopped, len(lab.started)) == ([], 1)
+
+    simulate(story())
+
+
+def test_a_runner_that_another_triggerer_has_ordered_next_is_ended_too() -> None:
+    async def story() -> None:
+        lab = Lab(a_model("a"), ecs=True, slow={A: 100}, pending=later_ones_wait)
+        theirs = lab.another_watch()
+        a, moved = begun(lab, A), begun(lab, A, task="moved", watch=theirs)
+        await until(lambda: lab.watch.followers.get("a/1") == 1 == theirs.followers.get("moved/1"))
+        # this triggerer's follower is busy while the other one has the runner replaced
+        a.cancel()
+        lab._kill(1)
+        await until(lambda: len(lab.started) == 2)
+        moved.cancel()
+        await lab.watch.enter("a/1")
+        assert lab.watch.slots["shared"].order.generation < lab.watch.orders["shared"].generation
+        await lab.watch.release("a/1", "shared", "it was cleared")
+        await asyncio.sleep(10)
+        assert list(lab.living) == []
+
+    simulate(story())
+
+
+# -- whatever the moment ----------------------------------------------------------------------------------------------
+
+GRAPH = {**PAIR, **a_model("c", "a"), **a_model("d", "b", "c"), **a_test("tc", "c"), **a_test("j", "a", "b")}
+BEFORE = {"a": "", "b": "", "c": "a", "d": "bc", "tc": "c", "j": "ab"}
+NODE = {name: ("model.p." if len(name) == 1 and name != "j" else "test.p.") + name for name in BEFORE}
+
+
+@dataclass
+class Stories:
+    """A run in which runners are killed and tasks are cleared at random, until everything ends at once."""
+
+    chance: random.Random
+    done: set[str] = field(default_factory=set)
+    tries: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BEFORE, 0))
+    going: dict[str, asyncio.Task[Ended]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lab = Lab(
+            GRAPH,
+            ecs=self.chance.random() < 0.8,
+            per_model=self.chance.random() < 0.4,
+            joint=frozenset({NODE["j"]}),
+            passing=True,
+            slow={node: self.chance.choice([0.01, 0.5, 3]) for node in NODE.values()},
+            pending=lambda _: self.chance.choice([0.01, 2, 5]),
+        )
+
+    async def run(self) -> list[int]:
+        """Gives the runners that are left alive."""
+        now = asyncio.get_running_loop().time
+        end = now() + self.chance.uniform(1, 12)
+        while now() < end:
+            await self._go_on(self.chance.choice([0.05, 0.3, 1]))
+            if self.chance.random() < 0.5 and len(self.lab.started) < 20:
+                await self._disturb()
+        self.lab.slow = dict.fromkeys(NODE.values(), 1000.0)
+        # a run between two levels of its graph has nobody who could end anything
+        await self._go_on(0.05)
+        while not self.going and len(self.done) < len(BEFORE):
+            await self._go_on(0.05)
+        for name in self.chance.sample(list(self.going), len(self.going)):
+            await self._clear(name, 0)
+        await asyncio.sleep(20)
+        return list(self.lab.living)
+
+    async def _go_on(self, seconds: float) -> None:
+        self._begin()
+        await asyncio.sleep(seconds)
+        for name in [name for name, task in self.going.items() if task.done()]:
+            if self.going.pop(name).result().state == "success":
+                self.done.add(name)
+
+    def _begin(self) -> None:
+        for name, parents in BEFORE.items():
+            if name not in self.done and name not in self.going and self.done.issuperset(parents):
+                self.tries[name] += 1
+                along = [NODE["tc"]] if name == "c" else []
+                self.going[name] = begun(self.lab, NODE[name], attempt=self.tries[name], restarts=5, along=along)
+
+    async def _disturb(self) -> None:
+        what = self.chance.choice(["kill", "kill", "clear", "clear what is done"])
+        if what == "kill" and self.lab.living:
+            self.lab._kill(self.chance.choice(list(self.lab.living)))
+        elif what == "clear" and self.going:
+            await self._clear(self.chance.choice(list(self.going)), len(self.going) - 1)
+        elif what == "clear what is done" and self.done:
+            cleared = [self.chance.choice(sorted(self.done))]
+            cleared += [name for name, parents in BEFORE.items() if {*parents} & {*cleared}]
+            self.done -= {*cleared}
+            for name in [name for name in cleared if name in self.going]:
+                await self._clear(name, len(self.going) - 1)
+
+    async def _clear(self, name: str, elsewhere: int) -> None:
+        await self.lab.clear(self.going.pop(name), f"{name}/{self.tries[name]}", elsewhere)
+
+
+def test_whatever_moment_everything_ends_at_no_runner_is_left_alive() -> None:
+    for seed in range(200):
+        alive = simulate(Stories(random.Random(seed)).run())
+        assert not alive, f"seed {seed}"
