@@ -6,12 +6,9 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -27,12 +24,12 @@ from sqlalchemy.pool import StaticPool
 
 from busco.lake.layout import run_key
 from busco.lake.records import Order
-from busco.orchestration import dag_runs, polling, triggers, watches
+from busco.orchestration import dag_runs, polling
 from busco.orchestration.dag_runs import Asked
 from busco.orchestration.launch import LocalLauncher, LocalProcess
 from busco.orchestration.reaper import followed_runs
-from busco.orchestration.triggers import FollowTrigger
 from busco.settings import Settings
+from tests.airflow.deferred import Tasks, kind, run, until
 from tests.airflow.lab import Lab, a_model, a_test
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -45,67 +42,6 @@ FOLLOW = "busco.orchestration.triggers.FollowTrigger"
 def _quick() -> Iterator[None]:
     with mock.patch.object(polling, "EVERY", 0.002), mock.patch.object(dag_runs, "_EVERY", 0.01):
         yield
-
-
-def run(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 10))
-
-
-async def until(ready: Callable[[], Any]) -> None:
-    while not ready():
-        await asyncio.sleep(0.002)
-
-
-@dataclass
-class Tasks:
-    """Airflow as triggers see it: tasks of one DAG run, each with its trigger, over a lake in memory."""
-
-    lab: Lab
-    state: str = "running"
-    waiting: set[int] = field(default_factory=set)
-    down: bool = False
-    events: dict[str, Any] = field(default_factory=dict)
-    questions: int = 0
-
-    def ask(self, *_: Any) -> Asked:
-        self.questions += 1
-        if self.down:
-            raise OSError("the database is away")
-        return Asked(self.state, frozenset(self.waiting))
-
-    def defer(self, node: str, number: int, joint: bool = False) -> asyncio.Task[None]:
-        """A task that the scheduler has deferred."""
-        name = node.rsplit(".", 1)[1]
-        trigger = FollowTrigger(name, [node], [], name, joint=joint)
-        instance = SimpleNamespace(dag_id="d", run_id="r", task_id=name, map_index=-1, try_number=1, end_date=None)
-        trigger.task_instance, trigger.trigger_id = instance, number  # type: ignore[assignment]
-        self.waiting.add(number)
-
-        async def follow() -> None:
-            async for event in trigger.run():
-                self.events[name] = event
-            self.waiting.discard(number)
-
-        return asyncio.create_task(follow())
-
-    @contextmanager
-    def here(self) -> Iterator[None]:
-        async def watched(settings: Any, run: str, follower: str) -> Any:
-            self.lab.watch.followers[follower] = 0
-            return self.lab.watch
-
-        settings = SimpleNamespace(runner_restarts=3, execution="ecs" if self.lab.per_model else "ecs_shared")
-        with (
-            mock.patch.object(watches, "watch", watched),
-            mock.patch.object(dag_runs, "ask", self.ask),
-            mock.patch.object(triggers, "get_settings", return_value=settings),
-            mock.patch.object(FollowTrigger, "_stale", return_value=""),
-        ):
-            yield
-
-
-def kind(event: Any) -> str:
-    return type(event).__name__
 
 
 @pytest.mark.parametrize(

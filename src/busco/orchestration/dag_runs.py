@@ -101,8 +101,14 @@ async def _asked(dag_id: str, run_id: str, classpath: str, trigger_id: int) -> A
         return found
     for old in [other for other, (at, _) in _latest.items() if now - at > _FORGOTTEN]:
         del _latest[old]
-    answer: Asked = await shared(("dag run", dag_id, run_id), lambda: asyncio.to_thread(ask, dag_id, run_id, classpath))
+    answer = await ask_now(dag_id, run_id, classpath)
     _latest[key] = (now, answer)
+    return answer
+
+
+async def ask_now(dag_id: str, run_id: str, classpath: str) -> Asked:
+    """What the database says after this call; one question for all of a run's tasks that ask while it is put."""
+    answer: Asked = await shared(("dag run", dag_id, run_id), lambda: asyncio.to_thread(ask, dag_id, run_id, classpath))
     return answer
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from busco.errors import BuscoError
 from busco.orchestration.async_aws import Conflict
@@ -83,6 +83,31 @@ async def start_patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> A
             log.warning("%s failed and is tried again in %.0f s: %s", what, pause, reason)
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+async def to_the_end(what: str, work: Coroutine[Any, Any, None]) -> None:
+    """Waits until `work` has ended, even if the caller is cancelled meanwhile. An error of it is logged, not raised.
+
+    Airflow 2.10 cancels a trigger again every second until it has ended (`TriggerRunner.cancel_triggers`), and fails
+    the task of a trigger that ends with any other exception (`TriggerRunner.cleanup_finished_triggers`).
+
+    Args:
+        what: names the work in the log.
+
+    Raises:
+        CancelledError: the caller was cancelled meanwhile.
+    """
+    task = asyncio.create_task(work)
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s failed", what, exc_info=error)
+    if is_cancelled:
+        raise asyncio.CancelledError
 
 
 async def text_for_log(what: str, read: Callable[[], Awaitable[str]]) -> str:

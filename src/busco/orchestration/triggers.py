@@ -56,6 +56,7 @@ class FollowTrigger(BaseTrigger):
         from botocore.exceptions import BotoCoreError, ClientError
 
         from busco.orchestration.follow import Ended, Follow, Job, Superseded
+        from busco.orchestration.patience import to_the_end
         from busco.orchestration.watches import watch
 
         instance: Any = self.task_instance
@@ -82,7 +83,7 @@ class FollowTrigger(BaseTrigger):
             await watched.enter(job.slot)
             ended = await self._followed(watched, follow)
         except asyncio.CancelledError:
-            await asyncio.shield(self._cancelled(watched, follow))
+            await to_the_end(f"ending what {self.label} leaves behind", self._cancelled(watched, follow))
             raise
         except Superseded:
             ended = Ended("failed", f"{self.label}: a later try of this task has begun")
@@ -151,6 +152,7 @@ class FollowTrigger(BaseTrigger):
         """Follows to the task's end, or to that of its DAG run: Airflow may leave a task waiting in a run that was
         marked failed, and that nobody schedules any more (dag_runs.py)."""
         from busco.orchestration import dag_runs
+        from busco.orchestration.patience import to_the_end
 
         if self.task_instance is None:
             # `dags test` has no triggerer
@@ -171,9 +173,7 @@ class FollowTrigger(BaseTrigger):
                 found = over.result()
             finally:
                 # what was being started is given up before anything is released
-                for task in (following, over):
-                    task.cancel()
-                await asyncio.wait({following, over})
+                await to_the_end(f"no longer following for {self.label}", _cancel(following, over))
         assert found is not None
         return await self._unwanted(watched, follow, found)
 
@@ -184,11 +184,13 @@ class FollowTrigger(BaseTrigger):
         of a cleared task only when it is scheduled again: in a paused DAG that may be never.
         """
         from busco.orchestration.follow import SHARED, Ended
+        from busco.orchestration.patience import to_the_end
 
         said = f"its DAG run was {'deleted' if found.state == 'deleted' else f'marked {found.state}'}"
         reason = f"{self.label}: {said if found.is_over else 'it was cleared or marked in Airflow'}"
-        await asyncio.shield(watched.release(follow.slot, SHARED, reason, self._elsewhere(found)))
         self._is_released = True
+        release = watched.release(follow.slot, SHARED, reason, self._elsewhere(found))
+        await to_the_end(f"ending what {self.label} leaves behind", release)
         if not found.is_over:
             await asyncio.Event().wait()
         if found.state == "failed":
@@ -196,17 +198,20 @@ class FollowTrigger(BaseTrigger):
         return Ended("skipped", f"{self.label} was not finished: {said}")
 
     async def _cancelled(self, watched: Any, follow: Any) -> None:
-        """Stops the runner if the task was cleared or marked and nobody else follows it (R10); the triggerer's own
-        shutdown stops nothing: Airflow's database knows which it is."""
+        """Stops the runner if the task was cleared or marked and nobody else follows it (R10). The triggerer's own
+        shutdown stops nothing, nor does the trigger's move to another triggerer: Airflow's database knows which it is.
+        While it can't be asked nothing is stopped; on ECS the maintenance stops what nobody follows."""
         from busco.orchestration import dag_runs
         from busco.orchestration.follow import SHARED
+        from busco.orchestration.patience import patiently
 
         if self._is_released:
             return
         elsewhere = 0
         if self.task_instance is not None:
             instance: Any = self.task_instance
-            found = await asyncio.to_thread(dag_runs.ask, instance.dag_id, instance.run_id, _CLASSPATH)
+            what = f"asking Airflow's database for DAG run {instance.dag_id} {instance.run_id}"
+            found = await patiently(what, lambda: dag_runs.ask_now(instance.dag_id, instance.run_id, _CLASSPATH))
             if self.trigger_id in found.waiting:
                 return
             elsewhere = self._elsewhere(found)
@@ -216,6 +221,13 @@ class FollowTrigger(BaseTrigger):
     def _elsewhere(self, found: Any) -> int:
         """How many other tasks of the DAG run follow a runner; of one that is over none does, or not for long."""
         return 0 if found.is_over else len(found.waiting - {self.trigger_id})
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels tasks, and waits until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 _CLASSPATH = f"{FollowTrigger.__module__}.{FollowTrigger.__qualname__}"
