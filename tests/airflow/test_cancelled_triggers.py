@@ -123,3 +123,22 @@ def test_a_trigger_that_is_cancelled_again_and_again_ends_what_it_leaves_behind(
             await asyncio.wait({x})
 
     run(story())
+
+
+def test_tasks_that_are_cleared_together_ask_the_database_together_and_believe_no_earlier_answer() -> None:
+    async def story() -> None:
+        graph = {uid: node for number in range(20) for uid, node in a_model(f"m{number}").items()}
+        lab = Lab(graph, slow=dict.fromkeys(graph, 100), ecs=True)
+        tasks = Tasks(lab)
+        with tasks.here(), mock.patch.object(dag_runs, "_EVERY", 60):
+            following = [tasks.defer(node, number) for number, node in enumerate(graph)]
+            await until(lambda: len(lab.watch.followers) == 20 and all(lab.watch.followers.values()))
+            asked = tasks.questions
+            tasks.waiting.clear()
+            for one in following:
+                one.cancel()
+            await asyncio.wait(following)
+            assert tasks.questions - asked < 5
+            assert lab.stopped == [1], "it is stopped once"
+
+    run(story())

@@ -311,13 +311,11 @@ class Watch(Polled):
         return unseen | {name for name, slot in self.slots.items() if slot.handle.alive()} | set(self._starting)
 
     def _joint_orders(self, node: str) -> list[str]:
-        """The orders for a joint test, and for others beside it, that no follower needs."""
+        """The orders for a joint test, and for others beside it, that no follower waits for."""
         asked = {name: nodes for name, (_, nodes) in self._starting.items()}
         asked |= {order.name: order.nodes for order in self.orders.values() if order.name.startswith(_TESTS)}
-        followed = {runner.order for number in self.followers.values() if (runner := self.runners.get(number))}
         needed = self._wanted()
-        mine = [name for name, nodes in asked.items() if node in nodes and not needed & {*nodes}]
-        return [name for name in mine if name not in followed]
+        return [name for name, nodes in asked.items() if node in nodes and not needed & {*nodes}]
 
     async def abandon(self, name: str, reason: str) -> None:
         """Ends the runner that was started under `name`, whether it is being started, has not registered itself yet, or
@@ -347,6 +345,7 @@ class Watch(Polled):
         self._stopped.add(runner.number)
 
         async def stop() -> None:
+            # also one of joint tests that is followed by a task that has not asked for it, or has begun meanwhile
             if runner.number in self.followers.values():
                 self._stopped.discard(runner.number)
             elif not self.gone(runner.number):
