@@ -15,7 +15,7 @@ dbt_only='^src/busco/(warehouse|ingest)/|^src/busco/lake/(engine|credentials|rea
 dbt_only+='^src/busco/doctor/dbt|^src/busco/embedded/(aws|local_aws|stacks|athena|s3_|sample)'
 mapfile -t dbt_side < <(git ls-files 'src/*.py' | grep -vE "$airflow_only")
 mapfile -t airflow_side < <(git ls-files 'src/*.py' | grep -vE "$dbt_only")
-mapfile -t shell < <(git ls-files '*.sh' .ci/run)
+mapfile -t shell < <(git ls-files '*.sh' '.ci/*')
 # the two that take longest run beside the others
 lane "mypy (dbt's environment)" "$bin/mypy" --no-error-summary --cache-dir .mypy_cache/dbt "${dbt_side[@]}"
 check ruff "$bin/ruff" check --quiet .

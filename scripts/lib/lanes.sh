@@ -2,7 +2,8 @@
 # Commands that run beside a script's own; to be sourced.
 #   lane NAME COMMAND…   starts one in the background and keeps its output
 #   wait_for_lanes       shows the output of each lane with its seconds, in the order started; status 1 if one failed
-#   timed NAME COMMAND…  runs one in the foreground, between two lines that name it; the last has its seconds
+#   timed NAME COMMAND…  runs one in the foreground, between two lines that name it; the last has its seconds. A function
+#                        as COMMAND must check what it runs by itself: bash ignores `set -e` within it
 # When the script ends early, its lanes get SIGTERM and are waited for, so that what they started (servers, containers)
 # ends with them.
 lanes_folder=$(mktemp -d)
