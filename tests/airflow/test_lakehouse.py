@@ -18,6 +18,7 @@ from sqlalchemy import text
 from busco.aws import client
 from busco.embedded import airflow, processes
 from busco.lake.layout import run_key
+from busco.lake.records import Runner
 from busco.lake.runs import open_run
 from busco.orchestration.triggers import FollowTrigger
 from busco.settings import get_settings
@@ -372,14 +373,19 @@ def test_a_run_ends_right_when_a_process_is_killed_under_it(driver: Driver, vict
     assert len(built) == 1, "nothing is built twice"
 
 
+def at_work(driver: Driver) -> tuple[str, Runner]:
+    """A run whose runner is at gold.fct, which its task follows; and that runner."""
+    run = driver.start(full_refresh=True)
+    driver.wait(lambda: driver.states(run).get("models.v_orders_run") == "success")
+    driver.wait(lambda: driver.states(run).get("models.fct.run") == "deferred")
+    (runner,) = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()
+    return run, runner
+
+
 def test_marking_a_following_task_failed_stops_its_runner(driver: Driver) -> None:
     whole = driver.write(FCT, slow(100_000_000_000))
     try:
-        run = driver.start(full_refresh=True)
-        key = run_key(DAG, run)
-        driver.wait(lambda: driver.states(run).get("models.v_orders_run") == "success")
-        driver.wait(lambda: driver.states(run).get("models.fct.run") == "deferred")
-        (runner,) = open_run(driver.store, ENVIRONMENT, key).runners()
+        run, runner = at_work(driver)
         driver.api.set_state(DAG, run, "models.fct.run", "failed")
         driver.wait(lambda: not processes.process_alive(runner.pid, runner.started), 30)
         assert driver.finish(run) == "failed"
@@ -392,11 +398,7 @@ def test_marking_a_run_failed_ends_what_is_deferred_after_the_mark_and_clearing_
 ) -> None:
     whole = driver.write(FCT, slow(100_000_000_000))
     try:
-        run = driver.start(full_refresh=True)
-        key = run_key(DAG, run)
-        driver.wait(lambda: driver.states(run).get("models.v_orders_run") == "success")
-        driver.wait(lambda: driver.states(run).get("models.fct.run") == "deferred")
-        (runner,) = open_run(driver.store, ENVIRONMENT, key).runners()
+        run, runner = at_work(driver)
         driver.api.call("PATCH", f"dags/{DAG}/dagRuns/{run}", {"state": "failed"})
         # what the scheduler writes that had read the task before the mark
         late = FollowTrigger("fct.test", ["test.busco.late"], [], "tests of gold.fct").serialize()
@@ -407,12 +409,12 @@ def test_marking_a_run_failed_ends_what_is_deferred_after_the_mark_and_clearing_
         assert driver.api.dag_run(DAG, run)["state"] == "failed"
         assert driver.states(run)["models.fct.test"] == "failed"
         assert "its DAG run was marked failed" in driver.log(run, "models.fct.test")
-        assert len(open_run(driver.store, ENVIRONMENT, key).runners()) == 1, "no other one was started"
+        assert len(open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()) == 1, "no other one was started"
     finally:
         driver.write(FCT, whole)
     driver.clear(run, *(task for task, state in driver.states(run).items() if state != "success"), downstream=False)
     driver.green(run)
-    assert driver.live().run == key
+    assert driver.live().run == run_key(DAG, run)
 
 
 def defer(session: Any, run: str, task: str, classpath: str, arguments: dict[str, Any]) -> None:
