@@ -11,7 +11,7 @@ reports=.busco/reports
 rm -rf "$reports"
 status=0
 # dbt's tests that run in Airflow's lane, so that both lanes take the same time
-also=(tests/integration/test_baked_parse.py tests/integration/test_replay.py)
+also=(tests/integration/test_baked_parse.py tests/integration/test_replay.py tests/integration/test_two_projects.py)
 
 # shellcheck disable=SC2329  # a lane runs it
 beside() {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from busco.lake.runs import Run, open_run
 from busco.project import Project
 from busco.projects import all_contracts
 from busco.settings import Settings, get_settings
+from tests import warm
 
 if TYPE_CHECKING:
     from busco.ingest.ingest import Report
@@ -67,14 +67,7 @@ class Platform:
 
     def busco(self, *arguments: str, status: int = 0, environment: dict[str, str] | None = None) -> str:
         """Runs the command as a user would; gives what it printed, both streams."""
-        result = subprocess.run(
-            [str(ROOT / ".venv-dbt/bin/python"), "-m", "busco", *arguments],
-            capture_output=True,
-            text=True,
-            cwd=self.home,
-            env={**os.environ, **(environment or {})},
-            timeout=300,
-        )
+        result = warm.run("-m", "busco", *arguments, cwd=self.home, environment={**os.environ, **(environment or {})})
         printed = result.stdout + result.stderr
         assert result.returncode == status, f"exit status {result.returncode}:\n{printed}"
         return printed

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,12 +19,12 @@ import requests
 from busco.aws import client
 from busco.embedded import airflow
 from busco.embedded.airflow_api import AirflowApi
-from busco.environments import python
 from busco.lake import releases
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Release
 from busco.settings import get_settings
+from tests import warm
 
 DAG = "lakehouse"
 ENVIRONMENT = EnvironmentLayout("prod")
@@ -36,10 +35,16 @@ ORDERS = "id,customer,amount,day,n\na,x,1.50,2018-01-01,1\nb,y,2.25,2018-01-02,2
 @dataclass
 class Driver:
     home: Path
+    browsers: dict[str, requests.Session] = field(default_factory=dict)
 
     @property
     def api(self) -> AirflowApi:
-        return AirflowApi(get_settings())
+        """Airflow's API with a login that lasts: to check a password costs more than all else that a call does."""
+        made = AirflowApi(get_settings())
+        if made.base not in self.browsers:
+            self.browsers[made.base] = logged_in(made.base, "admin", "admin")
+        made.session = self.browsers[made.base]
+        return made
 
     @property
     def store(self) -> ObjectStore:
@@ -47,8 +52,7 @@ class Driver:
         return ObjectStore(client("s3", settings), settings.lake_bucket)
 
     def busco(self, *arguments: str) -> str:
-        command = [str(python(get_settings(), "dbt")), "-m", "busco", *arguments]
-        done = subprocess.run(command, cwd=self.home, env=dict(os.environ), capture_output=True, text=True, timeout=300)
+        done = warm.run("-m", "busco", *arguments, cwd=self.home, environment=os.environ)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -257,6 +257,7 @@ def test_what_a_killed_process_left_is_ended_before_the_next_one_starts(platform
     assert processes.wait_ended(before, 0) == []
 
 
+@pytest.mark.long
 def test_a_start_that_was_killed_half_way_is_taken_up(home: Path) -> None:
     other = home / "other"
     other.mkdir()

@@ -6,7 +6,7 @@ import http.client
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 
 from busco.aws import client
 from busco.embedded.serve import REGISTERED
+from tests import warm
 from tests.integration.conftest import MINI
 from tests.loopback import Handler, serving
 from tests.platforms import ROOT, Platform, platform
@@ -41,11 +42,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 def examined(live: Platform, status: int, side: str = "dbt", **variables: str) -> dict[str, dict[str, Any]]:
     """What `busco doctor --format json` in an environment says, by the checks' names."""
-    python = ROOT / {"dbt": ".venv-dbt", "airflow": ".venv"}[side] / "bin/python"
-    done = subprocess.run(
-        [str(python), "-m", "busco", "doctor", "--format", "json"],
-        capture_output=True, text=True, cwd=live.home, env={**os.environ, **variables}, timeout=120, check=False,
-    )  # fmt: skip
+    run = {"dbt": warm.run, "airflow": in_airflows}[side]
+    done = run("-m", "busco", "doctor", "--format", "json", cwd=live.home, environment={**os.environ, **variables})
     assert done.returncode == status, done.stdout + done.stderr
     found = json.loads(done.stdout)
     assert found.keys() == {"ok", "version", "environment", "checks"}
@@ -53,6 +51,12 @@ def examined(live: Platform, status: int, side: str = "dbt", **variables: str) -
     assert [check["name"] for check in found["checks"]] == NAMES
     assert all(check.keys() == {"name", "state", "seen", "mend", "seconds"} for check in found["checks"])
     return {check["name"]: check for check in found["checks"]}
+
+
+def in_airflows(*arguments: str, cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """The same as `warm.run` in Airflow's environment."""
+    command = [str(ROOT / ".venv/bin/python"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
 
 
 def named(checks: dict[str, dict[str, Any]], state: str) -> set[str]:

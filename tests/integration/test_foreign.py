@@ -75,9 +75,13 @@ def test_every_test_of_it_has_run_on_the_versions_that_are_live(bakery: Platform
     [
         ("countries", "seed.bakery.countries"),
         ("customers.v1", "model.bakery.customers.v1"),
-        ("revenue", "model.bakery.revenue"),
-        ("people", "model.bakery.people"),
-        ("test_type:singular", "test.bakery.revenue_is_the_same_by_month_and_by_customer"),
+        pytest.param("revenue", "model.bakery.revenue", marks=pytest.mark.long),
+        pytest.param("people", "model.bakery.people", marks=pytest.mark.long),
+        pytest.param(
+            "test_type:singular",
+            "test.bakery.revenue_is_the_same_by_month_and_by_customer",
+            marks=pytest.mark.long,
+        ),
         ("test_type:unit", "unit_test.bakery.customers.three_orders_make_a_vip_v2"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Iterator
 from decimal import Decimal
@@ -33,6 +34,12 @@ TYPES = {
     "money": "DECIMAL(12,2)",
     "sum": "DECIMAL(18,2)",
 }
+# An order whose customer, product and seller have not come: lines for the sample's files.
+EARLY = {
+    "olist_orders_dataset.csv.gz": b"early,nobody,delivered,2018-01-01 00:00:00,,,2018-01-05 00:00:00,"
+    b"2018-01-04 00:00:00\n",
+    "olist_order_items_dataset.csv.gz": b"early,1,nothing,no_one,2018-01-02 00:00:00,10.00,1.50\n",
+}
 # Where silver's rows come from; the second computation has the row only.
 TECHNICAL = ("_ingested_at", "_source_file", "_source_row")
 
@@ -49,9 +56,12 @@ def published(home: Path, data: Path) -> Iterator[Platform]:
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, dict[str, pl.DataFrame]]]:
-    """A made-up marketplace with all of its quirks, published, and what its tables must be."""
+    """A made-up marketplace with all of its quirks and an early order, published, and what its tables must be."""
     data = tmp_path_factory.mktemp("sample")
     write_sample(3000, 7, data)
+    for name, row in EARLY.items():
+        whole = gzip.decompress((data / name).read_bytes())
+        (data / name).write_bytes(gzip.compress(whole + row))
     for made in published(tmp_path_factory.mktemp("home"), data):
         yield made, recompute(data)
 
@@ -145,6 +155,7 @@ def test_every_model_says_what_it_is_whose_it_is_and_what_its_key_is(
     assert len(project.manifest["exposures"]) == 2
 
 
+@pytest.mark.long
 def test_each_node_runs_alone_in_a_new_process_with_parents_from_its_run_or_pin(
     sample: tuple[Platform, dict[str, pl.DataFrame]],
 ) -> None:
@@ -168,22 +179,7 @@ def test_an_order_whose_customer_product_and_seller_have_not_come_is_kept(
     sample: tuple[Platform, dict[str, pl.DataFrame]],
 ) -> None:
     made, _ = sample
-    before = made.query("select count(*), sum(order_amount) from busco_gold.fct_orders")[0]
-    made.deliver(
-        "order_id,customer_id,order_status,order_purchase_timestamp,order_approved_at,order_delivered_carrier_date,"
-        "order_delivered_customer_date,order_estimated_delivery_date\n"
-        "early,nobody,delivered,2018-01-01 00:00:00,,,2018-01-05 00:00:00,2018-01-04 00:00:00\n",
-        "orders-early.csv",
-    )
-    made.deliver(
-        "order_id,order_item_id,product_id,seller_id,shipping_limit_date,price,freight_value\n"
-        "early,1,nothing,no_one,2018-01-02 00:00:00,10.00,1.50\n",
-        "order_items-early.csv",
-    )
-    outcome = made.build()
-    assert outcome.good
-    after = made.query("select count(*), sum(order_amount) from busco_gold.fct_orders")[0]
-    assert (int(after[0]) - int(before[0]), Decimal(after[1]) - Decimal(before[1])) == (1, Decimal("11.50"))
+    assert made.query("select order_amount from busco_gold.fct_orders where order_id = 'early'") == [("11.50",)]
     assert made.query("select items from busco_gold.mart_category_sales where category is null") == [("1",)]
     late = "select late_orders from busco_gold.mart_delivery_performance where customer_state is null"
     assert made.query(late) == [("1",)]
