@@ -72,13 +72,13 @@ class Platform:
         assert result.returncode == status, f"exit status {result.returncode}:\n{printed}"
         return printed
 
-    def take(self, *paths: Path, table: str | None = None) -> Report:
+    def take(self, *paths: Path, table: str | None = None, follow_links: bool = False) -> Report:
         """Ingests in this process."""
         from busco.ingest.ingest import ingest
         from busco.warehouse.dbt import ensure_manifests
 
         contracts = all_contracts(ensure_manifests(self.settings))
-        return ingest(self.settings, self.store, contracts, list(paths), table, lambda _: lambda _: None)
+        return ingest(self.settings, self.store, contracts, list(paths), table, lambda _: lambda _: None, follow_links)
 
     def deliver(self, text: str, name: str = "orders.csv") -> None:
         """Ingests a file of that name and content, which must be taken whole."""

@@ -305,7 +305,8 @@ def test_what_is_no_file_is_refused_in_words_and_the_others_go_on(mini: Platform
     (folder / "orders-nowhere.csv").symlink_to("nowhere")
     (folder / "orders-broken.csv").symlink_to("/proc/self/mem")
     (mini.home / "empty").mkdir()
-    report = mini.take(mini.home / "missing.csv", folder, mini.home / "empty", mini.home / "/dev/null")
+    paths = (mini.home / "missing.csv", folder, mini.home / "empty", mini.home / "/dev/null")
+    report = mini.take(*paths, follow_links=True)
     assert {path.name: reason for path, reason in report.unknown} == {
         "missing.csv": "it does not exist",
         "orders-pipe.csv": "a pipe can be read only once; write it to a file first",
@@ -317,6 +318,21 @@ def test_what_is_no_file_is_refused_in_words_and_the_others_go_on(mini: Platform
         "orders.csv": ("ingested", ""),
         "orders-broken.csv": ("refused", "it cannot be read: Input/output error"),
     }
+
+
+def test_what_lies_outside_of_a_delivery_is_reached_by_no_link_in_it(mini: Platform) -> None:
+    folder = mini.write("in/orders.csv", csv_text(HEADER, GOOD)).parent
+    secret = mini.write("private/orders-secret.csv", csv_text(HEADER, [("canary", "z", "1", "2018-01-01", 1)]))
+    (folder / "orders-link.csv").symlink_to(secret)
+    (folder / "more").symlink_to(secret.parent)
+    printed = mini.busco("ingest", str(folder), status=1)
+    for name, target in (("orders-link.csv", secret), ("more", secret.parent)):
+        assert f"refused: {folder / name}: a link, to {target}; deliver the file itself, or allow links with" in printed
+    assert [(delivery.file_name, delivery.rows) for delivery in deliveries(mini)] == [("orders.csv", 2)]
+    mini.busco("ingest", "--follow-links", str(folder))
+    assert sorted(delivery.file_name for delivery in deliveries(mini)) == [
+        "more/orders-secret.csv", "orders-link.csv", "orders.csv",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("new", "kept"), [("c,z,3,2018-01-03,3\n", True), ("c,z,three,2018-01-03,3\n", False)])

@@ -43,7 +43,10 @@ def sample_command(orders: int, seed: int, out: Path) -> None:
 @click.command("ingest")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--table", "table_name", help="the source table of all of these files; else each file's name tells it")
-def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
+@click.option(
+    "--follow-links", is_flag=True, help="take what links to files and folders lead to; else they are refused"
+)
+def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links: bool) -> None:
     """Takes CSV files (plain or gzip) and folders of them into bronze.
 
     A file that was ingested before is left alone. A file that does not fit is refused whole, and the others go on; a
@@ -69,7 +72,7 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None) -> None:
             task = bar.add_task("", total=total)
             return lambda done: bar.advance(task, done)
 
-        report = ingest(settings, store, contracts, list(paths), table_name, started)
+        report = ingest(settings, store, contracts, list(paths), table_name, started, follow_links)
     rows = [
         (
             printable(one.file.name),

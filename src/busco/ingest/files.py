@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import os
 import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,11 +39,20 @@ class Limits:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to ingest: `name` is its path below the folder given, without compression suffix (D1)."""
+    """A file to ingest.
+
+    Attributes:
+        path: where its bytes are read; within `opened` that is the open file, whatever its name stands for by then.
+        name: its path below the folder given, without compression suffix (D1).
+        folder: the folder given; None where the file itself was.
+        follow_links: whether the folder, the file, and the folders between them may be links.
+    """
 
     path: Path
     name: str
     contract: Contract
+    folder: Path | None = None
+    follow_links: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,13 +85,52 @@ def state(path: Path) -> tuple[int, ...]:
     return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
 
 
+@contextmanager
+def opened(file: SourceFile) -> Iterator[SourceFile]:
+    """The file with `path` as that of the open file (/proc/self/fd), so that all who read it by its path read the same
+    one, even if its name, or that of a folder above it, becomes a link meanwhile.
+
+    Raises:
+        Refused: it can't be opened, is no file any more, or has become a link.
+    """
+    with readable():
+        descriptor = _open(file)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Refused(_not_regular(os.fstat(descriptor).st_mode))
+        yield replace(file, path=Path(f"/proc/self/fd/{descriptor}"))
+    finally:
+        os.close(descriptor)
+
+
+def _open(file: SourceFile) -> int:
+    # a pipe that nobody writes to would be waited for
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    if file.follow_links:
+        return os.open(file.path, flags)
+    folder = file.folder or file.path.parent
+    inner = file.path.relative_to(folder).parts
+    # the folder that a file was named in is the user's own word; one that was named itself may not be a link
+    at = os.open(folder, flags | os.O_DIRECTORY | (os.O_NOFOLLOW if file.folder else 0))
+    for place, part in enumerate(inner):
+        above = at
+        try:
+            at = os.open(part, flags | os.O_NOFOLLOW | (os.O_DIRECTORY if place < len(inner) - 1 else 0), dir_fd=above)
+        finally:
+            os.close(above)
+    return at
+
+
 def find(
-    paths: Sequence[Path], contracts: Sequence[Contract], table: str | None
+    paths: Sequence[Path], contracts: Sequence[Contract], table: str | None, follow_links: bool = False
 ) -> tuple[list[SourceFile], list[tuple[Path, str]]]:
     """The files to ingest, and those that can't be told a table, with the reason.
 
     A folder stands for all CSV files below it. Order is by name, so that deliveries come in the same order each time.
     A path that is no readable file is among the second too, so that it doesn't stop the others.
+
+    Whoever delivers files must not choose what else is read of this machine: a link, to a file or a folder, given
+    itself or found below a folder, is refused, unless links are to be followed.
 
     Raises:
         BuscoError: `table` is no source table.
@@ -89,9 +139,9 @@ def find(
     found: list[SourceFile] = []
     unknown: list[tuple[Path, str]] = []
     for path in paths:
-        for file, name in _below(path):
+        for file, name in _below(path, follow_links):
             contract = fixed or recognise(name, contracts)
-            if wrong := _no_file(file) or _no_name(name):
+            if wrong := _no_file(file, follow_links) or _no_name(name):
                 unknown.append((file, wrong))
             elif contract is None:
                 known = ", ".join(sorted(c.table for c in contracts))
@@ -99,23 +149,49 @@ def find(
             elif wrong := _long_name(contract, name):
                 unknown.append((file, wrong))
             else:
-                found.append(SourceFile(file, name, contract))
+                folder = path if file != path else None
+                found.append(SourceFile(file, name, contract, folder, follow_links))
     return found, unknown
 
 
-def _below(path: Path) -> Iterator[tuple[Path, str]]:
-    """The file itself, or what looks like a CSV file in the folder: links to nowhere and pipes too, to be told of."""
-    if not path.is_dir():
+def _below(path: Path, follow_links: bool) -> Iterator[tuple[Path, str]]:
+    """The file itself, or what looks like a CSV file in the folder: pipes, and links that are not followed, too, to be
+    told of."""
+    if not path.is_dir() or (path.is_symlink() and not follow_links):
         yield path, without_compression(path.name)
         return
-    files = sorted(file for file in path.rglob("*") if is_csv(file.name) and not file.is_dir())
-    for file in files or [path]:
+    for file in sorted(_walk(path, follow_links, frozenset())) or [path]:
         yield file, without_compression(file.relative_to(path).as_posix())
 
 
-def _no_file(path: Path) -> str:
+def _walk(folder: Path, follow_links: bool, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """What is to be taken or told of below a folder.
+
+    Args:
+        above: device and inode of the folders that it was reached through: a link to one of them leads in a circle.
+    """
+    try:
+        found = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError:
+        yield folder  # it can't be looked into
+        return
+    here = (found.st_dev, found.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_dir(follow_symlinks=follow_links):
+            yield from _walk(path, follow_links, above | {here})
+        elif is_csv(entry.name) or entry.is_dir():
+            yield path
+
+
+def _no_file(path: Path, follow_links: bool) -> str:
     """Why a path can't be ingested, '' where it can."""
     try:
+        if path.is_symlink() and not follow_links:
+            return f"a link, to {path.readlink()}; deliver the file itself, or allow links with --follow-links"
         mode = path.stat().st_mode
     except FileNotFoundError:
         return "a link to a file that does not exist" if path.is_symlink() else "it does not exist"
@@ -123,8 +199,14 @@ def _no_file(path: Path) -> str:
         return f"it cannot be read: {error.strerror}"
     if stat.S_ISREG(mode):
         return ""
+    if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
+        return "this folder cannot be read: Permission denied"
     if stat.S_ISDIR(mode):
         return "no CSV file below this folder; name files, or a folder with *.csv or *.csv.gz"
+    return _not_regular(mode)
+
+
+def _not_regular(mode: int) -> str:
     if stat.S_ISFIFO(mode):
         return "a pipe can be read only once; write it to a file first"
     return "it is a device or a socket, not a file"

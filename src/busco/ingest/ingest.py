@@ -42,12 +42,14 @@ def ingest(
     paths: Sequence[Path],
     table: str | None,
     started: Callable[[int], Callable[[int], None]],
+    follow_links: bool = False,
 ) -> Report:
     """Ingests files and folders into bronze (D1 to D4); a refused file leaves the others alone.
 
     Args:
         table: the table of all of them; None tells it from each file's name.
         started: told the number of bytes to do, gives the function that is told of those done.
+        follow_links: whether links to files and folders are followed, rather than refused.
 
     What goes wrong with the lake, and an interruption, end all of it.
 
@@ -59,7 +61,7 @@ def ingest(
             f"bronze is written in environment prod only, not in {settings.environment}",
             "unset BUSCO_ENVIRONMENT for ingest",
         )
-    files, unknown = find(paths, contracts, table)
+    files, unknown = find(paths, contracts, table, follow_links)
     # files of one name one after another, so that their deliveries come in order
     groups: dict[tuple[str, str], list[int]] = {}
     for position, file in enumerate(files):

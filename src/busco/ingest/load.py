@@ -12,7 +12,7 @@ from typing import Any, Literal
 import duckdb
 
 from busco.ingest import checks
-from busco.ingest.files import Content, Limits, SourceFile, examine, state
+from busco.ingest.files import Content, Limits, SourceFile, examine, opened, state
 from busco.ingest.refused import Refused
 from busco.ingest.survey import Survey, check_rows, first_problem, survey, unreadable
 from busco.lake import layout, types
@@ -58,9 +58,13 @@ def load(
     """
     before: tuple[int, ...] = ()
     try:
-        before = state(file.path)
-        with TemporaryDirectory(prefix="sifted-", dir=scratch) as folder:
-            return _load(connection, store, file, before, Path(folder), limits, progress)
+        with opened(file) as source, TemporaryDirectory(prefix="sifted-", dir=scratch) as folder:
+            before = state(source.path)
+            try:
+                return _load(connection, store, file, source, before, Path(folder), limits, progress)
+            except Refused as error:
+                # a message of DuckDB's may name the open file
+                raise Refused(str(error).replace(str(source.path), file.path.name)) from error
     except Refused as error:
         return Loaded(file, "refused", reason=_CHANGED if before and _changed(file, before) else str(error))
 
@@ -68,12 +72,19 @@ def load(
 def _load(
     connection: duckdb.DuckDBPyConnection,
     store: ObjectStore,
+    named: SourceFile,
     file: SourceFile,
     before: tuple[int, ...],
     scratch: Path,
     limits: Limits,
     progress: Callable[[int], None],
 ) -> Loaded:
+    """
+    Args:
+        named: the file by its name, for the records and the report.
+        file: the same one, open.
+        before: its state when it was opened.
+    """
     size = before[0]
     content = examine(file, limits, progress)
     found: Survey | None = None
@@ -81,16 +92,16 @@ def _load(
         number, newest = newest_delivery(store, file.contract, file.name)
         if newest and (newest.content_hash, newest.contract_hash) == (content.sha256, file.contract.hash):
             progress(2 * size)
-            return Loaded(file, "known", newest.rows + newest.quarantined, newest.rows, newest.quarantined)
+            return Loaded(named, "known", newest.rows + newest.quarantined, newest.rows, newest.quarantined)
         if found is None:
             found = survey(connection, file, content, scratch, lambda: progress(0))
             progress(size)
             _refuse_empty(connection, file, found)
         earliest = newest.ingested_at + timedelta(microseconds=1) if newest else None
         now = utc_now() if earliest is None else max(utc_now(), earliest)
-        delivery = _write(connection, store, file, content, found, number + 1, now)
+        delivery = _write(connection, store, file, content, found, number + 1, now, named.path.name)
         examples = _quarantine(connection, store, file, content, found, delivery.attempt)
-        if _changed(file, before):
+        if _changed(named, before):
             raise Refused(_CHANGED)
         progress(size)
         try:
@@ -99,7 +110,7 @@ def _load(
             progress(-size)
             continue
         rows = delivery.rows + delivery.quarantined
-        return Loaded(file, "ingested", rows, delivery.rows, delivery.quarantined, examples=examples)
+        return Loaded(named, "ingested", rows, delivery.rows, delivery.quarantined, examples=examples)
 
 
 def _changed(file: SourceFile, before: tuple[int, ...]) -> bool:
@@ -128,6 +139,7 @@ def _write(
     found: Survey,
     number: int,
     ingested_at: datetime,
+    source: str,
 ) -> Delivery:
     contract, attempt = file.contract, layout.new_id()[:16]
     key = layout.bronze_object(contract.source, contract.table, content.sha256, attempt)
@@ -158,7 +170,7 @@ def _write(
         bytes=int(bytes_written),
         statistics=statistics,
         ingested_at=ingested_at,
-        source=str(file.path.name),
+        source=source,
     )
 
 

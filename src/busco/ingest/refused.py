@@ -28,4 +28,7 @@ def readable() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Refused("it has to be rewritten below BUSCO_STATE_DIR first, and that disk is full") from error
+        # of O_NOFOLLOW; ENOTDIR is that of a folder that has become a link or a file (open(2))
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise Refused("it, or a folder above it, has become a link while it was ingested") from error
         raise Refused(f"it cannot be read: {error.strerror or error}") from error
