@@ -52,6 +52,7 @@ elif [[ $first != 0 ]]; then
     fi
     if [[ $first != 0 ]]; then
         mkdir -p .busco/log
+        chmod 700 .busco .busco/log
         # shellcheck disable=SC2016
         nohup bash -c 'scripts/first_data.sh "$1" && rm -f "$2"' - "$first" $begun >.busco/log/first-data.log 2>&1 </dev/null &
         printf '%s\n' $! "$first" >$begun

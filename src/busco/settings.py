@@ -13,6 +13,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from busco.errors import BuscoError
+from busco.private import make_private
 
 Layer = Literal["bronze", "silver", "gold"]
 LAYERS: tuple[Layer, ...] = ("bronze", "silver", "gold")
@@ -244,16 +245,20 @@ def get_settings() -> Settings:
     boto3 and children see them too; BUSCO_ variables that are set already stay.
 
     Raises:
-        BuscoError: a variable's value makes no sense; it is named.
+        BuscoError: a variable's value makes no sense; it is named. Or the state folder can't be made, or belongs to
+            somebody else.
     """
     settings = _read()
     if settings.platform == "embedded":
         try:
-            settings.state.mkdir(parents=True, exist_ok=True)
+            # the folder of Airflow's graph is shared with Airflow's containers, which run as another user
+            if settings.graph_dir is None or settings.state != settings.below_home(settings.graph_dir):
+                make_private(settings.state)
         except OSError as error:
             raise BuscoError(
-                f"BUSCO_STATE_DIR: the folder {settings.state} can't be made: {error.strerror}",
-                "set it to a folder that you may write to",
+                f"BUSCO_STATE_DIR: the folder {settings.state} can't be made, or kept from other users: "
+                f"{error.strerror}",
+                "set it to a folder of your own",
             ) from error
         _point_at_local_aws(read_env_file(settings.state / "aws.env"))
         settings = _read()

@@ -299,7 +299,8 @@ def test_ending_it_leaves_no_process_and_no_port(platform: Platform) -> None:
 
 
 def test_what_was_there_is_there_after_a_restart_but_what_a_killed_start_left(platform: Platform) -> None:
-    leftover = platform.settings.state / "postgres-new.killed"
+    data = Path((platform.settings.state / "postgres.location").read_text().strip())
+    leftover = data.with_name("postgres-new.killed")
     (leftover / "data").mkdir(parents=True)
     platform.up()
     assert platform.api.dag_run("levels", "mine")["state"] == "success"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -35,8 +36,8 @@ _OWNER = "busco-owner"
 class Postgres:
     """The server of one state folder: its data, its port, its password.
 
-    Run as root, data and binaries must lie where an ordinary user can reach them: below /var/lib/busco, if the project
-    lies in a folder that only root may enter. `<state>/postgres.location` says where the data are.
+    Run as root, data and binaries must lie where an ordinary user can reach them, which the state folder is not: below
+    /var/lib/busco. `<state>/postgres.location` says where the data are.
     """
 
     def __init__(self, state: Path) -> None:
@@ -132,11 +133,17 @@ class Postgres:
 
     def _data(self, account: pwd.struct_passwd | None) -> Path:
         """The data folder, which may not exist yet; the folder above it does."""
-        data = self.state / NAME
+        data, location = self.state / NAME, self.state / "postgres.location"
         self.state.mkdir(parents=True, exist_ok=True)
         if account is not None and not _reachable(self.state):
-            data = _shared(hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:16]) / NAME
-        (self.state / "postgres.location").write_text(f"{data}\n")
+            elsewhere = _shared(hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:16]) / NAME
+            # used last when the state folder was open to all users
+            if (data / "PG_VERSION").exists() and (not location.exists() or location.read_text() == f"{data}\n"):
+                _end_unrecorded(data)
+                _sweep(data)
+                _move(data, elsewhere)
+            data = elsewhere
+        location.write_text(f"{data}\n")
         return data
 
     def _check_owner(self, data: Path) -> None:
@@ -180,6 +187,26 @@ class Postgres:
         }
         said = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         return [str(_binaries(uid is not None) / "postgres"), "-D", str(data), *said]
+
+
+def _move(data: Path, target: Path) -> None:
+    """Moves a data folder with its owner, in one step at the end: killed before that, the old one is still whole."""
+    if target.exists():
+        shutil.rmtree(target)
+    try:
+        data.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        scratch = Path(tempfile.mkdtemp(prefix=f"{NAME}-new.", dir=target.parent))
+        copied = subprocess.run(
+            ["cp", "-a", str(data), str(scratch / "data")], capture_output=True, text=True, check=False
+        )
+        if copied.returncode != 0:
+            raise BuscoError(f"PostgreSQL's data can't be copied to {target.parent}: {copied.stderr.strip()}") from None
+        (scratch / "data").rename(target)
+        shutil.rmtree(data)
+        _sweep(target)
 
 
 def _sweep(data: Path) -> None:

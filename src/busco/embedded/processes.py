@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from busco.errors import BuscoError
+from busco.private import UMASK, make_private
 from busco.processes import process_alive
 
 
@@ -57,15 +58,16 @@ def start(
 ) -> Process:
     """Starts a process in a session of its own, output to `<state>/log/<name>.log`, and records it.
 
-    Starting what runs already gives back the running one; what is left of one that died is ended first. `user` is the
-    uid to run it as, with that user's own group; None: ours.
+    Its log and what it writes are for its user alone. Starting what runs already gives back the running one; what is
+    left of one that died is ended first. `user` is the uid to run it as, with that user's own group; None: ours.
     """
     if running := find(state, name):
         return running
     _end_session(state, name)
     log = state / "log" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_private(log.parent)
     with log.open("ab") as out:
+        os.fchmod(out.fileno(), 0o600)
         child = subprocess.Popen(
             [*_GATE, *command],
             env=dict(env),
@@ -74,6 +76,7 @@ def start(
             stderr=subprocess.STDOUT,
             stdin=subprocess.PIPE,
             start_new_session=True,
+            umask=UMASK,
             user=user,
             group=None if user is None else pwd.getpwuid(user).pw_gid,
             extra_groups=None if user is None else [],

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from busco.environments import python, without_airflow
 from busco.lake.records import Ending, Order, Pin, Runner
+from busco.private import UMASK, make_private
 from busco.processes import kill_tree, process_alive, this_host
 from busco.settings import Settings
 
@@ -153,7 +154,7 @@ class LocalLauncher:
 
     def _start(self, words: list[str]) -> LocalProcess:
         log = self.settings.state / "log" / "runners" / f"{uuid.uuid4().hex}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        make_private(log.parent)
         interpreter = str(python(self.settings, "dbt"))
         with log.open("wb") as out:
             process = subprocess.Popen(
@@ -164,6 +165,7 @@ class LocalLauncher:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=UMASK,
             )
         return LocalProcess(process, log)
 
