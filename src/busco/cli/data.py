@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import suppress
@@ -21,8 +20,9 @@ from busco.lake.layout import EnvironmentLayout, local_run_key
 from busco.lake.objects import AlreadyExists, ObjectStore
 from busco.lake.records import GOOD, Release, Selection, utc_now
 from busco.lake.runs import open_run, visible_versions
-from busco.output import console, printable, result, say, table
+from busco.output import console, echo, result, say, table
 from busco.settings import Settings, get_settings, require_project
+from busco.text import json_text, printable
 
 _FORMS = click.Choice(["table", "csv", "json"])
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -75,7 +75,7 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links
         report = ingest(settings, store, contracts, list(paths), table_name, started, follow_links)
     rows = [
         (
-            printable(one.file.name),
+            one.file.name,
             one.file.contract.table,
             "known already" if one.outcome == "known" else one.outcome,
             f"{one.rows:,}",
@@ -88,10 +88,10 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links
         table(("file", "table", "outcome", "rows in", "written", "quarantined"), rows, right=(3, 4, 5))
     for one in report.loaded:
         for example in one.examples:
-            say(f"quarantined: {printable(one.file.name)}: {example}")
+            say(printable(f"quarantined: {one.file.name}: {example}"))
     refused = [(one.file.path, one.reason) for one in report.loaded if one.outcome == "refused"]
     for path, reason in (*refused, *report.unknown):
-        say(f"refused: {printable(str(path))}: {reason}")
+        say(f"refused: {printable(str(path))}: {printable(reason)}")
     if not report.good:
         raise SystemExit(1)
 
@@ -105,7 +105,7 @@ def dbt_command(project_dir: Path | None, arguments: tuple[str, ...]) -> int:
     """dbt on the lake."""
     _work_on(project_dir)
     if not arguments or arguments[0] in ("-h", "--help"):
-        click.echo(_DBT_HELP)
+        echo(_DBT_HELP)
     elif arguments[0] == "build":
         status = build_command.main(args=list(arguments[1:]), prog_name="busco dbt build", standalone_mode=False)
         return int(status or 0)
@@ -222,7 +222,7 @@ def _parse(projects: list[Settings]) -> None:
         with opened(settings) as dbt:
             project = dbt.parse()
         counts = f"{len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources"
-        click.echo(f"parsed {counts}" + (f" of {project.name}" if len(projects) > 1 else ""))
+        echo(f"parsed {counts}" + (f" of {project.name}" if len(projects) > 1 else ""))
         parsed.append(project)
     all_contracts(parsed)
     for settings, project in zip(projects, parsed, strict=True):
@@ -368,7 +368,7 @@ def select_command(project_dir: Path | None, record: str, selection: str) -> Non
         _answer(record, Selection(select=selection, error=str(error)))
         raise
     _answer(record, found)
-    click.echo(json.dumps(found.nodes))
+    echo(json_text(found.nodes))
 
 
 def _answer(record: str, found: Selection) -> None:
@@ -391,4 +391,4 @@ def bake_command(folder: Path) -> None:
         with opened(settings.model_copy(update={"baked_dir": None})) as dbt:
             whole = dbt.bake(folder)
         said = "" if whole else ", for dbt to begin with: the project reads the environment (env_var)"
-        click.echo(f"parsed for an image{said}: {settings.project_part(folder)}")
+        echo(f"parsed for an image{said}: {settings.project_part(folder)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 from dataclasses import asdict
@@ -13,8 +12,9 @@ import click
 from busco import __version__
 from busco.doctor import examine
 from busco.environments import here
-from busco.output import table
+from busco.output import echo, table
 from busco.settings import get_settings
+from busco.text import json_text
 
 
 @click.command("doctor")
@@ -34,12 +34,12 @@ def doctor_command(form: str) -> int:
     if form == "json":
         side = "dbt" if here("dbt") else "airflow"
         checks = [asdict(finding) for finding in findings]
-        click.echo(json.dumps({"ok": not failed, "version": __version__, "environment": side, "checks": checks}))
+        echo(json_text({"ok": not failed, "version": __version__, "environment": side, "checks": checks}))
     else:
         table(("check", "", "seen"), [(one.name, one.state, one.seen) for one in findings])
         for finding in failed:
-            click.echo(f"\n{finding.name} failed: {finding.seen}" + (f"\n  → {finding.mend}" if finding.mend else ""))
+            echo(f"\n{finding.name} failed: {finding.seen}" + (f"\n  → {finding.mend}" if finding.mend else ""))
         skipped = sum(finding.state == "skipped" for finding in findings)
         good = len(findings) - len(failed) - skipped
-        click.echo(f"\n{good} ok, {len(failed)} failed, {skipped} skipped")
+        echo(f"\n{good} ok, {len(failed)} failed, {skipped} skipped")
     return 1 if failed else 0

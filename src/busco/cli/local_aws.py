@@ -7,7 +7,7 @@ import click
 from busco.cli.releases import lake as opened
 from busco.cli.releases import show_glue
 from busco.embedded import aws
-from busco.output import say
+from busco.output import echo, exact, say
 from busco.settings import get_settings
 
 
@@ -32,7 +32,7 @@ def aws_command() -> None:
 )
 def aws_up(lake: str | None, docker: bool | None) -> None:
     """Starts it where it isn't running, deploys deploy/aws/, and shows the live release in Glue."""
-    click.echo(aws.up(get_settings(), say, lake=lake, after_start=_show_live_release, docker=docker))
+    echo(aws.up(get_settings(), say, lake=lake, after_start=_show_live_release, docker=docker))
 
 
 @aws_command.command("serve")
@@ -68,10 +68,10 @@ def aws_down() -> None:
 def aws_status() -> None:
     """Whether it runs, and where."""
     for name, state in aws.status(get_settings()):
-        click.echo(f"{name}: {state}")
+        echo(f"{name}: {state}")
 
 
 @aws_command.command("env")
 def aws_env() -> None:
     """Variables that point aws, boto3 or a notebook at it: eval "$(busco aws env)"."""
-    click.echo(aws.env_lines(get_settings()))
+    exact(aws.env_lines(get_settings()))

@@ -17,6 +17,7 @@ from busco import __version__
 from busco.environments import Side, hand_over, here
 from busco.errors import BuscoError
 from busco.settings import get_settings, require_project
+from busco.text import guard
 
 # Each verb: the module that has it, the environment that it needs (None: either), and its line of help.
 VERBS: dict[str, tuple[str, Side | None, str]] = {
@@ -85,21 +86,22 @@ class _ReaderGone(Exception):
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command: exit status 1 with one message for what the user can mend, 2 for wrong usage."""
+    guard()
     gc.set_threshold(*_COLLECT_AFTER)
     atexit.register(gc.freeze)
     try:
         status: Any = cli.main(args=arguments, prog_name="busco", standalone_mode=False)
         _flush()
     except click.UsageError as error:
-        error.show()
+        _output().say_wrong(error)
         sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        _output().say_wrong(error)
         sys.exit(error.exit_code)
     except BuscoError as error:
         _fail(error)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("busco: interrupted", err=True)
+        _output().say("busco: interrupted")
         sys.exit(130)
     except _ReaderGone:
         _close_output()
@@ -118,8 +120,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(error: BuscoError) -> NoReturn:
-    click.echo(f"busco: {error}", err=True)
+    _output().say(f"busco: {error}")
     sys.exit(1)
+
+
+def _output() -> Any:
+    """What prints, imported where something is printed: it costs a tenth of a second."""
+    from busco import output
+
+    return output
 
 
 def _flush() -> None:

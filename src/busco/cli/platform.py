@@ -7,7 +7,7 @@ import click
 from busco.embedded import airflow, aws
 from busco.embedded.demo import run_demo, start_lakehouse
 from busco.environments import hand_over
-from busco.output import say
+from busco.output import echo, say
 from busco.settings import Settings, get_settings
 
 
@@ -19,7 +19,7 @@ def airflow_command() -> None:
 @airflow_command.command("up")
 def airflow_up() -> None:
     """Starts what isn't running: PostgreSQL, scheduler, triggerer, webserver (admin/admin)."""
-    click.echo(airflow.up(get_settings(), say))
+    echo(airflow.up(get_settings(), say))
 
 
 @airflow_command.command("down")
@@ -32,7 +32,7 @@ def airflow_down() -> None:
 def airflow_status() -> None:
     """What of it runs."""
     for name, state in airflow.status(get_settings()):
-        click.echo(f"{name}: {state}")
+        echo(f"{name}: {state}")
 
 
 @click.command("ui")
@@ -42,8 +42,8 @@ def ui_command() -> None:
 
     settings = get_settings()
     url = start_platform(settings, say, lake=None)
-    click.echo(f"Airflow   {url}   (admin / admin)")
-    click.echo(f'local AWS {dict(aws.status(get_settings())).get("endpoint", "")}   eval "$(.venv/bin/busco aws env)"')
+    echo(f"Airflow   {url}   (admin / admin)")
+    echo(f'local AWS {dict(aws.status(get_settings())).get("endpoint", "")}   eval "$(.venv/bin/busco aws env)"')
 
 
 @click.command("down")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
-import json
+import os
+import pwd
 import socket
 from urllib.parse import urlparse
 
@@ -16,13 +16,18 @@ from busco.lake import releases
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Release
-from busco.output import table
+from busco.output import echo, table
 from busco.settings import LAYERS, Settings, get_settings, require_lake
+from busco.text import json_text, printable
 
 
 def me() -> str:
-    """Who is at the keyboard, as releases name them."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    """Who is at the keyboard, as releases name them: the operating system's user, not what LOGNAME or USER say."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user may have no name
+        user = f"uid {os.getuid()}"
+    return f"{user}@{socket.gethostname()}"
 
 
 def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
@@ -89,13 +94,13 @@ def show(release_id: str | None, as_json: bool) -> None:
         raise BuscoError("nothing is published yet", "make demo, or: busco dbt build --publish")
     release = releases.resolve(store, environment, wanted) if wanted else live.release
     if as_json:
-        click.echo(release.model_dump_json(indent=2))
+        echo(json_text(release.model_dump(mode="json"), indent=2))
         return
     state = "live" if release.release == live.current.release else "not live"
-    click.echo(f"{release.release} ({state}), {_told(release)}")
+    echo(printable(f"{release.release} ({state}), {_told(release)}"))
     if live.current.hold is not None:
         hold = live.current.hold
-        click.echo(f"ON HOLD since {hold.when:%Y-%m-%d %H:%M} UTC by {hold.who}: {hold.reason}")
+        echo(f"ON HOLD since {hold.when:%Y-%m-%d %H:%M} UTC by {printable(f'{hold.who}: {hold.reason}')}")
     rows = [
         (name, version.version[:12], f"{version.rows:,}", f"{version.bytes:,}", ", ".join(release.stale.get(name, ())))
         for name, version in sorted(release.tables.items())
@@ -115,7 +120,7 @@ def list_releases(form: str, most: int) -> None:
             break
         found.append(release)
     if form == "json":
-        click.echo(json.dumps([r.model_dump(mode="json", exclude={"tables"}) for r in found], indent=2))
+        echo(json_text([r.model_dump(mode="json", exclude={"tables"}) for r in found], indent=2))
         return
     rows = [(r.release, f"{r.created_at:%Y-%m-%d %H:%M:%S}", _told(r), r.who) for r in found]
     table(("release", "UTC", "what", "who"), rows)
@@ -129,8 +134,8 @@ def rollback(release_id: str, reason: str) -> None:
     settings, store, environment = lake()
     made = releases.rollback(store, environment, named(release_id), me(), reason)
     show_glue(settings, store, environment)
-    click.echo(f"{made.release} is live, with the content of {made.rolled_back_to}")
-    click.echo("nothing is published until: busco release resume")
+    echo(f"{made.release} is live, with the content of {made.rolled_back_to}")
+    echo("nothing is published until: busco release resume")
 
 
 @release_command.command("resume")
@@ -140,23 +145,21 @@ def resume(start: bool) -> None:
     settings, store, environment = lake()
     hold = releases.resume(store, environment)
     if hold is None:
-        click.echo("there is no hold; nothing was done")
+        echo("there is no hold; nothing was done")
         live = releases.read_live(store, environment)
         if live is not None and (last := live.current.resumed) is not None:
             skipped = ", ".join(last.hold.skipped) or "none"
-            click.echo(f"the last hold was set by {last.hold.who} ({last.hold.reason}); skipped meanwhile: {skipped}")
+            by = printable(f"{last.hold.who} ({last.hold.reason})")
+            echo(f"the last hold was set by {by}; skipped meanwhile: {skipped}")
         return
-    click.echo(
-        f"the hold of {hold.who} ({hold.reason}) is over; skipped meanwhile: {', '.join(hold.skipped) or 'none'}"
-    )
+    by = printable(f"{hold.who} ({hold.reason})")
+    echo(f"the hold of {by} is over; skipped meanwhile: {', '.join(hold.skipped) or 'none'}")
     if not start:
         return
     from busco.cli.platform import start_run
 
     started = start_run(settings)
-    click.echo(
-        f"started the run {started}" if started else "Airflow is not running; build with: busco dbt build --publish"
-    )
+    echo(f"started the run {started}" if started else "Airflow is not running; build with: busco dbt build --publish")
 
 
 def _told(release: Release) -> str:

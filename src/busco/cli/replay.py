@@ -24,7 +24,7 @@ from busco.lake.budget import budget, size
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.records import GOOD, RUNNER_NODE, Result, Version
 from busco.lake.runs import Run
-from busco.output import say, table
+from busco.output import echo, say, table
 from busco.project import Project, table_name
 from busco.settings import Settings
 from busco.warehouse.plan import buildable
@@ -314,14 +314,14 @@ def _tell(settings: Settings, source: Run, nodes: Sequence[str], results: dict[s
         result = results[node]
         if result.status not in GOOD:
             said = f"{_short(node)} failed\n{result.error or result.message or 'dbt gave no reason'}"
-            click.echo(said + (f"\nat {result.where}" if result.where else ""))
+            echo(said + (f"\nat {result.where}" if result.where else ""))
     given = budget(settings)
     of = f" of {size(given.container)}" if given.container is not None else ""
     runners = {runner.number: runner for runner in source.runners()}
     numbers = {then[node].runner for node in nodes if node in then}
     had = sorted({runners[n].memory for n in numbers if n in runners and runners[n].memory})
     there = f"; the run's container had {' and '.join(f'{memory} MiB' for memory in had)}" if had else ""
-    click.echo(f"memory: DuckDB's limit here was {given.memory or '80 % of the machine'}{of}{there}")
+    echo(f"memory: DuckDB's limit here was {given.memory or '80 % of the machine'}{of}{there}")
 
 
 def _short(node: str) -> str:
@@ -334,7 +334,7 @@ def _show(settings: Settings, run: Run, versions: Sequence[Version], out: Path |
     for version in versions:
         layer, name = version.table.split(".", 1)
         sql = f"select * from {settings.database(layer)}.{name} limit 20"
-        click.echo(f"look at it: busco query --env {environment} --run {run.name} {shlex.quote(sql)}")
+        echo(f"look at it: busco query --env {environment} --run {run.name} {shlex.quote(sql)}")
     if out is None:
         return
     if not versions:
@@ -347,4 +347,4 @@ def _show(settings: Settings, run: Run, versions: Sequence[Version], out: Path |
     with connect(settings) as connection:
         made = select_sql(versions[0], settings.lake_bucket)
         connection.execute(f"copy ({made}) to {literal(str(out))} (format parquet)")
-    click.echo(f"written: {out}")
+    echo(f"written: {out}")

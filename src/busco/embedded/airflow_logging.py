@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from airflow.config_templates.airflow_local_settings import DEFAULT_LOGGING_CONFIG
 from airflow.utils.log.file_task_handler import FileTaskHandler
+
+from busco.orchestration.log_text import with_shown_text
 
 
 class LocalTaskHandler(FileTaskHandler):
@@ -20,5 +21,5 @@ class LocalTaskHandler(FileTaskHandler):
         return [], []
 
 
-LOGGING_CONFIG: dict[str, Any] = copy.deepcopy(DEFAULT_LOGGING_CONFIG)
+LOGGING_CONFIG = with_shown_text(DEFAULT_LOGGING_CONFIG)
 LOGGING_CONFIG["handlers"]["task"]["class"] = f"{__name__}.{LocalTaskHandler.__name__}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from busco.embedded import airflow
@@ -23,6 +24,7 @@ from busco.errors import BuscoError
 from busco.output import console
 from busco.project import Project
 from busco.settings import Settings, get_settings
+from busco.text import printable
 
 Say = Callable[[str], None]
 DAG = "lakehouse"
@@ -173,7 +175,9 @@ def state_table(tasks: Sequence[dict[str, Any]]) -> Table:
         state = str(task.get("state") or "waiting")
         seconds = task.get("duration")
         name = str(task["task_id"]).removeprefix("models.")
-        table.add_row(name, _MARKS.get(state, f"[dim]{state}[/]"), f"{seconds:.1f}" if seconds else "")
+        table.add_row(
+            escape(printable(name)), _MARKS.get(state, f"[dim]{state}[/]"), f"{seconds:.1f}" if seconds else ""
+        )
     return table
 
 

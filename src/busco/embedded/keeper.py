@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from busco.environments import ask_for_parse, python, without_airflow
+from busco.output import echo
 from busco.settings import Settings, get_settings
 
 NAME = "keeper"
@@ -109,7 +110,7 @@ def main() -> None:
     stop = threading.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda *_: stop.set())
-    keep(get_settings(), stop, lambda line: print(line, flush=True))
+    keep(get_settings(), stop, echo)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from busco.lake.layout import EnvironmentLayout, stamp
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.records import Current, Entry, Hold, Pin, Release, Resumed, Version, utc_now
 from busco.lake.runs import Run, newest_epoch
+from busco.text import printable
 
 
 @dataclass(frozen=True)
@@ -182,10 +183,10 @@ def resume(store: ObjectStore, environment: EnvironmentLayout, request: str = ""
 
 
 def _other_hold(over: Hold, stands: Hold) -> BuscoError:
-    skipped = ", ".join(over.skipped) or "none"
+    skipped, by = ", ".join(over.skipped) or "none", printable(f"{over.who} ({over.reason})")
     return BuscoError(
-        f"publishing is on hold again, since {_by(stands)}; the hold of {over.who} ({over.reason}) is over, and the "
-        f"runs skipped while it stood are: {skipped}",
+        f"publishing is on hold again, since {_by(stands)}; the hold of {by} is over, and the runs skipped while it "
+        f"stood are: {skipped}",
         "check that the new hold may be lifted, then resume again: busco release resume, or a new run of operations",
     )
 
@@ -276,4 +277,4 @@ def _hold_text(hold: Hold) -> str:
 
 
 def _by(hold: Hold) -> str:
-    return f"{hold.when:%Y-%m-%d %H:%M} UTC by {hold.who}: {hold.reason}"
+    return f"{hold.when:%Y-%m-%d %H:%M} UTC by {printable(f'{hold.who}: {hold.reason}')}"

@@ -15,6 +15,7 @@ from busco.orchestration.costs import run_cost
 from busco.orchestration.words import stale_tables
 from busco.project import Project
 from busco.settings import Settings, get_settings
+from busco.text import shown
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,9 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
     lines += ["", "What to do: open the red task's log, mend it, clear the task with Downstream."]
     if settings.airflow_url:
         lines.append(f"{settings.airflow_url.rstrip('/')}/dags/{dag_id}/grid")
-    return subject if len(subject) <= _SUBJECT else f"{subject[: _SUBJECT - 3]}...", "\n".join(lines).rstrip() + "\n"
+    return subject if len(subject) <= _SUBJECT else f"{subject[: _SUBJECT - 3]}...", shown(
+        "\n".join(lines).rstrip()
+    ) + "\n"
 
 
 def stale_of(settings: Settings, pin: Pin, nodes: list[str]) -> tuple[str, ...]:

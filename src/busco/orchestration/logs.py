@@ -7,7 +7,6 @@ longer; the page of a task would be empty.
 
 from __future__ import annotations
 
-import copy
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,8 @@ from airflow.config_templates.airflow_local_settings import DEFAULT_LOGGING_CONF
 from airflow.configuration import conf
 from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 from airflow.providers.amazon.aws.log.s3_task_handler import S3RemoteLogIO, S3TaskHandler
+
+from busco.orchestration.log_text import with_shown_text
 
 
 class Uploads(S3RemoteLogIO):  # type: ignore[misc, unused-ignore]
@@ -60,7 +61,7 @@ def _hook(pid: int) -> S3Hook:  # noqa: ARG001 (a client does not outlive a fork
     return S3Hook(aws_conn_id=conf.get("logging", "remote_log_conn_id"), transfer_config_args={"use_threads": False})
 
 
-LOGGING_CONFIG: dict[str, Any] = copy.deepcopy(DEFAULT_LOGGING_CONFIG)
+LOGGING_CONFIG = with_shown_text(DEFAULT_LOGGING_CONFIG)
 # without a folder in S3 (logging.remote_base_log_folder) the handler is Airflow's own, for local files
 if "s3_log_folder" in LOGGING_CONFIG["handlers"]["task"]:
     LOGGING_CONFIG["handlers"]["task"]["class"] = f"{__name__}.{TaskHandler.__name__}"

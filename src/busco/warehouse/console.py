@@ -5,7 +5,6 @@ dbt's own logger prints a message as it is, hence it is silent here (`--log-leve
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from dbt_common.events.functions import env_scrubber
 
+from busco import output
 from busco.warehouse.redact import Redactor
 
 # Of names, counts and states only; everything else that dbt warns of or calls an error about a node has a text in it.
@@ -79,8 +79,8 @@ class Console:
         line = text if answer else f"{datetime.now(UTC):%H:%M:%S}  {text}"
         try:
             with self._lock:
-                sys.stdout.write(line + "\n")
-                sys.stdout.flush()
+                # what a program asked for is data; a build's log is read in a terminal, wherever it is written
+                (output.exact if answer and self.asked else output.echo)(line)
         except OSError as error:
             self.problem = error
 

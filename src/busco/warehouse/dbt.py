@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -325,5 +324,4 @@ def replace_file(path: Path, content: bytes) -> None:
 
 def say(text: str) -> None:
     """A line on standard output, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    output.echo(text)
