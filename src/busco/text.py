@@ -43,19 +43,28 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def guard() -> None:
-    """Makes what Python itself prints readable too: tracebacks, and logs that nobody has set up."""
+    """Makes what Python itself prints readable too: tracebacks, and logs of those who set up nothing, or all in one."""
     sys.excepthook = lambda kind, error, trace: print(
         shown("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr
     )
-    if logging.lastResort is not None:
-        logging.lastResort.setFormatter(ShownFormatter())
+    for handler in (logging.lastResort, *logging.getLogger().handlers):
+        if handler is not None and not isinstance(handler.formatter, ShownFormatter):
+            handler.setFormatter(ShownFormatter(handler.formatter))
 
 
 class ShownFormatter(logging.Formatter):
-    """Log lines without control characters, for a terminal and for files that are looked at in one."""
+    """Log lines without control characters, for a terminal and for files that are looked at in one.
+
+    Args:
+        inner: makes the line; the message alone without it.
+    """
+
+    def __init__(self, inner: logging.Formatter | None = None) -> None:
+        super().__init__()
+        self.inner = inner or logging.Formatter()
 
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        return shown(self.inner.format(record))
 
 
 def _escaped(char: str) -> str:

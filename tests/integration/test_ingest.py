@@ -342,8 +342,8 @@ def test_names_headers_and_values_of_files_give_no_orders_to_a_terminal(mini: Pl
     (folder / "orders-link.csv").symlink_to(f"/{orders}")
     printed = mini.busco("ingest", str(folder), f"{folder}/orders-{orders}", status=1)
     assert not [char for char in printed if char != "\n" and not char.isprintable()]
-    for said in ("orders-{}.csv", "unknown column", "a link, to /{};", "amount: '1{}' — not a DECIMAL"):
-        assert said.format(r"\x1b[2J\x1b]0;x\x07\x9b31m\u202e") in printed
+    for line in ("orders-{}.csv", "unknown column", "a link, to /{};", "amount: '1{}' — not a DECIMAL"):
+        assert line.format(r"\x1b[2J\x1b]0;x\x07\x9b31m\u202e") in printed
 
 
 @pytest.mark.parametrize(("new", "kept"), [("c,z,3,2018-01-03,3\n", True), ("c,z,three,2018-01-03,3\n", False)])

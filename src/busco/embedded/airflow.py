@@ -27,6 +27,8 @@ Say = Callable[[str], None]
 SERVICES = ("scheduler", "triggerer", "webserver")
 WEB = "airflow-webserver"
 _LIMIT = 180.0
+# named, not imported: it imports gunicorn
+_ACCESS_LOG = "--logger-class busco.orchestration.access_log.Logger"
 
 
 def up(settings: Settings, say: Say) -> str:
@@ -248,7 +250,7 @@ def _webserver_files(state: Path) -> dict[str, str]:
     """
     folder = state / "airflow" / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
-    return {"TMPDIR": str(folder), "GUNICORN_CMD_ARGS": "--no-control-socket"}
+    return {"TMPDIR": str(folder), "GUNICORN_CMD_ARGS": f"--no-control-socket {_ACCESS_LOG}"}
 
 
 def _retire(postgres: Postgres, services: Sequence[str]) -> None:

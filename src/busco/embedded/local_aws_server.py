@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from busco.embedded import s3_intents
+from busco.text import guard
 
 # What our templates deploy, now or later; the rest (databases, Lambda, SFTP, message brokers …) is never imported.
 SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecs-metadata,ecr,monitoring,events"
@@ -218,6 +219,7 @@ def main() -> None:
 
     from busco.embedded import athena_iceberg, docker_engine, ecs_containers, local_ecs, s3_limits, task_definitions
 
+    guard()  # of MiniStack's log too, which has set itself up by now
     s3_intents.install(s3, folder / "s3-intents")
     s3_limits.install(s3)
     adopt_buckets(provisioners)
