@@ -34,9 +34,9 @@ def operations():
 
     @task(**RETRY)
     def rollback(params=None, **context):
-        from busco.orchestration import control
+        from busco.orchestration import control, who
 
-        return control.rollback(params["release"] or "", params["reason"] or "", control.who_is(context))
+        return control.rollback(params["release"] or "", params["reason"] or "", who.who_is(context))
 
     @task(**RETRY)
     def resume(**context):

@@ -20,7 +20,7 @@ from busco.embedded.airflow_api import AirflowApi
 from busco.embedded.postgres import DATABASE, Postgres, secret
 from busco.embedded.postgres import NAME as POSTGRES
 from busco.errors import BuscoError
-from busco.orchestration.access import ON_CALL
+from busco.orchestration.access import ON_CALL, ON_CALL_MAY
 from busco.settings import Settings
 
 Say = Callable[[str], None]
@@ -273,18 +273,23 @@ def _forget_pid(settings: Settings, service: str) -> None:
 
 
 def _migrate(settings: Settings, postgres: Postgres, variables: dict[str, str], say: Say) -> None:
-    """Airflow's tables, roles and the user admin, once for each version of Airflow.
+    """Airflow's tables, roles and the user admin, once for each version of Airflow and of the roles.
 
     The database itself says which it was made for, so that a new one is never taken for one that is made.
     """
     packages = ("apache-airflow", "apache-airflow-providers-fab")
-    wanted = ", ".join([*(f"{name} {importlib.metadata.version(name)}" for name in packages), f"role {ON_CALL}"])
+    roles = hashlib.sha256(repr(sorted(ON_CALL_MAY)).encode()).hexdigest()[:8]
+    wanted = ", ".join(
+        [*(f"{name} {importlib.metadata.version(name)}" for name in packages), f"role {ON_CALL} {roles}"]
+    )
     ask = "select shobj_description(oid, 'pg_database') from pg_database where datname = current_database()"
     with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
         cursor.execute(ask)
-        if cursor.fetchone() == (wanted,):
+        made_for = cursor.fetchone()
+        if made_for == (wanted,):
             return
-    say("making Airflow's database (the first time only)")
+    first = made_for is None or made_for[0] is None
+    say("making Airflow's database (the first time only)" if first else "bringing Airflow's database up to date")
     command = [sys.executable, "-m", "busco.orchestration.access"]
     # known to everybody: it listens on this machine only
     own = {**variables, "AIRFLOW_ADMIN_USERNAME": "admin", "AIRFLOW_ADMIN_PASSWORD": "admin"}

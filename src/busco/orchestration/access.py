@@ -6,6 +6,17 @@ import os
 from typing import Any
 
 ON_CALL = "OnCall"
+# What OnCall may beside what a stock Viewer may: pause, trigger, clear and mark (Airflow 2.10.5,
+# `airflow/www/auth.py` and `api_connexion/security.py`: which method needs what). Neither delete what has happened, nor
+# report a dataset as changed.
+ON_CALL_MAY = frozenset(
+    {
+        ("can_edit", "DAGs"),
+        ("can_create", "DAG Runs"),
+        ("can_edit", "DAG Runs"),
+        ("can_edit", "Task Instances"),
+    }
+)
 
 
 def set_up(username: str, password: str, email: str = "admin@example.com") -> None:
@@ -30,16 +41,22 @@ def set_up(username: str, password: str, email: str = "admin@example.com") -> No
 
 
 def keep_roles(manager: Any) -> None:
-    """The stock roles as Airflow has them, and OnCall, which may what a stock User may: clear, mark and trigger all
-    DAGs, `operations` too; no connections, variables or pools.
+    """The stock roles as Airflow has them, and OnCall, which may look at everything as a Viewer does, and pause,
+    trigger, clear and mark all DAGs, `operations` too. It loses whatever else it was given, except by a DAG file
+    (`access_control`), which gives permissions on that DAG alone.
 
     Args:
         manager: Flask-AppBuilder's security manager.
     """
     manager.sync_roles()
+    wanted = {*ON_CALL_MAY, *manager.VIEWER_PERMISSIONS}
     role = manager.find_role(ON_CALL) or manager.add_role(ON_CALL)
-    for permission in manager.find_role("User").permissions:
-        manager.add_permission_to_role(role, permission)
+    for action, resource in sorted(wanted):
+        manager.add_permission_to_role(role, manager.create_permission(action, resource))
+    for permission in list(role.permissions):
+        resource = permission.resource.name
+        if (permission.action.name, resource) not in wanted and not resource.startswith(("DAG:", "DAG Run:")):
+            manager.remove_permission_from_role(role, permission)
 
 
 def main() -> None:

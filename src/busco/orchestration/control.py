@@ -20,6 +20,7 @@ from busco.orchestration.costs import run_cost
 from busco.orchestration.selections import selected
 from busco.project import Project
 from busco.settings import LAYERS, Settings, get_settings, require_lake
+from busco.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,8 @@ def resume(context: Any) -> list[str]:
     if hold is None:
         log.info("there is no hold")
         return []
-    log.info("resumed; the hold was %s's (%s); skipped meanwhile: %s", hold.who, hold.reason, list(hold.skipped))
+    by = printable(f"{hold.who} ({hold.reason})")
+    log.info("resumed; the hold was of %s; skipped meanwhile: %s", by, list(hold.skipped))
     return list(hold.skipped)
 
 
@@ -177,10 +179,3 @@ def _lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
         raise AirflowFailException(str(error)) from error
     store = ObjectStore(client("s3", settings), settings.lake_bucket)
     return settings, store, EnvironmentLayout(settings.environment)
-
-
-def who_is(context: Any) -> str:
-    """Who started a DAG run, as releases name them: the user of a manual run where Airflow knows, else the run."""
-    run = context["dag_run"]
-    user = (run.conf or {}).get("who") or getattr(run, "triggering_user_name", None)
-    return str(user or f"airflow:{run.dag_id}/{run.run_id}")

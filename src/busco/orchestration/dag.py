@@ -78,9 +78,9 @@ def lakehouse_dag(
 
         @task(trigger_rule="none_failed", **_RETRY)
         def publish(ti: Any = None, **context: Any) -> str:
-            from busco.orchestration import control
+            from busco.orchestration import control, who
 
-            return control.publish(ti.dag_id, ti.run_id, control.who_is(context))
+            return control.publish(ti.dag_id, ti.run_id, who.who_is(context))
 
         @task(trigger_rule="none_failed", **_RETRY)
         def glue() -> None:
