@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -27,6 +28,7 @@ from busco.embedded.airflow_api import AirflowApi
 from busco.embedded.postgres import Postgres
 from busco.errors import BuscoError
 from busco.settings import Settings
+from tests.airflow.test_logins import OF_A_ROLE
 
 ALL = ("postgres", *airflow.SERVICES)
 LEVELS = 4
@@ -98,6 +100,12 @@ class Platform:
         said: list[str] = []
         airflow.up(self.settings, said.append)
         return said
+
+    def on_call_may(self, what: str) -> bool:
+        """Whether the role OnCall has a permission, `can_delete DAG Runs`."""
+        with closing(Postgres(self.settings.state).connect()) as connection, connection.cursor() as cursor:
+            cursor.execute(OF_A_ROLE.replace("?", "%s"), ["OnCall"])
+            return what in {row[0] for row in cursor.fetchall()}
 
     def pids(self) -> dict[str, int]:
         found = {name: processes.find(self.settings.state, name) for name in ALL}
@@ -180,6 +188,7 @@ def test_keys_and_passwords_can_be_read_by_their_owner_only(platform: Platform) 
     files = list((platform.settings.state / "secrets").iterdir())
     assert {file.name for file in files} == {"postgres", "fernet", "webserver"}
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert stat.S_IMODE((platform.settings.state / "log").stat().st_mode) == 0o700
     secrets = [file.read_text() for file in files]
     for log in (platform.settings.state / "log").rglob("*.log"):
         assert not any(secret in log.read_text(errors="replace") for secret in secrets), log
@@ -303,5 +312,18 @@ def test_what_was_there_is_there_after_a_restart_but_what_a_killed_start_left(pl
     leftover = data.with_name("postgres-new.killed")
     (leftover / "data").mkdir(parents=True)
     platform.up()
+    assert not platform.on_call_may("can_delete DAG Runs")
+    # as a platform of an earlier version has left it
+    with closing(Postgres(platform.settings.state).connect()) as connection, connection, connection.cursor() as cursor:
+        cursor.execute(
+            "insert into ab_permission_view_role (id, permission_view_id, role_id) select "
+            "nextval('ab_permission_view_role_id_seq'), pv.id, r.id from ab_permission_view pv "
+            "join ab_permission p on p.id = pv.permission_id join ab_view_menu v on v.id = pv.view_menu_id "
+            "join ab_role r on r.name = 'OnCall' where p.name = 'can_delete' and v.name = 'DAG Runs'"
+        )
+        cursor.execute("comment on database airflow is 'apache-airflow 2.10.5, role OnCall'")
+    assert platform.on_call_may("can_delete DAG Runs")
+    assert "bringing Airflow's database up to date" in platform.up()
+    assert not platform.on_call_may("can_delete DAG Runs")
     assert platform.api.dag_run("levels", "mine")["state"] == "success"
     assert not leftover.exists()

@@ -310,9 +310,11 @@ def test_rollback_holds_publishing_until_resume_starts_a_new_run(driver: Driver)
     history = releases.history(driver.store, ENVIRONMENT)
     old = next(release for release in history if release.tables["silver.orders"].rows != rows)
     deliver(driver, "rolled", 6)
-    _, state = driver.run("operations", action="rollback", release=old.release, reason="wrong prices")
+    said = {"release": old.release, "reason": "wrong prices", "who": "the boss"}
+    _, state = driver.run("operations", action="rollback", **said)
     assert state == "success"
     assert driver.live().rolled_back_to == old.release
+    assert driver.live().who == "admin", "the user of Airflow's event log, whatever the run says"
     count = "select count(*) as n from busco_silver.orders"
     assert driver.busco("query", "--format", "csv", count) == f"n\n{old.tables['silver.orders'].rows}\n"
     held, state = driver.run()
