@@ -42,3 +42,14 @@ def test_a_resume_that_is_tried_again_fails_where_publishing_is_on_hold_again(la
     with pytest.raises(AirflowFailException, match=r"bob: wrong currency.*are: held_back"):
         control.resume(try_of("one"))
     assert control.resume(try_of("two")) == []
+
+
+@pytest.mark.parametrize("select", ["fct --record-timing-info /tmp/x", "fct\n--vars {}", ["fct", "--target-path", "/"]])
+def test_a_run_whose_selection_has_an_option_fails_before_anything_is_started_for_it(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, select: Any
+) -> None:
+    settings = SimpleNamespace(of_project=lambda folder: settings)
+    monkeypatch.setattr(control, "_lake", lambda: (settings, lake.store, ENVIRONMENT))
+    monkeypatch.setattr(control, "selected", lambda *given: pytest.fail(f"started for {given[2]}"))
+    with pytest.raises(AirflowFailException, match="begins with a dash|is a text"):
+        control.pin("lakehouse", "manual", 1, "1", select, False)

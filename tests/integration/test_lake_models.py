@@ -363,6 +363,20 @@ def test_a_broken_model_names_the_line_of_its_compiled_sql(mini: Platform) -> No
     assert "LINE 5:" in text
 
 
+def test_a_selection_gives_dbt_no_option(mini: Platform) -> None:
+    from busco.errors import BuscoError
+    from busco.warehouse.dbt import opened
+
+    target = mini.write("kept.txt", "as it was")
+    with opened(mini.settings) as dbt:
+        dbt.parse()
+        for given in ((f"fct --record-timing-info {target}", ""), ("fct", f"orders --record-timing-info {target}")):
+            with pytest.raises(BuscoError, match="begins with a dash"):
+                dbt.select(*given)
+        assert "model.busco.fct" in dbt.select("fct\n  v_orders", "orders")
+    assert target.read_text() == "as it was"
+
+
 def test_eight_threads_build_side_by_side(mini: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUSCO_DBT_THREADS", "8")
     from busco.settings import get_settings

@@ -19,6 +19,7 @@ from busco.lake.runs import open_run
 from busco.orchestration.costs import run_cost
 from busco.orchestration.selections import selected
 from busco.project import Project
+from busco.selection import selectors
 from busco.settings import LAYERS, Settings, get_settings, require_lake
 from busco.text import printable
 
@@ -34,16 +35,18 @@ def pin(
         project_dir: the dbt project's folder, below the platform's home; empty for the platform's own.
 
     Raises:
-        AirflowFailException: the selection matches nothing, deliveries are outdated, nothing was ever parsed, or
-            another project has published a table of the same name.
+        AirflowFailException: the selection matches nothing or has options in it, deliveries are outdated, nothing was
+            ever parsed, or another project has published a table of the same name.
     """
     settings, store, environment = _lake()
     settings = settings.of_project(project_dir)
     key = run_key(dag_id, run_id)
     try:
+        # refused here, before a process or an ECS task is started for it
+        wanted = " ".join(selectors(select))
         project = Project.read(settings.manifest_path)
         attempted = [dag_id, run_id, str(attempt), origin]
-        nodes = selected(settings, project, select, attempted) if select.strip() else None
+        nodes = selected(settings, project, wanted, attempted) if wanted else None
         run = pins.pin(
             store,
             environment,
@@ -51,7 +54,7 @@ def pin(
             attempt,
             project.contracts,
             project.hash,
-            select=select,
+            select=wanted,
             nodes=nodes,
             full_refresh=full_refresh,
             code_version=code_version(settings),

@@ -28,6 +28,7 @@ from busco.errors import BuscoError
 from busco.processes import clear_left_behind, own_name
 from busco.project import Project
 from busco.projects import all_contracts
+from busco.selection import selectors
 from busco.settings import Settings
 from busco.warehouse import baked, package
 from busco.warehouse.console import Console, Shown, shown_by
@@ -123,13 +124,17 @@ class Dbt:
             built: the tables of the live release; None leaves nothing out.
 
         Raises:
-            BuscoError: it names nothing, or dbt can't read it.
+            BuscoError: it names nothing, dbt can't read it, or a word of it looks like an option (`selectors`).
         """
-        arguments = ["ls", "--select", *select.split(), "--output", "json", "--output-keys", "unique_id"]
+        # each as one value: dbt's own parser splits it, and looks for no option in it
+        wanted, unwanted = " ".join(selectors(select)), " ".join(selectors(exclude))
+        if not wanted:
+            raise BuscoError("the selection is empty", "try it: busco dbt ls --select …")
+        arguments = ["ls", "--select", wanted, "--output", "json", "--output-keys", "unique_id"]
         arguments += ["--resource-type", "model", "--resource-type", "seed"]
         arguments += ["--resource-type", "test", "--resource-type", "unit_test"]
-        if exclude:
-            arguments += ["--exclude", *exclude.split()]
+        if unwanted:
+            arguments += ["--exclude", unwanted]
         result = self.invoke(arguments, shown="nothing")
         if not result.success:
             raise BuscoError(f"dbt can't read the selection {select!r}:\n{self.reason(result)}")
