@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os.path
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,6 +87,12 @@ class Project:
             for unique_id, node in self.nodes.items()
             if node["resource_type"] in ("model", "seed") and node["config"]["materialized"] in TABLE_KINDS
         }
+
+    @cached_property
+    def seed_files(self) -> frozenset[str]:
+        """The paths of the seeds' files, to the letter as dbt-duckdb puts them into the statement that loads one."""
+        seeds = [node for node in self.nodes.values() if node["resource_type"] == "seed"]
+        return frozenset(os.path.join(node.get("root_path") or "", node["original_file_path"]) for node in seeds)  # noqa: PTH118
 
     def table_of(self, unique_id: str) -> str | None:
         """The table of a source, model or seed; None for views, ephemerals, tests."""

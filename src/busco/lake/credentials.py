@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 # botocore fetches new credentials once the old ones have 15 minutes left, whenever it is asked: so it is asked twice a
 # minute, and more often where the end is near (an endpoint that failed, credentials of seconds).
 _OFTEN, _SOON, _NEAR = 30.0, 2.0, 60
+# The settings that are set again and again; they stay open where all others are locked (`engine.close`).
+RENEWED = ("s3_access_key_id", "s3_secret_access_key", "s3_session_token")
 
 
 def give(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
@@ -85,8 +87,8 @@ class _Renewal(threading.Thread):
 
 
 def _keys_sql(frozen: Any) -> str:
-    keys = {"s3_access_key_id": frozen.access_key, "s3_secret_access_key": frozen.secret_key}
-    return _set_sql(keys | {"s3_session_token": frozen.token or ""})
+    keys = (frozen.access_key, frozen.secret_key, frozen.token or "")
+    return _set_sql(dict(zip(RENEWED, keys, strict=True)))
 
 
 def _set_sql(options: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from busco.settings import Settings
 # A partitioned COPY keeps this many files open; below the number of partitions it writes several files for each
 # (iceberg.md: 365 partitions gave 1,465 files with 100, 365 with 400).
 _OPEN_PARTITIONS = 1000
+
+
+# At connect, for SQL that is not the platform's own: no variables of this process as tables, no secrets on the disk.
+CLOSED: dict[str, Any] = {
+    "python_enable_replacements": "false",
+    "allow_persistent_secrets": "false",
+    "allow_unredacted_secrets": "false",
+    "allow_community_extensions": "false",
+}
 
 
 def connect(settings: Settings, iceberg: bool = False, among: int = 1) -> duckdb.DuckDBPyConnection:
@@ -60,6 +70,19 @@ def reach(connection: duckdb.DuckDBPyConnection, settings: Settings, iceberg: bo
     for name in ("httpfs", "avro", "iceberg") if iceberg else ("httpfs",):
         connection.execute(f"load {literal(str(extension_file(name)))}")
     credentials.give(connection, settings)
+
+
+def close(connection: duckdb.DuckDBPyConnection, folders: Sequence[str] = (), files: Sequence[str] = ()) -> None:
+    """Takes from a connection's database, for good, all files but those below `folders` (URLs) and `files` (paths), and
+    all changes of settings but the renewal of credentials; nothing can be attached, installed or loaded any more.
+
+    DuckDB's documentation, "Securing DuckDB". Where it spills to stays open to it.
+    """
+    allowed = {"allowed_directories": folders, "allowed_paths": files, "allowed_configs": credentials.RENEWED}
+    for name, values in allowed.items():
+        connection.execute(f"set global {name} = [{', '.join(map(literal, values))}]")
+    connection.execute("set global enable_external_access = false")
+    connection.execute("set global lock_configuration = true")
 
 
 def extension_file(name: str) -> Path:

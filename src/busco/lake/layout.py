@@ -16,6 +16,8 @@ from busco.errors import BuscoError
 
 DELIVERIES = "_lake/deliveries/"
 QUARANTINE = "_lake/quarantine/"
+# what has nothing but the data files of tables below it: all that a model's SQL may read
+TABLE_FOLDERS = ("bronze/", "silver/", "gold/")
 # environments in which a person builds a run's models again: nothing is ever published in them
 REPLAYS = "replay_"
 

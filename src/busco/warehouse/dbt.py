@@ -30,11 +30,12 @@ from busco.project import Project
 from busco.projects import all_contracts
 from busco.selection import selectors
 from busco.settings import Settings
-from busco.warehouse import baked, package
+from busco.warehouse import baked, environment, package
 from busco.warehouse.console import Console, Shown, shown_by
 from busco.warehouse.redact import Redactor
 
 package.bring()
+environment.install()
 
 # dbt's own telemetry would reach for the network at each command
 os.environ.setdefault("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -23,6 +24,7 @@ _FILE_BYTES = "256MB"
 # Percent-encoded, no value but text (VARCHAR, JSON) has more bytes than this; NULL's folder has a name of its own.
 _ENCODED_VALUE = 64
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
+_WRITTEN = re.compile(r"[\w.~%=/-]+", re.ASCII)
 
 
 def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
@@ -203,6 +205,12 @@ def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
             "a value of the partition column is written as NULL's folder is; write another value for it",
         )
     return sorted((file for file in files if file.rows), key=lambda file: file.key)
+
+
+def is_below(folder: str, key: str) -> bool:
+    """Whether COPY may have written a file of this key for a version of this folder. Names and values of partitions are
+    percent-encoded in it; DuckDB would read options behind a `?`."""
+    return key.startswith(f"{folder}/") and _WRITTEN.fullmatch(key) is not None and "/../" not in key
 
 
 def _map(value: Any) -> dict[str, Any]:

@@ -67,6 +67,8 @@ class Session:
         self.budget = budget(settings)
         self.made: dict[str, Made] = {}
         self.sql: dict[str, str] = {}
+        # what the steps of a node's materialization have decided so far, by unique id
+        self.decided: dict[str, dict[str, Any]] = {}
         # nodes that another runner took over while this one was at them
         self.fenced: set[str] = set()
         self._lock = threading.Lock()
@@ -107,8 +109,9 @@ class Session:
 
     # -- relations ----------------------------------------------------------------------------------------------------
 
-    def relations(self) -> Iterator[tuple[str, str, str]]:
-        """Schema, name and query of every relation that models may read, made once at connect (Q3).
+    def relations(self) -> Iterator[tuple[str, str, str, bool]]:
+        """Schema, name and query of every relation that models may read, made once at connect (Q3), and whether the
+        query has nothing in it that the project wrote.
 
         What has no version yet is a typed empty relation, made from its contract: unit tests ask for its columns.
         """
@@ -122,13 +125,13 @@ class Session:
             table = project.table_of(unique_id)
             version = self.version(table) if table else None
             if version is not None:
-                yield node["schema"], version.table.split(".", 1)[1], select_sql(version, bucket)
+                yield node["schema"], version.table.split(".", 1)[1], select_sql(version, bucket), True
             elif columns := project.columns(unique_id):
                 name = node.get("identifier") or node.get("alias") or node["name"]
-                yield node["schema"], name, empty_sql(columns)
+                yield node["schema"], name, empty_sql(columns), False
 
     def schemas(self) -> set[str]:
-        return {schema for schema, _, _ in self.relations()}
+        return {schema for schema, _, _, _ in self.relations()}
 
     # -- making a version ---------------------------------------------------------------------------------------------
 
@@ -220,6 +223,10 @@ class Session:
         """
         store, columns = self._store(), job["columns"]
         job["files"] = model_sql.written_files(job.pop("stats"), store.url(""))
+        # the answer came through macros, which a project may replace
+        folder = self.environment.data(str(job["table"]), str(job["version"]))
+        if strange := [file.key for file in job["files"] if not model_sql.is_below(folder, file.key)]:
+            raise BuscoError(f"{strange[0]} is no file of {job['table']}'s new version", "leave COPY to the platform")
         job["suspects"] = suspects = date_range.suspects(columns, job["files"])
         queries = {
             "nulls": model_sql.null_sql(columns, [store.url(file.key) for file in job["files"]]),

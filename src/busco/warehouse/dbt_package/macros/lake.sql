@@ -54,10 +54,11 @@
 
 
 {#
-    Describes the SQL and checks the columns' names. Parentheses keep the names as they are, where a subquery would
+    Describes the SQL, which must be one statement that asks, and checks the columns' names. Parentheses keep the names as they are, where a subquery would
     rename those that are there twice; newlines around the SQL end a comment at its end.
 #}
 {% macro busco_check_names(job) %}
+    {% do busco_step('check_sql', job) %}
     {% do job.update({'described': run_query('describe (\n' ~ job['sql'] ~ '\n)').rows}) %}
     {% do busco_step('check_names', job) %}
     {% if job['known_sql'] %}

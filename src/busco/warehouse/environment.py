@@ -1,0 +1,85 @@
+"""Where dbt's statements reach DuckDB: dbt-duckdb's environment, with the guard before each of its cursors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dbt.adapters.duckdb import environments
+from dbt.adapters.duckdb.credentials import DuckDBCredentials
+from dbt.adapters.duckdb.environments.local import LocalEnvironment
+from dbt.adapters.duckdb.plugins import BasePlugin
+from dbt.adapters.duckdb.utils import SourceConfig, TargetConfig
+from dbt_common.exceptions import DbtRuntimeError
+
+PLUGIN = "lake"
+
+
+class GuardedCursor:
+    """A cursor that has nothing but what dbt uses of one: a project's Jinja gets cursors from `adapter.add_query`.
+
+    Args:
+        check: raises where a text of statements may not be run.
+    """
+
+    def __init__(self, cursor: Any, check: Callable[[str], None]) -> None:
+        self._cursor, self._check = cursor, check
+        self.fetchone, self.fetchmany, self.fetchall = cursor.fetchone, cursor.fetchmany, cursor.fetchall
+        self.rollback, self.interrupt, self.close = cursor.rollback, cursor.interrupt, cursor.close
+
+    @property
+    def description(self) -> Any:
+        return self._cursor.description
+
+    @property
+    def rowcount(self) -> Any:
+        return self._cursor.rowcount
+
+    def execute(self, sql: str, bindings: Any = None) -> GuardedCursor:
+        """Runs statements that the guard lets through.
+
+        Raises:
+            DbtRuntimeError: they are refused.
+            duckdb.Error: DuckDB's own reasons.
+        """
+        self._check(sql)
+        if bindings is None:
+            self._cursor.execute(sql)
+        else:
+            self._cursor.execute(sql, bindings)
+        return self
+
+
+class GuardedEnvironment(LocalEnvironment):
+    """dbt-duckdb's environment in this process, in which every cursor is guarded."""
+
+    @classmethod
+    def initialize_cursor(
+        cls,
+        creds: DuckDBCredentials,
+        cursor: Any,
+        plugins: dict[str, BasePlugin] | None = None,
+        registered_df: dict[str, Any] | None = None,
+    ) -> GuardedCursor:
+        from busco.warehouse import plugin
+
+        made = super().initialize_cursor(creds, cursor, plugins, registered_df or {})  # type: ignore[no-untyped-call]
+        return GuardedCursor(made, plugin.check)
+
+    def store_relation(self, plugin_name: str, target_config: TargetConfig) -> None:
+        # dbt-duckdb would make its own plugins here, among them one that writes to Glue
+        if plugin_name != PLUGIN:
+            raise DbtRuntimeError(f"the plugin {plugin_name} is refused: a model's rows are written by the platform")
+        super().store_relation(plugin_name, target_config)
+
+    def load_source(self, plugin_name: str, source_config: SourceConfig) -> str:
+        raise DbtRuntimeError(f"the plugin {plugin_name} of {source_config.table_name()} is refused: ingest its files")
+
+    def submit_python_job(self, handle: Any, parsed_model: dict[str, Any], compiled_code: str) -> Any:  # noqa: ARG002
+        raise DbtRuntimeError(f"Python is refused in {parsed_model.get('alias')}: write it in SQL")
+
+
+def install() -> None:
+    """Makes dbt-duckdb use this environment in this process. It has no setting for that; a test opens a connection by
+    dbt and looks at its cursor."""
+    environments.create = GuardedEnvironment  # type: ignore[assignment]
