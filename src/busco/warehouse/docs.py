@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+
+from jinja2.utils import htmlsafe_json_dumps
 
 from busco.errors import BuscoError
 from busco.lake.runs import Run
@@ -29,7 +32,7 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
     if views:
         chosen = ["--indirect-selection", "empty", "--select", *(project.selector(uid) for uid in views)]
         dbt.invoke(["build", *chosen], shown="errors")
-    result = dbt.invoke(["docs", "generate", "--static", "--threads", str(dbt.settings.dbt_threads)], shown="errors")
+    result = dbt.invoke(["docs", "generate", "--threads", str(dbt.settings.dbt_threads)], shown="errors")
     if not result.success:
         raise BuscoError(f"dbt docs generate failed: {dbt.reason(result)}")
     catalog = json.loads((dbt.target / "catalog.json").read_text())
@@ -41,10 +44,30 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
     store = run.store
     store.put(f"{prefix}manifest.json", json.dumps(project.manifest).encode())
     store.put(f"{prefix}catalog.json", (dbt.target / "catalog.json").read_bytes())
-    page = (dbt.target / "static_index.html").read_bytes()
-    store.put(f"{prefix}index.html", page, "text/html; charset=utf-8")
+    inlined = {"MANIFEST": json.loads((dbt.target / "manifest.json").read_text()), "CATALOG": catalog}
+    page = static_page((dbt.target / "index.html").read_text(), inlined)
+    store.put(f"{prefix}index.html", page.encode(), "text/html; charset=utf-8")
     return {
         table: version.version
         for table in sorted({*project.tables, *run.pin.bronze})
         if (version := session.version(table)) is not None
     }
+
+
+def static_page(page: str, documents: dict[str, object]) -> str:
+    """dbt's docs page with its documents in it, as JSON that no markup of a description can end.
+
+    dbt's own `--static` puts in the files as they are: `</script>` in a description ends the page's script, and a mark
+    in the manifest is taken for the page's (dbt-core, task/docs/generate.py).
+
+    Args:
+        documents: by the mark that the page has for them, `MANIFEST` or `CATALOG`.
+
+    Raises:
+        BuscoError: the page has not each mark exactly once.
+    """
+    marks = {f'"{name}.JSON INLINE DATA"': document for name, document in documents.items()}
+    found = re.split("(" + "|".join(map(re.escape, marks)) + ")", page)
+    if sorted(found[1::2]) != sorted(marks):
+        raise BuscoError("dbt's docs page is not as it was: its marks for manifest and catalog are missing")
+    return "".join(str(htmlsafe_json_dumps(marks[part])) if part in marks else part for part in found)
