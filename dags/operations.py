@@ -4,8 +4,9 @@ from datetime import timedelta
 
 import pendulum
 from airflow.decorators import dag, task
-from airflow.models.param import Param
 from airflow.operators.trigger_dagrun import TriggerDagRunOperator
+
+from busco.orchestration.params import choice_param, text_param
 
 RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
 
@@ -20,9 +21,9 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_b
     default_args={"owner": "data-platform", "execution_timeout": timedelta(minutes=10)},
     tags=["operations"],
     params={
-        "action": Param("rollback", enum=["rollback", "resume"], description="what to do"),
-        "release": Param("", type=["null", "string"], description="rollback: the release (busco release list)"),
-        "reason": Param("", type=["null", "string"], description="rollback: why, for those who come after"),
+        "action": choice_param("what to do", "rollback", "resume"),
+        "release": text_param("rollback: the release (busco release list)", most=200),
+        "reason": text_param("rollback: why, for those who come after", most=2000),
     },
     doc_md=__doc__ + "\n\n`rollback` needs a release and a reason; runs go on building, but nothing is published until "
     "`resume`, which starts a new run. A red task's log says what is wrong; it is safe to clear.",

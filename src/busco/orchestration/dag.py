@@ -11,6 +11,7 @@ from airflow.decorators import task
 from airflow.models.dag import DAG
 from airflow.models.param import Param
 
+from busco.orchestration.params import text_param
 from busco.orchestration.tasks import dbt_tasks, docs_task
 from busco.settings import get_settings
 
@@ -58,7 +59,7 @@ def lakehouse_dag(
         "tags": ["dbt", "lake"],
         "on_failure_callback": _alert,
         "params": {
-            "select": Param("", type=["null", "string"], description="dbt's selection syntax; empty builds everything"),
+            "select": text_param("dbt's selection syntax; empty builds everything", most=4000),
             "full_refresh": Param(False, type="boolean", description="build models even where nothing changed"),
         },
         **kwargs,
