@@ -44,6 +44,7 @@ PUBLIC = {
 PRIVATE = {
     "airflow.__main__.main": "()",
     "airflow.auth.managers.models.resource_details.DagAccessEntity": "EnumType",
+    "airflow.auth.managers.models.resource_details.DagDetails": "type",
     "airflow.cli.commands.triggerer_command": "module",
     "airflow.config_templates.airflow_local_settings.DEFAULT_LOGGING_CONFIG": "dict",
     "airflow.jobs.job.Job": "DeclarativeMeta",
@@ -75,6 +76,10 @@ PRIVATE = {
     "airflow.www.auth.has_access_dag": (
         "(method: 'ResourceMethod', access_entity: 'DagAccessEntity | None' = None) -> 'Callable[[T], T]'"
     ),
+    "airflow.www.auth.has_access_view": (
+        "(access_view: 'AccessView' = <AccessView.WEBSITE: 'WEBSITE'>) -> 'Callable[[T], T]'"
+    ),
+    "airflow.www.extensions.init_auth_manager.get_auth_manager": "() -> 'BaseAuthManager'",
     "airflow.www.views.AirflowBaseView": "type",
     "cosmos.dbt.graph.DbtNode": "type",
 }

@@ -7,9 +7,9 @@ import requests
 
 from busco.embedded import airflow
 from busco.settings import get_settings
-from tests.airflow.driver import Driver, logged_in
+from tests.airflow.driver import DAG, Driver, logged_in
 
-PAGE = "cosmos/dbt_docs_index.html"
+PAGE = f"busco/dbt_docs_page?dag_id={DAG}&project=busco"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def published(driver: Driver) -> str:
 
 def test_a_viewer_sees_the_live_release_s_docs_with_all_tables_and_types(driver: Driver, published: str) -> None:
     browser = logged_in(published, "reader", "reader")
-    assert browser.get(f"{published}/cosmos/dbt_docs", timeout=60).status_code == 200
+    assert "<iframe" in browser.get(f"{published}/cosmos/dbt_docs", timeout=60).text
     page = browser.get(f"{published}/{PAGE}", timeout=60)
     assert page.status_code == 200
     live = driver.live()
@@ -39,7 +39,7 @@ def test_a_viewer_sees_the_live_release_s_docs_with_all_tables_and_types(driver:
 def test_whoever_has_not_logged_in_sees_no_docs(published: str) -> None:
     nobody = requests.Session()
     nobody.trust_env = False
-    for path in ("cosmos/dbt_docs", PAGE, "cosmos/catalog.json", "cosmos/manifest.json"):
+    for path in ("cosmos/dbt_docs", "cosmos/dbt_docs_index.html", "cosmos/manifest.json", "busco/docs", PAGE):
         answer = nobody.get(f"{published}/{path}", timeout=60)
         assert "/login" in answer.url
         assert "fct" not in answer.text

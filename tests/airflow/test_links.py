@@ -196,14 +196,14 @@ def test_a_link_names_the_try_and_costs_no_connection(web: Web) -> None:
     from busco.orchestration.operators import FollowOperator
 
     task = FollowOperator(
-        task_id="t", key="t", nodes=[NODE], along=[], label="l", table="gold.fct", unique_id=NODE
+        task_id="t", key="t", nodes=[NODE], along=[], label="l", table="gold.fct", unique_id=NODE, project="busco"
     )  # fmt: skip
     said = SerializedBaseOperator.serialize_operator(task)["_operator_extra_links"]
     assert {key: value for link in said for key, value in link.items()} == {
         "busco.orchestration.links.LogStream": {},
         "busco.orchestration.links.EcsTaskLink": {},
         "busco.orchestration.links.AthenaTable": {"table": "gold.fct"},
-        "busco.orchestration.links.DbtDocs": {"unique_id": NODE},
+        "busco.orchestration.links.DbtDocs": {"unique_id": NODE, "project": "busco"},
     }
     key = TaskInstanceKey(DAG, "models.a&b.run", "manual__2026-01-01T00:00:00+00:00", 3, -1)
     with mock.patch.object(socket.socket, "connect", side_effect=AssertionError("a link opened a connection")):

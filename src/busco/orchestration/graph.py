@@ -89,7 +89,9 @@ def node_converter(project: Project) -> Converter:
         if said["config"]["materialized"] == "ephemeral" and task_id != "test":
             return EmptyOperator(**place, trigger_rule="none_failed")
         own = list(project.own_tests.get(uid, ()))
-        about = {"size": project.size(uid), "table": project.table_of(uid) or "", "unique_id": uid}
+        about = {
+            "size": project.size(uid), "table": project.table_of(uid) or "", "unique_id": uid, "project": project.name,
+        }  # fmt: skip
         name = f"{said['schema']}.{said['alias']}"
         if task_id == "test":
             return _follow(place, f"{key}.test", own, [], f"tests of {name}", **about)

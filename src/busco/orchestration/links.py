@@ -56,25 +56,27 @@ class AthenaTable(TaskLink):
 
 @attr.s(auto_attribs=True)
 class DbtDocs(TaskLink):
-    """The page of the task's model or seed in dbt's docs."""
+    """The page of the task's model or seed in dbt's docs of its project."""
 
     name: ClassVar[str] = "dbt docs"
     page: ClassVar[str] = "dbt_docs"
     unique_id: str = ""
+    project: str = ""
 
 
-def task_links(table: str, unique_id: str) -> list[BaseOperatorLink]:
+def task_links(table: str, unique_id: str, project: str) -> list[BaseOperatorLink]:
     """A task's links.
 
     Args:
         table: the table that it is about, '' where there is none.
         unique_id: the model or seed that it is about, '' where there is none.
+        project: the dbt project whose graph it is of.
     """
     links: list[BaseOperatorLink] = [LogStream(), EcsTaskLink()]
     if table:
         links.append(AthenaTable(table=table))
     if unique_id:
-        links.append(DbtDocs(unique_id=unique_id))
+        links.append(DbtDocs(unique_id=unique_id, project=project))
     return links
 
 

@@ -32,6 +32,7 @@ class FollowOperator(BaseOperator):
         joint: it is a test over several models.
         table: the table that it builds or tests, `<layer>.<name>`; '' where it is about none, or about several.
         unique_id: the model or seed that it builds or tests; '' where it is about none, or about several.
+        project: the dbt project whose graph it is of; whoever may read the task may read that project's docs.
     """
 
     start_from_trigger = True
@@ -48,10 +49,11 @@ class FollowOperator(BaseOperator):
         joint: bool = False,
         table: str = "",
         unique_id: str = "",
+        project: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(**{"trigger_rule": "none_failed", **kwargs, "retries": 0})
-        self.operator_extra_links = task_links(table, unique_id)
+        self.operator_extra_links = task_links(table, unique_id, project)
         self.nodes = list(nodes)
         self.trigger_kwargs: dict[str, Any] = {
             "task": key,

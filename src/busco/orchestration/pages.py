@@ -318,25 +318,18 @@ def table_page(settings: Settings, table: str) -> Page | str:
     )
 
 
-@dataclass(frozen=True)
-class Docs:
-    """dbt's docs of a project: its name, and where in the page a model's are."""
-
-    project: str
-    fragment: str
-
-
-def docs_of(settings: Settings, unique_id: str) -> Docs | Page:
-    """Where in the live release's docs a model or seed is described; a page where there are none."""
-    title = f"dbt docs of {unique_id}"
+def described_projects(settings: Settings) -> frozenset[str]:
+    """The dbt projects that have docs in the live release."""
     live = _live(settings)
-    if live is None or not live.docs_by_project():
-        return Page(title, ("There are no docs: nothing was published yet.",))
-    known = live.docs_by_project()
-    owners = [version.project for version in live.tables.values() if version.unique_id == unique_id]
-    # a model of a package is described with the project that uses it
-    project = next((name for name in (*owners, unique_id.split(".")[1], live.project) if name in known), "")
-    return Docs(project or next(iter(known)), f"#!/{unique_id.split('.')[0]}/{unique_id}")
+    return frozenset(live.docs_by_project()) if live is not None else frozenset()
+
+
+def docs_fragment(settings: Settings, project: str, unique_id: str) -> Page | str:
+    """Where in the live release's docs of a project a model or seed is described, also one of a package that the
+    project uses; a page where there are none."""
+    if project not in described_projects(settings):
+        return Page(f"dbt docs of {unique_id}", ("There are no docs: nothing of its project was published yet.",))
+    return f"#!/{unique_id.split('.')[0]}/{unique_id}"
 
 
 def docs_html(settings: Settings, project: str) -> bytes | None:

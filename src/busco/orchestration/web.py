@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from airflow.auth.managers.models.resource_details import DagAccessEntity
+from airflow.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.models.taskinstance import TaskInstance
 from airflow.plugins_manager import AirflowPlugin
 from airflow.utils.airflow_flask_app import get_airflow_app
 from airflow.utils.session import create_session
-from airflow.www.auth import has_access_dag
+from airflow.www.auth import has_access_dag, has_access_view
+from airflow.www.extensions.init_auth_manager import get_auth_manager
 from airflow.www.views import AirflowBaseView
 from botocore.exceptions import BotoCoreError, ClientError
 from flask import Response, abort, redirect, request, url_for
@@ -21,8 +22,11 @@ from busco.errors import BuscoError
 from busco.orchestration.links import AthenaTable, DbtDocs, EcsTaskLink, LogStream
 from busco.settings import Settings, get_settings, require_lake
 
-# dbt's docs hold whatever a project's authors wrote: they run apart from Airflow, without its cookies.
-_APART = "sandbox allow-scripts allow-popups allow-downloads; frame-ancestors 'self'"
+# dbt's docs hold whatever a project's authors wrote, script too: they run apart from Airflow, without its cookies.
+_APART = {
+    "Content-Security-Policy": "sandbox allow-scripts allow-popups allow-downloads; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class TaskPages(AirflowBaseView):
@@ -64,23 +68,43 @@ class TaskPages(AirflowBaseView):
         link = self._link(DbtDocs)
 
         def lead(settings: Settings) -> pages.Page | str:
-            docs = pages.docs_of(settings, link.unique_id)
-            if isinstance(docs, pages.Page):
-                return docs
-            page = url_for("TaskPages.dbt_docs_page", dag_id=request.args["dag_id"], project=docs.project)
-            return f"{page}{docs.fragment}"
+            found = pages.docs_fragment(settings, link.project, link.unique_id)
+            if isinstance(found, pages.Page):
+                return found
+            page = url_for("TaskPages.dbt_docs_page", dag_id=request.args["dag_id"], project=link.project)
+            return f"{page}{found}"
 
         return self._shown("dbt docs", lead)
+
+    @expose("/docs")  # type: ignore[untyped-decorator]
+    @has_access_view()
+    def docs(self) -> Any:
+        """The docs of each project that a DAG builds whose tasks the user may read; of one alone they are shown."""
+        from busco.orchestration import pages
+
+        manager, found = get_auth_manager(), {}
+        for dag_id in sorted(manager.get_permitted_dag_ids(methods=["GET"], user=manager.get_user())):
+            if manager.is_authorized_dag(
+                method="GET", access_entity=DagAccessEntity.TASK_INSTANCE, details=DagDetails(id=dag_id)
+            ):
+                for project in _projects(get_airflow_app().dag_bag.get_dag(dag_id)):
+                    found.setdefault(project, url_for("TaskPages.dbt_docs_page", dag_id=dag_id, project=project))
+        described = pages.described_projects(require_lake(get_settings()))
+        shown = {project: page for project, page in sorted(found.items()) if project in described}
+        return self.render_template("busco_docs.html", projects=shown)  # type: ignore[no-untyped-call]
 
     @expose("/dbt_docs_page")  # type: ignore[untyped-decorator]
     @has_access_dag("GET", DagAccessEntity.TASK_INSTANCE)
     def dbt_docs_page(self) -> Any:
         from busco.orchestration import pages
 
-        html = pages.docs_html(require_lake(get_settings()), request.args.get("project", ""))
+        project = request.args.get("project", "")
+        if project not in _projects(get_airflow_app().dag_bag.get_dag(request.args.get("dag_id", ""))):
+            abort(404)
+        html = pages.docs_html(require_lake(get_settings()), project)
         if html is None:
             abort(404)
-        return Response(html, mimetype="text/html", headers={"Content-Security-Policy": _APART})
+        return Response(html, mimetype="text/html", headers=_APART)
 
     # -- the task -----------------------------------------------------------------------------------------------------
 
@@ -141,6 +165,12 @@ class TaskPages(AirflowBaseView):
         if isinstance(answer, str):
             return redirect(answer)
         return self.render_template("busco_task.html", page=answer, title=answer.title)  # type: ignore[no-untyped-call]
+
+
+def _projects(dag: Any) -> set[str]:
+    """The dbt projects whose graphs a DAG has: its own word, not the request's."""
+    links = (link for task in (dag.tasks if dag is not None else ()) for link in task.operator_extra_links)
+    return {link.project for link in links if isinstance(link, DbtDocs) and link.project}
 
 
 class BuscoPlugin(AirflowPlugin):
