@@ -61,5 +61,5 @@ elif [[ $first != 0 ]]; then
 fi
 printf 'Airflow    http://127.0.0.1:%s   (%s; its password is AIRFLOW_ADMIN_PASSWORD in .env)\n' \
     "$(value AIRFLOW_PORT)" "$(value AIRFLOW_ADMIN_USERNAME)"
-printf 'Flower     http://127.0.0.1:%s\n' "$(value FLOWER_PORT)"
+printf 'Flower     http://127.0.0.1:%s   (the same login)\n' "$(value FLOWER_PORT)"
 printf 'local AWS  http://127.0.0.1:%s\n' "$(value BUSCO_AWS_PORT)"

@@ -27,11 +27,6 @@ if [[ ${AIRFLOW_BEHIND_PROXY:-} =~ ^([Tt]rue|1|yes)$ ]]; then
     export AIRFLOW__WEBSERVER__ENABLE_PROXY_FIX=True AIRFLOW__WEBSERVER__COOKIE_SECURE=True
 fi
 
-# whoever logs in by a provider has no password of Airflow's, for its API neither
-if [[ ${AIRFLOW_LOGIN:-password} == oauth ]]; then
-    export AIRFLOW__API__AUTH_BACKENDS=airflow.api.auth.backend.session
-fi
-
 # without a bucket for them task logs stay where they are written
 if [[ -z ${AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER:-} ]]; then
     if [[ -n ${BUSCO_LOGS_BUCKET:-} ]]; then

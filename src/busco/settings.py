@@ -121,6 +121,11 @@ class Settings(BaseSettings):
         description="runners for single models that one triggerer has on this machine at once",
     )
     airflow_url: str = Field(default="", description="base URL of Airflow's webserver")
+    web_hosts: str = Field(
+        default="",
+        description="further names by which browsers reach Airflow and Flower, with commas between them; others are "
+        "refused",
+    )
     ecs_cluster: str = Field(default="busco", description="ECS cluster of the runners: its name or ARN")
     ecs_task_definition_small: str = Field(default="busco-dbt-small", description="task definition: family or ARN")
     ecs_task_definition_medium: str = Field(default="busco-dbt-medium", description="task definition: family or ARN")

@@ -60,6 +60,7 @@ PRIVATE = {
         "(self, log: 'str', remote_log_location: 'str', append: 'bool' = True, max_retry: 'int' = 1) -> 'bool'"
     ),
     "airflow.providers.amazon.aws.log.s3_task_handler.S3TaskHandler": "type",
+    "airflow.providers.fab.auth_manager.api.auth.backend.basic_auth.auth_current_user": "() -> 'User | None'",
     "airflow.providers.fab.auth_manager.cli_commands.utils.get_application_builder": (
         "() -> 'Generator[AirflowAppBuilder, None, None]'"
     ),

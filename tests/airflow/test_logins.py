@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import socket
@@ -19,12 +20,16 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
+from flask import Flask
 
+from busco.errors import BuscoError
 from busco.orchestration.oidc import user_info
+from busco.settings import get_settings
 from tests.airflow.oidc_provider import CLIENT, SECRET, Provider
 from tests.loopback import serving
 
 ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "src/busco/orchestration/webserver_config.py"
 ROLES = {"data-oncall": ["OnCall"], "data-admins": ["Admin"]}
 # A webserver on SQLite, with the roles of a platform that was set up.
 SERVER = """
@@ -38,6 +43,7 @@ app = create_app()
 with app.app_context():
     manager = app.appbuilder.sm
     access.keep_roles(manager)
+    manager.add_user("old", "o", "o", "o@example.com", manager.find_role("Admin"), password="admin")
     manager.add_user("local", "l", "l", "l@example.com", manager.find_role("Admin"), password="known")
 make_server("127.0.0.1", int(sys.argv[1]), app, threaded=True).serve_forever()
 """
@@ -92,7 +98,7 @@ def webserver(home: Path, **variables: str) -> Iterator[Web]:
             "AIRFLOW_HOME": str(home),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
-            "AIRFLOW__WEBSERVER__CONFIG_FILE": str(ROOT / "config/webserver_config.py"),
+            "AIRFLOW__WEBSERVER__CONFIG_FILE": str(CONFIG),
             "AIRFLOW__WEBSERVER__BASE_URL": f"http://127.0.0.1:{port}",
             "AIRFLOW_CONFIG": str(ROOT / "config/airflow.cfg"),
             "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
@@ -139,21 +145,87 @@ def person(name: str, *groups: str) -> dict[str, Any]:
 def test_a_person_s_groups_at_the_provider_are_his_roles_at_each_login(web: Web) -> None:
     web.provider.person = person("ana", "data-oncall", "something-else")
     browser = web.log_in()
-    assert web.ask(OF_A_PERSON, "ana") == {"OnCall", "Viewer"}
+    assert web.ask(OF_A_PERSON, "ana") == {"OnCall", "Public"}
     assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 403
     # moved to another team since
     web.provider.person = person("ana", "data-admins")
     browser = web.log_in()
-    assert web.ask(OF_A_PERSON, "ana") == {"Admin", "Viewer"}
+    assert web.ask(OF_A_PERSON, "ana") == {"Admin", "Public"}
     assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 200
 
 
-def test_whoever_has_no_group_of_ours_may_read(web: Web) -> None:
-    web.provider.person = person("rui")
+def test_whoever_has_no_group_of_ours_may_not_log_in_unless_the_settings_say_so(web: Web, tmp_path: Path) -> None:
+    web.provider.person = person("rui", "something-else")
     browser = web.log_in()
-    assert web.ask(OF_A_PERSON, "rui") == {"Viewer"}
-    assert browser.get(f"{web.url}/api/v1/dags", timeout=60).status_code == 200
-    assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 403
+    assert web.ask(OF_A_PERSON, "rui") == set(), "no account is made"
+    assert "/login" in browser.get(f"{web.url}/home", timeout=60).url
+    assert browser.get(f"{web.url}/api/v1/dags", timeout=60).status_code == 401
+    # one who had a group, and has none any more
+    web.provider.person = person("eva", "data-admins")
+    assert web.log_in().get(f"{web.url}/api/v1/dags", timeout=60).status_code == 200
+    web.provider.person = person("eva")
+    assert web.log_in().get(f"{web.url}/api/v1/dags", timeout=60).status_code == 401
+    with webserver(tmp_path, OAUTH_DEFAULT_ROLE="Viewer", OAUTH_ROLES="") as open_to_all:
+        open_to_all.provider.person = person("rui")
+        browser = open_to_all.log_in()
+        assert open_to_all.ask(OF_A_PERSON, "rui") == {"Viewer"}
+        assert browser.get(f"{open_to_all.url}/api/v1/dags", timeout=60).status_code == 200
+        assert browser.get(f"{open_to_all.url}/api/v1/connections", timeout=60).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"AIRFLOW_LOGIN": "oauht"}, "AIRFLOW_LOGIN is 'oauht'"),
+        ({"AIRFLOW_LOGIN": "OAuth"}, "AIRFLOW_LOGIN is 'OAuth'"),
+        ({"AIRFLOW_LOGIN": "oauth"}, "nobody could log in"),
+        ({"BUSCO_PLATFORM": "aws", "AIRFLOW_ADMIN_PASSWORD": "admin"}, "AIRFLOW_ADMIN_PASSWORD is one that everybody"),
+    ],
+)
+def test_a_webserver_does_not_start_with_a_login_that_nobody_meant(
+    variables: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AIRFLOW_LOGIN", "OAUTH_ROLES", "OAUTH_DEFAULT_ROLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    app = Flask(__name__)
+    # as Airflow reads it (2.10.5, airflow/www/app.py): silent means that no file is no error
+    with app.app_context(), pytest.raises(BuscoError, match=says):
+        app.config.from_pyfile(str(CONFIG), silent=True)
+    get_settings.cache_clear()
+
+
+def test_a_set_up_on_aws_refuses_a_password_that_everybody_knows_also_one_of_an_earlier_start(web: Web) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
+    own = {
+        **kept,
+        "AIRFLOW_HOME": str(web.home),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{web.home}/airflow.db",
+        "BUSCO_PLATFORM": "aws",
+        "AIRFLOW_ADMIN_USERNAME": "old",
+        "PYTHONWARNINGS": "ignore",
+    }
+    for more, what in (
+        ({"AIRFLOW_ADMIN_PASSWORD": "admin"}, "AIRFLOW_ADMIN_PASSWORD"),
+        ({}, "the password of Airflow's user old"),
+        ({"AIRFLOW_LOGIN": "pasword"}, "AIRFLOW_LOGIN is 'pasword'"),
+    ):
+        command = [sys.executable, "-m", "busco.orchestration.access"]
+        done = subprocess.run(
+            command, env={**own, **more}, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 1, what
+        assert what in done.stderr.splitlines()[-2], done.stderr[-2000:]
+
+
+def test_the_image_s_configuration_names_a_file_that_is_there() -> None:
+    said = configparser.ConfigParser(interpolation=None)
+    said.read(ROOT / "config/airflow.cfg")
+    # Dockerfile.airflow: the package lies in /opt/busco/lib
+    assert said["webserver"]["config_file"] == f"/opt/busco/lib/{CONFIG.relative_to(ROOT / 'src')}"
+    assert CONFIG.is_file()
 
 
 def test_a_token_that_is_not_the_provider_s_lets_nobody_in(web: Web) -> None:
@@ -180,8 +252,12 @@ def test_behind_a_proxy_cookies_want_https_and_addresses_are_the_proxy_s(web: We
         answer = browser.get(f"{url}/login/OpenID", headers=forwarded, allow_redirects=False, timeout=60)
         return answer.headers["Set-Cookie"], parse_qs(urlsplit(answer.headers["Location"]).query)["redirect_uri"][0]
 
-    with webserver(tmp_path, AIRFLOW_BEHIND_PROXY="true") as proxied:
+    known_as = "https://airflow.example.com"
+    with webserver(tmp_path, AIRFLOW_BEHIND_PROXY="true", AIRFLOW__WEBSERVER__BASE_URL=known_as) as proxied:
         cookie, back = asked(proxied.url)
+        for name in ("Host", "X-Forwarded-Host"):
+            other = requests.get(f"{proxied.url}/health", headers={**forwarded, name: "evil.example.com"}, timeout=60)
+            assert other.status_code == 403, name
     assert all(word in cookie for word in ("Secure", "HttpOnly", "SameSite=Lax"))
     assert back == "https://airflow.example.com/oauth-authorized/OpenID"
     # whoever is not behind one believes nobody's headers

@@ -241,10 +241,11 @@ def test_a_viewer_reads_dags_and_docs_with_all_tables_and_types_and_changes_noth
     page.goto(f"{stack.url}/cosmos/dbt_docs")
     frame = page.frame_locator("iframe")
     expect(frame.get_by_text("Welcome").first).to_be_visible(timeout=LONG)
+    page.goto("about:blank")
     page.goto(f"{stack.url}/cosmos/dbt_docs_index.html#!/model/model.busco.fct_orders")
-    expect(page.get_by_role("cell", name="purchase_month", exact=True).first).to_be_visible(timeout=LONG)
+    expect(frame.get_by_role("cell", name="purchase_month", exact=True).first).to_be_visible(timeout=LONG)
     picture(page, "docs of a viewer")
-    text = page.request.get(f"{stack.url}/cosmos/dbt_docs_index.html").text()
+    text = page.request.get(f"{stack.url}/busco/dbt_docs_page?dag_id={DAG}&project=busco").text()
     begins = text.index('catalog:{"metadata"') + len("catalog:")
     catalog, _ = json.JSONDecoder().raw_decode(text, begins)
     models = {name: node for name, node in catalog["nodes"].items() if name.startswith("model.busco.")}
@@ -285,8 +286,11 @@ def may(page: Page, stack: Stack, what: str) -> int:
 
 
 def test_flower_shows_the_worker(stack: Stack, browser: Browser) -> None:
-    page = browser.new_page()
-    page.goto(f"http://127.0.0.1:{stack.value('FLOWER_PORT')}/workers")
+    login = {"username": stack.value("AIRFLOW_ADMIN_USERNAME"), "password": stack.value("AIRFLOW_ADMIN_PASSWORD")}
+    flower = f"http://127.0.0.1:{stack.value('FLOWER_PORT')}"
+    page = browser.new_context(http_credentials=login).new_page()
+    assert page.request.get(f"{flower}/workers", headers={"Authorization": ""}).status == 401
+    page.goto(f"{flower}/workers")
     expect(page.get_by_text("celery@").first).to_be_visible(timeout=LONG)
     picture(page, "flower")
     page.context.close()

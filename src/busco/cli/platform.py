@@ -7,6 +7,7 @@ import click
 from busco.embedded import airflow, aws
 from busco.embedded.demo import run_demo, start_lakehouse
 from busco.environments import hand_over
+from busco.orchestration.access import KNOWN_PASSWORDS, development_admin
 from busco.output import echo, say
 from busco.settings import Settings, get_settings
 
@@ -42,7 +43,9 @@ def ui_command() -> None:
 
     settings = get_settings()
     url = start_platform(settings, say, lake=None)
-    echo(f"Airflow   {url}   (admin / admin)")
+    name, password = development_admin()
+    shown = password if password in KNOWN_PASSWORDS else "as AIRFLOW_ADMIN_PASSWORD says"
+    echo(f"Airflow   {url}   ({name} / {shown})")
     echo(f'local AWS {dict(aws.status(get_settings())).get("endpoint", "")}   eval "$(.venv/bin/busco aws env)"')
 
 

@@ -10,12 +10,12 @@ import os
 
 from busco.doctor import Skipped, Surroundings
 from busco.errors import BuscoError
+from busco.orchestration.access import refuse_known
 
 _FERNET, _SECRET = "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY"
 _DATABASE, _BROKER = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CELERY__BROKER_URL"
 _NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
 _SHORT = 16  # characters; fewer can be guessed
-_ALL_KNOW = {"admin", "airflow", "password", "busco", ""}
 _LIMIT = 5  # seconds to reach a server
 
 
@@ -45,8 +45,7 @@ def keys(around: Surroundings) -> str:
             f"{_SECRET} {what}: sessions could be forged",
             "set it to a random one, the same for all webservers: openssl rand -hex 24",
         )
-    if around.settings.platform == "aws" and os.environ.get("AIRFLOW_ADMIN_PASSWORD", "-") in _ALL_KNOW:
-        raise BuscoError("AIRFLOW_ADMIN_PASSWORD is one that everybody knows", "set another one")
+    refuse_known(os.environ.get("AIRFLOW_ADMIN_PASSWORD", "-"))
     return f"{_FERNET} and {_SECRET} are set"
 
 

@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from busco import orchestration
 from busco.embedded import keeper, processes
 from busco.embedded.airflow_api import AirflowApi
 from busco.embedded.postgres import DATABASE, Postgres, secret
 from busco.embedded.postgres import NAME as POSTGRES
 from busco.errors import BuscoError
-from busco.orchestration.access import ON_CALL, ON_CALL_MAY
+from busco.orchestration.access import ON_CALL, ON_CALL_MAY, development_admin
 from busco.settings import Settings
 
 Say = Callable[[str], None]
@@ -181,11 +182,13 @@ def environment(settings: Settings) -> dict[str, str]:
         "WEBSERVER__WEB_SERVER_HOST": "127.0.0.1",
         "WEBSERVER__WEB_SERVER_PORT": str(processes.known_port(state, WEB)),
         "WEBSERVER__BASE_URL": url(settings),
+        "WEBSERVER__CONFIG_FILE": str(Path(orchestration.__file__).with_name("webserver_config.py")),
         "WEBSERVER__SECRET_KEY": secret(state / "secrets" / "webserver"),
         "WEBSERVER__WORKERS": "1",
         "WEBSERVER__EXPOSE_CONFIG": "False",
         "WEBSERVER__INSTANCE_NAME": "Busco (embedded)",
-        "API__AUTH_BACKENDS": "airflow.api.auth.backend.basic_auth,airflow.api.auth.backend.session",
+        "API__AUTH_BACKENDS": "busco.orchestration.basic_auth,airflow.api.auth.backend.session",
+        "SCHEDULER__ALLOWED_RUN_ID_PATTERN": "^[A-Za-z0-9_.~:+-]{1,250}$",
         # A DAG file is parsed when it is younger than its last parse; `busco dbt parse` makes it so. A thousand models
         # cost half a second of CPU each time, and nothing else that is parsed changes unseen.
         "SCHEDULER__FILE_PARSING_SORT_MODE": "modified_time",
@@ -207,9 +210,6 @@ def environment(settings: Settings) -> dict[str, str]:
         "COSMOS__ENABLE_CACHE": "False",
         "COSMOS__ENABLE_TELEMETRY": "False",
     }
-    if settings.lake_bucket:
-        # the docs of the live release, which the task `glue` puts there
-        options["COSMOS__DBT_DOCS_DIR"] = f"s3://{settings.lake_bucket}/docs"
     own = {f"AIRFLOW__{name}": value for name, value in options.items()}
     kept = {
         name: value
@@ -273,7 +273,8 @@ def _forget_pid(settings: Settings, service: str) -> None:
 
 
 def _migrate(settings: Settings, postgres: Postgres, variables: dict[str, str], say: Say) -> None:
-    """Airflow's tables, roles and the user admin, once for each version of Airflow and of the roles.
+    """Airflow's tables and roles, once for each version of Airflow and of the roles, and the admin with the password of
+    this start.
 
     The database itself says which it was made for, so that a new one is never taken for one that is made.
     """
@@ -286,16 +287,30 @@ def _migrate(settings: Settings, postgres: Postgres, variables: dict[str, str], 
     with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
         cursor.execute(ask)
         made_for = cursor.fetchone()
-        if made_for == (wanted,):
+        is_made = made_for == (wanted,)
+        if is_made and _admin_is(cursor, *development_admin()):
             return
     first = made_for is None or made_for[0] is None
-    say("making Airflow's database (the first time only)" if first else "bringing Airflow's database up to date")
+    if is_made:
+        say("setting the admin's password")
+    else:
+        say("making Airflow's database (the first time only)" if first else "bringing Airflow's database up to date")
     command = [sys.executable, "-m", "busco.orchestration.access"]
-    # known to everybody: it listens on this machine only
-    own = {**variables, "AIRFLOW_ADMIN_USERNAME": "admin", "AIRFLOW_ADMIN_PASSWORD": "admin"}
+    # the default is known to everybody: it listens on this machine only
+    name, password = development_admin()
+    own = {**variables, "AIRFLOW_ADMIN_USERNAME": name, "AIRFLOW_ADMIN_PASSWORD": password}
     made = subprocess.run(command, env=own, cwd=settings.home, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         tail = "\n".join((made.stdout + made.stderr).splitlines()[-20:])
         raise BuscoError(f"Airflow's database can't be made:\n{tail}")
     with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
         cursor.execute(f"comment on database {DATABASE} is %s", [wanted])
+
+
+def _admin_is(cursor: Any, name: str, password: str) -> bool:
+    """Whether the admin of that name is there and has this password."""
+    from werkzeug.security import check_password_hash
+
+    cursor.execute("select password from ab_user where username = %s", [name])
+    row = cursor.fetchone()
+    return row is not None and check_password_hash(row[0] or "", password)

@@ -11,6 +11,7 @@ import requests
 
 from busco.embedded import processes
 from busco.errors import BuscoError
+from busco.orchestration.access import development_admin
 from busco.settings import Settings
 
 _PATIENCE = 60.0
@@ -23,7 +24,7 @@ class AirflowApi:
         self.base = f"http://127.0.0.1:{processes.known_port(settings.state, 'airflow-webserver')}"
         self.session = requests.Session()
         self.session.trust_env = False  # no proxy on the way to this machine
-        self.session.auth = ("admin", "admin")
+        self.session.auth = development_admin()
 
     def health(self) -> dict[str, Any]:
         """Airflow's report on itself, by service.

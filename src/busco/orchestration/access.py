@@ -1,9 +1,12 @@
-"""Airflow's roles and its first admin: made at set-up, kept at each further one. Stock roles stay as they are."""
+"""Who may log in to Airflow: how, the first admin, and the roles. Set up at each start; stock roles stay so."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
+
+from busco.errors import BuscoError
+from busco.settings import get_settings
 
 ON_CALL = "OnCall"
 # What OnCall may beside what a stock Viewer may: pause, trigger, clear and mark (Airflow 2.10.5,
@@ -17,27 +20,77 @@ ON_CALL_MAY = frozenset(
         ("can_edit", "Task Instances"),
     }
 )
+# the default of a development platform, and what else is tried first
+KNOWN_PASSWORDS = frozenset({"admin", "airflow", "password", "busco"})
+
+
+def login_kind() -> Literal["password", "oauth"]:
+    """How people log in: AIRFLOW_LOGIN, `password` where it is not set.
+
+    Raises:
+        BuscoError: it is any other word; a misspelt one never means passwords.
+    """
+    kind = os.environ.get("AIRFLOW_LOGIN") or "password"
+    if kind not in ("password", "oauth"):
+        raise BuscoError(f"AIRFLOW_LOGIN is {kind!r}", "set it to password or oauth")
+    return "oauth" if kind == "oauth" else "password"
+
+
+def admin() -> tuple[str, str]:
+    """Name and password of the first admin, by AIRFLOW_ADMIN_USERNAME and AIRFLOW_ADMIN_PASSWORD; the password is ''
+    where none is set."""
+    return os.environ.get("AIRFLOW_ADMIN_USERNAME") or "admin", os.environ.get("AIRFLOW_ADMIN_PASSWORD", "")
+
+
+def development_admin() -> tuple[str, str]:
+    """The admin of a platform that listens on 127.0.0.1 only: admin / admin unless the environment says otherwise."""
+    name, password = admin()
+    return name, password or "admin"
+
+
+def refuse_known(password: str, what: str = "AIRFLOW_ADMIN_PASSWORD") -> None:
+    """Refuses a password that everybody knows, where the platform is not a development's.
+
+    Raises:
+        BuscoError: it is one of KNOWN_PASSWORDS, and BUSCO_PLATFORM is `aws`.
+    """
+    if get_settings().platform == "aws" and password in KNOWN_PASSWORDS:
+        raise BuscoError(
+            f"{what} is one that everybody knows",
+            "BUSCO_PLATFORM=aws does not start with it; set another one: openssl rand -hex 24",
+        )
 
 
 def set_up(username: str, password: str, email: str = "admin@example.com") -> None:
-    """Brings Airflow's tables up to date, keeps the roles, and makes the admin where there is none of that name.
+    """Brings Airflow's tables up to date, keeps the roles, and keeps the admin with this password.
 
-    Safe to run again: an admin that is there keeps its password.
+    Safe to run again: the admin is made where there is none of that name, and a password that differs is changed, which
+    ends that user's sessions. Without a password no user is touched.
 
     Raises:
+        BuscoError: on AWS, the admin of that name has a password that everybody knows.
         SystemExit: the admin could not be made.
     """
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
     from airflow.utils import db
+    from werkzeug.security import check_password_hash
 
+    refuse_known(password)
     db.upgradedb()
     with get_application_builder() as builder:
         manager = builder.sm
         keep_roles(manager)
-        if username and password and manager.find_user(username) is None:
-            made = manager.add_user(username, "Admin", "User", email, manager.find_role("Admin"), password=password)
-            if not made:
+        user = manager.find_user(username)
+        if user is None and password:
+            if not manager.add_user(username, "Admin", "User", email, manager.find_role("Admin"), password=password):
                 raise SystemExit(f"the user {username} could not be made")
+        elif user is not None and password:
+            if not check_password_hash(user.password or "", password):
+                manager.reset_password(user.id, password)
+        elif user is not None and login_kind() == "password":
+            for known in KNOWN_PASSWORDS:
+                if check_password_hash(user.password or "", known):
+                    refuse_known(known, f"the password of Airflow's user {username}")
 
 
 def keep_roles(manager: Any) -> None:
@@ -64,10 +117,13 @@ def main() -> None:
 
     Without a password no admin is made, nor where people log in by a provider (AIRFLOW_LOGIN=oauth).
     """
-    said = {name: os.environ.get(f"AIRFLOW_ADMIN_{name}", "") for name in ("USERNAME", "PASSWORD", "EMAIL")}
-    if os.environ.get("AIRFLOW_LOGIN") == "oauth":
-        said["PASSWORD"] = ""
-    set_up(said["USERNAME"] or "admin", said["PASSWORD"], said["EMAIL"] or "admin@example.com")
+    try:
+        name, password = admin()
+        if login_kind() == "oauth":
+            password = ""
+        set_up(name, password, os.environ.get("AIRFLOW_ADMIN_EMAIL") or "admin@example.com")
+    except BuscoError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

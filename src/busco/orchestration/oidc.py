@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from airflow.providers.fab.auth_manager.security_manager.override import FabAirflowSecurityManagerOverride
 
+log = logging.getLogger(__name__)
+
 
 class OidcSecurityManager(FabAirflowSecurityManagerOverride):
-    """Airflow's own security manager, for any provider that speaks OpenID Connect (config/webserver_config.py)."""
+    """Airflow's own security manager, for any provider that speaks OpenID Connect (webserver_config.py)."""
 
     def get_oauth_user_info(self, provider: str, resp: Mapping[str, Any]) -> dict[str, Any]:
         """What Flask-AppBuilder wants to know of a person who has logged in.
@@ -20,6 +23,14 @@ class OidcSecurityManager(FabAirflowSecurityManagerOverride):
         """
         claims = resp.get("userinfo") or self.oauth_remotes[provider].userinfo(token=resp)
         return user_info(claims, os.environ.get("OAUTH_ROLES_CLAIM", "groups"))
+
+    def auth_user_oauth(self, userinfo: Mapping[str, Any]) -> Any:
+        """The user whom a person is, made at the first login; None for whoever has no group that OAUTH_ROLES names,
+        unless OAUTH_DEFAULT_ROLE says which role everybody has."""
+        if not os.environ.get("OAUTH_DEFAULT_ROLE") and not self.get_roles_from_keys(userinfo["role_keys"]):
+            log.warning("login refused user=%s: no group of OAUTH_ROLES", userinfo["username"])
+            return None
+        return super().auth_user_oauth(userinfo)
 
 
 def user_info(claims: Mapping[str, Any], groups: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Airflow's webserver: who may log in. Read by Flask-AppBuilder; only what differs from its defaults.
+"""Airflow's webserver: who may log in, and what it refuses. Read by Airflow as its `webserver_config.py`; only what
+differs from Flask-AppBuilder's defaults.
 
 All of it comes from the environment:
 
@@ -8,8 +9,10 @@ OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET
 OAUTH_NAME              what the button says (default: OpenID)
 OAUTH_ROLES_CLAIM       the claim that has a person's groups (default: groups)
 OAUTH_ROLES             JSON: group → list of roles, {"data-oncall": ["OnCall"], "data-admins": ["Admin"]}
-OAUTH_DEFAULT_ROLE      the role of whoever has none of these groups (default: Viewer); Public: may see nothing
+OAUTH_DEFAULT_ROLE      a role that everybody has whom the provider knows (Viewer, for example); by default nobody who
+                        has none of these groups may log in
 OAUTH_SCOPES            what is asked for beside `openid email profile` (default: groups)
+BUSCO_WEB_HOSTS         further names by which browsers reach the webserver
 """
 
 from __future__ import annotations
@@ -17,20 +20,31 @@ from __future__ import annotations
 import json
 import os
 
+from flask import current_app
 from flask_appbuilder.const import AUTH_DB, AUTH_OAUTH
+
+from busco.errors import BuscoError
+from busco.orchestration.access import admin, login_kind, refuse_known
+from busco.orchestration.guard import protect
 
 WTF_CSRF_ENABLED = True
 
-if os.environ.get("AIRFLOW_LOGIN", "password") == "oauth":
+if login_kind() == "oauth":
     from busco.orchestration.oidc import OidcSecurityManager
 
     AUTH_TYPE = AUTH_OAUTH
     SECURITY_MANAGER_CLASS = OidcSecurityManager
     AUTH_USER_REGISTRATION = True
-    AUTH_USER_REGISTRATION_ROLE = os.environ.get("OAUTH_DEFAULT_ROLE") or "Viewer"
+    # a role without a permission, for those who have one by their groups
+    AUTH_USER_REGISTRATION_ROLE = os.environ.get("OAUTH_DEFAULT_ROLE") or "Public"
     # what the provider says of a person's groups counts at each login, and a role given by hand does not outlive it
     AUTH_ROLES_SYNC_AT_LOGIN = True
-    AUTH_ROLES_MAPPING = json.loads(os.environ.get("OAUTH_ROLES", "{}"))
+    AUTH_ROLES_MAPPING = json.loads(os.environ.get("OAUTH_ROLES") or "{}")
+    if not AUTH_ROLES_MAPPING and not os.environ.get("OAUTH_DEFAULT_ROLE"):
+        raise BuscoError(
+            "AIRFLOW_LOGIN is oauth, and neither OAUTH_ROLES nor OAUTH_DEFAULT_ROLE is set: nobody could log in",
+            'set OAUTH_ROLES to the roles of your groups: {"data-admins": ["Admin"]}',
+        )
     OAUTH_PROVIDERS = [
         {
             "name": os.environ.get("OAUTH_NAME", "OpenID"),
@@ -46,3 +60,7 @@ if os.environ.get("AIRFLOW_LOGIN", "password") == "oauth":
     ]
 else:
     AUTH_TYPE = AUTH_DB
+    refuse_known(admin()[1])
+
+# Airflow has an app context here for what a configuration does to the app
+protect(current_app)

@@ -1,0 +1,112 @@
+"""Flower as Compose starts it: for known hosts and with the admin's login only."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from busco.errors import BuscoError
+from busco.orchestration.flower import login
+from busco.settings import get_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    home = tmp_path_factory.mktemp("flower")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
+    own = {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+        # Airflow wants one that several processes may use, and Flower asks it nothing
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql+psycopg2://nobody@127.0.0.1:1/nothing",
+        "AIRFLOW__CELERY__BROKER_URL": "memory://",
+        "AIRFLOW__CELERY__RESULT_BACKEND": "cache+memory://",
+        "AIRFLOW_ADMIN_PASSWORD": "a password, with a comma",
+        "BUSCO_PLATFORM": "development",
+        "BUSCO_WEB_HOSTS": "flower.example.com",
+        "BUSCO_AIRFLOW_URL": "http://airflow.example.com:8080",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [sys.executable, "-m", "busco.orchestration.flower", "--hostname", "127.0.0.1", "--port", str(port)]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=home, env={**kept, **own}, stdout=log, stderr=log)
+    made, deadline, pause = f"http://127.0.0.1:{port}", time.monotonic() + 120, threading.Event()
+    try:
+        while True:
+            assert process.poll() is None, (home / "log").read_text()[-3000:]
+            assert time.monotonic() < deadline
+            try:
+                requests.get(f"{made}/healthcheck", timeout=10, proxies={"no_proxy": "*"})
+                break
+            except requests.ConnectionError:
+                pause.wait(0.3)
+        yield made
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def status(url: str, path: str, host: str = "", password: str | None = "a password, with a comma") -> int:
+    session = requests.Session()
+    session.trust_env = False
+    auth = ("admin", password) if password is not None else None
+    headers = {"Host": host} if host else {}
+    return session.get(f"{url}{path}", headers=headers, auth=auth, timeout=60).status_code
+
+
+def test_a_rebound_name_is_refused_and_known_ones_are_answered(url: str) -> None:
+    for host in ("evil.example.com", "127.0.0.1.example.com", "localhost.example.com:80", "evil@localhost"):
+        for path in ("/", "/healthcheck", "/api/workers", "/static/css/flower.css", "/metrics"):
+            # Tornado itself refuses a malformed one with 400
+            assert status(url, path, host) == (400 if "@" in host else 403), (host, path)
+    for host in ("localhost:5555", "127.0.0.1", "[::1]:5555", "airflow.example.com", "flower.example.com:443"):
+        assert status(url, "/workers", host) == 200, host
+
+
+def test_nothing_but_the_health_check_is_answered_without_the_admin_s_login(url: str) -> None:
+    for path in ("/", "/workers", "/tasks", "/metrics", "/api/workers", "/api/tasks", "/static/css/flower.css", "/x"):
+        assert status(url, path, password=None) == 401, path
+    assert status(url, "/healthcheck", password=None) == 200
+    assert status(url, "/metrics") == 200
+    for wrong in ("a password", " with a comma", "admin"):
+        assert status(url, "/workers", password=wrong) == 401, wrong
+
+
+def test_guesses_are_limited(url: str) -> None:
+    for _ in range(12):
+        last = status(url, "/workers", password="guess")
+    assert last == 429
+    assert status(url, "/workers") == 429, "the right one is not tried either"
+    assert status(url, "/healthcheck", password=None) == 200
+
+
+def test_without_a_login_it_does_not_start_and_on_aws_not_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AIRFLOW_ADMIN_USERNAME", "AIRFLOW_ADMIN_PASSWORD", "AIRFLOW__CELERY__FLOWER_BASIC_AUTH"):
+        monkeypatch.delenv(name, raising=False)
+    get_settings.cache_clear()
+    with pytest.raises(BuscoError, match="Flower has no login"):
+        login()
+    monkeypatch.setenv("AIRFLOW_ADMIN_PASSWORD", "admin")
+    assert login() == "admin:admin"
+    monkeypatch.setenv("BUSCO_PLATFORM", "aws")
+    get_settings.cache_clear()
+    with pytest.raises(BuscoError, match="one that everybody knows"):
+        login()
+    monkeypatch.setenv("AIRFLOW__CELERY__FLOWER_BASIC_AUTH", "ops:a long one")
+    assert login() == "ops:a long one"
+    get_settings.cache_clear()
