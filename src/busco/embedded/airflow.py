@@ -188,7 +188,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "WEBSERVER__EXPOSE_CONFIG": "False",
         "WEBSERVER__INSTANCE_NAME": "Busco (embedded)",
         "API__AUTH_BACKENDS": "busco.orchestration.basic_auth,airflow.api.auth.backend.session",
-        "SCHEDULER__ALLOWED_RUN_ID_PATTERN": "^[A-Za-z0-9_.~:+-]{1,250}$",
+        "SCHEDULER__ALLOWED_RUN_ID_PATTERN": "^[A-Za-z0-9_.~:+-]{1,200}$",
         # A DAG file is parsed when it is younger than its last parse; `busco dbt parse` makes it so. A thousand models
         # cost half a second of CPU each time, and nothing else that is parsed changes unseen.
         "SCHEDULER__FILE_PARSING_SORT_MODE": "modified_time",
