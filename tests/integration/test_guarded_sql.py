@@ -135,7 +135,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, served: Path) -> Iterator[Bu
         made.model("gold/uses_all", USES_ALL)
         made.write("dbt_project/macros/m.sql", filled(MACROS))
         made.write("dbt_project/tests/reads_files.sql",
-                   "select * from {{ ref('fct') }} where (select count(*) from glob('/etc/*')) > 0")  # fmt: skip
+                   "select * from {{ ref('uses_all') }} where (select count(*) from glob('/etc/*')) > 0")  # fmt: skip
         run, _ = made.built()
         yield Built(made, run, before.body, run.latest_results())
 
