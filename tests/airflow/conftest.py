@@ -51,6 +51,7 @@ def proxy(driver: Driver) -> Iterator[Proxy]:
         get_settings.cache_clear()
         with mock.patch.object(ecs.asyncio, "sleep", _soon):
             yield made
+        assert made.unconditional(str(get_settings().lake_bucket)) == []
     get_settings.cache_clear()
 
 

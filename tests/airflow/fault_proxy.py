@@ -1,4 +1,4 @@
-"""Faults at the wire: a server before the local AWS that answers some calls of ECS itself."""
+"""Faults at the wire: a server before the local AWS that answers some calls of ECS itself, and logs what is written."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
 from tests.loopback import Handler
+from tests.unit.memory_s3 import missing_condition
 
 Answer = tuple[int, dict[str, Any]]
 Forwarded = tuple[int, bytes, dict[str, str]]
@@ -22,12 +24,23 @@ class Proxy:
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint, self.calls = endpoint, list[str]()
+        # of each object that was written: its path and the request's headers, their names in lower case
+        self.puts: list[tuple[str, dict[str, str]]] = []
         self._faults: dict[str, list[Fault]] = {}
         self._tokens: dict[str, Forwarded] = {}
         self.lock = threading.Lock()
 
     def fail(self, action: str, *faults: Fault) -> None:
         self._faults.setdefault(action, []).extend(faults)
+
+    def unconditional(self, bucket: str) -> list[str]:
+        """What was written without a condition that the lake's bucket policy asks for."""
+        found = []
+        for path, said in self.puts:
+            key = unquote(path.partition("?")[0].removeprefix(f"/{bucket}/"))
+            if missing := missing_condition(key, said.get("if-none-match"), said.get("if-match")):
+                found.append(f"{key}: {missing}")
+        return found
 
     def handler(proxy) -> type[Handler]:
         class Answering(Handler):
@@ -36,6 +49,9 @@ class Proxy:
                 action = self.headers.get("X-Amz-Target", "").rpartition(".")[2]
                 with proxy.lock:
                     proxy.calls.append(action)
+                    if self.command == "PUT":
+                        said = {name.lower(): value for name, value in self.headers.items()}
+                        proxy.puts.append((self.path, said))
                     waiting = proxy._faults.get(action) or []
                     fault = waiting.pop(0) if waiting else None
                 told = fault(json.loads(body)) if fault else None

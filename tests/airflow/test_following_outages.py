@@ -138,7 +138,7 @@ def test_the_record_of_a_try_that_an_older_version_began_is_read() -> None:
         lab = Lab(NODES, ecs=True)
         await fixed(lab)
         old = {"task": "k", "attempt": 1, "after": 0, "runner": 0, "again": False}
-        lab.run.store.put(lab.run.layout.follower("k"), json.dumps(old).encode())
+        lab.run.store.create(lab.run.layout.follower("k"), json.dumps(old).encode())
         assert (await lab.follow(K)).state == "success"
         assert record(lab, "k") == Follower(task="k", attempt=1, runner=3, before=2, past=(1, 2), orders={"shared": 1})
 

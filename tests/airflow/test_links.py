@@ -258,7 +258,7 @@ def test_before_there_is_a_runner_a_page_says_so_and_loads_itself_anew(web: Web)
     run = web.pinned("waiting")
     says("waiting", "no runner was started for try 1 yet")
     order = Order(name="shared", generation=1, kind="shared", token=new_id(), size="small")
-    run.store.put(run.layout.order("shared", 1), order)
+    run.store.create(run.layout.order("shared", 1), order)
     says("waiting", "waiting for a place", f"BUSCO_MAX_ECS_TASKS={web.settings.max_ecs_tasks}")
 
 
@@ -272,7 +272,7 @@ def test_a_task_that_ended_without_a_runner_has_a_page_that_says_so_once(web: We
 def test_an_ecs_task_is_shown_before_its_container_has_registered_itself(web: Web) -> None:
     run = web.pinned("ordered")
     order = Order(name="shared", generation=1, kind="shared", token=new_id(), size="small")
-    run.store.put(run.layout.order("shared", 1), order)
+    run.store.create(run.layout.order("shared", 1), order)
     arn = web.run_task(order.token)
     assert arn in web.open("ECS task", "ordered")
     page = web.open("log stream", "ordered")
@@ -323,7 +323,7 @@ def test_each_try_s_link_leads_to_the_runner_of_that_try(web: Web) -> None:
         web.register(run, number, arn=arn, **own)
         web.prints(arn, f"this is runner {number}")
     run.put_result(Result(node=NODE, runner=1, status="error"))
-    run.store.put(run.layout.follower(KEY), Follower(task=KEY, attempt=2, after=1, again=True))
+    run.store.create(run.layout.follower(KEY), Follower(task=KEY, attempt=2, after=1, again=True))
     assert "this is runner 2" in web.open("log stream", "retried")
     before = web.links("retried")["log stream"].replace("try_number=2", "try_number=1")
     page = web.session().get(before, timeout=60).text
@@ -459,18 +459,20 @@ def test_a_try_has_neither_the_runner_of_another_try_alone_nor_one_that_its_resu
 
     # try 1 was cleared while a runner was at it alone: that one is not for try 2
     register(1, kind="solo", nodes=(node,), task="b", attempt=1)
-    run.store.put(run.layout.follower("b"), Follower(task="b", attempt=2))
+    run.store.create(run.layout.follower("b"), Follower(task="b", attempt=2))
     assert (runner_of(1), runner_of(2)) == (1, 0)
     # a shared runner gave try 2 its result, the one after it is for try 3
     register(2)
     run.put_result(Result(node=node, runner=2, status="error"))
     assert (runner_of(1), runner_of(2)) == (1, 2)
     register(3)
-    run.store.put(run.layout.follower("b"), Follower(task="b", attempt=3, after=2, again=True))
+    stored = run.store.get(run.layout.follower("b"))
+    assert stored is not None
+    run.store.swap(run.layout.follower("b"), Follower(task="b", attempt=3, after=2, again=True), stored.etag)
     assert (runner_of(2), runner_of(3)) == (2, 3)
     # gone before it came to the task: what is ordered in its stead is what the task waits for
-    run.store.put(run.layout.ending(3), Ending(number=3, reason="a spot interruption", passing=True))
-    run.store.put(run.layout.order("shared", 4), Order(name="shared", generation=4, kind="shared"))
+    run.store.create(run.layout.ending(3), Ending(number=3, reason="a spot interruption", passing=True))
+    run.store.create(run.layout.order("shared", 4), Order(name="shared", generation=4, kind="shared"))
     found = whereabouts(run, "b", [node], 3)
     assert found.runner is None
     assert found.order is not None
@@ -486,7 +488,7 @@ def test_the_runner_that_is_at_a_task_goes_before_one_that_is_to_come_to_it() ->
     assert found.runner is not None
     assert found.runner.number == 1
     run.put_result(Result(node=RUNNER_NODE, runner=2, status="running", plan=("model.p.other",)))
-    run.store.put(run.layout.ending(1), Ending(number=1, reason="it was killed"))
+    run.store.create(run.layout.ending(1), Ending(number=1, reason="it was killed"))
     found = whereabouts(run, "b", [node], 1)
     assert found.runner is not None
     assert found.runner.number == 1, "the other one does not care for it"

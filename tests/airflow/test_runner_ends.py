@@ -162,7 +162,7 @@ def test_an_ecs_task_that_is_gone_without_a_result_has_ended_as_ecs_says(
 def test_a_runner_that_never_registered_itself(tmp_path: Path, is_ecs: bool, state: str) -> None:
     lab, settings = Lab(a_model("s")), a_settings(tmp_path, is_ecs)
     order = Order(name="shared", generation=1, kind="shared", token="t")
-    lab.run.store.put(lab.run.layout.order("shared", 1), order)
+    lab.run.store.create(lab.run.layout.order("shared", 1), order)
     if is_ecs:
         found = shown(lab, settings, state, stopped(None, "CannotPullContainerError: not found", "TaskFailedToStart"))
         assert "it has not registered itself" in found.facts["runner"]

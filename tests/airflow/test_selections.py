@@ -40,7 +40,7 @@ def attempt(run: str) -> list[str]:
 def answer(driver: Driver, run: str, generation: int, **said: Any) -> None:
     """Writes what the ECS task of a generation writes."""
     token = token_of("prod", *attempt(run), "select", generation)
-    driver.store.put(ENVIRONMENT.selection(token), Selection(select="fct", **said))
+    driver.store.create(ENVIRONMENT.selection(token), Selection(select="fct", **said))
 
 
 def gone(code: str, reason: str, exit_code: int | None = None) -> Fault:

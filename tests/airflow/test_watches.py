@@ -9,8 +9,9 @@ from unittest import mock
 
 import pytest
 
-from busco.lake.layout import EnvironmentLayout, RunLayout
+from busco.lake.layout import EnvironmentLayout
 from busco.lake.records import Pin, utc_now
+from busco.lake.runs import save_pin
 from busco.orchestration import triggers, watches
 from busco.orchestration.triggers import FollowTrigger
 from tests.airflow.lab import Lab, a_model, a_test
@@ -30,8 +31,7 @@ def watching(story: Any) -> None:
             pin = Pin(
                 run=run, epoch=1, environment="prod", base=None, bronze={}, manifest_hash="h", created_at=utc_now()
             )
-            layout = RunLayout(EnvironmentLayout("prod").epoch(run, 1))
-            lab.run.store.put(layout.pin, pin)
+            save_pin(lab.run.store, EnvironmentLayout("prod"), pin)
 
         async def objects(_: Any) -> Any:
             return lab.objects

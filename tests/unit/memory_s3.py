@@ -1,13 +1,22 @@
-"""S3's conditional writes in memory, with a kill at any write: what the protocol's properties are driven against."""
+"""S3's conditional writes in memory, with a kill at any write: what the protocol's properties are driven against.
+
+It refuses what the lake's bucket policy refuses: a record that is written without its condition.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator
+from fnmatch import translate
 from typing import Any
 
 from botocore.exceptions import ClientError
+
+from busco.lake.layout import SWAPPED, WRITTEN_ONCE
+
+_ONCE, _SWAPPED = (re.compile("|".join(map(translate, patterns))) for patterns in (WRITTEN_ONCE, SWAPPED))
 
 
 class Killed(BaseException):
@@ -19,8 +28,11 @@ class MemoryS3:
 
     `kill_at` counts writes down: at 0 the next write does not happen (`before`) or happens without a reply (`after`),
     and the caller dies. `interrupt` is called once, to let another actor come in between: before the next write, or,
-    with `interrupt_at`, before that call from now on, reads included (0 is the next one).
+    with `interrupt_at`, before that call from now on, reads included (0 is the next one). `has_policy`: it refuses what
+    the lake's bucket policy refuses.
     """
+
+    has_policy = True
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -56,6 +68,8 @@ class MemoryS3:
         IfNoneMatch: str | None = None,
         IfMatch: str | None = None,
     ) -> dict[str, Any]:
+        if self.has_policy and (missing := missing_condition(Key, IfNoneMatch, IfMatch)):
+            raise _error("AccessDenied", 403, f"{Key} is written without {missing}")
         self._called(write=True)
         dying = self.kill_at == 0
         if self.kill_at is not None:
@@ -87,15 +101,28 @@ class MemoryS3:
         below = [key for key in keys if Delimiter and Delimiter in key[len(Prefix) :]]
         folders = sorted({key[len(Prefix) :].split(Delimiter)[0] for key in below})
         yield {
-            "Contents": [{"Key": key, "ETag": _etag(self.objects[key])} for key in keys if key not in set(below)],
+            "Contents": [
+                {"Key": key, "ETag": _etag(self.objects[key]), "Size": len(self.objects[key])}
+                for key in keys
+                if key not in set(below)
+            ],
             "CommonPrefixes": [{"Prefix": f"{Prefix}{folder}{Delimiter}"} for folder in folders],
         }
+
+
+def missing_condition(key: str, if_none_match: str | None, if_match: str | None) -> str:
+    """The header that a write of `key` lacks under the lake's bucket policy; empty where it may be written so."""
+    if if_none_match is not None:
+        return ""
+    if _ONCE.match(key):
+        return "If-None-Match"
+    return "If-Match" if if_match is None and _SWAPPED.match(key) else ""
 
 
 def _etag(body: bytes) -> str:
     return '"' + hashlib.md5(body, usedforsecurity=False).hexdigest() + '"'
 
 
-def _error(code: str, status: int) -> ClientError:
-    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+def _error(code: str, status: int, message: str = "") -> ClientError:
+    answer: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return ClientError(answer, "PutObject")

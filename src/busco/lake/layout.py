@@ -21,6 +21,28 @@ TABLE_FOLDERS = ("bronze/", "silver/", "gold/")
 # environments in which a person builds a run's models again: nothing is ever published in them
 REPLAYS = "replay_"
 
+# Keys that are never written without a condition, as patterns of a bucket policy's resources, in which `*` stands for
+# any characters, slashes too (IAM user guide, "Resource"). What is written once carries If-None-Match, what is swapped
+# carries If-Match, or If-None-Match for its first write. The bucket policy of deploy/aws/lake.yaml asks S3 for it.
+WRITTEN_ONCE = (
+    "_lake/deliveries/*",
+    "_lake/env/*/iceberg/*",
+    "_lake/env/*/releases/*",
+    "_lake/env/*/runs/*/ended-*.json",
+    "_lake/env/*/runs/*/orders/*",
+    "_lake/env/*/runs/*/pin.json",
+    "_lake/env/*/runs/*/runner-*.json",
+    "_lake/env/*/selections/*",
+)
+SWAPPED = (
+    "_lake/env/*/current.json",
+    "_lake/env/*/doctor.json",
+    "_lake/env/*/runs/*/followers/*",
+    "_lake/env/*/runs/*/tables/*",
+    "docs/index.html",
+    "docs/projects/*",
+)
+
 
 # S3 user guide, "Naming Amazon S3 objects": a key is UTF-8 of at most so many bytes.
 MAX_KEY_BYTES = 1024

@@ -185,7 +185,7 @@ def write_metadata(
     }
     metadata = TableMetadataV2(**fields)
     with contextlib.suppress(AlreadyExists):
-        ToOutputFile.table_metadata(metadata, _ObjectOutput(store, store.url(key), exclusive=True), overwrite=False)
+        ToOutputFile.table_metadata(metadata, _ObjectOutput(store, store.url(key)), overwrite=False)
 
 
 def iceberg_schema(columns: Sequence[Column]) -> Schema:
@@ -350,11 +350,11 @@ def _value(text: str, kind: IcebergType) -> Any:
 
 
 class _ObjectOutput(OutputFile):
-    """A file that becomes one PUT when it is closed."""
+    """A file that becomes one PUT when it is closed, which replaces nothing: closing raises AlreadyExists instead."""
 
-    def __init__(self, store: ObjectStore, url: str, exclusive: bool = False) -> None:
+    def __init__(self, store: ObjectStore, url: str) -> None:
         super().__init__(url)
-        self.store, self.exclusive, self.size = store, exclusive, 0
+        self.store, self.size = store, 0
         prefix = store.url("")
         if not url.startswith(prefix):
             raise BuscoError(f"{url} is not in the lake bucket {store.bucket}")
@@ -384,10 +384,9 @@ class _ObjectStream(io.BytesIO):
         data = self.getvalue()
         super().close()
         self.target.size = len(data)
-        if self.target.exclusive:
-            self.target.store.create(self.target.key, data)
-        else:
-            self.target.store.put(self.target.key, data, "application/octet-stream")
+        is_json = self.target.key.endswith(".json")
+        kind = "application/json" if is_json else "application/octet-stream"
+        self.target.store.create(self.target.key, data, kind)
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is None:

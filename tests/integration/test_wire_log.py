@@ -1,0 +1,60 @@
+"""What the platform writes to the lake, as S3 sees it: each record under a condition, data files under none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from unittest import mock
+
+import pytest
+
+from busco.cli.data import _answer
+from busco.cli.releases import show_glue
+from busco.doctor import Surroundings
+from busco.doctor import aws as doctor
+from busco.lake import releases, replays
+from busco.lake.layout import SWAPPED, WRITTEN_ONCE
+from busco.lake.records import Selection
+from busco.settings import get_settings
+from tests.airflow.fault_proxy import Proxy
+from tests.loopback import serving
+from tests.platforms import ENVIRONMENT, Platform, csv_text
+
+HEADER = ("id", "customer", "amount", "day", "n")
+# written by Airflow's triggerer alone: in memory by tests/airflow's simulations, on the wire by its ECS tests
+BY_AIRFLOW = {"_lake/env/*/runs/*/ended-*.json", "_lake/env/*/runs/*/followers/*"}
+# written where there are several dbt projects, by the same function as docs/index.html
+OF_SEVERAL = {"docs/projects/*"}
+
+
+@pytest.fixture
+def wire(mini: Platform) -> Iterator[Proxy]:
+    """A log of all that this process writes, by boto3 and by DuckDB, on its way to the local AWS."""
+    log = Proxy(str(mini.settings.endpoint_url))
+    with serving(log.handler()) as url, mock.patch.dict(os.environ, {"BUSCO_ENDPOINT_URL": url}):
+        get_settings.cache_clear()
+        yield log
+    get_settings.cache_clear()
+
+
+def test_each_record_is_written_under_a_condition(mini: Platform, wire: Proxy) -> None:
+    store, bucket = mini.store, str(mini.settings.lake_bucket)
+    doctor.conditional_writes(Surroundings(mini.settings))
+    mini.deliver(csv_text(HEADER, [("o1", "x", "1.50", "2018-01-01", 1), ("o2", "y", "2.50", "2018-01-02", 2)]))
+    run, outcome = mini.built()
+    assert outcome.good
+    release = mini.publish(run)
+    releases.rollback(store, ENVIRONMENT, release.release, "test", "the wire log")
+    show_glue(mini.settings, store, ENVIRONMENT)
+    assert releases.resume(store, ENVIRONMENT) is not None
+    replays.order(replays.copy(run, replays.environment_of("somebody")), ["model.mini.fct"])
+    _answer("a-token", Selection(select="fct"))
+
+    assert wire.unconditional(bucket) == []
+    keys = [path.partition("?")[0].removeprefix(f"/{bucket}/") for path, _ in wire.puts]
+    patterns = {*WRITTEN_ONCE, *SWAPPED} - BY_AIRFLOW - OF_SEVERAL
+    assert [one for one in patterns if not any(fnmatchcase(key, one) for key in keys)] == []
+    # DuckDB's COPY knows no condition, and no pattern may ask its files for one
+    for layer in ("bronze/", "silver/", "gold/"):
+        assert any(key.startswith(layer) for key in keys), layer
