@@ -236,6 +236,14 @@ def test_the_template_encrypts_owns_cleans_up_and_keeps_its_buckets() -> None:
         assert properties["OwnershipControls"]["Rules"] == [{"ObjectOwnership": "BucketOwnerEnforced"}]
         rules = properties["LifecycleConfiguration"]["Rules"]
         assert {"DaysAfterInitiation": 7} in [rule.get("AbortIncompleteMultipartUpload") for rule in rules]
+    lake = buckets["LakeBucket"]["Properties"]
+    assert lake["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert {
+        "Id": "expire-old-versions",
+        "Status": "Enabled",
+        "NoncurrentVersionExpiration": {"NoncurrentDays": {"Ref": "OldVersionDays"}},
+        "ExpiredObjectDeleteMarker": True,
+    } in lake["LifecycleConfiguration"]["Rules"]
     expiring = {
         name: rule["ExpirationInDays"]
         for name, bucket in buckets.items()

@@ -207,6 +207,8 @@ if fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(audit)
     s3._put_object("bucket", "k", b"new, longer", {})
+    in_memory = [v["data"] for v in s3._object_versions.get(("bucket", "k")) or [] if v["data"] is not None]
+    assert not in_memory, in_memory
     print("whole")
 else:
     found = s3._buckets["bucket"]["objects"]["k"]

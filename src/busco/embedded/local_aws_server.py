@@ -32,6 +32,8 @@ IDENTITY_PATH = "/_busco/identity"
 # the lake.
 REFUSED_PATHS = ("/_ministack/reset", "/_ministack/config", "/_localstack/reset")
 
+# A laptop's disk is small: lake.yaml's OldVersionDays is for AWS.
+OLD_VERSION_DAYS = 7
 # Seconds that ECS tasks get to end when a container that this is in is stopped, within serve.GRACE.
 STACK_GRACE = 45
 # What MiniStack would run in this process, with its rights: no job of ours is one of Glue's.
@@ -207,6 +209,7 @@ def main() -> None:
 
     alone(folder / "s3.lock")
     repaired = s3_intents.repair(folder / "s3-intents")
+    s3_intents.expire_versions(folder / "s3", OLD_VERSION_DAYS)
 
     # Only dbt's environment has what these need; `busco.embedded.aws` imports this module in Airflow's too.
     from hypercorn.asyncio import serve

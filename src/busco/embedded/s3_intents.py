@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,30 @@ def install(s3: Any, intents: Path) -> None:
         _write(intent, {"data": path, "md5": _md5(body), "sidecar": sidecar})
         original(bucket, key, obj)
         intent.unlink()
+        # MiniStack keeps each version's bytes in memory until it is started again, though it reads those on the disk
+        # wherever it finds none: the lake would be in memory.
+        versions = s3._object_versions.get((bucket, key))
+        if versions and versions[-1]["version_id"] == obj.get("version_id"):
+            versions[-1]["data"] = None
 
     intents.mkdir(parents=True, exist_ok=True)
     s3._persist_object = persist
+
+
+def expire_versions(objects: Path, days: float) -> int:
+    """Deletes what was overwritten or deleted that many days ago, as S3's lifecycle does; returns how many that were.
+
+    MiniStack does not. Like `repair`, this runs before the service is imported, which drops versions without bytes.
+
+    Args:
+        objects: the folder of the objects.
+    """
+    before = time.time() - days * 86_400
+    # .versions/<account>/<bucket>/<version id>/<key>; the folder is as old as the moment when it was overwritten
+    old = [one for one in objects.glob(".versions/*/*/*") if one.stat().st_mtime < before]
+    for folder in old:
+        shutil.rmtree(folder)
+    return len(old)
 
 
 def repair(intents: Path) -> int:
