@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import duckdb
@@ -29,6 +29,9 @@ class FolderLake(ObjectStore):
         path = self.folder / "lake" / key
         path.parent.mkdir(parents=True, exist_ok=True)
         return str(path)
+
+    def etags(self, prefix: str, written: Mapping[str, int]) -> dict[str, str]:
+        return {key: f'"{size}"' for key, size in written.items() if Path(self.url(key)).stat().st_size == size}
 
     def ingest(
         self,

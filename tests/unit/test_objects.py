@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -10,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from busco.doctor.aws import conditional_writes
+from busco.embedded import s3_intents
 from busco.errors import BuscoError
 from busco.lake import objects
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
@@ -72,6 +76,8 @@ def test_a_409_that_does_not_end_is_not_said_to_be_an_object_that_exists() -> No
 @pytest.mark.parametrize("ignored", ["IfNoneMatch", "IfMatch"])
 def test_doctor_takes_no_409_for_a_condition_that_is_kept(ignored: str) -> None:
     class Careless(AnsweringS3):
+        has_policy = False
+
         def put_object(self, **call: Any) -> dict[str, Any]:
             return super().put_object(**{name: value for name, value in call.items() if name != ignored})
 
@@ -82,3 +88,25 @@ def test_doctor_takes_no_409_for_a_condition_that_is_kept(ignored: str) -> None:
         conditional_writes(surroundings)
     surroundings.s3 = AnsweringS3(*["", CONFLICT] * 20)
     assert "written, and refused" in conditional_writes(surroundings)
+
+
+def test_a_file_that_was_written_over_at_once_is_not_recorded() -> None:
+    s3 = MemoryS3()
+    store = ObjectStore(s3, "lake")
+    s3.put_object("lake", "gold/t/v/a.parquet", b"1234")
+    etag = store.etags("gold/t/v/", {"gold/t/v/a.parquet": 4})["gold/t/v/a.parquet"]
+    assert etag == s3.get_object("lake", "gold/t/v/a.parquet")["ETag"]
+    for written in ({"gold/t/v/a.parquet": 5}, {"gold/t/v/a.parquet": 4, "gold/t/v/b.parquet": 4}):
+        with pytest.raises(BuscoError, match="S3 has"):
+            store.etags("gold/t/v/", written)
+
+
+def test_an_old_version_is_deleted_from_the_local_disk_when_its_days_are_over(tmp_path: Path) -> None:
+    for name, age in (("old", 8), ("young", 6)):
+        folder = tmp_path / ".versions/000000000000/lake" / name / "gold"
+        folder.mkdir(parents=True)
+        (folder / "a.parquet").write_bytes(b"rows")
+        moment = time.time() - age * 86_400
+        os.utime(folder.parent, (moment, moment))
+    assert s3_intents.expire_versions(tmp_path, 7) == 1
+    assert [one.name for one in tmp_path.glob(".versions/*/*/*")] == ["young"]

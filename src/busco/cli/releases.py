@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import socket
 from urllib.parse import urlparse
 
@@ -15,6 +16,7 @@ from busco.errors import BuscoError
 from busco.lake import releases
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
+from busco.lake.overwritten import overwritten
 from busco.lake.records import Release
 from busco.output import echo, table
 from busco.settings import LAYERS, Settings, get_settings, require_lake
@@ -160,6 +162,39 @@ def resume(start: bool) -> None:
 
     started = start_run(settings)
     echo(f"started the run {started}" if started else "Airflow is not running; build with: busco dbt build --publish")
+
+
+@release_command.command("check")
+@click.argument("release_id", required=False)
+def check(release_id: str | None) -> None:
+    """Compares the data files of the live release, or of the one named, with what S3 gave them when they were written.
+
+    Prints each file that was overwritten or deleted, and how to bring it back; the status is 1 then.
+    """
+    wanted = None if release_id is None else named(release_id)
+    _, store, environment = lake()
+    live = releases.read_live(store, environment)
+    if live is None:
+        raise BuscoError("nothing is published yet", "make demo, or: busco dbt build --publish")
+    release = releases.resolve(store, environment, wanted) if wanted else live.release
+    versions = [version for _, version in sorted(release.tables.items())]
+    bad = overwritten(store, versions)
+    for one in bad:
+        echo(f"{one.table}: {store.url(one.file.key)} {'was overwritten' if one.etag else 'was deleted'}")
+        if not one.kept:
+            echo("  S3 has no version of it with its content any more: build the table again")
+        for newer in one.newer if one.kept else ():
+            echo(
+                f"  aws s3api delete-object --bucket {store.bucket} --key {shlex.quote(one.file.key)} "
+                f"--version-id {newer}"
+            )
+    files = sum(len(version.files) for version in versions)
+    if bad:
+        raise BuscoError(
+            f"{len(bad)} of {files} data files of {release.release} are not what was written",
+            "an administrator brings them back: docs/operating.md, An overwritten data file",
+        )
+    echo(f"{release.release}: {files} data files are what was written")
 
 
 def _told(release: Release) -> str:

@@ -168,6 +168,7 @@ def _write(
         rows=int(count),
         quarantined=found.bad + found.lines,
         bytes=int(bytes_written),
+        etag=store.etags(key, {key: int(bytes_written)})[key],
         statistics=statistics,
         ingested_at=ingested_at,
         source=source,

@@ -120,7 +120,7 @@ def bronze_version(
         return outdated
     for key, record in records.items():
         if record.contract_hash == contract.hash:
-            files[key] = DataFile(key=record.object, rows=record.rows, bytes=record.bytes)
+            files[key] = DataFile(key=record.object, rows=record.rows, bytes=record.bytes, etag=record.etag)
     corrected = {
         key for key in older if key in files and dated and dates.in_range(dated, records[key].statistics) is False
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -136,6 +136,30 @@ class ObjectStore:
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
             for item in page.get("Contents", []):
                 yield item["Key"]
+
+    def sizes(self, prefix: str) -> dict[str, tuple[str, int]]:
+        """ETag and bytes of each object whose key begins with `prefix`, by key."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return {item["Key"]: (item["ETag"], item["Size"]) for page in pages for item in page.get("Contents", [])}
+
+    def etags(self, prefix: str, written: Mapping[str, int]) -> dict[str, str]:
+        """The ETags of objects that another client has just written below `prefix`, by key: one LIST.
+
+        Args:
+            written: their keys and bytes, as that client has them.
+
+        Raises:
+            BuscoError: S3 does not have one of them, or has it with another size: something has written over it.
+        """
+        found = self.sizes(prefix) if written else {}
+        for key, size in written.items():
+            if key not in found or found[key][1] != size:
+                has = f"{found[key][1]:,} bytes" if key in found else "nothing"
+                raise BuscoError(
+                    f"{self.url(key)} was written with {size:,} bytes, and S3 has {has} there",
+                    "something else writes to the lake bucket: find it in S3's access log, then clear the task",
+                )
+        return {key: found[key][0] for key in written}
 
     def folders(self, prefix: str) -> list[str]:
         """The names of the folders right below `prefix` (which ends with a slash)."""

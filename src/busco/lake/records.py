@@ -23,11 +23,16 @@ class Column(LakeRecord):
 
 
 class DataFile(LakeRecord):
-    """A Parquet file: its key in the lake bucket, its rows, its bytes."""
+    """A Parquet file: its key in the lake bucket, its rows, its bytes, and the ETag that S3 gave it.
+
+    A file with another ETag was overwritten (`busco.lake.overwritten`); records that were written before ETags were
+    kept have an empty one.
+    """
 
     key: str
     rows: int
     bytes: int
+    etag: str = ""
 
 
 class Version(LakeRecord):
@@ -56,7 +61,8 @@ class Version(LakeRecord):
 class Delivery(LakeRecord):
     """One delivery of a source file (D1, D3). `number` is n under its file name; times are UTC.
 
-    `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file.
+    `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file. `etag` is
+    the Parquet file's, as in `DataFile`.
     """
 
     table: str
@@ -73,6 +79,7 @@ class Delivery(LakeRecord):
     statistics: dict[str, dict[str, str]]
     ingested_at: datetime
     source: str = ""
+    etag: str = ""
 
 
 class Pin(LakeRecord):

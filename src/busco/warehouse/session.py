@@ -248,6 +248,8 @@ class Session:
             advice = "write NULL or a date in range in their place"
             date_range.check(table, job["suspects"], counted["beyond"], store.url, self._run().name, advice)
         model_sql.check_not_null(columns, files, counted.get("nulls") or {})
+        folder = self.environment.data(table, version_id)
+        etags = store.etags(f"{folder}/", {file.key: file.bytes for file in files})
         location = self.environment.iceberg(table)
         metadata = self.environment.metadata(table, version_id)
         versions.write_metadata(
@@ -267,7 +269,9 @@ class Session:
             partition_by=job["partition_by"],
             rows=sum(file.rows for file in files),
             bytes=sum(file.bytes for file in files),
-            files=tuple(DataFile(key=file.key, rows=file.rows, bytes=file.bytes) for file in files),
+            files=tuple(
+                DataFile(key=file.key, rows=file.rows, bytes=file.bytes, etag=etags[file.key]) for file in files
+            ),
             metadata=metadata,
             inputs=job["reads"],
             fingerprint=str(job["fingerprint"]),
