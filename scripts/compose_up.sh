@@ -25,6 +25,17 @@ if [[ -n $closed ]]; then
     exit 1
 fi
 if [[ ${BUSCO_BUILD:-1} != 0 ]]; then scripts/local_build.sh; fi
+# shellcheck source=scripts/lib/images.sh
+. scripts/lib/images.sh
+if [[ -f images.lock ]]; then
+    for image in $(used_images); do
+        case $image in
+            postgres:*) POSTGRES_IMAGE=$(locked "$image") ;;
+            redis:*) REDIS_IMAGE=$(locked "$image") ;;
+        esac
+    done
+    export POSTGRES_IMAGE REDIS_IMAGE
+fi
 if ! docker compose up --detach --wait --wait-timeout 300; then
     while read -r service state health code; do
         case "$state $health $code" in

@@ -21,7 +21,11 @@ cd "$(dirname "$0")/.."
 version=$(git rev-parse --short=12 HEAD)
 if [[ -n $(git status --porcelain) ]]; then version+=+; fi
 commit=${version/+/-dirty}
+# shellcheck source=scripts/lib/images.sh
+. scripts/lib/images.sh
 base=$(sed -n 's/^ARG PYTHON_IMAGE=//p' Dockerfile.dbt)
+from=$(locked "$base")
+if [[ $from != "$base" ]]; then options+=(--build-arg "PYTHON_IMAGE=$from"); fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 size() { docker image inspect --format '{{.Size}}' "$1" 2>/dev/null || echo 0; }
@@ -36,7 +40,7 @@ build() {
         exit 1
     fi
     printf '%s, %s: %s MB beyond %s, in %s s\n' "$name:$commit" "$name:local" \
-        $((($(size "$name:$commit") - $(size "$base")) / 1000000)) "$base" $((SECONDS - began))
+        $((($(size "$name:$commit") - $(size "$from")) / 1000000)) "$base" $((SECONDS - began))
 }
 for image in "${images[@]}"; do
     case $image in
