@@ -6,7 +6,7 @@ AIRFLOW := .venv/bin/python
 DBT := .venv-dbt/bin/python
 PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-deps
 
-.PHONY: help setup setup-dev demo ui down up stop destroy test test-stack image test-long audit bench lint fmt lock clean check-tools
+.PHONY: help setup setup-dev demo ui down up stop destroy test test-stack image test-long audit audit-update bench lint fmt lock clean check-tools
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -84,6 +84,9 @@ test-long: setup-dev ## what takes minutes by itself: real data in every way to 
 
 audit: setup-dev ## known vulnerabilities of what is pinned
 	@$(DBT) scripts/audit.py
+
+audit-update: setup-dev ## the snapshot of advisories anew, from a clone of a database: FROM=<clone>
+	@$(DBT) scripts/advisories.py $(if $(FROM),"$(FROM)")
 
 bench: setup-dev ## speed, as ratios in one run
 	@$(AIRFLOW) bench/run.py

@@ -2,8 +2,9 @@
 """Looks for known vulnerabilities in what requirements/*.txt pin, by pip-audit; what was looked at is in reviewed.toml.
 
 Ends with status 1 for a vulnerability that nobody has reviewed, for a package that the database does not know, and for
-a review that is over or of a version that is not pinned any more. Where the database can't be reached it says NOT
-AUDITED and ends with status 0: that is no result.
+a review that is over or of a version that is not pinned any more. Where no database answers, the snapshot of one in
+requirements/advisories.json stands in for it (make audit-update), which knows nothing newer than its date. What that
+does not cover is NOT AUDITED: no result, and a failure where CI is set; so is a snapshot that nobody has reviewed.
 
 usage: scripts/audit.py [REQUIREMENTS...]     all of requirements/*.txt if none is named
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -25,12 +27,16 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 REVIEWED = ROOT / "requirements" / "reviewed.toml"
+SNAPSHOT = ROOT / "requirements" / "advisories.json"
+# days after which a snapshot is said to be old
+OLD = 90
 # pip-audit's services, the first that answers
 SERVICES = ("pypi", "osv")
 # requests' words for a service that does not answer; anything else that goes wrong is no excuse
 UNREACHED = re.compile(
     r"ConnectionError|ConnectTimeout|ReadTimeout|ProxyError|NameResolutionError|Max retries exceeded"
 )
+IMAGE = re.compile(r"^(?:ARG \w+_IMAGE=|\s*image: |FROM )(?:\$\{\w+:-)?([a-z][\w./-]*:[\w.-]+)", re.MULTILINE)
 PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?==([^\s;\\]+)", re.MULTILINE)
 
 
@@ -56,16 +62,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("requirements", nargs="*", type=Path)
     files = parser.parse_args().requirements or sorted((ROOT / "requirements").glob("*.txt"))
-    reviews = read_reviews(REVIEWED.read_text())
-    wrong = stale(reviews, pinned(sorted((ROOT / "requirements").glob("*.txt"))), datetime.now(UTC).date())
+    reviews, today = read_reviews(REVIEWED.read_text()), datetime.now(UTC).date()
+    services = list(SERVICES)
+    wrong = stale(reviews, pinned(sorted((ROOT / "requirements").glob("*.txt"))), today)
+    wrong += stale_images(read_images(REVIEWED.read_text()), used_images(ROOT), today)
     for file in files:
-        found, reason = audited(file)
+        by, (found, reason) = "", audited(file, services)
+        if found is None:
+            by, (found, missing) = "by the snapshot: ", from_snapshot(SNAPSHOT, file)
+            reason = f"{reason}; {missing}"
         if found is None:
             print(f"{file.name}: NOT AUDITED: {reason}")
+            wrong += [f"{file.name}: not audited: run make audit-update"] if in_ci() else []
             continue
         bad = judged(found, reviews)
         wrong += [f"{file.name}: {one}" for one in bad]
-        print(f"{file.name}: {len(found)} packages, {len(bad)} findings")
+        print(f"{file.name}: {by}{len(found)} packages, {len(bad)} findings")
+    if not services and SNAPSHOT.is_file():
+        said, accepted = snapshot_review(SNAPSHOT, REVIEWED, today)
+        print(said)
+        wrong += [said] if in_ci() and not accepted else []
     for one in wrong:
         print(one, file=sys.stderr)
     return 1 if wrong else 0
@@ -83,6 +99,47 @@ def read_reviews(text: str) -> list[Review]:
             raise SystemExit(f"{REVIEWED.name}: {entry.get('id', entry)} needs {', '.join(Review.__annotations__)}")
         made.append(Review(**entry))
     return made
+
+
+@dataclass(frozen=True)
+class ImageReview:
+    """A vulnerability of an image that somebody has looked at; `image` is its name and tag. See `Review`."""
+
+    id: str
+    image: str
+    reason: str
+    review: date
+
+
+def read_images(text: str) -> list[ImageReview]:
+    """The reviewed list's `[[images]]` tables.
+
+    Raises:
+        SystemExit: an entry lacks a field, or has an empty reason.
+    """
+    made = []
+    for entry in tomllib.loads(text).get("images", []):
+        if set(entry) != set(ImageReview.__annotations__) or not str(entry["reason"]).strip():
+            needs = ", ".join(ImageReview.__annotations__)
+            raise SystemExit(f"{REVIEWED.name}: {entry.get('id', entry)} needs {needs}")
+        made.append(ImageReview(**entry))
+    return made
+
+
+def used_images(root: Path) -> set[str]:
+    """The images of others that Dockerfiles build on and docker-compose.yml starts, as name:tag."""
+    texts = [file.read_text() for file in (*root.glob("Dockerfile.*"), root / "docker-compose.yml")]
+    found = {one for text in texts for one in IMAGE.findall(text)}
+    return {one for one in found if not one.startswith("busco-")}
+
+
+def stale_images(reviews: Sequence[ImageReview], used: set[str], today: date) -> list[str]:
+    """What is wrong with the list of images: one is not used, one was never looked at, a day is over."""
+    wrong = [f"{REVIEWED.name}: {one.id}: {one.image} is not used" for one in reviews if one.image not in used]
+    wrong += [f"{REVIEWED.name}: nobody has looked at {one}" for one in sorted(used - {one.image for one in reviews})]
+    return wrong + [
+        f"{REVIEWED.name}: {one.id}: was to be looked at again on {one.review}" for one in reviews if one.review < today
+    ]
 
 
 def pinned(files: Iterable[Path]) -> dict[str, set[str]]:
@@ -110,10 +167,47 @@ def stale(reviews: Sequence[Review], pins: dict[str, set[str]], today: date) -> 
     return wrong
 
 
-def audited(file: Path) -> tuple[list[dict[str, Any]] | None, str]:
-    """What pip-audit says of each package that a file pins; None where no database answers, and why."""
+def in_ci() -> bool:
+    """Whether this runs where nobody reads what is printed."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def from_snapshot(snapshot: Path, file: Path) -> tuple[list[dict[str, Any]] | None, str]:
+    """What the snapshot has for each package that a file pins, as pip-audit says it; None where it lacks one, and why.
+
+    A pin that is not in it was not looked up when it was made: that it has no advisory there says nothing.
+    """
+    if not snapshot.is_file():
+        return None, f"there is no {snapshot.name}: make audit-update makes it"
+    known: dict[str, list[dict[str, Any]]] = json.loads(snapshot.read_text())["pins"]
+    pins = [(name, version) for name, versions in pinned([file]).items() for version in sorted(versions)]
+    if missing := [f"{name}=={version}" for name, version in pins if f"{name}=={version}" not in known]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        return None, f"{snapshot.name} lacks {', '.join(missing[:3])}{more}: make audit-update"
+    return [{"name": name, "version": version, "vulns": known[f"{name}=={version}"]} for name, version in pins], ""
+
+
+def snapshot_review(snapshot: Path, reviewed: Path, today: date) -> tuple[str, bool]:
+    """How old the snapshot is, and whether the reviewed list's [snapshot] accepts this one until today or later."""
+    made = json.loads(snapshot.read_text())
+    review = tomllib.loads(reviewed.read_text()).get("snapshot", {})
+    age = (today - date.fromisoformat(made["date"])).days
+    told = f"{snapshot.name}: of {made['date']}, {age} days ago" + (", which is OLD" if age > OLD else "")
+    if review.get("commit") != made["commit"] or not str(review.get("reason", "")).strip():
+        return f"{told}: nobody has reviewed it: write [snapshot] in {reviewed.name}", False
+    if review["review"] < today:
+        return f"{told}: was accepted until {review['review']}: make audit-update", False
+    return f"{told}; accepted until {review['review']}", True
+
+
+def audited(file: Path, services: list[str]) -> tuple[list[dict[str, Any]] | None, str]:
+    """What pip-audit says of each package that a file pins; None where no database answers, and why.
+
+    Args:
+        services: those to ask, of which what does not answer is taken out: it would not for the next file either.
+    """
     reasons = []
-    for service in SERVICES:
+    for service in tuple(services):
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "audit.json"
             command = [
@@ -127,14 +221,16 @@ def audited(file: Path) -> tuple[list[dict[str, Any]] | None, str]:
                 if not UNREACHED.search(done.stderr):
                     raise SystemExit(f"{file.name}: pip-audit failed: {lines[-1][:300]}")
                 reasons.append(f"{service}: can't be reached")
+                services.remove(service)
                 continue
             found: list[dict[str, Any]] = json.loads(output.read_text())["dependencies"]
         if found and all("skip_reason" in one for one in found):
             # a mirror of the package index that has no vulnerabilities knows none of the packages
             reasons.append(f"{service}: has none of {len(found)} packages")
+            services.remove(service)
             continue
         return found, ""
-    return None, "; ".join(reasons)
+    return None, "; ".join(reasons) or "no database answers"
 
 
 def judged(found: Iterable[dict[str, Any]], reviews: Iterable[Review]) -> list[str]:

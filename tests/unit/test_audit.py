@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,12 +14,19 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_SPEC = importlib.util.spec_from_file_location("audit", ROOT / "scripts/audit.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-audit = importlib.util.module_from_spec(_SPEC)
-sys.modules["audit"] = audit
-_SPEC.loader.exec_module(audit)
+
+
+def _script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+audit, advisories = _script("audit"), _script("advisories")
 
 REVIEW = """
 [[reviewed]]
@@ -73,10 +81,11 @@ def test_where_no_database_answers_nothing_is_said_to_be_good(tmp_path: Path) ->
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/audit.py", tmp_path / "few.txt"],
-        env={**os.environ, **nowhere}, capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, **nowhere, "CI": ""}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "few.txt: NOT AUDITED: pypi: can't be reached; osv: can't be reached\n"
+    said = "few.txt: NOT AUDITED: pypi: can't be reached; osv: can't be reached; advisories.json lacks click==8.1.8"
+    assert done.stdout.startswith(said)
     assert "findings" not in done.stdout
 
 
@@ -88,3 +97,156 @@ def test_an_audit_that_fails_is_no_audit_that_found_nothing(tmp_path: Path) -> N
     )  # fmt: skip
     assert done.returncode == 1
     assert "broken.txt: pip-audit failed: " in done.stderr
+
+
+# -- the snapshot of a database, where none answers -------------------------------------------------------------------
+
+WITHDRAWN = "id: PYSEC-3\nwithdrawn: '2024-01-01T00:00:00Z'\naffected:\n- package: {name: click, ecosystem: PyPI}\n"
+RECORD = """
+id: PYSEC-1
+aliases: [CVE-2024-1, GHSA-1]
+affected:
+- package: {name: Some.Package, ecosystem: PyPI}
+  ranges:
+  - type: GIT
+    events: [{introduced: "0"}]
+  - type: ECOSYSTEM
+    events: [{introduced: "1.0"}, {fixed: "1.2"}, {introduced: "2.0rc1"}, {last_affected: "2.3"}]
+  versions: ["0.9"]
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone of a database as pypa's is: a folder for each package, records in YAML."""
+    folder = tmp_path / "clone"
+    for path, text in (("some-package/PYSEC-1", RECORD), ("click/PYSEC-3", WITHDRAWN), ("other/PYSEC-4", "id: {")):
+        file = folder / f"vulns/{path}.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "records", "--date", "2026-11-01T12:00:00Z"]):
+        dated = {**os.environ, "GIT_COMMITTER_DATE": "2026-11-01T12:00:00Z"}
+        subprocess.run([*git, *arguments], check=True, env=dated)
+    return folder
+
+
+def test_a_snapshot_has_each_pin_and_what_a_database_says_of_its_version(clone: Path) -> None:
+    versions = {"0.9", "1.0", "1.1.9", "1.2", "2.0", "2.3", "2.3.1"}
+    made = advisories.snapshot(clone, {"some-package": versions, "click": {"8.1.8"}})
+    assert made["date"] == "2026-11-01"
+    assert made["pins"]["click==8.1.8"] == [], "what was withdrawn is none"
+    hit = {pin.partition("==")[2] for pin, found in made["pins"].items() if found}
+    assert hit == {"0.9", "1.0", "1.1.9", "2.0", "2.3"}
+    said = {"id": "PYSEC-1", "aliases": ["CVE-2024-1", "GHSA-1"], "fix_versions": ["1.2"]}
+    assert made["pins"]["some-package==1.0"] == [said]
+    assert json.loads(advisories.text_of(made)) == made
+
+
+def test_a_clone_without_records_makes_no_snapshot(clone: Path) -> None:
+    with pytest.raises(SystemExit, match="has no OSV records"):
+        advisories.snapshot(clone, {"nothing": {"1.0"}})
+
+
+def test_our_snapshot_covers_every_pin_and_somebody_has_reviewed_it() -> None:
+    for file in sorted((ROOT / "requirements").glob("*.txt")):
+        found, missing = audit.from_snapshot(audit.SNAPSHOT, file)
+        assert found is not None, missing
+        assert audit.judged(found, audit.read_reviews(audit.REVIEWED.read_text())) == []
+    said, accepted = audit.snapshot_review(audit.SNAPSHOT, audit.REVIEWED, date.today())
+    assert accepted, said
+
+
+def test_each_image_of_others_was_looked_at_and_each_entry_is_of_one_that_is_used() -> None:
+    reviews, used = audit.read_images(audit.REVIEWED.read_text()), audit.used_images(ROOT)
+    assert used == {"python:3.11-slim-bookworm", "postgres:16.3-alpine", "redis:7.2-alpine"}
+    assert audit.stale_images(reviews, used, date.today()) == []
+    (first,) = audit.stale_images(reviews, {*used, "nginx:1.27"}, date.today())
+    assert "nobody has looked at nginx:1.27" in first
+    assert any("is not used" in one for one in audit.stale_images(reviews, set(), date.today()))
+
+
+def offline(folder: Path, environment: dict[str, str], pins: str = "some-package==1.0\n") -> tuple[int, str]:
+    """A copy of the audit with a snapshot of its own, in a place from which no database is reached: status, output."""
+    (folder / "scripts").mkdir(exist_ok=True)
+    (folder / "requirements").mkdir(exist_ok=True)
+    for name in ("scripts/audit.py", "docker-compose.yml", "Dockerfile.dbt", "Dockerfile.airflow"):
+        (folder / name).write_text((ROOT / name).read_text())
+    (folder / "requirements/few.txt").write_text(pins)
+    images = "".join(
+        f'[[images]]\nid = "CVE-{n}"\nimage = "{image}"\nreason = "seen"\nreview = 2999-01-01\n'
+        for n, image in enumerate(sorted(audit.used_images(ROOT)))
+    )
+    (folder / "requirements/reviewed.toml").write_text(environment.pop("REVIEWED", "") + images)
+    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, folder / "scripts/audit.py"],
+        env={**os.environ, **nowhere, **environment}, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+ACCEPTED = '[snapshot]\ncommit = "c1"\nreason = "the newest"\nreview = {day}\n'
+
+
+def test_in_ci_nothing_passes_unaudited_and_a_reviewed_snapshot_that_covers_all_pins_does(tmp_path: Path) -> None:
+    def snapshot(pins: dict[str, Any]) -> None:
+        made = {"source": "a local clone", "commit": "c1", "date": "2026-11-01", "pins": pins}
+        (tmp_path / "requirements/advisories.json").write_text(json.dumps(made))
+
+    status, said = offline(tmp_path, {"CI": "true"})
+    assert (status, "not audited: run make audit-update" in said) == (1, True)
+    assert offline(tmp_path, {"CI": ""})[0] == 0
+    snapshot({"some-package==1.0": []})
+    status, said = offline(tmp_path, {"CI": "true"})
+    assert (status, "nobody has reviewed it" in said) == (1, True)
+    status, said = offline(tmp_path, {"CI": "true", "REVIEWED": ACCEPTED.format(day="2999-01-01")})
+    assert (status, "by the snapshot: 1 packages, 0 findings" in said) == (0, True)
+    assert "of 2026-11-01" in said
+    status, said = offline(tmp_path, {"CI": "true", "REVIEWED": ACCEPTED.format(day="2026-11-02")})
+    assert (status, "was accepted until 2026-11-02: make audit-update" in said) == (1, True)
+    accepted = {"CI": "true", "REVIEWED": ACCEPTED.format(day="2999-01-01")}
+    status, said = offline(tmp_path, {**accepted}, "some-package==1.0\nnew==1\n")
+    assert (status, "lacks new==1: make audit-update" in said) == (1, True)
+    snapshot({"some-package==1.0": [{"id": "PYSEC-1", "aliases": [], "fix_versions": ["1.2"]}]})
+    status, said = offline(tmp_path, {**accepted, "CI": ""})
+    assert (status, "some-package 1.0: PYSEC-1, mended in 1.2" in said) == (1, True)
+
+
+# -- images by digest -------------------------------------------------------------------------------------------------
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def lock(folder: Path, answer: str) -> subprocess.CompletedProcess[str]:
+    """scripts/lock_images.sh on a copy of the repository's files, with a docker that gives this answer."""
+    for name in ("docker-compose.yml", "Dockerfile.dbt", "Dockerfile.airflow", "scripts/lock_images.sh"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text((ROOT / name).read_text())
+    (folder / "scripts/lib").mkdir(exist_ok=True)
+    (folder / "scripts/lib/images.sh").write_text((ROOT / "scripts/lib/images.sh").read_text())
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin/docker").write_text(f"#!/bin/sh\n{answer}\n")
+    (folder / "bin/docker").chmod(0o755)
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    command = ["bash", str(folder / "scripts/lock_images.sh")]
+    return subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("answer", ["exit 1", "echo no digest", f"echo {DIGEST[:-1]}"])
+def test_no_digest_is_invented_where_the_registry_gives_none(tmp_path: Path, answer: str) -> None:
+    assert lock(tmp_path, answer).returncode == 1
+    assert sorted(file.name for file in tmp_path.glob("images.lock*")) == []
+
+
+def test_locked_images_are_used_by_their_digest_and_others_by_their_tag(tmp_path: Path) -> None:
+    def locked(image: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-c", '. scripts/lib/images.sh; locked "$1"', "-", image]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert lock(tmp_path, f"echo {DIGEST}").returncode == 0
+    for image in audit.used_images(ROOT):
+        assert locked(image).stdout == f"{image}@{DIGEST}\n"
+    assert locked("python:3.12").returncode == 1, "a base that was changed is locked anew first"
+    (tmp_path / "images.lock").unlink()
+    assert locked("python:3.12").stdout == "python:3.12\n"

@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Writes requirements/advisories.json: which advisories a clone of a public advisory database has for each pin.
+
+The clone is of github.com/pypa/advisory-database, or of another repository of OSV records (YAML or JSON) such as
+github.com/github/advisory-database; without one, the first is cloned. Whoever commits the file reads its diff, looks at
+each advisory (reviewed.toml), and names the file's commit in reviewed.toml's [snapshot].
+
+usage: scripts/advisories.py [CLONE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from audit import ROOT, SNAPSHOT, normalized, pinned
+from packaging.version import InvalidVersion, Version
+
+SOURCE = "https://github.com/pypa/advisory-database"
+# in pypa's a folder for each package; in GitHub's only what somebody there has reviewed
+FOLDERS = ("vulns/", "advisories/github-reviewed/")
+
+
+def main() -> int:
+    """Gives the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clone", nargs="?", type=Path, help="a local clone, with or without a work tree")
+    clone = parser.parse_args().clone
+    pins = pinned(sorted((ROOT / "requirements").glob("*.txt")))
+    with tempfile.TemporaryDirectory() as scratch:
+        if clone is None:
+            clone = Path(scratch) / "clone"
+            print(f"cloning {SOURCE}")
+            subprocess.run(["git", "clone", "--quiet", "--depth", "1", SOURCE, str(clone)], check=True)
+        made = snapshot(clone, pins)
+    SNAPSHOT.write_text(text_of(made))
+    known = sum(map(len, made["pins"].values()))
+    print(f"{SNAPSHOT.name}: {len(made['pins'])} pins, {known} advisories, of {made['date']} ({made['commit'][:12]})")
+    print("read its diff, and name its commit in the [snapshot] of requirements/reviewed.toml")
+    return 0
+
+
+def snapshot(clone: Path, pins: Mapping[str, set[str]]) -> dict[str, Any]:
+    """What a clone's newest commit has for the pins: `source`, `commit`, `date` (UTC day of the commit) and `pins`,
+    which maps `<name>==<version>` to the advisories that affect it: `id`, `aliases`, `fix_versions`.
+
+    Raises:
+        SystemExit: it has no records of the kind.
+    """
+    commit, date = git(clone, "log", "-1", "--format=%H %cs", "HEAD").split()
+    found: dict[str, list[dict[str, Any]]] = {
+        f"{name}=={version}": [] for name, versions in sorted(pins.items()) for version in sorted(versions)
+    }
+    count = 0
+    for record in records(clone, pins):
+        count += 1
+        for name, versions in packages(record):
+            for version in sorted(pins.get(name, ())):
+                if versions(version):
+                    found[f"{name}=={version}"].append(entry(record, name))
+    if not count:
+        raise SystemExit(f"{clone} has no OSV records of these packages below {' or '.join(FOLDERS)}")
+    by_id = {pin: sorted(advisories, key=lambda one: one["id"]) for pin, advisories in found.items()}
+    return {"source": origin(clone), "commit": commit, "date": date, "pins": by_id}
+
+
+def origin(clone: Path) -> str:
+    """Where the clone is from, without a machine's paths or names that only this network knows."""
+    urls = subprocess.run(
+        ["git", "-C", str(clone), "remote", "get-url", "origin"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return urls if urls.startswith("https://github.com/") else "a local clone"
+
+
+def records(clone: Path, pins: Mapping[str, set[str]]) -> Iterator[dict[str, Any]]:
+    """The OSV records of the newest commit that may be of one of these packages, not those that were withdrawn."""
+    tree = git(clone, "ls-tree", "--name-only", "HEAD").split()
+    folders = [folder.split("/")[0] for folder in FOLDERS if folder.split("/")[0] in tree]
+    archive = subprocess.run(
+        ["git", "-C", str(clone), "archive", "HEAD", *folders], capture_output=True, check=True
+    ).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        for member in files:
+            parts = member.name.split("/")
+            if not member.isfile() or not member.name.startswith(FOLDERS):
+                continue
+            if parts[0] == "vulns" and normalized(parts[1]) not in pins:
+                continue
+            file = files.extractfile(member)
+            assert file is not None
+            text = file.read()
+            record = json.loads(text) if member.name.endswith(".json") else yaml.load(text, yaml.CSafeLoader)
+            if not record.get("withdrawn"):
+                yield record
+
+
+def packages(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The PyPI packages that a record is of, each with a function that says whether a version is affected."""
+    for affected in record.get("affected", ()):
+        if affected.get("package", {}).get("ecosystem") == "PyPI":
+            yield (
+                normalized(affected["package"]["name"]),
+                lambda version, affected=affected: is_affected(version, affected),
+            )
+
+
+def is_affected(version: str, affected: Mapping[str, Any]) -> bool:
+    """Whether a version is affected (OSV schema, "Evaluation"): it is listed, or in one of the ranges."""
+    if version in affected.get("versions", ()):
+        return True
+    return any(
+        in_range(Version(version), one["events"]) for one in affected.get("ranges", ()) if one["type"] == "ECOSYSTEM"
+    )
+
+
+def in_range(version: Version, events: Iterable[Mapping[str, str]]) -> bool:
+    """Whether a version lies between the events of a range."""
+    inside = False
+    for kind, text in sorted(
+        ((kind, text) for event in events for kind, text in event.items()), key=lambda one: order(one[1])
+    ):
+        if kind == "introduced" and version >= order(text):
+            inside = True
+        if (kind == "fixed" and version >= order(text)) or (kind == "last_affected" and version > order(text)):
+            inside = False
+    return inside
+
+
+def order(text: str) -> Version:
+    """A version that sorts; `0` is before all others, and what PyPI would not take as well."""
+    try:
+        return Version("0.dev0" if text == "0" else text)
+    except InvalidVersion:
+        return Version("0.dev0")
+
+
+def entry(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What is kept of a record: its name, its other names, and the versions that fix it."""
+    fixed = {
+        event["fixed"]
+        for affected in record["affected"]
+        if normalized(affected.get("package", {}).get("name", "")) == name
+        for one in affected.get("ranges", ())
+        if one["type"] == "ECOSYSTEM"
+        for event in one["events"]
+        if "fixed" in event
+    }
+    return {
+        "id": record["id"],
+        "aliases": sorted(record.get("aliases") or ()),
+        "fix_versions": sorted(fixed, key=order),
+    }
+
+
+def text_of(made: Mapping[str, Any]) -> str:
+    """JSON with a line for each pin that has no advisory and for each advisory, so that a diff can be read."""
+    lines = []
+    for pin, advisories in made["pins"].items():
+        inside = ",\n".join(f"      {json.dumps(one)}" for one in advisories)
+        lines.append(f"    {json.dumps(pin)}: " + (f"[\n{inside}\n    ]" if inside else "[]"))
+    head = "".join(f"  {json.dumps(name)}: {json.dumps(made[name])},\n" for name in ("source", "commit", "date"))
+    return "{\n" + head + '  "pins": {\n' + ",\n".join(lines) + "\n  }\n}\n"
+
+
+def git(clone: Path, *arguments: str) -> str:
+    """What git prints."""
+    return subprocess.run(["git", "-C", str(clone), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
