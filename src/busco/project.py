@@ -32,6 +32,9 @@ TABLE_KINDS = frozenset({"lake", "seed"})
 # How a seed's file becomes types and values: by dbt's own macros. It is part of a seed's fingerprint. Change it when
 # the same file would give other types or values, so that no seed is kept with its former ones.
 SEED_READER = "dbt"
+# Of which columns a table's metadata has bounds (busco.warehouse.lineage). It is part of the fingerprint of what reads
+# pii columns. Change it when the same SQL would have fewer of them, so that no version is kept with its former ones.
+BOUNDS_RULE = 1
 # the dbt package that the platform brings (busco.warehouse.package), and those that dbt and its adapter bring
 PLATFORM_PACKAGE = "busco_lake"
 PLATFORM_PACKAGES = frozenset({"dbt", "dbt_duckdb", PLATFORM_PACKAGE})
@@ -185,23 +188,17 @@ class Project:
 
     def pii(self, unique_id: str) -> frozenset[str]:
         """Columns of a node that identify a person (`meta: {pii: true}`)."""
-        return frozenset(
-            name for name, column in self.node(unique_id).get("columns", {}).items() if meta_of(column).get("pii")
-        )
+        return frozenset(name for name, said in self.pii_marks(unique_id).items() if said)
+
+    def pii_marks(self, unique_id: str) -> dict[str, bool]:
+        """Columns of a node whose YAML says whether they identify a person."""
+        columns = self.node(unique_id).get("columns", {})
+        return {name: bool(meta_of(column)["pii"]) for name, column in columns.items() if "pii" in meta_of(column)}
 
     def reads_pii(self, unique_id: str) -> bool:
         """Whether a node or one of its parents, at any distance within the project, has pii columns."""
-        seen: set[str] = set()
-        waiting = [unique_id]
-        while waiting:
-            node = waiting.pop()
-            if node in seen or (node not in self.nodes and node not in self.sources):
-                continue
-            seen.add(node)
-            if self.pii(node):
-                return True
-            waiting += self.node(node).get("depends_on", {}).get("nodes", [])
-        return False
+        above = self.ancestors.get(unique_id, frozenset())
+        return any(self.pii(uid) for uid in (unique_id, *above) if uid in self.nodes or uid in self.sources)
 
     # -- tests ----------------------------------------------------------------------------------------------------
 
@@ -294,7 +291,8 @@ class Project:
 
     def fingerprint(self, unique_id: str, engine: str) -> str:
         """Of the code that makes a table (R6): raw SQL, macros, variables, contract, configuration, the
-        fingerprints of view, ephemeral and seed parents, the engine's minor version, and how seeds are read."""
+        fingerprints of view, ephemeral and seed parents, the engine's minor version, how seeds are read, and what the
+        metadata may have of columns with personal data."""
         return self._fingerprint(unique_id, ".".join(engine.split(".")[:2]))
 
     def _fingerprint(self, unique_id: str, engine: str) -> str:
@@ -314,6 +312,8 @@ class Project:
         said = [content, self._macros(node), config, columns, parents, engine, self.manifest.get("vars", {})]
         if node["resource_type"] == "seed":
             said.append(SEED_READER)
+        if self.reads_pii(unique_id):
+            said.append({"bounds": BOUNDS_RULE, "pii": self.pii_marks(unique_id)})
         return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
 
     def _macros(self, node: Mapping[str, Any]) -> dict[str, str]:

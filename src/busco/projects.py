@@ -26,9 +26,9 @@ def all_contracts(projects: Iterable[Project]) -> tuple[Contract, ...]:
         names.add(project.name)
         for contract in project.contracts:
             known, other = found.setdefault(contract.name, (contract, project.name))
-            if (known.source, known.hash) != (contract.source, contract.hash):
+            if (known.source, known.hash, known.pii) != (contract.source, contract.hash, contract.pii):
                 raise BuscoError(
                     f"the dbt projects {other} and {project.name} say different things of the source {contract.name}",
-                    "write source name, columns, types, meta.grain and meta.delivery alike in both",
+                    "write source name, columns, types, meta.grain, meta.delivery and each meta.pii alike in both",
                 )
     return tuple(contract for contract, _ in found.values())

@@ -111,8 +111,14 @@ def _model_problems(node: Mapping[str, Any]) -> Iterator[Problem]:
             yield node, f"{name} is no name that Glue and Athena keep; write a-z, 0-9 and _ only (alias)"
     elif materialized == "view" and node["schema"] == "bronze":
         yield node, "schema bronze has the sources alone; write another +schema"
+    by = config.get("partition_by") or ()
+    hidden = {name.lower() for name, column in node.get("columns", {}).items() if meta_of(column).get("pii")}
+    for name in [by] if isinstance(by, str) else by:
+        if str(name).lower() in hidden:
+            yield node, f"{personal_partition(str(name))}; partition by another column"
     said = {"original_file_path": (node.get("patch_path") or "").split("://")[-1] or node["original_file_path"]}
     yield from ((said, text) for text in (*_constraint_problems(node), *_type_problems(node)))
+    yield from ((said, text) for text in _mark_problems(node))
 
 
 def _constraint_problems(node: Mapping[str, Any]) -> Iterator[str]:
@@ -122,6 +128,17 @@ def _constraint_problems(node: Mapping[str, Any]) -> Iterator[str]:
     others = sorted({str(c["type"]) for c in constraints if c["type"] != "not_null"})
     if others:
         yield f"constraints {', '.join(others)} can't be enforced on files; write dbt tests instead (not_null can)"
+
+
+def personal_partition(name: str) -> str:
+    """Why a table can't be partitioned by a column with personal data."""
+    return f"partition_by names {name}, which has personal data: its values would be in the names of files"
+
+
+def _mark_problems(node: Mapping[str, Any]) -> Iterator[str]:
+    for name, column in node.get("columns", {}).items():
+        if not isinstance(meta_of(column).get("pii", False), bool):
+            yield f"meta pii of {name} is {meta_of(column)['pii']}; write true or false"
 
 
 def _type_problems(node: Mapping[str, Any]) -> Iterator[str]:
@@ -164,6 +181,7 @@ def _source_problems(project: Project) -> Iterator[Problem]:
         said = {**source.get("config", {}), **(source.get("source_meta") or {}), **meta_of(source)}
         for key in sorted({"external_location", "plugin"} & {key for key, value in said.items() if value}):
             yield source, f"{key} is refused: no run could pin what lies there; leave it out, and ingest its files"
+        yield from ((source, text) for text in _mark_problems(source))
 
 
 def _name_problems(project: Project) -> Iterator[Problem]:

@@ -243,7 +243,7 @@ def write(lake: Lake, name: str, sql: str, partition_by: tuple[str, ...] = ()) -
     copy = model_sql.copy_sql(selected, columns, partition_by, sql, store.url(ENVIRONMENT.data(table, version)))
     files = model_sql.written_files(lake.db.execute(copy).fetchall(), store.url(""))
     location, metadata = ENVIRONMENT.iceberg(table), ENVIRONMENT.metadata(table, version)
-    versions.write_metadata(store, location, metadata, uuid.uuid4(), columns, partition_by, files, {})
+    versions.write_metadata(store, location, metadata, uuid.uuid4(), columns, partition_by, files, {}, ())
     return Version(
         table=table, version=version, columns=columns, partition_by=partition_by, metadata=metadata,
         rows=sum(file.rows for file in files), bytes=sum(file.bytes for file in files),
@@ -606,7 +606,7 @@ def test_metadata_that_is_there_is_left_as_it_is(lake: Lake) -> None:
     store, version = lake.store, lake.tables["by_day"]
     before = store.get(version.metadata)
     versions.write_metadata(
-        store, ENVIRONMENT.iceberg(version.table), version.metadata, uuid.uuid4(), version.columns, (), [], {}
+        store, ENVIRONMENT.iceberg(version.table), version.metadata, uuid.uuid4(), version.columns, (), [], {}, ()
     )
     assert store.get(version.metadata) == before
 

@@ -221,6 +221,7 @@ def _parse(projects: list[Settings]) -> None:
     for settings in projects:
         with opened(settings) as dbt:
             project = dbt.parse()
+            dbt.check_partitions()
         counts = f"{len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources"
         echo(f"parsed {counts}" + (f" of {project.name}" if len(projects) > 1 else ""))
         parsed.append(project)

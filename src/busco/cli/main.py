@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "dbt": ("data", "dbt", "dbt on the lake: build, parse, ls, docs, …"),
     "query": ("data", "dbt", "a query by Athena or DuckDB"),
     "release": ("releases", None, "what readers see: show, list, rollback, resume"),
+    "scrub": ("scrub", "dbt", "take personal data out of metadata that was written earlier"),
     "replay": ("replay", "dbt", "models of a run again on this machine, as they were there"),
     "doctor": ("doctor", None, "whether what the platform needs is there, and what to mend"),
     "runner": ("data", "dbt", "one runner of a run (started by Airflow)"),

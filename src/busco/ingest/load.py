@@ -16,6 +16,7 @@ from busco.ingest.files import Content, Limits, SourceFile, examine, opened, sta
 from busco.ingest.refused import Refused
 from busco.ingest.survey import Survey, check_rows, first_problem, survey, unreadable
 from busco.lake import layout, types
+from busco.lake.bounds import without_bounds
 from busco.lake.deliveries import TECHNICAL, Contract, newest_delivery
 from busco.lake.objects import AlreadyExists, ObjectStore
 from busco.lake.records import Delivery, utc_now
@@ -169,7 +170,7 @@ def _write(
         quarantined=found.bad + found.lines,
         bytes=int(bytes_written),
         etag=store.etags(key, {key: int(bytes_written)})[key],
-        statistics=statistics,
+        statistics=without_bounds(statistics, columns, contract.pii),
         ingested_at=ingested_at,
         source=source,
     )
@@ -226,13 +227,14 @@ def _copy(connection: duckdb.DuckDBPyConnection, file: SourceFile, sql: str) -> 
 
 
 def _examples(connection: duckdb.DuckDBPyConnection, url: str, contract: Contract) -> tuple[str, ...]:
-    """The first quarantined values for the report; values of pii columns, and whole lines, are hidden."""
+    """The first quarantined values for the report. Whole lines are hidden, and all values of a table with pii columns:
+    in a row that lacks a value, those behind it stand in other columns."""
     found = connection.execute(
         f'select row, "column", value, reason from read_parquet({literal(url)}) order by row limit 5'
     ).fetchall()
     lines = []
     for row, column, value, reason in found:
-        hidden = not column or column in contract.pii
+        hidden = not column or bool(contract.pii)
         long = value is not None and len(value) > _SHOWN
         shown = "•••" if hidden else repr(value[:_SHOWN]) + "…" if long else repr(value)
         lines.append(f"row {row}, {column or 'the whole line'}: {shown} — {reason}")

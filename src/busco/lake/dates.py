@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from busco.lake import types
 from busco.lake.records import Column
 
+# A statistic in place of the smallest and largest value, where these are not kept (`busco.lake.bounds`).
+PROVEN = "in_range"
 _ICEBERG_NAMES = frozenset({"date", "timestamp", "timestamptz"})
 _IN_RANGE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?([+-]\d\d(:\d\d)*)?)?")
 # Infinity, a year of more than four digits, a year before Christ.
@@ -44,6 +46,8 @@ def in_range(fields: Iterable[str], statistics: Statistics) -> bool | None:
 def _in_range(known: Mapping[str, str] | None) -> bool | None:
     if known is None:
         return None
+    if PROVEN in known:
+        return known[PROVEN] == "true"
     if "min" not in known or "max" not in known:
         # so it is where all values are NULL, or lists are empty
         return True if int(known.get("null_count", 0)) >= int(known.get("num_values", 1)) else None

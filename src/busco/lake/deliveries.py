@@ -143,13 +143,16 @@ def bronze_version(
         fingerprint=contract.hash,
         unique_id=contract.unique_id,
         deliveries=tuple(used),
+        personal=tuple(sorted(contract.pii)),
     )
 
 
 def _identity(contract: Contract, keys: Sequence[str], only: Sequence[str] = ()) -> str:
-    """A version's id (R3): of the table's deliveries, its contract and, where a correction took the place of some of
-    them, those that are left (`only`)."""
+    """A version's id (R3): of the table's deliveries, its contract and its pii columns (what its metadata says of them
+    is another version's) and, where a correction took the place of some deliveries, those that are left (`only`)."""
     said = [list(keys), contract.hash, *([list(only)] if only else [])]
+    if contract.pii:
+        said.append({"pii": sorted(contract.pii)})
     return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
 
 

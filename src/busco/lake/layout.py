@@ -16,6 +16,7 @@ from busco.errors import BuscoError
 
 DELIVERIES = "_lake/deliveries/"
 QUARANTINE = "_lake/quarantine/"
+ENVIRONMENTS = "_lake/env/"
 # what has nothing but the data files of tables below it: all that a model's SQL may read
 TABLE_FOLDERS = ("bronze/", "silver/", "gold/")
 # environments in which a person builds a run's models again: nothing is ever published in them
@@ -146,7 +147,7 @@ class EnvironmentLayout:
 
     @property
     def root(self) -> str:
-        return f"_lake/env/{self.environment}/"
+        return f"{ENVIRONMENTS}{self.environment}/"
 
     @property
     def current(self) -> str:

@@ -131,6 +131,18 @@ class ObjectStore:
             Bucket=self.bucket, Key=fitting(key, "object", key), Body=_bytes(body), ContentType=content_type
         )
 
+    def purge(self, key: str, whole: bool = False) -> None:
+        """Deletes the versions of an object that a bucket with versions keeps of it, but the one that is read.
+
+        Args:
+            whole: that one too.
+        """
+        pages = self.client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=key)
+        found = [one for page in pages for kind in ("Versions", "DeleteMarkers") for one in page.get(kind, [])]
+        for one in found:
+            if one["Key"] == key and (whole or not one["IsLatest"]):
+                self.client.delete_object(Bucket=self.bucket, Key=key, VersionId=one["VersionId"])
+
     def keys(self, prefix: str) -> Iterator[str]:
         """All keys that begin with `prefix`, in their order."""
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):

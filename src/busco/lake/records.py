@@ -40,6 +40,8 @@ class Version(LakeRecord):
 
     `table` is `<layer>.<name>`; `inputs` maps each parent table to the exact version that was read (R6);
     `deliveries` are the keys of a bronze table's delivery records; `metadata` is the key of its Iceberg metadata.
+    `personal` are the columns that have, or may have, personal data, of which the metadata has no bounds; None in
+    records of before that was kept.
     """
 
     table: str
@@ -55,14 +57,15 @@ class Version(LakeRecord):
     unique_id: str = ""
     project: str = ""
     deliveries: tuple[str, ...] = ()
+    personal: tuple[str, ...] | None = None
     made_at: datetime | None = None
 
 
 class Delivery(LakeRecord):
     """One delivery of a source file (D1, D3). `number` is n under its file name; times are UTC.
 
-    `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file. `etag` is
-    the Parquet file's, as in `DataFile`.
+    `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file; of pii
+    columns it has counts only (`busco.lake.bounds`). `etag` is the Parquet file's, as in `DataFile`.
     """
 
     table: str

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import re
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
 from pyiceberg.conversions import to_bytes
-from pyiceberg.io import InputFile, OutputFile, OutputStream
 from pyiceberg.manifest import (
     DataFile as IcebergDataFile,
 )
@@ -59,8 +57,8 @@ from pyiceberg.types import (
     TimestamptzType,
 )
 
-from busco.errors import BuscoError
-from busco.lake import types
+from busco.lake import bounds, types
+from busco.lake.iceberg_io import ObjectOutput
 from busco.lake.objects import AlreadyExists, ObjectStore
 from busco.lake.records import Column
 
@@ -107,6 +105,7 @@ def write_metadata(
     partition_by: Sequence[str],
     files: Sequence[WrittenFile],
     properties: Mapping[str, str],
+    personal: Collection[str],
 ) -> None:
     """Writes manifest, manifest list and, last of all, `metadata.json` under `key` (R5).
 
@@ -115,6 +114,7 @@ def write_metadata(
         table_uuid: the same for all versions of a table.
         columns: in order; their types are DuckDB's names.
         files: the version's data files, possibly none.
+        personal: the columns of which no value is kept: they get counts, and no bounds.
 
     A metadata.json that is there already is left alone: its name is the version's id, so that it says the same.
 
@@ -128,16 +128,16 @@ def write_metadata(
     folder = store.url(f"{location}/metadata")
     unique = uuid.uuid4().hex
     manifests = []
-    entries = [_entry(store, file, schema, spec, snapshot_id) for file in files]
+    entries = [_entry(store, _without_bounds(file, columns, personal), schema, spec, snapshot_id) for file in files]
     if entries:
-        output = _ObjectOutput(store, f"{folder}/{unique}-m0.avro")
+        output = ObjectOutput(store, f"{folder}/{unique}-m0.avro")
         with write_manifest(2, spec, schema, output, snapshot_id, "deflate") as writer:
             for entry in entries:
                 writer.add(entry)
         manifests.append(writer.to_manifest_file())
     manifest_list = f"{folder}/snap-{snapshot_id}-{unique}.avro"
     with write_manifest_list(
-        2, _ObjectOutput(store, manifest_list), snapshot_id, None, _SEQUENCE, "deflate"
+        2, ObjectOutput(store, manifest_list), snapshot_id, None, _SEQUENCE, "deflate"
     ) as list_writer:
         list_writer.add_manifests(manifests)
     rows = sum(file.rows for file in files)
@@ -174,7 +174,7 @@ def write_metadata(
         "partition-specs": [spec],
         "default-spec-id": spec.spec_id,
         "last-partition-id": _PARTITION_FIELD_ID + max(len(partition_by), 1) - 1,
-        "properties": {"gc.enabled": "false", **properties},
+        "properties": {"gc.enabled": "false", **_metrics(personal), **properties},
         "current-snapshot-id": snapshot_id,
         "snapshots": [Snapshot(**snapshot_fields)],
         "snapshot-log": [SnapshotLogEntry(**{"snapshot-id": snapshot_id, "timestamp-ms": now_ms})],
@@ -185,7 +185,16 @@ def write_metadata(
     }
     metadata = TableMetadataV2(**fields)
     with contextlib.suppress(AlreadyExists):
-        ToOutputFile.table_metadata(metadata, _ObjectOutput(store, store.url(key)), overwrite=False)
+        ToOutputFile.table_metadata(metadata, ObjectOutput(store, store.url(key)), overwrite=False)
+
+
+def _without_bounds(file: WrittenFile, columns: Sequence[Column], personal: Collection[str]) -> WrittenFile:
+    return replace(file, statistics=bounds.without_bounds(file.statistics, columns, personal))
+
+
+def _metrics(personal: Collection[str]) -> dict[str, str]:
+    """What the metadata has of columns without bounds, in the words of Iceberg's "Write properties"."""
+    return {f"write.metadata.metrics.column.{name}": "counts" for name in sorted(personal)}
 
 
 def iceberg_schema(columns: Sequence[Column]) -> Schema:
@@ -271,10 +280,10 @@ def _entry(
         sizes[number] = int(known.get("column_size_bytes", 0))
         counts[number] = int(known.get("num_values", 0))
         nulls[number] = int(known.get("null_count", 0))
-        for bounds, name in ((lower, "min"), (upper, "max")):
+        for kept, name in ((lower, "min"), (upper, "max")):
             bound = _bound(known, name, field_found.field_type)
             if bound is not None:
-                bounds[number] = bound
+                kept[number] = bound
     data_file = IcebergDataFile.from_args(
         content=DataFileContent.DATA,
         file_path=store.url(file.key),
@@ -347,49 +356,3 @@ def _value(text: str, kind: IcebergType) -> Any:
     if isinstance(kind, StringType):
         return text
     raise ValueError(f"no value of {kind} from text")
-
-
-class _ObjectOutput(OutputFile):
-    """A file that becomes one PUT when it is closed, which replaces nothing: closing raises AlreadyExists instead."""
-
-    def __init__(self, store: ObjectStore, url: str) -> None:
-        super().__init__(url)
-        self.store, self.size = store, 0
-        prefix = store.url("")
-        if not url.startswith(prefix):
-            raise BuscoError(f"{url} is not in the lake bucket {store.bucket}")
-        self.key = url[len(prefix) :]
-
-    def __len__(self) -> int:
-        return self.size
-
-    def exists(self) -> bool:
-        return False
-
-    def to_input_file(self) -> InputFile:
-        raise NotImplementedError("written files are not read back")
-
-    def create(self, overwrite: bool = False) -> OutputStream:  # noqa: ARG002
-        return _ObjectStream(self)
-
-
-class _ObjectStream(io.BytesIO):
-    def __init__(self, target: _ObjectOutput) -> None:
-        super().__init__()
-        self.target = target
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        data = self.getvalue()
-        super().close()
-        self.target.size = len(data)
-        is_json = self.target.key.endswith(".json")
-        kind = "application/json" if is_json else "application/octet-stream"
-        self.target.store.create(self.target.key, data, kind)
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        if kind is None:
-            self.close()
-        else:
-            super().close()

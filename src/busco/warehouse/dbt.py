@@ -32,7 +32,7 @@ from busco.selection import selectors
 from busco.settings import Settings
 from busco.warehouse import baked, environment, package
 from busco.warehouse.console import Console, Shown, shown_by
-from busco.warehouse.redact import Redactor
+from busco.warehouse.redact import HIDDEN, Redactor
 
 package.bring()
 environment.install()
@@ -99,7 +99,19 @@ class Dbt:
     def bake(self, folder: Path) -> bool:
         """Parses the project for an image, from nothing, into `folder`; False as in `baked.save`."""
         project = self.parse()
+        self.check_partitions()
         return baked.save(folder, self.settings, project, self.target / baked.PARTIAL_PARSE)
+
+    def check_partitions(self) -> None:
+        """Refuses partitions by personal data, as far as it can be known before anything is built.
+
+        Raises:
+            BuscoError: with each model and column.
+        """
+        # it needs more of dbt than a parse does
+        from busco.warehouse import partitions
+
+        partitions.check(self)
 
     def _project(self) -> Project:
         manifest = json.loads((self.target / "manifest.json").read_text())
@@ -190,6 +202,23 @@ class Dbt:
         text = str(result.exception)
         return self.redactor.text("", text) if self.redactor else text
 
+    def without_answers(self, name: str) -> str:
+        """The manifest that dbt wrote, or a page with it inside, without compiled SQL that is made of what a query
+        gave (`Redactor.compiled`)."""
+        text = (self.target / name).read_text()
+        if self.redactor is None or not self.redactor.made_of_answers():
+            return text
+        manifest = (self.target / "manifest.json").read_text()
+        return text.replace(manifest, self.redactor.compiled(manifest))
+
+    def _hide_answers(self, compiled: Path) -> None:
+        for uid in self.redactor.made_of_answers() if self.redactor else ():
+            node = self.redactor.project.node(uid) if self.redactor else {}
+            for place in ("original_file_path", "path"):
+                file = compiled / str(node["package_name"]) / str(node[place])
+                if file.is_file():
+                    file.write_text(HIDDEN)
+
     def keep(self) -> None:
         """Puts what dbt wrote where it outlives this process, in place of what an earlier one left, and says so."""
         found = [self.target / name for name in _WORTH_KEEPING if (self.target / name).exists()]
@@ -201,8 +230,11 @@ class Dbt:
         for path in found:
             if path.is_dir():
                 shutil.copytree(path, fresh / path.name)
+                self._hide_answers(fresh / path.name)
             elif self.redactor and path.name in ("run_results.json", "sources.json"):
                 (fresh / path.name).write_text(self.redactor.artifact(path.read_text()))
+            elif path.name in ("manifest.json", "static_index.html"):
+                (fresh / path.name).write_text(self.without_answers(path.name))
             else:
                 shutil.copyfile(path, fresh / path.name)
         shutil.rmtree(last, ignore_errors=True)
@@ -314,6 +346,7 @@ def ensure_manifest(settings: Settings) -> Project:
             return Project.read(path)
     with opened(settings) as dbt:
         project = dbt.parse()
+        dbt.check_partitions()
     write_manifest(settings, project)
     return project
 

@@ -44,7 +44,7 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
     store = run.store
     store.put(f"{prefix}manifest.json", json.dumps(project.manifest).encode())
     store.put(f"{prefix}catalog.json", (dbt.target / "catalog.json").read_bytes())
-    inlined = {"MANIFEST": json.loads((dbt.target / "manifest.json").read_text()), "CATALOG": catalog}
+    inlined = {"MANIFEST": json.loads(dbt.without_answers("manifest.json")), "CATALOG": catalog}
     page = static_page((dbt.target / "index.html").read_text(), inlined)
     store.put(f"{prefix}index.html", page.encode(), "text/html; charset=utf-8")
     return {

@@ -125,6 +125,22 @@ class Redactor:
                     result[key] = self.text(str(result.get("unique_id")), result[key])
         return json.dumps(said)
 
+    def compiled(self, content: str) -> str:
+        """dbt's manifest.json without the compiled SQL that is made of what a query gave."""
+        said = json.loads(content)
+        for node in self.made_of_answers():
+            if "compiled_code" in said["nodes"].get(node, {}):
+                said["nodes"][node].update(compiled_code=HIDDEN, extra_ctes=[])
+        return json.dumps(said)
+
+    def made_of_answers(self) -> frozenset[str]:
+        """The nodes in whose compiled SQL there may be values: their Jinja asks for some, or that of an ephemeral
+        which is a part of it."""
+        nodes = self.project.nodes
+        parts = {uid for uid in nodes if nodes[uid]["config"].get("materialized") == "ephemeral"}
+        asking = {uid for uid in nodes if self.hides(uid) and self.asks(uid)}
+        return frozenset(uid for uid in nodes if asking & ({uid} | (self.project.ancestors[uid] & parts)))
+
     def _shown(self, node: str, text: str) -> str:
         if _squeezed(text) in self._told or _COUNT.fullmatch(text.strip()):
             return text

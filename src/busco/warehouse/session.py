@@ -24,6 +24,7 @@ from busco.lake.runs import Run, TakenAway, visible_versions
 from busco.project import Project, meta_of
 from busco.settings import Settings
 from busco.warehouse import column_names, date_range, model_sql
+from busco.warehouse.personal import Personal, check_partitions
 from busco.warehouse.redact import Redactor
 
 # A message names at most this many files.
@@ -74,6 +75,7 @@ class Session:
         self._lock = threading.Lock()
         self._unbuilt: set[str] = set()
         self._versions: dict[str, Version] = {}
+        self.personal = Personal(project, self.version)
         self.refresh()
 
     def refresh(self) -> None:
@@ -179,6 +181,8 @@ class Session:
         """
         node = self.project.node(str(job["node"]))
         job["given"] = [(str(row[0]), str(row[1])) for row in job.pop("described")]
+        if node["config"]["materialized"] == "view":
+            self.personal.saw_view(str(job["node"]), str(job["sql"]), job["given"])
         if node["resource_type"] == "seed":
             job["known_sql"] = ""
             return
@@ -207,11 +211,14 @@ class Session:
             hint = "set another type in the seed's config, column_types: {column: type}"
             raise BuscoError(error.message, hint) from error
         partition_by = model_sql.partition_columns(node["config"].get("partition_by"), columns)
+        personal = self.personal.columns(str(job["node"]), str(job["sql"]), job["given"])
+        check_partitions(partition_by, personal)
         folder = self.environment.data(str(job["table"]), str(job["version"]))
         store = self._store()
         job.update(
             columns=columns,
             partition_by=partition_by,
+            personal=personal,
             copy_sql=model_sql.copy_sql(expressions, columns, partition_by, str(job["sql"]), store.url(folder)),
         )
 
@@ -261,6 +268,7 @@ class Session:
             job["partition_by"],
             files,
             {"busco.version": version_id, "busco.run": self._run().name},
+            job["personal"],
         )
         version = Version(
             table=table,
@@ -277,6 +285,7 @@ class Session:
             fingerprint=str(job["fingerprint"]),
             unique_id=str(job["node"]),
             project=self.project.name,
+            personal=tuple(sorted(job["personal"])),
             made_at=utc_now(),
         )
         self._enter(job, version, kept=False)
@@ -358,6 +367,8 @@ def _bronze_metadata(settings: Settings, run: Run, version: Version) -> None:
         (),
         files,
         {"busco.version": version.version},
+        # of a pin from before it said so, nobody knows which
+        [column.name for column in version.columns] if version.personal is None else version.personal,
     )
 
 

@@ -1,0 +1,102 @@
+"""Refuses partitions by personal data when a project is parsed, as far as its SQL can be judged without any data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from busco.errors import BuscoError
+from busco.lake.records import Column
+from busco.project import TABLE_KINDS, Project, table_name
+from busco.warehouse import plugin
+from busco.warehouse.personal import partition_columns, partition_problem
+from busco.warehouse.session import Session
+
+if TYPE_CHECKING:
+    from busco.warehouse.dbt import Dbt
+
+
+def check(dbt: Dbt) -> None:
+    """Refuses a model that is partitioned by a column which its SQL makes from personal data.
+
+    It compiles such models and what they are made of, on empty tables. A model whose SQL is made of what a query gives,
+    or reads something whose columns nobody has written down, is judged when it is built, before it writes anything
+    (`personal.check_partitions`).
+
+    Raises:
+        BuscoError: with each model and column.
+    """
+    project = dbt.project
+    if project is None:
+        return
+    asked = [uid for uid in project.nodes if _is_asked(project, uid)]
+    if not asked:
+        return
+    above = {uid for one in asked for uid in project.ancestors[one] if uid in project.nodes} | set(asked)
+    models = [uid for uid in sorted(above, key=lambda uid: len(project.ancestors[uid])) if _is_model(project, uid)]
+    found = _personal(project, models, _compiled(dbt, project, models))
+    problems = [
+        f"{project.node(uid)['original_file_path']}: {partition_problem(name)}"
+        for uid in asked
+        for name in partition_columns(project.node(uid))
+        if name.lower() in found.get(uid, frozenset())
+    ]
+    if problems:
+        raise BuscoError("the dbt project has models that the lake refuses:\n    " + "\n    ".join(problems))
+
+
+def _is_asked(project: Project, uid: str) -> bool:
+    node = project.nodes[uid]
+    is_table = _is_model(project, uid) and node["config"]["materialized"] in TABLE_KINDS
+    return is_table and bool(partition_columns(node)) and project.reads_pii(uid)
+
+
+def _is_model(project: Project, uid: str) -> bool:
+    return bool(project.nodes[uid]["resource_type"] == "model")
+
+
+def _compiled(dbt: Dbt, project: Project, models: list[str]) -> dict[str, str]:
+    """The compiled SQL of those models that compile on empty tables."""
+    plugin.activate(Session(dbt.settings, project, None, None, None))
+    try:
+        chosen = ["--indirect-selection", "empty", "--select", *(project.selector(uid) for uid in models)]
+        result = dbt.invoke(["compile", *chosen], shown="nothing")
+    finally:
+        plugin.activate(None)
+    results = getattr(result.result, "results", None) or []
+    return {str(one.node.unique_id): str(one.node.compiled_code) for one in results if one.node.compiled_code}
+
+
+def _personal(project: Project, models: list[str], compiled: dict[str, str]) -> dict[str, frozenset[str]]:
+    """The personal columns, in lower case, of the models that can be judged."""
+    from busco.warehouse.lineage import Relation, Undecided, decided
+    from busco.warehouse.redact import Redactor
+
+    redactor, relations = Redactor(project), dict[tuple[str, str], Relation]()
+    known = set(project.sources)
+    for uid in project.sources:
+        relations[_key(project, uid)] = Relation(_typed(project.columns(uid)), project.pii(uid))
+    found = {}
+    for uid in models:
+        node = project.nodes[uid]
+        if not set(node["depends_on"]["nodes"]) <= known or redactor.asks(uid) or uid not in compiled:
+            continue
+        try:
+            columns = decided(compiled[uid], relations)
+        except Undecided:
+            continue
+        marks = {name.lower(): said for name, said in project.pii_marks(uid).items()}
+        found[uid] = frozenset(name for name, passed in columns if marks.get(name, passed))
+        known.add(uid)
+        kinds = {column.name.lower(): column.type for column in project.columns(uid)}
+        typed = tuple((name, kinds.get(name, "VARCHAR")) for name, _ in columns)
+        relations[_key(project, uid)] = Relation(typed, found[uid])
+    return found
+
+
+def _key(project: Project, uid: str) -> tuple[str, str]:
+    schema, name = table_name(project.node(uid)).lower().split(".", 1)
+    return schema, name
+
+
+def _typed(columns: tuple[Column, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple((column.name, column.type) for column in columns)

@@ -1,0 +1,127 @@
+"""Which columns of each table have personal data: marked in the YAML, or made from such a column."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from busco.errors import BuscoError
+from busco.lake.records import Version
+from busco.project import Project, table_name
+from busco.refusals import personal_partition
+from busco.warehouse.redact import Redactor
+
+if TYPE_CHECKING:
+    from busco.warehouse.lineage import Relation
+
+Given = Sequence[tuple[str, str]]
+
+
+class Personal:
+    """What a dbt process knows of personal data in the tables and views that its models read.
+
+    Args:
+        version: gives a table's visible version.
+    """
+
+    def __init__(self, project: Project, version: Callable[[str], Version | None]) -> None:
+        self.project, self.version = project, version
+        self._views: dict[str, Relation] = {}
+        self._lock = threading.Lock()
+
+    def columns(self, unique_id: str, sql: str, given: Given) -> frozenset[str]:
+        """The columns of a model or seed that have, or may have, personal data.
+
+        Those that its SQL passes on from such a column (`busco.warehouse.lineage`); all, if the SQL can't be judged or
+        is made of what a query gives; and those that its YAML marks. A column that is marked `pii: false` is none.
+
+        Args:
+            sql: compiled.
+            given: name and type of each column that DuckDB says the SQL gives.
+        """
+        if not self._any:
+            return frozenset()
+        names = [name for name, _ in given]
+        marks = {name.lower(): said for name, said in self.project.pii_marks(unique_id).items()}
+        node = self.project.node(unique_id)
+        found: frozenset[str] = frozenset()
+        if node["resource_type"] != "seed":
+            # SQLGlot is a part of a start's imports, and needed only where something is built
+            from busco.warehouse.lineage import passed_on
+
+            dynamic = self.project.reads_pii(unique_id) and self._redactor.asks(unique_id)
+            found = frozenset(names) if dynamic else passed_on(sql, names, self._relations())
+        return frozenset(name for name in names if marks.get(name.lower(), name in found))
+
+    def saw_view(self, unique_id: str, sql: str, given: Given) -> None:
+        """Takes note of a view, for what reads it later in this process."""
+        from busco.warehouse.lineage import Relation
+
+        relation = Relation(tuple(given), self.columns(unique_id, sql, given))
+        with self._lock:
+            self._views[unique_id] = relation
+
+    def _relations(self) -> Mapping[tuple[str, str], Relation]:
+        from busco.warehouse.lineage import Relation
+
+        found = {}
+        for unique_id in (*self.project.sources, *self.project.nodes):
+            node = self.project.node(unique_id)
+            table = self.project.table_of(unique_id)
+            version = self.version(table) if table else None
+            if version is not None:
+                typed = tuple((column.name, column.type) for column in version.columns)
+                relation = Relation(typed, self.project.pii(unique_id) | of_version(self.project, version))
+            elif unique_id in self._views:
+                relation = self._views[unique_id]
+            else:
+                continue
+            schema, name = table_name(node).lower().split(".", 1)
+            found[schema, name] = relation
+        return found
+
+    @cached_property
+    def _any(self) -> bool:
+        return any(self.project.pii(uid) for uid in (*self.project.sources, *self.project.nodes))
+
+    @cached_property
+    def _redactor(self) -> Redactor:
+        return Redactor(self.project)
+
+
+def of_version(project: Project, version: Version) -> frozenset[str]:
+    """The columns of a version that have personal data; of one whose record doesn't say, all if there can be any."""
+    if version.personal is not None:
+        return frozenset(version.personal)
+    known = version.unique_id in project.nodes or version.unique_id in project.sources
+    if known and not project.reads_pii(version.unique_id):
+        return frozenset()
+    return frozenset(column.name for column in version.columns)
+
+
+def partition_columns(node: Mapping[str, Any]) -> tuple[str, ...]:
+    """A model's `partition_by`."""
+    said = node["config"].get("partition_by") or ()
+    return (said,) if isinstance(said, str) else tuple(str(name) for name in said)
+
+
+def partition_problem(name: str) -> str:
+    """What is wrong with a partition by personal data, and what to do, in one line."""
+    return (
+        f"{personal_partition(name)}; partition by another column; if it has no personal data, though it is made from "
+        f"a column that has, write so in the model's YAML: {{name: {name}, config: {{meta: {{pii: false}}}}}}"
+    )
+
+
+def check_partitions(partition_by: Sequence[str], personal: frozenset[str]) -> None:
+    """Refuses partitions by personal data.
+
+    Raises:
+        BuscoError: a partition column has it.
+    """
+    for name in partition_by:
+        if name in personal:
+            problem, _, advice = partition_problem(name).partition("; ")
+            raise BuscoError(problem, advice)

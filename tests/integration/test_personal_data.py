@@ -1,0 +1,229 @@
+"""A person's name is planted in pii columns, and looked for in all that a run leaves but the tables' own data files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from pyiceberg.conversions import from_bytes
+from pyiceberg.table import StaticTable
+
+from busco.aws import client
+from busco.errors import BuscoError
+from busco.lake import versions
+from busco.lake.layout import new_id
+from busco.lake.records import Version
+from busco.warehouse.dbt import ensure_manifest
+from tests.integration.conftest import MINI
+from tests.platforms import ENVIRONMENT, Platform, csv_text, platform
+
+CANARY = "zqcanary"
+HEADER = ("id", "customer", "amount", "day", "n")
+ROWS = [
+    ("a", "Zqcanary Silva", "1.50", "2018-01-01", 1),
+    ("b", "Zqcanary Souza", "2.50", "2018-01-01", 2),
+    # a row that lacks a value, so that the name stands in another column
+    ("c", "3.50", "Zqcanary Costa", "2018-01-02", 3),
+]
+MODELS = {
+    "gold/renamed": "select id, customer as person, n from {{ ref('orders') }}",
+    "gold/starred": "with all_of_it as (select * from {{ ref('v_orders') }}) select * exclude (day) from all_of_it",
+    "gold/largest": "select day, max(customer) as last_one, count(customer) as customers from {{ ref('v_orders') }} "
+    "group by day",
+    "gold/nested": "select id, {'name': upper(customer), 'n': n} as contact from {{ ref('brief') }}",
+    "gold/greeted": "{% set who = run_query('select max(customer) from bronze.orders').rows[0][0] if execute %}"
+    "select id, '{{ who }}' as greeted from {{ ref('orders') }}",
+    "gold/judged": "select id, length(customer) as letters from {{ ref('orders') }}",
+}  # fmt: skip
+JUDGED = "models: [{name: judged, columns: [{name: letters, config: {meta: {pii: false}}}]}]"
+
+
+@dataclass
+class Written:
+    """What a run has left: what its processes printed, and each other thing by its name."""
+
+    platform: Platform
+    printed: str
+
+    def objects(self) -> dict[str, str]:
+        """Each object of all buckets but the tables' data files and quarantine, as text, and its key."""
+        s3, settings, found = client("s3", self.platform.settings), self.platform.settings, {}
+        for bucket in (settings.lake_bucket, settings.landing_bucket, settings.logs_bucket):
+            for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+                for one in page.get("Versions", []):
+                    key = one["Key"]
+                    found[f"key of {key}"] = unquote(key)
+                    if not key.startswith(("bronze/", "silver/", "gold/", "_lake/quarantine/")):
+                        body = s3.get_object(Bucket=bucket, Key=key, VersionId=one["VersionId"])["Body"].read()
+                        found[f"{key}@{one['VersionId']}"] = text(body)
+        return found
+
+    def files(self) -> dict[str, str]:
+        """Each file that is left on the machine, but the delivered ones."""
+        home = self.platform.home
+        left = [
+            path for path in home.rglob("*") if path.is_file() and path.parts[len(home.parts)] not in ("in", "deploy")
+        ]
+        return {str(path.relative_to(home)): text(path.read_bytes()) for path in left}
+
+    def glue(self) -> str:
+        glue = client("glue", self.platform.settings)
+        names = [one["Name"] for one in glue.get_databases()["DatabaseList"]]
+        return json.dumps([glue.get_tables(DatabaseName=name)["TableList"] for name in names], default=str)
+
+    def bounds(self, version: Version, key: str = "") -> dict[str, tuple[Any, Any, int]]:
+        """Smallest and largest value, and number of NULLs, of each field of a table of one file."""
+        table = static(self.platform, key or version.metadata)
+        (manifest,) = table.current_snapshot().manifests(table.io)
+        (entry,) = manifest.fetch_manifest_entry(table.io)
+        file, found = entry.data_file, {}
+        for number, nulls in file.null_value_counts.items():
+            kind = table.schema().find_field(number).field_type
+            low, high = ((kept or {}).get(number) for kept in (file.lower_bounds, file.upper_bounds))
+            found[table.schema().find_column_name(number)] = (
+                low if low is None else from_bytes(kind, low),
+                high if high is None else from_bytes(kind, high),
+                nulls,
+            )
+        return found
+
+
+def text(body: bytes) -> str:
+    """What can be read in a file: of Avro, its blocks decompressed."""
+    if not body.startswith(b"Obj\x01"):
+        return body.decode(errors="replace")
+    sync, blocks = body[-16:], []
+    for block in body.split(sync)[1:-1]:
+        # two numbers of variable length come before the data
+        start = [at for at, byte in enumerate(block[:20]) if byte < 128][1] + 1
+        blocks.append(zlib.decompress(block[start:], -15).decode(errors="replace"))
+    return body.decode(errors="replace") + "".join(blocks)
+
+
+def static(made: Platform, key: str) -> StaticTable:
+    properties = {
+        "s3.endpoint": str(made.settings.endpoint_url),
+        "s3.region": made.settings.region,
+        "s3.access-key-id": os.environ["AWS_ACCESS_KEY_ID"],
+        "s3.secret-access-key": os.environ["AWS_SECRET_ACCESS_KEY"],
+    }
+    return StaticTable.from_metadata(made.store.url(key), properties)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, served: Path) -> Iterator[Written]:
+    with platform(tmp_path_factory.mktemp("personal"), MINI, served) as made:
+        for path, sql in MODELS.items():
+            made.model(path, sql)
+        made.write("dbt_project/models/gold/judged.yml", JUDGED)
+        made.model("gold/brief", "{{ config(materialized='ephemeral') }} select * from {{ ref('orders') }}")
+        printed = made.busco("ingest", str(made.write("in/orders.csv", csv_text(HEADER, ROWS))))
+        output = io.StringIO()
+        handler = logging.StreamHandler(output)
+        logging.getLogger().addHandler(handler)
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            outcome = made.build()
+        logging.getLogger().removeHandler(handler)
+        assert outcome.good, output.getvalue()
+        yield Written(made, printed + output.getvalue())
+
+
+def test_a_persons_name_is_in_nothing_but_data_files_and_quarantine(written: Written) -> None:
+    rows = written.platform.duckdb("select person from busco_gold.renamed order by all")
+    assert rows == [("Zqcanary Silva",), ("Zqcanary Souza",)]
+    assert "quarantined" in written.printed
+    everything = {"printed": written.printed, "Glue": written.glue(), **written.objects(), **written.files()}
+    assert len(everything) > 100
+    assert [name for name, said in everything.items() if CANARY in said.lower()] == []
+
+
+def test_columns_with_personal_data_have_null_counts_and_no_bounds_and_all_others_have_both(written: Written) -> None:
+    tables = written.platform.live().tables
+    assert {table: set(version.personal or ()) for table, version in tables.items()} == {
+        "bronze.orders": {"customer"},
+        "silver.orders": {"customer"},
+        "gold.fct": set(),
+        "gold.renamed": {"person"},
+        "gold.starred": {"customer"},
+        "gold.largest": {"last_one"},
+        "gold.nested": {"contact"},
+        # what a query gives is in its SQL, and may be anything
+        "gold.greeted": {"id", "greeted"},
+        "gold.judged": set(),
+    }
+    assert written.bounds(tables["gold.renamed"]) == {"id": ("a", "b", 0), "person": (None, None, 0), "n": (1, 2, 0)}
+    assert written.bounds(tables["gold.largest"])["customers"] == (2, 2, 0)
+    assert written.bounds(tables["gold.judged"])["letters"] == (14, 14, 0)
+    nested = written.bounds(tables["gold.nested"])
+    assert (nested["id"], nested["contact.name"], nested["contact.n"]) == (
+        ("a", "b", 0),
+        (None, None, 0),
+        (None, None, 0),
+    )
+    raw = written.bounds(tables["bronze.orders"])
+    assert (raw["customer"], raw["n"]) == ((None, None, 0), (1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("sql", "problem"),
+    [
+        ("select lower(customer) as who from {{ ref('v_orders') }}", "partition_by names who, which has personal data"),
+        ("select 'x' as who from {{ ref('orders') }}", ""),
+    ],
+)
+def test_a_partition_by_a_column_that_is_made_from_personal_data_is_refused_when_the_project_is_parsed(
+    written: Written, sql: str, problem: str
+) -> None:
+    made = written.platform
+    file = made.write("dbt_project/models/gold/by_who.sql", "{{ config(partition_by=['who']) }} " + sql)
+    try:
+        if problem:
+            with pytest.raises(BuscoError, match=re.escape(problem)):
+                ensure_manifest(made.settings)
+        else:
+            ensure_manifest(made.settings)
+    finally:
+        file.unlink()
+
+
+def test_what_was_written_with_a_persons_name_in_it_is_cleaned_and_can_be_read(written: Written) -> None:
+    made = written.platform
+    store, version = made.store, made.live().tables["gold.renamed"]
+    settings = made.settings
+    s3 = client("s3", settings)
+    s3.put_bucket_versioning(Bucket=settings.lake_bucket, VersioningConfiguration={"Status": "Enabled"})
+    key = ENVIRONMENT.metadata(version.table, new_id())
+    (file,) = version.files
+    statistics = {'"person"': {"min": "Zqcanary Silva", "max": "Zqcanary Souza", "null_count": "0", "num_values": "2"}}
+    old = versions.WrittenFile(file.key, file.rows, file.bytes, statistics, {})
+    table = ENVIRONMENT.iceberg(version.table)
+    uuid = static(made, version.metadata).metadata.table_uuid
+    versions.write_metadata(store, table, key, uuid, version.columns, (), [old], {}, ())
+    (delivery,) = store.keys("_lake/deliveries/")
+    record = json.loads(store.get(delivery).body)
+    record["statistics"]['"customer"'] |= {"min": "Zqcanary Silva", "max": "Zqcanary Souza"}
+    store.put(delivery, json.dumps({**record, "later": 1}).encode())
+    assert written.bounds(version, key)["person"] == ("Zqcanary Silva", "Zqcanary Souza", 0)
+
+    assert "1 of 1 delivery records and 1 of" in made.busco("scrub", "--dry-run")
+    assert written.bounds(version, key)["person"] == ("Zqcanary Silva", "Zqcanary Souza", 0)
+    assert key in made.busco("scrub")
+
+    assert [name for name, said in written.objects().items() if CANARY in said.lower()] == []
+    assert written.bounds(version, key) == {"person": (None, None, 0)}
+    assert sorted(static(made, key).scan().to_arrow()["person"].to_pylist()) == ["Zqcanary Silva", "Zqcanary Souza"]
+    assert json.loads(store.get(delivery).body)["later"] == 1
+    assert written.bounds(version)["n"] == (1, 2, 0)
+    assert "0 of 1 delivery records and 0 of" in made.busco("scrub")
+    assert made.query("select count(*) from busco_bronze.orders") == [("2",)]

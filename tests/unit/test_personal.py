@@ -1,0 +1,155 @@
+"""What metadata keeps of columns with personal data, and what is built again when one is marked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from busco import refusals
+from busco.errors import BuscoError
+from busco.lake import dates
+from busco.lake.bounds import without_bounds
+from busco.lake.deliveries import Contract, bronze_version
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Column, Version
+from busco.project import Project
+from busco.projects import all_contracts
+from busco.warehouse.personal import Personal, of_version
+from tests.unit.lake import version as made
+from tests.unit.memory_s3 import MemoryS3
+
+COLUMNS = (
+    Column(name="id", type="VARCHAR"),
+    Column(name="Born", type="DATE"),
+    Column(name='a "b"', type="STRUCT(a VARCHAR, seen DATE[])"),
+)
+BOUNDS = {"min": "2001-01-01", "max": "2018-01-01"}
+COUNTS = {"null_count": "1", "num_values": "3", "column_size_bytes": "9"}
+# what a later DuckDB may report is unknown, and may be a value
+STATISTICS = {
+    '"id"': {"min": "a", "max": "b", **COUNTS},
+    '"Born"': {**BOUNDS, **COUNTS, "most_frequent": "2001-01-01"},
+    '"a ""b"""."a"': {"min": "x", "max": "y", **COUNTS},
+    '"a ""b"""."seen"."element"': {**BOUNDS, "max": "infinity", **COUNTS},
+}
+
+
+def test_statistics_of_personal_columns_are_counts_and_whether_dates_are_in_range() -> None:
+    found = without_bounds(STATISTICS, COLUMNS, {"born", 'a "b"'})
+    assert found == {
+        '"id"': STATISTICS['"id"'],
+        '"Born"': {**COUNTS, "in_range": "true"},
+        '"a ""b"""."a"': COUNTS,
+        '"a ""b"""."seen"."element"': {**COUNTS, "in_range": "false"},
+    }
+    assert without_bounds(found, COLUMNS, {"born", 'a "b"'}) == found
+    for column in COLUMNS:
+        fields = dates.paths([column])
+        assert dates.in_range(fields, found) is dates.in_range(fields, STATISTICS)
+
+
+def test_a_bronze_version_is_another_when_a_column_is_marked_and_its_files_are_the_same() -> None:
+    store = ObjectStore(MemoryS3(), "lake")
+    plain = Contract("src", "orders", COLUMNS, ("id",), "rows")
+    marked = replace(plain, pii=frozenset({"Born"}))
+    before, after = (bronze_version(store, one, [], None) for one in (plain, marked))
+    assert isinstance(before, Version)
+    assert isinstance(after, Version)
+    assert before.version != after.version
+    assert (before.fingerprint, before.personal, after.personal) == (after.fingerprint, (), ("Born",))
+
+
+def project(name: str = "p", marks: dict[str, Any] | None = None, config: dict[str, Any] | None = None) -> Project:
+    """bronze.people → silver.people (`marks`: each column's pii) → gold.sums; gold.other reads nothing."""
+
+    def node(uid: str, schema: str, parents: list[str], **more: Any) -> dict[str, Any]:
+        return {
+            "resource_type": "model", "name": uid.split(".")[-1], "alias": uid.split(".")[-1], "schema": schema,
+            "config": {"materialized": "lake"}, "columns": {}, "depends_on": {"nodes": parents, "macros": []},
+            "raw_code": "select 1", "original_file_path": f"models/{uid}.sql", "constraints": [], **more,
+        }  # fmt: skip
+
+    said = {one: {} if mark is None else {"config": {"meta": {"pii": mark}}} for one, mark in (marks or {}).items()}
+    columns = {one: {"name": one, **more} for one, more in said.items()}
+    return Project(
+        {
+            "metadata": {"project_name": name},
+            "nodes": {
+                "model.p.people": node("model.p.people", "silver", ["source.p.bronze.people"], columns=columns,
+                                       config={"materialized": "lake", **(config or {})}),
+                "model.p.sums": node("model.p.sums", "gold", ["model.p.people"]),
+                "model.p.other": node("model.p.other", "gold", []),
+            },
+            "sources": {
+                "source.p.bronze.people": {
+                    "source_name": "bronze", "name": "people", "schema": "bronze", "database": "memory",
+                    "original_file_path": "s.yml", "config": {"meta": {"delivery": "full"}},
+                    "columns": {"id": {"data_type": "VARCHAR"}} | {
+                        one: {"data_type": "VARCHAR", **more} for one, more in said.items()
+                    },
+                }
+            },
+            "macros": {},
+        }
+    )  # fmt: skip
+
+
+def test_marking_a_column_builds_again_what_reads_it_and_nothing_else() -> None:
+    before, marked, judged = (project(marks=marks) for marks in ({"email": None}, {"email": True}, {"email": False}))
+    engine = "1.5.5"
+    for uid, changes in (("model.p.people", True), ("model.p.sums", True), ("model.p.other", False)):
+        assert (before.fingerprint(uid, engine) != marked.fingerprint(uid, engine)) is changes, uid
+        assert before.fingerprint(uid, engine) == judged.fingerprint(uid, engine), uid
+
+
+def test_of_a_version_whose_record_does_not_say_all_columns_are_personal_if_any_can_be() -> None:
+    marked = project(marks={"email": True})
+    people, other = (
+        made(table, {}).model_copy(update={"unique_id": f"model.p.{table.split('.')[1]}"})
+        for table in ("silver.people", "gold.other")
+    )
+    assert of_version(marked, people) == {"a"}
+    assert of_version(marked, other) == set()
+    assert of_version(project(), people) == set()
+    assert of_version(project(), people.model_copy(update={"unique_id": "model.elsewhere.people"})) == {"a"}
+    assert of_version(marked, people.model_copy(update={"personal": ("b",)})) == {"b"}
+
+
+def test_what_a_column_is_marked_as_is_stronger_than_what_its_sql_passes_on() -> None:
+    tables = {"bronze.people": made("bronze.people", {}).model_copy(update={"personal": ("a",)})}
+    sql, given = 'select a as email, a as b, 1 as c from "bronze"."people"', [("email", "INTEGER"), ("b", "INTEGER")]
+    given.append(("c", "INTEGER"))
+
+    def found(marks: dict[str, bool]) -> frozenset[str]:
+        return Personal(project(marks={"x": True, **marks}), tables.get).columns("model.p.people", sql, given)
+
+    assert found({}) == {"email", "b"}
+    assert found({"email": False, "C": True}) == {"b", "c"}
+
+
+def test_two_projects_must_mark_the_columns_of_a_source_alike() -> None:
+    one, other = project("one", {"email": True}), project("other", {"email": False})
+    assert len(all_contracts([one, project("other", {"email": True})])) == 1
+    with pytest.raises(BuscoError, match="different things of the source bronze.people.*"):
+        all_contracts([one, other])
+
+
+@pytest.mark.parametrize(
+    ("marks", "config", "problem"),
+    [
+        ({"email": True}, {"partition_by": ["day", "email"]}, "partition_by names email, which has personal data"),
+        ({"Email": True}, {"partition_by": "email"}, "partition_by names email, which has personal data"),
+        ({"email": "false"}, {}, "meta pii of email is false; write true or false"),
+    ],
+)
+def test_marks_that_cannot_be_kept_are_refused_at_parse(
+    marks: dict[str, Any], config: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(BuscoError, match=problem):
+        refusals.check(project(marks=marks, config=config))
+
+
+def test_a_partition_by_a_column_that_is_not_marked_may_be() -> None:
+    refusals.check(project(marks={"email": False, "born": True}, config={"partition_by": ["email"]}))
