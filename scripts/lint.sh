@@ -11,7 +11,8 @@ failed=0
 check() { timed "$@" || failed=1; }
 # mypy sees each environment's own libraries: a file is checked wherever what it imports is installed
 airflow_only='^src/busco/(orchestration/|embedded/(airflow|postgres|demo)|cli/platform|doctor/airflow)'
-dbt_only='^src/busco/(warehouse|ingest)/|^src/busco/lake/(engine|credentials|reading|versions|types)|^src/busco/cli/(data|local_aws|replay)|'
+dbt_only='^src/busco/(warehouse|ingest)/|^src/busco/lake/(engine|credentials|reading|versions|types|iceberg_io|scrub)|'
+dbt_only+='^src/busco/cli/(data|local_aws|replay|scrub)|'
 dbt_only+='^src/busco/doctor/dbt|^src/busco/embedded/(aws|local_aws|stacks|athena|s3_|sample)'
 mapfile -t dbt_side < <(git ls-files 'src/*.py' | grep -vE "$airflow_only")
 mapfile -t airflow_side < <(git ls-files 'src/*.py' | grep -vE "$dbt_only")
