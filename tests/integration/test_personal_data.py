@@ -216,6 +216,10 @@ def test_what_was_written_with_a_persons_name_in_it_is_cleaned_and_can_be_read(w
     store.put(delivery, json.dumps({**record, "later": 1}).encode())
     assert written.bounds(version, key)["person"] == ("Zqcanary Silva", "Zqcanary Souza", 0)
 
+    (manifest,) = static(made, key).current_snapshot().manifests(static(made, key).io)
+    place = manifest.manifest_path.removeprefix(store.url(""))
+    before = store.get(place).body
+
     assert "1 of 1 delivery records and 1 of" in made.busco("scrub", "--dry-run")
     assert written.bounds(version, key)["person"] == ("Zqcanary Silva", "Zqcanary Souza", 0)
     assert key in made.busco("scrub")
@@ -225,5 +229,8 @@ def test_what_was_written_with_a_persons_name_in_it_is_cleaned_and_can_be_read(w
     assert sorted(static(made, key).scan().to_arrow()["person"].to_pylist()) == ["Zqcanary Silva", "Zqcanary Souza"]
     assert json.loads(store.get(delivery).body)["later"] == 1
     assert written.bounds(version)["n"] == (1, 2, 0)
+    # one that was killed before it took the old manifest away
+    store.put(place, before)
     assert "0 of 1 delivery records and 0 of" in made.busco("scrub")
+    assert store.get(place) is None
     assert made.query("select count(*) from busco_bronze.orders") == [("2",)]

@@ -8,7 +8,6 @@ that they lose all bounds, which only makes reading them slower. Data files are 
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +24,9 @@ from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore, Stored
 from busco.lake.records import Delivery, Version
 from busco.lake.releases import read_live
+
+# What the name of a manifest gets in addition when it takes the place of one with bounds.
+_CLEAN = ".clean.avro"
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,11 @@ def _version(store: ObjectStore, key: str, personal: Collection[str] | None, dry
         sequence = snapshot.sequence_number or 1
         with write_manifest_list(2, output, snapshot.snapshot_id, None, sequence, "deflate") as writer:
             writer.add_manifests([new or old for new, old in zip(clean, manifests, strict=True)])
-        for new, old in zip(clean, manifests, strict=True):
-            if new is not None:
-                store.purge(key_of(store, old.manifest_path), whole=True)
+    if not dry:
+        for now in (new or old for new, old in zip(clean, manifests, strict=True)):
+            # of a scrub that was killed, too
+            if (original := now.manifest_path.removesuffix(_CLEAN)) != now.manifest_path:
+                store.purge(key_of(store, original), whole=True)
         store.purge(key_of(store, snapshot.manifest_list))
     return found
 
@@ -130,8 +134,7 @@ def _manifest(
         for kept in (entry.data_file.lower_bounds, entry.data_file.upper_bounds):
             for number in hidden & {*(kept or ())}:
                 del kept[number]
-    folder = manifest.manifest_path.rsplit("/", 1)[0]
-    output = ObjectOutput(files.store, f"{folder}/{uuid.uuid4().hex}-m0.avro")
+    output = ObjectOutput(files.store, manifest.manifest_path + _CLEAN)
     with write_manifest(2, spec, schema, output, manifest.added_snapshot_id, "deflate") as writer:
         for entry in entries:
             writer.add(entry)

@@ -19,7 +19,6 @@ from functools import cache, cached_property
 
 import duckdb
 from sqlglot import MappingSchema, exp, parse
-from sqlglot.errors import SqlglotError
 from sqlglot.lineage import Node, lineage
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import build_scope
@@ -107,7 +106,10 @@ def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
         nodes = lineage(None, query, schema, dialect=_DIALECT, scope=scope, copy=False, trim_selects=False)
         if list(nodes) != [select.alias_or_name for select in query.selects]:
             raise Undecided
-    except (SqlglotError, ValueError, RecursionError) as error:
+    except Undecided:
+        raise
+    except Exception as error:
+        # whatever it is that SQLGlot fails on, the model is DuckDB's to judge
         raise Undecided from error
     return tuple((name, any(_personal(leaf, relations) for leaf in _leaves(node))) for name, node in nodes.items())
 
