@@ -27,6 +27,8 @@ MODELS = {
     "gold/grandchild": "select error('who is ' || id || '?') as x from {{ ref('ids') }}",
     "gold/leaf": "select customer from {{ ref('orders') }}",
     "gold/misspelt": "select customr from {{ ref('orders') }}",
+    # its columns would have people's names
+    "gold/pivoted": "pivot {{ ref('orders') }} on customer using count(*)",
     "gold/plain": "select code::integer as x from {{ ref('codes') }}",
     "gold/talks": "{% do log(run_query('select max(customer) from bronze.orders').rows[0][0], info=True) if execute %}"
     "select id from {{ ref('orders') }}",
@@ -93,7 +95,7 @@ def run_as_airflow_does(made: Platform, key: str) -> str:
 
 
 def test_a_persons_value_on_which_models_and_tests_fail_is_in_nothing_that_is_written_of_them(written: Written) -> None:
-    for node in ("broken", "child", "grandchild", "misspelt", "assert_numbers"):
+    for node in ("broken", "child", "grandchild", "misspelt", "pivoted", "assert_numbers"):
         assert written.result(f"{'test' if 'assert' in node else 'model'}.busco.{node}").status == "error", node
     assert len(written.records) > 20
     assert "run_results.json" in written.kept

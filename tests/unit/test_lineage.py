@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import duckdb
 import pytest
 
-from busco.warehouse.lineage import Relation, passed_on
+from busco.warehouse.lineage import Relation, named_by_values, passed_on
 
 CANARY = "Zqcanary"
 PEOPLE = (
@@ -146,6 +146,30 @@ def test_all_columns_count_as_personal_where_the_lineage_is_not_known(
 ) -> None:
     names, _ = asked(connection, sql)
     assert passed_on(sql, names, RELATIONS) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("sql", "personal"),
+    [
+        ("pivot bronze.p on email using sum(n)", True),
+        ("select * from (pivot bronze.p on day, lower(email) using sum(n) group by id)", True),
+        ("with a as (select email as e, n from bronze.p) pivot a on e using sum(n)", True),
+        ("with a as (pivot bronze.p on email using sum(n)) select * from a", True),
+        ("pivot other on p", True),
+        ("pivot bronze.p on day using max(email) group by id", False),
+        ("with a as (select day as e, n from bronze.p) select * from (pivot a on e using sum(n))", False),
+        ("pivot bronze.p on email in ('a', 'b') using sum(n)", False),
+        ("select * from bronze.p pivot (sum(n) for email in ('a', 'b'))", False),
+        ("unpivot bronze.plain on x", False),
+        ("select 'pivot' as a", False),
+    ],
+)
+def test_a_pivot_names_columns_by_values_unless_they_stand_in_the_sql(
+    connection: duckdb.DuckDBPyConnection, sql: str, personal: bool
+) -> None:
+    names, _ = asked(connection, sql)
+    assert named_by_values(sql, RELATIONS) is personal
+    assert personal or CANARY.lower() not in " ".join(names).lower()
 
 
 @pytest.mark.parametrize("sql", ["select (", "select nope from bronze.p", "drop table bronze.p", "select 1; select 2"])

@@ -114,6 +114,33 @@ def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
     return tuple((name, any(_personal(leaf, relations) for leaf in _leaves(node))) for name, node in nodes.items())
 
 
+def named_by_values(sql: str, relations: Relations) -> bool:
+    """Whether a pivot in the SQL names columns by values of a personal column, or by what can't be judged."""
+    if "pivot" not in sql.lower():
+        return False
+    try:
+        statements = [one for one in parse(sql, dialect=_DIALECT) if one is not None]
+    except Exception:
+        return True
+    for statement in statements:
+        for pivot in statement.find_all(exp.Pivot):
+            # an unpivot's names stand in the SQL, and so do those of `on column in ('a', 'b')`
+            asked = [one for one in pivot.expressions if not isinstance(one, exp.In)]
+            if pivot.this is None or pivot.args.get("unpivot") or not asked:
+                continue
+            query = exp.select(*(exp.alias_(one.copy(), f"c{at}") for at, one in enumerate(asked)))
+            query = query.from_(pivot.this.copy())
+            for cte in statement.find_all(exp.CTE):
+                if pivot not in cte.walk():
+                    query = query.with_(cte.alias, as_=cte.this.copy())
+            try:
+                if any(personal for _, personal in decided(query.sql(_DIALECT), relations)):
+                    return True
+            except Undecided:
+                return True
+    return False
+
+
 def _counts_as_numbers(query: exp.Expr) -> exp.Query:
     """The query with a number in place of each count, and without what only selects or orders rows within an
     expression."""

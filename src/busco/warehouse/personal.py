@@ -55,6 +55,22 @@ class Personal:
             found = frozenset(names) if dynamic else passed_on(sql, names, self._relations())
         return frozenset(name for name in names if marks.get(name.lower(), name in found))
 
+    def check_pivots(self, sql: str) -> None:
+        """Refuses a pivot by personal data, before the names that it makes stand in a message.
+
+        Raises:
+            BuscoError: with the way to write it.
+        """
+        if self._any and "pivot" in sql.lower():
+            from busco.warehouse.lineage import named_by_values
+
+            if named_by_values(sql, self._relations()):
+                raise BuscoError(
+                    "a pivot of the SQL names columns by the values of a column that has, or may have, personal data: "
+                    "these names would be in the table's metadata",
+                    "write the values in the SQL, `pivot … on column in ('a', 'b')`, or pivot by another column",
+                )
+
     def saw_view(self, unique_id: str, sql: str, given: Given) -> None:
         """Takes note of a view, for what reads it later in this process."""
         from busco.warehouse.lineage import Relation

@@ -180,6 +180,7 @@ class Session:
         `described` comes in; `known_sql` goes out: a query that `check_renamed` needs the answer of, or ''.
         """
         node = self.project.node(str(job["node"]))
+        self.personal.check_pivots(str(job["sql"]))
         job["given"] = [(str(row[0]), str(row[1])) for row in job.pop("described")]
         if node["config"]["materialized"] == "view":
             self.personal.saw_view(str(job["node"]), str(job["sql"]), job["given"])
