@@ -16,6 +16,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import duckdb
 from sqlglot import MappingSchema, exp, parse
@@ -180,7 +181,7 @@ def _check_tables(query: exp.Query) -> None:
 
 def _schema(query: exp.Query, relations: Relations) -> MappingSchema:
     """The columns of the relations that a query names."""
-    known: dict[str, dict[str, dict[str, str]]] = {}
+    known: dict[str, Any] = {}
     for table in query.find_all(exp.Table):
         key = (table.db.lower(), table.name.lower())
         if relation := relations.get(key):
