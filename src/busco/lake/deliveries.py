@@ -151,9 +151,8 @@ def _identity(contract: Contract, keys: Sequence[str], only: Sequence[str] = ())
     """A version's id (R3): of the table's deliveries, its contract and its pii columns (what its metadata says of them
     is another version's) and, where a correction took the place of some deliveries, those that are left (`only`)."""
     said = [list(keys), contract.hash, *([list(only)] if only else [])]
-    if contract.pii:
-        said.append({"pii": sorted(contract.pii)})
-    return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
+    marks = [{"pii": sorted(contract.pii)}] if contract.pii else []
+    return hashlib.sha256(canonical_json([*said, *marks])).hexdigest()[:32]
 
 
 def _file(key: str) -> str:

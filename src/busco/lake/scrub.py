@@ -105,12 +105,13 @@ def _version(store: ObjectStore, key: str, personal: Collection[str] | None, dry
     }
     files = Objects(store)
     manifests = list(read_manifest_list(files.new_input(snapshot.manifest_list)))
-    clean = [_manifest(files, manifest, schema, spec, hidden, dry) for manifest in manifests]
+    number = snapshot.snapshot_id
+    clean = [_manifest(files, manifest, number, schema, spec, hidden, dry) for manifest in manifests]
     found = any(one is not None for one in clean)
     if found and not dry:
         output = files.new_output(snapshot.manifest_list)
         sequence = snapshot.sequence_number or 1
-        with write_manifest_list(2, output, snapshot.snapshot_id, None, sequence, "deflate") as writer:
+        with write_manifest_list(2, output, number, None, sequence, "deflate") as writer:
             writer.add_manifests([new or old for new, old in zip(clean, manifests, strict=True)])
     if not dry:
         for now in (new or old for new, old in zip(clean, manifests, strict=True)):
@@ -122,7 +123,13 @@ def _version(store: ObjectStore, key: str, personal: Collection[str] | None, dry
 
 
 def _manifest(
-    files: Objects, manifest: ManifestFile, schema: Schema, spec: PartitionSpec, hidden: set[int], dry: bool
+    files: Objects,
+    manifest: ManifestFile,
+    snapshot: int,
+    schema: Schema,
+    spec: PartitionSpec,
+    hidden: set[int],
+    dry: bool,
 ) -> ManifestFile | None:
     """The manifest without bounds of some fields, written beside the one that has them; None where it has none."""
     entries = manifest.fetch_manifest_entry(files)
@@ -135,7 +142,7 @@ def _manifest(
             for number in hidden & {*(kept or ())}:
                 del kept[number]
     output = ObjectOutput(files.store, manifest.manifest_path + _CLEAN)
-    with write_manifest(2, spec, schema, output, manifest.added_snapshot_id, "deflate") as writer:
+    with write_manifest(2, spec, schema, output, snapshot, "deflate") as writer:
         for entry in entries:
             writer.add(entry)
     return writer.to_manifest_file()
