@@ -148,6 +148,15 @@ class Settings(BaseSettings):
     ecs_assign_public_ip: bool = Field(default=False, description="whether tasks get a public IP address")
     ecs_log_group: str = Field(default="/busco/dbt", description="CloudWatch log group of the tasks' output")
     ecs_log_prefix: str = Field(default="dbt", description="first part of the log streams' names")
+    runner_role_arn: str = Field(
+        default="", description="role of the ECS tasks that build models, empty: their task definition's"
+    )
+    ingest_role_arn: str = Field(
+        default="", description="role of the ECS tasks that ingest, empty: their task definition's"
+    )
+    publisher_role_arn: str = Field(
+        default="", description="role that Airflow assumes to publish releases and show them, empty: its own"
+    )
     max_ecs_tasks: int = Field(default=10, ge=1, description="ECS tasks that run at once, over all triggerers")
     maintenance_schedule: str = Field(
         default="*/15 * * * *", description="when the DAG `maintenance` runs: a cron expression; empty: never by itself"

@@ -249,6 +249,9 @@ def _variables_of(endpoint: str, region: str, outputs: Mapping[str, str]) -> dic
         "BUSCO_ECS_TASK_DEFINITION_LARGE": outputs["TaskDefinitionLarge"],
         "BUSCO_ECS_LOG_GROUP": outputs["LogGroup"],
         "BUSCO_ALERTS_TOPIC": outputs["AlertsTopic"],
+        "BUSCO_RUNNER_ROLE_ARN": outputs["RunnerRoleArn"],
+        "BUSCO_INGEST_ROLE_ARN": outputs["IngestRoleArn"],
+        "BUSCO_PUBLISHER_ROLE_ARN": outputs["PublisherRoleArn"],
         # Loopback never goes through the machine's proxy; programs differ in which of the two they read.
         "NO_PROXY": around,
         "no_proxy": around,

@@ -47,7 +47,12 @@ def of_settings(settings: Settings) -> list[Stack]:
     Raises:
         BuscoError: a template is missing.
     """
-    lake = {"GluePrefix": settings.glue_prefix, "WorkgroupName": settings.athena_workgroup}
+    lake = {
+        "GluePrefix": settings.glue_prefix,
+        "WorkgroupName": settings.athena_workgroup,
+        # they refuse plain HTTP, which the local AWS speaks, and ask for condition keys that it does not know
+        "BucketPolicies": "none",
+    }
     ecs = {"DbtImage": settings.dbt_image, "CpuArchitecture": settings.ecs_cpu_architecture}
     from_lake = ("LakeBucket", "LandingBucket", "LogsBucket", "GluePrefix")
     return [Stack(LAKE, _read(settings.home, LAKE), lake), Stack(ECS, _read(settings.home, ECS), ecs, from_lake)]
