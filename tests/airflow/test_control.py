@@ -10,7 +10,10 @@ from airflow.exceptions import AirflowFailException
 
 from busco.lake import releases
 from busco.orchestration import control
+from busco.settings import Settings
+from tests.platforms import ROOT
 from tests.unit.lake import ENVIRONMENT, Lake
+from tests.unit.memory_glue import MemoryGlue
 
 
 @pytest.fixture
@@ -23,8 +26,41 @@ def lake(monkeypatch: pytest.MonkeyPatch) -> Lake:
     made.build_all(run)
     with pytest.raises(releases.Skipped):
         made.publish(run)
-    monkeypatch.setattr(control, "_lake", lambda: (None, made.store, ENVIRONMENT))
+    monkeypatch.setattr(control, "_lake", lambda **_: (None, made.store, ENVIRONMENT))
     return made
+
+
+@pytest.fixture
+def roles(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """As whom S3 and Glue were spoken to, one after another."""
+    spoken: list[str] = []
+
+    def as_role(role: str) -> Any:
+        def made(service: str, settings: Settings) -> Any:
+            spoken.append(f"{role} {service}")
+            return lake.s3 if service == "s3" else MemoryGlue(lambda _: None)
+
+        return made
+
+    monkeypatch.undo()
+    monkeypatch.setattr(control, "get_settings", lambda: Settings(home=ROOT, lake_bucket="lake"))
+    monkeypatch.setattr(control, "client", as_role("own"))
+    monkeypatch.setattr(control, "publisher_client", as_role("publisher"))
+    return spoken
+
+
+def test_what_makes_a_release_live_and_shows_it_is_done_as_the_publisher_and_nothing_else(
+    lake: Lake, roles: list[str]
+) -> None:
+    control.live_release()
+    assert roles == ["own s3"]
+    roles.clear()
+    control.resume(try_of("one"))
+    control.rollback(lake.live().release, "wrong prices", "ana")
+    with pytest.raises(AirflowFailException, match="there is no run"):
+        control.publish("lakehouse", "one", "ana")
+    control.show()
+    assert roles == ["publisher s3"] * 4 + ["publisher glue"]
 
 
 def try_of(run_id: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import boto3
 import pytest
@@ -14,6 +15,7 @@ from airflow.providers.amazon.aws.operators.ecs import EcsRunTaskOperator
 from airflow.utils.context import Context
 from botocore.stub import Stubber
 
+from busco.orchestration.ecs import EcsLauncher
 from busco.orchestration.ecs_task import ecs_task_arguments
 from busco.settings import Settings
 
@@ -28,19 +30,19 @@ class Cloudformation(yaml.SafeLoader):
 Cloudformation.add_multi_constructor("!", lambda loader, suffix, node: suffix)
 
 
-def started(settings: Settings, **expected: Any) -> TaskDeferred:
+def started(settings: Settings, command: str = "doctor", role: str = "", **expected: Any) -> TaskDeferred:
     """Executes the operator; RunTask must be called with just these arguments beside those that are always there."""
     operator = EcsRunTaskOperator(
-        task_id="t", owner="me", **ecs_task_arguments(settings, ["doctor"], timeout=timedelta(minutes=5))
+        task_id="t", owner="me", **ecs_task_arguments(settings, [command], timeout=timedelta(minutes=5))
     )  # fmt: skip
     ecs = boto3.client("ecs", region_name="sa-east-1", aws_access_key_id="x", aws_secret_access_key="x")
     variables = [{"name": "BUSCO_ENVIRONMENT", "value": "prod"}]
-    override = {"name": "dbt", "command": ["doctor"], "environment": variables}
+    override = {"name": "dbt", "command": [command], "environment": variables}
     always = {
         "cluster": "busco",
         "taskDefinition": "busco-dbt-medium",
         "startedBy": "me",
-        "overrides": {"containerOverrides": [override]},
+        "overrides": {"containerOverrides": [override], **({"taskRoleArn": role} if role else {})},
     }
     operator.__dict__["client"] = ecs
     with Stubber(ecs) as stubbed, pytest.raises(TaskDeferred) as deferred:
@@ -57,6 +59,16 @@ def a_settings(**values: Any) -> Settings:
 
 def test_by_default_it_runs_on_fargate_and_names_no_network() -> None:
     started(a_settings(), launchType="FARGATE")
+
+
+def test_it_has_the_role_of_its_duty() -> None:
+    roles = {"runner_role_arn": "arn:aws:iam::1:role/runner", "ingest_role_arn": "arn:aws:iam::1:role/ingest"}
+    settings = a_settings(publisher_role_arn="arn:aws:iam::1:role/publisher", **roles)
+    started(settings, "ingest", roles["ingest_role_arn"], launchType="FARGATE")
+    for command in ("doctor", "dbt", "run", "select"):
+        started(settings, command, roles["runner_role_arn"], launchType="FARGATE")
+    request = EcsLauncher(settings, mock.Mock()).request(["run", "shared"], "t")
+    assert request["overrides"]["taskRoleArn"] == roles["runner_role_arn"]
 
 
 def test_a_capacity_provider_takes_the_launch_type_s_place() -> None:

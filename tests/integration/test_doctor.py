@@ -86,7 +86,7 @@ def test_in_airflows_environment_it_lists_what_only_dbts_can_see(live: Platform)
         checks["task definitions"]["seen"]
         == "small busco-dbt-small:1, medium busco-dbt-medium:1, large busco-dbt-large:1"
     )
-    assert "TaskRole" in checks["task roles"]["seen"]
+    assert "busco-us-east-1-runner" in checks["task roles"]["seen"]
     assert checks["DuckDB"]["seen"] == "is looked at in dbt's environment"
     assert checks["ECS cluster"]["seen"] == f"{live.settings.ecs_cluster}: 0 tasks run"
 
@@ -174,7 +174,7 @@ def test_without_credentials_the_role_has_failed_and_what_needs_one_is_left_out(
     checks = examined(live, 1, BUSCO_PLATFORM="aws", **none)
     assert named(checks, "failed") == {"role"}
     assert checks["role"]["seen"] == "there are no AWS credentials"
-    assert "TaskRole" in checks["role"]["mend"]
+    assert "RunnerRole" in checks["role"]["mend"]
 
 
 # -- variables, keys, Airflow's servers -------------------------------------------------------------------------------
@@ -419,4 +419,4 @@ def test_a_role_may_lack_what_airflow_s_has_not_and_any_other_refusal_is_told(li
         checks = examined(live, 1, BUSCO_ENDPOINT_URL=url)
     assert named(checks, "failed") == {"Glue databases"}
     assert "InternalServiceException" in checks["Glue databases"]["seen"]
-    assert "TaskRole" in checks["Glue databases"]["mend"]
+    assert "RunnerRole" in checks["Glue databases"]["mend"]

@@ -1,4 +1,5 @@
-"""The permissions of `deploy/aws/ecs.yaml` are enough: a run on a local AWS that checks each request against them.
+"""The roles of `deploy/aws/ecs.yaml` are enough, and no more: a run on a local AWS that checks each request, and what a
+stolen role tries there.
 
 The emulator checks S3, Glue and SNS so, not what a request to ECS names: that is only simulated, in
 test_ecs_template.py.
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -21,12 +23,15 @@ import psutil
 import pytest
 from own_aws import code_of, wait_for
 
-from busco.aws import client
-from busco.cli.releases import show_glue
+import busco.aws
+from busco.aws import client, publisher_client
+from busco.cli.releases import publishing, show_glue
 from busco.embedded import aws, processes, stacks
+from busco.errors import BuscoError
 from busco.lake import pins, releases
-from busco.lake.layout import local_run_key
-from busco.lake.records import utc_now
+from busco.lake.layout import RunLayout, local_run_key
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Ending, Order, utc_now
 from busco.lake.runs import open_run
 from busco.settings import Settings, get_settings
 from busco.warehouse.dbt import opened
@@ -51,30 +56,34 @@ ANYBODY_HERE = {
 
 @dataclass
 class Checked:
-    """A project, and a local AWS that checks permissions; `task` and `starter` are credentials for `being`."""
+    """A project, and a local AWS that checks permissions; `runner`, `ingest` and `airflow` are credentials for `being`.
+
+    Airflow's are of the template's own role, which alone may assume the publisher's. The tasks' own are given to tasks
+    of ECS alone: these are of roles that have their policies.
+    """
 
     platform: Platform
     endpoint: str
     outputs: dict[str, str]
 
     def __post_init__(self) -> None:
-        iam = self.root("iam")
-        role = self.outputs["TaskRole"].rpartition("/")[2]
-        self.task = self._credentials("task", iam.get_role_policy(RoleName=role, PolicyName="lake")["PolicyDocument"])
-        arn = self.outputs["StartTasksPolicy"]
-        version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
-        policy = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
-        self.starter = self._credentials("starter", policy)
+        self.runner, self.ingest = self._like("runner"), self._like("ingest")
+        self.airflow = self._assumed(self.outputs["AirflowRoleArn"])
 
     def root(self, service: str) -> Any:
         return aws.client(service, self.endpoint, "us-east-1")
 
-    def _credentials(self, name: str, policy: dict[str, Any]) -> dict[str, str]:
-        """Those of a new role with this policy: the template's own are given to tasks of ECS alone."""
+    def _like(self, duty: str) -> dict[str, str]:
+        """Credentials of a new role that has the policy of a duty's."""
         iam = self.root("iam")
-        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(ANYBODY_HERE))["Role"]
-        iam.put_role_policy(RoleName=name, PolicyName="given", PolicyDocument=json.dumps(policy))
-        given = self.root("sts").assume_role(RoleArn=role["Arn"], RoleSessionName="test")["Credentials"]
+        named = self.outputs[f"{duty.title()}RoleArn"].rpartition("/")[2]
+        policy = iam.get_role_policy(RoleName=named, PolicyName="lake")["PolicyDocument"]
+        role = iam.create_role(RoleName=duty, AssumeRolePolicyDocument=json.dumps(ANYBODY_HERE))["Role"]
+        iam.put_role_policy(RoleName=duty, PolicyName="given", PolicyDocument=json.dumps(policy))
+        return self._assumed(role["Arn"])
+
+    def _assumed(self, role: str) -> dict[str, str]:
+        given = self.root("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
         return {
             "AWS_ACCESS_KEY_ID": given["AccessKeyId"],
             "AWS_SECRET_ACCESS_KEY": given["SecretAccessKey"],
@@ -88,13 +97,19 @@ class Checked:
             "BUSCO_PLATFORM": "aws",
             "BUSCO_ENDPOINT_URL": self.endpoint,
             "BUSCO_LAKE_BUCKET": self.outputs["LakeBucket"],
+            "BUSCO_PUBLISHER_ROLE_ARN": self.outputs["PublisherRoleArn"],
             "AWS_DEFAULT_REGION": "us-east-1",
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_"))}
         with mock.patch.dict(os.environ, kept | variables | credentials, clear=True):
-            get_settings.cache_clear()
+            self.forget()
             yield get_settings()
+        self.forget()
+
+    def forget(self) -> None:
         get_settings.cache_clear()
+        # the credentials of a role that another process would have assumed
+        busco.aws.assumed.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +126,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
             wait_for(lambda: _serves(server.pid, port), limit=60)
             cloudformation = aws.client("cloudformation", endpoint, "us-east-1")
             made = stacks.deploy_all(cloudformation, stacks.of_settings(Settings(home=ROOT)))
-            found = Checked(Platform(home), endpoint, made)
-            for bucket in ("LakeBucket", "LandingBucket"):
-                # it refuses plain HTTP, which is what the local AWS speaks
-                found.root("s3").delete_bucket_policy(Bucket=made[bucket])
-            yield found
+            yield Checked(Platform(home), endpoint, made)
         finally:
             server.terminate()
 
@@ -125,55 +136,103 @@ def _serves(pid: int, port: int) -> bool:
     return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
 
 
-def test_ingest_and_a_run_need_no_more_than_the_two_policies(checked: Checked) -> None:
+def test_each_duty_needs_no_more_than_its_role(checked: Checked) -> None:
     platform, key = checked.platform, local_run_key(utc_now())
-    with checked.being(checked.task):
-        platform.deliver(csv_text(("id", "customer", "amount", "day", "n"), [("o1", "x", "1.50", "2018-01-01", 1)]))
-    with checked.being(checked.starter) as settings:
+    with checked.being(checked.ingest):
+        bad = ("o2", "x", "1.50", "no day", 1)
+        rows = [("o1", "x", "1.50", "2018-01-01", 1), bad]
+        file = platform.write("in/orders.csv", csv_text(("id", "customer", "amount", "day", "n"), rows))
+        report = platform.take(file)
+        assert [(one.written, one.quarantined) for one in report.loaded] == [(1, 1)]
+    with checked.being(checked.airflow) as settings:
         with opened(settings) as dbt:
             project = dbt.parse()
-        pins.pin(platform.store, ENVIRONMENT, key, 1, project.contracts, project.hash)
-    with checked.being(checked.task) as settings:
+        run = pins.pin(platform.store, ENVIRONMENT, key, 1, project.contracts, project.hash)
+        # what Airflow's triggerer writes
+        platform.store.create(run.layout.order("shared", 1), Order(name="shared", generation=1, kind="shared"))
+        platform.store.create(run.layout.ending(9), Ending(number=9, reason="gone"))
+        platform.store.create(run.layout.follower("models.fct_run"), b"{}")
+    with checked.being(checked.runner) as settings:
         outcome = work(settings, key)
         assert outcome is not None
         assert outcome.good
-    with checked.being(checked.starter) as settings:
-        run = open_run(platform.store, ENVIRONMENT, key)
-        releases.publish(run, platform.audit(run), "test", run.docs)
-        shown = show_glue(settings, platform.store, ENVIRONMENT)
+        platform.store.create(ENVIRONMENT.selection("0f3c"), b"{}")
+    with checked.being(checked.airflow) as settings:
+        store = publishing(settings)
+        run = open_run(store, ENVIRONMENT, key)
+        first = releases.publish(run, platform.audit(run), "test", run.docs)
+        shown = show_glue(settings, store, ENVIRONMENT)
         assert shown is not None
         assert shown.created == ("busco_bronze.orders", "busco_gold.fct", "busco_silver.orders")
-    with checked.being(checked.task):
+        releases.rollback(store, ENVIRONMENT, first.release, "test", "to try it")
+        assert releases.resume(store, ENVIRONMENT) is not None
+        # the page and its links, once there are several projects
+        pages = ObjectStore(publisher_client("s3", settings), settings.lake_bucket)
+        pages.create("docs/projects/bakery.html", b"<html>")
+        glue = publisher_client("glue", settings)
+        glue.delete_table(DatabaseName="busco_gold", Name="fct")
+        assert client("glue", settings).get_tables(DatabaseName="busco_gold")["TableList"] == []
+    with checked.being(checked.runner):
         assert platform.duckdb("select count(*) from busco_gold.fct") == [(1,)]
 
 
-def test_what_the_policies_lack_is_refused(checked: Checked) -> None:
+def test_a_stolen_role_neither_publishes_nor_destroys(checked: Checked) -> None:
     lake, table = checked.outputs["LakeBucket"], {"DatabaseName": "busco_gold", "Name": "kept"}
-    kept = {"Bucket": lake, "Key": "gold/kept/part-0.parquet"}
-    checked.root("s3").put_object(**kept, Body=b"rows")
+    kept, quarantined = "gold/kept/prod-1a/a.parquet", "_lake/quarantine/s.t/a.csv/1a.parquet"
+    run = RunLayout(ENVIRONMENT.epoch("stolen", 1))
+    publishing_keys = [ENVIRONMENT.current, ENVIRONMENT.release("r1"), "docs/index.html", "docs/projects/bakery.html"]
+    steering = [run.pin, run.order("shared", 1), run.ending(1), run.follower("a")]
+    working = [run.entry("gold.a"), run.runner(1), run.result("a", 1), "docs/stolen/1/index.html"]
+    everything = [kept, quarantined, "bronze/s/t/a.parquet", "_lake/deliveries/s.t/a.csv/1.json"]
+    everything += [*publishing_keys, *steering, *working]
+    checked.root("s3").put_object(Bucket=lake, Key=kept, Body=b"rows")
+    checked.root("s3").put_object(Bucket=lake, Key=quarantined, Body=b"rows")
     checked.root("glue").create_table(DatabaseName="busco_gold", TableInput={"Name": "kept"})
-    with checked.being(checked.task) as settings:
-        s3, glue = client("s3", settings), client("glue", settings)
-        assert s3.get_object(**kept)["Body"].read() == b"rows"
-        assert code_of(lambda: s3.get_object(Bucket=lake, Key="gold/none")) == "NoSuchKey"
-        assert code_of(lambda: s3.delete_object(**kept)) == "AccessDenied"
-        assert code_of(lambda: s3.put_object(Bucket=lake, Key="elsewhere/a")) == "AccessDenied"
-        assert code_of(lambda: s3.list_objects_v2(Bucket=lake, Prefix="elsewhere/")) == "AccessDenied"
-        assert glue.get_table(**table)["Table"]["Name"] == "kept"
-        assert code_of(lambda: glue.delete_table(**table)) == "AccessDeniedException"
-    with checked.being(checked.starter) as settings:
-        s3, sns = client("s3", settings), client("sns", settings)
-        assert code_of(lambda: s3.get_object(**kept)) == "AccessDenied"
-        assert code_of(lambda: s3.put_object(**kept)) == "AccessDenied"
-        topic = checked.outputs["AlertsTopic"]
-        assert sns.publish(TopicArn=topic, Message="a run failed")["MessageId"]
-        assert code_of(lambda: sns.publish(TopicArn=topic + "-other", Message="x")) == "AuthorizationError"
+    stolen = {
+        "runner": (checked.runner, {kept, *working}),
+        "ingest": (checked.ingest, {quarantined, "bronze/s/t/a.parquet", "_lake/deliveries/s.t/a.csv/1.json"}),
+        "airflow": (checked.airflow, set(steering)),
+    }
+    for who, (credentials, its_own) in stolen.items():
+        with checked.being(credentials) as settings:
+            s3, glue, sts = client("s3", settings), client("glue", settings), client("sts", settings)
+            written = {key for key in everything if code_of(partial(s3.put_object, Bucket=lake, Key=key)) == "ok"}
+            assert written == its_own, who
+            for key in everything:
+                assert code_of(partial(s3.delete_object, Bucket=lake, Key=key)) == "AccessDenied", (who, key)
+            reads = code_of(partial(s3.get_object, Bucket=lake, Key=quarantined))
+            assert reads == ("ok" if who == "ingest" else "AccessDenied"), who
+            assert code_of(partial(s3.list_objects_v2, Bucket=lake, Prefix="elsewhere/")) == "AccessDenied"
+            for change in (glue.delete_table, partial(glue.update_table, TableInput={"Name": "kept"})):
+                arguments = {"DatabaseName": "busco_gold"} | ({"Name": "kept"} if change is glue.delete_table else {})
+                assert code_of(partial(change, **arguments)) == "AccessDeniedException", who
+            for role in ("RunnerRoleArn", "IngestRoleArn", "AirflowRoleArn", "PublisherRoleArn"):
+                assumed = code_of(partial(sts.assume_role, RoleArn=checked.outputs[role], RoleSessionName="x"))
+                assert assumed == ("ok" if (who, role) == ("airflow", "PublisherRoleArn") else "AccessDenied"), (
+                    who,
+                    role,
+                )
+            sent = code_of(
+                partial(
+                    client("sns", settings).publish, TopicArn=checked.outputs["AlertsTopic"], Message="a run failed"
+                )
+            )
+            assert sent == ("ok" if who == "airflow" else "AuthorizationError")
+    assert checked.root("glue").get_table(**table)["Table"]["Name"] == "kept"
+
+
+def test_who_may_not_publish_is_told_so_or_goes_on_as_himself(checked: Checked) -> None:
+    with checked.being(checked.runner) as settings:
+        with pytest.raises(BuscoError, match="PublisherRoleArn"):
+            publisher_client("s3", settings)
+        own = publishing(settings)
+        assert code_of(lambda: own.create(ENVIRONMENT.release("r2"), b"{}")) == "AccessDenied"
 
 
 @pytest.mark.parametrize("side", ["dbt", "airflow"])
 def test_doctor_needs_no_more_than_the_policy_of_its_side(checked: Checked, side: str) -> None:
     landing = checked.outputs["LandingBucket"]
-    who, folder = {"dbt": (checked.task, ".venv-dbt"), "airflow": (checked.starter, ".venv")}[side]
+    who, folder = {"dbt": (checked.runner, ".venv-dbt"), "airflow": (checked.airflow, ".venv")}[side]
     with checked.being(who):
         checked.platform.busco("dbt", "parse")
         done = subprocess.run(
@@ -186,9 +245,8 @@ def test_doctor_needs_no_more_than_the_policy_of_its_side(checked: Checked, side
         )  # fmt: skip
         said = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
         assert [check for check in said.values() if check["state"] == "failed"] == []
-        assert f":assumed-role/{'task' if side == 'dbt' else 'starter'}/" in said["role"]["seen"]
+        name = "runner" if side == "dbt" else checked.outputs["AirflowRoleArn"].rpartition("/")[2]
+        assert f":assumed-role/{name}/" in said["role"]["seen"]
         assert said["conditional writes"]["state"] == "ok"
-    with checked.being(checked.starter):
-        refused = checked.platform.busco("doctor", status=1, environment={"BUSCO_LANDING_BUCKET": landing})
-        assert "landing bucket failed: ListObjectsV2: AccessDenied" in refused
-        assert "TaskRole in a container" in refused
+        if side == "dbt":
+            assert said["landing bucket"]["seen"].endswith("the ingest role alone may")

@@ -1,4 +1,4 @@
-"""What `deploy/aws/ecs.yaml` gives a task and whoever starts it: as the local AWS deployed it, allowed and denied."""
+"""What `deploy/aws/ecs.yaml` gives each role: as the local AWS deployed it, allowed and denied."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from ministack.core.iam_evaluator import EvalContext, evaluate, parse_policy_document
 from own_aws import Server, quiet, started
+from policies import ACCOUNT, REGION, decision, managed
 
 from busco.embedded import aws, stacks
 from busco.settings import SIZES, Settings, get_settings
 
-ACCOUNT, REGION = "000000000000", "us-east-1"
 HERE = f"{REGION}:{ACCOUNT}"
 LAKE, LANDING, LOGS = (f"arn:aws:s3:::busco-{kind}-{ACCOUNT}-{REGION}" for kind in ("lake", "landing", "logs"))
 CLUSTER, OTHER_CLUSTER = f"arn:aws:ecs:{HERE}:cluster/busco", f"arn:aws:ecs:{HERE}:cluster/other"
@@ -26,7 +25,7 @@ ECR = f"arn:aws:ecr:{HERE}:repository"
 ALERTS = f"arn:aws:sns:{HERE}:busco-alerts"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role"
 
-# (role or policy, action, resource, what the request says besides); {Names} are outputs of the stack
+# (output of a role or policy, action, resource, what the request says besides); {Names} are outputs of the stack
 Case = tuple[str, str, str, dict[str, str]]
 
 
@@ -44,29 +43,80 @@ def cases(who: str, *asked: tuple[str, str] | tuple[str, str, dict[str, str]]) -
     return made
 
 
+ROLES = ("RunnerRoleArn", "IngestRoleArn", "PublisherRoleArn", "ExecutionRole", "StartTasksPolicy")
 IN = {"ecs:cluster": CLUSTER}
+PASSED = {"iam:PassedToService": "ecs-tasks.amazonaws.com"}
+RUN = f"{LAKE}/_lake/env/prod/runs/r/1"
+QUARANTINED = f"{LAKE}/_lake/quarantine/olist.orders/orders.csv/1a.parquet"
+DELIVERY = f"{LAKE}/_lake/deliveries/olist.orders/orders.csv/1.json"
+BRONZE, GOLD = f"{LAKE}/bronze/olist/orders/1a.parquet", f"{LAKE}/gold/fct_orders/prod-1a/a.parquet"
+METADATA = f"{LAKE}/_lake/env/prod/iceberg/gold.fct_orders/metadata"
+TABLES = ("catalog", "database/busco_gold", "table/busco_gold/fct_orders")
+# What makes a release live and shows it: the publisher's alone.
+PUBLISHING = [
+    f"{LAKE}/_lake/env/prod/current.json",
+    f"{LAKE}/_lake/env/dev_me/current.json",
+    f"{LAKE}/_lake/env/prod/releases/r20261124T101500-0f3c.json",
+    f"{LAKE}/_lake/env/prod/releases/iceberg/a",
+    f"{LAKE}/docs/index.html",
+    f"{LAKE}/docs/projects/bakery.html",
+]
+# What a run is to do, and what became of its runners: Airflow's alone.
+STEERING = [f"{RUN}/{name}" for name in ("pin.json", "orders/shared/1.json", "ended-1.json", "followers/a.json")]
+# What a runner says of its work.
+WORKING = [
+    *(f"{RUN}/{name}" for name in ("runner-1.json", "heartbeat-1.json", "tables/gold.a.json", "results/a/1.json")),
+    f"{LAKE}/_lake/env/prod/selections/0f3c.json",
+    f"{METADATA}/00001-1a.metadata.json",
+    f"{METADATA}/1a.avro",
+    f"{LAKE}/docs/r/1/manifest.json",
+    f"{LAKE}/docs/r/1/index.html",
+]
+
 ALLOWED = [
     *cases(
-        "TaskRole",
-        *[
-            (action, f"{LAKE}/{prefix}/a/b")
-            for prefix in ("_lake", "bronze", "silver", "gold", "docs")
-            for action in ("s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload")
-        ],
-        ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/deliveries/olist.orders/"}),
+        "RunnerRoleArn",
+        *[("s3:GetObject", key) for key in (*PUBLISHING[:3], *STEERING, DELIVERY, BRONZE, GOLD, f"{METADATA}/1a.avro")],
+        *[("s3:PutObject", key) for key in (*WORKING, GOLD, f"{LAKE}/silver/orders/prod-1a/a.parquet")],
+        ("s3:PutObject", f"{LAKE}/_lake/env/prod/doctor.json"),
+        ("s3:AbortMultipartUpload", GOLD),
+        ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/env/prod/runs/r/"}),
         # what S3 asks itself before it says that an object isn't there
         ("s3:ListBucket", LAKE),
+        ("glue:GetDatabase", f"{GLUE}:database/busco_bronze"),
+    ),
+    *cases(
+        "IngestRoleArn",
         ("s3:GetObject", f"{LANDING}/olist/orders/orders.csv"),
         ("s3:GetObjectVersion", f"{LANDING}/olist/orders/orders.csv"),
         ("s3:ListBucket", LANDING, {"s3:prefix": "olist/"}),
         *[
-            ("glue:GetTable", f"{GLUE}:{resource}")
-            for resource in ("catalog", "database/busco_gold", "table/busco_gold/fct_orders")
+            (action, key)
+            for key in (DELIVERY, BRONZE, QUARANTINED)
+            for action in ("s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload")
         ],
-        ("glue:GetTables", f"{GLUE}:table/busco_silver/orders"),
-        ("glue:GetDatabase", f"{GLUE}:database/busco_bronze"),
-        ("logs:CreateLogStream", f"{GROUP}:*"),
-        ("logs:PutLogEvents", GROUP + STREAM),
+        ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/deliveries/olist.orders/orders.csv/"}),
+        ("s3:ListBucket", LAKE),
+    ),
+    *cases(
+        "PublisherRoleArn",
+        *[("s3:GetObject", key) for key in (*PUBLISHING, *STEERING, *WORKING)],
+        *[("s3:PutObject", key) for key in PUBLISHING],
+        # an overwritten data file is brought back from its version
+        *[
+            (action, key)
+            for key in (BRONZE, GOLD)
+            for action in ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:AbortMultipartUpload")
+        ],
+        ("s3:ListBucketVersions", LAKE, {"s3:prefix": "gold/fct_orders/prod-1a/"}),
+        ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/env/prod/runs/r/"}),
+        ("s3:ListBucket", LAKE),
+        *[
+            (f"glue:{verb}Table", f"{GLUE}:{resource}")
+            for verb in ("Get", "Create", "Update", "Delete")
+            for resource in TABLES
+        ],
+        ("glue:GetTables", f"{GLUE}:table/busco_bronze/olist_orders"),
     ),
     *cases(
         "ExecutionRole",
@@ -85,47 +135,44 @@ ALLOWED = [
         ("ecs:StopTask", f"arn:aws:ecs:{HERE}:task/busco/0f3c", IN),
         ("ecs:ListTasks", "*", IN),
         ("ecs:DescribeTaskDefinition", "*"),
-        *[("iam:GetRole", role) for role in ("{ExecutionRole}", "{TaskRole}")],
+        *[("iam:GetRole", role) for role in ("{ExecutionRole}", "{RunnerRoleArn}", "{IngestRoleArn}")],
         ("ecs:TagResource", f"arn:aws:ecs:{HERE}:task/busco/0f3c", {"ecs:CreateAction": "RunTask"}),
-        *[
-            ("iam:PassRole", role, {"iam:PassedToService": "ecs-tasks.amazonaws.com"})
-            for role in ("{ExecutionRole}", "{TaskRole}")
-        ],
+        *[("iam:PassRole", role, PASSED) for role in ("{ExecutionRole}", "{RunnerRoleArn}", "{IngestRoleArn}")],
+        ("sts:AssumeRole", "{PublisherRoleArn}"),
         ("logs:GetLogEvents", GROUP + STREAM),
         ("logs:FilterLogEvents", f"{GROUP}:*"),
         ("logs:DescribeLogStreams", f"{GROUP}:*"),
         ("sns:Publish", ALERTS),
-        ("s3:GetObject", f"{LAKE}/_lake/deliveries/olist.orders/orders.csv/1.json"),
-        ("s3:GetObject", f"{LAKE}/docs/r/1/manifest.json"),
-        ("s3:PutObject", f"{LAKE}/_lake/env/prod/current.json"),
-        ("s3:PutObject", f"{LAKE}/_lake/env/prod/runs/r/1/pin.json"),
-        ("s3:PutObject", f"{LAKE}/docs/index.html"),
-        ("s3:PutObject", f"{LAKE}/docs/projects/bakery.html"),
+        *[("s3:GetObject", key) for key in (*PUBLISHING, *STEERING, *WORKING, DELIVERY)],
+        *[("s3:PutObject", key) for key in STEERING],
+        ("s3:PutObject", f"{LAKE}/_lake/env/prod/doctor.json"),
         ("s3:GetObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
         ("s3:PutObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
         ("s3:ListBucket", LOGS, {"s3:prefix": "airflow/dag_id=lakehouse/"}),
         # what S3 asks itself before it says that an object isn't there
         ("s3:ListBucket", LOGS),
         ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/env/prod/runs/r/"}),
+        ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/deliveries/olist.orders/"}),
         ("s3:ListBucket", LAKE),
-        *[
-            (f"glue:{verb}Table", f"{GLUE}:{resource}")
-            for verb in ("Get", "Create", "Update", "Delete")
-            for resource in ("catalog", "database/busco_gold", "table/busco_gold/fct_orders")
-        ],
+        *[("glue:GetTable", f"{GLUE}:{resource}") for resource in TABLES],
         ("glue:GetTables", f"{GLUE}:table/busco_bronze/olist_orders"),
     ),
 ]
 NOBODY_MAY = [
     ("s3:DeleteBucket", LAKE),
     ("s3:PutBucketPolicy", LAKE),
+    ("s3:PutBucketVersioning", LAKE),
     ("s3:PutLifecycleConfiguration", LAKE),
-    ("s3:DeleteObject", f"{LAKE}/gold/a/b"),
-    ("s3:DeleteObject", f"{LAKE}/_lake/env/prod/current.json"),
+    *[
+        (action, key)
+        for key in (*PUBLISHING, *STEERING, *WORKING, DELIVERY, BRONZE, GOLD, QUARANTINED)
+        for action in ("s3:DeleteObject", "s3:DeleteObjectVersion")
+    ],
     ("s3:DeleteObjectVersion", f"{LANDING}/olist/orders/orders.csv"),
     ("s3:PutObject", f"{LANDING}/olist/orders/orders.csv"),
     ("s3:PutObject", f"{LAKE}/elsewhere/a"),
     ("s3:PutObject", f"{LAKE}/silver"),
+    ("s3:PutObject", f"{LAKE}/_lake/elsewhere"),
     ("s3:GetObject", f"{LAKE}/elsewhere/a"),
     ("s3:ListBucket", LAKE, {"s3:prefix": "elsewhere/"}),
     ("s3:ListBucket", LAKE, {"s3:prefix": ""}),
@@ -153,15 +200,20 @@ NOBODY_MAY = [
     ("ecr:BatchGetImage", f"{ECR}/busco-airflow"),
     ("sns:Publish", f"arn:aws:sns:{HERE}:other"),
     ("sns:Subscribe", ALERTS),
-    ("iam:PassRole", f"{ROLE}/admin", {"iam:PassedToService": "ecs-tasks.amazonaws.com"}),
-    ("iam:PassRole", "{TaskRole}", {"iam:PassedToService": "lambda.amazonaws.com"}),
-    ("iam:PassRole", "{TaskRole}"),
+    ("iam:PassRole", f"{ROLE}/admin", PASSED),
+    ("iam:PassRole", "{PublisherRoleArn}", PASSED),
+    ("iam:PassRole", "{AirflowRoleArn}", PASSED),
+    ("iam:PassRole", "{RunnerRoleArn}", {"iam:PassedToService": "lambda.amazonaws.com"}),
+    ("iam:PassRole", "{RunnerRoleArn}"),
     ("iam:GetRole", f"{ROLE}/admin"),
-    ("iam:AttachRolePolicy", "{TaskRole}"),
-    ("iam:PutRolePolicy", "{TaskRole}"),
+    ("iam:AttachRolePolicy", "{RunnerRoleArn}"),
+    ("iam:PutRolePolicy", "{RunnerRoleArn}"),
+    ("iam:UpdateAssumeRolePolicy", "{PublisherRoleArn}"),
     ("iam:CreateAccessKey", f"arn:aws:iam::{ACCOUNT}:user/anybody"),
     ("iam:CreatePolicyVersion", "{StartTasksPolicy}"),
-    ("sts:AssumeRole", "{TaskRole}"),
+    ("sts:AssumeRole", "{RunnerRoleArn}"),
+    ("sts:AssumeRole", "{IngestRoleArn}"),
+    ("sts:AssumeRole", "{AirflowRoleArn}"),
     ("sts:AssumeRole", f"{ROLE}/admin"),
     ("secretsmanager:GetSecretValue", f"arn:aws:secretsmanager:{HERE}:secret:airflow"),
     ("ssm:GetParameter", f"arn:aws:ssm:{HERE}:parameter/airflow"),
@@ -187,43 +239,42 @@ NOBODY_MAY = [
     ("ecs:DeleteCluster", CLUSTER),
     ("ecs:UpdateService", f"arn:aws:ecs:{HERE}:service/busco/airflow", IN),
 ]
+# What only Airflow does, and only in its own name.
+STARTING = [
+    *[("iam:PassRole", role, PASSED) for role in ("{ExecutionRole}", "{RunnerRoleArn}", "{IngestRoleArn}")],
+    ("sts:AssumeRole", "{PublisherRoleArn}"),
+    ("ecs:RunTask", definition("busco-dbt-small"), IN),
+    ("ecs:StopTask", f"arn:aws:ecs:{HERE}:task/busco/0f3c", IN),
+    ("logs:GetLogEvents", GROUP + STREAM),
+    ("sns:Publish", ALERTS),
+]
+CHANGING_GLUE = [(f"glue:{verb}Table", f"{GLUE}:{one}") for verb in ("Create", "Update", "Delete") for one in TABLES]
+OF_IMAGES_AND_OUTPUT = [("ecr:BatchGetImage", f"{ECR}/busco-dbt"), ("logs:PutLogEvents", GROUP + STREAM)]
+QUARANTINE = [(action, QUARANTINED) for action in ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject")]
+QUARANTINE += [("s3:ListBucket", LAKE, {"s3:prefix": "_lake/quarantine/"})]
+LANDED = [("s3:GetObject", f"{LANDING}/olist/orders/orders.csv"), ("s3:ListBucket", LANDING)]
 DENIED = [
-    *cases("TaskRole", *NOBODY_MAY),
+    *[case for who in ROLES for case in cases(who, *NOBODY_MAY)],
+    *cases("RunnerRoleArn", *STARTING, *CHANGING_GLUE, *OF_IMAGES_AND_OUTPUT, *QUARANTINE, *LANDED),
+    *cases("RunnerRoleArn", *[("s3:PutObject", key) for key in (*PUBLISHING, *STEERING, DELIVERY, BRONZE)]),
+    # a pattern's star takes slashes too
     *cases(
-        "TaskRole",
-        ("glue:UpdateTable", f"{GLUE}:table/busco_gold/fct_orders"),
-        ("glue:CreateTable", f"{GLUE}:database/busco_gold"),
-        ("glue:DeleteTable", f"{GLUE}:table/busco_gold/fct_orders"),
-        ("iam:PassRole", "{TaskRole}", {"iam:PassedToService": "ecs-tasks.amazonaws.com"}),
-        ("ecs:RunTask", definition("busco-dbt-small"), IN),
-        ("ecs:StopTask", f"arn:aws:ecs:{HERE}:task/busco/0f3c", IN),
-        ("ecr:BatchGetImage", f"{ECR}/busco-dbt"),
-        ("logs:GetLogEvents", GROUP + STREAM),
-        ("sns:Publish", ALERTS),
+        "RunnerRoleArn",
+        ("s3:PutObject", f"{RUN}/orders/tables/1.json"),
+        ("s3:PutObject", f"{RUN}/followers/results/a.json"),
+        ("s3:PutObject", f"{LAKE}/_lake/env/prod/iceberg/current.json"),
+        ("s3:PutObject", f"{LAKE}/docs/projects/a/b"),
     ),
-    *cases("ExecutionRole", *NOBODY_MAY),
-    *cases(
-        "ExecutionRole",
-        ("s3:GetObject", f"{LAKE}/gold/a/b"),
-        ("s3:ListBucket", LAKE),
-        ("s3:GetObject", f"{LANDING}/olist/orders/orders.csv"),
-        ("glue:GetTable", f"{GLUE}:table/busco_gold/fct_orders"),
-        ("logs:GetLogEvents", GROUP + STREAM),
-        ("iam:PassRole", "{TaskRole}", {"iam:PassedToService": "ecs-tasks.amazonaws.com"}),
-        ("ecs:RunTask", definition("busco-dbt-small"), IN),
-    ),
-    *cases("StartTasksPolicy", *NOBODY_MAY),
-    *cases(
-        "StartTasksPolicy",
-        ("s3:PutObject", f"{LAKE}/gold/a/b"),
-        ("s3:PutObject", f"{LAKE}/_lake/deliveries/olist.orders/orders.csv/1.json"),
-        ("s3:PutObject", f"{LAKE}/docs/r/1/manifest.json"),
-        ("s3:GetObject", f"{LAKE}/gold/a/b"),
-        ("s3:GetObject", f"{LANDING}/olist/orders/orders.csv"),
-        ("s3:ListBucket", LANDING),
-        ("logs:PutLogEvents", GROUP + STREAM),
-        ("ecr:BatchGetImage", f"{ECR}/busco-dbt"),
-    ),
+    *cases("IngestRoleArn", *STARTING, *CHANGING_GLUE, *OF_IMAGES_AND_OUTPUT),
+    *cases("IngestRoleArn", *[("s3:PutObject", key) for key in (*PUBLISHING, *STEERING, *WORKING, GOLD)]),
+    *cases("IngestRoleArn", ("s3:GetObject", GOLD), ("s3:GetObject", PUBLISHING[0])),
+    *cases("PublisherRoleArn", *STARTING, *OF_IMAGES_AND_OUTPUT, *QUARANTINE, *LANDED),
+    *cases("PublisherRoleArn", *[("s3:PutObject", key) for key in (*STEERING, *WORKING, DELIVERY)]),
+    *cases("ExecutionRole", *STARTING, *CHANGING_GLUE, *QUARANTINE, *LANDED),
+    *cases("ExecutionRole", ("s3:GetObject", GOLD), ("s3:ListBucket", LAKE), ("glue:GetTable", f"{GLUE}:{TABLES[2]}")),
+    *cases("StartTasksPolicy", *CHANGING_GLUE, *OF_IMAGES_AND_OUTPUT, *QUARANTINE, *LANDED),
+    *cases("StartTasksPolicy", *[("s3:PutObject", key) for key in (*PUBLISHING, *WORKING, DELIVERY, BRONZE, GOLD)]),
+    *cases("StartTasksPolicy", ("s3:GetObject", GOLD), ("s3:GetObject", BRONZE)),
 ]
 
 
@@ -251,29 +302,17 @@ def policies(server: Server, outputs: dict[str, str]) -> dict[str, list[dict[str
     """All policies of each role, and of whoever has the managed one, as they were deployed."""
     iam = server.client("iam")
     found: dict[str, list[dict[str, Any]]] = {}
-    for who in ("ExecutionRole", "TaskRole"):
+    for who in ROLES[:-1]:
         role = outputs[who].rpartition("/")[2]
         names = iam.list_role_policies(RoleName=role)["PolicyNames"]
         assert iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"] == []
         found[who] = [iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"] for name in names]
     arn = outputs["StartTasksPolicy"]
-    version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
-    document = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
-    return {**found, "StartTasksPolicy": [document]}
-
-
-def decision(documents: list[dict[str, Any]], action: str, resource: str, context: dict[str, str]) -> str:
-    """IAM's word, by the emulator's evaluator: its SimulatePrincipalPolicy takes no context and one resource."""
-    request = EvalContext(
-        principal_arn=f"arn:aws:sts::{ACCOUNT}:assumed-role/any/any",
-        principal_type="AssumedRole",
-        principal_account=ACCOUNT,
-        action=action,
-        resource_arn=resource,
-        region=REGION,
-        service_context={key.lower(): value for key, value in context.items()},
-    )
-    return evaluate(request, [parse_policy_document(document) for document in documents]).decision
+    airflow = outputs["AirflowRoleArn"].rpartition("/")[2]
+    assert iam.list_role_policies(RoleName=airflow)["PolicyNames"] == []
+    attached = iam.list_attached_role_policies(RoleName=airflow)["AttachedPolicies"]
+    assert [one["PolicyArn"] for one in attached] == [arn]
+    return {**found, "StartTasksPolicy": [managed(iam, arn)]}
 
 
 @pytest.mark.parametrize(("who", "action", "resource", "context"), ALLOWED)
@@ -305,14 +344,13 @@ def test_each_permission_that_is_given_is_asked_for_and_none_is_a_pattern(
 ) -> None:
     asked = {(case.values[0], case.values[1]) for case in ALLOWED}
     for who, documents in policies.items():
-        for statement in (one for document in documents for one in document["Statement"]):
+        for statement in (one for document in documents for one in document["Statement"] if one["Effect"] == "Allow"):
             assert set(statement) <= {"Sid", "Effect", "Action", "Resource", "Condition"}
             actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
             assert not [action for action in actions if "*" in action]
             if statement["Resource"] == "*":
                 assert actions in (["ecr:GetAuthorizationToken"], ["ecs:ListTasks"], ["ecs:DescribeTaskDefinition"])
-            given = {(who, action) for action in actions} - {("TaskRole", "logs:DescribeLogStreams")}
-            assert given <= asked
+            assert {(who, action) for action in actions} <= asked
 
 
 def test_the_managed_policy_is_as_short_as_iam_takes_it(policies: dict[str, list[dict[str, Any]]]) -> None:
@@ -320,12 +358,42 @@ def test_the_managed_policy_is_as_short_as_iam_takes_it(policies: dict[str, list
     assert len(json.dumps(policies["StartTasksPolicy"][0], separators=(",", ":"))) <= 6144
 
 
-@pytest.mark.parametrize("who", ["ExecutionRole", "TaskRole"])
-def test_only_tasks_of_ecs_get_the_roles(server: Server, outputs: dict[str, str], who: str) -> None:
+@pytest.fixture
+def trust(server: Server, outputs: dict[str, str], who: str) -> list[dict[str, Any]]:
     role = server.client("iam").get_role(RoleName=outputs[who].rpartition("/")[2])["Role"]
-    statements = role["AssumeRolePolicyDocument"]["Statement"]
-    assert [(one["Effect"], one["Principal"], one["Action"]) for one in statements] == [
-        ("Allow", {"Service": "ecs-tasks.amazonaws.com"}, "sts:AssumeRole")
+    statements: list[dict[str, Any]] = role["AssumeRolePolicyDocument"]["Statement"]
+    return statements
+
+
+@pytest.mark.parametrize("who", ["ExecutionRole", "RunnerRoleArn", "IngestRoleArn"])
+def test_only_tasks_of_this_accounts_ecs_get_the_roles(trust: list[dict[str, Any]]) -> None:
+    assert trust == [
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": "ecs-tasks.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+            "Condition": {
+                "StringEquals": {"aws:SourceAccount": ACCOUNT},
+                "ArnLike": {"aws:SourceArn": f"arn:aws:ecs:{HERE}:*"},
+            },
+        }
+    ]
+
+
+@pytest.mark.parametrize("who", ["PublisherRoleArn"])
+def test_only_airflows_role_gets_the_publishers(trust: list[dict[str, Any]], outputs: dict[str, str]) -> None:
+    assert trust == [{"Effect": "Allow", "Principal": {"AWS": outputs["AirflowRoleArn"]}, "Action": "sts:AssumeRole"}]
+
+
+@pytest.mark.parametrize("who", ["AirflowRoleArn"])
+def test_only_machines_of_this_account_get_airflows(trust: list[dict[str, Any]]) -> None:
+    assert trust == [
+        {
+            "Effect": "Allow",
+            "Principal": {"Service": "ec2.amazonaws.com"},
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEqualsIfExists": {"aws:SourceAccount": ACCOUNT}},
+        }
     ]
 
 
@@ -399,7 +467,7 @@ def test_output_goes_to_the_log_group_and_never_holds_a_container_up(server: Ser
 def test_a_task_has_the_roles_and_runs_on_fargate(
     server: Server, task: dict[str, Any], outputs: dict[str, str]
 ) -> None:
-    assert (task["executionRoleArn"], task["taskRoleArn"]) == (outputs["ExecutionRole"], outputs["TaskRole"])
+    assert (task["executionRoleArn"], task["taskRoleArn"]) == (outputs["ExecutionRole"], outputs["RunnerRoleArn"])
     assert (task["requiresCompatibilities"], task["networkMode"]) == (["FARGATE"], "awsvpc")
     assert task["runtimePlatform"] == {
         "operatingSystemFamily": "LINUX",

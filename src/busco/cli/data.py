@@ -12,7 +12,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from busco.aws import client
-from busco.cli.releases import lake, me, named, show_glue
+from busco.cli.releases import lake, me, named, publishing, show_glue
 from busco.environments import code_version
 from busco.errors import BuscoError
 from busco.lake import pins, releases
@@ -184,6 +184,7 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
         manifest = store.get(f"{run.docs}manifest.json")
         if manifest is None:
             work(settings, key, nodes=["docs"])
+        run = open_run(publishing(settings), environment, key)
         try:
             release = releases.publish(run, project.audit(), me(), run.docs)
         except releases.OnHold as held:
@@ -191,7 +192,7 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
         except releases.Skipped as skipped:
             tell(f"not published: {skipped}")
             return 0
-        show_glue(settings, store, environment)
+        show_glue(settings, run.store, environment)
         tell(f"published {release.release}")
     return 0
 

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 import click
 
-from busco.aws import client
+from busco.aws import client, publisher_client
 from busco.catalog import glue
 from busco.errors import BuscoError
 from busco.lake import releases
@@ -43,6 +43,11 @@ def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
     return settings, ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout(settings.environment)
 
 
+def publishing(settings: Settings) -> ObjectStore:
+    """The lake as the role that publishes, for whoever may assume it (Airflow's role); else as oneself."""
+    return ObjectStore(publisher_client("s3", settings, or_own=True), settings.lake_bucket)
+
+
 def _require_answer(settings: Settings) -> None:
     """The local AWS is seen to be dead at once: boto3 would try for a minute."""
     if settings.platform != "embedded" or not settings.endpoint_url:
@@ -73,10 +78,14 @@ def named(release_id: str) -> str:
 
 
 def show_glue(settings: Settings, store: ObjectStore, environment: EnvironmentLayout) -> glue.Shown | None:
-    """Makes Glue show what is live, where there is something to show."""
+    """Makes Glue show what is live, where there is something to show.
+
+    Args:
+        store: one that may write the docs page (`publishing`).
+    """
     if environment.environment != "prod":
         return None
-    return glue.sync(client("glue", settings), store, environment, settings.database, LAYERS)
+    return glue.sync(publisher_client("glue", settings, or_own=True), store, environment, settings.database, LAYERS)
 
 
 @click.group("release")
@@ -133,7 +142,8 @@ def list_releases(form: str, most: int) -> None:
 @click.option("--reason", required=True, help="why; those who come after will read it")
 def rollback(release_id: str, reason: str) -> None:
     """Makes an older release's content live again, and holds publishing until `resume`."""
-    settings, store, environment = lake()
+    settings, _, environment = lake()
+    store = publishing(settings)
     made = releases.rollback(store, environment, named(release_id), me(), reason)
     show_glue(settings, store, environment)
     echo(f"{made.release} is live, with the content of {made.rolled_back_to}")
@@ -144,7 +154,8 @@ def rollback(release_id: str, reason: str) -> None:
 @click.option("--start/--no-start", default=True, help="start a new run in Airflow, where it runs")
 def resume(start: bool) -> None:
     """Ends the hold, names the runs that were skipped meanwhile, and starts a new run."""
-    settings, store, environment = lake()
+    settings, _, environment = lake()
+    store = publishing(settings)
     hold = releases.resume(store, environment)
     if hold is None:
         echo("there is no hold; nothing was done")

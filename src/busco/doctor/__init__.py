@@ -83,7 +83,7 @@ class Surroundings:
         return aws.first_answer(self)
 
 
-_ROLE = "let this role do it: deploy/aws/ecs.yaml, TaskRole in a container, StartTasksPolicy for Airflow"
+_ROLE = "let this role do it: deploy/aws/ecs.yaml, RunnerRole in a container, AirflowRole for Airflow"
 CHECKS: tuple[Check, ...] = (
     Check("variables", "machine.variables"),
     Check("files", "machine.files"),
@@ -92,7 +92,7 @@ CHECKS: tuple[Check, ...] = (
     Check("broker", "airflow.broker", "airflow"),
     Check("endpoint", "aws.endpoint", mend="is the network up? a way to S3 (VPC endpoint, NAT)? BUSCO_ENDPOINT_URL?"),
     Check("clock", "aws.clock", needs=("endpoint",)),
-    Check("role", "aws.role", needs=("endpoint",), mend="give the task a role (TaskRole of deploy/aws/ecs.yaml)"),
+    Check("role", "aws.role", needs=("endpoint",), mend="give the task a role (RunnerRole of deploy/aws/ecs.yaml)"),
     Check("lake bucket", "aws.lake_bucket", needs=("endpoint", "role"), mend=_ROLE),
     Check("conditional writes", "aws.conditional_writes", needs=("lake bucket",), mend=_ROLE),
     Check("landing bucket", "aws.landing_bucket", "dbt", needs=("endpoint", "role"), mend=_ROLE),

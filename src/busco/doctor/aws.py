@@ -69,7 +69,7 @@ def role(around: Surroundings) -> str:
     if found is None:
         raise BuscoError(
             "there are no AWS credentials",
-            "in a container: the task definition's task role (deploy/aws/ecs.yaml, TaskRole); else AWS_PROFILE",
+            "in a container: the task definition's task role (deploy/aws/ecs.yaml, RunnerRole); else AWS_PROFILE",
         )
     source = f"credentials from {found.method}"
     task = container.this_task()
@@ -115,15 +115,16 @@ def conditional_writes(around: Surroundings) -> str:
 
 
 def landing_bucket(around: Surroundings) -> str:
-    """The landing bucket is there, and may be listed."""
+    """The landing bucket is there, and may be listed by whoever ingests."""
     bucket = around.settings.landing_bucket
     if not bucket:
         raise Skipped("BUSCO_LANDING_BUCKET is not set")
-    try:
-        around.s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
-    except ClientError as error:
-        _refuse_bucket(error, bucket, "BUSCO_LANDING_BUCKET")
-        raise
+    with allowed(f"list {bucket}", "the ingest role alone may"):
+        try:
+            around.s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
+        except ClientError as error:
+            _refuse_bucket(error, bucket, "BUSCO_LANDING_BUCKET")
+            raise
     return bucket
 
 
@@ -185,13 +186,13 @@ def ecs_cluster(around: Surroundings) -> str:
 
 
 @contextmanager
-def allowed(action: str) -> Iterator[None]:
+def allowed(action: str, hint: str = "run doctor as whoever deployed it") -> Iterator[None]:
     """Raises Skipped where this role may not look."""
     try:
         yield
     except ClientError as error:
         if error.response["Error"]["Code"] in ("AccessDenied", "AccessDeniedException"):
-            raise Skipped(f"this role may not {action}: run doctor as whoever deployed it") from error
+            raise Skipped(f"this role may not {action}: {hint}") from error
         raise
 
 

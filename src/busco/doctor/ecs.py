@@ -40,7 +40,7 @@ def task_definitions(around: Surroundings) -> str:
 
 
 def roles(around: Surroundings) -> str:
-    """Each task definition names the roles that its containers need, and they exist."""
+    """Each task definition names the roles that its containers need, and they exist; so do those of the settings."""
     wanted: dict[str, None] = {}
     for found in _definitions(around).values():
         for kind in ("taskRoleArn", "executionRoleArn"):
@@ -48,9 +48,11 @@ def roles(around: Surroundings) -> str:
                 raise BuscoError(
                     f"{found['family']} has no {kind}: its containers "
                     + ("have no credentials" if kind == "taskRoleArn" else "can't be started on Fargate"),
-                    "deploy deploy/aws/ecs.yaml (TaskRole, ExecutionRole)",
+                    "deploy deploy/aws/ecs.yaml (RunnerRole, ExecutionRole)",
                 )
             wanted[found[kind].rpartition("/")[2]] = None
+    settings = around.settings
+    wanted |= {arn.rpartition("/")[2]: None for arn in (settings.runner_role_arn, settings.ingest_role_arn) if arn}
     iam = around.client("iam")
     for name in wanted:
         with allowed("iam:GetRole"):

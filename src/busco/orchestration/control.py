@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.exceptions import AirflowFailException, AirflowSkipException
 
-from busco.aws import client
+from busco.aws import client, publisher_client
 from busco.catalog import glue
 from busco.environments import code_version
 from busco.errors import BuscoError
@@ -78,7 +78,7 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
         AirflowSkipException: on hold, superseded, or rolled back since.
         AirflowFailException: refused, with what to clear.
     """
-    settings, store, environment = _lake()
+    settings, store, environment = _lake(publishes=True)
     try:
         run = open_run(store, environment, run_key(dag_id, run_id))
         manifest = store.get(f"{run.docs}manifest.json")
@@ -102,11 +102,11 @@ def show() -> None:
     Raises:
         AirflowFailException: a Glue database is missing.
     """
-    settings, store, environment = _lake()
+    settings, store, environment = _lake(publishes=True)
     if environment.environment != "prod":
         raise AirflowSkipException(f"Glue shows prod only, not {environment.environment}")
     try:
-        shown = glue.sync(client("glue", settings), store, environment, settings.database, LAYERS)
+        shown = glue.sync(publisher_client("glue", settings), store, environment, settings.database, LAYERS)
     except BuscoError as error:
         raise AirflowFailException(str(error)) from error
     if shown is None:
@@ -142,7 +142,7 @@ def rollback(release: str, reason: str, who: str) -> str:
     Raises:
         AirflowFailException: no such release, or no reason.
     """
-    _, store, environment = _lake()
+    _, store, environment = _lake(publishes=True)
     try:
         made = releases.rollback(store, environment, release.strip(), who, reason)
     except BuscoError as error:
@@ -160,7 +160,7 @@ def resume(context: Any) -> list[str]:
     Raises:
         AirflowFailException: another hold was set since; this DAG run leaves it alone.
     """
-    _, store, environment = _lake()
+    _, store, environment = _lake(publishes=True)
     run = context["dag_run"]
     try:
         hold = releases.resume(store, environment, f"{run.dag_id}/{run.run_id}")
@@ -174,11 +174,12 @@ def resume(context: Any) -> list[str]:
     return list(hold.skipped)
 
 
-def _lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
+def _lake(publishes: bool = False) -> tuple[Settings, ObjectStore, EnvironmentLayout]:
+    """The lake of this process's settings; as the role that publishes, where that is what the caller does."""
     settings = get_settings()
     try:
         require_lake(settings)
+        s3 = publisher_client("s3", settings) if publishes else client("s3", settings)
     except BuscoError as error:
         raise AirflowFailException(str(error)) from error
-    store = ObjectStore(client("s3", settings), settings.lake_bucket)
-    return settings, store, EnvironmentLayout(settings.environment)
+    return settings, ObjectStore(s3, settings.lake_bucket), EnvironmentLayout(settings.environment)

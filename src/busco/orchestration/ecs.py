@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from busco.lake.records import Ending, Order, Pin, Runner
 from busco.orchestration.async_aws import async_client
-from busco.orchestration.ecs_task import placement, started_by, task_definition
+from busco.orchestration.ecs_task import overrides, placement, started_by, task_definition
 from busco.orchestration.launch import Say, Starting, command
 from busco.orchestration.places import LISTED, STALE, UNSEEN, Holder, Places, Unreachable, is_over
 from busco.orchestration.slots import Slots
@@ -140,20 +140,15 @@ class EcsLauncher:
         raise Unreachable(stop, _at_once(answer))
 
     def request(self, words: Sequence[str], token: str, size: str = "", client_token: str = "") -> dict[str, Any]:
-        """RunTask's arguments. Nothing in them is secret: ECS shows them to whoever may DescribeTasks."""
+        """RunTask's arguments."""
         settings = self.settings
-        override = {
-            "name": settings.ecs_container,
-            "command": list(words),
-            "environment": [{"name": "BUSCO_ENVIRONMENT", "value": settings.environment}],
-        }
         request: dict[str, Any] = {
             "cluster": settings.ecs_cluster,
             "taskDefinition": task_definition(settings, size),
             "count": 1,
             "clientToken": client_token or token,
             "startedBy": started_by(token),
-            "overrides": {"containerOverrides": [override]},
+            "overrides": overrides(settings, words),
         }
         return request | placement(settings)
 

@@ -25,18 +25,13 @@ def ecs_task_arguments(
         size: of the task definition, BUSCO_ECS_SIZE if not said.
         timeout: for a deferred task Airflow's `execution_timeout` counts only while a worker has it.
     """
-    override = {
-        "name": settings.ecs_container,
-        "command": list(command),
-        "environment": [{"name": "BUSCO_ENVIRONMENT", "value": settings.environment}],
-    }
     where = placement(settings)
     return {
         "aws_conn_id": None,
         "region_name": settings.region,
         "cluster": settings.ecs_cluster,
         "task_definition": task_definition(settings, size),
-        "overrides": {"containerOverrides": [override]},
+        "overrides": overrides(settings, command),
         # the operator's own default is EC2; a strategy goes before it
         "launch_type": settings.ecs_launch_type,
         "capacity_provider_strategy": where.get("capacityProviderStrategy"),
@@ -51,6 +46,18 @@ def ecs_task_arguments(
         "waiter_delay": _EVERY,
         "waiter_max_attempts": max(1, int(timeout.total_seconds() / _EVERY)),
     }
+
+
+def overrides(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
+    """RunTask's `overrides` for `busco <words>`: the command, and the role of its duty. Nothing in them is secret: ECS
+    shows them to whoever may DescribeTasks."""
+    override = {
+        "name": settings.ecs_container,
+        "command": list(words),
+        "environment": [{"name": "BUSCO_ENVIRONMENT", "value": settings.environment}],
+    }
+    role = settings.ingest_role_arn if words[0] == "ingest" else settings.runner_role_arn
+    return {"containerOverrides": [override], **({"taskRoleArn": role} if role else {})}
 
 
 def task_definition(settings: Settings, size: Size | str | None = None) -> str:

@@ -1,0 +1,281 @@
+"""The policies' text: what `deploy/aws/lake.yaml` says of its bucket and of readers, and `ecs.yaml` of its key.
+
+The local AWS deploys the bucket's policy only where it is asked to, as here: it knows no condition keys of conditional
+writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import yaml
+from own_aws import ROOT, Server, quiet, started
+from policies import ACCOUNT, REGION, decision, managed, resource_decision
+
+from busco.embedded import aws, stacks
+from busco.lake import layout
+from busco.lake.layout import EnvironmentLayout, RunLayout
+
+HERE = f"{REGION}:{ACCOUNT}"
+LAKE, LOGS = "arn:aws:s3:::strict-lake", "arn:aws:s3:::strict-logs"
+PROD = EnvironmentLayout("prod")
+RUN = RunLayout(PROD.epoch("r", 1))
+# Which condition the protocol writes each record under. The keys are made where the platform makes them.
+ONCE = [
+    layout.delivery("olist", "orders", "orders.csv", 1),
+    PROD.metadata("gold.fct_orders", "1a"),
+    PROD.release("r20261124T101500-0f3c"),
+    PROD.selection("0f3c"),
+    RUN.pin,
+    RUN.order("shared", 1),
+    RUN.runner(1),
+    RUN.ending(1),
+]
+SWAPPED = [
+    PROD.current,
+    EnvironmentLayout("dev_me").current,
+    PROD.doctor,
+    RUN.entry("gold.fct_orders"),
+    RUN.follower("models.fct_orders_run"),
+    "docs/index.html",
+    layout.docs_page("bakery"),
+]
+# One writer's own, or under a name that nobody else uses: written without one.
+FREE = [
+    f"{PROD.data('gold.fct_orders', '1a')}/a.parquet",
+    layout.bronze_object("olist", "orders", "1a", "2b"),
+    layout.quarantine("olist", "orders", "orders.csv", "2b"),
+    f"{PROD.iceberg('gold.fct_orders')}/metadata/1a.avro",
+    RUN.heartbeat(1),
+    RUN.result("model.busco.fct_orders", 1),
+    RUN.log("model.busco.fct_orders", 1),
+    "docs/r/1/manifest.json",
+    "docs/r/1/index.html",
+]
+CREATES = {"s3:ObjectCreationOperation": "true"}
+NEW, SAME = {**CREATES, "s3:if-none-match": "*"}, {**CREATES, "s3:if-match": '"0f3c"'}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with mock.patch.dict(os.environ):
+        running = started(tmp_path_factory.mktemp("state"))
+        yield running
+        aws.down(running.settings, quiet)
+
+
+@pytest.fixture(scope="module")
+def outputs(server: Server) -> dict[str, str]:
+    """The lake's stack, deployed once more under other names, as AWS gets it."""
+    parameters = {f"{kind}BucketName": f"strict-{kind.lower()}" for kind in ("Lake", "Landing", "Logs")}
+    parameters |= {"GluePrefix": "strict_", "WorkgroupName": "strict"}
+    cloudformation, template = server.client("cloudformation"), (ROOT / stacks.TEMPLATES[stacks.LAKE]).read_text()
+    # deploy names its template by the stack, where something fails
+    with mock.patch.dict(stacks.TEMPLATES, {"strict": stacks.TEMPLATES[stacks.LAKE]}):
+        return stacks.deploy(cloudformation, "strict", template, parameters)
+
+
+@pytest.fixture(scope="module")
+def bucket(server: Server, outputs: dict[str, str]) -> dict[str, Any]:
+    policy = server.client("s3").get_bucket_policy(Bucket=outputs["LakeBucket"])["Policy"]
+    found: dict[str, Any] = json.loads(policy)
+    return found
+
+
+def refuses(bucket: dict[str, Any], key: str, context: dict[str, str], action: str = "s3:PutObject") -> bool:
+    tls = {"aws:SecureTransport": "true"}
+    return resource_decision(bucket, action, f"{LAKE}/{key}", context | tls) == "Deny"
+
+
+@pytest.mark.parametrize("key", ONCE)
+def test_what_is_written_once_is_never_overwritten(bucket: dict[str, Any], key: str) -> None:
+    assert refuses(bucket, key, CREATES)
+    assert refuses(bucket, key, SAME)
+    assert not refuses(bucket, key, NEW)
+
+
+@pytest.mark.parametrize("key", SWAPPED)
+def test_what_is_swapped_is_not_written_blindly(bucket: dict[str, Any], key: str) -> None:
+    assert refuses(bucket, key, CREATES)
+    assert not refuses(bucket, key, SAME)
+    assert not refuses(bucket, key, NEW)
+
+
+@pytest.mark.parametrize("key", FREE)
+def test_data_files_and_what_one_writer_owns_need_no_condition(bucket: dict[str, Any], key: str) -> None:
+    assert not refuses(bucket, key, CREATES)
+
+
+def test_parts_of_an_upload_and_reads_are_not_concerned(bucket: dict[str, Any]) -> None:
+    for key in (*ONCE, *SWAPPED):
+        # CreateMultipartUpload and UploadPart take no condition (S3 user guide, "Enforce conditional writes")
+        assert not refuses(bucket, key, {"s3:ObjectCreationOperation": "false"})
+        assert not refuses(bucket, key, {}, "s3:GetObject")
+
+
+def test_each_bucket_refuses_plain_http(server: Server, outputs: dict[str, str]) -> None:
+    s3 = server.client("s3")
+    for name in ("LakeBucket", "LandingBucket", "LogsBucket"):
+        statement = json.loads(s3.get_bucket_policy(Bucket=outputs[name])["Policy"])["Statement"][0]
+        assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+        assert (statement["Effect"], statement["Principal"], statement["Action"]) == ("Deny", "*", "s3:*")
+        assert statement["Resource"] == [f"arn:aws:s3:::{outputs[name]}", f"arn:aws:s3:::{outputs[name]}/*"]
+
+
+# -- readers ----------------------------------------------------------------------------------------------------------
+
+GLUE = f"arn:aws:glue:{HERE}"
+DATA = f"{LAKE}/{PROD.data('gold.fct_orders', '1a')}/a.parquet"
+WORKGROUP = f"arn:aws:athena:{HERE}:workgroup/strict"
+# as wide a policy as somebody may have beside it
+ADMIN = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+READS: list[tuple[str, str]] = [
+    ("athena:StartQueryExecution", WORKGROUP),
+    ("athena:GetQueryExecution", WORKGROUP),
+    ("athena:GetQueryResults", WORKGROUP),
+    ("athena:StopQueryExecution", WORKGROUP),
+    ("athena:GetWorkGroup", WORKGROUP),
+    ("athena:ListWorkGroups", "*"),
+    ("athena:GetDataCatalog", f"arn:aws:athena:{HERE}:datacatalog/AwsDataCatalog"),
+    *[
+        ("glue:GetTable", f"{GLUE}:{one}")
+        for one in ("catalog", "database/strict_gold", "table/strict_gold/fct_orders")
+    ],
+    ("glue:GetDatabases", f"{GLUE}:catalog"),
+    ("glue:GetDatabase", f"{GLUE}:database/default"),
+    ("s3:GetObject", DATA),
+    ("s3:GetObject", f"{LAKE}/{layout.bronze_object('olist', 'orders', '1a', '2b')}"),
+    ("s3:GetObject", f"{LAKE}/{PROD.metadata('gold.fct_orders', '1a')}"),
+    ("s3:GetObject", f"{LAKE}/docs/index.html"),
+    ("s3:ListBucket", LAKE),
+    ("s3:GetBucketLocation", LAKE),
+    ("s3:PutObject", f"{LOGS}/athena/a.csv"),
+    ("s3:GetObject", f"{LOGS}/athena/a.csv"),
+]
+WRITES: list[tuple[str, str]] = [
+    *[
+        (f"glue:{verb}", f"{GLUE}:{one}")
+        for verb in (
+            "CreateTable",
+            "UpdateTable",
+            "DeleteTable",
+            "BatchDeleteTable",
+            "BatchCreatePartition",
+            "TagResource",
+        )
+        for one in ("catalog", "database/strict_gold", "table/strict_gold/fct_orders")
+    ],
+    ("glue:CreateDatabase", f"{GLUE}:database/mine"),
+    ("glue:PutResourcePolicy", f"{GLUE}:catalog"),
+    *[
+        (f"s3:{verb}", f"{LAKE}/{key}")
+        for verb in ("PutObject", "DeleteObject", "DeleteObjectVersion", "PutObjectTagging", "RestoreObject")
+        for key in (*ONCE, *SWAPPED, *FREE)
+    ],
+    ("s3:PutBucketPolicy", LAKE),
+    ("s3:PutBucketVersioning", LAKE),
+    ("s3:GetObject", f"{LAKE}/{layout.quarantine('olist', 'orders', 'orders.csv', '2b')}"),
+    ("s3:GetObjectVersion", f"{LAKE}/{layout.quarantine('olist', 'orders', 'orders.csv', '2b')}"),
+]
+NOT_GIVEN: list[tuple[str, str]] = [
+    ("s3:GetObject", f"{LAKE}/{layout.delivery('olist', 'orders', 'orders.csv', 1)}"),
+    ("s3:GetObject", f"{LAKE}/{RUN.pin}"),
+    ("s3:GetObject", f"{LAKE}/{EnvironmentLayout('dev_me').data('gold.fct_orders', '1a')}/a.parquet"),
+    ("s3:GetObject", f"{LOGS}/airflow/a.log"),
+    ("s3:GetObject", "arn:aws:s3:::strict-landing/olist/orders/orders.csv"),
+    ("athena:StartQueryExecution", f"arn:aws:athena:{HERE}:workgroup/primary"),
+    ("glue:GetTable", f"{GLUE}:table/finance/salaries"),
+]
+
+
+@pytest.fixture(scope="module")
+def readers(server: Server, outputs: dict[str, str]) -> dict[str, Any]:
+    return managed(server.client("iam"), outputs["ReadersPolicy"])
+
+
+@pytest.mark.parametrize(("action", "resource"), READS)
+def test_readers_may(readers: dict[str, Any], action: str, resource: str) -> None:
+    assert decision([readers], action, resource, {}) == "Allow"
+
+
+@pytest.mark.parametrize(("action", "resource"), WRITES)
+def test_readers_may_not_whatever_else_they_have(readers: dict[str, Any], action: str, resource: str) -> None:
+    assert decision([readers, ADMIN], action, resource, {}) == "Deny"
+
+
+@pytest.mark.parametrize(("action", "resource"), NOT_GIVEN)
+def test_readers_are_given_the_live_tables_alone(readers: dict[str, Any], action: str, resource: str) -> None:
+    assert decision([readers], action, resource, {}) == "ImplicitDeny"
+
+
+def test_the_readers_policy_is_as_short_as_iam_takes_it(readers: dict[str, Any]) -> None:
+    # IAM user guide, "IAM and AWS STS quotas": 6,144 characters without white space
+    assert len(json.dumps(readers, separators=(",", ":"))) <= 6144
+
+
+# -- the topic of alerts ----------------------------------------------------------------------------------------------
+
+
+class Resolved(yaml.SafeLoader):
+    """CloudFormation's YAML, its references made what they are in this account."""
+
+
+def _resolved(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    if suffix == "GetAtt" and isinstance(node, yaml.ScalarNode):
+        return f"arn:aws:iam::{ACCOUNT}:role/{node.value.partition('.')[0]}"
+    if not isinstance(node, yaml.ScalarNode):
+        return None
+    text = str(node.value)
+    known = {"Partition": "aws", "AccountId": ACCOUNT, "Region": REGION, "URLSuffix": "amazonaws.com"}
+    for name, value in known.items():
+        text = text.replace(f"${{AWS::{name}}}", value)
+        text = value if text == f"AWS::{name}" else text
+    return text
+
+
+Resolved.add_multi_constructor("!", _resolved)
+TO_PUBLISH = ("kms:Decrypt", "kms:GenerateDataKey", "kms:GenerateDataKeyPair")
+ALARM = {"aws:SourceAccount": ACCOUNT, "aws:SourceArn": f"arn:aws:cloudwatch:{HERE}:alarm:disk"}
+OTHERS = {"aws:SourceAccount": "111111111111", "aws:SourceArn": f"arn:aws:cloudwatch:{REGION}:111111111111:alarm:a"}
+BY_SNS = {"kms:ViaService": f"sns.{REGION}.amazonaws.com"}
+
+
+@pytest.fixture(scope="module")
+def resources() -> dict[str, Any]:
+    """Those of ecs.yaml: the local AWS deploys its key, and serves no KMS that could be asked for the policy."""
+    template = yaml.load((ROOT / stacks.TEMPLATES[stacks.ECS]).read_text(), Resolved)
+    found: dict[str, Any] = template["Resources"]
+    return found
+
+
+def test_each_topic_is_encrypted_with_the_customer_key(resources: dict[str, Any]) -> None:
+    topics = {name: one["Properties"] for name, one in resources.items() if one["Type"] == "AWS::SNS::Topic"}
+    assert set(topics) == {"AlertsTopic"}
+    assert all(one["KmsMasterKeyId"].endswith("role/AlertsKey") for one in topics.values()), "!GetAtt AlertsKey.Arn"
+    assert resources["AlertsKey"]["Properties"]["EnableKeyRotation"] is True
+
+
+@pytest.mark.parametrize("action", TO_PUBLISH)
+def test_alarms_and_airflow_use_the_key_and_nobody_else_does(resources: dict[str, Any], action: str) -> None:
+    policy = resources["AlertsKey"]["Properties"]["KeyPolicy"]
+    delegated = policy["Statement"][0]
+    assert (delegated["Principal"], delegated["Sid"]) == (
+        {"AWS": f"arn:aws:iam::{ACCOUNT}:root"},
+        "TheAccountManagesIt",
+    )
+    named = {**policy, "Statement": policy["Statement"][1:]}
+
+    def asked(context: dict[str, str], who: str, service: str = "") -> bool:
+        return resource_decision(named, action, f"arn:aws:kms:{HERE}:key/0f3c", context, who, service) == "Allow"
+
+    assert asked(ALARM, "service", "cloudwatch.amazonaws.com")
+    assert not asked(OTHERS, "service", "cloudwatch.amazonaws.com")
+    assert not asked({}, "service", "cloudwatch.amazonaws.com")
+    assert asked(BY_SNS, "AirflowRole")
+    assert not asked({}, "AirflowRole")
+    assert not asked(BY_SNS, "RunnerRole")
