@@ -29,6 +29,7 @@ RUN = RunLayout(PROD.epoch("r", 1))
 ONCE = [
     layout.delivery("olist", "orders", "orders.csv", 1),
     PROD.metadata("gold.fct_orders", "1a"),
+    f"{PROD.iceberg('gold.fct_orders')}/metadata/1a.avro",
     PROD.release("r20261124T101500-0f3c"),
     PROD.selection("0f3c"),
     RUN.pin,
@@ -50,7 +51,6 @@ FREE = [
     f"{PROD.data('gold.fct_orders', '1a')}/a.parquet",
     layout.bronze_object("olist", "orders", "1a", "2b"),
     layout.quarantine("olist", "orders", "orders.csv", "2b"),
-    f"{PROD.iceberg('gold.fct_orders')}/metadata/1a.avro",
     RUN.heartbeat(1),
     RUN.result("model.busco.fct_orders", 1),
     RUN.log("model.busco.fct_orders", 1),
@@ -90,6 +90,14 @@ def bucket(server: Server, outputs: dict[str, str]) -> dict[str, Any]:
 def refuses(bucket: dict[str, Any], key: str, context: dict[str, str], action: str = "s3:PutObject") -> bool:
     tls = {"aws:SecureTransport": "true"}
     return resource_decision(bucket, action, f"{LAKE}/{key}", context | tls) == "Deny"
+
+
+def test_the_policy_asks_for_a_condition_where_the_protocol_writes_one(bucket: dict[str, Any]) -> None:
+    asked = {one["Sid"]: {name.removeprefix(f"{LAKE}/") for name in one["Resource"]} for one in bucket["Statement"][1:]}
+    assert asked == {
+        "RecordsThatAreWrittenOnce": set(layout.WRITTEN_ONCE),
+        "RecordsThatAreSwapped": set(layout.SWAPPED),
+    }
 
 
 @pytest.mark.parametrize("key", ONCE)
