@@ -20,7 +20,8 @@ import botocore.session
 from botocore.config import Config
 
 from busco.embedded import docker_engine, processes, stacks
-from busco.embedded.local_aws_server import IDENTITY_PATH, lake_folder
+from busco.embedded.door import IDENTITY_PATH
+from busco.embedded.local_aws_server import lake_folder
 from busco.errors import BuscoError
 from busco.settings import Settings, get_settings, read_env_file
 

@@ -12,39 +12,23 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import resource
 import socket
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from email.utils import formatdate
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from busco.embedded import s3_intents
+from busco.embedded.confinement import Address, confine
+from busco.embedded.door import SERVICES, guarded
 from busco.text import guard
-
-# What our templates deploy, now or later; the rest (databases, Lambda, SFTP, message brokers …) is never imported.
-SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecs-metadata,ecr,monitoring,events"
-IDENTITY_PATH = "/_busco/identity"
-# MiniStack's own switches, which no AWS has: one request to the first, which any web page could send, would delete
-# the lake.
-REFUSED_PATHS = ("/_ministack/reset", "/_ministack/config", "/_localstack/reset")
 
 # A laptop's disk is small: lake.yaml's OldVersionDays is for AWS.
 OLD_VERSION_DAYS = 7
 # Seconds that ECS tasks get to end when a container that this is in is stopped, within serve.GRACE.
 STACK_GRACE = 45
-# What MiniStack would run in this process, with its rights: no job of ours is one of Glue's.
-REFUSED_ACTIONS = ("AWSGlue.CreateJob", "AWSGlue.UpdateJob", "AWSGlue.StartJobRun")
-# Asked without a signature: who serves, whether it does, and what a container asks about its task.
-UNSIGNED_PATHS = (IDENTITY_PATH, "/_ministack/health", "/v2/", "/v3/", "/v4/")
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[Any]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 def lake_folder(state: Path, lake: str) -> Path:
@@ -91,52 +75,6 @@ def environment(
     }
 
 
-def guarded(app: App, identity: Mapping[str, Any], names: Collection[str] = ()) -> App:
-    """The app with a page that says who serves, without MiniStack's own switches, and closed to web pages.
-
-    It asks nobody for a password, and its ECS may start containers: a page that is open in a browser on this machine
-    must not reach it. Browsers say where a request comes from (Origin: Fetch standard, "Origin header"), which no SDK
-    does; and a page whose own name was made to mean this address says that name (Host), which is none of ours.
-
-    Args:
-        names: what others than this machine call it.
-    """
-    known = {"127.0.0.1", "localhost", "::1", *names}
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope.get("path", "") if scope["type"] == "http" else ""
-        said = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
-        if b"origin" in said or said.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
-            await _reply(send, 403, {"message": "web pages may not ask the local AWS"})
-        elif not _is_ours(said.get(b"host", ""), known):
-            await _reply(send, 403, {"message": "the local AWS is not known by that name"})
-        elif scope["type"] == "http" and not _is_signed(scope, said) and not path.startswith(UNSIGNED_PATHS):
-            # a browser's plain GET says neither where it comes from nor who asks; each SDK signs what it asks
-            await _reply(send, 403, {"message": "requests must be signed, with any key"})
-        elif said.get(b"x-amz-target", "") in REFUSED_ACTIONS:
-            await _reply(send, 403, {"__type": "AccessDeniedException", "message": "Glue jobs are not offered here"})
-        elif path == IDENTITY_PATH:
-            await _reply(send, 200, identity)
-        elif path.rstrip("/") in REFUSED_PATHS:
-            await _reply(send, 403, {"message": "not offered here: see busco aws --help"})
-        else:
-            await app(scope, receive, send)
-
-    return serve
-
-
-def _is_signed(scope: Scope, said: Mapping[bytes, str]) -> bool:
-    """Whether a request is signed, or its address is (Signature Version 4 and 2), whatever the key."""
-    query = scope.get("query_string", b"")
-    return b"authorization" in said or b"Signature=" in query
-
-
-def _is_ours(host: str, known: Collection[str]) -> bool:
-    """Whether a Host header names this server, or a bucket of it (`bucket.s3.localhost`)."""
-    name = urlsplit(f"//{host}").hostname or ""
-    return not host or any(name == one or name.endswith(f".{one}") for one in known)
-
-
 def adopt_buckets(provisioners: Any) -> None:
     """Lets a stack take over the buckets that are there, as it does on AWS with `ImportExistingResources`.
 
@@ -176,10 +114,10 @@ def alone(lock: Path) -> None:
     os.write(descriptor, str(os.getpid()).encode())
 
 
-async def _reply(send: Send, status: int, content: Mapping[str, Any]) -> None:
-    headers = [(b"content-type", b"application/json"), (b"date", formatdate(usegmt=True).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(dict(content)).encode()})
+def engine_address(docker_host: str) -> Address:
+    """Where a Docker engine is, of `unix:///var/run/docker.sock` or `tcp://host:port`."""
+    found = urlsplit(docker_host)
+    return found.path if found.scheme == "unix" else (found.hostname or "", found.port or 2375)
 
 
 def main() -> None:
@@ -220,13 +158,22 @@ def main() -> None:
     from ministack.services import s3
     from ministack.services.cloudformation import provisioners
 
-    from busco.embedded import athena_iceberg, docker_engine, ecs_containers, local_ecs, s3_limits, task_definitions
+    from busco.embedded import (
+        athena_iceberg,
+        docker_engine,
+        ecs_containers,
+        local_ecs,
+        provisioned,
+        s3_limits,
+        task_definitions,
+    )  # fmt: skip
 
     guard()  # of MiniStack's log too, which has set itself up by now
     s3_intents.install(s3, folder / "s3-intents")
     s3_limits.install(s3)
     adopt_buckets(provisioners)
     task_definitions.install(provisioners)
+    provisioned.install()
     endpoint = f"http://127.0.0.1:{given.port}"
     athena_iceberg.install(athena_iceberg.Reader(endpoint, given.region))
 
@@ -245,6 +192,8 @@ def main() -> None:
     pid = os.getpid()
     print(f"event=local_aws_start lake={given.lake} endpoint={endpoint} pid={pid} repaired={repaired}", flush=True)
     names = [one for one in (given.address, given.host_name) if one]
+    confine([("127.0.0.1", given.port), engine_address(variables["DOCKER_HOST"])])
+    print("event=local_aws_confined", flush=True)
     asyncio.run(serve(guarded(app, {"lake": given.lake, "pid": pid}, names), config))  # type: ignore[arg-type]
 
 
