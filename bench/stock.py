@@ -32,8 +32,8 @@ busco:
       config_options: {{extension_directory: /opt/stock/extensions, autoinstall_known_extensions: false}}
       secrets:
         - type: s3
-          key_id: busco-local
-          secret: busco-local
+          key_id: {key}
+          secret: {secret}
           region: {region}
           endpoint: "{{{{ env_var('AWS_ENDPOINT_URL') | replace('http://', '') }}}}"
           use_ssl: false
@@ -120,7 +120,12 @@ def tasks() -> list[str]:
 def _project(folder: Path, settings: Settings) -> None:
     shutil.copytree(ROOT / "dbt_project", folder, ignore=shutil.ignore_patterns("target", "logs"))
     shutil.copy(ROOT / "src/busco/warehouse/dbt_package/macros/schema.sql", folder / "macros/schema.sql")
-    profile = _PROFILE.format(bucket=settings.lake_bucket, region=settings.region)
+    profile = _PROFILE.format(
+        bucket=settings.lake_bucket,
+        region=settings.region,
+        key=os.environ["AWS_ACCESS_KEY_ID"],
+        secret=os.environ["AWS_SECRET_ACCESS_KEY"],
+    )
     (folder / "profiles.yml").write_text(profile)
     said = yaml.safe_load((folder / "dbt_project.yml").read_text())
     said["models"]["busco"] |= {"+materialized": "external"}

@@ -78,8 +78,8 @@ def plain() -> list[str]:
     said = {
         "BUSCO_ENDPOINT_URL": f"http://host.docker.internal:{port}",
         "AWS_ENDPOINT_URL": f"http://host.docker.internal:{port}",
-        "AWS_ACCESS_KEY_ID": "busco-local",
-        "AWS_SECRET_ACCESS_KEY": "busco-local",
+        "AWS_ACCESS_KEY_ID": os.environ["AWS_ACCESS_KEY_ID"],
+        "AWS_SECRET_ACCESS_KEY": os.environ["AWS_SECRET_ACCESS_KEY"],
         "BUSCO_LAKE_BUCKET": settings.lake_bucket,
         "BUSCO_REGION": settings.region,
     }

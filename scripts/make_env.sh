@@ -9,7 +9,10 @@ umask 077
 scratch=$(mktemp .env.XXXXXX)
 trap 'rm -f "$scratch"' EXIT
 # without the line ends of Windows, and with one at its end
-if [[ -f .env ]]; then tr -d '\r' <.env | awk 1 >"$scratch"; fi
+# and without the keys of earlier versions, which local-aws does not know
+if [[ -f .env ]]; then
+    tr -d '\r' <.env | awk '!/^AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)=busco-local$/' >"$scratch"
+fi
 secret() { od -An -tx1 -N24 /dev/urandom | tr -d ' \n'; }
 socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
 socket=${socket#unix://}

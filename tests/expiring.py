@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import re
@@ -14,15 +15,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import unquote, urlparse
 
+from botocore.auth import S3SigV4Auth, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
 from tests.loopback import Handler, serving
 
 TOKEN = "an-authorization-token"
-_KEY = re.compile(r"Credential=([^/]+)/")
+_KEY = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/([^/]+)/")
 _EXPIRED = (
     b'<?xml version="1.0" encoding="UTF-8"?>\n'
     b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 )
 _OF_THE_CONNECTION = frozenset({"connection", "transfer-encoding", "content-length", "host", "date", "server"})
+_NOT_PASSED_ON = _OF_THE_CONNECTION | {
+    "authorization", "x-amz-date", "x-amz-security-token", "x-amz-content-sha256"
+}  # fmt: skip
 
 
 @dataclass
@@ -76,8 +84,9 @@ class Expiring:
 
 
 @contextmanager
-def expiring(seconds: float, upstream: str) -> Iterator[Expiring]:
-    """Credentials that live so long, and a way to the local AWS at `upstream` for those that have not expired."""
+def expiring(seconds: float, upstream: str, owner: Credentials) -> Iterator[Expiring]:
+    """Credentials that live so long, and a way to the local AWS at `upstream` for those that have not expired: it
+    passes on what they asked for as the local AWS's owner."""
     made = Expiring(seconds)
     target = urlparse(upstream)
 
@@ -100,9 +109,14 @@ def expiring(seconds: float, upstream: str) -> Iterator[Expiring]:
             made.used[key] += 1
             if self.command in ("GET", "HEAD"):
                 made.wait(unquote(self.path))
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_THE_CONNECTION}
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in _NOT_PASSED_ON}
+            asked = AWSRequest(self.command, f"{upstream}{self.path}", headers, body)
+            region, service = (found.group(2), found.group(3)) if found else ("", "")
+            if service == "s3":
+                asked.headers["x-amz-content-sha256"] = hashlib.sha256(body).hexdigest()
+            (S3SigV4Auth if service == "s3" else SigV4Auth)(owner, service, region).add_auth(asked)
             upward = http.client.HTTPConnection(str(target.hostname), target.port, timeout=30)
-            upward.request(self.command, self.path, body, {**headers, "Host": target.netloc})
+            upward.request(self.command, self.path, body, dict(asked.headers.items()))
             answer = upward.getresponse()
             content = answer.read()
             upward.close()

@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     environment: str = Field(
         default="prod", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="the lake's environment to run in"
     )
+    local_role: Literal["", "airflow", "runner", "ingest", "none"] = Field(
+        default="",
+        description="the role that a process of the embedded platform has; empty: the local AWS's owner",
+    )
     execution: Literal["local", "ecs_shared", "ecs"] = Field(
         default="local",
         description="how models run: `local` one process on this machine, `ecs_shared` one ECS task for the run, `ecs` "
@@ -166,6 +170,11 @@ class Settings(BaseSettings):
         description="name by which containers reach the local AWS, where it runs in one itself; empty: by this "
         "machine's address on Docker's bridge",
     )
+    local_aws_tasks_host: str = Field(
+        default="",
+        description="name by which ECS tasks reach the local AWS on a network of their own, where it runs in a "
+        "container itself; empty: as others do, at the next port",
+    )
     local_aws_port: int = Field(default=0, ge=0, le=65535, description="port of the local AWS; 0 picks a free one")
     graph_dir: Path | None = Field(
         default=None,
@@ -242,6 +251,11 @@ class Settings(BaseSettings):
         return f"{self.glue_prefix}{layer}"
 
 
+def env_file(state: Path, role: str = "") -> Path:
+    """The file of the variables with which its owner, or a process that has a role, reaches the local AWS."""
+    return state / (f"aws-{role}.env" if role else "aws.env")
+
+
 def read_env_file(path: Path) -> dict[str, str]:
     """The variables of a file of `NAME=value` lines; empty where the file doesn't exist."""
     if not path.is_file():
@@ -255,8 +269,9 @@ def read_env_file(path: Path) -> dict[str, str]:
 def get_settings() -> Settings:
     """The settings of this process.
 
-    In the embedded platform the local AWS's variables (`aws.env`) are put into this process's environment, so that
-    boto3 and children see them too; BUSCO_ variables that are set already stay.
+    In the embedded platform the local AWS's variables (`aws.env`, or a role's where BUSCO_LOCAL_ROLE names one) are put
+    into this process's environment, so that boto3 and children see them too; BUSCO_ variables that are set already
+    stay.
 
     Raises:
         BuscoError: a variable's value makes no sense; it is named. Or the state folder can't be made, or belongs to
@@ -274,7 +289,7 @@ def get_settings() -> Settings:
                 f"{error.strerror}",
                 "set it to a folder of your own",
             ) from error
-        _point_at_local_aws(read_env_file(settings.state / "aws.env"))
+        _point_at_local_aws(read_env_file(env_file(settings.state, settings.local_role)))
         settings = _read()
     return settings
 
@@ -303,11 +318,18 @@ def require_project(settings: Settings) -> None:
         )
 
 
+# where else SDKs would find credentials (boto3 documentation, "Credentials")
+_OTHER_CREDENTIALS = (
+    "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)  # fmt: skip
+
+
 def _point_at_local_aws(variables: dict[str, str]) -> None:
     """Whatever AWS account the user's shell is set up for, the embedded platform never speaks to it."""
     if not variables:
         return
-    for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN"):
+    for name in _OTHER_CREDENTIALS:
         os.environ.pop(name, None)
     for name, value in variables.items():
         if name.startswith("AWS_"):

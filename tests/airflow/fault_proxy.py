@@ -81,6 +81,7 @@ class Proxy:
 
     def _ask(self, request: Handler, body: bytes) -> Forwarded:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _OF_ONE_HOP}
+        headers.setdefault("Content-Type", "application/octet-stream")  # urllib's own is that of a form
         method = request.command
         asked = urllib.request.Request(self.endpoint + request.path, body or None, headers, method=method)
         try:

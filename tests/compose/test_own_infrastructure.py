@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from busco.embedded.aws import client
+from busco.embedded.keys import Pair
 from tests.compose.stack import Stack
 
 REGION = "us-east-1"
@@ -14,8 +15,12 @@ SIZES = {"small": ("1024", "2048"), "medium": ("1024", "4096"), "large": ("2048"
 
 
 def test_names_and_arns_of_one_s_own_do_as_well_as_our_templates(stack: Stack) -> None:
+    said = stack.compose("exec", "-T", "local-aws", "cat", "/var/lib/busco/aws.env")
+    variables = dict(line.split("=", 1) for line in said.splitlines())
+    owner = Pair(variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"])
+
     def aws(service: str) -> Any:
-        return client(service, f"http://127.0.0.1:{stack.value('BUSCO_AWS_PORT')}", REGION)
+        return client(service, f"http://127.0.0.1:{stack.value('BUSCO_AWS_PORT')}", REGION, owner)
 
     # the local AWS deploys our templates with that prefix, too, and anew: what was there but S3's is gone
     stack.set(BUSCO_GLUE_PREFIX="acme_")
@@ -82,6 +87,10 @@ def made(aws: Any, image: str) -> tuple[str, dict[str, str], str]:
         ]
     }
     everything = {"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
+    # whoever has a role of his own for Airflow gives it what it needs
+    outputs = aws("cloudformation").describe_stacks(StackName="busco-ecs")["Stacks"][0]["Outputs"]
+    airflow = next(one["OutputValue"] for one in outputs if one["OutputKey"] == "AirflowRoleArn").rpartition("/")[2]
+    aws("iam").put_role_policy(RoleName=airflow, PolicyName="acme", PolicyDocument=json.dumps(everything))
     roles = {}
     for name in ("acme-models", "acme-start"):
         role = aws("iam").create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]

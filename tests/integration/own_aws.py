@@ -14,7 +14,7 @@ from typing import Any
 import botocore.exceptions
 import psutil
 
-from busco.embedded import aws, processes
+from busco.embedded import aws, keys, processes
 from busco.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ class Server:
     endpoint: str
 
     def client(self, service: str) -> Any:
-        return aws.client(service, self.endpoint, "us-east-1")
+        return aws.client(service, self.endpoint, "us-east-1", keys.owner(self.settings.state))
 
     @property
     def process(self) -> processes.Process:

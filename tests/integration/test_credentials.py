@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import duckdb
+from botocore.credentials import Credentials
 
 from busco.lake import engine
 from busco.settings import get_settings, read_env_file
@@ -28,7 +29,8 @@ def in_container(platform: Platform, seconds: float) -> Iterator[Expiring]:
     own = read_env_file(platform.settings.state / "aws.env")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     kept |= {name: value for name, value in own.items() if name.startswith("BUSCO_")}
-    with expiring(seconds, str(platform.settings.endpoint_url)) as given:
+    owner = Credentials(own["AWS_ACCESS_KEY_ID"], own["AWS_SECRET_ACCESS_KEY"])
+    with expiring(seconds, str(platform.settings.endpoint_url), owner) as given:
         changed = {**kept, **given.variables, "BUSCO_PLATFORM": "aws", "BUSCO_ENDPOINT_URL": given.s3}
         with mock.patch.dict(os.environ, changed, clear=True):
             get_settings.cache_clear()

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
-import psutil
 import pytest
-from own_aws import code_of, wait_for
+from own_aws import Server, code_of, quiet, started
 
 import busco.aws
 from busco.aws import client, publisher_client
 from busco.cli.releases import publishing, show_glue
-from busco.embedded import aws, processes, stacks
+from busco.embedded import aws
 from busco.errors import BuscoError
 from busco.lake import pins, releases
 from busco.lake.layout import RunLayout, local_run_key
@@ -38,14 +36,6 @@ from busco.warehouse.dbt import opened
 from busco.warehouse.runner import work
 from tests.platforms import ENVIRONMENT, ROOT, Platform, csv_text
 
-# The local AWS's own process with the emulator's authorization switched on; our credential stays root's.
-CHECKING = f"""
-import busco.embedded.local_aws_server as server
-plain = server.environment
-root = {{"AUTH": "true", "AWS_ACCESS_KEY_ID": "{aws.CREDENTIAL}", "AWS_SECRET_ACCESS_KEY": "{aws.CREDENTIAL}"}}
-server.environment = lambda *given: plain(*given) | root
-server.main()
-"""
 ANYBODY_HERE = {
     "Version": "2012-10-17",
     "Statement": [
@@ -63,7 +53,7 @@ class Checked:
     """
 
     platform: Platform
-    endpoint: str
+    server: Server
     outputs: dict[str, str]
 
     def __post_init__(self) -> None:
@@ -71,7 +61,7 @@ class Checked:
         self.airflow = self._assumed(self.outputs["AirflowRoleArn"])
 
     def root(self, service: str) -> Any:
-        return aws.client(service, self.endpoint, "us-east-1")
+        return self.server.client(service)
 
     def _like(self, duty: str) -> dict[str, str]:
         """Credentials of a new role that has the policy of a duty's."""
@@ -95,7 +85,7 @@ class Checked:
         variables = {
             "BUSCO_HOME": str(self.platform.home),
             "BUSCO_PLATFORM": "aws",
-            "BUSCO_ENDPOINT_URL": self.endpoint,
+            "BUSCO_ENDPOINT_URL": self.server.endpoint,
             "BUSCO_LAKE_BUCKET": self.outputs["LakeBucket"],
             "BUSCO_PUBLISHER_ROLE_ARN": self.outputs["PublisherRoleArn"],
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -117,23 +107,12 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
     folder = tmp_path_factory.mktemp("checked")
     home = folder / "home"
     shutil.copytree(ROOT / "tests/projects/mini/dbt_project", home / "dbt_project")
-    state = (home / ".busco").resolve()
-    port = processes.pick_port(state, "checking")
-    command = [sys.executable, "-c", CHECKING, "--state", str(state), "--lake", "sample", "--port", str(port)]
-    endpoint = f"http://127.0.0.1:{port}"
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
-        try:
-            wait_for(lambda: _serves(server.pid, port), limit=60)
-            cloudformation = aws.client("cloudformation", endpoint, "us-east-1")
-            made = stacks.deploy_all(cloudformation, stacks.of_settings(Settings(home=ROOT)))
-            yield Checked(Platform(home), endpoint, made)
-        finally:
-            server.terminate()
-
-
-def _serves(pid: int, port: int) -> bool:
-    sockets = psutil.Process(pid).net_connections(kind="inet")
-    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in sockets)
+    with mock.patch.dict(os.environ):
+        server = started((home / ".busco").resolve())
+        stacks_there = server.client("cloudformation").describe_stacks()["Stacks"]
+        made = {one["OutputKey"]: one["OutputValue"] for stack in stacks_there for one in stack["Outputs"]}
+        yield Checked(Platform(home), server, made)
+        aws.down(server.settings, quiet)
 
 
 def test_each_duty_needs_no_more_than_its_role(checked: Checked) -> None:

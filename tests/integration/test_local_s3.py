@@ -18,7 +18,7 @@ import duckdb
 import pytest
 from own_aws import Server, code_of, quiet, started
 
-from busco.embedded import aws, processes
+from busco.embedded import aws, keys, processes
 from busco.lake.engine import extension_file
 
 BUCKETS = ("BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET", "BUSCO_LOGS_BUCKET")
@@ -149,9 +149,10 @@ def test_the_landing_bucket_keeps_what_is_written_over(server: Server) -> None:
 def test_duckdb_writes_and_reads_parquet_on_the_local_s3(server: Server, lake: str) -> None:
     with duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"}) as connection:
         connection.execute(f"LOAD '{extension_file('httpfs')}'")
-        endpoint = server.endpoint.removeprefix("http://")
+        endpoint, pair = server.endpoint.removeprefix("http://"), keys.owner(server.settings.state)
         connection.execute(
-            f"CREATE SECRET (TYPE S3, KEY_ID 'x', SECRET 'x', ENDPOINT '{endpoint}', URL_STYLE 'path', USE_SSL false)"
+            f"CREATE SECRET (TYPE S3, KEY_ID '{pair.key}', SECRET '{pair.secret}', ENDPOINT '{endpoint}', "
+            "URL_STYLE 'path', USE_SSL false)"
         )
         # More than one part of a multipart upload.
         connection.execute(f"COPY (SELECT random() AS x FROM range(3_000_000)) TO 's3://{lake}/duck/a=1/é.parquet'")

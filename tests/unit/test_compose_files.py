@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from busco.embedded.door import INSTANCE_PATH
 from busco.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 LONG = sorted(SERVICES.keys() - {"airflow-init"})
 AIRFLOW = [name for name in LONG if name.startswith("airflow-") or name == "flower"]
 EXAMPLE = (ROOT / ".env.example").read_text().splitlines()
-KNOWN_TO_ALL = ("AIRFLOW_ADMIN_PASSWORD", "AWS_SECRET_ACCESS_KEY")  # for this machine alone, as README says
+KNOWN_TO_ALL = ("AIRFLOW_ADMIN_PASSWORD",)  # for this machine alone, as README says
 VARIABLE = re.compile(r"^(# )?([A-Z][A-Z0-9_]*)=(.*)$")
 
 
@@ -120,10 +121,7 @@ def test_every_variable_that_compose_wants_is_in_the_example() -> None:
 
 def test_nothing_in_the_example_is_a_secret() -> None:
     for name, (_, value) in variables().items():
-        if re.search(r"PASSWORD|SECRET|FERNET", name) and name not in (
-            "AIRFLOW_ADMIN_PASSWORD",
-            "AWS_SECRET_ACCESS_KEY",
-        ):
+        if re.search(r"PASSWORD|SECRET|FERNET", name) and name not in KNOWN_TO_ALL:
             assert value in ("<random>", "<fernet>", ""), name
 
 
@@ -141,6 +139,25 @@ def run(copy: Path, *command: str, check: bool = True) -> subprocess.CompletedPr
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0 or not check, done.stderr
     return done
+
+
+def test_make_env_drops_the_keys_of_earlier_versions_and_no_others(copy: Path) -> None:
+    (copy / ".env").write_text("AWS_ACCESS_KEY_ID=busco-local\nAWS_SECRET_ACCESS_KEY=busco-local\nAIRFLOW_UID=7\n")
+    run(copy, "scripts/make_env.sh")
+    text = (copy / ".env").read_text()
+    assert "busco-local\n" not in text
+    assert "AIRFLOW_UID=7\n" in text
+    (copy / ".env").write_text("AWS_ACCESS_KEY_ID=mine\nAWS_SECRET_ACCESS_KEY=mine\n")
+    run(copy, "scripts/make_env.sh")
+    assert "AWS_ACCESS_KEY_ID=mine\nAWS_SECRET_ACCESS_KEY=mine\n" in (copy / ".env").read_text()
+
+
+def test_airflow_is_known_to_the_local_aws_by_a_secret_of_the_example() -> None:
+    name = "LOCAL_AWS_AIRFLOW_SECRET"
+    assert SERVICES["local-aws"]["environment"][name] == f"${{{name}}}"
+    asked = variables()["AWS_EC2_METADATA_SERVICE_ENDPOINT"][1]
+    assert asked == f"http://local-aws:4566{INSTANCE_PATH}${{{name}}}"
+    assert "AWS_ACCESS_KEY_ID" not in variables()
 
 
 def test_make_env_has_fresh_keys_that_only_their_owner_reads_and_changes_nothing_the_second_time(copy: Path) -> None:

@@ -18,11 +18,12 @@ from typing import Any
 from busco import orchestration
 from busco.embedded import keeper, processes
 from busco.embedded.airflow_api import AirflowApi
-from busco.embedded.postgres import DATABASE, Postgres, secret
+from busco.embedded.keys import secret
+from busco.embedded.postgres import DATABASE, Postgres
 from busco.embedded.postgres import NAME as POSTGRES
 from busco.errors import BuscoError
 from busco.orchestration.access import ON_CALL, ON_CALL_MAY, development_admin
-from busco.settings import Settings
+from busco.settings import Settings, env_file, read_env_file
 
 Say = Callable[[str], None]
 SERVICES = ("scheduler", "triggerer", "webserver")
@@ -216,9 +217,13 @@ def environment(settings: Settings) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("AIRFLOW", "PYTHONPATH", "VIRTUAL_ENV"))
     }
+    # it has a role here too, from before any of its code reads our settings
+    role = read_env_file(env_file(state, "airflow")) if settings.platform == "embedded" else {}
     return {
         **kept,
+        **role,
         **own,
+        "BUSCO_LOCAL_ROLE": "airflow",
         "AIRFLOW_HOME": str(home),
         "BUSCO_HOME": str(settings.home),
         "BUSCO_STATE_DIR": str(state),

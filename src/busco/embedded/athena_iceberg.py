@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import duckdb
 
+from busco.embedded.policies import CALLER
 from busco.lake.engine import extension_file
 
 MINISTACK_VERSION = "1.5.33"
@@ -168,8 +169,10 @@ def _create_views(connection: duckdb.DuckDBPyConnection, reader: Reader, attachm
     endpoint = urlsplit(reader.endpoint)
     for name in EXTENSIONS:
         connection.execute(f"LOAD {_literal(str(extension_file(name)))}")
+    key, secret, token = _keys_of_caller()
     connection.execute(
-        "CREATE SECRET busco (TYPE S3, KEY_ID 'busco', SECRET 'busco', URL_STYLE 'path', "
+        f"CREATE SECRET busco (TYPE S3, KEY_ID {_literal(key)}, SECRET {_literal(secret)}, "
+        f"SESSION_TOKEN {_literal(token)}, URL_STYLE 'path', "
         f"ENDPOINT {_literal(endpoint.netloc)}, USE_SSL {'true' if endpoint.scheme == 'https' else 'false'}, "
         f"REGION {_literal(reader.region)})"
     )
@@ -180,6 +183,16 @@ def _create_views(connection: duckdb.DuckDBPyConnection, reader: Reader, attachm
         view = f"{CATALOG}.{_quoted(database)}.{_quoted(table)}"
         connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {relation}")
     connection.execute(f"USE {CATALOG}.{_quoted(attachments.database)}")
+
+
+def _keys_of_caller() -> tuple[str, str, str]:
+    """Key, secret and session token of whoever asked for the query: it reads what he may read, as on AWS."""
+    from ministack.core import iam_evaluator
+
+    found = iam_evaluator.resolve_credential(CALLER.get())
+    if isinstance(found, iam_evaluator.CredentialResolutionError):
+        raise PermissionError(found.message)
+    return found.access_key_id, found.secret_access_key, found.session_token or ""
 
 
 def _close(connection: duckdb.DuckDBPyConnection, folders: Sequence[str]) -> None:

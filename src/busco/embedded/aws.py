@@ -19,15 +19,14 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
-from busco.embedded import docker_engine, processes, stacks
+from busco.embedded import docker_engine, instances, keys, processes, stacks
 from busco.embedded.door import IDENTITY_PATH
 from busco.embedded.local_aws_server import lake_folder
 from busco.errors import BuscoError
-from busco.settings import Settings, get_settings, read_env_file
+from busco.settings import Settings, env_file, get_settings, read_env_file
 
 NAME = "aws"
 DEFAULT_LAKE = "sample"
-CREDENTIAL = "busco-local"  # key and secret: the local AWS checks neither
 START_LIMIT = 60.0
 
 Say = Callable[[str], None]
@@ -41,7 +40,7 @@ def up(
     docker: bool | None = None,
 ) -> str:
     """Starts the local AWS if it isn't running, deploys its stacks if they are not as the templates say, and
-    writes `<state>/aws.env`.
+    writes `<state>/aws.env`, with its owner's keys, and `<state>/aws-<role>.env` for processes that have a role.
 
     Safe to run twice, at once, and after a kill at any point. This process's environment gets the variables too, and
     `get_settings` reads them anew, so that clients made from now on, by `after_start` too, find the local AWS.
@@ -78,16 +77,22 @@ def up(
         marker = state / "run" / f"{NAME}.completed.json"
         before = _read_json(marker)
         restarted = (before.get("pid"), before.get("started")) != (process.pid, process.started)
-        if before == completed and (state / "aws.env").is_file():
+        if before == completed and all(file.is_file() for file in _files(state)):
             _use(_variables(settings))
             return endpoint
         began = time.monotonic()
-        outputs = stacks.deploy_all(client("cloudformation", endpoint, settings.region), wanted)
+        pair = keys.owner(state)
+        outputs = stacks.deploy_all(client("cloudformation", endpoint, settings.region, pair), wanted)
         names = " and ".join(str(stack.path) for stack in wanted)
         say(f"deployed {names} in {time.monotonic() - began:.1f} s")
         variables = _variables_of(endpoint, settings.region, outputs)
-        _write(state / "aws.env", "".join(f"{name}={value}\n" for name, value in variables.items()))
-        _use(variables)
+        given = {"AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret}
+        _write_variables(env_file(state), variables | given)
+        for role in instances.ROLES:
+            known = instances.variables(endpoint, keys.instance(state, role))
+            _write_variables(env_file(state, role), variables | known)
+        _write_variables(env_file(state, "none"), variables | instances.NOBODY)
+        _use(variables | given)
         if restarted and after_start is not None:
             after_start()
         _write(marker, json.dumps(completed))
@@ -104,7 +109,8 @@ def down(settings: Settings, say: Say, grace: float = 10) -> None:
     with processes.locked(state, f"{NAME}-up"):
         stopped = processes.stop(state, NAME, grace=grace)
         docker_engine.end_left(state)
-        (state / "aws.env").unlink(missing_ok=True)
+        for file in _files(state):
+            file.unlink(missing_ok=True)
     say("the local AWS is stopped" if stopped else "the local AWS was not running")
 
 
@@ -116,10 +122,11 @@ def status(settings: Settings) -> list[tuple[str, str]]:
     if process is None or identity.get("pid") != process.pid:
         return [("local AWS", "not running" if process is None else f"not answering, pid {process.pid}")]
     variables = _variables(settings)
+    endpoint = variables["AWS_ENDPOINT_URL"]
     return [
         ("local AWS", f"running, pid {process.pid}"),
-        ("endpoint", variables["AWS_ENDPOINT_URL"]),
-        *docker_engine.status(_arguments(process), client("ecs", variables["AWS_ENDPOINT_URL"], settings.region)),
+        ("endpoint", endpoint),
+        *docker_engine.status(_arguments(process), client("ecs", endpoint, settings.region, keys.owner(state))),
         ("lake", f"{identity['lake']} ({lake_folder(state, identity['lake'])})"),
         ("lake bucket", variables["BUSCO_LAKE_BUCKET"]),
         ("landing bucket", variables["BUSCO_LANDING_BUCKET"]),
@@ -150,11 +157,11 @@ def last_lake(settings: Settings) -> str:
     return (path.read_text().strip() if path.is_file() else "") or DEFAULT_LAKE
 
 
-def client(service: str, endpoint: str, region: str) -> Any:
+def client(service: str, endpoint: str, region: str, pair: keys.Pair) -> Any:
     """A client of the local AWS at `endpoint`, whatever profile, credentials and proxy this machine is set up with."""
     # AWS_PROFILE may name a profile that isn't there, and botocore would stop at that.
     unprofiled = botocore.session.Session({"profile": (None, [], None, None)})
-    session = boto3.session.Session(CREDENTIAL, CREDENTIAL, region_name=region, botocore_session=unprofiled)
+    session = boto3.session.Session(pair.key, pair.secret, region_name=region, botocore_session=unprofiled)
     config = Config(proxies={}, s3={"addressing_style": "path"}, retries={"max_attempts": 3})
     return session.client(service, endpoint_url=endpoint, config=config)  # type: ignore[call-overload]
 
@@ -167,16 +174,18 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         endpoint = _endpoint(arguments.get("--port", ""))
         identity = _identity(endpoint)
         served = (identity.get("lake"), identity.get("pid"), arguments.get("--docker-host", ""))
-        if served == (lake, process.pid, engine):
+        # one that was started by an earlier version knows no owner
+        if served == (lake, process.pid, engine) and identity.get("owned"):
             return process, endpoint
     # Asked before anything is stopped: where Docker is missing, what runs goes on.
-    outside = _addresses(settings, engine)
+    own, for_tasks = _addresses(settings, engine)
     if process:
         without = "" if arguments.get("--docker-host") else ", without Docker"
         say(f"stopping the local AWS, which serves the lake {identity.get('lake', '(no answer)')}{without}")
     # Also where no process is recorded as running: the record of a killed one goes.
     processes.stop(state, NAME, grace=10)
     docker_engine.end_left(state)
+    outside = [address for address in (own, for_tasks) if address]
     port = settings.local_aws_port or processes.pick_port(state, NAME, ("127.0.0.1", *outside))
     endpoint = _endpoint(port)
     _write(state / "lake", f"{lake}\n")
@@ -185,8 +194,11 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
     command += ["--port", str(port), "--region", settings.region]
     if engine:
         command += ["--docker-host", engine]
-    if outside:
-        command += ["--address", *outside, "--host-name", settings.local_aws_host or outside[0]]
+    if own:
+        command += ["--address", own, "--host-name", settings.local_aws_host]
+    if for_tasks:
+        name = settings.local_aws_tasks_host or settings.local_aws_host or for_tasks
+        command += ["--tasks", f"{for_tasks}:{port + (for_tasks == own)}", "--tasks-name", name]
     process = processes.start(state, NAME, command, os.environ, settings.home)
     answers = lambda: _identity(endpoint).get("pid") == process.pid  # noqa: E731
     processes.wait_until(answers, process, "the local AWS", START_LIMIT, every=0.02)
@@ -194,12 +206,17 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
     return process, endpoint
 
 
-def _addresses(settings: Settings, engine: str) -> list[str]:
-    """Where it listens beside loopback: its own address on the network of the stack that it is a container of, or
-    that of this machine on Docker's bridge."""
+def _addresses(settings: Settings, engine: str) -> tuple[str, str]:
+    """Where it listens beside loopback: on the network of the stack that it is a container of, and for ECS tasks; each
+    empty where there is none.
+
+    Tasks have an address of their own, that of this machine on Docker's bridge, or of the network that they are in.
+    Where a stack has but one network, they have a port of their own: the next one.
+    """
     if settings.local_aws_host:
-        return [socket.gethostbyname(settings.local_aws_host)]
-    return [docker_engine.bridge_address(engine)] if engine else []
+        own = socket.gethostbyname(settings.local_aws_host)
+        return own, socket.gethostbyname(settings.local_aws_tasks_host or settings.local_aws_host)
+    return "", docker_engine.bridge_address(engine) if engine else ""
 
 
 def _endpoint(port: int | str) -> str:
@@ -235,8 +252,6 @@ def _variables_of(endpoint: str, region: str, outputs: Mapping[str, str]) -> dic
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "BUSCO_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": CREDENTIAL,
-        "AWS_SECRET_ACCESS_KEY": CREDENTIAL,
         "AWS_DEFAULT_REGION": region,
         "AWS_REGION": region,
         "BUSCO_REGION": region,
@@ -270,7 +285,16 @@ def _no_proxy() -> list[str]:
 
 
 def _variables(settings: Settings) -> dict[str, str]:
-    return read_env_file(settings.state / "aws.env")
+    return read_env_file(env_file(settings.state))
+
+
+def _files(state: Path) -> list[Path]:
+    """The files of variables of a local AWS that runs: its owner's, and each role's."""
+    return [env_file(state), *(env_file(state, role) for role in (*instances.ROLES, "none"))]
+
+
+def _write_variables(path: Path, variables: Mapping[str, str]) -> None:
+    _write(path, "".join(f"{name}={value}\n" for name, value in variables.items()))
 
 
 def _check_lake_name(lake: str) -> None:

@@ -165,7 +165,7 @@ def status(arguments: Mapping[str, str], ecs: Any) -> list[tuple[str, str]]:
         arguments: those of its process.
         ecs: a client of its ECS.
     """
-    engine, address, port = (arguments.get(f"--{name}", "") for name in ("docker-host", "address", "port"))
+    engine, address = (arguments.get(f"--{name}", "") for name in ("docker-host", "tasks"))
     if not engine:
         return [("Docker", "off: ECS starts no containers")]
     tasks: list[dict[str, Any]] = []
@@ -175,7 +175,7 @@ def status(arguments: Mapping[str, str], ecs: Any) -> list[tuple[str, str]]:
                 tasks += ecs.describe_tasks(cluster=cluster, tasks=page["taskArns"])["tasks"]
     names = [" ".join(one[key].rpartition("/")[2] for key in ("taskDefinitionArn", "taskArn")) for one in tasks]
     return [
-        ("Docker", f"{engine}, containers reach it at http://{address}:{port}"),
+        ("Docker", f"{engine}, containers reach it at http://{address}"),
         ("ECS tasks", "\n  ".join([f"{len(names)} running", *names])),
     ]
 

@@ -11,15 +11,18 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
 # What our templates deploy, now or later; the rest (databases, Lambda, SFTP, message brokers …) is never served.
 SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecs-metadata,ecr,monitoring,events"
+# What a task of ours asks for, besides its metadata and its role's credentials.
+TASK_SERVICES = ("s3", "glue", "logs", "sts")
 IDENTITY_PATH = "/_busco/identity"
-# Asked without a signature: who serves, and what a container asks about its task, in whose path is a secret of its own.
-UNSIGNED_PATHS = (IDENTITY_PATH, "/v4/")
+INSTANCE_PATH = "/_busco/instance/"
+# Asked without a signature: what a container asks about its task, in whose path is a secret of its own.
+UNSIGNED_PATHS = ("/v4/",)
 # What MiniStack serves before it asks which service is meant: its own switches (one request would delete the lake),
 # a registry, catalogs, load balancers, functions and access points.
 CLOSED_PATHS = ("/_", "/v2/", "/iceberg", "/v20180820", "/key-value-stores/", "/restapis/", "/WriteGetObjectResponse")
@@ -100,7 +103,23 @@ class Refusal(Exception):
         self.code, self.status = code, status
 
 
-def guarded(app: App, identity: Mapping[str, Any], names: Collection[str] = ()) -> App:
+class Watch(Protocol):
+    """Who looks at requests: `busco.embedded.signatures` for the local AWS."""
+
+    def metadata(self, method: str, path: str) -> tuple[int, str]:
+        """What is answered without a signature, below INSTANCE_PATH."""
+
+    def admit(self, asked: Request) -> None:
+        """Lets a request pass, or raises Refusal."""
+
+
+def guarded(
+    app: App,
+    identity: Mapping[str, Any],
+    watch: Watch,
+    names: Collection[str] = (),
+    tasks: tuple[str, int] | None = None,
+) -> App:
     """The app with a page that says who serves, without MiniStack's own switches, and closed to web pages.
 
     A page that is open in a browser on this machine must not reach it. Browsers say where a request comes from (Origin:
@@ -109,6 +128,7 @@ def guarded(app: App, identity: Mapping[str, Any], names: Collection[str] = ()) 
 
     Args:
         names: what others than this machine call it.
+        tasks: the address and port at which ECS tasks reach it, who are answered for TASK_SERVICES alone.
     """
     known = {"127.0.0.1", "localhost", "::1", *names}
 
@@ -119,12 +139,16 @@ def guarded(app: App, identity: Mapping[str, Any], names: Collection[str] = ()) 
         if scope["type"] != "http":
             return  # hypercorn refuses what is not accepted
         path, said = scope.get("path", ""), _headers(scope)
+        of_task = tasks is not None and tuple(scope.get("server") or ()) == tasks
         if "origin" in said or said.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             await _reply(send, 403, {"message": "web pages may not ask the local AWS"})
         elif not _is_ours(said.get("host", ""), known):
             await _reply(send, 403, {"message": "the local AWS is not known by that name"})
-        elif path == IDENTITY_PATH:
+        elif path == IDENTITY_PATH and not of_task:
             await _reply(send, 200, identity)
+        elif path.startswith(INSTANCE_PATH):
+            status, text = watch.metadata(scope["method"], path)
+            await _send(send, status, "text/plain", text.encode())
         elif path.startswith(CLOSED_PATHS) or path == "/v2":
             await _reply(send, 403, {"message": "not offered here: see busco aws --help"})
         elif path.startswith(UNSIGNED_PATHS):
@@ -132,7 +156,11 @@ def guarded(app: App, identity: Mapping[str, Any], names: Collection[str] = ()) 
         else:
             try:
                 body = await _body(receive)
-                offered(request(scope, said, body))
+                asked = request(scope, said, body)
+                if of_task and asked.service not in TASK_SERVICES:
+                    raise Refusal("AccessDenied", f"{asked.service} is not offered to ECS tasks")
+                offered(asked)
+                watch.admit(asked)
             except Refusal as refusal:
                 await _refuse(send, said, refusal)
             else:
@@ -237,9 +265,8 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _is_ours(host: str, known: Collection[str]) -> bool:
-    """Whether a Host header names this server, or a bucket of it (`bucket.s3.localhost`)."""
-    name = urlsplit(f"//{host}").hostname or ""
-    return not host or name in known or any(re.fullmatch(rf"[a-z0-9-]+\.s3\.{re.escape(one)}", name) for one in known)
+    """Whether a Host header names this server; buckets are in paths."""
+    return not host or (urlsplit(f"//{host}").hostname or "") in known
 
 
 async def _body(receive: Receive) -> bytes:

@@ -127,21 +127,26 @@ def stop_timeout(container: Mapping[str, Any]) -> int:
     return STOP_TIMEOUT if given is None else int(given)
 
 
-def environment(given: Mapping[str, str], endpoint: str, region: str, launch_type: str) -> dict[str, str]:
-    """Variables by which a task finds the local AWS; what its definition or RunTask gave stands.
-
-    The task role's credentials come as variables: botocore takes them by HTTP from loopback and link-local addresses
-    only, and no local address of a container is the local AWS's.
-    """
+def environment(
+    given: Mapping[str, str], endpoint: str, region: str, launch_type: str, credentials: Mapping[str, str]
+) -> dict[str, str]:
+    """Variables by which a task finds the local AWS and its role's credentials; what its definition or RunTask gave
+    stands."""
     variables = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_REGION": region,
         "AWS_DEFAULT_REGION": region,
         "AWS_EXECUTION_ENV": f"AWS_ECS_{launch_type}",
+        **credentials,
     }
-    if not any(name.startswith("AWS_CONTAINER_CREDENTIALS_") for name in given):
-        variables |= {"AWS_ACCESS_KEY_ID": "busco-local", "AWS_SECRET_ACCESS_KEY": "busco-local"}
     return {**variables, **given}
+
+
+def roles(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+    """ARNs of the roles that a task is started with: its own and the one that starts it."""
+    names = ("taskRoleArn", "executionRoleArn")
+    found = [overrides.get(name) or definition.get(name) for name in names]
+    return [str(one) for one in found if one]
 
 
 def lines(api: Any, container: str) -> Iterator[list[tuple[int, str]]]:

@@ -35,7 +35,8 @@ def command(settings: Settings) -> tuple[list[str], dict[str, str]]:
     Raises:
         BuscoError: dbt's environment is not set up.
     """
-    return [str(python(settings, "dbt")), "-m", "busco.embedded.keeper"], without_airflow(dict(os.environ))
+    variables = without_airflow(dict(os.environ)) | {"BUSCO_LOCAL_ROLE": "none"}
+    return [str(python(settings, "dbt")), "-m", "busco.embedded.keeper"], variables
 
 
 def keep(settings: Settings, stop: threading.Event, say: Say) -> None:
@@ -64,7 +65,8 @@ def parse(settings: Settings, say: Say) -> bool:
     """One parse, in a process of its own: whatever a project's macros do, the keeper goes on. Whether it succeeded."""
     began = time.monotonic()
     words = [sys.executable, "-m", "busco", "dbt", "parse"]
-    variables = {**os.environ, "BUSCO_STATE_DIR": str(settings.state)}
+    # whatever a project's macros do, they do it without credentials, as where an image is built
+    variables = {**os.environ, "BUSCO_STATE_DIR": str(settings.state), "BUSCO_LOCAL_ROLE": "none"}
     done = subprocess.run(words, cwd=settings.home, env=variables, capture_output=True, text=True, check=False)
     file = settings.parse_error_path
     if done.returncode == 0:

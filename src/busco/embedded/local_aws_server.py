@@ -1,6 +1,7 @@
 """The local AWS's process: MiniStack on one port, its S3 kept in one lake's folder, its Athena and ECS corrected.
 
-It listens on loopback and, where its ECS runs containers, on the address at which Docker's bridge has this machine.
+It listens on loopback, in a stack on its own network, and for ECS tasks, who may ask for less, at an address of theirs:
+that at which Docker's bridge has this machine, or a port of its own in a stack.
 
 Started by `busco.embedded.aws.up`, as `python -m busco.embedded.local_aws_server`. It writes below the state folder
 only and reaches for nothing outside of this machine.
@@ -20,13 +21,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from busco.embedded import s3_intents
+from busco.embedded import keys, s3_intents, stacks
 from busco.embedded.confinement import Address, confine
 from busco.embedded.door import SERVICES, guarded
+from busco.embedded.instances import ROLES, Instances
 from busco.text import guard
 
 # A laptop's disk is small: lake.yaml's OldVersionDays is for AWS.
 OLD_VERSION_DAYS = 7
+STACK_SECRET = "LOCAL_AWS_AIRFLOW_SECRET"  # noqa: S105 (a variable of a stack's .env)
 # Seconds that ECS tasks get to end when a container that this is in is stopped, within serve.GRACE.
 STACK_GRACE = 45
 
@@ -49,7 +52,7 @@ def environment(
         docker_host: the Docker engine of its ECS, empty for none.
         name: what others call it, where it is a container itself: its tasks come onto its own network.
     """
-    scratch = state / "tmp" / "aws"
+    scratch, pair = state / "tmp" / "aws", keys.owner(state)
     kept = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
     return {
         **{name: inherited[name] for name in kept if name in inherited},
@@ -72,6 +75,10 @@ def environment(
         "SFTP_ENABLED": "0",
         "DOCKER_HOST": docker_host or f"unix://{scratch}/no-docker.sock",
         "MINISTACK_DOCKER_TIMEOUT": "60",  # a busy machine takes its time to start a container
+        # policies are evaluated; this pair is root's
+        "AUTH": "true",
+        "AWS_ACCESS_KEY_ID": pair.key,
+        "AWS_SECRET_ACCESS_KEY": pair.secret,
     }
 
 
@@ -128,14 +135,17 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
     parser.add_argument("--region", default="us-east-1")
     parser.add_argument("--docker-host", default="", help="the Docker engine that runs ECS tasks; none if not said")
-    parser.add_argument("--address", default="", help="the address, beside loopback, at which containers reach it")
-    parser.add_argument("--host-name", default="", help="what containers call it: a name, or that address")
+    parser.add_argument("--address", default="", help="the address, beside loopback, at which its stack reaches it")
+    parser.add_argument("--host-name", default="", help="what its stack calls it")
+    parser.add_argument("--tasks", default="", help="where ECS tasks reach it, who are answered for less: address:port")
+    parser.add_argument("--tasks-name", default="", help="what they call it: a name, or that address")
     given = parser.parse_args()
     state = given.state.resolve()
     folder = lake_folder(state, given.lake)
 
-    name = given.host_name if given.host_name != given.address else ""
+    name = given.host_name
     variables = environment(state, given.lake, given.port, given.region, os.environ, given.docker_host, name)
+    secret_of_stack = os.environ.get(STACK_SECRET, "")
     os.environ.clear()
     os.environ.update(variables)
     for path in (folder / "s3", Path(variables["TMPDIR"])):
@@ -163,10 +173,13 @@ def main() -> None:
         docker_engine,
         ecs_containers,
         local_ecs,
+        policies,
         provisioned,
         s3_limits,
+        signatures,
         task_definitions,
-    )  # fmt: skip
+    )
+    from busco.embedded.ecs_roles import TaskRoles
 
     guard()  # of MiniStack's log too, which has set itself up by now
     s3_intents.install(s3, folder / "s3-intents")
@@ -174,6 +187,12 @@ def main() -> None:
     adopt_buckets(provisioners)
     task_definitions.install(provisioners)
     provisioned.install()
+    policies.install()
+    # what each secret stands for is known to who starts Airflow and runners; a stack's Airflow has it of its .env
+    instances = Instances()
+    for who, outputs in ROLES.items():
+        known = secret_of_stack if who == "airflow" and secret_of_stack else keys.instance(state, who)
+        instances.add(known, f"busco-{who}", policies.output(stacks.ECS, outputs))
     endpoint = f"http://127.0.0.1:{given.port}"
     athena_iceberg.install(athena_iceberg.Reader(endpoint, given.region))
 
@@ -181,20 +200,27 @@ def main() -> None:
     config.bind = [f"127.0.0.1:{given.port}"]
     if given.address:
         config.bind.append(f"{given.address}:{given.port}")
+    tasks = urlsplit(f"//{given.tasks}")
+    if given.tasks:
+        config.bind.append(given.tasks)
     if given.docker_host:
         mounted = docker_engine.mounts_of_this_container(given.docker_host, ecs_containers.MOUNTED) if name else {}
         # in a stack `down` waits for tasks; `make down` on a laptop does not
         grace = STACK_GRACE if name else local_ecs.SHUTDOWN_GRACE
-        local_ecs.install(f"http://{given.host_name}:{given.port}", state, set(mounted.values()), grace)
+        at = f"http://{given.tasks_name}:{tasks.port}"
+        local_ecs.install(at, state, TaskRoles(instances), set(mounted.values()), grace)
     config.keep_alive_timeout = 75
     config.graceful_timeout = 1
     config.loglevel = "WARNING"
     pid = os.getpid()
     print(f"event=local_aws_start lake={given.lake} endpoint={endpoint} pid={pid} repaired={repaired}", flush=True)
-    names = [one for one in (given.address, given.host_name) if one]
+    names = [one for one in (given.address, given.host_name, tasks.hostname, given.tasks_name) if one]
     confine([("127.0.0.1", given.port), engine_address(variables["DOCKER_HOST"])])
     print("event=local_aws_confined", flush=True)
-    asyncio.run(serve(guarded(app, {"lake": given.lake, "pid": pid}, names), config))  # type: ignore[arg-type]
+    served = {"lake": given.lake, "pid": pid, "owned": True}
+    watch = signatures.Signatures(keys.owner(state), instances)
+    of_tasks = (tasks.hostname or "", tasks.port or 0) if given.tasks else None
+    asyncio.run(serve(guarded(app, served, watch, names, of_tasks), config))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

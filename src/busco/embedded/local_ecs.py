@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from busco.embedded import docker_engine, ecs_containers
+from busco.embedded.ecs_roles import TaskRoles
 
 MINISTACK_VERSION = "1.5.33"
 # What is replaced or wrapped of ministack.services.ecs, with the parameters that it had when this was written.
@@ -63,12 +64,15 @@ class _Started:
     tasks: list[str]
 
 
-def install(endpoint: str, state: Path, folders: Collection[str] = (), grace: int = SHUTDOWN_GRACE) -> None:
+def install(
+    endpoint: str, state: Path, roles: TaskRoles, folders: Collection[str] = (), grace: int = SHUTDOWN_GRACE
+) -> None:
     """Corrects `ministack.services.ecs` in this process, before it serves.
 
     Args:
         endpoint: where containers reach the local AWS.
         state: the platform's state folder: whose containers these are, whatever the port.
+        roles: gives tasks the credentials of their roles.
         folders: folders of the machine that Docker runs on which tasks may mount.
         grace: seconds that containers get to end when the local AWS itself does.
 
@@ -81,7 +85,7 @@ def install(endpoint: str, state: Path, folders: Collection[str] = (), grace: in
     check(ecs)
     container_reaper.instance_id = lambda: docker_engine.owner(state)
     container_reaper.reap_all = _end_at_shutdown(ecs, docker_engine.owner_label(state), grace)
-    corrected = _LocalEcs(ecs, endpoint, folders)
+    corrected = _LocalEcs(ecs, endpoint, roles, folders)
     for name in EXPECTED:
         setattr(ecs, name, getattr(corrected, name.lstrip("_")))
     ecs._ACTION_MAP.update(RunTask=corrected.run_task, StopTask=corrected.stop_task)
@@ -129,9 +133,8 @@ def _end_at_shutdown(ecs: Any, label: str, grace: int) -> Callable[..., int]:
 class _LocalEcs:
     """What stands in for MiniStack's functions; each method is named like the function that it replaces."""
 
-    def __init__(self, ecs: Any, endpoint: str, folders: Collection[str]) -> None:
-        self._ecs = ecs
-        self._folders = folders
+    def __init__(self, ecs: Any, endpoint: str, roles: TaskRoles, folders: Collection[str]) -> None:
+        self._ecs, self._roles, self._folders = ecs, roles, folders
         self._endpoint = endpoint
         self._original = {name.lstrip("_"): getattr(ecs, name) for name in EXPECTED}
         self._tokens: dict[tuple[str, str, str], _Started] = {}
@@ -150,6 +153,8 @@ class _LocalEcs:
         definition = ecs._task_defs.get(ecs._resolve_td_key(data.get("taskDefinition", ""))) or {}
         if why := ecs_containers.refused(definition, self._folders):
             return refused("ClientException", why, 400)
+        if wrong := self._roles.refused(definition, data.get("overrides") or {}):
+            return refused(*wrong, 400)
         if ecs._get_docker() is None:
             failure = {"reason": "AGENT", "detail": "Docker can't be reached"}
             return ecs.json_response({"tasks": [], "failures": [failure]})
@@ -210,7 +215,10 @@ class _LocalEcs:
         ecs, given = self._ecs, dict(env)
         token = self._original["register_metadata"](task_arn, cluster, td, cdef, launch_type, env, *rest)
         env.clear()
-        env.update(ecs_containers.environment(given, self._endpoint, ecs.get_region(), launch_type))
+        credentials = self._roles.variables(
+            {"taskArn": task_arn} | (ecs._tasks.get(task_arn) or {}), td, self._endpoint
+        )
+        env.update(ecs_containers.environment(given, self._endpoint, ecs.get_region(), launch_type, credentials))
         env["ECS_CONTAINER_METADATA_URI_V4"] = f"{self._endpoint}/v4/{token}"
         whole, own = self._limits(task_arn, td, cdef)
         metadata = ecs.ecs_metadata
@@ -284,6 +292,7 @@ class _LocalEcs:
     def cleanup_task_resources(self, task: dict[str, Any], client: Any, extra: Any = None) -> None:
         client = client or self._ecs._get_docker()
         self._original["cleanup_task_resources"](task, client, extra)
+        self._roles.forget(task["taskArn"])
         docker_engine.remove_volumes(client, f"{TASK_LABEL}={task['taskArn']}")
 
     def _watch(self, task: dict[str, Any], client: Any, index: int, identifier: str) -> None:

@@ -9,7 +9,6 @@ import importlib.metadata
 import importlib.util
 import os
 import pwd
-import secrets
 import shutil
 import signal
 import stat
@@ -21,6 +20,7 @@ import psutil
 import psycopg2
 
 from busco.embedded import processes
+from busco.embedded.keys import secret
 from busco.errors import BuscoError
 
 NAME = "postgres"
@@ -214,20 +214,6 @@ def _sweep(data: Path) -> None:
     still be writing there; it ends when it misses its files, and the next sweep has the rest."""
     for leftover in data.parent.glob(f"{NAME}-new.*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def secret(path: Path) -> str:
-    """A random password, made once and kept in a file that only its owner reads."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent)  # of mode 600
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32))
-        # of two that make it at once, the first one's stays
-        with contextlib.suppress(FileExistsError):
-            path.hardlink_to(scratch)
-        Path(scratch).unlink()
-    return path.read_text()
 
 
 def _run(command: list[str], account: pwd.struct_passwd | None, said: str | None = None) -> None:

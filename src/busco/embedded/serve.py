@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from busco.embedded import aws, docker_engine, keeper, processes
+from busco.embedded import aws, docker_engine, keeper, keys, processes
 from busco.embedded.ecs_containers import MOUNTED
 from busco.errors import BuscoError
 from busco.settings import SIZES, Settings, get_settings
@@ -37,7 +37,7 @@ def serve(settings: Settings, say: Say, after_start: Callable[[], None]) -> None
         settings = get_settings()
         engine = docker_engine.wanted(state, None, settings.execution)
         if mounts := docker_engine.mounts_of_this_container(engine, MOUNTED):
-            _mount(aws.client("ecs", endpoint, settings.region), settings, mounts)
+            _mount(aws.client("ecs", endpoint, settings.region, keys.owner(state)), settings, mounts)
             say(f"ECS tasks run what is in {' and '.join(mounts.values())}")
         graph = settings.model_copy(update={"state_dir": settings.graph_dir or settings.state})
         if not graph.manifest_path.is_file():

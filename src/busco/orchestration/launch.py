@@ -159,7 +159,8 @@ class LocalLauncher:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [interpreter, "-m", "busco", *words, "--log", str(log)],
-                env=without_airflow(dict(os.environ)),
+                # the role that it has as an ECS task, in place of Airflow's
+                env=without_airflow(dict(os.environ)) | {"BUSCO_LOCAL_ROLE": "runner"},
                 cwd=self.settings.home,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

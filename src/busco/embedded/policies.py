@@ -1,0 +1,210 @@
+"""Roles may do here what their policies say, and nothing that no policy is asked about.
+
+MiniStack evaluates them. Here is what it lacks for ours: the resources and the cluster of requests to ECS, log streams,
+the roles that RunTask passes, whom a role trusts, and that an operation of which it knows no permission is not allowed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from busco.embedded.door import Refusal, Request
+
+MINISTACK_VERSION = "1.5.33"
+# What is wrapped or called of ministack, with the parameters that it had when this was written.
+EXPECTED = {
+    "app.pin_request_origin": ["source_ip", "secure_transport"],
+    "core.iam_actions.extract_resource_arn": [
+        *("service", "method", "path", "headers", "body", "query_params", "region", "account_id"),
+    ],
+    "core.iam_actions.request_tag_context": ["service", "iam_action", "body", "params"],
+    "core.iam_actions.extract_iam_action": ["service", "method", "path", "headers", "body", "query_params"],
+    "core.iam_evaluator.enforce": [
+        *("access_key_id", "iam_action", "service", "region", "resource_arn", "service_context"),
+    ],
+    "core.iam_evaluator.evaluate_trust_policy": ["trust_doc", "caller_arn", "ctx"],
+}
+# the access key of the request that is being answered; empty for what the local AWS does by itself
+CALLER: ContextVar[str] = ContextVar("busco_caller", default="")
+
+
+def install() -> None:
+    """Corrects `ministack` in this process, before it serves.
+
+    Raises:
+        RuntimeError: this MiniStack is not the one that the correction was written for.
+    """
+    from ministack import app
+    from ministack.core import iam_actions
+
+    check()
+    original_origin, original_arn = app.pin_request_origin, iam_actions.extract_resource_arn
+    original_context = iam_actions.request_tag_context
+
+    def resource(service: str, *given: Any) -> str:
+        headers, body, region, account = given[2], given[3], given[5], given[6]
+        if service == "logs":
+            # as AWS words it, which `log-group:<name>:*` matches
+            found = str(original_arn(service, *given))
+            of_group = found.count(":") == 6 and ":log-group:" in found
+            return f"{found}:log-stream:{_json(body).get('logStreamName') or ''}" if of_group else found
+        if service != "ecs":
+            return str(original_arn(service, *given))
+        operation = headers.get("x-amz-target", "").rpartition(".")[2]
+        return ecs_resource(operation, _json(body), f"arn:aws:ecs:{region}:{account}")
+
+    def context(service: str, action: str, body: bytes, params: Any) -> dict[str, Any]:
+        found: dict[str, Any] = original_context(service, action, body, params)
+        if service == "ecs":
+            from ministack.core.responses import get_account_id, get_region
+
+            found["ecs:cluster"] = ecs_cluster(_json(body), f"arn:aws:ecs:{get_region()}:{get_account_id()}")
+        return found
+
+    # loopback and Docker's networks stand for the TLS that policies ask for
+    app.pin_request_origin = lambda source, _: original_origin(source, True)
+    iam_actions.extract_resource_arn = resource
+    iam_actions.request_tag_context = context
+
+
+def check(version: str | None = None) -> None:
+    """Whether this is the MiniStack that the correction knows.
+
+    Raises:
+        RuntimeError: another version, or a function that is wrapped or called is missing or takes other parameters.
+    """
+    from importlib import import_module
+    from importlib.metadata import version as installed
+
+    found = version or installed("ministack")
+    wrong = []
+    for name, parameters in EXPECTED.items():
+        module, _, function = name.rpartition(".")
+        there = getattr(import_module(f"ministack.{module}"), function, None)
+        if not callable(there) or list(inspect.signature(there).parameters)[: len(parameters)] != parameters:
+            wrong.append(name)
+    if found != MINISTACK_VERSION or wrong:
+        what = f"; changed or missing: {', '.join(wrong)}" if wrong else ""
+        raise RuntimeError(
+            f"busco.embedded.policies corrects MiniStack {MINISTACK_VERSION}, this is {found}{what}: "
+            "run tests/integration/test_local_aws_roles.py against the new version, then raise MINISTACK_VERSION"
+        )
+
+
+def decided(asked: Request) -> None:
+    """Whether policies are asked about what a role asks for, and about nothing else.
+
+    Raises:
+        Refusal: MiniStack would allow it without asking them, or could take it for another request.
+    """
+    from ministack.core.iam_actions import extract_iam_action
+
+    if asked.service == "monitoring":
+        raise Refusal("AccessDenied", "monitoring is the owner's here")
+    if asked.service == "s3":
+        # MiniStack's policies and its store differ in what an empty part of a key is
+        if "//" in asked.path:
+            raise Refusal("AccessDenied", "a key has no empty parts here")
+        if asked.method == "POST" and asked.path.strip("/").count("/") == 0 and "delete" not in asked.query:
+            raise Refusal("AccessDenied", "forms are not offered here")
+    action = extract_iam_action(
+        asked.service, asked.method, asked.path, asked.headers, asked.body, {**asked.form, **asked.query}
+    )
+    if action is None or (asked.operation and action.rpartition(":")[2] != asked.operation):
+        raise Refusal("AccessDenied", "no permission is known for this")
+
+
+def ecs_cluster(given: dict[str, Any], arn: str) -> str:
+    """The ARN of a request's cluster."""
+    return f"{arn}:cluster/{str(given.get('cluster') or 'default').rpartition('/')[2]}"
+
+
+def ecs_resource(operation: str, given: dict[str, Any], arn: str) -> str:
+    """The resource of a request to ECS (Service Authorization Reference, ECS), `*` for what has none."""
+    from ministack.services import ecs
+
+    if operation == "RunTask":
+        key = ecs._resolve_td_key(str(given.get("taskDefinition", "")))
+        return f"{arn}:task-definition/{key}"
+    named = given.get("tasks") if operation == "DescribeTasks" else [given.get("task")]
+    if operation in ("DescribeTasks", "StopTask") and isinstance(named, list) and named:
+        cluster = ecs_cluster(given, arn).rpartition("/")[2]
+        arns = [str(one) if str(one).startswith("arn:") else f"{arn}:task/{cluster}/{one}" for one in named]
+        within = {one.rpartition("/")[0] for one in arns}
+        return arns[0] if len(within) == 1 else "*"
+    if operation.endswith("Cluster"):
+        return ecs_cluster(given, arn)
+    return "*"
+
+
+def passed(role: str, service: str, arn: str) -> str:
+    """Why the caller can't have `service` run something with a role; empty if he can.
+
+    Args:
+        role: the role's ARN.
+        service: its principal, `ecs-tasks.amazonaws.com`.
+        arn: what is made with it, for the conditions of the role's trust.
+    """
+    from ministack.core import iam_evaluator
+    from ministack.core.responses import get_region
+
+    if not trusts(role, service, arn):
+        return f"ECS was unable to assume the role '{role}': it doesn't exist, or doesn't trust {service}"
+    context = {"iam:PassedToService": service}
+    key = CALLER.get()
+    if key and iam_evaluator.enforce(key, "iam:PassRole", "iam", get_region(), role, context) is not None:
+        return f"the caller is not authorized to perform: iam:PassRole on resource: {role}"
+    return ""
+
+
+def trusts(role: str, service: str, arn: str = "") -> bool:
+    """Whether a role exists and may be assumed by a service of AWS's, for `arn`."""
+    from ministack.core import iam_evaluator
+    from ministack.services import iam
+
+    found = iam._roles.get(role.rpartition("/")[2])
+    if found is None or found.get("Arn") != role:
+        return False
+    document = found.get("AssumeRolePolicyDocument") or {}
+    if isinstance(document, str):
+        document = json.loads(document)
+    account = role.split(":")[4]
+    statements = [one for one in document.get("Statement", []) if service in _services(one)]
+    root = f"arn:aws:iam::{account}:root"
+    context = iam_evaluator.EvalContext(
+        principal_arn=root, principal_type="Root", principal_account=account, action="sts:AssumeRole",
+        resource_arn=role, region="", service_context={"aws:sourceaccount": account, "aws:sourcearn": arn},
+    )  # fmt: skip
+    return bool(iam_evaluator.evaluate_trust_policy({"Statement": statements}, root, context))
+
+
+def output(stack: str, names: tuple[str, ...]) -> Callable[[], str]:
+    """An output of a stack as it is when it is asked for: the first of `names` that there is, else empty."""
+
+    def value() -> str:
+        from ministack.services import cloudformation
+
+        outputs = {
+            one["OutputKey"]: one["OutputValue"] for one in (cloudformation._stacks.get(stack) or {}).get("Outputs", [])
+        }
+        return next((str(outputs[name]) for name in names if outputs.get(name)), "")
+
+    return value
+
+
+def _services(statement: Any) -> list[str]:
+    principal = statement.get("Principal") if isinstance(statement, dict) else None
+    found = principal.get("Service", []) if isinstance(principal, dict) else []
+    return [found] if isinstance(found, str) else list(found)
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

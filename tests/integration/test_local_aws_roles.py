@@ -1,0 +1,382 @@
+"""The local AWS asks who it is: signatures, the owner's pair, and short-lived credentials of roles."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import http.client
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.auth
+import botocore.awsrequest
+import botocore.exceptions
+import botocore.session
+import iceberg_helper
+import pytest
+from botocore.config import Config
+from botocore.credentials import Credentials
+from own_aws import Server, code_of, quiet, started, wait_for
+
+from busco.aws import client
+from busco.embedded import aws, instances, keys
+from busco.settings import env_file, get_settings, read_env_file
+
+REGION = "us-east-1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_environment() -> Iterator[None]:
+    with mock.patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = started(tmp_path_factory.mktemp("state"))
+    yield running
+    aws.down(running.settings, quiet)
+
+
+@pytest.fixture
+def lake(server: Server) -> str:
+    return read_env_file(env_file(server.settings.state))["BUSCO_LAKE_BUCKET"]
+
+
+def given(server: Server, role: str) -> Credentials:
+    """A role's credentials, as an SDK finds them in that role's environment."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    variables = read_env_file(env_file(server.settings.state, role))
+    with mock.patch.dict(os.environ, kept | variables, clear=True):
+        found = botocore.session.Session().get_credentials()
+        assert found is not None
+        assert found.method == "iam-role"
+        frozen = found.get_frozen_credentials()
+    return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+
+def as_client(server: Server, service: str, who: Credentials) -> Any:
+    session = boto3.session.Session(who.access_key, who.secret_key, who.token, region_name=REGION)
+    config = Config(
+        proxies={}, s3={"addressing_style": "path"}, retries={"max_attempts": 1},
+        # boto3 still makes addresses of version 2
+        signature_version="s3v4" if service == "s3" else None,
+    )  # fmt: skip
+    return session.client(service, endpoint_url=server.endpoint, config=config)
+
+
+def owner(server: Server) -> Credentials:
+    pair = keys.owner(server.settings.state)
+    return Credentials(pair.key, pair.secret)
+
+
+def ask(
+    server: Server,
+    who: Credentials | None,
+    service: str,
+    method: str = "POST",
+    path: str = "/",
+    body: bytes = b"",
+    headers: dict[str, str] | None = None,
+    change: Callable[[botocore.awsrequest.AWSRequest], None] = lambda _: None,
+) -> tuple[int, str]:
+    """A request as it goes over the wire, signed and then changed: its status and body."""
+    request = botocore.awsrequest.AWSRequest(method, f"{server.endpoint}{path}", headers=headers or {}, data=body)
+    if service == "s3":
+        request.headers["x-amz-content-sha256"] = hashlib.sha256(body).hexdigest()
+    if who is not None:
+        signer = botocore.auth.S3SigV4Auth if service == "s3" else botocore.auth.SigV4Auth
+        signer(who, service, REGION).add_auth(request)
+    change(request)
+    split = urlsplit(request.url)
+    connection = http.client.HTTPConnection(split.netloc, timeout=10)
+    target = f"{split.path}?{split.query}" if split.query else split.path
+    connection.request(method, target, body=request.data, headers=dict(request.headers.items()))
+    answer = connection.getresponse()
+    found = answer.status, answer.read().decode()
+    connection.close()
+    return found
+
+
+def set_header(name: str, value: str) -> Callable[[botocore.awsrequest.AWSRequest], None]:
+    def change(request: botocore.awsrequest.AWSRequest) -> None:
+        del request.headers[name]
+        request.headers[name] = value
+
+    return change
+
+
+# signatures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key", ["test", "busco-local", "123456789012", "000000000000", "AKIAAAAAAAAAAAAAAAAA", "ASIAAAAAAAAAAAAAAAAA"]
+)
+@pytest.mark.parametrize("secret", ["test", "busco-local", "{key}"])
+def test_a_key_that_nobody_has_opens_nothing(server: Server, key: str, secret: str) -> None:
+    who = Credentials(key, secret.format(key=key))
+    for service, call in (("s3", "list_buckets"), ("sts", "get_caller_identity"), ("glue", "get_databases")):
+        with pytest.raises(botocore.exceptions.ClientError, match="busco aws env"):
+            getattr(as_client(server, service, who), call)()
+
+
+def test_the_owners_key_with_another_secret_opens_nothing(server: Server) -> None:
+    who = dataclasses.replace(keys.owner(server.settings.state), secret="x" * 40)
+    s3 = as_client(server, "s3", Credentials(who.key, who.secret))
+    assert code_of(s3.list_buckets) == "SignatureDoesNotMatch"
+
+
+def test_what_is_not_signed_is_refused(server: Server, lake: str) -> None:
+    for service, path in (("s3", f"/{lake}/a"), ("s3", "/"), ("sts", "/?Action=GetCallerIdentity"), ("iam", "/")):
+        status, text = ask(server, None, service, "GET", path)
+        assert (status, "must be signed" in text) == (403, True), path
+
+
+def test_a_request_is_the_one_that_was_signed(server: Server, lake: str) -> None:
+    who, put = owner(server), {"service": "s3", "method": "PUT", "path": f"/{lake}/signed", "body": b"mine"}
+    changes: dict[str, Callable[[botocore.awsrequest.AWSRequest], None]] = {
+        "another body": lambda one: setattr(one, "data", b"evil"),
+        "another path": lambda one: setattr(one, "url", one.url.replace("/signed", "/other")),
+        "a parameter more": lambda one: setattr(one, "url", f"{one.url}?acl"),
+        "another hash": set_header("x-amz-content-sha256", hashlib.sha256(b"evil").hexdigest()),
+        "another time": set_header("x-amz-date", time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() - 60))),
+        "a token": set_header("x-amz-security-token", "any"),
+        "a second key": lambda one: setattr(one, "url", f"{one.url}?AWSAccessKeyId={who.access_key}&Signature=x"),
+        "a second signature": lambda one: setattr(
+            one, "url", f"{one.url}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={who.access_key}/a/b/s3/c"
+        ),
+    }
+    assert ask(server, who, **put)[0] == 200
+    for name, change in changes.items():
+        assert ask(server, who, **put, change=change)[0] in (400, 403), name
+    assert as_client(server, "s3", who).get_object(Bucket=lake, Key="signed")["Body"].read() == b"mine"
+
+
+def test_an_old_request_is_refused(server: Server) -> None:
+    real = botocore.auth.get_current_datetime
+    with mock.patch("botocore.auth.get_current_datetime", lambda *a, **k: real(*a, **k).replace(year=2020)):
+        assert ask(server, owner(server), "s3", "GET")[0] == 403
+
+
+def test_an_address_is_signed_for_its_time_and_operation(server: Server, lake: str) -> None:
+    s3 = as_client(server, "s3", owner(server))
+    s3.put_object(Bucket=lake, Key="shared", Body=b"x")
+    url = s3.generate_presigned_url("get_object", {"Bucket": lake, "Key": "shared"}, ExpiresIn=60)
+    split = urlsplit(url)
+    path = f"{split.path}?{split.query}"
+    assert ask(server, None, "s3", "GET", path) == (200, "x")
+    assert ask(server, None, "s3", "GET", path.replace("/shared", "/signed"))[0] == 403
+    assert ask(server, None, "s3", "PUT", path)[0] == 403
+    assert ask(server, None, "s3", "GET", path.replace("X-Amz-Expires=60", "X-Amz-Expires=6000"))[0] == 403
+    real = botocore.auth.get_current_datetime
+    with mock.patch("botocore.auth.get_current_datetime", lambda *a, **k: real(*a, **k).replace(year=2020)):
+        late = s3.generate_presigned_url("get_object", {"Bucket": lake, "Key": "shared"}, ExpiresIn=60)
+    assert ask(server, None, "s3", "GET", late.removeprefix(server.endpoint))[0] == 403
+
+
+def test_the_owners_pair_is_his_alone_and_stays(tmp_path: Path) -> None:
+    first = started(tmp_path / "one")
+    pair = keys.owner(first.settings.state)
+    aws.down(first.settings, quiet)
+    second = started(tmp_path / "one")
+    other = keys.owner(tmp_path / "two")
+    try:
+        assert keys.owner(second.settings.state) == pair
+        assert other != pair
+        assert (second.settings.state / "secrets" / "local-aws-owner").stat().st_mode & 0o777 == 0o600
+        arn = second.client("sts").get_caller_identity()["Arn"]
+        assert arn == "arn:aws:iam::000000000000:root"
+        words = aws.env_lines(second.settings)
+        assert f"export AWS_ACCESS_KEY_ID={pair.key}\n" in words
+        for role in (*instances.ROLES, "none"):
+            file = env_file(second.settings.state, role)
+            assert file.stat().st_mode & 0o777 == 0o600
+            assert pair.secret not in file.read_text(), role
+    finally:
+        aws.down(second.settings, quiet)
+    assert not list((tmp_path / "one").glob("aws*.env"))
+
+
+# roles -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("who", "logical"), [("airflow", "AirflowRole"), ("runner", "RunnerRole")])
+def test_a_process_with_a_role_has_that_role(server: Server, who: str, logical: str) -> None:
+    cloudformation = server.client("cloudformation")
+    found = cloudformation.describe_stack_resource(StackName="busco-ecs", LogicalResourceId=logical)
+    name = found["StackResourceDetail"]["PhysicalResourceId"]
+    role = given(server, who)
+    arn = as_client(server, "sts", role).get_caller_identity()["Arn"]
+    assert arn == f"arn:aws:sts::000000000000:assumed-role/{name}/busco-{who}"
+
+
+def test_settings_of_a_role_do_not_take_the_owners_keys(server: Server) -> None:
+    state, pair = server.settings.state, keys.owner(server.settings.state)
+    shell = {"BUSCO_STATE_DIR": str(state), "BUSCO_LOCAL_ROLE": "runner", "AWS_ACCESS_KEY_ID": pair.key,
+             "AWS_SECRET_ACCESS_KEY": pair.secret, "AWS_PROFILE": "absent"}  # fmt: skip
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "BUSCO_"))}
+    with mock.patch.dict(os.environ, kept | shell, clear=True):
+        get_settings.cache_clear()
+        settings = get_settings()
+        assert pair.secret not in os.environ.values()
+        assert ":assumed-role/" in client("sts", settings).get_caller_identity()["Arn"]
+    get_settings.cache_clear()
+
+
+def test_a_role_may_do_what_its_policy_says(server: Server, lake: str) -> None:
+    runner, airflow = given(server, "runner"), given(server, "airflow")
+    s3 = as_client(server, "s3", runner)
+    s3.put_object(Bucket=lake, Key="gold/t/a.parquet", Body=b"x")
+    assert s3.get_object(Bucket=lake, Key="gold/t/a.parquet")["Body"].read() == b"x"
+    denied: list[tuple[str, Credentials, Callable[[Any], Any]]] = [
+        ("s3", runner, lambda c: c.put_object(Bucket=lake, Key="elsewhere/a")),
+        ("s3", runner, lambda c: c.delete_object(Bucket=lake, Key="gold/t/a.parquet")),
+        ("s3", runner, lambda c: c.list_buckets()),
+        ("s3", runner, lambda c: c.put_bucket_policy(Bucket=lake, Policy="{}")),
+        ("glue", runner, lambda c: c.create_table(DatabaseName="busco_gold", TableInput={"Name": "a"})),
+        ("iam", runner, lambda c: c.create_user(UserName="a")),
+        ("iam", airflow, lambda c: c.create_access_key(UserName="a")),
+        ("cloudformation", runner, lambda c: c.list_stacks()),
+        ("cloudformation", airflow, lambda c: c.delete_stack(StackName="busco-lake")),
+        ("sts", runner, lambda c: c.assume_role(RoleArn=role_of(server, "AirflowRoleArn"), RoleSessionName="attack")),
+        ("sts", airflow, lambda c: c.assume_role(RoleArn=role_of(server, "RunnerRoleArn"), RoleSessionName="attack")),
+        ("athena", runner, lambda c: c.start_query_execution(QueryString="select 1", WorkGroup="busco")),
+        ("sqs", runner, lambda c: c.list_queues()),
+        ("ecs", runner, lambda c: c.run_task(cluster="busco", taskDefinition="busco-dbt-small")),
+        ("ecs", airflow, lambda c: c.run_task(cluster="other", taskDefinition="busco-dbt-small")),
+        ("ecs", airflow, lambda c: c.register_task_definition(family="a", containerDefinitions=[{"name": "a"}])),
+        ("cloudwatch", airflow, lambda c: c.list_metrics()),
+    ]
+    for service, who, call in denied:
+        with pytest.raises(botocore.exceptions.ClientError, match=r"AccessDenied|AuthorizationError|not authorized"):
+            call(as_client(server, service, who))
+
+
+def role_of(server: Server, output: str) -> str:
+    outputs = server.client("cloudformation").describe_stacks(StackName="busco-ecs")["Stacks"][0]["Outputs"]
+    return next(str(one["OutputValue"]) for one in outputs if one["OutputKey"] == output)
+
+
+def test_what_airflow_asks_of_ecs_and_logs_is_allowed(server: Server) -> None:
+    airflow = given(server, "airflow")
+    ecs, logs = as_client(server, "ecs", airflow), as_client(server, "logs", airflow)
+    assert code_of(lambda: ecs.describe_task_definition(taskDefinition="busco-dbt-small")) == "ok"
+    assert code_of(lambda: ecs.list_tasks(cluster="busco")) == "ok"
+    task = "arn:aws:ecs:us-east-1:000000000000:task/busco/0123456789abcdef0123456789abcdef"
+    assert code_of(lambda: ecs.describe_tasks(cluster="busco", tasks=[task])) == "ok"
+    assert code_of(lambda: ecs.stop_task(cluster="busco", task=task)) == "InvalidParameterException"
+    assert code_of(lambda: ecs.describe_tasks(cluster="other", tasks=[task.replace("busco", "other")])) != "ok"
+    server.client("logs").create_log_stream(logGroupName="/busco/dbt", logStreamName="dbt/dbt/a")
+    stream = {"logGroupName": "/busco/dbt", "logStreamName": "dbt/dbt/a"}
+    assert code_of(lambda: logs.get_log_events(**stream)) == "ok"
+    assert code_of(lambda: logs.describe_log_streams(logGroupName="/busco/dbt")) == "ok"
+    server.client("logs").create_log_group(logGroupName="/other")
+    assert code_of(lambda: logs.describe_log_streams(logGroupName="/other")) == "AccessDeniedException"
+
+
+JSON = {"Content-Type": "application/x-amz-json-1.1"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "path", "headers", "body"),
+    [
+        # what the policies would be asked about is not what would be done
+        ("s3", "PUT", "/{lake}/gold/t/a.parquet?Action=GetObject", {}, b"evil"),
+        ("s3", "DELETE", "/{lake}/gold/t/a.parquet?Action=GetObject", {}, b""),
+        ("s3", "DELETE", "/{lake}/gold/t/a.parquet", FORM, b"Action=GetObject"),
+        ("s3", "DELETE", "/{lake}/gold/t/a.parquet", {"X-Amz-Target": "S3.GetObject"}, b""),
+        ("s3", "PUT", "/{lake}//gold/t/a.parquet", {}, b"evil"),
+        ("s3", "PUT", "/iceberg/v1/any", {}, b"{}"),
+        ("s3", "GET", "/v20180820/accesspoint", {}, b""),
+        ("s3", "POST", "/{lake}", {"Content-Type": "multipart/form-data; boundary=a"}, b"--a--"),
+        ("glue", "POST", "/?Action=GetTable", {**JSON, "X-Amz-Target": "AWSGlue.DeleteTable"},
+         b'{"DatabaseName": "busco_gold", "Name": "kept"}'),
+        ("glue", "POST", "/", {**JSON, "X-Amz-Target": "AWSGlue.GetTable.DeleteTable"},
+         b'{"DatabaseName": "busco_gold", "Name": "kept"}'),
+        ("glue", "POST", "/", {**JSON, "X-Amz-Target": "Other.DeleteTable"},
+         b'{"DatabaseName": "busco_gold", "Name": "kept"}'),
+        ("glue", "POST", "/", {**JSON, "X-Amz-Target": "AmazonAthena.ListWorkGroups"}, b"{}"),
+        ("sts", "POST", "/?Action=GetCallerIdentity", FORM, b"Action=AssumeRole&RoleArn=a&RoleSessionName=a"),
+        ("sts", "POST", "/", FORM, b"Action=GetCallerIdentity&Action=AssumeRole&RoleArn=a&RoleSessionName=a"),
+        ("sts", "POST", "/", {**JSON, "X-Amz-Target": "AWSSecurityTokenServiceV20110615.AssumeRole"}, b"{}"),
+        ("iam", "GET", "/?Action=ListUsers", {}, b""),
+        ("ecs", "POST", "/tasks", JSON, b"{}"),
+        ("sts", "PUT", "/_ministack/cfn-response/any", {}, b"{}"),
+        ("sts", "GET", "/_aws/sqs/messages", {}, b""),
+    ],
+)  # fmt: skip
+def test_a_request_has_one_meaning(
+    server: Server, lake: str, service: str, method: str, path: str, headers: dict[str, str], body: bytes
+) -> None:
+    server.client("s3").put_object(Bucket=lake, Key="gold/t/a.parquet", Body=b"kept")
+    glue, table = server.client("glue"), {"DatabaseName": "busco_gold", "Name": "kept"}
+    if code_of(lambda: glue.get_table(**table)) != "ok":
+        glue.create_table(DatabaseName="busco_gold", TableInput={"Name": "kept"})
+    status, text = ask(server, given(server, "runner"), service, method, path.format(lake=lake), body, headers)
+    assert status in (400, 403), text
+    kept = server.client("s3").get_object(Bucket=lake, Key="gold/t/a.parquet")["Body"].read()
+    assert kept == b"kept"
+    assert code_of(lambda: glue.get_table(**table)) == "ok"
+
+
+def test_credentials_outlive_a_restart_and_end_in_time(tmp_path: Path) -> None:
+    first = started(tmp_path / "state")
+    role = given(first, "runner")
+    assert code_of(as_client(first, "sts", role).get_caller_identity) == "ok"
+    first.kill()
+    second = started(tmp_path / "state")
+    try:
+        assert code_of(as_client(second, "sts", role).get_caller_identity) == "ok"
+        bucket = read_env_file(env_file(second.settings.state))["BUSCO_LAKE_BUCKET"]
+        assert code_of(lambda: as_client(second, "s3", role).put_object(Bucket=bucket, Key="gold/a")) == "ok"
+        secret = keys.instance(second.settings.state, "runner")
+        ended = instances.issued(secret, int(time.time()) // instances.WINDOW - 2)
+        old = Credentials(ended.key, ended.secret, ended.token)
+        with pytest.raises(botocore.exceptions.ClientError, match="busco aws env"):
+            as_client(second, "sts", old).get_caller_identity()
+        for wrong in (Credentials(role.access_key, role.secret_key), Credentials(role.access_key, "x", role.token)):
+            assert code_of(as_client(second, "s3", wrong).list_buckets) != "ok"
+    finally:
+        aws.down(second.settings, quiet)
+
+
+def test_nobody_gets_credentials_without_the_secret(server: Server) -> None:
+    role = "latest/meta-data/iam/security-credentials/"
+    for path in ("/_busco/instance/", "/_busco/instance/guessed/", "/_busco/instance//"):
+        assert ask(server, None, "s3", "GET", f"{path}{role}")[0] == 404
+    for path in ("/latest/meta-data/iam/security-credentials/", "/v2/credentials/any", "/v4/guessed-token/task"):
+        assert ask(server, None, "s3", "GET", path)[0] in (403, 404), path
+
+
+def test_a_query_of_athena_reads_what_its_caller_may(server: Server, lake: str) -> None:
+    s3, iam = server.client("s3"), server.client("iam")
+    metadata, columns = iceberg_helper.write_table(s3, lake, "gold/read", "SELECT 7 AS x")
+    iceberg_helper.show(server.client("glue"), "busco_gold", "read", metadata, columns)
+    assert server.query("SELECT x FROM read") == [["7"]]
+    trust = {"Statement": [{"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::000000000000:root"},
+                            "Action": "sts:AssumeRole"}]}  # fmt: skip
+    arn = iam.create_role(RoleName="asks", AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
+    may = {"Statement": [{"Effect": "Allow", "Action": ["athena:*", "glue:*"], "Resource": "*"}]}
+    iam.put_role_policy(RoleName="asks", PolicyName="a", PolicyDocument=json.dumps(may))
+    found = server.client("sts").assume_role(RoleArn=arn, RoleSessionName="asks")["Credentials"]
+    who = Credentials(found["AccessKeyId"], found["SecretAccessKey"], found["SessionToken"])
+    athena = as_client(server, "athena", who)
+    identifier = athena.start_query_execution(
+        QueryString="SELECT x FROM read", QueryExecutionContext={"Database": "busco_gold"}, WorkGroup="busco"
+    )["QueryExecutionId"]
+
+    def status() -> dict[str, Any]:
+        execution: dict[str, Any] = athena.get_query_execution(QueryExecutionId=identifier)["QueryExecution"]
+        return dict(execution["Status"])
+
+    wait_for(lambda: status()["State"] in ("SUCCEEDED", "FAILED"))
+    assert status()["State"] == "FAILED"
+    assert "403" in status()["StateChangeReason"]
