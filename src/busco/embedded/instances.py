@@ -24,12 +24,8 @@ from busco.embedded.door import INSTANCE_PATH as PATH
 
 # Seconds: credentials are good for one to two of these. SDKs ask for new ones when a quarter of an hour is left.
 WINDOW = 1800
-# Who has which role on this machine, by the name of the stack's output; the first one that there is.
-ROLES = {
-    "airflow": ("AirflowRoleArn",),
-    "runner": ("RunnerRoleArn", "TaskRole"),
-    "ingest": ("IngestRoleArn", "TaskRole"),
-}
+# Who has which role on this machine, by the name of the stack's output.
+ROLES = {"airflow": "AirflowRoleArn", "runner": "RunnerRoleArn", "ingest": "IngestRoleArn"}
 _ROLE_PATH = "latest/meta-data/iam/security-credentials/"
 _TOKEN_PATH = "latest/api/token"  # noqa: S105
 

@@ -190,9 +190,9 @@ def main() -> None:
     policies.install()
     # what each secret stands for is known to who starts Airflow and runners; a stack's Airflow has it of its .env
     instances = Instances()
-    for who, outputs in ROLES.items():
+    for who, output in ROLES.items():
         known = secret_of_stack if who == "airflow" and secret_of_stack else keys.instance(state, who)
-        instances.add(known, f"busco-{who}", policies.output(stacks.ECS, outputs))
+        instances.add(known, f"busco-{who}", policies.output(stacks.ECS, output))
     endpoint = f"http://127.0.0.1:{given.port}"
     athena_iceberg.install(athena_iceberg.Reader(endpoint, given.region))
 

@@ -182,16 +182,14 @@ def trusts(role: str, service: str, arn: str = "") -> bool:
     return bool(iam_evaluator.evaluate_trust_policy({"Statement": statements}, root, context))
 
 
-def output(stack: str, names: tuple[str, ...]) -> Callable[[], str]:
-    """An output of a stack as it is when it is asked for: the first of `names` that there is, else empty."""
+def output(stack: str, name: str) -> Callable[[], str]:
+    """An output of a stack as it is when it is asked for; empty where there is none."""
 
     def value() -> str:
         from ministack.services import cloudformation
 
-        outputs = {
-            one["OutputKey"]: one["OutputValue"] for one in (cloudformation._stacks.get(stack) or {}).get("Outputs", [])
-        }
-        return next((str(outputs[name]) for name in names if outputs.get(name)), "")
+        outputs = (cloudformation._stacks.get(stack) or {}).get("Outputs", [])
+        return next((str(one["OutputValue"]) for one in outputs if one["OutputKey"] == name), "")
 
     return value
 
