@@ -17,6 +17,7 @@ def request(action: str, resource: str, context: dict[str, str], who: str = "any
         action=action,
         resource_arn=resource,
         region=REGION,
+        secure_transport=True,
         service_context={key.lower(): value for key, value in context.items()},
     )
 

@@ -88,8 +88,7 @@ def bucket(server: Server, outputs: dict[str, str]) -> dict[str, Any]:
 
 
 def refuses(bucket: dict[str, Any], key: str, context: dict[str, str], action: str = "s3:PutObject") -> bool:
-    tls = {"aws:SecureTransport": "true"}
-    return resource_decision(bucket, action, f"{LAKE}/{key}", context | tls) == "Deny"
+    return resource_decision(bucket, action, f"{LAKE}/{key}", context) == "Deny"
 
 
 def test_the_policy_asks_for_a_condition_where_the_protocol_writes_one(bucket: dict[str, Any]) -> None:
