@@ -190,3 +190,10 @@ def test_every_correction_knows_its_ministack() -> None:
     policies.check()
     with pytest.raises(RuntimeError, match="MiniStack"):
         policies.check(version="0")
+
+
+def test_the_engine_of_docker_is_reached_by_name_and_by_address() -> None:
+    from busco.embedded.local_aws_server import engine_addresses
+
+    assert engine_addresses("unix:///var/run/docker.sock") == ["/var/run/docker.sock"]
+    assert engine_addresses("tcp://localhost:2375") == [("localhost", 2375), ("127.0.0.1", 2375)]

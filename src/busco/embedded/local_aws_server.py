@@ -121,10 +121,13 @@ def alone(lock: Path) -> None:
     os.write(descriptor, str(os.getpid()).encode())
 
 
-def engine_address(docker_host: str) -> Address:
-    """Where a Docker engine is, of `unix:///var/run/docker.sock` or `tcp://host:port`."""
+def engine_addresses(docker_host: str) -> list[Address]:
+    """Where a Docker engine is, of `unix:///var/run/docker.sock` or `tcp://host:port`: by name and by address."""
     found = urlsplit(docker_host)
-    return found.path if found.scheme == "unix" else (found.hostname or "", found.port or 2375)
+    if found.scheme == "unix":
+        return [found.path]
+    host, port = found.hostname or "", found.port or 2375
+    return [(host, port), (socket.gethostbyname(host), port)]
 
 
 def main() -> None:
@@ -215,7 +218,7 @@ def main() -> None:
     pid = os.getpid()
     print(f"event=local_aws_start lake={given.lake} endpoint={endpoint} pid={pid} repaired={repaired}", flush=True)
     names = [one for one in (given.address, given.host_name, tasks.hostname, given.tasks_name) if one]
-    confine([("127.0.0.1", given.port), engine_address(variables["DOCKER_HOST"])])
+    confine([("127.0.0.1", given.port), *engine_addresses(variables["DOCKER_HOST"])])
     print("event=local_aws_confined", flush=True)
     served = {"lake": given.lake, "pid": pid, "owned": True}
     watch = signatures.Signatures(keys.owner(state), instances)
