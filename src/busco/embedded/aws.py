@@ -19,7 +19,7 @@ import boto3
 import botocore.session
 from botocore.config import Config
 
-from busco.embedded import docker_engine, instances, keys, processes, stacks
+from busco.embedded import docker_engine, instances, keys, processes, provisioned, stacks
 from busco.embedded.door import IDENTITY_PATH
 from busco.embedded.local_aws_server import lake_folder
 from busco.errors import BuscoError
@@ -174,8 +174,8 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         endpoint = _endpoint(arguments.get("--port", ""))
         identity = _identity(endpoint)
         served = (identity.get("lake"), identity.get("pid"), arguments.get("--docker-host", ""))
-        # one that was started by an earlier version knows no owner
-        if served == (lake, process.pid, engine) and identity.get("owned"):
+        # one that was started by an earlier version knows no owner, or makes other resources
+        if served == (lake, process.pid, engine) and identity.get("reviewed") == provisioned.REVIEWED:
             return process, endpoint
     # Asked before anything is stopped: where Docker is missing, what runs goes on.
     own, for_tasks = _addresses(settings, engine)

@@ -220,7 +220,7 @@ def main() -> None:
     names = [one for one in (given.address, given.host_name, tasks.hostname, given.tasks_name) if one]
     confine([("127.0.0.1", given.port), *engine_addresses(variables["DOCKER_HOST"])])
     print("event=local_aws_confined", flush=True)
-    served = {"lake": given.lake, "pid": pid, "owned": True}
+    served = {"lake": given.lake, "pid": pid, "reviewed": provisioned.REVIEWED}
     watch = signatures.Signatures(keys.owner(state), instances)
     of_tasks = (tasks.hostname or "", tasks.port or 0) if given.tasks else None
     asyncio.run(serve(guarded(app, served, watch, names, of_tasks), config))  # type: ignore[arg-type]
