@@ -166,51 +166,50 @@ def test_each_image_of_others_was_looked_at_and_each_entry_is_of_one_that_is_use
     assert any("is not used" in one for one in audit.stale_images(reviews, set(), date.today()))
 
 
-def offline(folder: Path, environment: dict[str, str], pins: str = "some-package==1.0\n") -> tuple[int, str]:
-    """A copy of the audit with a snapshot of its own, in a place from which no database is reached: status, output."""
-    (folder / "scripts").mkdir(exist_ok=True)
-    (folder / "requirements").mkdir(exist_ok=True)
-    for name in ("scripts/audit.py", "docker-compose.yml", "Dockerfile.dbt", "Dockerfile.airflow"):
-        (folder / name).write_text((ROOT / name).read_text())
-    (folder / "requirements/few.txt").write_text(pins)
-    images = "".join(
-        f'[[images]]\nid = "CVE-{n}"\nimage = "{image}"\nreason = "seen"\nreview = 2999-01-01\n'
-        for n, image in enumerate(sorted(audit.used_images(ROOT)))
-    )
-    (folder / "requirements/reviewed.toml").write_text(environment.pop("REVIEWED", "") + images)
-    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
-    done = subprocess.run(
-        [sys.executable, folder / "scripts/audit.py"],
-        env={**os.environ, **nowhere, **environment}, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
-
-
 ACCEPTED = '[snapshot]\ncommit = "c1"\nreason = "the newest"\nreview = {day}\n'
+FOUND_THERE = [{"id": "PYSEC-1", "aliases": [], "fix_versions": ["1.2"]}]
 
 
-def test_in_ci_nothing_passes_unaudited_and_a_reviewed_snapshot_that_covers_all_pins_does(tmp_path: Path) -> None:
-    def snapshot(pins: dict[str, Any]) -> None:
-        made = {"source": "a local clone", "commit": "c1", "date": "2026-11-01", "pins": pins}
-        (tmp_path / "requirements/advisories.json").write_text(json.dumps(made))
+@pytest.mark.parametrize(
+    ("ci", "accepted_until", "snapshot", "status", "words"),
+    [
+        ("true", "", None, 1, "not audited: run make audit-update"),
+        ("", "", None, 0, "NOT AUDITED"),
+        ("true", "", {"some-package==1.0": []}, 1, "nobody has reviewed it"),
+        ("true", "2999-01-01", {"some-package==1.0": []}, 0, "by the snapshot: 1 packages, 0 findings"),
+        ("true", "2999-01-01", {"some-package==1.0": []}, 0, "of 2026-11-01"),
+        ("true", "2026-11-02", {"some-package==1.0": []}, 1, "was accepted until 2026-11-02: make audit-update"),
+        ("true", "2999-01-01", {"some-package==0.9": []}, 1, "lacks some-package==1.0: make audit-update"),
+        ("", "2999-01-01", {"some-package==1.0": FOUND_THERE}, 1, "some-package 1.0: PYSEC-1, mended in 1.2"),
+    ],
+)
+def test_where_no_database_answers_ci_passes_only_by_a_reviewed_snapshot_of_all_pins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    ci: str, accepted_until: str, snapshot: dict[str, Any] | None, status: int, words: str,
+) -> None:  # fmt: skip
+    def nobody(_: Path, services: list[str]) -> tuple[None, str]:
+        services.clear()
+        return None, "no database answers"
 
-    status, said = offline(tmp_path, {"CI": "true"})
-    assert (status, "not audited: run make audit-update" in said) == (1, True)
-    assert offline(tmp_path, {"CI": ""})[0] == 0
-    snapshot({"some-package==1.0": []})
-    status, said = offline(tmp_path, {"CI": "true"})
-    assert (status, "nobody has reviewed it" in said) == (1, True)
-    status, said = offline(tmp_path, {"CI": "true", "REVIEWED": ACCEPTED.format(day="2999-01-01")})
-    assert (status, "by the snapshot: 1 packages, 0 findings" in said) == (0, True)
-    assert "of 2026-11-01" in said
-    status, said = offline(tmp_path, {"CI": "true", "REVIEWED": ACCEPTED.format(day="2026-11-02")})
-    assert (status, "was accepted until 2026-11-02: make audit-update" in said) == (1, True)
-    accepted = {"CI": "true", "REVIEWED": ACCEPTED.format(day="2999-01-01")}
-    status, said = offline(tmp_path, {**accepted}, "some-package==1.0\nnew==1\n")
-    assert (status, "lacks new==1: make audit-update" in said) == (1, True)
-    snapshot({"some-package==1.0": [{"id": "PYSEC-1", "aliases": [], "fix_versions": ["1.2"]}]})
-    status, said = offline(tmp_path, {**accepted, "CI": ""})
-    assert (status, "some-package 1.0: PYSEC-1, mended in 1.2" in said) == (1, True)
+    requirements = tmp_path / "requirements"
+    requirements.mkdir()
+    (requirements / "few.txt").write_text("some-package==1.0\n")
+    (tmp_path / "docker-compose.yml").touch()
+    reviewed = ACCEPTED.format(day=accepted_until) if accepted_until else ""
+    (requirements / "reviewed.toml").write_text(reviewed)
+    if snapshot is not None:
+        made = {"source": "a local clone", "commit": "c1", "date": "2026-11-01", "pins": snapshot}
+        (requirements / "advisories.json").write_text(json.dumps(made))
+    for name, value in {
+        "ROOT": tmp_path, "REVIEWED": requirements / "reviewed.toml", "SNAPSHOT": requirements / "advisories.json",
+        "audited": nobody,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(audit, name, value)
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setattr(sys, "argv", ["audit.py"])
+    assert audit.main() == status
+    printed = capsys.readouterr()
+    assert words in printed.out + printed.err
 
 
 # -- images by digest -------------------------------------------------------------------------------------------------
