@@ -74,6 +74,19 @@ HAPPENS = {
         "test_while_a_project_can_not_be_parsed_dbt_s_message_is_an_import_error_and_the_last_good_graph_stays",
     ),
     "AccessDenied on RunTask": ("test_what_the_policies_lack_is_refused",),
+    '"Host refused"': (
+        "test_a_page_whose_name_was_rebound_to_this_machine_is_refused_everywhere",
+        "test_a_rebound_name_is_refused_and_known_ones_are_answered",
+    ),
+    "429 from Airflow's API or Flower": (
+        "test_after_ten_wrong_passwords_a_user_s_right_one_is_not_tried_and_other_users_are",
+        "test_guesses_are_limited",
+    ),
+    '400 "has a NUL': ("test_a_run_with_a_text_that_no_database_takes_is_refused_by_name",),
+    'a service ends with "AIRFLOW_LOGIN': (
+        "test_a_webserver_does_not_start_with_a_login_that_nobody_meant",
+        "test_a_set_up_on_aws_refuses_a_password_that_everybody_knows_also_one_of_an_earlier_start",
+    ),
 }
 
 
