@@ -46,10 +46,17 @@ COPY project /opt/stock
 RUN python -c "import duckdb; from busco.lake.engine import extension_file as f; \\
     c = duckdb.connect(config={{'extension_directory': '/opt/stock/extensions'}}); \\
     c.execute('install ' + repr(str(f('httpfs'))))" && chmod -R a+rX /opt/stock
-ENV DBT_PROJECT_DIR=/opt/stock DBT_PROFILES_DIR=/opt/stock DBT_TARGET_PATH=/tmp/target DBT_LOG_PATH=/tmp/logs
 USER 10001:10001
-ENTRYPOINT {entrypoint}
+ENTRYPOINT ["sh", "-c", "sleep {delay}; if [ -n \\"$STOCK\\" ]; then exec \\"$@\\"; fi; exec busco \\"$@\\"", "sh"]
 """
+# of its tasks, which run the one image that tasks run
+_VARIABLES = {
+    "STOCK": "1",
+    "DBT_PROJECT_DIR": "/opt/stock",
+    "DBT_PROFILES_DIR": "/opt/stock",
+    "DBT_TARGET_PATH": "/tmp/target",
+    "DBT_LOG_PATH": "/tmp/logs",
+}
 _DAG = """
 # Airflow reads files that have its name in them and that of a DAG
 from datetime import datetime
@@ -70,11 +77,12 @@ dag = DbtDag(
 """
 
 
-def deploy(driver: Driver, image: str, delay: float) -> None:
-    """Builds the project's image, registers its task definition, and gives Airflow its DAG.
+def deploy(driver: Driver, image: str, tag: str, delay: float) -> None:
+    """Builds the project into the image of all tasks, registers its task definition, and gives Airflow its DAG.
 
     Args:
         image: of which it is made.
+        tag: the image that tasks run.
         delay: seconds before a container begins, as Fargate takes to start one.
     """
     settings, folder = get_settings(), driver.home / NAME
@@ -84,9 +92,8 @@ def deploy(driver: Driver, image: str, delay: float) -> None:
     dbt = ROOT / ".venv-dbt/bin/dbt"
     command = [str(dbt), "parse", "--project-dir", str(project), "--target-path", str(folder), "--no-partial-parse"]
     subprocess.run(command, env=said, check=True, capture_output=True)
-    entrypoint = f'["sh", "-c", "sleep {delay}; exec \\"$@\\"", "sh"]' if delay else "[]"
-    (folder / "Dockerfile").write_text(_DOCKERFILE.format(image=image, entrypoint=entrypoint))
-    build = ["docker", "build", "--quiet", "--tag", f"busco-{NAME}", str(folder)]
+    (folder / "Dockerfile").write_text(_DOCKERFILE.format(image=image, delay=delay))
+    build = ["docker", "build", "--quiet", "--tag", tag, str(folder)]
     subprocess.run(build, check=True, capture_output=True)
     _register(settings)
     arguments: dict[str, Any] = {
@@ -151,5 +158,5 @@ def _register(settings: Settings) -> None:
     )  # fmt: skip
     given = {name: known[name] for name in wanted if name in known}
     for container in given["containerDefinitions"]:
-        container["image"] = f"busco-{NAME}"
+        container["environment"] += [{"name": name, "value": value} for name, value in _VARIABLES.items()]
     ecs.register_task_definition(family=NAME, **given)

@@ -27,6 +27,7 @@ from busco.settings import get_settings
 from tests.airflow.driver import DAG, ENVIRONMENT, ROOT, Driver, platform
 
 SERVICES = ("scheduler", "triggerer")
+TAG = "busco-bench:local"  # the image of all tasks
 MODEL = "mart_daily_sales"  # which is cleared: nothing else is made from it
 
 
@@ -50,25 +51,24 @@ def main() -> None:
             ROOT / "dbt_project",
             files=None,
             BUSCO_EXECUTION="ecs_shared",
-            BUSCO_DBT_IMAGE=late(image, given.start) if given.start else image,
+            BUSCO_DBT_IMAGE=late(image, given.start),
         ) as driver,
     ):
         driver.busco("sample", "--orders", str(given.orders), "--out", f"{folder}/sample")
         driver.busco("ingest", f"{folder}/sample")
         for way in given.ways:
             if way == stock.NAME:
-                stock.deploy(driver, image, given.start)
+                stock.deploy(driver, image, TAG, given.start)
             row = plain() if way == "plain" else dag_run(driver, way)
             print(f"| {way} | {' | '.join(row)} |", flush=True)
 
 
 def late(image: str, seconds: float) -> str:
     """An image whose containers begin so many seconds later."""
-    tag = "busco-late:bench"
     entrypoint = f'ENTRYPOINT ["sh", "-c", "sleep {seconds}; exec busco \\"$@\\"", "busco"]'
     text = f"FROM {image}\n{entrypoint}\n"
-    subprocess.run(["docker", "build", "--quiet", "--tag", tag, "-"], input=text, text=True, check=True)
-    return tag
+    subprocess.run(["docker", "build", "--quiet", "--tag", TAG, "-"], input=text, text=True, check=True)
+    return TAG
 
 
 def plain() -> list[str]:

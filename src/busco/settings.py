@@ -167,13 +167,16 @@ class Settings(BaseSettings):
     )
     local_aws_host: str = Field(
         default="",
-        description="name by which containers reach the local AWS, where it runs in one itself; empty: by this "
-        "machine's address on Docker's bridge",
+        description="name by which the platform's containers reach the local AWS, where it runs in one itself",
     )
     local_aws_tasks_host: str = Field(
         default="",
-        description="name by which ECS tasks reach the local AWS on a network of their own, where it runs in a "
-        "container itself; empty: as others do, at the next port",
+        description="name by which ECS tasks reach a local AWS that runs in a container, on the network that they "
+        "share with it alone; empty: by this machine's address on Docker's bridge",
+    )
+    starter: str = Field(
+        default="",
+        description="socket of what starts the containers of ECS tasks, where the local AWS has no Docker itself",
     )
     local_aws_port: int = Field(default=0, ge=0, le=65535, description="port of the local AWS; 0 picks a free one")
     graph_dir: Path | None = Field(

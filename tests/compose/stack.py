@@ -22,7 +22,7 @@ TABLES = (Path(__file__).parent / "tables.py").read_text()
 RESULTS = (Path(__file__).parent / "results.py").read_text()
 SERVICES = (
     "postgres", "redis", "local-aws", "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer",
-    "flower",
+    "flower", "starter",
 )  # fmt: skip
 
 
@@ -135,7 +135,8 @@ class Stack:
 
     @property
     def network(self) -> str:
-        return f"{self.project}_default"
+        """That of ECS tasks."""
+        return f"{self.project}_tasks"
 
     # -- Airflow ------------------------------------------------------------------------------------------------------
 

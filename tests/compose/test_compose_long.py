@@ -15,7 +15,16 @@ pytestmark = pytest.mark.long
 
 @pytest.mark.parametrize(
     "service",
-    ["postgres", "redis", "local-aws", "airflow-webserver", "airflow-scheduler", "airflow-triggerer", "flower"],
+    [
+        "postgres",
+        "redis",
+        "local-aws",
+        "starter",
+        "airflow-webserver",
+        "airflow-scheduler",
+        "airflow-triggerer",
+        "flower",
+    ],
 )
 def test_a_service_that_is_killed_under_a_run_comes_back_and_the_run_ends_right(stack: Stack, service: str) -> None:
     stack.survives(lambda: stack.call("docker", "kill", "--signal", "KILL", stack.container(service)))

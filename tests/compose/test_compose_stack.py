@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.compose.conftest import ORDERS, log_in
 from tests.compose.stack import DAG, ROOT, SERVICES, Stack, tables_of_demo
+from tests.compose.test_doors import nothing_but_a_task
 
 MODEL = "dbt_project/models/gold/mart_daily_sales.sql"
 TASK = "models.mart_daily_sales.run"
@@ -35,7 +36,7 @@ def test_nothing_listens_but_on_loopback_and_one_service_has_the_socket(stack: S
         said = json.loads(stack.call("docker", "inspect", stack.container(service)))[0]
         published = [one for ports in said["NetworkSettings"]["Ports"].values() for one in ports or []]
         assert {one["HostIp"] for one in published} <= {"127.0.0.1"}
-        assert ("docker.sock" in json.dumps(said["Mounts"])) == (service == "local-aws")
+        assert ("docker.sock" in json.dumps(said["Mounts"])) == (service == "starter")
         volumes = [mount["Name"] for mount in said["Mounts"] if mount["Type"] == "volume"]
         assert all(name.startswith(stack.project) for name in volumes), "one without a name stays behind"
         assert said["HostConfig"]["Memory"] > 0
@@ -331,7 +332,11 @@ def test_first_data_that_were_ended_half_way_are_brought_by_the_next_up_from_a_f
 
 
 def test_a_worker_that_is_killed_under_a_run_comes_back_and_the_run_ends_right(stack: Stack) -> None:
-    stack.survives(lambda: stack.call("docker", "kill", stack.container("airflow-worker")))
+    def look_and_kill() -> None:
+        nothing_but_a_task(stack)
+        stack.call("docker", "kill", stack.container("airflow-worker"))
+
+    stack.survives(look_and_kill)
 
 
 def test_stopped_under_a_run_it_leaves_nothing_and_after_a_start_the_run_ends_right(stack: Stack) -> None:

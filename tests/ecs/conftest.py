@@ -17,6 +17,9 @@ from tests.airflow.driver import ROOT, Driver, platform
 from tests.left_out import leave_out
 
 IMAGE = os.environ.get("BUSCO_DBT_IMAGE") or "busco-dbt:local"
+# a task with this folder in its PYTHONPATH sleeps, whatever its command, and ends as a runner does that is told to
+SLEEPERS = "/opt/sleepers"
+SLEEP = "import os, signal, time\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(3))\nwhile True: time.sleep(1)\n"
 PROJECT = ROOT / "tests/projects/stack/dbt_project"
 
 
@@ -44,8 +47,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The shipped image with the small project in place of its own."""
     folder, tag = tmp_path_factory.mktemp("image"), f"busco-test:{uuid.uuid4().hex[:12]}"
     shutil.copytree(PROJECT, folder / "dbt_project")
+    (folder / "sitecustomize.py").write_text(SLEEP)
     (folder / "Dockerfile").write_text(
-        f"FROM {IMAGE}\nUSER root\nRUN rm -r /opt/busco/dbt_project /opt/busco/baked\n"
+        f"FROM {IMAGE}\nUSER root\nCOPY sitecustomize.py {SLEEPERS}/\n"
+        "RUN rm -r /opt/busco/dbt_project /opt/busco/baked\n"
         "COPY dbt_project /opt/busco/dbt_project\n"
         "RUN BUSCO_STATE_DIR=/var/tmp/state busco bake /opt/busco/baked && chmod -R a+rX /opt/busco\nUSER 10001:10001\n"
     )

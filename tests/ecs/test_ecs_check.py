@@ -16,6 +16,7 @@ from busco.orchestration.reaper import Reaper, followed_runs
 from busco.orchestration.slots import Slots
 from busco.settings import get_settings
 from tests.airflow.driver import ENVIRONMENT, Driver
+from tests.ecs.conftest import SLEEPERS
 
 # A task that waits in the triggerer, as those of a run's models do.
 WAITING = """
@@ -27,7 +28,6 @@ from airflow.sensors.time_delta import TimeDeltaSensorAsync
 with DAG("waiting", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC")):
     TimeDeltaSensorAsync(task_id="wait", delta=timedelta(hours=1))
 """
-SLEEP = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(3))\nwhile True: time.sleep(1)"
 GONE = "lakehouse.manual-2026.12345678"
 
 
@@ -73,7 +73,7 @@ class Sleepers:
         entry = {"name": self.settings.ecs_container, "image": self.settings.dbt_image}
         self.family = self.ecs.register_task_definition(
             family="sleeping", networkMode="awsvpc", requiresCompatibilities=["FARGATE"], cpu="256", memory="512",
-            containerDefinitions=[{**entry, "entryPoint": ["python", "-c", SLEEP]}],
+            containerDefinitions=[{**entry, "environment": [{"name": "PYTHONPATH", "value": SLEEPERS}]}],
         )["taskDefinition"]["taskDefinitionArn"]  # fmt: skip
 
     def start(self, run: str, epoch: int = 1, **request: Any) -> str:

@@ -15,7 +15,6 @@ from urllib.parse import urlparse
 import pytest
 
 from busco.aws import client
-from busco.embedded.serve import REGISTERED
 from tests import warm
 from tests.integration.conftest import MINI
 from tests.loopback import Handler, serving
@@ -312,6 +311,13 @@ def _pushed(live: Platform, manifest: dict[str, Any]) -> str:
         ecr.create_repository(repositoryName="doctor")
     ecr.put_image(repositoryName="doctor", imageManifest=json.dumps(manifest), imageTag="one")
     return "000000000000.dkr.ecr.us-east-1.amazonaws.com/doctor:one"
+
+
+# what RegisterTaskDefinition takes of what DescribeTaskDefinition gives (ECS API reference)
+REGISTERED = (
+    "family", "taskRoleArn", "executionRoleArn", "networkMode", "containerDefinitions", "volumes",
+    "requiresCompatibilities", "cpu", "memory", "ephemeralStorage", "runtimePlatform",
+)  # fmt: skip
 
 
 @contextmanager

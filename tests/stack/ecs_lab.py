@@ -26,6 +26,7 @@ class Lab:
 
     server: Server
     docker: Any
+    image: str
 
     @cached_property
     def ecs(self) -> Any:
@@ -56,7 +57,7 @@ class Lab:
         """Registers a task definition; each container is the first's fields over useful defaults."""
         family = f"t{uuid.uuid4().hex[:12]}"
         log = {"awslogs-group": LOG_GROUP, "awslogs-region": "us-east-1", "awslogs-stream-prefix": "test"}
-        defaults = {"name": "main", "image": IMAGE, "logConfiguration": {"logDriver": "awslogs", "options": log}}
+        defaults = {"name": "main", "image": self.image, "logConfiguration": {"logDriver": "awslogs", "options": log}}
         registered = self.ecs.register_task_definition(
             family=family,
             requiresCompatibilities=["FARGATE"],
@@ -126,11 +127,12 @@ class Lab:
         found: list[Any] = self.docker.volumes.list(filters={"label": f"com.amazonaws.ecs.task-arn={arn}"})
         return found
 
-    def image(self, dockerfile: str) -> str:
-        """An image of the test's own on the base image."""
-        tag = f"busco-test:{uuid.uuid4().hex[:12]}"
-        self.docker.images.build(fileobj=io.BytesIO(f"FROM {IMAGE}\n{dockerfile}\n".encode()), tag=tag, rm=True)
-        return tag
+
+def built(client: Any, dockerfile: str) -> str:
+    """An image of the tests' own on the base image."""
+    tag = f"busco-test:{uuid.uuid4().hex[:12]}"
+    client.images.build(fileobj=io.BytesIO(f"FROM {IMAGE}\n{dockerfile}\n".encode()), tag=tag, rm=True)
+    return tag
 
 
 def python(code: str) -> dict[str, Any]:

@@ -16,9 +16,10 @@ import botocore.exceptions
 import psutil
 import pytest
 from conftest import IMAGE
-from ecs_lab import CLUSTER, LIMIT, Lab, engine, overrides, parsed, python
+from ecs_lab import CLUSTER, LIMIT, Lab, built, engine, overrides, parsed, python
 
 from busco.embedded import aws, docker_engine, local_ecs
+from busco.embedded.task_shape import OWNER_LABEL
 from busco.errors import BuscoError
 from tests.integration.own_aws import code_of, quiet, settings_of, started, wait_for
 
@@ -35,7 +36,7 @@ print('ready')
 while True: time.sleep(1)
 """
 LOOK = r"""
-import json, os, pathlib, resource, urllib.request
+import json, os, pathlib, urllib.request
 
 def read(*paths):
     return next((pathlib.Path(path).read_text().strip() for path in paths if os.path.exists(path)), None)
@@ -66,11 +67,8 @@ print(json.dumps({
     'ids': [os.getuid(), os.getgid()],
     'root': write('/home/file'),
     'tmp': write('/tmp/file'),
-    'shared': write('/shared/file'),
-    'files': resource.getrlimit(resource.RLIMIT_NOFILE),
     'first': read('/proc/1/comm'),
-    'folder': os.getcwd(),
-    'capabilities': dict(line.split(':\t') for line in read('/proc/self/status').splitlines())['CapBnd'],
+    'status': dict(line.split(':\t') for line in read('/proc/self/status').splitlines()),
     'environment': dict(os.environ),
     'task': get(metadata + '/task'),
     'container': get(metadata),
@@ -87,38 +85,27 @@ def _own_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    running = Lab(started(tmp_path_factory.mktemp("state"), docker=True), engine()).prepare()
+    client = engine()
+    # /tmp is a VOLUME, as in ours
+    image = os.environ["BUSCO_DBT_IMAGE"] = built(client, "VOLUME /tmp")
+    running = Lab(started(tmp_path_factory.mktemp("state"), docker=True), client, image).prepare()
     yield running
     aws.down(running.server.settings, quiet)
+    client.images.remove(image, force=True)
 
 
 @pytest.fixture(scope="module")
-def image(lab: Lab) -> Iterator[str]:
-    """An image whose /tmp is a VOLUME, as ours is."""
-    tag = lab.image("VOLUME /tmp\nRUN mkdir /shared && chown 1234 /shared")
-    yield tag
-    lab.docker.images.remove(tag, force=True)
-
-
-@pytest.fixture(scope="module")
-def seen(lab: Lab, image: str) -> dict[str, Any]:
+def seen(lab: Lab) -> dict[str, Any]:
     """What a container with all properties sees of itself, and its task's ARN."""
     container = {
-        "image": image,
-        "entryPoint": ["python3", "-u", "-c"],
-        "command": [LOOK],
-        "user": "1234:1235",
-        "workingDirectory": "/opt",
+        **python(LOOK),
+        "user": "10001",
         "readonlyRootFilesystem": True,
         "linuxParameters": {"initProcessEnabled": True, "capabilities": {"drop": ["ALL"]}},
-        "ulimits": [{"name": "nofile", "softLimit": 2048, "hardLimit": 4096}],
         "environment": [{"name": "AWS_REGION", "value": "sa-east-1"}],
-        "mountPoints": [
-            {"sourceVolume": "tmp", "containerPath": "/tmp"},
-            {"sourceVolume": "shared", "containerPath": "/shared"},
-        ],
+        "mountPoints": [{"sourceVolume": "tmp", "containerPath": "/tmp"}],
     }
-    task = lab.run(container, cpu="512", memory="256", volumes=[{"name": "tmp"}, {"name": "shared"}])
+    task = lab.run(container, cpu="512", memory="256", volumes=[{"name": "tmp"}])
     assert task["containers"][0]["exitCode"] == 0, "\n".join(lab.output(task["taskArn"]))
     return {**parsed(lab.output(task["taskArn"])), "arn": task["taskArn"]}
 
@@ -144,15 +131,13 @@ def test_a_containers_own_memory_and_what_run_task_gives_count(lab: Lab) -> None
     assert [(task["cpu"], task["memory"]) for task in tasks] == [("512", "256"), ("512", "256"), ("256", "64")]
 
 
-def test_a_container_runs_as_its_user_from_its_entry_point_in_its_folder(seen: dict[str, Any]) -> None:
-    assert (seen["ids"], seen["folder"]) == ([1234, 1235], "/opt")
-    assert (seen["files"], seen["first"]) == ([2048, 4096], "docker-init")
-    assert int(seen["capabilities"], 16) == 0
+def test_a_container_runs_as_its_user_without_any_right_that_it_could_get(seen: dict[str, Any]) -> None:
+    assert (seen["ids"], seen["first"]) == ([10001, 10001], "docker-init")
+    assert (int(seen["status"]["CapBnd"], 16), seen["status"]["NoNewPrivs"]) == (0, "1")
 
 
-def test_the_root_is_read_only_and_a_volume_is_its_users_where_the_image_says_so(seen: dict[str, Any]) -> None:
+def test_the_root_is_read_only_and_the_scratch_volume_is_its_user_s(seen: dict[str, Any]) -> None:
     assert (seen["root"], seen["tmp"]) == ("Read-only file system", "x")
-    assert seen["shared"] == "Permission denied", "no VOLUME in the image: it is root's, as on Fargate"
 
 
 def test_the_metadata_endpoint_tells_task_and_limits(seen: dict[str, Any]) -> None:
@@ -175,12 +160,12 @@ def test_nothing_of_a_stopped_task_is_left_in_docker(lab: Lab, seen: dict[str, A
 
 
 def test_containers_of_a_task_share_its_volume_and_end_with_the_essential_one(lab: Lab) -> None:
-    mounted = {"mountPoints": [{"sourceVolume": "shared", "containerPath": "/shared"}]}
-    wait = "import os, time\nwhile not os.path.exists('/shared/file'): time.sleep(0.02)"
-    write = "import time\nopen('/shared/file', 'w').close()\nwhile True: time.sleep(1)"
+    mounted = {"mountPoints": [{"sourceVolume": "shared", "containerPath": "/tmp"}]}
+    wait = "import os, time\nwhile not os.path.exists('/tmp/file'): time.sleep(0.02)"
+    write = "import time\nopen('/tmp/file', 'w').close()\nwhile True: time.sleep(1)"
     side = {"name": "side", "essential": False, "stopTimeout": 2, **python(write), **mounted}
     task = lab.run({**python(wait), **mounted}, side, volumes=[{"name": "shared"}])
-    assert {one["name"]: one["exitCode"] for one in task["containers"]} == {"main": 0, "side": 137}
+    assert {one["name"]: one["exitCode"] for one in task["containers"]} == {"main": 0, "side": 143}
     assert (task["stopCode"], task["stoppedReason"]) == ("EssentialContainerExited", local_ecs.EXITED)
 
 
@@ -229,19 +214,32 @@ print('last', end='')
     assert {"error", "last"} <= set(found)
 
 
-def test_an_image_that_does_not_exist_is_a_task_that_failed_to_start(lab: Lab) -> None:
-    task = lab.run({"image": "127.0.0.1:9/absent:1"})
+def test_another_image_than_the_platform_s_is_a_task_that_failed_to_start(lab: Lab) -> None:
+    task = lab.run({"image": IMAGE, "command": ["true"]})
+    assert task["stopCode"] == "TaskFailedToStart"
+    assert task["stoppedReason"].startswith(f"CannotStartContainerError: {IMAGE} is not the image {lab.image}")
+    assert "exitCode" not in task["containers"][0]
+    assert (lab.containers(task["taskArn"]), lab.volumes(task["taskArn"])) == ([], [])
+
+
+def test_an_image_that_does_not_exist_is_a_task_that_failed_to_start(tmp_path: Path) -> None:
+    absent = "127.0.0.1:9/absent:1"
+    with mock.patch.dict(os.environ, BUSCO_DBT_IMAGE=absent):
+        other = Lab(started(tmp_path / "state", docker=True), engine(), absent).prepare()
+        try:
+            task = other.run({"command": ["true"]})
+        finally:
+            aws.down(other.server.settings, quiet)
     assert task["stopCode"] == "TaskFailedToStart"
     assert task["stoppedReason"].startswith("CannotPullContainerError: ")
     assert "127.0.0.1:9" in task["stoppedReason"]
     assert "exitCode" not in task["containers"][0]
 
 
-def test_a_command_that_does_not_exist_is_a_task_that_failed_to_start(lab: Lab) -> None:
+def test_a_command_that_does_not_exist_is_what_the_container_s_init_says(lab: Lab) -> None:
     task = lab.run({"command": ["/absent"]})
-    assert task["stopCode"] == "TaskFailedToStart"
-    assert task["stoppedReason"].startswith("CannotStartContainerError: ")
-    assert lab.containers(task["taskArn"]) == []
+    assert (task["stopCode"], task["containers"][0]["exitCode"]) == ("EssentialContainerExited", 127)
+    assert any("/absent" in line for line in lab.output(task["taskArn"]))
 
 
 def test_a_task_without_its_log_group_fails_to_start_and_starts_no_container(lab: Lab) -> None:
@@ -309,13 +307,16 @@ def test_a_client_token_starts_once_and_belongs_to_its_parameters(lab: Lab) -> N
         ({}, {"pidMode": "host"}),
         ({}, {"volumes": [{"name": "all", "host": {"sourcePath": "/"}}]}),
         ({}, {"volumes": [{"name": "any", "dockerVolumeConfiguration": {"scope": "shared"}}]}),
+        ({"entryPoint": ["sh", "-c"]}, {}),
+        ({"user": "0"}, {}),
+        ({"readonlyRootFilesystem": False}, {}),
     ],
     ids=str,
 )
-def test_a_task_gets_nothing_of_this_machine_that_fargate_has_not(
+def test_a_task_is_nothing_that_those_of_our_template_are_not(
     lab: Lab, container: dict[str, Any], definition: dict[str, Any]
 ) -> None:
-    with pytest.raises(botocore.exceptions.ClientError, match="not offered on Fargate"):
+    with pytest.raises(botocore.exceptions.ClientError, match=r"deploy/aws/ecs\.yaml has all that a task here may be"):
         lab.run({"command": ["true"], **container}, **definition)
 
 
@@ -360,13 +361,14 @@ def test_only_loopback_and_dockers_bridge_are_served(lab: Lab) -> None:
 def test_a_killed_one_ends_its_containers_when_it_is_back_and_no_others(lab: Lab) -> None:
     arn = lab.start(
         lab.define(
-            {**python(STUBBORN), "mountPoints": [{"sourceVolume": "v", "containerPath": "/v"}]}, volumes=[{"name": "v"}]
+            {**python(STUBBORN), "mountPoints": [{"sourceVolume": "v", "containerPath": "/tmp"}]},
+            volumes=[{"name": "v"}],
         )
     )[0]
     lab.says(arn, "ready")
     foreign = [
-        lab.docker.containers.run(IMAGE, ["sleep", "300"], detach=True, init=True, labels={"ministack": "ecs", **label})
-        for label in ({"ministack.instance": "another"}, {})
+        lab.docker.containers.run(IMAGE, ["sleep", "300"], detach=True, init=True, labels=label)
+        for label in ({OWNER_LABEL: "another"}, {})
     ]
     try:
         endpoint = lab.server.endpoint

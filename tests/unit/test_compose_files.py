@@ -41,7 +41,7 @@ def variables() -> dict[str, tuple[bool, str]]:
 def test_it_has_the_services_that_operators_know() -> None:
     assert set(SERVICES) == {
         "postgres", "redis", "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer",
-        "airflow-init", "flower", "local-aws",
+        "airflow-init", "flower", "local-aws", "starter",
     }  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def test_images_are_pinned_and_what_is_published_is_so_on_this_machine_alone(nam
     for port in service.get("ports", []):
         assert str(port).startswith("127.0.0.1:")
     has_socket = any("docker.sock" in str(volume) for volume in service.get("volumes", []))
-    assert has_socket == (name == "local-aws")
+    assert has_socket == (name == "starter")
+    assert ("group_add" in service) == (name == "starter")
     assert service.get("privileged") is None
     assert service["logging"]["options"] == {"max-size": "10m", "max-file": "3"}
 
@@ -90,6 +91,50 @@ def test_no_secret_stands_in_the_file() -> None:
                 assert str(value).startswith("${"), f"{name}: {variable}"
     text = (ROOT / "docker-compose.yml").read_text()
     assert not re.search(r"://[^$\s]*:[^$@\s]+@", text), "a password in a URL"
+
+
+# -- who reaches whom -------------------------------------------------------------------------------------------------
+
+NETWORKS = {
+    **{name: {"default", "data"} for name in AIRFLOW},
+    "airflow-init": {"default", "data"},
+    "postgres": {"data"},
+    "redis": {"data"},
+    "local-aws": {"default", "tasks"},
+}
+
+
+# internal: no way out of it; the other: this machine has no address on it
+TASKS = {"internal": True, "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"}}
+
+
+def test_ecs_tasks_are_on_a_network_that_only_the_local_aws_is_on_too() -> None:
+    for name, service in SERVICES.items():
+        if name == "starter":
+            assert service["network_mode"] == "none"
+            assert "networks" not in service
+        else:
+            assert set(service.get("networks", ["default"])) == NETWORKS[name], name
+            assert "network_mode" not in service
+    assert COMPOSE["networks"] == {"default": None, "data": {"internal": True}, "tasks": TASKS}
+    assert "--network=${COMPOSE_PROJECT_NAME:-busco}_tasks" in SERVICES["starter"]["command"]
+    assert SERVICES["local-aws"]["networks"]["tasks"] == {"aliases": ["tasks-aws"]}
+    assert SERVICES["local-aws"]["environment"]["BUSCO_LOCAL_AWS_TASKS_HOST"] == "tasks-aws"
+
+
+def test_the_starter_may_do_nothing_but_ask_docker() -> None:
+    starter = SERVICES["starter"]
+    assert (starter["read_only"], starter["cap_drop"]) == (True, ["ALL"])
+    assert starter["security_opt"] == ["no-new-privileges:true"]
+    assert "ports" not in starter
+    assert "environment" not in starter
+    # its socket is the starter's to make, and the local AWS's to use
+    assert [volume for volume in starter["volumes"] if ":ro" not in volume] == [
+        "/var/run/docker.sock:/var/run/docker.sock", "starter:/run/busco",
+    ]  # fmt: skip
+    users = {name for name, service in SERVICES.items() for one in service.get("volumes", []) if "/run/busco" in one}
+    assert users == {"starter", "local-aws"}
+    assert "starter:/run/busco:ro" in SERVICES["local-aws"]["volumes"]
 
 
 # -- .env.example -----------------------------------------------------------------------------------------------------

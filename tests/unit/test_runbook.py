@@ -66,6 +66,10 @@ HAPPENS = {
     ),
     '`airflow-init` ends with "nobody listens': ("test_wait_for_it_says_whom_it_waited_for_in_vain",),
     '"container … is unhealthy"': ("test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image",),
+    "a run's tasks wait, and `AGENT`": ("test_where_no_starter_answers_it_is_said",),
+    "`CannotStartContainerError: … is not the image": (
+        "test_another_image_than_the_platform_s_is_a_task_that_failed_to_start",
+    ),
     '"can\'t read" or "permission denied"': ("test_folders_are_made_readable_to_all_and_given_to_airflow_s_user",),
     "no run and no tables": (
         "test_first_data_that_were_ended_half_way_are_brought_by_the_next_up_from_a_folder_that_may_only_be_read_too",

@@ -65,7 +65,7 @@ def up(
     with processes.locked(state, f"{NAME}-up"):
         served = lake or last_lake(settings)
         _check_lake_name(served)
-        engine = docker_engine.wanted(state, docker, settings.execution)
+        engine = docker_engine.wanted(state, docker, settings.execution, settings.starter)
         process, endpoint = _started(settings, state, served, engine, say)
         docker_engine.remember(state, engine, docker)
         wanted = stacks.of_settings(settings)
@@ -174,8 +174,9 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         endpoint = _endpoint(arguments.get("--port", ""))
         identity = _identity(endpoint)
         served = (identity.get("lake"), identity.get("pid"), arguments.get("--docker-host", ""))
+        same = (*served, arguments.get("--image", settings.dbt_image)) == (lake, process.pid, engine, settings.dbt_image)
         # one that was started by an earlier version knows no owner, or makes other resources
-        if served == (lake, process.pid, engine) and identity.get("reviewed") == provisioned.REVIEWED:
+        if same and identity.get("reviewed") == provisioned.REVIEWED:
             return process, endpoint
     # Asked before anything is stopped: where Docker is missing, what runs goes on.
     own, for_tasks = _addresses(settings, engine)
@@ -193,12 +194,12 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
     command = [sys.executable, "-m", "busco.embedded.local_aws_server", "--state", str(state), "--lake", lake]
     command += ["--port", str(port), "--region", settings.region]
     if engine:
-        command += ["--docker-host", engine]
+        command += ["--docker-host", engine, "--image", settings.dbt_image]
     if own:
         command += ["--address", own, "--host-name", settings.local_aws_host]
     if for_tasks:
-        name = settings.local_aws_tasks_host or settings.local_aws_host or for_tasks
-        command += ["--tasks", f"{for_tasks}:{port + (for_tasks == own)}", "--tasks-name", name]
+        name = settings.local_aws_tasks_host or for_tasks
+        command += ["--tasks", f"{for_tasks}:{port}", "--tasks-name", name]
     process = processes.start(state, NAME, command, os.environ, settings.home)
     answers = lambda: _identity(endpoint).get("pid") == process.pid  # noqa: E731
     processes.wait_until(answers, process, "the local AWS", START_LIMIT, every=0.02)
@@ -210,13 +211,22 @@ def _addresses(settings: Settings, engine: str) -> tuple[str, str]:
     """Where it listens beside loopback: on the network of the stack that it is a container of, and for ECS tasks; each
     empty where there is none.
 
-    Tasks have an address of their own, that of this machine on Docker's bridge, or of the network that they are in.
-    Where a stack has but one network, they have a port of their own: the next one.
+    On a laptop tasks find it where Docker's bridge has this machine. In a container it has a name on the tasks' own
+    network, and its other address is the stack's: Docker gives its name in the stack on both.
     """
-    if settings.local_aws_host:
-        own = socket.gethostbyname(settings.local_aws_host)
-        return own, socket.gethostbyname(settings.local_aws_tasks_host or settings.local_aws_host)
-    return "", docker_engine.bridge_address(engine) if engine else ""
+    if not settings.local_aws_tasks_host:
+        return "", docker_engine.bridge_address(engine) if engine else ""
+    import psutil
+
+    tasks = socket.gethostbyname(settings.local_aws_tasks_host)
+    own = [one for addresses in psutil.net_if_addrs().values() for one in addresses if one.family == socket.AF_INET]
+    others = sorted({one.address for one in own if not one.address.startswith("127.")} - {tasks})
+    if len(others) != 1:
+        raise BuscoError(
+            f"this container has {', '.join(others) or 'no address'} beside {tasks}, which is for ECS tasks",
+            "it belongs on two networks: its stack's, and that of tasks",
+        )
+    return others[0], tasks
 
 
 def _endpoint(port: int | str) -> str:

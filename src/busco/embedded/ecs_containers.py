@@ -1,4 +1,4 @@
-"""What Docker and a container are told of an ECS task: limits, user, file system, volumes, variables; and its output.
+"""What a container is told of its ECS task: limits and variables; and its output.
 
 Pure translation of task definitions as ECS documents them; `busco.embedded.local_ecs` puts it in place.
 """
@@ -6,15 +6,13 @@ Pure translation of task definitions as ECS documents them; `busco.embedded.loca
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 STOP_TIMEOUT = 30  # seconds between SIGTERM and SIGKILL where the container doesn't say, as on Fargate
 STOP_TIMEOUT_LABEL = "busco.stop-timeout"
-# where an image of ours has what may be mounted over it in development (Dockerfile.dbt)
-MOUNTED = ("/opt/busco/dbt_project", "/opt/busco/lib/busco")
 _GIBIBYTE = 1024  # MiB
 _VCPU = 1024  # CPU units
 
@@ -44,87 +42,6 @@ def container_limits(container: Mapping[str, Any], task: Limits, override: Mappi
     cpu = _vcpus(override.get("cpu") or container.get("cpu") or 0)
     memory = _mebibytes(override.get("memory") or container.get("memory") or 0)
     return Limits(task.cpu or cpu, min(filter(None, (memory, task.memory)), default=0))
-
-
-def docker_options(
-    definition: Mapping[str, Any], container: Mapping[str, Any], limits: Limits, cpus: int, volumes: str
-) -> dict[str, Any]:
-    """Arguments of docker-py's `containers.create` that MiniStack leaves out.
-
-    Args:
-        definition: the task definition.
-        container: the container's definition in it.
-        limits: the container's.
-        cpus: CPUs that Docker has: it refuses a container that asks for more, which ECS would place elsewhere.
-        volumes: what the names of the task's volumes begin with.
-    """
-    from docker.types import Ulimit
-
-    linux = container.get("linuxParameters") or {}
-    memory = f"{limits.memory}m" if limits.memory else None
-    options = {
-        "mem_limit": memory,
-        "memswap_limit": memory,  # Fargate has no swap
-        "nano_cpus": int(min(limits.cpu, cpus) * 1e9) or None,
-        "user": container.get("user"),
-        "read_only": container.get("readonlyRootFilesystem"),
-        "init": linux.get("initProcessEnabled"),
-        "cap_drop": (linux.get("capabilities") or {}).get("drop"),
-        "entrypoint": container.get("entryPoint"),
-        "working_dir": container.get("workingDirectory"),
-        "ulimits": [
-            Ulimit(name=one["name"], soft=one["softLimit"], hard=one["hardLimit"])
-            for one in container.get("ulimits") or []
-        ],
-        "mounts": _mounts(definition, container, volumes),
-    }
-    return {name: value for name, value in options.items() if value}
-
-
-def refused(definition: Mapping[str, Any], folders: Collection[str]) -> str:
-    """Why a task may not run here: what it would have of this machine that no task has on Fargate; empty if nothing.
-
-    Whoever may ask the local AWS would else have all of the machine that Docker runs on.
-
-    Args:
-        folders: folders of that machine which may be mounted all the same.
-    """
-    # Amazon ECS Developer Guide, "Task definition differences for Fargate"
-    if any(definition.get(mode) == "host" for mode in ("networkMode", "pidMode", "ipcMode")):
-        return "the host's network, processes and IPC are not offered on Fargate"
-    for container in definition.get("containerDefinitions") or []:
-        linux = container.get("linuxParameters") or {}
-        added = set((linux.get("capabilities") or {}).get("add") or ()) - {"SYS_PTRACE"}
-        if container.get("privileged") or added or linux.get("devices"):
-            return f"{container.get('name')}: privileges, capabilities and devices are not offered on Fargate"
-    for volume in definition.get("volumes") or []:
-        source = (volume.get("host") or {}).get("sourcePath")
-        if source and source not in folders:
-            return f"{volume.get('name')}: folders of the host are not offered on Fargate"
-        if volume.get("dockerVolumeConfiguration"):
-            return f"{volume.get('name')}: Docker's volumes are not offered on Fargate"
-    return ""
-
-
-def too_much(options: Mapping[str, Any], folders: Collection[str]) -> str:
-    """The same of what Docker would be told: arguments of docker-py's `containers.create`; empty if nothing."""
-    for name in ("privileged", "cap_add", "devices"):
-        if options.get(name):
-            return f"{name} is not offered on Fargate"
-    for name in ("network_mode", "pid_mode", "ipc_mode"):
-        if options.get(name) == "host":
-            return f"{name} host is not offered on Fargate"
-    for bind in options.get("volumes") or ():
-        source, _, mode = str(bind).split(":", 2)
-        if source not in folders or mode != "ro":
-            return f"{source}: folders of the host are not offered on Fargate"
-    return ""
-
-
-def stop_timeout(container: Mapping[str, Any]) -> int:
-    """Seconds between SIGTERM and SIGKILL."""
-    given = container.get("stopTimeout")
-    return STOP_TIMEOUT if given is None else int(given)
 
 
 def environment(
@@ -185,29 +102,6 @@ def _exactly(raw: Any, size: int) -> bytes:
     while len(content) < size and (more := raw.read(size - len(content))):
         content += more
     return content
-
-
-def _mounts(definition: Mapping[str, Any], container: Mapping[str, Any], prefix: str) -> list[Any]:
-    from docker.types import Mount
-
-    without_host = {
-        volume["name"]
-        for volume in definition.get("volumes") or []
-        if not (volume.get("host") or {}).get("sourcePath")
-        and not volume.get("efsVolumeConfiguration")
-        and not volume.get("dockerVolumeConfiguration")
-    }
-    return [
-        Mount(
-            target=mount["containerPath"],
-            source=f"{prefix}{mount['sourceVolume']}",
-            type="volume",
-            read_only=bool(mount.get("readOnly")),
-            no_copy=True,
-        )
-        for mount in container.get("mountPoints") or []
-        if mount.get("sourceVolume") in without_host
-    ]
 
 
 def _vcpus(given: str | float) -> float:

@@ -39,7 +39,7 @@ def lake_folder(state: Path, lake: str) -> Path:
 
 
 def environment(
-    state: Path, lake: str, port: int, region: str, inherited: Mapping[str, str], docker_host: str = "", name: str = ""
+    state: Path, lake: str, port: int, region: str, inherited: Mapping[str, str], name: str = ""
 ) -> dict[str, str]:
     """The server's environment: nothing of the user's AWS, proxy, Docker or home settings reaches it.
 
@@ -49,8 +49,7 @@ def environment(
         port: port on 127.0.0.1.
         region: AWS region.
         inherited: the caller's environment, of which only what finds programs and modules is kept.
-        docker_host: the Docker engine of its ECS, empty for none.
-        name: what others call it, where it is a container itself: its tasks come onto its own network.
+        name: what others call it, where it is a container itself.
     """
     scratch, pair = state / "tmp" / "aws", keys.owner(state)
     kept = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
@@ -62,7 +61,6 @@ def environment(
         "GATEWAY_PORT": str(port),
         "BIND_HOST": "127.0.0.1",
         "MINISTACK_HOST": name or "127.0.0.1",
-        **({"HOSTNAME": socket.gethostname()} if name else {}),
         "MINISTACK_REGION": region,
         "SERVICES": SERVICES,
         "S3_PERSIST": "1",
@@ -70,11 +68,10 @@ def environment(
         "PERSIST_STATE": "0",
         "STATE_DIR": str(scratch / "ministack-state"),
         "LOG_LEVEL": "WARNING",
-        # MQTT and SFTP listeners, and containers of an earlier start, which MiniStack would look for at Docker's socket
+        # MQTT and SFTP listeners, and Docker, which MiniStack never has: containers are a starter's affair
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
-        "DOCKER_HOST": docker_host or f"unix://{scratch}/no-docker.sock",
-        "MINISTACK_DOCKER_TIMEOUT": "60",  # a busy machine takes its time to start a container
+        "DOCKER_HOST": f"unix://{scratch}/no-docker.sock",
         # policies are evaluated; this pair is root's
         "AUTH": "true",
         "AWS_ACCESS_KEY_ID": pair.key,
@@ -122,9 +119,10 @@ def alone(lock: Path) -> None:
 
 
 def engine_addresses(docker_host: str) -> list[Address]:
-    """Where a Docker engine is, of `unix:///var/run/docker.sock` or `tcp://host:port`: by name and by address."""
+    """Where a Docker engine, or a starter, is, of `unix:///var/run/docker.sock`, `starter:///run/busco/starter.sock` or
+    `tcp://host:port`: by name and by address."""
     found = urlsplit(docker_host)
-    if found.scheme == "unix":
+    if found.scheme in ("unix", "starter"):
         return [found.path]
     host, port = found.hostname or "", found.port or 2375
     return [(host, port), (socket.gethostbyname(host), port)]
@@ -137,7 +135,10 @@ def main() -> None:
     parser.add_argument("--lake", required=True, help="the lake whose S3 is served")
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
     parser.add_argument("--region", default="us-east-1")
-    parser.add_argument("--docker-host", default="", help="the Docker engine that runs ECS tasks; none if not said")
+    parser.add_argument(
+        "--docker-host", default="", help="the Docker engine, or starter, of ECS tasks; none if not said"
+    )
+    parser.add_argument("--image", default="", help="the image that ECS tasks run")
     parser.add_argument("--address", default="", help="the address, beside loopback, at which its stack reaches it")
     parser.add_argument("--host-name", default="", help="what its stack calls it")
     parser.add_argument("--tasks", default="", help="where ECS tasks reach it, who are answered for less: address:port")
@@ -146,8 +147,7 @@ def main() -> None:
     state = given.state.resolve()
     folder = lake_folder(state, given.lake)
 
-    name = given.host_name
-    variables = environment(state, given.lake, given.port, given.region, os.environ, given.docker_host, name)
+    variables = environment(state, given.lake, given.port, given.region, os.environ, given.host_name)
     secret_of_stack = os.environ.get(STACK_SECRET, "")
     os.environ.clear()
     os.environ.update(variables)
@@ -174,7 +174,6 @@ def main() -> None:
     from busco.embedded import (
         athena_iceberg,
         docker_engine,
-        ecs_containers,
         local_ecs,
         policies,
         provisioned,
@@ -206,24 +205,26 @@ def main() -> None:
     tasks = urlsplit(f"//{given.tasks}")
     if given.tasks:
         config.bind.append(given.tasks)
-    if given.docker_host:
-        mounted = docker_engine.mounts_of_this_container(given.docker_host, ecs_containers.MOUNTED) if name else {}
-        # in a stack `down` waits for tasks; `make down` on a laptop does not
-        grace = STACK_GRACE if name else local_ecs.SHUTDOWN_GRACE
-        at = f"http://{given.tasks_name}:{tasks.port}"
-        local_ecs.install(at, state, TaskRoles(instances), set(mounted.values()), grace)
+    starter = docker_engine.connect(given.docker_host, state, given.image) if given.docker_host else None
+    if starter is not None:
+        local_ecs.install(f"http://{given.tasks_name}:{tasks.port}", starter, TaskRoles(instances))
     config.keep_alive_timeout = 75
     config.graceful_timeout = 1
     config.loglevel = "WARNING"
     pid = os.getpid()
     print(f"event=local_aws_start lake={given.lake} endpoint={endpoint} pid={pid} repaired={repaired}", flush=True)
     names = [one for one in (given.address, given.host_name, tasks.hostname, given.tasks_name) if one]
-    confine([("127.0.0.1", given.port), *engine_addresses(variables["DOCKER_HOST"])])
+    # what starts containers is the one other that it asks
+    others = engine_addresses(given.docker_host) if given.docker_host else []
+    confine([("127.0.0.1", given.port), *others])
     print("event=local_aws_confined", flush=True)
     served = {"lake": given.lake, "pid": pid, "reviewed": provisioned.REVIEWED}
     watch = signatures.Signatures(keys.owner(state), instances)
     of_tasks = (tasks.hostname or "", tasks.port or 0) if given.tasks else None
     asyncio.run(serve(guarded(app, served, watch, names, of_tasks), config))  # type: ignore[arg-type]
+    if starter is not None:
+        # in a stack `down` waits for tasks; `make down` on a laptop does not
+        starter.end_all(STACK_GRACE if given.host_name else local_ecs.SHUTDOWN_GRACE)
 
 
 if __name__ == "__main__":

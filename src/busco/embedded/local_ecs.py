@@ -2,26 +2,30 @@
 
 MiniStack starts a container per task but passes few of the definition's properties to Docker, says a stopped task is
 STOPPED before its containers are, and forgets the last of their output. Here a task is STOPPED once its containers
-have ended, their output is in CloudWatch Logs, and nothing of it is left in Docker.
+have ended, their output is in CloudWatch Logs, and nothing of it is left in Docker. Docker itself is a starter's affair
+(`busco.embedded.starter`): nothing here has a client of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from busco.embedded import docker_engine, ecs_containers
+from busco.embedded import ecs_containers, task_shape
 from busco.embedded.ecs_roles import TaskRoles
+from busco.embedded.starter import LostError, PullError, StartError, TaskStarter
 
 MINISTACK_VERSION = "1.5.33"
 # What is replaced or wrapped of ministack.services.ecs, with the parameters that it had when this was written.
 EXPECTED = {
+    "_get_docker": [],
     "_run_task": ["data"],
     "_stop_task": ["data"],
     "_run_task_worker": ["task", "td", "container_overrides", "docker_client", "account_id", "region"],
@@ -44,7 +48,6 @@ EXPECTED = {
 }
 MOST_OVERRIDES = 8192  # characters (API reference, TaskOverride)
 MOST_TOKEN = 64  # characters (API reference, RunTask)
-TASK_LABEL = "com.amazonaws.ecs.task-arn"
 SHUTDOWN_GRACE = 3  # seconds that containers get to end when the local AWS itself does
 LOGS_LIMIT = 30.0
 OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
@@ -64,28 +67,21 @@ class _Started:
     tasks: list[str]
 
 
-def install(
-    endpoint: str, state: Path, roles: TaskRoles, folders: Collection[str] = (), grace: int = SHUTDOWN_GRACE
-) -> None:
+def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
     """Corrects `ministack.services.ecs` in this process, before it serves.
 
     Args:
         endpoint: where containers reach the local AWS.
-        state: the platform's state folder: whose containers these are, whatever the port.
+        starter: what starts them.
         roles: gives tasks the credentials of their roles.
-        folders: folders of the machine that Docker runs on which tasks may mount.
-        grace: seconds that containers get to end when the local AWS itself does.
 
     Raises:
         RuntimeError: this MiniStack is not the one that the correction was written for.
     """
     import ministack.services.ecs as ecs
-    from ministack.core import container_reaper
 
     check(ecs)
-    container_reaper.instance_id = lambda: docker_engine.owner(state)
-    container_reaper.reap_all = _end_at_shutdown(ecs, docker_engine.owner_label(state), grace)
-    corrected = _LocalEcs(ecs, endpoint, roles, folders)
+    corrected = _LocalEcs(ecs, endpoint, starter, roles)
     for name in EXPECTED:
         setattr(ecs, name, getattr(corrected, name.lstrip("_")))
     ecs._ACTION_MAP.update(RunTask=corrected.run_task, StopTask=corrected.stop_task)
@@ -114,33 +110,24 @@ def check(ecs: Any, version: str | None = None) -> None:
         )
 
 
-def _end_at_shutdown(ecs: Any, label: str, grace: int) -> Callable[..., int]:
-    """What MiniStack calls before it serves and when it ends.
-
-    Its own would then take containers of any MiniStack that doesn't say whose they are. Before it serves nothing is
-    left to do, as `busco.embedded.aws` has ended what a killed one left.
-    """
-
-    def reap(_client: Any, *, include_unlabelled: bool = False, **_: Any) -> int:
-        client = ecs._get_docker()
-        if include_unlabelled or client is None:
-            return 0
-        return docker_engine.end_containers(client, label, grace)
-
-    return reap
-
-
 class _LocalEcs:
     """What stands in for MiniStack's functions; each method is named like the function that it replaces."""
 
-    def __init__(self, ecs: Any, endpoint: str, roles: TaskRoles, folders: Collection[str]) -> None:
-        self._ecs, self._roles, self._folders = ecs, roles, folders
+    def __init__(self, ecs: Any, endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
+        self._ecs, self._starter, self._roles = ecs, starter, roles
         self._endpoint = endpoint
         self._original = {name.lstrip("_"): getattr(ecs, name) for name in EXPECTED}
         self._tokens: dict[tuple[str, str, str], _Started] = {}
         self._launched: dict[str, threading.Event] = {}
         self._forwarders: dict[str, threading.Thread] = {}
-        self._cpus = 0
+
+    def get_docker(self) -> object | None:
+        """What MiniStack takes for a client of Docker's: nothing that it could ask, None where no starter answers."""
+        try:
+            self._starter.about()
+        except LostError:
+            return None
+        return self
 
     # requests --------------------------------------------------------------------------------------------------
 
@@ -151,7 +138,7 @@ class _LocalEcs:
             text = f"Container Overrides length must be at most {MOST_OVERRIDES}"
             return refused("InvalidParameterException", text, 400)
         definition = ecs._task_defs.get(ecs._resolve_td_key(data.get("taskDefinition", ""))) or {}
-        if why := ecs_containers.refused(definition, self._folders):
+        if definition and (why := task_shape.refused(definition, data.get("overrides") or {})):
             return refused("ClientException", why, 400)
         if wrong := self._roles.refused(definition, data.get("overrides") or {}):
             return refused(*wrong, 400)
@@ -227,31 +214,23 @@ class _LocalEcs:
             metadata._TOKEN_TO_CONTAINER[token]["Limits"] = {"CPU": cdef.get("cpu") or 0, "Memory": own.memory}
         return token
 
-    def build_run_kwargs(self, cdef: Any, td: Any, *rest: Any) -> dict[str, Any]:
-        options: dict[str, Any] = self._original["build_run_kwargs"](cdef, td, *rest)
-        # what Docker would get, however the definition words it, of services' tasks too, which RunTask never sees
-        if why := ecs_containers.refused(td, self._folders) or ecs_containers.too_much(options, self._folders):
-            raise RuntimeError(f"CannotStartContainerError: {why}")
-        task_arn = options["labels"][TASK_LABEL]
-        _, own = self._limits(task_arn, td, cdef)
-        options.update(ecs_containers.docker_options(td, cdef, own, self._docker_cpus(), _volume_prefix(task_arn)))
-        options["labels"][ecs_containers.STOP_TIMEOUT_LABEL] = str(ecs_containers.stop_timeout(cdef))
-        options.pop("extra_hosts", None)  # the local AWS is known by its address
-        return options
+    def build_run_kwargs(self, cdef: Any, td: Any, env: dict[str, str], *rest: Any) -> dict[str, Any]:
+        """What the starter is asked for: services' tasks come here too, which RunTask never sees."""
+        task_arn = rest[EXPECTED["_build_run_kwargs"].index("task_arn") - 3]
+        overrides = (self._ecs._tasks.get(task_arn) or {}).get("overrides") or {}
+        definition = task_shape.registered(td)
+        return {
+            "task": task_arn, "definition": definition, "overrides": overrides, "container": cdef["name"],
+            "environment": env,
+        }  # fmt: skip
 
-    def run_docker_container(self, client: Any, cdef: Any, options: dict[str, Any], **_for_services: Any) -> Any:
+    def run_docker_container(self, _client: Any, cdef: Any, order: dict[str, Any], **_for_services: Any) -> Any:
+        self._open_log(cdef, order["task"])
         try:
-            image = docker_engine.image(client, cdef["image"], options.pop("platform", None))
-        except docker_engine.PullError as error:
+            return SimpleNamespace(id=self._starter.start(order))
+        except PullError as error:
             raise self._ecs._ImagePullError(str(error)) from error
-        self._open_log(cdef, options["labels"][TASK_LABEL])
-        declared = (image.attrs.get("Config") or {}).get("Volumes") or {}
-        for mount in options.get("mounts", ()):
-            # As on Fargate: what the image has there, and whose it is, comes along only where it says VOLUME.
-            mount["VolumeOptions"] = {"NoCopy": mount["Target"] not in declared, "Labels": dict(options["labels"])}
-        try:
-            return docker_engine.started(client, cdef["image"], options)
-        except docker_engine.StartError as error:
+        except StartError as error:
             raise RuntimeError(f"CannotStartContainerError: {error}") from error
 
     def _open_log(self, cdef: Any, task_arn: str) -> None:
@@ -282,24 +261,25 @@ class _LocalEcs:
 
     # end -------------------------------------------------------------------------------------------------------
 
-    def watch_task_lifecycle(self, task: dict[str, Any], client: Any, *_: Any) -> None:
+    def watch_task_lifecycle(self, task: dict[str, Any], *_: Any) -> None:
         for index, identifier in enumerate(list(task["_docker_ids"])):
-            self._ecs.spawn_background(self._watch, task, client, index, identifier, thread_name="busco-ecs-watch")
+            self._ecs.spawn_background(self._watch, task, index, identifier, thread_name="busco-ecs-watch")
 
     def maybe_mark_stopped(self, task: Any, docker_client: Any = None) -> None:
         """Nothing: a task's end is seen by who watches its containers."""
 
-    def cleanup_task_resources(self, task: dict[str, Any], client: Any, extra: Any = None) -> None:
-        client = client or self._ecs._get_docker()
-        self._original["cleanup_task_resources"](task, client, extra)
+    def cleanup_task_resources(self, task: dict[str, Any], _client: Any, extra: Any = None) -> None:
+        containers = [*task["_docker_ids"], *([extra.id] if extra is not None else [])]
+        self._original["cleanup_task_resources"](task, None, None)
         self._roles.forget(task["taskArn"])
-        docker_engine.remove_volumes(client, f"{TASK_LABEL}={task['taskArn']}")
+        for container in dict.fromkeys(containers):
+            self._starter.remove(container)
 
-    def _watch(self, task: dict[str, Any], client: Any, index: int, identifier: str) -> None:
-        docker_engine.wait_ended(client, identifier)
+    def _watch(self, task: dict[str, Any], index: int, identifier: str) -> None:
+        self._starter.wait(identifier)
         essential = task["_container_essentials"]
         if not essential[index]:
-            self._record_exit(task, index, *_outcome(client, identifier))
+            self._record_exit(task, index, *self._outcome(identifier))
             with self._ecs.resource_lock("ecs-task", task["taskArn"]):
                 if any(one["lastStatus"] != "STOPPED" for one in task["containers"]):
                     return
@@ -319,14 +299,14 @@ class _LocalEcs:
 
     def _finish(self, task: dict[str, Any]) -> None:
         """Ends a task's containers and takes their output and exit codes; then it is STOPPED."""
-        ecs, arn, client = self._ecs, task["taskArn"], self._ecs._get_docker()
+        ecs, arn = self._ecs, task["taskArn"]
         self._launch(task).wait()
         with ecs.resource_lock("ecs-task", arn):
             task["lastStatus"] = "STOPPING"
             identifiers = list(task["_docker_ids"])
         if identifiers:
             with ThreadPoolExecutor(len(identifiers)) as pool:
-                for index, outcome in enumerate(pool.map(lambda one: _outcome(client, one), identifiers)):
+                for index, outcome in enumerate(pool.map(self._outcome, identifiers)):
                     self._record_exit(task, index, *outcome)
         for identifier in identifiers:
             if (forwarder := self._forwarders.pop(identifier, None)) is not None:
@@ -334,7 +314,7 @@ class _LocalEcs:
         with ecs.resource_lock("ecs-task", arn):
             task.update(lastStatus="DEPROVISIONING", executionStoppedAt=ecs._iso())
             ecs._bump_task_version(task)
-        ecs._cleanup_task_resources(task, client)
+        ecs._cleanup_task_resources(task, None)
         with ecs.resource_lock("ecs-task", arn):
             for container in task["containers"]:
                 container["lastStatus"] = "STOPPED"
@@ -360,11 +340,12 @@ class _LocalEcs:
         with ecs.request_scope(ecs.get_account_id(), config["region"] or ecs.get_region()):
             if not ecs._ensure_awslogs_stream(config):
                 return
-            for come in ecs_containers.lines(container.client.api, container.id):
-                events = [{"timestamp": written, "message": line} for written, line in come]
-                cloudwatch_logs._put_log_events(
-                    {"logGroupName": config["group"], "logStreamName": config["stream"], "logEvents": events}
-                )
+            with contextlib.suppress(LostError):
+                for come in self._starter.lines(container.id):
+                    events = [{"timestamp": written, "message": line} for written, line in come]
+                    cloudwatch_logs._put_log_events(
+                        {"logGroupName": config["group"], "logStreamName": config["stream"], "logEvents": events}
+                    )
 
     # helpers ---------------------------------------------------------------------------------------------------
 
@@ -380,20 +361,10 @@ class _LocalEcs:
         task = ecs_containers.task_limits(td, overrides)
         return task, ecs_containers.container_limits(cdef, task, override)
 
-    def _docker_cpus(self) -> int:
-        if not self._cpus:
-            self._cpus = int(self._ecs._get_docker().info()["NCPU"])
-        return self._cpus
-
-
-def _volume_prefix(task_arn: str) -> str:
-    return f"ministack-ecs-{task_arn.rsplit('/', 1)[-1]}-"
-
-
-def _outcome(client: Any, identifier: str) -> tuple[int | None, str]:
-    """Ends a container if it still runs; gives its exit code and, as ECS words it, what happened to it."""
-    try:
-        ended = docker_engine.ended(client, identifier, ecs_containers.STOP_TIMEOUT_LABEL)
-    except docker_engine.LostError as error:
-        return None, f"CannotInspectContainerError: {error}"
-    return ended.code, OUT_OF_MEMORY if ended.out_of_memory else ""
+    def _outcome(self, identifier: str) -> tuple[int | None, str]:
+        """Ends a container if it still runs; gives its exit code and, as ECS words it, what happened to it."""
+        try:
+            ended = self._starter.end(identifier)
+        except LostError as error:
+            return None, f"CannotInspectContainerError: {error}"
+        return ended.code, OUT_OF_MEMORY if ended.out_of_memory else ""

@@ -6,14 +6,13 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from busco.embedded import aws, docker_engine, keeper, keys, processes
-from busco.embedded.ecs_containers import MOUNTED
+from busco.embedded import aws, docker_engine, keeper, processes
+from busco.embedded.starter import LostError, TaskStarter
 from busco.errors import BuscoError
-from busco.settings import SIZES, Settings, get_settings
+from busco.settings import Settings, get_settings
 
 # Seconds that it gets to end its tasks: docker-compose.yml gives its container somewhat more.
 GRACE = 60.0
@@ -33,12 +32,10 @@ def serve(settings: Settings, say: Say, after_start: Callable[[], None]) -> None
     state = settings.state.resolve()
     _ready(state).unlink(missing_ok=True)
     try:
-        endpoint = aws.up(settings, say, after_start=after_start)
+        aws.up(settings, say, after_start=after_start)
         settings = get_settings()
-        engine = docker_engine.wanted(state, None, settings.execution)
-        if mounts := docker_engine.mounts_of_this_container(engine, MOUNTED):
-            _mount(aws.client("ecs", endpoint, settings.region, keys.owner(state)), settings, mounts)
-            say(f"ECS tasks run what is in {' and '.join(mounts.values())}")
+        if engine := docker_engine.wanted(state, None, settings.execution, settings.starter):
+            say(_code_of_tasks(docker_engine.connect(engine, state, settings.dbt_image)))
         graph = settings.model_copy(update={"state_dir": settings.graph_dir or settings.state})
         if not graph.manifest_path.is_file():
             keeper.parse(graph, say)
@@ -66,33 +63,13 @@ def ready(settings: Settings) -> bool:
     return dict(aws.status(settings))["local AWS"].startswith("running")
 
 
+def _code_of_tasks(starter: TaskStarter) -> str:
+    try:
+        about = starter.about()
+    except LostError as error:
+        return f"ECS tasks can't be started yet: {error}"
+    return f"ECS tasks run what is in {' and '.join(sorted(about.folders.values())) or about.image}"
+
+
 def _ready(state: Path) -> Path:
     return state / "run" / "serve.ready.json"
-
-
-def _mount(ecs: Any, settings: Settings, mounts: Mapping[str, str]) -> None:
-    """Registers a further revision of each task definition, with the same folders mounted as here, read-only.
-
-    Production's templates stay as they are: this is for development, where what was saved runs without a new image.
-
-    Args:
-        mounts: path in a container → folder of the machine that Docker runs on.
-    """
-    names = {target: target.strip("/").replace("/", "-") for target in mounts}
-    volumes = [{"name": names[target], "host": {"sourcePath": source}} for target, source in mounts.items()]
-    points = [{"sourceVolume": names[target], "containerPath": target, "readOnly": True} for target in mounts]
-    for size in SIZES:
-        family = getattr(settings, f"ecs_task_definition_{size}")
-        known = ecs.describe_task_definition(taskDefinition=family)["taskDefinition"]
-        given = {name: known[name] for name in REGISTERED if known.get(name)}
-        given["volumes"] = [*given.get("volumes", []), *volumes]
-        for container in given["containerDefinitions"]:
-            container["mountPoints"] = [*container.get("mountPoints", []), *points]
-        ecs.register_task_definition(**given)
-
-
-# what RegisterTaskDefinition takes of what DescribeTaskDefinition gives (ECS API reference)
-REGISTERED = (
-    "family", "taskRoleArn", "executionRoleArn", "networkMode", "containerDefinitions", "volumes",
-    "requiresCompatibilities", "cpu", "memory", "ephemeralStorage", "runtimePlatform",
-)  # fmt: skip

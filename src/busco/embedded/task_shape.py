@@ -1,0 +1,297 @@
+"""The reviewed shape of what may run as an ECS task here, and what Docker is told of it.
+
+One rule for both places that start containers: the process of a laptop's local AWS, and Docker Compose's starter. A
+task definition may say what those of `deploy/aws/ecs.yaml` say and nothing else: a field that is not in these models is
+refused by its name. What a container could harm the machine with is no field of theirs but a constant below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from busco.embedded import ecs_containers
+
+USER = "10001:10001"  # the images' own (Dockerfile.dbt)
+SCRATCH = "/tmp"  # noqa: S108  (a folder in the container: a volume of the task's own, all that it may write to)
+# where an image of ours has what may be mounted over it in development (Dockerfile.dbt)
+MOUNTED = ("/opt/busco/dbt_project", "/opt/busco/lib/busco")
+MOST_PROCESSES = 4096
+MOST_MEMORY = 122_880  # MiB; Fargate's largest task (ECS API reference, RegisterTaskDefinition)
+OWNER_LABEL = "busco.owner"
+TASK_LABEL = "com.amazonaws.ecs.task-arn"
+_ADVICE = "deploy/aws/ecs.yaml has all that a task here may be"
+# of a task definition, what ECS adds to what was registered (ECS API reference, TaskDefinition)
+_DESCRIBED = ("taskDefinitionArn", "status", "registeredAt", "registeredBy", "deregisteredAt", "compatibilities")
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,255}$")]
+Text = Annotated[str, StringConstraints(max_length=32_768)]
+Arn = Annotated[str, StringConstraints(max_length=2048)]
+# `1024`, `1 vCPU`, `0.5 GB`
+Amount = Annotated[str, StringConstraints(pattern=r"(?i)^\d{1,6}(\.\d+)?( ?(vcpu|gb))?$")]
+
+
+class RefusedError(Exception):
+    """What was asked for is not of the reviewed shape; says which part of it, and why."""
+
+
+class _Shape(BaseModel):
+    """Fields that say nothing (none, empty) are as if they were not there; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nothing(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {name: value for name, value in given.items() if value not in (None, "", [], {})}
+
+
+class Variable(_Shape):
+    """An environment variable."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$")]
+    value: Text = ""
+
+
+class Capabilities(_Shape):
+    drop: list[Literal["ALL"]] = []
+
+
+class Linux(_Shape):
+    initProcessEnabled: Literal[True] = True
+    capabilities: Capabilities = Capabilities()
+
+
+class MountPoint(_Shape):
+    sourceVolume: Name
+    containerPath: Literal["/tmp"]  # noqa: S108
+    readOnly: Literal[False] = False
+
+
+class Volume(_Shape):
+    """A volume that lives as long as its task."""
+
+    name: Name
+    configuredAtLaunch: Literal[False] = False
+
+
+class LogConfiguration(_Shape):
+    """Docker is not told of it: the local ECS takes a container's output to CloudWatch Logs."""
+
+    logDriver: Literal["awslogs"]
+    options: dict[str, Text] = {}
+
+
+class Container(_Shape):
+    name: Name
+    image: Annotated[str, StringConstraints(max_length=512)]
+    essential: bool = True
+    cpu: Annotated[int, Field(ge=0, le=16_384)] = 0
+    memory: Annotated[int, Field(ge=4, le=MOST_MEMORY)] | None = None
+    user: Literal["10001", "10001:10001"] = "10001:10001"
+    readonlyRootFilesystem: Literal[True] = True
+    privileged: Literal[False] = False
+    command: list[Text] | None = None
+    environment: list[Variable] = []
+    linuxParameters: Linux = Linux()
+    logConfiguration: LogConfiguration | None = None
+    mountPoints: Annotated[list[MountPoint], Field(max_length=1)] = []
+    stopTimeout: Annotated[int, Field(ge=0, le=120)] = ecs_containers.STOP_TIMEOUT
+
+
+class Storage(_Shape):
+    sizeInGiB: int
+
+
+class Platform(_Shape):
+    operatingSystemFamily: Literal["LINUX"] = "LINUX"
+    cpuArchitecture: Literal["X86_64", "ARM64"] = "X86_64"
+
+
+class TaskDefinition(_Shape):
+    family: Name
+    revision: Annotated[int, Field(ge=1)]
+    cpu: Amount
+    memory: Amount
+    networkMode: Literal["awsvpc"]
+    requiresCompatibilities: list[Literal["FARGATE"]] = []
+    runtimePlatform: Platform = Platform()
+    ephemeralStorage: Storage | None = None
+    taskRoleArn: Arn = ""
+    executionRoleArn: Arn = ""
+    volumes: Annotated[list[Volume], Field(max_length=1)] = []
+    containerDefinitions: Annotated[list[Container], Field(min_length=1, max_length=10)]
+
+
+class ContainerOverride(_Shape):
+    name: Name
+    command: list[Text] | None = None
+    environment: list[Variable] = []
+    cpu: Annotated[int, Field(ge=0, le=16_384)] = 0
+    memory: Annotated[int, Field(ge=4, le=MOST_MEMORY)] | None = None
+
+
+class Overrides(_Shape):
+    """What RunTask may give in place of what the definition says."""
+
+    cpu: Amount | None = None
+    memory: Amount | None = None
+    taskRoleArn: Arn = ""
+    executionRoleArn: Arn = ""
+    ephemeralStorage: Storage | None = None
+    containerOverrides: list[ContainerOverride] = []
+
+
+class Order(_Shape):
+    """A container to start.
+
+    Args:
+        task: the task's ARN.
+        definition: its definition, as it was registered.
+        overrides: what RunTask gave in place of parts of it.
+        container: which of its containers.
+        environment: all variables that the container gets.
+    """
+
+    task: Annotated[
+        str,
+        StringConstraints(pattern=r"^arn:aws:ecs:[a-z0-9-]{1,32}:\d{12}:task/[A-Za-z0-9_-]{1,255}/[0-9a-f-]{32,36}$"),
+    ]
+    definition: TaskDefinition
+    overrides: Overrides = Overrides()
+    container: Name
+    environment: dict[str, Text] = {}
+
+    @property
+    def ran(self) -> Container:
+        """The container's definition."""
+        found = [one for one in self.definition.containerDefinitions if one.name == self.container]
+        if len(found) != 1:
+            raise RefusedError(f"{self.definition.family} has {len(found)} containers of the name {self.container}")
+        return found[0]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is the same for all containers that a starter starts.
+
+    Args:
+        image: the only image that tasks run.
+        network: the only network that they are on.
+        owner: whose containers they are.
+        folders: folders of Docker's machine that each of them gets, read-only: path in the container → folder there.
+    """
+
+    image: str
+    network: str
+    owner: str
+    folders: Mapping[str, str]
+
+
+def registered(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """A described task definition as it was registered, with its revision."""
+    return {name: value for name, value in definition.items() if name not in _DESCRIBED}
+
+
+def refused(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    """Why a task may not run here, whatever its image; empty if it may.
+
+    Args:
+        definition: as ECS describes it.
+        overrides: RunTask's.
+    """
+    try:
+        TaskDefinition.model_validate(registered(definition))
+        Overrides.model_validate(overrides)
+    except ValidationError as error:
+        return _told(error)
+    return ""
+
+
+def order(given: Mapping[str, Any]) -> Order:
+    """An order that somebody gave.
+
+    Raises:
+        RefusedError: it is not of the reviewed shape.
+    """
+    try:
+        return Order.model_validate(given)
+    except ValidationError as error:
+        raise RefusedError(_told(error)) from None
+
+
+def docker_arguments(given: Order, rules: Rules, cpus: int, declared: Collection[str]) -> dict[str, Any]:
+    """Arguments of docker-py's `containers.create`, but for the image.
+
+    Args:
+        given: what is to be started.
+        rules: the starter's.
+        cpus: CPUs that Docker has: it refuses a container that asks for more, which ECS would place elsewhere.
+        declared: the folders that the image declares as volumes. As on Fargate, what the image has there, and whose it
+            is, comes along only with one of these.
+
+    Raises:
+        RefusedError: another image than the rules', or limits that are none.
+    """
+    from docker.types import Mount
+
+    ran = given.ran
+    if ran.image != rules.image:
+        raise RefusedError(f"{ran.image} is not the image {rules.image} that tasks run here: BUSCO_DBT_IMAGE names it")
+    override = next((one for one in given.overrides.containerOverrides if one.name == ran.name), None)
+    limits = _limits(given, ran, override)
+    labels = {
+        OWNER_LABEL: rules.owner,
+        TASK_LABEL: given.task,
+        "com.amazonaws.ecs.container-name": ran.name,
+        "com.amazonaws.ecs.task-definition-family": given.definition.family,
+        "com.amazonaws.ecs.task-definition-version": str(given.definition.revision),
+        ecs_containers.STOP_TIMEOUT_LABEL: str(ran.stopTimeout),
+    }
+    scratch = Mount(target=SCRATCH, source=f"busco-scratch-{task_id(given.task)}", type="volume", no_copy=True)
+    scratch["VolumeOptions"] = {"NoCopy": SCRATCH not in declared, "Labels": dict(labels)}
+    code = [Mount(target=to, source=source, type="bind", read_only=True) for to, source in rules.folders.items()]
+    command = override.command if override is not None and override.command is not None else ran.command
+    return {
+        "name": f"busco-task-{task_id(given.task)}-{ran.name}",
+        "labels": labels,
+        "command": command,
+        "environment": dict(given.environment),
+        "network": rules.network,
+        "mounts": [scratch, *code],
+        "mem_limit": f"{limits.memory}m",
+        "memswap_limit": f"{limits.memory}m",  # Fargate has no swap
+        "nano_cpus": int(min(limits.cpu, cpus) * 1e9),
+        "pids_limit": MOST_PROCESSES,
+        "user": USER,
+        "read_only": True,
+        "init": True,
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges:true"],
+    }
+
+
+def task_id(arn: str) -> str:
+    return arn.rpartition("/")[2]
+
+
+def _limits(given: Order, ran: Container, override: ContainerOverride | None) -> ecs_containers.Limits:
+    task = ecs_containers.task_limits(given.definition.model_dump(), given.overrides.model_dump())
+    own = {} if override is None else override.model_dump()
+    limits = ecs_containers.container_limits(ran.model_dump(), task, own)
+    if not 0 < limits.memory <= MOST_MEMORY or limits.cpu <= 0:
+        raise RefusedError(f"memory {limits.memory} MiB, {limits.cpu} vCPU: both need a limit")
+    return limits
+
+
+def _told(error: ValidationError) -> str:
+    """The first fault, by its place; what stands there is not told, as it may be a secret."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the task"
+    why = "is not offered here" if first["type"] == "extra_forbidden" else first["msg"]
+    return f"{place}: {why}; {_ADVICE}"
