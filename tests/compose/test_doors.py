@@ -9,9 +9,18 @@ from socket import AF_INET
 import psutil
 
 from tests.compose.stack import SERVICES, Stack
+from tests.unit.test_compose_files import SECRETS
 
 # those of .env that are random, so that they are found wherever they stand
 RANDOM = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY"}
+
+
+def test_each_container_has_its_own_secrets_and_no_others(stack: Stack) -> None:
+    for service in (*SERVICES, "airflow-init"):
+        said = json.loads(stack.call("docker", "inspect", stack.container(service)))[0]["Config"]["Env"]
+        assert {name for name in RANDOM if stack.value(name) in " ".join(said)} == SECRETS[service] & RANDOM
+        has_password = any(line.startswith("AIRFLOW_ADMIN_PASSWORD=") for line in said)
+        assert has_password == (service in ("airflow-init", "flower"))
 
 
 # what an ECS task tries that somebody has taken over: names and addresses → those that answer

@@ -22,7 +22,6 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 LONG = sorted(SERVICES.keys() - {"airflow-init"})
 AIRFLOW = [name for name in LONG if name.startswith("airflow-") or name == "flower"]
 EXAMPLE = (ROOT / ".env.example").read_text().splitlines()
-KNOWN_TO_ALL = ("AIRFLOW_ADMIN_PASSWORD",)  # for this machine alone, as README says
 VARIABLE = re.compile(r"^(# )?([A-Z][A-Z0-9_]*)=(.*)$")
 
 
@@ -87,13 +86,13 @@ def test_no_secret_stands_in_the_file() -> None:
     for name, service in SERVICES.items():
         environment = service.get("environment") or {}
         for variable, value in environment.items():
-            if re.search(r"PASSWORD|SECRET|KEY|TOKEN", variable):
+            if re.search(r"PASSWORD|SECRET|KEY|TOKEN", variable) and value is not None:
                 assert str(value).startswith("${"), f"{name}: {variable}"
     text = (ROOT / "docker-compose.yml").read_text()
     assert not re.search(r"://[^$\s]*:[^$@\s]+@", text), "a password in a URL"
 
 
-# -- who reaches whom -------------------------------------------------------------------------------------------------
+# -- who reaches whom, and who is told what ---------------------------------------------------------------------------
 
 NETWORKS = {
     **{name: {"default", "data"} for name in AIRFLOW},
@@ -137,6 +136,83 @@ def test_the_starter_may_do_nothing_but_ask_docker() -> None:
     assert "starter:/run/busco:ro" in SERVICES["local-aws"]["volumes"]
 
 
+# Which secrets a service is told, by the variables of .env that they come from. A line that is added needs a reason.
+SECRETS = {
+    "postgres": {"POSTGRES_PASSWORD"},
+    "redis": {"REDIS_PASSWORD"},
+    # connections in the database are encrypted; it makes the admin, and loads the settings of logins
+    "airflow-init": {
+        "POSTGRES_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW_ADMIN_PASSWORD", "OAUTH_CLIENT_SECRET",
+        "AIRFLOW_CONNECTIONS", "AIRFLOW_VARIABLES",
+    },
+    # sessions
+    "airflow-webserver": {
+        "POSTGRES_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY", "OAUTH_CLIENT_SECRET",
+        "LOCAL_AWS_AIRFLOW_SECRET",
+    },
+    "airflow-scheduler": {
+        "POSTGRES_PASSWORD", "REDIS_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "LOCAL_AWS_AIRFLOW_SECRET",
+    },
+    # those who have logs of tasks at work check by the session key who asks for them
+    "airflow-worker": {
+        "POSTGRES_PASSWORD", "REDIS_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY",
+        "LOCAL_AWS_AIRFLOW_SECRET",
+    },
+    "airflow-triggerer": {
+        "POSTGRES_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY", "LOCAL_AWS_AIRFLOW_SECRET",
+    },
+    # it shows what the broker tells, to the admin, or to a login of its own
+    "flower": {"REDIS_PASSWORD", "AIRFLOW__CELERY__FLOWER_BASIC_AUTH", "AIRFLOW_ADMIN_PASSWORD"},
+    # it knows Airflow by it, and gives it its role's credentials
+    "local-aws": {"LOCAL_AWS_AIRFLOW_SECRET"},
+    "starter": set(),
+}  # fmt: skip
+IS_SECRET = re.compile(r"PASSWORD|SECRET|FERNET|BASIC_AUTH|AIRFLOW_CONNECTIONS|AIRFLOW_VARIABLES")
+# what a service of Airflow's has no use for: the local AWS's and the runners' own settings, and what an image says
+NOT_AIRFLOW_S = {
+    "BUSCO_HOME", "BUSCO_STATE_DIR", "BUSCO_BAKED_DIR", "BUSCO_KEEP_GRAPH", "BUSCO_DBT_THREADS", "BUSCO_DBT_IMAGE",
+    "BUSCO_DUCKDB_MEMORY_LIMIT", "BUSCO_DUCKDB_SPILL_LIMIT", "BUSCO_INGEST_ROW_BYTES", "BUSCO_INGEST_FILE_BYTES",
+    "BUSCO_LOCAL_ROLE",
+    "BUSCO_LOCAL_AWS_HOST", "BUSCO_LOCAL_AWS_PORT", "BUSCO_LOCAL_AWS_TASKS_HOST", "BUSCO_STARTER", "BUSCO_GRAPH_DIR",
+    # AWS_ENDPOINT_URL says it
+    "BUSCO_ENDPOINT_URL",
+}  # fmt: skip
+
+
+def resolved(service: dict[str, Any], given: dict[str, str]) -> dict[str, str]:
+    """A service's variables as Compose resolves them (Compose file reference, "Interpolation" and "environment")."""
+    found = {}
+    for name, value in (service.get("environment") or {}).items():
+        if value is None:
+            if name in given:
+                found[name] = given[name]
+            continue
+        text = str(value)
+        while match := re.search(r"\$\{([A-Z_a-z0-9]+)(?::-([^${}]*))?\}", text):
+            text = text.replace(match[0], given.get(match[1]) or match[2] or "")
+        found[name] = text
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_each_service_is_told_its_own_secrets_and_no_others(name: str) -> None:
+    assert "env_file" not in SERVICES[name]
+    # what somebody has in a shell that calls Compose, and has no business in a container
+    elsewhere = {one: f"canary-{one}-" for one in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
+    secrets = [one for one in variables() if IS_SECRET.search(one)]
+    assert len(secrets) >= 8
+    told = resolved(SERVICES[name], {**elsewhere, **{one: f"canary-{one}-" for one in secrets}})
+    text = " ".join(told.values())
+    assert {one for one in secrets if f"canary-{one}-" in text} == SECRETS[name]
+    assert not [one for one in elsewhere if f"canary-{one}-" in text]
+
+
+@pytest.mark.parametrize("name", [name for name in AIRFLOW if name != "flower"])
+def test_airflow_s_services_are_told_each_setting_that_they_may_need(name: str) -> None:
+    told = {one for one in SERVICES[name]["environment"] if one.startswith("BUSCO_")}
+    assert told == {f"BUSCO_{one.upper()}" for one in Settings.model_fields} - NOT_AIRFLOW_S
+
+
 # -- .env.example -----------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +242,8 @@ def test_every_variable_that_compose_wants_is_in_the_example() -> None:
 
 def test_nothing_in_the_example_is_a_secret() -> None:
     for name, (_, value) in variables().items():
-        if re.search(r"PASSWORD|SECRET|FERNET", name) and name not in KNOWN_TO_ALL:
+        # the admin's is for this machine alone, as README says
+        if re.search(r"PASSWORD|SECRET|FERNET", name) and name != "AIRFLOW_ADMIN_PASSWORD":
             assert value in ("<random>", "<fernet>", ""), name
 
 
@@ -200,7 +277,7 @@ def test_make_env_drops_the_keys_of_earlier_versions_and_no_others(copy: Path) -
 def test_airflow_is_known_to_the_local_aws_by_a_secret_of_the_example() -> None:
     name = "LOCAL_AWS_AIRFLOW_SECRET"
     assert SERVICES["local-aws"]["environment"][name] == f"${{{name}}}"
-    asked = variables()["AWS_EC2_METADATA_SERVICE_ENDPOINT"][1]
+    asked = SERVICES["airflow-worker"]["environment"]["AWS_EC2_METADATA_SERVICE_ENDPOINT"]
     assert asked == f"http://local-aws:4566{INSTANCE_PATH}${{{name}}}"
     assert "AWS_ACCESS_KEY_ID" not in variables()
 
