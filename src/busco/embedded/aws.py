@@ -174,9 +174,10 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         endpoint = _endpoint(arguments.get("--port", ""))
         identity = _identity(endpoint)
         served = (identity.get("lake"), identity.get("pid"), arguments.get("--docker-host", ""))
-        same = (*served, arguments.get("--image", settings.dbt_image)) == (lake, process.pid, engine, settings.dbt_image)
+        image = arguments.get("--image", settings.dbt_image)
         # one that was started by an earlier version knows no owner, or makes other resources
-        if same and identity.get("reviewed") == provisioned.REVIEWED:
+        reviewed = identity.get("reviewed") == provisioned.REVIEWED
+        if served == (lake, process.pid, engine) and image == settings.dbt_image and reviewed:
             return process, endpoint
     # Asked before anything is stopped: where Docker is missing, what runs goes on.
     own, for_tasks = _addresses(settings, engine)
