@@ -211,7 +211,7 @@ def test_a_model_cleared_alone_after_its_tests_is_not_published_untested(driver:
     assert tested == {release.tables["gold.fct"].version}
 
 
-def test_a_failed_data_test_and_one_over_several_models_are_red_tasks_until_what_was_wrong_is_mended(
+def test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed(
     driver: Driver,
 ) -> None:
     deliver(driver, "nulls", 3)

@@ -172,7 +172,7 @@ def test_a_header_whose_blank_name_takes_another_columns_name_is_refused_with_bo
 
 
 def test_a_seed_may_have_names_that_end_in_a_number(db: duckdb.DuckDBPyConnection) -> None:
-    seed = {"resource_type": "seed", "depends_on": {"nodes": []}}
+    seed = {"resource_type": "seed", "config": {"materialized": "seed"}, "depends_on": {"nodes": []}}
     made = Project({"metadata": {"project_name": "p"}, "nodes": {"seed.p.s": seed}, "sources": {}})
     session = Session(Settings(), made, None, None, None)
     job = {"node": "seed.p.s", "sql": "select * from s", "described": [("phone", "VARCHAR"), ("phone_2", "VARCHAR")]}

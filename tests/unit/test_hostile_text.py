@@ -85,6 +85,7 @@ def lake(monkeypatch: pytest.MonkeyPatch) -> Lake:
     made = Lake()
     made.published()
     monkeypatch.setattr(command, "lake", lambda: (None, made.store, ENVIRONMENT))
+    monkeypatch.setattr(command, "publishing", lambda _: made.store)
     monkeypatch.setattr(command, "show_glue", lambda *_: None)
     return made
 

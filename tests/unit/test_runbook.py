@@ -16,10 +16,10 @@ HAPPENS = {
         "test_a_table_of_another_project_in_the_live_release_is_refused_before_anything_is_built",
     ),
     '`pin`: "the ECS task that reads': ("test_a_selection_that_no_ecs_task_can_read_fails_the_pin_with_ecs_s_words",),
-    "a model's `run`": ("test_a_broken_model_is_exactly_the_red_task_and_clearing_it_finishes_the_run",),
-    "a model's `test`": ("test_a_failed_data_test_leaves_its_model_green_and_the_old_release_live",),
+    "a model's `run`": ("test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_finishes_the_run",),
+    "a model's `test`": ("test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed",),
     "a test over several models": (
-        "test_a_failed_test_over_several_models_is_the_red_task_until_what_was_wrong_is_mended",
+        "test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed",
     ),
     'a task whose runner "ended': (
         "test_a_shared_runner_that_dies_is_replaced_so_often_and_no_more",
@@ -29,10 +29,11 @@ HAPPENS = {
         "test_a_deferred_task_whose_run_s_records_can_not_be_read_says_so_and_what_to_do",
         "test_a_deferred_task_whose_run_s_pin_can_not_be_read_says_so_and_what_to_do",
     ),
-    "`docs`": ("test_docs_that_can_not_be_made_are_a_red_task_of_their_own",),
+    "`docs`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '`publish`: "published by another run': ("test_of_two_publishers_at_once_one_wins_and_the_other_says_what_to_do",),
+    'in `publish`: "… may not be assumed"': ("test_who_may_not_assume_it_is_told_so_or_goes_on_as_himself",),
     '`publish`: "not tested': ("test_a_model_cleared_alone_after_its_tests_is_not_published_untested",),
-    "`glue`": ("test_without_a_glue_database_glue_is_the_red_task_and_clearing_it_shows_the_release",),
+    "`glue`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '"waiting for a place': ("test_each_model_has_a_container_never_more_at_once_than_there_are_places",),
     '"its place was taken away': (
         "test_an_owner_that_stood_still_and_lost_its_place_stops_what_it_started_and_asks_again",
@@ -77,7 +78,7 @@ HAPPENS = {
     "an import error of `parse_check.py`": (
         "test_while_a_project_can_not_be_parsed_dbt_s_message_is_an_import_error_and_the_last_good_graph_stays",
     ),
-    "AccessDenied on RunTask": ("test_what_the_policies_lack_is_refused",),
+    "AccessDenied on RunTask": ("test_a_role_may_do_what_its_policy_says",),
     '"Host refused"': (
         "test_a_page_whose_name_was_rebound_to_this_machine_is_refused_everywhere",
         "test_a_rebound_name_is_refused_and_known_ones_are_answered",

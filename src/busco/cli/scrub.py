@@ -7,6 +7,7 @@ import click
 from busco.cli.releases import lake
 from busco.lake.records import Version
 from busco.lake.scrub import scrub
+from busco.output import echo
 from busco.projects import all_contracts
 from busco.warehouse.dbt import ensure_manifests
 from busco.warehouse.personal import of_version
@@ -34,9 +35,9 @@ def scrub_command(dry_run: bool) -> None:
 
     done = scrub(store, all_contracts(projects), personal, dry_run)
     for key in (*done.with_values, *done.with_bounds):
-        click.echo(store.url(key))
+        echo(store.url(key))
     word = "have" if dry_run else "had"
-    click.echo(
+    echo(
         f"{len(done.with_values)} of {done.deliveries} delivery records and {len(done.with_bounds)} of {done.versions} "
         f"versions of tables {word} bounds to be taken out"
     )

@@ -46,7 +46,8 @@ class Signatures:
         presigned = "authorization" not in asked.headers
         found = sigv4.parse_query_signature(asked.query) if presigned else sigv4.parse_header_signature(asked.headers)
         if isinstance(found, tuple):
-            raise Refusal(*found, 400)
+            code, message, *_ = found
+            raise Refusal(str(code), str(message), 400)
         if "host" not in found.signed_headers.split(";"):
             raise Refusal("SignatureDoesNotMatch", "the header host is not signed")
         self._in_time(asked, found, presigned)

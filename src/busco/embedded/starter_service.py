@@ -23,6 +23,7 @@ from typing import Any
 from busco.embedded.starter import DockerStarter, LostError, PullError, StartError, TaskStarter, reason
 from busco.embedded.starter_client import END
 from busco.embedded.task_shape import MOUNTED, Rules
+from busco.output import echo
 
 DOCKER = "unix:///var/run/docker.sock"
 MOST_BYTES = 1_000_000  # of a request; the longest task definition has 64 KiB (ECS service quotas)
@@ -166,15 +167,15 @@ def main() -> int:
         client = docker.DockerClient(base_url=DOCKER, timeout=TIMEOUT)
         folders = mounts_of_this_container(client, MOUNTED)
     except (docker.errors.DockerException, OSError) as error:
-        print(
+        echo(
             f"starter: Docker can't be reached at {DOCKER}: {reason(error)}\n"
             "is DOCKER_GID in .env its group? stat -c %g /var/run/docker.sock",
-            file=sys.stderr,
+            err=True,
         )
         return 1
     rules = Rules(image=given.image, network=given.network, owner=given.network, folders=folders)
     with serve(given.socket, DockerStarter(client, rules)) as server:
-        print(f"event=starter_start image={rules.image} network={rules.network} folders={sorted(folders)}", flush=True)
+        echo(f"event=starter_start image={rules.image} network={rules.network} folders={sorted(folders)}")
         server.serve_forever()
     return 0
 

@@ -30,7 +30,7 @@ class OidcSecurityManager(FabAirflowSecurityManagerOverride):
         if not os.environ.get("OAUTH_DEFAULT_ROLE") and not self.get_roles_from_keys(userinfo["role_keys"]):
             log.warning("login refused user=%s: no group of OAUTH_ROLES", userinfo["username"])
             return None
-        return super().auth_user_oauth(userinfo)
+        return super().auth_user_oauth(userinfo)  # type: ignore[no-untyped-call]
 
 
 def user_info(claims: Mapping[str, Any], groups: str) -> dict[str, Any]:

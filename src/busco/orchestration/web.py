@@ -82,7 +82,8 @@ class TaskPages(AirflowBaseView):
         """The docs of each project that a DAG builds whose tasks the user may read; of one alone they are shown."""
         from busco.orchestration import pages
 
-        manager, found = get_auth_manager(), {}
+        manager = get_auth_manager()
+        found: dict[str, str] = {}
         for dag_id in sorted(manager.get_permitted_dag_ids(methods=["GET"], user=manager.get_user())):
             if manager.is_authorized_dag(
                 method="GET", access_entity=DagAccessEntity.TASK_INSTANCE, details=DagDetails(id=dag_id)

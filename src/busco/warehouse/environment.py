@@ -63,7 +63,7 @@ class GuardedEnvironment(LocalEnvironment):
     ) -> GuardedCursor:
         from busco.warehouse import plugin
 
-        made = super().initialize_cursor(creds, cursor, plugins, registered_df or {})  # type: ignore[no-untyped-call]
+        made = super().initialize_cursor(creds, cursor, plugins, registered_df or {})
         return GuardedCursor(made, plugin.check)
 
     def store_relation(self, plugin_name: str, target_config: TargetConfig) -> None:
