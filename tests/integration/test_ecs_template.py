@@ -84,6 +84,7 @@ ALLOWED = [
         # what S3 asks itself before it says that an object isn't there
         ("s3:ListBucket", LAKE),
         ("glue:GetDatabase", f"{GLUE}:database/busco_bronze"),
+        ("glue:GetTables", f"{GLUE}:table/busco_silver/orders"),
     ),
     *cases(
         "IngestRoleArn",
