@@ -22,7 +22,7 @@ class Objects(FileIO):
         return _ObjectInput(self.store, location)
 
     def new_output(self, location: str) -> OutputFile:
-        return ObjectOutput(self.store, location)
+        return ObjectOutput(self.store, location, exclusive=False)
 
     def delete(self, location: str | InputFile | OutputFile) -> None:
         raise NotImplementedError("files are deleted by their key")
@@ -62,8 +62,10 @@ class _ObjectInput(InputFile):
 
 
 class ObjectOutput(OutputFile):
-    """A file that becomes one PUT when it is closed. Unless it is not `exclusive`, it replaces nothing: closing raises
-    AlreadyExists instead.
+    """A file that becomes one PUT when it is closed, under a condition.
+
+    An `exclusive` one replaces nothing: closing raises AlreadyExists instead. Any other takes the place of what is there
+    when it is closed, and closing raises Moved if that changes meanwhile.
     """
 
     def __init__(self, store: ObjectStore, url: str, exclusive: bool = True) -> None:
@@ -96,8 +98,12 @@ class _Stream(io.BytesIO):
         super().close()
         self.target.size = len(data)
         kind = "application/json" if self.target.key.endswith(".json") else "application/octet-stream"
-        write = self.target.store.create if self.target.exclusive else self.target.store.put
-        write(self.target.key, data, kind)
+        store, key = self.target.store, self.target.key
+        before = None if self.target.exclusive else store.get(key)
+        if before is None:
+            store.create(key, data, kind)
+        else:
+            store.swap(key, data, before.etag, kind)
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
         if kind is None:

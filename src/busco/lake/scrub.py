@@ -19,7 +19,7 @@ from pyiceberg.table.metadata import TableMetadataV2
 from busco.lake import layout
 from busco.lake.bounds import without_bounds
 from busco.lake.deliveries import Contract
-from busco.lake.iceberg_io import ObjectOutput, Objects, key_of
+from busco.lake.iceberg_io import Objects, key_of
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore, Stored
 from busco.lake.records import Delivery, Version
@@ -141,7 +141,7 @@ def _manifest(
         for kept in (entry.data_file.lower_bounds, entry.data_file.upper_bounds):
             for number in hidden & {*(kept or ())}:
                 del kept[number]
-    output = ObjectOutput(files.store, manifest.manifest_path + _CLEAN)
+    output = files.new_output(manifest.manifest_path + _CLEAN)
     with write_manifest(2, spec, schema, output, snapshot, "deflate") as writer:
         for entry in entries:
             writer.add(entry)
