@@ -64,8 +64,8 @@ class _ObjectInput(InputFile):
 class ObjectOutput(OutputFile):
     """A file that becomes one PUT when it is closed, under a condition.
 
-    An `exclusive` one replaces nothing: closing raises AlreadyExists instead. Any other takes the place of what is there
-    when it is closed, and closing raises Moved if that changes meanwhile.
+    An `exclusive` one replaces nothing: closing raises AlreadyExists instead. Any other takes the place of what is
+    there when it is closed, and closing raises Moved if that changes meanwhile.
     """
 
     def __init__(self, store: ObjectStore, url: str, exclusive: bool = True) -> None:
