@@ -52,6 +52,8 @@ PRIVATE = {
     "airflow.jobs.triggerer_job_runner.TriggererJobRunner": "type",
     "airflow.jobs.triggerer_job_runner.TriggerRunner": "type",
     "airflow.models.dagrun.DagRun": "DeclarativeMeta",
+    "airflow.models.log.Log": "DeclarativeMeta",
+    "airflow.models.taskinstancehistory.TaskInstanceHistory": "DeclarativeMeta",
     "airflow.models.trigger.Trigger": "DeclarativeMeta",
     "airflow.providers.amazon.aws.log.s3_task_handler.S3RemoteLogIO.upload": (
         "(self, path: 'os.PathLike | str', ti: 'RuntimeTI')"
@@ -70,6 +72,7 @@ PRIVATE = {
         "(*, to_revision: 'str | None' = None, from_revision: 'str | None' = None, show_sql_only: 'bool' = False, "
         "reserialize_dags: 'bool' = True, session: 'Session' = None, use_migration_files: 'bool' = False)"
     ),
+    "airflow.utils.log.timezone_aware.TimezoneAware": "type",
     "airflow.utils.log.file_task_handler.FileTaskHandler._read_from_logs_server": (
         "(self, ti, worker_log_rel_path) -> 'tuple[list[str], list[str]]'"
     ),
