@@ -13,6 +13,9 @@ from typing import Any
 from urllib.parse import urlparse
 
 import pytest
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from busco.aws import client
 from tests import warm
@@ -344,22 +347,34 @@ def _task_definitions(live: Platform, image: str) -> Iterator[None]:
 
 
 def test_the_queue_that_the_landing_bucket_tells_of_new_files_must_be_there(live: Platform) -> None:
-    s3, sqs = client("s3", live.settings), client("sqs", live.settings)
+    buckets, sqs = client("s3", live.settings), client("sqs", live.settings)
     url = sqs.create_queue(QueueName="arrivals")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    s3 = {"Service": "s3.amazonaws.com"}
+    statement = {"Effect": "Allow", "Principal": s3, "Action": "sqs:SendMessage", "Resource": arn}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": policy})
     told = {"QueueConfigurations": [{"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}]}
-    s3.put_bucket_notification_configuration(Bucket=live.settings.landing_bucket, NotificationConfiguration=told)
+    buckets.put_bucket_notification_configuration(Bucket=live.settings.landing_bucket, NotificationConfiguration=told)
     try:
         assert examined(live, 0)["queue"]["seen"].startswith("arrivals: ")
         sqs.delete_queue(QueueUrl=url)
         checks = examined(live, 1)
     finally:
-        s3.put_bucket_notification_configuration(Bucket=live.settings.landing_bucket, NotificationConfiguration={})
+        buckets.put_bucket_notification_configuration(Bucket=live.settings.landing_bucket, NotificationConfiguration={})
     assert named(checks, "failed") == {"queue"}
     assert "arrivals of new files, which does not exist" in checks["queue"]["seen"]
 
 
 # -- an S3 that is not as it should be --------------------------------------------------------------------------------
+
+
+def signed_again(method: str, url: str, body: bytes, headers: dict[str, str]) -> dict[str, str]:
+    """The headers of a request to S3 with a signature of their own, by the keys of this process."""
+    request = AWSRequest(method, url, data=body, headers=headers)
+    pair = Credentials(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+    S3SigV4Auth(pair, "s3", "us-east-1").add_auth(request)
+    return dict(request.headers.items())
 
 
 @contextmanager
@@ -376,8 +391,10 @@ def altered(upstream: str, drop: tuple[str, ...] = (), date: str = "", refuse: s
                 refusal = json.dumps({"__type": code, "message": "no"}).encode()
                 self.answer(400, refusal, {"Content-Type": "application/x-amz-json-1.1"})
                 return
-            unwanted = {"connection", "transfer-encoding", "content-length", "host", *drop}
+            unwanted = {"connection", "transfer-encoding", "content-length", *drop}
             headers = {name: value for name, value in self.headers.items() if name.lower() not in unwanted}
+            if set(drop) & {name.lower() for name in self.headers}:
+                headers = signed_again(self.command, f"http://{self.headers['Host']}{self.path}", body, headers)
             connection = http.client.HTTPConnection(target.netloc, timeout=30)
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
