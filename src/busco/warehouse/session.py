@@ -170,6 +170,8 @@ class Session:
 
         `job` has the file's path and delimiter, by which it is read as dbt reads it, and the names that dbt gave.
         """
+        if job["file"] not in self.project.seed_files:
+            raise BuscoError(f"{job['file']} is no seed of this project", "leave store_relation to the platform")
         with Path(str(job["file"])).open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file, delimiter=str(job["delimiter"])), [])
         column_names.check_header(header, [str(name) for name in job["names"]])

@@ -13,7 +13,7 @@
 {#  Loads a seed into a table under its own name, in place of the view that shows its last version.  #}
 {% macro busco_load_seed(agate_table) %}
     {% do busco_step('check_header', {
-        'file': agate_table.original_abspath, 'delimiter': config.get('delimiter', ','),
+        'node': model.unique_id, 'file': agate_table.original_abspath, 'delimiter': config.get('delimiter', ','),
         'names': agate_table.column_names
     }) %}
     {% call statement('drop_view') %}drop view if exists {{ this }}{% endcall %}
