@@ -95,6 +95,9 @@ def alerts(driver: Driver) -> Callable[[], list[dict[str, str]]]:
     sqs = client("sqs", settings)
     queue = sqs.create_queue(QueueName="alerts")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    statement = {"Effect": "Allow", "Principal": {"Service": "sns.amazonaws.com"}, "Action": "sqs:SendMessage"}
+    policy = {"Version": "2012-10-17", "Statement": [{**statement, "Resource": arn}]}
+    sqs.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": json.dumps(policy)})
     client("sns", settings).subscribe(TopicArn=settings.alerts_topic, Protocol="sqs", Endpoint=arn)
     received: list[dict[str, str]] = []
 
