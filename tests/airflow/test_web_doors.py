@@ -14,6 +14,7 @@ import pytest
 import requests
 
 from busco.embedded import airflow
+from busco.embedded.airflow_api import AirflowApi
 from busco.embedded.postgres import Postgres
 from busco.settings import get_settings
 from tests.airflow.driver import DAG, Driver, logged_in
@@ -105,10 +106,12 @@ def test_the_admin_s_password_is_that_of_the_latest_start(
         airflow.up(get_settings(), lambda _: None)
         assert asked(url, "api/v1/dags", auth=("admin", "another one")).status_code == 200
         assert asked(url, "api/v1/dags", auth=("admin", "admin")).status_code == 401
-        assert driver.api.call("GET", "dags")["total_entries"], "the command knows it too"
+        assert AirflowApi(get_settings()).call("GET", "dags")["total_entries"], "the command knows it too"
     finally:
         monkeypatch.delenv("AIRFLOW_ADMIN_PASSWORD")
         airflow.up(get_settings(), lambda _: None)
+        # a new password ends the sessions of the one before
+        driver.browsers.clear()
     assert asked(url, "api/v1/dags", auth=("admin", "admin")).status_code == 200
 
 
