@@ -63,10 +63,10 @@ def quickly_published(platform: Platform, number: int) -> None:
     nodes = ["model.busco.orders"]
     run = pins.pin(platform.store, ENVIRONMENT, f"quick{number}", 1, project.contracts, project.hash, nodes=nodes)
     session = Session(platform.settings, project, platform.store, run, run.base(), 1, frozenset(nodes))
-    sql = (
-        f"select * replace ({number} as n) from ({select_sql(session.version('bronze.orders'), platform.store.bucket)})"
-    )
+    files = select_sql(session.version("bronze.orders"), platform.store.bucket)
+    sql = f"select * replace ({number} as n) from bronze.orders"
     with connect(platform.settings) as connection:
+        connection.execute(f"create schema bronze; create view bronze.orders as {files}")
         job: dict[str, Any] = {"node": nodes[0], "sql": sql, "counted": {}}
         session.begin(job)
         job["described"] = connection.execute(f"describe {sql}").fetchall()
