@@ -1,7 +1,8 @@
 """Roles may do here what their policies say, and nothing that no policy is asked about.
 
 MiniStack evaluates them. Here is what it lacks for ours: the resources and the cluster of requests to ECS, log streams,
-the roles that RunTask passes, whom a role trusts, and that an operation of which it knows no permission is not allowed.
+Glue's databases, the roles that RunTask passes, whom a role trusts, and that an operation of which it knows no
+permission is not allowed.
 """
 
 from __future__ import annotations
@@ -52,9 +53,12 @@ def install() -> None:
             found = str(original_arn(service, *given))
             of_group = found.count(":") == 6 and ":log-group:" in found
             return f"{found}:log-stream:{_json(body).get('logStreamName') or ''}" if of_group else found
+        operation = headers.get("x-amz-target", "").rpartition(".")[2]
+        if service == "glue" and operation in ("GetDatabase", "UpdateDatabase", "DeleteDatabase"):
+            # MiniStack takes it for a table of that name
+            return f"arn:aws:glue:{region}:{account}:database/{_json(body).get('Name') or ''}"
         if service != "ecs":
             return str(original_arn(service, *given))
-        operation = headers.get("x-amz-target", "").rpartition(".")[2]
         return ecs_resource(operation, _json(body), f"arn:aws:ecs:{region}:{account}")
 
     def context(service: str, action: str, body: bytes, params: Any) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from busco.settings import Settings
 # A partitioned COPY keeps this many files open; below the number of partitions it writes several files for each
 # (iceberg.md: 365 partitions gave 1,465 files with 100, 365 with 400).
 _OPEN_PARTITIONS = 1000
+# DuckDB sets it for itself while a PIVOT without IN runs (1.5)
+SET_BY_PIVOT = "current_transaction_invalidation_policy"
 
 
 # At connect, for SQL that is not the platform's own: no variables of this process as tables, no secrets on the disk.
@@ -78,7 +80,8 @@ def close(connection: duckdb.DuckDBPyConnection, folders: Sequence[str] = (), fi
 
     DuckDB's documentation, "Securing DuckDB". Where it spills to stays open to it.
     """
-    allowed = {"allowed_directories": folders, "allowed_paths": files, "allowed_configs": credentials.RENEWED}
+    settings = (*credentials.RENEWED, SET_BY_PIVOT)
+    allowed = {"allowed_directories": folders, "allowed_paths": files, "allowed_configs": settings}
     for name, values in allowed.items():
         connection.execute(f"set global {name} = [{', '.join(map(literal, values))}]")
     connection.execute("set global enable_external_access = false")

@@ -56,7 +56,9 @@ def _is_model(project: Project, uid: str) -> bool:
 
 def _compiled(dbt: Dbt, project: Project, models: list[str]) -> dict[str, str]:
     """The compiled SQL of those models that compile on empty tables."""
-    plugin.activate(Session(dbt.settings, project, None, None, None))
+    # nothing is left in the state folder, which several users may have (Docker Compose)
+    own = dbt.settings.model_copy(update={"state_dir": dbt.target})
+    plugin.activate(Session(own, project, None, None, None))
     try:
         chosen = ["--indirect-selection", "empty", "--select", *(project.selector(uid) for uid in models)]
         result = dbt.invoke(["compile", *chosen], shown="nothing")
