@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from own_aws import quiet, started
+from own_aws import Server, quiet, started
 
 from busco.embedded import aws
 from busco.settings import get_settings
@@ -33,6 +33,21 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     get_settings.cache_clear()
     yield state
     aws.down(server.settings, quiet)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_environment() -> Iterator[None]:
+    """What a module's local AWS puts into the environment ends with the module."""
+    with mock.patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A local AWS of the module's own."""
+    running = started(tmp_path_factory.mktemp("state"))
+    yield running
+    aws.down(running.settings, quiet)
 
 
 @pytest.fixture

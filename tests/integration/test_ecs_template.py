@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import pytest
-from own_aws import Server, quiet, started
+from own_aws import Server, quiet
 from policies import ACCOUNT, REGION, decision, managed
 
 from busco.embedded import aws, stacks
@@ -277,19 +275,6 @@ DENIED = [
     *cases("StartTasksPolicy", *[("s3:PutObject", key) for key in (*PUBLISHING, *WORKING, DELIVERY, BRONZE, GOLD)]),
     *cases("StartTasksPolicy", ("s3:GetObject", GOLD), ("s3:GetObject", BRONZE)),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_environment() -> Iterator[None]:
-    with mock.patch.dict(os.environ):
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = started(tmp_path_factory.mktemp("state"))
-    yield running
-    aws.down(running.settings, quiet)
 
 
 @pytest.fixture(scope="module")

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from unittest import mock
 
 import iceberg_helper
 import pytest
-from own_aws import Server, code_of, quiet, started, wait_for
+from own_aws import Server, code_of, wait_for
 
-from busco.embedded import athena_iceberg, aws
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_environment() -> Iterator[None]:
-    with mock.patch.dict(os.environ):
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = started(tmp_path_factory.mktemp("state"))
-    yield running
-    aws.down(running.settings, quiet)
-
+from busco.embedded import athena_iceberg
 
 # Glue ------------------------------------------------------------------------------------------------------------
 

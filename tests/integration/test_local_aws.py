@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest import mock
 
 import cfnlint.decode.cfn_yaml
 import iceberg_helper
@@ -28,19 +27,6 @@ LAKE_TEMPLATE = stacks.TEMPLATES[stacks.LAKE]
 BUCKETS = ("BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET", "BUSCO_LOGS_BUCKET")
 NOWHERE = "http://127.0.0.1:9"
 """A proxy that nobody serves (port 9 is `discard`), so that what goes through it fails."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_environment() -> Iterator[None]:
-    with mock.patch.dict(os.environ):
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = started(tmp_path_factory.mktemp("state"))
-    yield running
-    aws.down(running.settings, quiet)
 
 
 @pytest.fixture

@@ -10,30 +10,16 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import botocore.exceptions
 import cfnlint.decode.cfn_yaml
 import pytest
-from own_aws import ROOT, Server, code_of, quiet, started, wait_for
+from own_aws import ROOT, Server, code_of, wait_for
 
 from busco.embedded import aws, stacks
 from tests.loopback import Handler, serving
 
 BUCKET = "made-by-a-refused-stack"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_environment() -> Iterator[None]:
-    with mock.patch.dict(os.environ):
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = started(tmp_path_factory.mktemp("state"))
-    yield running
-    aws.down(running.settings, quiet)
 
 
 @pytest.fixture

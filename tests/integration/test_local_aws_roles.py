@@ -8,7 +8,7 @@ import http.client
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,19 +30,6 @@ from busco.embedded import aws, instances, keys
 from busco.settings import env_file, get_settings, read_env_file
 
 REGION = "us-east-1"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_environment() -> Iterator[None]:
-    with mock.patch.dict(os.environ):
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = started(tmp_path_factory.mktemp("state"))
-    yield running
-    aws.down(running.settings, quiet)
 
 
 @pytest.fixture

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import duckdb
 import pytest
-from own_aws import Server, code_of, quiet, started
+from own_aws import Server, code_of, started
 
 from busco.embedded import aws, keys, processes
 from busco.lake.engine import extension_file
@@ -24,19 +23,6 @@ from busco.lake.engine import extension_file
 BUCKETS = ("BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET", "BUSCO_LOGS_BUCKET")
 NOWHERE = "http://127.0.0.1:9"
 """A proxy that nobody serves (port 9 is `discard`), so that what goes through it fails."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _own_environment() -> Iterator[None]:
-    with mock.patch.dict(os.environ):
-        yield
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = started(tmp_path_factory.mktemp("state"))
-    yield running
-    aws.down(running.settings, quiet)
 
 
 @pytest.fixture
