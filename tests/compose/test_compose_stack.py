@@ -345,6 +345,7 @@ def test_a_worker_that_is_killed_under_a_run_comes_back_and_the_run_ends_right(s
     stack.survives(look_and_kill)
 
 
+@pytest.mark.timeout(1200)
 def test_stopped_under_a_run_it_leaves_nothing_and_after_a_start_the_run_ends_right(stack: Stack) -> None:
     runs = len(stack.runs())
     took = []
