@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from busco.embedded.aws import client
 from busco.embedded.keys import Pair
 from tests.compose.stack import Stack
@@ -14,6 +16,9 @@ BUCKETS = {kind: f"acme-{kind}-of-2019" for kind in ("lake", "landing", "logs")}
 SIZES = {"small": ("1024", "2048"), "medium": ("1024", "4096"), "large": ("2048", "8192")}
 
 
+@pytest.mark.xfail(
+    strict=True, reason="tasks get the runner's role of our templates, which may not use others' buckets"
+)
 def test_names_and_arns_of_one_s_own_do_as_well_as_our_templates(stack: Stack) -> None:
     said = stack.compose("exec", "-T", "local-aws", "cat", "/var/lib/busco/aws.env")
     variables = dict(line.split("=", 1) for line in said.splitlines())
