@@ -57,7 +57,7 @@ def test_a_task_reaches_the_local_aws_and_neither_airflow_nor_its_database_nor_t
     published = [int(stack.value(name)) for name in ("AIRFLOW_PORT", "FLOWER_PORT", "BUSCO_AWS_PORT")]
     own = networks["local-aws"][stack.network]["IPAddress"]
     # a program of this machine that listens everywhere, as many do
-    with socket.create_server(("0.0.0.0", 0)) as everywhere:
+    with socket.create_server(("", 0)) as everywhere:
         ports = (*PORTS, *published, everywhere.getsockname()[1])
         places = json.dumps([(host, port) for host in sorted(hosts - {"", "127.0.0.1"}) for port in ports])
 

@@ -93,17 +93,27 @@ def release_command() -> None:
     """What readers see: every table at one version, published together."""
 
 
-@release_command.command("show")
-@click.argument("release_id", required=False)
-@click.option("--json", "as_json", is_flag=True, help="the whole record")
-def show(release_id: str | None, as_json: bool) -> None:
-    """The live release, or the one named: its tables, versions and rows."""
+def asked(release_id: str | None) -> tuple[ObjectStore, releases.Live, Release]:
+    """The lake's store, what is live in it, and the release of that id, which without one is the live one.
+
+    Raises:
+        BuscoError: nothing is published yet, or there is no such release.
+    """
     wanted = None if release_id is None else named(release_id)
     _, store, environment = lake()
     live = releases.read_live(store, environment)
     if live is None:
         raise BuscoError("nothing is published yet", "make demo, or: busco dbt build --publish")
     release = releases.resolve(store, environment, wanted) if wanted else live.release
+    return store, live, release
+
+
+@release_command.command("show")
+@click.argument("release_id", required=False)
+@click.option("--json", "as_json", is_flag=True, help="the whole record")
+def show(release_id: str | None, as_json: bool) -> None:
+    """The live release, or the one named: its tables, versions and rows."""
+    _, live, release = asked(release_id)
     if as_json:
         echo(json_text(release.model_dump(mode="json"), indent=2))
         return
@@ -182,12 +192,7 @@ def check(release_id: str | None) -> None:
 
     Prints each file that was overwritten or deleted, and how to bring it back; the status is 1 then.
     """
-    wanted = None if release_id is None else named(release_id)
-    _, store, environment = lake()
-    live = releases.read_live(store, environment)
-    if live is None:
-        raise BuscoError("nothing is published yet", "make demo, or: busco dbt build --publish")
-    release = releases.resolve(store, environment, wanted) if wanted else live.release
+    store, _, release = asked(release_id)
     versions = [version for _, version in sorted(release.tables.items())]
     bad = overwritten(store, versions)
     for one in bad:
