@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import html
 import re
 from collections.abc import Callable
 from contextlib import closing
@@ -123,19 +124,28 @@ def test_every_page_with_docs_is_sandboxed_and_none_is_in_airflow_s_origin(
     url: str, browsers: Callable[[str], requests.Session]
 ) -> None:
     browser = browsers("watcher")
-    page = browser.get(f"{url}/busco/dbt_docs_page?dag_id={DAG}&project=busco", timeout=60)
-    assert page.status_code == 200
-    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
-    assert page.headers["X-Content-Type-Options"] == "nosniff"
-    sandbox = page.headers["Content-Security-Policy"].split(";")[0].split()
-    assert sandbox[0] == "sandbox"
-    assert not {"allow-same-origin", "allow-forms", "allow-top-navigation"} & set(sandbox)
+    mine = f"/busco/dbt_docs_page?dag_id={DAG}&project=busco"
+    pages = {mine}
     # Cosmos's own, which has the docs in Airflow's origin, leads to the platform's
     for path in ("dbt_docs", "dbt_docs_index.html", "manifest.json", "catalog.json", "dbt_docs_index.html?x=1", ""):
         answer = browser.get(f"{url}/cosmos/{path}", timeout=60)
         assert urlsplit(answer.url).path == "/busco/docs", path
         assert "model.busco" not in answer.text, path
-        assert 'sandbox="allow-scripts allow-popups allow-downloads"' in answer.text, path
+        # one project's docs are in a frame, those of several are links
+        frames = re.findall(r"<iframe[^>]*>", answer.text)
+        assert all('sandbox="allow-scripts allow-popups allow-downloads"' in frame for frame in frames), path
+        linked = {html.unescape(found) for found in re.findall(r'"(/busco/dbt_docs_page[^"]*)"', answer.text)}
+        assert mine in linked, path
+        assert bool(frames) == (len(linked) == 1), path
+        pages |= linked
+    for path in sorted(pages):
+        page = browser.get(f"{url}{path}", timeout=60)
+        assert page.status_code == 200, path
+        assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert page.headers["X-Content-Type-Options"] == "nosniff"
+        sandbox = page.headers["Content-Security-Policy"].split(";")[0].split()
+        assert sandbox[0] == "sandbox"
+        assert not {"allow-same-origin", "allow-forms", "allow-top-navigation"} & set(sandbox)
 
 
 def test_a_user_of_another_dag_reads_no_project_s_docs(url: str, browsers: Callable[[str], requests.Session]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from busco.embedded.aws import client
 from busco.embedded.keys import Pair
 from tests.compose.stack import Stack
@@ -16,9 +14,6 @@ BUCKETS = {kind: f"acme-{kind}-of-2019" for kind in ("lake", "landing", "logs")}
 SIZES = {"small": ("1024", "2048"), "medium": ("1024", "4096"), "large": ("2048", "8192")}
 
 
-@pytest.mark.xfail(
-    strict=True, reason="tasks get the runner's role of our templates, which may not use others' buckets"
-)
 def test_names_and_arns_of_one_s_own_do_as_well_as_our_templates(stack: Stack) -> None:
     said = stack.compose("exec", "-T", "local-aws", "cat", "/var/lib/busco/aws.env")
     variables = dict(line.split("=", 1) for line in said.splitlines())
@@ -30,7 +25,7 @@ def test_names_and_arns_of_one_s_own_do_as_well_as_our_templates(stack: Stack) -
     # the local AWS deploys our templates with that prefix, too, and anew: what was there but S3's is gone
     stack.set(BUSCO_GLUE_PREFIX="acme_")
     stack.compose("up", "--detach", "--wait", "local-aws")
-    cluster, definitions, topic = made(aws, "busco-dbt:local")
+    cluster, definitions, topic, roles = made(aws, "busco-dbt:local")
     own = {
         **{f"BUSCO_{kind.upper()}_BUCKET": name for kind, name in BUCKETS.items()},
         **{f"BUSCO_ECS_TASK_DEFINITION_{size.upper()}": arn for size, arn in definitions.items()},
@@ -41,6 +36,9 @@ def test_names_and_arns_of_one_s_own_do_as_well_as_our_templates(stack: Stack) -
         "BUSCO_ECS_LOG_GROUP": "/acme/models",
         "BUSCO_ECS_LOG_PREFIX": "models",
         "BUSCO_ALERTS_TOPIC": topic,
+        "BUSCO_RUNNER_ROLE_ARN": roles["acme-models"],
+        "BUSCO_INGEST_ROLE_ARN": roles["acme-models"],
+        "BUSCO_PUBLISHER_ROLE_ARN": roles["acme-publish"],
     }
     ours = objects(aws, "busco-lake-000000000000-us-east-1")
     stack.set(**own)
@@ -73,8 +71,9 @@ def objects(aws: Any, bucket: str) -> set[str]:
     return {one["Key"] for page in pages for one in page.get("Contents", []) if not one["Key"].endswith("doctor.json")}
 
 
-def made(aws: Any, image: str) -> tuple[str, dict[str, str], str]:
-    """All that our templates have, by plain calls: the ARNs of the cluster, the task definitions by size, the topic."""
+def made(aws: Any, image: str) -> tuple[str, dict[str, str], str, dict[str, str]]:
+    """All that our templates have, by plain calls: the ARNs of the cluster, of the task definitions by size, of the
+    topic and of the roles by name."""
     for name in BUCKETS.values():
         aws("s3").create_bucket(Bucket=name)
     aws("s3").put_bucket_versioning(Bucket=BUCKETS["landing"], VersioningConfiguration={"Status": "Enabled"})
@@ -86,18 +85,17 @@ def made(aws: Any, image: str) -> tuple[str, dict[str, str], str]:
     aws("logs").create_log_group(logGroupName="/acme/models")
     topic = aws("sns").create_topic(Name="acme-on-call")["TopicArn"]
     cluster = aws("ecs").create_cluster(clusterName="acme")["cluster"]["clusterArn"]
-    trust = {
-        "Statement": [
-            {"Effect": "Allow", "Principal": {"Service": "ecs-tasks.amazonaws.com"}, "Action": "sts:AssumeRole"}
-        ]
-    }
     everything = {"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
     # whoever has a role of his own for Airflow gives it what it needs
     outputs = aws("cloudformation").describe_stacks(StackName="busco-ecs")["Stacks"][0]["Outputs"]
-    airflow = next(one["OutputValue"] for one in outputs if one["OutputKey"] == "AirflowRoleArn").rpartition("/")[2]
-    aws("iam").put_role_policy(RoleName=airflow, PolicyName="acme", PolicyDocument=json.dumps(everything))
+    airflow = next(one["OutputValue"] for one in outputs if one["OutputKey"] == "AirflowRoleArn")
+    aws("iam").put_role_policy(
+        RoleName=airflow.rpartition("/")[2], PolicyName="acme", PolicyDocument=json.dumps(everything)
+    )
+    tasks = {"Service": "ecs-tasks.amazonaws.com"}
     roles = {}
-    for name in ("acme-models", "acme-start"):
+    for name, principal in (("acme-models", tasks), ("acme-start", tasks), ("acme-publish", {"AWS": airflow})):
+        trust = {"Statement": [{"Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole"}]}
         role = aws("iam").create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(trust))["Role"]
         aws("iam").put_role_policy(RoleName=name, PolicyName="all", PolicyDocument=json.dumps(everything))
         roles[name] = role["Arn"]
@@ -124,4 +122,4 @@ def made(aws: Any, image: str) -> tuple[str, dict[str, str], str]:
             taskRoleArn=roles["acme-models"], executionRoleArn=roles["acme-start"], containerDefinitions=[container],
         )  # fmt: skip
         definitions[size] = made["taskDefinition"]["taskDefinitionArn"]
-    return cluster, definitions, topic
+    return cluster, definitions, topic, roles
