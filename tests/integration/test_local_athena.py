@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import iceberg_helper
 import pytest
 from own_aws import Server, code_of, wait_for
-
-from busco.embedded import athena_iceberg
 
 # Glue ------------------------------------------------------------------------------------------------------------
 
@@ -229,15 +226,3 @@ FILE = "/etc/hostname"
 def test_a_query_reads_and_writes_no_file_of_the_server(tables: Server, sql: str) -> None:
     with pytest.raises(AssertionError, match=r"(?i)permission|cannot|locked"):
         print(tables.query(sql))
-
-
-def test_the_correction_refuses_a_ministack_that_it_does_not_know() -> None:
-    import ministack.services.athena as athena
-
-    athena_iceberg.check(athena)
-    with pytest.raises(RuntimeError, match=r"this is 1\.5\.34"):
-        athena_iceberg.check(athena, "1.5.34")
-    known = {name: getattr(athena, name) for name in athena_iceberg.EXPECTED}
-    changed = SimpleNamespace(**{**known, "_rewrite_data_paths": lambda query: query})
-    with pytest.raises(RuntimeError, match="_rewrite_data_paths"):
-        athena_iceberg.check(changed)

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -429,14 +428,3 @@ def test_docker_is_used_where_it_was_asked_for_or_models_run_on_ecs(tmp_path: Pa
     assert not wanted(False, "ecs")
     assert not wanted(None, "ecs"), "it was refused"
     assert wanted(True, "local")
-
-
-def test_another_ministack_is_refused() -> None:
-    import ministack.services.ecs as ecs
-
-    local_ecs.check(ecs)
-    with pytest.raises(RuntimeError, match=r"this is 1\.5\.34"):
-        local_ecs.check(ecs, "1.5.34")
-    changed = SimpleNamespace(**{**{name: getattr(ecs, name) for name in local_ecs.EXPECTED}, "_stop_task": len})
-    with pytest.raises(RuntimeError, match="_stop_task"):
-        local_ecs.check(changed)

@@ -186,12 +186,6 @@ def test_what_no_permission_is_known_for_is_not_a_roles() -> None:
         policies.decided(asked)
 
 
-def test_every_correction_knows_its_ministack() -> None:
-    policies.check()
-    with pytest.raises(RuntimeError, match="MiniStack"):
-        policies.check(version="0")
-
-
 def test_the_engine_of_docker_is_reached_by_name_and_by_address() -> None:
     from busco.embedded.local_aws_server import engine_addresses
 

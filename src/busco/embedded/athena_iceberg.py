@@ -10,7 +10,6 @@ A query reads S3 and the copies that MiniStack makes of other tables' files, and
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -19,20 +18,20 @@ from urllib.parse import urlsplit
 
 import duckdb
 
+from busco.embedded import ministack_contract
 from busco.embedded.policies import CALLER
 from busco.lake.engine import extension_file
 
-MINISTACK_VERSION = "1.5.33"
 EXTENSIONS = ("httpfs", "avro", "iceberg")
 CATALOG = "awsdatacatalog"
 
-# What is wrapped or called of ministack.services.athena, with the parameters that it had when this was written.
+# What is wrapped or called of ministack, with the parameters that it had when this was written.
 EXPECTED = {
-    "_rewrite_data_paths": ["query", "database", "catalog"],
-    "_attach_s3_table_buckets": ["conn", "buckets"],
-    "_table_references": ["query"],
-    "_empty_relation": ["table_data"],
-    "_sql_tokens": ["sql"],
+    "services.athena._rewrite_data_paths": ["query", "database", "catalog"],
+    "services.athena._attach_s3_table_buckets": ["conn", "buckets"],
+    "services.athena._table_references": ["query"],
+    "services.athena._empty_relation": ["table_data"],
+    "services.athena._sql_tokens": ["sql"],
 }
 
 Table = tuple[str, str]
@@ -83,7 +82,7 @@ def install(reader: Reader) -> None:
     import ministack.services.athena as athena
     from ministack.services import glue
 
-    check(athena)
+    ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_athena.py")
     original_rewrite = athena._rewrite_data_paths
     original_attach = athena._attach_s3_table_buckets
     original_references = athena._table_references
@@ -114,33 +113,6 @@ def install(reader: Reader) -> None:
     athena._rewrite_data_paths = rewrite
     athena._attach_s3_table_buckets = attach
     athena._table_references = references
-
-
-def check(athena: Any, version: str | None = None) -> None:
-    """Whether this is the MiniStack that the correction knows.
-
-    Args:
-        athena: the module `ministack.services.athena`.
-        version: MiniStack's version; None asks the installed package.
-
-    Raises:
-        RuntimeError: another version, or a function that is wrapped is missing or takes other parameters.
-    """
-    from importlib.metadata import version as installed
-
-    found = version or installed("ministack")
-    wrong = [
-        name
-        for name, parameters in EXPECTED.items()
-        if not callable(function := getattr(athena, name, None))
-        or list(inspect.signature(function).parameters) != parameters
-    ]
-    if found != MINISTACK_VERSION or wrong:
-        what = f"; changed or missing in its Athena: {', '.join(wrong)}" if wrong else ""
-        raise RuntimeError(
-            f"busco.embedded.athena_iceberg corrects MiniStack {MINISTACK_VERSION}, this is {found}{what}: "
-            "run tests/integration/test_local_aws.py against the new version, then raise MINISTACK_VERSION"
-        )
 
 
 def _iceberg_views(athena: Any, query: str, tables: Any, context: str) -> dict[Table, str]:

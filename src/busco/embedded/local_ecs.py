@@ -9,7 +9,6 @@ have ended, their output is in CloudWatch Logs, and nothing of it is left in Doc
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import threading
 from collections.abc import Iterable
@@ -18,11 +17,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from busco.embedded import ecs_containers, task_shape
+from busco.embedded import ecs_containers, ministack_contract, task_shape
 from busco.embedded.ecs_roles import TaskRoles
 from busco.embedded.starter import LostError, PullError, StartError, TaskStarter
 
-MINISTACK_VERSION = "1.5.33"
 # What is replaced or wrapped of ministack.services.ecs, with the parameters that it had when this was written.
 EXPECTED = {
     "_get_docker": [],
@@ -80,34 +78,12 @@ def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
     """
     import ministack.services.ecs as ecs
 
-    check(ecs)
+    expected = {f"services.ecs.{name}": parameters for name, parameters in EXPECTED.items()}
+    ministack_contract.check(__name__, expected, "tests/stack/test_local_ecs.py")
     corrected = _LocalEcs(ecs, endpoint, starter, roles)
     for name in EXPECTED:
         setattr(ecs, name, getattr(corrected, name.lstrip("_")))
     ecs._ACTION_MAP.update(RunTask=corrected.run_task, StopTask=corrected.stop_task)
-
-
-def check(ecs: Any, version: str | None = None) -> None:
-    """Whether this is the MiniStack that the correction knows.
-
-    Raises:
-        RuntimeError: another version, or a function that is replaced is missing or takes other parameters.
-    """
-    from importlib.metadata import version as installed
-
-    found = version or installed("ministack")
-    wrong = [
-        name
-        for name, parameters in EXPECTED.items()
-        if not callable(function := getattr(ecs, name, None))
-        or list(inspect.signature(function).parameters) != parameters
-    ]
-    if found != MINISTACK_VERSION or wrong:
-        what = f"; changed or missing in its ECS: {', '.join(wrong)}" if wrong else ""
-        raise RuntimeError(
-            f"busco.embedded.local_ecs corrects MiniStack {MINISTACK_VERSION}, this is {found}{what}: "
-            "run tests/stack/test_local_ecs.py against the new version, then raise MINISTACK_VERSION"
-        )
 
 
 class _LocalEcs:

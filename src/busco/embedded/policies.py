@@ -7,15 +7,14 @@ permission is not allowed.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+from busco.embedded import ministack_contract
 from busco.embedded.door import Refusal, Request
 
-MINISTACK_VERSION = "1.5.33"
 # What is wrapped or called of ministack, with the parameters that it had when this was written.
 EXPECTED = {
     "app.pin_request_origin": ["source_ip", "secure_transport"],
@@ -42,7 +41,7 @@ def install() -> None:
     from ministack import app
     from ministack.core import iam_actions
 
-    check()
+    ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_aws_roles.py")
     original_origin, original_arn = app.pin_request_origin, iam_actions.extract_resource_arn
     original_context = iam_actions.request_tag_context
 
@@ -73,30 +72,6 @@ def install() -> None:
     app.pin_request_origin = lambda source, _: original_origin(source, True)
     iam_actions.extract_resource_arn = resource
     iam_actions.request_tag_context = context
-
-
-def check(version: str | None = None) -> None:
-    """Whether this is the MiniStack that the correction knows.
-
-    Raises:
-        RuntimeError: another version, or a function that is wrapped or called is missing or takes other parameters.
-    """
-    from importlib import import_module
-    from importlib.metadata import version as installed
-
-    found = version or installed("ministack")
-    wrong = []
-    for name, parameters in EXPECTED.items():
-        module, _, function = name.rpartition(".")
-        there = getattr(import_module(f"ministack.{module}"), function, None)
-        if not callable(there) or list(inspect.signature(there).parameters)[: len(parameters)] != parameters:
-            wrong.append(name)
-    if found != MINISTACK_VERSION or wrong:
-        what = f"; changed or missing: {', '.join(wrong)}" if wrong else ""
-        raise RuntimeError(
-            f"busco.embedded.policies corrects MiniStack {MINISTACK_VERSION}, this is {found}{what}: "
-            "run tests/integration/test_local_aws_roles.py against the new version, then raise MINISTACK_VERSION"
-        )
 
 
 def decided(asked: Request) -> None:

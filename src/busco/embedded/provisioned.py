@@ -7,12 +7,12 @@ custom resource that calls it are code that runs in the local AWS's process.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-MINISTACK_VERSION = "1.5.33"
+from busco.embedded import ministack_contract
+
 # The types that were looked at: making them runs no code, starts nothing, and reaches no other machine. What of them
 # names somebody to deliver to (a topic's subscriptions) is held by `busco.embedded.confinement`. A test compares them
 # with the templates.
@@ -37,14 +37,14 @@ REVIEWED = hashlib.sha256(" ".join(sorted(PROVISIONED)).encode()).hexdigest()[:1
 CUSTOM = "AWS::CloudFormation::CustomResource"  # what a resource without a type is
 # the operations that take a template; ExecuteChangeSet has that of CreateChangeSet
 _WITH_TEMPLATE = ("CreateStack", "UpdateStack", "CreateChangeSet")
-# What is wrapped or called of ministack.services.cloudformation, with the parameters that it had.
+# What is wrapped or called of ministack, with the parameters that it had when this was written.
 EXPECTED = {
-    "custom_resource.invoke_custom_resource": [
+    "services.cloudformation.custom_resource.invoke_custom_resource": [
         *("request_type", "logical_id", "props", "stack_name", "stack_id", "resource_type", "physical_id", "old_props"),
     ],
-    "helpers._resolve_template": ["params"],
-    "helpers._error": ["code", "message", "status"],
-    "engine._parse_template": ["template_body"],
+    "services.cloudformation.helpers._resolve_template": ["params"],
+    "services.cloudformation.helpers._error": ["code", "message", "status"],
+    "services.cloudformation.engine._parse_template": ["template_body"],
 }
 
 
@@ -56,7 +56,7 @@ def install() -> None:
     """
     from ministack.services.cloudformation import custom_resource, engine, handlers, helpers, provisioners
 
-    check({"custom_resource": custom_resource, "engine": engine, "helpers": helpers})
+    ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_aws_code.py")
 
     def only(original: Any) -> Any:
         def operation(params: dict[str, Any]) -> Any:
@@ -81,29 +81,6 @@ def install() -> None:
     for kind in set(provisioners._RESOURCE_HANDLERS) - PROVISIONED:
         del provisioners._RESOURCE_HANDLERS[kind]
     custom_resource.invoke_custom_resource = _no_custom_resource
-
-
-def check(modules: Mapping[str, Any], version: str | None = None) -> None:
-    """Whether this is the MiniStack that the correction knows.
-
-    Raises:
-        RuntimeError: another version, or a function that is replaced or called is missing or takes other parameters.
-    """
-    from importlib.metadata import version as installed
-
-    found = version or installed("ministack")
-    wrong = []
-    for name, parameters in EXPECTED.items():
-        module, _, function = name.partition(".")
-        there = getattr(modules[module], function, None)
-        if not callable(there) or list(inspect.signature(there).parameters) != parameters:
-            wrong.append(name)
-    if found != MINISTACK_VERSION or wrong:
-        what = f"; changed or missing in its CloudFormation: {', '.join(wrong)}" if wrong else ""
-        raise RuntimeError(
-            f"busco.embedded.provisioned corrects MiniStack {MINISTACK_VERSION}, this is {found}{what}: "
-            "run tests/integration/test_local_aws_code.py against the new version, then raise MINISTACK_VERSION"
-        )
 
 
 def unreviewed(template: Any) -> list[str]:

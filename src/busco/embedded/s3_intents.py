@@ -16,13 +16,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+from busco.embedded import ministack_contract
+
+# What is wrapped or called of ministack, with the parameters that it had when this was written.
+EXPECTED = {
+    "services.s3._persist_object": ["bucket", "key", "obj"],
+    "services.s3._object_disk_path": ["bucket", "key", "account_id"],
+    "services.s3._object_meta_from_record": ["obj"],
+    "services.s3._key_history_meta": ["bucket_name", "key"],
+}
+
 
 def install(s3: Any, intents: Path) -> None:
     """Puts an intent around each write of MiniStack's S3 service, `ministack.services.s3`.
 
     `intents` is a folder beside the objects' one; `repair` must have emptied it before the service was imported,
     since that loads all objects.
+
+    Raises:
+        RuntimeError: this MiniStack is not the one that the correction was written for.
     """
+    ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_s3.py")
     original = s3._persist_object
 
     def persist(bucket: str, key: str, obj: Any) -> None:

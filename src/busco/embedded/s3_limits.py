@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from busco.embedded import ministack_contract
 from busco.lake.layout import MAX_KEY_BYTES, key_bytes
+
+# What is wrapped or called of ministack, with the parameters that it had when this was written.
+EXPECTED = {
+    "services.s3.handle_request": [
+        *("method", "path", "headers", "body", "query_params", "signed_path", "enforce_bucket_region", "internal"),
+        *("access_point_region", "access_point"),
+    ],
+    "services.s3._parse_bucket_key": ["path", "headers"],
+    "services.s3._error": ["code", "message", "status", "resource", "extra", "headers"],
+}
 
 
 def install(s3: Any) -> None:
@@ -12,7 +23,11 @@ def install(s3: Any) -> None:
 
     A longer key is answered as S3 does (API reference, "Error responses", KeyTooLongError), whether it is to be written
     or read.
+
+    Raises:
+        RuntimeError: this MiniStack is not the one that the check was written for.
     """
+    ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_s3.py")
     original = s3.handle_request
 
     async def handle_request(method: str, path: str, *arguments: Any, **named: Any) -> Any:

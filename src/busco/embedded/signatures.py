@@ -12,11 +12,23 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from busco.embedded import policies
+from busco.embedded import ministack_contract, policies
 from busco.embedded.door import Refusal, Request
 from busco.embedded.instances import Instances
 from busco.embedded.keys import Pair
 
+# What is called of ministack, with the parameters that it had when this was written.
+EXPECTED = {
+    "core.sigv4.parse_query_signature": ["query_params"],
+    "core.sigv4.parse_header_signature": ["headers"],
+    "core.sigv4.request_time_failure": ["signature", "now"],
+    "core.sigv4.header_signature_failure": [
+        *("signature", "secret", "method", "raw_path", "query_params", "headers", "body", "presigned", "explain"),
+    ],
+    "core.iam_evaluator.is_root_access_key": ["access_key_id"],
+    "core.iam_evaluator.resolve_credential": ["access_key_id", "account_id", "session_token"],
+    "services.sts.register_session": ["access_key", "session"],
+}
 _UNKNOWN = 'these credentials are not of this local AWS, or have expired; in a shell, again: eval "$(busco aws env)"'
 _LONGEST = 7 * 24 * 3600  # seconds that an address is good for (AWS Signature Version 4 for API requests)
 # what may stand in place of a body's hash (Amazon S3 API reference, "Authenticating Requests"), of S3 alone
@@ -30,9 +42,13 @@ class Signatures:
     Args:
         owner: the account owner's pair.
         instances: who has a role.
+
+    Raises:
+        RuntimeError: this MiniStack is not the one that this was written for.
     """
 
     def __init__(self, owner: Pair, instances: Instances, clock: Callable[[], float] = time.time) -> None:
+        ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_aws_roles.py")
         self._owner, self._instances, self._clock = owner, instances, clock
 
     def verified(self, asked: Request) -> str:

@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from busco.embedded import ministack_contract
+
+# What is wrapped of ministack, with the parameters that it had when this was written.
+EXPECTED = {"services.cloudformation.provisioners._ecs_task_def_create": ["logical_id", "props", "stack_name"]}
 # Maps, whose keys are their user's, not names of the API (ECS API reference, LogConfiguration and others).
 _MAPS = ("Options", "DockerLabels", "DriverOpts", "Labels")
 # Parameters are text; the API has numbers here.
@@ -16,7 +20,12 @@ _NUMBERS = ("SizeInGiB", "StopTimeout", "StartTimeout", "SoftLimit", "HardLimit"
 
 
 def install(provisioners: Any) -> None:
-    """Corrects `ministack.services.cloudformation.provisioners`, for creation and for each further revision."""
+    """Corrects `ministack.services.cloudformation.provisioners`, for creation and for each further revision.
+
+    Raises:
+        RuntimeError: this MiniStack is not the one that the correction was written for.
+    """
+    ministack_contract.check(__name__, EXPECTED, "tests/stack/test_local_ecs.py")
     original = provisioners._ecs_task_def_create
 
     def create(logical_id: str, properties: dict[str, Any], stack: str) -> Any:
