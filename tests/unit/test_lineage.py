@@ -17,9 +17,10 @@ PEOPLE = (
     ("tags", "VARCHAR[]"),
     ("s", "STRUCT(a VARCHAR, b INTEGER)"),
     ("day", "DATE"),
+    ("j", "JSON"),
 )
 RELATIONS = {
-    ("bronze", "p"): Relation(PEOPLE, frozenset({"email", "tags", "s"})),
+    ("bronze", "p"): Relation(PEOPLE, frozenset({"email", "tags", "s", "j"})),
     ("bronze", "plain"): Relation((("id", "VARCHAR"), ("x", "INTEGER")), frozenset()),
 }
 # SQL, and its columns that have values of personal columns; None where that can't be decided, so that all count
@@ -27,7 +28,7 @@ DECIDED = [
     ("select email as mail, id from bronze.p", "mail"),
     ("select EMAIL, ID from BRONZE.P", "email"),
     ('select "email" as e, \'email\' as f from "memory"."bronze"."p"', "e"),
-    ("with a as (select * from bronze.p), b as (select * exclude (n) from a) select * from b", "email tags s"),
+    ("with a as (select * from bronze.p), b as (select * exclude (n) from a) select * from b", "email tags s j"),
     ("with a(x, y) as (select id, email from bronze.p) select y as z, x from a", "z"),
     ("select y, x from (select id, email from bronze.p) t(x, y)", "y"),
     ("select lower(email) as e, length(email) as l, email is null as v, hash(email) as h, n from bronze.p", "e l v h"),
@@ -58,9 +59,9 @@ DECIDED = [
     ("select id as i, 1 as k from bronze.plain union (select n::varchar, 2 from bronze.p) "
      "union all select email, 3 from bronze.p", "i"),
     ("select id, x from bronze.p join bronze.plain using (id)", ""),
-    ("select a.*, b.x from bronze.p as a left join bronze.plain as b on a.email = b.id", "email tags s"),
-    ("select * exclude (tags, s) replace (lower(email) as id) from bronze.p", "id email"),
-    ("select * rename (email as mail) from bronze.p", "mail tags s"),
+    ("select a.*, b.x from bronze.p as a left join bronze.plain as b on a.email = b.id", "email tags s j"),
+    ("select * exclude (tags, s, j) replace (lower(email) as id) from bronze.p", "id email"),
+    ("select * rename (email as mail) from bronze.p", "mail tags s j"),
     ("select distinct on (email) id, email from bronze.p order by email", "email"),
     ("from bronze.p select email as e, n", "e"),
     ("select email as e, e || '!' as f, n from bronze.p", "e f"),
@@ -72,12 +73,25 @@ DECIDED = [
     ("select unnest(generate_series(min(day), max(day), interval 1 day)) as d from bronze.p", ""),
     ("select url_encode(email) as e, url_encode(id) as f from bronze.p", "e"),
     ("select n from bronze.p -- email", ""),
+    ("select j -> '$.e' as a, j ->> '$.e' as b, lower(j ->> 'e') as c, json_extract(j, '$.e') as d, n from bronze.p",
+     "a b c d"),
+    ("select list_filter(tags, x -> x > 'a') as f, list_reduce(tags, (a, b) -> a || b) as r, "
+     "array_transform([1, 2], x -> x + n) as t from bronze.p", "f r"),
+    ("select cast(s as struct(a varchar, b integer)).a as a, {'k': n}.k as k, n from bronze.p", "a"),
 ]  # fmt: skip
 UNDECIDED = [
     "select p as x from bronze.p",
     "select t::varchar as p from bronze.p as t",
     "select #2 as p, n from bronze.p",
     "select email.upper() as p, n from bronze.p",
+    "select upper(email).lower().replace('z', 'Z') as p, n from bronze.p",
+    "select (email).upper() as p, n from bronze.p",
+    "select concat('a', email).trim() as p, n from bronze.p",
+    "select coalesce(j -> '$.e', '') as p, n from bronze.p",
+    "select max(j -> '$.e') as p, 1 as n from bronze.p",
+    "select list_value(j -> '$.e') as p, n from bronze.p",
+    "select json_extract_string(j -> '$', '$.e') as p, n from bronze.p",
+    "select list_transform(json_extract_string(j -> '$', ['$.e']), x -> x) as p, n from bronze.p",
     "select columns('e.*') from bronze.p",
     "select max(columns(['email'])) from bronze.p",
     "select * like 'e%' from bronze.p",
@@ -112,7 +126,8 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
         types = ", ".join(f"{name} {kind}" for name, kind in PEOPLE)
         made.execute(f"create table bronze.p ({types})")
         made.execute(
-            f"insert into bronze.p values ('a', '{CANARY}', 1, ['{CANARY}'], {{'a': '{CANARY}', 'b': 1}}, '2018-01-01')"
+            f"insert into bronze.p values ('a', '{CANARY}', 1, ['{CANARY}'], {{'a': '{CANARY}', 'b': 1}}, '2018-01-01',"
+            f' \'{{"e": "{CANARY}"}}\')'
         )
         made.execute("create table bronze.plain as select 'b' as id, 1 as x")
         made.execute("create view bronze.v as from bronze.p")

@@ -33,6 +33,16 @@ _COUNTS = (exp.Count, exp.CountIf, exp.ApproxDistinct)
 # Whole rows as a value (`select t from t`), columns by their place or by a pattern, names that are made of values, and
 # what describes a table by its values.
 _BLIND = (exp.TableColumn, exp.PositionalColumn, exp.Columns, exp.Star, exp.Pivot, exp.Summarize, exp.Command)
+# What has an identifier as a name; the body of a comprehension has columns.
+_NAMING = (
+    *(exp.Column, exp.Table, exp.Alias, exp.Aliases, exp.TableAlias, exp.PropertyEQ, exp.Kwarg, exp.Dot, exp.Lambda),
+    *(exp.Comprehension, exp.DataType, exp.ColumnDef),
+)
+# Functions whose second argument is a lambda, beside those that SQLGlot has a class for (DuckDB, "Lambda Functions").
+_WITH_LAMBDAS = frozenset(
+    {"list_transform", "array_transform", "list_apply", "array_apply", "apply"}
+    | {"list_filter", "array_filter", "filter", "list_reduce", "array_reduce", "reduce"}
+)
 # Functions that read what no column of the SQL has.
 _FROM_ELSEWHERE = frozenset({"getvariable", "getenv", "current_setting", "query", "query_table"})
 
@@ -194,9 +204,41 @@ def _is_blind(node: exp.Expr) -> bool:
     if isinstance(node, exp.Anonymous | exp.AnonymousAggFunc):
         return node.name.lower() not in _functions()
     if isinstance(node, exp.Dot):
-        # `email.upper()`: a call whose first argument stands before it
-        return isinstance(node.this, exp.Identifier)
+        # `trim(email).upper()`: what stands before a call's dot is the call's first argument
+        return isinstance(node.this, exp.Identifier) or not isinstance(node.expression, exp.Identifier)
+    if isinstance(node, exp.Lambda):
+        return not _is_list_function_s(node)
+    if isinstance(node, exp.Identifier):
+        return not _is_name(node)
     return isinstance(node, _BLIND)
+
+
+def _is_list_function_s(node: exp.Lambda) -> bool:
+    """Whether `x -> …` is a function for the elements of a list. Anywhere else DuckDB takes the arrow for JSON's, which
+    reads the column `x`."""
+    parent = node.parent
+    if isinstance(parent, exp.Transform | exp.ArrayFilter):
+        return node.arg_key == "expression"
+    return isinstance(parent, exp.Anonymous) and parent.name.lower() in _WITH_LAMBDAS and node.index == 1
+
+
+def _is_name(node: exp.Identifier) -> bool:
+    """Whether an identifier names something where SQLGlot knows it for a name. Where a value is expected, it is a
+    column that SQLGlot has lost, unless it is the parameter of a lambda or comprehension around it."""
+    if isinstance(node.parent, _NAMING) or (isinstance(node.parent, exp.Window) and _is_window_s_name(node)):
+        return True
+    around = node.parent
+    while around is not None:
+        if isinstance(around, exp.Lambda) and node.name.lower() in {one.name.lower() for one in around.expressions}:
+            return True
+        if isinstance(around, exp.Comprehension) and node.name.lower() == around.expression.name.lower():
+            return True
+        around = around.parent
+    return False
+
+
+def _is_window_s_name(node: exp.Identifier) -> bool:
+    return node.arg_key == "alias" or (node.parent is not None and node.parent.arg_key == "windows")
 
 
 def _leaves(node: Node) -> list[Node]:
