@@ -47,10 +47,10 @@ check-tools:
 	@touch $@
 
 setup: ## make the two Python environments
-	@$(MAKE) --no-print-directory -j2 .venv/.stamp-embedded .venv-dbt/.stamp-local
+	@$(MAKE) --silent --no-print-directory -j2 .venv/.stamp-embedded .venv-dbt/.stamp-local
 
 setup-dev: ## the same, and what tests and checks need
-	@$(MAKE) --no-print-directory -j2 .venv/.stamp-dev .venv-dbt/.stamp-dev
+	@$(MAKE) --silent --no-print-directory -j2 .venv/.stamp-dev .venv-dbt/.stamp-dev
 
 demo: setup ## the main job on made-up data, or on DATA=<folder>
 	@.venv/bin/busco demo $(if $(DATA),--data "$(DATA)") $(if $(ORDERS),--orders $(ORDERS))

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Builds the images, each as <name>:<commit> and <name>:local, and says how large they are:
 #   busco-dbt (a runner), busco-local-aws (the local AWS of Docker Compose), busco-airflow (Airflow's services)
+# In an .env that is there, placeholders (<random>, <user>, …) are filled in; nothing else of it changes.
 # The commit has `-dirty` behind it where files differ from it. Docker's own variables say which engine.
 # usage: scripts/local_build.sh [--platform PLATFORM] [dbt|local-aws|airflow]...     all of them if none is named
 #   --platform PLATFORM   for which processor, as Docker writes it (linux/amd64, linux/arm64); this machine's if not said
 set -euo pipefail
-usage() { sed -n '2,6s/^# //p' "$0"; }
+usage() { sed -n '2,7s/^# //p' "$0"; }
 options=()
 images=()
 while (($#)); do
@@ -18,6 +19,8 @@ while (($#)); do
 done
 if ((${#images[@]} == 0)); then images=(dbt local-aws airflow); fi
 cd "$(dirname "$0")/.."
+# an .env that was copied from .env.example can be started with
+scripts/make_env.sh --fill
 version=$(git rev-parse --short=12 HEAD)
 if [[ -n $(git status --porcelain) ]]; then version+=+; fi
 commit=${version/+/-dirty}

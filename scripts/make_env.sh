@@ -1,42 +1,69 @@
 #!/usr/bin/env bash
 # Makes .env from .env.example, with fresh random keys and passwords and this machine's user and Docker group, mode 600.
-# One that is there keeps all that it has; what .env.example has got since is added.
-# usage: scripts/make_env.sh
+# One that is there keeps all that it has, but for placeholders (<random>, <user>, …), which are filled in; what
+# .env.example has got since is added.
+# usage: scripts/make_env.sh [--fill]
+#   --fill   only fills in the placeholders of an .env that is there
 set -euo pipefail
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,6s/^# //p' "$0"; exit 0; fi
+fill=${1:-}
+if [[ -n $fill && $fill != --fill ]]; then sed -n '5,6s/^# //p' "$0" >&2; exit 2; fi
 cd "$(dirname "$0")/.."
 umask 077
 scratch=$(mktemp .env.XXXXXX)
 trap 'rm -f "$scratch"' EXIT
-# without the line ends of Windows, and with one at its end
-# and without the keys of earlier versions, which local-aws does not know
-if [[ -f .env ]]; then
-    tr -d '\r' <.env | awk '!/^AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)=busco-local$/' >"$scratch"
-fi
 secret() { od -An -tx1 -N24 /dev/urandom | tr -d ' \n'; }
 socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
 socket=${socket#unix://}
+# what stands for a placeholder of .env.example; anything else stays
+filled() {
+    case $1 in
+        '<random>') secret ;;
+        '<fernet>') head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '\n' ;;
+        # never root: its files are read by anybody
+        '<user>') if (($(id -u) == 0)); then printf 50000; else id -u | tr -d '\n'; fi ;;
+        # another checkout on the same machine has other containers and volumes
+        '<project>') printf 'busco-%s' "$(pwd -P | cksum | cut -d ' ' -f 1)" ;;
+        '<docker-group>') printf '%s' "$(stat -c %g "$socket" 2>/dev/null || echo 0)" ;;
+        *) printf '%s' "$1" ;;
+    esac
+}
 added=0
-while IFS= read -r line; do
+replaced=0
+if [[ -f .env ]]; then
+    # without the line ends of Windows, and with one at its end
+    while IFS= read -r line || [[ -n $line ]]; do
+        end=
+        if [[ $line == *$'\r' ]]; then end=${fill:+$'\r'} line=${line%$'\r'}; fi
+        # the keys of earlier versions, which local-aws does not know
+        if [[ -z $fill && $line =~ ^AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)=busco-local$ ]]; then continue; fi
+        if [[ $line =~ ^([A-Z][A-Z0-9_]*)=(\<[a-z-]+\>)$ ]]; then
+            value=$(filled "${BASH_REMATCH[2]}")
+            if [[ $value != "${BASH_REMATCH[2]}" ]]; then replaced=$((replaced + 1)); fi
+            line=${BASH_REMATCH[1]}=$value
+        fi
+        printf '%s%s\n' "$line" "$end" >>"$scratch"
+    done <.env
+    if [[ -n $fill ]] && ((replaced == 0)); then exit 0; fi
+elif [[ -n $fill ]]; then
+    exit 0
+fi
+while [[ -z $fill ]] && IFS= read -r line; do
     if [[ $line =~ ^([A-Z][A-Z0-9_]*)=(.*)$ ]]; then
-        name=${BASH_REMATCH[1]} value=${BASH_REMATCH[2]}
-        if grep -q "^$name=" "$scratch"; then continue; fi
-        case $value in
-            '<random>') value=$(secret) ;;
-            '<fernet>') value=$(head -c 32 /dev/urandom | base64 | tr '+/' '-_') ;;
-            # never root: its files are read by anybody
-            '<user>') value=$(id -u); if ((value == 0)); then value=50000; fi ;;
-            # another checkout on the same machine has other containers and volumes
-            '<project>') value=busco-$(pwd -P | cksum | cut -d ' ' -f 1) ;;
-            '<docker-group>') value=$(stat -c %g "$socket" 2>/dev/null || echo 0) ;;
-        esac
-        line=$name=$value
+        if grep -q "^${BASH_REMATCH[1]}=" "$scratch"; then continue; fi
+        line=${BASH_REMATCH[1]}=$(filled "${BASH_REMATCH[2]}")
         added=$((added + 1))
     elif [[ -f .env ]]; then
         continue
     fi
     printf '%s\n' "$line" >>"$scratch"
 done <.env.example
+# one that has nothing to be changed stays the file that it is
+if [[ -f .env ]] && cmp -s "$scratch" .env; then
+    chmod 600 .env
+    exit 0
+fi
 chmod 600 "$scratch"
 mv "$scratch" .env
+if ((replaced)); then echo "filled in $replaced placeholders in .env"; fi
 if ((added)); then echo "wrote $added variables to .env"; fi

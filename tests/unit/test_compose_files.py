@@ -306,6 +306,30 @@ def test_make_env_keeps_what_is_there_and_adds_what_is_new(copy: Path) -> None:
     assert any(line.startswith("REDIS_PASSWORD=") for line in lines)
 
 
+def test_a_copy_of_the_example_is_filled_in_before_images_are_built_and_nothing_else_of_it_changes(copy: Path) -> None:
+    assert run(copy, "scripts/make_env.sh", "--fill").stdout == ""
+    assert not (copy / ".env").exists(), "there was none to fill in"
+    example = (copy / ".env.example").read_text()
+    mine = example.replace("FLOWER_PORT=5555", "FLOWER_PORT=6000").replace(
+        "REDIS_PASSWORD=<random>", "REDIS_PASSWORD=mine"
+    )
+    mine += "\nAWS_ACCESS_KEY_ID=busco-local\r\n# <random>\nMINE=<mine>"
+    (copy / ".env").write_text(mine, newline="")
+    assert "filled in" in run(copy, "scripts/make_env.sh", "--fill").stdout
+    filled = (copy / ".env").read_bytes().decode()
+    changed = [(a, b) for a, b in zip(mine.split("\n"), filled.split("\n"), strict=False) if a != b]
+    assert {before.split("=")[0] for before, _ in changed} == {
+        name for name, (_, value) in variables().items() if value.startswith("<") and name != "REDIS_PASSWORD"
+    }
+    assert not any("<" in after for _, after in changed)
+    assert stat.S_IMODE((copy / ".env").stat().st_mode) == 0o600
+    assert run(copy, "scripts/make_env.sh", "--fill").stdout == ""
+    assert (copy / ".env").read_bytes().decode() == filled
+    # as `make up` does it: the whole of it
+    run(copy, "scripts/make_env.sh")
+    assert "busco-local" not in (copy / ".env").read_text().replace("busco-local-", "")
+
+
 @pytest.mark.parametrize(
     "script", [*sorted(path.name for path in (ROOT / "scripts").glob("*.sh")), "setup_connections.py"]
 )
