@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os.path
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ TABLE_KINDS = frozenset({"lake", "seed"})
 SEED_READER = "dbt"
 # Of which columns a table's metadata has bounds (busco.warehouse.lineage). It is part of the fingerprint of what reads
 # pii columns. Change it when the same SQL would have fewer of them, so that no version is kept with its former ones.
-BOUNDS_RULE = 1
+BOUNDS_RULE = 2
+# what separates and what widens selections (dbt-core 1.11, graph/selector_spec.py; fnmatch's wildcards)
+_SELECTION_SYNTAX = re.compile(r"[ ,+@*?\[\]]")
 # the dbt package that the platform brings (busco.warehouse.package), and those that dbt and its adapter bring
 PLATFORM_PACKAGE = "busco_lake"
 PLATFORM_PACKAGES = frozenset({"dbt", "dbt_duckdb", PLATFORM_PACKAGE})
@@ -161,16 +164,17 @@ class Project:
         """A selection (dbt's syntax) of exactly one node: by its fully qualified name and, where that is the beginning
         of another's too (a folder named like a model, a test like a model), by what it is and its file."""
         node = self.node(unique_id)
-        name = ".".join(node["fqn"])
+        name = _selectable(".".join(node["fqn"]))
         if self._beginnings[name] < 2:
             return f"fqn:{name}"
-        return f"fqn:{name},resource_type:{node['resource_type']},file:{Path(node['original_file_path']).name}"
+        file = _selectable(Path(node["original_file_path"]).name)
+        return f"fqn:{name},resource_type:{node['resource_type']},file:{file}"
 
     @cached_property
     def _beginnings(self) -> Counter[str]:
         """How many nodes' fully qualified names begin with a name."""
         names = [node["fqn"] for node in self.nodes.values()]
-        return Counter(".".join(name[:length]) for name in names for length in range(1, len(name) + 1))
+        return Counter(_selectable(".".join(name[:length])) for name in names for length in range(1, len(name) + 1))
 
     def columns(self, unique_id: str) -> tuple[Column, ...]:
         """A node's columns as its YAML says them, with a source's technical ones; empty where no types are said."""
@@ -335,6 +339,18 @@ class Project:
                 waiting += [other for other, m in macros.items() if m["name"] == f"duckdb__{stem}"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"default__{stem}"]
         return {uid: sql for uid, sql in sorted(found.items()) if sql}
+
+
+def _selectable(name: str) -> str:
+    """A name in dbt's selection syntax, which has no escape: `?` stands for each character with a meaning in it."""
+    return _SELECTION_SYNTAX.sub("?", name)
+
+
+def is_ignored(node: Mapping[str, Any]) -> bool:
+    """Whether dbt never runs a node of a manifest: one whose file is empty, or that is disabled, as each test of a
+    disabled model is (dbt-core 1.11, graph/selector.py, `_is_empty_node` and `_is_graph_member`)."""
+    empty = node["resource_type"] != "seed" and "raw_code" in node and not (node["raw_code"] or "").strip()
+    return empty or node["config"].get("enabled") is False
 
 
 def table_name(node: Mapping[str, Any]) -> str:

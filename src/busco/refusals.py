@@ -74,6 +74,9 @@ def _problems(project: Project) -> Iterator[Problem]:
             is_table = node["config"]["materialized"] in TABLE_KINDS
             if is_table and (other := makers.setdefault(table_name(node), uid)) != uid:
                 yield node, f"{other} makes the table {table_name(node)} too; give one of them an alias"
+        for parent in node.get("depends_on", {}).get("nodes", []):
+            if parent.startswith("model.") and parent not in project.nodes:
+                yield node, f"reads {parent}, whose file is empty: dbt never builds it; write its SQL, or delete it"
     for function in project.manifest.get("functions", {}).values():
         yield function, "functions are refused: a model that runs alone would not find them; write a macro"
     for macro in project.manifest.get("macros", {}).values():

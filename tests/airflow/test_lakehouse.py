@@ -292,9 +292,10 @@ def test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_
 
 
 def test_what_is_not_selected_ends_skipped(driver: Driver) -> None:
-    run, state = driver.run(select="orders")
+    run, state = driver.run(select="orders typo_model")
     assert state == "success"
     states = driver.states(run)
+    assert "'typo_model' in the selection matches nothing" in driver.log(run, "pin")
     assert states["models.orders_run"] == "success"
     assert states["models.fct.run"] == states["models.fct.test"] == states["models.v_orders_run"] == "skipped"
     assert states["publish"] == "success"
@@ -304,7 +305,8 @@ def test_a_selection_that_matches_nothing_fails_the_pin_with_the_reason(driver: 
     run, state = driver.run(select="nothing_of_that_name")
     assert state == "failed"
     assert driver.states(run)["pin"] == "failed"
-    assert "matches nothing" in driver.log(run, "pin")
+    log = driver.log(run, "pin")
+    assert log.index("the selection 'nothing_of_that_name' matches nothing") < log.index("Traceback")
 
 
 def test_rollback_holds_publishing_until_resume_starts_a_new_run(driver: Driver) -> None:

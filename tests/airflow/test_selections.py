@@ -59,12 +59,13 @@ SPOT = gone("SpotInterruption", "Your Spot Task was interrupted.")
 
 
 def test_where_models_run_on_ecs_an_ecs_task_reads_a_selection(
-    driver: Driver, proxy: Proxy, select: Callable[[str], list[str]]
+    driver: Driver, proxy: Proxy, select: Callable[[str], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     models = list(Project(manifest(20, 0)).nodes)
-    answer(driver, "good", 1, nodes=tuple(models))
+    answer(driver, "good", 1, nodes=tuple(models), notes=("'typo' in the selection matches nothing",))
     proxy.fail("DescribeTasks", DONE, DONE)
     assert select("good") == models
+    assert "'typo' in the selection matches nothing" in caplog.text
     # the same try again, after its worker was killed: the task that it had started is the one
     assert select("good") == models
     assert proxy.calls.count("RunTask") == 1

@@ -88,19 +88,57 @@ def test_a_build_with_a_failed_model_ends_with_status_1_and_keeps_what_dbt_wrote
     assert '{"unique_id"' not in printed
 
 
-def test_a_selection_has_the_tests_whose_other_tables_are_selected_or_were_ever_built(
-    live: Platform, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_selection_has_the_tests_whose_other_tables_are_selected_or_were_ever_built(live: Platform) -> None:
     with opened(live.settings) as dbt:
         dbt.parse()
         joint = "days_in_fct"
-        assert any(joint in node for node in dbt.select("days", built={"gold.fct", "silver.orders"}))
-        assert any(joint in node for node in dbt.select("days fct", built=set()))
-        capfd.readouterr()
+        assert any(joint in node for node in dbt.select("days", built={"gold.fct", "silver.orders"}).nodes)
+        assert any(joint in node for node in dbt.select("days fct", built=set()).nodes)
         alone = dbt.select("+days", built=set())
-        assert not any(joint in node for node in alone)
-        assert any(node.endswith(".days") for node in alone)
-    assert capfd.readouterr().err == f"left out, since gold.fct was never built: {joint}\n"
+        assert not any(joint in node for node in alone.nodes)
+        assert any(node.endswith(".days") for node in alone.nodes)
+    assert alone.notes == (f"left out, since gold.fct was never built: {joint}",)
+
+
+@pytest.mark.parametrize(
+    ("select", "unmatched"),
+    [
+        ("fct typo_model", ["typo_model"]),
+        ("fct, days", ["fct,"]),
+        ("tag:none fct tag:nobody", ["tag:none", "tag:nobody"]),
+        ("fct days", []),
+        ("+fct fct,tag:x days", ["fct,tag:x"]),
+    ],
+)
+def test_each_part_of_a_selection_that_matches_nothing_is_named(
+    live: Platform, select: str, unmatched: list[str]
+) -> None:
+    with opened(live.settings) as dbt:
+        dbt.parse()
+        found = dbt.select(select)
+    assert found.nodes
+    assert found.notes == tuple(f"{word!r} in the selection matches nothing" for word in unmatched)
+
+
+def test_a_build_names_what_matches_nothing_and_dbt_s_own_words_on_a_selection_are_shown(
+    live: Platform, busco: Command
+) -> None:
+    before = live.live().release
+    status, printed = busco("dbt", "build", "--select", "days typo_model")
+    assert status == 0
+    assert "'typo_model' in the selection matches nothing" in printed
+    status, printed = busco("dbt", "build", "--select", "typo, model")
+    assert status == 1
+    assert "the selection 'typo, model' matches nothing" in printed
+    assert "a comma means both at once" in printed
+    status, printed = busco("dbt", "build", "--select", "nomethod:fct")
+    assert status == 1
+    assert "'nomethod' is not a valid method name" in printed
+    assert "•••" not in printed
+    status, printed = busco("select", "days typo_model")
+    assert status == 0
+    assert "'typo_model' in the selection matches nothing" in printed
+    assert live.live().release == before
 
 
 def test_a_single_model_is_published_with_the_tests_that_it_shares_with_others(live: Platform, busco: Command) -> None:

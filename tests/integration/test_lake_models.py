@@ -373,7 +373,7 @@ def test_a_selection_gives_dbt_no_option(mini: Platform) -> None:
         for given in ((f"fct --record-timing-info {target}", ""), ("fct", f"orders --record-timing-info {target}")):
             with pytest.raises(BuscoError, match="begins with a dash"):
                 dbt.select(*given)
-        assert "model.busco.fct" in dbt.select("fct\n  v_orders", "orders")
+        assert "model.busco.fct" in dbt.select("fct\n  v_orders", "orders").nodes
     assert target.read_text() == "as it was"
 
 

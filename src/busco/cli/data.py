@@ -150,7 +150,10 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
     with opened(settings) as dbt:
         project = dbt.parse()
         if select or exclude:
-            nodes = dbt.select(select or "*", exclude, _live_tables(store, environment))
+            found = dbt.select(select or "*", exclude, _live_tables(store, environment))
+            nodes = list(found.nodes)
+            for note in found.notes:
+                say(note)
     if run_key is not None and nodes is None:
         raise click.UsageError("--run needs --select: what to build anew in that run")
     key = run_key or local_run_key(utc_now())
@@ -355,7 +358,7 @@ def runner_command(run_key: str, epoch: int, order: str, generation: int, log: s
 @click.option("--record", default="", help="write it into the lake too, under this name")
 @click.argument("selection")
 def select_command(project_dir: Path | None, record: str, selection: str) -> None:
-    """The nodes that a selection (dbt's syntax) names, as a JSON list on the last line."""
+    """The nodes that a selection (dbt's syntax) names, as a JSON list on standard output."""
     from busco.warehouse.dbt import opened
 
     _work_on(project_dir)
@@ -364,12 +367,15 @@ def select_command(project_dir: Path | None, record: str, selection: str) -> Non
     try:
         with opened(settings) as dbt:
             dbt.parse()
-            found = Selection(select=selection, nodes=tuple(dbt.select(selection, built=built)))
+            given = dbt.select(selection, built=built)
+            found = Selection(select=selection, nodes=given.nodes, notes=given.notes)
     except BuscoError as error:
         # the answer too: whatever else ends this, there is none, and whoever waits for it asks again
         _answer(record, Selection(select=selection, error=str(error)))
         raise
     _answer(record, found)
+    for note in found.notes:
+        say(note)
     echo(json_text(found.nodes))
 
 

@@ -120,11 +120,12 @@ class Entry(LakeRecord):
 
 class Selection(LakeRecord):
     """What a selection (dbt's syntax) names, written by who has dbt for who has not: the dbt unique ids in `nodes`, or
-    in `error` why there are none."""
+    in `error` why there are none; in `notes` a sentence for each part of it that matched nothing or was left out."""
 
     select: str
     nodes: tuple[str, ...] = ()
     error: str = ""
+    notes: tuple[str, ...] = ()
 
 
 class Order(LakeRecord):

@@ -64,7 +64,7 @@ def pin(
             tables=project.tables,
         )
     except BuscoError as error:
-        raise AirflowFailException(str(error)) from error
+        raise _failed(error) from error
     deliveries = sum(len(version.deliveries) for version in run.pin.bronze.values())
     rows = sum(version.rows for version in run.pin.bronze.values())
     log.info("pinned run=%s epoch=%s base=%s deliveries=%s rows=%s", key, run.pin.epoch, run.pin.base, deliveries, rows)
@@ -89,7 +89,7 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
         log.info("not published: %s", skipped)
         raise AirflowSkipException(str(skipped)) from skipped
     except BuscoError as error:
-        raise AirflowFailException(str(error)) from error
+        raise _failed(error) from error
     log.info("published release=%s tables=%s built=%s", release.release, len(release.tables), len(release.built))
     if settings.execution != "local":
         log.info("run=%s %s", run.name, run_cost(settings, run))
@@ -108,7 +108,7 @@ def show() -> None:
     try:
         shown = glue.sync(publisher_client("glue", settings), store, environment, settings.database, LAYERS)
     except BuscoError as error:
-        raise AirflowFailException(str(error)) from error
+        raise _failed(error) from error
     if shown is None:
         raise AirflowSkipException("nothing was ever published")
     log.info(
@@ -146,7 +146,7 @@ def rollback(release: str, reason: str, who: str) -> str:
     try:
         made = releases.rollback(store, environment, release.strip(), who, reason)
     except BuscoError as error:
-        raise AirflowFailException(str(error)) from error
+        raise _failed(error) from error
     log.info("rolled back release=%s content_of=%s; publishing is on hold", made.release, made.rolled_back_to)
     return made.release
 
@@ -165,7 +165,7 @@ def resume(context: Any) -> list[str]:
     try:
         hold = releases.resume(store, environment, f"{run.dag_id}/{run.run_id}")
     except BuscoError as error:
-        raise AirflowFailException(str(error)) from error
+        raise _failed(error) from error
     if hold is None:
         log.info("there is no hold")
         return []
@@ -181,5 +181,11 @@ def _lake(publishes: bool = False) -> tuple[Settings, ObjectStore, EnvironmentLa
         require_lake(settings)
         s3 = publisher_client("s3", settings) if publishes else client("s3", settings)
     except BuscoError as error:
-        raise AirflowFailException(str(error)) from error
+        raise _failed(error) from error
     return settings, ObjectStore(s3, settings.lake_bucket), EnvironmentLayout(settings.environment)
+
+
+def _failed(error: BuscoError) -> AirflowFailException:
+    """The end of a task, after its log has said why in words: Airflow begins with a traceback."""
+    log.error("%s", error)
+    return AirflowFailException(str(error))

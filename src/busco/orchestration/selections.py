@@ -51,6 +51,8 @@ def _here(settings: Settings, select: str) -> list[str]:
     )
     if result.returncode != 0:
         raise BuscoError((result.stderr or result.stdout).strip())
+    for note in result.stderr.splitlines():
+        log.warning("%s", note)
     return [str(node) for node in json.loads(result.stdout.splitlines()[-1])]
 
 
@@ -68,6 +70,8 @@ def _on_ecs(settings: Settings, select: str, attempt: Sequence[str]) -> list[str
         if found is not None:
             if found.error:
                 raise BuscoError(found.error)
+            for note in found.notes:
+                log.warning("%s", note)
             return list(found.nodes)
         if not may_pass:
             break

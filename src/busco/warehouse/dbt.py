@@ -12,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from busco import output, refusals
 from busco.environments import ask_for_parse
 from busco.errors import BuscoError
 from busco.processes import clear_left_behind, own_name
-from busco.project import Project
+from busco.project import Project, is_ignored
 from busco.projects import all_contracts
 from busco.selection import selectors
 from busco.settings import Settings
@@ -52,6 +53,19 @@ _WORTH_KEEPING = (
     "static_index.html",
     "sources.json",
 )
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a selection names.
+
+    Attributes:
+        nodes: unique ids of models, seeds, tests and unit tests.
+        notes: a sentence for each part of the selection that matched nothing, and for tests that were left out.
+    """
+
+    nodes: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 class Dbt:
@@ -117,6 +131,7 @@ class Dbt:
         manifest = json.loads((self.target / "manifest.json").read_text())
         said = yaml.safe_load((self.settings.dbt_project / "dbt_project.yml").read_text())
         manifest["vars"] = said.get("vars", {})
+        manifest["nodes"] = {uid: node for uid, node in manifest["nodes"].items() if not is_ignored(node)}
         for node in manifest["nodes"].values():
             # of a seed above 1 MiB dbt's checksum is its path: what it holds would not be part of its fingerprint (R6)
             if node["resource_type"] == "seed" and node["checksum"]["name"] == "path":
@@ -125,8 +140,8 @@ class Dbt:
                 node["checksum"] = {"name": "sha256", "checksum": hashlib.sha256(content).hexdigest()}
         return Project(manifest)
 
-    def select(self, select: str, exclude: str = "", built: Collection[str] | None = None) -> list[str]:
-        """The unique ids that `select` (dbt's syntax) names: models, seeds, tests and unit tests.
+    def select(self, select: str, exclude: str = "", built: Collection[str] | None = None) -> Selected:
+        """The models, seeds, tests and unit tests that `select` (dbt's syntax) names.
 
         dbt's `eager` takes every test that touches a selected model, also where its other parents were never built:
         on an empty lake no selection could work. Its `buildable` takes those alone whose parents are selected or
@@ -148,16 +163,28 @@ class Dbt:
         arguments += ["--resource-type", "test", "--resource-type", "unit_test"]
         if unwanted:
             arguments += ["--exclude", unwanted]
-        result = self.invoke(arguments, shown="nothing")
+        unmatched: list[str] = []
+
+        def note(event: Any) -> None:
+            if event.info.name == "NoNodesForSelectionCriteria":
+                unmatched.append(str(event.data.spec_raw))
+
+        result = self.invoke(arguments, [note], shown="nothing")
         if not result.success:
-            raise BuscoError(f"dbt can't read the selection {select!r}:\n{self.reason(result)}")
+            # `ls` runs no query: the message has no values
+            raise BuscoError(f"dbt can't read the selection {select!r}:\n{result.exception or 'see its log above'}")
         lines = result.result if isinstance(result.result, list) else []
         found = [str(json.loads(line)["unique_id"]) for line in lines if line.startswith("{")]
+        notes = [f"{word!r} in the selection matches nothing" for word in dict.fromkeys(unmatched)]
         if found and built is not None and self.project is not None:
-            found = _testable(self.project, found, built)
+            found, left_out = _testable(self.project, found, built)
+            notes += left_out
         if not found:
-            raise BuscoError(f"the selection {select!r} matches nothing", "try it: busco dbt ls --select …")
-        return found
+            hint = "try it: busco dbt ls --select …"
+            if any("," in word for word in unmatched):
+                hint = f"a comma means both at once, as in tag:finance,gold.*; names have spaces between them; {hint}"
+            raise BuscoError(f"the selection {select!r} matches nothing", hint)
+        return Selected(tuple(found), tuple(notes))
 
     def invoke(
         self, arguments: Sequence[str], callbacks: Sequence[Callable[[Any], None]] = (), shown: Shown | None = None
@@ -260,15 +287,16 @@ def options_of(arguments: Sequence[str]) -> frozenset[str] | None:
     return frozenset(str(option.name) for option in found.params)
 
 
-def _testable(project: Project, found: Sequence[str], built: Collection[str]) -> list[str]:
-    """The selection without the tests that read tables which are neither built in it nor before."""
+def _testable(project: Project, found: Sequence[str], built: Collection[str]) -> tuple[list[str], list[str]]:
+    """The selection without the tests that read tables which are neither built in it nor before; and a note of them."""
     have = {table for node in (*found, *project.sources) if (table := project.table_of(node))} | set(built)
     missing = {node: lacking for node in found if node in project.tests and (lacking := project.parents(node) - have)}
+    notes = []
     if missing:
         names = sorted(str(project.node(node)["name"]) for node in missing)
         tables = ", ".join(sorted(frozenset().union(*missing.values())))
-        output.say(f"left out, since {tables} was never built: {', '.join(names)}")
-    return [node for node in found if node not in missing]
+        notes.append(f"left out, since {tables} was never built: {', '.join(names)}")
+    return [node for node in found if node not in missing], notes
 
 
 @contextmanager
