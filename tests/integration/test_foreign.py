@@ -17,8 +17,9 @@ from tests.platforms import BAKERY, ENVIRONMENT, ROOT, Platform, platform, with_
 
 MINI = ROOT / "tests/projects/mini"
 TABLES = {
-    "silver.countries", "silver.raw_orders", "silver.raw_users", "gold.customers", "gold.customers_v1", "gold.days",
-    "gold.monthly_revenue", "gold.people", "gold.revenue_by_customer",
+    "silver.countries", "silver.odd_values", "silver.raw_orders", "silver.raw_users", "gold.customers",
+    "gold.customers_v1", "gold.days", "gold.monthly_revenue", "gold.ordering_customers", "gold.people",
+    "gold.quarterly_orders", "gold.revenue_by_customer",
 }  # fmt: skip
 
 
@@ -58,10 +59,18 @@ def test_a_project_that_knows_nothing_of_the_platform_is_built_tested_and_publis
     assert asked(bakery, "select sum(revenue) as r from busco_gold.revenue_by_customer") == [{"r": "45.50"}]
 
 
+def test_odd_values_of_a_seed_are_what_its_file_says(bakery: Platform) -> None:
+    rows = asked(bakery, "select code, text, amount from busco_silver.odd_values")
+    assert sorted((row["code"], row["text"], row["amount"]) for row in rows) == [
+        (" 11 ", "</script>", "-1"), ("007", 'said "hi", then left', "1.50"), ("010", "two\nlines", "0"),
+        ("NA", "null", None), ("é", None, "2e3"),
+    ]  # fmt: skip
+
+
 def test_every_test_of_it_has_run_on_the_versions_that_are_live(bakery: Platform) -> None:
     run = open_run(bakery.store, ENVIRONMENT, bakery.live().run)
     tests = {node.split(".")[2]: result for node, result in run.latest_results().items() if node.startswith("test.")}
-    assert len(tests) == 17
+    assert len(tests) == 20
     assert {result.status for result in tests.values()} == {"success"}
     joint = tests["revenue_is_the_same_by_month_and_by_customer"].reads
     assert joint == versions(bakery, "gold.monthly_revenue", "gold.revenue_by_customer")
@@ -82,6 +91,7 @@ def test_every_test_of_it_has_run_on_the_versions_that_are_live(bakery: Platform
             "test.bakery.revenue_is_the_same_by_month_and_by_customer",
             marks=pytest.mark.long,
         ),
+        ("file:orders_?_items*", "test.bakery.orders_&_items(total),50%+more"),
         ("test_type:unit", "unit_test.bakery.customers.three_orders_make_a_vip_v2"),
     ],
 )
@@ -121,8 +131,10 @@ def test_R6_a_macro_of_a_package_is_part_of_what_a_table_is_made_from(bakery: Pl
         file.write_text(whole)
     assert outcome.good
     kept = {table for table, entry in run.entries().items() if entry.kept}
-    assert TABLES - kept == {"gold.customers", "gold.customers_v1", "gold.monthly_revenue", "gold.people",
-                             "gold.revenue_by_customer"}  # fmt: skip
+    assert TABLES - kept == {
+        "gold.customers", "gold.customers_v1", "gold.monthly_revenue", "gold.ordering_customers", "gold.people",
+        "gold.quarterly_orders", "gold.revenue_by_customer",
+    }  # fmt: skip
 
 
 # -- what can't run on the lake ---------------------------------------------------------------------------------------

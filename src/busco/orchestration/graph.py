@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cosmos.constants import DbtResourceType, LoadMode, TestBehavior
 from cosmos.dbt.graph import DbtNode
 
 import busco.warehouse
+from busco.orchestration import task_names
 from busco.orchestration.operators import FollowOperator
 from busco.project import Project
 from busco.settings import Settings
@@ -38,10 +40,23 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
         BuscoError: the project was never parsed here.
     """
     project = Project.read(settings.manifest_path)
-    converter = node_converter(project)
-    group = DbtTaskGroup(
+    with tempfile.TemporaryDirectory() as folder:
+        names = task_names.task_names(project)
+        manifest, known = task_names.renamed(project, names, Path(folder))
+        group = _rendered(settings, project, group_id, manifest, node_converter(project, names, known))
+    _source_tests(project, group)
+    _tests_gate(project, group)
+    # says which graph Airflow has: a run that is started on an older one would be changed under way
+    group.dag.doc_md = f"{group.dag.doc_md or ''}\n\n{project.graph_mark}"
+    return group
+
+
+def _rendered(
+    settings: Settings, project: Project, group_id: str, manifest: Path, converter: Converter
+) -> DbtTaskGroup:
+    return DbtTaskGroup(
         group_id=group_id,
-        project_config=ProjectConfig(manifest_path=settings.manifest_path, project_name=project.name),
+        project_config=ProjectConfig(manifest_path=manifest, project_name=project.name),
         profile_config=ProfileConfig(
             profile_name="busco",
             target_name="lake",
@@ -63,24 +78,25 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
             node_conversion_by_task_group=False,
         ),
     )
-    _source_tests(project, group)
-    _tests_gate(project, group)
-    # says which graph Airflow has: a run that is started on an older one would be changed under way
-    group.dag.doc_md = f"{group.dag.doc_md or ''}\n\n{project.graph_mark}"
-    return group
 
 
-def node_converter(project: Project) -> Converter:
-    """The converter that Cosmos calls for each model, for each model's tests, and for each test over several models."""
+def node_converter(project: Project, names: Mapping[str, str], known: Mapping[str, str]) -> Converter:
+    """The converter that Cosmos calls for each model, for each model's tests, and for each test over several models.
+
+    Args:
+        names: as `task_names.task_names` returns them.
+        known: the unique ids that Cosmos has read → the project's (`task_names.renamed`).
+    """
     unit_tests: dict[str, list[str]] = {}
     for test, model in sorted(project.unit_tests.items()):
         unit_tests.setdefault(model, []).append(test)
 
-    joint = {f"{uid.split('.')[2]}_test": uid for uid in project.joint_tests}
+    joint = {f"{names[uid]}_test": uid for uid in project.joint_tests}
 
     def convert(dag: DAG, task_group: TaskGroup | None, node: DbtNode, task_id: str, **_: Any) -> BaseOperator:
-        # for a test over several models Cosmos (1.15.1) hands over whatever node came last: its task id tells the test
-        uid = joint.get(task_id, node.unique_id)
+        # for a test over several models Cosmos (1.15.1) hands over whatever node came last: its task id, which is made
+        # of the name that it was given, tells the test
+        uid = joint.get(task_id) or known[node.unique_id]
         key = uid.split(".", 2)[2]
         place: dict[str, Any] = {"task_id": task_id, "dag": dag, "task_group": task_group}
         if uid in project.tests:
@@ -129,5 +145,5 @@ def _source_tests(project: Project, group: TaskGroup) -> None:
     """Tests of sources alone belong to no model: they have one task of their own."""
     tests = sorted(test for source in project.sources for test in project.own_tests.get(source, ()))
     if tests:
-        place = {"task_id": "sources_test", "task_group": group, "dag": group.dag}
+        place = {"task_id": task_names.SOURCES_TASK, "task_group": group, "dag": group.dag}
         _follow(place, SOURCES, tests, [], "tests of the sources")

@@ -1,0 +1,3 @@
+select *
+from {{ ref('retired_forecast') }}
+where month is null

@@ -1,0 +1,112 @@
+"""Each dbt node has a name of its own in Airflow, whatever dbt lets it be called."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from busco.orchestration.task_names import MAX_NAME, SOURCES_TASK, renamed, task_names
+from busco.project import Project
+
+
+def project(*uids: str, parents: dict[str, list[str]] | None = None) -> Project:
+    nodes: dict[str, Any] = {}
+    for uid in uids:
+        kind, package, rest = uid.split(".", 2)
+        nodes[uid] = {
+            "resource_type": kind, "package_name": package, "name": rest.split(".")[0], "original_file_path": "m.sql",
+            "config": {"materialized": "lake"}, "depends_on": {"nodes": (parents or {}).get(uid, [])},
+        }  # fmt: skip
+    return Project({"metadata": {"project_name": "p"}, "nodes": nodes, "sources": {}})
+
+
+def ids(made: Project) -> list[str]:
+    """All that Cosmos makes of the names: what a model or seed is without tests and with them, and joint tests."""
+    found = [SOURCES_TASK]
+    for uid, name in task_names(made).items():
+        kind = uid.split(".")[0]
+        found += [f"{name}_test"] if kind == "test" else [name, f"{name}_{'seed' if kind == 'seed' else 'run'}"]
+    return found
+
+
+def test_ordinary_names_stay_as_they_are() -> None:
+    made = project("model.p.orders", "seed.p.states", "model.p.dim.v2", "test.p.sums.abc", parents={
+        "test.p.sums.abc": ["model.p.orders", "seed.p.states"],
+    })  # fmt: skip
+    assert task_names(made) == {
+        "model.p.orders": "orders", "seed.p.states": "states", "model.p.dim.v2": "dim_v2", "test.p.sums.abc": "sums",
+    }  # fmt: skip
+
+
+def test_a_test_of_one_model_has_no_name_since_it_is_part_of_its_model_s_task() -> None:
+    assert "test.p.t.1" not in task_names(project("model.p.a", "test.p.t.1", parents={"test.p.t.1": ["model.p.a"]}))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("model.p.orders.v1", "model.p.orders_v1"),
+        ("model.p.orders", "model.q.orders"),
+        ("model.p.a", "model.p.a_run"),
+        ("model.p.a_seed", "seed.p.a"),
+        ("model.p.a b", "model.p.a_b"),
+        ("model.p.a&b", "model.p.a%b"),
+        ("model.p." + "n" * 243, "model.p." + "n" * 242),
+    ],
+)
+def test_names_that_would_be_one_are_two_and_the_ordinary_one_stays(one: str, other: str) -> None:
+    both = task_names(project(one, other))
+    assert both == task_names(project(other, one)), "whatever their order"
+    assert len(set(both.values())) == 2
+    assert {task_names(project(one))[one], task_names(project(other))[other]} & set(both.values())
+
+
+def test_a_group_and_a_joint_test_and_the_sources_task_never_share_an_id() -> None:
+    tests = {"test.p.a.1": ["model.p.a", "model.p.b"], "test.q.a.2": ["model.p.a", "model.p.b"],
+             "test.p.sources.3": ["model.p.a", "model.p.b"]}  # fmt: skip
+    found = ids(project("model.p.a", "model.p.b", "model.p.a_test", "model.p.sources_test", *tests, parents=tests))
+    assert len(found) == len(set(found))
+
+
+def test_a_shortened_name_can_be_read_and_says_by_its_hash_which_it_is() -> None:
+    long = "model.p." + "revenue_by_month_" * 14
+    (name,) = task_names(project(long)).values()
+    assert len(name) == MAX_NAME
+    assert name.startswith("revenue_by_month_revenue")
+    assert re.search(r"_[0-9a-f]{8}$", name)
+    (name,) = task_names(project("test.p.orders_&_items(total)", "model.p.a", "model.p.b", parents={
+        "test.p.orders_&_items(total)": ["model.p.a", "model.p.b"],
+    })).keys() - {"model.p.a", "model.p.b"}  # fmt: skip
+    assert name == "test.p.orders_&_items(total)"
+
+
+NAMES = st.text(alphabet="ab_.-&é (", min_size=1, max_size=6).filter(lambda name: name.strip(".") == name != "")
+
+
+@given(st.sets(st.tuples(st.sampled_from(["model", "seed", "test"]), st.sampled_from("pq"), NAMES), max_size=12))
+def test_all_ids_are_unique_and_such_as_airflow_takes(nodes: set[tuple[str, str, str]]) -> None:
+    both = ["model.p.x1", "model.p.x2"]
+    uids = [f"{kind}.{package}.{name}" for kind, package, name in sorted(nodes)]
+    tests = {uid: both for uid in uids if uid.startswith("test.")}
+    found = ids(project(*both, *uids, parents=tests))
+    assert len(found) == len(set(found))
+    # Airflow 2.10.5, utils/helpers.py, GROUP_KEY_REGEX, without letters of other scripts
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,200}", one) for one in found)
+
+
+def test_cosmos_reads_the_names_and_each_leads_back_to_its_node(tmp_path: Path) -> None:
+    tests = {"test.p.x & y.1": ["model.p.dim.v1", "model.q.o"], "test.p.own.2": ["model.q.o"]}
+    made = project("model.p.dim.v1", "model.q.o", *tests, parents=tests)
+    path, known = renamed(made, task_names(made), tmp_path)
+    written = json.loads(path.read_text())
+    assert set(written["nodes"]) == set(known)
+    assert set(known.values()) == set(made.nodes)
+    assert "model.p.dim_v1" in known
+    joint = next(shown for shown, uid in known.items() if uid == "test.p.x & y.1")
+    assert written["nodes"][joint]["depends_on"]["nodes"] == ["model.p.dim_v1", "model.q.o"]
