@@ -178,6 +178,7 @@ def test_a_failed_test_is_the_red_task_and_clearing_its_model_finishes_the_run(d
     driver.green(run)
 
 
+@pytest.mark.long
 def test_a_model_cleared_alone_after_its_tests_is_not_published_untested(driver: Driver) -> None:
     deliver(driver, "alone", 4)
     deliver(driver, "alone-too", 4)
@@ -214,6 +215,7 @@ def test_a_model_cleared_alone_after_its_tests_is_not_published_untested(driver:
     assert tested == {release.tables["gold.fct"].version}
 
 
+@pytest.mark.long
 def test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed(
     driver: Driver,
 ) -> None:
@@ -258,6 +260,7 @@ def test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_
         driver.wait(lambda: graph(driver) == TASKS)
 
 
+@pytest.mark.long
 def test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own(driver: Driver) -> None:
     deliver(driver, "docs", 11)
     before = driver.live()
@@ -334,9 +337,10 @@ def test_rollback_holds_publishing_until_resume_starts_a_new_run(driver: Driver)
     assert driver.live().tables["silver.orders"].rows == rows + 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "victim",
-    [pytest.param("runner", marks=pytest.mark.long), "triggerer", pytest.param("scheduler", marks=pytest.mark.long)],
+    ["runner", "triggerer", "scheduler"],
 )
 def test_a_run_ends_right_when_a_process_is_killed_under_it(driver: Driver, victim: str) -> None:
     deliver(driver, f"killed-{victim}", {"runner": 7, "triggerer": 8, "scheduler": 9}[victim])
@@ -383,6 +387,7 @@ def test_marking_a_following_task_failed_stops_its_runner(driver: Driver) -> Non
         driver.write(FCT, whole)
 
 
+@pytest.mark.long
 def test_marking_a_run_failed_ends_what_is_deferred_after_the_mark_and_clearing_it_finishes_it(
     driver: Driver, sessions: Any
 ) -> None:

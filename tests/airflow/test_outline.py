@@ -147,7 +147,15 @@ def test_a_changed_manifest_is_rendered_anew(home: Path) -> None:
     assert (said["rendered"], tasks_of(said["dag"])) == (False, before)
 
 
-@pytest.mark.parametrize("damage", ["cut off", "edited", "not text", "a folder"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("cut off", marks=pytest.mark.long),
+        "edited",
+        pytest.param("not text", marks=pytest.mark.long),
+        "a folder",
+    ],
+)
 def test_an_outline_that_is_not_as_it_was_written_is_no_graph(rendered: Rendered, damage: str) -> None:
     path = rendered.outline
     written = path.read_bytes()
@@ -168,7 +176,10 @@ def test_an_outline_that_is_not_as_it_was_written_is_no_graph(rendered: Rendered
     assert path.read_bytes() == written
 
 
-@pytest.mark.parametrize(("name", "value"), [("BUSCO_EXECUTION", "ecs"), ("AIRFLOW__COSMOS__ENABLE_CACHE", "False")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("BUSCO_EXECUTION", "ecs"), pytest.param("AIRFLOW__COSMOS__ENABLE_CACHE", "False", marks=pytest.mark.long)],
+)
 def test_other_settings_of_ours_or_cosmos_s_are_rendered_anew(rendered: Rendered, name: str, value: str) -> None:
     other = f"import os; os.environ[{name!r}] = {value!r}\n{PARSE}"
     assert run(rendered.home, other, str(ROOT / "dags/lakehouse.py"))["rendered"]

@@ -54,6 +54,7 @@ def listed(mini: Platform, environment: dict[str, str]) -> list[str]:
     return sorted(word.rpartition(".")[2] for word in printed.split() if word.startswith("busco."))
 
 
+@pytest.mark.long
 def test_runs_of_any_environment_parse_nothing(mini: Platform, baked: dict[str, str]) -> None:
     for environment in (baked, {**baked, "BUSCO_ENVIRONMENT": "dev_ana", "BUSCO_DBT_THREADS": "2"}):
         assert "parsed_by=image" in mini.busco("dbt", "build", environment=environment)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import duckdb
+import pytest
 from botocore.credentials import Credentials
 
 from busco.lake import engine
@@ -49,6 +50,7 @@ TOTALS = "select part // 10 as part, sum(id)::bigint as ids from {{ ref('parts')
 TOTAL = "select sum(ids)::bigint as ids from {{ ref('totals') }}"
 
 
+@pytest.mark.long
 def test_a_run_and_a_statement_that_last_over_several_expiries_are_green(mini: Platform) -> None:
     mini.model("silver/parts", PARTS)
     mini.model("silver/totals", TOTALS)

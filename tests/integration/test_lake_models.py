@@ -79,7 +79,9 @@ def model_text(platform: Platform, path: str) -> str:
     return (platform.home / f"dbt_project/models/{path}.sql").read_text()
 
 
-@pytest.mark.parametrize("step", ["take", "copy", "metadata", "enter"])
+@pytest.mark.parametrize(
+    "step", ["metadata", *(pytest.param(step, marks=pytest.mark.long) for step in ("take", "copy", "enter"))]
+)
 def test_a_writer_that_is_killed_at_any_step_leaves_the_live_table_as_it_was(mini: Platform, step: str) -> None:
     mini.deliver(orders(3))
     mini.build()
@@ -126,6 +128,7 @@ main(["dbt", "build"])
 """
 
 
+@pytest.mark.long
 def test_readers_go_on_without_an_error_while_tables_are_replaced_under_them(mini: Platform) -> None:
     mini.deliver(orders(4))
     mini.build()
@@ -287,6 +290,7 @@ def test_R7_what_is_asked_for_by_name_in_a_run_is_built_even_where_nothing_chang
     assert entry.version.version != mini.live().tables["silver.orders"].version
 
 
+@pytest.mark.long
 def test_each_node_runs_alone_in_a_new_process_with_its_parents_from_the_run_or_its_pin(mini: Platform) -> None:
     mini.deliver(orders(2))
     mini.build()
@@ -332,6 +336,7 @@ def test_seeds_are_lake_tables(mini: Platform) -> None:
     assert "silver.regions" in mini.live().tables
 
 
+@pytest.mark.long
 def test_R6_a_large_seed_that_changes_is_built_again_and_one_that_stays_is_kept(mini: Platform) -> None:
     mini.deliver(orders(1))
     rows = "".join(f"{number},{'x' * 90}\n" for number in range(12_000))
@@ -377,6 +382,7 @@ def test_a_selection_gives_dbt_no_option(mini: Platform) -> None:
     assert target.read_text() == "as it was"
 
 
+@pytest.mark.long
 def test_eight_threads_build_side_by_side(mini: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUSCO_DBT_THREADS", "8")
     from busco.settings import get_settings

@@ -149,6 +149,7 @@ def test_the_information_schema_lists_the_iceberg_tables(tables: Server) -> None
     assert tables.query(f"{sql} 'customers' ORDER BY ordinal_position") == [["customer_id"], ["name"]]
 
 
+@pytest.mark.long
 def test_a_reader_sees_one_version_while_the_metadata_moves(server: Server) -> None:
     s3, glue, bucket = server.client("s3"), server.client("glue"), os.environ["BUSCO_LAKE_BUCKET"]
     versions = [
@@ -176,6 +177,7 @@ def test_a_reader_sees_one_version_while_the_metadata_moves(server: Server) -> N
     assert {tuple(rows[0]) for rows in seen} == {("2000", "0", "0", "0"), ("2000", "1", "1", "1")}
 
 
+@pytest.mark.long
 def test_many_queries_at_once_read_from_the_server_that_runs_them(tables: Server) -> None:
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(lambda _: tables.query("SELECT count(*) FROM fct_orders"), range(24)))

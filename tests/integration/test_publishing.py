@@ -220,6 +220,7 @@ print("writes", count)
 """
 
 
+@pytest.mark.long
 def test_a_kill_between_any_two_writes_of_publish_and_glue_is_mended_by_running_it_again(mini: Platform) -> None:
     mini.model("gold/gone", "select day from {{ ref('orders') }}")
     mini.deliver(orders(1))
@@ -383,6 +384,7 @@ def test_G1_a_sync_that_was_overtaken_puts_no_older_version_over_a_newer_one(min
     assert {t["Parameters"]["busco.release"] for t in tables_in_glue(mini).values()} == {mini.live().release}
 
 
+@pytest.mark.long
 def test_G1_two_syncs_at_once_end_with_what_is_live(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.build()

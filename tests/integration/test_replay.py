@@ -120,6 +120,7 @@ def mended(failed: Failed) -> Mended:
     return Mended(failed.replay("gold.strict", "--code", "here", "--out", str(out)), failed.replayed, out)
 
 
+@pytest.mark.long
 def test_a_model_that_failed_in_a_run_fails_again_with_the_same_error_in_the_code_of_the_runs_commit(
     failed: Failed,
 ) -> None:
@@ -240,6 +241,7 @@ def test_runs_and_models_that_are_unknown_or_several_are_told_with_what_there_is
     assert "did you mean strict" in failed.replay("strct", "--code", "here", status=1)
 
 
+@pytest.mark.long
 def test_a_model_whose_parent_failed_in_the_run_is_replayed_together_with_it(failed: Failed) -> None:
     made = failed.platform
     made.model("gold/child", "select number from {{ ref('strict') }}")
@@ -254,6 +256,7 @@ def test_a_model_whose_parent_failed_in_the_run_is_replayed_together_with_it(fai
     assert results["model.busco.child"].reads == {"gold.strict": results[STRICT].made}
 
 
+@pytest.mark.long
 def test_a_replay_done_again_begins_an_epoch_and_uses_the_worktree_again(failed: Failed) -> None:
     failed.replay("strict", "--no-tests", status=1)
     first, made = failed.replayed.pin, (failed.worktree / ".git").stat().st_mtime_ns

@@ -96,6 +96,7 @@ def test_each_project_has_a_page_of_its_own_in_the_docs(pair: Platform) -> None:
         assert f'href="projects/{name}.html"' in pair.store.get("docs/index.html").body.decode()
 
 
+@pytest.mark.long
 def test_a_run_that_is_published_already_says_so_after_another_project_has_published(both: Platform) -> None:
     run, _ = both.built()
     release = both.publish(run)
