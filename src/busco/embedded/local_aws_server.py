@@ -173,6 +173,7 @@ def main() -> None:
 
     from busco.embedded import (
         athena_iceberg,
+        athena_results,
         docker_engine,
         local_ecs,
         policies,
@@ -197,6 +198,7 @@ def main() -> None:
         instances.add(known, f"busco-{who}", policies.output(stacks.ECS, output))
     endpoint = f"http://127.0.0.1:{given.port}"
     athena_iceberg.install(athena_iceberg.Reader(endpoint, given.region))
+    athena_results.install()
 
     config = Config()
     config.bind = [f"127.0.0.1:{given.port}"]
