@@ -279,7 +279,7 @@ def test_a_query_of_athena_reads_no_file_and_asks_nobody_else(
 CONFINED = """
 import socket, sys
 from busco.embedded.confinement import confine
-confine({reachable!r})
+confine({reachable!r}, {writable!r})
 try:
     {attack}
 except OSError as refused:
@@ -308,9 +308,50 @@ except OSError as refused:
     ],
 )
 def test_the_process_starts_none_and_connects_to_nobody(attack: str, said: str) -> None:
-    code = CONFINED.format(reachable=[("127.0.0.1", 8)], attack=attack)
+    code = CONFINED.format(reachable=[("127.0.0.1", 8)], writable=[], attack=attack)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, said in done.stdout) == (9, True), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "open('{out}/new', 'w')", "open('{out}/there', 'r+b')", "import pathlib; pathlib.Path('{out}/new').mkdir()",
+        "import os; os.open('{out}/there', os.O_RDONLY | os.O_TRUNC)", "import os; os.makedirs('{out}/a/b')",
+        "import os; os.rename('{own}/mine', '{out}/there')", "import os; os.replace('{out}/there', '{own}/taken')",
+        "import os; os.remove('{out}/there')", "import shutil; shutil.rmtree('{out}/folder')",
+        "import os; os.link('{own}/mine', '{out}/new')", "import os; os.symlink('{own}/mine', '{out}/new')",
+        "import os; os.chmod('{out}/there', 0o777)", "import os; os.truncate('{out}/there', 0)",
+        "open('{own}/../out/new', 'w')", "open('{own}/door/new', 'w')", "open('{own}/window', 'w')",
+        "import tempfile; tempfile.mkstemp(dir='{out}')",
+    ],
+)  # fmt: skip
+def test_the_process_changes_no_file_outside_of_its_own_folders(tmp_path: Path, attack: str) -> None:
+    own, out = tmp_path / "own", tmp_path / "out"
+    (out / "folder").mkdir(parents=True)
+    own.mkdir()
+    (out / "there").write_text("as it was")
+    (own / "mine").write_text("mine")
+    (own / "door").symlink_to(out)
+    (own / "window").symlink_to(out / "there")
+    before = sorted(out.rglob("*"))
+    code = CONFINED.format(reachable=[], writable=[str(own)], attack=attack.format(own=own, out=out))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "writes below its own folders" in done.stdout) == (9, True), done.stdout + done.stderr
+    assert sorted(out.rglob("*")) == before
+    assert (out / "there").read_text() == "as it was"
+    assert (own / "mine").read_text() == "mine"
+
+
+def test_below_its_own_folders_the_process_writes_and_removes(tmp_path: Path) -> None:
+    work = (
+        f"import os, shutil, tempfile; os.makedirs('{tmp_path}/a/b'); open('{tmp_path}/a/b/c', 'w').close(); "
+        f"os.rename('{tmp_path}/a/b/c', '{tmp_path}/d'); os.remove('{tmp_path}/d'); shutil.rmtree('{tmp_path}/a'); "
+        f"tempfile.mkdtemp(dir='{tmp_path}'); open(os.devnull, 'w').close(); open('/etc/hostname').close()"
+    )
+    code = CONFINED.format(reachable=[], writable=[str(tmp_path)], attack=work)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_server_is_confined(server: Server) -> None:

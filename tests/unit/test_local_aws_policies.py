@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from busco.embedded import door, ecs_containers, instances, policies
-from busco.embedded.door import Refusal, Request, guarded
+from busco.embedded.door import CALLER, Refusal, Request, guarded
 from busco.embedded.instances import Instances
 
 ACCOUNT = "000000000000"
@@ -67,12 +67,12 @@ def test_a_role_passes_those_alone_that_its_policy_names() -> None:
             "SessionToken": "a", "Expiration": 2**40, "AccountId": ACCOUNT, "PrincipalType": "AssumedRole",
         },
     )  # fmt: skip
-    token = policies.CALLER.set("ASIAAIRFLOW")
+    token = CALLER.set("ASIAAIRFLOW")
     try:
         assert policies.passed(arn("runner"), TASKS, HERE) == ""
         assert "iam:PassRole" in policies.passed(arn("other"), TASKS, HERE)
     finally:
-        policies.CALLER.reset(token)
+        CALLER.reset(token)
         iam._roles.pop("other")
 
 
@@ -132,7 +132,9 @@ def asked_at(server: tuple[str, int], path: str, target: str = "", service: str 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    signed = f"AWS4-HMAC-SHA256 Credential=k/20200101/r/{service}/aws4_request, SignedHeaders=host, Signature=s"
+    signed = (
+        f"AWS4-HMAC-SHA256 Credential=k/20200101/r/{service}/aws4_request, SignedHeaders=host, Signature={'0' * 64}"
+    )
     headers = {"host": f"{server[0]}:{server[1]}", "authorization": signed}
     if target:
         headers |= {"x-amz-target": target, "content-type": "application/x-amz-json-1.1"}
@@ -161,7 +163,7 @@ def test_tasks_are_answered_for_what_they_need_and_refused_the_rest_by_name(serv
     for needed, wanted in (("glue", "AWSGlue.GetTable"), ("logs", "Logs_20140328.PutLogEvents")):
         assert asked_at(tasks, "/", wanted, needed)[0] == 299
     assert asked_at(tasks, "/bucket/key")[0] == 299
-    assert asked_at(tasks, "/v4/token/task")[0] == 299
+    assert asked_at(tasks, "/v4/token-of-ecs/task")[0] == 299
     assert asked_at(tasks, "/_busco/instance/secret/latest/api/token")[0] == 200
     assert asked_at(tasks, "/_busco/identity")[0] == 403
     assert asked_at(others, "/_busco/identity")[0] == 200

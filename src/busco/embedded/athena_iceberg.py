@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import duckdb
 
 from busco.embedded import ministack_contract
-from busco.embedded.policies import CALLER
+from busco.embedded.door import CALLER
 from busco.lake.engine import extension_file
 
 EXTENSIONS = ("httpfs", "avro", "iceberg")

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from busco.embedded import ministack_contract
-from busco.embedded.policies import CALLER
+from busco.embedded.door import CALLER
 
 # What is wrapped or called of ministack, with the parameters that it had when this was written.
 EXPECTED = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import Any, Protocol
@@ -21,11 +22,21 @@ SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecs-metadata,
 TASK_SERVICES = ("s3", "glue", "logs", "sts")
 IDENTITY_PATH = "/_busco/identity"
 INSTANCE_PATH = "/_busco/instance/"
-# Asked without a signature: what a container asks about its task, in whose path is a secret of its own.
-UNSIGNED_PATHS = ("/v4/",)
+# Asked without a signature: what a container asks about its task, in whose path is a secret of its own (ECS Developer
+# Guide, "Task metadata endpoint version 4").
+METADATA_PATH = re.compile(r"/v4/[A-Za-z0-9_-]{8,}(/task|/stats|/task/stats)?")
 # What MiniStack serves before it asks which service is meant: its own switches (one request would delete the lake),
 # a registry, catalogs, load balancers, functions and access points.
-CLOSED_PATHS = ("/_", "/v2/", "/iceberg", "/v20180820", "/key-value-stores/", "/restapis/", "/WriteGetObjectResponse")
+CLOSED_PATHS = (
+    "/_",
+    "/v2/",
+    "/v4",
+    "/iceberg",
+    "/v20180820",
+    "/key-value-stores/",
+    "/restapis/",
+    "/WriteGetObjectResponse",
+)
 # X-Amz-Target of the services of AWS's JSON protocols (botocore's service models: targetPrefix)
 TARGETS = {
     "athena": "AmazonAthena",
@@ -64,9 +75,18 @@ OFFERED = {
     ),
 }
 SUBSCRIBERS = {"sqs", "email", "email-json"}  # e-mail is written to the log
+# A request's signature, in the one form in which the SDKs write it: whoever reads one field of it reads the same.
+_AUTHORIZATION = re.compile(
+    r"AWS4-HMAC-SHA256 Credential=(?P<credential>[A-Za-z0-9/_-]+), ?SignedHeaders=[a-z0-9;_-]+, ?Signature=[0-9a-f]{64}"
+)
 # Header fields by which it is decided who asks for what: each once.
 _DECIDING = ("authorization", "content-type", "host", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
              "x-amz-target")  # fmt: skip
+
+# The access key of the request that is being answered, once it is admitted; NOBODY before that. Empty for what the
+# local AWS does by itself.
+CALLER: ContextVar[str] = ContextVar("busco_caller", default="")
+NOBODY = "nobody"
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Any]]
@@ -138,6 +158,7 @@ def guarded(
             return
         if scope["type"] != "http":
             return  # hypercorn refuses what is not accepted
+        CALLER.set(NOBODY)
         path, said = scope.get("path", ""), _headers(scope)
         of_task = tasks is not None and tuple(scope.get("server") or ()) == tasks
         if "origin" in said or said.get("sec-fetch-site", "none") not in ("none", "same-origin"):
@@ -149,10 +170,12 @@ def guarded(
         elif path.startswith(INSTANCE_PATH):
             status, text = watch.metadata(scope["method"], path)
             await _send(send, status, "text/plain", text.encode())
+        elif METADATA_PATH.fullmatch(path) and scope["method"] == "GET":
+            # by its path alone: whatever else is in the request could be taken for another service's
+            plain = {**scope, "query_string": b"", "headers": [(b"host", said.get("host", "").encode("latin-1"))]}
+            await app(plain, _again(b"", receive), send)
         elif path.startswith(CLOSED_PATHS) or path == "/v2":
             await _reply(send, 403, {"message": "not offered here: see busco aws --help"})
-        elif path.startswith(UNSIGNED_PATHS):
-            await app(scope, receive, send)
         else:
             try:
                 body = await _body(receive)
@@ -180,6 +203,9 @@ def request(scope: Scope, said: Mapping[str, str], body: bytes) -> Request:
         raise Refusal("InvalidRequest", f"the header {twice[0]} stands there twice", 400)
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
     service = _signed_service(said, query)
+    # MiniStack undoes it after this was read; SDKs compress what they tell CloudWatch
+    if "content-encoding" in said and service not in ("s3", "monitoring"):
+        raise Refusal("InvalidRequest", f"a request to {service} has no Content-Encoding here", 400)
     target, kind = said.get("x-amz-target", ""), said.get("content-type", "")
     form: dict[str, list[str]] = {}
     operation = ""
@@ -237,9 +263,8 @@ def _signed_service(said: Mapping[str, str], query: Mapping[str, list[str]]) -> 
         raise Refusal("AccessDenied", "a request has one signature, of Signature Version 4")
     credential = query.get("X-Amz-Credential", [""])[0]
     if authorization:
-        found = re.fullmatch(r"AWS4-HMAC-SHA256 (.*)", authorization)
-        fields = dict(one.strip().partition("=")[::2] for one in found[1].split(",")) if found else {}
-        credential = fields.get("Credential", "")
+        found = _AUTHORIZATION.fullmatch(authorization)
+        credential = found["credential"] if found else ""
     elif any(len(query.get(name, ())) != 1 for name in PRESIGNED) or query[PRESIGNED[0]] != ["AWS4-HMAC-SHA256"]:
         raise Refusal("AccessDenied", "a request has one signature, of Signature Version 4")
     key, *scope = credential.split("/")

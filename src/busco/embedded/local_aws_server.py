@@ -190,7 +190,7 @@ def main() -> None:
     adopt_buckets(provisioners)
     task_definitions.install(provisioners)
     provisioned.install()
-    policies.install()
+    policies.install(keys.owner(state).key)
     # what each secret stands for is known to who starts Airflow and runners; a stack's Airflow has it of its .env
     instances = Instances()
     for who, output in ROLES.items():
@@ -218,7 +218,7 @@ def main() -> None:
     names = [one for one in (given.address, given.host_name, tasks.hostname, given.tasks_name) if one]
     # what starts containers is the one other that it asks
     others = engine_addresses(given.docker_host) if given.docker_host else []
-    confine([("127.0.0.1", given.port), *others])
+    confine([("127.0.0.1", given.port), *others], [folder, Path(variables["TMPDIR"])])
     print("event=local_aws_confined", flush=True)
     served = {"lake": given.lake, "pid": pid, "reviewed": provisioned.REVIEWED}
     watch = signatures.Signatures(keys.owner(state), instances)

@@ -8,12 +8,12 @@ permission is not allowed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 from busco.embedded import ministack_contract
-from busco.embedded.door import Refusal, Request
+from busco.embedded.door import CALLER, PRESIGNED, Refusal, Request
 
 # What is wrapped or called of ministack, with the parameters that it had when this was written.
 EXPECTED = {
@@ -27,23 +27,51 @@ EXPECTED = {
         *("access_key_id", "iam_action", "service", "region", "resource_arn", "service_context"),
     ],
     "core.iam_evaluator.evaluate_trust_policy": ["trust_doc", "caller_arn", "ctx"],
+    "core.iam_evaluator.is_root_access_key": ["access_key_id"],
+    "core.router.extract_access_key_id": ["headers", "query_params"],
 }
-# the access key of the request that is being answered; empty for what the local AWS does by itself
-CALLER: ContextVar[str] = ContextVar("busco_caller", default="")
+# What a role may name of an S3 object or bucket besides its key, by method: of each request one, or a part and its
+# upload. MiniStack asks its policies about the first of many that it finds, and does what the first of others says.
+_SUBRESOURCES = {
+    "GET": {
+        *("", "encryption", "lifecycle", "list-type", "location", "notification", "policy", "tagging", "uploadId"),
+        *("uploads", "versionId", "versioning", "versions"),
+    },
+    "HEAD": {"", "versionId"},
+    "PUT": {"", "uploadId"},
+    "POST": {"delete", "uploadId", "uploads"},
+    "DELETE": {"", "uploadId", "versionId"},
+}
+# what says which of several, and how they are answered
+_DETAILS = frozenset(
+    {"continuation-token", "delimiter", "encoding-type", "fetch-owner", "key-marker", "marker", "max-keys", "max-parts"}
+    | {"max-uploads", "part-number-marker", "partNumber", "prefix", "start-after", "upload-id-marker"}
+    | {"version-id-marker", "x-id", *PRESIGNED, "X-Amz-Security-Token"}
+)
+_COPY_SOURCE = re.compile(r"/?[^?]+(\?versionId=[A-Za-z0-9._-]+)?")
 
 
-def install() -> None:
+def install(owner: str) -> None:
     """Corrects `ministack` in this process, before it serves.
+
+    Args:
+        owner: the access key of the account's owner.
 
     Raises:
         RuntimeError: this MiniStack is not the one that the correction was written for.
     """
     from ministack import app
-    from ministack.core import iam_actions
+    from ministack.core import iam_actions, iam_evaluator
+    from ministack.services import sts
 
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_aws_roles.py")
     original_origin, original_arn = app.pin_request_origin, iam_actions.extract_resource_arn
-    original_context = iam_actions.request_tag_context
+    original_context, original_root = iam_actions.request_tag_context, iam_evaluator.is_root_access_key
+
+    def is_root(access_key_id: str) -> bool:
+        # MiniStack takes no key, `test` and any account's number for root's, without a look at a signature
+        caller = CALLER.get()
+        return access_key_id == caller == owner if caller else bool(original_root(access_key_id))
 
     def resource(service: str, *given: Any) -> str:
         headers, body, region, account = given[2], given[3], given[5], given[6]
@@ -72,6 +100,19 @@ def install() -> None:
     app.pin_request_origin = lambda source, _: original_origin(source, True)
     iam_actions.extract_resource_arn = resource
     iam_actions.request_tag_context = context
+    iam_evaluator.is_root_access_key = sts.is_root_access_key = is_root
+
+
+def same_caller(asked: Request, key: str) -> None:
+    """Whether MiniStack finds the access key in a request that its signature was verified for.
+
+    Raises:
+        Refusal: it finds another one.
+    """
+    from ministack.core.router import extract_access_key_id
+
+    if extract_access_key_id(asked.headers, asked.query) != key:
+        raise Refusal("IncompleteSignature", "a request has one signature, of Signature Version 4", 400)
 
 
 def decided(asked: Request) -> None:
@@ -90,11 +131,44 @@ def decided(asked: Request) -> None:
             raise Refusal("AccessDenied", "a key has no empty parts here")
         if asked.method == "POST" and asked.path.strip("/").count("/") == 0 and "delete" not in asked.query:
             raise Refusal("AccessDenied", "forms are not offered here")
+        _one_subresource(asked)
+        _one_source(asked.headers.get("x-amz-copy-source", ""))
     action = extract_iam_action(
         asked.service, asked.method, asked.path, asked.headers, asked.body, {**asked.form, **asked.query}
     )
     if action is None or (asked.operation and action.rpartition(":")[2] != asked.operation):
         raise Refusal("AccessDenied", "no permission is known for this")
+
+
+def _one_subresource(asked: Request) -> None:
+    """Whether an S3 request means one thing, and a part or the end of an upload its own upload.
+
+    Raises:
+        Refusal: it names several sub-resources, one of which no role needs, or another object's upload.
+    """
+    from ministack.services import s3
+
+    named = set(asked.query) - _DETAILS
+    if len(named) > 1 or not named <= _SUBRESOURCES.get(asked.method, set()) | {""}:
+        raise Refusal("AccessDenied", f"a role may not ask S3 for {', '.join(sorted(named))} here")
+    if not named and "" not in _SUBRESOURCES.get(asked.method, ()):
+        raise Refusal("AccessDenied", f"a role may not ask S3 for a plain {asked.method} here")
+    if len({*asked.query.get("uploadId", ())}) > 1:
+        raise Refusal("AccessDenied", "a request has one upload")
+    for name in asked.query.get("uploadId", ()):
+        upload = s3._multipart_uploads.get(name)
+        if upload is not None and f"/{upload['bucket']}/{upload['key']}" != asked.path:
+            raise Refusal("AccessDenied", "this upload is another object's")
+
+
+def _one_source(source: str) -> None:
+    """Whether the source of a copy, as its header says it, is the one that policies are asked about.
+
+    Raises:
+        Refusal: a version of it is named in a way that the policies' side does not read.
+    """
+    if source and not _COPY_SOURCE.fullmatch(source):
+        raise Refusal("AccessDenied", "a copy's source is a key, or a key and ?versionId=… here")
 
 
 def ecs_cluster(given: dict[str, Any], arn: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from busco.embedded import ministack_contract, policies
-from busco.embedded.door import Refusal, Request
+from busco.embedded.door import CALLER, Refusal, Request
 from busco.embedded.instances import Instances
 from busco.embedded.keys import Pair
 
@@ -87,9 +87,10 @@ class Signatures:
     def admit(self, asked: Request) -> None:
         """Lets a request pass, if it is the owner's, or a role's that policies are asked about."""
         key = self.verified(asked)
+        policies.same_caller(asked, key)
         if key != self._owner.key:
             policies.decided(asked)
-        policies.CALLER.set(key)
+        CALLER.set(key)
 
     def _in_time(self, asked: Request, found: Any, presigned: bool) -> None:
         from ministack.core import sigv4
