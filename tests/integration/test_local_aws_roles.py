@@ -477,3 +477,89 @@ def test_a_query_of_athena_reads_what_its_caller_may(server: Server, lake: str) 
     wait_for(lambda: status()["State"] in ("SUCCEEDED", "FAILED"))
     assert status()["State"] == "FAILED"
     assert "403" in status()["StateChangeReason"]
+
+
+@pytest.fixture
+def reader(server: Server) -> Credentials:
+    """Somebody who has ReadersPolicy and nothing else."""
+    iam = server.client("iam")
+    outputs = [one for stack in server.client("cloudformation").describe_stacks()["Stacks"] for one in stack["Outputs"]]
+    policy = next(one["OutputValue"] for one in outputs if one["OutputKey"] == "ReadersPolicy")
+    if code_of(lambda: iam.get_user(UserName="reader")) != "ok":
+        iam.create_user(UserName="reader")
+        iam.attach_user_policy(UserName="reader", PolicyArn=policy)
+    key = iam.create_access_key(UserName="reader")["AccessKey"]
+    return Credentials(key["AccessKeyId"], key["SecretAccessKey"])
+
+
+def answered(server: Server, who: Credentials, sql: str, place: str = "") -> tuple[str, str]:
+    """State and reason of a query, as its caller is told; the first value where it succeeded."""
+    athena = as_client(server, "athena", who)
+    more: Any = {"ResultConfiguration": {"OutputLocation": place}} if place else {}
+    identifier = athena.start_query_execution(
+        QueryString=sql, QueryExecutionContext={"Database": "busco_gold"}, WorkGroup="busco", **more
+    )["QueryExecutionId"]
+
+    def status() -> dict[str, Any]:
+        execution: dict[str, Any] = athena.get_query_execution(QueryExecutionId=identifier)["QueryExecution"]
+        return dict(execution["Status"])
+
+    wait_for(lambda: status()["State"] in ("SUCCEEDED", "FAILED"))
+    found = status()
+    if found["State"] == "FAILED":
+        return "FAILED", str(found["StateChangeReason"])
+    rows = athena.get_query_results(QueryExecutionId=identifier)["ResultSet"]["Rows"]
+    return "SUCCEEDED", str(rows[1]["Data"][0].get("VarCharValue"))
+
+
+def test_a_reader_s_queries_read_what_he_may_and_change_nothing(server: Server, lake: str, reader: Credentials) -> None:
+    s3, glue = server.client("s3"), server.client("glue")
+    metadata, columns = iceberg_helper.write_table(s3, lake, "gold/for_readers", "SELECT 7 AS x")
+    iceberg_helper.show(glue, "busco_gold", "for_readers", metadata, columns)
+    # where the helper writes is no place of the lake's
+    files = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{lake}/_lake/test/gold/*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [files]})
+    server.client("iam").put_user_policy(UserName="reader", PolicyName="files", PolicyDocument=policy)
+    assert answered(server, reader, "SELECT x FROM for_readers") == ("SUCCEEDED", "7")
+    s3.put_object(Bucket=lake, Key="_lake/quarantine/s.t/a.csv/1.csv", Body=b"Maria,maria@example.com\n")
+    place = {"Location": f"s3://{lake}/_lake/quarantine/s.t/a.csv/", "Columns": [{"Name": "a", "Type": "string"}]}
+    if code_of(lambda: glue.get_table(DatabaseName="busco_gold", Name="peek")) != "ok":
+        glue.create_table(DatabaseName="busco_gold", TableInput={"Name": "peek", "StorageDescriptor": place})
+    assert answered(server, owner(server), "SELECT a FROM peek")[0] == "SUCCEEDED"
+    state, reason = answered(server, reader, "SELECT a FROM peek")
+    assert (state, "403" in reason) == ("FAILED", True)
+    for sql in (
+        f"CREATE EXTERNAL TABLE mine (a string) LOCATION 's3://{lake}/_lake/quarantine/s.t/a.csv/'",
+        "DROP TABLE for_readers",
+        "CREATE DATABASE mine",
+    ):
+        state, reason = answered(server, reader, sql)
+        assert (state, "only the owner" in reason) == ("FAILED", True), sql
+    assert code_of(lambda: glue.get_table(DatabaseName="busco_gold", Name="for_readers")) == "ok"
+    releases = f"s3://{lake}/_lake/env/prod/releases/"
+    assert answered(server, reader, "SELECT 1 AS evil", releases) == ("SUCCEEDED", "1")
+    assert "Contents" not in s3.list_objects_v2(Bucket=lake, Prefix="_lake/env/prod/releases/"), "the workgroup's place"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT content FROM read_text('s3:' || '//a/b?s3_endpoint=127.0.0.1:9&s3_use_ssl=false')",
+        "SELECT content FROM read_text('http://127.0.0.1:9/x'), for_owner",
+        "SELECT * FROM duckdb_secrets(), for_owner",
+        "SELECT * FROM 's3://{lake}/_lake/quarantine/s.t/a.csv/1.csv'",
+        "SELECT * FROM for_owner JOIN 's3://{lake}/gold/a.parquet' ON true",
+        "SELECT * FROM for_owner, 's3://{lake}/gold/a.parquet'",
+        'SELECT * FROM "s3://{lake}/gold/a.parquet"',
+        "SELECT * FROM query('select 1'), for_owner",
+        "SELECT x FROM for_owner; SELECT 1",
+        "SET s3_endpoint = '127.0.0.1:9'",
+    ],
+)
+def test_a_query_names_tables_alone(server: Server, lake: str, sql: str) -> None:
+    if code_of(lambda: server.client("glue").get_table(DatabaseName="busco_gold", Name="for_owner")) != "ok":
+        metadata, columns = iceberg_helper.write_table(server.client("s3"), lake, "gold/for_owner", "SELECT 7 AS x")
+        iceberg_helper.show(server.client("glue"), "busco_gold", "for_owner", metadata, columns)
+    state, reason = answered(server, owner(server), sql.format(lake=lake))
+    assert state == "FAILED"
+    assert "refused before it runs" in reason or "a string is no table" in reason, reason

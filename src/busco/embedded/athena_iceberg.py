@@ -10,7 +10,7 @@ A query reads S3 and the copies that MiniStack makes of other tables' files, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,9 @@ import duckdb
 
 from busco.embedded import ministack_contract
 from busco.embedded.door import CALLER
+from busco.errors import BuscoError
 from busco.lake.engine import extension_file
+from busco.warehouse.guard import Guard
 
 EXTENSIONS = ("httpfs", "avro", "iceberg")
 CATALOG = "awsdatacatalog"
@@ -32,6 +34,8 @@ EXPECTED = {
     "services.athena._table_references": ["query"],
     "services.athena._empty_relation": ["table_data"],
     "services.athena._sql_tokens": ["sql"],
+    "services.athena._run_ddl": ["ddl", "database"],
+    "services.athena._materialize_table_files": ["location", "workdirs"],
 }
 
 Table = tuple[str, str]
@@ -80,14 +84,18 @@ def install(reader: Reader) -> None:
         RuntimeError: this MiniStack is not the one that the correction was written for.
     """
     import ministack.services.athena as athena
+    from ministack.core import iam_evaluator
     from ministack.services import glue
 
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_athena.py")
     original_rewrite = athena._rewrite_data_paths
     original_attach = athena._attach_s3_table_buckets
     original_references = athena._table_references
+    original_ddl, original_files = athena._run_ddl, athena._materialize_table_files
+    guard = Guard()
 
     async def rewrite(query: str, database: str | None, catalog: str | None = None) -> tuple[str, Any, list[str]]:
+        _check_query(guard, query)
         context = (database or "default").lower()
         views = _iceberg_views(athena, query, glue._tables, context)
         token = _left_to_views.set((context, frozenset(views)))
@@ -110,9 +118,70 @@ def install(reader: Reader) -> None:
             original_attach(connection, dict(buckets))
         _close(connection, buckets.folders)
 
+    def ddl(statement: Any, database: str | None) -> Any:
+        # it asks neither Glue's permissions nor S3's
+        if not iam_evaluator.is_root_access_key(CALLER.get()):
+            raise PermissionError("only the owner may change tables by Athena here; others have Glue's API")
+        return original_ddl(statement, database)
+
+    def files(location: str, workdirs: list[str]) -> list[str]:
+        for key in _keys_at(location):
+            _ask_to_read(key)
+        return list(original_files(location, workdirs))
+
+    athena._run_ddl = ddl
+    athena._materialize_table_files = files
     athena._rewrite_data_paths = rewrite
     athena._attach_s3_table_buckets = attach
     athena._table_references = references
+
+
+def _check_query(guard: Guard, query: str) -> None:
+    """Refuses what a query of Athena's can't have: table functions, paths, more than one statement.
+
+    DuckDB has them, and would read what they name with the rights, and from the network, of this process.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    try:
+        guard.check_question(query)
+    except BuscoError as error:
+        raise ValueError(error.message) from error
+    previous = ""
+    for kind, text, _, _ in _tokens(query):
+        if kind == "str" and (previous in ("from", "join") or (previous == "," and "://" in text)):
+            raise ValueError(f"a string is no table: {text}")
+        previous = text.lower()
+
+
+def _tokens(query: str) -> list[Any]:
+    from ministack.services import athena
+
+    return list(athena._sql_tokens(query))
+
+
+def _keys_at(location: str) -> Iterator[str]:
+    """The ARNs of the objects below a table's location."""
+    from ministack.services import s3
+
+    place = urlsplit(location)
+    prefix = place.path.lstrip("/")
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    bucket = s3._buckets.get(place.netloc)
+    for key in sorted(bucket["objects"]) if bucket else ():
+        if key.startswith(prefix):
+            yield f"arn:aws:s3:::{place.netloc}/{key}"
+
+
+def _ask_to_read(arn: str) -> None:
+    """Raises PermissionError where the caller may not read an object, as S3 would refuse it to him."""
+    from ministack.core import iam_evaluator
+    from ministack.core.responses import get_region
+
+    caller = CALLER.get()
+    if caller and iam_evaluator.enforce(caller, "s3:GetObject", "s3", get_region(), arn) is not None:
+        raise PermissionError(f"Access Denied (Service: Amazon S3; Status Code: 403): {arn}")
 
 
 def _iceberg_views(athena: Any, query: str, tables: Any, context: str) -> dict[Table, str]:

@@ -48,6 +48,8 @@ _DETAILS = frozenset(
     | {"max-uploads", "part-number-marker", "partNumber", "prefix", "start-after", "upload-id-marker"}
     | {"version-id-marker", "x-id", *PRESIGNED, "X-Amz-Security-Token"}
 )
+# operations of Athena's that name a query alone
+_OF_EXECUTIONS = ("GetQueryExecution", "GetQueryResults", "GetQueryRuntimeStatistics", "StopQueryExecution")
 _COPY_SOURCE = re.compile(r"/?[^?]+(\?versionId=[A-Za-z0-9._-]+)?")
 
 
@@ -84,6 +86,9 @@ def install(owner: str) -> None:
         if service == "glue" and operation in ("GetDatabase", "UpdateDatabase", "DeleteDatabase"):
             # MiniStack takes it for a table of that name
             return f"arn:aws:glue:{region}:{account}:database/{_json(body).get('Name') or ''}"
+        if service == "athena" and operation in _OF_EXECUTIONS:
+            # as AWS says it: a query is its workgroup's (Service Authorization Reference, Athena)
+            return f"arn:aws:athena:{region}:{account}:workgroup/{_workgroup(_json(body))}"
         if service != "ecs":
             return str(original_arn(service, *given))
         return ecs_resource(operation, _json(body), f"arn:aws:ecs:{region}:{account}")
@@ -138,6 +143,14 @@ def decided(asked: Request) -> None:
     )
     if action is None or (asked.operation and action.rpartition(":")[2] != asked.operation):
         raise Refusal("AccessDenied", "no permission is known for this")
+
+
+def _workgroup(given: dict[str, Any]) -> str:
+    """The workgroup of the query that a request to Athena names; empty where there is no such query."""
+    from ministack.services import athena
+
+    execution = athena._executions.get(str(given.get("QueryExecutionId", ""))) or {}
+    return str(execution.get("WorkGroup", ""))
 
 
 def _one_subresource(asked: Request) -> None:
