@@ -516,8 +516,8 @@ def test_a_reader_s_queries_read_what_he_may_and_change_nothing(server: Server, 
     s3, glue = server.client("s3"), server.client("glue")
     metadata, columns = iceberg_helper.write_table(s3, lake, "gold/for_readers", "SELECT 7 AS x")
     iceberg_helper.show(glue, "busco_gold", "for_readers", metadata, columns)
-    # where the helper writes is no place of the lake's
-    files = {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{lake}/_lake/test/gold/*"}
+    # where the helper writes is no place of the lake's; what the policy denies stays denied
+    files = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": "*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [files]})
     server.client("iam").put_user_policy(UserName="reader", PolicyName="files", PolicyDocument=policy)
     assert answered(server, reader, "SELECT x FROM for_readers") == ("SUCCEEDED", "7")
@@ -534,7 +534,8 @@ def test_a_reader_s_queries_read_what_he_may_and_change_nothing(server: Server, 
         "CREATE DATABASE mine",
     ):
         state, reason = answered(server, reader, sql)
-        assert (state, "only the owner" in reason) == ("FAILED", True), sql
+        assert state == "FAILED", sql
+        assert "only the owner" in reason or "refused before it runs" in reason, sql
     assert code_of(lambda: glue.get_table(DatabaseName="busco_gold", Name="for_readers")) == "ok"
     releases = f"s3://{lake}/_lake/env/prod/releases/"
     assert answered(server, reader, "SELECT 1 AS evil", releases) == ("SUCCEEDED", "1")
