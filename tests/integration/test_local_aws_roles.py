@@ -531,11 +531,9 @@ def test_a_reader_s_queries_read_what_he_may_and_change_nothing(server: Server, 
     for sql in (
         f"CREATE EXTERNAL TABLE mine (a string) LOCATION 's3://{lake}/_lake/quarantine/s.t/a.csv/'",
         "DROP TABLE for_readers",
-        "CREATE DATABASE mine",
     ):
         state, reason = answered(server, reader, sql)
-        assert state == "FAILED", sql
-        assert "only the owner" in reason or "refused before it runs" in reason, sql
+        assert (state, "only the owner" in reason) == ("FAILED", True), sql
     assert code_of(lambda: glue.get_table(DatabaseName="busco_gold", Name="for_readers")) == "ok"
     releases = f"s3://{lake}/_lake/env/prod/releases/"
     assert answered(server, reader, "SELECT 1 AS evil", releases) == ("SUCCEEDED", "1")

@@ -13,6 +13,7 @@ from typing import Any
 
 STOP_TIMEOUT = 30  # seconds between SIGTERM and SIGKILL where the container doesn't say, as on Fargate
 STOP_TIMEOUT_LABEL = "busco.stop-timeout"
+MOST_OF_LINE = 262_144 - 26  # bytes: an event's, without those that CloudWatch Logs adds (API reference, PutLogEvents)
 _GIBIBYTE = 1024  # MiB
 _VCPU = 1024  # CPU units
 
@@ -69,7 +70,8 @@ def roles(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[s
 def lines(api: Any, container: str) -> Iterator[list[tuple[int, str]]]:
     """A container's output until it ends, of both streams: its lines as they come, many at once from one that is fast.
 
-    Docker gives long lines in pieces that end anywhere, within a character too.
+    Docker gives long lines in pieces that end anywhere, within a character too. A line is given up at MOST_OF_LINE, as
+    the log driver of ECS splits it: what a container writes without an end is not kept in memory.
 
     Args:
         api: docker-py's `APIClient`.
@@ -81,7 +83,7 @@ def lines(api: Any, container: str) -> Iterator[list[tuple[int, str]]]:
     """
     url = f"{api.base_url}/v{api.api_version}/containers/{container}/logs"
     wanted = {"stdout": 1, "stderr": 1, "follow": 1, "timestamps": 1}
-    unfinished: dict[int, bytes] = {}
+    unfinished: dict[int, _Line] = {}
     latest = 0
     with api.get(url, params=wanted, stream=True, timeout=None) as response:
         response.raise_for_status()
@@ -89,11 +91,42 @@ def lines(api: Any, container: str) -> Iterator[list[tuple[int, str]]]:
             stream, size = struct.unpack(">BxxxL", header)
             written, _, content = _exactly(response.raw, size).partition(b" ")
             latest = max(latest, int(datetime.fromisoformat(written.decode()).timestamp() * 1000))
-            *whole, unfinished[stream] = (unfinished.get(stream, b"") + content).split(b"\n")
+            whole = unfinished.setdefault(stream, _Line()).add(content)
             if come := [(latest, line.decode(errors="replace")) for line in whole if line]:
                 yield come
-    if last := [(latest, rest.decode(errors="replace")) for rest in unfinished.values() if rest]:
+    if last := [(latest, rest.decode(errors="replace")) for line in unfinished.values() if (rest := line.taken())]:
         yield last
+
+
+class _Line:
+    """A line that has not ended yet, in pieces: joined once, whatever number they are."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def add(self, content: bytes) -> list[bytes]:
+        """The lines that end with more of a stream's content."""
+        first, *others = content.split(b"\n")
+        ended = []
+        for piece in others:
+            ended += [*self._put(first), self.taken()]
+            first = piece
+        return [*ended, *self._put(first)]
+
+    def taken(self) -> bytes:
+        """What there is of the line; it begins again."""
+        whole = b"".join(self._pieces)
+        self._pieces, self._size = [], 0
+        return whole
+
+    def _put(self, piece: bytes) -> list[bytes]:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size < MOST_OF_LINE:
+            return []
+        whole = self.taken()
+        return [whole[at : at + MOST_OF_LINE] for at in range(0, len(whole), MOST_OF_LINE)]
 
 
 def _exactly(raw: Any, size: int) -> bytes:
