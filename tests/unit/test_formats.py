@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import lzma
+import struct
 import tarfile
+import tracemalloc
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -260,3 +262,23 @@ def test_a_header_that_is_not_utf_8_is_refused_with_its_encoding(lake: FolderLak
     done = lake.ingest("código,b\nx,y\n".encode("latin-1"), ("código VARCHAR", "b VARCHAR"))
     assert done.reason.startswith("the header is not UTF-8: it seems to be Latin-1 (ISO 8859-1) or Windows-1252, or ")
     assert lake.ingest("código,b\nx,y\n".encode(), ("código VARCHAR", "b VARCHAR")).written == 1
+
+
+@pytest.mark.parametrize("long_kind", [False, True])
+def test_the_list_of_an_archive_s_entries_is_not_read_where_it_is_long(tmp_path: Path, long_kind: bool) -> None:
+    path = tmp_path / "orders.csv"
+    number = 300_000
+    entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *(0,) * 6, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
+    listed = entry * number
+    first = b"PK\3\4" + bytes(26) + b"t.csv"
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, 1 if long_kind else len(listed), len(first), 0)
+    if long_kind:
+        longer = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, number, number, len(listed), len(first))
+        end = longer + struct.pack("<4sIQI", b"PK\6\7", 0, len(first) + len(listed), 1) + end
+    path.write_bytes(first + listed + end)
+    tracemalloc.start()
+    try:
+        assert "a zip archive" in another_format(path, path.read_bytes()[:65_536], False)
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000, "the test's own reading, and no object for each entry"
+    finally:
+        tracemalloc.stop()

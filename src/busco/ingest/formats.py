@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import struct
 import zipfile
@@ -36,6 +37,9 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 )
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+# bytes of an archive's list of entries that are read, and of the end that says how long it is, a comment included
+_MOST_OF_LIST = 1 << 20
+_END_BYTES = 22 + 65_535 + 20  # with what leads to another, longer one (zip64)
 # What `zipfile` may raise for a list of entries that it can't read. It documents the first alone; ValueError is for
 # names that are not the UTF-8 that they are flagged as.
 _BROKEN_ZIP = (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, EOFError, struct.error)
@@ -75,6 +79,9 @@ def _binary(path: Path, head: bytes, compressed: bool) -> tuple[str, str] | None
 
 def _zip(path: Path, head: bytes, compressed: bool) -> tuple[str, str]:
     try:
+        # the list of an archive's entries is read whole, and may be as long as the file
+        if not compressed and _list_bytes(path) > _MOST_OF_LIST:
+            raise zipfile.BadZipFile("its list is long")
         with zipfile.ZipFile(io.BytesIO(head) if compressed else path) as archive:
             names = archive.namelist()
     except _BROKEN_ZIP:
@@ -85,6 +92,18 @@ def _zip(path: Path, head: bytes, compressed: bool) -> tuple[str, str]:
     if "content.xml" in names:
         return "an OpenDocument file (ods)", "save its sheet as CSV UTF-8"
     return "a zip archive", "unpack it and deliver the CSV files in it, plain or compressed with gzip"
+
+
+def _list_bytes(path: Path) -> int:
+    """How long the list of an archive's entries is, as its end says (PKWARE, APPNOTE 4.3.15 and 16); 0 without such an
+    end. That of an archive of the long kind (zip64) counts as too long."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
+        end = file.read(_END_BYTES)
+    if b"PK\6\7" in end:
+        return _MOST_OF_LIST + 1
+    at = end.rfind(b"PK\5\6")
+    return int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
 
 
 def _text(head: bytes) -> tuple[str, str] | None:
