@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import json
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ import botocore.awsrequest
 import botocore.exceptions
 import botocore.session
 import iceberg_helper
+import psutil
 import pytest
 from botocore.config import Config
 from botocore.credentials import Credentials
@@ -145,6 +147,49 @@ def test_a_request_is_the_one_that_was_signed(server: Server, lake: str) -> None
     for name, change in changes.items():
         assert ask(server, who, **put, change=change)[0] in (400, 403), name
     assert as_client(server, "s3", who).get_object(Bucket=lake, Key="signed")["Body"].read() == b"mine"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("who", ["nobody", "a key that nobody has", "a wrong signature", "a long body"])
+def test_no_body_is_read_of_whoever_has_no_key_nor_one_that_is_too_long(
+    server: Server, lake: str, who: str, chunked: bool
+) -> None:
+    signed: dict[str, str] = {}
+
+    def keep(request: botocore.awsrequest.AWSRequest) -> None:
+        signed.update(request.headers.items())
+
+    pair = owner(server)
+    if who == "a key that nobody has":
+        pair = Credentials("AKIAAAAAAAAAAAAAAAAA", pair.secret_key)
+    elif who == "a wrong signature":
+        pair = Credentials(pair.access_key, "x" * 40)
+    path = f"/{lake}/gold/long"
+    said = b"" if who == "a long body" else b"not what comes"
+    assert ask(server, None if who == "nobody" else pair, "s3", "PUT", path, said, change=keep)[0] in (200, 403)
+    signed.pop("Content-Length", None)
+    host, port = urlsplit(server.endpoint).netloc.split(":")
+    size = 600 << 20
+    length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
+    # a long one that is signed: its hash is not looked at before its length
+    headers = "".join(f"{name}: {value}\r\n" for name, value in signed.items() if name.lower() != "host")
+    before = server.process.pid
+    memory = psutil.Process(before).memory_info().rss
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(f"PUT {path} HTTP/1.1\r\nHost: {host}:{port}\r\n{headers}{length}\r\n\r\n".encode())
+        sent, piece = 0, b"x" * (1 << 20)
+        with contextlib.suppress(OSError):
+            while sent < (size if chunked and who == "a long body" else 64 << 20):
+                connection.sendall(b"100000\r\n" + piece + b"\r\n" if chunked else piece)
+                sent += len(piece)
+            connection.sendall(b"0\r\n\r\n" if chunked else b"")
+        answer = b""
+        with contextlib.suppress(OSError):
+            answer = connection.recv(65_536)
+    assert answer.split(b" ")[1:2] in ([b"400"], [b"403"], []), answer[:200]
+    grown = psutil.Process(before).memory_info().rss - memory
+    assert grown < (700 << 20 if chunked and who == "a long body" else 32 << 20), f"{grown >> 20} MiB"
+    assert code_of(lambda: server.client("s3").list_buckets()) == "ok"
 
 
 def test_an_old_request_is_refused(server: Server) -> None:

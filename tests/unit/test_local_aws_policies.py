@@ -114,6 +114,8 @@ class _Anybody:
     def metadata(self, method: str, path: str) -> tuple[int, str]:
         return 200, f"{method} {path}"
 
+    def expects(self, asked: Request) -> None: ...
+
     def admit(self, asked: Request) -> None: ...
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -74,6 +74,9 @@ OFFERED = {
         r"|(Put|Get|Filter)LogEvents|(Delete|Put)RetentionPolicy"
     ),
 }
+# Bytes of a body: of an object or a part of one (SDKs and DuckDB send parts of at most 80 MB), and of anything else.
+MOST_OF_OBJECT = 512 << 20
+MOST_OF_BODY = 16 << 20
 SUBSCRIBERS = {"sqs", "email", "email-json"}  # e-mail is written to the log
 # A request's signature, in the one form in which the SDKs write it: whoever reads one field of it reads the same.
 _AUTHORIZATION = re.compile(
@@ -129,6 +132,9 @@ class Watch(Protocol):
     def metadata(self, method: str, path: str) -> tuple[int, str]:
         """What is answered without a signature, below INSTANCE_PATH."""
 
+    def expects(self, asked: Request) -> None:
+        """Lets a request's body be read, of which all else is known, or raises Refusal."""
+
     def admit(self, asked: Request) -> None:
         """Lets a request pass, or raises Refusal."""
 
@@ -178,10 +184,13 @@ def guarded(
             await _reply(send, 403, {"message": "not offered here: see busco aws --help"})
         else:
             try:
-                body = await _body(receive)
+                announced = heading(scope, said)
+                if of_task and announced.service not in TASK_SERVICES:
+                    raise Refusal("AccessDenied", f"{announced.service} is not offered to ECS tasks")
+                # nothing is kept in memory for somebody who has no key
+                watch.expects(announced)
+                body = await _body(receive, said, MOST_OF_OBJECT if announced.service == "s3" else MOST_OF_BODY)
                 asked = request(scope, said, body)
-                if of_task and asked.service not in TASK_SERVICES:
-                    raise Refusal("AccessDenied", f"{asked.service} is not offered to ECS tasks")
                 offered(asked)
                 watch.admit(asked)
             except Refusal as refusal:
@@ -192,8 +201,8 @@ def guarded(
     return serve
 
 
-def request(scope: Scope, said: Mapping[str, str], body: bytes) -> Request:
-    """What a request asks for.
+def heading(scope: Scope, said: Mapping[str, str]) -> Request:
+    """A request without its body, and so without its operation.
 
     Raises:
         Refusal: it is not signed, or not in the form in which the SDKs send it.
@@ -206,6 +215,18 @@ def request(scope: Scope, said: Mapping[str, str], body: bytes) -> Request:
     # MiniStack undoes it after this was read; SDKs compress what they tell CloudWatch
     if "content-encoding" in said and service not in ("s3", "monitoring"):
         raise Refusal("InvalidRequest", f"a request to {service} has no Content-Encoding here", 400)
+    raw_path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+    return Request(service, scope["method"], scope["path"], raw_path, query, dict(said), b"", "", {})
+
+
+def request(scope: Scope, said: Mapping[str, str], body: bytes) -> Request:
+    """What a request asks for.
+
+    Raises:
+        Refusal: it is not signed, or not in the form in which the SDKs send it.
+    """
+    announced = heading(scope, said)
+    service, query = announced.service, announced.query
     target, kind = said.get("x-amz-target", ""), said.get("content-type", "")
     form: dict[str, list[str]] = {}
     operation = ""
@@ -224,10 +245,7 @@ def request(scope: Scope, said: Mapping[str, str], body: bytes) -> Request:
             raise Refusal("InvalidRequest", "this is no request of S3's protocol", 400)
     elif service in TARGETS:
         raise Refusal("InvalidAction", f"this is no request of {service}'s JSON protocol", 400)
-    raw_path = scope.get("raw_path") or scope["path"].encode()
-    return Request(
-        service, scope["method"], scope["path"], raw_path.decode("latin-1"), query, dict(said), body, operation, form
-    )
+    return replace(announced, body=body, operation=operation, form=form)
 
 
 def offered(asked: Request) -> None:
@@ -294,18 +312,28 @@ def _is_ours(host: str, known: Collection[str]) -> bool:
     return not host or (urlsplit(f"//{host}").hostname or "") in known
 
 
-async def _body(receive: Receive) -> bytes:
+async def _body(receive: Receive, said: Mapping[str, str], most: int) -> bytes:
     """A request's whole body, as MiniStack takes it too.
 
+    Args:
+        most: bytes that it may have.
+
     Raises:
-        Refusal: whoever sends it has gone.
+        Refusal: whoever sends it has gone, or it is too long.
     """
-    parts = []
+    announced = said.get("content-length", "0")
+    parts, size = [], int(announced) if announced.isdigit() else 0
+    if size > most:
+        raise Refusal("EntityTooLarge", f"a body of more than {most} bytes is not taken here", 400)
+    size = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise Refusal("RequestTimeout", "the request ended before its body", 400)
         parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            raise Refusal("EntityTooLarge", f"a body of more than {most} bytes is not taken here", 400)
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -59,6 +59,37 @@ class Signatures:
         """
         from ministack.core import sigv4
 
+        found, secret, presigned = self._signed(asked)
+        if not presigned:
+            self._body_as_signed(asked)
+        failure = sigv4.header_signature_failure(
+            found, secret, asked.method, asked.raw_path, asked.query, asked.headers, asked.body, presigned=presigned
+        )
+        if failure:
+            raise Refusal(*failure)
+        return str(found.access_key_id)
+
+    def expects(self, asked: Request) -> None:
+        """As busco.embedded.door.Watch. A request to S3 has the hash of its body in its headers, or none: its signature
+        can be verified before it."""
+        from ministack.core import sigv4
+
+        found, secret, presigned = self._signed(asked)
+        if presigned or (asked.service == "s3" and "x-amz-content-sha256" in asked.headers):
+            failure = sigv4.header_signature_failure(
+                found, secret, asked.method, asked.raw_path, asked.query, asked.headers, b"", presigned=presigned
+            )
+            if failure:
+                raise Refusal(*failure)
+
+    def _signed(self, asked: Request) -> tuple[Any, str, bool]:
+        """What a request says of its signature, the secret that it is to be made with, and whether its address has it.
+
+        Raises:
+            Refusal: it has expired, or is signed with a key that nobody has.
+        """
+        from ministack.core import sigv4
+
         presigned = "authorization" not in asked.headers
         found = sigv4.parse_query_signature(asked.query) if presigned else sigv4.parse_header_signature(asked.headers)
         if isinstance(found, tuple):
@@ -71,14 +102,7 @@ class Signatures:
             token = asked.query.get("X-Amz-Security-Token", [""])[0]
         else:
             token = asked.headers.get("x-amz-security-token", "")
-            self._body_as_signed(asked)
-        secret = self._secret(found.access_key_id, token)
-        failure = sigv4.header_signature_failure(
-            found, secret, asked.method, asked.raw_path, asked.query, asked.headers, asked.body, presigned=presigned
-        )
-        if failure:
-            raise Refusal(*failure)
-        return str(found.access_key_id)
+        return found, self._secret(found.access_key_id, token), presigned
 
     def metadata(self, method: str, path: str) -> tuple[int, str]:
         """As busco.embedded.door.Watch."""
