@@ -107,7 +107,7 @@ class Platform:
         settings = self.settings.of_project(project)
         with opened(settings) as dbt:
             parsed = dbt.parse()
-            nodes = dbt.select(select) if select else None
+            nodes = dbt.select(select).nodes if select else None
         pins.pin(
             self.store, ENVIRONMENT, key, 1, parsed.contracts, parsed.hash, select=select, nodes=nodes,
             project=parsed.name, project_dir=str(settings.dbt_project_dir), tables=parsed.tables,
