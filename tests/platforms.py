@@ -110,7 +110,8 @@ class Platform:
             nodes = dbt.select(select).nodes if select else None
         pins.pin(
             self.store, ENVIRONMENT, key, 1, parsed.contracts, parsed.hash, select=select, nodes=nodes,
-            project=parsed.name, project_dir=str(settings.dbt_project_dir), tables=parsed.tables,
+            project=parsed.identity, project_dir=str(settings.dbt_project_dir), tables=parsed.tables,
+            project_id=parsed.id, dbt_name=parsed.name,
         )  # fmt: skip
         outcome = work(self.settings, key)
         assert outcome is not None

@@ -22,7 +22,9 @@ from busco.lake import types
 from busco.lake.audits import Audit
 from busco.lake.deliveries import TECHNICAL, Contract
 from busco.lake.objects import canonical_json
+from busco.lake.owners import ID_VARIABLE, Owner
 from busco.lake.records import Column
+from busco.settings import Settings
 
 # Changes with every parse, or with compiling: no part of what the project says.
 _VOLATILE = frozenset(
@@ -65,9 +67,45 @@ class Project:
         except ValueError as error:
             raise BuscoError(f"{path.name} is not a dbt manifest: {error}", "run: busco dbt parse") from error
 
+    @classmethod
+    def of(cls, settings: Settings) -> Project:
+        """The project that these settings name, as it was parsed last.
+
+        Raises:
+            BuscoError: as `read`.
+        """
+        return cls.read(settings.manifest_path).with_id(settings.project_id)
+
     @property
     def name(self) -> str:
         return str(self.manifest["metadata"]["project_name"])
+
+    @property
+    def said_ids(self) -> list[Any]:
+        """What dbt_project.yml has as the var `busco_project_id`: among the project's own, then among all projects'.
+        dbt takes the first."""
+        said = self.manifest.get("vars") or {}
+        places = (said.get(self.name), said) if said else ()
+        return [place[ID_VARIABLE] for place in places if isinstance(place, dict) and ID_VARIABLE in place]
+
+    @property
+    def id(self) -> str:
+        """What the lake knows it by: `busco_project_id` of its dbt_project.yml, else the setting BUSCO_PROJECT_ID; ''
+        where neither says one."""
+        return str((self.said_ids or [self.manifest.get("project_id") or ""])[0])
+
+    @property
+    def identity(self) -> str:
+        """Its id, or its dbt name where it has none: by this all records of the lake name it."""
+        return self.id or self.name
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(self.identity, self.name, bool(self.id))
+
+    def with_id(self, given: str) -> Project:
+        """The same for a process whose setting BUSCO_PROJECT_ID is `given`, which may be empty."""
+        return Project({**self.manifest, "project_id": given})
 
     @property
     def nodes(self) -> Mapping[str, Any]:
@@ -258,7 +296,10 @@ class Project:
         names = {uid: str(test["name"]) for uid, test in self.tests.items()}
         names |= {uid: str(self.node(uid)["name"]) for uid in self.unit_tests}
         units = {uid: table for uid, model in self.unit_tests.items() if (table := self.table_of(model))}
-        return Audit(tests, frozenset(self.tables), self.name, self.hash, names, units)
+        models = frozenset(uid for uid, node in self.nodes.items() if node["resource_type"] in ("model", "seed"))
+        return Audit(
+            tests, frozenset(self.tables), self.identity, self.hash, names, units, self.name, bool(self.id), models
+        )
 
     # -- contracts ------------------------------------------------------------------------------------------------
 
@@ -313,12 +354,23 @@ class Project:
             if kind in ("view", "ephemeral", "seed"):
                 parents[parent] = self._fingerprint(parent, engine)
         content = node.get("raw_code") or node.get("checksum")
-        said = [content, self._macros(node), config, columns, parents, engine, self.manifest.get("vars", {})]
+        said = [content, self._macros(node), config, columns, parents, engine, self._variables]
         if node["resource_type"] == "seed":
             said.append(SEED_READER)
         if self.reads_pii(unique_id):
             said.append({"bounds": BOUNDS_RULE, "pii": self.pii_marks(unique_id)})
         return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
+
+    @cached_property
+    def _variables(self) -> Mapping[str, Any]:
+        """The vars of dbt_project.yml that models may read: without the id, which changes no table."""
+        said = {name: value for name, value in (self.manifest.get("vars") or {}).items() if name != ID_VARIABLE}
+        if said and isinstance(own := said.get(self.name), dict):
+            left = {name: value for name, value in own.items() if name != ID_VARIABLE}
+            said = {name: value for name, value in said.items() if name != self.name} | (
+                {self.name: left} if left else {}
+            )
+        return said
 
     def _macros(self, node: Mapping[str, Any]) -> dict[str, str]:
         """The SQL of all macros of the project and its packages that a node uses, directly or not; dbt's own and the

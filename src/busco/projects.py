@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from busco.errors import BuscoError
 from busco.lake.deliveries import Contract
+from busco.lake.owners import id_lines, refuse_used_name, suggested_id
 from busco.project import Project
 
 
@@ -13,22 +14,34 @@ def all_contracts(projects: Iterable[Project]) -> tuple[Contract, ...]:
     """The contracts of several projects' sources: a bronze table that more than one reads must be said alike.
 
     Raises:
-        BuscoError: two projects say different things of one table, or have one name.
+        BuscoError: two projects say different things of one table, or the lake could not tell them apart.
     """
     found: dict[str, tuple[Contract, str]] = {}
-    names: set[str] = set()
+    projects = list(projects)
+    _refuse_alike(projects)
     for project in projects:
-        if project.name in names:
-            raise BuscoError(
-                f"two dbt projects are named {project.name}: each would drop what the other publishes",
-                "give one of them another name, in dbt_project.yml",
-            )
-        names.add(project.name)
         for contract in project.contracts:
-            known, other = found.setdefault(contract.name, (contract, project.name))
+            known, other = found.setdefault(contract.name, (contract, project.identity))
             if (known.source, known.hash, known.pii) != (contract.source, contract.hash, contract.pii):
                 raise BuscoError(
-                    f"the dbt projects {other} and {project.name} say different things of the source {contract.name}",
+                    f"the dbt projects {other} and {project.identity} say different things of the source "
+                    f"{contract.name}",
                     "write source name, columns, types, meta.grain, meta.delivery and each meta.pii alike in both",
                 )
     return tuple(contract for contract, _ in found.values())
+
+
+def _refuse_alike(projects: Sequence[Project]) -> None:
+    known: set[tuple[str, bool]] = set()
+    for project in projects:
+        if (mark := (project.identity, bool(project.id))) in known:
+            are = f"have the id {project.id}" if project.id else f"are named {project.name}, and have no id"
+            other = suggested_id(project.name, {one.identity for one in projects})
+            raise BuscoError(
+                f"two dbt projects {are}: each would drop what the other publishes",
+                f"give one of them an id of its own, in its dbt_project.yml:\n{id_lines(other)}",
+            )
+        known.add(mark)
+    names = {project.identity: project.name for project in projects if project.id}
+    for project in projects:
+        refuse_used_name(project.owner, names)

@@ -9,9 +9,10 @@ from typing import Any
 
 from busco.errors import BuscoError
 from busco.lake import layout, types
+from busco.lake.owners import ID_VARIABLE
 from busco.lake.records import DOCS_NODE
 from busco.project import PLATFORM_PACKAGES, TABLE_KINDS, Project, meta_of, table_name
-from busco.settings import SIZES
+from busco.settings import PROJECT_ID, PROJECT_ID_WORDS, SIZES
 
 _ALLOWED = frozenset({"lake", "view", "ephemeral", "seed"})
 _LAYERS = ("silver", "gold")
@@ -82,6 +83,7 @@ def _problems(project: Project) -> Iterator[Problem]:
     for macro in project.manifest.get("macros", {}).values():
         if macro["package_name"] not in PLATFORM_PACKAGES and _OWN_MACROS.fullmatch(macro["name"]):
             yield macro, f"the macro {macro['name']} is the platform's own; take it out, or name it otherwise"
+    yield from _id_problems(project)
     yield from _source_problems(project)
     yield from _name_problems(project)
     yield from _key_problems(project)
@@ -187,6 +189,15 @@ def _source_problems(project: Project) -> Iterator[Problem]:
         yield from ((source, text) for text in _mark_problems(source))
 
 
+def _id_problems(project: Project) -> Iterator[Problem]:
+    for said in project.said_ids:
+        if not isinstance(said, str) or not re.fullmatch(PROJECT_ID, said):
+            yield (
+                {"original_file_path": "dbt_project.yml"},
+                f"{ID_VARIABLE} {said!r} is refused; write {PROJECT_ID_WORDS}, in quotes if it is a number",
+            )
+
+
 def _name_problems(project: Project) -> Iterator[Problem]:
     """Airflow's tasks and a run's records go by a node's name without its package."""
     known = dict(_TAKEN)
@@ -207,7 +218,7 @@ def _key_problems(project: Project) -> Iterator[Problem]:
     for source in project.sources.values():
         names = source["source_name"], source.get("identifier") or source["name"]
         yield from _too_long(source, partial(layout.bronze_object, *names, layout.new_id(), layout.new_id()))
-    yield from _too_long({"original_file_path": "dbt_project.yml"}, partial(layout.docs_page, project.name))
+    yield from _too_long({"original_file_path": "dbt_project.yml"}, partial(layout.docs_page, project.identity))
 
 
 def _too_long(node: Mapping[str, Any], *keys: Callable[[], str]) -> Iterator[Problem]:

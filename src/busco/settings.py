@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from platform import machine
@@ -20,6 +21,9 @@ LAYERS: tuple[Layer, ...] = ("bronze", "silver", "gold")
 # The task definitions of deploy/aws/ecs.yaml, the smallest first.
 Size = Literal["small", "medium", "large"]
 SIZES: tuple[Size, ...] = ("small", "medium", "large")
+# How a dbt project's id is written: as a var of its dbt_project.yml, or as a setting.
+PROJECT_ID = r"[a-z0-9_-]{1,63}"
+PROJECT_ID_WORDS = "1 to 63 lower-case letters, digits, - and _"
 
 
 def _home() -> Path:
@@ -81,6 +85,11 @@ class Settings(BaseSettings):
     dbt_project_dir: Path = Field(default=Path("dbt_project"), description="the dbt project, below home")
     dbt_projects: str = Field(
         default="", description="further dbt projects of the same lake: their folders, with commas between them"
+    )
+    project_id: str = Field(
+        default="",
+        description="the id of the dbt project of BUSCO_DBT_PROJECT_DIR, if its dbt_project.yml has no var "
+        "busco_project_id; empty: it is known by its dbt name",
     )
     baked_dir: Path | None = Field(
         default=None, description="where an image has the parse of its project (`busco bake`), empty: there is none"
@@ -187,6 +196,13 @@ class Settings(BaseSettings):
     price_vcpu_hour: float = Field(default=0.04048, ge=0, description="price of a vCPU for an hour, for estimates")
     price_gb_hour: float = Field(default=0.004445, ge=0, description="price of a GB of memory for an hour")
 
+    @field_validator("project_id")
+    @classmethod
+    def _is_an_id(cls, value: str) -> str:
+        if value and not re.fullmatch(PROJECT_ID, value):
+            raise ValueError(f"no id of a dbt project: {PROJECT_ID_WORDS}")
+        return value
+
     @field_validator("runner_silence")
     @classmethod
     def _longer_than_a_beat(cls, value: float) -> float:
@@ -205,17 +221,21 @@ class Settings(BaseSettings):
     def dbt_project(self) -> Path:
         return self.below_home(self.dbt_project_dir)
 
-    def of_project(self, folder: Path | str | None) -> Settings:
+    def of_project(self, folder: Path | str | None, project_id: str | None = None) -> Settings:
         """These settings for a process that works on another dbt project; the same where `folder` is empty.
 
         Args:
             folder: absolute, or below home.
+            project_id: the id that a run was pinned with, which may be empty; None is the setting, which is about this
+                process's own project alone.
         """
-        if not folder:
-            return self
-        path = Path(os.path.normpath(self.below_home(Path(folder))))
-        inside = path.is_relative_to(self.home)
-        return self.model_copy(update={"dbt_project_dir": path.relative_to(self.home) if inside else path})
+        changes: dict[str, object] = {} if project_id is None else {"project_id": project_id}
+        if folder:
+            path = Path(os.path.normpath(self.below_home(Path(folder))))
+            if project_id is None and path != Path(os.path.normpath(self.dbt_project)):
+                changes["project_id"] = ""
+            changes["dbt_project_dir"] = path.relative_to(self.home) if path.is_relative_to(self.home) else path
+        return self.model_copy(update=changes) if changes else self
 
     def of_all_projects(self) -> list[Settings]:
         """These settings for each dbt project of the platform, its own first."""

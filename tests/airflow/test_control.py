@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 from airflow.exceptions import AirflowFailException
 
 from busco.lake import releases
+from busco.lake.layout import run_key
 from busco.orchestration import control
+from busco.project import Project
 from busco.settings import Settings
 from tests.platforms import ROOT
 from tests.unit.lake import ENVIRONMENT, Lake
@@ -89,3 +93,58 @@ def test_a_run_whose_selection_has_an_option_fails_before_anything_is_started_fo
     monkeypatch.setattr(control, "selected", lambda *given: pytest.fail(f"started for {given[2]}"))
     with pytest.raises(AirflowFailException, match="begins with a dash|is a text"):
         control.pin("lakehouse", "manual", 1, "1", select, False)
+
+
+def pinned(lake: Lake, tables: tuple[str, ...], run_id: str) -> None:
+    """A built run of everything of the dbt project busco, which has no id, and whose code has these tables."""
+    lake.tables = frozenset(tables)
+    run = lake.pin(run=run_key("lakehouse", run_id))
+    lake.build_all(run)
+    nodes: dict[str, Any] = {
+        f"model.busco.{table.split('.')[1]}": {
+            "resource_type": "model", "config": {"materialized": "lake"}, "schema": table.split(".")[0],
+            "name": table.split(".")[1], "depends_on": {"nodes": []},
+        }
+        for table in tables
+    }  # fmt: skip
+    manifest = {"metadata": {"project_name": "busco"}, "nodes": nodes, "sources": {}, "macros": {}}
+    lake.store.put(f"{run.docs}manifest.json", json.dumps(manifest).encode())
+    lake.s3.objects[run.layout.pin] = (
+        run.pin.model_copy(update={"manifest_hash": Project(manifest).hash}).model_dump_json().encode()
+    )
+
+
+@pytest.fixture
+def publishing(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    releases.resume(lake.store, ENVIRONMENT)
+    settings = SimpleNamespace(execution="local")
+    monkeypatch.setattr(control, "_lake", lambda **_: (settings, lake.store, ENVIRONMENT))
+    return lake
+
+
+def test_a_publish_that_may_be_another_project_s_fails_with_both_ways_out(
+    publishing: Lake, caplog: pytest.LogCaptureFixture
+) -> None:
+    pinned(publishing, ("silver.s",), "other")
+    before = publishing.live()
+    with pytest.raises(AirflowFailException, match="would drop 2 of these 3 tables: gold.g, gold.h") as refused:
+        control.publish("lakehouse", "other", "ana")
+    for text in (str(refused.value), caplog.text):
+        assert "vars:\n  busco_project_id: busco-2" in text
+        assert "busco dbt build --publish --take-over" in text
+    assert publishing.live() == before
+
+
+def test_the_log_of_publish_names_what_is_dropped_before_and_after(
+    publishing: Lake, caplog: pytest.LogCaptureFixture
+) -> None:
+    pinned(publishing, ("silver.s", "gold.g"), "smaller")
+    with caplog.at_level(logging.INFO):
+        release = control.publish("lakehouse", "smaller", "ana")
+    assert publishing.live().dropped == ("gold.h",)
+    wanted = [
+        "publishing this drops what the dbt project no longer has: gold.h", f"dropped by {release}: gold.h",
+        f"published release={release}",
+    ]  # fmt: skip
+    said = [next(text for text in wanted if text in line) for line in caplog.messages if any(t in line for t in wanted)]
+    assert said == wanted

@@ -131,8 +131,8 @@ class Lake:
         for test in self.audit(run).tests:
             self.test(run, test, runner=runner)
 
-    def publish(self, run: Run) -> Release:
-        return releases.publish(run, self.audit(run), "me", run.docs)
+    def publish(self, run: Run, take_over: bool = False) -> Release:
+        return releases.publish(run, self.audit(run), "me", run.docs, take_over)
 
     def published(self, keep: bool = False, code: str = "f") -> Run:
         """A run of everything, pinned, built and published."""

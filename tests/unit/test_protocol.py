@@ -51,7 +51,8 @@ class Protocol(RuleBasedStateMachine):
 
     def do_publish(self, run: Run) -> None:
         try:
-            self.lake.publish(run)
+            # a project without an id drops all that its code no longer has only on demand
+            self.lake.publish(run, take_over=True)
         except releases.OnHold:
             self.held_back.add(run.name)
             raise

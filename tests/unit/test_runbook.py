@@ -16,6 +16,14 @@ HAPPENS = {
         "test_a_table_of_another_project_in_the_live_release_is_refused_before_anything_is_built",
     ),
     '`pin`: "the ECS task that reads': ("test_a_selection_that_no_ecs_task_can_read_fails_the_pin_with_ecs_s_words",),
+    '`pin`, `publish`: "has no id': ("test_two_folders_of_one_name_do_not_drop_each_other_s_tables",),
+    '`publish`: "this one may be another"': (
+        "test_a_publish_that_may_be_another_project_s_fails_with_both_ways_out",
+        "test_two_folders_of_one_name_do_not_drop_each_other_s_tables",
+    ),
+    '`publish`: "was pinned for the dbt project"': (
+        "test_a_run_is_published_only_as_the_project_that_it_was_pinned_for",
+    ),
     "a model's `run`": ("test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_finishes_the_run",),
     "a model's `test`": ("test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed",),
     "a test over several models": (

@@ -133,8 +133,15 @@ _DBT_HELP = """Usage: busco dbt [--project-dir FOLDER] COMMAND …
 @click.option("--exclude", default="", help="what to leave out (dbt's syntax)")
 @click.option("--full-refresh", is_flag=True, help="build models even where nothing changed")
 @click.option("--publish", is_flag=True, help="make it the live release when all is green, and show it in Glue")
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="with --publish: also take over, or drop, live tables of a dbt project of this name that may be another",
+)
 @click.option("--run", "run_key", help="work for this run instead of beginning one; rebuilds what is selected")
-def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, run_key: str | None) -> int:
+def build_command(
+    select: str, exclude: str, full_refresh: bool, publish: bool, take_over: bool, run_key: str | None
+) -> int:
     """Builds and tests models on the live release and all deliveries, in a run of its own.
 
     Nobody sees the result unless it is published.
@@ -143,9 +150,12 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
     from busco.warehouse.dbt import say as tell
     from busco.warehouse.runner import work
 
+    if take_over and not publish:
+        raise click.UsageError("--take-over needs --publish: it is about what is live")
     settings, store, environment = lake()
     if run_key is not None:
-        settings = settings.of_project(open_run(store, environment, run_key).pin.project_dir)
+        pin = open_run(store, environment, run_key).pin
+        settings = settings.of_project(pin.project_dir, pin.project_id if pin.project else None)
     nodes: list[str] | None = None
     with opened(settings) as dbt:
         project = dbt.parse()
@@ -169,9 +179,12 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
             nodes=nodes,
             full_refresh=full_refresh,
             code_version=code_version(settings),
-            project=project.name,
+            project=project.identity,
             project_dir=str(settings.dbt_project_dir),
             tables=project.tables,
+            project_id=project.id,
+            dbt_name=project.name,
+            take_over=take_over,
         )
     tell(f"run {key}")
     outcome = work(settings, key, nodes=nodes if run_key else None, rebuild=run_key is not None)
@@ -189,7 +202,7 @@ def build_command(select: str, exclude: str, full_refresh: bool, publish: bool, 
             work(settings, key, nodes=["docs"])
         run = open_run(publishing(settings), environment, key)
         try:
-            release = releases.publish(run, project.audit(), me(), run.docs)
+            release = releases.publish(run, project.audit(), me(), run.docs, take_over, tell)
         except releases.OnHold as held:
             raise BuscoError(f"not published: {held}", "when it is over: busco release resume") from held
         except releases.Skipped as skipped:
@@ -227,7 +240,7 @@ def _parse(projects: list[Settings]) -> None:
             project = dbt.parse()
             dbt.check_partitions()
         counts = f"{len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources"
-        echo(f"parsed {counts}" + (f" of {project.name}" if len(projects) > 1 else ""))
+        echo(f"parsed {counts}" + (f" of {project.identity}" if len(projects) > 1 else ""))
         parsed.append(project)
     all_contracts(parsed)
     for settings, project in zip(projects, parsed, strict=True):

@@ -48,7 +48,7 @@ class Code:
         if not self.commit:
             return made
         # it has a state folder of its own, and the parse of its own project
-        for name in ("BUSCO_STATE_DIR", "BUSCO_BAKED_DIR", "BUSCO_DBT_PROJECT_DIR"):
+        for name in ("BUSCO_STATE_DIR", "BUSCO_BAKED_DIR", "BUSCO_DBT_PROJECT_DIR", "BUSCO_PROJECT_ID"):
             made.pop(name, None)
         made["BUSCO_CODE_VERSION"] = self.commit
         if (self.home / "src" / "busco").is_dir():
@@ -59,7 +59,7 @@ class Code:
     def settings(self, settings: Settings, project_dir: str) -> Settings:
         if self.commit:
             fields = type(settings).model_fields
-            own = {name: fields[name].default for name in ("state_dir", "baked_dir", "dbt_project_dir")}
+            own = {name: fields[name].default for name in ("state_dir", "baked_dir", "dbt_project_dir", "project_id")}
             settings = settings.model_copy(update={"home": self.home, **own})
         return settings.of_project(project_dir)
 

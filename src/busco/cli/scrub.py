@@ -27,7 +27,7 @@ def scrub_command(dry_run: bool) -> None:
 
     def personal(version: Version) -> frozenset[str]:
         for project in projects:
-            if version.project in ("", project.name) and (
+            if version.project in ("", project.identity) and (
                 version.unique_id in project.nodes or version.unique_id in project.sources
             ):
                 return of_version(project, version) | project.pii(version.unique_id)

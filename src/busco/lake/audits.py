@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from busco.errors import BuscoError
+from busco.lake.owners import Owner
 from busco.lake.records import GOOD, Entry, Release, Result, Version
 from busco.lake.runs import Run
 
@@ -25,10 +25,13 @@ class Audit:
     Attributes:
         tests: each error-severity test's unique id → the tables that it reads.
         tables: every table that the project has now.
-        project: the dbt project's name.
+        project: the dbt project's identity: its id, or its dbt name where it has none.
         manifest_hash: of the manifest that these were taken from.
         names: test unique id → the Airflow task that runs it, for messages.
         unit_tests: unit test's unique id → the table whose model it tests.
+        dbt_name: the dbt project's name; empty is the same as `project`.
+        has_id: whether `project` is an id.
+        models: the unique ids of all its models and seeds.
     """
 
     tests: dict[str, frozenset[str]]
@@ -37,25 +40,13 @@ class Audit:
     manifest_hash: str
     names: dict[str, str] = field(default_factory=dict)
     unit_tests: dict[str, str] = field(default_factory=dict)
+    dbt_name: str = ""
+    has_id: bool = False
+    models: frozenset[str] = frozenset()
 
-
-def refuse_claimed(project: str, tables: Collection[str], live: Release | None) -> None:
-    """Each table of the lake is one dbt project's.
-
-    Args:
-        project: the one that has `tables`.
-
-    Raises:
-        BuscoError: a table of that name in the release is another project's.
-    """
-    shown = live.tables if live else {}
-    claimed = [t for t in sorted(tables) if t in shown and project and shown[t].project not in ("", project)]
-    if claimed:
-        listed = ", ".join(f"{table} (of {shown[table].project})" for table in claimed)
-        raise BuscoError(
-            f"tables of the dbt project {project} are another project's in the live release: {listed}",
-            "give the model an alias, or take the table out of the other project and publish that one first",
-        )
+    def owner(self, folder: str = "") -> Owner:
+        """Who the project is, which lies in `folder` below the platform's home."""
+        return Owner(self.project, self.dbt_name or self.project, self.has_id, folder)
 
 
 def refuse_moved(run: Run, audit: Audit, base: Release | None, live: Release | None, built: dict[str, Version]) -> None:

@@ -6,16 +6,24 @@ be newer; it stays, and the run either gets along with it or is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from busco.errors import BuscoError
-from busco.lake.audits import Audit, refuse_claimed, refuse_inconsistent, refuse_moved, refuse_untested
+from busco.lake.audits import Audit, refuse_inconsistent, refuse_moved, refuse_untested
+from busco.lake.owners import refuse_claimed, refuse_strange
 from busco.lake.records import Release, Version, utc_now
 from busco.lake.runs import Run
 
 
 def compose(
-    run: Run, audit: Audit, who: str, docs: str, base: Release | None, live: Release | None, release_id: str
+    run: Run,
+    audit: Audit,
+    who: str,
+    docs: str,
+    base: Release | None,
+    live: Release | None,
+    release_id: str,
+    take_over: bool = False,
 ) -> Release:
     """The release that publishing a run on the live release would make.
 
@@ -24,12 +32,22 @@ def compose(
         live: None where nothing was ever published.
         docs: prefix of the run's docs.
         release_id: the new release's id.
+        take_over: publish also what may be another project than the live one of its name (`busco.lake.owners`).
 
     Raises:
         Skipped: superseded (P6).
         BuscoError: a table is missing, moved since the run's pin, was built from other versions, or is not tested (P4,
-            P6), with the tasks to clear.
+            P6), with the tasks to clear; the run was pinned for another project; or tables are another project's, or
+            may be, with the ways out.
     """
+    if run.pin.project not in ("", audit.project):
+        raise BuscoError(
+            f"the run was pinned for the dbt project {run.pin.project}, and what it built is of {audit.project}",
+            "clear the pin task; is busco_project_id, or BUSCO_PROJECT_ID, the same in the runners' image and here?",
+        )
+    owner = audit.owner(run.pin.project_dir)
+    owned = owner.owned(live, take_over)
+    refuse_claimed(owner, audit.tables, live, owned)
     # a model that failed and was taken out of the project leaves an entry that nobody can finish
     entries = {table: entry for table, entry in run.entries().items() if table in audit.tables}
     everything = run.pin.nodes is None
@@ -43,19 +61,24 @@ def compose(
         raise BuscoError(f"not built in this run: {', '.join(missing)}", "clear their tasks")
     built = {t: entry.version for t, entry in entries.items() if entry.version is not None and not entry.kept}
     shown, based = _tables(live), _tables(base)
-    refuse_claimed(audit.project, audit.tables, live)
     refuse_moved(run, audit, base, live, built)
 
     # what the run kept is not among them: it is the base's, and follows what is live now
     tables = {**shown, **built, **_bronze(run, built, shown, based)}
     dropped: frozenset[str] = frozenset()
     if everything and audit.manifest_hash == run.pin.manifest_hash:
-        dropped = _dropped(audit, tables, shown, based)
+        dropped = _dropped(audit, owned, tables, shown, based)
         tables = {table: version for table, version in tables.items() if table not in dropped}
+    if not take_over:
+        refuse_strange(owner, audit.models, live, owned, dropped)
+    # a table that was taken over, or is kept, has the identity of before
+    own = {table for table, version in tables.items() if table in built or version.project in owned}
+    tables |= {table: tables[table].model_copy(update={"project": audit.project}) for table in own}
     refuse_inconsistent(built, tables)
     refuse_untested(run, audit, entries, tables)
     projects = {version.project for version in tables.values()} | {audit.project}
     described = _docs(audit.project, docs, base, live)
+    named = {**(live.names if live else {}), **({audit.project: owner.name} if audit.has_id else {})}
     return Release(
         release=release_id,
         previous=live.release if live else None,
@@ -70,6 +93,7 @@ def compose(
         docs=docs,
         project=audit.project,
         all_docs={project: prefix for project, prefix in described.items() if project and project in projects},
+        names={project: name for project, name in named.items() if project in projects},
         who=who,
         code_version=run.pin.code_version,
         created_at=utc_now(),
@@ -95,9 +119,15 @@ def _bronze(
 
 
 def _dropped(
-    audit: Audit, tables: Mapping[str, Version], shown: Mapping[str, Version], based: Mapping[str, Version]
+    audit: Audit,
+    owned: Collection[str],
+    tables: Mapping[str, Version],
+    shown: Mapping[str, Version],
+    based: Mapping[str, Version],
 ) -> frozenset[str]:
     """The tables of the run's project that its code no longer has, as its base had them (P7).
+
+    `owned` are the identities under which they are in the live release.
 
     One that was built again since stays, and so does one that a table which stays was made from, since another run has
     read it.
@@ -105,7 +135,7 @@ def _dropped(
     gone = {
         table
         for table, version in shown.items()
-        if version.project == audit.project and table not in audit.tables and version == based.get(table)
+        if version.project in owned and table not in audit.tables and version == based.get(table)
     }
     while needed := gone & {parent for table in tables.keys() - gone for parent in tables[table].inputs}:
         gone -= needed

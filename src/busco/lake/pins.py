@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from busco.lake.audits import refuse_claimed
 from busco.lake.deliveries import Contract, read_deliveries
 from busco.lake.layout import EnvironmentLayout, RunLayout, new_id
 from busco.lake.objects import ObjectStore
+from busco.lake.owners import Owner, refuse_claimed
 from busco.lake.records import Pin, utc_now
 from busco.lake.releases import read_live
 from busco.lake.runs import Run, epochs, save_pin
@@ -28,6 +28,9 @@ def pin(
     project: str = "",
     project_dir: str = "",
     tables: Collection[str] = (),
+    project_id: str = "",
+    dbt_name: str = "",
+    take_over: bool = False,
 ) -> Run:
     """Begins an epoch of a run on the live release and on all deliveries so far.
 
@@ -35,15 +38,18 @@ def pin(
         attempt: which try of the pin task it is: each begins an epoch (R1).
         nodes: the dbt unique ids of the selection, None for everything.
         origin: what tells this DAG run from an earlier one of the same run id (Pin): it begins anew.
-        project: the dbt project's name, `project_dir` its folder, `tables` all that it has.
+        project: the dbt project's identity, `project_dir` its folder, `tables` all that it has.
+        project_id: its id, where it has one, and `dbt_name` its dbt name; empty is the same as `project`.
+        take_over: the run is to be published with `--take-over` (`busco.lake.owners`).
 
     Raises:
-        BuscoError: another project has published a table of that name; deliveries under another contract than today's,
-            with the files to ingest again.
+        BuscoError: another project has published a table of that name, or uses this one's dbt name; or deliveries under
+            another contract than today's, with the files to ingest again.
     """
     live = read_live(store, environment)
     base = live.release if live else None
-    refuse_claimed(project, tables, base)
+    owner = Owner(project, dbt_name or project, bool(project_id), project_dir)
+    refuse_claimed(owner, tables, base, owner.owned(base, take_over))
     made = Pin(
         run=run,
         epoch=_epoch(store, environment, run, attempt, origin),
@@ -60,6 +66,7 @@ def pin(
         origin=origin,
         project=project,
         project_dir=project_dir,
+        project_id=project_id,
     )
     return save_pin(store, environment, made)
 

@@ -40,6 +40,7 @@ class Version(LakeRecord):
 
     `table` is `<layer>.<name>`; `inputs` maps each parent table to the exact version that was read (R6);
     `deliveries` are the keys of a bronze table's delivery records; `metadata` is the key of its Iceberg metadata.
+    `project` is the identity of the dbt project that made it.
     `personal` are the columns that have, or may have, personal data, of which the metadata has no bounds; None in
     records of before that was kept.
     """
@@ -88,8 +89,8 @@ class Delivery(LakeRecord):
 class Pin(LakeRecord):
     """What a run is based on (R2). `nodes` are the dbt unique ids of the selection, None for everything; `origin` is
     Airflow's own id of the DAG run, which tells it from an earlier one of the same run id that was deleted; `project`
-    is the dbt project's name and `project_dir` its folder below the platform's home (records of before there were
-    several have neither)."""
+    is the dbt project's identity (its id, or its dbt name) and `project_dir` its folder below the platform's home
+    (records of before there were several have neither); `project_id` is its id, empty where it has none."""
 
     run: str
     epoch: int
@@ -106,6 +107,7 @@ class Pin(LakeRecord):
     origin: str = ""
     project: str = ""
     project_dir: str = ""
+    project_id: str = ""
 
 
 class Entry(LakeRecord):
@@ -292,8 +294,9 @@ class Current(LakeRecord):
 
 class Release(LakeRecord):
     """Every table → version, consistent (P1). `stale` names tables whose inputs differ from this release's (P5);
-    `project` is the dbt project that was published, and `docs` the prefix of its run's docs. `all_docs` has the prefix
-    of each project with tables here: for that project it is `docs`, unless newer ones were live already."""
+    `project` is the identity of the dbt project that was published, and `docs` the prefix of its run's docs. `all_docs`
+    has the prefix of each project with tables here: for that project it is `docs`, unless newer ones were live already.
+    `names` has the dbt name of each of these projects that has an id, by that id."""
 
     release: str
     previous: str | None
@@ -308,6 +311,7 @@ class Release(LakeRecord):
     docs: str = ""
     project: str = ""
     all_docs: dict[str, str] = {}
+    names: dict[str, str] = {}
     who: str
     reason: str = ""
     code_version: str = ""
@@ -315,7 +319,7 @@ class Release(LakeRecord):
     rolled_back_to: str | None = None
 
     def docs_by_project(self) -> dict[str, str]:
-        """Where each project's docs lie, by its name; of a record that doesn't say, the one project's."""
+        """Where each project's docs lie, by its identity; of a record that doesn't say, the one project's."""
         if self.all_docs or not self.docs:
             return self.all_docs
         return {version.project: self.docs for version in self.tables.values() if version.project}

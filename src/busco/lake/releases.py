@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from busco.errors import BuscoError
@@ -13,6 +13,7 @@ from busco.lake.audits import Skipped as Skipped
 from busco.lake.compose import compose
 from busco.lake.layout import EnvironmentLayout, stamp
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
+from busco.lake.owners import after, before
 from busco.lake.records import Current, Entry, Hold, Pin, Release, Resumed, Version, utc_now
 from busco.lake.runs import Run, newest_epoch
 from busco.text import printable
@@ -76,7 +77,14 @@ def resolve(store: ObjectStore, environment: EnvironmentLayout, release_id: str)
     raise BuscoError(f"{release_id} {problem}", "see: busco release list")
 
 
-def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
+def publish(
+    run: Run,
+    audit: Audit,
+    who: str,
+    docs: str,
+    take_over: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Release:
     """Makes a run's versions the live release, by one conditional write (P1 to P7).
 
     Safe to repeat: a run that is published already is found in the history. Of two publishers at once one wins;
@@ -84,11 +92,15 @@ def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
 
     Returns the release: the new one, or the one that this run had already become.
 
+    Args:
+        take_over: publish also what may be another project than the live one of its name (`busco.lake.owners`).
+        say: takes the words on what is dropped or taken over, before the write and after it.
+
     Raises:
         OnHold: `resume` will name the run (P3).
         Skipped: rolled back since (P3), or superseded (P6).
         BuscoError: a table moved since the run's pin, inputs differ, or a test is missing (P4, P6), with the
-            tasks to clear; or the run is a replay.
+            tasks to clear; tables are another project's, or may be, with the ways out; or the run is a replay.
     """
     store, environment = run.store, run.environment
     _refuse_replay(environment)
@@ -96,6 +108,8 @@ def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
     while True:
         live = read_live(store, environment)
         if live is not None and (published := _already(store, environment, run, audit, live)):
+            for words in after(audit.owner(), live.release, published):
+                say(words)
             return published
         if newest_epoch(store, environment, run.name) != run.pin.epoch:
             raise BuscoError(f"epoch {run.pin.epoch} of run {run.name} is over", "a newer one has begun: publish that")
@@ -107,9 +121,15 @@ def publish(run: Run, audit: Audit, who: str, docs: str) -> Release:
                 if not _swap(store, environment, live, hold=noted):
                     continue
             raise OnHold(_hold_text(hold))
-        release = compose(run, audit, who, docs, base, live.release if live else None, new_release_id())
+        shown = live.release if live else None
+        release = compose(run, audit, who, docs, base, shown, new_release_id(), take_over)
+        owner = audit.owner(run.pin.project_dir)
+        for words in before(owner, shown, release, take_over):
+            say(words)
         store.create(environment.release(release.release), release)
         if _swap(store, environment, live, release=release.release):
+            for words in after(owner, shown, release, take_over):
+                say(words)
             return release
 
 

@@ -36,7 +36,7 @@ def pin(
 
     Raises:
         AirflowFailException: the selection matches nothing or has options in it, deliveries are outdated, nothing was
-            ever parsed, or another project has published a table of the same name.
+            ever parsed, or another project has published a table of the same name or uses this one's name.
     """
     settings, store, environment = _lake()
     settings = settings.of_project(project_dir)
@@ -44,7 +44,7 @@ def pin(
     try:
         # refused here, before a process or an ECS task is started for it
         wanted = " ".join(selectors(select))
-        project = Project.read(settings.manifest_path)
+        project = Project.of(settings)
         attempted = [dag_id, run_id, str(attempt), origin]
         nodes = selected(settings, project, wanted, attempted) if wanted else None
         run = pins.pin(
@@ -59,9 +59,11 @@ def pin(
             full_refresh=full_refresh,
             code_version=code_version(settings),
             origin=origin,
-            project=project.name,
+            project=project.identity,
             project_dir=str(settings.dbt_project_dir),
             tables=project.tables,
+            project_id=project.id,
+            dbt_name=project.name,
         )
     except BuscoError as error:
         raise _failed(error) from error
@@ -76,7 +78,8 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
 
     Raises:
         AirflowSkipException: on hold, superseded, or rolled back since.
-        AirflowFailException: refused, with what to clear.
+        AirflowFailException: refused, with what to clear, or with both ways out where the project may be another than
+            the live one of its name (`busco.lake.owners`).
     """
     settings, store, environment = _lake(publishes=True)
     try:
@@ -84,7 +87,8 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
         manifest = store.get(f"{run.docs}manifest.json")
         if manifest is None:
             raise BuscoError("the run has no docs yet", "clear the docs task")
-        release = releases.publish(run, Project(json.loads(manifest.body)).audit(), who, run.docs)
+        audit = Project(json.loads(manifest.body)).audit()
+        release = releases.publish(run, audit, who, run.docs, say=lambda line: log.info("%s", line))
     except releases.Skipped as skipped:
         log.info("not published: %s", skipped)
         raise AirflowSkipException(str(skipped)) from skipped

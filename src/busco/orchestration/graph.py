@@ -39,7 +39,7 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
     Raises:
         BuscoError: the project was never parsed here.
     """
-    project = Project.read(settings.manifest_path)
+    project = Project.of(settings)
     with tempfile.TemporaryDirectory() as folder:
         names = task_names.task_names(project)
         manifest, known = task_names.renamed(project, names, Path(folder))
@@ -106,7 +106,8 @@ def node_converter(project: Project, names: Mapping[str, str], known: Mapping[st
             return EmptyOperator(**place, trigger_rule="none_failed")
         own = list(project.own_tests.get(uid, ()))
         about = {
-            "size": project.size(uid), "table": project.table_of(uid) or "", "unique_id": uid, "project": project.name,
+            "size": project.size(uid), "table": project.table_of(uid) or "", "unique_id": uid,
+            "project": project.identity,
         }  # fmt: skip
         name = f"{said['schema']}.{said['alias']}"
         if task_id == "test":

@@ -46,9 +46,9 @@ def selected(settings: Settings, project: Project, select: str, attempt: Sequenc
 
 def _here(settings: Settings, select: str) -> list[str]:
     words = [str(python(settings, "dbt")), "-m", "busco", *_words(settings, select)]
-    result = subprocess.run(
-        words, capture_output=True, text=True, check=False, cwd=settings.home, env=without_airflow(dict(os.environ))
-    )
+    # the id of BUSCO_PROJECT_ID is the platform's own project's
+    variables = without_airflow(dict(os.environ)) | {"BUSCO_PROJECT_ID": settings.project_id}
+    result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=settings.home, env=variables)
     if result.returncode != 0:
         raise BuscoError((result.stderr or result.stdout).strip())
     for note in result.stderr.splitlines():

@@ -89,8 +89,9 @@ class Dbt:
             BuscoError: dbt can't parse it (dbt's message), or a model is refused (`refusals`).
         """
         if (found := baked.find(self.settings)) is not None:
-            self.manifest, self.project, self.parsed_by = found.manifest(), found.project, "image"
-            self.redactor = Redactor(found.project)
+            self.manifest, self.parsed_by = found.manifest(), "image"
+            self.project = found.project.with_id(self.settings.project_id)
+            self.redactor = Redactor(self.project)
             refusals.check(self.project)
             return self.project
         shared = self.settings.partial_parse_path
@@ -138,7 +139,7 @@ class Dbt:
                 folder = Path(node.get("root_path") or self.settings.dbt_project)
                 content = (folder / node["original_file_path"]).read_bytes()
                 node["checksum"] = {"name": "sha256", "checksum": hashlib.sha256(content).hexdigest()}
-        return Project(manifest)
+        return Project(manifest).with_id(self.settings.project_id)
 
     def select(self, select: str, exclude: str = "", built: Collection[str] | None = None) -> Selected:
         """The models, seeds, tests and unit tests that `select` (dbt's syntax) names.
@@ -371,7 +372,7 @@ def ensure_manifest(settings: Settings) -> Project:
         files = [file for file in settings.dbt_project.rglob("*") if "target" not in file.parts]
         files += package.FOLDER.rglob("*")
         if all(file.stat().st_mtime <= made for file in files):
-            return Project.read(path)
+            return Project.of(settings)
     with opened(settings) as dbt:
         project = dbt.parse()
         dbt.check_partitions()

@@ -80,7 +80,7 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
     Raises:
         BuscoError: the run is over, or the project can't be parsed.
     """
-    settings = settings.of_project(run.pin.project_dir)
+    settings = settings.of_project(run.pin.project_dir, run.pin.project_id if run.pin.project else None)
     me = _register(run, _me(settings, order, log))
     if me is None:
         return None

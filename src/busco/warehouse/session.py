@@ -160,6 +160,8 @@ class Session:
             and not self.run.pin.full_refresh
             and not meta_of(self.project.node(unique_id)).get("volatile")
             and known.fingerprint == fingerprint
+            # a project that was renamed: its docs and Glue's comments go by the unique id
+            and known.unique_id in ("", unique_id)
             and known.inputs == reads
         )
         if job["keep"] and known is not None:
@@ -287,7 +289,7 @@ class Session:
             inputs=job["reads"],
             fingerprint=str(job["fingerprint"]),
             unique_id=str(job["node"]),
-            project=self.project.name,
+            project=self.project.identity,
             personal=tuple(sorted(job["personal"])),
             made_at=utc_now(),
         )

@@ -1,0 +1,178 @@
+"""A dbt project keeps its tables wherever it lies and whatever it is called, and takes nobody else's."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from busco.aws import client
+from busco.lake.records import Release
+from busco.settings import get_settings
+from tests.platforms import Platform
+
+ORDERS = "id,customer,amount,day,n\na,x,1.50,2018-01-01,1\nb,y,2.25,2018-01-02,2\n"
+
+
+@pytest.fixture
+def shop(mini: Platform) -> Platform:
+    mini.deliver(ORDERS)
+    fct = mini.home / "dbt_project/models/gold/fct.yml"
+    fct.write_text(fct.read_text().replace("name: fct\n", "name: fct\n    description: Days of orders\n", 1))
+    return mini
+
+
+def other_folder(made: Platform, **models: str) -> None:
+    """Another project with the same dbt name, in the folder `other`."""
+    (made.home / "other").mkdir()
+    shutil.copy(made.home / "dbt_project/dbt_project.yml", made.home / "other")
+    for name, sql in models.items():
+        made.write(f"other/models/gold/{name}.sql", sql)
+
+
+def identify(made: Platform, identity: str, folder: str = "dbt_project", under: str = "") -> None:
+    """Writes the id into a project's dbt_project.yml, below the project's name or not."""
+    file = made.home / folder / "dbt_project.yml"
+    text = re.sub(r"\nvars:\n(  .*\n)*", "\n", file.read_text())
+    line = f"  {under}:\n    busco_project_id: {identity}\n" if under else f"  busco_project_id: {identity}\n"
+    file.write_text(f"{text}\nvars:\n{line}")
+
+
+def publish(made: Platform, folder: str = "", *words: str, status: int = 0, **environment: str) -> str:
+    chosen = ["--project-dir", folder] if folder else []
+    return made.busco("dbt", *chosen, "build", "--publish", *words, status=status, environment=environment)
+
+
+def owners(release: Release) -> dict[str, str]:
+    return {table: version.project for table, version in release.tables.items() if not table.startswith("bronze.")}
+
+
+def versions(made: Platform) -> dict[str, str]:
+    return {table: version.version for table, version in made.live().tables.items()}
+
+
+OWN = ("silver.orders", "gold.fct")
+
+
+def test_two_folders_of_one_name_do_not_drop_each_other_s_tables(shop: Platform) -> None:
+    publish(shop)
+    before = shop.live()
+    other_folder(shop, visits="select 1 as n", views="select 2 as n")
+    said = publish(shop, "other", status=1)
+    assert "would drop 2 of these 2 tables: gold.fct, silver.orders" in said
+    assert "vars:\n  busco_project_id: busco-2\n" in said
+    assert "busco dbt --project-dir other build --publish --take-over" in said
+    assert shop.live() == before
+    assert "vars" not in (shop.home / "other/dbt_project.yml").read_text()
+    # with an id of its own beside one that has none
+    identify(shop, "busco-2", "other")
+    said = publish(shop, "other")
+    assert "another dbt project is named busco, and has no id" in said
+    assert owners(shop.live()) == dict.fromkeys(OWN, "busco") | {"gold.visits": "busco-2", "gold.views": "busco-2"}
+    assert set(shop.live().all_docs) == {"busco", "busco-2"}
+    said = publish(shop, status=1)
+    assert "the dbt project busco has no id, and its name is used by another: the one with the id busco-2" in said
+    assert "START" not in said, "nothing is built for it"
+    # and both with one
+    identify(shop, "busco", under="busco")
+    kept = versions(shop)
+    assert "drop" not in publish(shop)
+    assert versions(shop) == kept
+    assert shop.live().names == {"busco": "busco", "busco-2": "busco"}
+    assert shop.query("select count(*) from busco_gold.fct") == [("2",)]
+    assert shop.query("select n from busco_gold.visits") == [("1",)]
+    for name in ("busco", "busco-2"):
+        assert shop.store.get(f"docs/projects/{name}.html") is not None
+
+
+def test_a_folder_takes_over_on_demand_and_says_which_tables_that_costs(shop: Platform) -> None:
+    publish(shop)
+    other_folder(shop, visits="select 1 as n")
+    assert "--take-over needs --publish" in shop.busco("dbt", "build", "--take-over", status=2)
+    said = publish(shop, "other", "--take-over")
+    release = shop.live()
+    lost = "gold.fct, silver.orders"
+    places = [
+        said.index(line)
+        for line in (
+            f"taking over the live tables of the dbt project busco: {lost}\n",
+            f"publishing this drops what the dbt project no longer has: {lost}\n",
+            f"dropped by {release.release}: {lost}\n",
+            "vars:\n  busco_project_id: busco\n",
+            f"published {release.release}\n",
+        )
+    ]
+    assert places == sorted(places)
+    assert (owners(release), release.dropped) == ({"gold.visits": "busco"}, ("gold.fct", "silver.orders"))
+    assert "vars" not in (shop.home / "other/dbt_project.yml").read_text()
+
+
+def test_a_new_id_takes_the_tables_of_its_former_name_on_demand_and_builds_nothing_again(shop: Platform) -> None:
+    publish(shop)
+    before = versions(shop)
+    identify(shop, "market")
+    said = publish(shop, status=1)
+    assert "tables of the dbt project market are another project's in the live release: gold.fct (of busco)" in said
+    assert "→ if they are its own, and its id is to be market: busco dbt build --publish --take-over" in said
+    said = publish(shop, "", "--take-over")
+    assert "taking over the live tables of the dbt project busco: gold.fct, silver.orders\n" in said
+    assert versions(shop) == before
+    assert owners(shop.live()) == dict.fromkeys(OWN, "market")
+    assert shop.live().names == {"market": "busco"}
+    assert "taking over" not in publish(shop)
+
+
+def test_one_project_at_three_paths_by_three_ways_to_say_its_id_and_under_two_names(
+    shop: Platform, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    publish(shop, BUSCO_PROJECT_ID="market")
+    assert owners(shop.live()) == dict.fromkeys(OWN, "market")
+    before = versions(shop)
+    paths = [shop.home / "checkout/of/ci", tmp_path_factory.mktemp("image") / "opt/project"]
+    for path, under in zip(paths, ("", "busco"), strict=True):
+        shutil.copytree(shop.home / "dbt_project", path)
+        identify(shop, "market", str(path), under)
+        assert "drop" not in publish(shop, str(path))
+        assert versions(shop) == before, "the id is no part of a fingerprint"
+        assert owners(shop.live()) == dict.fromkeys(OWN, "market")
+    renamed = paths[0] / "dbt_project.yml"
+    renamed.write_text(renamed.read_text().replace("name: busco", "name: store").replace("  busco:\n", "  store:\n"))
+    assert "drop" not in publish(shop, str(paths[0]))
+    release = shop.live()
+    assert (owners(release), release.names) == (dict.fromkeys(OWN, "market"), {"market": "store"})
+    assert release.all_docs.keys() == {"market"}
+    assert {release.tables[table].unique_id for table in OWN} == {"model.store.orders", "model.store.fct"}
+    shown = client("glue", shop.settings).get_table(DatabaseName="busco_gold", Name="fct")["Table"]
+    assert shown["Description"] == "Days of orders"
+
+
+def test_a_run_s_id_is_that_of_its_pin_wherever_it_is_built(shop: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUSCO_PROJECT_ID", "market")
+    get_settings.cache_clear()
+    run, outcome = shop.built()
+    assert outcome.good
+    assert (run.pin.project, run.pin.project_id) == ("market", "market")
+    monkeypatch.delenv("BUSCO_PROJECT_ID")
+    get_settings.cache_clear()
+    # as an ECS task, which is told nothing but its run
+    said = shop.busco("dbt", "build", "--run", run.name, "--select", "fct orders")
+    assert "success" in said
+    assert {entry.version.project for entry in run.entries().values() if entry.version} == {"market"}
+    assert owners(shop.publish(run)) == dict.fromkeys(OWN, "market")
+
+
+def test_what_is_no_id_is_refused_at_parse_and_where_it_is_a_setting(shop: Platform) -> None:
+    identify(shop, "My-Shop")
+    said = shop.busco("dbt", "parse", status=1)
+    assert "dbt_project.yml: busco_project_id 'My-Shop' is refused; write 1 to 63 lower-case letters" in said
+    said = shop.busco("dbt", "parse", status=1, environment={"BUSCO_PROJECT_ID": "My-Shop"})
+    assert "BUSCO_PROJECT_ID is 'My-Shop': no id of a dbt project" in said
+
+
+def test_a_parse_that_came_with_an_image_has_the_id_of_the_process(shop: Platform) -> None:
+    baked = Path(shop.home / "baked")
+    shop.busco("bake", str(baked))
+    publish(shop, BUSCO_BAKED_DIR=str(baked), BUSCO_PROJECT_ID="market")
+    assert owners(shop.live()) == dict.fromkeys(OWN, "market")

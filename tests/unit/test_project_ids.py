@@ -1,0 +1,438 @@
+"""Which tables a dbt project may publish, drop and take over, by its id or by its dbt name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from busco import refusals
+from busco.errors import BuscoError
+from busco.lake import pins, releases
+from busco.lake.owners import id_lines, suggested_id
+from busco.lake.records import Pin, Release
+from busco.lake.runs import Run
+from busco.project import Project
+from busco.projects import all_contracts
+from busco.settings import Settings
+from tests.unit.lake import ENVIRONMENT, Lake, version
+
+
+@dataclass
+class Folder:
+    """A dbt project of tables that read nothing, as it is in one folder."""
+
+    lake: Lake
+    tables: Collection[str]
+    name: str = "shop"
+    id: str = ""
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def identity(self) -> str:
+        return self.id or self.name
+
+    def unique_id(self, table: str) -> str:
+        return f"model.{self.name}.{table.split('.')[1]}"
+
+    @property
+    def audit(self) -> releases.Audit:
+        return releases.Audit(
+            {}, frozenset(self.tables), self.identity, "hash", dbt_name=self.name, has_id=bool(self.id),
+            models=frozenset(map(self.unique_id, self.tables)),
+        )  # fmt: skip
+
+    def pin(self, take_over: bool = False, nodes: Collection[str] | None = None) -> Run:
+        self.lake.count += 1
+        return pins.pin(
+            self.lake.store, ENVIRONMENT, f"run{self.lake.count}", 1, (), "hash", project=self.identity,
+            project_id=self.id, dbt_name=self.name, tables=self.tables, take_over=take_over,
+            nodes=None if nodes is None else tuple(nodes),
+        )  # fmt: skip
+
+    def build(self, run: Run, tables: Collection[str] | None = None) -> None:
+        base = run.base()
+        for table in self.tables if tables is None else tables:
+            token = run.take(table, 1)
+            known = base.tables.get(table) if base else None
+            if known is not None and known.unique_id == self.unique_id(table):
+                run.enter(table, token, known, kept=True)
+            else:
+                update = {"project": self.identity, "unique_id": self.unique_id(table)}
+                run.enter(table, token, version(table, {}).model_copy(update=update), kept=False)
+
+    def publish(self, take_over: bool = False, only: Collection[str] | None = None) -> Release:
+        run = self.pin(take_over, only)
+        self.build(run, only)
+        return self.publish_run(run, take_over)
+
+    def publish_run(self, run: Run, take_over: bool = False) -> Release:
+        self.said.clear()
+        return releases.publish(run, self.audit, "me", run.docs, take_over, self.said.append)
+
+
+@pytest.fixture
+def lake() -> Lake:
+    return Lake()
+
+
+def owners(release: Release) -> dict[str, str]:
+    return {table: made.project for table, made in release.tables.items()}
+
+
+A = ("gold.a", "gold.b", "gold.c", "gold.d")
+OTHER = ("gold.x", "gold.y")
+
+
+# -- two folders of one name ------------------------------------------------------------------------------------------
+
+
+def test_two_folders_of_one_name_with_two_ids_publish_side_by_side(lake: Lake) -> None:
+    first, second = Folder(lake, A, id="one"), Folder(lake, OTHER, id="two")
+    first.publish()
+    second.publish()
+    release = first.publish()
+    assert owners(release) == dict.fromkeys(A, "one") | dict.fromkeys(OTHER, "two")
+    assert (release.dropped, release.project) == ((), "one")
+    assert release.names == {"one": "shop", "two": "shop"}
+    assert set(release.all_docs) == {"one", "two"}
+    assert (first.said, second.said) == ([], [])
+
+
+def test_two_folders_of_one_name_without_ids_are_not_taken_for_one_project(lake: Lake) -> None:
+    Folder(lake, A).publish()
+    before = lake.live()
+    with pytest.raises(BuscoError, match="would drop 4 of these 4 tables: gold.a, gold.b, gold.c, gold.d") as refused:
+        Folder(lake, OTHER).publish()
+    assert f"{id_lines('shop-2')}\n  → if the tables are its own: busco dbt build --publish --take-over" in str(
+        refused.value
+    )
+    assert lake.live() == before
+
+
+def test_a_part_of_another_folder_of_the_name_is_refused_too_although_it_drops_nothing(lake: Lake) -> None:
+    Folder(lake, A).publish()
+    other = Folder(lake, OTHER)
+    with pytest.raises(BuscoError, match="none of its models made one of them: gold.a, gold.b, gold.c, gold.d"):
+        other.publish(only=["gold.x"])
+    # a package that both use says nothing
+    both = Folder(lake, A)
+    run = other.pin(nodes=["gold.x"])
+    other.build(run, ["gold.x"])
+    shared = other.audit.models | {"model.dates.days"}
+    days = version("gold.days", {}).model_copy(update={"project": "shop", "unique_id": "model.dates.days"})
+    both.tables = (*A, "gold.days")
+    packaged = both.pin()
+    both.build(packaged, A)
+    packaged.enter("gold.days", packaged.take("gold.days", 1), days, kept=False)
+    both.publish_run(packaged)
+    audit = releases.Audit({}, frozenset(OTHER), "shop", "hash", dbt_name="shop", models=shared)
+    with pytest.raises(BuscoError, match="none of its models made one of them"):
+        releases.publish(run, audit, "me", run.docs)
+
+
+@pytest.mark.parametrize(("kept", "refused"), [(A[:1], True), (A[:2], False), (A[:3], False)])
+def test_more_than_half_of_the_live_tables_are_dropped_only_on_demand(
+    lake: Lake, kept: tuple[str, ...], refused: bool
+) -> None:
+    Folder(lake, A).publish()
+    smaller = Folder(lake, kept)
+    if refused:
+        with pytest.raises(BuscoError, match="would drop 3 of these 4 tables: gold.b, gold.c, gold.d"):
+            smaller.publish()
+    release = smaller.publish(take_over=refused)
+    lost = ", ".join(sorted({*A} - {*kept}))
+    assert release.dropped == tuple(sorted({*A} - {*kept}))
+    told = [
+        f"publishing this drops what the dbt project no longer has: {lost}", f"dropped by {release.release}: {lost}",
+    ]  # fmt: skip
+    if refused:
+        told.insert(0, f"taking over the live tables of the dbt project shop: {', '.join(A)}")
+        assert smaller.said.pop().endswith(id_lines("shop"))
+    assert smaller.said == told
+
+
+def test_without_ids_another_folder_takes_the_name_over_on_demand_and_is_shown_the_line_to_add(lake: Lake) -> None:
+    Folder(lake, A).publish()
+    other = Folder(lake, OTHER)
+    release = other.publish(take_over=True)
+    assert owners(release) == dict.fromkeys(OTHER, "shop")
+    listed = ", ".join(A)
+    assert other.said[:3] == [
+        f"taking over the live tables of the dbt project shop: {listed}",
+        f"publishing this drops what the dbt project no longer has: {listed}",
+        f"dropped by {release.release}: {listed}",
+    ]
+    assert other.said[3].endswith("vars:\n  busco_project_id: shop")
+
+
+def test_of_a_pair_the_folder_without_an_id_is_refused_until_it_has_one_and_keeps_its_tables_by_it(lake: Lake) -> None:
+    first, second = Folder(lake, A), Folder(lake, OTHER, id="second")
+    first.publish()
+    with_id = second.publish()
+    assert owners(with_id) == dict.fromkeys(A, "shop") | dict.fromkeys(OTHER, "second")
+    (told,) = second.said
+    assert "another dbt project is named shop, and has no id" in told
+    assert told.endswith(id_lines("shop"))
+    for refuse in (first.pin, first.publish, lambda: first.publish(take_over=True)):
+        with pytest.raises(BuscoError, match="shop has no id, and its name is used by .* the id second") as refused:
+            refuse()
+    assert str(refused.value).endswith(id_lines("shop"))
+    release = Folder(lake, A, id="shop").publish()
+    assert owners(release) == owners(with_id)
+    assert (release.dropped, release.built) == ((), ())
+    assert release.names == {"second": "shop", "shop": "shop"}
+    assert second.publish().dropped == ()
+    assert second.said == []
+
+
+def test_a_run_of_before_the_id_is_not_published_after_it(lake: Lake) -> None:
+    first = Folder(lake, A)
+    first.publish()
+    late = first.pin()
+    first.build(late)
+    Folder(lake, OTHER, id="second").publish()
+    with pytest.raises(BuscoError, match="shop has no id, and its name is used by"):
+        first.publish_run(late)
+
+
+def test_a_project_without_an_id_whose_name_is_another_s_id_is_refused(lake: Lake) -> None:
+    Folder(lake, A, name="store", id="shop").publish()
+    with pytest.raises(BuscoError, match="shop has no id, and its name is used by"):
+        Folder(lake, OTHER).pin()
+
+
+def test_a_name_is_free_again_once_the_project_with_the_id_has_no_tables(lake: Lake) -> None:
+    named, third = Folder(lake, A, id="one"), Folder(lake, ("gold.z",), name="third")
+    named.publish()
+    named.tables = ()
+    assert named.publish().dropped == A
+    third.publish()
+    assert lake.live().names == {}
+    assert owners(Folder(lake, OTHER).publish()) == {"gold.z": "third"} | dict.fromkeys(OTHER, "shop")
+
+
+# -- an id that is new ------------------------------------------------------------------------------------------------
+
+
+def test_an_id_that_is_the_former_name_keeps_the_tables_also_of_a_project_that_is_renamed_by_it(lake: Lake) -> None:
+    Folder(lake, A).publish()
+    versions = {table: made.version for table, made in lake.live().tables.items()}
+    release = Folder(lake, A, id="shop").publish()
+    assert {table: made.version for table, made in release.tables.items()} == versions
+    Folder(lake, OTHER, name="other").publish()
+    Folder(lake, OTHER, name="better", id="other").publish()
+    assert owners(lake.live()) == dict.fromkeys(A, "shop") | dict.fromkeys(OTHER, "other")
+    assert lake.live().names == {"shop": "shop", "other": "better"}
+
+
+def test_another_folder_does_not_get_the_tables_of_a_name_by_an_id_that_is_like_it(lake: Lake) -> None:
+    Folder(lake, A).publish()
+    for other in (Folder(lake, OTHER, id="shop"), Folder(lake, OTHER, name="better", id="shop")):
+        with pytest.raises(BuscoError, match="would drop 4 of these 4 tables"):
+            other.publish()
+        with pytest.raises(BuscoError, match="none of its models made one of them"):
+            other.publish(only=["gold.x"])
+    assert owners(lake.live()) == dict.fromkeys(A, "shop")
+
+
+def test_another_new_id_takes_the_tables_of_its_dbt_name_only_on_demand_and_then_all_of_them(lake: Lake) -> None:
+    Folder(lake, A).publish()
+    named = Folder(lake, A[1:], id="new")
+    for refuse in (named.pin, named.publish):
+        with pytest.raises(BuscoError, match=r"another project's in the live release: gold\.b \(of shop\)") as refused:
+            refuse()
+        assert id_lines("shop") in str(refused.value)
+        assert str(refused.value).endswith("busco dbt build --publish --take-over")
+    release = named.publish(take_over=True)
+    assert owners(release) == dict.fromkeys(A[1:], "new"), "kept ones too"
+    assert (release.dropped, release.built) == (("gold.a",), ())
+    assert named.said == [
+        "taking over the live tables of the dbt project shop: gold.a, gold.b, gold.c, gold.d",
+        "publishing this drops what the dbt project no longer has: gold.a",
+        f"dropped by {release.release}: gold.a",
+    ]
+    assert (release.names, set(release.all_docs)) == ({"new": "shop"}, {"new"})
+    assert named.publish().dropped == ()
+    assert named.said == []
+
+
+def test_a_part_that_takes_over_has_all_tables_of_the_name_too_and_drops_none(lake: Lake) -> None:
+    Folder(lake, A).publish()
+    release = Folder(lake, A, id="new").publish(take_over=True, only=["gold.b"])
+    assert owners(release) == dict.fromkeys(A, "new")
+    assert release.dropped == ()
+
+
+def test_nobody_takes_over_the_tables_of_a_third_project_or_of_another_id(lake: Lake) -> None:
+    Folder(lake, A, name="third").publish()
+    Folder(lake, OTHER, name="x", id="shop").publish()
+    for table in ("gold.a", "gold.x"):
+        with pytest.raises(BuscoError, match="are another project's in the live release"):
+            Folder(lake, [table], id="new").publish(take_over=True)
+
+
+def test_a_rollback_brings_back_who_had_the_tables(lake: Lake) -> None:
+    Folder(lake, A).publish()
+    old = lake.live()
+    named = Folder(lake, A, id="new")
+    named.publish(take_over=True)
+    releases.rollback(lake.store, ENVIRONMENT, old.release, "me", "why")
+    releases.resume(lake.store, ENVIRONMENT)
+    assert (owners(lake.live()), lake.live().names) == (dict.fromkeys(A, "shop"), {})
+    assert owners(Folder(lake, A).publish()) == dict.fromkeys(A, "shop")
+
+
+# -- one project ------------------------------------------------------------------------------------------------------
+
+
+def test_a_project_with_an_id_may_be_renamed_and_drop_what_it_likes(lake: Lake) -> None:
+    Folder(lake, A, id="one").publish()
+    release = Folder(lake, A, name="store", id="one").publish()
+    assert owners(release) == dict.fromkeys(A, "one")
+    assert (release.dropped, release.names) == ((), {"one": "store"})
+    smaller = Folder(lake, OTHER, name="store", id="one")
+    assert smaller.publish().dropped == A
+    assert smaller.said[0].endswith("gold.a, gold.b, gold.c, gold.d")
+
+
+def test_a_copy_that_has_another_name_and_kept_the_id_is_not_taken_for_the_project_renamed(lake: Lake) -> None:
+    Folder(lake, A, id="one").publish()
+    with pytest.raises(BuscoError, match="tables of a dbt project one, and this one may be another: .* drop 4 of"):
+        Folder(lake, OTHER, name="copy", id="one").publish()
+
+
+def test_a_release_is_found_again_with_what_it_dropped(lake: Lake) -> None:
+    Folder(lake, A, id="one").publish()
+    smaller = Folder(lake, A[1:], id="one")
+    run = smaller.pin()
+    smaller.build(run)
+    release = smaller.publish_run(run)
+    assert smaller.publish_run(run) == release
+    assert smaller.said == [f"dropped by {release.release}: gold.a"]
+
+
+def test_a_run_is_published_only_as_the_project_that_it_was_pinned_for(lake: Lake) -> None:
+    first = Folder(lake, A)
+    run = first.pin()
+    first.build(run)
+    first.id = "other"
+    with pytest.raises(BuscoError, match="was pinned for the dbt project shop, and what it built is of other"):
+        first.publish_run(run)
+
+
+def test_records_of_before_ids_are_read(lake: Lake) -> None:
+    Folder(lake, A).publish()
+    live, run = lake.live(), Folder(lake, A).pin()
+    release = Release.model_validate(live.model_dump(mode="json", exclude={"names"}))
+    assert release.names == {}
+    pin = Pin.model_validate(run.pin.model_dump(mode="json", exclude={"project_id"}))
+    assert pin.project_id == ""
+    for one in lake.s3.objects:
+        if "/releases/" in one:
+            said = json.loads(lake.s3.objects[one])
+            del said["names"]
+            lake.s3.objects[one] = json.dumps(said).encode()
+    assert owners(Folder(lake, A, id="shop").publish()) == dict.fromkeys(A, "shop")
+
+
+# -- what a project and the settings say ------------------------------------------------------------------------------
+
+
+def project(variables: Any, name: str = "shop", given: str = "") -> Project:
+    node: dict[str, Any] = {
+        "resource_type": "model", "config": {"materialized": "lake"}, "columns": {}, "depends_on": {}, "fqn": [name],
+        "raw_code": "select 1", "schema": "gold", "alias": "a", "name": "a", "original_file_path": "models/a.sql",
+    }  # fmt: skip
+    made: dict[str, Any] = {
+        "metadata": {"project_name": name}, "nodes": {f"model.{name}.a": node}, "sources": {}, "macros": {},
+        "vars": variables,
+    }  # fmt: skip
+    return Project(made).with_id(given)
+
+
+def test_a_project_s_id_is_a_var_of_its_own_or_of_all_else_the_setting() -> None:
+    assert project({}).identity == "shop"
+    assert project({}).id == ""
+    assert project(None, given="set").identity == "set"
+    assert project({"busco_project_id": "all"}, given="set").identity == "all"
+    both = {"busco_project_id": "all", "shop": {"busco_project_id": "own"}, "pkg": {"busco_project_id": "pkg"}}
+    assert project(both).identity == "own"
+    assert project({"pkg": {"busco_project_id": "pkg"}}).identity == "shop"
+    audit = project(both).audit()
+    assert (audit.project, audit.dbt_name, audit.has_id, audit.models) == ("own", "shop", True, {"model.shop.a"})
+
+
+@pytest.mark.parametrize("plain", [{}, None, {"x": 1}, {"shop": {"x": 1}}, {"shop": {}}, {"pkg": {"x": 1}}])
+def test_no_id_changes_a_fingerprint_and_any_other_var_does(plain: dict[str, Any] | None) -> None:
+    said, own = plain or {}, (plain or {}).get("shop", {})
+    same = [
+        said, said | {"busco_project_id": "one"}, said | {"busco_project_id": "two"},
+        said | {"shop": own | {"busco_project_id": "one"}},
+    ]  # fmt: skip
+    made = {project(one, given=given).fingerprint("model.shop.a", "1.5.5") for one in same for given in ("", "set")}
+    assert made == {project(plain).fingerprint("model.shop.a", "1.5.5")}
+    for other in (said | {"y": 2}, said | {"shop": own | {"y": 2}}, said | {"pkg": {"busco_project_id": "one"}}):
+        assert project(other).fingerprint("model.shop.a", "1.5.5") not in made
+
+
+@pytest.mark.parametrize("value", ["", "Shop", "a b", "é", "x" * 64, "shop\n", 2024, None, True, ["a"], "../x"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_is_no_id_is_refused_by_name_when_the_project_is_parsed(value: Any, nested: bool) -> None:
+    said = {"busco_project_id": value}
+    with pytest.raises(BuscoError) as refused:
+        refusals.check(project({"shop": said} if nested else said))
+    assert f"dbt_project.yml: busco_project_id {value!r} is refused; write 1 to 63 lower-case" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["a", "7", "-", "my_shop-2", "x" * 63])
+def test_what_is_an_id_is_taken(value: str) -> None:
+    refusals.check(project({"busco_project_id": value}))
+    assert Settings(home=Path("/p"), project_id=value).project_id == value
+    assert Settings(home=Path("/p")).project_id == ""
+
+
+@pytest.mark.parametrize("value", ["Shop", "a b", "x" * 64, "shop\n"])
+def test_a_setting_that_is_no_id_is_refused(value: str) -> None:
+    with pytest.raises(ValidationError, match="no id of a dbt project: 1 to 63 lower-case letters"):
+        Settings(home=Path("/p"), project_id=value)
+
+
+def test_the_setting_is_about_the_process_s_own_project_and_a_run_s_id_goes_with_its_pin() -> None:
+    settings = Settings(home=Path("/p"), project_id="mine", dbt_projects="bakery, ./dbt_project")
+    assert [(one.dbt_project_dir.name, one.project_id) for one in settings.of_all_projects()] == [
+        ("dbt_project", "mine"), ("bakery", ""),
+    ]  # fmt: skip
+    assert settings.of_project("/p/x/../dbt_project").project_id == "mine"
+    assert settings.of_project("").project_id == "mine"
+    assert settings.of_project("bakery", "pinned").project_id == "pinned"
+    assert settings.of_project("", "").project_id == ""
+    assert settings.of_project("dbt_project", "").project_id == ""
+
+
+def test_projects_that_the_lake_could_not_tell_apart_are_refused_before_they_are_published() -> None:
+    one, two = project({"busco_project_id": "one"}), project({"busco_project_id": "two"})
+    assert all_contracts([one, two, project({}, name="third")]) == ()
+    with pytest.raises(BuscoError, match=r"two dbt projects are named shop, and have no id[\s\S]*shop-2"):
+        all_contracts([project({}), project({})])
+    with pytest.raises(BuscoError, match="two dbt projects have the id one"):
+        all_contracts([one, project({"busco_project_id": "one"}, name="third")])
+    with pytest.raises(BuscoError, match="the dbt project shop has no id, and its name is used by .* the id one"):
+        all_contracts([project({}), one])
+    named = project({"busco_project_id": "shop"}, name="third")
+    for pair in (named, project({})), (project({}), project({}, given="shop")):
+        with pytest.raises(BuscoError, match="the dbt project shop has no id, and its name is used by .* the id shop"):
+            all_contracts(pair)
+
+
+def test_a_suggested_id_is_one_and_is_free() -> None:
+    assert suggested_id("shop", ()) == "shop"
+    assert suggested_id("shop", {"shop", "shop-2"}) == "shop-3"
+    refusals.check(project({"busco_project_id": suggested_id("Été" * 40, {""})}))
+    assert id_lines("2024").endswith('busco_project_id: "2024"')
+    assert id_lines("on").endswith('"on"')
