@@ -98,7 +98,7 @@ def test_a_folder_takes_over_on_demand_and_says_which_tables_that_costs(shop: Pl
         said.index(line)
         for line in (
             f"taking over the live tables of the dbt project busco: {lost}\n",
-            f"publishing this drops what the dbt project no longer has: {lost}\n",
+            f"publishing this drops tables that the dbt project no longer has: {lost}\n",
             f"dropped by {release.release}: {lost}\n",
             "vars:\n  busco_project_id: busco\n",
             f"published {release.release}\n",
@@ -115,7 +115,7 @@ def test_a_new_id_takes_the_tables_of_its_former_name_on_demand_and_builds_nothi
     identify(shop, "market")
     said = publish(shop, status=1)
     assert "tables of the dbt project market are another project's in the live release: gold.fct (of busco)" in said
-    assert "→ if they are its own, and its id is to be market: busco dbt build --publish --take-over" in said
+    assert "→ if it is to have them under the id market: busco dbt build --publish --take-over" in said
     said = publish(shop, "", "--take-over")
     assert "taking over the live tables of the dbt project busco: gold.fct, silver.orders\n" in said
     assert versions(shop) == before
@@ -156,7 +156,7 @@ def test_a_run_s_id_is_that_of_its_pin_wherever_it_is_built(shop: Platform, monk
     assert (run.pin.project, run.pin.project_id) == ("market", "market")
     monkeypatch.delenv("BUSCO_PROJECT_ID")
     get_settings.cache_clear()
-    # as an ECS task, which is told nothing but its run
+    # as an ECS task, whose environment has no such setting
     said = shop.busco("dbt", "build", "--run", run.name, "--select", "fct orders")
     assert "success" in said
     assert {entry.version.project for entry in run.entries().values() if entry.version} == {"market"}

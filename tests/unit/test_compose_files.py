@@ -213,10 +213,10 @@ def test_airflow_s_services_are_told_each_setting_that_they_may_need(name: str) 
     assert told == {f"BUSCO_{one.upper()}" for one in Settings.model_fields} - NOT_AIRFLOW_S
 
 
-def test_who_parses_the_dbt_projects_is_told_what_airflow_is_told_of_them() -> None:
+def test_the_local_aws_parses_the_dbt_projects_with_airflow_s_settings_of_them() -> None:
     wanted = {"BUSCO_DBT_PROJECT_DIR", "BUSCO_DBT_PROJECTS", "BUSCO_PROJECT_ID"}
-    told = resolved(SERVICES["local-aws"], {one: f"canary-{one}" for one in wanted})
-    assert {one: told.get(one) for one in wanted} == {one: f"canary-{one}" for one in wanted}
+    given = resolved(SERVICES["local-aws"], {one: f"canary-{one}" for one in wanted})
+    assert {one: given.get(one) for one in wanted} == {one: f"canary-{one}" for one in wanted}
     assert resolved(SERVICES["local-aws"], {})["BUSCO_PROJECT_ID"] == ""
 
 

@@ -109,8 +109,9 @@ def test_two_folders_of_one_name_without_ids_are_not_taken_for_one_project(lake:
     before = lake.live()
     with pytest.raises(BuscoError, match="would drop 4 of these 4 tables: gold.a, gold.b, gold.c, gold.d") as refused:
         Folder(lake, OTHER).publish()
-    assert f"{id_lines('shop-2')}\n  → if the tables are its own: busco dbt build --publish --take-over" in str(
-        refused.value
+    assert str(refused.value).endswith(
+        f"{id_lines('shop-2')}\n"
+        "  → if it is the same project, or is to replace it: busco dbt build --publish --take-over"
     )
     assert lake.live() == before
 
@@ -118,7 +119,7 @@ def test_two_folders_of_one_name_without_ids_are_not_taken_for_one_project(lake:
 def test_a_part_of_another_folder_of_the_name_is_refused_too_although_it_drops_nothing(lake: Lake) -> None:
     Folder(lake, A).publish()
     other = Folder(lake, OTHER)
-    with pytest.raises(BuscoError, match="none of its models made one of them: gold.a, gold.b, gold.c, gold.d"):
+    with pytest.raises(BuscoError, match="none of its models made any of these tables: gold.a, gold.b, gold.c, gold.d"):
         other.publish(only=["gold.x"])
     # a package that both use says nothing
     both = Folder(lake, A)
@@ -132,7 +133,7 @@ def test_a_part_of_another_folder_of_the_name_is_refused_too_although_it_drops_n
     packaged.enter("gold.days", packaged.take("gold.days", 1), days, kept=False)
     both.publish_run(packaged)
     audit = releases.Audit({}, frozenset(OTHER), "shop", "hash", dbt_name="shop", models=shared)
-    with pytest.raises(BuscoError, match="none of its models made one of them"):
+    with pytest.raises(BuscoError, match="none of its models made any of these tables"):
         releases.publish(run, audit, "me", run.docs)
 
 
@@ -148,13 +149,14 @@ def test_more_than_half_of_the_live_tables_are_dropped_only_on_demand(
     release = smaller.publish(take_over=refused)
     lost = ", ".join(sorted({*A} - {*kept}))
     assert release.dropped == tuple(sorted({*A} - {*kept}))
-    told = [
-        f"publishing this drops what the dbt project no longer has: {lost}", f"dropped by {release.release}: {lost}",
-    ]  # fmt: skip
+    wanted = [
+        f"publishing this drops tables that the dbt project no longer has: {lost}",
+        f"dropped by {release.release}: {lost}",
+    ]
     if refused:
-        told.insert(0, f"taking over the live tables of the dbt project shop: {', '.join(A)}")
+        wanted.insert(0, f"taking over the live tables of the dbt project shop: {', '.join(A)}")
         assert smaller.said.pop().endswith(id_lines("shop"))
-    assert smaller.said == told
+    assert smaller.said == wanted
 
 
 def test_without_ids_another_folder_takes_the_name_over_on_demand_and_is_shown_the_line_to_add(lake: Lake) -> None:
@@ -165,7 +167,7 @@ def test_without_ids_another_folder_takes_the_name_over_on_demand_and_is_shown_t
     listed = ", ".join(A)
     assert other.said[:3] == [
         f"taking over the live tables of the dbt project shop: {listed}",
-        f"publishing this drops what the dbt project no longer has: {listed}",
+        f"publishing this drops tables that the dbt project no longer has: {listed}",
         f"dropped by {release.release}: {listed}",
     ]
     assert other.said[3].endswith("vars:\n  busco_project_id: shop")
@@ -176,9 +178,9 @@ def test_of_a_pair_the_folder_without_an_id_is_refused_until_it_has_one_and_keep
     first.publish()
     with_id = second.publish()
     assert owners(with_id) == dict.fromkeys(A, "shop") | dict.fromkeys(OTHER, "second")
-    (told,) = second.said
-    assert "another dbt project is named shop, and has no id" in told
-    assert told.endswith(id_lines("shop"))
+    (note,) = second.said
+    assert "another dbt project is named shop, and has no id" in note
+    assert note.endswith(id_lines("shop"))
     for refuse in (first.pin, first.publish, lambda: first.publish(take_over=True)):
         with pytest.raises(BuscoError, match="shop has no id, and its name is used by .* the id second") as refused:
             refuse()
@@ -236,7 +238,7 @@ def test_another_folder_does_not_get_the_tables_of_a_name_by_an_id_that_is_like_
     for other in (Folder(lake, OTHER, id="shop"), Folder(lake, OTHER, name="better", id="shop")):
         with pytest.raises(BuscoError, match="would drop 4 of these 4 tables"):
             other.publish()
-        with pytest.raises(BuscoError, match="none of its models made one of them"):
+        with pytest.raises(BuscoError, match="none of its models made any of these tables"):
             other.publish(only=["gold.x"])
     assert owners(lake.live()) == dict.fromkeys(A, "shop")
 
@@ -254,7 +256,7 @@ def test_another_new_id_takes_the_tables_of_its_dbt_name_only_on_demand_and_then
     assert (release.dropped, release.built) == (("gold.a",), ())
     assert named.said == [
         "taking over the live tables of the dbt project shop: gold.a, gold.b, gold.c, gold.d",
-        "publishing this drops what the dbt project no longer has: gold.a",
+        "publishing this drops tables that the dbt project no longer has: gold.a",
         f"dropped by {release.release}: gold.a",
     ]
     assert (release.names, set(release.all_docs)) == ({"new": "shop"}, {"new"})
@@ -303,7 +305,7 @@ def test_a_project_with_an_id_may_be_renamed_and_drop_what_it_likes(lake: Lake) 
 
 def test_a_copy_that_has_another_name_and_kept_the_id_is_not_taken_for_the_project_renamed(lake: Lake) -> None:
     Folder(lake, A, id="one").publish()
-    with pytest.raises(BuscoError, match="tables of a dbt project one, and this one may be another: .* drop 4 of"):
+    with pytest.raises(BuscoError, match="tables of a dbt project one, and this may be another project: .* drop 4 of"):
         Folder(lake, OTHER, name="copy", id="one").publish()
 
 
@@ -324,6 +326,15 @@ def test_a_run_is_published_only_as_the_project_that_it_was_pinned_for(lake: Lak
     first.id = "other"
     with pytest.raises(BuscoError, match="was pinned for the dbt project shop, and what it built is of other"):
         first.publish_run(run)
+
+
+def test_what_a_runner_of_before_ids_has_built_is_its_run_s_project_s(lake: Lake) -> None:
+    named = Folder(lake, A, id="one")
+    run = named.pin()
+    for table in A:
+        made = version(table, {}).model_copy(update={"project": "shop", "unique_id": named.unique_id(table)})
+        run.enter(table, run.take(table, 1), made, kept=False)
+    assert owners(named.publish_run(run)) == dict.fromkeys(A, "one")
 
 
 def test_records_of_before_ids_are_read(lake: Lake) -> None:

@@ -17,7 +17,7 @@ HAPPENS = {
     ),
     '`pin`: "the ECS task that reads': ("test_a_selection_that_no_ecs_task_can_read_fails_the_pin_with_ecs_s_words",),
     '`pin`, `publish`: "has no id': ("test_two_folders_of_one_name_do_not_drop_each_other_s_tables",),
-    '`publish`: "this one may be another"': (
+    '`publish`: "this may be another project"': (
         "test_a_publish_that_may_be_another_project_s_fails_with_both_ways_out",
         "test_two_folders_of_one_name_do_not_drop_each_other_s_tables",
     ),

@@ -74,7 +74,7 @@ def refuse_used_name(owner: Owner, names: Mapping[str, str]) -> None:
         other = suggested_id(owner.name, names)
         raise BuscoError(
             f"the dbt project {owner.name} has no id, and its name is used by another: {listed}",
-            f"if it is that one, write its id into dbt_project.yml:\n{id_lines(users[0])}\n"
+            f"if it is that project, write its id into dbt_project.yml:\n{id_lines(users[0])}\n"
             f"  → if it is another, give it an id of its own:\n{id_lines(other)}",
         )
 
@@ -98,9 +98,10 @@ def refuse_claimed(owner: Owner, tables: Collection[str], live: Release | None, 
     if owner.has_id and live is not None and owner.name not in live.names:
         former = [table for table in claimed if shown[table].project == owner.name]
         if former and re.fullmatch(PROJECT_ID, owner.name):
-            hint += f"\n  → if they are its own, of before it had an id, let that be its name:\n{id_lines(owner.name)}"
+            hint += "\n  → if this project published them before it had an id, its former name keeps them as its id:"
+            hint += f"\n{id_lines(owner.name)}"
         if former:
-            hint += f"\n  → if they are its own, and its id is to be {owner.identity}: {owner.taking_over}"
+            hint += f"\n  → if it is to have them under the id {owner.identity}: {owner.taking_over}"
     raise BuscoError(
         f"tables of the dbt project {owner.identity} are another project's in the live release: {listed}", hint
     )
@@ -138,14 +139,14 @@ def refuse_strange(
     if len(lost) * 2 > len(theirs):
         problem = f"publishing it would drop {len(lost)} of these {len(theirs)} tables: {', '.join(lost)}"
     elif known and mine and not known & mine:
-        problem = f"none of its models made one of them: {', '.join(sorted(theirs))}"
+        problem = f"none of its models made any of these tables: {', '.join(sorted(theirs))}"
     else:
         return
     other = suggested_id(owner.name, {*live.names, *(version.project for version in live.tables.values())})
     raise BuscoError(
-        f"the live release has tables of a dbt project {owner.identity}, and this one may be another: {problem}",
+        f"the live release has tables of a dbt project {owner.identity}, and this may be another project: {problem}",
         f"if it is another project, give it an id of its own, in dbt_project.yml:\n{id_lines(other)}\n"
-        f"  → if the tables are its own: {owner.taking_over}",
+        f"  → if it is the same project, or is to replace it: {owner.taking_over}",
     )
 
 
@@ -156,7 +157,7 @@ def before(owner: Owner, live: Release | None, release: Release, take_over: bool
         of = " and ".join(sorted({version.project for version in taken.values()}))
         yield f"taking over the live tables of the dbt project {of}: {', '.join(sorted(taken))}"
     if release.dropped:
-        yield f"publishing this drops what the dbt project no longer has: {', '.join(release.dropped)}"
+        yield f"publishing this drops tables that the dbt project no longer has: {', '.join(release.dropped)}"
 
 
 def after(owner: Owner, live: Release | None, release: Release, take_over: bool = False) -> Iterator[str]:
