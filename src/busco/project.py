@@ -435,11 +435,12 @@ def _contract(project: Project, uid: str, source: Mapping[str, Any]) -> Contract
     untyped = [name for name, column in source["columns"].items() if not column.get("data_type")]
     if untyped or not source["columns"]:
         raise BuscoError(f"{where}: no data_type for {', '.join(untyped) or 'any column'}", "say it in the YAML")
-    columns = tuple(
-        Column(name=name, type=str(types.parse(column["data_type"], f"{where}.{name}")))
-        for name, column in source["columns"].items()
-        if name not in own
-    )
+    typed = [(name, str(said["data_type"])) for name, said in source["columns"].items() if name not in own]
+    try:
+        kinds = types.parse_all(typed)
+    except BuscoError as error:
+        raise BuscoError(f"{where}: {error.message}", error.hint) from error
+    columns = tuple(Column(name=name, type=str(kind)) for name, kind in kinds)
     grain = tuple(meta.get("grain") or ())
     delivery = str(meta.get("delivery") or "rows")
     unknown = sorted(set(grain) - {column.name for column in columns})

@@ -18,6 +18,8 @@ from busco.lake import types
 from busco.lake.records import Column
 from busco.lake.types import DataType, ListOf, MapOf, Primitive, Struct, parse
 from busco.lake.versions import iceberg_schema
+from busco.project import Project
+from busco.warehouse import model_sql
 
 # DuckDB's canonical name → Iceberg's and Glue's (iceberg.md, "Types"; Athena user guide, "Iceberg data types")
 KEPT = {
@@ -174,6 +176,28 @@ def test_a_type_that_tables_cant_keep_is_refused_with_the_cast_to_write(
 @pytest.mark.parametrize("around", ["{}[]", 'STRUCT("a" INTEGER, "b" {})', "MAP(VARCHAR, {})", "MAP({}, VARCHAR)[]"])
 def test_a_refused_type_is_refused_within_others_too(around: str) -> None:
     assert "HUGEINT is not kept" in refusal(around.format("HUGEINT")).message
+
+
+def test_all_columns_with_a_type_that_is_refused_are_in_one_message() -> None:
+    given = [("a", "HUGEINT"), ("b", "INTEGER"), ("c", "HUGEINT"), ("d e", "HUGEINT"), ("f", "UUID")]
+    with pytest.raises(BuscoError) as wrong:
+        model_sql.columns(given[:4], ())
+    assert wrong.value.message == "columns a, c, d e: type HUGEINT is not kept exactly in a table"
+    assert wrong.value.hint.startswith("write cast(… as BIGINT)")
+    with pytest.raises(BuscoError) as wrong:
+        model_sql.columns(given, ())
+    assert "columns a, c, d e: type HUGEINT is not kept" in wrong.value.message
+    assert "column f: type UUID is not kept" in wrong.value.message
+    assert "columns a, c, d e: write cast(… as BIGINT)" in wrong.value.hint
+    assert "column f: write cast(… as VARCHAR)" in wrong.value.hint
+
+
+def test_all_columns_of_a_source_with_a_type_that_is_refused_are_in_one_message() -> None:
+    columns = {name: {"name": name, "data_type": kind} for name, kind in (("a", "time"), ("b", "int"), ("c", "time"))}
+    source = {"source_name": "bronze", "name": "t", "columns": columns, "meta": {"delivery": "full"}}
+    project = Project({"metadata": {"project_name": "p"}, "nodes": {}, "sources": {"source.p.bronze.t": source}})
+    with pytest.raises(BuscoError, match=r"source bronze\.t: columns a, c: type TIME is not kept"):
+        assert project.contracts
 
 
 WORDS = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from busco.errors import BuscoError
@@ -144,6 +144,45 @@ def parse(text: str, column: str = "") -> DataType:
     if parser.rest():
         raise parser.refuse(f"unknown type {text}")
     return kind
+
+
+def refused(columns: Iterable[tuple[str, str]]) -> list[tuple[str, BuscoError]]:
+    """The columns of types that can't be kept, as `column a` or `columns a, b`, with one error for all of a type.
+
+    Args:
+        columns: each one's name, and its type as `parse` takes it.
+    """
+    names: dict[str, list[str]] = {}
+    errors: dict[str, BuscoError] = {}
+    for name, kind in columns:
+        try:
+            parse(kind)
+        except BuscoError as error:
+            errors.setdefault(str(error), error)
+            names.setdefault(str(error), []).append(name)
+    return [(_columns(found), errors[text]) for text, found in names.items()]
+
+
+def parse_all(columns: Iterable[tuple[str, str]]) -> list[tuple[str, DataType]]:
+    """The types of all columns.
+
+    Raises:
+        BuscoError: types can't be kept in a table exactly; with every column that has one, and which cast to write.
+    """
+    given = list(columns)
+    wrong = refused(given)
+    if len(wrong) == 1:
+        ((found, error),) = wrong
+        raise BuscoError(f"{found}: {error.message}", error.hint)
+    if wrong:
+        lines = [f"{found}: {error.message}" for found, error in wrong]
+        advice = [f"{found}: {error.hint}" for found, error in wrong if error.hint]
+        raise BuscoError("\n    ".join(["a table can't have these types:", *lines]), "; ".join(advice))
+    return [(name, parse(kind, name)) for name, kind in given]
+
+
+def _columns(names: Sequence[str]) -> str:
+    return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def is_nested(kind: DataType) -> bool:

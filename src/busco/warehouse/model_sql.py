@@ -35,11 +35,11 @@ def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple
         wanted: the contract's columns; empty where no contract is enforced.
 
     Raises:
-        BuscoError: SQL and contract differ, or a type can't be kept; with the cast to write.
+        BuscoError: SQL and contract differ, or types can't be kept; with all columns and the cast to write.
     """
     names = [name for name, _ in given]
     if not wanted:
-        parsed = [(name, types.parse(kind, name)) for name, kind in given]
+        parsed = types.parse_all(given)
         kept = tuple(Column(name=name, type=str(kind)) for name, kind in parsed)
         return kept, tuple(_as_written(name, kind) for name, kind in parsed)
     kinds = dict(given)
