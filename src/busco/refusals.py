@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from busco.errors import BuscoError
 from busco.lake import layout, types
 from busco.lake.owners import ID_VARIABLE
 from busco.lake.records import DOCS_NODE
+from busco.problems import Problem, refusal, some
 from busco.project import PLATFORM_PACKAGES, TABLE_KINDS, Project, meta_of, table_name
 from busco.settings import PROJECT_ID, PROJECT_ID_WORDS, SIZES
 
@@ -36,22 +37,124 @@ _RUN = layout.RunLayout(_ENVIRONMENT.epoch("r" * layout.MAX_RUN_BYTES, _MANY))
 # what a DAG may put before a model's name in its task's id
 _GROUP = "g" * 60 + "."
 
-Problem = tuple[Mapping[str, Any], str]
+_CONFIG_CALL = re.compile(r"\bconfig\s*\(")
+_MATERIALIZED = re.compile(r"\bmaterialized\b['\"]?\s*[=:]")
 
 
-def check(project: Project) -> None:
+def check(
+    project: Project,
+    project_file: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+    command: str = "busco dbt parse",
+) -> None:
     """Refuses what the lake can't keep its promises for.
 
+    Args:
+        project_file: what is in the project's dbt_project.yml.
+        verbose, command: as `problems.refusal`.
+
     Raises:
-        BuscoError: with every model in question and the way to write it.
+        BuscoError: with the models in question and the way to write them.
     """
-    problems = [f"{_file(node)}: {text}" for node, text in _problems(project)]
-    if not problems:
-        return
-    advice = ""
-    if any("materialized='lake'" in text for text in problems):
-        advice = f"for all models at once, in dbt_project.yml: models: {{{project.name}: {{+materialized: lake}}}}"
-    raise BuscoError("the dbt project has models that the lake refuses:\n    " + "\n    ".join(problems), advice)
+    problems = list(_problems(project))
+    if problems:
+        advice = _advice(project, [one.node for one in problems if isinstance(one, _Materialized)], project_file or {})
+        raise BuscoError(refusal(problems, verbose, command), "\n  → ".join(advice))
+
+
+class _Materialized(Problem):
+    """A materialization that is refused."""
+
+
+def _advice(project: Project, models: Sequence[Mapping[str, Any]], project_file: Mapping[str, Any]) -> Iterator[str]:
+    """Where to write the materialization of models so that it has an effect.
+
+    What a model of the project says itself, in its SQL or its YAML, wins over dbt_project.yml; that in turn wins over
+    all that a package's files say (dbt-core 1.11, context/context_config.py).
+    """
+    own: dict[str, list[str]] = {}
+    at_once: dict[str, Any] = {}
+    for node in models:
+        fqn = node.get("fqn") or [node.get("package_name", project.name)]
+        place, said = _said(project_file.get("models"), fqn, "materialized")
+        if node.get("package_name", project.name) == project.name and (file := _own_config(node, said)):
+            own.setdefault(file, []).append(file)
+            continue
+        level = at_once
+        for name in place:
+            level = level.setdefault(name, {})
+        level["+materialized"] = "lake"
+    if at_once:
+        yield _at_once(at_once)
+    if own:
+        number = sum(map(len, own.values()))
+        their = "have a config of their" if number > 1 else "has a config of its"
+        yield (
+            f"{number:,} model{'s' if number > 1 else ''} ({some(own)}) {their} own, which wins over dbt_project.yml: "
+            "write materialized='lake' there"
+        )
+
+
+def _at_once(settings: Mapping[str, Any]) -> str:
+    """`settings` is what belongs below `models:` in dbt_project.yml; each package of several is a line."""
+    said = "for all models at once, in dbt_project.yml"
+    if len(settings) == 1:
+        return f"{said}: models: {_flow(settings)}"
+    return "\n        ".join([f"{said}, below models:", *(f"{name}: {_flow(one)}" for name, one in settings.items())])
+
+
+def _flow(settings: Any) -> str:
+    """YAML in one line."""
+    if not isinstance(settings, Mapping):
+        return str(settings)
+    return "{" + ", ".join(f"{name}: {_flow(one)}" for name, one in settings.items()) + "}"
+
+
+def _said(settings: Any, fqn: Sequence[str], key: str) -> tuple[Sequence[str], Any]:
+    """Where dbt_project.yml says a model's `key`, as far into its fully qualified name as it goes, and what it says;
+    the model's package and None where it says nothing.
+
+    Args:
+        settings: what is below `models:`.
+    """
+    place, found = fqn[:1], None
+    for depth in range(len(fqn) + 1):
+        if not isinstance(settings, Mapping):
+            break
+        for name in (key, f"+{key}"):
+            # a folder may have the name of a setting
+            if isinstance(settings.get(name), str):
+                place, found = fqn[:depth], settings[name]
+        settings = settings.get(fqn[depth]) if depth < len(fqn) else None
+    return place, found
+
+
+def _own_config(node: Mapping[str, Any], said: Any) -> str:
+    """The file in which a model of the project has a materialization of its own; '' where it has none.
+
+    Args:
+        said: the materialization of dbt_project.yml.
+    """
+    if any(_MATERIALIZED.search(call) for call in _config_calls(node.get("raw_code") or "")):
+        return Problem(node, "").file
+    if said is None:
+        return _yaml_file(node)
+    return (_yaml_file(node) or Problem(node, "").file) if said == "lake" else ""
+
+
+def _config_calls(code: str) -> Iterator[str]:
+    """What is between the parentheses of each `config(…)` of a model's code."""
+    for call in _CONFIG_CALL.finditer(code):
+        end, depth = call.end(), 1
+        while depth and end < len(code):
+            depth += {"(": 1, ")": -1}.get(code[end], 0)
+            end += 1
+        yield code[call.end() : end]
+
+
+def _yaml_file(node: Mapping[str, Any]) -> str:
+    """The file of a node's YAML, '' where it has none."""
+    return (node.get("patch_path") or "").split("://")[-1]
 
 
 def _problems(project: Project) -> Iterator[Problem]:
@@ -59,80 +162,123 @@ def _problems(project: Project) -> Iterator[Problem]:
     for uid, node in project.nodes.items():
         kind = node["resource_type"]
         if kind == "snapshot":
-            yield node, "snapshots are not supported; write a model of materialization lake over the history"
+            yield Problem(node, "snapshots are not supported; write a model of materialization lake over the history")
         elif kind == "operation":
-            yield (
+            yield Problem(
                 node,
-                (
-                    "on-run-start and on-run-end are refused: a run has many dbt processes, and what they write is "
-                    "kept nowhere; write a model, or a model's pre_hook"
-                ),
+                "on-run-start and on-run-end are refused: a run has many dbt processes, and what they write is "
+                "kept nowhere; write a model, or a model's pre_hook",
             )
         elif kind == "test":
-            yield from ((node, text) for text in _test_problems(node))
+            yield from _test_problems(node)
         elif kind in ("model", "seed"):
-            yield from _model_problems(node)
+            yield from _model_problems(project, node)
             is_table = node["config"]["materialized"] in TABLE_KINDS
             if is_table and (other := makers.setdefault(table_name(node), uid)) != uid:
-                yield node, f"{other} makes the table {table_name(node)} too; give one of them an alias"
+                yield Problem.of(node, "{} makes the table {} too; give one of them an alias", other, table_name(node))
         for parent in node.get("depends_on", {}).get("nodes", []):
             if parent.startswith("model.") and parent not in project.nodes:
-                yield node, f"reads {parent}, whose file is empty: dbt never builds it; write its SQL, or delete it"
+                text = "reads {}, whose file is empty: dbt never builds it; write its SQL, or delete it"
+                yield Problem.of(node, text, parent)
     for function in project.manifest.get("functions", {}).values():
-        yield function, "functions are refused: a model that runs alone would not find them; write a macro"
+        yield Problem(function, "functions are refused: a model that runs alone would not find them; write a macro")
     for macro in project.manifest.get("macros", {}).values():
         if macro["package_name"] not in PLATFORM_PACKAGES and _OWN_MACROS.fullmatch(macro["name"]):
-            yield macro, f"the macro {macro['name']} is the platform's own; take it out, or name it otherwise"
+            text = "the macro {} is the platform's own; take it out, or name it otherwise"
+            yield Problem.of(macro, text, macro["name"])
     yield from _id_problems(project)
     yield from _source_problems(project)
     yield from _name_problems(project)
     yield from _key_problems(project)
 
 
-def _model_problems(node: Mapping[str, Any]) -> Iterator[Problem]:
+def _model_problems(project: Project, node: Mapping[str, Any]) -> Iterator[Problem]:
     config, materialized = node["config"], node["config"]["materialized"]
     if node.get("language", "sql") != "sql":
-        yield node, "Python models are refused; write it in SQL"
+        yield Problem(node, "Python models are refused; write it in SQL")
         return
     if materialized not in _ALLOWED:
-        why = _WHY.get(materialized, "")
-        yield node, f"materialization {materialized} is refused; {why}write materialized='lake' (or view, ephemeral)"
+        text = f"is refused; {_WHY.get(materialized, '')}write materialized='lake' (or view, ephemeral)"
+        yield _Materialized.of(node, f"materialization {{}} {text}", materialized)
         return
     if "macro.dbt.is_incremental" in node.get("depends_on", {}).get("macros", []):
-        yield node, "is_incremental() is always false for lake models; leave it out: they are rebuilt whole"
+        yield Problem(node, "is_incremental() is always false for lake models; leave it out: they are rebuilt whole")
     if (size := meta_of(node).get("ecs")) and size not in SIZES:
-        yield node, f"meta ecs {size} is no size; write {', '.join(SIZES[:-1])} or {SIZES[-1]}"
+        yield Problem.of(node, f"meta ecs {{}} is no size; write {', '.join(SIZES[:-1])} or {SIZES[-1]}", size)
     if config.get("database"):
-        yield node, f"database {config['database']} is refused: a table's place is its layer, by +schema"
+        text = "database {} is refused: a table's place is its layer, by +schema"
+        yield Problem.of(node, text, config["database"])
     if config.get("grants"):
-        yield node, "grants are refused: who may read a table is said by AWS (IAM, Lake Formation)"
+        yield Problem(node, "grants are refused: who may read a table is said by AWS (IAM, Lake Formation)")
     if config.get("sql_header"):
-        yield node, "sql_header is refused: nothing would run it; write a pre_hook"
+        yield Problem(node, "sql_header is refused: nothing would run it; write a pre_hook")
     if materialized in TABLE_KINDS:
         schema, name = table_name(node).split(".", 1)
         if schema not in _LAYERS:
-            yield node, f"schema {schema} is no layer for tables; write +schema: {' or '.join(_LAYERS)}"
+            yield _schema_problem(project, node, schema)
         if not _NAME.fullmatch(name):
-            yield node, f"{name} is no name that Glue and Athena keep; write a-z, 0-9 and _ only (alias)"
+            yield _table_name_problem(project, node, name)
     elif materialized == "view" and node["schema"] == "bronze":
-        yield node, "schema bronze has the sources alone; write another +schema"
+        yield Problem(node, "schema bronze has the sources alone; write another +schema")
     by = config.get("partition_by") or ()
     hidden = {name.lower() for name, column in node.get("columns", {}).items() if meta_of(column).get("pii")}
     for name in [by] if isinstance(by, str) else by:
         if str(name).lower() in hidden:
-            yield node, f"{personal_partition(str(name))}; partition by another column"
-    said = {"original_file_path": (node.get("patch_path") or "").split("://")[-1] or node["original_file_path"]}
-    yield from ((said, text) for text in (*_constraint_problems(node), *_type_problems(node)))
-    yield from ((said, text) for text in _mark_problems(node))
+            yield Problem.of(node, f"{personal_partition('{}')}; partition by another column", name)
+    said = {"original_file_path": _yaml_file(node) or node["original_file_path"]}
+    yield from _constraint_problems(node, said)
+    yield from _type_problems(node, said)
+    yield from _mark_problems(node, said)
 
 
-def _constraint_problems(node: Mapping[str, Any]) -> Iterator[str]:
+def _schema_problem(project: Project, node: Mapping[str, Any], schema: str) -> Problem:
+    layers = " or ".join(_LAYERS)
+    said = node["config"].get("schema")
+    macro = _deciding_macro(project, node, "schema") if said and said != schema else ""
+    if not macro:
+        return Problem.of(node, f"schema {{}} is no layer for tables; write +schema: {layers}", schema)
+    text = f"schema {{}} is no layer for tables: {macro} decides, and makes it of +schema: {{}}; "
+    if said in _LAYERS:
+        return Problem.of(node, f"{text}it must return {layers}, as +schema says", schema, said)
+    return Problem.of(node, f"{text}write +schema: {layers}, and it must return that as it is", schema, said)
+
+
+def _table_name_problem(project: Project, node: Mapping[str, Any], name: str) -> Problem:
+    said = node["config"].get("alias")
+    macro = _deciding_macro(project, node, "alias") if said and said != name else ""
+    if not macro:
+        text = "{} is no name that Glue and Athena keep; write a-z, 0-9 and _ only (alias)"
+        return Problem.of(node, text, name)
+    text = f"{{}} is no name that Glue and Athena keep: {macro} decides, and makes it of alias: {{}}; "
+    return Problem.of(node, f"{text}it must return a-z, 0-9 and _ only", name, said)
+
+
+def _deciding_macro(project: Project, node: Mapping[str, Any], component: str) -> str:
+    """The macro by which a project or package decides itself of its nodes' `schema` or `alias`, in words; '' where
+    dbt's or the platform's does (dbt-core 1.11, parser/base.py, `RelationUpdate`).
+
+    dbt's own asks for an implementation by the adapter's name, or `default`, in the project.
+    """
+    package, name = node.get("package_name", project.name), f"generate_{component}_name"
+    macros = {(one["package_name"], one["name"]): one for one in project.manifest.get("macros", {}).values()}
+    candidates = ((package, name), *((project.name, f"{prefix}{name}") for prefix in ("", "duckdb__", "default__")))
+    for owner, candidate in candidates:
+        if owner not in PLATFORM_PACKAGES and (owner, candidate) in macros:
+            file = Problem(macros[owner, candidate], "").file
+            said = f"the project's macro {candidate}" if owner == project.name else f"the macro {candidate} of {owner}"
+            # it is a part of a format
+            return f"{said} ({file})".replace("{", "{{").replace("}", "}}")
+    return ""
+
+
+def _constraint_problems(node: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[Problem]:
     constraints = [*(node.get("constraints") or [])]
     for column in node.get("columns", {}).values():
         constraints += column.get("constraints") or []
     others = sorted({str(c["type"]) for c in constraints if c["type"] != "not_null"})
     if others:
-        yield f"constraints {', '.join(others)} can't be enforced on files; write dbt tests instead (not_null can)"
+        text = "constraints {} can't be enforced on files; write dbt tests instead (not_null can)"
+        yield Problem.of(said, text, ", ".join(others))
 
 
 def personal_partition(name: str) -> str:
@@ -140,62 +286,65 @@ def personal_partition(name: str) -> str:
     return f"partition_by names {name}, which has personal data: its values would be in the names of files"
 
 
-def _mark_problems(node: Mapping[str, Any]) -> Iterator[str]:
+def _mark_problems(node: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[Problem]:
     for name, column in node.get("columns", {}).items():
         if not isinstance(meta_of(column).get("pii", False), bool):
-            yield f"meta pii of {name} is {meta_of(column)['pii']}; write true or false"
+            yield Problem.of(said, "meta pii of {} is {}; write true or false", name, meta_of(column)["pii"])
 
 
-def _type_problems(node: Mapping[str, Any]) -> Iterator[str]:
-    for name, column in node.get("columns", {}).items():
-        if column.get("data_type") and node["config"]["materialized"] in TABLE_KINDS:
-            try:
-                types.parse(column["data_type"], name)
-            except BuscoError as error:
-                yield str(error).replace("\n  → ", "; ")
+def _type_problems(node: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[Problem]:
+    if node["config"]["materialized"] in TABLE_KINDS:
+        columns = node.get("columns", {}).items()
+        refused = types.refused((name, column["data_type"]) for name, column in columns if column.get("data_type"))
+        for names, error in refused:
+            text = str(error).replace("\n  → ", "; ")
+            yield Problem(said, f"{names}: {text}", f"column …: {text}")
 
 
-def _test_problems(test: Mapping[str, Any]) -> Iterator[str]:
+def _test_problems(test: Mapping[str, Any]) -> Iterator[Problem]:
     config = test["config"]
     if config.get("store_failures") or config.get("store_failures_as") in ("table", "view"):
-        yield f"store_failures of {test['name']} is refused: the rows would be kept nowhere; leave it out"
+        text = "store_failures of {} is refused: the rows would be kept nowhere; leave it out"
+        yield Problem.of(test, text, test["name"])
     if not test["depends_on"]["nodes"]:
-        yield f"{test['name']} reads no model and no source: it says nothing of what is published; leave it out"
+        text = "{} reads no model and no source: it says nothing of what is published; leave it out"
+        yield Problem.of(test, text, test["name"])
 
 
 def _source_problems(project: Project) -> Iterator[Problem]:
     makers: dict[str, str] = {}
     for uid, source in sorted(project.sources.items()):
         if source["schema"] in _LAYERS:
-            yield (
+            yield Problem.of(
                 source,
-                f"source schema {source['schema']} is refused: tables of another dbt project can't be sources yet; "
-                "ingest writes bronze only",
+                "source schema {} is refused: tables of another dbt project can't be sources yet; ingest writes bronze "
+                "only",
+                source["schema"],
             )
         elif source["schema"] != "bronze":
-            yield source, f"source schema {source['schema']} is refused; ingest writes bronze only"
+            yield Problem.of(source, "source schema {} is refused; ingest writes bronze only", source["schema"])
         if source.get("database") not in (None, "", "memory"):
-            yield (
-                source,
-                f"source database {source['database']} is refused; leave it out: ingest writes bronze only",
-            )
+            text = "source database {} is refused; leave it out: ingest writes bronze only"
+            yield Problem.of(source, text, source["database"])
         if not _NAME.fullmatch(name := table_name(source).split(".", 1)[1]):
-            yield source, f"{name} is no name that Glue and Athena keep; write a-z, 0-9 and _ only (identifier)"
+            text = "{} is no name that Glue and Athena keep; write a-z, 0-9 and _ only (identifier)"
+            yield Problem.of(source, text, name)
         if (other := makers.setdefault(table_name(source), uid)) != uid:
-            yield source, f"{other} is the table {table_name(source)} too; name one of them otherwise"
+            text = "{} is the table {} too; give one of them another table by its identifier"
+            yield Problem.of(source, text, other, table_name(source))
         said = {**source.get("config", {}), **(source.get("source_meta") or {}), **meta_of(source)}
         for key in sorted({"external_location", "plugin"} & {key for key, value in said.items() if value}):
-            yield source, f"{key} is refused: no run could pin what lies there; leave it out, and ingest its files"
-        yield from ((source, text) for text in _mark_problems(source))
+            yield Problem(
+                source, f"{key} is refused: no run could pin what lies there; leave it out, and ingest its files"
+            )
+        yield from _mark_problems(source, source)
 
 
 def _id_problems(project: Project) -> Iterator[Problem]:
     for said in project.said_ids:
         if not isinstance(said, str) or not re.fullmatch(PROJECT_ID, said):
-            yield (
-                {"original_file_path": "dbt_project.yml"},
-                f"{ID_VARIABLE} {said!r} is refused; write {PROJECT_ID_WORDS}, in quotes if it is a number",
-            )
+            text = f"{ID_VARIABLE} {said!r} is refused; write {PROJECT_ID_WORDS}, in quotes if it is a number"
+            yield Problem({"original_file_path": "dbt_project.yml"}, text)
 
 
 def _name_problems(project: Project) -> Iterator[Problem]:
@@ -205,7 +354,8 @@ def _name_problems(project: Project) -> Iterator[Problem]:
     for uid in (*sorted(tested), *project.joint_tests):
         name = uid.split(".", 2)[2]
         if (other := known.setdefault(name, uid)) != uid:
-            yield project.node(uid), f"the name {name} is {other}'s too; rename it (alias keeps a table's name)"
+            text = "the name {} is {}'s too; rename it (alias keeps a table's name)"
+            yield Problem.of(project.node(uid), text, name, other)
 
 
 def _key_problems(project: Project) -> Iterator[Problem]:
@@ -226,8 +376,5 @@ def _too_long(node: Mapping[str, Any], *keys: Callable[[], str]) -> Iterator[Pro
         for key in keys:
             key()
     except BuscoError as error:
-        yield node, f"{error.message}; {error.hint}"
-
-
-def _file(node: Mapping[str, Any]) -> str:
-    return str(node["original_file_path"]).removeprefix("./")
+        kind = f"a name is too long: one of its object keys would have more bytes than S3 takes; {error.hint}"
+        yield Problem(node, f"{error.message}; {error.hint}", kind)

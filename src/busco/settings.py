@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from functools import lru_cache
 from pathlib import Path
 from platform import machine
@@ -260,9 +261,21 @@ class Settings(BaseSettings):
 
     def project_part(self, folder: Path) -> Path:
         """Where in a folder lies what is kept there of the dbt project: the default one's is the folder itself."""
-        if self.dbt_project_dir == type(self).model_fields["dbt_project_dir"].default:
+        if self._is_default_project:
             return folder
         return folder / "projects" / quote(str(self.dbt_project_dir), safe="")
+
+    @property
+    def _is_default_project(self) -> bool:
+        return bool(self.dbt_project_dir == type(self).model_fields["dbt_project_dir"].default)
+
+    def dbt_command(self, words: str) -> str:
+        """A dbt command on this project as a user types it where this process runs: `busco dbt --project-dir x ls`."""
+        if self._is_default_project:
+            return f"busco dbt {words}"
+        here, folder = Path.cwd(), self.dbt_project
+        typed = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        return f"busco dbt --project-dir {shlex.quote(str(typed))} {words}"
 
     @property
     def maintenance_cron(self) -> str | None:

@@ -106,11 +106,11 @@ def dbt_command(project_dir: Path | None, arguments: tuple[str, ...]) -> int:
     _work_on(project_dir)
     if not arguments or arguments[0] in ("-h", "--help"):
         echo(_DBT_HELP)
-    elif arguments[0] == "build":
-        status = build_command.main(args=list(arguments[1:]), prog_name="busco dbt build", standalone_mode=False)
+    elif arguments[0] in ("build", "parse"):
+        command = build_command if arguments[0] == "build" else parse_command
+        words, whole = list(arguments[1:]), f"busco dbt {arguments[0]}"
+        status = command.main(args=words, prog_name=whole, standalone_mode=False, obj=project_dir)
         return int(status or 0)
-    elif arguments[0] == "parse":
-        _parse([get_settings()] if project_dir else get_settings().of_all_projects())
     elif arguments[0] in ("run", "test", "seed", "snapshot", "clone", "run-operation", "retry"):
         raise BuscoError(
             f"busco dbt {arguments[0]} is not a thing: models are built and tested in a run", "use: busco dbt build"
@@ -124,8 +124,20 @@ _DBT_HELP = """Usage: busco dbt [--project-dir FOLDER] COMMAND …
 
   build   build and test models in a run of its own (busco dbt build --help)
   parse   parse the project, and give Airflow its graph; without --project-dir those of BUSCO_DBT_PROJECTS too
+          (busco dbt parse --help)
   ls, compile, show, docs, debug, …   dbt's own, on the live release, read only
 """
+
+
+_VERBOSE = click.option("--verbose", is_flag=True, help="name each model that the lake refuses, however many there are")
+
+
+@click.command("parse")
+@_VERBOSE
+@click.pass_obj
+def parse_command(project_dir: Path | None, verbose: bool) -> None:
+    """Parses the project, and gives Airflow its graph; without --project-dir those of BUSCO_DBT_PROJECTS too."""
+    _parse([get_settings()] if project_dir else get_settings().of_all_projects(), verbose)
 
 
 @click.command("build")
@@ -139,8 +151,15 @@ _DBT_HELP = """Usage: busco dbt [--project-dir FOLDER] COMMAND …
     help="with --publish: also take over, or drop, live tables of a dbt project of this name that may be another",
 )
 @click.option("--run", "run_key", help="work for this run instead of beginning one; rebuilds what is selected")
+@_VERBOSE
 def build_command(
-    select: str, exclude: str, full_refresh: bool, publish: bool, take_over: bool, run_key: str | None
+    select: str,
+    exclude: str,
+    full_refresh: bool,
+    publish: bool,
+    take_over: bool,
+    run_key: str | None,
+    verbose: bool,
 ) -> int:
     """Builds and tests models on the live release and all deliveries, in a run of its own.
 
@@ -157,7 +176,7 @@ def build_command(
         pin = open_run(store, environment, run_key).pin
         settings = settings.of_project(pin.project_dir, pin.project_id if pin.project else None)
     nodes: list[str] | None = None
-    with opened(settings) as dbt:
+    with opened(settings, verbose) as dbt:
         project = dbt.parse()
         if select or exclude:
             found = dbt.select(select or "*", exclude, _live_tables(store, environment))
@@ -230,13 +249,13 @@ def _work_on(project_dir: Path | None) -> None:
         require_project(get_settings())
 
 
-def _parse(projects: list[Settings]) -> None:
+def _parse(projects: list[Settings], verbose: bool) -> None:
     from busco.projects import all_contracts
     from busco.warehouse.dbt import opened, write_manifest
 
     parsed = []
     for settings in projects:
-        with opened(settings) as dbt:
+        with opened(settings, verbose) as dbt:
             project = dbt.parse()
             dbt.check_partitions()
         counts = f"{len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources"
@@ -285,7 +304,8 @@ def _pass_on(arguments: list[str]) -> None:
     if isinstance(outcome.exception, DbtUsageException):
         raise click.UsageError(f"dbt: {outcome.exception}")
     if outcome.exception is not None:
-        raise BuscoError(f"dbt: {dbt.reason(outcome)}")
+        reason = dbt.reason(outcome)
+        raise BuscoError(f"dbt: {reason}", dbt.advice(reason))
     if not outcome.success:
         raise SystemExit(1)
 

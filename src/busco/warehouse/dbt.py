@@ -73,10 +73,13 @@ class Dbt:
 
     The partial parse is taken from and given back to the state folder, where every process finds the last one.
     `parsed_by` says whose word the project is: `dbt` parsed it here, or it came with the image (`baked`).
+
+    Args:
+        verbose: whether a refusal of the project names each model, however many there are.
     """
 
-    def __init__(self, settings: Settings, target: Path) -> None:
-        self.settings, self.target = settings, target
+    def __init__(self, settings: Settings, target: Path, verbose: bool = False) -> None:
+        self.settings, self.target, self.verbose = settings, target, verbose
         self.manifest: Any = None
         self.project: Project | None = None
         self.parsed_by: Literal["dbt", "image"] = "dbt"
@@ -92,7 +95,7 @@ class Dbt:
             self.manifest, self.parsed_by = found.manifest(), "image"
             self.project = found.project.with_id(self.settings.project_id)
             self.redactor = Redactor(self.project)
-            refusals.check(self.project)
+            self._check(self.project)
             return self.project
         shared = self.settings.partial_parse_path
         own = self.target / baked.PARTIAL_PARSE
@@ -102,14 +105,29 @@ class Dbt:
             shutil.copyfile(before, own)
         result = self.invoke(["parse"], shown="errors")
         if not result.success:
-            raise BuscoError(f"dbt can't parse the project:\n{self.reason(result)}", "mend the file that it names")
+            reason = self.reason(result)
+            raise BuscoError(
+                f"dbt can't parse the project:\n{reason}", self.advice(reason) or "fix the file that it names"
+            )
         self.manifest = result.result
         project = self._project()
-        refusals.check(project)
+        self._check(project)
         if own.is_file():
             replace_file(shared, own.read_bytes())
         self.project, self.redactor = project, Redactor(project)
         return project
+
+    def _check(self, project: Project) -> None:
+        refusals.check(project, self._project_file(), self.verbose, self.parse_command)
+
+    @property
+    def parse_command(self) -> str:
+        """What parses the project, as a user types it."""
+        return self.settings.dbt_command("parse")
+
+    def _project_file(self) -> dict[str, Any]:
+        """What is in the project's dbt_project.yml."""
+        return dict(yaml.safe_load((self.settings.dbt_project / "dbt_project.yml").read_text()))
 
     def bake(self, folder: Path) -> bool:
         """Parses the project for an image, from nothing, into `folder`; False as in `baked.save`."""
@@ -130,8 +148,7 @@ class Dbt:
 
     def _project(self) -> Project:
         manifest = json.loads((self.target / "manifest.json").read_text())
-        said = yaml.safe_load((self.settings.dbt_project / "dbt_project.yml").read_text())
-        manifest["vars"] = said.get("vars", {})
+        manifest["vars"] = self._project_file().get("vars", {})
         manifest["nodes"] = {uid: node for uid, node in manifest["nodes"].items() if not is_ignored(node)}
         for node in manifest["nodes"].values():
             # of a seed above 1 MiB dbt's checksum is its path: what it holds would not be part of its fingerprint (R6)
@@ -230,6 +247,10 @@ class Dbt:
         text = str(result.exception)
         return self.redactor.text("", text) if self.redactor else text
 
+    def advice(self, reason: str) -> str:
+        """What to do about dbt's error, as `about_packages`."""
+        return about_packages(self.settings, reason)
+
     def without_answers(self, name: str) -> str:
         """The manifest that dbt wrote, or a page with it inside, without compiled SQL that is made of what a query
         gave (`Redactor.compiled`)."""
@@ -272,6 +293,17 @@ class Dbt:
             # another process has just put its own there
             shutil.rmtree(fresh, ignore_errors=True)
         say(f"what dbt wrote to its target folder is in {last}")
+
+
+def about_packages(settings: Settings, error: str) -> str:
+    """What to do about an error of dbt in which it asks for `dbt deps`; '' for any other error."""
+    if "dbt deps" not in error:
+        return ""
+    install = settings.dbt_command("deps")
+    if "calling a macro" not in error:
+        return install
+    # dbt can't tell a macro of a missing package from one whose name is wrong
+    return f"correct the macro's name; or, if a package has it: name the package in packages.yml, then {install}"
 
 
 def options_of(arguments: Sequence[str]) -> frozenset[str] | None:
@@ -331,16 +363,20 @@ def _interrupting() -> Iterator[None]:
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[Dbt]:
+def opened(settings: Settings, verbose: bool = False) -> Iterator[Dbt]:
     """A dbt with a fresh target folder below the state folder, taken away at the end; so are those of processes that
-    were killed."""
+    were killed.
+
+    Args:
+        verbose: as of `Dbt`.
+    """
     root = settings.state / "dbt"
     root.mkdir(parents=True, exist_ok=True)
     clear_left_behind(root, "target")
     folder = root / own_name("target")
     folder.mkdir(mode=0o700)
     try:
-        yield Dbt(settings, folder)
+        yield Dbt(settings, folder, verbose)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -34,7 +34,8 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
         dbt.invoke(["build", *chosen], shown="errors")
     result = dbt.invoke(["docs", "generate", "--threads", str(dbt.settings.dbt_threads)], shown="errors")
     if not result.success:
-        raise BuscoError(f"dbt docs generate failed: {dbt.reason(result)}")
+        reason = dbt.reason(result)
+        raise BuscoError(f"dbt docs generate failed: {reason}", dbt.advice(reason))
     catalog = json.loads((dbt.target / "catalog.json").read_text())
     described = {*catalog["nodes"], *catalog["sources"]}
     wanted = {uid for table, uid in project.tables.items() if session.version(table)} | {*project.sources, *views}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from busco.errors import BuscoError
 from busco.lake.records import Column
+from busco.problems import Problem, refusal
 from busco.project import TABLE_KINDS, Project, table_name
 from busco.warehouse import plugin
 from busco.warehouse.personal import partition_columns, partition_problem
@@ -35,13 +36,13 @@ def check(dbt: Dbt) -> None:
     models = [uid for uid in sorted(above, key=lambda uid: len(project.ancestors[uid])) if _is_model(project, uid)]
     found = _personal(project, models, _compiled(dbt, project, models))
     problems = [
-        f"{project.node(uid)['original_file_path']}: {partition_problem(name)}"
+        Problem(project.node(uid), partition_problem(name), partition_problem("…"))
         for uid in asked
         for name in partition_columns(project.node(uid))
         if name.lower() in found.get(uid, frozenset())
     ]
     if problems:
-        raise BuscoError("the dbt project has models that the lake refuses:\n    " + "\n    ".join(problems))
+        raise BuscoError(refusal(problems, dbt.verbose, dbt.parse_command))
 
 
 def _is_asked(project: Project, uid: str) -> bool:

@@ -13,6 +13,7 @@ from busco.lake.runs import Run
 from busco.project import Project
 from busco.warehouse.console import message as shown_message
 from busco.warehouse.console import node_of
+from busco.warehouse.dbt import about_packages
 from busco.warehouse.redact import Redactor
 from busco.warehouse.session import Session
 
@@ -88,6 +89,8 @@ class Reporter:
         bad = status in ("failed", "error")
         if bad and (told := explained(message, self.session.budget)):
             message = str(told)
+        elif bad and (advice := about_packages(self.session.settings, message)):
+            message = f"{message.rstrip()}\n  → {advice}"
         text, where = located(message, self.project, node, self.session.sql.get(node, "")) if bad else ("", "")
         result = Result(
             node=node,

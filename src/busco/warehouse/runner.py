@@ -199,7 +199,8 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, k
         result = dbt.invoke(arguments, [reporter])
         reporter.check()
         if result.exception is not None:
-            raise BuscoError(f"dbt ended without results: {dbt.reason(result)}")
+            reason = dbt.reason(result)
+            raise BuscoError(f"dbt ended without results: {reason}", dbt.advice(reason))
     statuses: dict[str, str] = dict(reporter.statuses)
     for node in graph:
         if node not in statuses:
