@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -86,6 +87,18 @@ def test_a_build_with_a_failed_model_ends_with_status_1_and_keeps_what_dbt_wrote
     assert (last / "run_results.json").is_file()
     assert not stale.exists(), "the target folder of a process that is gone goes too"
     assert '{"unique_id"' not in printed
+
+
+def test_the_error_of_a_model_that_needs_a_package_says_how_to_install_it(live: Platform, busco: Command) -> None:
+    live.model("gold/packaged", "select {{ utils.surrogate('a') }} as a")
+    try:
+        run, outcome = live.built("packaged")
+    finally:
+        (live.home / "dbt_project/models/gold/packaged.sql").unlink()
+    assert not outcome.good
+    result = run.latest_results()["model.busco.packaged"]
+    assert "'utils' is undefined" in result.error
+    assert result.error.splitlines()[-1].endswith("then busco dbt deps")
 
 
 def test_a_selection_has_the_tests_whose_other_tables_are_selected_or_were_ever_built(live: Platform) -> None:
@@ -242,11 +255,22 @@ def test_both_engines_give_the_same_json_and_csv(live: Platform, busco: Command)
     assert (status, "two columns are called 'a'" in said) == (1, True)
 
 
-def test_the_hint_on_table_names_comes_with_tables_that_are_not_found(live: Platform, busco: Command) -> None:
-    hint = "table names look like busco_gold.fct_orders"
-    assert hint in busco("query", "select * from nothing_of_this_name")[1]
-    status, printed = busco("query", "select nothing_of_this_name from busco_gold.fct")
-    assert (status, hint in printed) == (1, False)
+@pytest.mark.parametrize("engine", ["athena", "duckdb"])
+def test_a_query_of_what_is_no_table_says_what_there_is(live: Platform, busco: Command, engine: str) -> None:
+    def asked(sql: str) -> tuple[int, str]:
+        return busco("query", "--engine", engine, sql)
+
+    status, printed = asked("select * from nothing_of_this_name")
+    assert status == 1
+    assert "nothing_of_this_name" in printed
+    assert "busco_gold has the tables days, fct" in printed
+    status, printed = asked("select * from busco_silver.v_orders")
+    assert status == 1
+    assert not re.search(r"schema\W.*does not exist", printed, re.IGNORECASE)
+    assert "silver.v_orders is a view of the dbt project busco: only tables are shown" in printed
+    assert "there are busco_bronze, busco_gold, busco_silver" in asked("select * from busco_golf.fct")[1]
+    status, printed = asked("select nothing_of_this_name from busco_gold.fct")
+    assert (status, "has the tables" in printed) == (1, False)
 
 
 def test_an_empty_release_id_is_wrong_usage_not_the_live_release(live: Platform, busco: Command) -> None:

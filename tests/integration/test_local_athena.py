@@ -184,9 +184,27 @@ def test_many_queries_at_once_read_from_the_server_that_runs_them(tables: Server
     assert results == [[["3"]]] * 24
 
 
-def test_a_query_of_an_unknown_table_fails_with_its_name(tables: Server) -> None:
-    with pytest.raises(AssertionError, match="fct_absent"):
-        tables.query("SELECT * FROM fct_absent")
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("SELECT * FROM fct_absent", "line 1:15: Table 'awsdatacatalog.busco_gold.fct_absent' does not exist"),
+        ("SELECT 1\nFROM Busco_Bronze.Nothing", "line 2:6: Table 'awsdatacatalog.busco_bronze.nothing' does not exist"),
+        ('SELECT * FROM fct_orders, "busco_silver"."v_x" v', "Table 'awsdatacatalog.busco_silver.v_x' does not exist"),
+        ("WITH a AS (SELECT * FROM customers) SELECT * FROM a", "Table 'awsdatacatalog.busco_gold.customers'"),
+        (
+            "SELECT x.a FROM busco_silver.x WHERE x.a = 1",
+            "line 1:17: Table 'awsdatacatalog.busco_silver.x' does not exist",
+        ),
+        ("SELECT * FROM AwsDataCatalog.busco_gold.x", "line 1:15: Table 'awsdatacatalog.busco_gold.x' does not exist"),
+        ("SELECT * FROM busco_golf.fct_orders", "SCHEMA_NOT_FOUND: line 1:15: Schema 'busco_golf' does not exist"),
+    ],
+)
+def test_a_query_of_an_unknown_table_or_database_fails_with_athenas_words(tables: Server, sql: str, said: str) -> None:
+    with pytest.raises(AssertionError) as failed:
+        tables.query(sql)
+    assert said in str(failed.value)
+    assert ("SCHEMA_NOT_FOUND" in str(failed.value)) is ("golf" in sql)
+    assert ("TABLE_NOT_FOUND" in str(failed.value)) is ("golf" not in sql)
 
 
 def test_a_table_that_is_no_iceberg_table_is_read_from_its_files(tables: Server) -> None:

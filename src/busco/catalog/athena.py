@@ -16,7 +16,6 @@ from botocore.exceptions import ClientError
 from busco.errors import BuscoError
 
 _POLL_SECONDS = (0.05, 0.1, 0.2, 0.5)
-_NOT_FOUND = re.compile(r"(TABLE|SCHEMA)_NOT_FOUND|\b(table|schema|database)\b.* does not exist", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,6 @@ def _wait(athena: Any, execution: str) -> None:
             return
         if status["State"] in ("FAILED", "CANCELLED"):
             reason = status.get("StateChangeReason") or "no reason given"
-            hint = "table names look like busco_gold.fct_orders" if _NOT_FOUND.search(reason) else ""
-            raise BuscoError(f"Athena: {reason}", hint)
+            raise BuscoError(f"Athena: {reason}")
         time.sleep(_POLL_SECONDS[min(waited, len(_POLL_SECONDS) - 1)])
         waited += 1

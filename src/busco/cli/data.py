@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from busco.aws import client
+from busco.cli.no_table import advice, database_table, glue_tables
 from busco.cli.releases import lake, me, named, publishing, show_glue
 from busco.environments import code_version
 from busco.errors import BuscoError
@@ -350,7 +352,8 @@ def query_command(
     if (engine or ("duckdb" if by_duckdb else "athena")) == "athena":
         from busco.catalog import athena
 
-        answer = athena.query(client("athena", settings), sql, settings.athena_workgroup, settings.database("gold"))
+        with _knowing(settings, sql, lambda: glue_tables(settings)):
+            answer = athena.query(client("athena", settings), sql, settings.athena_workgroup, settings.database("gold"))
         result(answer.columns, answer.typed(), form)
         return
     shown: Release | Seen
@@ -365,8 +368,20 @@ def query_command(
             where = f" in {environment_name}" if environment_name else ""
             raise BuscoError(f"nothing is published yet{where}", "make demo, or: busco dbt build --publish")
         shown = live.release
-    columns, rows = read(settings, shown, sql)
+    with _knowing(settings, sql, lambda: [database_table(settings, table) for table in shown.tables]):
+        columns, rows = read(settings, shown, sql)
     result(columns, rows, form)
+
+
+@contextmanager
+def _knowing(settings: Settings, sql: str, tables: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Adds to a query's error what to do where it asks for a table that is not there (`no_table.advice`)."""
+    try:
+        yield
+    except BuscoError as error:
+        if hint := advice(settings, error.message, sql, tables):
+            raise BuscoError(error.message, hint) from error
+        raise
 
 
 @click.command("runner")

@@ -10,6 +10,7 @@ A query reads S3 and the copies that MiniStack makes of other tables' files, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ CATALOG = "awsdatacatalog"
 
 # What is wrapped or called of ministack, with the parameters that it had when this was written.
 EXPECTED = {
+    "services.athena._run_duckdb": ["query", "database", "catalog"],
     "services.athena._rewrite_data_paths": ["query", "database", "catalog"],
     "services.athena._attach_s3_table_buckets": ["conn", "buckets"],
     "services.athena._table_references": ["query"],
@@ -37,6 +39,13 @@ EXPECTED = {
     "services.athena._run_ddl": ["ddl", "database"],
     "services.athena._materialize_table_files": ["location", "workdirs"],
 }
+
+# DuckDB's words for a table that it does not find, in a schema that it has or has not
+_NO_TABLE = re.compile(
+    r'Table with name (?:"(?P<whole>.+)" does not exist because schema "(?P<schema>.+)" does not exist'
+    r"|(?P<table>.+?) does not exist)"
+)
+_NO_CATALOG = f'Catalog "{CATALOG}" does not exist'
 
 Table = tuple[str, str]
 """(database, table) as Glue names them, in lower case."""
@@ -93,6 +102,7 @@ def install(reader: Reader) -> None:
     original_references = athena._table_references
     original_ddl, original_files = athena._run_ddl, athena._materialize_table_files
     guard = Guard()
+    original_run = athena._run_duckdb
 
     async def rewrite(query: str, database: str | None, catalog: str | None = None) -> tuple[str, Any, list[str]]:
         _check_query(guard, query)
@@ -131,6 +141,17 @@ def install(reader: Reader) -> None:
 
     athena._run_ddl = ddl
     athena._materialize_table_files = files
+
+    async def run(query: str, database: str | None, catalog: str | None = None) -> Any:
+        try:
+            return await original_run(query, database, catalog)
+        except (duckdb.CatalogException, duckdb.BinderException) as error:
+            context = (database or "default").lower()
+            if reason := _not_found(str(error), query, list(athena._sql_tokens(query)), _in_glue(glue), context):
+                raise LookupError(reason) from error
+            raise
+
+    athena._run_duckdb = run
     athena._rewrite_data_paths = rewrite
     athena._attach_s3_table_buckets = attach
     athena._table_references = references
@@ -204,6 +225,62 @@ def _iceberg_views(athena: Any, query: str, tables: Any, context: str) -> dict[T
         elif "information_schema" in names:
             views[(database, name)] = athena._empty_relation(table)
     return views
+
+
+def _in_glue(glue: Any) -> tuple[frozenset[str], frozenset[Table]]:
+    """The databases and tables that Glue has."""
+    tables = [str(key).lower().partition("/") for key in list(glue._tables)]
+    databases = frozenset(str(name).lower() for name in list(glue._databases))
+    return databases, frozenset((database, name) for database, _, name in tables)
+
+
+def _not_found(
+    error: str,
+    query: str,
+    tokens: Sequence[tuple[str, str, int, int]],
+    in_glue: tuple[frozenset[str], frozenset[Table]],
+    context: str,
+) -> str:
+    """Athena's words for a table or database that Glue does not have; '' for any other error. DuckDB's words tell of
+    the query's own connection, which has a schema only where there is a table to read.
+
+    Args:
+        error: DuckDB's.
+        tokens: of the query (`ministack.services.athena._sql_tokens`).
+        context: the database of names that are written without one.
+    """
+    found = _NO_TABLE.search(error)
+    if found is None and _NO_CATALOG.lower() not in error.lower():
+        return ""
+    schema = (found["schema"] or "").lower() if found else ""
+    table = (found["table"] or found["whole"]).lower().removeprefix(f"{schema}.") if found else ""
+    databases, tables = in_glue
+    # a column may be called as a table is: what is written with its database goes first
+    for start, *parts in sorted(_dotted(tokens), key=len, reverse=True):
+        database, name = (parts[-2] if len(parts) > 1 else context), parts[-1]
+        is_it = (name, schema or database) == (table, database) if found else parts[0] == CATALOG
+        if not is_it or (database, name) in tables:
+            continue
+        where = f"line {query.count(chr(10), 0, start) + 1}:{start - query.rfind(chr(10), 0, start)}"
+        if database not in databases:
+            return f"SCHEMA_NOT_FOUND: {where}: Schema '{database}' does not exist"
+        return f"TABLE_NOT_FOUND: {where}: Table '{CATALOG}.{database}.{name}' does not exist"
+    return ""
+
+
+def _dotted(tokens: Sequence[tuple[str, str, int, int]]) -> list[list[Any]]:
+    """The names of a query, `a.b.c` as one: where it begins, and its parts in lower case."""
+    found: list[list[Any]] = []
+    goes_on = False
+    for kind, text, start, _ in tokens:
+        if kind not in ("name", "qname"):
+            goes_on = text == "." and bool(found)
+        elif goes_on:
+            found[-1].append(text.lower())
+            goes_on = False
+        else:
+            found.append([start, text.lower()])
+    return found
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, reader: Reader, attachments: _Attachments) -> None:

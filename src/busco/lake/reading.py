@@ -17,7 +17,7 @@ from busco.lake.layout import split_table
 from busco.lake.records import Release, Version
 from busco.lake.relations import select_sql
 from busco.lake.types import quoted
-from busco.settings import Settings
+from busco.settings import LAYERS, Settings
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,12 @@ class Seen:
 def open_release(settings: Settings, release: Release | Seen) -> duckdb.DuckDBPyConnection:
     """A connection with every table of a release: `busco_gold.fct_orders`."""
     connection = connect(settings)
+    for layer in LAYERS:
+        # one without a table is there too, as it is in Glue
+        connection.execute(f"create schema {quoted(settings.database(layer))}")
     for table, version in sorted(release.tables.items()):
         layer, name = split_table(table)
         schema = quoted(settings.database(layer))
-        connection.execute(f"create schema if not exists {schema}")
         connection.execute(f"create view {schema}.{quoted(name)} as {select_sql(version, settings.lake_bucket)}")
     connection.execute(f"set search_path = '{settings.database('gold')},main'")
     return connection

@@ -1,0 +1,86 @@
+"""A query of what is no table is answered with what it is, or with what there is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from busco.cli.no_table import advice
+from busco.settings import Settings
+
+TABLES = ["busco_bronze.orders", "busco_gold.days", "busco_gold.fct_orders", "busco_silver.orders"]
+
+
+def node(name: str, schema: str, kind: str, parents: list[str]) -> dict[str, Any]:
+    return {"resource_type": "model", "name": name, "alias": name, "schema": schema, "config": {"materialized": kind},
+            "depends_on": {"nodes": parents}}  # fmt: skip
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    made = Settings(home=tmp_path, dbt_projects="bakery")
+    own = {
+        "model.busco.orders": node("orders", "silver", "lake", []),
+        "model.busco.v_orders": node("v_orders", "silver", "view", ["model.busco.orders"]),
+        "model.busco.late": node("late", "gold", "lake", []),
+    }
+    other = {"model.bakery.e": node("e", "main", "ephemeral", [])}
+    for one, name, nodes in zip(made.of_all_projects(), ("busco", "bakery"), (own, other), strict=True):
+        one.manifest_path.parent.mkdir(parents=True, exist_ok=True)
+        manifest = {"metadata": {"project_name": name}, "nodes": nodes, "sources": {}}
+        one.manifest_path.write_text(json.dumps(manifest))
+    return made
+
+
+ATHENA = "TABLE_NOT_FOUND: line 1:15: Table 'awsdatacatalog.{}' does not exist. If a data manifest file was generated…"
+OLD = "SYNTAX_ERROR: line 1:15: Table awsdatacatalog.{} does not exist"
+DUCKDB = 'Catalog Error: Table with name {} does not exist!\nDid you mean "orders"?\n\nLINE 1: select\n   ^'
+NO_SCHEMA = 'Catalog Error: Table with name "{}" does not exist because schema "busco_silver" does not exist.'
+
+
+@pytest.mark.parametrize(
+    "error", [ATHENA.format("busco_silver.v_orders"), OLD.format("busco_silver.v_orders"), DUCKDB.format("v_orders"),
+              NO_SCHEMA.format("busco_silver.v_orders")],
+)  # fmt: skip
+@pytest.mark.parametrize("sql", ["select * from busco_silver.v_orders", 'select * from "busco_silver"."v_orders" v'])
+def test_a_view_of_the_project_is_named_as_one_with_the_tables_that_it_reads(
+    settings: Settings, error: str, sql: str
+) -> None:
+    assert advice(settings, error, sql, lambda: TABLES) == (
+        "silver.v_orders is a view of the dbt project busco: only tables are shown in Glue and Athena, no views; "
+        "ask for what it reads (busco_silver.orders), or make a table of it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ATHENA.format("busco_gold.fct_order"), "did you mean busco_gold.fct_orders? busco_gold has the tables days"),
+        (DUCKDB.format("zzz"), "busco_gold has the tables days, fct_orders"),
+        (ATHENA.format("busco_gold.late"), "gold.late is a table of the dbt project busco, and was not published yet"),
+        (ATHENA.format("busco_bronze.e"), "busco_bronze has the tables orders"),
+        (ATHENA.format("main.e"), "main.e is an ephemeral model of the dbt project bakery"),
+        ("SCHEMA_NOT_FOUND: line 1:15: Schema 'busco_golf' does not exist",
+         "there is no database busco_golf; there are busco_bronze, busco_gold, busco_silver"),
+        (NO_SCHEMA.format("busco_golf.x"), "there is no database busco_golf; there are"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_answered_with_what_is(settings: Settings, error: str, said: str) -> None:
+    assert said in advice(settings, error, "select * from x", lambda: TABLES)
+
+
+def test_where_nothing_is_there_that_is_said(settings: Settings) -> None:
+    assert advice(settings, ATHENA.format("busco_gold.x"), "", lambda: []) == "busco_gold has no tables yet"
+    assert "nothing is published yet" in advice(settings, "Schema 'x' does not exist", "", lambda: [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["COLUMN_NOT_FOUND: line 1:8: Column 'a' cannot be resolved", 'Binder Error: Referenced column "a" not found',
+     "Catalog Error: Scalar Function with name f does not exist!", "the file does not exist"],
+)  # fmt: skip
+def test_any_other_error_gets_no_such_advice(settings: Settings, error: str) -> None:
+    assert advice(settings, error, "select a from busco_gold.days", lambda: pytest.fail("not asked for")) == ""
