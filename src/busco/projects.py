@@ -26,7 +26,9 @@ def all_contracts(projects: Iterable[Project]) -> tuple[Contract, ...]:
                 raise BuscoError(
                     f"the dbt projects {other} and {project.identity} say different things of the source "
                     f"{contract.name}",
-                    "write source name, columns, types, meta.grain, meta.delivery and each meta.pii alike in both",
+                    "write source name, columns, types, meta.grain, meta.delivery and each meta.pii alike in both; or, "
+                    f"if these are different tables, give one another name in bronze, in its YAML: "
+                    f"identifier: {project.name}_{contract.table}",
                 )
     return tuple(contract for contract, _ in found.values())
 

@@ -154,7 +154,10 @@ def test_two_projects_read_one_source(both: Platform) -> None:
 def test_ingest_takes_the_files_of_every_project(both: Platform) -> None:
     both.write("bakery/models/sources.yml", SHARED.replace("name: orders", "name: deliveries"))
     file = str(both.write("in/deliveries.csv", ORDERS))
-    assert "deliveries" in both.busco("ingest", file, status=1)
+    for words in ([file], [file, "--table", "deliveries"]):
+        printed = both.busco("ingest", *words, status=1)
+        assert "deliveries" in printed
+        assert "BUSCO_DBT_PROJECTS" in printed, "the variable that makes its project known"
     both.busco("ingest", file, environment={"BUSCO_DBT_PROJECTS": "bakery"})
     both.write("bakery/models/marts/brought.sql", "select count(*) as n from {{ source('bronze', 'deliveries') }}")
     both.build("brought", project="bakery")

@@ -106,7 +106,7 @@ def node(name: str, kind: str = "test") -> dict[str, Any]:
     config = {"materialized": "lake" if kind == "model" else kind, "severity": "error"}
     return {
         "name": name, "schema": "gold", "resource_type": kind, "config": config, "columns": {}, "raw_code": "",
-        "original_file_path": "models/here.yml", "depends_on": {"nodes": ["model.p.m"], "macros": []},
+        "original_file_path": "models/here.yml", "depends_on": {"nodes": ["source.p.bronze.m"], "macros": []},
     }  # fmt: skip
 
 

@@ -132,8 +132,12 @@ def test_what_a_column_is_marked_as_is_stronger_than_what_its_sql_passes_on() ->
 def test_two_projects_must_mark_the_columns_of_a_source_alike() -> None:
     one, other = project("one", {"email": True}), project("other", {"email": False})
     assert len(all_contracts([one, project("other", {"email": True})])) == 1
-    with pytest.raises(BuscoError, match="different things of the source bronze.people.*"):
+    with pytest.raises(BuscoError, match="different things of the source bronze.people.*") as clash:
         all_contracts([one, other])
+    assert "identifier: other_people" in clash.value.hint
+    other = project("other", {"email": False})
+    other.manifest["sources"]["source.p.bronze.people"]["identifier"] = "other_people"
+    assert {one.name for one in all_contracts([one, other])} == {"bronze.people", "bronze.other_people"}
 
 
 @pytest.mark.parametrize(

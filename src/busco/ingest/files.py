@@ -20,7 +20,7 @@ from busco.ingest.header import read_header
 from busco.ingest.refused import Refused, readable
 from busco.ingest.row_count import BOM, RowCount
 from busco.lake import layout
-from busco.lake.deliveries import Contract, check_source
+from busco.lake.deliveries import OTHER_PROJECTS, Contract, check_source
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
@@ -145,7 +145,7 @@ def find(
                 unknown.append((file, wrong))
             elif contract is None:
                 known = ", ".join(sorted(c.table for c in contracts))
-                unknown.append((file, f"its name tells no table ({known}); give it with --table"))
+                unknown.append((file, f"its name tells no table ({known}); give it with --table. {OTHER_PROJECTS}"))
             elif wrong := _long_name(contract, name):
                 unknown.append((file, wrong))
             else:

@@ -38,6 +38,9 @@ class Contract:
         return hashlib.sha256(canonical_json(said)).hexdigest()[:16]
 
 
+# What whoever looks for a source in vain may have left out.
+OTHER_PROJECTS = "A source of another dbt project is known once BUSCO_DBT_PROJECTS names that project's folder"
+
 # What ingest adds to each row; `_ingested_at` is UTC.
 TECHNICAL: tuple[Column, ...] = (
     Column(name="_source_file", type="VARCHAR"),
@@ -175,4 +178,4 @@ def check_source(contracts: Sequence[Contract], table: str) -> Contract:
         if contract.table == table:
             return contract
     known = ", ".join(sorted(contract.table for contract in contracts))
-    raise BuscoError(f"there is no source table {table}", f"the dbt project's sources have: {known}")
+    raise BuscoError(f"there is no source table {table}", f"the sources have: {known}. {OTHER_PROJECTS}")
