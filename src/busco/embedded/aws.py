@@ -204,7 +204,7 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
     process = processes.start(state, NAME, command, os.environ, settings.home)
     answers = lambda: _identity(endpoint).get("pid") == process.pid  # noqa: E731
     processes.wait_until(answers, process, "the local AWS", START_LIMIT, every=0.02)
-    say(f"started the local AWS with the lake {lake} at {endpoint} in {time.monotonic() - began:.1f} s")
+    say(f"started the local AWS with the lake {lake} in {time.monotonic() - began:.1f} s")
     return process, endpoint
 
 

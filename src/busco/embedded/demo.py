@@ -53,7 +53,7 @@ def start_platform(settings: Settings, say: Say, lake: str | None) -> str:
     Raises:
         BuscoError: one of them doesn't come up.
     """
-    command(settings, "aws", "up", *(["--lake", lake] if lake else []))
+    command(settings, "aws", "up", *(["--lake", lake] if lake else []), quiet=True)
     get_settings.cache_clear()
     if not settings.manifest_path.is_file():
         command(settings, "dbt", "parse")
@@ -70,7 +70,7 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
         raise BuscoError(f"{data} is no folder", "make demo DATA=<folder of CSV files>")
     clock = Clock(say)
     lake = lake_name(folder, orders)
-    command(settings, "aws", "up", "--lake", lake)
+    command(settings, "aws", "up", "--lake", lake, quiet=True)
     get_settings.cache_clear()
     settings = get_settings()
     clock.step("local AWS")
@@ -192,7 +192,8 @@ def say_failures(api: Any, run_id: str, say: Say) -> None:
 
 
 def command(settings: Settings, *arguments: str, to_stdout: bool = False, quiet: bool = False) -> None:
-    """Runs `busco <arguments>` in dbt's environment; its output goes to standard error unless asked for.
+    """Runs `busco <arguments>` in dbt's environment; its result goes to standard error, to standard output, or (`quiet`)
+    nowhere. Its words of progress are on standard error in each case.
 
     Raises:
         BuscoError: it failed; it has said why.
