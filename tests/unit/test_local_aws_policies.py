@@ -114,6 +114,9 @@ class _Anybody:
     def metadata(self, method: str, path: str) -> tuple[int, str]:
         return 200, f"{method} {path}"
 
+    async def task_metadata(self, path: str) -> tuple[int, str, bytes]:
+        return 200, "text/plain", path.encode()
+
     def expects(self, asked: Request) -> None: ...
 
     def admit(self, asked: Request) -> None: ...
@@ -165,7 +168,9 @@ def test_tasks_are_answered_for_what_they_need_and_refused_the_rest_by_name(serv
     for needed, wanted in (("glue", "AWSGlue.GetTable"), ("logs", "Logs_20140328.PutLogEvents")):
         assert asked_at(tasks, "/", wanted, needed)[0] == 299
     assert asked_at(tasks, "/bucket/key")[0] == 299
-    assert asked_at(tasks, "/v4/token-of-ecs/task")[0] == 299
+    assert asked_at(tasks, "/v4/token-of-ecs/task") == (200, "/v4/token-of-ecs/task")
+    for path in ("/v4/token-of-ecs/task/", "/v4/short/task", "/v4/token-of-ecs/other", "/v4"):
+        assert asked_at(tasks, path)[0] == 403, path
     assert asked_at(tasks, "/_busco/instance/secret/latest/api/token")[0] == 200
     assert asked_at(tasks, "/_busco/identity")[0] == 403
     assert asked_at(others, "/_busco/identity")[0] == 200

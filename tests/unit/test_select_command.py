@@ -14,6 +14,7 @@ from busco.errors import BuscoError
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Selection
+from busco.warehouse.dbt import Selected
 from tests.unit.memory_s3 import MemoryS3
 
 ENVIRONMENT = EnvironmentLayout("prod")
@@ -39,11 +40,13 @@ def answered(store: ObjectStore) -> Selection | None:
 
 
 def test_what_a_selection_names_is_printed_and_written_down(store: ObjectStore) -> None:
-    done = select(["model.busco.fct"])
-    assert json.loads(done.output) == ["model.busco.fct"]
-    assert answered(store) == Selection(select="fct", nodes=("model.busco.fct",))
+    found = Selected(("model.busco.fct",), ("'typo' in the selection matches nothing",))
+    done = select(found)
+    assert json.loads(done.stdout) == ["model.busco.fct"]
+    assert done.stderr == "'typo' in the selection matches nothing\n"
+    assert answered(store) == Selection(select="fct", nodes=found.nodes, notes=found.notes)
     # the same task started twice
-    assert select(["model.busco.fct"]).exit_code == 0
+    assert select(found).exit_code == 0
 
 
 def test_why_a_selection_can_not_be_read_is_an_answer(store: ObjectStore) -> None:

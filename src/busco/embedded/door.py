@@ -132,6 +132,9 @@ class Watch(Protocol):
     def metadata(self, method: str, path: str) -> tuple[int, str]:
         """What is answered without a signature, below INSTANCE_PATH."""
 
+    async def task_metadata(self, path: str) -> tuple[int, str, bytes]:
+        """What is answered without a signature at METADATA_PATH: status, content type and body."""
+
     def expects(self, asked: Request) -> None:
         """Lets a request's body be read, of which all else is known, or raises Refusal."""
 
@@ -178,8 +181,7 @@ def guarded(
             await _send(send, status, "text/plain", text.encode())
         elif METADATA_PATH.fullmatch(path) and scope["method"] == "GET":
             # by its path alone: whatever else is in the request could be taken for another service's
-            plain = {**scope, "query_string": b"", "headers": [(b"host", said.get("host", "").encode("latin-1"))]}
-            await app(plain, _again(b"", receive), send)
+            await _send(send, *await watch.task_metadata(path))
         elif path.startswith(CLOSED_PATHS) or path == "/v2":
             await _reply(send, 403, {"message": "not offered here: see busco aws --help"})
         else:

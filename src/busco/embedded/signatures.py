@@ -28,6 +28,7 @@ EXPECTED = {
     "core.iam_evaluator.is_root_access_key": ["access_key_id"],
     "core.iam_evaluator.resolve_credential": ["access_key_id", "account_id", "session_token"],
     "services.sts.register_session": ["access_key", "session"],
+    "services.ecs_metadata.handle_request": ["method", "path", "headers", "body", "query_params"],
 }
 _UNKNOWN = 'these credentials are not of this local AWS, or have expired; in a shell, again: eval "$(busco aws env)"'
 _LONGEST = 7 * 24 * 3600  # seconds that an address is good for (AWS Signature Version 4 for API requests)
@@ -107,6 +108,13 @@ class Signatures:
     def metadata(self, method: str, path: str) -> tuple[int, str]:
         """As busco.embedded.door.Watch."""
         return self._instances.answer(method, path)
+
+    async def task_metadata(self, path: str) -> tuple[int, str, bytes]:
+        """As busco.embedded.door.Watch."""
+        from ministack.services import ecs_metadata
+
+        status, _, body = await ecs_metadata.handle_request("GET", path, {}, b"", {})
+        return int(status), "application/json", body if isinstance(body, bytes) else str(body).encode()
 
     def admit(self, asked: Request) -> None:
         """Lets a request pass, if it is the owner's, or a role's that policies are asked about."""
