@@ -192,8 +192,8 @@ def say_failures(api: Any, run_id: str, say: Say) -> None:
 
 
 def command(settings: Settings, *arguments: str, to_stdout: bool = False, quiet: bool = False) -> None:
-    """Runs `busco <arguments>` in dbt's environment; its result goes to standard error, to standard output, or (`quiet`)
-    nowhere. Its words of progress are on standard error in each case.
+    """Runs `busco <arguments>` in dbt's environment; its result goes to standard error, to standard output, or nowhere
+    (`quiet`). Its words of progress are on standard error in each case.
 
     Raises:
         BuscoError: it failed; it has said why.
