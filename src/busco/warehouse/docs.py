@@ -13,6 +13,20 @@ from busco.project import Project
 from busco.warehouse.dbt import Dbt
 from busco.warehouse.session import Session
 
+# How the page marks what a search has found: it takes all texts for HTML, and is called without a search too. In its
+# place stands the same over text (the page of dbt-core 1.11; `n.highlight` of its search results).
+_MARKS_FOUND = {
+    "if(!n.query||!t)return e.trustAsHtml(t);let i=": (
+        "const busco=t=>String(t).replace(/[&<>\"']/g,(t=>`&#${t.charCodeAt(0)};`));"
+        "if(!n.query||!t)return e.trustAsHtml(t&&busco(t));let i="
+    ),
+    'return e.trustAsHtml(t.replace(new RegExp(i,"gi"),\'<span class="search-result-match">$&</span>\'))': (
+        'let a="",l=0;for(const e of String(t).matchAll(new RegExp(i,"gi")))a+=busco(t.slice(l,e.index))'
+        '+`<span class="search-result-match">${busco(e[0])}</span>`,l=e.index+e[0].length;'
+        "return e.trustAsHtml(a+busco(t.slice(l)))"
+    ),
+}
+
 
 def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[str, str]:
     """Makes the docs and uploads them; gives the version of each table that they describe.
@@ -56,19 +70,24 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
 
 
 def static_page(page: str, documents: dict[str, object]) -> str:
-    """dbt's docs page with its documents in it, as JSON that no markup of a description can end.
+    """dbt's docs page with its documents in it, as JSON that no markup of a description can end, and shown as text.
 
     dbt's own `--static` puts in the files as they are: `</script>` in a description ends the page's script, and a mark
-    in the manifest is taken for the page's (dbt-core, task/docs/generate.py).
+    in the manifest is taken for the page's (dbt-core, task/docs/generate.py). The page itself takes names,
+    descriptions, tags and SQL for HTML where it lists what a search has found (`_MARKS_FOUND`).
 
     Args:
         documents: by the mark that the page has for them, `MANIFEST` or `CATALOG`.
 
     Raises:
-        BuscoError: the page has not each mark exactly once.
+        BuscoError: the page has not each mark, and what is replaced in it, exactly once.
     """
-    marks = {f'"{name}.JSON INLINE DATA"': document for name, document in documents.items()}
-    found = re.split("(" + "|".join(map(re.escape, marks)) + ")", page)
-    if sorted(found[1::2]) != sorted(marks):
-        raise BuscoError("dbt's docs page is not as it was: its marks for manifest and catalog are missing")
-    return "".join(str(htmlsafe_json_dumps(marks[part])) if part in marks else part for part in found)
+    inlined = {f'"{name}.JSON INLINE DATA"': str(htmlsafe_json_dumps(said)) for name, said in documents.items()}
+    replaced = {**_MARKS_FOUND, **inlined}
+    parts = re.split("(" + "|".join(map(re.escape, replaced)) + ")", page)
+    if sorted(parts[1::2]) != sorted(replaced):
+        raise BuscoError(
+            "dbt's docs page is not as it was: its marks for manifest and catalog, or its search, are missing",
+            "install dbt as requirements/dbt.txt has it",
+        )
+    return "".join(replaced.get(part, part) for part in parts)
