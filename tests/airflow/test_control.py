@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,3 +149,25 @@ def test_the_log_of_publish_names_what_is_dropped_before_and_after(
     ]  # fmt: skip
     said = [next(text for text in wanted if text in line) for line in caplog.messages if any(t in line for t in wanted)]
     assert said == wanted
+
+
+def test_a_run_on_an_empty_lake_says_how_to_bring_data(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    columns = {"id": {"name": "id", "data_type": "VARCHAR"}}
+    source = {
+        "resource_type": "source", "source_name": "shop", "name": "orders", "identifier": "orders", "schema": "bronze",
+        "package_name": "busco", "columns": columns, "config": {"meta": {"grain": ["id"]}},
+    }  # fmt: skip
+    made = Lake()
+    file = tmp_path / "manifest.json"
+    place = {"manifest_path": file, "dbt_project_dir": Path("dbt_project"), "project_id": ""}
+    settings = SimpleNamespace(of_project=lambda *_: settings, **place)
+    monkeypatch.setattr(control, "_lake", lambda **_: (settings, made.store, ENVIRONMENT))
+    monkeypatch.setattr(control, "code_version", lambda _: "")
+    for sources, is_told in (({"source.busco.shop.orders": source}, True), ({}, False)):
+        caplog.clear()
+        manifest = {"metadata": {"project_name": "busco"}, "nodes": {}, "sources": sources, "macros": {}}
+        file.write_text(json.dumps(manifest))
+        control.pin("lakehouse", f"run_{is_told}", 1, "1", "", False)
+        assert ("Bring data with `busco ingest PATH`" in caplog.text) == is_told

@@ -56,7 +56,9 @@ class Stack:
     def made(cls, home: Path, project: str) -> Stack:
         """A copy with an .env and ports of its own; its user is one that no image knows, as people's are."""
         stack = cls.copied(home, project)
-        stack.call("scripts/make_env.sh")
+        # as by hand: the example is copied, and local_build.sh fills it in before it builds
+        shutil.copy(home / ".env.example", home / ".env")
+        stack.call("scripts/make_env.sh", "--fill")
         stack.set(AIRFLOW_UID=1234, AIRFLOW_PORT=free_port(), FLOWER_PORT=free_port(), BUSCO_AWS_PORT=free_port())
         return stack
 

@@ -70,6 +70,12 @@ def pin(
     deliveries = sum(len(version.deliveries) for version in run.pin.bronze.values())
     rows = sum(version.rows for version in run.pin.bronze.values())
     log.info("pinned run=%s epoch=%s base=%s deliveries=%s rows=%s", key, run.pin.epoch, run.pin.base, deliveries, rows)
+    if project.contracts and not deliveries:
+        log.warning(
+            "The lake is empty: nothing was ever ingested, so that all tables of this run are built from no rows. "
+            "Bring data with `busco ingest PATH`, or made-up data with `busco sample --out FOLDER` before it; in Docker "
+            "Compose with `docker compose exec local-aws busco …`. Then trigger the DAG again."
+        )
     return key
 
 
