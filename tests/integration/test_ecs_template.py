@@ -199,6 +199,8 @@ NOBODY_MAY = [
     ("ecr:BatchGetImage", f"{ECR}/busco-airflow"),
     ("sns:Publish", f"arn:aws:sns:{HERE}:other"),
     ("sns:Subscribe", ALERTS),
+    ("sns:SetTopicAttributes", ALERTS),
+    ("sns:DeleteTopic", ALERTS),
     ("iam:PassRole", f"{ROLE}/admin", PASSED),
     ("iam:PassRole", "{PublisherRoleArn}", PASSED),
     ("iam:PassRole", "{AirflowRoleArn}", PASSED),

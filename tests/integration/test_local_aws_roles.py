@@ -524,6 +524,21 @@ def test_a_query_of_athena_reads_what_its_caller_may(server: Server, lake: str) 
     assert "403" in status()["StateChangeReason"]
 
 
+@pytest.mark.parametrize("role", ["runner", "ingest"])
+def test_alerts_are_airflows_alone(server: Server, role: str) -> None:
+    topic = read_env_file(env_file(server.settings.state))["BUSCO_ALERTS_TOPIC"]
+    sns = as_client(server, "sns", given(server, role))
+    for call in (
+        lambda: sns.publish(TopicArn=topic, Message="all is well"),
+        lambda: sns.subscribe(TopicArn=topic, Protocol="email", Endpoint="a@example.com"),
+        lambda: sns.set_topic_attributes(TopicArn=topic, AttributeName="Policy", AttributeValue="{}"),
+        lambda: sns.delete_topic(TopicArn=topic),
+    ):
+        assert code_of(call) in ("AuthorizationError", "AccessDenied")
+    airflow = as_client(server, "sns", given(server, "airflow"))
+    assert code_of(lambda: airflow.publish(TopicArn=topic, Message="a run failed")) == "ok"
+
+
 @pytest.fixture
 def reader(server: Server) -> Credentials:
     """Somebody who has ReadersPolicy and nothing else."""

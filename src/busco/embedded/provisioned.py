@@ -30,6 +30,7 @@ PROVISIONED = frozenset(
         "AWS::S3::Bucket",
         "AWS::S3::BucketPolicy",
         "AWS::SNS::Topic",
+        "AWS::SNS::TopicPolicy",
     }
 )
 # tells one list from another: a local AWS that runs with an older one is restarted
