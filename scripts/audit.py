@@ -37,7 +37,9 @@ UNREACHED = re.compile(
     r"ConnectionError|ConnectTimeout|ReadTimeout|ProxyError|NameResolutionError|Max retries exceeded"
 )
 IMAGE = re.compile(r"^(?:ARG \w+_IMAGE=|\s*image: |FROM )(?:\$\{\w+:-)?([a-z][\w./-]*:[\w.-]+)", re.MULTILINE)
-PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?==([^\s;\\]+)", re.MULTILINE)
+# what stands beside pins in a compiled file: comments, hashes, nothing
+BESIDE = re.compile(r"\s*(?:#.*|--hash=\w+:[0-9a-f]+(?:\s*\\)?)?")
+PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?==(?!=)([^\s;\\]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,18 @@ def stale_images(reviews: Sequence[ImageReview], used: set[str], today: date) ->
 
 
 def pinned(files: Iterable[Path]) -> dict[str, set[str]]:
-    """Package (as PyPI spells it, normalized) → the versions that these files pin."""
+    """Package (as PyPI spells it, normalized) → the versions that these files pin.
+
+    Raises:
+        SystemExit: a line names a package in another way than `name==version`, which no advisory is looked up for.
+    """
     found: dict[str, set[str]] = {}
     for file in files:
-        for name, version in PIN.findall(file.read_text()):
-            found.setdefault(normalized(name), set()).add(version)
+        for number, line in enumerate(file.read_text().splitlines(), start=1):
+            if pin := PIN.match(line):
+                found.setdefault(normalized(pin[1]), set()).add(pin[2])
+            elif not BESIDE.fullmatch(line):
+                raise SystemExit(f"NOT AUDITED: {file.name}, line {number} is no name==version: {line.strip()[:80]}")
     return found
 
 

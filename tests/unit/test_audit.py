@@ -76,6 +76,22 @@ def test_each_entry_of_our_list_is_of_a_pinned_version_and_its_day_has_not_come(
     assert audit.stale(reviews, pins, date.today()) == []
 
 
+@pytest.mark.parametrize(
+    "line", ["evil @ https://example.com/evil.whl", "evil == 1.0", "-e git+https://example.com/evil", "-r other.txt",
+             "evil>=1", "evil", "--index-url https://example.com", "evil===1.0"],
+)  # fmt: skip
+def test_a_line_that_is_no_pin_is_not_passed_over(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "dbt.txt"
+    known = (
+        "# by uv\n\nsome-package==1.0 ; sys_platform == 'linux' \\\n    --hash=sha256:00ff \\\n    --hash=sha256:11\n"
+    )
+    file.write_text(f"{known}    # via other\n")
+    assert audit.pinned([file]) == {"some-package": {"1.0"}}
+    file.write_text(f"{known}{line}\n")
+    with pytest.raises(SystemExit, match=r"dbt\.txt, line 6 is no name==version"):
+        audit.pinned([file])
+
+
 def test_where_no_database_answers_nothing_is_said_to_be_good(tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("click==8.1.8\n")
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
