@@ -30,9 +30,9 @@ class Seen:
 def open_release(settings: Settings, release: Release | Seen) -> duckdb.DuckDBPyConnection:
     """A connection with every table of a release: `busco_gold.fct_orders`."""
     connection = connect(settings)
-    for layer in LAYERS:
+    for database in map(settings.database, LAYERS):
         # one without a table is there too, as it is in Glue
-        connection.execute(f"create schema {quoted(settings.database(layer))}")
+        connection.execute(f"create schema {quoted(database)}")
     for table, version in sorted(release.tables.items()):
         layer, name = split_table(table)
         schema = quoted(settings.database(layer))
