@@ -87,6 +87,36 @@ def test_nothing_but_the_health_check_is_answered_without_the_admin_s_login(url:
         assert status(url, "/workers", password=wrong) == 401, wrong
 
 
+def test_a_page_of_another_site_changes_nothing_by_the_login_that_the_browser_has(url: str) -> None:
+    port = url.rpartition(":")[2]
+    pages: list[dict[str, str]] = [
+        {"Origin": "http://127.0.0.1:9999"}, {"Origin": "null"}, {"Origin": f"http://localhost:{port}"},
+        {"Origin": "http://airflow.example.com:8080"}, {"Sec-Fetch-Site": "same-site"},
+        {"Origin": url, "Sec-Fetch-Site": "cross-site"}, {"Origin": f"{url}.example.com"},
+    ]  # fmt: skip
+    for said in pages:
+        for method in ("POST", "PUT", "DELETE"):
+            assert changed(url, method, said) == (403, "403: Forbidden\n"), (method, said)
+    # what there is no worker for
+    for said in ({}, {"Origin": url}, {"Origin": url, "Sec-Fetch-Site": "same-origin"}):
+        assert changed(url, "POST", said)[0] == 404, said
+
+
+def changed(url: str, method: str, said: dict[str, str]) -> tuple[int, str]:
+    """What the answer to a worker's shutdown is."""
+    with requests.Session() as session:
+        session.trust_env = False
+        session.auth = ("admin", "a password, with a comma")
+        answer = session.request(method, f"{url}/api/worker/shutdown/nobody", headers=said, timeout=60)
+        return answer.status_code, answer.text
+
+
+def test_no_page_is_in_a_frame(url: str) -> None:
+    for path in ("/workers", "/healthcheck", "/x"):
+        answer = requests.get(f"{url}{path}", auth=("admin", "a password, with a comma"), timeout=60)
+        assert answer.headers["X-Frame-Options"] == "DENY", path
+
+
 def test_guesses_are_limited(url: str) -> None:
     for _ in range(12):
         last = status(url, "/workers", password="guess")

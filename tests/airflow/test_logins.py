@@ -258,6 +258,14 @@ def test_behind_a_proxy_cookies_want_https_and_addresses_are_the_proxy_s(web: We
         for name in ("Host", "X-Forwarded-Host"):
             other = requests.get(f"{proxied.url}/health", headers={**forwarded, name: "evil.example.com"}, timeout=60)
             assert other.status_code == 403, name
+        # what a browser sends for a page, in the name of nobody
+        for origin, status in (
+            (known_as, 401), (known_as.replace("https", "http"), 403), ("https://wiki.example.com", 403),
+        ):  # fmt: skip
+            answer = requests.post(
+                f"{proxied.url}/api/v1/dags/x/dagRuns", headers={**forwarded, "Origin": origin}, json={}, timeout=60
+            )
+            assert answer.status_code == status, origin
     assert all(word in cookie for word in ("Secure", "HttpOnly", "SameSite=Lax"))
     assert back == "https://airflow.example.com/oauth-authorized/OpenID"
     # whoever is not behind one believes nobody's headers

@@ -13,12 +13,12 @@ from typing import Any
 
 from flower import command
 from flower.app import Flower
-from tornado.httputil import HTTPServerRequest
-from tornado.web import ErrorHandler
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.web import ErrorHandler, OutputTransform
 
 from busco.errors import BuscoError
 from busco.orchestration.access import admin, refuse_known
-from busco.orchestration.guard import FailedLogins, allowed_hosts, host_name
+from busco.orchestration.guard import FailedLogins, allowed_hosts, host_name, is_of_another_site
 
 _OWN_LOGIN = "AIRFLOW__CELERY__FLOWER_BASIC_AUTH"
 
@@ -45,6 +45,7 @@ class GuardedFlower(Flower):  # type: ignore[misc]
         options.basic_auth = [login()]
         super().__init__(options=options, **kwargs)
         self._hosts, self._failed = allowed_hosts(), FailedLogins()
+        self.add_transform(_Unframed)
         prefix = (options.url_prefix or "").strip("/")
         self._open = f"/{prefix}/healthcheck" if prefix else "/healthcheck"
 
@@ -57,7 +58,12 @@ class GuardedFlower(Flower):  # type: ignore[misc]
 
     def _refused(self, request: HTTPServerRequest) -> int:
         """The status with which a request is refused; 0 where it is not."""
-        if host_name(request.headers.get("Host", "")) not in self._hosts:
+        host = request.headers.get("Host", "")
+        if host_name(host) not in self._hosts:
+            return 403
+        # a browser sends the login with whatever a page has it send
+        secure = request.protocol == "https"
+        if is_of_another_site(str(request.method), request.headers, {host}, self._hosts, secure=secure):
             return 403
         if request.path == self._open:
             return 0
@@ -82,6 +88,20 @@ def _credentials(header: str) -> str:
         return b64decode(encoded.strip(), validate=True).decode()
     except ValueError:
         return ""
+
+
+class _Unframed(OutputTransform):
+    """No page may be in another page's frame, to have a person click there."""
+
+    def transform_first_chunk(
+        self,
+        status_code: int,
+        headers: HTTPHeaders,
+        chunk: bytes,
+        finishing: bool,  # noqa: ARG002
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        headers["X-Frame-Options"] = "DENY"
+        return status_code, headers, chunk
 
 
 class _Refusal(ErrorHandler):
