@@ -1,7 +1,7 @@
-"""Airflow's REST API by name and password (`[api] auth_backends`): Airflow's own check, and a limit of failed ones.
+"""Airflow's REST API by name and password (`[api] auth_backends`), where people have passwords.
 
-Airflow's documentation, "API Authentication", section "Roll your own API authentication", says what a backend has. The
-login page has a limit of Flask-AppBuilder's own (`AUTH_RATE_LIMIT`).
+Airflow's documentation, "API Authentication", section "Roll your own API authentication", says what a backend has.
+`busco.orchestration.passwords` limits failed logins.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from functools import wraps
 from typing import Any
 
 from airflow.providers.fab.auth_manager.api.auth.backend.basic_auth import auth_current_user
-from flask import Flask, Response, request
-from werkzeug.exceptions import TooManyRequests
+from flask import Flask, Response
 
 from busco.orchestration.access import login_kind
-from busco.orchestration.guard import FailedLogins
 
 CLIENT_AUTH: Any = None
-_failed = FailedLogins()
 
 
 def init_app(app: Flask) -> None:
@@ -35,14 +32,7 @@ def requires_authentication(function: Callable[..., Any]) -> Callable[..., Any]:
     def decorated(*args: Any, **kwargs: Any) -> Any:
         if login_kind() == "oauth":
             return Response("Unauthorized", 401)
-        said = request.authorization
-        if said is None or not said.username:
-            return Response("Unauthorized", 401, {"WWW-Authenticate": "Basic"})
-        tried = request.remote_addr or "", said.username
-        if _failed.too_many(*tried):
-            raise TooManyRequests("too many failed logins; try again in a minute", retry_after=60)
         if auth_current_user() is None:
-            _failed.count(*tried)
             return Response("Unauthorized", 401, {"WWW-Authenticate": "Basic"})
         return function(*args, **kwargs)
 

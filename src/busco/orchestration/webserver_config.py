@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 
+from airflow.providers.fab.auth_manager.security_manager.override import FabAirflowSecurityManagerOverride
 from flask import current_app
 from flask_appbuilder.const import AUTH_DB, AUTH_OAUTH
 
@@ -28,6 +29,7 @@ from busco.orchestration.access import admin, login_kind, refuse_known
 from busco.orchestration.guard import protect
 
 WTF_CSRF_ENABLED = True
+SECURITY_MANAGER_CLASS: type[FabAirflowSecurityManagerOverride]
 
 if login_kind() == "oauth":
     from busco.orchestration.oidc import OidcSecurityManager
@@ -59,7 +61,10 @@ if login_kind() == "oauth":
         }
     ]
 else:
+    from busco.orchestration.passwords import PasswordSecurityManager
+
     AUTH_TYPE = AUTH_DB
+    SECURITY_MANAGER_CLASS = PasswordSecurityManager
     refuse_known(admin()[1])
 
 # Airflow has an app context here for what a configuration does to the app
