@@ -1,4 +1,5 @@
-"""What OnCall may and may not, and whom a rollback names: asked of Airflow's webserver, by its pages and its API."""
+"""What OnCall may and may not, whom a rollback names, and what a hostile page or a guesser gets: asked of Airflow's
+webserver with the platform's configuration, by its pages and its API."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from uuid import uuid4
 
 import pytest
 import requests
+from airflow.configuration import conf
+from requests.adapters import HTTPAdapter
 
 from busco.orchestration.access import ON_CALL_MAY
 from tests.airflow.driver import logged_in
 from tests.airflow.on_call_web import DAG, TASK
-from tests.airflow.test_logins import OF_A_ROLE
+from tests.airflow.test_logins import CONFIG, OF_A_ROLE
 from tests.airflow.test_logins import Web as Logins
 from tests.airflow.test_logins import _wait as wait_for
 
@@ -103,7 +107,8 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
         "AIRFLOW__CORE__EXECUTOR": "SequentialExecutor",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
         "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
-        "AIRFLOW__API__AUTH_BACKENDS": "airflow.api.auth.backend.basic_auth,airflow.api.auth.backend.session",
+        "AIRFLOW__API__AUTH_BACKENDS": "busco.orchestration.basic_auth,airflow.api.auth.backend.session",
+        "AIRFLOW__WEBSERVER__CONFIG_FILE": str(CONFIG),
         "PYTHONWARNINGS": "ignore",
     }
     command = [sys.executable, "-m", "tests.airflow.on_call_web", str(port)]
@@ -187,16 +192,21 @@ CLEARING: dict[str, Callable[[Web, str, str], requests.Response]] = {
         user, "/dagrun_clear", dag_id=DAG, dag_run_id=run, confirmed="true", only_failed="false"
     ),
     "page: a task": lambda web, user, run: _clear(web, user, run, "/clear"),
-    "page: a task, another run in the address": lambda web, user, run: _clear(web, user, run, "/clear?dag_run_id=no"),
     "list: runs": lambda web, user, run: web.post(user, "/dagrun/action_post", action="clear", rowid=web.key(run)),
     "list: task instances": lambda web, user, run: web.post(
         user, "/taskinstance/action_post", action="clear", rowid=_task_key(run)
+    ),
+    "list: runs, another DAG besides": lambda web, user, run: web.post(
+        user, "/dagrun/action_post", action="clear", rowid=web.key(run), dag_id="other"
+    ),
+    "list: task instances, another DAG besides": lambda web, user, run: web.post(
+        user, "/taskinstance/action_post", action="clear", rowid=_task_key(run), dag_id="other", run_id="other"
     ),
 }  # fmt: skip
 
 
 # of a run that has not ended, which is not queued again
-GOES_ON = ("api: a task", "page: a task, another run in the address", "list: task instances")
+GOES_ON = ("api: a task", "list: task instances", "list: task instances, another DAG besides")
 
 
 def _clear(web: Web, user: str, run: str, path: str) -> requests.Response:
@@ -237,7 +247,7 @@ TRIGGERING: dict[str, Callable[[Web, str], Any]] = {
     "form": lambda web, run: web.post("bob", f"/dags/{DAG}/trigger", run_id=run, conf=json.dumps(CONF)),
     "form, no id": lambda web, _: web.post("bob", f"/dags/{DAG}/trigger", run_id="", conf=json.dumps(CONF)),
     "form, its id in the address": lambda web, run: web.post(
-        "bob", f"/dags/{DAG}/trigger?run_id={run}", run_id="other", conf=json.dumps(CONF)
+        "bob", f"/dags/{DAG}/trigger?run_id={run}", conf=json.dumps(CONF)
     ),
 }  # fmt: skip
 
@@ -267,6 +277,79 @@ def test_one_who_is_lured_to_the_form_is_not_named_alone(web: Web) -> None:
     assert web.lab("who", run=run) == "bob or ana", "what comes after the run has not made it"
 
 
+def test_one_who_only_looks_at_the_form_is_not_named(web: Web) -> None:
+    web.browser("ana").get(f"{web.url}/dags/{DAG}/trigger", timeout=60)
+    web.post("bob", f"/dags/{DAG}/trigger", conf=json.dumps(CONF))
+    assert web.lab("who", run=web.newest()) == "bob"
+
+
+# what Airflow's event log would read differently from Airflow, or not in time
+MISLEADING: dict[str, Callable[[Web], requests.Response]] = {
+    "form, dag_run_id": lambda web: web.post("bob", _FORM, dag_run_id="manual__other", conf=json.dumps(CONF)),
+    "form, dag_run_id in the address": lambda web: web.post(
+        "bob", f"{_FORM}?run_id=&dag_run_id=x", conf=json.dumps(CONF)
+    ),
+    "form, an empty id in the address": lambda web: web.post(
+        "bob", f"{_FORM}?run_id=", run_id="other", conf=json.dumps(CONF)
+    ),
+    "form, two ids": lambda web: web.post("bob", f"{_FORM}?run_id=a", run_id="b", conf=json.dumps(CONF)),
+    "form, many keys": lambda web: web.post("bob", _FORM, conf=json.dumps(_conf(101))),
+    "form, many keys in the address": lambda web: web.post("bob", f"{_FORM}?conf={json.dumps(_conf(101))}", conf="{}"),
+    "form, a long conf": lambda web: web.post("bob", _FORM, conf=json.dumps({**CONF, "key": "x" * 66_000})),
+    "form, a deep conf": lambda web: web.post("bob", _FORM, conf="[" * 60_000),
+    "api, many keys": lambda web: web.api("bob", "POST", _RUNS, {"conf": _conf(101)}),
+    "api, a long conf": lambda web: web.api("bob", "POST", _RUNS, {"conf": {**CONF, "key": "x" * 66_000}}),
+    "api, a long note": lambda web: web.api("bob", "POST", _RUNS, {"conf": CONF, "note": "x" * 66_000}),
+}
+_FORM, _RUNS = f"/dags/{DAG}/trigger", f"dags/{DAG}/dagRuns"
+
+
+def _conf(keys: int) -> dict[str, Any]:
+    return {**CONF, **{f"key {number}": number for number in range(keys - len(CONF))}}
+
+
+@pytest.mark.parametrize("way", MISLEADING)
+def test_a_trigger_that_the_event_log_reads_differently_is_refused(web: Web, way: str) -> None:
+    web.run("boss")
+    before = web.newest()
+    assert MISLEADING[way](web).status_code == 400
+    assert web.newest() == before
+
+
+def test_as_many_keys_as_a_run_may_have_are_taken(web: Web) -> None:
+    assert web.api("bob", "POST", _RUNS, {"conf": _conf(100)}).status_code == 200
+    assert web.lab("who", run=web.newest()) == "bob"
+
+
+@pytest.mark.parametrize("way", ["api", "api, no id", "form", "form, no id"])
+def test_a_run_that_takes_long_to_make_is_of_its_user(web: Web, way: str) -> None:
+    TRIGGERING[way](web, f"run-{uuid4().hex}")
+    most = conf.getint("webserver", "web_server_worker_timeout")
+    web.lab("earlier", owner="bob", seconds=str(most - 10))
+    assert web.lab("who", run=web.newest()) == "bob"
+
+
+@pytest.mark.parametrize("way", ["api", "form"])
+def test_an_event_that_names_this_very_run_counts_whatever_its_age(web: Web, way: str) -> None:
+    run = f"run-{uuid4().hex}"
+    web.browser("ana").get(f"{web.url}/dags/{DAG}/trigger?conf=%7B%7D", timeout=60)
+    TRIGGERING[way](web, run)
+    web.lab("earlier", owner="bob", seconds="1000")
+    assert web.lab("who", run=run) == "ana or bob"
+
+
+def test_a_run_that_was_queued_again_by_the_api_is_of_whoever_did_it(web: Web) -> None:
+    run = web.run("bob")
+    web.api("bob", "PATCH", f"{_RUNS}/{run}", {"state": "failed"})
+    body = {"dry_run": False, "dag_run_id": run, "task_ids": [TASK], "only_failed": False, "reset_dag_runs": False}
+    assert web.api("bob", "POST", f"dags/{DAG}/clearTaskInstances", body).status_code == 200
+    web.lab("aged")
+    # bob waits until ana has something to do with the form
+    web.browser("ana").get(f"{web.url}/dags/{DAG}/trigger?conf=%7B%7D", timeout=60)
+    assert web.api("bob", "PATCH", f"{_RUNS}/{run}", {"state": "queued"}).status_code == 200
+    assert web.lab("who", run=run).split(" or ")[0] == "bob"
+
+
 @pytest.mark.parametrize("way", CLEARING)
 def test_a_task_that_another_one_clears_is_the_other_one_s(web: Web, way: str) -> None:
     run = web.run("ana")
@@ -278,13 +361,40 @@ def test_a_task_that_another_one_clears_is_the_other_one_s(web: Web, way: str) -
     assert web.lab("who", run=run) == "bob (cleared)"
 
 
-def test_a_clearing_that_names_another_dag_is_still_its_user_s(web: Web) -> None:
+@pytest.mark.parametrize("more", [f"dag_id={DAG}2", "dag_run_id=no", "task_id=glue"])
+def test_a_clearing_that_names_something_else_besides_is_refused(web: Web, more: str) -> None:
+    run = web.run("ana")
+    web.lab("ended", run=run)
+    assert _clear(web, "bob", run, f"/clear?{more}").status_code == 400
+    assert web.lab("taken", run=run) == "no"
+
+
+@pytest.mark.parametrize("way", GOES_ON)
+def test_a_clearing_whose_task_waits_long_is_still_its_user_s(web: Web, way: str) -> None:
+    other = web.run("ana")
+    web.lab("ended", run=other)
+    run = web.run("ana")
+    web.lab("ended", run=run, goes_on="")
+    web.lab("aged")
+    CLEARING[way](web, "bob", run)
+    # bob has paused the DAG, and goes on when ana has cleared something
+    web.lab("aged")
+    CLEARING["page: a task"](web, "ana", other)
+    assert web.lab("taken", run=run) == "yes"
+    assert "bob (cleared)" in web.lab("who", run=run).split(" or ")
+
+
+def test_a_clearing_that_waits_for_another_person_to_queue_the_run_is_still_its_user_s(web: Web) -> None:
     run = web.run("ana")
     web.lab("ended", run=run)
     web.lab("aged")
-    _clear(web, "bob", run, f"/clear?dag_id={DAG}2")
-    if web.lab("taken", run=run) == "yes":
-        assert web.lab("who", run=run) == "bob (cleared)"
+    body = {"dry_run": False, "dag_run_id": run, "task_ids": [TASK], "only_failed": False, "reset_dag_runs": False}
+    assert web.api("bob", "POST", f"dags/{DAG}/clearTaskInstances", body).status_code == 200
+    web.lab("aged")
+    body |= {"task_ids": ["glue"], "reset_dag_runs": True}
+    assert web.api("ana", "POST", f"dags/{DAG}/clearTaskInstances", body).status_code == 200
+    assert web.lab("taken", run=run) == "yes"
+    assert web.lab("who", run=run) == "ana (cleared) or bob (cleared)"
 
 
 @pytest.mark.parametrize("kind", ["scheduled", "manual"])
@@ -298,3 +408,150 @@ def test_a_name_of_the_command_line_is_told_from_a_user_s(web: Web) -> None:
     web.lab("command", run=run)
     # the operating system's, whatever LOGNAME says
     assert web.lab("who", run=run) == f"{pwd.getpwuid(os.getuid()).pw_name} (command line)"
+
+
+# -- a page of another site in the browser of somebody who is logged in -----------------------------------------------
+
+MALLORY = {"username": "mallory", "password": "mallory", "first_name": "m", "last_name": "m", "email": "m@example.com"}
+FORGED: dict[str, Callable[[Web, dict[str, str]], requests.Response]] = {
+    "a new admin": lambda web, said: web.browser("boss").post(
+        f"{web.url}/auth/fab/v1/users", data=json.dumps({**MALLORY, "roles": [{"name": "Admin"}]}), headers=said,
+        timeout=60,
+    ),
+    "a run": lambda web, said: web.api("boss", "POST", _RUNS, data=json.dumps({"conf": CONF}), headers=said),
+    "a variable": lambda web, said: web.api(
+        "boss", "POST", "variables", data=json.dumps({"key": "k", "value": "v"}), headers=said
+    ),
+    "a deleted DAG": lambda web, said: web.api("boss", "DELETE", f"dags/{DAG}", data="", headers=said),
+    "a paused DAG": lambda web, said: web.api(
+        "boss", "PATCH", f"dags/{DAG}", data=json.dumps({"is_paused": True}), headers=said
+    ),
+    "a page's form": lambda web, said: web.browser("boss").post(
+        f"{web.url}{_FORM}", data={"csrf_token": web.tokens["boss"], "conf": json.dumps(CONF)}, headers=said,
+        timeout=60, allow_redirects=False,
+    ),
+}  # fmt: skip
+TEXT = {"Content-Type": "text/plain;charset=UTF-8"}
+FOREIGN = {
+    "another port of this machine": {**TEXT, "Origin": "http://127.0.0.1:9999"},
+    "another name of this machine": {**TEXT, "Origin": "http://localhost:{port}"},
+    "another site": {**TEXT, "Origin": "https://evil.example.com"},
+    "nobody's page": {**TEXT, "Origin": "null"},
+    "a name that looks alike": {**TEXT, "Origin": "http://127.0.0.1:{port}.example.com"},
+    "the same site, said alone": {**TEXT, "Sec-Fetch-Site": "same-site"},
+    "another site, said alone": {**TEXT, "Sec-Fetch-Site": "cross-site"},
+    "JSON, another port": {"Content-Type": "application/json", "Origin": "http://127.0.0.1:9999"},
+    "as browsers say it": {**TEXT, "Origin": "http://127.0.0.1:9999", "Sec-Fetch-Site": "same-site"},
+}
+
+
+@pytest.mark.parametrize("page", FOREIGN)
+def test_a_page_of_another_site_changes_nothing_in_the_name_of_whoever_is_logged_in(web: Web, page: str) -> None:
+    web.browser("boss")
+    before, port = web.lab("counts"), web.url.rpartition(":")[2]
+    said = {name: value.replace("{port}", port) for name, value in FOREIGN[page].items()}
+    for what, forge in FORGED.items():
+        of_a_form = {name: value for name, value in said.items() if name != "Content-Type"}
+        answer = forge(web, of_a_form if what == "a page's form" else said)
+        assert answer.status_code == 403, what
+        assert "Page refused" in answer.text, what
+    assert web.lab("counts") == before
+    assert web.api("boss", "GET", f"dags/{DAG}").json()["is_paused"] is False
+    names = [one["username"] for one in web.browser("boss").get(f"{web.url}/auth/fab/v1/users").json()["users"]]
+    assert "mallory" not in names
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "text/plain; x=application/json", "", "application/csp-report", "text/json", "nonsense",
+             "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)  # fmt: skip
+def test_the_api_takes_what_is_json_by_its_type_alone(web: Web, kind: str) -> None:
+    before = web.lab("counts")
+    # a browser posts each of these for any page without asking first
+    for what in ("a new admin", "a run", "a variable"):
+        answer = FORGED[what](web, {"Content-Type": kind} if kind else {})
+        # stock Airflow's own answers
+        assert answer.status_code in (400, 415), what
+    assert web.lab("counts") == before
+
+
+def test_airflow_s_own_pages_and_what_is_no_browser_are_answered(web: Web) -> None:
+    json_type = {"Content-Type": "application/json"}
+    for said in (
+        {}, {"Origin": web.url}, {"Origin": web.url, "Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"},
+        {"Origin": "null", "Sec-Fetch-Site": "same-origin"},
+    ):  # fmt: skip
+        assert FORGED["a run"](web, {**json_type, **said}).status_code == 200, said
+        assert FORGED["a page's form"](web, said).status_code == 302, said
+    # whoever only reads may come from wherever
+    linked = {"Origin": "https://wiki.example.com", "Sec-Fetch-Site": "cross-site"}
+    assert web.browser("boss").get(f"{web.url}/dags/{DAG}/grid", headers=linked, timeout=60).status_code == 200
+
+
+def test_no_page_is_in_a_frame_of_another_site(web: Web) -> None:
+    for path in ("/home", _FORM, "/login/", "/api/v1/dags", "/no-such-page"):
+        answer = web.browser("boss").get(f"{web.url}{path}", timeout=60)
+        assert answer.headers["X-Frame-Options"] == "SAMEORIGIN", path
+
+
+def test_a_body_without_a_length_and_one_that_is_too_long_are_not_read(web: Web) -> None:
+    with requests.Session() as nobody:
+        nobody.trust_env = False
+        for path in ("/health", "/login/", f"/api/v1/{_RUNS}", "/no-such-page"):
+            for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded"):
+                said = {"Content-Type": kind}
+                for body, status in (((b"[]" for _ in range(2)), 411), (b"[" + b"[]," * 5_000_000 + b"0]", 413)):
+                    began = time.monotonic()
+                    answer = nobody.post(f"{web.url}{path}", data=body, headers=said, timeout=60)
+                    assert answer.status_code == status, (path, kind)
+                    assert time.monotonic() - began < 10
+
+
+# -- guessers of passwords --------------------------------------------------------------------------------------------
+
+
+class _From(HTTPAdapter):
+    """Asks from one of this machine's own addresses."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:
+        super().init_poolmanager(*arguments, source_address=(self.address, 0), **more)
+
+
+def guess(web: Web, user: str, password: str, address: str = "127.0.0.1") -> int:
+    with requests.Session() as session:
+        session.trust_env = False
+        session.mount("http://", _From(address))
+        return session.get(f"{web.url}/api/v1/dags?limit=1", auth=(user, password), timeout=60).status_code
+
+
+def test_wrong_passwords_count_for_the_user_however_the_name_is_written(web: Web) -> None:
+    spellings = ("guessed", "Guessed", "GUESSED", "guessed@example.com")
+    tried = [guess(web, spellings[number % len(spellings)], f"wrong {number}") for number in range(12)]
+    assert tried == [401] * 10 + [429] * 2
+    for name in ("guessed", "gUESSED", "guessed@example.com"):
+        assert guess(web, name, "guessed") == 429, name
+    assert guess(web, "viewer", "viewer") == 200
+
+
+def test_wrong_passwords_count_by_the_login_page_and_by_the_api_alike(web: Web) -> None:
+    mine = "127.0.2.1"
+    assert [guess(web, "spread", "wrong", mine) for _ in range(6)] == [401] * 6
+    # the page's own limit is five
+    assert [_by_the_page(web, "spread", "wrong", mine) for _ in range(4)] == [302] * 4
+    assert guess(web, "spread", "spread", mine) == 429
+    assert _by_the_page(web, "Spread", "spread", mine) == 429
+    assert guess(web, "spread", "spread", "127.0.2.2") == 200, "one guesser keeps nobody out"
+
+
+def _by_the_page(web: Web, user: str, password: str, address: str) -> int:
+    with requests.Session() as browser:
+        browser.trust_env = False
+        browser.mount("http://", _From(address))
+        token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', browser.get(f"{web.url}/login/", timeout=60).text)
+        assert token
+        fields = {"username": user, "password": password, "csrf_token": token[1]}
+        return browser.post(f"{web.url}/login/", data=fields, timeout=60, allow_redirects=False).status_code
