@@ -186,7 +186,7 @@ def test_the_webserver_keeps_its_files_to_the_project(platform: Platform) -> Non
 
 def test_keys_and_passwords_can_be_read_by_their_owner_only(platform: Platform) -> None:
     files = list((platform.settings.state / "secrets").iterdir())
-    assert {file.name for file in files} == {"postgres", "fernet", "webserver"}
+    assert {file.name for file in files} == {"postgres", "postgres-superuser", "fernet", "webserver"}
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert stat.S_IMODE((platform.settings.state / "log").stat().st_mode) == 0o700
     secrets = [file.read_text() for file in files]

