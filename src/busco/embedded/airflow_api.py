@@ -21,7 +21,8 @@ class AirflowApi:
     """The embedded Airflow, as admin. Times in its answers are UTC."""
 
     def __init__(self, settings: Settings) -> None:
-        self.base = f"http://127.0.0.1:{processes.known_port(settings.state, 'airflow-webserver')}"
+        self._state, self._port = settings.state, processes.known_port(settings.state, "airflow-webserver")
+        self.base = f"http://127.0.0.1:{self._port}"
         self.session = requests.Session()
         self.session.trust_env = False  # no proxy on the way to this machine
         self.session.auth = development_admin()
@@ -30,8 +31,9 @@ class AirflowApi:
         """Airflow's report on itself, by service.
 
         Raises:
-            OSError: nobody answers (requests' exceptions are such).
+            OSError: nobody answers (requests' exceptions are such), or somebody else listens there.
         """
+        self._check_listener()
         return dict(self.session.get(f"{self.base}/health", timeout=5).json())
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
@@ -39,7 +41,9 @@ class AirflowApi:
 
         Raises:
             BuscoError: Airflow refuses it, with its reason.
+            OSError: as `health`.
         """
+        self._check_listener()
         answer = self.session.request(method, f"{self.base}/api/v1/{path}", json=body, params=query, timeout=60)
         if answer.status_code >= 400:
             try:
@@ -49,6 +53,12 @@ class AirflowApi:
                 reason = answer.text[:200]
             raise BuscoError(f"Airflow: {method} {path}: {answer.status_code} {reason}")
         return answer.json() if "json" in answer.headers.get("content-type", "") else answer.content.decode()
+
+    def _check_listener(self) -> None:
+        """The admin's password goes to the webserver that was started here, and to nobody who has taken its port."""
+        process = processes.find(self._state, "webserver")
+        if process is None or not processes.listens(process, self._port):
+            raise ConnectionError(f"Airflow's webserver does not listen on 127.0.0.1:{self._port}; start it: busco ui")
 
     def trigger(self, dag_id: str, conf: dict[str, Any], run_id: str | None = None) -> str:
         """Starts a run of a DAG, waiting until Airflow knows it; gives the run's id.

@@ -154,7 +154,7 @@ class Postgres:
             ) from None
 
     def _is_separated(self) -> bool:
-        """Whether what runs was started, or taken over, by a version that gives Airflow's role no more than it needs."""
+        """Whether what runs was started, or taken over, by a version that keeps the superuser apart."""
         location = self.state / "postgres.location"
         return location.is_file() and (Path(location.read_text().strip()) / _SEPARATED).exists()
 
@@ -264,7 +264,7 @@ _TAKEN_OVER = (
         """,
 )
 _IS_SEPARATED = (
-    f"select '{_SEPARATED}' as done from pg_database d join pg_roles r on r.oid = d.datdba"  # noqa: S608
+    f"select '{_SEPARATED}' as done from pg_database d join pg_roles r on r.oid = d.datdba"
     f" where d.datname = '{DATABASE}' and r.rolname = '{USER}' and not r.rolsuper"
 )
 

@@ -1,0 +1,42 @@
+"""Whoever takes the webserver's port is not told the admin's password."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from busco.embedded import airflow, processes
+from busco.embedded.airflow_api import AirflowApi
+from busco.settings import Settings
+from tests.loopback import Handler, serving
+
+
+def test_the_admin_s_password_goes_to_the_webserver_that_was_started_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    class Listens(Handler):
+        def do_GET(self) -> None:
+            heard.append(f"{self.path} {self.headers.get('Authorization')}")
+            self.answer(200, b"{}", {"Content-Type": "application/json"})
+
+        do_POST = do_GET
+
+    settings = Settings(home=tmp_path, state_dir=tmp_path)
+    with serving(Listens) as url:
+        monkeypatch.setattr(processes, "known_port", lambda *_: int(url.rpartition(":")[2]))
+        processes.start(tmp_path, "webserver", ["/bin/sleep", "60"], os.environ, tmp_path)
+        try:
+            for call in (lambda: AirflowApi(settings).health(), lambda: AirflowApi(settings).call("GET", "dags")):
+                with pytest.raises(ConnectionError, match="does not listen"):
+                    call()
+            assert not airflow.healthy(AirflowApi(settings), "webserver")
+            assert ("webserver", "unhealthy") in [(name, said.split()[0]) for name, said in airflow.status(settings)]
+        finally:
+            processes.stop(tmp_path, "webserver")
+        with pytest.raises(ConnectionError, match="busco ui"):
+            AirflowApi(settings).call("GET", "dags")
+    assert heard == []
