@@ -73,6 +73,8 @@ _SEED = re.compile(
     rf"copy\s+{_NAME}(?:\.{_NAME})*\s+from\s+'([^']*)'\s*\(format csv, header true, delimiter '[^']+'\)",
     re.IGNORECASE,
 )
+# one string, behind which nothing follows that could join another one to it
+_PLAIN_STRING = re.compile(r"'(?:[^']|'')*' *")
 _MOST = 200
 
 
@@ -197,8 +199,8 @@ class Guard:
         """A string may stand for a table: `from 's3://…'`."""
         if not self._lake:
             return ""
-        if text[0] in "eE" or "\n" in text:
-            # it has escapes, or goes on over lines: DuckDB says what it is
+        if not _PLAIN_STRING.fullmatch(text):
+            # it has escapes, or goes on behind white space with a newline or carriage return: DuckDB says what it is
             with self._lock:
                 row = self._parser.execute(f"select {text}").fetchone()
             text = str(row[0]) if row else text
