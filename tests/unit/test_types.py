@@ -417,3 +417,13 @@ def test_any_name_comes_back_from_its_quotes(db: duckdb.DuckDBPyConnection, name
     assume(name.strip())
     found = db.execute(f"select 1 as {types.quoted(name)}")
     assert [column[0] for column in found.description or ()] == [name]
+
+
+@pytest.mark.parametrize("text", ["ENUM('Maria ''M', 'Ana (x)')", "STRUCT(a ENUM('Maria', 'b'), c NOPE)"])
+def test_a_refusal_of_an_enum_has_no_values_of_it(text: str) -> None:
+    with pytest.raises(BuscoError, match=r"ENUM\(…\)") as refusal:
+        parse(f"{text}[2]", "c")
+    assert "Maria" not in str(refusal.value)
+    with pytest.raises(BuscoError, match=r"the contract says INTEGER, the SQL gives .*ENUM\(…\)") as refusal:
+        model_sql.columns([("c", text)], [Column(name="c", type="INTEGER")])
+    assert "Maria" not in str(refusal.value)

@@ -82,6 +82,8 @@ _REFUSED: dict[str, str] = {
     "NULL": "cast(null as …): the column is NULL without a type",
 }
 
+_ENUM = re.compile(r"\bENUM\s*\((?:'(?:[^']|'')*'|[^'()])*\)", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Primitive:
@@ -183,6 +185,11 @@ def parse_all(columns: Iterable[tuple[str, str]]) -> list[tuple[str, DataType]]:
 
 def _columns(names: Sequence[str]) -> str:
     return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def shown(text: str) -> str:
+    """A type, or a text with a type in it, without the values of an ENUM, which may be anybody's."""
+    return _ENUM.sub("ENUM(…)", text)
 
 
 def is_nested(kind: DataType) -> bool:
@@ -295,7 +302,7 @@ class _Parser:
 
     def refuse(self, what: str, hint: str = "") -> BuscoError:
         where = f"column {self.column}: " if self.column else ""
-        return BuscoError(f"{where}{what}", hint)
+        return BuscoError(f"{where}{shown(what)}", hint)
 
     def rest(self) -> str:
         return self.text[self.at :].strip()

@@ -59,7 +59,7 @@ def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple
         elif str(target) == _canonical(source):
             expressions.append(_as_written(column.name, target))
         else:
-            problems.append(f"{column.name}: the contract says {target}, the SQL gives {source}")
+            problems.append(f"{column.name}: the contract says {target}, the SQL gives {types.shown(source)}")
         kept_columns.append(column.model_copy(update={"type": str(target)}))
     if problems:
         listed = "\n".join(f"    {problem}" for problem in problems)
