@@ -73,7 +73,7 @@ def pin(
     if project.contracts and not deliveries:
         log.warning(
             "The lake is empty: nothing was ever ingested, so that all tables of this run are built from no rows. "
-            "Bring data with `busco ingest PATH`, or made-up data with `busco sample --out FOLDER` before it; in Docker "
+            "Bring data with `busco ingest PATH`, after `busco sample --out FOLDER` for made-up data; in Docker "
             "Compose with `docker compose exec local-aws busco …`. Then trigger the DAG again."
         )
     return key
