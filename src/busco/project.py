@@ -376,21 +376,37 @@ class Project:
         """The SQL of all macros of the project and its packages that a node uses, directly or not; dbt's own and the
         platform's go with their versions."""
         macros = self.manifest["macros"]
-        found: dict[str, str] = {}
+        own = [uid for uid in self.macros_used(node) if macros[uid]["package_name"] not in PLATFORM_PACKAGES]
+        return {uid: macros[uid]["macro_sql"] for uid in sorted(own) if macros[uid]["macro_sql"]}
+
+    def code(self, unique_id: str) -> list[str]:
+        """What people wrote of which a node's SQL is made: its own text, that of ephemerals which are a part of it and
+        of the macros that these use, dbt's own excepted, and the project's variables."""
+        node = self.nodes[unique_id]
+        variables = json.dumps(self.manifest.get("vars", {}), ensure_ascii=False)
+        found = [str(node.get("raw_code", "")), *self._macros(node).values(), variables]
+        for parent in node.get("depends_on", {}).get("nodes", []):
+            if self.nodes.get(parent, {}).get("config", {}).get("materialized") == "ephemeral":
+                found += self.code(parent)
+        return found
+
+    def macros_used(self, node: Mapping[str, Any]) -> frozenset[str]:
+        """The unique ids of all macros that a node uses, directly or not."""
+        macros = self.manifest["macros"]
+        found = set[str]()
         waiting = list(node.get("depends_on", {}).get("macros", []))
         while waiting:
             uid = waiting.pop()
             if uid in found or uid not in macros:
                 continue
-            own = macros[uid]["package_name"] not in PLATFORM_PACKAGES
-            found[uid] = macros[uid]["macro_sql"] if own else ""
+            found.add(uid)
             waiting += macros[uid].get("depends_on", {}).get("macros", [])
-            if own:
+            if macros[uid]["package_name"] not in PLATFORM_PACKAGES:
                 # a dispatched macro's implementations are found by name only when it runs
                 stem = macros[uid]["name"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"duckdb__{stem}"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"default__{stem}"]
-        return {uid: sql for uid, sql in sorted(found.items()) if sql}
+        return frozenset(found)
 
 
 def _selectable(name: str) -> str:

@@ -63,6 +63,22 @@ ATTACKS = {
                     "COPY reads and writes files"),
     "forges_files": ("{{ config(pre_hook=\"{{ forged_copy(this, model) }}\") }} select 1 as a",
                      "COPY reads and writes files"),
+    "shadows": ("{{ config(pre_hook='create or replace macro count_star() as coalesce(sum(0), 0)::bigint') }}"
+                " select 1 as a", "DuckDB has a function count_star"),
+    "replaces": ("{{ config(pre_hook=\"create or replace view gold.fct as select 1 as a\") }} select 1 as a",
+                 "gold.fct is a place for the platform's tables"),
+    "unmakes": ("{{ config(materialized='view', post_hook=\"create or replace view {{ this }} as select 1 as b\") }}"
+                " select 1 as a", "main.unmakes is a place for the platform's tables"),
+    "again": ("{{ config(post_hook=\"create or replace view {{ this }} as select 1 as b\") }} select 1 as a",
+              "gold.again is a place for the platform's tables"),
+    "enumerates": ("{{ config(pre_hook=\"create type mood as enum (select id from {{ ref('orders') }})\") }}"
+                   " select 1 as a",
+                   "an enum is made of values that stand in the SQL"),
+    "undeclared": ("select *\nfrom silver.orders",
+                   "it names silver.orders, which model.busco.undeclared does not declare"),
+    "asks_undeclared": ("{% if execute %}{% do run_query('select max(id) from bronze.orders') %}{% endif %}"
+                        " select 1 as a",
+                        "write source('bronze', 'orders') in its place"),
 }  # fmt: skip
 MACROS = """
 {% macro writes_pointer() %}copy (select 1) to 'POINTER'{% endmacro %}
@@ -134,6 +150,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, served: Path) -> Iterator[Bu
             made.model(f"gold/{name}", filled(sql))
         made.model("gold/uses_all", USES_ALL)
         made.write("dbt_project/macros/m.sql", filled(MACROS))
+        made.write("dbt_project/tests/undeclared_test.sql", "select 1 from silver.orders -- {{ ref('uses_all') }}")
         made.write("dbt_project/tests/reads_files.sql",
                    "select * from {{ ref('uses_all') }} where (select count(*) from glob('/etc/*')) > 0")  # fmt: skip
         run, _ = made.built()
@@ -145,7 +162,7 @@ def test_a_model_that_attacks_fails_with_the_reason_and_makes_no_version(built: 
     result = built.of(name)
     assert result.status == "error", f"{name}: {result.status}\n{result.message}"
     assert ATTACKS[name][1] in result.error
-    if name not in ("post_hook", "forges_view"):
+    if name not in ("post_hook", "forges_view", "again"):
         # a version of its own, which no run with an error can publish
         assert not [t for t, entry in built.run.entries().items() if t == f"gold.{name}" and entry.version]
 
@@ -160,13 +177,19 @@ def test_a_test_that_reads_files_is_refused(built: Built) -> None:
     assert "glob: it reads or lists files" in built.of("reads_files").error
 
 
+def test_a_test_that_reads_what_it_does_not_declare_is_refused(built: Built) -> None:
+    assert (
+        "it names silver.orders, which test.busco.undeclared_test does not declare" in built.of("undeclared_test").error
+    )
+
+
 def test_the_live_release_is_as_it_was_and_nothing_else_was_written(built: Built) -> None:
     store = built.platform.store
     now = store.get(ENVIRONMENT.current)
     assert now is not None
     assert now.body == built.pointer
     assert json.loads(now.body)
-    written = [key for key in store.keys("gold/") if key.split("/")[1] not in ("fct", "uses_all", "post_hook")]
+    written = [key for key in store.keys("gold/") if key.split("/")[1] not in ("fct", "uses_all", "post_hook", "again")]
     assert written == []
 
 

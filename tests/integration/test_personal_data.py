@@ -44,8 +44,13 @@ MODELS = {
     "gold/largest": "select day, max(customer) as last_one, count(customer) as customers from {{ ref('v_orders') }} "
     "group by day",
     "gold/nested": "select id, {'name': upper(customer), 'n': n} as contact from {{ ref('brief') }}",
-    "gold/greeted": "{% set who = run_query('select max(customer) from bronze.orders').rows[0][0] if execute %}"
+    "gold/greeted": "{% set who = run_query('select max(customer) from ' ~ ref('orders')).rows[0][0] if execute %}"
     "select id, '{{ who }}' as greeted from {{ ref('orders') }}",
+    "gold/added": "{% set a = adapter %}{% set who = a.add_query('select max(customer) from ' ~ ref('orders'))[1]"
+    ".fetchall()[0][0] if execute %}{% do log(who, info=True) %}"
+    "select id, '{{ who }}' as greeted from {{ ref('orders') }}",
+    "gold/hooked": "{{ config(pre_hook=\"create or replace temp macro the_last(x) as (select max(customer) from "
+    "{{ ref('orders') }})\") }} select the_last(id) as who, 1 as one from {{ ref('orders') }}",
     "gold/judged": "select id, length(customer) as letters from {{ ref('orders') }}",
 }  # fmt: skip
 JUDGED = "models: [{name: judged, columns: [{name: letters, config: {meta: {pii: false}}}]}]"
@@ -169,6 +174,8 @@ def test_columns_with_personal_data_have_null_counts_and_no_bounds_and_all_other
         "gold.nested": {"contact"},
         # what a query gives is in its SQL, and may be anything
         "gold.greeted": {"id", "greeted"},
+        "gold.added": {"id", "greeted"},
+        "gold.hooked": {"who", "one"},
         "gold.judged": set(),
     }
     assert written.bounds(tables["gold.renamed"]) == {"id": ("a", "b", 0), "person": (None, None, 0), "n": (1, 2, 0)}

@@ -17,6 +17,7 @@ from busco.lake.records import Column, Version
 from busco.project import Project
 from busco.projects import all_contracts
 from busco.warehouse.personal import Personal, of_version
+from busco.warehouse.redact import Redactor
 from tests.unit.lake import version as made
 from tests.unit.memory_s3 import MemoryS3
 
@@ -157,3 +158,49 @@ def test_marks_that_cannot_be_kept_are_refused_at_parse(
 
 def test_a_partition_by_a_column_that_is_not_marked_may_be() -> None:
     refusals.check(project(marks={"email": False, "born": True}, config={"partition_by": ["email"]}))
+
+
+ASKS = "{% set who = run_query('select 1') %} select id, 1 as \"{{ who }}\""
+
+
+@pytest.mark.parametrize(
+    ("names", "strange"),
+    [
+        ([("id", "VARCHAR"), ("Zqcanary Souza", "INTEGER")], "2"),
+        ([("id", "VARCHAR"), ("c", 'STRUCT("Zqcanary Souza" INTEGER)')], "2"),
+        ([("id", "ENUM('Zqcanary Silva', 'Zqcanary Souza')"), ("who", "VARCHAR"), ("zqcanary_n", "BIGINT")], "1, 3"),
+        ([("5511999990000", "INTEGER")], "1"),
+        (
+            [("a_1", "DECIMAL(38,2)[]"), ("who_id", "STRUCT(a TIMESTAMP WITH TIME ZONE)"), ("count_star()", "HUGEINT")],
+            "",
+        ),
+        ([("listed name", "MAP(VARCHAR, DOUBLE)"), ("of_things", "BIGINT")], ""),
+    ],
+)
+def test_a_name_that_a_query_may_have_given_is_refused_and_not_said(names: list[tuple[str, str]], strange: str) -> None:
+    asking = project(marks={"email": True})
+    asking.nodes["model.p.people"].update(raw_code=ASKS, columns={"Listed Name": {}, "email": {}, "a": {}})
+    asking.manifest["vars"] = {"kind": "of_things"}  # type: ignore[index]
+    tables = {"bronze.people": made("bronze.people", {})}
+    personal = Personal(asking, tables.get)
+    if not strange:
+        personal.check_names("model.p.people", names)
+        return
+    with pytest.raises(BuscoError, match=f"column {strange} of the SQL has a name") as refusal:
+        personal.check_names("model.p.people", names)
+    assert "anary" not in str(refusal.value)
+    # whose SQL is not made of an answer has its names from what it reads
+    Personal(project(marks={"email": True}), tables.get).check_names("model.p.people", names)
+    asking.nodes["model.p.other"].update(raw_code=ASKS)
+    personal.check_names("model.p.other", names)
+
+
+def test_all_columns_are_personal_where_jinja_was_given_values_or_a_hook_has_made_something_of_some() -> None:
+    tables = {"bronze.people": made("bronze.people", {}).model_copy(update={"personal": ("email",)})}
+    sql, given = 'select a as b from "bronze"."people"', [("b", "INTEGER")]
+    for noted in ("asked", "reads_more"):
+        redactor = Redactor(project(marks={"email": True}))
+        personal = Personal(redactor.project, tables.get, redactor)
+        assert personal.columns("model.p.people", sql, given) == set()
+        getattr(redactor, noted)("model.p.people")
+        assert personal.columns("model.p.people", sql, given) == {"b"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -105,7 +106,7 @@ def redactor(sql: str = "") -> Redactor:
         }
         for form in ("dict", "sql")
     }  # fmt: skip
-    macros = {"macro.dbt.run_query": {"macro_sql": "", "depends_on": {}}}
+    macros = {"macro.dbt.run_query": {"macro_sql": "", "depends_on": {}, "package_name": "dbt", "name": "run_query"}}
     said = {"sources": sources, "nodes": nodes, "macros": macros, "unit_tests": unit_tests}
     return Redactor(Project({"metadata": {"project_name": "p"}, **said}))
 
@@ -237,3 +238,61 @@ def test_what_jinja_logs_and_raises_is_hidden_where_it_asks_the_database() -> No
         assert ("Maria" in redactor(sql).text(MODEL, said)) is not hidden
         assert (redactor(sql).free(MODEL, "Maria") == HIDDEN) is hidden
     assert redactor(asking).free(PLAIN, "a thing") == "a thing"
+
+
+@pytest.mark.parametrize(
+    ("sql", "asks"),
+    [
+        ("{% set who = adapter.add_query('select 1')[1].fetchall() %}", True),
+        ("{% set a = adapter %}{% set who = a.execute('select 1', fetch=True) %}", True),
+        ("{% set who = context['adapter'].execute('select 1', fetch=True) %}", True),
+        ("{{ asking(adapter) }}", True),
+        ("{% set ask = adapter . execute %}", True),
+        ("{% set columns = adapter.get_columns_in_relation(this) %}", False),
+        ("{{ adapter.dispatch('x')() }} {{ adapter.quote('y') }}", False),
+        ("select 1 as adapters", False),
+    ],
+)
+def test_whether_jinja_asks_is_seen_by_whatever_name_it_has_the_adapter(sql: str, asks: bool) -> None:
+    assert redactor(sql).asks(MODEL) is asks
+    assert (redactor(sql).free(MODEL, "Maria") == HIDDEN) is asks
+
+
+def test_a_macro_that_is_dispatched_asks_for_the_model() -> None:
+    filter_ = redactor("{{ shop.values_of('x') }}")
+    macros: Any = filter_.project.manifest["macros"]
+    for name, sql, uses in (
+        ("values_of", "{{ adapter.dispatch('values_of')() }}", []),
+        ("default__values_of", "{{ run_query('select 1') }}", ["macro.dbt.run_query"]),
+    ):
+        uid = f"macro.shop.{name}"
+        macros[uid] = {"name": name, "package_name": "shop", "macro_sql": sql, "depends_on": {"macros": uses}}
+    assert not filter_.asks(MODEL)
+    filter_.project.nodes[MODEL]["depends_on"]["macros"].append("macro.shop.values_of")
+    assert filter_.asks(MODEL)
+
+
+def test_whose_jinja_was_given_values_asks_whatever_its_words_are() -> None:
+    filter_, unit = redactor(), "unit_test.p.m.dict"
+    assert (filter_.asks(MODEL), filter_.hides(unit)) == (False, False)
+    filter_.asked(unit)
+    assert filter_.hides(unit)
+    assert unit in filter_.made_of_answers()
+    filter_.asked(MODEL)
+    assert filter_.free(MODEL, "Maria") == HIDDEN
+    assert MODEL in filter_.made_of_answers()
+
+
+def test_a_unit_test_is_hidden_where_its_model_asks() -> None:
+    unit, said = "unit_test.p.m.dict", "actual differs from expected: nobody→Maria"
+    for sql, shown in (("select 1", said), ("{{ run_query('select 1') }}", HIDDEN)):
+        assert redactor(sql).text(unit, said) == shown
+        assert redactor(sql).free(unit, "LOGGED") == (HIDDEN if shown == HIDDEN else "LOGGED")
+
+
+def test_results_have_no_compiled_sql_that_is_made_of_an_answer() -> None:
+    filter_ = redactor("{{ run_query('select 1') }}")
+    nodes = (MODEL, PLAIN, "unit_test.p.m.dict")
+    said = {"results": [{"unique_id": uid, "status": "fail", "compiled_code": "select 'Maria'"} for uid in nodes]}
+    found = [one["compiled_code"] for one in json.loads(filter_.artifact(json.dumps(said)))["results"]]
+    assert found == [HIDDEN, "select 'Maria'", HIDDEN]

@@ -299,7 +299,7 @@ def _pass_on(arguments: list[str]) -> None:
                 live = releases.read_live(store, environment)
                 base = live.release if live else None
             dbt.redactor = Redactor(project, typed=arguments)
-            plugin.activate(Session(settings, project, store, None, base))
+            plugin.activate(Session(settings, project, store, None, base, redactor=dbt.redactor))
         outcome = dbt.invoke(arguments)
         if arguments[0] in ("docs", "compile", "show", "source"):
             dbt.keep()

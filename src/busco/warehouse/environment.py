@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dbt.adapters.duckdb import environments
@@ -19,12 +19,13 @@ class GuardedCursor:
     """A cursor that has nothing but what dbt uses of one: a project's Jinja gets cursors from `adapter.add_query`.
 
     Args:
-        check: raises where a text of statements may not be run.
+        check: raises where a text of statements may not be run; else says whether it may give personal values.
+        handed: is called with the columns' names of such a text when rows of it are taken.
     """
 
-    def __init__(self, cursor: Any, check: Callable[[str], None]) -> None:
-        self._cursor, self._check = cursor, check
-        self.fetchone, self.fetchmany, self.fetchall = cursor.fetchone, cursor.fetchmany, cursor.fetchall
+    def __init__(self, cursor: Any, check: Callable[[str], bool], handed: Callable[[Sequence[str]], None]) -> None:
+        self._cursor, self._check, self._handed = cursor, check, handed
+        self._is_personal = False
         self.rollback, self.interrupt, self.close = cursor.rollback, cursor.interrupt, cursor.close
 
     @property
@@ -42,12 +43,26 @@ class GuardedCursor:
             DbtRuntimeError: they are refused.
             duckdb.Error: DuckDB's own reasons.
         """
-        self._check(sql)
+        self._is_personal = self._check(sql)
         if bindings is None:
             self._cursor.execute(sql)
         else:
             self._cursor.execute(sql, bindings)
         return self
+
+    def fetchone(self) -> Any:
+        return self._noted(self._cursor.fetchone())
+
+    def fetchmany(self, size: int = 1) -> Any:
+        return self._noted(self._cursor.fetchmany(size))
+
+    def fetchall(self) -> Any:
+        return self._noted(self._cursor.fetchall())
+
+    def _noted(self, rows: Any) -> Any:
+        if rows and self._is_personal:
+            self._handed([str(column[0]) for column in self.description or ()])
+        return rows
 
 
 class GuardedEnvironment(LocalEnvironment):
@@ -64,7 +79,7 @@ class GuardedEnvironment(LocalEnvironment):
         from busco.warehouse import plugin
 
         made = super().initialize_cursor(creds, cursor, plugins, registered_df or {})
-        return GuardedCursor(made, plugin.check)
+        return GuardedCursor(made, plugin.check, plugin.handed)
 
     def store_relation(self, plugin_name: str, target_config: TargetConfig) -> None:
         # dbt-duckdb would make its own plugins here, among them one that writes to Glue

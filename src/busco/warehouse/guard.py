@@ -14,15 +14,17 @@ from __future__ import annotations
 import re
 import threading
 import unicodedata
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import cached_property
 from itertools import zip_longest
 
 import duckdb
 
 from busco.errors import BuscoError
+from busco.warehouse import scope as scopes
 from busco.warehouse.redact import HIDDEN, Redactor
+from busco.warehouse.scope import Scope
+from busco.warehouse.tokens import Token, split, tokens, word
 
 # Statements by DuckDB's StatementType, and the words by which they begin. What creates, drops, alters or sets something
 # is told apart by the kind of thing (`_KINDS`).
@@ -78,22 +80,6 @@ _PLAIN_STRING = re.compile(r"'(?:[^']|'')*' *")
 _MOST = 200
 
 
-@dataclass(frozen=True)
-class _Token:
-    kind: str
-    text: str
-    line: int
-
-    @property
-    def name(self) -> str:
-        """What a keyword or an identifier names, in lower case, without quotes."""
-        if self.text.startswith('"'):
-            found = re.match(r'"((?:[^"]|"")*)"', self.text)
-            return found.group(1).replace('""', '"').lower() if found else self.text.lower()
-        found = re.match(r"[^\s/*-]+", self.text)
-        return found.group().lower() if found else ""
-
-
 class Guard:
     """The rules for the SQL of one dbt process.
 
@@ -101,10 +87,18 @@ class Guard:
         bucket: the lake's; '' where there is none.
         seeds: files that dbt may load as seeds.
         redactor: what hides values of pii columns, and is told of refusals, in which there are none.
+        scope: what SQL of the project's nodes may name; None where there is no project.
     """
 
-    def __init__(self, bucket: str = "", seeds: Collection[str] = (), redactor: Redactor | None = None) -> None:
-        self._lake, self._seeds, self._redactor = f"s3://{bucket}/" if bucket else "", frozenset(seeds), redactor
+    def __init__(
+        self,
+        bucket: str = "",
+        seeds: Collection[str] = (),
+        redactor: Redactor | None = None,
+        scope: Scope | None = None,
+    ) -> None:
+        self._lake, self._seeds = f"s3://{bucket}/" if bucket else "", frozenset(seeds)
+        self._redactor, self.scope = redactor, scope
         self._granted: set[str] = set()
         self._lock = threading.Lock()
 
@@ -113,11 +107,13 @@ class Guard:
         with self._lock:
             self._granted.add(sql.strip())
 
-    def check(self, sql: str, node: str = "") -> None:
+    def check(self, sql: str, node: str = "") -> bool:
         """Refuses a text of statements, before any of them runs.
 
         Args:
-            node: unique id of the node at work, for the message; '' for none.
+            node: unique id of the node at work; '' for none.
+
+        Returns whether what it gives may be personal values.
 
         Raises:
             BuscoError: one of them may not be run; with the node, the line and the reason.
@@ -125,7 +121,9 @@ class Guard:
         """
         if not self._is_granted(sql) and not self._is_seed(sql):
             # lines are counted behind the comment that dbt puts before a statement
-            self._check(sql[_beginning(sql) :], node)
+            _, statements = self._check(sql[_beginning(sql) :], node)
+            return self._seen(statements, node)
+        return False
 
     def check_question(self, sql: str, node: str = "") -> None:
         """Refuses a model's SQL that is not one statement that asks; what is put into another one must be that.
@@ -135,26 +133,41 @@ class Guard:
         """
         types, statements = self._check(sql, node)
         asks = len(statements) == 1 and types[-1:] == ["SELECT"] and {*types} <= {"SELECT", "CREATE"}
-        if not asks or _word(statements[0][0]) not in _ASKING | {"("}:
+        if not asks or word(statements[0][0]) not in _ASKING | {"("}:
             raise self._refusal(sql, node, None, "a model's SQL is one statement that asks (select)")
+        self._seen(statements, node)
 
     # -- the rules ----------------------------------------------------------------------------------------------------
 
-    def _check(self, sql: str, node: str) -> tuple[list[str], list[list[_Token]]]:
+    def _check(self, sql: str, node: str) -> tuple[list[str], list[list[Token]]]:
         """The types of the statements, as DuckDB runs them, and the tokens of each, as they are written."""
         types, text = self._parsed(sql, node)
-        tokens = list(_tokens(text))
-        statements = [one for one in _split(tokens) if one]
+        found = list(tokens(text))
+        statements = [one for one in split(found) if one]
         bad = [kind for kind in types if kind not in _ALLOWED]
         for statement in statements:
             if reason := _refused(statement, bad):
                 raise self._refusal(text, node, statement[0], reason)
         if bad:
             raise self._refusal(text, node, None, _why(bad[0]))
-        for token, after in zip_longest(tokens, tokens[1:]):
+        for token, after in zip_longest(found, found[1:]):
             if reason := self._token_refused(token, after):
                 raise self._refusal(text, node, token, reason)
+        for statement in statements:
+            problem = scopes.own_problem(statement) or (self.scope and self.scope.refused(node, statement))
+            if problem:
+                raise self._refusal(text, node, *problem)
         return types, statements
+
+    def _seen(self, statements: list[list[Token]], node: str) -> bool:
+        """Takes note of what a node's statements name and make; gives whether they ask for personal values."""
+        if self.scope is None:
+            return False
+        for statement in statements:
+            if self._redactor is not None and self.scope.names_made(statement):
+                self._redactor.reads_more(node)
+            self.scope.learn(node, statement)
+        return any(self.scope.is_personal(statement) for statement in statements)
 
     def _parsed(self, sql: str, node: str) -> tuple[list[str], str]:
         """The types of the statements, and their text as DuckDB's lexer reads it: with plain spaces."""
@@ -182,7 +195,7 @@ class Guard:
         made.execute("set autoinstall_known_extensions = false; set enable_external_access = false")
         return made
 
-    def _token_refused(self, token: _Token, after: _Token | None) -> str:
+    def _token_refused(self, token: Token, after: Token | None) -> str:
         if token.kind == "string_const":
             return self._string_refused(token.text)
         if token.kind not in ("identifier", "keyword"):
@@ -223,7 +236,7 @@ class Guard:
 
     # -- what is said -------------------------------------------------------------------------------------------------
 
-    def _refusal(self, text: str, node: str, token: _Token | None, reason: str) -> BuscoError:
+    def _refusal(self, text: str, node: str, token: Token | None, reason: str) -> BuscoError:
         number = token.line if token else 1
         lines = text.split("\n")
         shown = lines[number - 1].strip() if number <= len(lines) else ""
@@ -254,9 +267,9 @@ def _why(kind: str) -> str:
     }.get(kind, "it is no statement of a model")
 
 
-def _refused(statement: list[_Token], bad: list[str]) -> str:
+def _refused(statement: list[Token], bad: list[str]) -> str:
     """Why a statement is refused by the words that it begins with, '' if it isn't; `bad` are types that are."""
-    first = _word(statement[0])
+    first = word(statement[0])
     if first == "pragma":
         return "PRAGMA shows and changes settings; write a select from the function pragma_…"
     if first not in _FIRST:
@@ -264,18 +277,12 @@ def _refused(statement: list[_Token], bad: list[str]) -> str:
     if first not in _KINDS:
         return ""
     between, things = _KINDS[first]
-    thing = next((word for word in map(_word, statement[1:]) if word not in between), "")
+    thing = next((word for word in map(word, statement[1:]) if word not in between), "")
     if thing in things:
         return ""
     if first in ("set", "reset"):
         return "SET and RESET change settings of the connection; a hook may set variable"
     return f"{first} {thing}; a hook may {first} {', '.join(sorted(things))}"
-
-
-def _word(token: _Token) -> str:
-    if token.kind == "operator":
-        return token.text[:1]
-    return token.name if token.kind in ("keyword", "identifier") else ""
 
 
 def _beginning(sql: str) -> int:
@@ -293,27 +300,3 @@ def _odd_spaces(sql: str) -> bool:
     return not sql.isascii() and any(
         ord(char) > 127 and (char.isspace() or unicodedata.category(char) in ("Zs", "Zl", "Zp", "Cf")) for char in sql
     )
-
-
-def _tokens(text: str) -> Iterator[_Token]:
-    """DuckDB's tokens; each goes on to the next one, so that a space or a comment may follow in it."""
-    content = text.encode()
-    found = duckdb.tokenize(text)
-    ends = [*(start for start, _ in found), len(content)][1:]
-    line, counted = 1, 0
-    for (start, kind), end in zip(found, ends, strict=False):
-        line += content.count(b"\n", counted, start)
-        counted = start
-        yield _Token(kind.name, content[start:end].decode(), line)
-
-
-def _split(tokens: list[_Token]) -> Iterator[list[_Token]]:
-    """The tokens of each statement; one of them may be empty."""
-    statement: list[_Token] = []
-    for token in tokens:
-        if token.kind == "operator" and token.text.startswith(";"):
-            yield statement
-            statement = []
-        else:
-            statement.append(token)
-    yield statement

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -11,7 +12,7 @@ from busco.errors import BuscoError
 from busco.lake.records import Version
 from busco.project import Project, table_name
 from busco.refusals import personal_partition
-from busco.warehouse.redact import Redactor
+from busco.warehouse.redact import Redactor, engine_words
 
 if TYPE_CHECKING:
     from busco.warehouse.lineage import Relation
@@ -19,15 +20,23 @@ if TYPE_CHECKING:
 Given = Sequence[tuple[str, str]]
 
 
+# What may be part of a name: letters and digits between all else.
+_PART = re.compile(r"[^\W_]+")
+_SHORT_NUMBER = re.compile(r"\d{1,2}")
+
+
 class Personal:
     """What a dbt process knows of personal data in the tables and views that its models read.
 
     Args:
         version: gives a table's visible version.
+        redactor: what knows which nodes' SQL is made of what a query gives.
     """
 
-    def __init__(self, project: Project, version: Callable[[str], Version | None]) -> None:
-        self.project, self.version = project, version
+    def __init__(
+        self, project: Project, version: Callable[[str], Version | None], redactor: Redactor | None = None
+    ) -> None:
+        self.project, self.version, self._redactor = project, version, redactor or Redactor(project)
         self._views: dict[str, Relation] = {}
         self._lock = threading.Lock()
 
@@ -51,9 +60,38 @@ class Personal:
             # SQLGlot is a part of a start's imports, and needed only where something is built
             from busco.warehouse.lineage import passed_on
 
-            dynamic = self.project.reads_pii(unique_id) and self._redactor.asks(unique_id)
-            found = frozenset(names) if dynamic else passed_on(sql, names, self._relations())
+            found = frozenset(names) if self._is_open(unique_id) else passed_on(sql, names, self._relations())
         return frozenset(name for name in names if marks.get(name.lower(), name in found))
+
+    def _is_open(self, unique_id: str) -> bool:
+        """Whether values of personal columns may come into a node's SQL by another way than as columns: as a part of
+        the text, which Jinja makes of a query's answer, or by what a hook has made of some."""
+        redactor = self._redactor
+        return redactor.hides(unique_id) and (redactor.asks(unique_id) or redactor.names_made(unique_id))
+
+    def check_names(self, unique_id: str, given: Given) -> None:
+        """Refuses names of columns and fields, and values of ENUM types, that a query's answer or a hook's table may
+        have given, before they stand in a message: they would be in the table's metadata.
+
+        That is a name with a word in it which is neither in the code, nor in the names and types of what is read.
+
+        Raises:
+            BuscoError: with the columns' places, and the way to write it.
+        """
+        if not self._any or not self._is_open(unique_id):
+            return
+        relations = self._relations()
+        read = {(schema.lower(), name.lower()) for schema, name in self.project.relations_read(unique_id)}
+        texts = [text for key in read & {*relations} for column in relations[key].columns for text in column]
+        texts += [*self.project.code(unique_id), *self.project.node(unique_id).get("columns", {}), *engine_words()]
+        known = _parts("\n".join(texts))
+        strange = [str(at) for at, column in enumerate(given, 1) if not _parts(" ".join(column)) <= known]
+        if strange:
+            raise BuscoError(
+                f"column {', '.join(strange)} of the SQL has a name or a type that stands neither in the code nor in "
+                "what it reads: it may be made of personal data, and would be in the table's metadata",
+                "write the names in the SQL, or list them under the model's `columns:`",
+            )
 
     def check_pivots(self, sql: str) -> None:
         """Refuses a pivot by personal data, before the names that it makes stand in a message.
@@ -102,9 +140,11 @@ class Personal:
     def _any(self) -> bool:
         return any(self.project.pii(uid) for uid in (*self.project.sources, *self.project.nodes))
 
-    @cached_property
-    def _redactor(self) -> Redactor:
-        return Redactor(self.project)
+
+def _parts(text: str) -> frozenset[str]:
+    """The words of a text and of the names in it, in lower case, but for numbers of one or two digits."""
+    found = frozenset(_PART.findall(text.lower()))
+    return frozenset(part for part in found if not _SHORT_NUMBER.fullmatch(part))
 
 
 def of_version(project: Project, version: Version) -> frozenset[str]:

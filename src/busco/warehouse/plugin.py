@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import duckdb
@@ -18,6 +18,7 @@ from busco.errors import BuscoError
 from busco.lake import engine, types
 from busco.lake.layout import TABLE_FOLDERS
 from busco.warehouse.guard import Guard
+from busco.warehouse.scope import Scope
 from busco.warehouse.session import Session, quoted_relation
 
 # The session of this process. dbt makes plugins itself, so that there is no other way to hand it over.
@@ -26,6 +27,9 @@ _guard = Guard()
 
 # What the macros put into a step's dictionary. All else in it comes from the steps before, and is taken from these.
 _GIVEN = frozenset({"node", "step", "sql", "described", "known", "stats", "counted", "file", "delimiter", "names"})
+
+# the columns of what dbt asks for a test's sake
+_OF_A_TEST = ("failures", "should_warn", "should_error")
 
 
 def activate(session: Session | None) -> None:
@@ -37,17 +41,20 @@ def activate(session: Session | None) -> None:
     _guard = Guard()
     if session is not None:
         bucket = session.store.bucket if session.store else ""
-        _guard = Guard(bucket, session.project.seed_files, session.redactor)
+        scope = Scope(session.project, session.redactor.hides)
+        _guard = Guard(bucket, session.project.seed_files, session.redactor, scope)
 
 
-def check(sql: str) -> None:
+def check(sql: str) -> bool:
     """Refuses statements that a project's SQL may not run (`busco.warehouse.guard`).
+
+    Returns whether what they give may be personal values.
 
     Raises:
         DbtRuntimeError: with the node at work, the line and the reason.
     """
     try:
-        _guard.check(sql, node_at_work())
+        return _guard.check(sql, node_at_work())
     except BuscoError as error:
         raise DbtRuntimeError(str(error)) from error
 
@@ -57,6 +64,20 @@ def _checked(query: str, what: str) -> None:
         _guard.check_question(query, what)
     except BuscoError as error:
         raise DbtRuntimeError(str(error)) from error
+
+
+def handed(names: Sequence[str]) -> None:
+    """Takes note that rows of what may be personal values were given to who asked for them: Jinja, unless they are the
+    numbers of a test, which dbt asks for.
+
+    Args:
+        names: of the columns.
+    """
+    node = node_at_work()
+    if _active is None or tuple(names) == _OF_A_TEST:
+        return
+    if node in _active.project.nodes or node in _active.project.unit_tests:
+        _active.redactor.asked(node)
 
 
 def node_at_work() -> str:
@@ -122,17 +143,26 @@ class Plugin(BasePlugin):
             steps[step](job)
             if step != "check_sql":
                 _active.decided[node] = {key: value for key, value in job.items() if key not in _GIVEN}
-                self._grant(step, job, str(_active.project.node(node)["relation_name"]))
+            self._grant(step, job, _active.project.node(node))
         except BuscoError as error:
-            if _active is not None and _active.redactor is not None:
+            if _active is not None:
                 _active.redactor.tell(str(error))
             raise DbtRuntimeError(str(error)) from error
         except duckdb.ParserException as error:
             # as dbt says it of what it runs itself
             raise DbtRuntimeError(str(error)) from error
 
-    def _grant(self, step: str, job: dict[str, Any], relation: str) -> None:
-        """Lets the statements run that a step has made; `relation` is the node's own, as dbt writes it."""
+    def _grant(self, step: str, job: dict[str, Any], node: Mapping[str, Any]) -> None:
+        """Lets the statements run that a step has made, or that dbt's macros make behind it."""
+        relation, scope = str(node["relation_name"]), _guard.scope
+        assert scope is not None
+        if step == "check_sql":
+            _guard.grant(f"describe (\n{job['sql']}\n)")
+        elif step == "check_header" or (step == "check_names" and node["config"]["materialized"] == "view"):
+            scope.begin(str(node["unique_id"]))
+        elif step == "commit" and node["resource_type"] == "seed":
+            scope.end(str(node["unique_id"]))
+            _guard.grant(f"drop table {relation}")
         if step == "describe":
             _guard.grant(str(job["copy_sql"]))
         elif step == "wrote":

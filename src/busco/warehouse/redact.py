@@ -19,7 +19,7 @@ from typing import Any
 import duckdb
 
 from busco.lake.deliveries import TECHNICAL
-from busco.project import Project
+from busco.project import PLATFORM_PACKAGES, Project
 from busco.warehouse.messages import KINDS, MESSAGE_WORDS, OF_CODE, OF_THE_MACHINE, OF_THE_PROJECT, SHAPES
 
 HIDDEN = "•••"
@@ -40,7 +40,11 @@ _WORD = re.compile(r"(?:\w|[^\x00-\x7f])+")
 _SIZE = re.compile(r"\(\d{1,2}(?:, ?\d{1,2})?\)|\[\d{0,2}\]")
 # macros and methods by which what a query gives gets into a model's SQL or into dbt's log
 _ASKING = frozenset({"macro.dbt.run_query", "macro.dbt.statement", "macro.dbt.load_result"})
-_ASKS = re.compile(r"\b(?:adapter\s*\.\s*execute|run_query|load_result|statement)\b")
+# what of `adapter` gives no values; whatever else is done with it, under another name too, may
+_HARMLESS = (
+    "dispatch|quote|quote_as_configured|type|get_relation|load_relation|get_columns_in_relation|get_missing_columns"
+)
+_ASKS = re.compile(rf"\b(?:run_query|load_result|statement|add_query)\b|\badapter\b(?!\s*\.\s*(?:{_HARMLESS})\b)")
 # so that a shape's holes take the longest value there can be: what follows the last of the constant words is DuckDB's
 _HOLES = {"…": r"(?:.*)", "<>": r"([\w .,()\[\]\":]+)"}
 
@@ -55,11 +59,26 @@ class Redactor:
     def __init__(self, project: Project, typed: Iterable[str] = ()) -> None:
         self.project, self.typed = project, tuple(typed)
         self._told: set[str] = set()
+        # nodes that read, or whose Jinja was given, what their declarations and words don't show
+        self._more: set[str] = set()
+        self._asked: set[str] = set()
         self._known: dict[str, frozenset[str]] = {}
 
     def tell(self, text: str) -> None:
         """Lets a message of this platform pass as it is: it names no values."""
         self._told.add(_squeezed(text))
+
+    def reads_more(self, node: str) -> None:
+        """Takes note that a node reads what another one that reads personal data has made."""
+        self._more.add(node)
+
+    def names_made(self, node: str) -> bool:
+        """Whether `reads_more` was said of a node."""
+        return node in self._more
+
+    def asked(self, node: str) -> None:
+        """Takes note that a node's Jinja was given values."""
+        self._asked.add(node)
 
     # -- which nodes ----------------------------------------------------------------------------------------------
 
@@ -67,13 +86,16 @@ class Redactor:
         """Whether values are hidden in what is said of a node: it or one of its ancestors has pii columns.
 
         What is said of no node, or of one that the project doesn't have (hooks, inline queries), is hidden if any does.
-        A unit test reads rows that stand in its YAML, unless they are a query's.
+        A unit test reads rows that stand in its YAML, unless they are a query's, or its model's Jinja asks for others.
         """
         project = self.project
+        if node in self._more:
+            return self._any
         if node in project.unit_tests:
             unit = project.node(node)
             fixtures = [*unit["given"], unit["expect"]]
-            return any(one.get("format") == "sql" for one in fixtures) and project.reads_pii(project.unit_tests[node])
+            is_code = all(one.get("format") != "sql" for one in fixtures) and not self.asks(node)
+            return not is_code and project.reads_pii(project.unit_tests[node])
         if node in project.sources or project.nodes.get(node, {}).get("resource_type") in ("model", "seed", "test"):
             return project.reads_pii(node)
         return self._any
@@ -84,19 +106,16 @@ class Redactor:
 
     def asks(self, node: str) -> bool:
         """Whether a node's Jinja runs queries: what they give may be in its SQL and in what it logs."""
-        nodes = self.project.nodes
+        nodes, units = self.project.nodes, self.project.unit_tests
+        if node in self._asked:
+            return True
+        if node in units:
+            return self.asks(units[node])
         if node not in nodes:
             return any(self.asks(uid) for uid in nodes if nodes[uid]["resource_type"] != "operation")
         macros: Mapping[str, Any] = self.project.manifest["macros"]
-        waiting, seen = [*nodes[node].get("depends_on", {}).get("macros", [])], set[str]()
-        while waiting:
-            uid = waiting.pop()
-            if uid not in seen and uid in macros:
-                seen.add(uid)
-                waiting += macros[uid].get("depends_on", {}).get("macros", [])
-        texts = [
-            str(macros[uid]["macro_sql"]) for uid in seen if not uid.startswith(("macro.dbt.", "macro.dbt_duckdb."))
-        ]
+        seen = self.project.macros_used(nodes[node])
+        texts = [str(macros[uid]["macro_sql"]) for uid in seen if macros[uid]["package_name"] not in PLATFORM_PACKAGES]
         texts.append(str(nodes[node].get("raw_code", "")))
         return bool(seen & _ASKING) or any(_ASKS.search(text) for text in texts)
 
@@ -117,12 +136,15 @@ class Redactor:
         return HIDDEN if text.strip() and self.hides(node) and self.asks(node) else text
 
     def artifact(self, content: str) -> str:
-        """dbt's run_results.json or sources.json with its messages filtered."""
-        said = json.loads(content)
+        """dbt's run_results.json or sources.json with its messages filtered, and without compiled SQL that is made of
+        what a query gave."""
+        said, hidden = json.loads(content), self.made_of_answers()
         for result in said.get("results", []):
             for key in ("message", "error"):
                 if isinstance(result.get(key), str) and str(result.get("status")) not in ("success", "pass"):
                     result[key] = self.text(str(result.get("unique_id")), result[key])
+            if result.get("compiled_code") and result.get("unique_id") in hidden:
+                result["compiled_code"] = HIDDEN
         return json.dumps(said)
 
     def compiled(self, content: str) -> str:
@@ -134,12 +156,13 @@ class Redactor:
         return json.dumps(said)
 
     def made_of_answers(self) -> frozenset[str]:
-        """The nodes in whose compiled SQL there may be values: their Jinja asks for some, or that of an ephemeral
-        which is a part of it."""
+        """The nodes and unit tests in whose compiled SQL there may be values: their Jinja asks for some, or that of an
+        ephemeral which is a part of it."""
         nodes = self.project.nodes
         parts = {uid for uid in nodes if nodes[uid]["config"].get("materialized") == "ephemeral"}
         asking = {uid for uid in nodes if self.hides(uid) and self.asks(uid)}
-        return frozenset(uid for uid in nodes if asking & ({uid} | (self.project.ancestors[uid] & parts)))
+        made = frozenset(uid for uid in nodes if asking & ({uid} | (self.project.ancestors[uid] & parts)))
+        return made | {unit for unit, model in self.project.unit_tests.items() if model in made or unit in self._asked}
 
     def _shown(self, node: str, text: str) -> str:
         if _squeezed(text) in self._told or _COUNT.fullmatch(text.strip()):
@@ -253,7 +276,7 @@ class Redactor:
             texts += [uid, str(thing.get("original_file_path", "")), *thing.get("columns", {})]
             texts += [str(thing.get(key) or "") for key in ("database", "schema", "alias", "identifier", "name")]
         texts += [column.name for column in TECHNICAL]
-        return _words("\n".join(texts)) | _engine_words()
+        return _words("\n".join(texts)) | engine_words()
 
 
 def _words(text: str) -> frozenset[str]:
@@ -267,7 +290,7 @@ def _squeezed(text: str) -> str:
 _cache: dict[str, Any] = {}
 
 
-def _engine_words() -> frozenset[str]:
+def engine_words() -> frozenset[str]:
     """DuckDB's keywords, types, functions, settings."""
     if "words" not in _cache:
         with duckdb.connect() as connection:

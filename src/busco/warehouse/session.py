@@ -62,7 +62,7 @@ class Session:
         rebuild: frozenset[str] = frozenset(),
         redactor: Redactor | None = None,
     ) -> None:
-        self.redactor = redactor
+        self.redactor = redactor or Redactor(project)
         self.settings, self.project, self.store = settings, project, store
         self.run, self.base, self.runner, self.rebuild = run, base, runner, rebuild
         self.budget = budget(settings)
@@ -75,7 +75,7 @@ class Session:
         self._lock = threading.Lock()
         self._unbuilt: set[str] = set()
         self._versions: dict[str, Version] = {}
-        self.personal = Personal(project, self.version)
+        self.personal = Personal(project, self.version, self.redactor)
         self.refresh()
 
     def refresh(self) -> None:
@@ -186,6 +186,7 @@ class Session:
         node = self.project.node(str(job["node"]))
         self.personal.check_pivots(str(job["sql"]))
         job["given"] = [(str(row[0]), str(row[1])) for row in job.pop("described")]
+        self.personal.check_names(str(job["node"]), job["given"])
         if node["config"]["materialized"] == "view":
             self.personal.saw_view(str(job["node"]), str(job["sql"]), job["given"])
         if node["resource_type"] == "seed":

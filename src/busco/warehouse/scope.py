@@ -1,0 +1,323 @@
+"""What the SQL of a node may name: tables that the node declares, and things that it makes under a name of its own.
+
+Everything visible is there for every node of a process, as views in DuckDB. But what a node reads is known by what it
+declares (`ref()`, `source()`): whether that is personal data, which versions it was made from, what is built before it.
+So SQL that names another table is refused. So is SQL that makes something in the place of a table, or of one of
+DuckDB's functions, which models and tests after it would use.
+
+What a hook makes is read by other nodes without a declaration. If its node reads personal data, so does whoever names
+what it has made.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property
+from itertools import pairwise
+
+import duckdb
+
+from busco.project import Project, table_name
+from busco.warehouse.tokens import Token, names, word
+
+Relation = tuple[str, str]
+
+# the schema of what has no other, and the database of all tables
+_MAIN, _DATABASE = "main", "memory"
+# words between a statement's first one and the kind of thing that it is about
+_BETWEEN = frozenset({"or", "replace", "temp", "temporary", "unique", "recursive"})
+_MADE = frozenset({"table", "view", "macro", "function", "type", "sequence"})
+# dbt's own names for what is about to be a view, and for what was one
+_OF_DBT = re.compile(r"__dbt_(?:tmp|backup)$")
+# words before the name of a table
+_BEFORE_TABLES = frozenset(
+    {"from", "join", "describe", "summarize", "show", "pivot", "pivot_wider", "unpivot", "table"}
+)
+# what gives back variables, of which one may be personal
+_VARIABLES = frozenset({"getvariable", "duckdb_variables"})
+
+
+class Scope:
+    """The names that SQL of a project's nodes may use, and what is known of those that hooks have made.
+
+    Args:
+        hides: whether a node reads personal data, as far as its declarations say.
+    """
+
+    def __init__(self, project: Project, hides: Callable[[str], bool]) -> None:
+        self.project, self.hides = project, hides
+        self._lock = threading.Lock()
+        # of things made by nodes that read personal data
+        self._made: set[str] = set()
+        # nodes at making their own view or seed, and those that were at it
+        self._making: set[str] = set()
+        self._began: set[str] = set()
+
+    # -- a node's own relation ----------------------------------------------------------------------------------------
+
+    def begin(self, node: str) -> None:
+        """Lets a node's statements make its own relation until `end`, or until dbt has put its view in place: once."""
+        with self._lock:
+            if node not in self._began:
+                self._began.add(node)
+                self._making.add(node)
+
+    def end(self, node: str) -> None:
+        with self._lock:
+            self._making.discard(node)
+
+    # -- the rules ----------------------------------------------------------------------------------------------------
+
+    def refused(self, node: str, statement: Sequence[Token]) -> tuple[Token, str] | None:
+        """The token and the reason for which a node's statement is refused; None if it isn't."""
+        if found := self._target_refused(node, statement):
+            return found
+        declared = self._declared(node)
+        if declared is None:
+            return None
+        for place, name in _tables(statement, self._named(_MAIN)):
+            if name in self._relations and name not in declared:
+                reason = (
+                    f"it names {'.'.join(name)}, which {node} does not declare; write {self._call(name)} in its place, "
+                    f"or say it in a comment: -- depends_on: {{{{ {self._call(name)} }}}}"
+                )
+                return statement[place], reason
+        return None
+
+    def is_personal(self, statement: Sequence[Token]) -> bool:
+        """Whether what a statement gives may have personal values: it names a table that has some, or that is made from
+        one that has, or what a node that reads one has made. The names and types of columns are no values."""
+        for place, parts in names(statement):
+            if place and statement[place - 1].name == "describe":
+                continue
+            if any(pair in self._personal for pair in _pairs(parts)) or any(part in self._hidden for part in parts):
+                return True
+        return False
+
+    def learn(self, node: str, statement: Sequence[Token]) -> None:
+        """Takes note of what a statement makes or changes, if its node reads personal data."""
+        made = set(_made(statement))
+        if made and self.hides(node):
+            with self._lock:
+                self._made |= made
+
+    def names_made(self, statement: Sequence[Token]) -> bool:
+        """Whether a statement names what a node that reads personal data has made, or, without its schema, a view
+        over personal data."""
+        return any(part in self._hidden for _, parts in names(statement) for part in parts)
+
+    def _target_refused(self, node: str, statement: Sequence[Token]) -> tuple[Token, str] | None:
+        found = target(statement)
+        if found is None or word(statement[0]) not in ("create", "drop", "alter"):
+            return None
+        thing, is_temporary, place, parts = found
+        token = statement[min(place, len(statement) - 1)]
+        if thing == "schema":
+            if word(statement[0]) == "drop" and {parts[-1]} & (self._schemas | {_MAIN}):
+                return token, f"the schema {parts[-1]} has the platform's tables"
+            return None
+        if thing not in ("table", "view") or (is_temporary and len(parts) == 1):
+            return None
+        touched = {_place(parts)}
+        if word(statement[0]) == "alter" and (renamed := _renamed(statement)):
+            touched.add((_place(parts)[0], renamed))
+        theirs = {one for one in touched if self._is_platforms(one)}
+        if not theirs or self._may(node, word(statement[0]), touched):
+            return None
+        name = ".".join(sorted(theirs)[0])
+        return token, (
+            f"{name} is a place for the platform's tables, which hooks and Jinja leave as they are; make a temporary "
+            f"table or view, or one in the schema {_MAIN} under a name of its own"
+        )
+
+    def _may(self, node: str, verb: str, touched: set[Relation]) -> bool:
+        """Whether it is dbt that makes the node's own relation."""
+        if node not in self.project.nodes:
+            return False
+        schema, name = _split(table_name(self.project.nodes[node]))
+        if any(_of(one) != (schema, name) for one in touched):
+            return False
+        if verb == "drop" and (schema, name) not in touched:
+            return True
+        with self._lock:
+            is_making = node in self._making
+            if verb == "alter" and (schema, f"{name}__dbt_tmp") in touched:
+                # the new view is in place
+                self._making.discard(node)
+        return is_making
+
+    def _is_platforms(self, name: Relation) -> bool:
+        return name[0] in self._schemas or _of(name) in self._relations
+
+    # -- what the project says ----------------------------------------------------------------------------------------
+
+    def _declared(self, node: str) -> frozenset[Relation] | None:
+        """The relations that a node may name; None for what is no node of the project."""
+        project = self.project
+        if node in project.unit_tests:
+            model = project.unit_tests[node]
+            return self._reads(node) | self._reads(model) | {_split(table_name(project.node(model)))}
+        if node not in project.nodes:
+            return None
+        own = project.nodes[node]
+        return self._reads(node) | ({_split(table_name(own))} if own["resource_type"] in ("model", "seed") else set())
+
+    def _reads(self, node: str) -> frozenset[Relation]:
+        return frozenset((schema.lower(), name.lower()) for schema, name in self.project.relations_read(node))
+
+    @cached_property
+    def _relations(self) -> dict[Relation, str]:
+        """Each table and view of the project → unique id."""
+        project = self.project
+        return {
+            _split(table_name(project.node(uid))): uid
+            for uid in (*project.sources, *project.nodes)
+            if uid in project.sources
+            or (
+                project.nodes[uid]["resource_type"] in ("model", "seed")
+                and project.nodes[uid]["config"]["materialized"] != "ephemeral"
+            )
+        }
+
+    @cached_property
+    def _schemas(self) -> frozenset[str]:
+        """Those that have nothing but the platform's tables and views."""
+        return frozenset(schema for schema, _ in self._relations) - {_MAIN}
+
+    @cached_property
+    def _personal(self) -> frozenset[Relation]:
+        return frozenset(name for name, uid in self._relations.items() if self.project.reads_pii(uid))
+
+    @property
+    def _hidden(self) -> set[str]:
+        with self._lock:
+            return self._made | {name for schema, name in self._personal if schema == _MAIN}
+
+    def _named(self, schema: str) -> frozenset[str]:
+        return frozenset(name for one, name in self._relations if one == schema)
+
+    def _call(self, name: Relation) -> str:
+        node = self.project.node(self._relations[name])
+        if self._relations[name] in self.project.sources:
+            return f"source('{node['source_name']}', '{node['name']}')"
+        return f"ref('{node['name']}')"
+
+
+def own_problem(statement: Sequence[Token]) -> tuple[Token, str] | None:
+    """The token and the reason for which a statement is refused, whoever runs it; None if it isn't."""
+    found = target(statement)
+    if found is None or word(statement[0]) != "create":
+        return None
+    thing, _, place, parts = found
+    token = statement[min(place, len(statement) - 1)]
+    if thing in ("macro", "function") and parts[-1] in functions():
+        reason = (
+            f"DuckDB has a function {parts[-1]}, in whose place the macro would run, in tests and in the platform's "
+            "own statements too; give the macro another name"
+        )
+        return token, reason
+    if thing == "type":
+        words = [word(one) for one in statement]
+        at = next((at for at in range(place, len(words) - 1) if words[at : at + 2] == ["enum", "("]), None)
+        if at is not None and at + 2 < len(words) and statement[at + 2].kind != "string_const" and words[at + 2] != ")":
+            return token, "an enum is made of values that stand in the SQL, enum ('a', 'b'), and not of a query's"
+    return None
+
+
+def target(statement: Sequence[Token]) -> tuple[str, bool, int, tuple[str, ...]] | None:
+    """What a statement creates, drops or alters: the kind of thing, whether it says temporary, and the name with the
+    place of its first token. A name that can't be read is `('',)`; None if the statement is no such one."""
+    if not statement or word(statement[0]) not in ("create", "drop", "alter"):
+        return None
+    place = 1
+    while place < len(statement) and word(statement[place]) in _BETWEEN:
+        place += 1
+    if place >= len(statement):
+        return None
+    is_temporary = any(word(one) in ("temp", "temporary") for one in statement[1:place])
+    thing = word(statement[place])
+    place += 1
+    for words in (("if", "not", "exists"), ("if", "exists")):
+        if tuple(word(one) for one in statement[place : place + len(words)]) == words:
+            place += len(words)
+    found = next((parts for at, parts in names(statement[place:]) if at == 0), ("",))
+    return thing, is_temporary, place, found
+
+
+def _made(statement: Sequence[Token]) -> Iterator[str]:
+    """The names of what a statement makes or puts values into."""
+    words = [word(one) for one in statement]
+    if words[:1] == ["set"]:
+        yield from _VARIABLES
+    elif (found := target(statement)) is not None:
+        if found[0] in _MADE and words[0] != "drop":
+            yield found[3][-1]
+        if renamed := _renamed(statement):
+            yield renamed
+    elif words[:1] in (["insert"], ["merge"], ["update"]):
+        at = words.index("into") + 1 if "into" in words else 1
+        yield from (parts[-1] for place, parts in names(statement[at:]) if place == 0)
+
+
+def _renamed(statement: Sequence[Token]) -> str:
+    """The new name in `alter … rename to name`; '' if it is none."""
+    words = [word(one) for one in statement]
+    for at in range(1, len(words) - 2):
+        if words[at : at + 2] == ["rename", "to"]:
+            return words[at + 2]
+    return ""
+
+
+def _tables(statement: Sequence[Token], in_main: frozenset[str]) -> Iterator[tuple[int, Relation]]:
+    """What may be a table's name in a statement: two parts of any name, and one part where a table is expected, if no
+    CTE has this name."""
+    words, found = [word(one) for one in statement], target(statement)
+    made = found[2] if found else 0
+    for place, parts in names(statement):
+        yield from ((place, pair) for pair in _pairs(parts))
+        # `create temp table name` has another `table` before the name than `table name`
+        is_table = len(parts) == 1 and parts[0] in in_main and place != made and words[place - 1] in _BEFORE_TABLES
+        if is_table and not any(_is_cte(words[at : at + 4], parts[0]) for at in range(len(words))):
+            yield place, (_MAIN, parts[0])
+
+
+def _is_cte(words: list[str], name: str) -> bool:
+    """Whether four words are the beginning of a CTE: `with name as (`, `, name (`."""
+    before, found, after, then = (*words, "", "", "", "")[:4]
+    if before not in ("with", "recursive", ",") or found != name:
+        return False
+    return after == "(" or (after == "as" and then in ("(", "not", "materialized"))
+
+
+def _pairs(parts: tuple[str, ...]) -> Iterator[Relation]:
+    for before, after in pairwise(parts):
+        yield before, after
+        if before == _DATABASE:
+            yield _MAIN, after
+
+
+def _place(parts: tuple[str, ...]) -> Relation:
+    """Schema and name of a relation that is written with both or one."""
+    if len(parts) == 1 or (len(parts) == 2 and parts[0] == _DATABASE):
+        return _MAIN, parts[-1]
+    return parts[-2], parts[-1]
+
+
+def _of(name: Relation) -> Relation:
+    """The relation that dbt makes by a name of its own."""
+    return name[0], _OF_DBT.sub("", name[1])
+
+
+def _split(name: str) -> Relation:
+    schema, _, table = name.lower().partition(".")
+    return schema, table
+
+
+@cache
+def functions() -> frozenset[str]:
+    """The names, in lower case, of DuckDB's own functions and operators."""
+    with duckdb.connect() as connection:
+        found = connection.execute("select distinct lower(function_name) from duckdb_functions()").fetchall()
+    return frozenset(str(name) for (name,) in found)
