@@ -116,6 +116,9 @@ UNDECIDED = [
     "select the_last() as p",
     "select p from other",
     "select email as p from bronze.v",
+    "select unnest(enum_range(null::mood)) as p",
+    "select enum_first(null::memory.main.\"mood\") as p, n from bronze.p",
+    "select try_cast(id as mood) as p, n from bronze.p",
 ]  # fmt: skip
 
 
@@ -133,6 +136,7 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
         made.execute("create view bronze.v as from bronze.p")
         made.execute("create table other as select email as p from bronze.p")
         made.execute("create macro the_last() as (select max(email) from bronze.p)")
+        made.execute("create type mood as enum (select distinct email from bronze.p)")
         made.execute("set variable v = (select max(email) from bronze.p)")
         yield made
 
@@ -177,6 +181,27 @@ def test_all_columns_count_as_personal_where_the_lineage_is_not_known(
         ("select * from bronze.p pivot (sum(n) for email in ('a', 'b'))", False),
         ("unpivot bronze.plain on x", False),
         ("select 'pivot' as a", False),
+        (
+            "with a as (select email as e, n from bronze.p) select * from (pivot a on e using sum(n)), "
+            "(with a as (select 'x' as e) select e as f from a)",
+            True,
+        ),
+        (
+            "select * from (with b as (select 'x' as e, 1 as n) pivot b on e using sum(n)), "
+            "(with b as (select email as e, n from bronze.p) select e as f from b)",
+            False,
+        ),
+        ("with a as (select 'x' as e) select * from (with a as (select email as e from bronze.p) pivot a on e)", True),
+        (
+            "with a as (select email as e from bronze.p), b as (pivot a on e), c as (select 1 as z) select * from b, c",
+            True,
+        ),
+        ("select * from bronze.p pivot (sum(n) for email in mood)", True),
+        ("pivot bronze.p on email in mood using sum(n)", True),
+        ("pivot bronze.p on id, email in mood using sum(n)", True),
+        ("pivot bronze.p on email in (a, b) using sum(n)", False),
+        ("select * from (pivot (select trim(email).lower() as e, n from bronze.p) on e using sum(n))", True),
+        ("pivot (select coalesce(j -> '$.e', 'x') as e, n from bronze.p) on e using sum(n)", True),
     ],
 )
 def test_a_pivot_names_columns_by_values_unless_they_stand_in_the_sql(

@@ -12,17 +12,19 @@ DuckDB really gives. All columns of an undecided SQL count as having such values
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
-import duckdb
 from sqlglot import MappingSchema, exp, parse
 from sqlglot.lineage import Node, lineage
 from sqlglot.optimizer.qualify import qualify
 from sqlglot.optimizer.scope import build_scope
+
+from busco.warehouse.scope import functions
 
 _DIALECT = "duckdb"
 # it warns of functions and types that it doesn't know; what that means for the lineage is decided here
@@ -133,23 +135,54 @@ def named_by_values(sql: str, relations: Relations) -> bool:
         statements = [one for one in parse(sql, dialect=_DIALECT) if one is not None]
     except Exception:
         return True
-    for statement in statements:
-        for pivot in statement.find_all(exp.Pivot):
-            # an unpivot's names stand in the SQL, and so do those of `on column in ('a', 'b')`
-            asked = [one for one in pivot.expressions if not isinstance(one, exp.In)]
-            if pivot.this is None or pivot.args.get("unpivot") or not asked:
-                continue
-            query = exp.select(*(exp.alias_(one.copy(), f"c{at}") for at, one in enumerate(asked)))
-            query = query.from_(pivot.this.copy())
-            for cte in statement.find_all(exp.CTE):
-                if pivot not in cte.walk():
-                    query = query.with_(cte.alias, as_=cte.this.copy())
-            try:
-                if any(personal for _, personal in decided(query.sql(_DIALECT), relations)):
-                    return True
-            except Undecided:
-                return True
-    return False
+    pivots = [(one, pivot) for one in statements for pivot in one.find_all(exp.Pivot)]
+    return any(_is_named_by_values(pivot, statement, relations) for statement, pivot in pivots)
+
+
+def _is_named_by_values(pivot: exp.Pivot, statement: exp.Expr, relations: Relations) -> bool:
+    if pivot.args.get("unpivot"):
+        # its names stand in the SQL
+        return False
+    columns = [*pivot.expressions, *(pivot.args.get("fields") or ())]
+    if not all(_stands_in_sql(one) for one in columns if isinstance(one, exp.In)):
+        return True
+    asked = [one for one in pivot.expressions if not isinstance(one, exp.In)]
+    if pivot.this is None or not asked:
+        return False
+    query = exp.select(*(exp.alias_(one.copy(), f"c{at}") for at, one in enumerate(asked)))
+    query = query.from_(pivot.this.copy())
+    ctes = _in_scope(pivot, statement)
+    if len({cte.alias.lower() for cte in ctes}) < len(ctes):
+        return True
+    for cte in ctes:
+        query = query.with_(cte.alias, as_=cte.this.copy())
+    try:
+        return any(personal for _, personal in decided(query.sql(_DIALECT), relations))
+    except Undecided:
+        return True
+
+
+def _stands_in_sql(values: exp.In) -> bool:
+    """Whether a pivot's list of values is one, `in ('a', 'b')`. An ENUM type, `in mood`, may be made of any values."""
+    walked = [node for one in values.expressions for node in one.walk()]
+    return bool(walked) and not any(isinstance(node, exp.Query | exp.Star | exp.Func) for node in walked)
+
+
+def _in_scope(pivot: exp.Pivot, statement: exp.Expr) -> list[exp.CTE]:
+    """The CTEs that a pivot may read, those of the queries around it first."""
+    around: list[exp.Expr] = []
+    node: exp.Expr | None = pivot
+    while node is not None:
+        around.insert(0, node)
+        node = node.parent
+    found: list[exp.CTE] = []
+    for owner in around:
+        for clause in statement.find_all(exp.With):
+            if clause.parent is owner:
+                # one that holds the pivot reads those before it
+                before = itertools.takewhile(lambda cte: all(cte is not one for one in around), clause.expressions)
+                found += before
+    return found
 
 
 def _counts_as_numbers(query: exp.Expr) -> exp.Query:
@@ -202,7 +235,8 @@ def _schema(query: exp.Query, relations: Relations) -> MappingSchema:
 def _is_blind(node: exp.Expr) -> bool:
     """Whether SQLGlot's lineage looks past a part of the SQL."""
     if isinstance(node, exp.Anonymous | exp.AnonymousAggFunc):
-        return node.name.lower() not in _functions()
+        # of a macro, nobody knows what it reads
+        return node.name.lower() not in functions() - _FROM_ELSEWHERE
     if isinstance(node, exp.Dot):
         # `trim(email).upper()`: what stands before a call's dot is the call's first argument
         return isinstance(node.this, exp.Identifier) or not isinstance(node.expression, exp.Identifier)
@@ -210,6 +244,9 @@ def _is_blind(node: exp.Expr) -> bool:
         return not _is_list_function_s(node)
     if isinstance(node, exp.Identifier):
         return not _is_name(node)
+    if isinstance(node, exp.DataType) and node.this == exp.DataType.Type.USERDEFINED:
+        # an ENUM has values, which `enum_range(null::mood)` gives
+        return True
     return isinstance(node, _BLIND)
 
 
@@ -263,11 +300,3 @@ def _personal(leaf: Node, relations: Relations) -> bool:
 
 def _is_constant(node: exp.Expr) -> bool:
     return not any(isinstance(one, exp.Column | exp.Query | exp.Placeholder) for one in node.walk())
-
-
-@cache
-def _functions() -> frozenset[str]:
-    """DuckDB's own functions: of a macro, nobody knows what it reads."""
-    with duckdb.connect() as connection:
-        found = connection.execute("select distinct lower(function_name) from duckdb_functions()").fetchall()
-    return frozenset(str(name) for (name,) in found) - _FROM_ELSEWHERE
