@@ -20,6 +20,8 @@ from tests.platforms import ENVIRONMENT, Platform, csv_text, platform
 
 CANARY = "Zqcanary O'Hara"
 HEADER = ("id", "customer", "amount", "day", "n")
+ASKED = "adapter.add_query('select max(customer) from ' ~ ref('orders'))[1].fetchall()[0][0]"
+WHO = "{% set who = (" + ASKED + " if execute else 'x') | replace(\"'\", \"''\") %}"
 MODELS = {
     "gold/broken": "select id,\n    customer::integer as x\nfrom {{ source('bronze', 'orders') }}",
     # no pii column of its own, nor have its parents: orders and v_orders don't say that customer is one
@@ -30,9 +32,43 @@ MODELS = {
     # its columns would have people's names
     "gold/pivoted": "pivot {{ ref('orders') }} on customer using count(*)",
     "gold/plain": "select code::integer as x from {{ ref('codes') }}",
-    "gold/talks": "{% do log(run_query('select max(customer) from bronze.orders').rows[0][0], info=True) if execute %}"
-    "select id from {{ ref('orders') }}",
+    "gold/talks": "{% do log(run_query('select max(customer) from ' ~ ref('orders')).rows[0][0], info=True)"
+    " if execute %}select id from {{ ref('orders') }}",
+    # Jinja that asks by other words than run_query, and SQL that names what others have made
+    "gold/raises": "{% do exceptions.raise_compiler_error("
+    + ASKED
+    + ") if execute %}select id from {{ ref('orders') }}",
+    "gold/warns": "{% set a = adapter %}{% do exceptions.warn(a.execute('select max(customer) from ' ~ ref('orders'), "
+    "fetch=True)[1].rows[0][0]) if execute %}select id from {{ ref('orders') }}",
+    "gold/shares": '{{ config(pre_hook="create or replace table main.shared as select customer from '
+    "{{ ref('orders') }}\") }} select 1 as one",
+    "gold/takes": "-- depends_on: {{ ref('shares') }}\nselect customer::integer as x from main.shared",
+    # names of columns and types that are values
+    "gold/named": WHO + "select id, 1 as \"{{ who }}\" from {{ ref('orders') }}",
+    "gold/twice": WHO + 'select 1 as "{{ who }}", 2 as "{{ who }}" from {{ ref(\'orders\') }}',
+    "gold/fields": WHO + "select {'{{ who }}': 1::utinyint} as c from {{ ref('orders') }}",
+    "gold/typed": WHO + "select cast('{{ who }}' as enum('{{ who }}')) as c from {{ ref('orders') }}",
+    # their unit tests run the same Jinja
+    "gold/logs": "{% do log('LOGGED ' ~ run_query('select max(customer) from silver.orders').rows[0][0], info=True)"
+    " if execute %}select id from {{ ref('orders') }}",
+    "gold/answers": "{% set who = run_query('select max(customer) from silver.orders').rows[0][0] if execute %}"
+    "select id, '{{ who | default('x') | replace(\"'\", \"''\") }}' as greeted from {{ ref('orders') }}",
 }
+UNITS = """
+models:
+  - {name: typed, config: {contract: {enforced: true}}, columns: [{name: c, data_type: INTEGER}]}
+  - {name: leaf, columns: [{name: customer, data_tests: [asks]}]}
+unit_tests:
+  - {name: logged, model: logs, given: [{input: ref('orders'), rows: [{id: a}]}], expect: {rows: [{id: a}]}}
+  - name: answered
+    model: answers
+    given: [{input: ref('orders'), rows: [{id: a}]}]
+    expect: {rows: [{id: a, greeted: nobody}]}
+"""
+ASKS = """{% test asks(model, column_name) %}
+{% set who = run_query('select max(customer) from ' ~ ref('orders')).rows[0][0] if execute else 'x' %}
+select * from {{ model }} where {{ column_name }} != '{{ who | replace("'", "''") }}'
+{% endtest %}"""
 
 
 @dataclass
@@ -60,6 +96,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
         for path, sql in MODELS.items():
             made.model(path, sql)
         made.model("gold/ids", "{{ config(materialized='ephemeral') }} select customer as id from {{ ref('orders') }}")
+        made.write("dbt_project/models/gold/units.yml", UNITS)
+        made.write("dbt_project/macros/asks.sql", ASKS)
         made.write("dbt_project/seeds/codes.csv", "code\nPlain77\n")
         made.write("dbt_project/seeds/codes.yml", "seeds: [{name: codes, config: {schema: silver}}]")
         made.write(
@@ -125,6 +163,38 @@ def test_the_error_of_a_model_without_personal_data_shows_the_value(written: Wri
 def test_what_a_models_own_query_gives_is_hidden_in_its_log(written: Written) -> None:
     assert written.result("model.busco.talks").status == "success"
     assert "•••" in written.log("talks")
+
+
+def test_what_jinja_raises_by_whatever_words_it_has_asked_is_hidden(written: Written) -> None:
+    assert "Compilation Error" in written.result("model.busco.raises").error
+    assert "•••" in written.result("model.busco.raises").error
+    assert written.result("model.busco.warns").status == "success"
+    assert "•••" in written.log("warns")
+    assert "LOGGED" not in written.output
+
+
+def test_what_a_hook_has_made_of_personal_data_is_hidden_where_others_read_it(written: Written) -> None:
+    assert written.result("model.busco.shares").status == "success", written.result("model.busco.shares").error
+    assert "Could not convert string '•••' to INT32" in written.result("model.busco.takes").error
+
+
+@pytest.mark.parametrize("name", ["named", "twice", "fields", "typed"])
+def test_a_column_that_is_named_by_a_value_is_refused_without_its_name(written: Written, name: str) -> None:
+    assert (
+        "of the SQL has a name or a type that stands neither in the code" in written.result(f"model.busco.{name}").error
+    )
+
+
+def test_a_unit_test_of_a_model_that_asks_shows_no_values(written: Written) -> None:
+    results = {
+        uid.split(".")[-1]: uid for uid in open_run(written.platform.store, ENVIRONMENT, written.run).latest_results()
+    }
+    assert written.result(results["logged"]).status == "success"
+    assert written.result(results["answered"]).status in ("error", "failed")
+    assert "compiled/busco/models/gold/units.yml/models/gold/answered.sql" in written.kept
+    assert any(file.startswith("compiled/busco/models/gold/units.yml/asks") for file in written.kept)
+    # what is free of values stays
+    assert "customer::integer" in written.kept["compiled/busco/models/gold/broken.sql"]
 
 
 def test_a_failing_test_says_how_many_rows_and_none_of_them(written: Written) -> None:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,12 +261,17 @@ class Dbt:
         return text.replace(manifest, self.redactor.compiled(manifest))
 
     def _hide_answers(self, compiled: Path) -> None:
-        for uid in self.redactor.made_of_answers() if self.redactor else ():
-            node = self.redactor.project.node(uid) if self.redactor else {}
-            for place in ("original_file_path", "path"):
-                file = compiled / str(node["package_name"]) / str(node[place])
-                if file.is_file():
-                    file.write_text(HIDDEN)
+        """Empties the files that have, or may have, SQL which is made of what a query gave."""
+        if self.redactor is None or not (made := self.redactor.made_of_answers()):
+            return
+        project = self.redactor.project
+        free = {
+            compiled / place for uid in (*project.nodes, *project.unit_tests) if uid not in made
+            for place in _compiled_files(project.node(uid))
+        }  # fmt: skip
+        for file in compiled.rglob("*"):
+            if file.is_file() and file not in free:
+                file.write_text(HIDDEN)
 
     def keep(self) -> None:
         """Puts what dbt wrote where it outlives this process, in place of what an earlier one left, and says so."""
@@ -304,6 +309,13 @@ def about_packages(settings: Settings, error: str) -> str:
         return install
     # dbt can't tell a macro of a missing package from one whose name is wrong
     return f"correct the macro's name; or, if a package has it: name the package in packages.yml, then {install}"
+
+
+def _compiled_files(node: Mapping[str, Any]) -> list[Path]:
+    """The files below `compiled` that a node's SQL may be in: a generic or unit test's are below its YAML file."""
+    package, file, path = Path(node["package_name"]), Path(node["original_file_path"]), node["path"]
+    below = path if node["resource_type"] != "unit_test" else file.parent / f"{node['name']}.sql"
+    return [package / file, package / path, package / file / below]
 
 
 def options_of(arguments: Sequence[str]) -> frozenset[str] | None:
