@@ -68,7 +68,7 @@ ATTACKS = {
     "replaces": ("{{ config(pre_hook=\"create or replace view gold.fct as select 1 as a\") }} select 1 as a",
                  "gold.fct is a place for the platform's tables"),
     "unmakes": ("{{ config(materialized='view', post_hook=\"create or replace view {{ this }} as select 1 as b\") }}"
-                " select 1 as a", "main.unmakes is a place for the platform's tables"),
+                " select 1 as a", "gold.unmakes is a place for the platform's tables"),
     "again": ("{{ config(post_hook=\"create or replace view {{ this }} as select 1 as b\") }} select 1 as a",
               "gold.again is a place for the platform's tables"),
     "enumerates": ("{{ config(pre_hook=\"create type mood as enum (select id from {{ ref('orders') }})\") }}"

@@ -42,6 +42,8 @@ def project() -> Project:
         node("model.p.people", "silver", people),
         node(SUMS, "gold", "model.p.people"),
         node(VIEW, "main", "model.p.people", materialized="view"),
+        node("model.p.s_people", "silver", "model.p.people", materialized="view"),
+        node("model.p.of_views", "gold", VIEW, "model.p.s_people"),
         node("model.p.e", "gold", "model.p.people", materialized="ephemeral"),
         node(OF_EPHEMERAL, "gold", "model.p.e"),
         node(OTHER, "gold", things),
@@ -215,6 +217,20 @@ def test_a_view_is_made_by_dbt_and_by_nobody_after_it(guarded: Guarded) -> None:
     for sql in (made, *moves, "create or replace view v_people as select 1", "drop view v_people"):
         with pytest.raises(BuscoError, match="platform's tables"):
             guarded.check(VIEW, sql)
+
+
+def test_who_reads_a_view_that_it_declares_reads_nothing_that_a_hook_has_made(guarded: Guarded) -> None:
+    for schema, name in (("main", "v_people"), ("silver", "s_people")):
+        guarded.scope.begin(f"model.p.{name}")
+        made = f"create view {schema}.{name}__dbt_tmp as select * from silver.people"
+        guarded.check(f"model.p.{name}", made, f"alter view {schema}.{name}__dbt_tmp rename to {name}")
+    guarded.check(
+        "model.p.of_views", 'select * from "memory"."main"."v_people" join "memory"."silver"."s_people" on true'
+    )
+    assert not guarded.redactor.names_made("model.p.of_views")
+    guarded.check("model.p.of_views", "create temp table t as from silver.s_people")
+    guarded.check("model.p.of_views", "from t")
+    assert guarded.redactor.names_made("model.p.of_views")
 
 
 def test_a_seed_is_loaded_once(guarded: Guarded) -> None:

@@ -164,7 +164,7 @@ class Guard:
         if self.scope is None:
             return False
         for statement in statements:
-            if self._redactor is not None and self.scope.names_made(statement):
+            if self._redactor is not None and self.scope.names_made(node, statement):
                 self._redactor.reads_more(node)
             self.scope.learn(node, statement)
         return any(self.scope.is_personal(statement) for statement in statements)

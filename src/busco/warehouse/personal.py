@@ -60,12 +60,13 @@ class Personal:
             # SQLGlot is a part of a start's imports, and needed only where something is built
             from busco.warehouse.lineage import passed_on
 
-            found = frozenset(names) if self._is_open(unique_id) else passed_on(sql, names, self._relations())
+            dynamic = self._redactor.hides(unique_id) and self._redactor.asks(unique_id)
+            found = frozenset(names) if dynamic else passed_on(sql, names, self._relations())
         return frozenset(name for name in names if marks.get(name.lower(), name in found))
 
     def _is_open(self, unique_id: str) -> bool:
-        """Whether values of personal columns may come into a node's SQL by another way than as columns: as a part of
-        the text, which Jinja makes of a query's answer, or by what a hook has made of some."""
+        """Whether a node's SQL may have names of columns that are values of personal ones: Jinja makes it of a query's
+        answer, or it reads what a hook has made of some."""
         redactor = self._redactor
         return redactor.hides(unique_id) and (redactor.asks(unique_id) or redactor.names_made(unique_id))
 

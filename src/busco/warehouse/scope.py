@@ -89,24 +89,30 @@ class Scope:
     def is_personal(self, statement: Sequence[Token]) -> bool:
         """Whether what a statement gives may have personal values: it names a table that has some, or that is made from
         one that has, or what a node that reads one has made. The names and types of columns are no values."""
-        for place, parts in names(statement):
-            if place and statement[place - 1].name == "describe":
-                continue
-            if any(pair in self._personal for pair in _pairs(parts)) or any(part in self._hidden for part in parts):
-                return True
-        return False
+        hidden = self._made_names() | self._views
+        return any(
+            any(pair in self._personal for pair in _pairs(parts)) or not hidden.isdisjoint(parts)
+            for place, parts in names(statement)
+            if not place or statement[place - 1].name != "describe"
+        )
 
     def learn(self, node: str, statement: Sequence[Token]) -> None:
         """Takes note of what a statement makes or changes, if its node reads personal data."""
+        found = target(statement)
+        if found is not None and self._is_platforms(_place(found[3])):
+            # dbt makes a view or seed, which is known by what declares it
+            return
         made = set(_made(statement))
         if made and self.hides(node):
             with self._lock:
                 self._made |= made
 
-    def names_made(self, statement: Sequence[Token]) -> bool:
-        """Whether a statement names what a node that reads personal data has made, or, without its schema, a view
-        over personal data."""
-        return any(part in self._hidden for _, parts in names(statement) for part in parts)
+    def names_made(self, node: str, statement: Sequence[Token]) -> bool:
+        """Whether a node's statement names what a node that reads personal data has made, or, without its schema, a
+        view over personal data that it does not declare."""
+        declared = {name for schema, name in self._declared(node) or () if schema == _MAIN}
+        hidden = self._made_names() | (self._views - declared)
+        return any(not hidden.isdisjoint(parts) for _, parts in names(statement))
 
     def _target_refused(self, node: str, statement: Sequence[Token]) -> tuple[Token, str] | None:
         found = target(statement)
@@ -190,10 +196,14 @@ class Scope:
     def _personal(self) -> frozenset[Relation]:
         return frozenset(name for name, uid in self._relations.items() if self.project.reads_pii(uid))
 
-    @property
-    def _hidden(self) -> set[str]:
+    @cached_property
+    def _views(self) -> frozenset[str]:
+        """The names of views over personal data that can be read without a schema."""
+        return frozenset(name for schema, name in self._personal if schema == _MAIN)
+
+    def _made_names(self) -> frozenset[str]:
         with self._lock:
-            return self._made | {name for schema, name in self._personal if schema == _MAIN}
+            return frozenset(self._made)
 
     def _named(self, schema: str) -> frozenset[str]:
         return frozenset(name for one, name in self._relations if one == schema)
