@@ -66,7 +66,7 @@ unit_tests:
     expect: {rows: [{id: a, greeted: nobody}]}
 """
 ASKS = """{% test asks(model, column_name) %}
-{% set who = run_query('select max(customer) from ' ~ ref('orders')).rows[0][0] if execute else 'x' %}
+{% set who = run_query('select max(customer) from ' ~ model).rows[0][0] if execute else 'x' %}
 select * from {{ model }} where {{ column_name }} != '{{ who | replace("'", "''") }}'
 {% endtest %}"""
 
