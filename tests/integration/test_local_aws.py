@@ -34,6 +34,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
     """A state folder whose local AWS, if a test starts it, ends with the test."""
     yield tmp_path / "state"
     processes.stop((tmp_path / "state").resolve(), aws.NAME)
+    processes.release_port((tmp_path / "state").resolve(), aws.NAME)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -118,6 +118,9 @@ class _Anybody:
         return 200, "text/plain", path.encode()
 
     def expects(self, asked: Request) -> None: ...
+
+    def proof(self, nonce: str, identity: Mapping[str, Any]) -> str:
+        return nonce
 
     def admit(self, asked: Request) -> None: ...
 

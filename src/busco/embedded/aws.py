@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
 import http.client
 import itertools
 import json
 import os
 import re
+import secrets
 import shlex
 import socket
 import sys
@@ -28,6 +30,8 @@ from busco.settings import Settings, env_file, get_settings, read_env_file
 NAME = "aws"
 DEFAULT_LAKE = "sample"
 START_LIMIT = 60.0
+# processes that know its address from their start
+ASKING = ("scheduler", "triggerer", "webserver")
 
 Say = Callable[[str], None]
 
@@ -111,6 +115,9 @@ def down(settings: Settings, say: Say, grace: float = 10) -> None:
         docker_engine.end_left(state)
         for file in _files(state):
             file.unlink(missing_ok=True)
+        # what runs goes on asking at this port: nobody else is to answer it
+        if not set(processes.running(state)).intersection(ASKING):
+            processes.release_port(state, NAME)
     say("the local AWS is stopped" if stopped else "the local AWS was not running")
 
 
@@ -118,8 +125,8 @@ def status(settings: Settings) -> list[tuple[str, str]]:
     """What to show of the local AWS: pairs of a name and its value."""
     state = settings.state.resolve()
     process = processes.find(state, NAME)
-    identity = _identity(_variables(settings).get("AWS_ENDPOINT_URL", "")) if process else {}
-    if process is None or identity.get("pid") != process.pid:
+    identity = _identity(state, process) if process else {}
+    if process is None or not identity:
         return [("local AWS", "not running" if process is None else f"not answering, pid {process.pid}")]
     variables = _variables(settings)
     endpoint = variables["AWS_ENDPOINT_URL"]
@@ -172,12 +179,12 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
     if process:
         arguments = _arguments(process)
         endpoint = _endpoint(arguments.get("--port", ""))
-        identity = _identity(endpoint)
-        served = (identity.get("lake"), identity.get("pid"), arguments.get("--docker-host", ""))
+        identity = _identity(state, process)
+        served = (identity.get("lake"), arguments.get("--docker-host", ""))
         image = arguments.get("--image", settings.dbt_image)
         # one that was started by an earlier version knows no owner, or makes other resources
         reviewed = identity.get("reviewed") == provisioned.REVIEWED
-        if served == (lake, process.pid, engine) and image == settings.dbt_image and reviewed:
+        if served == (lake, engine) and image == settings.dbt_image and reviewed:
             return process, endpoint
     # Asked before anything is stopped: where Docker is missing, what runs goes on.
     own, for_tasks = _addresses(settings, engine)
@@ -188,7 +195,8 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
     processes.stop(state, NAME, grace=10)
     docker_engine.end_left(state)
     outside = [address for address in (own, for_tasks) if address]
-    port = settings.local_aws_port or processes.pick_port(state, NAME, ("127.0.0.1", *outside))
+    port = processes.hold_port(state, NAME, ("127.0.0.1", *outside), settings.local_aws_port)
+    keys.renew_instances(state, port, instances.ROLES)
     endpoint = _endpoint(port)
     _write(state / "lake", f"{lake}\n")
     began = time.monotonic()
@@ -202,7 +210,7 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         name = settings.local_aws_tasks_host or for_tasks
         command += ["--tasks", f"{for_tasks}:{port}", "--tasks-name", name]
     process = processes.start(state, NAME, command, os.environ, settings.home)
-    answers = lambda: _identity(endpoint).get("pid") == process.pid  # noqa: E731
+    answers = lambda: bool(_identity(state, process))  # noqa: E731
     processes.wait_until(answers, process, "the local AWS", START_LIMIT, every=0.02)
     say(f"started the local AWS with the lake {lake} in {time.monotonic() - began:.1f} s")
     return process, endpoint
@@ -234,17 +242,29 @@ def _endpoint(port: int | str) -> str:
     return f"http://127.0.0.1:{port}"
 
 
-def _identity(endpoint: str) -> dict[str, Any]:
-    """Who serves at the endpoint: lake and pid; empty if nobody of ours does."""
-    connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=5)
+def _identity(state: Path, process: processes.Process) -> dict[str, Any]:
+    """What the process says of itself: lake, pid and port; empty if it does not answer, or somebody else does.
+
+    The port is one that anybody on this machine may have taken, and a pid is no secret. Whoever answers proves that he
+    knows the owner's secret, by a sum over what he says and a random text of ours that nobody else's port is asked for;
+    and the socket is the process's own.
+    """
+    port = _arguments(process).get("--port", "0")
+    nonce = secrets.token_hex(16)
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=5)
     try:
-        connection.request("GET", IDENTITY_PATH)
+        connection.request("GET", f"{IDENTITY_PATH}?nonce={nonce}")
         content = json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError):
         return {}
     finally:
         connection.close()
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    proof = str(content.pop("proof", ""))
+    is_owners = hmac.compare_digest(proof.encode(), keys.proof(keys.owner(state), nonce, content).encode())
+    is_it = (content.get("pid"), content.get("port")) == (process.pid, int(port))
+    return content if is_owners and is_it and processes.listens(process, int(port)) else {}
 
 
 def _arguments(process: processes.Process) -> dict[str, str]:

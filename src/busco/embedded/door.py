@@ -138,6 +138,9 @@ class Watch(Protocol):
     def expects(self, asked: Request) -> None:
         """Lets a request's body be read, of which all else is known, or raises Refusal."""
 
+    def proof(self, nonce: str, identity: Mapping[str, Any]) -> str:
+        """What shows an asker that the page of the identity is the owner's: he has chosen `nonce`."""
+
     def admit(self, asked: Request) -> None:
         """Lets a request pass, or raises Refusal."""
 
@@ -175,7 +178,8 @@ def guarded(
         elif not _is_ours(said.get("host", ""), known):
             await _reply(send, 403, {"message": "the local AWS is not known by that name"})
         elif path == IDENTITY_PATH and not of_task:
-            await _reply(send, 200, identity)
+            nonce = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("nonce", [""])[0]
+            await _reply(send, 200, {**identity, "proof": watch.proof(nonce, identity)})
         elif path.startswith(INSTANCE_PATH):
             status, text = watch.metadata(scope["method"], path)
             await _send(send, status, "text/plain", text.encode())

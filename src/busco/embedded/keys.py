@@ -9,9 +9,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import hmac
+import json
 import os
 import secrets
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,3 +50,27 @@ def owner(state: Path) -> Pair:
 def instance(state: Path, who: str) -> str:
     """The secret by which one of busco.embedded.instances.ROLES is known."""
     return secret(state / "secrets" / f"local-aws-{who}")
+
+
+def renew_instances(state: Path, port: int, names: Iterable[str]) -> None:
+    """Forgets the secrets of instances where they were not made for this port of the local AWS: whoever has the other
+    one now may have heard them."""
+    made_for = state / "secrets" / "local-aws-port"
+    if made_for.is_file() and made_for.read_text() == str(port):
+        return
+    for who in names:
+        (state / "secrets" / f"local-aws-{who}").unlink(missing_ok=True)
+    made_for.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made_for.write_text(str(port))
+
+
+def proof(pair: Pair, nonce: str, said: Mapping[str, object]) -> str:
+    """What only somebody who knows the pair's secret can add to `said`, for one asker: HMAC-SHA256, hexadecimal.
+
+    Args:
+        nonce: the asker's own random text.
+        said: what can be written as JSON.
+    """
+    text = json.dumps({**said, "nonce": nonce}, sort_keys=True)
+    # requests are signed with another key made of the secret (AWS Signature Version 4: "AWS4" before it)
+    return hmac.new(f"busco identity {pair.secret}".encode(), text.encode(), hashlib.sha256).hexdigest()

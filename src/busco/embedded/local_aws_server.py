@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from busco.embedded import keys, s3_intents, stacks
+from busco.embedded import keys, processes, s3_intents, stacks
 from busco.embedded.confinement import Address, confine
 from busco.embedded.door import SERVICES, guarded
 from busco.embedded.instances import ROLES, Instances
@@ -128,6 +128,19 @@ def engine_addresses(docker_host: str) -> list[Address]:
     return [(host, port), (socket.gethostbyname(host), port)]
 
 
+def _listeners(port: int, *addresses: str) -> list[socket.socket]:
+    """Sockets for those of the addresses that are not empty.
+
+    Raises:
+        SystemExit: another program has the port.
+    """
+    wanted = [address for address in addresses if address]
+    sockets = processes.bound(port, wanted)
+    if sockets is None:
+        raise SystemExit(f"port {port} of {' or '.join(wanted)} is another program's: address already in use")
+    return sockets
+
+
 def main() -> None:
     """Serves until SIGTERM. MiniStack reads its settings when it is imported, so they are set before."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -201,12 +214,12 @@ def main() -> None:
     athena_results.install()
 
     config = Config()
-    config.bind = [f"127.0.0.1:{given.port}"]
-    if given.address:
-        config.bind.append(f"{given.address}:{given.port}")
     tasks = urlsplit(f"//{given.tasks}")
-    if given.tasks:
-        config.bind.append(given.tasks)
+    sockets = [
+        *_listeners(given.port, "127.0.0.1", given.address),
+        *_listeners(tasks.port or 0, tasks.hostname or ""),
+    ]
+    config.bind = [f"fd://{one.fileno()}" for one in sockets]
     starter = docker_engine.connect(given.docker_host, state, given.image) if given.docker_host else None
     if starter is not None:
         local_ecs.install(f"http://{given.tasks_name}:{tasks.port}", starter, TaskRoles(instances))
@@ -220,7 +233,7 @@ def main() -> None:
     others = engine_addresses(given.docker_host) if given.docker_host else []
     confine([("127.0.0.1", given.port), *others], [folder, Path(variables["TMPDIR"])])
     print("event=local_aws_confined", flush=True)
-    served = {"lake": given.lake, "pid": pid, "reviewed": provisioned.REVIEWED}
+    served = {"lake": given.lake, "pid": pid, "port": given.port, "reviewed": provisioned.REVIEWED}
     watch = signatures.Signatures(keys.owner(state), instances)
     of_tasks = (tasks.hostname or "", tasks.port or 0) if given.tasks else None
     asyncio.run(serve(guarded(app, served, watch, names, of_tasks), config))  # type: ignore[arg-type]

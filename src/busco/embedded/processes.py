@@ -55,12 +55,19 @@ _GATE = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
 
 
 def start(
-    state: Path, name: str, command: Sequence[str], env: Mapping[str, str], cwd: Path, user: int | None = None
+    state: Path,
+    name: str,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    cwd: Path,
+    user: int | None = None,
+    descriptors: Sequence[int] = (),
 ) -> Process:
     """Starts a process in a session of its own, output to `<state>/log/<name>.log`, and records it.
 
     Its log and what it writes are for its user alone. Starting what runs already gives back the running one; what is
     left of one that died is ended first. `user` is the uid to run it as, with that user's own group; None: ours.
+    `descriptors` are open files of ours that it gets as well.
     """
     if running := find(state, name):
         return running
@@ -78,6 +85,7 @@ def start(
             stdin=subprocess.PIPE,
             start_new_session=True,
             umask=UMASK,
+            pass_fds=descriptors,
             user=user,
             group=None if user is None else pwd.getpwuid(user).pw_gid,
             extra_groups=None if user is None else [],
@@ -208,6 +216,81 @@ def pick_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",))
         ports[name] = port
         path.write_text(json.dumps(ports, indent=1))
         return port
+
+
+def hold_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",), fixed: int = 0) -> int:
+    """A port at all of the addresses that no other user gets from now on, whether `name` runs or not, until
+    `release_port`: the one that it had last time, or a new one.
+
+    A process that does nothing has it bound, and `bound` binds it beside that one: Linux lets processes of one user do
+    so, and nobody else (socket(7), SO_REUSEPORT).
+
+    Args:
+        fixed: the one port that it may be; 0 where any will do.
+
+    Raises:
+        BuscoError: another program has the port that it must be: the fixed one, or the one that what runs here knows.
+    """
+    path = state / "ports.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(state, "ports"), contextlib.ExitStack() as ours:
+        ports: dict[str, int] = json.loads(path.read_text()) if path.is_file() else {}
+        sockets, last = None, fixed or ports.get(name, 0)
+        if last:
+            sockets = bound(last, addresses)
+            who = [other for other in running(state) if other not in (name, _holder(name))]
+            if sockets is None and fixed:
+                raise BuscoError(
+                    f"port {last} of {' or '.join(addresses)} is another program's", "end that, or say another"
+                )
+            if sockets is None and who:
+                raise BuscoError(
+                    f"port {last} is now another program's, and {', '.join(who)} would go on asking there",
+                    "end them, and start again: busco down",
+                )
+        while sockets is None:
+            sockets = bound(0, addresses)
+        for one in sockets:
+            ours.enter_context(one)
+        port = int(sockets[0].getsockname()[1])
+        stop(state, _holder(name), grace=1)
+        # of every program's that sleeps
+        command = ["/bin/sleep", str(2**31 - 1)]
+        start(state, _holder(name), command, {}, Path("/"), descriptors=[one.fileno() for one in sockets])
+        if not fixed:
+            path.write_text(json.dumps({**ports, name: port}, indent=1))
+        return port
+
+
+def release_port(state: Path, name: str) -> None:
+    """Gives up what `hold_port` holds."""
+    stop(state, _holder(name), grace=1)
+
+
+def bound(port: int, addresses: Sequence[str]) -> list[socket.socket] | None:
+    """Sockets that are bound to a port of the addresses, where nobody but this user has it; None where somebody does.
+    Port 0 is any one."""
+    made: list[socket.socket] = []
+    for address in addresses:
+        made.append(socket.socket())
+        made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            made[-1].bind((address, port))
+        except OSError:
+            for one in made:
+                one.close()
+            return None
+        port = port or made[-1].getsockname()[1]
+    return made
+
+
+def _holder(name: str) -> str:
+    return f"{name}-port"
+
+
+def running(state: Path) -> list[str]:
+    """The names of all processes of the state folder that run."""
+    return sorted(file.stem for file in (state / "run").glob("*.json") if find(state, file.stem) is not None)
 
 
 def listens(process: Process, port: int) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from busco.embedded import ministack_contract, policies
+from busco.embedded import keys, ministack_contract, policies
 from busco.embedded.door import CALLER, Refusal, Request
 from busco.embedded.instances import Instances
 from busco.embedded.keys import Pair
@@ -115,6 +115,10 @@ class Signatures:
 
         status, _, body = await ecs_metadata.handle_request("GET", path, {}, b"", {})
         return int(status), "application/json", body if isinstance(body, bytes) else str(body).encode()
+
+    def proof(self, nonce: str, identity: Mapping[str, Any]) -> str:
+        """As busco.embedded.door.Watch."""
+        return keys.proof(self._owner, nonce, identity)
 
     def admit(self, asked: Request) -> None:
         """Lets a request pass, if it is the owner's, or a role's that policies are asked about."""
