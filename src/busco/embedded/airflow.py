@@ -44,6 +44,8 @@ def up(settings: Settings, say: Say) -> str:
     state = settings.state
     with processes.locked(state, "airflow-up"):
         postgres = Postgres(state)
+        if postgres.is_of_earlier_version():  # it restarts, without which no service goes on
+            _end_services(state, say)
         if processes.find(state, POSTGRES) is None:
             say("starting PostgreSQL")
         postgres.up()
@@ -101,15 +103,19 @@ def down(settings: Settings, say: Say) -> None:
         return
     with processes.locked(state, "airflow-up"):
         processes.stop(state, keeper.NAME, grace=10)
-        with ThreadPoolExecutor(len(SERVICES)) as pool:
-            ended = list(pool.map(lambda service: processes.stop(state, service, grace=10), SERVICES))
-        for service, was_there in zip(SERVICES, ended, strict=True):
-            if was_there:
-                say(f"ended Airflow's {service}")
+        _end_services(state, say)
         was_there = processes.find(state, POSTGRES) is not None
         Postgres(state).down()
         if was_there:
             say("ended PostgreSQL")
+
+
+def _end_services(state: Path, say: Say) -> None:
+    with ThreadPoolExecutor(len(SERVICES)) as pool:
+        ended = list(pool.map(lambda service: processes.stop(state, service, grace=10), SERVICES))
+    for service, was_there in zip(SERVICES, ended, strict=True):
+        if was_there:
+            say(f"ended Airflow's {service}")
 
 
 def status(settings: Settings) -> list[tuple[str, str]]:

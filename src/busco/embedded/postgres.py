@@ -59,10 +59,9 @@ class Postgres:
         Raises:
             BuscoError: it doesn't come up; with the end of its log.
         """
-        running = processes.find(self.state, NAME)
-        if running is not None and not self._is_separated():
+        if self.is_of_earlier_version():
             self.down()
-            running = None
+        running = processes.find(self.state, NAME)
         if running is not None:
             self.port = self._port()
             with contextlib.suppress(BuscoError):  # it may be dying just now
@@ -83,6 +82,13 @@ class Postgres:
                 self._separate(data, account, _TAKEN_OVER)
             running = processes.start(self.state, NAME, self._command(data, uid), _environment(), data.parent, uid)
         processes.wait_until(self.ready, running, "PostgreSQL", limit=60)
+
+    def is_of_earlier_version(self) -> bool:
+        """Whether one runs whose superuser is Airflow's role: `up` takes it over, for which it restarts."""
+        location = self.state / "postgres.location"
+        if processes.find(self.state, NAME) is None or not location.is_file():
+            return False
+        return not (Path(location.read_text().strip()) / _SEPARATED).exists()
 
     def down(self) -> None:
         """Ends it, writing out what it holds."""
@@ -152,11 +158,6 @@ class Postgres:
                 f"PostgreSQL can't run as root, and the user {_UNPRIVILEGED} can't be made: {reason}",
                 "run as an ordinary user",
             ) from None
-
-    def _is_separated(self) -> bool:
-        """Whether what runs was started, or taken over, by a version that keeps the superuser apart."""
-        location = self.state / "postgres.location"
-        return location.is_file() and (Path(location.read_text().strip()) / _SEPARATED).exists()
 
     def _data(self, account: pwd.struct_passwd | None) -> Path:
         """The data folder, which may not exist yet; the folder above it does."""
