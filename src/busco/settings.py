@@ -189,6 +189,9 @@ class Settings(BaseSettings):
         description="socket of what starts the containers of ECS tasks, where the local AWS has no Docker itself",
     )
     local_aws_port: int = Field(default=0, ge=0, le=65535, description="port of the local AWS; 0 picks a free one")
+    aws_port: int = Field(
+        default=0, ge=0, le=65535, description="another port at which the local AWS is known, as Docker publishes it"
+    )
     graph_dir: Path | None = Field(
         default=None,
         description="the state folder of Airflow's services, where the local AWS in a container leaves their graph",

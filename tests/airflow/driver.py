@@ -25,6 +25,7 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import Release
 from busco.settings import get_settings
 from tests import warm
+from tests.loopback import WAY
 
 DAG = "lakehouse"
 ENVIRONMENT = EnvironmentLayout("prod")
@@ -143,6 +144,7 @@ def platform(home: Path, project: Path, files: str | None = ORDERS, **variables:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}
     own = {
         "BUSCO_HOME": str(home),
+        "BUSCO_AWS_PORT": str(WAY),
         "BUSCO_DBT_PYTHON": str(ROOT / ".venv-dbt/bin/python"),
         # a test that saves a file says itself when it is parsed
         "BUSCO_KEEP_GRAPH": "false",

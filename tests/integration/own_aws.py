@@ -16,6 +16,7 @@ import psutil
 
 from busco.embedded import aws, keys, processes
 from busco.settings import Settings
+from tests.loopback import WAY
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +26,7 @@ def quiet(_: str) -> None:
 
 
 def settings_of(state: Path, home: Path = ROOT) -> Settings:
-    return Settings(home=home, state_dir=state)
+    return Settings(home=home, state_dir=state, aws_port=WAY)
 
 
 @dataclass

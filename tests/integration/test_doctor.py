@@ -20,7 +20,7 @@ from botocore.credentials import Credentials
 from busco.aws import client
 from tests import warm
 from tests.integration.conftest import MINI
-from tests.loopback import Handler, serving
+from tests.loopback import WAY, Handler, serving
 from tests.platforms import ROOT, Platform, platform
 
 NAMES = [
@@ -408,7 +408,7 @@ def altered(upstream: str, drop: tuple[str, ...] = (), date: str = "", refuse: s
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = pass_on
 
-    with serving(Way) as url:
+    with serving(Way, WAY) as url:
         yield url
 
 

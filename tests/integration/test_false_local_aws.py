@@ -17,7 +17,8 @@ from own_aws import Server, quiet, settings_of, started
 
 from busco.embedded import aws, instances, keys, processes, provisioned
 from busco.errors import BuscoError
-from tests.loopback import Handler, serving
+from tests.airflow.fault_proxy import Proxy
+from tests.loopback import WAY, Handler, serving
 
 TAKES = """
 import socket, sys
@@ -85,6 +86,20 @@ def test_a_proof_is_of_one_port_one_process_and_one_question(server: Server) -> 
     with mock.patch.object(aws.secrets, "token_hex", side_effect=["one", "two"]):
         assert aws._identity(state, process)
         assert aws._identity(state, process)
+
+
+def test_what_is_signed_for_another_port_is_not_answered_at_this_one(server: Server) -> None:
+    """Whoever has the port at which somebody still asks passes on what he hears, as it was signed."""
+    pair = keys.owner(server.settings.state)
+    assert server.client("sts").get_caller_identity()["Arn"].endswith(":root")
+    for port, answered in ((0, False), (WAY, True)):
+        with serving(Proxy(server.endpoint).handler(), port) as url:
+            asking = aws.client("sts", url, "us-east-1", pair)
+            if answered:  # a port at which it is said to be published
+                assert asking.get_caller_identity()["Arn"].endswith(":root")
+                continue
+            with pytest.raises(Exception, match="not known by that name and port"):
+                asking.get_caller_identity()
 
 
 @pytest.mark.parametrize("option", ["SO_REUSEADDR", "SO_REUSEPORT"])

@@ -113,6 +113,10 @@ def test_no_request_can_wipe_the_lake(server: Server, lake: str) -> None:
         # a page whose name was made to mean this address
         {"Host": "elsewhere.example.com"},
         {"Host": "127.0.0.1.elsewhere.example.com"},
+        # whoever listens at another port, and passes on what was meant for him
+        {"Host": "127.0.0.1:9"},
+        {"Host": "127.0.0.1"},
+        {"Host": "127.0.0.1:none"},
     ],
     ids=str,
 )

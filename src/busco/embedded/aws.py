@@ -204,6 +204,8 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
     command += ["--port", str(port), "--region", settings.region]
     if engine:
         command += ["--docker-host", engine, "--image", settings.dbt_image]
+    if settings.aws_port:
+        command += ["--published", str(settings.aws_port)]
     if own:
         command += ["--address", own, "--host-name", settings.local_aws_host]
     if for_tasks:

@@ -151,16 +151,19 @@ def guarded(
     watch: Watch,
     names: Collection[str] = (),
     tasks: tuple[str, int] | None = None,
+    published: Collection[int] = (),
 ) -> App:
     """The app with a page that says who serves, without MiniStack's own switches, and closed to web pages.
 
     A page that is open in a browser on this machine must not reach it. Browsers say where a request comes from (Origin:
     Fetch standard, "Origin header"), which no SDK does; and a page whose own name was made to mean this address says
-    that name (Host), which is none of ours.
+    that name (Host), which is none of ours. A request names the port too, so that nobody who has taken another one,
+    where it is still asked for, can pass on what was signed for it.
 
     Args:
         names: what others than this machine call it.
         tasks: the address and port at which ECS tasks reach it, who are answered for TASK_SERVICES alone.
+        published: ports at which others reach it beside its own, as Docker publishes it on a machine.
     """
     known = {"127.0.0.1", "localhost", "::1", *names}
 
@@ -175,8 +178,8 @@ def guarded(
         of_task = tasks is not None and tuple(scope.get("server") or ()) == tasks
         if "origin" in said or said.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             await _reply(send, 403, {"message": "web pages may not ask the local AWS"})
-        elif not _is_ours(said.get("host", ""), known):
-            await _reply(send, 403, {"message": "the local AWS is not known by that name"})
+        elif not _is_ours(said.get("host", ""), known, {*published, (scope.get("server") or ("", 80))[1]}):
+            await _reply(send, 403, {"message": "the local AWS is not known by that name and port"})
         elif path == IDENTITY_PATH and not of_task:
             nonce = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("nonce", [""])[0]
             await _reply(send, 200, {**identity, "proof": watch.proof(nonce, identity)})
@@ -313,9 +316,13 @@ def _headers(scope: Scope) -> dict[str, str]:
     return said
 
 
-def _is_ours(host: str, known: Collection[str]) -> bool:
-    """Whether a Host header names this server; buckets are in paths."""
-    return not host or (urlsplit(f"//{host}").hostname or "") in known
+def _is_ours(host: str, known: Collection[str], ports: Collection[int]) -> bool:
+    """Whether a Host header names this server; buckets are in paths. Port 80 goes without saying."""
+    named = urlsplit(f"//{host}")
+    try:
+        return not host or ((named.hostname or "") in known and (80 if named.port is None else named.port) in ports)
+    except ValueError:  # no port that there is
+        return False
 
 
 async def _body(receive: Receive, said: Mapping[str, str], most: int) -> bytes:

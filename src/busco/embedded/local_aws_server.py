@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--host-name", default="", help="what its stack calls it")
     parser.add_argument("--tasks", default="", help="where ECS tasks reach it, who are answered for less: address:port")
     parser.add_argument("--tasks-name", default="", help="what they call it: a name, or that address")
+    parser.add_argument("--published", type=int, default=0, help="the port at which others reach it; 0: its own")
     given = parser.parse_args()
     state = given.state.resolve()
     folder = lake_folder(state, given.lake)
@@ -236,7 +237,7 @@ def main() -> None:
     served = {"lake": given.lake, "pid": pid, "port": given.port, "reviewed": provisioned.REVIEWED}
     watch = signatures.Signatures(keys.owner(state), instances)
     of_tasks = (tasks.hostname or "", tasks.port or 0) if given.tasks else None
-    asyncio.run(serve(guarded(app, served, watch, names, of_tasks), config))  # type: ignore[arg-type]
+    asyncio.run(serve(guarded(app, served, watch, names, of_tasks, [given.published]), config))  # type: ignore[arg-type]
     if starter is not None:
         # in a stack `down` waits for tasks; `make down` on a laptop does not
         starter.end_all(STACK_GRACE if given.host_name else local_ecs.SHUTDOWN_GRACE)
