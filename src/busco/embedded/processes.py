@@ -320,7 +320,7 @@ def _has_listener(process: psutil.Process, port: int) -> bool:
     # In a container, root without CAP_SYS_PTRACE may not look into a process of another user's, which PostgreSQL then
     # is; whose the socket is, everybody may know.
     with contextlib.suppress(psutil.Error):
-        return process.uids().effective == _owner_of_listener(port)
+        return bool(process.uids().effective == _owner_of_listener(port))
     return False
 
 
