@@ -67,7 +67,6 @@ def test_a_task_of_our_template_is_started_with_these_arguments_and_no_others(en
         "init": True,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
-        "log_config": {"type": "json-file", "config": {"max-size": "10m", "max-file": "3"}},
     }
     assert (made.image, made.status) == (IMAGE, "running")
 

@@ -273,8 +273,6 @@ def docker_arguments(given: Order, rules: Rules, cpus: int, declared: Collection
         "init": True,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
-        # what Docker keeps of its output, which goes to CloudWatch Logs as it comes
-        "log_config": {"type": "json-file", "config": {"max-size": "10m", "max-file": "3"}},
     }
 
 
