@@ -24,6 +24,16 @@ HAPPENS = {
     '`publish`: "was pinned for the dbt project"': (
         "test_a_run_is_published_only_as_the_project_that_it_was_pinned_for",
     ),
+    '"Page refused" (403) from Airflow': (
+        "test_a_page_of_another_site_changes_nothing_in_the_name_of_whoever_is_logged_in",
+        "test_a_page_of_another_site_changes_nothing_by_the_login_that_the_browser_has",
+    ),
+    "429 from Airflow or Flower": (
+        "test_after_ten_wrong_passwords_a_user_s_right_one_is_not_tried_and_other_users_are",
+        "test_failures_count_by_user_and_address_and_in_a_larger_number_by_user",
+    ),
+    '400 "the body is too long"': ("test_a_trigger_that_the_event_log_reads_differently_is_refused",),
+    "411 or 413 from Airflow": ("test_a_body_without_a_length_and_one_that_is_too_long_are_not_read",),
     "a model's `run`": ("test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_finishes_the_run",),
     "a model's `test`": ("test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed",),
     "a test over several models": (
