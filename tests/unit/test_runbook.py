@@ -101,10 +101,6 @@ HAPPENS = {
         "test_a_page_whose_name_was_rebound_to_this_machine_is_refused_everywhere",
         "test_a_rebound_name_is_refused_and_known_ones_are_answered",
     ),
-    "429 from Airflow's API or Flower": (
-        "test_after_ten_wrong_passwords_a_user_s_right_one_is_not_tried_and_other_users_are",
-        "test_guesses_are_limited",
-    ),
     '400 "has a NUL': ("test_a_run_with_a_text_that_no_database_takes_is_refused_by_name",),
     'a service ends with "AIRFLOW_LOGIN': (
         "test_a_webserver_does_not_start_with_a_login_that_nobody_meant",
