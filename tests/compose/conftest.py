@@ -40,6 +40,10 @@ def _succeeds(*command: str) -> bool:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     leave_out(items, __file__, _missing)
+    for item in items:
+        # the first one starts the platform, fills it, and waits for a whole run; others run beside it
+        if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 @pytest.fixture(scope="session")
