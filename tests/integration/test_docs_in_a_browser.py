@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import dbt.task.docs
 import pytest
 import yaml
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from busco.settings import Settings
 from busco.warehouse.dbt import opened
 from busco.warehouse.docs import static_page
+from tests.chromium import chromium
 
 RUN = "document.title='it ran'"
 EVIL = {
@@ -30,13 +30,8 @@ PLACES = ("#!/overview", "#!/model/model.shop.a", "#!/seed/seed.shop.s", "#!/mod
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    with sync_playwright() as playwright:
-        opened_browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened_browser
-        opened_browser.close()
+    with chromium() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ A query reads S3 and the copies that MiniStack makes of other tables' files, and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import duckdb
 
-from busco.embedded import ministack_contract
+from busco.embedded import ministack_contract, policies
 from busco.embedded.door import CALLER
 from busco.errors import BuscoError
 from busco.lake.engine import extension_file
@@ -105,7 +105,7 @@ def install(reader: Reader) -> None:
     original_run = athena._run_duckdb
 
     async def rewrite(query: str, database: str | None, catalog: str | None = None) -> tuple[str, Any, list[str]]:
-        _check_query(guard, query)
+        _check_query(guard, query, athena._sql_tokens(query))
         context = (database or "default").lower()
         views = _iceberg_views(athena, query, glue._tables, context)
         token = _left_to_views.set((context, frozenset(views)))
@@ -135,8 +135,9 @@ def install(reader: Reader) -> None:
         return original_ddl(statement, database)
 
     def files(location: str, workdirs: list[str]) -> list[str]:
-        for key in _keys_at(location):
-            _ask_to_read(key)
+        for arn in _objects_at(location):
+            if policies.denied("s3:GetObject", arn):
+                raise PermissionError(f"Access Denied (Service: Amazon S3; Status Code: 403): {arn}")
         return list(original_files(location, workdirs))
 
     athena._run_ddl = ddl
@@ -157,7 +158,7 @@ def install(reader: Reader) -> None:
     athena._table_references = references
 
 
-def _check_query(guard: Guard, query: str) -> None:
+def _check_query(guard: Guard, query: str, tokens: Iterable[tuple[str, str, int, int]]) -> None:
     """Refuses what a query of Athena's can't have: table functions, paths, more than one statement.
 
     DuckDB has them, and would read what they name with the rights, and from the network, of this process.
@@ -170,19 +171,13 @@ def _check_query(guard: Guard, query: str) -> None:
     except BuscoError as error:
         raise ValueError(error.message) from error
     previous = ""
-    for kind, text, _, _ in _tokens(query):
+    for kind, text, _, _ in tokens:
         if kind == "str" and (previous in ("from", "join") or (previous == "," and "://" in text)):
             raise ValueError(f"a string is no table: {text}")
         previous = text.lower()
 
 
-def _tokens(query: str) -> list[Any]:
-    from ministack.services import athena
-
-    return list(athena._sql_tokens(query))
-
-
-def _keys_at(location: str) -> Iterator[str]:
+def _objects_at(location: str) -> Iterator[str]:
     """The ARNs of the objects below a table's location."""
     from ministack.services import s3
 
@@ -193,16 +188,6 @@ def _keys_at(location: str) -> Iterator[str]:
     for key in sorted(bucket["objects"]) if bucket else ():
         if key.startswith(prefix):
             yield f"arn:aws:s3:::{place.netloc}/{key}"
-
-
-def _ask_to_read(arn: str) -> None:
-    """Raises PermissionError where the caller may not read an object, as S3 would refuse it to him."""
-    from ministack.core import iam_evaluator
-    from ministack.core.responses import get_region
-
-    caller = CALLER.get()
-    if caller and iam_evaluator.enforce(caller, "s3:GetObject", "s3", get_region(), arn) is not None:
-        raise PermissionError(f"Access Denied (Service: Amazon S3; Status Code: 403): {arn}")
 
 
 def _iceberg_views(athena: Any, query: str, tables: Any, context: str) -> dict[Table, str]:

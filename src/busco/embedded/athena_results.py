@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from busco.embedded import ministack_contract
-from busco.embedded.door import CALLER
+from busco.embedded import ministack_contract, policies
 
 # What is wrapped or called of ministack, with the parameters that it had when this was written.
 EXPECTED = {
@@ -19,9 +18,6 @@ EXPECTED = {
     "services.athena._save_query_results": ["query_id"],
     "services.athena._datum_text": ["value"],
     "services.s3._put_object": ["bucket_name", "key", "body", "headers"],
-    "core.iam_evaluator.enforce": [
-        *("access_key_id", "iam_action", "service", "region", "resource_arn", "service_context"),
-    ],
 }
 
 
@@ -72,8 +68,6 @@ def as_csv(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> byte
 
 def _save(execution: dict[str, Any]) -> str:
     """Writes the result of a query as its caller; why it could not, else nothing."""
-    from ministack.core import iam_evaluator
-    from ministack.core.responses import get_region
     from ministack.services import athena, s3
 
     found = execution.get("_results") or {"columns": [], "rows": []}
@@ -81,8 +75,7 @@ def _save(execution: dict[str, Any]) -> str:
     types = execution.get("_column_types") or []
     target = urlsplit(execution["ResultConfiguration"]["OutputLocation"])
     bucket, key = target.netloc, target.path.lstrip("/")
-    caller = CALLER.get()
-    if caller and iam_evaluator.enforce(caller, "s3:PutObject", "s3", get_region(), f"arn:aws:s3:::{bucket}/{key}"):
+    if policies.denied("s3:PutObject", f"arn:aws:s3:::{bucket}/{key}"):
         return f"Access denied when writing output to url: s3://{bucket}/{key}"
     # Athena's own metadata are protobuf of which no description is published: names and types, for people
     metadata = "\n".join([",".join(found["columns"]), ",".join(types)]).encode()

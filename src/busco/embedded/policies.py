@@ -207,6 +207,16 @@ def ecs_resource(operation: str, given: dict[str, Any], arn: str) -> str:
     return "*"
 
 
+def denied(action: str, arn: str, context: dict[str, Any] | None = None) -> bool:
+    """Whether the caller's policies do not allow an action (`s3:GetObject`) that a request of his brings along."""
+    from ministack.core import iam_evaluator
+    from ministack.core.responses import get_region
+
+    key = CALLER.get()
+    service = action.partition(":")[0]
+    return bool(key) and iam_evaluator.enforce(key, action, service, get_region(), arn, context) is not None
+
+
 def passed(role: str, service: str, arn: str) -> str:
     """Why the caller can't have `service` run something with a role; empty if he can.
 
@@ -215,14 +225,9 @@ def passed(role: str, service: str, arn: str) -> str:
         service: its principal, `ecs-tasks.amazonaws.com`.
         arn: what is made with it, for the conditions of the role's trust.
     """
-    from ministack.core import iam_evaluator
-    from ministack.core.responses import get_region
-
     if not trusts(role, service, arn):
         return f"ECS was unable to assume the role '{role}': it doesn't exist, or doesn't trust {service}"
-    context = {"iam:PassedToService": service}
-    key = CALLER.get()
-    if key and iam_evaluator.enforce(key, "iam:PassRole", "iam", get_region(), role, context) is not None:
+    if denied("iam:PassRole", role, {"iam:PassedToService": service}):
         return f"the caller is not authorized to perform: iam:PassRole on resource: {role}"
     return ""
 
