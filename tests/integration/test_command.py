@@ -14,17 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from busco.cli.main import main
 from busco.ingest.load import Loaded
 from busco.lake import releases
 from busco.settings import get_settings
 from busco.warehouse.dbt import opened
+from tests.command import Command, in_process
 from tests.integration.conftest import MINI
 from tests.platforms import ENVIRONMENT, ROOT, Platform, csv_text, platform
 
 HEADER = ("id", "customer", "amount", "day", "n")
 GOOD = [("a", "x", "1.50", "2018-01-01", 1), ("b", "y", "2.25", "2018-01-02", None)]
-Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +45,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 @pytest.fixture
 def busco(live: Platform, capfd: pytest.CaptureFixture[str]) -> Command:
     """The command in this process: its exit status, and what it printed on both streams."""
-
-    def run(*arguments: str) -> tuple[int, str]:
-        get_settings.cache_clear()
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        printed = capfd.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
-
-    return run
+    return in_process(capfd)
 
 
 def interrupt_when(moment: threading.Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from busco.cli.main import main
 from busco.errors import BuscoError
 from busco.settings import Settings, get_settings
 from busco.warehouse.dbt import opened
+from tests.command import in_process
 from tests.platforms import BAKERY, neutral_environment
 
 TABLE = "{{ config(materialized='table') }} select 1 as a"
@@ -42,19 +43,12 @@ def parsed(home: Path) -> None:
 @pytest.fixture
 def busco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """The command in this process, in a home without a lake: its exit status, and what it printed on both streams."""
-    for name in set(__import__("os").environ) - set(neutral_environment()):
+    for name in set(os.environ) - set(neutral_environment()):
         monkeypatch.delenv(name)
     monkeypatch.setenv("BUSCO_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> tuple[int, str]:
-        get_settings.cache_clear()
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        printed = capfd.readouterr()
-        return int(ended.value.code or 0), printed.out + printed.err
-
-    yield run
+    yield in_process(capfd)
     get_settings.cache_clear()
 
 

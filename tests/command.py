@@ -1,0 +1,25 @@
+"""`busco` in the test's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from busco.cli.main import main
+from busco.settings import get_settings
+
+Command = Callable[..., tuple[int, str]]
+
+
+def in_process(capfd: pytest.CaptureFixture[str]) -> Command:
+    """The command: its arguments → its exit status, and what it printed on both streams."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        get_settings.cache_clear()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        printed = capfd.readouterr()
+        return int(ended.value.code or 0), printed.out + printed.err
+
+    return run
