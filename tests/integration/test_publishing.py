@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -440,6 +441,12 @@ def test_release_list_show_rollback_and_resume_say_what_happened(mini: Platform)
     run, _ = mini.built()
     with pytest.raises(releases.Skipped, match="on hold"):
         releases.publish(run, mini.audit(run), "test", run.docs)
+    assert re.search(rf"{re.escape(run.name)} .*not published: on hold", mini.busco("run", "list"))
+    told = mini.busco("run", "show", run.name, "--all")
+    assert re.search(r"runner 1 started from a shell: process \d+ on", told)
+    assert re.search(r"model orders: success \(OK\), \d rows", told)
+    assert re.search(r"now:\n  not published: on hold since .* by .*: wrong prices", told)
+    assert json.loads(mini.busco("run", "show", run.name, "--format", "json"))["run"] == run.name
     said = mini.busco("release", "resume", "--no-start")
     assert run.name in said
     assert "there is no hold" in mini.busco("release", "resume", "--no-start")

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from fnmatch import translate
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from busco.lake.layout import SWAPPED, WRITTEN_ONCE
+from busco.lake.records import utc_now
 
 _ONCE, _SWAPPED = (re.compile("|".join(map(translate, patterns))) for patterns in (WRITTEN_ONCE, SWAPPED))
 
@@ -36,6 +38,8 @@ class MemoryS3:
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
+        self.stored_at: dict[str, datetime] = {}
+        self.now: Callable[[], datetime] = utc_now
         self.kill_at: int | None = None
         self.kill_after = False
         self.interrupt: Any = None
@@ -85,6 +89,7 @@ class MemoryS3:
             if _etag(self.objects[Key]) != IfMatch:
                 raise _error("PreconditionFailed", 412)
         self.objects[Key] = Body
+        self.stored_at[Key] = self.now()
         self.writes.append(Key)
         if dying:
             self.kill_at = None
@@ -102,7 +107,12 @@ class MemoryS3:
         folders = sorted({key[len(Prefix) :].split(Delimiter)[0] for key in below})
         yield {
             "Contents": [
-                {"Key": key, "ETag": _etag(self.objects[key]), "Size": len(self.objects[key])}
+                {
+                    "Key": key,
+                    "ETag": _etag(self.objects[key]),
+                    "Size": len(self.objects[key]),
+                    "LastModified": self.stored_at[key].replace(microsecond=0),
+                }
                 for key in keys
                 if key not in set(below)
             ],

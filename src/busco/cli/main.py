@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "ingest": ("data", "dbt", "source files into bronze"),
     "dbt": ("data", "dbt", "dbt on the lake: build, parse, ls, docs, …"),
     "query": ("data", "dbt", "a query by Athena or DuckDB"),
+    "run": ("runs", None, "the runs in the lake, and what happened in one: list, show"),
     "release": ("releases", None, "what readers see: show, list, rollback, resume"),
     "scrub": ("scrub", "dbt", "take personal data out of metadata that was written earlier"),
     "replay": ("replay", "dbt", "models of a run again on this machine, as they were there"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
@@ -148,6 +149,17 @@ class ObjectStore:
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
             for item in page.get("Contents", []):
                 yield item["Key"]
+
+    def modified(self, prefix: str, delimiter: str = "") -> dict[str, datetime]:
+        """When each object whose key begins with `prefix` was stored (UTC, whole seconds), by key.
+
+        Args:
+            delimiter: with `/`, only the objects directly below `prefix`.
+        """
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix, Delimiter=delimiter
+        )
+        return {item["Key"]: item["LastModified"] for page in pages for item in page.get("Contents", [])}
 
     def sizes(self, prefix: str) -> dict[str, tuple[str, int]]:
         """ETag and bytes of each object whose key begins with `prefix`, by key."""

@@ -1,0 +1,96 @@
+"""`busco run`: the runs in the lake, and what happened in one of them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from busco.cli.releases import lake
+from busco.lake import replays, story
+from busco.lake.records import Pin, utc_now
+from busco.lake.run_summaries import summaries
+from busco.output import echo, table
+from busco.text import json_text, printable
+
+
+@click.group("run")
+def run_command() -> None:
+    """The runs in the lake: list them, or show what happened in one, from its records."""
+
+
+@run_command.command("list")
+@click.option("-n", "most", default=20, show_default=True, type=click.IntRange(min=1), help="how many, newest first")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def list_runs(most: int, form: str) -> None:
+    """The runs of this environment, the one that was pinned last first."""
+    _, store, environment = lake()
+    found = summaries(store, environment)[:most]
+    if form == "json":
+        echo(json_text([{**_pin(one.pin), "status": one.status} for one in found], indent=2))
+        return
+    rows = [
+        (
+            one.pin.run,
+            one.pin.epoch,
+            f"{one.pin.created_at:%Y-%m-%d %H:%M:%S}",
+            one.pin.select or "everything",
+            one.status,
+        )
+        for one in found
+    ]
+    table(("run", "epoch", "pinned (UTC)", "selection", "status"), rows, right=(1,))
+    if not rows:
+        echo("no run has been pinned in this environment; trigger the DAG lakehouse, or: busco dbt build --publish")
+
+
+@run_command.command("show")
+@click.argument("run_name", metavar="RUN")
+@click.option("--epoch", type=click.IntRange(min=1), help="an epoch of the run; the newest one without it")
+@click.option("--all", "everything", is_flag=True, help="a line for every node, also for those that succeeded")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def show(run_name: str, epoch: int | None, everything: bool, form: str) -> None:
+    """What happened in a run: which runner was started for what, results, endings, and why it waits.
+
+    RUN is the run's key, Airflow's <DAG>/<run id>, or a part of it that only one run has. Times are UTC: when S3 stored
+    each record.
+    """
+    _, store, environment = lake()
+    run = replays.find(store, environment, run_name)
+    told = story.tell(store, environment, run.name, epoch, utc_now())
+    if form == "json":
+        events = [{**asdict(event), "at": event.at.isoformat()} for event in told.events]
+        echo(json_text({**_pin(told.pin), "epochs": told.epochs, "events": events, "now": told.now}, indent=2))
+        return
+    pin = told.pin
+    others = [str(number) for number in told.epochs if number != pin.epoch]
+    more = f" (other epochs: {', '.join(others)})" if others else ""
+    echo(printable(f"{pin.run}, epoch {pin.epoch}{more}, environment {pin.environment}"))
+    code = f", code {pin.code_version}" if pin.code_version else ""
+    echo(printable(f"dbt project {pin.project or 'unknown'}{code}"))
+    echo("")
+    events = told.events if everything else story.shortened(told.events)
+    day = ""
+    for event in events:
+        if f"{event.at:%Y-%m-%d}" != day:
+            day = f"{event.at:%Y-%m-%d}"
+            echo(f"{day} (UTC)")
+        echo(f"  {event.at:%H:%M:%S}  {'FAILED  ' if event.failed else ''}{printable(event.text)}")
+    echo("")
+    echo("now:")
+    for line in told.now:
+        echo(f"  {printable(line)}")
+
+
+def _pin(pin: Pin) -> dict[str, object]:
+    """What a list of runs says of one, as JSON."""
+    return {
+        "run": pin.run,
+        "epoch": pin.epoch,
+        "environment": pin.environment,
+        "pinned_at": pin.created_at.isoformat(),
+        "base": pin.base,
+        "project": pin.project,
+        "select": pin.select,
+        "code_version": pin.code_version,
+    }

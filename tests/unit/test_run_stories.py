@@ -1,0 +1,182 @@
+"""What `busco run` tells of runs, from the records of runs that went well, failed, were lost or wait."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from busco.errors import BuscoError
+from busco.lake import releases, story
+from busco.lake.records import RUNNER_NODE, Ending, Heartbeat, Order, Result, Runner
+from busco.lake.run_summaries import summaries
+from busco.lake.runs import Run
+from tests.unit.lake import AUDIT, ENVIRONMENT, Lake
+
+START = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
+
+
+class Clocked(Lake):
+    """A lake in which each write is one second later than the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s3.now = self._next
+        self.at = START
+
+    def _next(self) -> datetime:
+        self.at += timedelta(seconds=1)
+        return self.at
+
+    def order(self, run: Run, name: str = "shared", generation: int = 1, **fields: object) -> None:
+        order = Order.model_validate({"name": name, "generation": generation, "kind": "shared", **fields})
+        self.store.create(run.layout.order(name, generation), order)
+
+    def register(self, run: Run, number: int, order: str = "shared", generation: int = 1, **fields: object) -> None:
+        values = {"launcher": "local", "host": "h", "pid": 7, "started": 0.0, "token": "t", "kind": "shared"}
+        named = {"number": number, "order": order, "generation": generation}
+        self.store.create(run.layout.runner(number), Runner.model_validate({**values, **named, **fields}))
+
+    def told(self, run: Run, epoch: int | None = None) -> story.Story:
+        return story.tell(self.store, ENVIRONMENT, run.name, epoch, self.at + timedelta(seconds=30))
+
+
+@pytest.fixture
+def lake() -> Clocked:
+    return Clocked()
+
+
+def texts(told: story.Story) -> list[str]:
+    return [event.text for event in told.events]
+
+
+def test_a_published_run_is_told_from_its_pin_to_its_release_in_the_order_of_writes(lake: Clocked) -> None:
+    run = lake.pin()
+    lake.order(run)
+    lake.register(run, 1)
+    lake.build_all(run)
+    run.put_result(Result(node=RUNNER_NODE, runner=1, status="success"))
+    lake.store.create(run.layout.ending(1), Ending(number=1, reason="its process ended"))
+    release = lake.publish(run)
+    told = lake.told(run)
+    assert [event.kind for event in told.events if event.kind != "published"] == sorted(
+        (event.kind for event in told.events if event.kind != "published"),
+        key=("pinned", "ordered", "registered", "result", "ended").index,
+    )
+    assert texts(told)[:3] == [
+        "pinned on the empty release: 2 deliveries, 2 source rows; builds everything",
+        "the run ordered a shared runner for everything without a result",
+        "runner 1 started (shared): process 7 on h",
+    ]
+    assert sum(event.node in AUDIT.tests for event in told.events) == len(AUDIT.tests)
+    assert any(text == f"published as {release.release} by me: 3 tables built" for text in texts(told))
+    assert told.now == (f"the run is published: {release.release} is live",)
+    assert not any(event.failed for event in told.events)
+
+
+def test_a_failed_test_a_lost_runner_and_one_that_did_not_start_are_told(lake: Clocked) -> None:
+    run = lake.pin()
+    lake.order(run)
+    lake.register(run, 1)
+    lake.build(run, "silver.s")
+    run.put_result(Result(node="test.busco.t.0a1b", runner=1, status="failed", message="Got 3 results"))
+    run.put_result(Result(node="model.busco.g", runner=1, status="skipped", message="skipped: t has failed"))
+    run.take("gold.g", 1)
+    lake.store.create(run.layout.ending(1), Ending(number=1, reason="its process was killed", hint="clear the task"))
+    lake.order(run, "g/2", kind="solo", nodes=["model.busco.g"], task="g", attempt=2, rebuild=True, size="large")
+    told = lake.told(run)
+    failed = [event.text for event in told.events if event.failed]
+    assert failed == [
+        "test t: failed (Got 3 results), 0.0 s, runner 1",
+        "runner 1 ended: its process was killed (clear the task)",
+    ]
+    assert texts(told)[-1] == "task g, try 2, ordered a runner of size large to build model g again"
+    assert told.now == (
+        "the runner that task g, try 2, ordered 30 s ago has not started: it waits for a place, is being started, or "
+        "could not start; the log of the task in Airflow says which",
+        "failed: test t",
+        "1 node skipped because of failures upstream",
+        "started and not finished: gold.g",
+        "not published, and no runner is at work: the next step is a task in Airflow, or one to be cleared there",
+    )
+
+
+def test_a_run_at_work_says_at_what_and_when_its_runner_was_heard(lake: Clocked) -> None:
+    run = lake.pin()
+    lake.order(run)
+    lake.register(run, 1)
+    run.put_result(Result(node=RUNNER_NODE, runner=1, status="running"))
+    run.put_result(Result(node="model.busco.g", runner=1, status="running"))
+    beat = Heartbeat(number=1, beat=1, written_at=lake.at)
+    lake.store.put(run.layout.heartbeat(1), beat)
+    assert lake.told(run).now == ("runner 1 is at model g; its last heartbeat was 30 s ago",)
+
+
+def test_a_result_of_a_runner_that_was_fenced_off_is_told_and_is_no_failure(lake: Clocked) -> None:
+    run = lake.pin()
+    run.put_result(Result(node="model.busco.g", runner=1, status="error", fenced=True))
+    (event,) = (event for event in lake.told(run).events if event.kind == "result")
+    assert event.text.endswith("ignored: another runner had taken the node over")
+    assert not event.failed
+
+
+def test_a_run_says_that_it_is_on_hold_rolled_back_or_replaced(lake: Clocked) -> None:
+    first, second = lake.published(), lake.published(code="g")
+    held = lake.pin()
+    lake.build_all(held)
+    releases.rollback(lake.store, ENVIRONMENT, lake.live().previous or "", "ana", "wrong sums")
+    with pytest.raises(releases.OnHold):
+        lake.publish(held)
+    assert lake.told(held).now == (f"not published: on hold since {_hold(lake):%Y-%m-%d %H:%M} UTC by ana: wrong sums",)
+    assert lake.told(first).now == (f"the run is published, and live again by the rollback {lake.live().release}",)
+    assert lake.told(second).now[0].endswith(f"which was rolled back by {lake.live().release}")
+    status = {one.pin.run: one.status for one in summaries(lake.store, ENVIRONMENT)}
+    assert status[held.name] == "not published: on hold"
+    assert status[first.name].startswith("published as r")
+
+
+def _hold(lake: Lake) -> datetime:
+    live = releases.read_live(lake.store, ENVIRONMENT)
+    assert live is not None
+    assert live.current.hold is not None
+    return live.current.hold.when
+
+
+def test_an_epoch_that_was_replaced_says_so_and_one_that_is_not_there_names_those_that_are(lake: Clocked) -> None:
+    lake.pin(run="r")
+    newer = lake.pin(run="r", epoch=2)
+    assert lake.told(newer, 1).now == ("epoch 2 has replaced this epoch: pin was cleared",)
+    assert lake.told(newer).pin.epoch == 2
+    with pytest.raises(BuscoError, match=r"has no epoch 3(?s:.*)its epochs are: 1, 2"):
+        lake.told(newer, 3)
+
+
+def test_runs_are_listed_with_the_one_pinned_last_first(lake: Clocked) -> None:
+    waiting = lake.pin()
+    lake.order(waiting)
+    working = lake.pin()
+    lake.register(working, 1)
+    lake.register(working, 2)
+    lake.register(working, 3)
+    lake.store.create(working.layout.ending(1), Ending(number=1, reason="it ended"))
+    # nobody follows a build from a shell, so nobody records its end
+    working.put_result(Result(node=RUNNER_NODE, runner=3, status="success"))
+    found = summaries(lake.store, ENVIRONMENT)
+    assert [(one.pin.run, one.status) for one in found] == [
+        (working.name, "not published; 1 runner at work, or lost"),
+        (waiting.name, "not published; no runner yet"),
+    ]
+
+
+def test_many_nodes_that_succeeded_are_one_line_and_all_others_have_their_own(lake: Clocked) -> None:
+    run = lake.pin()
+    for number in range(5):
+        run.put_result(Result(node=f"model.busco.m{number}", runner=1, status="success"))
+    run.put_result(Result(node="test.busco.t.0a1b", runner=1, status="warn", message="Got 1 result"))
+    run.put_result(Result(node="model.busco.last", runner=1, status="success"))
+    events = [event.text for event in story.shortened(lake.told(run).events) if event.kind == "result"]
+    assert events == [
+        "succeeded since 10:00:02: 5 models",
+        "test t: warn (Got 1 result), 0.0 s, runner 1",
+        "model last: success, 0.0 s, runner 1",
+    ]
