@@ -59,8 +59,8 @@ def show(run_name: str, epoch: int | None, everything: bool, form: str) -> None:
     run = replays.find(store, environment, run_name)
     told = story.tell(store, environment, run.name, epoch, utc_now())
     if form == "json":
-        events = [{**asdict(event), "at": event.at.isoformat()} for event in told.events]
-        echo(json_text({**_pin(told.pin), "epochs": told.epochs, "events": events, "now": told.now}, indent=2))
+        as_json = [{**asdict(event), "at": event.at.isoformat()} for event in told.events]
+        echo(json_text({**_pin(told.pin), "epochs": told.epochs, "events": as_json, "now": told.now}, indent=2))
         return
     pin = told.pin
     others = [str(number) for number in told.epochs if number != pin.epoch]
