@@ -24,6 +24,7 @@ def published(driver: Driver) -> str:
     return airflow.url(get_settings())
 
 
+@pytest.mark.slow
 def test_a_viewer_sees_the_live_release_s_docs_with_all_tables_and_types(driver: Driver, published: str) -> None:
     browser = logged_in(published, "reader", "reader")
     assert "<iframe" in browser.get(f"{published}/cosmos/dbt_docs", timeout=60).text

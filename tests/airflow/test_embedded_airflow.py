@@ -242,6 +242,7 @@ def test_a_refused_run_is_told_at_once(platform: Platform) -> None:
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.slow
 def test_after_all_of_it_was_killed_it_starts_again_and_goes_on_with_what_ran(platform: Platform) -> None:
     run = platform.api.trigger("waits", {})
     _wait(lambda: "the trigger speaks" in platform.api.log("waits", run, "forever", 1))
@@ -257,6 +258,7 @@ def test_after_all_of_it_was_killed_it_starts_again_and_goes_on_with_what_ran(pl
     platform.api.set_state("waits", run, "forever", "failed")
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_ended_before_the_next_one_starts(platform: Platform) -> None:
     address, before = airflow.url(platform.settings), platform.family()
     for pid in platform.pids().values():
@@ -307,6 +309,7 @@ def test_ending_it_leaves_no_process_and_no_port(platform: Platform) -> None:
     airflow.down(platform.settings, said.append)  # once more is no error
 
 
+@pytest.mark.slow
 def test_what_was_there_is_there_after_a_restart_but_what_a_killed_start_left(platform: Platform) -> None:
     data = Path((platform.settings.state / "postgres.location").read_text().strip())
     leftover = data.with_name("postgres-new.killed")

@@ -74,6 +74,7 @@ def test_the_tests_of_an_ephemeral_model_have_a_task_that_follows_them(parsed: d
     assert [node.split(".")[2] for node in followed] == ["accepted_values_int_completed_orders_status__completed"]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_foreign_project_is_published_beside_the_other_and_again_in_part(driver: Driver) -> None:
     add_bakery(driver.home)
     driver.busco("dbt", "--project-dir", "bakery", "parse")

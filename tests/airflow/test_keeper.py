@@ -35,6 +35,7 @@ def errors(driver: Driver) -> dict[str, str]:
     return {error["filename"].rpartition("/")[2]: error["stack_trace"] for error in found}
 
 
+@pytest.mark.slow
 def test_a_model_that_is_saved_is_in_the_graph_and_one_that_is_deleted_is_not(kept: Driver) -> None:
     before = graph(kept)
     model = kept.home / "dbt_project/models/gold/days.sql"
@@ -47,6 +48,7 @@ def test_a_model_that_is_saved_is_in_the_graph_and_one_that_is_deleted_is_not(ke
     kept.wait(lambda: graph(kept) == before, LIMIT)
 
 
+@pytest.mark.slow
 def test_while_a_project_can_not_be_parsed_dbt_s_message_is_an_import_error_and_the_last_good_graph_stays(
     kept: Driver,
 ) -> None:

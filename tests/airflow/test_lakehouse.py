@@ -160,6 +160,7 @@ def test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_f
     assert len(sent()) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_test_is_the_red_task_and_clearing_its_model_finishes_the_run(driver: Driver) -> None:
     deliver(driver, "doubled", 2)
     before = driver.live()
@@ -312,6 +313,7 @@ def test_a_selection_that_matches_nothing_fails_the_pin_with_the_reason(driver: 
     assert log.index("the selection 'nothing_of_that_name' matches nothing") < log.index("Traceback")
 
 
+@pytest.mark.slow
 def test_rollback_holds_publishing_until_resume_starts_a_new_run(driver: Driver) -> None:
     bad = driver.live()
     rows = bad.tables["silver.orders"].rows

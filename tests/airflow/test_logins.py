@@ -154,6 +154,7 @@ def test_a_person_s_groups_at_the_provider_are_his_roles_at_each_login(web: Web)
     assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 200
 
 
+@pytest.mark.slow
 def test_whoever_has_no_group_of_ours_may_not_log_in_unless_the_settings_say_so(web: Web, tmp_path: Path) -> None:
     web.provider.person = person("rui", "something-else")
     browser = web.log_in()
@@ -242,6 +243,7 @@ def test_where_people_log_in_by_a_provider_no_password_opens_the_api(web: Web) -
     assert anybody.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 401
 
 
+@pytest.mark.slow
 def test_behind_a_proxy_cookies_want_https_and_addresses_are_the_proxy_s(web: Web, tmp_path: Path) -> None:
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "airflow.example.com"}
 

@@ -113,6 +113,7 @@ def test_a_selection_of_it_is_its_own(bakery: Platform) -> None:
     assert "model.bakery.people" not in named
 
 
+@pytest.mark.slow
 def test_an_image_has_the_parse_of_each_project(bakery: Platform) -> None:
     bakery.busco("bake", str(bakery.home / "baked"), environment={"BUSCO_DBT_PROJECTS": "bakery"})
     run = bakery.live().run

@@ -132,6 +132,7 @@ def run_as_airflow_does(made: Platform, key: str) -> str:
     return asyncio.run(start()).read_text()
 
 
+@pytest.mark.slow
 def test_a_persons_value_on_which_models_and_tests_fail_is_in_nothing_that_is_written_of_them(written: Written) -> None:
     for node in ("broken", "child", "grandchild", "misspelt", "pivoted", "assert_numbers"):
         assert written.result(f"{'test' if 'assert' in node else 'model'}.busco.{node}").status == "error", node

@@ -56,6 +56,7 @@ def versions(made: Platform) -> dict[str, str]:
 OWN = ("silver.orders", "gold.fct")
 
 
+@pytest.mark.slow
 def test_two_folders_of_one_name_do_not_drop_each_other_s_tables(shop: Platform) -> None:
     publish(shop)
     before = shop.live()
@@ -109,6 +110,7 @@ def test_a_folder_takes_over_on_demand_and_says_which_tables_that_costs(shop: Pl
     assert "vars" not in (shop.home / "other/dbt_project.yml").read_text()
 
 
+@pytest.mark.slow
 def test_a_new_id_takes_the_tables_of_its_former_name_on_demand_and_builds_nothing_again(shop: Platform) -> None:
     publish(shop)
     before = versions(shop)
@@ -124,6 +126,7 @@ def test_a_new_id_takes_the_tables_of_its_former_name_on_demand_and_builds_nothi
     assert "taking over" not in publish(shop)
 
 
+@pytest.mark.slow
 def test_one_project_at_three_paths_by_three_ways_to_say_its_id_and_under_two_names(
     shop: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

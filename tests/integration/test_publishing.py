@@ -80,6 +80,7 @@ def quickly_published(platform: Platform, number: int) -> None:
     show_glue(platform.settings, platform.store, ENVIRONMENT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", [4, pytest.param(20, marks=pytest.mark.long)])
 def test_readers_see_one_version_of_a_table_at_a_time_through_publishes_and_rollbacks(
     mini: Platform, published: int

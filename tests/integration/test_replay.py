@@ -133,6 +133,7 @@ def test_a_model_that_failed_in_a_run_fails_again_with_the_same_error_in_the_cod
     assert re.search(r"^strict +error +error", printed, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_mend_is_tried_on_the_runs_data_though_prod_has_published_since(failed: Failed, mended: Mended) -> None:
     printed, out = mended.printed, mended.out
     assert re.search(r"^strict +error +success +2 ", printed, re.MULTILINE)
@@ -153,6 +154,7 @@ def test_the_query_that_a_replay_prints_shows_the_table_that_it_made(failed: Fai
     assert sorted(printed.splitlines()[1:]) == ["1,1,1", "x2,,1"]
 
 
+@pytest.mark.slow
 def test_a_replay_writes_only_below_its_own_environment(failed: Failed) -> None:
     before = failed.objects()
     failed.replay("strict", status=1)

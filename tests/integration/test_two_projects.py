@@ -51,6 +51,7 @@ def versions(made: Platform, *tables: str) -> dict[str, str]:
 # -- two in one lake --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_projects_publish_side_by_side_and_neither_takes_anything_from_the_other(both: Platform) -> None:
     theirs = {table: version.version for table, version in both.live().tables.items() if version.project == "bakery"}
     assert {"gold.people", "silver.countries"} <= theirs.keys()

@@ -29,7 +29,7 @@ time.sleep(60)
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    processes.stop(tmp_path, "server")
+    processes.stop(tmp_path, "server", grace=0.5)
 
 
 def start(state: Path, *more: str) -> tuple[processes.Process, int]:
@@ -46,7 +46,7 @@ def test_the_listener_is_the_process_that_was_started_or_its_child(state: Path, 
     assert processes.listens(process, port)
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert not processes.listens(process, other.getsockname()[1])
-    processes.stop(state, "server")
+    processes.stop(state, "server", grace=0.5)
     assert not processes.listens(process, port)
 
 
