@@ -7,14 +7,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ENGLISH, PORTUGUESE = ((ROOT / name).read_text() for name in ("README.md", "README.pt-BR.md"))
-# what only one team knows: how things were called before
-OWN = "## Os nomes que você conhece"
+# what only one team needs: the names that it used before
+OWN = "## Os nomes que você já conhece"
 TITLES = {
-    "Three ways in": "Três entradas",
+    "Three ways to run it": "Três formas de rodar",
     "Two commands": "Dois comandos",
-    "What one sees": "O que se vê",
+    "What you see": "O que você vê",
     "In Docker Compose": "No Docker Compose",
-    "Doors": "Portas",
+    "Documentation": "Documentação",
 }
 
 
