@@ -79,7 +79,7 @@ HAPPENS = {
     '"the run has not built': ("test_a_mend_is_tried_on_the_runs_data_though_prod_has_published_since",),
     '"… runs have': ("test_runs_and_models_that_are_unknown_or_several_are_told_with_what_there_is",),
     'ends with "… failed:"': ("test_ecs_check_is_red_and_its_log_says_what_to_mend",),
-    "has nothing of doctor's": (
+    "has no output of doctor's": (
         "test_an_image_that_does_not_exist_is_a_task_that_failed_to_start",
         "test_a_task_without_its_log_group_fails_to_start_and_starts_no_container",
     ),
@@ -129,7 +129,7 @@ def test_each_row_of_the_runbook_has_tests_that_make_it_happen() -> None:
     assert len(ours) > 20
     without = [row for row in ours if not any(row.startswith(start) for start in begun)]
     assert not without, "which test makes this happen?"
-    assert not [start for start in begun if not any(row.startswith(start) for row in ours)], "rows that are gone"
+    assert not [start for start in begun if not any(row.startswith(start) for row in ours)], "rows that no longer exist"
 
 
 def test_the_tests_of_the_runbook_exist() -> None:
