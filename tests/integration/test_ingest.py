@@ -127,7 +127,7 @@ def test_lines_that_are_no_rows_are_quarantined_and_the_others_keep_their_number
 def test_a_broken_file_is_refused_whole_and_others_go_on(mini: Platform) -> None:
     broken = [
         (b"", "zero bytes"),
-        (b"id;customer;amount;day;n\na;b;1;2018-01-01;1\n", "wrong delimiter: the header is divided by semicolons"),
+        (b"id;customer;amount;day;n\na;b;1;2018-01-01;1\n", "wrong delimiter: the header uses semicolons"),
         (b"id,customer,day,n\na,b,2018-01-01,1\n", "missing column amount"),
         (b"id,customer,amount,day,n,more\na,b,1,2018-01-01,1,2\n", "unknown column more"),
         (gzip.compress(csv_text(HEADER, GOOD * 500).encode())[:-20], "broken gzip"),
@@ -183,7 +183,7 @@ def test_D3_of_two_ingests_of_one_file_at_once_one_delivery_remains(mini: Platfo
 def test_D4_another_environment_than_prod_is_refused(mini: Platform) -> None:
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
     printed = mini.busco("ingest", str(file), status=1, environment={"BUSCO_ENVIRONMENT": "dev_ana"})
-    assert "bronze is written in environment prod only" in printed
+    assert "bronze can be written only in environment prod" in printed
 
 
 def test_values_of_columns_with_personal_data_are_hidden_in_what_ingest_prints(mini: Platform) -> None:
@@ -206,7 +206,7 @@ def test_a_delivery_under_another_contract_stops_the_pin_with_the_files_to_inges
 
 def test_a_file_whose_name_tells_no_table_is_refused_unless_it_is_said(mini: Platform) -> None:
     file = mini.write("in/stuff.csv", csv_text(HEADER, GOOD))
-    assert "its name tells no table" in mini.busco("ingest", str(file), status=1)
+    assert "its name matches no table" in mini.busco("ingest", str(file), status=1)
     assert "ingested" in mini.busco("ingest", str(file), "--table", "orders")
     assert "there is no source table nothing" in mini.busco("ingest", str(file), "--table", "nothing", status=1)
 
@@ -309,9 +309,9 @@ def test_what_is_no_file_is_refused_in_words_and_the_others_go_on(mini: Platform
     report = mini.take(*paths, follow_links=True)
     assert {path.name: reason for path, reason in report.unknown} == {
         "missing.csv": "it does not exist",
-        "orders-pipe.csv": "a pipe can be read only once; write it to a file first",
-        "orders-nowhere.csv": "a link to a file that does not exist",
-        "empty": "no CSV file below this folder; name files, or a folder with *.csv or *.csv.gz",
+        "orders-pipe.csv": "it is a pipe, which can be read only once; write its content to a file first",
+        "orders-nowhere.csv": "it is a link to a file that does not exist",
+        "empty": "this folder contains no CSV files; specify files, or a folder with *.csv or *.csv.gz files",
         "null": "it is a device or a socket, not a file",
     }
     assert {done.file.name: (done.outcome, done.reason) for done in report.loaded} == {
@@ -327,7 +327,10 @@ def test_what_lies_outside_of_a_delivery_is_reached_by_no_link_in_it(mini: Platf
     (folder / "more").symlink_to(secret.parent)
     printed = mini.busco("ingest", str(folder), status=1)
     for name, target in (("orders-link.csv", secret), ("more", secret.parent)):
-        assert f"refused: {folder / name}: a link, to {target}; deliver the file itself, or allow links with" in printed
+        assert (
+            f"refused: {folder / name}: it is a link to {target}; deliver the file itself, or allow links with"
+            in printed
+        )
     assert [(delivery.file_name, delivery.rows) for delivery in deliveries(mini)] == [("orders.csv", 2)]
     mini.busco("ingest", "--follow-links", str(folder))
     assert sorted(delivery.file_name for delivery in deliveries(mini)) == [
@@ -342,7 +345,7 @@ def test_names_and_headers_of_files_give_no_orders_to_a_terminal(mini: Platform)
     (folder / "orders-link.csv").symlink_to(f"/{orders}")
     printed = mini.busco("ingest", str(folder), f"{folder}/orders-{orders}", status=1)
     assert not [char for char in printed if char != "\n" and not char.isprintable()]
-    for line in ("orders-{}.csv", "unknown column", "a link, to /{};", "amount: ••• — not a DECIMAL"):
+    for line in ("orders-{}.csv", "unknown column", "it is a link to /{};", "amount: ••• — not a DECIMAL"):
         assert line.format(r"\x1b[2J\x1b]0;x\x07\x9b31m\u202e") in printed
 
 
@@ -358,7 +361,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(mini: Platform, monkeyp
 
     monkeypatch.setattr(loading, "survey", and_change)
     done = one(mini.take(file))
-    assert (done.outcome, done.reason) == ("refused", "it changed while it was read")
+    assert (done.outcome, done.reason) == ("refused", "it changed while it was being read")
     assert deliveries(mini) == []
 
 
@@ -386,7 +389,7 @@ def test_a_number_is_finite_a_date_has_a_year_and_a_full_delivery_has_rows(mini:
         done = one(mini.take(mini.write("in/cities.csv", text)))
         assert done.outcome == "refused"
         assert done.reason.startswith("no row fits")
-        assert done.reason.endswith("a full delivery without rows would leave the former file's rows standing")
+        assert done.reason.endswith("a full delivery without rows would leave the previous file's rows in place")
     assert len(deliveries(mini)) == 1
 
 

@@ -66,7 +66,7 @@ FORMATS = {
     "an Arrow file": written(lambda out: pa.ipc.new_file(out, TABLE.schema).close()),
     "an Avro file": b"Obj\x01\x04\x16avro.schema\x08null\0",
     "an Excel workbook (xlsx)": zipped(xl__workbook_xml=b"<x/>", xl__worksheets__sheet1_xml=b"<x/>"),
-    "an Excel workbook of the old format (xls)": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 500,
+    "an Excel workbook in the old format (xls)": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 500,
     "an OpenDocument file (ods)": zipped(mimetype=b"x", content_xml=b"<x/>"),
     "a zip archive": zipped(t_csv=CSV),
     "compressed with bzip2": bz2.compress(CSV),
@@ -74,12 +74,12 @@ FORMATS = {
     "compressed with zstd": pa.compress(CSV, "zstd", asbytes=True),
     "compressed with lz4": pa.compress(CSV, "lz4", asbytes=True),
     "a 7z archive": b"7z\xbc\xaf\x27\x1c\0\4",
-    "compressed with gzip twice": gzip.compress(gzip.compress(CSV)),
+    "compressed twice with gzip": gzip.compress(gzip.compress(CSV)),
     "a tar archive": tarred(CSV),
     "a PDF document": b"%PDF-1.7\n",
     "an SQLite database": b"SQLite format 3\0" + b"\0" * 100,
     "an HTML page": b"\n<!DOCTYPE html>\n<html><body>Log in, please</body></html>",
-    "an error page of S3 (AccessDenied)": ERROR,
+    "an S3 error page (AccessDenied)": ERROR,
     "an XML document": b'<?xml version="1.0"?><rows><row a="1"/></rows>',
     "JSON lines": "\n".join(json.dumps(row) for row in ROWS).encode(),
     "JSON": json.dumps(ROWS, indent=2).encode(),
@@ -95,7 +95,7 @@ def test_a_file_of_another_format_is_refused_with_its_name_and_what_to_do(lake: 
     # two columns, and one that the whole file could be
     for columns in (("a VARCHAR", "b VARCHAR"), ("a VARCHAR",)):
         for content in (FORMATS[what], gzip.compress(FORMATS[what])):
-            if what == "compressed with gzip twice" and content is not FORMATS[what]:
+            if what == "compressed twice with gzip" and content is not FORMATS[what]:
                 continue
             done = lake.ingest(content, columns)
             assert done.outcome == "refused"
@@ -116,7 +116,7 @@ def test_a_file_of_another_format_is_refused_with_its_name_and_what_to_do(lake: 
         (CSV.decode().encode("utf-16-be"), "UTF-16 text without a byte-order mark"),
         (b"\xfe\xff" + CSV.decode().encode("utf-16-be"), "UTF-16 text"),
         (b"<html>\n<head><title>Not found</title>", "an HTML page"),
-        (ERROR.split(b"\n")[1], "an error page of S3 (AccessDenied)"),
+        (ERROR.split(b"\n")[1], "an S3 error page (AccessDenied)"),
     ],
 )
 def test_a_format_is_recognised_however_it_is_written(lake: FolderLake, content: bytes, what: str) -> None:
@@ -131,7 +131,7 @@ def test_a_csv_whose_header_begins_like_another_format_is_taken_as_csv(lake: Fol
     assert (done.outcome, done.written) == ("ingested", 1)
 
 
-NONE = "no name on the first line is one of the table's: is the header missing, or does it come further down?"
+NONE = "no name on the first line is a column of the table: is the header missing, or is it further down?"
 
 
 @pytest.mark.parametrize("header", ["{a,b", "{id},name", "[a],b", "PKID,b", "ORCID,name", "BZhang,b", "<b>,c", '"{",b'])
@@ -198,9 +198,9 @@ def test_a_name_in_a_refusal_is_cut(lake: FolderLake) -> None:
         ("a,ção,", "the header ends with a comma: delete it"),
         ("a,ção,,", "the header ends with 2 commas: delete them"),
         ("a,c,", "missing column ção (table t); the header also ends with a comma: delete it"),
-        ("a,ção,c,", "unknown column c: the contract of t has none; the header also ends with a comma: delete it"),
-        ("a,,ção", "unknown column (no name): the contract of t has none"),
-        ("a,ção,a", "the header names a column twice"),
+        ("a,ção,c,", "unknown column c: not in the contract of t; the header also ends with a comma: delete it"),
+        ("a,,ção", "unknown column (no name): not in the contract of t"),
+        ("a,ção,a", "the header contains a column twice"),
     ],
 )
 def test_a_refusal_says_what_to_change_in_the_header(lake: FolderLake, start: str, reason: str) -> None:
@@ -244,9 +244,9 @@ def test_a_file_of_which_most_is_not_utf_8_is_refused_with_its_encoding(
     wrong, right, plain = (f'"{text}"', encoding), ("São", "utf-8"), ("Sao", "ascii")
     done = lake.ingest(encoded([wrong, plain, right, plain, wrong, plain, plain]))
     assert done.outcome == "refused"
-    said = f"2 of the 3 rows with characters outside of ASCII are not UTF-8: it seems to be {seems}convert it to UTF-8"
+    said = f"2 of the 3 rows with non-ASCII characters are not UTF-8: it seems to be {seems}convert it to UTF-8"
     assert done.reason.startswith(said)
-    assert done.reason.endswith(" and look at the accents in NEW")
+    assert done.reason.endswith(" and check the accents in NEW")
     assert encoding.replace("cp", "").replace("latin-1", "1252") in done.reason
     assert lake.deliveries == []
 

@@ -331,7 +331,7 @@ def test_a_gzip_that_changes_while_it_is_read_again_is_refused(lake: FolderLake,
 
     done = lake.ingest(packed, progress=progress)
     assert changed
-    assert (done.outcome, done.reason) == ("refused", "it changed while it was read")
+    assert (done.outcome, done.reason) == ("refused", "it changed while it was being read")
     assert lake.deliveries == []
 
 

@@ -1,1 +1,1 @@
-"""Source files → bronze: each file becomes one immutable delivery, or is refused whole (rules D1 to D4)."""
+"""Loads source files into bronze: each file becomes one immutable delivery or is refused as a whole (D1 to D4)."""

@@ -1,4 +1,4 @@
-"""The SQL that reads a CSV as text and says of each value whether it fits its type (`exact` says when it does)."""
+"""Builds the SQL that reads a CSV as text and checks that each value fits its type (`exact` defines when it does)."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from busco.lake.deliveries import Contract
 from busco.lake.records import Column
 from busco.lake.types import literal, quoted
 
-# Longer lines need DuckDB's limits raised (read_csv, max_line_size); its buffer is 16 of these by default, and a last
-# line that is longer than the buffer is dropped without an error.
+# Lines longer than this need a higher `max_line_size` in DuckDB's read_csv. Its buffer holds 16 such lines by default,
+# and DuckDB silently drops a last line that is longer than the buffer.
 _MAX_LINE = 2_000_000
 _BUFFER = 16 * _MAX_LINE
 
 
 def reader_sql(path: str, columns: Mapping[str, str], compressed: bool, longest: int = 0) -> str:
-    """A relation of a CSV file's values, in the file's order. It raises where a line is no row of that many values.
+    """Returns a relation with a CSV file's values in file order. It fails on a line with a different number of values.
 
-    DuckDB may lose or add rows without an error (long lines, blank lines): compare with `RowCount`.
+    DuckDB can lose or add rows without an error (long lines, blank lines): compare the count with `RowCount`.
 
     Args:
-        path: absolute, so that DuckDB sees neither `~` nor a protocol in it.
-        columns: the header's names, in its order, each with the type to read it as.
-        longest: bytes of the longest row, or more.
+        path: an absolute path, so that DuckDB interprets no `~` or URL scheme in it.
+        columns: the header's names, in header order, each with the type to read it as.
+        longest: length in bytes of the longest row, or an upper bound.
     """
     typed = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
     options = [
         literal(escaped(path)),
         "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', strict_mode = true",
-        # else a folder `day=2018-01-01` would be taken for the column
+        # otherwise DuckDB would read a folder `day=2018-01-01` as a partition column
         "hive_partitioning = false",
         f"columns = {{{typed}}}",
         f"compression = {literal('gzip' if compressed else 'none')}",
     ]
     if longest >= _MAX_LINE:
-        # DuckDB 1.5 takes a buffer of two such lines for enough only where one thread reads them
+        # DuckDB 1.5 accepts a buffer of only two such lines if a single thread reads the file
         size = longest + 1000
         options.append(f"max_line_size = {size}, buffer_size = {max(_BUFFER, 2 * size)}, parallel = false")
     return f"read_csv({', '.join(options)})"
 
 
 def escaped(path: str) -> str:
-    """A path that DuckDB, which takes any for a pattern, finds this one file by."""
+    """Escapes a path so that DuckDB, which treats every path as a pattern, matches only this file."""
     return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 def numbered_sql(reader: str) -> str:
-    """The reader's rows with `_source_row`, 1-based; DuckDB counts neither the header nor blank lines.
+    """Returns the reader's rows with a 1-based `_source_row`; DuckDB counts neither the header nor blank lines.
 
-    The window without an order numbers rows as they stand in the file: DuckDB computes it in one stream, in order.
+    A window without ORDER BY numbers rows in file order, because DuckDB computes it in a single ordered stream.
     """
     return f"select *, row_number() over () as _source_row from {reader}"
 
 
 def problems_sql(contract: Contract) -> str:
-    """A list of {column, value, reason} for a row of text; empty where every value fits."""
+    """Returns SQL for a row of text: a list of {column, value, reason}, empty if every value fits."""
     structs = []
     for column in contract.columns:
         for condition, reason in _conditions(column, column.name in contract.grain):
@@ -69,7 +69,7 @@ def problems_sql(contract: Contract) -> str:
 
 
 def typed_sql(contract: Contract) -> str:
-    """The select list that turns a row of text that fits into the contract's types."""
+    """Returns the select list that converts a row of text to the contract's types; every value must fit."""
     return ", ".join(
         f"{exact.cast_sql(types.parse(c.type, c.name), quoted(c.name))} as {quoted(c.name)}" for c in contract.columns
     )

@@ -1,11 +1,11 @@
-"""The SQL that reads a text as a value of a type exactly, or as NULL.
+"""Builds the SQL that parses a string as the exact value of a type, or as NULL.
 
 DuckDB's casts change values to make them fit: `'1.5'` becomes the integer 2, `'0.7e-45'` the DECIMAL(4,1) 0.1, and
 `'2018-01-01 10:00:00.7'` the TIMESTAMP_S `10:00:01`; within a list, an element that does not fit becomes NULL. So each
-type has a pattern of the texts whose exact value it can hold, and DuckDB casts only those. A nested value is first
-read into texts, by DuckDB's own grammar, and each of these is then read as the type that it should have.
+type has a pattern for the strings whose exact value it can hold, and DuckDB casts only those. A nested value is first
+split into strings with DuckDB's own grammar, and each string is then parsed as the type of its part.
 
-docs/producing.md lists the accepted texts of each type.
+docs/producing.md lists the accepted strings for each type.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from busco.lake.types import literal, quoted
 _DIGITS = r"\d+(?:_\d+)*"
 _NUMBER = rf"[+-]?(?:{_DIGITS}(?:\.(?:{_DIGITS})?)?|\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?"
 _RADIX = r"0[xX][0-9a-fA-F]+(?:_[0-9a-fA-F]+)*|0[bB][01]+(?:_[01]+)*"
-# an exponent that moves the point further can belong to no value of 38 digits that anyone writes
+# larger exponents are rejected: no realistic number with 38 digits needs one
 _FURTHEST = 1000
 
-# the word NULL, and what it is changed to where its presence is asked for
+# the word NULL, and its replacement where a NULL must count as a value
 _NULL, _NOT_NULL = "(?i)(nul)l", "\\1\ue000"
 
 _WIDE_DAY = r"\d{4}(?:[-/\\ ]\d{1,2}){2}"
@@ -47,26 +47,26 @@ _UTC = r"(?:Z| UTC| utc|[+-]00(?::?00(?::00)?)?)?"
 _NAMED = literal(r" ([A-Za-z][A-Za-z0-9_/+-]*)$")
 _ZONE = r"(?:Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d(?::[0-5]\d)?)?| [A-Za-z][A-Za-z0-9_/+-]*)?"
 
-# Quoted strings that are the whole of an element, a name, a key or a value. DuckDB also takes `"a" "b"` and `'it''s'`,
-# of which it drops the quotes, and `"\n"`, of which it drops the backslash.
+# Quoted strings that make up a whole element, name, key or value. DuckDB also accepts `"a" "b"` and `'it''s'`, but
+# drops the quotes, and `"\n"`, but drops the backslash.
 _STRING = r"""(?:"(?:[^"\\]|\\[^0-9A-Za-z])*"|'(?:[^'\\]|\\[^0-9A-Za-z])*')"""
 _OTHER = r"""(?:\\.|[^"'\\])*"""
 _STRINGS = rf"\\?[\[{{(,:=]\s*{_STRING}\s*(?:[,:=]\s*{_STRING}\s*)*[\]}}),:=]"
 _PARTS = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:[^"'\\]|\\.)+"""
 _BRACKET_IN_QUOTES = r"""["'][^"']*[\[\]{}()][^"']*["']"""
-# The signs of DuckDB's grammar, and the characters that stand for them while it reads a text that has them as its own.
-# The letter is that of `null`.
+# The characters with a meaning in DuckDB's grammar, and the placeholders that replace them while DuckDB reads a
+# string that contains them literally. The letter `l` is included because of the word null.
 _SIGNS = "[]{}()\"'\\,l"
 _OTHERS = "".join(chr(0xE001 + at) for at in range(len(_SIGNS)))
 _BRACKETS = _SIGNS[:6]
 _LITERAL = rf"(?s)(?:{_OTHER}{_STRINGS})*{_OTHER}"
-# JSON outside of its strings has no single quotes and no backslashes, of which DuckDB's grammar would make something.
+# Outside of its strings, JSON has no single quotes or backslashes, which DuckDB's grammar would interpret.
 _JSON_PARTS = rf"(?s){JSON_STRING}|[^\"]+"
 _JSON_LITERAL = rf"(?s)(?:[^\"'\\]|{JSON_STRING})*"
 
 
 def value_sql(kind: types.DataType, text: str) -> str:
-    """An expression of a type's value: exactly what a text says, NULL where the type can't hold that.
+    """Returns an SQL expression for the exact value of a string, or NULL if the type can't hold it.
 
     Args:
         text: a column of type VARCHAR.
@@ -75,27 +75,27 @@ def value_sql(kind: types.DataType, text: str) -> str:
 
 
 def fits_sql(kind: types.DataType, text: str) -> str:
-    """Whether `value_sql` of a text that is not NULL has a value; faster where that can be."""
+    """Returns SQL that tests whether `value_sql` of a non-NULL string has a value; faster where possible."""
     if isinstance(kind, types.Primitive) and kind.name not in WIDE | {"VARCHAR"}:
         return strict(kind, stripped(kind, text)).fits()
     return f"{value_sql(kind, text)} is not null"
 
 
 def cast_sql(kind: types.DataType, text: str) -> str:
-    """`value_sql` of texts that are known to fit; faster where that can be."""
+    """Like `value_sql`, for strings that are known to fit; faster where possible."""
     if not isinstance(kind, types.Primitive) or kind.name in WIDE:
         return value_sql(kind, text)
     return text if kind.name == "VARCHAR" else f"cast({stripped(kind, text)} as {kind})"
 
 
 class _Reader:
-    """Builds one expression; the variables in it have different names."""
+    """Builds a single SQL expression in which each variable has a unique name."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
 
     def value(self, kind: types.DataType, text: str, inner: bool) -> str:
-        """Args: `inner` where the text stands in a nested value, for which DuckDB's wider grammar counts."""
+        """With `inner`, the string is part of a nested value, to which DuckDB's wider grammar applies."""
         if isinstance(kind, types.ListOf):
             return self._list(kind, text)
         if isinstance(kind, types.Struct):
@@ -110,7 +110,7 @@ class _Reader:
         return self._let(inside, lambda t: self._wide(kind, t))
 
     def _let(self, expression: str, body: Callable[[str], str]) -> str:
-        """Computes an expression once for a body that names it several times."""
+        """Computes an expression once for a body that uses it several times."""
         name = self._name()
         return f"list_transform([{expression}], lambda {name}: {body(name)})[1]"
 
@@ -121,10 +121,10 @@ class _Reader:
     def _name(self) -> str:
         return f"_text{next(self._numbers)}"
 
-    # -- nested types: a value fits where each part that is not NULL as a text has a value ----------------------------
+    # -- nested types: a value fits if each part whose string is not NULL has a value ---------------------------------
     #
-    # DuckDB takes twice as long to bind an expression for each lambda around it. So of what reads a nested value only
-    # one is around what reads its parts: each part becomes a pair of whether it was given and its value.
+    # Each enclosing lambda doubles the time that DuckDB takes to bind an expression. So only one of the lambdas for a
+    # nested value encloses those for its parts: it turns each part into a pair of its value and whether it was given.
 
     def _list(self, kind: types.ListOf, text: str) -> str:
         of_json = isinstance(kind.element, types.Primitive) and kind.element.name == "JSON"
@@ -152,10 +152,10 @@ class _Reader:
         return self._let(self._let(raw, fields), whole)
 
     def _each_field_once(self, names: Sequence[str], text: str) -> str:
-        """Whether a struct's text has no field twice; of those DuckDB keeps the last.
+        """Returns SQL that tests that no field occurs twice in a struct's string. DuckDB would keep only the last one.
 
-        It has as many entries as fields with a value. The word NULL is changed before, in the fields' names too, so
-        that a field that is NULL counts as one with a value.
+        The string must have as many entries as there are fields with a value. The word NULL is replaced first, in field
+        names too, so that a NULL field counts as one with a value.
         """
         changed = f"regexp_replace({text}, {literal(_NULL)}, {literal(_NOT_NULL)}, 'g')"
         given = f"try_cast({changed} as {_texts(map(_not_null, names))})"
@@ -163,7 +163,7 @@ class _Reader:
         def present(given: str) -> str:
             return " + ".join(f"cast({_field(given, _not_null(name))} is not null as integer)" for name in names)
 
-        # `(1, 2)` names no fields
+        # the form `(1, 2)` has no field names
         return f"(starts_with({trimmed(text)}, '(') or {_entries(text)} = {self._let(given, present)})"
 
     def _map(self, kind: types.MapOf, text: str) -> str:
@@ -175,13 +175,14 @@ class _Reader:
             keys, values = self._every(self._every(read, "key"), "value"), self._every(read, "value")
             fits = [
                 f"list_count({keys}) = len({read})",
-                # keys that differ as texts can be one value: 1 and 01
+                # different strings can be the same key: 1 and 01
                 f"list_unique({keys}) = len({read})",
                 self._all_read(values, "value"),
             ]
             return where(" and ".join(fits), f"map({keys}, {self._every(values, 'value')})")
 
-        # TRY_CAST raises where a key stands there twice; of `{a=1,,b=2}` DuckDB makes a key `,b`
+        # TRY_CAST would raise an error for a duplicate key. The entries are counted because DuckDB reads a key `,b`
+        # from `{a=1,,b=2}`.
         raw = self._let(
             self._hidden(text),
             lambda hidden: f"{{'map': try(cast({hidden} as MAP(VARCHAR, VARCHAR))), 'entries': {_entries(hidden)}}}",
@@ -202,10 +203,10 @@ class _Reader:
         return f"len(list_filter({pairs}, lambda {lost}: {lost}.given and {lost}.{name} is null)) = 0"
 
     def _hidden(self, text: str) -> str:
-        """The text of a nested value with other characters for the brackets in its quoted strings.
+        """Returns a nested value's string with placeholders for the brackets in its quoted strings.
 
-        Without that DuckDB drops quotes: it reads the one element of `[['}', ']']]` as `['}', ']]`. NULL where the
-        quotes are not those of whole strings, or a string has one of the other characters.
+        Otherwise DuckDB drops quotes: it reads the one element of `[['}', ']']]` as `['}', ']]`. The result is NULL if
+        the quotes do not enclose whole strings, or if the string already contains a placeholder.
         """
 
         def without_brackets(part: str) -> str:
@@ -223,10 +224,10 @@ class _Reader:
         return self._let(text, hidden)
 
     def _hidden_json(self, text: str) -> str:
-        """The text of a JSON array with other characters for all in its strings that DuckDB's grammar knows.
+        """Returns a JSON array's string with placeholders for the characters that DuckDB would interpret.
 
-        DuckDB would drop the quotes of its elements, so that the string "1" became the number 1, and take the JSON null
-        for a NULL. NULL where the text is none of a JSON array, or has one of the other characters.
+        DuckDB would drop the quotes of the elements, so that the string "1" became the number 1, and would read the
+        JSON null as NULL. The result is NULL if the string cannot be JSON or already contains a placeholder.
         """
 
         def hidden_part(part: str) -> str:
@@ -241,7 +242,7 @@ class _Reader:
 
         return self._let(text, hidden)
 
-    # -- scalars, by the grammar of DuckDB's casts -------------------------------------------------------------------
+    # -- scalars, in the grammar of DuckDB's casts -------------------------------------------------------------------
 
     def _wide(self, kind: types.Primitive, text: str) -> str:
         narrow = strict(kind, text)
@@ -261,13 +262,14 @@ class _Reader:
             time = time_pattern(kind, r"(?:T|\s+)", r"\d{1,2}", _ZONE if zoned else _UTC)
             read = moment(kind, text, _EPOCH + _WIDE_DAY + time).value()
             if zoned:
+                # separate branches, because DuckDB reads a time without a zone in the zone of the time before it
                 named = f"regexp_matches({text}, {_NAMED})"
                 return f"case when {named} then {self._in_zone(text, read)} else {read} end"
             return read
         return narrow.value()
 
     def _plain(self, text: str) -> str:
-        """A number without underscores and exponent: `1_5e-1` is `1.5`. DuckDB rounds 0.7e-45 up to 0.1."""
+        """Returns a number without underscores or exponent: `1_5e-1` is `1.5`. DuckDB rounds 0.7e-45 up to 0.1."""
 
         def moved(parts: str) -> str:
             digits = f"{parts}.whole || {parts}.part"
@@ -289,10 +291,10 @@ class _Reader:
         return f"case when contains(lower({text}), 'e') then {self._let(parts, moved)} else {number} end"
 
     def _in_zone(self, text: str, read: str) -> str:
-        """Only where the clocks of a named zone showed that time once, and not where they were put forward or back."""
+        """Returns a moment only if the clocks of its named zone showed the local time exactly once."""
 
         def once(moment: str, zone: str, local: str) -> str:
-            # the offsets of the day before and after are those on either side of a change
+            # the offsets one day before and one day after are those on either side of a clock change
             shown = [
                 f"timezone('UTC', {local} - (timezone({zone}, {near}) - timezone('UTC', {near})))"
                 for near in (f"({moment} - interval 1 day)", f"({moment} + interval 1 day)")
@@ -300,7 +302,6 @@ class _Reader:
             others = " and ".join(f"({one} = {moment} or timezone({zone}, {one}) <> {local})" for one in shown)
             return f"try(timezone({zone}, {moment}) = {local} and {others})"
 
-        # apart from texts without a name: DuckDB reads one in the zone that the text before it named
         zone = f"regexp_extract({text}, {_NAMED}, 1)"
         local = f"try_cast(regexp_replace({text}, {_NAMED}, '') as timestamp)"
         return self._let(read, lambda moment: where(once(moment, zone, local), moment))
@@ -311,7 +312,7 @@ def _field(struct: str, name: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """With the signs that `_hidden` and `_hidden_json` took out."""
+    """Restores the characters that `_hidden` and `_hidden_json` replaced."""
     return f"translate({text}, {literal(_OTHERS)}, {literal(_SIGNS)})"
 
 
@@ -324,7 +325,7 @@ def _texts(names: Iterable[str]) -> str:
 
 
 def _entries(text: str) -> str:
-    """How many entries the text of a struct or a map has."""
+    """Returns an SQL expression for the number of entries in the string of a struct or map."""
     inner = trimmed(text)
     return f"len(try_cast('[' || substr({inner}, 2, len({inner}) - 2) || ']' as VARCHAR[]))"
 

@@ -1,4 +1,4 @@
-"""Which files are meant, which table each is for, and what each holds."""
+"""Finds the files to ingest, matches each one to its table, and examines its content."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from busco.lake.deliveries import OTHER_PROJECTS, Contract, check_source
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
 
-# Python's own limit for a value, of the whole process, is 131,072 characters; rows are limited by `Limits`
+# the csv module limits values to 131,072 characters for the whole process; `Limits` limits rows instead
 csv.field_size_limit(sys.maxsize)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may have: bytes in a row (without its line end), and bytes in all once it is decompressed."""
+    """Limits on a file: bytes per row (without the line end), and total bytes uncompressed."""
 
     row_bytes: int
     file_bytes: int
@@ -42,10 +42,10 @@ class SourceFile:
     """A file to ingest.
 
     Attributes:
-        path: where its bytes are read; within `opened` that is the open file, whatever its name stands for by then.
-        name: its path below the folder given, without compression suffix (D1).
-        folder: the folder given; None where the file itself was.
-        follow_links: whether the folder, the file, and the folders between them may be links.
+        path: where its bytes are read; within `opened`, the open file, even if its name refers to another by then.
+        name: its path below the given folder, without a compression suffix (D1).
+        folder: the given folder; None if the file itself was given.
+        follow_links: whether the folder, the file and the folders in between may be links.
     """
 
     path: Path
@@ -57,13 +57,13 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Content:
-    """What was read of a file.
+    """The result of examining a file.
 
     Attributes:
-        sha256: of its uncompressed content, as are `bytes`.
-        header: its names, in order.
-        rows: how many it has, without header and blank lines (`RowCount`).
-        longest: bytes of the longest row; where all are shorter than 1 MiB, only that they are.
+        sha256: the hash of its uncompressed content; `bytes` is the size of the same content.
+        header: its column names, in order.
+        rows: the number of rows, excluding the header and blank lines (`RowCount`).
+        longest: length in bytes of the longest row; only an upper bound if all rows are shorter than 1 MiB.
     """
 
     sha256: str
@@ -75,10 +75,10 @@ class Content:
 
 
 def state(path: Path) -> tuple[int, ...]:
-    """What differs once a file was written to or replaced: size in bytes, time of change, device and inode.
+    """Returns what changes when a file is modified or replaced: size in bytes, modification time, device, inode.
 
     Raises:
-        Refused: there is no such file any more.
+        Refused: the file no longer exists.
     """
     with readable():
         found = path.stat()
@@ -87,11 +87,13 @@ def state(path: Path) -> tuple[int, ...]:
 
 @contextmanager
 def opened(file: SourceFile) -> Iterator[SourceFile]:
-    """The file with `path` as that of the open file (/proc/self/fd), so that all who read it by its path read the same
-    one, even if its name, or that of a folder above it, becomes a link meanwhile.
+    """Opens the file and yields it with the path of the open descriptor (/proc/self/fd).
+
+    Everything that reads this path reads the same file, even if the file's name or a folder above it becomes a link in
+    the meantime.
 
     Raises:
-        Refused: it can't be opened, is no file any more, or has become a link.
+        Refused: it can't be opened, is no longer a regular file, or has become a link.
     """
     with readable():
         descriptor = _open(file)
@@ -104,13 +106,13 @@ def opened(file: SourceFile) -> Iterator[SourceFile]:
 
 
 def _open(file: SourceFile) -> int:
-    # a pipe that nobody writes to would be waited for
+    # without O_NONBLOCK, opening a pipe that has no writer would block
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     if file.follow_links:
         return os.open(file.path, flags)
     folder = file.folder or file.path.parent
     inner = file.path.relative_to(folder).parts
-    # the folder that a file was named in is the user's own word; one that was named itself may not be a link
+    # a folder that contains a given file may be a link, because the user chose it; a given folder must not be a link
     at = os.open(folder, flags | os.O_DIRECTORY | (os.O_NOFOLLOW if file.folder else 0))
     for place, part in enumerate(inner):
         above = at
@@ -124,16 +126,16 @@ def _open(file: SourceFile) -> int:
 def find(
     paths: Sequence[Path], contracts: Sequence[Contract], table: str | None, follow_links: bool = False
 ) -> tuple[list[SourceFile], list[tuple[Path, str]]]:
-    """The files to ingest, and those that can't be told a table, with the reason.
+    """Returns the files to ingest, and the paths that can't be ingested, each with the reason.
 
-    A folder stands for all CSV files below it. Order is by name, so that deliveries come in the same order each time.
-    A path that is no readable file is among the second too, so that it doesn't stop the others.
+    A folder means all CSV files below it. Files are sorted by name, so that deliveries arrive in the same order
+    each time. The second list also has unreadable paths, so that one of them does not stop the others.
 
-    Whoever delivers files must not choose what else is read of this machine: a link, to a file or a folder, given
-    itself or found below a folder, is refused, unless links are to be followed.
+    People who deliver files must not be able to choose what else is read from this machine: a link to a file or a
+    folder, whether given directly or found below a folder, is refused unless `follow_links` is set.
 
     Raises:
-        BuscoError: `table` is no source table.
+        BuscoError: `table` is not a source table.
     """
     fixed = check_source(contracts, table) if table else None
     found: list[SourceFile] = []
@@ -145,7 +147,9 @@ def find(
                 unknown.append((file, wrong))
             elif contract is None:
                 known = ", ".join(sorted(c.table for c in contracts))
-                unknown.append((file, f"its name tells no table ({known}); give it with --table. {OTHER_PROJECTS}"))
+                unknown.append(
+                    (file, f"its name matches no table ({known}); specify it with --table. {OTHER_PROJECTS}")
+                )
             elif wrong := _long_name(contract, name):
                 unknown.append((file, wrong))
             else:
@@ -155,8 +159,10 @@ def find(
 
 
 def _below(path: Path, follow_links: bool) -> Iterator[tuple[Path, str]]:
-    """The file itself, or what looks like a CSV file in the folder: pipes, and links that are not followed, too, to be
-    told of."""
+    """Yields the file itself, or everything in the folder that looks like a CSV file.
+
+    Pipes and links that are not followed are included, so that they can be reported.
+    """
     if not path.is_dir() or (path.is_symlink() and not follow_links):
         yield path, without_compression(path.name)
         return
@@ -165,16 +171,16 @@ def _below(path: Path, follow_links: bool) -> Iterator[tuple[Path, str]]:
 
 
 def _walk(folder: Path, follow_links: bool, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """What is to be taken or told of below a folder.
+    """Yields the paths below a folder that are to be ingested or reported.
 
     Args:
-        above: device and inode of the folders that it was reached through: a link to one of them leads in a circle.
+        above: device and inode of the folders above it; a link to one of them would form a loop.
     """
     try:
         found = folder.stat()
         entries = list(os.scandir(folder))
     except OSError:
-        yield folder  # it can't be looked into
+        yield folder  # it can't be listed
         return
     here = (found.st_dev, found.st_ino)
     if here in above:
@@ -188,13 +194,13 @@ def _walk(folder: Path, follow_links: bool, above: frozenset[tuple[int, int]]) -
 
 
 def _no_file(path: Path, follow_links: bool) -> str:
-    """Why a path can't be ingested, '' where it can."""
+    """Returns why a path can't be ingested, or '' if it can."""
     try:
         if path.is_symlink() and not follow_links:
-            return f"a link, to {path.readlink()}; deliver the file itself, or allow links with --follow-links"
+            return f"it is a link to {path.readlink()}; deliver the file itself, or allow links with --follow-links"
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return "a link to a file that does not exist" if path.is_symlink() else "it does not exist"
+        return "it is a link to a file that does not exist" if path.is_symlink() else "it does not exist"
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     if stat.S_ISREG(mode):
@@ -202,18 +208,18 @@ def _no_file(path: Path, follow_links: bool) -> str:
     if stat.S_ISDIR(mode) and not os.access(path, os.R_OK | os.X_OK):
         return "this folder cannot be read: Permission denied"
     if stat.S_ISDIR(mode):
-        return "no CSV file below this folder; name files, or a folder with *.csv or *.csv.gz"
+        return "this folder contains no CSV files; specify files, or a folder with *.csv or *.csv.gz files"
     return _not_regular(mode)
 
 
 def _not_regular(mode: int) -> str:
     if stat.S_ISFIFO(mode):
-        return "a pipe can be read only once; write it to a file first"
+        return "it is a pipe, which can be read only once; write its content to a file first"
     return "it is a device or a socket, not a file"
 
 
 def _no_name(name: str) -> str:
-    """Why a name can't be kept in a record, '' where it can."""
+    """Returns why a name can't be stored in a record, or '' if it can."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -222,7 +228,7 @@ def _no_name(name: str) -> str:
 
 
 def _long_name(contract: Contract, name: str) -> str:
-    """Why S3 would refuse the keys of a file's records, '' where it takes them."""
+    """Returns why S3 would reject the object keys of a file's records, or '' if it accepts them."""
     try:
         layout.delivery(contract.source, contract.table, name, 999_999)
         layout.quarantine(contract.source, contract.table, name, layout.new_id())
@@ -240,7 +246,7 @@ def without_compression(name: str) -> str:
 
 
 def recognise(name: str, contracts: Iterable[Contract]) -> Contract | None:
-    """The table that a file name tells: `orders.csv`, `olist_orders_dataset.csv`, `orders-2018-01.csv` → orders."""
+    """Returns the table for a file name: `orders.csv`, `olist_orders_dataset.csv`, `orders-2018-01.csv` → orders."""
     stem = re.sub(r"\.csv$", "", Path(name).name, flags=re.IGNORECASE).lower()
     for contract in sorted(contracts, key=lambda c: -len(c.table)):
         if re.fullmatch(rf"(?:[a-z0-9]+_)?{re.escape(contract.table)}(?:_dataset)?(?:[-.].*)?", stem, re.DOTALL):
@@ -249,17 +255,17 @@ def recognise(name: str, contracts: Iterable[Contract]) -> Contract | None:
 
 
 def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -> Content:
-    """Reads a file once from end to end: its hash, its size, its header, the number of its rows.
+    """Reads a file once from start to end and returns its hash, size, header and number of rows.
 
-    Memory and time are bounded by the limits. A file that is not a CSV of the contract is refused after its first
+    The limits bound memory and time. A file that is not a CSV with the contract's columns is refused after its first
     chunk.
 
     Args:
         progress: called with the number of (compressed) bytes read since the last call.
 
     Raises:
-        Refused: unreadable, empty, a broken gzip, over a limit, or a header that does not have exactly the contract's
-            columns.
+        Refused: the file is unreadable, empty, a broken gzip or over a limit, or its header does not have exactly the
+            contract's columns.
     """
     digest = hashlib.sha256()
     count = RowCount(limits.row_bytes)
@@ -270,13 +276,13 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
         compressed = raw.read(2) == _GZIP
         raw.seek(0)
         if not compressed:
-            # known before anything is read
+            # the size is known before anything is read
             _check_size(file.path.stat().st_size, limits)
         stream: BinaryIO = gzip.GzipFile(fileobj=raw) if compressed else raw  # type: ignore[assignment]
         at = 0
         while chunk := stream.read(_CHUNK):
             if not header:
-                # without the blank lines before it, of which there may be many
+                # drop the blank lines before the header, of which there may be many
                 head += chunk if head else chunk.removeprefix(BOM).lstrip(b"\r\n")
                 if len(head) >= _CHUNK // 2:
                     header = read_header(file.path, head, compressed, file.contract)
@@ -294,13 +300,13 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
 
 
 def decompress(path: Path, target: Path, tick: Callable[[], None]) -> None:
-    """Writes a gzip's content, which was examined before, to a file.
+    """Writes the content of a gzip that was examined before to a file.
 
     Args:
-        tick: called every now and then; what it raises ends the work.
+        tick: called regularly; an exception that it raises stops the work.
 
     Raises:
-        Refused: it can't be read any more, or the disk is full (`readable`).
+        Refused: the gzip can't be read any more, or the disk is full (`readable`).
     """
     with readable(), gzip.open(path) as stream, target.open("wb") as out:
         while chunk := stream.read(_CHUNK):

@@ -1,7 +1,7 @@
-"""What a file that is not CSV seems to be, and what to deliver instead.
+"""Recognizes the format of a file that is not CSV, and suggests what to deliver instead.
 
-Asked only about a file whose header is not the contract's, so that no name of a column can be mistaken for a format.
-The name of the file is never asked: it is often wrong.
+Used only for a file whose header does not match the contract, so that no column name can be mistaken for a format.
+The file's name is ignored because it is often wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 import zipfile
 from pathlib import Path
 
-# The first bytes of binary formats, and what to do. Sources: each format's specification; `file`'s magic database.
+# The first bytes of binary formats, with advice. Sources: each format's specification; `file`'s magic database.
 _EXPORT = "export it as CSV"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "a Parquet file", _EXPORT),
@@ -22,14 +22,14 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"Obj\x01", "an Avro file", _EXPORT),
     (b"ARROW1\0\0", "an Arrow file", _EXPORT),
     (b"SQLite format 3\0", "an SQLite database", _EXPORT),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook of the old format (xls)", "save its sheet as CSV UTF-8"),
-    (b"%PDF-", "a PDF document", "deliver the data that it was made from, as CSV"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook in the old format (xls)", "save its sheet as CSV UTF-8"),
+    (b"%PDF-", "a PDF document", "deliver the data that it was made from as CSV"),
     (b"BZh", "compressed with bzip2", "decompress it, or compress it with gzip instead"),
     (b"\xfd7zXZ\0", "compressed with xz", "decompress it, or compress it with gzip instead"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it, or compress it with gzip instead"),
     (b"\x04\x22\x4d\x18", "compressed with lz4", "decompress it, or compress it with gzip instead"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and deliver the CSV files in it"),
-    (b"\x1f\x8b", "compressed with gzip twice", "compress it once"),
+    (b"\x1f\x8b", "compressed twice with gzip", "compress it once"),
     (b"\xff\xfe\0\0", "UTF-32 text", "convert it to UTF-8: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
     (b"\0\0\xfe\xff", "UTF-32 text", "convert it to UTF-8: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
     (b"\xff\xfe", "UTF-16 text", "convert it to UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
@@ -37,22 +37,22 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 )
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-# bytes of an archive's list of entries that are read, and of the end that says how long it is, a comment included
-_MOST_OF_LIST = 1 << 20
-_END_BYTES = 22 + 65_535 + 20  # with what leads to another, longer one (zip64)
-# What `zipfile` may raise for a list of entries that it can't read. It documents the first alone; ValueError is for
-# names that are not the UTF-8 that they are flagged as.
+# the largest central directory of a zip that is read, and the size of the end record with its longest comment
+_MAX_DIRECTORY_BYTES = 1 << 20
+_END_BYTES = 22 + 65_535 + 20  # plus the locator of the zip64 record
+# What `zipfile` can raise for a central directory that it can't read. Only the first is documented; ValueError is for
+# names that are flagged as UTF-8 but are not.
 _BROKEN_ZIP = (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, EOFError, struct.error)
 _ERROR_PAGE = re.compile(rb"<Error>\s*<Code>(\w+)</Code>")
-# what a JSON text opens with, where it is too long to be parsed here; no CSV value in quotes begins behind a bracket
+# how JSON begins, if it is too long to parse here; in CSV, no quoted value begins after a bracket
 _JSON = re.compile(r'(?:\{\s*"(?:[^"\\]|\\.)*"\s*:|\[\s*[\[{"]|\{\s*\}|\[\s*\])')
 
 
 def another_format(path: Path, head: bytes, compressed: bool) -> str:
-    """What the file seems to be and what to deliver instead, in a sentence; '' where it may be CSV.
+    """Returns what the file seems to be and what to deliver instead, in one sentence, or '' if it may be CSV.
 
     Args:
-        head: how its content begins, once decompressed, without byte-order mark and blank lines.
+        head: the beginning of its decompressed content, without a byte-order mark or leading blank lines.
         compressed: whether the file itself is gzip.
     """
     found = _binary(path, head, compressed) or _text(head.lstrip())
@@ -79,13 +79,13 @@ def _binary(path: Path, head: bytes, compressed: bool) -> tuple[str, str] | None
 
 def _zip(path: Path, head: bytes, compressed: bool) -> tuple[str, str]:
     try:
-        # the list of an archive's entries is read whole, and may be as long as the file
-        if not compressed and _list_bytes(path) > _MOST_OF_LIST:
-            raise zipfile.BadZipFile("its list is long")
+        # zipfile reads the whole central directory, which may be as large as the file
+        if not compressed and _directory_bytes(path) > _MAX_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile("its central directory is too large")
         with zipfile.ZipFile(io.BytesIO(head) if compressed else path) as archive:
             names = archive.namelist()
     except _BROKEN_ZIP:
-        # It is damaged, or only its beginning is at hand: names are in each entry's header too.
+        # The zip is damaged, or only its beginning is available: each entry's header contains its name too.
         names = [name for name in ("xl/workbook.xml", "content.xml", "word/") if name.encode() in head]
     if any(name.startswith("xl/") for name in names):
         return "an Excel workbook (xlsx)", "save its sheet as CSV UTF-8"
@@ -94,14 +94,16 @@ def _zip(path: Path, head: bytes, compressed: bool) -> tuple[str, str]:
     return "a zip archive", "unpack it and deliver the CSV files in it, plain or compressed with gzip"
 
 
-def _list_bytes(path: Path) -> int:
-    """How long the list of an archive's entries is, as its end says (PKWARE, APPNOTE 4.3.15 and 16); 0 without such an
-    end. That of an archive of the long kind (zip64) counts as too long."""
+def _directory_bytes(path: Path) -> int:
+    """Returns the size of a zip's central directory, according to the record at its end; 0 without such a record.
+
+    The directory of a zip64 archive counts as too large. Source: PKWARE, APPNOTE 4.3.15 and 16.
+    """
     with path.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
         end = file.read(_END_BYTES)
     if b"PK\6\7" in end:
-        return _MOST_OF_LIST + 1
+        return _MAX_DIRECTORY_BYTES + 1
     at = end.rfind(b"PK\5\6")
     return int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
 
@@ -109,10 +111,10 @@ def _list_bytes(path: Path) -> int:
 def _text(head: bytes) -> tuple[str, str] | None:
     start = head[:1000].lower()
     if start.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page", "perhaps a login or error page was saved in place of the file: download it again"
+        return "an HTML page", "a login or error page may have been saved instead of the file: download it again"
     if error := _ERROR_PAGE.search(head[:1000]):
         code = error[1].decode()
-        return f"an error page of S3 ({code})", "the download failed: download it again"
+        return f"an S3 error page ({code})", "the download failed: download it again"
     if start.startswith((b"<?xml", b"<!doctype")):
         return "an XML document", _EXPORT
     if head[:1] in (b"{", b"["):
@@ -133,15 +135,15 @@ def _json(text: str) -> tuple[str, str] | None:
     return None
 
 
-# Windows-1252 has characters in all but five of the places that Latin-1 leaves to control codes
+# Windows-1252 assigns characters to all but five of the bytes that are control codes in Latin-1
 _UNUSED_IN_WINDOWS = frozenset(b"\x81\x8d\x8f\x90\x9d")
 
 
 def another_encoding(not_utf8: bytes) -> str:
-    """What a text with these bytes that are not UTF-8 may be encoded in, and how to convert it.
+    """Returns the likely encoding of text that contains these non-UTF-8 bytes, and how to convert it.
 
-    CP850, the encoding of DOS programs, can't be told from Windows-1252 by its bytes: 0xC6 is ã in the first and Æ in
-    the second. Text that was converted from the wrong one is UTF-8 too, so only a person who looks at it notices.
+    The bytes don't distinguish CP850, the encoding of DOS programs, from Windows-1252: 0xC6 is ã in the first and Æ in
+    the second. Text converted from the wrong encoding is valid UTF-8 too, so only a person who looks at it notices.
     """
     found = frozenset(not_utf8)
     if found & _UNUSED_IN_WINDOWS:
@@ -150,4 +152,4 @@ def another_encoding(not_utf8: bytes) -> str:
         latin = "" if any(byte < 0xA0 for byte in found) else "Latin-1 (ISO 8859-1) or "
         seems, command = f"{latin}Windows-1252, or CP850", "iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW (or -f CP850)"
     seems += " if a DOS program wrote it"
-    return f"it seems to be {seems}; convert it to UTF-8: {command}, and look at the accents in NEW"
+    return f"it seems to be {seems}; convert it to UTF-8: {command}, and check the accents in NEW"

@@ -1,4 +1,4 @@
-"""Whether a file's header has exactly the columns of its contract, and what to change where it does not."""
+"""Checks that a file's header has exactly the columns of its contract, and states what to change if it does not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from busco.ingest.formats import another_encoding, another_format
 from busco.ingest.refused import Refused
 from busco.lake.deliveries import Contract
 
-# Characters of a name, and names, in a message: what is read as a header may be one word of a megabyte.
+# Limits the names in a message, and their characters: a supposed header can be a single word of a megabyte.
 _SHOWN = 100
-# The line that tells Excel which separator a file has; Excel writes none, but programs that export for it do.
+# The line that tells Excel which separator a file uses. Excel never writes it, but programs that export to Excel do.
 _SEPARATOR_LINE = re.compile(r"(?i)sep=(.?)")
 _INVISIBLE = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]+")
-# how names differ that a person takes for the same, each with the function that makes them equal
+# differences between names that look the same to a person, each with the function that removes the difference
 _DIFFERENCES: dict[str, Callable[[str], str]] = {
     "the spaces": lambda name: _INVISIBLE.sub("", name),
     "the upper and lower case": str.casefold,
@@ -27,12 +27,12 @@ _DIFFERENCES: dict[str, Callable[[str], str]] = {
 
 
 def read_header(path: Path, head: bytes, compressed: bool, contract: Contract) -> tuple[str, ...]:
-    """The header's names.
+    """Returns the column names in the header.
 
-    No value of the file is part of a message, since a file without a header has values on its first line.
+    Messages never contain the file's values, which the first line has if the header is missing.
 
     Args:
-        head: how the file's content begins, once decompressed, without byte-order mark and blank lines.
+        head: the beginning of the file's decompressed content, without a byte-order mark or leading blank lines.
         compressed: whether the file itself is gzip.
 
     Raises:
@@ -74,34 +74,34 @@ def _check(header: Sequence[str], contract: Contract) -> None:
     if extra:
         names = ", ".join(name[:_SHOWN] or "(no name)" for name in extra[:_SHOWN])
         raise Refused(
-            f"unknown column{'s' if len(extra) > 1 else ''} {names}: the contract of {contract.table} has none{also}"
+            f"unknown column{'s' if len(extra) > 1 else ''} {names}: not in the contract of {contract.table}{also}"
         )
     if surplus:
         raise Refused(f"the header ends with {commas}")
     if len(set(header)) != len(header):
-        raise Refused("the header names a column twice")
+        raise Refused("the header contains a column twice")
 
 
 def _check_separator(header: Sequence[str], columns: int) -> None:
-    """Raises `Refused` where the first line is `sep=` of Excel, or has another separator than commas."""
+    """Raises `Refused` if the first line is Excel's `sep=` line, or has a separator other than commas."""
     if found := _SEPARATOR_LINE.fullmatch(",".join(header)):
         commas = "" if found[1] in ("", ",") else ", and separate values with commas"
-        raise Refused(f"the first line is Excel's `{found[0]}` and not the header: delete it{commas}")
+        raise Refused(f"the first line is Excel's `{found[0]}`, not the header: delete it{commas}")
     if len(header) == 1 and columns > 1:
-        for delimiter, said in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        for delimiter, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
             if delimiter in header[0]:
-                raise Refused(f"wrong delimiter: the header is divided by {said}, not commas")
+                raise Refused(f"wrong delimiter: the header uses {name}, not commas")
 
 
 def _instead(missing: Sequence[str], extra: Sequence[str], none: bool) -> str:
-    """What the header may have in place of the missing names, to follow these; '' where nothing is like them.
+    """Returns what the header has instead of the missing names, to append to the message; '' if nothing is similar.
 
     Args:
-        none: whether the header has no name of the table.
+        none: whether the header has none of the table's column names.
     """
     pairs = [(name, other) for name in missing for other in extra if _equal(name, other, _DIFFERENCES)]
     if not pairs:
-        unlike = "no name on the first line is one of the table's: is the header missing, or does it come further down?"
+        unlike = "no name on the first line is a column of the table: is the header missing, or is it further down?"
         return f"; {unlike}" if none else ""
     differ = [
         one for one in _DIFFERENCES if any(not _equal(*pair, [o for o in _DIFFERENCES if o != one]) for pair in pairs)
@@ -111,7 +111,7 @@ def _instead(missing: Sequence[str], extra: Sequence[str], none: bool) -> str:
 
 
 def _equal(name: str, other: str, differences: Iterable[str]) -> bool:
-    """Whether two names are equal apart from some of `_DIFFERENCES`."""
+    """Whether two names are equal apart from the given `_DIFFERENCES`."""
     for one in differences:
         name, other = _DIFFERENCES[one](name), _DIFFERENCES[one](other)
     return name == other

@@ -1,4 +1,4 @@
-"""The whole of `busco ingest`: files found, loaded two at a time, and told of."""
+"""Runs `busco ingest`: finds the files, loads them two at a time, and reports the results."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from busco.lake.engine import connect
 from busco.lake.objects import ObjectStore
 from busco.settings import Settings
 
-# DuckDB reads a gzip in one thread; two files at once keep two cores busy.
+# DuckDB reads a gzip file in one thread; two files at once keep two cores busy.
 _AT_ONCE = 2
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of each file, in the order given, and of those that no table takes."""
+    """The result for each file, in the given order, and the paths that could not be ingested, with the reasons."""
 
     loaded: list[Loaded]
     unknown: list[tuple[Path, str]]
@@ -44,30 +44,31 @@ def ingest(
     started: Callable[[int], Callable[[int], None]],
     follow_links: bool = False,
 ) -> Report:
-    """Ingests files and folders into bronze (D1 to D4); a refused file leaves the others alone.
+    """Ingests files and folders into bronze (D1 to D4); a refused file does not affect the others.
+
+    A failure of the lake, or an interruption by the user, stops the whole command.
 
     Args:
-        table: the table of all of them; None tells it from each file's name.
-        started: told the number of bytes to do, gives the function that is told of those done.
-        follow_links: whether links to files and folders are followed, rather than refused.
-
-    What goes wrong with the lake, and an interruption, end all of it.
+        table: the table for all files; None to infer it from each file's name.
+        started: called with the number of bytes to process; returns a function that is called with the
+            number of bytes processed since the last call.
+        follow_links: whether links to files and folders are followed instead of refused.
 
     Raises:
-        BuscoError: another environment than prod (D4), or no such table.
+        BuscoError: the environment is not prod (D4), or there is no such table.
     """
     if settings.environment != "prod":
         raise BuscoError(
-            f"bronze is written in environment prod only, not in {settings.environment}",
-            "unset BUSCO_ENVIRONMENT for ingest",
+            f"bronze can be written only in environment prod, not in {settings.environment}",
+            "unset BUSCO_ENVIRONMENT to ingest",
         )
     files, unknown = find(paths, contracts, table, follow_links)
-    # files of one name one after another, so that their deliveries come in order
+    # files with the same name are loaded one after another, so that their deliveries are in order
     groups: dict[tuple[str, str], list[int]] = {}
     for position, file in enumerate(files):
         groups.setdefault((file.contract.table, file.name), []).append(position)
     limits = Limits(settings.ingest_row_bytes, settings.ingest_file_bytes)
-    told = started(3 * sum(_size(file.path) for file in files))
+    report_done = started(3 * sum(_size(file.path) for file in files))
     results: dict[int, Loaded] = {}
     connections: list[duckdb.DuckDBPyConnection] = []
     over = threading.Event()
@@ -75,7 +76,7 @@ def ingest(
     def progress(done: int) -> None:
         if over.is_set():
             raise _Over
-        told(done)
+        report_done(done)
 
     def work(positions: list[int]) -> None:
         for position in positions:
@@ -99,15 +100,17 @@ def ingest(
 
 
 class _Over(Exception):
-    """Raised where a file is being read when the others have failed, or the user has had enough."""
+    """Stops reading a file after another one failed or the user interrupted the command."""
 
 
 def _interrupt(connections: list[duckdb.DuckDBPyConnection], loading: list[Future[None]]) -> None:
-    """Interrupts what DuckDB does until the files in work are let go; more than once, for a query that begins later
-    than an interruption knows nothing of it."""
+    """Interrupts DuckDB until all files in progress have stopped.
+
+    It does so repeatedly, because an interruption has no effect on queries that start after it.
+    """
     while wait(loading, timeout=0.05).not_done:
         for connection in tuple(connections):
-            # closed meanwhile: its file is done
+            # the connection has been closed: its file is done
             with contextlib.suppress(duckdb.ConnectionException):
                 connection.interrupt()
 

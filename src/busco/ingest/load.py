@@ -1,4 +1,4 @@
-"""One file into one delivery: the Parquet object first, the record last, so that nothing is ever half-ingested."""
+"""Loads one file as one delivery: the Parquet object first, the record last, so that nothing is ever half-ingested."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from busco.lake.objects import AlreadyExists, ObjectStore
 from busco.lake.records import Delivery, utc_now
 from busco.lake.types import literal
 
-_CHANGED = "it changed while it was read"
-# characters of a quarantined value in the report
+_CHANGED = "it changed while it was being read"
+# maximum number of characters shown of a quarantined value
 _SHOWN = 100
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of a file: rows read, written, quarantined; `known` where it had been ingested before."""
+    """The result for a file: rows read, written and quarantined; `known` means ingested before."""
 
     file: SourceFile
     outcome: Literal["ingested", "known", "refused"]
@@ -48,14 +48,15 @@ def load(
     limits: Limits,
     progress: Callable[[int], None],
 ) -> Loaded:
-    """Ingests a file (D1 to D3). Memory stays bounded by DuckDB's and a row's: the file is streamed, three times.
+    """Ingests a file (D1 to D3). The file is streamed three times; memory is bounded by DuckDB's limit and one row.
 
-    Whatever is wrong with the file refuses it; what is wrong with the lake's S3 is raised.
+    If something is wrong with the file, it is refused; if S3 fails, an exception is raised.
 
     Args:
-        connection: DuckDB with the lake's S3, for this call alone.
+        connection: a DuckDB connection with access to the lake's S3, used only for this call.
         scratch: an existing folder for a file that has to be rewritten before DuckDB can read it.
-        progress: told of bytes done; a file counts three times its size (examined, checked, written).
+        progress: called with the bytes processed since the last call; a file counts three times: examined,
+            checked, written.
     """
     before: tuple[int, ...] = ()
     try:
@@ -64,7 +65,7 @@ def load(
             try:
                 return _load(connection, store, file, source, before, Path(folder), limits, progress)
             except Refused as error:
-                # a message of DuckDB's may name the open file
+                # DuckDB's messages may contain the path of the open file
                 raise Refused(str(error).replace(str(source.path), file.path.name)) from error
     except Refused as error:
         return Loaded(file, "refused", reason=_CHANGED if before and _changed(file, before) else str(error))
@@ -82,8 +83,8 @@ def _load(
 ) -> Loaded:
     """
     Args:
-        named: the file by its name, for the records and the report.
-        file: the same one, open.
+        named: the file under its name, for the records and the report.
+        file: the same file, opened.
         before: its state when it was opened.
     """
     size = before[0]
@@ -122,14 +123,14 @@ def _changed(file: SourceFile, before: tuple[int, ...]) -> bool:
 
 
 def _refuse_empty(connection: duckdb.DuckDBPyConnection, file: SourceFile, found: Survey) -> None:
-    """A full delivery stands for all rows there are; one of none would be taken for no delivery at all.
+    """Refuses a full delivery without rows, which would be treated as no delivery at all.
 
     Raises:
         Refused: no row of a full delivery would be written.
     """
     if file.contract.delivery == "full" and found.rows == found.bad:
         first = first_problem(connection, file, found)
-        raise Refused(f"no row fits{first}: a full delivery without rows would leave the former file's rows standing")
+        raise Refused(f"no row fits{first}: a full delivery without rows would leave the previous file's rows in place")
 
 
 def _write(
@@ -184,7 +185,7 @@ def _quarantine(
     found: Survey,
     attempt: str,
 ) -> tuple[str, ...]:
-    """Writes what is not taken beside the lake's tables; gives the first of it for the report."""
+    """Writes the values and lines that do not fit to quarantine; returns the first of them for the report."""
     contract = file.contract
     if not found.bad and not found.lines:
         return ()
@@ -209,8 +210,8 @@ def _copy(connection: duckdb.DuckDBPyConnection, file: SourceFile, sql: str) -> 
     """Runs a COPY from the file to S3.
 
     Raises:
-        Refused: the file is not what the survey saw, or DuckDB can't take it.
-        duckdb.Error: S3 is what fails.
+        Refused: the file is not what the survey saw, or DuckDB can't read it.
+        duckdb.Error: S3 failed.
     """
     try:
         return connection.execute(sql).fetchall()
@@ -227,8 +228,11 @@ def _copy(connection: duckdb.DuckDBPyConnection, file: SourceFile, sql: str) -> 
 
 
 def _examples(connection: duckdb.DuckDBPyConnection, url: str, contract: Contract) -> tuple[str, ...]:
-    """The first quarantined values for the report. Whole lines are hidden, and all values of a table with pii columns:
-    in a row that lacks a value, those behind it stand in other columns."""
+    """Returns the first quarantined values for the report.
+
+    Whole lines are hidden, as are all values of a table with pii columns: if a row lacks a value, the values after it
+    are in the wrong columns.
+    """
     found = connection.execute(
         f'select row, "column", value, reason from read_parquet({literal(url)}) order by row limit 5'
     ).fetchall()

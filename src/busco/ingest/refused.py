@@ -1,4 +1,4 @@
-"""What refuses a source file whole."""
+"""Defines the error that refuses a source file as a whole."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from contextlib import contextmanager
 
 
 class Refused(Exception):
-    """A file that is refused whole, and why."""
+    """A source file is refused as a whole; the message has the reason."""
 
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Turns an error while a source file is read, or rewritten to scratch, into the file's refusal.
+    """Turns an error while a source file is read, or rewritten to scratch, into a refusal of the file.
 
     Raises:
-        Refused: the file can't be read, its gzip is broken, or the disk of the scratch folder is full.
+        Refused: the file can't be read, its gzip is broken, or the scratch folder's disk is full.
     """
     try:
         yield
-    # before OSError, which BadGzipFile is one of
+    # before OSError, because BadGzipFile is a subclass of it
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise Refused(f"broken gzip: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refused("it has to be rewritten below BUSCO_STATE_DIR first, and that disk is full") from error
-        # of O_NOFOLLOW; ENOTDIR is that of a folder that has become a link or a file (open(2))
+            raise Refused("it must first be rewritten below BUSCO_STATE_DIR, and that disk is full") from error
+        # O_NOFOLLOW fails with ELOOP; ENOTDIR means that a folder has become a link or a file (open(2))
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise Refused("it, or a folder above it, has become a link while it was ingested") from error
+            raise Refused("it, or a folder above it, became a link while it was being ingested") from error
         raise Refused(f"it cannot be read: {error.strerror or error}") from error

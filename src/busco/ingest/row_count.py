@@ -1,11 +1,12 @@
-"""How many rows a CSV has, counted over its bytes: the check on the readers that read its values.
+"""Counts a CSV's rows from its bytes, as a check on the readers of its values.
 
 DuckDB has lost rows without an error, so no reader's own count is trusted. This count shares no code with DuckDB's
-reader or with Python's `csv`, yet follows the same dialect as the latter (RFC 4180, `strict`):
+reader or with Python's `csv`, but follows the same dialect as the latter (RFC 4180, `strict`):
 
-- a row ends with LF, CRLF or CR outside of quotes, or with the file; a blank line is no row;
-- a quote opens only where a value begins, and `""` within quotes is a quote;
-- after a closing quote comes a comma or a line end. Where other text comes, the row is broken and ends with its line.
+- a row ends at an LF, CRLF or CR outside of quotes, or at the end of the file; a blank line is not a row;
+- a quote opens only at the beginning of a value, and `""` within quotes is a literal quote;
+- a closing quote is followed by a comma or a line end. If other text follows it, the row is broken and ends with its
+  line.
 """
 
 from __future__ import annotations
@@ -18,42 +19,42 @@ BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 20
 
 _QUOTE, _COMMA = b'",'
-# Whole rows, broken ones too, one match each with the blank lines after it. From the first that is not whole, one match
-# to the end, so that the matches are contiguous.
+# Each match is a complete row, possibly broken, with the blank lines after it. The last match is everything from the
+# first incomplete row to the end, so that the matches are contiguous.
 _ROWS = re.compile(
-    # Text, and then a value in quotes after a comma or a line end, or a quote within a value without quotes around it.
-    # Where other text comes after the closing quote, the row is broken, and all up to the line's end belongs to it.
+    # Text, followed by a quoted value after a comma or a line end, or by a quote within an unquoted value. If other
+    # text follows the closing quote, the row is broken and includes everything up to the end of the line.
     rb'(?:[^"\r\n]*+(?:(?<![^,\r\n])"[^"]*+(?:""[^"]*+)*+"(?:(?=[,\r\n])|[^",\r\n][^\r\n]*+(?=[\r\n]))'
     rb'|(?<=[^,\r\n])"))*+[^"\r\n]*+[\r\n]++'
     rb"|([\s\S]++)"
 )
-# within quotes as far as there is no quote but in twos
+# quoted text up to the first quote that is not doubled
 _WITHIN = re.compile(rb'[^"]*+(?:""[^"]*+)*+')
 _LINE_END = re.compile(rb"[\r\n]")
 _LINE_ENDS = re.compile(rb"[\r\n]*+")
-# where unquoted text is over: the line's end, or a comma behind which a quote opens (or may: the piece ends there)
+# the end of unquoted text: a line end, or a comma that is followed by a quote or the end of the piece
 _TEXT_END = re.compile(rb'[\r\n]|,(?="|\Z)')
 
 
-# Where in a row the next byte is.
-_ROW = 0  # at the row's beginning
+# The states: where in a row the next byte is.
+_ROW = 0  # at the beginning of a row
 _VALUE = 1  # at the beginning of another value
-_TEXT = 2  # in a value without quotes around it
+_TEXT = 2  # in an unquoted value
 _QUOTED = 3
-_CLOSED = 4  # behind a quote within quotes: the closing one, or the first of two
-_BROKEN = 5  # behind text after a closing quote
+_CLOSED = 4  # after a quote within quotes: the closing one, or the first of a doubled quote
+_BROKEN = 5  # in text after a closing quote
 
 
 class RowCount:
     """Counts the rows of a file that is read in chunks of any size.
 
     Attributes:
-        rows: rows so far, the header included.
-        longest: bytes of the longest row, without its line end; of rows below 1 MiB only that they are no longer.
+        rows: rows counted so far, including the header.
+        longest: length in bytes of the longest row, without its line end; for rows below 1 MiB only an upper bound.
     """
 
     def __init__(self, limit: int) -> None:
-        """`limit`: bytes that a row may have, without its line end."""
+        """`limit`: the maximum number of bytes in a row, without its line end."""
         self.rows = self.longest = 0
         self._limit = limit
         self._state = _ROW
@@ -65,20 +66,20 @@ class RowCount:
         """Counts the rows in the next chunk.
 
         Raises:
-            Refused: a row is over the limit. It is named by its number, which is 1 for the first row after the header.
+            Refused: a row is over the limit. The message has its number; the first row after the header is row 1.
         """
         if self._first is not None:
             self._first += chunk
             if len(self._first) < len(BOM) and BOM.startswith(self._first):
                 return
             chunk, self._first = self._first.removeprefix(BOM), None
-        # no piece is over the limit, so that only a row that spans pieces can be
+        # no piece is over the limit, so only a row that spans pieces can be
         size = min(_PIECE, self._limit)
         for start in range(0, len(chunk), size):
             self._count(chunk[start : start + size])
 
     def finish(self) -> None:
-        """Counts the last row, if no line end follows it."""
+        """Counts the last row if no line end follows it."""
         if self._first:
             self._count(self._first)
             self._first = b""
@@ -96,7 +97,7 @@ class RowCount:
             self._check(self._done - self._row_began)
 
     def _skim(self, piece: bytes, at: int) -> int:
-        """Counts whole rows at a row's beginning, as many as are simple, and returns where the others begin."""
+        """Counts complete rows in bulk, from the beginning of a row; returns the position of the first row left."""
         body = (piece[at:] if at else piece).lstrip(b"\r\n")
         rest = body
         if b'"' in body:
@@ -116,7 +117,7 @@ class RowCount:
         return at
 
     def _walk(self, piece: bytes, at: int, one: bool = False) -> int:
-        """Reads value by value to the piece's end, or with `one` to the end of the row; returns where it is then."""
+        """Reads value by value to the end of the piece, or with `one` to the end of the row; returns its position."""
         while at < len(piece):
             if self._state is _ROW:
                 at = _LINE_ENDS.match(piece, at).end()  # type: ignore[union-attr]

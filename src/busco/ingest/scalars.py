@@ -1,4 +1,4 @@
-"""The SQL that reads a text as a scalar, by the grammar of a column of its own (`exact` has that of nested values)."""
+"""Builds the SQL that parses a string as a scalar in a top-level column (`exact` handles nested values)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from busco.lake.types import literal
 
 INTEGERS = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT"})
 FLOATS = frozenset({"FLOAT", "DOUBLE"})
-# the digits that each keeps of a second's fraction
+# the number of fractional-second digits that each type keeps
 FRACTIONS = {"TIMESTAMP": 6, "TIMESTAMP_S": 0, "TIMESTAMP_MS": 3, "TIMESTAMP WITH TIME ZONE": 6}
-# types for which DuckDB's own grammar is accepted in a column of their own too
+# types for which DuckDB's own grammar is accepted in top-level columns too
 WIDE = frozenset({"UTINYINT", "USMALLINT", "TIMESTAMP WITH TIME ZONE"})
 
 _SPACE = "' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13)"
 
 _DAY = r"\d{4}-\d{2}-\d{2}"
-# a string in a JSON text
+# a string within JSON
 JSON_STRING = r'"(?:[^"\\]|\\.)*"'
 _NO_JSON = r"(?i)nan|inf|,\s*[\]}]"
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """How a scalar is read: `cast`, where each of `texts` is true of its text and `accepted` of its value.
+    """How to parse a scalar: with `cast`, if all `texts` are true for the string and `accepted` is true for the value.
 
-    DuckDB computes an expression within AND or CASE as often as it stands there, so that `fits` names the cast once.
+    DuckDB evaluates an expression within AND or CASE each time that it occurs there, so `fits` uses the cast once.
     """
 
     cast: str
@@ -34,18 +34,18 @@ class Scalar:
     accepted: str = ""
 
     def value(self) -> str:
-        """An expression of the text's value; NULL where it does not fit."""
+        """Returns an SQL expression for the string's value, NULL if it does not fit."""
         conditions = [*self.texts, *([self.accepted] if self.accepted else [])]
         return where(" and ".join(conditions), self.cast) if conditions else self.cast
 
     def fits(self) -> str:
-        """Whether a text that is not NULL has a value."""
+        """Returns SQL that tests whether a non-NULL string has a value."""
         accepted = f"coalesce({self.accepted}, false)" if self.accepted else f"{self.cast} is not null"
         return " and ".join([*self.texts, accepted])
 
 
 def strict(kind: types.Primitive, text: str) -> Scalar:
-    """A scalar by the grammar that a column of its own has."""
+    """Returns how to parse a scalar in a top-level column."""
     read = f"try_cast({text} as {kind})"
     if kind.name in INTEGERS:
         return Scalar(read, (matches(text, r"[+-]?\d+(?:\.0*)?"),))
@@ -61,33 +61,33 @@ def strict(kind: types.Primitive, text: str) -> Scalar:
     if kind.name in FRACTIONS:
         return moment(kind, text, _DAY + time_pattern(kind, "[ T]", r"\d{2}", ""))
     if kind.name == "JSON":
-        # DuckDB accepts NaN, Infinity and a comma after the last element, which JSON does not have. Outside of its
-        # strings, JSON has no such letters.
+        # DuckDB accepts NaN, Infinity and a comma after the last element, which JSON does not allow. Outside of its
+        # strings, JSON never contains these letters.
         no_strings = f"regexp_replace({text}, {literal(JSON_STRING)}, '0', 'g')"
         return Scalar(read, (f"not regexp_matches({no_strings}, {literal(_NO_JSON)})",))
     return Scalar(read)
 
 
 def time_pattern(kind: types.Primitive, separator: str, digits: str, zone: str) -> str:
-    """A pattern of an optional time of day.
+    """Returns a regular expression for an optional time of day.
 
     Args:
-        separator, digits, zone: patterns of what is before it, of its hour, minute and second, and of what follows it.
+        separator, digits, zone: patterns for what precedes it, its hour, minute and second, and what follows it.
     """
     seconds = rf"{digits}(?:\.\d{{0,{FRACTIONS[kind.name]}}}0*)?"
     return rf"(?:{separator}{digits}:{digits}(?::{seconds})?{zone})?"
 
 
 def moment(kind: types.Primitive, text: str, pattern: str) -> Scalar:
-    """A date or a time in the years 1 to 9999, which are those that every reader of a table knows.
+    """Returns how to parse a date or a time in the years 1 to 9999, which every reader of a table supports.
 
-    The year 0 is the year before 1 to DuckDB, and to others none at all.
+    For DuckDB, year 0 is the year before year 1; other readers have no year 0.
     """
     read = f"try_cast({text} as {kind})"
     texts = (matches(text, pattern), f"not starts_with({text}, '0000')")
     if kind.name == "DATE":
         return Scalar(read, texts)
-    # by 24:00, or by an offset, a moment is in another year than its text
+    # because of 24:00 or an offset, a moment can be in a different year than its string states
     if kind.name == "TIMESTAMP WITH TIME ZONE":
         first, last = "'0001-01-01 00:00:00+00'", "'9999-12-31 23:59:59.999999+00'"
         return Scalar(read, texts, f"{read} between cast({first} as {kind}) and cast({last} as {kind})")
@@ -95,22 +95,22 @@ def moment(kind: types.Primitive, text: str, pattern: str) -> Scalar:
 
 
 def stripped(kind: types.Primitive, text: str) -> str:
-    """Without the spaces around it, which are part of a text and of bytes alone."""
+    """Removes the spaces around a string, except for VARCHAR and BLOB, where they are part of the value."""
     if kind.name in ("VARCHAR", "BLOB"):
         return text
     return trimmed(text) if kind.name in WIDE | {"JSON"} else f"trim({text})"
 
 
 def trimmed(text: str) -> str:
-    """Without spaces of any kind (the inner trim), tabs and line breaks around it."""
+    """Removes spaces of any kind (the inner trim), tabs and line breaks around a string."""
     return f"trim(trim({text}), {_SPACE})"
 
 
 def where(condition: str, value: str) -> str:
-    """A value, NULL unless a condition is true."""
+    """Returns an SQL expression for a value if a condition is true, otherwise NULL."""
     return f"case when {condition} then {value} end"
 
 
 def matches(text: str, pattern: str) -> str:
-    """Whether the whole of a text has the form of a pattern."""
+    """Returns SQL that tests whether a whole string matches a pattern."""
     return f"regexp_full_match({text}, {literal(pattern)})"

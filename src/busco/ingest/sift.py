@@ -1,8 +1,8 @@
-"""Reads a file that DuckDB rejects row by row: rows that parse are kept, the others are set aside with a reason.
+"""Reads a file that DuckDB rejected, row by row: keeps the rows that parse, sets the others aside with a reason.
 
-DuckDB's own list of rejected lines can't be used: it counts blank lines as rows, cuts what it quotes, and takes all
-that an unclosed quote swallows for one line. So a file with anything wrong in it is read once more here, by Python's
-reader of the same dialect, into a file of which every row carries its number.
+DuckDB's own list of rejected lines can't be used: it counts blank lines as rows, truncates the lines it quotes, and
+treats everything that an unclosed quote swallows as one line. So a file with any error is read again here, with
+Python's reader for the same dialect, and written to a file in which every row has its number.
 """
 
 from __future__ import annotations
@@ -19,54 +19,54 @@ from busco.ingest.files import Content
 from busco.ingest.formats import another_encoding
 from busco.ingest.refused import Refused
 
-# the columns before the file's own
+# the columns written before the file's own
 COLUMNS = ("_sifted_row", "_sifted_line", "_sifted_reason")
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 _SPACED_QUOTE = re.compile(r'(?:^|,) +"')
-# A line with the blank lines after it: Python's reader takes a run of line ends for one, outside of quotes, and as
-# they are within, so that blank lines cost next to nothing.
+# A line with the blank lines after it. Outside of quotes, Python's reader treats a run of line ends as one; within
+# quotes, it keeps them. So blank lines cost almost nothing.
 _LINES = re.compile(r"[^\r\n]*[\r\n]+|[^\r\n]+")
 _BLOCK = 1 << 20
-# characters of a row that are below DuckDB's limit for a line however many bytes each has
+# a row of this many characters is below DuckDB's limit for a line, however many bytes each character has
 _LONG = 100_000
 
 
 def sift(path: Path, content: Content, target: Path, tick: Callable[[], None]) -> int:
-    """Writes a file's rows to `target`, a CSV with `COLUMNS` in front; a row that does not parse has its line there.
+    """Writes a file's rows to `target`, a CSV that begins with `COLUMNS`, which hold the line of an unparsable row.
 
     Rows are numbered from 1; the header and blank lines are not counted.
 
     Args:
-        tick: called every now and then; what it raises ends the work.
+        tick: called regularly; an exception that it raises stops the work.
 
     Returns:
-        Bytes of the longest row written; 0 where all are too short to matter to DuckDB.
+        Length in bytes of the longest row written; 0 if all are well below DuckDB's limit.
 
     Raises:
-        Refused: line endings are mixed, a quote is never closed and took other rows with it, most rows with characters
-            outside of ASCII are not UTF-8, or a row is longer than when the file was examined.
+        Refused: line endings are mixed, an unclosed quote swallowed other rows, most rows with non-ASCII characters are
+            not UTF-8, or a row is longer than when the file was examined.
     """
     columns = len(content.header)
     longest = 0
     with path.open("rb") as raw, target.open("w", newline="", encoding="utf-8") as out:
         stream: BinaryIO = gzip.GzipFile(fileobj=raw) if content.compressed else raw  # type: ignore[assignment]
-        # newline='' keeps each line's own ending; bytes that are no UTF-8 come through as lone surrogates
+        # newline='' keeps each line's own ending; bytes that are not UTF-8 become lone surrogates
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
         writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow([*COLUMNS, *range(columns)])
         encoding = _Encoding()
         for row, line, reason, values in _rows(_Lines(text, content.longest, tick), columns, encoding):
-            said = [line, reason, *(values or [""] * columns)]
-            characters = writer.writerow([row, *said])
+            cells = [line, reason, *(values or [""] * columns)]
+            characters = writer.writerow([row, *cells])
             if characters > _LONG:
-                longest = max(longest, characters + sum(len(value.encode()) - len(value) for value in said))
+                longest = max(longest, characters + sum(len(value.encode()) - len(value) for value in cells))
         encoding.check()
     return longest
 
 
 class _Encoding:
-    """How many rows have characters outside of ASCII, and how many of these are not UTF-8."""
+    """Counts the rows with non-ASCII characters, and how many of these are not UTF-8."""
 
     def __init__(self) -> None:
         self.not_ascii = self.not_utf8 = 0
@@ -84,16 +84,16 @@ class _Encoding:
         return not wrong
 
     def check(self) -> None:
-        """Raises `Refused` where most such rows are not UTF-8: then it is the file that is wrong, not a row."""
+        """Raises `Refused` if most such rows are not UTF-8: then the file's encoding is wrong, not just a few rows."""
         if 2 * self.not_utf8 > self.not_ascii:
             raise Refused(
-                f"{self.not_utf8:,} of the {self.not_ascii:,} rows with characters outside of ASCII are not UTF-8: "
+                f"{self.not_utf8:,} of the {self.not_ascii:,} rows with non-ASCII characters are not UTF-8: "
                 + another_encoding(_encoded("".join(self._bytes)))
             )
 
 
 class _Lines:
-    """The file's physical lines for the reader, each with the blank lines after it; `taken` are those of this row."""
+    """The file's physical lines for the reader, each with the blank lines after it; `taken` has the current row's."""
 
     def __init__(self, text: TextIO, longest: int, tick: Callable[[], None]) -> None:
         self.row, self.ending = 0, ""
@@ -113,12 +113,12 @@ class _Lines:
         self.taken.clear()
 
     def end(self) -> None:
-        """Raises `Refused` if the row ends otherwise than those before."""
+        """Raises `Refused` if the row's line ending differs from those before it."""
         line = self.taken[-1]
         if not self.ending and line[-1] in "\r\n":
             endings = line[len(line.rstrip("\r\n")) :]
             self.ending = "\r\n" if endings.startswith("\r\n") else endings[0]
-        # a line has line ends only behind its text, so that another kind is found without taking them apart
+        # a line has line ends only after its text, so another kind can be found without splitting them
         if self.ending == "\r\n":
             mixed = not line.count("\r") == line.count("\n") == line.count("\r\n")
         else:
@@ -128,7 +128,7 @@ class _Lines:
 
 
 def _split(text: TextIO, longest: int, tick: Callable[[], None]) -> Iterator[str]:
-    """The text's lines, each with the blank lines after it, unless a block ends between them.
+    """Yields the text's lines, each with the blank lines after it, unless a block ends between them.
 
     Raises:
         Refused: a line is longer than `longest` bytes.
@@ -143,9 +143,9 @@ def _split(text: TextIO, longest: int, tick: Callable[[], None]) -> Iterator[str
         for line in _LINES.findall(block[:-1] if held else block):
             pending.append(line)
             size += len(line)
-            # line ends are no part of a row, but measured without only where it matters
+            # line ends don't count, but they are excluded only where that makes a difference
             if size > longest and sum(len(part.rstrip("\r\n")) for part in pending) > longest:
-                raise Refused("a line grew longer while it was read")
+                raise Refused("a line became longer while it was being read")
             if line[-1] in "\r\n":
                 yield "".join(pending) if len(pending) > 1 else line
                 pending.clear()
@@ -155,7 +155,7 @@ def _split(text: TextIO, longest: int, tick: Callable[[], None]) -> Iterator[str
 
 
 def _rows(lines: _Lines, columns: int, encoding: _Encoding) -> Iterator[tuple[int, str, str, list[str] | None]]:
-    """Each row's number, then its values, or its line and why it is no row."""
+    """Yields each row's number with its values, or with its line and the reason why it is not a row."""
     reader = csv.reader(lines, strict=True)
     row = -1  # the header becomes row 0
     while True:
@@ -182,8 +182,8 @@ def _rows(lines: _Lines, columns: int, encoding: _Encoding) -> Iterator[tuple[in
         if not problem:
             yield row, "", "", values[:columns]
             continue
-        # Text of several lines may have a line that could be a row. Only where the quotes do not add up to the row's
-        # values is that a sign of a quote that was left open.
+        # A line of a multi-line value may look like a row. That is a sign of an unclosed quote only if this row does
+        # not have the right number of values.
         if not shaped and columns > 1 and any(_is_row(line, columns) for line in lines.taken[1:]):
             raise Refused(_never_closed(row))
         yield row, _encoded("".join(lines.taken).rstrip("\r\n")).decode("utf-8", "replace"), problem, None
@@ -197,7 +197,7 @@ def _has_shape(values: list[str], columns: int) -> bool:
 def _problem(values: list[str], columns: int, taken: list[str]) -> str:
     if not _has_shape(values, columns):
         return f"{len(values)} value{'' if len(values) == 1 else 's'} instead of {columns}"
-    # where DuckDB leaves spaces before a quote out and Python's reader takes both for text
+    # DuckDB ignores spaces before a quote, while Python's reader treats both as text
     if any(value.startswith(" ") and value.lstrip(" ").startswith('"') for value in values) and _SPACED_QUOTE.search(
         "".join(taken)
     ):
@@ -206,7 +206,7 @@ def _problem(values: list[str], columns: int, taken: list[str]) -> str:
 
 
 def _is_row(line: str, columns: int) -> bool:
-    """Whether a line within a quote is by itself a row: then the quote was meant to end before it."""
+    """Whether a line within quotes is a row by itself: then the quote was meant to end before it."""
     try:
         values = next(csv.reader([line]), [])
     except csv.Error:

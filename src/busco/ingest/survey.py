@@ -1,4 +1,4 @@
-"""A file's rows as a relation, how many they are, and how many do not fit."""
+"""Reads a file's rows as a relation, and counts them and those that do not fit."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from busco.lake.types import literal, quoted
 
 @dataclass(frozen=True)
 class Survey:
-    """What a file holds.
+    """What a file contains.
 
     Attributes:
-        relation: a query of its rows as text, with `_source_row`.
-        broken: a query (row, line, reason) of the lines that are no rows; '' where there are none.
-        rows: how many rows the relation has, `bad` of them with a value that does not fit.
-        lines: how many lines are no rows.
+        relation: a query for its rows as text, with `_source_row`.
+        broken: a query (row, line, reason) for the lines that are not rows; '' if there are none.
+        rows: the number of rows in the relation; `bad` of them have a value that does not fit.
+        lines: the number of lines that are not rows.
     """
 
     relation: str
@@ -33,8 +33,8 @@ class Survey:
     lines: int = 0
 
 
-# What DuckDB raises for a file that it can't read as it stands. Its message quotes the line and may cut it within a
-# character, which Python can't decode.
+# What DuckDB raises for a file that it can't read as it is. The message quotes the line and may cut it in the middle of
+# a character, which Python can't decode.
 _REJECTED = (duckdb.InvalidInputException, duckdb.NotImplementedException, UnicodeDecodeError)
 
 
@@ -45,13 +45,13 @@ def survey(
     scratch: Path,
     tick: Callable[[], None],
 ) -> Survey:
-    """Reads all of a file once.
+    """Reads the whole file once.
 
-    DuckDB reads the file itself where it can. Where it rejects a line, or finds another number of rows than
-    there are (to it, a blank line may be a header or a row), the file is sifted into `scratch` first (`sift`).
+    DuckDB reads the file directly if it can. If it rejects a line or finds the wrong number of rows (it may read a
+    blank line as a header or a row), the file is first sifted into `scratch` (`sift`).
 
     Raises:
-        Refused: it can't be read, even after that, or rows were lost.
+        Refused: the file can't be read even after that, or rows were lost.
     """
     found = _direct(connection, file, content, scratch, tick)
     if found is None or found.rows != content.rows:
@@ -64,11 +64,11 @@ def survey(
 
 
 def check_rows(content: Content, found: int) -> None:
-    """Raises `Refused` unless a reader found as many rows as were counted without it."""
+    """Raises `Refused` unless a reader found as many rows as were counted independently."""
     if found != content.rows:
         raise Refused(
             f"it has {content.rows:,} row{'' if content.rows == 1 else 's'} but {found:,} would be accounted for, so "
-            "nothing was ingested; this is a defect of busco: keep the file and report it"
+            "nothing was ingested; this is a bug in busco: keep the file and report it"
         )
 
 
@@ -79,7 +79,7 @@ def _direct(
     scratch: Path,
     tick: Callable[[], None],
 ) -> Survey | None:
-    """The file as DuckDB reads it; None where it rejects a line."""
+    """Reads the file directly with DuckDB; returns None if it rejects a line."""
 
     def read(path: Path, compressed: bool) -> Survey:
         columns = dict.fromkeys(content.header, "VARCHAR")
@@ -92,7 +92,7 @@ def _direct(
         except duckdb.IOException:
             if not content.compressed:
                 raise
-            # not all that RFC 1952 allows is gzip to DuckDB: comments, and zeros behind the end, are not
+            # DuckDB does not support all of gzip (RFC 1952): it rejects comments, and zeros after the end
             plain = scratch / "plain.csv"
             decompress(file.path, plain, tick)
             return read(plain, False)
@@ -105,7 +105,7 @@ def _direct(
 
 
 def unreadable(error: duckdb.Error | UnicodeDecodeError) -> Refused:
-    """DuckDB's reason as ours: of most errors the kind alone, for their text quotes what stands in the file."""
+    """Turns DuckDB's error into a refusal; keeps only the kind of most errors, whose text quotes the file's content."""
     kind = type(error).__name__.removesuffix("Exception").removesuffix("Error")
     if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
         kind = re.sub(r"\s+", " ", str(error).splitlines()[0])
@@ -117,7 +117,7 @@ def unreadable(error: duckdb.Error | UnicodeDecodeError) -> Refused:
 def _count(
     connection: duckdb.DuckDBPyConnection, file: SourceFile, content: Content, relation: str, broken: str = ""
 ) -> Survey:
-    # each column is counted so that DuckDB reads it: text that is no UTF-8 comes to light in what it reads alone
+    # each column is counted so that DuckDB reads it: it detects invalid UTF-8 only in columns that it reads
     all_read = ", ".join(f"count({quoted(name)})" for name in content.header)
     problems = checks.problems_sql(file.contract)
     sql = f"select count(*), count(*) filter (where len({problems}) > 0), {all_read} from ({relation})"
@@ -146,7 +146,7 @@ def _sifted(
 
 
 def first_problem(connection: duckdb.DuckDBPyConnection, file: SourceFile, found: Survey) -> str:
-    """Where a file begins not to fit, and why, without the value; '' where it has no rows at all."""
+    """Returns where a file first fails to fit, and why, without the value; '' if the file has no rows."""
     problems = checks.problems_sql(file.contract)
     sql = (
         f"select _source_row as row, p.column as what, p.reason from "
