@@ -67,7 +67,7 @@ def test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image(stack: Sta
         "manifest",
         "DuckDB",
     }
-    assert "1 workers answer" in looked["broker"]
+    assert "1 workers respond" in looked["broker"]
     # and it tells when it is not so
     stack.compose("pause", "redis")
     try:

@@ -225,4 +225,4 @@ def test_doctor_needs_no_more_than_the_policy_of_its_side(checked: Checked, side
         assert f":assumed-role/{name}/" in said["role"]["seen"]
         assert said["conditional writes"]["state"] == "ok"
         if side == "dbt":
-            assert said["landing bucket"]["seen"].endswith("the ingest role alone may")
+            assert said["landing bucket"]["seen"].endswith("only the ingest role has it")

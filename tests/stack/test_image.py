@@ -274,5 +274,5 @@ def test_doctor_says_that_a_project_mounted_over_the_image_s_is_parsed_anew(
     image: str, lake: Platform, changed: tuple[str, ...]
 ) -> None:
     printed = docker("run", "--rm", *HARDENED, *of(lake), *changed, image, "doctor", status=1)
-    assert "dbt projects failed: /opt/busco/baked has no parse of /opt/busco/dbt_project as it is" in printed
-    assert "→ build the image anew (make image)" in printed
+    assert "dbt projects failed: /opt/busco/baked has no parse of the current /opt/busco/dbt_project" in printed
+    assert "→ rebuild the image (make image)" in printed

@@ -1,7 +1,7 @@
-"""Whether what a process of the platform needs is there: one check after another, each with what was seen.
+"""Checks, one thing after another, that a process of the platform has what it needs, and reports what it saw.
 
-A check is a function of a module in this package. It gives what it saw; it raises `Skipped` where there is nothing to
-look at, and whatever error it meets where something is wrong.
+A check is a function in a module of this package. It returns what it saw. It raises `Skipped` if there is nothing to
+check, and any other error if something is wrong.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from busco.settings import Settings
 
 State = Literal["ok", "failed", "skipped"]
 
-# Whoever runs it waits for it: an answer that takes longer is one that a person should know of.
-_HASTE: dict[str, Any] = {
+# A person waits for the result, so a slower response is reported as an error.
+_FAIL_FAST: dict[str, Any] = {
     "retries": {"mode": "standard", "total_max_attempts": 2},
     "connect_timeout": 2,
     "read_timeout": 10,
@@ -31,7 +31,7 @@ _HASTE: dict[str, Any] = {
 
 
 class Skipped(Exception):
-    """There is nothing to look at here; the text says why."""
+    """There is nothing to check here; the message has the reason."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Check:
     """A check: `function` is `<module of this package>.<name>`.
 
     Args:
-        side: the Python environment that it needs, None: either.
-        needs: the checks without which this one would only repeat what they say.
-        mend: what to do where the error itself doesn't say.
+        side: the Python environment that it needs; None for either.
+        needs: the checks that must have succeeded; otherwise this one would only repeat their errors.
+        mend: what to do if the error itself doesn't say.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check has found: what was seen, and what to mend where that is wrong."""
+    """The result of a check: what it saw, and how to fix what is wrong."""
 
     name: str
     state: State
@@ -64,35 +64,39 @@ class Finding:
 
 @dataclass
 class Surroundings:
-    """What the checks look at; a client is made once."""
+    """What the checks examine; the S3 client is created once."""
 
     settings: Settings
 
     @cached_property
     def s3(self) -> Any:
-        return client("s3", self.settings, **_HASTE)
+        return client("s3", self.settings, **_FAIL_FAST)
 
     def client(self, service: str, **config: Any) -> Any:
-        return client(service, self.settings, **_HASTE, **config)
+        return client(service, self.settings, **_FAIL_FAST, **config)
 
     @cached_property
     def answered(self) -> tuple[str, str, float]:
-        """S3's first answer: its endpoint, its Date header, and when it came, in seconds since the epoch."""
+        """S3's first response: its endpoint, its Date header, and when it arrived, in seconds since the epoch."""
         from busco.doctor import aws
 
         return aws.first_answer(self)
 
 
-_ROLE = "let this role do it: deploy/aws/ecs.yaml, RunnerRole in a container, AirflowRole for Airflow"
+_ROLE = "grant this role the permission (deploy/aws/ecs.yaml: RunnerRole in a container, AirflowRole for Airflow)"
 CHECKS: tuple[Check, ...] = (
     Check("variables", "machine.variables"),
     Check("files", "machine.files"),
     Check("keys", "airflow.keys", "airflow"),
     Check("database", "airflow.database", "airflow", needs=("keys",)),
     Check("broker", "airflow.broker", "airflow"),
-    Check("endpoint", "aws.endpoint", mend="is the network up? a way to S3 (VPC endpoint, NAT)? BUSCO_ENDPOINT_URL?"),
+    Check(
+        "endpoint",
+        "aws.endpoint",
+        mend="check the network, the route to S3 (VPC endpoint, NAT), and BUSCO_ENDPOINT_URL",
+    ),
     Check("clock", "aws.clock", needs=("endpoint",)),
-    Check("role", "aws.role", needs=("endpoint",), mend="give the task a role (RunnerRole of deploy/aws/ecs.yaml)"),
+    Check("role", "aws.role", needs=("endpoint",), mend="give the task a role (RunnerRole in deploy/aws/ecs.yaml)"),
     Check("lake bucket", "aws.lake_bucket", needs=("endpoint", "role"), mend=_ROLE),
     Check("conditional writes", "aws.conditional_writes", needs=("lake bucket",), mend=_ROLE),
     Check("landing bucket", "aws.landing_bucket", "dbt", needs=("endpoint", "role"), mend=_ROLE),
@@ -102,29 +106,29 @@ CHECKS: tuple[Check, ...] = (
     Check("task definitions", "ecs.task_definitions", needs=("endpoint", "role"), mend=_ROLE),
     Check("task roles", "ecs.roles", needs=("task definitions",), mend=_ROLE),
     Check("image", "ecs.image", needs=("task definitions",), mend=_ROLE),
-    Check("manifest", "machine.manifest", "airflow", mend="busco dbt parse"),
-    Check("dbt projects", "dbt.projects", "dbt", mend="busco dbt parse says more"),
+    Check("manifest", "machine.manifest", "airflow", mend="run: busco dbt parse"),
+    Check("dbt projects", "dbt.projects", "dbt", mend="for details, run: busco dbt parse"),
     Check("memory and CPU", "machine.memory_and_cpu"),
-    Check("disk", "machine.disk", mend="set BUSCO_STATE_DIR to a folder on a disk that may be written"),
-    Check("DuckDB", "dbt.extensions", "dbt", mend="make setup; build the image anew"),
+    Check("disk", "machine.disk", mend="set BUSCO_STATE_DIR to a folder on a writable disk"),
+    Check("DuckDB", "dbt.extensions", "dbt", mend="run make setup, or rebuild the image"),
     Check("DuckDB on S3", "dbt.lake", "dbt", needs=("DuckDB", "disk", "conditional writes"), mend=_ROLE),
 )
 
 
 def examine(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
-    """Makes the checks in their order; never raises for what a check meets."""
+    """Runs the checks in order; never raises the errors that they encounter."""
     around = Surroundings(settings)
     states: dict[str, State] = {}
     for check in checks:
-        finding = _made(check, around, states)
+        finding = _run(check, around, states)
         states[check.name] = finding.state
         yield finding
 
 
-def _made(check: Check, around: Surroundings, states: dict[str, State]) -> Finding:
+def _run(check: Check, around: Surroundings, states: dict[str, State]) -> Finding:
     missing = next((name for name in check.needs if states.get(name) != "ok"), None)
     if check.side is not None and not here(check.side):
-        return Finding(check.name, "skipped", f"is looked at in {check.side}'s environment")
+        return Finding(check.name, "skipped", f"checked only in {check.side}'s environment")
     if missing is not None:
         return Finding(check.name, "skipped", f"needs: {missing}")
     began = time.monotonic()
@@ -137,12 +141,12 @@ def _made(check: Check, around: Surroundings, states: dict[str, State]) -> Findi
     except BuscoError as error:
         state, seen, mend = "failed", error.message, error.hint or check.mend
     except Exception as error:
-        state, seen, mend = "failed", _told(error), check.mend
+        state, seen, mend = "failed", _message(error), check.mend
     return Finding(check.name, state, seen, mend, round(time.monotonic() - began, 2))  # type: ignore[arg-type]
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, ClientError):
-        said = error.response.get("Error", {})
-        return f"{error.operation_name}: {said.get('Code', '')}: {said.get('Message', '')}"
+        details = error.response.get("Error", {})
+        return f"{error.operation_name}: {details.get('Code', '')}: {details.get('Message', '')}"
     return str(error) if isinstance(error, BotoCoreError | OSError) else f"{type(error).__name__}: {error}"

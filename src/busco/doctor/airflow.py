@@ -1,7 +1,7 @@
-"""What Airflow's services need beside AWS: keys, the database, Celery's broker; Airflow's environment only.
+"""Checks what Airflow's services need besides AWS: keys, the database, Celery's broker. Airflow's environment only.
 
-Asked are the variables that Airflow itself reads, AIRFLOW__<SECTION>__<KEY>. Who has none is no service of Airflow's;
-the embedded platform has keys and a database of its own, and no broker.
+The checks read Airflow's own variables, AIRFLOW__<SECTION>__<KEY>. A process without them is not an Airflow service;
+the embedded platform has its own keys and database, and no broker.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from busco.orchestration.access import refuse_known
 
 _FERNET, _SECRET = "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY"
 _DATABASE, _BROKER = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CELERY__BROKER_URL"
-_NEW_KEY = "python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
-_SHORT = 16  # characters; fewer can be guessed
+_NEW_KEY = "generate one: python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
+_SHORT = 16  # characters; a shorter secret can be guessed
 _LIMIT = 5  # seconds to reach a server
 
 
 def _service(around: Surroundings) -> None:
-    """Raises Skipped where this process has nothing of a service of Airflow's."""
+    """Raises Skipped if this process is not set up as an Airflow service."""
     if around.settings.platform == "embedded" or not os.environ.get(_DATABASE):
-        raise Skipped(f"{_DATABASE} is not set: no service of Airflow's")
+        raise Skipped(f"{_DATABASE} is not set, so this is not an Airflow service")
 
 
 def keys(around: Surroundings) -> str:
-    """The key of connections is one, sessions are signed with a secret, and no login is known to everybody."""
+    """The key for connections is valid, sessions are signed with a secret, and no login is publicly known."""
     from cryptography.fernet import Fernet
 
     _service(around)
     fernet, secret = os.environ.get(_FERNET, ""), os.environ.get(_SECRET, "")
     if not fernet:
-        raise BuscoError(f"{_FERNET} is not set: connections would lie in the database as they are", _NEW_KEY)
+        raise BuscoError(f"{_FERNET} is not set: connections would be stored in the database unencrypted", _NEW_KEY)
     try:
-        # several with commas between them while one is replaced (Airflow docs, "Rotating encryption keys")
+        # there are several, separated by commas, during a rotation (Airflow docs, "Rotating encryption keys")
         for one in fernet.split(","):
             Fernet(one.strip().encode())
     except ValueError as error:
-        raise BuscoError(f"{_FERNET} is none: {error}", _NEW_KEY) from error
+        raise BuscoError(f"{_FERNET} is not a valid key: {error}", _NEW_KEY) from error
     if len(secret) < _SHORT:
         what = f"has fewer than {_SHORT} characters" if secret else "is not set"
         raise BuscoError(
             f"{_SECRET} {what}: sessions could be forged",
-            "set it to a random one, the same for all webservers: openssl rand -hex 24",
+            "set it to a random value, the same for all webservers: openssl rand -hex 24",
         )
     refuse_known(os.environ.get("AIRFLOW_ADMIN_PASSWORD", "-"))
     return f"{_FERNET} and {_SECRET} are set"
 
 
 def database(around: Surroundings) -> str:
-    """Airflow's database answers, has Airflow's tables in the version of this one, and its secrets can be read."""
+    """Airflow's database responds, has the tables of this Airflow version, and its secrets can be decrypted."""
     _service(around)
     from airflow.utils.db import check_migrations
     from sqlalchemy import create_engine, text
@@ -66,27 +66,29 @@ def database(around: Surroundings) -> str:
             revision = connection.execute(text("select version_num from alembic_version")).scalar()
             connections = connection.execute(text("select count(*) from connection")).scalar()
     except ProgrammingError as error:
-        raise BuscoError(f"{where} has no tables of Airflow's", "scripts/entrypoint.sh init makes them") from error
+        raise BuscoError(f"{where} has no Airflow tables", "create them: scripts/entrypoint.sh init") from error
     except OperationalError as error:
         reason = str(error.orig).strip().splitlines()[-1]
-        raise BuscoError(f"{where}: {reason}", f"does it run? is {_DATABASE} right (host, user, password)?") from error
+        raise BuscoError(
+            f"{where}: {reason}", f"check that it is running, and check {_DATABASE} (host, user, password)"
+        ) from error
     finally:
         engine.dispose()
     try:
         check_migrations(0)  # type: ignore[no-untyped-call]
     except TimeoutError as error:
         raise BuscoError(
-            f"{where} has Airflow's tables at revision {revision}, which is not this version's",
-            "scripts/entrypoint.sh init brings them up to date",
+            f"{where} has Airflow tables at revision {revision}, which does not match this Airflow version",
+            "update them: scripts/entrypoint.sh init",
         ) from error
-    return f"{where}: tables at {revision}, {_readable()} of {connections} connections can be read"
+    return f"{where}: tables at {revision}, {_readable()} of {connections} connections can be decrypted"
 
 
 def _readable() -> int:
-    """How many connections of the database this process has the key of.
+    """Returns how many connections in the database this process can decrypt.
 
     Raises:
-        BuscoError: of some it has not.
+        BuscoError: it can't decrypt some of them.
     """
     from airflow.exceptions import AirflowException
     from airflow.models import Connection
@@ -104,17 +106,17 @@ def _readable() -> int:
                 closed.append(str(one.conn_id))
     if closed:
         raise BuscoError(
-            f"the connections {', '.join(closed)} were written with another {_FERNET}",
-            "add that key behind this one, with a comma between them; or make them anew: scripts/setup_connections.py",
+            f"the connections {', '.join(closed)} were encrypted with another {_FERNET}",
+            "append that key to this one, after a comma; or recreate the connections: scripts/setup_connections.py",
         )
     return good
 
 
 def broker(around: Surroundings) -> str:
-    """Celery's broker answers, and so do workers."""
+    """Celery's broker responds, and so do workers."""
     _service(around)
     if os.environ.get("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor") != "CeleryExecutor" or not os.environ.get(_BROKER):
-        raise Skipped("no Celery: AIRFLOW__CELERY__BROKER_URL is not set")
+        raise Skipped("Celery is not used: no CeleryExecutor, or AIRFLOW__CELERY__BROKER_URL is not set")
     from celery import Celery
     from kombu.exceptions import OperationalError
 
@@ -129,8 +131,10 @@ def broker(around: Surroundings) -> str:
             connection.ensure_connection(max_retries=1, timeout=_LIMIT)
             answers = app.control.ping(timeout=2, connection=connection)
     except (OperationalError, OSError) as error:
-        raise BuscoError(f"{where}: {error}", f"does it run? is {_BROKER} right (host, password)?") from error
+        raise BuscoError(
+            f"{where}: {error}", f"check that it is running, and check {_BROKER} (host, password)"
+        ) from error
     names = sorted(name for answer in answers for name in answer)
     if not names:
-        raise BuscoError(f"{where} answers, but no worker does", "start one: docker compose up -d airflow-worker")
-    return f"{where}: {len(names)} workers answer ({', '.join(names)})"
+        raise BuscoError(f"{where} responds, but no worker does", "start one: docker compose up -d airflow-worker")
+    return f"{where}: {len(names)} workers respond ({', '.join(names)})"

@@ -1,4 +1,4 @@
-"""What AWS, or the endpoint in its place, lets this process do."""
+"""Checks what AWS, or the endpoint that replaces it, allows this process to do."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.records import Current
 from busco.settings import LAYERS, require_lake
 
-# S3 refuses requests of a clock that is 15 minutes off (S3 API reference, RequestTimeTooSkewed).
+# S3 rejects requests from a clock that is off by 15 minutes (S3 API reference, RequestTimeTooSkewed).
 _SKEW, _REFUSED = 60.0, 15
-_RACES = 5  # of several doctors at once, one wins each time
+_RACES = 5  # if several doctors run at once, one of them wins each time
 
 
 def first_answer(around: Surroundings) -> tuple[str, str, float]:
-    """Asks S3 without credentials: any answer is one, a refusal too."""
+    """Sends S3 a request without credentials: any response counts, even an error."""
     settings = require_lake(around.settings)
     s3 = around.client("s3", signature_version=UNSIGNED)
     try:
@@ -38,38 +38,38 @@ def first_answer(around: Surroundings) -> tuple[str, str, float]:
 
 
 def endpoint(around: Surroundings) -> str:
-    """S3's endpoint answers."""
+    """S3's endpoint responds."""
     began = time.monotonic()
     try:
         url, _, _ = around.answered
     except (BotoCoreError, OSError) as error:
         if around.settings.platform == "embedded":
-            raise BuscoError(f"the local AWS does not answer: {error}", "start it: busco aws up") from error
+            raise BuscoError(f"the local AWS is not responding: {error}", "start it: busco aws up") from error
         raise
-    return f"{url} (region {around.settings.region}) answers in {(time.monotonic() - began) * 1000:.0f} ms"
+    return f"{url} (region {around.settings.region}) responded in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
 def clock(around: Surroundings) -> str:
-    """This machine's clock is near S3's."""
+    """This machine's clock is close to S3's."""
     _, date, came = around.answered
     if not date:
-        raise Skipped("S3's answer has no date")
+        raise Skipped("S3's response has no date")
     skew = came - parsedate_to_datetime(date).timestamp()
     if abs(skew) > _SKEW:
         raise BuscoError(
-            f"this clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} S3's",
-            f"set it (NTP): S3 refuses what is signed {_REFUSED} minutes beside its own",
+            f"this machine's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} S3's",
+            f"synchronize it (NTP): S3 rejects requests if the clock is off by {_REFUSED} minutes",
         )
-    return f"{abs(skew):.0f} s from S3's"
+    return f"{abs(skew):.0f} s off S3's clock"
 
 
 def role(around: Surroundings) -> str:
-    """There are credentials, and AWS knows whose they are."""
+    """There are credentials, and AWS can identify their owner."""
     found = boto3.session.Session(region_name=around.settings.region).get_credentials()
     if found is None:
         raise BuscoError(
             "there are no AWS credentials",
-            "in a container: the task definition's task role (deploy/aws/ecs.yaml, RunnerRole); else AWS_PROFILE",
+            "in a container, set the task definition's task role (deploy/aws/ecs.yaml, RunnerRole); else AWS_PROFILE",
         )
     source = f"credentials from {found.method}"
     task = container.this_task()
@@ -77,13 +77,13 @@ def role(around: Surroundings) -> str:
     try:
         identity = around.client("sts").get_caller_identity()
     except (BotoCoreError, OSError) as error:
-        # a network that lets through only what models need has no way to it
-        return f"{source}{where}; whose they are is not known: {error}"
+        # a network that allows only what models need has no route to STS
+        return f"{source}{where}; their owner is unknown: {error}"
     return f"{identity['Arn']}, {source}{where}"
 
 
 def lake_bucket(around: Surroundings) -> str:
-    """The lake bucket is there, and may be listed and read."""
+    """The lake bucket exists, and can be listed and read."""
     settings = around.settings
     environment = EnvironmentLayout(settings.environment)
     try:
@@ -97,7 +97,7 @@ def lake_bucket(around: Surroundings) -> str:
 
 
 def conditional_writes(around: Surroundings) -> str:
-    """S3 writes under a condition, and refuses where it does not hold (protocol: all the locking that the lake has)."""
+    """S3 supports conditional writes, and rejects those whose condition fails: the lake has no other locking."""
     bucket, key = around.settings.lake_bucket, EnvironmentLayout(around.settings.environment).doctor
     store = ObjectStore(around.s3, bucket)
     _written(store, key, None)
@@ -108,18 +108,18 @@ def conditional_writes(around: Surroundings) -> str:
         if _written(store, key, etag):
             break
     else:
-        raise BuscoError(f"s3://{bucket}/{key}: a write with If-Match and the object's own ETag is refused each time")
+        raise BuscoError(f"s3://{bucket}/{key}: every write with If-Match and the object's current ETag was rejected")
     if _written(store, key, etag):
         raise _ignored("If-Match", bucket)
-    return f"s3://{bucket}/{key}: written, and refused (412), with If-None-Match and with If-Match"
+    return f"s3://{bucket}/{key}: If-None-Match and If-Match are honored (written, and rejected with 412)"
 
 
 def landing_bucket(around: Surroundings) -> str:
-    """The landing bucket is there, and may be listed by whoever ingests."""
+    """The landing bucket exists, and the role that ingests can list it."""
     bucket = around.settings.landing_bucket
     if not bucket:
         raise Skipped("BUSCO_LANDING_BUCKET is not set")
-    with allowed(f"list {bucket}", "the ingest role alone may"):
+    with allowed(f"listing {bucket}", "only the ingest role has it"):
         try:
             around.s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
         except ClientError as error:
@@ -129,16 +129,16 @@ def landing_bucket(around: Surroundings) -> str:
 
 
 def queue(around: Surroundings) -> str:
-    """The queues that the landing bucket tells of new files are there, and take its messages."""
+    """The queues that the landing bucket notifies of new files exist."""
     settings = around.settings
     if not settings.landing_bucket:
         raise Skipped("BUSCO_LANDING_BUCKET is not set")
     with allowed("s3:GetBucketNotification"):
-        said = around.s3.get_bucket_notification_configuration(Bucket=settings.landing_bucket)
-    arns = [one["QueueArn"] for one in said.get("QueueConfigurations", [])]
+        notifications = around.s3.get_bucket_notification_configuration(Bucket=settings.landing_bucket)
+    arns = [one["QueueArn"] for one in notifications.get("QueueConfigurations", [])]
     if not arns:
-        raise Skipped(f"{settings.landing_bucket} tells no queue of new files")
-    sqs, told = around.client("sqs"), []
+        raise Skipped(f"{settings.landing_bucket} notifies no queue of new files")
+    sqs, lines = around.client("sqs"), []
     for arn in arns:
         _, _, _, _, account, name = arn.split(":")
         with allowed("sqs:GetQueueAttributes"):
@@ -147,11 +147,11 @@ def queue(around: Surroundings) -> str:
                 waiting = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"])
             except sqs.exceptions.QueueDoesNotExist as error:
                 raise BuscoError(
-                    f"{settings.landing_bucket} tells {arn} of new files, which does not exist",
-                    "make the queue, or mend the bucket's notification",
+                    f"{settings.landing_bucket} notifies {arn} of new files, but there is no such queue",
+                    "create the queue, or fix the bucket's notification configuration",
                 ) from error
-        told.append(f"{name}: {waiting['Attributes']['ApproximateNumberOfMessages']} messages wait")
-    return "; ".join(told)
+        lines.append(f"{name}: {waiting['Attributes']['ApproximateNumberOfMessages']} messages waiting")
+    return "; ".join(lines)
 
 
 def glue_databases(around: Surroundings) -> str:
@@ -171,7 +171,7 @@ def glue_databases(around: Surroundings) -> str:
 
 
 def ecs_cluster(around: Surroundings) -> str:
-    """The cluster is there, and its tasks may be listed."""
+    """The cluster exists, and its tasks can be listed."""
     settings = around.settings
     if settings.execution == "local":
         raise Skipped("BUSCO_EXECUTION is local: models run on this machine")
@@ -180,19 +180,19 @@ def ecs_cluster(around: Surroundings) -> str:
         found = ecs.list_tasks(cluster=settings.ecs_cluster, maxResults=100)["taskArns"]
     except ecs.exceptions.ClusterNotFoundException as error:
         raise BuscoError(
-            f"the cluster {settings.ecs_cluster} does not exist", "deploy deploy/aws/ecs.yaml; BUSCO_ECS_CLUSTER"
+            f"the cluster {settings.ecs_cluster} does not exist", "deploy deploy/aws/ecs.yaml, or set BUSCO_ECS_CLUSTER"
         ) from error
-    return f"{settings.ecs_cluster}: {len(found)} tasks run"
+    return f"{settings.ecs_cluster}: {len(found)} tasks running"
 
 
 @contextmanager
-def allowed(action: str, hint: str = "run doctor as whoever deployed it") -> Iterator[None]:
-    """Raises Skipped where this role may not look."""
+def allowed(action: str, hint: str = "run doctor as the role that deployed the platform") -> Iterator[None]:
+    """Raises Skipped if this role lacks the permission to look."""
     try:
         yield
     except ClientError as error:
         if error.response["Error"]["Code"] in ("AccessDenied", "AccessDeniedException"):
-            raise Skipped(f"this role may not {action}: {hint}") from error
+            raise Skipped(f"this role has no permission for {action}: {hint}") from error
         raise
 
 
@@ -200,13 +200,15 @@ def _look_at_database(glue: Any, name: str) -> None:
     try:
         glue.get_database(Name=name)
     except glue.exceptions.AccessDeniedException:
-        # Airflow's role may list a database's tables only, which needs the database as well
+        # Airflow's role can only list a database's tables, which fails too if the database does not exist
         glue.get_tables(DatabaseName=name, MaxResults=1)
 
 
 def _written(store: ObjectStore, key: str, etag: str | None) -> bool:
-    """Whether S3 took a conditional write; False only where it says that the condition does not hold. A 409 says that
-    another write is under way, and the store tries again."""
+    """Returns whether S3 accepted a conditional write; False only if S3 reports that the condition failed.
+
+    A 409 means that another write is in progress; the store then retries.
+    """
     body = f'{{"id": "{new_id()}"}}'.encode()
     try:
         if etag is None:
@@ -220,16 +222,20 @@ def _written(store: ObjectStore, key: str, etag: str | None) -> bool:
 
 def _ignored(header: str, bucket: str) -> BuscoError:
     return BuscoError(
-        f"the S3 of {bucket} takes no notice of {header}: two runs that publish would overwrite one another",
-        "use an S3 with conditional writes: AWS's own, or a newer version of this one",
+        f"the S3 service of {bucket} ignores {header}: two runs that publish at once would overwrite each other",
+        "use an S3 service with conditional writes: AWS's, or a newer version of this one",
     )
 
 
 def _refuse_bucket(error: ClientError, bucket: str, setting: str) -> None:
-    """Raises BuscoError where the error says that the bucket is not there."""
+    """Raises BuscoError if the error means that the bucket does not exist or is in another region."""
     code = error.response["Error"]["Code"]
     if code in ("NoSuchBucket", "404"):
-        raise BuscoError(f"the bucket {bucket} does not exist", f"deploy deploy/aws/lake.yaml; {setting}") from error
+        raise BuscoError(
+            f"the bucket {bucket} does not exist", f"deploy deploy/aws/lake.yaml, or set {setting}"
+        ) from error
     if code in ("PermanentRedirect", "301", "AuthorizationHeaderMalformed"):
         region = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region", "another region")
-        raise BuscoError(f"the bucket {bucket} is in {region}", f"set BUSCO_REGION to it, or {setting}") from error
+        raise BuscoError(
+            f"the bucket {bucket} is in {region}", f"set BUSCO_REGION to that region, or correct {setting}"
+        ) from error

@@ -1,4 +1,4 @@
-"""The dbt projects, DuckDB and its extensions; dbt's environment only."""
+"""Checks the dbt projects, DuckDB and its extensions. dbt's environment only."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _PACKAGES = ("dbt-core", "dbt-duckdb", "pyiceberg")
 
 
 def projects(around: Surroundings) -> str:
-    """dbt parses each project; what an image has parsed is the project as it is there."""
-    told = "; ".join(map(_parsed, around.settings.of_all_projects()))
+    """dbt can parse each project, and a parse in the image matches the project in it."""
+    parsed = "; ".join(map(_parsed, around.settings.of_all_projects()))
     code = code_version(around.settings)
-    return told + (f"; code {code}" if code else "")
+    return parsed + (f"; code {code}" if code else "")
 
 
 def _parsed(settings: Settings) -> str:
@@ -36,15 +36,15 @@ def _parsed(settings: Settings) -> str:
     if settings.baked_dir is None:
         return f"{models(ensure_manifest(settings))}, parsed here"
     if baked.stamp(settings.dbt_project) is None:
-        raise Skipped(f"{settings.dbt_project_dir} reads the environment (env_var): it is parsed at each start")
+        raise Skipped(f"{settings.dbt_project_dir} reads the environment (env_var), so it is parsed at each start")
     raise BuscoError(
-        f"{settings.baked_dir} has no parse of {settings.dbt_project} as it is: each start parses it anew",
-        "build the image anew (make image), with no other project mounted over its own",
+        f"{settings.baked_dir} has no parse of the current {settings.dbt_project}: each start parses it again",
+        "rebuild the image (make image), and mount no other project over its own",
     )
 
 
 def extensions(around: Surroundings) -> str:  # noqa: ARG001 (the signature of every check)
-    """DuckDB loads its extensions from their wheels: nothing is downloaded at run time."""
+    """DuckDB loads its extensions from their wheels; nothing is downloaded at run time."""
     off: dict[str, Any] = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
     with duckdb.connect(":memory:", config=off) as connection:
         for name in _EXTENSIONS:
@@ -54,7 +54,7 @@ def extensions(around: Surroundings) -> str:  # noqa: ARG001 (the signature of e
 
 
 def lake(around: Surroundings) -> str:
-    """DuckDB reads the lake by its own client, with this process's credentials."""
+    """DuckDB reads the lake with its own client and this process's credentials."""
     settings = around.settings
     url = f"s3://{settings.lake_bucket}/{EnvironmentLayout(settings.environment).doctor}"
     with connect(settings) as connection:
