@@ -258,7 +258,7 @@ def test_a_query_of_what_is_no_table_says_what_there_is(live: Platform, busco: C
     status, printed = asked("select * from busco_silver.v_orders")
     assert status == 1
     assert not re.search(r"schema\W.*does not exist", printed, re.IGNORECASE)
-    assert "silver.v_orders is a view of the dbt project busco: only tables are shown" in printed
+    assert "silver.v_orders is a view of the dbt project busco: Glue and Athena show only tables" in printed
     assert "there are busco_bronze, busco_gold, busco_silver" in asked("select * from busco_golf.fct")[1]
     status, printed = asked("select nothing_of_this_name from busco_gold.fct")
     assert (status, "has the tables" in printed) == (1, False)
@@ -349,7 +349,7 @@ def test_a_local_aws_that_does_not_answer_is_said_with_what_starts_it(
     for arguments in (("query", "select 1"), ("release", "list"), ("dbt", "build"), ("ingest", "x.csv")):
         status, printed = busco(*arguments)
         assert status == 1
-        assert "the local AWS does not answer at http://127.0.0.1:9" in printed
+        assert "the local AWS is not responding at http://127.0.0.1:9" in printed
         assert "busco aws up" in printed
 
 
@@ -368,7 +368,7 @@ def test_an_endpoint_that_is_lost_midway_is_named(
         monkeypatch.setattr("busco.lake.releases.read_live", fail)
         status, printed = busco("release", "show")
         assert status == 1
-        assert "does not answer at http://127.0.0.1:9" in printed
+        assert "is not responding at http://127.0.0.1:9" in printed
 
 
 def test_a_reader_that_goes_away_and_a_full_disk_leave_no_traceback(live: Platform) -> None:
@@ -378,7 +378,7 @@ def test_a_reader_that_goes_away_and_a_full_disk_leave_no_traceback(live: Platfo
     assert (gone.stdout.strip(), gone.stderr) == ("141", "")
     full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True)
     assert full.returncode == 1
-    assert full.stderr == "busco: cannot write: No space left on device\n  → make room, or write elsewhere\n"
+    assert full.stderr == "busco: cannot write: No space left on device\n  → free up space, or write elsewhere\n"
 
 
 def test_off_a_terminal_a_row_is_one_line(live: Platform, busco: Command) -> None:

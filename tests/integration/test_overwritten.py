@@ -30,7 +30,7 @@ def test_an_overwritten_and_a_deleted_file_are_found_and_brought_back(mini: Plat
         assert s3.head_object(**where, Key=one.file.key, VersionId=one.kept)["ETag"] == one.file.etag
 
     said = mini.busco("release", "check", status=1)
-    assert "→ an administrator brings them back" in said
+    assert "→ an administrator can restore them" in said
     commands = [shlex.split(line) for line in said.splitlines() if "aws s3api delete-object" in line]
     assert len(commands) == 2
     for _, _, _, _, bucket, _, key, _, version in commands:

@@ -91,7 +91,7 @@ def test_two_folders_of_one_name_do_not_drop_each_other_s_tables(shop: Platform)
 def test_a_folder_takes_over_on_demand_and_says_which_tables_that_costs(shop: Platform) -> None:
     publish(shop)
     other_folder(shop, visits="select 1 as n")
-    assert "--take-over needs --publish" in shop.busco("dbt", "build", "--take-over", status=2)
+    assert "--take-over requires --publish" in shop.busco("dbt", "build", "--take-over", status=2)
     said = publish(shop, "other", "--take-over")
     release = shop.live()
     lost = "gold.fct, silver.orders"

@@ -149,7 +149,7 @@ def test_a_release_can_be_read_as_it_was_by_its_id(mini: Platform) -> None:
     assert mini.busco("query", "--format", "csv", "--release", old, sql) == "n\n1\n"
     assert json.loads(mini.busco("query", "--format", "json", "--release", old[:16], sql)) == [{"n": 1}]
     assert "is not a release that was live" in mini.busco("query", "--release", "r1999", sql, status=1)
-    assert "--release is read by DuckDB" in mini.busco("query", "--release", old, "--engine", "athena", sql, status=2)
+    assert "--release requires DuckDB" in mini.busco("query", "--release", old, "--engine", "athena", sql, status=2)
 
 
 # -- publishers -------------------------------------------------------------------------------------------------------

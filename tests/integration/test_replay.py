@@ -173,7 +173,7 @@ def test_a_replay_of_a_run_that_had_no_runner_writes_no_bronze_metadata_of_prod(
     pins.pin(made.store, ENVIRONMENT, "began", 1, project.contracts, project.hash, project_dir="dbt_project")
     before = failed.objects()
     printed = failed.replay("strict", "--code", "here", "--no-tests", run="began")
-    assert "warning: the run has not built silver.orders (yet): strict reads that of the base release" in printed
+    assert "warning: the run has not built silver.orders (yet): strict reads the base release's version" in printed
     assert {key for key in failed.objects() if key.startswith(ENVIRONMENT.root)} <= before.keys()
 
 
@@ -222,7 +222,7 @@ def test_a_run_without_a_commit_and_one_with_changed_files_are_told_of(failed: F
             made.store, ENVIRONMENT, run, 1, project.contracts, project.hash, code_version=version, nodes=[STRICT],
             project_dir="dbt_project",
         )  # fmt: skip
-    assert "doesn't say which commit" in failed.replay("strict", run="nowhere", status=1)
+    assert "has no record of its code's commit" in failed.replay("strict", run="nowhere", status=1)
     printed = failed.replay("strict", "--no-tests", run="changed", status=1)
     assert f"files that differ from commit {failed.commit}" in printed
 

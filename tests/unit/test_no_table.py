@@ -50,8 +50,8 @@ def test_a_view_of_the_project_is_named_as_one_with_the_tables_that_it_reads(
     settings: Settings, error: str, sql: str
 ) -> None:
     assert advice(settings, error, sql, lambda: TABLES) == (
-        "silver.v_orders is a view of the dbt project busco: only tables are shown in Glue and Athena, no views; "
-        "ask for what it reads (busco_silver.orders), or make a table of it"
+        "silver.v_orders is a view of the dbt project busco: Glue and Athena show only tables, no views; "
+        "query what it reads (busco_silver.orders), or materialize it as a table"
     )
 
 
@@ -60,7 +60,7 @@ def test_a_view_of_the_project_is_named_as_one_with_the_tables_that_it_reads(
     [
         (ATHENA.format("busco_gold.fct_order"), "did you mean busco_gold.fct_orders? busco_gold has the tables days"),
         (DUCKDB.format("zzz"), "busco_gold has the tables days, fct_orders"),
-        (ATHENA.format("busco_gold.late"), "gold.late is a table of the dbt project busco, and was not published yet"),
+        (ATHENA.format("busco_gold.late"), "gold.late is a table of the dbt project busco, but has not been published"),
         (ATHENA.format("busco_bronze.e"), "busco_bronze has the tables orders"),
         (ATHENA.format("main.e"), "main.e is an ephemeral model of the dbt project bakery"),
         ("SCHEMA_NOT_FOUND: line 1:15: Schema 'busco_golf' does not exist",

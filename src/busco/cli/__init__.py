@@ -1,4 +1,4 @@
-"""The `busco` command: each verb a thin call."""
+"""The `busco` command; each verb is a thin call into the package."""
 
 from busco.cli.main import main
 

@@ -1,4 +1,4 @@
-"""`busco ingest`, `sample`, `dbt`, `query`: the verbs of dbt's environment."""
+"""`busco ingest`, `sample`, `dbt`, `query`: the verbs that run in dbt's environment."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.command("sample")
-@click.option("--orders", default=100_000, show_default=True, type=click.IntRange(min=1), help="how many orders")
-@click.option("--seed", default=1, show_default=True, help="the same seed gives the same bytes")
+@click.option("--orders", default=100_000, show_default=True, type=click.IntRange(min=1), help="number of orders")
+@click.option("--seed", default=1, show_default=True, help="the same seed produces the same bytes")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="folder to write to")
 def sample_command(orders: int, seed: int, out: Path) -> None:
-    """Writes a made-up marketplace in the sources' schema, quirks included."""
+    """Generate the files of a sample marketplace in the sources' schema, quirks included."""
     from busco.embedded.sample import write_sample
 
     written = write_sample(orders, seed, out)
@@ -44,15 +44,15 @@ def sample_command(orders: int, seed: int, out: Path) -> None:
 
 @click.command("ingest")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--table", "table_name", help="the source table of all of these files; else each file's name tells it")
 @click.option(
-    "--follow-links", is_flag=True, help="take what links to files and folders lead to; else they are refused"
+    "--table", "table_name", help="the source table for all files; by default, inferred from each file's name"
 )
+@click.option("--follow-links", is_flag=True, help="follow links to files and folders; by default, they are refused")
 def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links: bool) -> None:
-    """Takes CSV files (plain or gzip) and folders of them into bronze.
+    """Load CSV files (plain or gzip), and folders of them, into bronze.
 
-    A file that was ingested before is left alone. A file that does not fit is refused whole, and the others go on; a
-    row that does not fit its types goes to quarantine. Exit status 1 if a file was refused.
+    A file that was ingested before is skipped. A file that does not fit is refused as a whole, and the others continue;
+    a row that does not fit its types is quarantined. Exits with status 1 if a file was refused.
     """
     from busco.ingest.ingest import ingest
     from busco.projects import all_contracts
@@ -79,7 +79,7 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links
         (
             one.file.name,
             one.file.contract.table,
-            "known already" if one.outcome == "known" else one.outcome,
+            "already known" if one.outcome == "known" else one.outcome,
             f"{one.rows:,}",
             f"{one.written:,}",
             f"{one.quarantined:,}",
@@ -104,18 +104,18 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links
 @click.option("--project-dir", type=_FOLDER)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def dbt_command(project_dir: Path | None, arguments: tuple[str, ...]) -> int:
-    """dbt on the lake."""
+    """Run dbt on the lake."""
     _work_on(project_dir)
     if not arguments or arguments[0] in ("-h", "--help"):
         echo(_DBT_HELP)
     elif arguments[0] in ("build", "parse"):
         command = build_command if arguments[0] == "build" else parse_command
-        words, whole = list(arguments[1:]), f"busco dbt {arguments[0]}"
-        status = command.main(args=words, prog_name=whole, standalone_mode=False, obj=project_dir)
+        rest, prog_name = list(arguments[1:]), f"busco dbt {arguments[0]}"
+        status = command.main(args=rest, prog_name=prog_name, standalone_mode=False, obj=project_dir)
         return int(status or 0)
     elif arguments[0] in ("run", "test", "seed", "snapshot", "clone", "run-operation", "retry"):
         raise BuscoError(
-            f"busco dbt {arguments[0]} is not a thing: models are built and tested in a run", "use: busco dbt build"
+            f"busco dbt {arguments[0]} is not supported: models are built and tested in a run", "use: busco dbt build"
         )
     else:
         _pass_on(list(arguments))
@@ -124,35 +124,39 @@ def dbt_command(project_dir: Path | None, arguments: tuple[str, ...]) -> int:
 
 _DBT_HELP = """Usage: busco dbt [--project-dir FOLDER] COMMAND …
 
-  build   build and test models in a run of its own (busco dbt build --help)
-  parse   parse the project, and give Airflow its graph; without --project-dir those of BUSCO_DBT_PROJECTS too
+  build   build and test models in a new run (busco dbt build --help)
+  parse   parse the project and update Airflow's graph; without --project-dir, also the projects in BUSCO_DBT_PROJECTS
           (busco dbt parse --help)
-  ls, compile, show, docs, debug, …   dbt's own, on the live release, read only
+  ls, compile, show, docs, debug, …   dbt's own commands, on the live release, read only
 """
 
 
-_VERBOSE = click.option("--verbose", is_flag=True, help="name each model that the lake refuses, however many there are")
+_VERBOSE = click.option(
+    "--verbose", is_flag=True, help="list every model that the lake refuses, even if there are many"
+)
 
 
 @click.command("parse")
 @_VERBOSE
 @click.pass_obj
 def parse_command(project_dir: Path | None, verbose: bool) -> None:
-    """Parses the project, and gives Airflow its graph; without --project-dir those of BUSCO_DBT_PROJECTS too."""
+    """Parse the project and update Airflow's graph; without --project-dir, also the projects in BUSCO_DBT_PROJECTS."""
     _parse([get_settings()] if project_dir else get_settings().of_all_projects(), verbose)
 
 
 @click.command("build")
-@click.option("-s", "--select", default="", help="what to build (dbt's syntax); everything without it")
+@click.option("-s", "--select", default="", help="what to build (dbt's syntax); default: everything")
 @click.option("--exclude", default="", help="what to leave out (dbt's syntax)")
-@click.option("--full-refresh", is_flag=True, help="build models even where nothing changed")
-@click.option("--publish", is_flag=True, help="make it the live release when all is green, and show it in Glue")
+@click.option("--full-refresh", is_flag=True, help="build models even if nothing changed")
+@click.option(
+    "--publish", is_flag=True, help="if everything succeeds, make the result the live release and show it in Glue"
+)
 @click.option(
     "--take-over",
     is_flag=True,
-    help="with --publish: also take over, or drop, live tables of a dbt project of this name that may be another",
+    help="with --publish: also take over or drop live tables of a dbt project of this name that may be a different one",
 )
-@click.option("--run", "run_key", help="work for this run instead of beginning one; rebuilds what is selected")
+@click.option("--run", "run_key", help="work on this run instead of starting one; rebuilds what is selected")
 @_VERBOSE
 def build_command(
     select: str,
@@ -163,7 +167,7 @@ def build_command(
     run_key: str | None,
     verbose: bool,
 ) -> int:
-    """Builds and tests models on the live release and all deliveries, in a run of its own.
+    """Build and test models in a new run, on the live release and all deliveries.
 
     Nobody sees the result unless it is published.
     """
@@ -172,7 +176,7 @@ def build_command(
     from busco.warehouse.runner import work
 
     if take_over and not publish:
-        raise click.UsageError("--take-over needs --publish: it is about what is live")
+        raise click.UsageError("--take-over requires --publish: it affects only what is live")
     settings, store, environment = lake()
     if run_key is not None:
         pin = open_run(store, environment, run_key).pin
@@ -186,7 +190,7 @@ def build_command(
             for note in found.notes:
                 say(note)
     if run_key is not None and nodes is None:
-        raise click.UsageError("--run needs --select: what to build anew in that run")
+        raise click.UsageError("--run requires --select: specify what to rebuild in that run")
     key = run_key or local_run_key(utc_now())
     if run_key is None:
         pins.pin(
@@ -225,7 +229,7 @@ def build_command(
         try:
             release = releases.publish(run, project.audit(), me(), run.docs, take_over, tell)
         except releases.OnHold as held:
-            raise BuscoError(f"not published: {held}", "when it is over: busco release resume") from held
+            raise BuscoError(f"not published: {held}", "to end the hold: busco release resume") from held
         except releases.Skipped as skipped:
             tell(f"not published: {skipped}")
             return 0
@@ -240,10 +244,10 @@ def _live_tables(store: ObjectStore, environment: EnvironmentLayout) -> frozense
 
 
 def _work_on(project_dir: Path | None) -> None:
-    """Makes this process, and those that it starts, work on another dbt project than the platform's own.
+    """Makes this process, and the processes it starts, use a dbt project other than the platform's own.
 
     Raises:
-        BuscoError: the folder has none.
+        BuscoError: the folder has no dbt project.
     """
     if project_dir is not None:
         os.environ["BUSCO_DBT_PROJECT_DIR"] = str(get_settings().of_project(project_dir.absolute()).dbt_project_dir)
@@ -269,9 +273,9 @@ def _parse(projects: list[Settings], verbose: bool) -> None:
 
 
 def _pass_on(arguments: list[str]) -> None:
-    """Any other dbt command, on the live release, read only; offline where there is no lake.
+    """Runs any other dbt command on the live release, read only; offline if there is no lake.
 
-    What has no target folder (debug, deps, init) doesn't look at the project either, which may be what is broken.
+    A command without a target folder (debug, deps, init) doesn't read the project, which may be what is broken.
     """
     from dbt.cli.exceptions import DbtUsageException
 
@@ -283,11 +287,11 @@ def _pass_on(arguments: list[str]) -> None:
     options = options_of(arguments)
     if options is None:
         raise click.UsageError(
-            f"dbt has no command {' '.join(arguments)!r}, or it wants another word; see: busco dbt --help"
+            f"dbt has no command {' '.join(arguments)!r}, or it requires another argument; see: busco dbt --help"
         )
     if loud := [word for word in arguments if word in ("-d", "--debug") or word.startswith("--log-format")]:
         raise click.UsageError(
-            f"{loud[0]} would show values of pii columns: dbt's log is printed as text, from info up"
+            f"{loud[0]} would show values of pii columns: dbt's log is available only as text, at level info and above"
         )
     settings = get_settings()
     with opened(settings) as dbt:
@@ -312,14 +316,16 @@ def _pass_on(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-# a statement may begin with a comment, `-- …`, which is no option
+# a statement may begin with a comment, `-- …`, which is not an option
 @click.command("query", context_settings={"ignore_unknown_options": True})
 @click.argument("sql")
-@click.option("--engine", type=click.Choice(["athena", "duckdb"]), help="Athena by default, DuckDB with what is below")
+@click.option(
+    "--engine", type=click.Choice(["athena", "duckdb"]), help="default: Athena; DuckDB with --release, --env or --run"
+)
 @click.option("--format", "form", type=_FORMS, default="table", show_default=True)
 @click.option("--release", "release_id", help="read this release instead of the live one")
 @click.option("--env", "environment_name", help="read this environment of the lake")
-@click.option("--run", "run_key", help="read what this run's models read and made, published or not")
+@click.option("--run", "run_key", help="read what this run's models read and built, published or not")
 def query_command(
     sql: str,
     engine: str | None,
@@ -328,11 +334,11 @@ def query_command(
     environment_name: str | None,
     run_key: str | None,
 ) -> None:
-    """Asks the live release: busco query "select count(*) from busco_gold.fct_orders".
+    """Query the live release: busco query "select count(*) from busco_gold.fct_orders".
 
-    One statement that asks; nothing can be written. In json, whichever the engine: integers, doubles and booleans are
-    JSON's own; a decimal is a string with all of its digits, and so are dates and times; NaN and infinity are null.
-    Arrays and rows are JSON from DuckDB, and Athena's text from Athena.
+    The query is a single read-only statement. With --format json, both engines write integers, doubles and booleans as
+    JSON values, decimals (with all digits), dates and times as strings, and NaN and infinity as null. DuckDB writes
+    arrays and rows as JSON, Athena in its own text format.
     """
     from busco.lake.reading import Seen, check_question
     from busco.lake.reading import query as read
@@ -340,11 +346,11 @@ def query_command(
     if release_id is not None:
         named(release_id)
     if release_id and run_key:
-        raise click.UsageError("--release or --run: a run is no release")
+        raise click.UsageError("use either --release or --run, not both")
     by_duckdb = release_id or environment_name or run_key
     if by_duckdb and engine == "athena":
         option = "--release" if release_id else "--env" if environment_name else "--run"
-        raise click.UsageError(f"{option} is read by DuckDB: Athena shows what Glue shows")
+        raise click.UsageError(f"{option} requires DuckDB: Athena reads only what Glue shows")
     check_question(sql)
     settings, store, environment = lake()
     if environment_name:
@@ -352,7 +358,7 @@ def query_command(
     if (engine or ("duckdb" if by_duckdb else "athena")) == "athena":
         from busco.catalog import athena
 
-        with _knowing(settings, sql, lambda: glue_tables(settings)):
+        with _with_advice(settings, sql, lambda: glue_tables(settings)):
             answer = athena.query(client("athena", settings), sql, settings.athena_workgroup, settings.database("gold"))
         result(answer.columns, answer.typed(), form)
         return
@@ -366,16 +372,16 @@ def query_command(
         live = releases.read_live(store, environment)
         if live is None:
             where = f" in {environment_name}" if environment_name else ""
-            raise BuscoError(f"nothing is published yet{where}", "make demo, or: busco dbt build --publish")
+            raise BuscoError(f"nothing is published yet{where}", "run: make demo, or: busco dbt build --publish")
         shown = live.release
-    with _knowing(settings, sql, lambda: [database_table(settings, table) for table in shown.tables]):
+    with _with_advice(settings, sql, lambda: [database_table(settings, table) for table in shown.tables]):
         columns, rows = read(settings, shown, sql)
     result(columns, rows, form)
 
 
 @contextmanager
-def _knowing(settings: Settings, sql: str, tables: Callable[[], Iterable[str]]) -> Iterator[None]:
-    """Adds to a query's error what to do where it asks for a table that is not there (`no_table.advice`)."""
+def _with_advice(settings: Settings, sql: str, tables: Callable[[], Iterable[str]]) -> Iterator[None]:
+    """Adds a hint to the error of a query that reads a table that does not exist (`no_table.advice`)."""
     try:
         yield
     except BuscoError as error:
@@ -387,11 +393,11 @@ def _knowing(settings: Settings, sql: str, tables: Callable[[], Iterable[str]]) 
 @click.command("runner")
 @click.option("--run", "run_key", required=True)
 @click.option("--epoch", type=int, required=True)
-@click.option("--order", required=True, help="the name of the order that says what to do")
-@click.option("--generation", type=int, required=True, help="the order's number under that name")
+@click.option("--order", required=True, help="the name of the order to carry out")
+@click.option("--generation", type=int, required=True, help="the order's generation under that name")
 @click.option("--log", default="", help="where its output goes")
 def runner_command(run_key: str, epoch: int, order: str, generation: int, log: str) -> int:
-    """One runner of a run: does what it was ordered for."""
+    """Run one runner of a run: carry out its order."""
     from busco.lake.runs import open_run
     from busco.warehouse.runner import open_store, serve
 
@@ -403,10 +409,10 @@ def runner_command(run_key: str, epoch: int, order: str, generation: int, log: s
 
 @click.command("select")
 @click.option("--project-dir", type=_FOLDER)
-@click.option("--record", default="", help="write it into the lake too, under this name")
+@click.option("--record", default="", help="also write the result to the lake, under this name")
 @click.argument("selection")
 def select_command(project_dir: Path | None, record: str, selection: str) -> None:
-    """The nodes that a selection (dbt's syntax) names, as a JSON list on standard output."""
+    """Print the nodes that a selection (dbt's syntax) matches, as a JSON list."""
     from busco.warehouse.dbt import opened
 
     _work_on(project_dir)
@@ -418,7 +424,7 @@ def select_command(project_dir: Path | None, record: str, selection: str) -> Non
             given = dbt.select(selection, built=built)
             found = Selection(select=selection, nodes=given.nodes, notes=given.notes)
     except BuscoError as error:
-        # the answer too: whatever else ends this, there is none, and whoever waits for it asks again
+        # this error is an answer too; after any other failure there is none, and the waiting task runs this command again
         _answer(record, Selection(select=selection, error=str(error)))
         raise
     _answer(record, found)
@@ -428,23 +434,23 @@ def select_command(project_dir: Path | None, record: str, selection: str) -> Non
 
 
 def _answer(record: str, found: Selection) -> None:
-    """Writes a selection into the lake, where that is asked for."""
+    """Writes a selection to the lake, if that was requested."""
     if record:
         _, store, environment = lake()
         with suppress(AlreadyExists):
-            # one that was started twice for the same try
+            # this command was started twice for the same try
             store.create(environment.selection(record), found)
 
 
 @click.command("bake")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def bake_command(folder: Path) -> None:
-    """Parses the projects into a folder of an image, whose processes get it as BUSCO_BAKED_DIR and parse nothing."""
+    """Parse the projects into a folder of an image, whose processes get it as BUSCO_BAKED_DIR and need not parse."""
     from busco.warehouse.dbt import opened
 
     for settings in get_settings().of_all_projects():
-        # from nothing, also in an image that is made from one which has a parse
+        # ignore an earlier parse, which the base image may have
         with opened(settings.model_copy(update={"baked_dir": None})) as dbt:
             whole = dbt.bake(folder)
-        said = "" if whole else ", for dbt to begin with: the project reads the environment (env_var)"
-        echo(f"parsed for an image{said}: {settings.project_part(folder)}")
+        limit = "" if whole else ", as a starting point for dbt, because the project reads the environment (env_var)"
+        echo(f"parsed for an image{limit}: {settings.project_part(folder)}")

@@ -1,4 +1,4 @@
-"""`busco doctor`: whether what the platform needs is there."""
+"""`busco doctor`: checks that the platform has what it needs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from busco.text import json_text
 @click.command("doctor")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def doctor_command(form: str) -> int:
-    """Looks at what this process needs (variables, keys, Airflow's database and broker, S3, SQS, Glue, ECS, roles, the
-    image, manifest, clock, memory, disk, DuckDB), and says what to mend. Ends with status 1 if anything has failed.
+    """Check what this process needs (variables, keys, Airflow's database and broker, S3, SQS, Glue, ECS, roles, the
+    image, manifest, clock, memory, disk, DuckDB), and suggest fixes. Exits with status 1 if a check failed.
 
-    In a dbt container it sees what models will see: the DAG `ecs_check` runs it there.
+    In a dbt container it checks what models will have: the DAG `ecs_check` runs it there.
     """
-    # what libraries tell of themselves while they are looked at
+    # hide the INFO messages of the libraries that are checked
     logging.disable(logging.INFO)
-    # dbt prints what it can't parse
+    # dbt prints parse errors to stdout
     with contextlib.redirect_stdout(sys.stderr):
         findings = list(examine(get_settings()))
     failed = [finding for finding in findings if finding.state == "failed"]
@@ -36,7 +36,7 @@ def doctor_command(form: str) -> int:
         checks = [asdict(finding) for finding in findings]
         echo(json_text({"ok": not failed, "version": __version__, "environment": side, "checks": checks}))
     else:
-        table(("check", "", "seen"), [(one.name, one.state, one.seen) for one in findings])
+        table(("check", "", "details"), [(one.name, one.state, one.seen) for one in findings])
         for finding in failed:
             echo(f"\n{finding.name} failed: {finding.seen}" + (f"\n  → {finding.mend}" if finding.mend else ""))
         skipped = sum(finding.state == "skipped" for finding in findings)

@@ -1,4 +1,4 @@
-"""The command's entry: verbs, and how each ends."""
+"""The entry point of the command: its verbs, and the exit status and message that each ends with."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ from busco.errors import BuscoError
 from busco.settings import get_settings, require_project
 from busco.text import guard
 
-# Each verb: the module that has it, the environment that it needs (None: either), and its line of help.
+# Each verb: the module that implements it, the environment that it needs (None: either), and its help text.
 VERBS: dict[str, tuple[str, Side | None, str]] = {
-    "demo": ("platform", "airflow", "the main job: files, Airflow, models, tests, release, Athena"),
-    "ui": ("platform", "airflow", "start what isn't running, and print where to look"),
-    "down": ("platform", "airflow", "end everything that runs here"),
-    "aws": ("local_aws", "dbt", "the local AWS: up, down, status, env"),
-    "airflow": ("platform", "airflow", "the embedded Airflow: up, down, status"),
-    "sample": ("data", "dbt", "write a made-up marketplace's files"),
-    "ingest": ("data", "dbt", "source files into bronze"),
-    "dbt": ("data", "dbt", "dbt on the lake: build, parse, ls, docs, …"),
-    "query": ("data", "dbt", "a query by Athena or DuckDB"),
-    "run": ("runs", None, "the runs in the lake, and what happened in one: list, show"),
-    "release": ("releases", None, "what readers see: show, list, rollback, resume"),
-    "scrub": ("scrub", "dbt", "take personal data out of metadata that was written earlier"),
-    "replay": ("replay", "dbt", "models of a run again on this machine, as they were there"),
-    "doctor": ("doctor", None, "whether what the platform needs is there, and what to mend"),
-    "runner": ("data", "dbt", "one runner of a run (started by Airflow)"),
-    "select": ("data", "dbt", "the nodes that a dbt selection names, as JSON"),
-    "bake": ("data", "dbt", "the project's parse, for an image that has it (Dockerfile.dbt)"),
+    "demo": ("platform", "airflow", "run the whole pipeline once: files, Airflow, models, tests, release, Athena"),
+    "ui": ("platform", "airflow", "start whatever isn't running, and print the URLs"),
+    "down": ("platform", "airflow", "stop everything that runs here"),
+    "aws": ("local_aws", "dbt", "manage the local AWS: up, down, status, env"),
+    "airflow": ("platform", "airflow", "manage the embedded Airflow: up, down, status"),
+    "sample": ("data", "dbt", "generate the files of a sample marketplace"),
+    "ingest": ("data", "dbt", "load source files into bronze"),
+    "dbt": ("data", "dbt", "run dbt on the lake: build, parse, ls, docs, …"),
+    "query": ("data", "dbt", "query the lake with Athena or DuckDB"),
+    "run": ("runs", None, "show the runs in the lake, and what happened in one: list, show"),
+    "release": ("releases", None, "manage what readers see: show, list, rollback, resume, check"),
+    "scrub": ("scrub", "dbt", "remove personal data from metadata that was written earlier"),
+    "replay": ("replay", "dbt", "rebuild models of a run on this machine, with the run's inputs"),
+    "doctor": ("doctor", None, "check what the platform needs, and suggest fixes"),
+    "runner": ("data", "dbt", "run one runner of a run (started by Airflow)"),
+    "select": ("data", "dbt", "print the nodes that a dbt selection matches, as JSON"),
+    "bake": ("data", "dbt", "parse the projects for an image (Dockerfile.dbt)"),
 }
 _HIDDEN = frozenset({"runner", "select", "bake"})
-# What imports and dbt's manifest make is hundreds of thousands of objects that stay: with Python's own thresholds the
-# collector's passes over them, and the last one at the end, are a quarter of the processor time of a one-model runner.
+# Imports and dbt's manifest create hundreds of thousands of long-lived objects. With Python's default thresholds, the
+# garbage collector's passes over them, including the last one at exit, are a quarter of the CPU time of a one-model
+# runner.
 _COLLECT_AFTER = (100_000, 50, 100)
 
 
 class Verbs(click.Group):
-    """The verbs, each imported only when it is called: `busco --help` imports no boto3."""
+    """The verbs. Each is imported only when it is called, so `busco --help` imports no boto3."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [name for name in VERBS if name not in _HIDDEN]
@@ -77,17 +78,17 @@ class Verbs(click.Group):
 def cli() -> None:
     """The Busco data platform: dbt models on DuckDB over S3 and Iceberg, tested and published together.
 
-    Files go in with `busco ingest`, models are built by Airflow or `busco dbt build`, and what is live is asked with
+    Load files with `busco ingest`, build models in Airflow or with `busco dbt build`, and query what is live with
     `busco query`.
     """
 
 
 class _ReaderGone(Exception):
-    """A pipe's reader (`| head`) has seen enough. Click takes the system's own error for a failure."""
+    """The reader of a pipe (`| head`) has closed it. Click would treat BrokenPipeError as a failure."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command: exit status 1 with one message for what the user can mend, 2 for wrong usage."""
+    """Runs the command. Exits with status 1 and a message for an error that the user can fix, 2 for wrong usage."""
     guard()
     gc.set_threshold(*_COLLECT_AFTER)
     atexit.register(gc.freeze)
@@ -112,12 +113,12 @@ def main(arguments: list[str] | None = None) -> None:
         if error.errno != errno.ENOSPC:
             raise
         _close_output()
-        _fail(BuscoError(f"cannot write: {error.strerror}", "make room, or write elsewhere"))
+        _fail(BuscoError(f"cannot write: {error.strerror}", "free up space, or write elsewhere"))
     except Exception as error:
-        told = _unreachable(error)
-        if told is None:
+        unreachable = _unreachable(error)
+        if unreachable is None:
             raise
-        _fail(told)
+        _fail(unreachable)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -127,14 +128,14 @@ def _fail(error: BuscoError) -> NoReturn:
 
 
 def _output() -> Any:
-    """What prints, imported where something is printed: it costs a tenth of a second."""
+    """Imports the output module only when something is printed: the import takes a tenth of a second."""
     from busco import output
 
     return output
 
 
 def _flush() -> None:
-    """What is still to be written fails here rather than after the end, where nobody could tell of it."""
+    """Writes the remaining output now: at interpreter exit, an error could no longer be reported."""
     try:
         sys.stdout.flush()
     except BrokenPipeError as error:
@@ -142,18 +143,18 @@ def _flush() -> None:
 
 
 def _close_output() -> None:
-    """Python writes what is left when it ends, and would fail once more."""
+    """Discards the remaining output: Python writes it at exit, and would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unreachable(error: Exception) -> BuscoError | None:
-    """botocore's or DuckDB's word that an endpoint does not answer, as ours; None for anything else."""
+    """Converts botocore's or DuckDB's error that an endpoint is unreachable; returns None for any other error."""
     from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError
 
     from busco.cli.releases import unreachable
 
     if isinstance(error, ConnectionClosedError | ConnectTimeoutError | EndpointConnectionError):
         return unreachable(get_settings(), str(error.kwargs.get("endpoint_url", "its endpoint")))
-    # DuckDB is not in every environment, and this is the only mark of it
+    # DuckDB is not installed in every environment, so its error can be recognized only by the text
     lost = re.match(r"IO Error: Could not (?:connect to server|establish connection) .* '(\S+)'", str(error))
     return unreachable(get_settings(), lost.group(1)) if lost else None

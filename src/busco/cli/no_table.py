@@ -1,4 +1,4 @@
-"""What to do about a query of a table that is not there: what the name is, or what there is in its place."""
+"""Explains an error about a missing table: what the name refers to, or which tables there are."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from busco.settings import LAYERS, Settings
 
 _LISTED = 20
 _NAME = r"[\"'`]?([^\s\"'`.]+)[\"'`]?"
-# Athena's words (engine version 3, and 2 without quotation marks)
+# Athena's messages (engine version 3; version 2 has no quotation marks)
 _ATHENA_TABLE = re.compile(rf"\bTable '?(?:\w+\.)?{_NAME}\.{_NAME} does not exist", re.IGNORECASE)
 _ATHENA_SCHEMA = re.compile(rf"\bSchema {_NAME} does not exist", re.IGNORECASE)
-# DuckDB's: the table with its schema where it has none of that name
+# DuckDB's message; it names the schema only if there is no schema of that name
 _DUCKDB_TABLE = re.compile(r'Table with name "?([^"\n]+?)"? does not exist')
 
 
 def advice(settings: Settings, error: str, sql: str, tables: Callable[[], Iterable[str]]) -> str:
-    """What to do about a query that failed because a table or database is not there; '' for any other error.
+    """Returns what to do about a query of a table or database that does not exist; '' for any other error.
 
     Args:
-        error: Athena's or DuckDB's.
-        tables: gives the names of all tables that can be asked for, as `busco_gold.fct_orders`.
+        error: the message from Athena or DuckDB.
+        tables: returns the names of all tables that can be queried, such as `busco_gold.fct_orders`.
     """
     if found := _ATHENA_TABLE.search(error):
         return _about(settings, found[1].lower(), found[2].lower(), tables)
     if found := _DUCKDB_TABLE.search(error):
-        # DuckDB tells the schema only where there is none of its name
+        # if the message has no schema, look for it in the query
         database, _, table = found[1].lower().rpartition(".")
         return _about(settings, database or _written_before(sql, table) or settings.database("gold"), table, tables)
     if found := _ATHENA_SCHEMA.search(error):
@@ -42,7 +42,7 @@ def advice(settings: Settings, error: str, sql: str, tables: Callable[[], Iterab
 
 
 def _written_before(sql: str, table: str) -> str:
-    """The database that a query names before a table; '' where it names none."""
+    """Returns the database that a query names before a table; '' if it names none."""
     found = re.search(rf"(\w+)\"?\s*\.\s*\"?{re.escape(table)}\b", sql, re.IGNORECASE)
     return found[1].lower() if found else ""
 
@@ -50,13 +50,13 @@ def _written_before(sql: str, table: str) -> str:
 def _about(settings: Settings, database: str, table: str, tables: Callable[[], Iterable[str]]) -> str:
     layers = {settings.database(layer): layer for layer in LAYERS}
     if database not in layers:
-        # a database that is another's, or that a project's views are in (`main`)
+        # a database outside of the lake, or the schema of a project's views (`main`)
         return _in_projects(settings, database, table) or _databases(database, tables)
     return _in_projects(settings, layers[database], table) or _tables(database, table, tables)
 
 
 def _in_projects(settings: Settings, schema: str, table: str) -> str:
-    """What a dbt project has of that name which is no published table; '' where none has any."""
+    """Describes what a dbt project has by that name if it is not a published table; '' if no project has any."""
     for project in _projects(settings):
         for uid, node in project.nodes.items():
             if node["resource_type"] not in ("model", "seed") or table_name(node).lower() != f"{schema}.{table}":
@@ -66,26 +66,26 @@ def _in_projects(settings: Settings, schema: str, table: str) -> str:
             what = "a table" if is_table else "an ephemeral model" if kind == "ephemeral" else f"a {kind}"
             what = f"{schema}.{table} is {what} of the dbt project {project.name}"
             if is_table:
-                return f"{what}, and was not published yet: busco dbt build --publish"
+                return f"{what}, but has not been published yet: busco dbt build --publish"
             reads = ", ".join(database_table(settings, one) for one in sorted(project.parents(uid)))
-            asked = f"; ask for what it reads ({reads})" if reads else ""
-            return f"{what}: only tables are shown in Glue and Athena, no views{asked}, or make a table of it"
+            instead = f"query what it reads ({reads}), or " if reads else ""
+            return f"{what}: Glue and Athena show only tables, no views; {instead}materialize it as a table"
     return ""
 
 
 def _projects(settings: Settings) -> Iterable[Project]:
     for one in settings.of_all_projects():
-        # one that was never parsed here has nothing to say
+        # skip a project that was never parsed here
         with suppress(BuscoError):
             yield Project.read(one.manifest_path)
 
 
 def glue_tables(settings: Settings) -> list[str]:
-    """The tables that Glue shows, as `busco_gold.fct_orders`."""
+    """Returns the tables that Glue shows, such as `busco_gold.fct_orders`."""
     glue = client("glue", settings)
     found = []
     for database in map(settings.database, LAYERS):
-        # a database that nobody has made, or that this caller may not see, has nothing to offer
+        # skip a database that does not exist or that this caller may not read
         with suppress(ClientError):
             for page in glue.get_paginator("get_tables").paginate(DatabaseName=database):
                 found += [f"{database}.{table['Name']}" for table in page["TableList"]]
@@ -93,7 +93,7 @@ def glue_tables(settings: Settings) -> list[str]:
 
 
 def database_table(settings: Settings, table: str) -> str:
-    """`busco_gold.fct` of `gold.fct`."""
+    """Returns `busco_gold.fct` for `gold.fct`."""
     layer, name = table.split(".", 1)
     return f"{settings.database(layer)}.{name}"
 

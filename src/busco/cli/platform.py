@@ -1,4 +1,4 @@
-"""`busco demo`, `ui`, `down`, `airflow`: the embedded platform as a whole."""
+"""`busco demo`, `ui`, `down`, `airflow`: manages the embedded platform as a whole."""
 
 from __future__ import annotations
 
@@ -14,58 +14,60 @@ from busco.settings import Settings, get_settings
 
 @click.group("airflow")
 def airflow_command() -> None:
-    """The embedded Airflow, on a PostgreSQL of its own."""
+    """Manage the embedded Airflow, which has its own PostgreSQL."""
 
 
 @airflow_command.command("up")
 def airflow_up() -> None:
-    """Starts what isn't running: PostgreSQL, scheduler, triggerer, webserver (admin/admin)."""
+    """Start whatever isn't running: PostgreSQL, scheduler, triggerer, webserver (admin/admin)."""
     echo(airflow.up(get_settings(), say))
 
 
 @airflow_command.command("down")
 def airflow_down() -> None:
-    """Ends all of it; its database stays."""
+    """Stop all of it; its database is kept."""
     airflow.down(get_settings(), say)
 
 
 @airflow_command.command("status")
 def airflow_status() -> None:
-    """What of it runs."""
+    """Show which parts of it are running."""
     for name, state in airflow.status(get_settings()):
         echo(f"{name}: {state}")
 
 
 @click.command("ui")
 def ui_command() -> None:
-    """Starts what isn't running and prints where to look."""
+    """Start whatever isn't running, and print the URLs."""
     from busco.embedded.demo import start_platform
 
     settings = get_settings()
     url = start_platform(settings, say, lake=None)
     name, password = development_admin()
-    shown = password if password in KNOWN_PASSWORDS else "as AIRFLOW_ADMIN_PASSWORD says"
+    shown = password if password in KNOWN_PASSWORDS else "see AIRFLOW_ADMIN_PASSWORD"
     echo(f"Airflow   {url}   ({name} / {shown})")
     echo(f'local AWS {dict(aws.status(get_settings())).get("endpoint", "")}   eval "$(.venv/bin/busco aws env)"')
 
 
 @click.command("down")
 def down_command() -> None:
-    """Ends everything that runs here; data and history stay."""
+    """Stop everything that runs here; data and history are kept."""
     settings = get_settings()
     airflow.down(settings, say)
-    # dbt's environment has what ends containers
+    # only dbt's environment has the code that stops containers
     hand_over(settings, "dbt", ["aws", "down"])
 
 
 @click.command("demo")
-@click.option("--data", help="a folder in the sources' schema instead of made-up files")
-@click.option("--orders", default=100_000, show_default=True, type=click.IntRange(min=1), help="orders to make up")
+@click.option("--data", help="a folder of files in the sources' schema, instead of generated ones")
+@click.option(
+    "--orders", default=100_000, show_default=True, type=click.IntRange(min=1), help="number of orders to generate"
+)
 def demo_command(data: str | None, orders: int) -> int:
-    """The main job from end to end: files, Airflow, models, tests, release, Athena."""
+    """Run the whole pipeline once: files, Airflow, models, tests, release, Athena."""
     return run_demo(get_settings(), data, orders, say)
 
 
 def start_run(settings: Settings) -> str | None:
-    """Starts a run of the DAG `lakehouse`; None where Airflow doesn't run here."""
+    """Starts a run of the DAG `lakehouse`; returns None if Airflow is not running here."""
     return start_lakehouse(settings)

@@ -1,4 +1,4 @@
-"""`busco release`: what readers see, and the way back."""
+"""`busco release`: shows what readers see, and rolls it back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from busco.text import json_text, printable
 
 
 def me() -> str:
-    """Who is at the keyboard, as releases name them: the operating system's user, not what LOGNAME or USER say."""
+    """Returns the current user as releases name them: the operating system's user, not LOGNAME or USER."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container's user may have no name
@@ -33,10 +33,10 @@ def me() -> str:
 
 
 def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
-    """The lake of this process's settings.
+    """Returns the lake in this process's settings.
 
     Raises:
-        BuscoError: none is configured, or the local AWS isn't running, or doesn't answer.
+        BuscoError: no lake is configured, or the local AWS isn't running or isn't responding.
     """
     settings = require_lake(get_settings())
     _require_answer(settings)
@@ -44,12 +44,12 @@ def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
 
 
 def publishing(settings: Settings) -> ObjectStore:
-    """The lake as the role that publishes, for whoever may assume it (Airflow's role); else as oneself."""
+    """Returns the lake's store, with the publishing role if the caller may assume it (Airflow's role), else its own."""
     return ObjectStore(publisher_client("s3", settings, or_own=True), settings.lake_bucket)
 
 
 def _require_answer(settings: Settings) -> None:
-    """The local AWS is seen to be dead at once: boto3 would try for a minute."""
+    """Raises an error at once if the local AWS is down: boto3 would retry for a minute."""
     if settings.platform != "embedded" or not settings.endpoint_url:
         return
     url = urlparse(settings.endpoint_url)
@@ -60,28 +60,28 @@ def _require_answer(settings: Settings) -> None:
 
 
 def unreachable(settings: Settings, endpoint: str) -> BuscoError:
-    """What is to be said where an AWS endpoint does not answer."""
+    """Returns the error for an AWS endpoint that is not responding."""
     if settings.platform == "embedded":
-        return BuscoError(f"the local AWS does not answer at {endpoint}", "start it: busco aws up")
-    return BuscoError(f"AWS does not answer at {endpoint}", "is the network up? is BUSCO_ENDPOINT_URL right?")
+        return BuscoError(f"the local AWS is not responding at {endpoint}", "start it: busco aws up")
+    return BuscoError(f"AWS is not responding at {endpoint}", "check the network and BUSCO_ENDPOINT_URL")
 
 
 def named(release_id: str) -> str:
-    """A release's id as given, which must not be empty: that would be the beginning of any.
+    """Returns the given release id, which must not be empty: an empty id is a prefix of every id.
 
     Raises:
-        UsageError: it is empty.
+        UsageError: the id is empty.
     """
     if not release_id.strip():
-        raise click.UsageError("the release's id is empty; see: busco release list")
+        raise click.UsageError("the release id is empty; see: busco release list")
     return release_id
 
 
 def show_glue(settings: Settings, store: ObjectStore, environment: EnvironmentLayout) -> glue.Shown | None:
-    """Makes Glue show what is live, where there is something to show.
+    """Makes Glue show what is live, if there is anything to show.
 
     Args:
-        store: one that may write the docs page (`publishing`).
+        store: a store that can write the docs page (`publishing`).
     """
     if environment.environment != "prod":
         return None
@@ -90,35 +90,35 @@ def show_glue(settings: Settings, store: ObjectStore, environment: EnvironmentLa
 
 @click.group("release")
 def release_command() -> None:
-    """What readers see: every table at one version, published together."""
+    """Manage what readers see: all tables, each at one version, published together."""
 
 
 def asked(release_id: str | None) -> tuple[ObjectStore, releases.Live, Release]:
-    """The lake's store, what is live in it, and the release of that id, which without one is the live one.
+    """Returns the lake's store, what is live in it, and the release with that id (default: the live one).
 
     Raises:
         BuscoError: nothing is published yet, or there is no such release.
     """
-    wanted = None if release_id is None else named(release_id)
+    checked = None if release_id is None else named(release_id)
     _, store, environment = lake()
     live = releases.read_live(store, environment)
     if live is None:
-        raise BuscoError("nothing is published yet", "make demo, or: busco dbt build --publish")
-    release = releases.resolve(store, environment, wanted) if wanted else live.release
+        raise BuscoError("nothing is published yet", "run: make demo, or: busco dbt build --publish")
+    release = releases.resolve(store, environment, checked) if checked else live.release
     return store, live, release
 
 
 @release_command.command("show")
 @click.argument("release_id", required=False)
-@click.option("--json", "as_json", is_flag=True, help="the whole record")
+@click.option("--json", "as_json", is_flag=True, help="print the whole record")
 def show(release_id: str | None, as_json: bool) -> None:
-    """The live release, or the one named: its tables, versions and rows."""
+    """Show the tables, versions and rows of the live release, or of the given one."""
     _, live, release = asked(release_id)
     if as_json:
         echo(json_text(release.model_dump(mode="json"), indent=2))
         return
     state = "live" if release.release == live.current.release else "not live"
-    echo(printable(f"{release.release} ({state}), {_told(release)}"))
+    echo(printable(f"{release.release} ({state}), {_summary(release)}"))
     if live.current.hold is not None:
         hold = live.current.hold
         echo(f"ON HOLD since {hold.when:%Y-%m-%d %H:%M} UTC by {printable(f'{hold.who}: {hold.reason}')}")
@@ -131,9 +131,11 @@ def show(release_id: str | None, as_json: bool) -> None:
 
 @release_command.command("list")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("-n", "most", default=30, show_default=True, type=click.IntRange(min=1), help="how many, newest first")
+@click.option(
+    "-n", "most", default=30, show_default=True, type=click.IntRange(min=1), help="maximum number of releases"
+)
 def list_releases(form: str, most: int) -> None:
-    """The releases that were live, newest first."""
+    """List the releases that were live, newest first."""
     _, store, environment = lake()
     found: list[Release] = []
     for release in releases.history(store, environment):
@@ -143,32 +145,32 @@ def list_releases(form: str, most: int) -> None:
     if form == "json":
         echo(json_text([r.model_dump(mode="json", exclude={"tables"}) for r in found], indent=2))
         return
-    rows = [(r.release, f"{r.created_at:%Y-%m-%d %H:%M:%S}", _told(r), r.who) for r in found]
+    rows = [(r.release, f"{r.created_at:%Y-%m-%d %H:%M:%S}", _summary(r), r.who) for r in found]
     table(("release", "UTC", "what", "who"), rows)
 
 
 @release_command.command("rollback")
 @click.argument("release_id")
-@click.option("--reason", required=True, help="why; those who come after will read it")
+@click.option("--reason", required=True, help="the reason, recorded for others to read")
 def rollback(release_id: str, reason: str) -> None:
-    """Makes an older release's content live again, and holds publishing until `resume`."""
+    """Make an older release's content live again, and put publishing on hold until `resume`."""
     settings, _, environment = lake()
     store = publishing(settings)
     made = releases.rollback(store, environment, named(release_id), me(), reason)
     show_glue(settings, store, environment)
     echo(f"{made.release} is live, with the content of {made.rolled_back_to}")
-    echo("nothing is published until: busco release resume")
+    echo("publishing is on hold; to end the hold: busco release resume")
 
 
 @release_command.command("resume")
-@click.option("--start/--no-start", default=True, help="start a new run in Airflow, where it runs")
+@click.option("--start/--no-start", default=True, help="start a new run in Airflow, if it is running")
 def resume(start: bool) -> None:
-    """Ends the hold, names the runs that were skipped meanwhile, and starts a new run."""
+    """End the hold, list the runs that were skipped meanwhile, and start a new run."""
     settings, _, environment = lake()
     store = publishing(settings)
     hold = releases.resume(store, environment)
     if hold is None:
-        echo("there is no hold; nothing was done")
+        echo("there is no hold; nothing to do")
         live = releases.read_live(store, environment)
         if live is not None and (last := live.current.resumed) is not None:
             skipped = ", ".join(last.hold.skipped) or "none"
@@ -176,7 +178,7 @@ def resume(start: bool) -> None:
             echo(f"the last hold was set by {by}; skipped meanwhile: {skipped}")
         return
     by = printable(f"{hold.who} ({hold.reason})")
-    echo(f"the hold of {by} is over; skipped meanwhile: {', '.join(hold.skipped) or 'none'}")
+    echo(f"the hold by {by} is over; skipped meanwhile: {', '.join(hold.skipped) or 'none'}")
     if not start:
         return
     from busco.cli.platform import start_run
@@ -188,9 +190,9 @@ def resume(start: bool) -> None:
 @release_command.command("check")
 @click.argument("release_id", required=False)
 def check(release_id: str | None) -> None:
-    """Compares the data files of the live release, or of the one named, with what S3 gave them when they were written.
+    """Compare the data files of the live release, or of the given one, with what S3 reported when they were written.
 
-    Prints each file that was overwritten or deleted, and how to bring it back; the status is 1 then.
+    Prints each file that was overwritten or deleted, and how to restore it; exits with status 1 if there are any.
     """
     store, _, release = asked(release_id)
     versions = [version for _, version in sorted(release.tables.items())]
@@ -198,7 +200,7 @@ def check(release_id: str | None) -> None:
     for one in bad:
         echo(f"{one.table}: {store.url(one.file.key)} {'was overwritten' if one.etag else 'was deleted'}")
         if not one.kept:
-            echo("  S3 has no version of it with its content any more: build the table again")
+            echo("  S3 no longer has a version with the original content: rebuild the table")
         for newer in one.newer if one.kept else ():
             echo(
                 f"  aws s3api delete-object --bucket {store.bucket} --key {shlex.quote(one.file.key)} "
@@ -207,13 +209,13 @@ def check(release_id: str | None) -> None:
     files = sum(len(version.files) for version in versions)
     if bad:
         raise BuscoError(
-            f"{len(bad)} of {files} data files of {release.release} are not what was written",
-            "an administrator brings them back: docs/operating.md, An overwritten data file",
+            f"{len(bad)} of {files} data files of {release.release} have changed since they were written",
+            "an administrator can restore them: docs/operating.md, An overwritten data file",
         )
-    echo(f"{release.release}: {files} data files are what was written")
+    echo(f"{release.release}: all {files} data files are unchanged")
 
 
-def _told(release: Release) -> str:
+def _summary(release: Release) -> str:
     if release.kind == "rollback":
         return f"rollback to {release.rolled_back_to}: {release.reason}"
     dropped = f", dropped {', '.join(release.dropped)}" if release.dropped else ""

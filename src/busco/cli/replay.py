@@ -1,4 +1,4 @@
-"""`busco replay`: models of a run again on this machine, on what the run had."""
+"""`busco replay`: rebuilds models of a run on this machine, from the run's inputs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from busco.project import Project, table_name
 from busco.settings import Settings
 from busco.warehouse.plan import buildable
 
-# generic tests' names have all of their arguments
+# the names of generic tests contain all their arguments
 _NAME_LENGTH = 70
-# what a container on this machine needs of the shell's credentials, whose values stay out of the command
+# credentials that a container gets from the shell; the command contains only their names
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -43,11 +43,11 @@ class Code:
     commit: str = ""
 
     def variables(self, environment: str) -> dict[str, str]:
-        """The environment of a process that runs it."""
+        """Returns the environment of a process that runs this code."""
         made = without_airflow(dict(os.environ)) | {"BUSCO_ENVIRONMENT": environment, "BUSCO_HOME": str(self.home)}
         if not self.commit:
             return made
-        # it has a state folder of its own, and the parse of its own project
+        # a commit has its own state folder, and a parse of its own project
         for name in ("BUSCO_STATE_DIR", "BUSCO_BAKED_DIR", "BUSCO_DBT_PROJECT_DIR", "BUSCO_PROJECT_ID"):
             made.pop(name, None)
         made["BUSCO_CODE_VERSION"] = self.commit
@@ -73,28 +73,28 @@ class Code:
     type=click.Choice(["run", "here"]),
     default="run",
     show_default=True,
-    help="the run's commit, or the files that are here now: to try a mend on the run's data",
+    help="the run's commit, or the files here, to try a fix on the run's data",
 )
 @click.option(
-    "--tests/--no-tests", default=True, show_default=True, help="run the models' own tests too (unit tests always)"
+    "--tests/--no-tests", default=True, show_default=True, help="also run the models' own tests (unit tests always run)"
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="write the table to this Parquet file (of a single model)",
+    help="write the table to this Parquet file (single model only)",
 )
 def replay_command(run_name: str, models: tuple[str, ...], which: str, tests: bool, out: Path | None) -> int:
-    """Builds models of a run again on this machine, as they were built there: MODEL fct_orders, gold.fct_orders, or a
-    dbt unique id.
+    """Rebuild models of a run on this machine, as they were built in the run.
 
-    They read exactly the versions that the run's models read. RUN is the run's key, Airflow's <DAG>/<run id>, or a part
-    of it. What is made goes to an environment of your own: nothing of the run is changed, and nothing is published.
+    MODEL is a name (fct_orders), a table (gold.fct_orders), or a dbt unique id. RUN is the run's key, Airflow's
+    <DAG>/<run id>, or a part of it. The models read exactly the versions that the run's models read. The results go to
+    an environment of your own: the run is not changed, and nothing is published.
     """
     if out is not None and len(models) > 1:
-        raise click.UsageError("--out takes the table of one model")
+        raise click.UsageError("--out accepts only the table of a single model")
     settings, store, environment = lake()
     if environment.is_replay:
-        raise BuscoError(f"BUSCO_ENVIRONMENT is {environment.environment}", "unset it: a run of prod is replayed")
+        raise BuscoError(f"BUSCO_ENVIRONMENT is {environment.environment}", "unset it to replay a run of prod")
     source = replays.find(store, environment, run_name)
     with _code(settings, source, models, which) as code:
         project = _project(settings, code, source.pin.project_dir)
@@ -112,11 +112,13 @@ def replay_command(run_name: str, models: tuple[str, ...], which: str, tests: bo
         status = _build(code, run)
     results = run.latest_results()
     if any(node not in results for node in nodes):
-        killed = ", or it was killed (out of memory?)" if status < 0 else ""
-        raise BuscoError(f"the replay ended without all results (exit status {status})", f"see above{killed}")
-    # dbt builds no model without its unit tests
+        killed = "; the process was killed (out of memory?)" if status < 0 else ""
+        raise BuscoError(
+            f"the replay ended with results missing (exit status {status})", f"see the output above{killed}"
+        )
+    # dbt always runs a model's unit tests before it builds the model
     nodes += sorted(results.keys() - {RUNNER_NODE, *nodes})
-    _tell(settings, source, nodes, results)
+    _report(settings, source, nodes, results)
     versions = [entry.version for name in chosen if (entry := run.entries().get(str(project.table_of(name))))]
     _show(settings, run, [version for version in versions if version is not None], out)
     return 0 if all(results[node].status in GOOD for node in nodes) else 1
@@ -131,25 +133,25 @@ def _environment() -> EnvironmentLayout:
 
 @contextlib.contextmanager
 def _code(settings: Settings, source: Run, models: Sequence[str], which: str) -> Iterator[Code]:
-    """The folder of the code that is asked for, for as long as it is used."""
+    """Yields the requested code, whose folder exists for the duration of the context."""
     if which == "here":
         yield Code(settings.home)
         return
     if Path(source.pin.project_dir).is_absolute():
         raise BuscoError(
-            f"the dbt project {source.pin.project_dir} lies outside of {settings.home}, whose commit the run names",
-            "replay it as it is there now: --code here",
+            f"the dbt project {source.pin.project_dir} is outside of {settings.home} and not in the run's commit",
+            "replay its current files: --code here",
         )
-    said = _code_version(source, models)
-    commit = said.removesuffix("+")
+    version = _code_version(source, models)
+    commit = version.removesuffix("+")
     if not commit:
         raise BuscoError(
-            f"run {source.name} doesn't say which commit its code was", "replay it with the code here: --code here"
+            f"run {source.name} has no record of its code's commit", "replay it with the code here: --code here"
         )
     found = worktrees.full_commit(settings.home, commit)
     if found is None:
-        raise _missing(settings, source, models, said)
-    if said != commit:
+        raise _missing(settings, source, models, version)
+    if version != commit:
         say(f"warning: the run's code had files that differ from commit {commit}; only the commit can be replayed")
     with worktrees.checked_out(settings.home, settings.state / "replay", found) as folder:
         code = Code(folder, commit)
@@ -161,15 +163,15 @@ def _code(settings: Settings, source: Run, models: Sequence[str], which: str) ->
 
 
 def _code_version(source: Run, models: Sequence[str]) -> str:
-    """The code that built the models in the run; a runner that was started later may have had a newer one."""
+    """Returns the version of the code that built the models in the run; a later runner may have had a newer one."""
     latest = source.latest_results()
     built = [latest[node].code_version for model in models if (node := _known(source, model)) in latest]
     return next((version for version in built if version), source.pin.code_version)
 
 
-def _missing(settings: Settings, source: Run, models: Sequence[str], said: str) -> BuscoError:
-    """That a commit is not in this clone, and what there is to do; the command for its image works as it stands."""
-    commit = said.removesuffix("+")
+def _missing(settings: Settings, source: Run, models: Sequence[str], version: str) -> BuscoError:
+    """Returns the error that a commit is not in this clone, with hints; the command for its image can be run as is."""
+    commit = version.removesuffix("+")
     shallow = worktrees.is_shallow(settings.home)
     fetch = "this clone is shallow: git fetch --unshallow" if shallow else "git fetch --all"
     hints = [fetch, "or replay it with the code here: --code here"]
@@ -177,7 +179,7 @@ def _missing(settings: Settings, source: Run, models: Sequence[str], said: str) 
     if len(nodes) == len(models):
         run = replays.copy(source, _environment())
         replays.order(run, nodes)
-        hints.append(f"or build the models alone in the image of that commit: {_docker(settings, run, said)}")
+        hints.append(f"or build only the models, in the image of that commit: {_docker(settings, run, version)}")
     return BuscoError(f"the run's commit {commit} is not in this clone", "\n  → ".join(hints))
 
 
@@ -197,24 +199,24 @@ def _docker(settings: Settings, run: Run, version: str) -> str:
         command += ["-e", name]
     image, _, tag = settings.dbt_image.rpartition(":")
     image = settings.dbt_image if not image or "/" in tag else image
-    # as scripts/build_image.sh names them
+    # the tag that scripts/build_image.sh uses
     command += [f"{image}:{version.replace('+', '-dirty')}", *_runner(run)]
     return shlex.join(command)
 
 
 def _known(source: Run, model: str) -> str:
-    """The unique id of a model as the run's records know it, '' where they don't: for this no code is needed."""
+    """Returns a model's unique id from the run's records, which requires no code; '' if they don't have it."""
     entries = {table: entry.version.unique_id for table, entry in source.entries().items() if entry.version}
     ids = {*source.latest_results(), *entries.values()}
     found = [uid for uid in ids if uid == model or uid.split(".")[-1] == model.split(".")[-1]]
     return found[0] if len(found) == 1 else entries.get(model, "")
 
 
-# -- what is built ----------------------------------------------------------------------------------------------------
+# -- what to build ----------------------------------------------------------------------------------------------------
 
 
 def _project(settings: Settings, code: Code, project_dir: str) -> Project:
-    """The dbt project of that code; a commit's is parsed by its own code, once."""
+    """Returns the dbt project of that code; a commit's project is parsed once, by the commit's own code."""
     own = code.settings(settings, project_dir)
     if not code.commit:
         from busco.warehouse.dbt import opened
@@ -230,22 +232,22 @@ def _project(settings: Settings, code: Code, project_dir: str) -> Project:
     return Project.read(own.manifest_path)
 
 
-def _node(project: Project, asked: str) -> str:
-    """The unique id of a model, seed or test by its name, its table or its unique id.
+def _node(project: Project, model: str) -> str:
+    """Returns the unique id of a model, seed or test, given its name, table or unique id.
 
     Raises:
-        BuscoError: none is called so, or several are.
+        BuscoError: no node matches, or several do.
     """
     names = {uid: _names(project, uid) for uid in buildable(project)}
-    found = [uid for uid, own in names.items() if asked in own]
+    found = [uid for uid, own in names.items() if model in own]
     if len(found) == 1:
         return found[0]
     if found:
         listed = "\n".join(f"    {uid}" for uid in sorted(found))
-        raise BuscoError(f"several nodes are called {asked}:\n{listed}", "give the unique id")
-    near = difflib.get_close_matches(asked, sorted(set().union(*names.values())), 3)
+        raise BuscoError(f"several nodes match {model}:\n{listed}", "specify the unique id")
+    near = difflib.get_close_matches(model, sorted(set().union(*names.values())), 3)
     hint = f"did you mean {' or '.join(near)}?" if near else "see: busco dbt ls"
-    raise BuscoError(f"the dbt project {project.name} has no model {asked} that is built", hint)
+    raise BuscoError(f"the dbt project {project.name} has no buildable model {model}", hint)
 
 
 def _names(project: Project, uid: str) -> set[str]:
@@ -257,10 +259,10 @@ def _names(project: Project, uid: str) -> set[str]:
 
 
 def _check_inputs(project: Project, source: Run, chosen: Sequence[str], run_name: str) -> None:
-    """Says where a model would read something else than it would have read in the run.
+    """Warns if a model would read something other than it would have read in the run.
 
     Raises:
-        BuscoError: the run has no version of a parent that it began to build.
+        BuscoError: the run started to build a parent but has no version of it.
     """
     entries = source.entries()
     here = {made for node in chosen if (made := project.table_of(node))}
@@ -275,16 +277,16 @@ def _check_inputs(project: Project, source: Run, chosen: Sequence[str], run_name
                     f"replay both: busco replay {run_name} {parent} {name}",
                 )
             if entry is None and (source.pin.nodes is None or project.tables[parent] in source.pin.nodes):
-                say(f"warning: the run has not built {parent} (yet): {name} reads that of the base release")
+                say(f"warning: the run has not built {parent} (yet): {name} reads the base release's version")
 
 
 def _runner(run: Run) -> list[str]:
-    words = ["runner", "--run", run.name, "--epoch", str(run.pin.epoch)]
-    return [*words, "--order", replays.ORDER, "--generation", "1"]
+    arguments = ["runner", "--run", run.name, "--epoch", str(run.pin.epoch)]
+    return [*arguments, "--order", replays.ORDER, "--generation", "1"]
 
 
 def _build(code: Code, run: Run) -> int:
-    """Runs the order in a process of that code, which prints what dbt prints; gives its exit status."""
+    """Runs the order in a process of that code, which prints dbt's output; returns its exit status."""
     sys.stdout.flush()
     variables = code.variables(run.environment.environment)
     process = subprocess.Popen([sys.executable, "-m", "busco", *_runner(run)], cwd=code.home, env=variables)
@@ -296,11 +298,11 @@ def _build(code: Code, run: Run) -> int:
         raise
 
 
-# -- what came of it --------------------------------------------------------------------------------------------------
+# -- the results ------------------------------------------------------------------------------------------------------
 
 
-def _tell(settings: Settings, source: Run, nodes: Sequence[str], results: dict[str, Result]) -> None:
-    """Each node's result beside that of the run, and the errors as their tasks show them."""
+def _report(settings: Settings, source: Run, nodes: Sequence[str], results: dict[str, Result]) -> None:
+    """Prints each node's result beside the one in the run, and errors as the nodes' tasks show them."""
     then = source.latest_results()
     rows = []
     for node in nodes:
@@ -313,8 +315,8 @@ def _tell(settings: Settings, source: Run, nodes: Sequence[str], results: dict[s
     for node in nodes:
         result = results[node]
         if result.status not in GOOD:
-            said = f"{_short(node)} failed\n{result.error or result.message or 'dbt gave no reason'}"
-            echo(said + (f"\nat {result.where}" if result.where else ""))
+            failure = f"{_short(node)} failed\n{result.error or result.message or 'dbt reported no reason'}"
+            echo(failure + (f"\nat {result.where}" if result.where else ""))
     given = budget(settings)
     of = f" of {size(given.container)}" if given.container is not None else ""
     runners = {runner.number: runner for runner in source.runners()}
@@ -329,16 +331,16 @@ def _short(node: str) -> str:
 
 
 def _show(settings: Settings, run: Run, versions: Sequence[Version], out: Path | None) -> None:
-    """How to look at what was made; with `out`, the table as a local file."""
+    """Prints how to look at the results; with `out`, writes the table to a local file."""
     environment = run.environment.environment
     for version in versions:
         layer, name = version.table.split(".", 1)
         sql = f"select * from {settings.database(layer)}.{name} limit 20"
-        echo(f"look at it: busco query --env {environment} --run {run.name} {shlex.quote(sql)}")
+        echo(f"to look at it: busco query --env {environment} --run {run.name} {shlex.quote(sql)}")
     if out is None:
         return
     if not versions:
-        raise BuscoError(f"{out} is not written: no table was made")
+        raise BuscoError(f"{out} was not written: no table was built")
     from busco.lake.engine import connect
     from busco.lake.relations import select_sql
     from busco.lake.types import literal
@@ -347,4 +349,4 @@ def _show(settings: Settings, run: Run, versions: Sequence[Version], out: Path |
     with connect(settings) as connection:
         made = select_sql(versions[0], settings.lake_bucket)
         connection.execute(f"copy ({made}) to {literal(str(out))} (format parquet)")
-    echo(f"written: {out}")
+    echo(f"wrote {out}")

@@ -1,4 +1,4 @@
-"""`busco scrub`: personal data out of metadata that was written earlier."""
+"""`busco scrub`: removes personal data from metadata that was written earlier."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from busco.warehouse.personal import of_version
 
 
 @click.command("scrub")
-@click.option("--dry-run", is_flag=True, help="Only list the objects that have such values.")
+@click.option("--dry-run", is_flag=True, help="only list the objects that have such values")
 def scrub_command(dry_run: bool) -> None:
-    """Takes smallest and largest values of personal columns out of delivery records and Iceberg manifests.
+    """Remove the smallest and largest values of personal columns from delivery records and Iceberg manifests.
 
-    They were written before the columns were marked `meta: {pii: true}`, or by an earlier version of the platform. Run
-    everything and publish it first, so that the live release has its tables without them; of versions that are not live
-    all bounds are taken. Needs the right to overwrite and delete below `_lake/`, earlier versions of objects included.
+    They were written before the columns were marked `meta: {pii: true}`, or by an earlier version of the platform.
+    First rebuild and publish everything, so that the tables in the live release don't have them; all bounds are removed
+    from versions that are not live. Requires permission to overwrite and delete objects below `_lake/`, including their
+    earlier versions.
     """
     settings, store, _ = lake()
     projects = ensure_manifests(settings)
@@ -36,8 +37,8 @@ def scrub_command(dry_run: bool) -> None:
     done = scrub(store, all_contracts(projects), personal, dry_run)
     for key in (*done.with_values, *done.with_bounds):
         echo(store.url(key))
-    word = "have" if dry_run else "had"
+    outcome = "have bounds to remove" if dry_run else "had bounds, which were removed"
     echo(
         f"{len(done.with_values)} of {done.deliveries} delivery records and {len(done.with_bounds)} of {done.versions} "
-        f"versions of tables {word} bounds to be taken out"
+        f"table versions {outcome}"
     )
