@@ -424,7 +424,7 @@ def select_command(project_dir: Path | None, record: str, selection: str) -> Non
             given = dbt.select(selection, built=built)
             found = Selection(select=selection, nodes=given.nodes, notes=given.notes)
     except BuscoError as error:
-        # this error is an answer too; after any other failure there is none, and the waiting task runs this command again
+        # this error is an answer too; after any other failure there is none, and the waiting task tries again
         _answer(record, Selection(select=selection, error=str(error)))
         raise
     _answer(record, found)
