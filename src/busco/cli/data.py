@@ -445,7 +445,7 @@ def _answer(record: str, found: Selection) -> None:
 @click.command("bake")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def bake_command(folder: Path) -> None:
-    """Parse the projects into a folder of an image, whose processes get it as BUSCO_BAKED_DIR and need not parse."""
+    """Parse the projects into a folder of an image, so that its processes (BUSCO_BAKED_DIR) needn't parse them."""
     from busco.warehouse.dbt import opened
 
     for settings in get_settings().of_all_projects():

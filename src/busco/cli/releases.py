@@ -44,7 +44,7 @@ def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
 
 
 def publishing(settings: Settings) -> ObjectStore:
-    """Returns the lake's store, with the publishing role if the caller may assume it (Airflow's role), else its own."""
+    """Returns the lake's store with the publishing role; with the caller's own role if it may not assume that one."""
     return ObjectStore(publisher_client("s3", settings, or_own=True), settings.lake_bucket)
 
 

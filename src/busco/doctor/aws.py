@@ -69,7 +69,8 @@ def role(around: Surroundings) -> str:
     if found is None:
         raise BuscoError(
             "there are no AWS credentials",
-            "in a container, set the task definition's task role (deploy/aws/ecs.yaml, RunnerRole); else AWS_PROFILE",
+            "in a container, set the task definition's task role (deploy/aws/ecs.yaml, RunnerRole); elsewhere, "
+            "set AWS_PROFILE",
         )
     source = f"credentials from {found.method}"
     task = container.this_task()

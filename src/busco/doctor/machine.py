@@ -41,7 +41,9 @@ def variables(around: Surroundings) -> str:
     if unknown := sorted(given - known):
         near = {name: difflib.get_close_matches(name, known, 1) for name in unknown}
         names = [f"{name} (did you mean {near[name][0]}?)" if near[name] else name for name in unknown]
-        raise BuscoError(f"unknown variables: {', '.join(names)}", "unset them; .env.example lists all known ones")
+        raise BuscoError(
+            f"unknown variables: {', '.join(names)}", "correct or unset them; .env.example lists all known ones"
+        )
     if around.settings.platform == "aws":
         needed = _NEEDED if here("airflow") else _NEEDED[:1]
         if missing := [f"BUSCO_{name.upper()}" for name in needed if not getattr(around.settings, name)]:
