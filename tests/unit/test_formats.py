@@ -166,11 +166,11 @@ def test_a_name_in_a_refusal_is_cut(lake: FolderLake) -> None:
 @pytest.mark.parametrize(
     ("start", "reason"),
     [
-        ("sep=,\r\na,ção", "the first line is Excel's `sep=,` and not the header: delete it"),
-        ('"SEP=,"\na,ção', "the first line is Excel's `SEP=,` and not the header: delete it"),
+        ("sep=,\r\na,ção", "the first line is Excel's `sep=,`, not the header: delete it"),
+        ('"SEP=,"\na,ção', "the first line is Excel's `SEP=,`, not the header: delete it"),
         (
             "sep=;\na;ção",
-            "the first line is Excel's `sep=;` and not the header: delete it, and separate values with commas",
+            "the first line is Excel's `sep=;`, not the header: delete it, and separate values with commas",
         ),
         ("a ,ção", "missing column a (table t); the header has 'a ' instead: correct the spaces"),
         ("a\u00a0,ção", r"missing column a (table t); the header has 'a\xa0' instead: correct the spaces"),
