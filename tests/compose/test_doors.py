@@ -120,9 +120,9 @@ def test_a_local_aws_that_was_taken_over_gets_from_the_starter_what_a_task_gets_
     others = [stack.container(service) for service in ("postgres", "airflow-webserver")]
     said = stack.compose("exec", "-T", "local-aws", "python", "-", *others, given=TAKEN_OVER).splitlines()
     expected = [
-        "definition.volumes.0.host: is not offered here",
+        "definition.volumes.0.host: is not supported here",
         "definition.containerDefinitions.0.privileged: ",
-        "definition.containerDefinitions.0.entryPoint: is not offered here",
+        "definition.containerDefinitions.0.entryPoint: is not supported here",
         "postgres:16.3-alpine is not the image",
         "definition.networkMode: ",
         *[f"No such container: {one}" for one in others],

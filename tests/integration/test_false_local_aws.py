@@ -134,7 +134,7 @@ def test_a_port_that_was_taken_is_refused_while_somebody_asks_there_and_left_wit
     assert "aws-port" in processes.running(state), "held for the scheduler"
     processes.release_port(state, aws.NAME)
     with socket.create_server(("127.0.0.1", int(server.endpoint.rpartition(":")[2]))):
-        with pytest.raises(BuscoError, match=r"scheduler would go on asking there\n.*busco down"):
+        with pytest.raises(BuscoError, match=r"scheduler would keep connecting to it\n.*busco down"):
             started(state)
         processes.stop(state, "scheduler")
         moved = started(state)

@@ -315,7 +315,7 @@ def test_a_client_token_starts_once_and_belongs_to_its_parameters(lab: Lab) -> N
 def test_a_task_is_nothing_that_those_of_our_template_are_not(
     lab: Lab, container: dict[str, Any], definition: dict[str, Any]
 ) -> None:
-    with pytest.raises(botocore.exceptions.ClientError, match=r"deploy/aws/ecs\.yaml has all that a task here may be"):
+    with pytest.raises(botocore.exceptions.ClientError, match=r"see deploy/aws/ecs\.yaml for what tasks can use"):
         lab.run({"command": ["true"], **container}, **definition)
 
 

@@ -63,7 +63,7 @@ def test_what_a_process_of_the_platform_writes_is_its_user_s_alone(home: Path) -
     state = get_settings().state
     process = processes.start(state, "server", [sys.executable, "-c", WRITES], dict(os.environ), state)
     try:
-        with pytest.raises(BuscoError, match="ended while starting"):
+        with pytest.raises(BuscoError, match="exited while starting"):
             processes.wait_until(lambda: False, process, "it", limit=20)
     finally:
         processes.stop(state, "server")

@@ -111,7 +111,7 @@ def test_run_task_says_at_once_what_is_not_offered_here_and_tells_no_value() -> 
     given["containerDefinitions"][0]["entryPoint"] = ["sh", "-c", "canary"]
     said = task_shape.refused(given, {})
     assert said == (
-        "containerDefinitions.0.entryPoint: is not offered here; deploy/aws/ecs.yaml has all that a task here may be"
+        "containerDefinitions.0.entryPoint: is not supported here; see deploy/aws/ecs.yaml for what tasks can use"
     )
     assert "canary" not in task_shape.refused(definition(), {"cpu": "canary"})
 
@@ -126,7 +126,7 @@ def test_there_is_an_end_to_how_many_run_at_once(engine: Engine, monkeypatch: py
     starter = DockerStarter(engine, RULES)
     for number in range(2):
         starter.start(order(task=f"{TASK[:-1]}{number}"))
-    with pytest.raises(StartError, match="2 containers are here"):
+    with pytest.raises(StartError, match="2 containers exist already"):
         starter.start(order())
 
 

@@ -1,10 +1,10 @@
-"""The local AWS's process: MiniStack on one port, its S3 kept in one lake's folder, its Athena and ECS corrected.
+"""Runs the local AWS: MiniStack on one port, with S3 stored in one lake's folder and Athena and ECS corrected.
 
-It listens on loopback, in a stack on its own network, and for ECS tasks, who may ask for less, at an address of theirs:
-that at which Docker's bridge has this machine, or a port of its own in a stack.
+It listens on loopback and, in a Compose stack, on the stack's own network. ECS tasks have fewer permissions, so they
+connect to a separate address: this machine's address on Docker's bridge or, in a stack, a separate port.
 
-Started by `busco.embedded.aws.up`, as `python -m busco.embedded.local_aws_server`. It writes below the state folder
-only and reaches for nothing outside of this machine.
+`busco.embedded.aws.up` starts it as `python -m busco.embedded.local_aws_server`. It writes only below the state folder
+and connects to nothing outside of this machine.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from busco.embedded.door import SERVICES, guarded
 from busco.embedded.instances import ROLES, Instances
 from busco.text import guard
 
-# A laptop's disk is small: lake.yaml's OldVersionDays is for AWS.
+# Shorter than lake.yaml's OldVersionDays, which is meant for AWS: a laptop's disk is small.
 OLD_VERSION_DAYS = 7
 STACK_SECRET = "LOCAL_AWS_AIRFLOW_SECRET"  # noqa: S105 (a variable of a stack's .env)
-# Seconds that ECS tasks get to end when a container that this is in is stopped, within serve.GRACE.
+# Seconds that ECS tasks get to stop when the container that runs this process is stopped. Less than serve.GRACE.
 STACK_GRACE = 45
 
 
@@ -41,15 +41,16 @@ def lake_folder(state: Path, lake: str) -> Path:
 def environment(
     state: Path, lake: str, port: int, region: str, inherited: Mapping[str, str], name: str = ""
 ) -> dict[str, str]:
-    """The server's environment: nothing of the user's AWS, proxy, Docker or home settings reaches it.
+    """Returns the server's environment, free of the user's AWS, proxy, Docker and home directory settings.
 
     Args:
         state: the platform's state folder, absolute.
         lake: the lake to serve.
         port: port on 127.0.0.1.
         region: AWS region.
-        inherited: the caller's environment, of which only what finds programs and modules is kept.
-        name: what others call it, where it is a container itself.
+        inherited: the caller's environment; only the variables for finding programs and modules, and the locale, are
+            kept.
+        name: the server's host name if it runs in a container.
     """
     scratch, pair = state / "tmp" / "aws", keys.owner(state)
     kept = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "LD_LIBRARY_PATH")
@@ -57,7 +58,7 @@ def environment(
         **{name: inherited[name] for name in kept if name in inherited},
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
-        "TZ": "UTC",  # as Athena's sessions are
+        "TZ": "UTC",  # like Athena's sessions
         "GATEWAY_PORT": str(port),
         "BIND_HOST": "127.0.0.1",
         "MINISTACK_HOST": name or "127.0.0.1",
@@ -68,11 +69,11 @@ def environment(
         "PERSIST_STATE": "0",
         "STATE_DIR": str(scratch / "ministack-state"),
         "LOG_LEVEL": "WARNING",
-        # MQTT and SFTP listeners, and Docker, which MiniStack never has: containers are a starter's affair
+        # No MQTT or SFTP listeners. MiniStack never gets Docker either: only a starter runs containers.
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "DOCKER_HOST": f"unix://{scratch}/no-docker.sock",
-        # policies are evaluated; this pair is root's
+        # MiniStack evaluates policies; this key pair is root's.
         "AUTH": "true",
         "AWS_ACCESS_KEY_ID": pair.key,
         "AWS_SECRET_ACCESS_KEY": pair.secret,
@@ -80,11 +81,11 @@ def environment(
 
 
 def adopt_buckets(provisioners: Any) -> None:
-    """Lets a stack take over the buckets that are there, as it does on AWS with `ImportExistingResources`.
+    """Lets a stack adopt existing buckets, as `ImportExistingResources` does on AWS.
 
-    After a restart the emulator has the buckets again but not the stack that made them, and would refuse to create
-    what exists; so would it after a first deployment that failed, since the template retains its buckets. Unlike an
-    import, this applies the template's properties: versioning is not among what the emulator keeps.
+    After a restart, the emulator reloads the buckets but not the stack that created them, so creating the stack again
+    would fail. The same happens after a failed first deployment, because the template retains its buckets. Unlike an
+    import, adoption applies the template's properties, because the emulator does not persist versioning.
 
     Args:
         provisioners: the module `ministack.services.cloudformation.provisioners`.
@@ -103,24 +104,26 @@ def adopt_buckets(provisioners: Any) -> None:
 
 
 def alone(lock: Path) -> None:
-    """Makes sure that no other process serves this lake's folder, for as long as this one lives.
+    """Locks this lake's folder for the lifetime of the process, so that no other process serves it.
 
     Raises:
-        SystemExit: another one does, such as one whose starter was killed before it could write down its pid.
+        SystemExit: another process serves it, for example one whose parent was killed before it recorded the pid.
     """
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.read(descriptor, 20).decode()
-        raise SystemExit(f"{lock.parent} is already served by process {holder}; end it: kill {holder}") from None
+        raise SystemExit(f"{lock.parent} is already served by process {holder}; stop it: kill {holder}") from None
     os.truncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
 
 
 def engine_addresses(docker_host: str) -> list[Address]:
-    """Where a Docker engine, or a starter, is, of `unix:///var/run/docker.sock`, `starter:///run/busco/starter.sock` or
-    `tcp://host:port`: by name and by address."""
+    """Returns the addresses of a Docker engine or a starter, for a TCP host both by name and by IP address.
+
+    `docker_host` is `unix:///var/run/docker.sock`, `starter:///run/busco/starter.sock` or `tcp://host:port`.
+    """
     found = urlsplit(docker_host)
     if found.scheme in ("unix", "starter"):
         return [found.path]
@@ -129,34 +132,34 @@ def engine_addresses(docker_host: str) -> list[Address]:
 
 
 def _listeners(port: int, *addresses: str) -> list[socket.socket]:
-    """Sockets for those of the addresses that are not empty.
+    """Returns a bound socket for each of the addresses that is not empty.
 
     Raises:
-        SystemExit: another program has the port.
+        SystemExit: another program uses the port.
     """
-    wanted = [address for address in addresses if address]
-    sockets = processes.bound(port, wanted)
+    hosts = [address for address in addresses if address]
+    sockets = processes.bound(port, hosts)
     if sockets is None:
-        raise SystemExit(f"port {port} of {' or '.join(wanted)} is another program's: address already in use")
+        raise SystemExit(f"port {port} on {' or '.join(hosts)} is used by another program: address already in use")
     return sockets
 
 
 def main() -> None:
-    """Serves until SIGTERM. MiniStack reads its settings when it is imported, so they are set before."""
+    """Serves until SIGTERM. Sets MiniStack's environment before importing it, because it reads its settings then."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True, help="the platform's state folder")
-    parser.add_argument("--lake", required=True, help="the lake whose S3 is served")
+    parser.add_argument("--lake", required=True, help="the lake whose S3 buckets to serve")
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1")
     parser.add_argument("--region", default="us-east-1")
     parser.add_argument(
-        "--docker-host", default="", help="the Docker engine, or starter, of ECS tasks; none if not said"
+        "--docker-host", default="", help="the Docker engine or starter that runs ECS tasks (default: no ECS tasks)"
     )
     parser.add_argument("--image", default="", help="the image that ECS tasks run")
-    parser.add_argument("--address", default="", help="the address, beside loopback, at which its stack reaches it")
-    parser.add_argument("--host-name", default="", help="what its stack calls it")
-    parser.add_argument("--tasks", default="", help="where ECS tasks reach it, who are answered for less: address:port")
-    parser.add_argument("--tasks-name", default="", help="what they call it: a name, or that address")
-    parser.add_argument("--published", type=int, default=0, help="the port at which others reach it; 0: its own")
+    parser.add_argument("--address", default="", help="the address for the rest of its stack, in addition to loopback")
+    parser.add_argument("--host-name", default="", help="its host name within the stack")
+    parser.add_argument("--tasks", default="", help="address:port for ECS tasks, which can make fewer requests")
+    parser.add_argument("--tasks-name", default="", help="the host name or address that ECS tasks use for it")
+    parser.add_argument("--published", type=int, default=0, help="the port published to other clients (0: --port)")
     given = parser.parse_args()
     state = given.state.resolve()
     folder = lake_folder(state, given.lake)
@@ -176,12 +179,13 @@ def main() -> None:
     repaired = s3_intents.repair(folder / "s3-intents")
     s3_intents.expire_versions(folder / "s3", OLD_VERSION_DAYS)
 
-    # Only dbt's environment has what these need; `busco.embedded.aws` imports this module in Airflow's too.
+    # Imported here because these dependencies are only in dbt's environment, while `busco.embedded.aws` imports this
+    # module in Airflow's too.
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
     from ministack.app import app
 
-    # Loads the lake's objects now rather than in the first request.
+    # Importing s3 now loads the lake's objects before the first request.
     from ministack.services import s3
     from ministack.services.cloudformation import provisioners
 
@@ -198,14 +202,14 @@ def main() -> None:
     )
     from busco.embedded.ecs_roles import TaskRoles
 
-    guard()  # of MiniStack's log too, which has set itself up by now
+    guard()  # after the imports, so that it also covers the logging that MiniStack has set up
     s3_intents.install(s3, folder / "s3-intents")
     s3_limits.install(s3)
     adopt_buckets(provisioners)
     task_definitions.install(provisioners)
     provisioned.install()
     policies.install(keys.owner(state).key)
-    # what each secret stands for is known to who starts Airflow and runners; a stack's Airflow has it of its .env
+    # Whoever starts Airflow and the runners passes them these secrets; a stack's Airflow gets its secret from .env.
     instances = Instances()
     for who, output in ROLES.items():
         known = secret_of_stack if who == "airflow" and secret_of_stack else keys.instance(state, who)
@@ -230,7 +234,7 @@ def main() -> None:
     pid = os.getpid()
     print(f"event=local_aws_start lake={given.lake} endpoint={endpoint} pid={pid} repaired={repaired}", flush=True)
     names = [one for one in (given.address, given.host_name, tasks.hostname, given.tasks_name) if one]
-    # what starts containers is the one other that it asks
+    # The only other peer that this process connects to is the one that starts containers.
     others = engine_addresses(given.docker_host) if given.docker_host else []
     confine([("127.0.0.1", given.port), *others], [folder, Path(variables["TMPDIR"])])
     print("event=local_aws_confined", flush=True)
@@ -239,7 +243,7 @@ def main() -> None:
     of_tasks = (tasks.hostname or "", tasks.port or 0) if given.tasks else None
     asyncio.run(serve(guarded(app, served, watch, names, of_tasks, [given.published]), config))  # type: ignore[arg-type]
     if starter is not None:
-        # in a stack `down` waits for tasks; `make down` on a laptop does not
+        # In a stack, `down` waits for tasks; `make down` on a laptop does not.
         starter.end_all(STACK_GRACE if given.host_name else local_ecs.SHUTDOWN_GRACE)
 
 

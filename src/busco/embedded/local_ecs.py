@@ -1,9 +1,9 @@
-"""The local ECS runs tasks as Fargate does: limits, user, read-only root, volumes, reasons, exit codes, whole logs.
+"""Makes the local ECS run tasks like Fargate: limits, user, read-only root, volumes, reasons, exit codes, full logs.
 
-MiniStack starts a container per task but passes few of the definition's properties to Docker, says a stopped task is
-STOPPED before its containers are, and forgets the last of their output. Here a task is STOPPED once its containers
-have ended, their output is in CloudWatch Logs, and nothing of it is left in Docker. Docker itself is a starter's affair
-(`busco.embedded.starter`): nothing here has a client of it.
+MiniStack starts a container per task but passes few of the definition's properties to Docker, reports a stopped task as
+STOPPED before its containers have stopped, and loses the end of their output. Here a task becomes STOPPED only after
+its containers have ended, their output is in CloudWatch Logs, and Docker has nothing left of it. Only a starter
+(`busco.embedded.starter`) talks to Docker; this module has no Docker client.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from busco.embedded import ecs_containers, ministack_contract, task_shape
 from busco.embedded.ecs_roles import TaskRoles
 from busco.embedded.starter import LostError, PullError, StartError, TaskStarter
 
-# What is replaced or wrapped of ministack.services.ecs, with the parameters that it had when this was written.
+# The functions of ministack.services.ecs that this module replaces or wraps, with the parameters that they had when it
+# was written.
 EXPECTED = {
     "_get_docker": [],
     "_run_task": ["data"],
@@ -46,7 +47,7 @@ EXPECTED = {
 }
 MOST_OVERRIDES = 8192  # characters (API reference, TaskOverride)
 MOST_TOKEN = 64  # characters (API reference, RunTask)
-SHUTDOWN_GRACE = 3  # seconds that containers get to end when the local AWS itself does
+SHUTDOWN_GRACE = 3  # seconds that containers get to stop when the local AWS shuts down
 LOGS_LIMIT = 30.0
 OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
 EXITED = "Essential container in task exited"
@@ -59,7 +60,7 @@ _START_FAILED = "ResourceInitializationError: unable to pull image or start cont
 
 @dataclass(frozen=True)
 class _Started:
-    """What a client token stands for."""
+    """The RunTask request made with a client token, and the tasks that it started."""
 
     parameters: dict[str, Any]
     tasks: list[str]
@@ -69,12 +70,12 @@ def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
     """Corrects `ministack.services.ecs` in this process, before it serves.
 
     Args:
-        endpoint: where containers reach the local AWS.
-        starter: what starts them.
-        roles: gives tasks the credentials of their roles.
+        endpoint: the URL of the local AWS for containers.
+        starter: starts the containers.
+        roles: issues the credentials of their roles to tasks.
 
     Raises:
-        RuntimeError: this MiniStack is not the one that the correction was written for.
+        RuntimeError: the installed MiniStack is not the one that this correction was written for.
     """
     import ministack.services.ecs as ecs
 
@@ -87,7 +88,7 @@ def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
 
 
 class _LocalEcs:
-    """What stands in for MiniStack's functions; each method is named like the function that it replaces."""
+    """The replacements of MiniStack's functions; each method is named after the function that it replaces."""
 
     def __init__(self, ecs: Any, endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
         self._ecs, self._starter, self._roles = ecs, starter, roles
@@ -98,7 +99,7 @@ class _LocalEcs:
         self._forwarders: dict[str, threading.Thread] = {}
 
     def get_docker(self) -> object | None:
-        """What MiniStack takes for a client of Docker's: nothing that it could ask, None where no starter answers."""
+        """Returns a placeholder for MiniStack's Docker client, with none of its methods; None if no starter answers."""
         try:
             self._starter.about()
         except LostError:
@@ -191,7 +192,7 @@ class _LocalEcs:
         return token
 
     def build_run_kwargs(self, cdef: Any, td: Any, env: dict[str, str], *rest: Any) -> dict[str, Any]:
-        """What the starter is asked for: services' tasks come here too, which RunTask never sees."""
+        """Returns the order for the starter. Tasks of services come here too, although they bypass RunTask."""
         task_arn = rest[EXPECTED["_build_run_kwargs"].index("task_arn") - 3]
         overrides = (self._ecs._tasks.get(task_arn) or {}).get("overrides") or {}
         definition = task_shape.registered(td)
@@ -210,7 +211,7 @@ class _LocalEcs:
             raise RuntimeError(f"CannotStartContainerError: {error}") from error
 
     def _open_log(self, cdef: Any, task_arn: str) -> None:
-        """Makes the container's log stream, without which Fargate starts no container."""
+        """Creates the container's log stream; without one, Fargate does not start a container."""
         ecs = self._ecs
         config = ecs._awslogs_config(cdef, task_arn.rpartition("/")[2], "")
         if config and config["stream"]:
@@ -232,7 +233,7 @@ class _LocalEcs:
         try:
             self._ecs._cleanup_task_resources(task, client)
         finally:
-            # One that is being stopped is marked by who stops it.
+            # Has no effect on a task that is already being stopped: the code that stops it marks it.
             self._ecs._mark_task_stopped(task["taskArn"], task, reason, "TaskFailedToStart")
 
     # end -------------------------------------------------------------------------------------------------------
@@ -242,7 +243,7 @@ class _LocalEcs:
             self._ecs.spawn_background(self._watch, task, index, identifier, thread_name="busco-ecs-watch")
 
     def maybe_mark_stopped(self, task: Any, docker_client: Any = None) -> None:
-        """Nothing: a task's end is seen by who watches its containers."""
+        """Does nothing: `_watch` detects a task's end by waiting for its containers."""
 
     def cleanup_task_resources(self, task: dict[str, Any], _client: Any, extra: Any = None) -> None:
         containers = [*task["_docker_ids"], *([extra.id] if extra is not None else [])]
@@ -263,7 +264,7 @@ class _LocalEcs:
             self._finish(task)
 
     def _ending(self, task: dict[str, Any], reason: str, code: str) -> bool:
-        """Says that a task is to end, and why; False where it is ending already."""
+        """Marks a task as stopping, with the reason. Returns False if it is stopping already."""
         ecs, arn = self._ecs, task["taskArn"]
         with ecs.resource_lock("ecs-task", arn):
             if not ecs._task_is_active(arn, task):
@@ -274,7 +275,7 @@ class _LocalEcs:
         return True
 
     def _finish(self, task: dict[str, Any]) -> None:
-        """Ends a task's containers and takes their output and exit codes; then it is STOPPED."""
+        """Stops a task's containers, collects their output and exit codes, then marks the task as STOPPED."""
         ecs, arn = self._ecs, task["taskArn"]
         self._launch(task).wait()
         with ecs.resource_lock("ecs-task", arn):
@@ -309,7 +310,7 @@ class _LocalEcs:
             container.update(lastStatus="STOPPED", exitCode=code, **({"reason": reason} if reason else {}))
 
     def _forward(self, container: Any, config: dict[str, Any]) -> None:
-        """A container's output to its log stream, under the time at which it was written."""
+        """Copies a container's output to its log stream, with the time at which each line was written."""
         from ministack.services import cloudwatch_logs
 
         ecs = self._ecs
@@ -317,8 +318,8 @@ class _LocalEcs:
             if not ecs._ensure_awslogs_stream(config):
                 return
             with contextlib.suppress(LostError):
-                for come in self._starter.lines(container.id):
-                    events = [{"timestamp": written, "message": line} for written, line in come]
+                for lines in self._starter.lines(container.id):
+                    events = [{"timestamp": written, "message": line} for written, line in lines]
                     cloudwatch_logs._put_log_events(
                         {"logGroupName": config["group"], "logStreamName": config["stream"], "logEvents": events}
                     )
@@ -326,11 +327,11 @@ class _LocalEcs:
     # helpers ---------------------------------------------------------------------------------------------------
 
     def _launch(self, task: dict[str, Any]) -> threading.Event:
-        """Set once a task's start is over, well or badly."""
+        """Returns the event that is set once a task's start has succeeded or failed."""
         return self._launched.setdefault(task["taskArn"], threading.Event())
 
     def _limits(self, task_arn: str, td: Any, cdef: Any) -> tuple[ecs_containers.Limits, ecs_containers.Limits]:
-        """The task's limits, and the container's."""
+        """Returns the limits of the task and of the container."""
         overrides = (self._ecs._tasks.get(task_arn) or {}).get("overrides") or {}
         own: Iterable[Any] = overrides.get("containerOverrides") or ()
         override: dict[str, Any] = next((one for one in own if one.get("name") == cdef["name"]), {})
@@ -338,7 +339,7 @@ class _LocalEcs:
         return task, ecs_containers.container_limits(cdef, task, override)
 
     def _outcome(self, identifier: str) -> tuple[int | None, str]:
-        """Ends a container if it still runs; gives its exit code and, as ECS words it, what happened to it."""
+        """Stops a container if it still runs; returns its exit code and the reason, in the wording of ECS."""
         try:
             ended = self._starter.end(identifier)
         except LostError as error:

@@ -1,4 +1,4 @@
-"""The version of MiniStack whose private functions this package replaces, wraps and calls, and the check that it is it.
+"""Checks that the installed MiniStack is the version whose private functions this package replaces, wraps and calls.
 
 Each module that corrects MiniStack lists the functions that it relies on as `EXPECTED`: their dotted names below
 `ministack`, with the parameters that they had when the module was written. It calls `check` before it changes anything.
@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.metadata import version as installed
 
 VERSION = "1.5.33"
-"""As pinned in requirements/local.in."""
+"""The version pinned in requirements/local.in."""
 
 
 def check(corrector: str, expected: Mapping[str, Sequence[str]], test: str, version: str | None = None) -> None:
@@ -22,10 +22,10 @@ def check(corrector: str, expected: Mapping[str, Sequence[str]], test: str, vers
         corrector: the module's name, for the message.
         expected: the module's `EXPECTED`.
         test: the test file that shows whether the module still works, for the message.
-        version: MiniStack's version; None asks the installed package.
+        version: MiniStack's version; None looks up the installed package.
 
     Raises:
-        RuntimeError: another version, or a function that is missing or takes other parameters.
+        RuntimeError: the version differs, or a function is missing or has different parameters.
     """
     found = version or installed("ministack")
     changed = []
@@ -37,6 +37,6 @@ def check(corrector: str, expected: Mapping[str, Sequence[str]], test: str, vers
     if found != VERSION or changed:
         what = f"; changed or missing: {', '.join(changed)}" if changed else ""
         raise RuntimeError(
-            f"{corrector} corrects MiniStack {VERSION}, but this is {found}{what}. Run {test} against the new version, "
-            "then raise busco.embedded.ministack_contract.VERSION."
+            f"{corrector} corrects MiniStack {VERSION}, but {found} is installed{what}. Run {test} against the new "
+            "version, then update busco.embedded.ministack_contract.VERSION."
         )

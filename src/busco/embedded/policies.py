@@ -1,8 +1,8 @@
-"""Roles may do here what their policies say, and nothing that no policy is asked about.
+"""Restricts roles to what their policies allow, and refuses requests for which no policy would be evaluated.
 
-MiniStack evaluates them. Here is what it lacks for ours: the resources and the cluster of requests to ECS, log streams,
-Glue's databases, the roles that RunTask passes, whom a role trusts, and that an operation of which it knows no
-permission is not allowed.
+MiniStack evaluates the policies. This module adds what our policies need and MiniStack lacks: the resources and the
+cluster of ECS requests, log streams, Glue databases, queries' workgroups in Athena, the roles passed to RunTask, trust
+policies, and the refusal of operations that MiniStack maps to no permission.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from busco.embedded import ministack_contract
 from busco.embedded.door import CALLER, PRESIGNED, Refusal, Request
 
-# What is wrapped or called of ministack, with the parameters that it had when this was written.
+# The functions of ministack that this module wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "app.pin_request_origin": ["source_ip", "secure_transport"],
     "core.iam_actions.extract_resource_arn": [
@@ -30,8 +30,8 @@ EXPECTED = {
     "core.iam_evaluator.is_root_access_key": ["access_key_id"],
     "core.router.extract_access_key_id": ["headers", "query_params"],
 }
-# What a role may name of an S3 object or bucket besides its key, by method: of each request one, or a part and its
-# upload. MiniStack asks its policies about the first of many that it finds, and does what the first of others says.
+# The S3 sub-resources that roles can use, by HTTP method. A request can name only one: with several, MiniStack could
+# authorize one of them and execute another, since it looks for them in different orders.
 _SUBRESOURCES = {
     "GET": {
         *("", "encryption", "lifecycle", "list-type", "location", "notification", "policy", "tagging", "uploadId"),
@@ -42,13 +42,13 @@ _SUBRESOURCES = {
     "POST": {"delete", "uploadId", "uploads"},
     "DELETE": {"", "uploadId", "versionId"},
 }
-# what says which of several, and how they are answered
+# query parameters that select a part, version or page of a sub-resource, control the response, or sign the URL
 _DETAILS = frozenset(
     {"continuation-token", "delimiter", "encoding-type", "fetch-owner", "key-marker", "marker", "max-keys", "max-parts"}
     | {"max-uploads", "part-number-marker", "partNumber", "prefix", "start-after", "upload-id-marker"}
     | {"version-id-marker", "x-id", *PRESIGNED, "X-Amz-Security-Token"}
 )
-# operations of Athena's that name a query alone
+# Athena's operations that name only a query
 _OF_EXECUTIONS = ("GetQueryExecution", "GetQueryResults", "GetQueryRuntimeStatistics", "StopQueryExecution")
 _COPY_SOURCE = re.compile(r"/?[^?]+(\?versionId=[A-Za-z0-9._-]+)?")
 
@@ -60,7 +60,7 @@ def install(owner: str) -> None:
         owner: the access key of the account's owner.
 
     Raises:
-        RuntimeError: this MiniStack is not the one that the correction was written for.
+        RuntimeError: the installed MiniStack is not the one that this correction was written for.
     """
     from ministack import app
     from ministack.core import iam_actions, iam_evaluator
@@ -71,23 +71,23 @@ def install(owner: str) -> None:
     original_context, original_root = iam_actions.request_tag_context, iam_evaluator.is_root_access_key
 
     def is_root(access_key_id: str) -> bool:
-        # MiniStack takes no key, `test` and any account's number for root's, without a look at a signature
+        # Without this, MiniStack treats a missing key, `test` and any account number as root, whatever the signature.
         caller = CALLER.get()
         return access_key_id == caller == owner if caller else bool(original_root(access_key_id))
 
     def resource(service: str, *given: Any) -> str:
         headers, body, region, account = given[2], given[3], given[5], given[6]
         if service == "logs":
-            # as AWS words it, which `log-group:<name>:*` matches
+            # AWS's format, which `log-group:<name>:*` matches
             found = str(original_arn(service, *given))
             of_group = found.count(":") == 6 and ":log-group:" in found
             return f"{found}:log-stream:{_json(body).get('logStreamName') or ''}" if of_group else found
         operation = headers.get("x-amz-target", "").rpartition(".")[2]
         if service == "glue" and operation in ("GetDatabase", "UpdateDatabase", "DeleteDatabase"):
-            # MiniStack takes it for a table of that name
+            # MiniStack treats the name as a table's.
             return f"arn:aws:glue:{region}:{account}:database/{_json(body).get('Name') or ''}"
         if service == "athena" and operation in _OF_EXECUTIONS:
-            # as AWS says it: a query is its workgroup's (Service Authorization Reference, Athena)
+            # As on AWS, a query is authorized by its workgroup (Service Authorization Reference, Athena).
             return f"arn:aws:athena:{region}:{account}:workgroup/{_workgroup(_json(body))}"
         if service != "ecs":
             return str(original_arn(service, *given))
@@ -101,96 +101,96 @@ def install(owner: str) -> None:
             found["ecs:cluster"] = ecs_cluster(_json(body), f"arn:aws:ecs:{get_region()}:{get_account_id()}")
         return found
 
-    # loopback and Docker's networks stand for the TLS that policies ask for
+    # Policies require TLS; traffic on loopback and Docker's networks counts as secure.
     app.pin_request_origin = lambda source, _: original_origin(source, True)
     iam_actions.extract_resource_arn = resource
     iam_actions.request_tag_context = context
     iam_evaluator.is_root_access_key = sts.is_root_access_key = is_root
 
 
-def same_caller(asked: Request, key: str) -> None:
-    """Whether MiniStack finds the access key in a request that its signature was verified for.
+def same_caller(request: Request, key: str) -> None:
+    """Checks that MiniStack reads the same access key from a request as the one whose signature was verified.
 
     Raises:
-        Refusal: it finds another one.
+        Refusal: MiniStack reads a different key.
     """
     from ministack.core.router import extract_access_key_id
 
-    if extract_access_key_id(asked.headers, asked.query) != key:
-        raise Refusal("IncompleteSignature", "a request has one signature, of Signature Version 4", 400)
+    if extract_access_key_id(request.headers, request.query) != key:
+        raise Refusal("IncompleteSignature", "a request must have exactly one signature (Signature Version 4)", 400)
 
 
-def decided(asked: Request) -> None:
-    """Whether policies are asked about what a role asks for, and about nothing else.
+def decided(request: Request) -> None:
+    """Checks that MiniStack evaluates policies for exactly the action that a role's request performs.
 
     Raises:
-        Refusal: MiniStack would allow it without asking them, or could take it for another request.
+        Refusal: MiniStack would allow the request without evaluating policies, or could mistake it for another one.
     """
     from ministack.core.iam_actions import extract_iam_action
 
-    if asked.service == "monitoring":
-        raise Refusal("AccessDenied", "monitoring is the owner's here")
-    if asked.service == "s3":
-        # MiniStack's policies and its store differ in what an empty part of a key is
-        if "//" in asked.path:
-            raise Refusal("AccessDenied", "a key has no empty parts here")
-        if asked.method == "POST" and asked.path.strip("/").count("/") == 0 and "delete" not in asked.query:
-            raise Refusal("AccessDenied", "forms are not offered here")
-        _one_subresource(asked)
-        _one_source(asked.headers.get("x-amz-copy-source", ""))
+    if request.service == "monitoring":
+        raise Refusal("AccessDenied", "only the account owner can use monitoring on the local AWS")
+    if request.service == "s3":
+        # MiniStack's policy evaluation and its storage treat an empty part of a key differently.
+        if "//" in request.path:
+            raise Refusal("AccessDenied", "the local AWS does not support keys with empty parts (//)")
+        if request.method == "POST" and request.path.strip("/").count("/") == 0 and "delete" not in request.query:
+            raise Refusal("AccessDenied", "the local AWS does not support uploads from HTML forms")
+        _one_subresource(request)
+        _one_source(request.headers.get("x-amz-copy-source", ""))
     action = extract_iam_action(
-        asked.service, asked.method, asked.path, asked.headers, asked.body, {**asked.form, **asked.query}
+        request.service, request.method, request.path, request.headers, request.body, {**request.form, **request.query}
     )
-    if action is None or (asked.operation and action.rpartition(":")[2] != asked.operation):
-        raise Refusal("AccessDenied", "no permission is known for this")
+    if action is None or (request.operation and action.rpartition(":")[2] != request.operation):
+        raise Refusal("AccessDenied", "the local AWS has no permission that covers this request")
 
 
 def _workgroup(given: dict[str, Any]) -> str:
-    """The workgroup of the query that a request to Athena names; empty where there is no such query."""
+    """Returns the workgroup of the query that an Athena request names; empty if there is no such query."""
     from ministack.services import athena
 
     execution = athena._executions.get(str(given.get("QueryExecutionId", ""))) or {}
     return str(execution.get("WorkGroup", ""))
 
 
-def _one_subresource(asked: Request) -> None:
-    """Whether an S3 request means one thing, and a part or the end of an upload its own upload.
+def _one_subresource(request: Request) -> None:
+    """Checks that an S3 request names at most one sub-resource and, if it names an upload, its own object's upload.
 
     Raises:
-        Refusal: it names several sub-resources, one of which no role needs, or another object's upload.
+        Refusal: it names several sub-resources, one that no role needs, or another object's upload.
     """
     from ministack.services import s3
 
-    named = set(asked.query) - _DETAILS
-    if len(named) > 1 or not named <= _SUBRESOURCES.get(asked.method, set()) | {""}:
-        raise Refusal("AccessDenied", f"a role may not ask S3 for {', '.join(sorted(named))} here")
-    if not named and "" not in _SUBRESOURCES.get(asked.method, ()):
-        raise Refusal("AccessDenied", f"a role may not ask S3 for a plain {asked.method} here")
-    if len({*asked.query.get("uploadId", ())}) > 1:
-        raise Refusal("AccessDenied", "a request has one upload")
-    for name in asked.query.get("uploadId", ()):
+    named = set(request.query) - _DETAILS
+    if len(named) > 1 or not named <= _SUBRESOURCES.get(request.method, set()) | {""}:
+        raise Refusal("AccessDenied", f"roles cannot request {', '.join(sorted(named))} from the local S3")
+    if not named and "" not in _SUBRESOURCES.get(request.method, ()):
+        raise Refusal("AccessDenied", f"roles cannot send a plain {request.method} request to the local S3")
+    if len({*request.query.get("uploadId", ())}) > 1:
+        raise Refusal("AccessDenied", "a request can name only one uploadId")
+    for name in request.query.get("uploadId", ()):
         upload = s3._multipart_uploads.get(name)
-        if upload is not None and f"/{upload['bucket']}/{upload['key']}" != asked.path:
-            raise Refusal("AccessDenied", "this upload is another object's")
+        if upload is not None and f"/{upload['bucket']}/{upload['key']}" != request.path:
+            raise Refusal("AccessDenied", "this upload belongs to another object")
 
 
 def _one_source(source: str) -> None:
-    """Whether the source of a copy, as its header says it, is the one that policies are asked about.
+    """Checks that policies are evaluated for the source that a copy request's header names.
 
     Raises:
-        Refusal: a version of it is named in a way that the policies' side does not read.
+        Refusal: the header names the version in a form that MiniStack's policy evaluation does not parse.
     """
     if source and not _COPY_SOURCE.fullmatch(source):
-        raise Refusal("AccessDenied", "a copy's source is a key, or a key and ?versionId=… here")
+        raise Refusal("AccessDenied", "x-amz-copy-source must be a key, optionally followed by ?versionId=…")
 
 
 def ecs_cluster(given: dict[str, Any], arn: str) -> str:
-    """The ARN of a request's cluster."""
+    """Returns the ARN of a request's cluster."""
     return f"{arn}:cluster/{str(given.get('cluster') or 'default').rpartition('/')[2]}"
 
 
 def ecs_resource(operation: str, given: dict[str, Any], arn: str) -> str:
-    """The resource of a request to ECS (Service Authorization Reference, ECS), `*` for what has none."""
+    """Returns an ECS request's resource (Service Authorization Reference, ECS), `*` if the operation has none."""
     from ministack.services import ecs
 
     if operation == "RunTask":
@@ -208,7 +208,7 @@ def ecs_resource(operation: str, given: dict[str, Any], arn: str) -> str:
 
 
 def denied(action: str, arn: str, context: dict[str, Any] | None = None) -> bool:
-    """Whether the caller's policies do not allow an action (`s3:GetObject`) that a request of his brings along."""
+    """Whether the caller's policies deny an action that the current request implies, such as `s3:GetObject`."""
     from ministack.core import iam_evaluator
     from ministack.core.responses import get_region
 
@@ -218,12 +218,12 @@ def denied(action: str, arn: str, context: dict[str, Any] | None = None) -> bool
 
 
 def passed(role: str, service: str, arn: str) -> str:
-    """Why the caller can't have `service` run something with a role; empty if he can.
+    """Returns why the caller cannot pass a role to a service; empty if they can.
 
     Args:
         role: the role's ARN.
-        service: its principal, `ecs-tasks.amazonaws.com`.
-        arn: what is made with it, for the conditions of the role's trust.
+        service: the service principal, such as `ecs-tasks.amazonaws.com`.
+        arn: the resource that will use the role, for the conditions of the role's trust policy.
     """
     if not trusts(role, service, arn):
         return f"ECS was unable to assume the role '{role}': it doesn't exist, or doesn't trust {service}"
@@ -233,7 +233,7 @@ def passed(role: str, service: str, arn: str) -> str:
 
 
 def trusts(role: str, service: str, arn: str = "") -> bool:
-    """Whether a role exists and may be assumed by a service of AWS's, for `arn`."""
+    """Whether a role exists and an AWS service can assume it for the resource `arn`."""
     from ministack.core import iam_evaluator
     from ministack.services import iam
 
@@ -254,7 +254,7 @@ def trusts(role: str, service: str, arn: str = "") -> bool:
 
 
 def output(stack: str, name: str) -> Callable[[], str]:
-    """An output of a stack as it is when it is asked for; empty where there is none."""
+    """Returns a function that returns a stack's current output; empty if there is none."""
 
     def value() -> str:
         from ministack.services import cloudformation

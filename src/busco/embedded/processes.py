@@ -1,4 +1,4 @@
-"""Background processes of the embedded platform: started once, known by pid and start time, ended by id."""
+"""Starts, finds and stops the embedded platform's background processes, identified by pid and start time."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from busco.processes import process_alive
 
 @dataclass(frozen=True)
 class Process:
-    """A process that we started: `started` is the kernel's creation time (seconds since the epoch), so that a
-    recycled pid is never taken for ours."""
+    """A process that we started.
+
+    `started` is its creation time from the kernel (seconds since the epoch), which tells it from a later process with
+    the same pid.
+    """
 
     name: str
     pid: int
@@ -42,7 +45,7 @@ def record_path(state: Path, name: str) -> Path:
 
 
 def find(state: Path, name: str) -> Process | None:
-    """The running process of that name, or None."""
+    """Returns the running process with that name, or None."""
     try:
         process = Process(**json.loads(record_path(state, name).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -50,7 +53,8 @@ def find(state: Path, name: str) -> Process | None:
     return process if process.alive() else None
 
 
-# The child waits here until its record is written: killed between the two, we leave no process that nobody knows.
+# The child waits for a line on stdin until its record is written. If we are killed before that, it ends, so there is
+# never a process without a record.
 _GATE = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
 
 
@@ -63,11 +67,14 @@ def start(
     user: int | None = None,
     descriptors: Sequence[int] = (),
 ) -> Process:
-    """Starts a process in a session of its own, output to `<state>/log/<name>.log`, and records it.
+    """Starts a process in its own session, with its output in `<state>/log/<name>.log`, and records it.
 
-    Its log and what it writes are for its user alone. Starting what runs already gives back the running one; what is
-    left of one that died is ended first. `user` is the uid to run it as, with that user's own group; None: ours.
-    `descriptors` are open files of ours that it gets as well.
+    Only the process's user can read its log and the files that it writes. If the process is running already, it is
+    returned. Children that a dead process of this name left behind are ended first.
+
+    Args:
+        user: the uid to run it as, with that user's primary group; None for our own.
+        descriptors: file descriptors that it inherits.
     """
     if running := find(state, name):
         return running
@@ -91,7 +98,7 @@ def start(
             extra_groups=None if user is None else [],
         )
     assert child.stdin is not None
-    # closing it without a word, as our own death does, ends the child
+    # If stdin closes before a line is written, as when we are killed, the child exits.
     with contextlib.suppress(BrokenPipeError), child.stdin as gate:
         process = Process(name, child.pid, psutil.Process(child.pid).create_time(), str(log))
         path = record_path(state, name)
@@ -104,9 +111,10 @@ def start(
 
 
 def stop(state: Path, name: str, grace: float = 20.0) -> bool:
-    """Ends the process of that name and all of its children: SIGTERM, after `grace` seconds SIGKILL.
+    """Stops the process with that name and all of its children: SIGTERM, then SIGKILL after `grace` seconds.
 
-    Returns whether there was one, or something left of one that died.
+    Returns:
+        Whether there was such a process, or children that a dead one left behind.
     """
     process = find(state, name)
     if process is not None:
@@ -125,9 +133,9 @@ def stop(state: Path, name: str, grace: float = 20.0) -> bool:
 
 
 def wait_ended(family: Sequence[psutil.Process], limit: float) -> list[psutil.Process]:
-    """Waits until processes have ended, at most `limit` seconds; gives those that have not.
+    """Waits up to `limit` seconds for processes to end; returns those that have not.
 
-    A zombie has ended: where the first process of a container reaps late or never, it stays one.
+    A zombie counts as ended: in a container whose first process reaps late or never, it stays a zombie.
     """
 
     def lives(process: psutil.Process) -> bool:
@@ -143,31 +151,34 @@ def wait_ended(family: Sequence[psutil.Process], limit: float) -> list[psutil.Pr
 
 
 def _end_session(state: Path, name: str) -> bool:
-    """Ends what is left of a recorded process that is gone: its children, if it was killed alone, still are in the
-    session that it led. Returns whether there were any."""
+    """Ends the children that a recorded process left behind, which are still in the session that it led.
+
+    Returns:
+        Whether there were any.
+    """
     try:
         record = Process(**json.loads(record_path(state, name).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return False
-    # A session's number is not given away while somebody is in it; after a restart of the machine, or where another
-    # process has it as its pid, it is no longer ours.
+    # The kernel does not reuse a session's id while a process is in the session. After a reboot, or if another process
+    # has the id as its pid, the session is no longer ours.
     if record.started < psutil.boot_time():
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(record.pid)
         if abs(process.create_time() - record.started) >= 1.0:
             return False
-        # killed, and not quite gone: it still has its locks and ports
+        # It was killed but has not ended yet, so it may still hold locks and ports.
         wait_ended([process], 10)
     left = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
             if pid != record.pid and os.getsid(pid) == record.pid:
                 left += wait_ended([psutil.Process(pid)], 0)
-    for wanted in (signal.SIGTERM, signal.SIGKILL):
+    for number in (signal.SIGTERM, signal.SIGKILL):
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(wanted)
+                process.send_signal(number)
         if not wait_ended(left, 5):
             break
     return bool(left)
@@ -177,12 +188,12 @@ def wait_until(ready: Callable[[], bool], process: Process, what: str, limit: fl
     """Waits until `ready()`.
 
     Raises:
-        BuscoError: the process ended first, or `limit` seconds passed; with the end of its log.
+        BuscoError: the process ended first, or `limit` seconds passed; the message includes the end of its log.
     """
     deadline = time.monotonic() + limit
     while not ready():
         if not process.alive():
-            raise BuscoError(f"{what} ended while starting\n{log_tail(process)}", f"the whole log: {process.log}")
+            raise BuscoError(f"{what} exited while starting\n{log_tail(process)}", f"see {process.log}")
         if time.monotonic() > deadline:
             raise BuscoError(f"{what} was not ready after {limit:.0f} s\n{log_tail(process)}", f"see {process.log}")
         time.sleep(every)
@@ -196,9 +207,9 @@ def log_tail(process: Process, lines: int = 15) -> str:
 
 
 def pick_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",)) -> int:
-    """A port for `name` that is free at all of the addresses: the one that it had last time if that is, else a new one.
+    """Picks a port for `name` that is free on all of the addresses: its previous one if possible, else a new one.
 
-    Kept in `<state>/ports.json`, so that addresses survive a restart.
+    The port is kept in `<state>/ports.json`, so that it stays the same after a restart.
     """
     path = state / "ports.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,17 +230,18 @@ def pick_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",))
 
 
 def hold_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",), fixed: int = 0) -> int:
-    """A port at all of the addresses that no other user gets from now on, whether `name` runs or not, until
-    `release_port`: the one that it had last time, or a new one.
+    """Reserves a port for `name` on all of the addresses: its previous one if possible, else a new one.
 
-    A process that does nothing has it bound, and `bound` binds it beside that one: Linux lets processes of one user do
-    so, and nobody else (socket(7), SO_REUSEPORT).
+    Until `release_port`, no other user can bind the port, whether `name` runs or not: an idle process keeps it bound.
+    `name` itself can still bind it with `bound`, because Linux lets several processes of the same user, and no others,
+    share a port (socket(7), SO_REUSEPORT).
 
     Args:
-        fixed: the one port that it may be; 0 where any will do.
+        fixed: the required port; 0 for any.
 
     Raises:
-        BuscoError: another program has the port that it must be: the fixed one, or the one that what runs here knows.
+        BuscoError: another program uses the required port: the fixed one, or the previous one while processes that
+            connect to it are running.
     """
     path = state / "ports.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,12 +253,13 @@ def hold_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",),
             who = [other for other in running(state) if other not in (name, _holder(name))]
             if sockets is None and fixed:
                 raise BuscoError(
-                    f"port {last} of {' or '.join(addresses)} is another program's", "end that, or say another"
+                    f"port {last} on {' or '.join(addresses)} is used by another program",
+                    "stop that program, or choose another port",
                 )
             if sockets is None and who:
                 raise BuscoError(
-                    f"port {last} is now another program's, and {', '.join(who)} would go on asking there",
-                    "end them, and start again: busco down",
+                    f"port {last} is now used by another program, and {', '.join(who)} would keep connecting to it",
+                    "stop everything (busco down) and start again",
                 )
         while sockets is None:
             sockets = bound(0, addresses)
@@ -254,8 +267,7 @@ def hold_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",),
             ours.enter_context(one)
         port = int(sockets[0].getsockname()[1])
         stop(state, _holder(name), grace=1)
-        # of every program's that sleeps
-        command = ["/bin/sleep", str(2**31 - 1)]
+        command = ["/bin/sleep", str(2**31 - 1)]  # the longest that every implementation of sleep accepts
         start(state, _holder(name), command, {}, Path("/"), descriptors=[one.fileno() for one in sockets])
         if not fixed:
             path.write_text(json.dumps({**ports, name: port}, indent=1))
@@ -263,13 +275,15 @@ def hold_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",),
 
 
 def release_port(state: Path, name: str) -> None:
-    """Gives up what `hold_port` holds."""
+    """Releases the port that `hold_port` reserved."""
     stop(state, _holder(name), grace=1)
 
 
 def bound(port: int, addresses: Sequence[str]) -> list[socket.socket] | None:
-    """Sockets that are bound to a port of the addresses, where nobody but this user has it; None where somebody does.
-    Port 0 is any one."""
+    """Returns sockets bound to a port on the addresses, or None if another user or program has the port.
+
+    With port 0, any free port is used, the same for all addresses.
+    """
     made: list[socket.socket] = []
     for address in addresses:
         made.append(socket.socket())
@@ -289,15 +303,15 @@ def _holder(name: str) -> str:
 
 
 def running(state: Path) -> list[str]:
-    """The names of all processes of the state folder that run."""
+    """Returns the names of all running processes of the state folder."""
     return sorted(file.stem for file in (state / "run").glob("*.json") if find(state, file.stem) is not None)
 
 
 def listens(process: Process, port: int) -> bool:
-    """Whether it is this process, or a descendant of it, that listens at 127.0.0.1:`port`.
+    """Whether this process or a descendant of it listens on 127.0.0.1:`port`.
 
-    Whoever else has an account on this machine may have taken the port, and answer as ours would: this is asked before
-    anything is sent there that he could use.
+    Another user of this machine could have taken the port and imitate our process, so call this before sending anything
+    there that they could misuse.
     """
     try:
         root = psutil.Process(process.pid)
@@ -317,21 +331,24 @@ def _has_listener(process: psutil.Process, port: int) -> bool:
         return False
     except psutil.AccessDenied:
         pass
-    # In a container, root without CAP_SYS_PTRACE may not look into a process of another user's, which PostgreSQL then
-    # is; whose the socket is, everybody may know.
+    # In a container, root without CAP_SYS_PTRACE can't inspect other users' processes, and PostgreSQL runs as another
+    # user there. Every process can read which user owns the socket.
     with contextlib.suppress(psutil.Error):
         return bool(process.uids().effective == _owner_of_listener(port))
     return False
 
 
 def _owner_of_listener(port: int) -> int | None:
-    """The uid of whoever listens at 127.0.0.1:`port`, of /proc/net/tcp (proc_pid_net(5)); None where nobody does."""
-    wanted = f"{int.from_bytes(socket.inet_aton('127.0.0.1'), sys.byteorder):08X}:{port:04X}"
+    """Returns the uid of the user who listens on 127.0.0.1:`port`; None if nobody does.
+
+    It is read from /proc/net/tcp (proc_pid_net(5)).
+    """
+    address = f"{int.from_bytes(socket.inet_aton('127.0.0.1'), sys.byteorder):08X}:{port:04X}"
     with contextlib.suppress(OSError):
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[1] == wanted and words[3] == "0A":  # TCP_LISTEN
-                return int(words[7])
+            fields = line.split()
+            if fields[1] == address and fields[3] == "0A":  # TCP_LISTEN
+                return int(fields[7])
     return None
 
 
@@ -347,7 +364,7 @@ def port_is_free(port: int, address: str = "127.0.0.1") -> bool:
 
 @contextlib.contextmanager
 def locked(state: Path, name: str) -> Iterator[None]:
-    """Holds an exclusive lock of that name between the processes of this machine; freed when the holder dies."""
+    """Holds an exclusive lock with that name among this machine's processes; it is released if the holder dies."""
     path = state / "run" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -359,6 +376,6 @@ def locked(state: Path, name: str) -> Iterator[None]:
 
 
 def known_port(state: Path, name: str) -> int:
-    """The port that `pick_port` gave `name` last; 0 where it never did."""
+    """Returns the port last recorded for `name`; 0 if there is none."""
     path = state / "ports.json"
     return int(json.loads(path.read_text()).get(name, 0)) if path.is_file() else 0

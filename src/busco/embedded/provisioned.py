@@ -1,7 +1,7 @@
-"""The local CloudFormation makes resources of the types that our templates have, and refuses all others by name.
+"""Limits the local CloudFormation to the resource types that our templates use; it refuses all others by name.
 
-MiniStack provisions every type that it knows, also those of services that are not offered here: a function and a
-custom resource that calls it are code that runs in the local AWS's process.
+MiniStack provisions every type that it supports, including types of services that the local AWS does not offer. A
+Lambda function and a custom resource that calls it would run code in the local AWS's process.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from busco.embedded import ministack_contract
 
-# The types that were looked at: making them runs no code, starts nothing, and reaches no other machine. What of them
-# names somebody to deliver to (a topic's subscriptions) is held by `busco.embedded.confinement`. A test compares them
-# with the templates.
+# The types that were reviewed: creating them runs no code, starts nothing, and connects to no other machine.
+# `busco.embedded.confinement` blocks deliveries to the recipients that some of them name (a topic's subscriptions).
+# A test compares this list with the templates.
 PROVISIONED = frozenset(
     {
         "AWS::Athena::WorkGroup",
@@ -33,12 +33,12 @@ PROVISIONED = frozenset(
         "AWS::SNS::TopicPolicy",
     }
 )
-# tells one list from another: a local AWS that runs with an older one is restarted
+# Identifies the list: a local AWS that runs with an older list is restarted.
 REVIEWED = hashlib.sha256(" ".join(sorted(PROVISIONED)).encode()).hexdigest()[:16]
-CUSTOM = "AWS::CloudFormation::CustomResource"  # what a resource without a type is
-# the operations that take a template; ExecuteChangeSet has that of CreateChangeSet
+CUSTOM = "AWS::CloudFormation::CustomResource"  # the type of a resource that specifies none
+# the operations that accept a template; ExecuteChangeSet uses the one given to CreateChangeSet
 _WITH_TEMPLATE = ("CreateStack", "UpdateStack", "CreateChangeSet")
-# What is wrapped or called of ministack, with the parameters that it had when this was written.
+# The functions of ministack that this module wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "services.cloudformation.custom_resource.invoke_custom_resource": [
         *("request_type", "logical_id", "props", "stack_name", "stack_id", "resource_type", "physical_id", "old_props"),
@@ -53,7 +53,7 @@ def install() -> None:
     """Corrects `ministack.services.cloudformation` in this process, before it serves.
 
     Raises:
-        RuntimeError: this MiniStack is not the one that the correction was written for.
+        RuntimeError: the installed MiniStack is not the one that this correction was written for.
     """
     from ministack.services.cloudformation import custom_resource, engine, handlers, helpers, provisioners
 
@@ -66,11 +66,11 @@ def install() -> None:
                 try:
                     template = engine._parse_template(text)
                 except Exception:
-                    return original(params)  # which says what is wrong with it
+                    return original(params)  # reports what is wrong with it
                 if found := unreviewed(template):
-                    why = f"the local AWS makes no {', '.join(found)}: see busco.embedded.provisioned"
+                    why = f"the local AWS cannot create {', '.join(found)}: see busco.embedded.provisioned"
                     return helpers._error("ValidationError", why)
-                # the very text that was looked at: what lies at an address may be another one by now
+                # Passes on the text that was checked, because the content at TemplateURL may change meanwhile.
                 params = {name: value for name, value in params.items() if name != "TemplateURL"}
                 params["TemplateBody"] = [text]
             return original(params)
@@ -85,7 +85,7 @@ def install() -> None:
 
 
 def unreviewed(template: Any) -> list[str]:
-    """What a template has that is not provisioned: resource types and macros, whatever its conditions say."""
+    """Returns a template's resource types and macros that are not supported, regardless of its conditions."""
     if not isinstance(template, Mapping):
         return []
     found = {key for key in _keys(template) if key.startswith(("Fn::Transform", "Fn::ForEach"))}
@@ -109,4 +109,4 @@ def _keys(node: Any) -> Iterator[str]:
 
 
 def _no_custom_resource(*_: Any, **__: Any) -> Any:
-    raise ValueError(f"the local AWS makes no {CUSTOM}")
+    raise ValueError(f"the local AWS cannot create {CUSTOM}")

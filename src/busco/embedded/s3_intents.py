@@ -1,10 +1,10 @@
-"""The local S3's writes survive kill -9: an object's data and its metadata change together or not at all.
+"""Makes the local S3's writes survive kill -9: an object's data and metadata change together or not at all.
 
-MiniStack writes an object's data file first and its sidecar (`.meta.json`: ETag, size, version id) second. Killed in
-between, it would serve new data under the old ETag, and a later `If-Match` with that ETag would overwrite what its
-writer never saw. So each write first leaves its intent (the sidecar to come, and the data's hash), which a start
-completes if the data got there and drops if it did not. This holds for a killed process, not for a power cut: nothing
-is synced to the disk.
+MiniStack writes an object's data file first and its sidecar (`.meta.json`: ETag, size, version id) second. If it were
+killed in between, it would serve new data under the old ETag, and a later `If-Match` with that ETag would overwrite
+data that its writer never saw. So each write first records its intent: the new sidecar and the data's hash. The next
+start completes the intent if the data were written, and discards it otherwise. This protects against a killed process
+but not against a power failure, because nothing is synced to disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from busco.embedded import ministack_contract
 
-# What is wrapped or called of ministack, with the parameters that it had when this was written.
+# The functions of ministack that this module wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "services.s3._persist_object": ["bucket", "key", "obj"],
     "services.s3._object_disk_path": ["bucket", "key", "account_id"],
@@ -28,13 +28,13 @@ EXPECTED = {
 
 
 def install(s3: Any, intents: Path) -> None:
-    """Puts an intent around each write of MiniStack's S3 service, `ministack.services.s3`.
+    """Records an intent for each write of MiniStack's S3 service, `ministack.services.s3`.
 
-    `intents` is a folder beside the objects' one; `repair` must have emptied it before the service was imported,
-    since that loads all objects.
+    `intents` is a folder beside that of the objects. Call `repair` on it before importing the service, because the
+    import loads all objects.
 
     Raises:
-        RuntimeError: this MiniStack is not the one that the correction was written for.
+        RuntimeError: the installed MiniStack is not the one that this correction was written for.
     """
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_s3.py")
     original = s3._persist_object
@@ -43,7 +43,7 @@ def install(s3: Any, intents: Path) -> None:
         path = s3._object_disk_path(bucket, key)
         body = obj.get("body") if isinstance(obj, dict) else None
         if path is None or body is None:
-            # Only the sidecar changes, and MiniStack replaces that in one step.
+            # Only the sidecar changes, and MiniStack replaces it atomically.
             original(bucket, key, obj)
             return
         sidecar = {**s3._object_meta_from_record(obj), **s3._key_history_meta(bucket, key), "key": key}
@@ -51,8 +51,8 @@ def install(s3: Any, intents: Path) -> None:
         _write(intent, {"data": path, "md5": _md5(body), "sidecar": sidecar})
         original(bucket, key, obj)
         intent.unlink()
-        # MiniStack keeps each version's bytes in memory until it is started again, though it reads those on the disk
-        # wherever it finds none: the lake would be in memory.
+        # MiniStack keeps each version's bytes in memory until it restarts, so it would hold the whole lake. Where there
+        # are none in memory, it reads them from disk.
         versions = s3._object_versions.get((bucket, key))
         if versions and versions[-1]["version_id"] == obj.get("version_id"):
             versions[-1]["data"] = None
@@ -62,15 +62,16 @@ def install(s3: Any, intents: Path) -> None:
 
 
 def expire_versions(objects: Path, days: float) -> int:
-    """Deletes what was overwritten or deleted that many days ago, as S3's lifecycle does; returns how many that were.
+    """Deletes versions that were overwritten or deleted more than `days` days ago; returns their number.
 
-    MiniStack does not. Like `repair`, this runs before the service is imported, which drops versions without bytes.
+    S3's lifecycle rules do this on AWS; MiniStack does not support them. Like `repair`, call this before importing the
+    service, because the import forgets versions whose bytes are missing.
 
     Args:
         objects: the folder of the objects.
     """
     before = time.time() - days * 86_400
-    # .versions/<account>/<bucket>/<version id>/<key>; the folder is as old as the moment when it was overwritten
+    # .versions/<account>/<bucket>/<version id>/<key>; the folder's mtime is the time when the version was overwritten
     old = [one for one in objects.glob(".versions/*/*/*") if one.stat().st_mtime < before]
     for folder in old:
         shutil.rmtree(folder)
@@ -78,7 +79,7 @@ def expire_versions(objects: Path, days: float) -> int:
 
 
 def repair(intents: Path) -> int:
-    """Finishes or drops the writes that a killed server left half-done; returns how many there were."""
+    """Completes or discards the writes that a killed server left unfinished; returns their number."""
     left = sorted(intents.glob("*.json"))
     for path in left:
         intent = json.loads(path.read_text())

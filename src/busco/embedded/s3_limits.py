@@ -1,4 +1,4 @@
-"""The local S3 refuses what S3 refuses and MiniStack takes: keys that are too long."""
+"""Makes the local S3 reject keys that are too long, as S3 does and MiniStack does not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from busco.embedded import ministack_contract
 from busco.lake.layout import MAX_KEY_BYTES, key_bytes
 
-# What is wrapped or called of ministack, with the parameters that it had when this was written.
+# The functions of ministack that this module wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "services.s3.handle_request": [
         *("method", "path", "headers", "body", "query_params", "signed_path", "enforce_bucket_region", "internal"),
@@ -19,13 +19,12 @@ EXPECTED = {
 
 
 def install(s3: Any) -> None:
-    """Puts the check before each request to MiniStack's S3 service, `ministack.services.s3`.
+    """Adds the check to each request to MiniStack's S3 service, `ministack.services.s3`.
 
-    A longer key is answered as S3 does (API reference, "Error responses", KeyTooLongError), whether it is to be written
-    or read.
+    Reading or writing a key that is too long returns S3's error (API reference, "Error responses", KeyTooLongError).
 
     Raises:
-        RuntimeError: this MiniStack is not the one that the check was written for.
+        RuntimeError: the installed MiniStack is not the one that this check was written for.
     """
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_s3.py")
     original = s3.handle_request

@@ -1,4 +1,4 @@
-"""The local AWS and the graph's keeper as one process in the foreground: what a container of Docker Compose runs."""
+"""Runs the local AWS and the graph's keeper as one foreground process, for a Docker Compose container."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from busco.embedded.starter import LostError, TaskStarter
 from busco.errors import BuscoError
 from busco.settings import Settings, get_settings
 
-# Seconds that it gets to end its tasks: docker-compose.yml gives its container somewhat more.
+# Seconds to stop ECS tasks on shutdown. The container's stop_grace_period in docker-compose.yml is somewhat longer.
 GRACE = 60.0
 
 Say = Callable[[str], None]
 
 
 def serve(settings: Settings, say: Say, after_start: Callable[[], None]) -> None:
-    """Starts the local AWS, keeps Airflow's graph, and ends both on SIGTERM.
+    """Starts the local AWS and the keeper of Airflow's graph, and stops both on SIGTERM.
 
     Raises:
-        BuscoError: the local AWS did not start, or has ended.
+        BuscoError: the local AWS did not start, or it or the keeper exited.
     """
     stop = threading.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
@@ -44,9 +44,9 @@ def serve(settings: Settings, say: Say, after_start: Callable[[], None]) -> None
         _ready(state).write_text(json.dumps({"pid": os.getpid()}))
         while not stop.wait(1.0):
             if processes.find(state, aws.NAME) is None:
-                raise BuscoError("the local AWS has ended", f"see {state / 'log' / aws.NAME}.log")
+                raise BuscoError("the local AWS exited unexpectedly", f"see {state / 'log' / aws.NAME}.log")
             if not keeping.is_alive():
-                raise BuscoError("the keeper of Airflow's graph has ended", "its last lines say why")
+                raise BuscoError("the keeper of Airflow's graph stopped unexpectedly", "see its last log lines above")
     finally:
         stop.set()
         _ready(state).unlink(missing_ok=True)
@@ -54,7 +54,7 @@ def serve(settings: Settings, say: Say, after_start: Callable[[], None]) -> None
 
 
 def ready(settings: Settings) -> bool:
-    """Whether a local AWS in the foreground has started all that it has, and answers."""
+    """Whether the local AWS in the foreground has started completely and answers."""
     try:
         pid = int(json.loads(_ready(settings.state).read_text())["pid"])
         os.kill(pid, 0)
@@ -68,7 +68,7 @@ def _code_of_tasks(starter: TaskStarter) -> str:
         about = starter.about()
     except LostError as error:
         return f"ECS tasks can't be started yet: {error}"
-    return f"ECS tasks run what is in {' and '.join(sorted(about.folders.values())) or about.image}"
+    return f"ECS tasks run the code in {' and '.join(sorted(about.folders.values())) or about.image}"
 
 
 def _ready(state: Path) -> Path:

@@ -1,7 +1,7 @@
-"""Whose request it is: signatures are verified before MiniStack sees a request, of all keys and for all services.
+"""Verifies the signature of every request, for all keys and services, before MiniStack handles it.
 
-MiniStack verifies them too, but not those of its root key, of `test` and of any account's number, nor for what it
-serves before it knows the service, and it believes the hash of a body that a request says.
+MiniStack verifies signatures too, but not those made with its root key, `test` or any account number, nor those of
+requests that it serves before it has determined the service. It also trusts the body hash that a request states.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from busco.embedded.door import CALLER, Refusal, Request
 from busco.embedded.instances import Instances
 from busco.embedded.keys import Pair
 
-# What is called of ministack, with the parameters that it had when this was written.
+# The functions of ministack that this module calls, with the parameters that they had when it was written.
 EXPECTED = {
     "core.sigv4.parse_query_signature": ["query_params"],
     "core.sigv4.parse_header_signature": ["headers"],
@@ -30,9 +30,9 @@ EXPECTED = {
     "services.sts.register_session": ["access_key", "session"],
     "services.ecs_metadata.handle_request": ["method", "path", "headers", "body", "query_params"],
 }
-_UNKNOWN = 'these credentials are not of this local AWS, or have expired; in a shell, again: eval "$(busco aws env)"'
-_LONGEST = 7 * 24 * 3600  # seconds that an address is good for (AWS Signature Version 4 for API requests)
-# what may stand in place of a body's hash (Amazon S3 API reference, "Authenticating Requests"), of S3 alone
+_UNKNOWN = 'the credentials have expired or are not for this local AWS; renew them in a shell: eval "$(busco aws env)"'
+_LONGEST = 7 * 24 * 3600  # seconds that a presigned URL can be valid (AWS Signature Version 4 for API requests)
+# what S3, and no other service, accepts in place of a body's hash (Amazon S3 API reference, "Authenticating Requests")
 _UNHASHED = ("UNSIGNED-PAYLOAD", "STREAMING-UNSIGNED-PAYLOAD-TRAILER", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
              "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER")  # fmt: skip
 
@@ -41,115 +41,133 @@ class Signatures:
     """Verifies requests.
 
     Args:
-        owner: the account owner's pair.
-        instances: who has a role.
+        owner: the account owner's key pair.
+        instances: the processes and tasks that have a role.
 
     Raises:
-        RuntimeError: this MiniStack is not the one that this was written for.
+        RuntimeError: the installed MiniStack is not the one that this class was written for.
     """
 
     def __init__(self, owner: Pair, instances: Instances, clock: Callable[[], float] = time.time) -> None:
         ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_aws_roles.py")
         self._owner, self._instances, self._clock = owner, instances, clock
 
-    def verified(self, asked: Request) -> str:
-        """The access key with which the request is signed.
+    def verified(self, request: Request) -> str:
+        """Returns the access key with which the request is signed.
 
         Raises:
-            Refusal: it is not signed by whom it says, has expired, or is signed with a key that nobody has.
+            Refusal: the signature is wrong or has expired, or the key does not exist.
         """
         from ministack.core import sigv4
 
-        found, secret, presigned = self._signed(asked)
+        found, secret, presigned = self._signed(request)
         if not presigned:
-            self._body_as_signed(asked)
+            self._body_as_signed(request)
         failure = sigv4.header_signature_failure(
-            found, secret, asked.method, asked.raw_path, asked.query, asked.headers, asked.body, presigned=presigned
+            found,
+            secret,
+            request.method,
+            request.raw_path,
+            request.query,
+            request.headers,
+            request.body,
+            presigned=presigned,
         )
         if failure:
             raise Refusal(*failure)
         return str(found.access_key_id)
 
-    def expects(self, asked: Request) -> None:
-        """As busco.embedded.door.Watch. A request to S3 has the hash of its body in its headers, or none: its signature
-        can be verified before it."""
+    def expects(self, request: Request) -> None:
+        """See busco.embedded.door.Watch.
+
+        A request to S3 states its body's hash, if any, in a header, so its signature can be verified before the body.
+        """
         from ministack.core import sigv4
 
-        found, secret, presigned = self._signed(asked)
-        if presigned or (asked.service == "s3" and "x-amz-content-sha256" in asked.headers):
+        found, secret, presigned = self._signed(request)
+        if presigned or (request.service == "s3" and "x-amz-content-sha256" in request.headers):
             failure = sigv4.header_signature_failure(
-                found, secret, asked.method, asked.raw_path, asked.query, asked.headers, b"", presigned=presigned
+                found,
+                secret,
+                request.method,
+                request.raw_path,
+                request.query,
+                request.headers,
+                b"",
+                presigned=presigned,
             )
             if failure:
                 raise Refusal(*failure)
 
-    def _signed(self, asked: Request) -> tuple[Any, str, bool]:
-        """What a request says of its signature, the secret that it is to be made with, and whether its address has it.
+    def _signed(self, request: Request) -> tuple[Any, str, bool]:
+        """Returns a request's parsed signature, the key's secret, and whether the signature is in the URL.
 
         Raises:
-            Refusal: it has expired, or is signed with a key that nobody has.
+            Refusal: the request has expired, or its key does not exist.
         """
         from ministack.core import sigv4
 
-        presigned = "authorization" not in asked.headers
-        found = sigv4.parse_query_signature(asked.query) if presigned else sigv4.parse_header_signature(asked.headers)
+        presigned = "authorization" not in request.headers
+        found = (
+            sigv4.parse_query_signature(request.query) if presigned else sigv4.parse_header_signature(request.headers)
+        )
         if isinstance(found, tuple):
             code, message, *_ = found
             raise Refusal(str(code), str(message), 400)
         if "host" not in found.signed_headers.split(";"):
-            raise Refusal("SignatureDoesNotMatch", "the header host is not signed")
-        self._in_time(asked, found, presigned)
+            raise Refusal("SignatureDoesNotMatch", "the host header is not signed")
+        self._in_time(request, found, presigned)
         if presigned:
-            token = asked.query.get("X-Amz-Security-Token", [""])[0]
+            token = request.query.get("X-Amz-Security-Token", [""])[0]
         else:
-            token = asked.headers.get("x-amz-security-token", "")
+            token = request.headers.get("x-amz-security-token", "")
         return found, self._secret(found.access_key_id, token), presigned
 
     def metadata(self, method: str, path: str) -> tuple[int, str]:
-        """As busco.embedded.door.Watch."""
+        """See busco.embedded.door.Watch."""
         return self._instances.answer(method, path)
 
     async def task_metadata(self, path: str) -> tuple[int, str, bytes]:
-        """As busco.embedded.door.Watch."""
+        """See busco.embedded.door.Watch."""
         from ministack.services import ecs_metadata
 
         status, _, body = await ecs_metadata.handle_request("GET", path, {}, b"", {})
         return int(status), "application/json", body if isinstance(body, bytes) else str(body).encode()
 
     def proof(self, nonce: str, identity: Mapping[str, Any]) -> str:
-        """As busco.embedded.door.Watch."""
+        """See busco.embedded.door.Watch."""
         return keys.proof(self._owner, nonce, identity)
 
-    def admit(self, asked: Request) -> None:
-        """Lets a request pass, if it is the owner's, or a role's that policies are asked about."""
-        key = self.verified(asked)
-        policies.same_caller(asked, key)
+    def admit(self, request: Request) -> None:
+        """Accepts a request that the owner has signed, or a role's request for which policies will be evaluated."""
+        key = self.verified(request)
+        policies.same_caller(request, key)
         if key != self._owner.key:
-            policies.decided(asked)
+            policies.decided(request)
         CALLER.set(key)
 
-    def _in_time(self, asked: Request, found: Any, presigned: bool) -> None:
+    def _in_time(self, request: Request, found: Any, presigned: bool) -> None:
         from ministack.core import sigv4
 
         if not re.fullmatch(r"\d{8}T\d{6}Z", found.amz_date):
-            raise Refusal("IncompleteSignature", "X-Amz-Date is no time", 400)
+            raise Refusal("IncompleteSignature", "X-Amz-Date is not a valid time", 400)
         if not presigned:
             if failure := sigv4.request_time_failure(found):
                 raise Refusal(*failure)
             return
-        expires = asked.query["X-Amz-Expires"][0]
+        expires = request.query["X-Amz-Expires"][0]
         if not expires.isdigit() or not 0 < int(expires) <= _LONGEST:
-            raise Refusal("AuthorizationQueryParametersError", "X-Amz-Expires must be 1 to 604800 seconds", 400)
+            raise Refusal("AuthorizationQueryParametersError", "X-Amz-Expires must be from 1 to 604800 seconds", 400)
         began = time.mktime(time.strptime(found.amz_date, "%Y%m%dT%H%M%SZ")) - time.timezone
         if not began - 900 <= self._clock() <= began + int(expires):
             raise Refusal("AccessDenied", "Request has expired")
 
-    def _body_as_signed(self, asked: Request) -> None:
-        said = asked.headers.get("x-amz-content-sha256")
-        if said is None or (asked.service == "s3" and said in _UNHASHED):
+    def _body_as_signed(self, request: Request) -> None:
+        stated = request.headers.get("x-amz-content-sha256")
+        if stated is None or (request.service == "s3" and stated in _UNHASHED):
             return
-        if said != hashlib.sha256(asked.body).hexdigest():
-            raise Refusal("XAmzContentSHA256Mismatch", "the body is not the one that was signed", 400)
+        if stated != hashlib.sha256(request.body).hexdigest():
+            raise Refusal("XAmzContentSHA256Mismatch", "the body does not match the signed hash", 400)
 
     def _secret(self, key: str, token: str) -> str:
         from ministack.core import iam_evaluator
@@ -174,7 +192,7 @@ class Signatures:
 
 
 def _register(given: Any, role: str, name: str) -> None:
-    """Makes a session known to MiniStack, as AssumeRole does."""
+    """Registers a session with MiniStack, as AssumeRole does."""
     from ministack.services import sts
 
     account = role.split(":")[4]

@@ -1,4 +1,4 @@
-"""The stacks that the local AWS deploys: the templates of `deploy/aws/` as they are, one after another."""
+"""Deploys the CloudFormation templates in `deploy/aws/`, unmodified and in order, to the local AWS."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DEPLOY_LIMIT = 60.0
 
 @dataclass(frozen=True)
 class Stack:
-    """What to deploy.
+    """A stack to deploy.
 
     Args:
         name: the stack's name, one of TEMPLATES.
         template: its template's text.
-        parameters: values of the template's parameters; defaults for the others.
-        inputs: further parameters, whose values are the outputs of that name of the stacks before.
+        parameters: values of the template's parameters; the others use their defaults.
+        inputs: further parameters, each set to the output with the same name from an earlier stack.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Stack:
 
 
 def of_settings(settings: Settings) -> list[Stack]:
-    """The stacks in their order.
+    """Returns the stacks in the order in which they must be deployed.
 
     Raises:
         BuscoError: a template is missing.
@@ -50,7 +50,7 @@ def of_settings(settings: Settings) -> list[Stack]:
     lake = {
         "GluePrefix": settings.glue_prefix,
         "WorkgroupName": settings.athena_workgroup,
-        # they refuse plain HTTP, which the local AWS speaks, and ask for condition keys that it does not know
+        # The bucket policies reject plain HTTP, which the local AWS uses, and use condition keys that it does not have.
         "BucketPolicies": "none",
     }
     ecs = {"DbtImage": settings.dbt_image, "CpuArchitecture": settings.ecs_cpu_architecture}
@@ -59,15 +59,15 @@ def of_settings(settings: Settings) -> list[Stack]:
 
 
 def digest(stacks: Sequence[Stack]) -> str:
-    """What tells one set of templates and parameters from another."""
+    """Returns a hash that identifies a set of templates and parameters."""
     return hashlib.sha256(json.dumps([astuple(stack) for stack in stacks]).encode()).hexdigest()
 
 
 def deploy_all(cloudformation: Any, stacks: Sequence[Stack]) -> dict[str, str]:
-    """Deploys the stacks in their order; gives the outputs of all of them.
+    """Deploys the stacks in order; returns the outputs of all of them.
 
     Raises:
-        BuscoError: as `deploy`.
+        BuscoError: see `deploy`.
     """
     outputs: dict[str, str] = {}
     for stack in stacks:
@@ -83,11 +83,11 @@ def deploy(cloudformation: Any, stack: str, template: str, parameters: Mapping[s
         The stack's outputs.
 
     Raises:
-        BuscoError: a resource failed; with its name and the reason.
+        BuscoError: a resource failed; the message has its name and the reason.
     """
     found = _describe(cloudformation, stack)
     if found is not None and found["StackStatus"] in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED"):
-        # The first deployment failed: such a stack can only be deleted. Its buckets stay.
+        # A stack whose first deployment failed can only be deleted. Its buckets are retained.
         cloudformation.delete_stack(StackName=stack)
         _settled(cloudformation, stack)
         found = None
@@ -105,13 +105,13 @@ def deploy(cloudformation: Any, stack: str, template: str, parameters: Mapping[s
             cloudformation.update_stack(**request)
     except botocore.exceptions.ClientError as error:
         if "No updates are to be performed" not in str(error):
-            raise BuscoError(f"stack {stack}: {error}", f"mend {TEMPLATES[stack]}") from error
-        # An update that failed was rolled back to this very template.
+            raise BuscoError(f"stack {stack}: {error}", f"fix {TEMPLATES[stack]}") from error
+        # A failed update was rolled back to this same template.
         good.add("UPDATE_ROLLBACK_COMPLETE")
     settled = _settled(cloudformation, stack)
     if settled is None or settled["StackStatus"] not in good:
-        now = settled["StackStatus"] if settled else "gone"
-        raise BuscoError(f"stack {stack} is {now}\n{_failures(cloudformation, stack)}", f"mend {TEMPLATES[stack]}")
+        status = settled["StackStatus"] if settled else "missing"
+        raise BuscoError(f"stack {stack} is {status}\n{_failures(cloudformation, stack)}", f"fix {TEMPLATES[stack]}")
     return {output["OutputKey"]: output["OutputValue"] for output in settled.get("Outputs", [])}
 
 
@@ -133,7 +133,7 @@ def _describe(cloudformation: Any, stack: str) -> dict[str, Any] | None:
 
 
 def _settled(cloudformation: Any, stack: str) -> dict[str, Any] | None:
-    """The stack once nothing is in progress; None if it is gone."""
+    """Waits until no operation on the stack is in progress; returns the stack, or None if it no longer exists."""
     deadline = time.monotonic() + DEPLOY_LIMIT
     while (found := _describe(cloudformation, stack)) and found["StackStatus"].endswith("_IN_PROGRESS"):
         if time.monotonic() > deadline:
@@ -143,14 +143,14 @@ def _settled(cloudformation: Any, stack: str) -> dict[str, Any] | None:
 
 
 def _failures(cloudformation: Any, stack: str) -> str:
-    """What failed, oldest first: the first line is the cause, the others mostly its consequences."""
+    """Describes what failed, oldest first: the first line is the cause, the others are mostly its consequences."""
     pages = cloudformation.get_paginator("describe_stack_events").paginate(StackName=stack)
     events = [event for page in pages for event in page["StackEvents"]][::-1]
-    # Some templates are refused before any resource is touched; then only the stack's own events have a reason.
+    # If a template is rejected before any resource is touched, only the stack's own events have a reason.
     failed = [event for event in events if event["ResourceStatus"].endswith("_FAILED")] or events
     lines = [
         f"{event['LogicalResourceId']} ({event['ResourceType']}): {event['ResourceStatusReason']}"
         for event in failed
         if event.get("ResourceStatusReason")
     ]
-    return "\n".join(lines[:3]) or "no resource says why"
+    return "\n".join(lines[:3]) or "no resource reported a reason"

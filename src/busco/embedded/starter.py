@@ -1,9 +1,9 @@
-"""What starts the containers of ECS tasks, and all that it does: start, wait, end, read output, take away.
+"""Starts, waits for, stops and removes the containers of ECS tasks, and reads their output.
 
-It checks by itself what it is asked for (`task_shape`), as if whoever asks were hostile, and touches no container but
-its own. In Docker Compose it is a service of its own, the only one with Docker's socket (`starter_service`). On a
-laptop it is part of the local AWS's process, which has its developer's rights to Docker anyway: a second process of the
-same user would be no wall.
+The starter validates every order itself (`task_shape`), as if the client were hostile, and touches no containers but
+its own. In Docker Compose it is a separate service, the only one with access to Docker's socket (`starter_service`). On
+a laptop it is part of the local AWS's process, which has its developer's access to Docker anyway: a second process of
+the same user would add no isolation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from busco.embedded import ecs_containers, task_shape
 from busco.embedded.task_shape import OWNER_LABEL, TASK_LABEL, RefusedError, Rules
 
-TIMEOUT = 60.0  # seconds; a busy machine takes its time to start a container
-MOST_CONTAINERS = 100  # that one starter has at once
+TIMEOUT = 60.0  # seconds; starting a container can take long on a busy machine
+MOST_CONTAINERS = 100  # per starter at the same time
 MOST_GRACE = 120  # seconds
 
 logger = logging.getLogger(__name__)
@@ -29,15 +29,15 @@ Lines = list[tuple[int, str]]
 
 
 class PullError(Exception):
-    """An image is not here and can't be pulled."""
+    """An image is not available locally and can't be pulled."""
 
 
 class StartError(Exception):
-    """A container was not made or not started, with the reason of Docker or of the rules."""
+    """A container could not be created or started; the message is Docker's reason or the rule that refused it."""
 
 
 class LostError(Exception):
-    """A container is gone, or Docker doesn't say how it ended."""
+    """A container no longer exists, or Docker can't report its state."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ class Ended:
 
 @dataclass(frozen=True)
 class About:
-    """What a starter is set up with.
+    """A starter's configuration.
 
     Args:
-        image: the image of tasks.
-        architecture: its processor architecture in Docker's words (`amd64`); empty where it is not here.
-        folders: those that each container gets, path there → folder of Docker's machine.
+        image: the image that tasks run.
+        architecture: its processor architecture as Docker names it (`amd64`); empty if the image is not available
+            locally.
+        folders: the folders mounted into each container: path in the container → folder on Docker's host.
     """
 
     image: str
@@ -64,65 +65,65 @@ class About:
 
 
 class TaskStarter(Protocol):
-    """What the local ECS has of a starter, wherever that runs."""
+    """The interface of a starter to the local ECS, whether in the same process or behind a socket."""
 
     def about(self) -> About:
-        """What it is set up with.
+        """Returns the starter's configuration.
 
         Raises:
-            LostError: Docker, or the starter, doesn't answer.
+            LostError: Docker or the starter does not answer.
         """
 
     def start(self, order: Mapping[str, Any]) -> str:
-        """Starts a container; gives its id. The same order again gives the same container.
+        """Starts a container and returns its id. Repeating an order returns the existing container.
 
         Args:
-            order: as `task_shape.Order`.
+            order: the fields of `task_shape.Order`.
 
         Raises:
-            PullError: its image is not here and can't be pulled.
-            StartError: Docker, or a rule, refused it; nothing of it is left.
+            PullError: the image is not available locally and can't be pulled.
+            StartError: Docker or a rule refused the order; nothing of the container is left.
         """
 
     def wait(self, container: str) -> None:
-        """Returns when a container has ended or is gone, whatever happens to Docker meanwhile."""
+        """Waits until a container has ended or no longer exists, even if Docker fails meanwhile."""
 
     def end(self, container: str) -> Ended:
-        """How a container ended. One that runs gets SIGTERM, and SIGKILL after its definition's stop timeout.
+        """Stops a container if it still runs (SIGTERM, then SIGKILL after its stop timeout); returns how it ended.
 
         Raises:
-            LostError: it is gone, or Docker doesn't answer.
+            LostError: the container no longer exists, or Docker does not answer.
         """
 
     def lines(self, container: str) -> Iterator[Lines]:
-        """A container's output until it ends, as `ecs_containers.lines`.
+        """Yields a container's output until it ends, like `ecs_containers.lines`.
 
         Raises:
-            LostError: it is gone, or Docker doesn't answer.
+            LostError: the container no longer exists, or Docker does not answer.
         """
 
     def remove(self, container: str) -> None:
-        """Takes a container away, running or not, and the volume of its task if no other container has it."""
+        """Removes a container, even a running one, and its task's volume if no other container uses it."""
 
     def end_all(self, grace: int) -> int:
-        """Ends and removes all containers and volumes of this starter; gives how many containers there were.
+        """Stops and removes all containers and volumes of this starter; returns the number of containers.
 
         Args:
-            grace: seconds between SIGTERM and SIGKILL; 0: SIGKILL at once.
+            grace: seconds between SIGTERM and SIGKILL; with 0, SIGKILL is sent immediately.
 
         Raises:
-            LostError: Docker, or the starter, doesn't answer.
+            LostError: Docker or the starter does not answer.
         """
 
 
 class DockerStarter:
-    """A starter that has Docker itself."""
+    """A starter with direct access to Docker."""
 
     def __init__(self, client: Any, rules: Rules) -> None:
         """
         Args:
-            client: docker-py's.
-            rules: what is the same for all of its containers.
+            client: a docker-py client.
+            rules: the settings that are the same for all of its containers.
         """
         self._client = client
         self._rules = rules
@@ -145,12 +146,12 @@ class DockerStarter:
         from docker.errors import DockerException
 
         try:
-            asked = task_shape.order(order)
-            # what costs a look at Docker comes after what doesn't
-            task_shape.docker_arguments(asked, self._rules, 1, ())
-            image = self._image(asked.definition.runtimePlatform.cpuArchitecture)
+            validated = task_shape.order(order)
+            # Check everything that needs no request to Docker first.
+            task_shape.docker_arguments(validated, self._rules, 1, ())
+            image = self._image(validated.definition.runtimePlatform.cpuArchitecture)
             declared = (image.attrs.get("Config") or {}).get("Volumes") or {}
-            arguments = task_shape.docker_arguments(asked, self._rules, self._docker_cpus(), declared)
+            arguments = task_shape.docker_arguments(validated, self._rules, self._docker_cpus(), declared)
         except RefusedError as error:
             raise StartError(str(error)) from error
         except (DockerException, OSError) as error:
@@ -221,15 +222,15 @@ class DockerStarter:
         return len(found)
 
     def _own(self, container: str) -> Any:
-        """A container that this starter has started.
+        """Returns a container that this starter has started.
 
         Raises:
-            LostError: there is none of that id, or it is somebody else's.
+            LostError: there is no container with that id, or this starter has not started it.
         """
         from docker.errors import NotFound
 
         if not re.fullmatch(r"[0-9a-f]{64}", container):
-            raise LostError(f"{container[:80]!r} is no container's id")
+            raise LostError(f"{container[:80]!r} is not a container id")
         try:
             found = self._client.containers.get(container)
         except NotFound as error:
@@ -239,7 +240,7 @@ class DockerStarter:
         return found
 
     def _image(self, architecture: str) -> Any:
-        """The image that is here, for whatever platform; else it is pulled, from where its name says."""
+        """Returns the local image, whatever its platform; if there is none, pulls it from the registry in its name."""
         from docker.errors import DockerException, ImageNotFound
 
         name, platform = self._rules.image, "linux/arm64" if architecture == "ARM64" else "linux/amd64"
@@ -266,7 +267,7 @@ class DockerStarter:
                 return known
             there = self._client.containers.list(all=True, sparse=True, filters={"label": self._label})
             if len(there) >= MOST_CONTAINERS:
-                raise StartError(f"{len(there)} containers are here, and no starter has more")
+                raise StartError(f"{len(there)} containers exist already, which is the limit")
             made = self._client.containers.create(self._rules.image, **arguments)
             made.start()
         except (DockerException, OSError) as error:
@@ -277,7 +278,7 @@ class DockerStarter:
         return made
 
     def _of_name(self, arguments: Mapping[str, Any]) -> Any:
-        """The container that was made by the same order, whose answer got lost; None if there is none."""
+        """Returns the container of an earlier, identical order whose response was lost; None if there is none."""
         from docker.errors import NotFound
 
         try:
@@ -288,7 +289,7 @@ class DockerStarter:
         return found if ours and found.labels.get(TASK_LABEL) == arguments["labels"][TASK_LABEL] else None
 
     def _remove_volumes(self, label: str) -> None:
-        """Removes this starter's volumes that carry the label and that no container uses."""
+        """Removes this starter's volumes that have the label and that no container uses."""
 
         def remove() -> None:
             for volume in self._client.volumes.list(filters={"label": [self._label, label]}):
@@ -303,12 +304,12 @@ class DockerStarter:
 
 
 def reason(error: Exception) -> str:
-    """What Docker gives as the reason of an error."""
+    """Returns the reason that Docker reports for an error."""
     return str(getattr(error, "explanation", None) or error).strip()
 
 
 def _quietly(call: Any, **arguments: Any) -> None:
-    """Calls Docker where a refusal is no news, since all is taken away anyway."""
+    """Calls Docker during cleanup, where errors are ignored."""
     from docker.errors import DockerException
 
     try:

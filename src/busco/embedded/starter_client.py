@@ -1,4 +1,4 @@
-"""The local AWS's side of Docker Compose's starter (`starter_service`): its verbs over a Unix socket."""
+"""The local AWS's client for Docker Compose's starter (`starter_service`): its verbs over a Unix socket."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from busco.embedded.starter import About, Ended, Lines, LostError, PullError, StartError
 
-END = None  # the last line of a container's output that is complete
+END = None  # the last line of a response, sent when the container's output is complete
 _FAULTS = {"LostError": LostError, "PullError": PullError, "StartError": StartError}
-_SHORT = 10.0  # seconds for what Docker answers at once
+_SHORT = 10.0  # seconds for requests that Docker answers immediately
 
 
 class AwayError(LostError):
-    """No starter answers."""
+    """The starter does not answer."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -33,10 +33,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 class SocketStarter:
-    """A starter behind a socket, as `starter.TaskStarter` says.
+    """A `starter.TaskStarter` behind a socket.
 
-    What concerns a container waits for a starter that is being started again, which finds its containers again: nobody
-    may take a container for ended, or for never started, that runs.
+    Requests about a container are retried while the starter restarts, because it finds its containers again. Otherwise
+    the client could treat a running container as ended or never started.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class SocketStarter:
         return About(**self._asked("about", {}, _SHORT))
 
     def start(self, order: Mapping[str, Any]) -> str:
-        # asked again after an answer that got lost, it gives the container that it has started
+        # If a response was lost, the repeated request returns the container that was started.
         return str(self._answered("start", order)["container"])
 
     def wait(self, container: str) -> None:
@@ -56,7 +56,7 @@ class SocketStarter:
         return Ended(**self._answered("end", {"container": container}))
 
     def lines(self, container: str) -> Iterator[Lines]:
-        # one that was cut off is read from its beginning, but for what has come already
+        # After a lost connection, the output is read from its beginning again, and what was already yielded is skipped.
         seen = 0
         while True:
             skip = seen
@@ -79,10 +79,10 @@ class SocketStarter:
         return int(self._asked("end_all", {"grace": grace})["containers"])
 
     def _lines(self, container: str) -> Iterator[Lines]:
-        """The same of one connection.
+        """Like `lines`, for one connection.
 
         Raises:
-            ConnectionError: it ended before the output did.
+            ConnectionError: the connection ended before the output was complete.
         """
         connection = _Connection(self._path, None)
         try:
@@ -91,12 +91,12 @@ class SocketStarter:
                 if (content := json.loads(line)) is END:
                     return
                 yield [(int(written), str(text)) for written, text in content]
-            raise ConnectionError("the starter has gone")
+            raise ConnectionError("the starter closed the connection")
         finally:
             connection.close()
 
     def _answered(self, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """A verb's answer, however long the starter is away."""
+        """Sends a request and returns the response, retrying for as long as the starter is unavailable."""
         while True:
             try:
                 return self._asked(verb, given)
@@ -104,13 +104,13 @@ class SocketStarter:
                 time.sleep(1)
 
     def _asked(self, verb: str, given: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
-        """A verb's answer.
+        """Sends a request and returns the response.
 
         Args:
-            limit: seconds; none for what takes its time.
+            limit: time-out in seconds; None for requests that can take any time.
 
         Raises:
-            AwayError: no starter answers.
+            AwayError: the starter does not answer.
         """
         connection = _Connection(self._path, limit)
         try:
@@ -124,10 +124,14 @@ class SocketStarter:
     def _answer(
         self, connection: http.client.HTTPConnection, verb: str, given: Mapping[str, Any]
     ) -> http.client.HTTPResponse:
-        """An answer that is none of a fault's."""
+        """Sends a request and returns the response if it is a success.
+
+        Raises:
+            LostError, PullError, StartError: the starter reported this error.
+        """
         connection.request("POST", f"/{verb}", json.dumps(given))
         answer = connection.getresponse()
         if answer.status == 200:
             return answer
-        said = json.loads(answer.read())
-        raise _FAULTS.get(said.get("kind"), StartError)(said.get("message", ""))
+        fault = json.loads(answer.read())
+        raise _FAULTS.get(fault.get("kind"), StartError)(fault.get("message", ""))

@@ -1,8 +1,8 @@
-"""Docker Compose's starter: a process that alone has Docker's socket, and answers the local AWS on a socket of its own.
+"""Docker Compose's starter: the only process with access to Docker's socket; it serves the local AWS on a Unix socket.
 
-`python -m busco.embedded.starter_service`. HTTP on a Unix socket: POST /<verb> with JSON, the verbs of
-`starter.TaskStarter`. It has no network, and what it starts it checks itself: a local AWS that somebody has taken over
-gets from it what any task gets, and nothing else of the machine.
+Run as `python -m busco.embedded.starter_service`. The protocol is HTTP: POST /<verb> with JSON, with the verbs of
+`starter.TaskStarter`. The starter has no network and validates everything that it starts, so a compromised local AWS
+can only start ordinary tasks and has no other access to the machine.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from busco.embedded.task_shape import MOUNTED, Rules
 from busco.output import echo
 
 DOCKER = "unix:///var/run/docker.sock"
-MOST_BYTES = 1_000_000  # of a request; the longest task definition has 64 KiB (ECS service quotas)
+MOST_BYTES = 1_000_000  # in a request; the largest task definition has 64 KiB (ECS service quotas)
 TIMEOUT = 60.0
 FAULTS = (LostError, PullError, StartError)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One request; the connection ends with its answer."""
+    """Handles one request; the connection is closed after the response."""
 
     server: _Server
 
@@ -44,7 +44,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ValueError(f"{size} bytes")
             given = json.loads(self.rfile.read(size) or b"{}")
             if not isinstance(given, dict):
-                raise ValueError("no object")
+                raise ValueError("not a JSON object")
         except ValueError as error:
             self._reply(400, {"kind": "Request", "message": str(error)})
             return
@@ -59,14 +59,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(400, {"kind": "Request", "message": f"{type(error).__name__}: {error}"})
 
     def _lines(self, container: str) -> None:
-        came = self.server.starter.lines(container)
-        # a fault before the first line is an answer of its own
-        first = next(came, [])
+        output = self.server.starter.lines(container)
+        # Read the first lines before sending the status, so that an error before them is reported as an error response.
+        first = next(output, [])
         self.send_response(200)
         self.end_headers()
         self._write(first)
         with contextlib.suppress(LostError):
-            for lines in came:
+            for lines in output:
                 self._write(lines)
             self._write(END)
 
@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing: the client has no address, and what is started is in ECS's and Docker's words."""
+        """Logs nothing: the client has no address, and ECS and Docker record what was started."""
 
 
 class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -98,17 +98,17 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
             os.umask(before)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no error of this process."""
+        """Ignores clients that have disconnected."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 def answer(starter: TaskStarter, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a verb gives.
+    """Calls a verb and returns its response.
 
     Raises:
-        ValueError: there is no such verb, or it takes something else.
-        LostError, PullError, StartError: as the verb.
+        ValueError: there is no such verb, or its arguments are invalid.
+        LostError, PullError, StartError: raised by the verb.
     """
     if verb == "about":
         return asdict(starter.about())
@@ -128,18 +128,18 @@ def answer(starter: TaskStarter, verb: str, given: Mapping[str, Any]) -> dict[st
 
 
 def serve(path: Path, starter: TaskStarter) -> _Server:
-    """A server on that socket, which its owner and group may use; what was there of an earlier one goes."""
+    """Returns a server on a new socket that only its owner and group can use; an existing socket file is replaced."""
     return _Server(path, starter)
 
 
 def mounts_of_this_container(client: Any, targets: Collection[str]) -> dict[str, str]:
-    """Which of these paths are folders of Docker's machine, mounted into the container that this process is in.
+    """Finds which of these paths are mounted into this process's container from folders on Docker's host.
 
     Args:
-        client: docker-py's.
+        client: a docker-py client.
 
     Returns:
-        Path here → folder there.
+        Path in this container → folder on the host.
     """
     mounts = client.containers.get(socket.gethostname()).attrs["Mounts"]
     return {one["Destination"]: one["Source"] for one in mounts if one["Destination"] in targets}
@@ -148,17 +148,17 @@ def mounts_of_this_container(client: Any, targets: Collection[str]) -> dict[str,
 def _text(given: Mapping[str, Any], name: str) -> str:
     value = given[name]
     if not isinstance(value, str):
-        raise ValueError(f"{name} is no text")
+        raise ValueError(f"{name} is not a string")
     return value
 
 
 def main() -> int:
     """Serves until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--socket", type=Path, required=True, help="where the local AWS finds it")
+    parser.add_argument("--socket", type=Path, required=True, help="the Unix socket to serve the local AWS on")
     parser.add_argument("--image", required=True, help="the image that tasks run")
     parser.add_argument(
-        "--network", required=True, help="the network that tasks are on; also whose containers these are"
+        "--network", required=True, help="the network of tasks; also the label that marks this starter's containers"
     )
     given = parser.parse_args()
     import docker
@@ -169,7 +169,7 @@ def main() -> int:
     except (docker.errors.DockerException, OSError) as error:
         echo(
             f"starter: Docker can't be reached at {DOCKER}: {reason(error)}\n"
-            "is DOCKER_GID in .env its group? stat -c %g /var/run/docker.sock",
+            "check that DOCKER_GID in .env is the socket's group: stat -c %g /var/run/docker.sock",
             err=True,
         )
         return 1

@@ -1,7 +1,7 @@
-"""The local CloudFormation registers a task definition as its template says.
+"""Makes the local CloudFormation register task definitions with all of their template's properties.
 
-MiniStack's drops the runtime platform and the size of the disk, and leaves nested names (volumes, Linux parameters) as
-templates write them, where the ECS API and what runs the containers have camelCase.
+MiniStack drops the runtime platform and the disk size. It also leaves nested names (volumes, Linux parameters) in the
+templates' PascalCase, while the ECS API and the code that runs containers use camelCase.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from typing import Any
 
 from busco.embedded import ministack_contract
 
-# What is wrapped of ministack, with the parameters that it had when this was written.
+# The function of ministack that this module wraps, with the parameters that it had when the module was written.
 EXPECTED = {"services.cloudformation.provisioners._ecs_task_def_create": ["logical_id", "props", "stack_name"]}
-# Maps, whose keys are their user's, not names of the API (ECS API reference, LogConfiguration and others).
+# Maps whose keys are chosen by the user and are not API names (ECS API reference, LogConfiguration and others).
 _MAPS = ("Options", "DockerLabels", "DriverOpts", "Labels")
-# Parameters are text; the API has numbers here.
+# Properties that are numbers in the API but text when a template takes them from a parameter.
 _NUMBERS = ("SizeInGiB", "StopTimeout", "StartTimeout", "SoftLimit", "HardLimit", "SharedMemorySize")
 
 
 def install(provisioners: Any) -> None:
-    """Corrects `ministack.services.cloudformation.provisioners`, for creation and for each further revision.
+    """Corrects `ministack.services.cloudformation.provisioners`, for the first revision and for later ones.
 
     Raises:
-        RuntimeError: this MiniStack is not the one that the correction was written for.
+        RuntimeError: the installed MiniStack is not the one that this correction was written for.
     """
     ministack_contract.check(__name__, EXPECTED, "tests/stack/test_local_ecs.py")
     original = provisioners._ecs_task_def_create
@@ -33,13 +33,13 @@ def install(provisioners: Any) -> None:
         provisioners._ecs._task_defs[arn.rpartition("/")[2]].update(as_registered(properties))
         return arn, attributes
 
-    # an update that makes a revision calls it by its name
+    # An update that creates a new revision calls the function by this name.
     provisioners._ecs_task_def_create = create
     provisioners._RESOURCE_HANDLERS["AWS::ECS::TaskDefinition"]["create"] = create
 
 
 def as_registered(properties: Mapping[str, Any]) -> dict[str, Any]:
-    """A template's properties of a task definition as RegisterTaskDefinition's parameters, without its tags."""
+    """Converts a template's task definition properties to RegisterTaskDefinition's parameters, without the tags."""
     return {_camel(name): _value(name, value) for name, value in properties.items() if name != "Tags"}
 
 

@@ -1,8 +1,8 @@
-"""The reviewed shape of what may run as an ECS task here, and what Docker is told of it.
+"""Validates what can run as an ECS task on the local AWS, and converts it to arguments for Docker.
 
-One rule for both places that start containers: the process of a laptop's local AWS, and Docker Compose's starter. A
-task definition may say what those of `deploy/aws/ecs.yaml` say and nothing else: a field that is not in these models is
-refused by its name. What a container could harm the machine with is no field of theirs but a constant below.
+Both places that start containers use it: the local AWS's process on a laptop, and Docker Compose's starter. A task
+definition can have the properties that those in `deploy/aws/ecs.yaml` have, and no others: a field that is missing from
+these models is refused by name. Settings with which a container could harm the machine are constants, not fields.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from busco.embedded import ecs_containers
 
-USER = "10001:10001"  # the images' own (Dockerfile.dbt)
-SCRATCH = "/tmp"  # noqa: S108  (a folder in the container: a volume of the task's own, all that it may write to)
-# where an image of ours has what may be mounted over it in development (Dockerfile.dbt)
+USER = "10001:10001"  # the image's user (Dockerfile.dbt)
+SCRATCH = "/tmp"  # noqa: S108  (in the container: the task's own volume, the only place that it can write to)
+# the folders of our image that can be replaced by mounts in development (Dockerfile.dbt)
 MOUNTED = ("/opt/busco/dbt_project", "/opt/busco/lib/busco")
 MOST_PROCESSES = 4096
 MOST_MEMORY = 122_880  # MiB; Fargate's largest task (ECS API reference, RegisterTaskDefinition)
 OWNER_LABEL = "busco.owner"
 TASK_LABEL = "com.amazonaws.ecs.task-arn"
-_ADVICE = "deploy/aws/ecs.yaml has all that a task here may be"
-# of a task definition, what ECS adds to what was registered (ECS API reference, TaskDefinition)
+_ADVICE = "see deploy/aws/ecs.yaml for what tasks can use"
+# the fields that ECS adds to a registered task definition (ECS API reference, TaskDefinition)
 _DESCRIBED = ("taskDefinitionArn", "status", "registeredAt", "registeredBy", "deregisteredAt", "compatibilities")
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,255}$")]
@@ -35,11 +35,11 @@ Amount = Annotated[str, StringConstraints(pattern=r"(?i)^\d{1,6}(\.\d+)?( ?(vcpu
 
 
 class RefusedError(Exception):
-    """What was asked for is not of the reviewed shape; says which part of it, and why."""
+    """An order does not have the reviewed shape; the message has the field and the reason."""
 
 
 class _Shape(BaseModel):
-    """Fields that say nothing (none, empty) are as if they were not there; unknown ones are refused."""
+    """Ignores fields that are null or empty, and refuses unknown ones."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
@@ -74,14 +74,14 @@ class MountPoint(_Shape):
 
 
 class Volume(_Shape):
-    """A volume that lives as long as its task."""
+    """A volume that is deleted with its task."""
 
     name: Name
     configuredAtLaunch: Literal[False] = False
 
 
 class LogConfiguration(_Shape):
-    """Docker is not told of it: the local ECS takes a container's output to CloudWatch Logs."""
+    """Not passed to Docker: the local ECS itself copies a container's output to CloudWatch Logs."""
 
     logDriver: Literal["awslogs"]
     options: dict[str, Text] = {}
@@ -137,7 +137,7 @@ class ContainerOverride(_Shape):
 
 
 class Overrides(_Shape):
-    """What RunTask may give in place of what the definition says."""
+    """The parts of a task definition that RunTask can override."""
 
     cpu: Amount | None = None
     memory: Amount | None = None
@@ -152,10 +152,10 @@ class Order(_Shape):
 
     Args:
         task: the task's ARN.
-        definition: its definition, as it was registered.
-        overrides: what RunTask gave in place of parts of it.
-        container: which of its containers.
-        environment: all variables that the container gets.
+        definition: its task definition, as registered.
+        overrides: RunTask's overrides of the definition.
+        container: the name of the container to start.
+        environment: all environment variables of the container.
     """
 
     task: Annotated[
@@ -172,19 +172,19 @@ class Order(_Shape):
         """The container's definition."""
         found = [one for one in self.definition.containerDefinitions if one.name == self.container]
         if len(found) != 1:
-            raise RefusedError(f"{self.definition.family} has {len(found)} containers of the name {self.container}")
+            raise RefusedError(f"{self.definition.family} has {len(found)} containers named {self.container}")
         return found[0]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is the same for all containers that a starter starts.
+    """The settings that are the same for all containers of a starter.
 
     Args:
-        image: the only image that tasks run.
-        network: the only network that they are on.
-        owner: whose containers they are.
-        folders: folders of Docker's machine that each of them gets, read-only: path in the container → folder there.
+        image: the only image that tasks can run.
+        network: the only network that tasks are on.
+        owner: the label that marks the starter's containers.
+        folders: folders mounted read-only into each container: path in the container → folder on Docker's host.
     """
 
     image: str
@@ -194,55 +194,58 @@ class Rules:
 
 
 def registered(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """A described task definition as it was registered, with its revision."""
+    """Returns a described task definition as it was registered, with its revision."""
     return {name: value for name, value in definition.items() if name not in _DESCRIBED}
 
 
 def refused(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    """Why a task may not run here, whatever its image; empty if it may.
+    """Returns why a task cannot run here, regardless of its image; empty if it can.
 
     Args:
-        definition: as ECS describes it.
-        overrides: RunTask's.
+        definition: the task definition as ECS describes it.
+        overrides: RunTask's overrides.
     """
     try:
         TaskDefinition.model_validate(registered(definition))
         Overrides.model_validate(overrides)
     except ValidationError as error:
-        return _told(error)
+        return _explained(error)
     return ""
 
 
 def order(given: Mapping[str, Any]) -> Order:
-    """An order that somebody gave.
+    """Validates an order.
 
     Raises:
-        RefusedError: it is not of the reviewed shape.
+        RefusedError: it does not have the reviewed shape.
     """
     try:
         return Order.model_validate(given)
     except ValidationError as error:
-        raise RefusedError(_told(error)) from None
+        raise RefusedError(_explained(error)) from None
 
 
 def docker_arguments(given: Order, rules: Rules, cpus: int, declared: Collection[str]) -> dict[str, Any]:
-    """Arguments of docker-py's `containers.create`, but for the image.
+    """Returns the arguments for docker-py's `containers.create`, except for the image.
 
     Args:
-        given: what is to be started.
-        rules: the starter's.
-        cpus: CPUs that Docker has: it refuses a container that asks for more, which ECS would place elsewhere.
-        declared: the folders that the image declares as volumes. As on Fargate, what the image has there, and whose it
-            is, comes along only with one of these.
+        given: the validated order.
+        rules: the starter's rules.
+        cpus: the number of Docker's CPUs. Containers get at most that many, because Docker refuses those that request
+            more, while ECS would place them elsewhere.
+        declared: the folders that the image declares as volumes. As on Fargate, a volume mounted at one of these starts
+            with the image's content and ownership; a volume mounted elsewhere starts empty.
 
     Raises:
-        RefusedError: another image than the rules', or limits that are none.
+        RefusedError: the image is not the one in the rules, or a limit is missing or out of range.
     """
     from docker.types import Mount
 
     ran = given.ran
     if ran.image != rules.image:
-        raise RefusedError(f"{ran.image} is not the image {rules.image} that tasks run here: BUSCO_DBT_IMAGE names it")
+        raise RefusedError(
+            f"{ran.image} is not the image {rules.image} (BUSCO_DBT_IMAGE), the only one that tasks can run"
+        )
     override = next((one for one in given.overrides.containerOverrides if one.name == ran.name), None)
     limits = _limits(given, ran, override)
     labels = {
@@ -285,13 +288,13 @@ def _limits(given: Order, ran: Container, override: ContainerOverride | None) ->
     own = {} if override is None else override.model_dump()
     limits = ecs_containers.container_limits(ran.model_dump(), task, own)
     if not 0 < limits.memory <= MOST_MEMORY or limits.cpu <= 0:
-        raise RefusedError(f"memory {limits.memory} MiB, {limits.cpu} vCPU: both need a limit")
+        raise RefusedError(f"{limits.memory} MiB of memory and {limits.cpu} vCPU are not valid limits")
     return limits
 
 
-def _told(error: ValidationError) -> str:
-    """The first fault, by its place; what stands there is not told, as it may be a secret."""
+def _explained(error: ValidationError) -> str:
+    """Describes the first invalid field without its value, which may be a secret."""
     first = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "the task"
-    why = "is not offered here" if first["type"] == "extra_forbidden" else first["msg"]
+    why = "is not supported here" if first["type"] == "extra_forbidden" else first["msg"]
     return f"{place}: {why}; {_ADVICE}"
