@@ -243,9 +243,7 @@ def docker_arguments(given: Order, rules: Rules, cpus: int, declared: Collection
 
     ran = given.ran
     if ran.image != rules.image:
-        raise RefusedError(
-            f"{ran.image} is not the image {rules.image} (BUSCO_DBT_IMAGE), the only one that tasks can run"
-        )
+        raise RefusedError(f"{ran.image} is not the image {rules.image} that tasks can run here (BUSCO_DBT_IMAGE)")
     override = next((one for one in given.overrides.containerOverrides if one.name == ran.name), None)
     limits = _limits(given, ran, override)
     labels = {
