@@ -1,7 +1,7 @@
-"""A made-up online marketplace in Brazil, in nine files of the Olist data set's schema, quirks included.
+"""Generates a fictional online marketplace in Brazil as nine files in the Olist data set's schema, with its quirks.
 
-A seed means the same bytes everywhere: what depends on the machine's C library (logarithms, powers) or on its zlib
-(what a compressor makes) stays out.
+A seed produces the same bytes on every machine. So the code avoids whatever depends on the machine's C library
+(logarithms, powers) or zlib (compression).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Product(NamedTuple):
 
 
 class _Order(NamedTuple):
-    """An order of a kind (see fixed.KINDS): times in seconds since the first day, `promised` in days since then."""
+    """An order of a kind in fixed.KINDS. Times are in seconds since the first day, `promised` in days since then."""
 
     id: str
     kind: str
@@ -51,7 +51,7 @@ class _Order(NamedTuple):
 
 
 class _Review(NamedTuple):
-    """A review without the order that it is about: `created` in days, `answered` in seconds since the first day."""
+    """A review without its order. `created` is in days since the first day, `answered` in seconds."""
 
     id: str
     score: int
@@ -68,27 +68,28 @@ class _Review(NamedTuple):
 def write_sample(
     orders: int, seed: int, out: Path, progress: Callable[[str, int], None] | None = None
 ) -> dict[str, int]:
-    """Writes a synthetic marketplace; the same orders and seed give the same bytes in each file, on any machine.
+    """Writes a synthetic marketplace. The same number of orders and seed produce the same bytes on any machine.
 
-    Nine gzip files of UTF-8 CSV with Olist's names and headers. Purchases are of 2016-09-01 to 2018-10-31, times are
-    local (America/Sao_Paulo) without zone, amounts in BRL with two decimals. An id is 32 hexadecimal digits. Some rows
-    are delivered twice, the later one being right, and some items, payments and reviews are of orders that are missing.
-    The files appear under their names when all of them are whole, and replace older ones.
+    Writes nine gzip files of UTF-8 CSV with Olist's names and headers. Purchases are from 2016-09-01 to 2018-10-31,
+    times are local (America/Sao_Paulo) without a zone, and amounts are in BRL with two decimals. An id has 32
+    hexadecimal digits. Some rows are delivered twice, and the later one is correct. Some items, payments and reviews
+    refer to orders that are missing. When all files are complete, they are renamed to their final names, replacing
+    older ones.
 
     Args:
-        orders: how many different orders; there are a third as many products, and 3 % as many sellers.
-        seed: which marketplace; another seed has other ids.
-        out: folder to write to, made where it is missing.
-        progress: told a file's name and its rows when the file is whole.
+        orders: number of distinct orders; there are a third as many products and 3 % as many sellers.
+        seed: selects the marketplace; each seed has different ids.
+        out: folder to write to; created if missing.
+        progress: called with a file's name and number of rows when the file is complete.
 
     Returns:
-        Rows of each file by its name, the header not counted.
+        Number of rows of each file by its name, without the header.
 
     Raises:
-        BuscoError: fewer than one order, or `out` can't be written to.
+        BuscoError: `orders` is less than 1, or `out` is not writable.
     """
     if orders < 1:
-        raise BuscoError(f"a sample of {orders} orders can't be made", "ask for at least 1 order")
+        raise BuscoError(f"can't generate a sample of {orders} orders", "request at least 1 order")
     try:
         with _Files(out, progress) as files:
             places = _write_places(files, orders, _random(seed, "places"))
@@ -100,7 +101,7 @@ def write_sample(
 
 
 class _File:
-    """A gzip file in the making. Its deflate blocks are stored: what a compressor makes depends on its build."""
+    """A gzip file being written. Its deflate blocks are stored, because compressed output depends on zlib's build."""
 
     def __init__(self, path: Path, header: str) -> None:
         self.rows = 0
@@ -113,7 +114,7 @@ class _File:
         self._write(f"{mark}{header}\n".encode())
 
     def add(self, line: str, instead_of: str = "") -> None:
-        """Adds a line; where it corrects another, that one comes here and the right one at the file's end."""
+        """Adds a line. With `instead_of`, writes that wrong line here and the correct one at the end of the file."""
         if instead_of:
             self._corrections.append(line)
         self.lines.append(instead_of or line)
@@ -138,7 +139,7 @@ class _File:
 
 
 class _Files:
-    """The nine files: under names of their own while they are written, renamed when all are whole, else removed."""
+    """The nine files: written under temporary names, renamed when all are complete, and removed after an error."""
 
     def __init__(self, out: Path, progress: Callable[[str, int], None] | None) -> None:
         self.rows: dict[str, int] = {}
@@ -176,7 +177,7 @@ class _Files:
 
 
 def _write_places(files: _Files, orders: int, rng: random.Random) -> list[_Place]:
-    """Writes geolocation; gives all zip prefixes, those included that it lacks, the south-east's first."""
+    """Writes geolocation; returns all zip prefixes, also those missing from the file, with the south-east first."""
     wanted, weights = max(80, orders // 20), sum(city.weight for city in fixed.CITIES)
     places: list[_Place] = []
     for city in fixed.CITIES:
@@ -192,7 +193,7 @@ def _write_places(files: _Files, orders: int, rng: random.Random) -> list[_Place
             latitude = city.latitude + 0.12 * (rng.random() - 0.5)
             longitude = city.longitude + 0.12 * (rng.random() - 0.5)
             if outside or rng.random() < 0.001:
-                longitude = -longitude  # a lost sign, on the far side of the world
+                longitude = -longitude  # without its sign, the point is on the other side of the world
             spelled = city.name.lower() if rng.random() < 0.3 else city.plain
             line = f"{prefix},{latitude:.12f},{longitude:.12f},{spelled},{city.state}\n"
             lines += [line, line] if rng.random() < 0.1 else [line]
@@ -201,7 +202,7 @@ def _write_places(files: _Files, orders: int, rng: random.Random) -> list[_Place
 
 
 def _write_products(files: _Files, orders: int, places: list[_Place], rng: random.Random) -> list[_Product]:
-    """Writes translation, sellers and products; gives the products, the best sellers' first."""
+    """Writes translation, sellers and products; returns the products, of which earlier ones are sold more often."""
     files[fixed.TRANSLATION].lines += [f"{c.name},{c.english}\n" for c in fixed.CATEGORIES if c.english]
     files.finish(fixed.TRANSLATION)
     sellers = _ids(rng, max(8, orders * 3 // 100))
@@ -213,7 +214,7 @@ def _write_products(files: _Files, orders: int, places: list[_Place], rng: rando
     files.finish(fixed.SELLERS)
     products = []
     for number, product_id in enumerate(_ids(rng, max(60, orders // 3))):
-        # Each category has a product, however small the sample is.
+        # Each category has a product, however small the sample.
         draw = number if number < len(fixed.CATEGORIES) else int(len(fixed.CATEGORIES) * rng.random() * rng.random())
         category = fixed.CATEGORIES[draw]
         seller = sellers[int(len(sellers) * rng.random() * rng.random())]
@@ -231,7 +232,7 @@ def _write_products(files: _Files, orders: int, places: list[_Place], rng: rando
 
 
 class _Market:
-    """Orders and all that belongs to them, in batches, so that memory holds few of the rows."""
+    """Generates orders and everything that belongs to them, in batches, so that few rows are in memory at a time."""
 
     def __init__(self, files: _Files, places: list[_Place], products: list[_Product], rng: random.Random) -> None:
         self._files = files
@@ -243,7 +244,7 @@ class _Market:
         self._review: _Review | None = None
 
     def trade(self, orders: int) -> None:
-        """Writes that many orders with customers, items, payments and reviews; then a few whose order is missing."""
+        """Writes `orders` orders with customers, items, payments and reviews, then some rows whose order is missing."""
         kinds, missing = fixed.draw_kinds(orders, self._rng), max(2, orders // 5000)
         days, hours = list(accumulate(fixed.day_weights())), list(accumulate(fixed.HOURS))
         for start in range(0, orders + missing, _BATCH):
@@ -311,7 +312,7 @@ class _Market:
         self._orders.add(line(order.status, order.delivered), instead_of=wrong)
 
     def _fill(self, order: _Order) -> int:
-        """Writes an order's items; gives what is to pay, in cents, 0 where there is no item."""
+        """Writes an order's items; returns the total to pay in cents, 0 if there are no items."""
         chance, total, product = self._random, 0, None
         share = 1.0 if order.kind == "payment not defined" else fixed.WITHOUT_ITEMS.get(order.status, 0.0)
         if chance() < share:
@@ -385,7 +386,7 @@ class _Market:
 
 
 def _random(seed: int, part: str) -> random.Random:
-    return random.Random(f"{seed}/{part}")  # noqa: S311 - it makes up data, and must be repeatable
+    return random.Random(f"{seed}/{part}")  # noqa: S311 - synthetic data, which must be reproducible
 
 
 def _ids(rng: random.Random, count: int) -> list[str]:

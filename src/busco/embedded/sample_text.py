@@ -1,6 +1,7 @@
-"""What is fixed about the made-up marketplace: its files, map, goods, kinds of orders, calendar, and phrases.
+"""The fixed data of the fictional marketplace: its files, map, goods, kinds of orders, calendar and phrases.
 
-Cities, their rough coordinates and ranges of zip prefixes are public geography; all sentences were written for this.
+Cities, their rough coordinates and ranges of zip prefixes are public geography. All sentences were written for this
+sample.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ DAYS = [(FIRST + timedelta(days=day)).isoformat() for day in range(1100)]
 
 
 class City(NamedTuple):
-    """A city: degrees, the zip prefixes from `first` to below `end`, its share of customers, days of transport."""
+    """A city: its position in degrees, zip prefixes from `first` to `end` (excluded), weight, and days of transport."""
 
     name: str
     state: str
@@ -61,7 +62,7 @@ class City(NamedTuple):
 
 
 class Category(NamedTuple):
-    """A category of products: `english` is empty where the translation lacks it; price in BRL, weight in grams."""
+    """A product category. `english` is empty if the translation is missing; price is in BRL, weight in grams."""
 
     name: str
     english: str
@@ -69,7 +70,7 @@ class Category(NamedTuple):
     weight_g: int
 
 
-# The south-east first: sellers are drawn from the head of the list more often.
+# The south-east comes first, because sellers are drawn more often from the beginning of the list.
 CITIES = (
     City("São Paulo", "SP", -23.55, -46.63, 1001, 6000, 160, 1),
     City("Campinas", "SP", -22.91, -47.06, 13010, 13149, 22, 1),
@@ -171,8 +172,8 @@ CATEGORIES = (
     Category("computadores_montados", "", 1100, 6900),
 )
 
-# Kinds of orders that a sample must have: share of the orders, and how many at least (of small samples fewer). An order
-# is of one kind at most; all others are delivered, and plain. The first seven are statuses.
+# Kinds of special orders: their share of all orders, and the minimum number (fewer in small samples). An order has at
+# most one kind; all others are ordinary delivered orders. The first seven kinds are statuses.
 KINDS = {
     "shipped": (0.011, 2),
     "canceled": (0.006, 3),
@@ -195,26 +196,26 @@ KINDS = {
     "review unanswered": (0.001, 2),
 }
 
-# How far an order of a status has come: approved, shipped, delivered.
+# How many of the steps approved, shipped and delivered an order with this status has reached.
 STATUSES = {"created": 0, "approved": 1, "processing": 1, "invoiced": 1, "unavailable": 1, "shipped": 2, "canceled": 0}
 WITHOUT_ITEMS = {"created": 1.0, "unavailable": 1.0, "canceled": 0.3}
-# Shares of orders with up to 1, 2 and 3 items; the rest have 4.
+# Cumulative shares of orders with up to 1, 2 and 3 items; the rest have 4.
 ITEM_COUNTS = (0.88, 0.955, 0.985)
 LATE_MONTHS = {"02": 1.4, "03": 1.4, "11": 1.8, "12": 1.5}
 
-# Weights of purchases: by hour, by day of the week from Monday, by month from January.
+# Relative frequency of purchases by hour, by day of the week (from Monday) and by month (from January).
 HOURS = (24, 12, 5, 3, 2, 2, 5, 12, 30, 48, 62, 66, 60, 65, 66, 64, 67, 61, 58, 60, 62, 62, 58, 41)
 WEEKDAYS = (1.15, 1.14, 1.11, 1.05, 1.0, 0.76, 0.84)
 MONTHS = (1.0, 0.95, 1.02, 0.97, 1.08, 0.95, 1.0, 1.03, 0.97, 1.0, 1.2, 1.1)
 
-# Shares of the scores up to 1, 2, 3 and 4 by how the delivery went; the rest are 5.
+# Cumulative shares of review scores up to 1, 2, 3 and 4, by how the delivery went; the rest are 5.
 SCORES = {
     "in time": (0.06, 0.09, 0.17, 0.38),
     "late": (0.46, 0.56, 0.69, 0.81),
     "never": (0.68, 0.76, 0.83, 0.89),
 }
 
-# By how the customer felt: glad (score 4 or 5), so-so (3), cross (1 or 2).
+# By mood of the customer: happy (score 4 or 5), neutral (3), unhappy (1 or 2).
 TITLES = (
     ("Recomendo a loja", "Amei!", "Nota dez", "Tudo certo, obrigada", "Voltarei a comprar", "Show 👏"),
     ("Razoável", "Mais ou menos", "Esperava mais", "Bom, mas demorou"),
@@ -261,7 +262,7 @@ SENTENCES = (
 
 
 def day_weights() -> Iterator[float]:
-    """Purchases of each day against each other: growth, season, day of the week, and November's sale."""
+    """Yields the relative number of purchases of each day: growth, season, day of the week, and November's sale."""
     days = (LAST - FIRST).days + 1
     for number in range(days):
         day = FIRST + timedelta(days=number)
@@ -270,7 +271,7 @@ def day_weights() -> Iterator[float]:
 
 
 def draw_kinds(orders: int, rng: random.Random) -> dict[int, str]:
-    """The orders that are not plain, by their number from 0, and what they are."""
+    """Draws the special orders: returns the kind of each by its order number, counting from 0."""
     kinds: list[str] = []
     for kind, (share, least) in KINDS.items():
         kinds += [kind] * max(int(share * orders), min(least, orders // 50))
@@ -278,7 +279,7 @@ def draw_kinds(orders: int, rng: random.Random) -> dict[int, str]:
 
 
 def moment(seconds: int | None) -> str:
-    """A time in seconds since the first day, as text; empty for None."""
+    """Formats a time in seconds since the first day; empty for None."""
     if seconds is None:
         return ""
     minutes, second = divmod(seconds % DAY, 60)
@@ -286,7 +287,7 @@ def moment(seconds: int | None) -> str:
 
 
 def comment(score: int, rng: random.Random) -> tuple[str, str]:
-    """A review's title and message as CSV values: titles are mostly empty, messages half of the time."""
+    """Draws a review's title and message as CSV values. Most titles and about half of the messages are empty."""
     tone = 0 if score > 3 else 1 if score == 3 else 2
     title, message = "", ""
     if rng.random() < 0.12:
@@ -299,7 +300,7 @@ def comment(score: int, rng: random.Random) -> tuple[str, str]:
 
 
 def _quoted(text: str) -> str:
-    """The text as a CSV value: in quotes where it needs them."""
+    """Returns the text as a CSV value, in quotes if necessary."""
     if any(mark in text for mark in ',"\n'):
         return '"' + text.replace('"', '""') + '"'
     return text
