@@ -1,4 +1,4 @@
-{# The columns together are unique. #}
+{# Checks that each combination of values of the columns is unique. #}
 {% test unique_combination(model, columns) %}
 select
     {{ columns | join(', ') }},
@@ -9,7 +9,7 @@ having count(*) > 1
 {% endtest %}
 
 
-{# An expression that holds in every row; NULL counts as holding. #}
+{# Checks that an expression is true in every row; NULL passes. #}
 {% test holds(model, expression, column_name=none) %}
 select *
 from {{ model }}
@@ -17,7 +17,7 @@ where not ({{ expression }})
 {% endtest %}
 
 
-{# Every value is, from end to end, of a pattern (a regular expression); NULL is. #}
+{# Checks that every value matches a pattern (a regular expression) completely; NULL passes. #}
 {% test matches(model, column_name, pattern) %}
 select *
 from {{ model }}

@@ -1,6 +1,6 @@
 {{ config(severity='warn') }}
 
--- Rows of order_reviews whose order is not in bronze: they are left out of silver until it is.
+-- Rows of order_reviews whose order is not in bronze. Silver leaves them out until the order arrives.
 with deliveries as (
 
     select * from {{ source('bronze', 'order_reviews') }}

@@ -1,4 +1,4 @@
-{# Days from one timestamp to another, as DOUBLE with the part of a day. #}
+{# Number of days from one timestamp to another, as DOUBLE including fractions of a day. #}
 {% macro days_between(earlier, later) %}{{ return(adapter.dispatch('days_between')(earlier, later)) }}{% endmacro %}
 
 {% macro default__days_between(earlier, later) %}
@@ -14,7 +14,7 @@
 {% endmacro %}
 
 
-{# Calendar months from one month's first day to another's, as BIGINT. #}
+{# Number of calendar months from one month's first day to another's, as BIGINT. #}
 {% macro months_between(earlier, later) %}{{ return(adapter.dispatch('months_between')(earlier, later)) }}{% endmacro %}
 
 {% macro default__months_between(earlier, later) %}
@@ -24,7 +24,7 @@
 {% endmacro %}
 
 
-{# A relation of all days from the first to the last, both included: one column, date_day. #}
+{# Select expression that returns one row for each day from the first to the last, both included, as DATE. #}
 {% macro all_days(first, last) %}{{ return(adapter.dispatch('all_days')(first, last)) }}{% endmacro %}
 
 {% macro default__all_days(first, last) %}
@@ -32,7 +32,7 @@
 {% endmacro %}
 
 
-{# Monday is 1, Sunday 7. #}
+{# The ISO day of the week: 1 (Monday) to 7 (Sunday). #}
 {% macro iso_weekday(expression) %}{{ return(adapter.dispatch('iso_weekday')(expression)) }}{% endmacro %}
 
 {% macro default__iso_weekday(expression) %}
@@ -40,7 +40,7 @@
 {% endmacro %}
 
 
-{# The ISO 8601 week's number. #}
+{# The ISO 8601 week number. #}
 {% macro iso_week(expression) %}{{ return(adapter.dispatch('iso_week')(expression)) }}{% endmacro %}
 
 {% macro default__iso_week(expression) %}

@@ -1,4 +1,4 @@
-{# A quantile with linear interpolation between neighbours, as DOUBLE. #}
+{# A quantile with linear interpolation between neighboring values, as DOUBLE. #}
 {% macro continuous_quantile(expression, share) %}
     {{- return(adapter.dispatch('continuous_quantile')(expression, share)) -}}
 {% endmacro %}
@@ -8,15 +8,15 @@
 {% endmacro %}
 
 
-{# A ratio as DOUBLE, NULL where the denominator is 0. #}
+{# A ratio as DOUBLE; NULL if the denominator is 0. #}
 {% macro ratio(numerator, denominator) %}
     cast({{ numerator }} as double) / nullif(cast({{ denominator }} as double), 0)
 {% endmacro %}
 
 
 {#
-    An amount divided by a count, as DECIMAL(12,2), rounded half up in whole cents: never through DOUBLE, in which
-    1.005 is less than 1.005. Amounts may be negative: half goes away from zero.
+    An amount divided by a count, as DECIMAL(12,2), with half cents rounded away from zero (amounts can be negative).
+    It is never computed as DOUBLE, because the DOUBLE closest to 1.005 is less than 1.005.
 #}
 {% macro average_amount(amount, count) %}{{ return(adapter.dispatch('average_amount')(amount, count)) }}{% endmacro %}
 

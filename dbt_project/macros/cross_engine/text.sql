@@ -1,4 +1,4 @@
-{# Text in one spelling: trimmed, lower case, without accents. #}
+{# Normalizes text: trimmed, in lower case, without accents. #}
 {% macro plain_text(expression) %}{{ return(adapter.dispatch('plain_text')(expression)) }}{% endmacro %}
 
 {% macro default__plain_text(expression) %}
@@ -6,7 +6,7 @@
 {% endmacro %}
 
 
-{# Whether a text is, from end to end, of a pattern (a regular expression). #}
+{# Whether a text matches a pattern (a regular expression) completely. #}
 {% macro full_match(expression, pattern) %}{{ return(adapter.dispatch('full_match')(expression, pattern)) }}{% endmacro %}
 
 {% macro default__full_match(expression, pattern) %}
