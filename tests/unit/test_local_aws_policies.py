@@ -195,7 +195,7 @@ def test_the_operations_of_ecs_are_asked_of_their_resources() -> None:
 def test_what_no_permission_is_known_for_is_not_a_roles() -> None:
     asked = Request("monitoring", "POST", "/", "/", {}, {}, b"", "", {})
     with pytest.raises(Refusal, match="owner"):
-        policies.decided(asked)
+        policies.check_covered(asked)
 
 
 def test_the_engine_of_docker_is_reached_by_name_and_by_address() -> None:

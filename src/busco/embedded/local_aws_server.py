@@ -1,4 +1,4 @@
-"""Runs the local AWS: MiniStack on one port, with S3 stored in one lake's folder and Athena and ECS corrected.
+"""Runs the local AWS: MiniStack on one port, with S3 stored in one lake's folder and corrections to Athena and ECS.
 
 It listens on loopback and, in a Compose stack, on the stack's own network. ECS tasks have fewer permissions, so they
 connect to a separate address: this machine's address on Docker's bridge or, in a stack, a separate port.
@@ -103,7 +103,7 @@ def adopt_buckets(provisioners: Any) -> None:
     provisioners.s3_bucket_name_conflict = lambda _: None
 
 
-def alone(lock: Path) -> None:
+def lock_folder(lock: Path) -> None:
     """Locks this lake's folder for the lifetime of the process, so that no other process serves it.
 
     Raises:
@@ -145,7 +145,7 @@ def _listeners(port: int, *addresses: str) -> list[socket.socket]:
 
 
 def main() -> None:
-    """Serves until SIGTERM. Sets MiniStack's environment before importing it, because it reads its settings then."""
+    """Serves until SIGTERM. Sets the environment before importing MiniStack, which reads its settings on import."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True, help="the platform's state folder")
     parser.add_argument("--lake", required=True, help="the lake whose S3 buckets to serve")
@@ -175,7 +175,7 @@ def main() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
-    alone(folder / "s3.lock")
+    lock_folder(folder / "s3.lock")
     repaired = s3_intents.repair(folder / "s3-intents")
     s3_intents.expire_versions(folder / "s3", OLD_VERSION_DAYS)
 

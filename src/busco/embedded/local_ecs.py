@@ -72,7 +72,7 @@ def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
     Args:
         endpoint: the URL of the local AWS for containers.
         starter: starts the containers.
-        roles: issues the credentials of their roles to tasks.
+        roles: issues role credentials to tasks.
 
     Raises:
         RuntimeError: the installed MiniStack is not the one that this correction was written for.
@@ -88,7 +88,7 @@ def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
 
 
 class _LocalEcs:
-    """The replacements of MiniStack's functions; each method is named after the function that it replaces."""
+    """Replaces MiniStack's functions; each method is named after the function that it replaces."""
 
     def __init__(self, ecs: Any, endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
         self._ecs, self._starter, self._roles = ecs, starter, roles
@@ -160,7 +160,7 @@ class _LocalEcs:
         task = ecs._resolve_task(data.get("task", ""), cluster)
         if not task:
             return ecs.error_response_json("InvalidParameterException", "The referenced task was not found.", 400)
-        if self._ending(task, data.get("reason") or "Task stopped by user", "UserInitiated"):
+        if self._mark_stopping(task, data.get("reason") or "Task stopped by user", "UserInitiated"):
             ecs.spawn_background(self._finish, task, thread_name="busco-ecs-stop")
         with ecs.resource_lock("ecs-task", task["taskArn"]):
             return ecs.json_response({"task": ecs._sanitize(task)})
@@ -260,10 +260,10 @@ class _LocalEcs:
             with self._ecs.resource_lock("ecs-task", task["taskArn"]):
                 if any(one["lastStatus"] != "STOPPED" for one in task["containers"]):
                     return
-        if self._ending(task, EXITED, "EssentialContainerExited"):
+        if self._mark_stopping(task, EXITED, "EssentialContainerExited"):
             self._finish(task)
 
-    def _ending(self, task: dict[str, Any], reason: str, code: str) -> bool:
+    def _mark_stopping(self, task: dict[str, Any], reason: str, code: str) -> bool:
         """Marks a task as stopping, with the reason. Returns False if it is stopping already."""
         ecs, arn = self._ecs, task["taskArn"]
         with ecs.resource_lock("ecs-task", arn):

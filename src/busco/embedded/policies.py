@@ -108,7 +108,7 @@ def install(owner: str) -> None:
     iam_evaluator.is_root_access_key = sts.is_root_access_key = is_root
 
 
-def same_caller(request: Request, key: str) -> None:
+def check_caller(request: Request, key: str) -> None:
     """Checks that MiniStack reads the same access key from a request as the one whose signature was verified.
 
     Raises:
@@ -120,7 +120,7 @@ def same_caller(request: Request, key: str) -> None:
         raise Refusal("IncompleteSignature", "a request must have exactly one signature (Signature Version 4)", 400)
 
 
-def decided(request: Request) -> None:
+def check_covered(request: Request) -> None:
     """Checks that MiniStack evaluates policies for exactly the action that a role's request performs.
 
     Raises:

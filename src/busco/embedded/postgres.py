@@ -46,7 +46,8 @@ class Postgres:
     """The PostgreSQL server of one state folder: its data, port and password.
 
     When started as root, the server runs as an unprivileged user. If that user cannot reach the state folder, the data
-    are below /var/lib/busco instead; the same applies to the binaries. `<state>/postgres.location` has the data's path.
+    are below /var/lib/busco instead; the same applies to the binaries. `<state>/postgres.location` contains the path of
+    the data.
     """
 
     def __init__(self, state: Path) -> None:
@@ -112,7 +113,7 @@ class Postgres:
             if "authentication failed" in str(error):
                 raise BuscoError(
                     f"PostgreSQL on port {self.port or self._port()} rejects the password in {self.state / 'secrets'}",
-                    f"restore that folder, or stop it (make down) and delete {self.state / NAME}, Airflow's history",
+                    f"restore that folder, or run make down and delete {self.state / NAME} with Airflow's history",
                 ) from None
             return False
         return True
@@ -133,7 +134,7 @@ class Postgres:
         return secret(self.state / "secrets" / "postgres")
 
     def _superuser_password(self) -> str:
-        """Returns a password that is never used to log in: superuser work is done while the server is stopped."""
+        """Returns a password that is never used: superuser statements run only while the server is stopped."""
         return secret(self.state / "secrets" / "postgres-superuser")
 
     def _fingerprint(self) -> str:
@@ -165,7 +166,7 @@ class Postgres:
         self.state.mkdir(parents=True, exist_ok=True)
         if account is not None and not _reachable(self.state):
             elsewhere = _shared(hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:16]) / NAME
-            # the data are still where they were created, when all users could reach the state folder
+            # the data were created here while all users could reach the state folder
             if (data / "PG_VERSION").exists() and (not location.exists() or location.read_text() == f"{data}\n"):
                 _end_unrecorded(data)
                 _sweep(data)
@@ -175,7 +176,7 @@ class Postgres:
         return data
 
     def _check_owner(self, data: Path) -> None:
-        """Deletes data outside of the state folder that belong to an earlier state folder, since deleted."""
+        """Deletes data outside of the state folder that belong to a deleted state folder with the same path."""
         owner = data / _OWNER
         if data.parent == self.state or not owner.exists() or owner.read_text() == self._fingerprint():
             return

@@ -27,8 +27,8 @@ from busco.processes import process_alive
 class Process:
     """A process that we started.
 
-    `started` is its creation time from the kernel (seconds since the epoch), which tells it from a later process with
-    the same pid.
+    `started` is its creation time from the kernel (seconds since the epoch), which distinguishes it from a later
+    process with the same pid.
     """
 
     name: str
@@ -160,8 +160,8 @@ def _end_session(state: Path, name: str) -> bool:
         record = Process(**json.loads(record_path(state, name).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return False
-    # The kernel does not reuse a session's id while a process is in the session. After a reboot, or if another process
-    # has the id as its pid, the session is no longer ours.
+    # The kernel does not reuse a session id while a process is in the session. After a reboot, or if another process
+    # has that id as its pid, the session is no longer ours.
     if record.started < psutil.boot_time():
         return False
     with contextlib.suppress(psutil.NoSuchProcess):

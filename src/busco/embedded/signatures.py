@@ -141,9 +141,9 @@ class Signatures:
     def admit(self, request: Request) -> None:
         """Accepts a request that the owner has signed, or a role's request for which policies will be evaluated."""
         key = self.verified(request)
-        policies.same_caller(request, key)
+        policies.check_caller(request, key)
         if key != self._owner.key:
-            policies.decided(request)
+            policies.check_covered(request)
         CALLER.set(key)
 
     def _in_time(self, request: Request, found: Any, presigned: bool) -> None:

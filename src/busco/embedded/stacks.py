@@ -83,7 +83,7 @@ def deploy(cloudformation: Any, stack: str, template: str, parameters: Mapping[s
         The stack's outputs.
 
     Raises:
-        BuscoError: a resource failed; the message has its name and the reason.
+        BuscoError: a resource failed; the message includes its name and the reason.
     """
     found = _describe(cloudformation, stack)
     if found is not None and found["StackStatus"] in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED"):

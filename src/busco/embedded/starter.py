@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from busco.embedded import ecs_containers, task_shape
 from busco.embedded.task_shape import OWNER_LABEL, TASK_LABEL, RefusedError, Rules
 
-TIMEOUT = 60.0  # seconds; starting a container can take long on a busy machine
+TIMEOUT = 60.0  # seconds; starting a container can take a while on a busy machine
 MOST_CONTAINERS = 100  # per starter at the same time
 MOST_GRACE = 120  # seconds
 

@@ -43,17 +43,17 @@ class SocketStarter:
         self._path = path
 
     def about(self) -> About:
-        return About(**self._asked("about", {}, _SHORT))
+        return About(**self._request("about", {}, _SHORT))
 
     def start(self, order: Mapping[str, Any]) -> str:
         # If a response was lost, the repeated request returns the container that was started.
-        return str(self._answered("start", order)["container"])
+        return str(self._request_patiently("start", order)["container"])
 
     def wait(self, container: str) -> None:
-        self._answered("wait", {"container": container})
+        self._request_patiently("wait", {"container": container})
 
     def end(self, container: str) -> Ended:
-        return Ended(**self._answered("end", {"container": container}))
+        return Ended(**self._request_patiently("end", {"container": container}))
 
     def lines(self, container: str) -> Iterator[Lines]:
         # After a lost connection, the output is read from its beginning again, and what was already yielded is skipped.
@@ -73,10 +73,10 @@ class SocketStarter:
                 return
 
     def remove(self, container: str) -> None:
-        self._answered("remove", {"container": container})
+        self._request_patiently("remove", {"container": container})
 
     def end_all(self, grace: int) -> int:
-        return int(self._asked("end_all", {"grace": grace})["containers"])
+        return int(self._request("end_all", {"grace": grace})["containers"])
 
     def _lines(self, container: str) -> Iterator[Lines]:
         """Like `lines`, for one connection.
@@ -86,8 +86,8 @@ class SocketStarter:
         """
         connection = _Connection(self._path, None)
         try:
-            answer = self._answer(connection, "lines", {"container": container})
-            while line := answer.readline():
+            response = self._response(connection, "lines", {"container": container})
+            while line := response.readline():
                 if (content := json.loads(line)) is END:
                     return
                 yield [(int(written), str(text)) for written, text in content]
@@ -95,15 +95,15 @@ class SocketStarter:
         finally:
             connection.close()
 
-    def _answered(self, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _request_patiently(self, verb: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Sends a request and returns the response, retrying for as long as the starter is unavailable."""
         while True:
             try:
-                return self._asked(verb, given)
+                return self._request(verb, arguments)
             except AwayError:
                 time.sleep(1)
 
-    def _asked(self, verb: str, given: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
+    def _request(self, verb: str, arguments: Mapping[str, Any], limit: float | None = None) -> dict[str, Any]:
         """Sends a request and returns the response.
 
         Args:
@@ -114,24 +114,24 @@ class SocketStarter:
         """
         connection = _Connection(self._path, limit)
         try:
-            content: dict[str, Any] = json.loads(self._answer(connection, verb, given).read())
+            content: dict[str, Any] = json.loads(self._response(connection, verb, arguments).read())
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise AwayError(f"the starter does not answer at {self._path}: {error}") from error
         finally:
             connection.close()
         return content
 
-    def _answer(
-        self, connection: http.client.HTTPConnection, verb: str, given: Mapping[str, Any]
+    def _response(
+        self, connection: http.client.HTTPConnection, verb: str, arguments: Mapping[str, Any]
     ) -> http.client.HTTPResponse:
         """Sends a request and returns the response if it is a success.
 
         Raises:
             LostError, PullError, StartError: the starter reported this error.
         """
-        connection.request("POST", f"/{verb}", json.dumps(given))
-        answer = connection.getresponse()
-        if answer.status == 200:
-            return answer
-        fault = json.loads(answer.read())
+        connection.request("POST", f"/{verb}", json.dumps(arguments))
+        response = connection.getresponse()
+        if response.status == 200:
+            return response
+        fault = json.loads(response.read())
         raise _FAULTS.get(fault.get("kind"), StartError)(fault.get("message", ""))

@@ -35,7 +35,7 @@ Amount = Annotated[str, StringConstraints(pattern=r"(?i)^\d{1,6}(\.\d+)?( ?(vcpu
 
 
 class RefusedError(Exception):
-    """An order does not have the reviewed shape; the message has the field and the reason."""
+    """An order does not have the reviewed shape; the message names the field and the reason."""
 
 
 class _Shape(BaseModel):
@@ -168,7 +168,7 @@ class Order(_Shape):
     environment: dict[str, Text] = {}
 
     @property
-    def ran(self) -> Container:
+    def container_definition(self) -> Container:
         """The container's definition."""
         found = [one for one in self.definition.containerDefinitions if one.name == self.container]
         if len(found) != 1:
@@ -194,7 +194,7 @@ class Rules:
 
 
 def registered(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a described task definition as it was registered, with its revision."""
+    """Converts a task definition from DescribeTaskDefinition back to its registered form, with its revision."""
     return {name: value for name, value in definition.items() if name not in _DESCRIBED}
 
 
@@ -241,25 +241,25 @@ def docker_arguments(given: Order, rules: Rules, cpus: int, declared: Collection
     """
     from docker.types import Mount
 
-    ran = given.ran
-    if ran.image != rules.image:
-        raise RefusedError(f"{ran.image} is not the image {rules.image} that tasks can run here (BUSCO_DBT_IMAGE)")
-    override = next((one for one in given.overrides.containerOverrides if one.name == ran.name), None)
-    limits = _limits(given, ran, override)
+    container = given.container_definition
+    if container.image != rules.image:
+        raise RefusedError(f"{container.image} is not the image {rules.image} that BUSCO_DBT_IMAGE allows for tasks")
+    override = next((one for one in given.overrides.containerOverrides if one.name == container.name), None)
+    limits = _limits(given, container, override)
     labels = {
         OWNER_LABEL: rules.owner,
         TASK_LABEL: given.task,
-        "com.amazonaws.ecs.container-name": ran.name,
+        "com.amazonaws.ecs.container-name": container.name,
         "com.amazonaws.ecs.task-definition-family": given.definition.family,
         "com.amazonaws.ecs.task-definition-version": str(given.definition.revision),
-        ecs_containers.STOP_TIMEOUT_LABEL: str(ran.stopTimeout),
+        ecs_containers.STOP_TIMEOUT_LABEL: str(container.stopTimeout),
     }
     scratch = Mount(target=SCRATCH, source=f"busco-scratch-{task_id(given.task)}", type="volume", no_copy=True)
     scratch["VolumeOptions"] = {"NoCopy": SCRATCH not in declared, "Labels": dict(labels)}
     code = [Mount(target=to, source=source, type="bind", read_only=True) for to, source in rules.folders.items()]
-    command = override.command if override is not None and override.command is not None else ran.command
+    command = override.command if override is not None and override.command is not None else container.command
     return {
-        "name": f"busco-task-{task_id(given.task)}-{ran.name}",
+        "name": f"busco-task-{task_id(given.task)}-{container.name}",
         "labels": labels,
         "command": command,
         "environment": dict(given.environment),
@@ -281,10 +281,10 @@ def task_id(arn: str) -> str:
     return arn.rpartition("/")[2]
 
 
-def _limits(given: Order, ran: Container, override: ContainerOverride | None) -> ecs_containers.Limits:
+def _limits(given: Order, container: Container, override: ContainerOverride | None) -> ecs_containers.Limits:
     task = ecs_containers.task_limits(given.definition.model_dump(), given.overrides.model_dump())
     own = {} if override is None else override.model_dump()
-    limits = ecs_containers.container_limits(ran.model_dump(), task, own)
+    limits = ecs_containers.container_limits(container.model_dump(), task, own)
     if not 0 < limits.memory <= MOST_MEMORY or limits.cpu <= 0:
         raise RefusedError(f"{limits.memory} MiB of memory and {limits.cpu} vCPU are not valid limits")
     return limits
