@@ -1,4 +1,4 @@
-"""Generates a fictional online marketplace in Brazil as nine files in the Olist data set's schema, including its quirks.
+"""Generates a fictional online marketplace in Brazil: nine files in the Olist data set's schema, including its quirks.
 
 A seed produces the same bytes on every machine. The code therefore avoids whatever depends on the machine's C library
 (logarithms, powers) or zlib (compression).
