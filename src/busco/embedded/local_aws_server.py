@@ -29,7 +29,7 @@ from busco.text import guard
 
 # Shorter than lake.yaml's OldVersionDays, which is meant for AWS: a laptop's disk is small.
 OLD_VERSION_DAYS = 7
-STACK_SECRET = "LOCAL_AWS_AIRFLOW_SECRET"  # noqa: S105 (a variable of a stack's .env)
+STACK_SECRET = "LOCAL_AWS_AIRFLOW_SECRET"  # noqa: S105 (a variable in a stack's .env)
 # Seconds that ECS tasks get to stop when the container that runs this process is stopped. Less than serve.GRACE.
 STACK_GRACE = 45
 

@@ -67,7 +67,7 @@ class _Started:
 
 
 def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
-    """Corrects `ministack.services.ecs` in this process, before it serves.
+    """Corrects `ministack.services.ecs` in this process. Call it before serving requests.
 
     Args:
         endpoint: the URL of the local AWS for containers.

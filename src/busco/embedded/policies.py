@@ -54,7 +54,7 @@ _COPY_SOURCE = re.compile(r"/?[^?]+(\?versionId=[A-Za-z0-9._-]+)?")
 
 
 def install(owner: str) -> None:
-    """Corrects `ministack` in this process, before it serves.
+    """Corrects `ministack` in this process. Call it before serving requests.
 
     Args:
         owner: the access key of the account's owner.

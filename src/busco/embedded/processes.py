@@ -185,7 +185,7 @@ def _end_session(state: Path, name: str) -> bool:
 
 
 def wait_until(ready: Callable[[], bool], process: Process, what: str, limit: float, every: float = 0.1) -> None:
-    """Waits until `ready()`.
+    """Waits until `ready()` returns true.
 
     Raises:
         BuscoError: the process ended first, or `limit` seconds passed; the message includes the end of its log.

@@ -50,7 +50,7 @@ EXPECTED = {
 
 
 def install() -> None:
-    """Corrects `ministack.services.cloudformation` in this process, before it serves.
+    """Corrects `ministack.services.cloudformation` in this process. Call it before serving requests.
 
     Raises:
         RuntimeError: the installed MiniStack is not the one that this correction was written for.

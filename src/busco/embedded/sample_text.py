@@ -57,7 +57,7 @@ class City(NamedTuple):
 
     @property
     def plain(self) -> str:
-        """The name in lower case without accents, as most files spell it."""
+        """The name in lower case without accents, which is the spelling in most files."""
         return unicodedata.normalize("NFKD", self.name).encode("ascii", "ignore").decode().lower()
 
 
@@ -127,7 +127,7 @@ CITIES = (
     City("Boa Vista", "RR", 2.82, -60.67, 69301, 69340, 1, 13),
 )
 
-# Best sellers first.
+# The best-selling categories come first.
 CATEGORIES = (
     Category("casa_e_decoracao", "home_and_decor", 90, 1800),
     Category("saude_e_beleza", "health_and_beauty", 75, 500),

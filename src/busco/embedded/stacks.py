@@ -77,7 +77,7 @@ def deploy_all(cloudformation: Any, stacks: Sequence[Stack]) -> dict[str, str]:
 
 
 def deploy(cloudformation: Any, stack: str, template: str, parameters: Mapping[str, str]) -> dict[str, str]:
-    """Creates or updates a stack and waits for it.
+    """Creates or updates a stack and waits until it is done.
 
     Returns:
         The stack's outputs.
