@@ -144,7 +144,7 @@ def test_the_log_of_publish_names_what_is_dropped_before_and_after(
         release = control.publish("lakehouse", "smaller", "ana")
     assert publishing.live().dropped == ("gold.h",)
     wanted = [
-        "publishing this drops tables that the dbt project no longer has: gold.h", f"dropped by {release}: gold.h",
+        "publishing drops tables that the dbt project no longer defines: gold.h", f"dropped by {release}: gold.h",
         f"published release={release}",
     ]  # fmt: skip
     said = [next(text for text in wanted if text in line) for line in caplog.messages if any(t in line for t in wanted)]

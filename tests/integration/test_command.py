@@ -215,7 +215,7 @@ def test_a_query_reads_only_in_either_engine(live: Platform, busco: Command, eng
         "unload (select 1) to 's3://x/y'",
     ):
         status, printed = busco("query", "--engine", engine, sql)
-        assert (status, "one statement that asks" in printed) == (1, True), sql
+        assert (status, "a single read-only statement" in printed) == (1, True), sql
     for sql in ("", ";", "-- nothing"):
         status, printed = busco("query", "--engine", engine, sql)
         assert (status, "the query is empty" in printed) == (1, True), sql

@@ -49,8 +49,8 @@ def test_a_model_that_needs_more_memory_than_its_task_has_says_how_much_there_wa
     big.model("silver/big", LISTED)
     with mock.patch.dict(os.environ, {"ECS_CONTAINER_METADATA_URI_V4": "http://127.0.0.1:1/v4/token"}):
         error = error_of_build(big, duckdb_memory_limit="60MB")
-    assert error.startswith("memory was not enough: DuckDB may use 57.2 MiB")
-    assert "→ a larger task: `meta: {ecs: large}` for this model alone, BUSCO_ECS_SIZE=large" in error
+    assert error.startswith("not enough memory: DuckDB may use 57.2 MiB")
+    assert "→ use a larger task: `meta: {ecs: large}` for this model, or BUSCO_ECS_SIZE=large" in error
     assert "SET threads" not in error, "advice for somebody who opened the connection himself"
 
 
@@ -59,7 +59,7 @@ def test_a_model_that_may_not_spill_more_says_where_and_how_much(big: Platform) 
     folder = big.settings.state / "spill"
     assert error.startswith(f"the disk that DuckDB spills to is full: {folder} had ")
     assert "of which DuckDB may use 9.5 MiB" in error
-    assert "→ make room there" in error
+    assert "→ free up space there" in error
     assert "BUSCO_DUCKDB_SPILL_LIMIT" in error
     assert not list(folder.iterdir()), "what was spilled is gone with the process"
 

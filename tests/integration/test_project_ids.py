@@ -70,11 +70,11 @@ def test_two_folders_of_one_name_do_not_drop_each_other_s_tables(shop: Platform)
     # with an id of its own beside one that has none
     identify(shop, "busco-2", "other")
     said = publish(shop, "other")
-    assert "another dbt project is named busco, and has no id" in said
+    assert "another dbt project is also named busco, but has no id" in said
     assert owners(shop.live()) == dict.fromkeys(OWN, "busco") | {"gold.visits": "busco-2", "gold.views": "busco-2"}
     assert set(shop.live().all_docs) == {"busco", "busco-2"}
     said = publish(shop, status=1)
-    assert "the dbt project busco has no id, and its name is used by another: the one with the id busco-2" in said
+    assert "the dbt project busco has no id, and its name is already used by the project with the id busco-2" in said
     assert "START" not in said, "nothing is built for it"
     # and both with one
     identify(shop, "busco", under="busco")
@@ -99,7 +99,7 @@ def test_a_folder_takes_over_on_demand_and_says_which_tables_that_costs(shop: Pl
         said.index(line)
         for line in (
             f"taking over the live tables of the dbt project busco: {lost}\n",
-            f"publishing this drops tables that the dbt project no longer has: {lost}\n",
+            f"publishing drops tables that the dbt project no longer defines: {lost}\n",
             f"dropped by {release.release}: {lost}\n",
             "vars:\n  busco_project_id: busco\n",
             f"published {release.release}\n",
@@ -116,8 +116,8 @@ def test_a_new_id_takes_the_tables_of_its_former_name_on_demand_and_builds_nothi
     before = versions(shop)
     identify(shop, "market")
     said = publish(shop, status=1)
-    assert "tables of the dbt project market are another project's in the live release: gold.fct (of busco)" in said
-    assert "→ if it is to have them under the id market: busco dbt build --publish --take-over" in said
+    assert "market defines tables that belong to another project in the live release: gold.fct (owned by busco)" in said
+    assert "→ to move them to the id market, run: busco dbt build --publish --take-over" in said
     said = publish(shop, "", "--take-over")
     assert "taking over the live tables of the dbt project busco: gold.fct, silver.orders\n" in said
     assert versions(shop) == before

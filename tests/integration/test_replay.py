@@ -189,11 +189,11 @@ def test_a_model_is_built_in_a_replay_even_if_its_version_could_be_kept(failed: 
 
 def test_what_was_replayed_can_be_neither_published_nor_rolled_back(failed: Failed, mended: Mended) -> None:
     audit = ensure_manifest(failed.platform.settings).audit()
-    with pytest.raises(BuscoError, match=f"nothing is published in {OWN.environment}"):
+    with pytest.raises(BuscoError, match=f"nothing can be published in {OWN.environment}"):
         releases.publish(mended.run, audit, "test", "")
     own = {"BUSCO_ENVIRONMENT": OWN.environment}
     refused = failed.platform.busco("release", "rollback", "r1", "--reason", "x", status=1, environment=own)
-    assert f"nothing is published in {OWN.environment}" in refused
+    assert f"nothing can be published in {OWN.environment}" in refused
     assert failed.platform.store.get(OWN.current) is None
 
 

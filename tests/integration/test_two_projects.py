@@ -118,7 +118,10 @@ def test_a_table_of_another_project_in_the_live_release_is_refused_before_anythi
     before = both.live()
     claim(both, "orders")
     printed = both.busco("dbt", "--project-dir", "bakery", "build", "--publish", status=1)
-    assert "the dbt project bakery are another project's in the live release: silver.orders (of busco)" in printed
+    assert (
+        "bakery defines tables that belong to another project in the live release: silver.orders (owned by busco)"
+        in printed
+    )
     assert "give the model an alias" in printed
     assert "START" not in printed
     assert both.live() == before
@@ -133,9 +136,7 @@ def test_of_two_projects_that_make_one_table_at_once_the_second_is_refused_at_pu
     before = both.live()
     with pytest.raises(BuscoError) as refusal:
         both.publish(run)
-    assert "the dbt project bakery are another project's in the live release: silver.late (of busco)" in str(
-        refusal.value
-    )
+    assert "belong to another project in the live release: silver.late (owned by busco)" in str(refusal.value)
     assert both.live() == before
 
 

@@ -160,7 +160,7 @@ def test_P8_a_hold_that_was_set_during_a_resume_stays(lake: Lake) -> None:
         rolled_back(lake, "bob", "wrong currency")
 
     lake.s3.interrupt = replaced
-    with pytest.raises(BuscoError, match=r"bob: wrong currency; the hold of ana \(wrong prices\) is over"):
+    with pytest.raises(BuscoError, match=r"bob: wrong currency; the hold by ana \(wrong prices\) was lifted"):
         resume(lake, "mine")
     hold = current(lake).hold
     assert hold is not None
@@ -173,7 +173,7 @@ def test_P8_a_resume_that_is_repeated_leaves_a_hold_that_was_set_since(lake: Lak
     assert outcome(lake, run).startswith("on hold")
     assert resume(lake, "mine") == (run.name,)
     rolled_back(lake, "bob", "wrong currency")
-    with pytest.raises(BuscoError, match=f"bob: wrong currency.*skipped while it stood are: {run.name}"):
+    with pytest.raises(BuscoError, match=f"bob: wrong currency.*skipped during it are: {run.name}"):
         resume(lake, "mine")
     assert current(lake).hold is not None
     assert resume(lake, "bob's") == ()

@@ -72,7 +72,7 @@ def test_a_key_is_counted_in_bytes_as_it_is_quoted(unit: str, size: int) -> None
 )
 def test_each_key_that_is_made_of_a_name_names_it_when_it_is_too_long(key: Any) -> None:
     assert key_bytes(key("n" * 700)) <= MAX_KEY_BYTES
-    with pytest.raises(BuscoError, match=r"n{70,80}… is too long: .* bytes, and S3 takes 1,024"):
+    with pytest.raises(BuscoError, match=r"n{70,80}… is too long: .* bytes, but S3 allows only 1,024"):
         key("n" * MAX_KEY_BYTES)
 
 

@@ -111,7 +111,7 @@ def test_two_folders_of_one_name_without_ids_are_not_taken_for_one_project(lake:
         Folder(lake, OTHER).publish()
     assert str(refused.value).endswith(
         f"{id_lines('shop-2')}\n"
-        "  → if it is the same project, or is to replace it: busco dbt build --publish --take-over"
+        "  → if it is the same project, or is meant to replace it, run: busco dbt build --publish --take-over"
     )
     assert lake.live() == before
 
@@ -119,7 +119,9 @@ def test_two_folders_of_one_name_without_ids_are_not_taken_for_one_project(lake:
 def test_a_part_of_another_folder_of_the_name_is_refused_too_although_it_drops_nothing(lake: Lake) -> None:
     Folder(lake, A).publish()
     other = Folder(lake, OTHER)
-    with pytest.raises(BuscoError, match="none of its models made any of these tables: gold.a, gold.b, gold.c, gold.d"):
+    with pytest.raises(
+        BuscoError, match="none of its models built any of these tables: gold.a, gold.b, gold.c, gold.d"
+    ):
         other.publish(only=["gold.x"])
     # a package that both use says nothing
     both = Folder(lake, A)
@@ -133,7 +135,7 @@ def test_a_part_of_another_folder_of_the_name_is_refused_too_although_it_drops_n
     packaged.enter("gold.days", packaged.take("gold.days", 1), days, kept=False)
     both.publish_run(packaged)
     audit = releases.Audit({}, frozenset(OTHER), "shop", "hash", dbt_name="shop", models=shared)
-    with pytest.raises(BuscoError, match="none of its models made any of these tables"):
+    with pytest.raises(BuscoError, match="none of its models built any of these tables"):
         releases.publish(run, audit, "me", run.docs)
 
 
@@ -150,7 +152,7 @@ def test_more_than_half_of_the_live_tables_are_dropped_only_on_demand(
     lost = ", ".join(sorted({*A} - {*kept}))
     assert release.dropped == tuple(sorted({*A} - {*kept}))
     wanted = [
-        f"publishing this drops tables that the dbt project no longer has: {lost}",
+        f"publishing drops tables that the dbt project no longer defines: {lost}",
         f"dropped by {release.release}: {lost}",
     ]
     if refused:
@@ -167,7 +169,7 @@ def test_without_ids_another_folder_takes_the_name_over_on_demand_and_is_shown_t
     listed = ", ".join(A)
     assert other.said[:3] == [
         f"taking over the live tables of the dbt project shop: {listed}",
-        f"publishing this drops tables that the dbt project no longer has: {listed}",
+        f"publishing drops tables that the dbt project no longer defines: {listed}",
         f"dropped by {release.release}: {listed}",
     ]
     assert other.said[3].endswith("vars:\n  busco_project_id: shop")
@@ -179,10 +181,12 @@ def test_of_a_pair_the_folder_without_an_id_is_refused_until_it_has_one_and_keep
     with_id = second.publish()
     assert owners(with_id) == dict.fromkeys(A, "shop") | dict.fromkeys(OTHER, "second")
     (note,) = second.said
-    assert "another dbt project is named shop, and has no id" in note
+    assert "another dbt project is also named shop, but has no id" in note
     assert note.endswith(id_lines("shop"))
     for refuse in (first.pin, first.publish, lambda: first.publish(take_over=True)):
-        with pytest.raises(BuscoError, match="shop has no id, and its name is used by .* the id second") as refused:
+        with pytest.raises(
+            BuscoError, match="shop has no id, and its name is already used by .* the id second"
+        ) as refused:
             refuse()
     assert str(refused.value).endswith(id_lines("shop"))
     release = Folder(lake, A, id="shop").publish()
@@ -199,13 +203,13 @@ def test_a_run_of_before_the_id_is_not_published_after_it(lake: Lake) -> None:
     late = first.pin()
     first.build(late)
     Folder(lake, OTHER, id="second").publish()
-    with pytest.raises(BuscoError, match="shop has no id, and its name is used by"):
+    with pytest.raises(BuscoError, match="shop has no id, and its name is already used by"):
         first.publish_run(late)
 
 
 def test_a_project_without_an_id_whose_name_is_another_s_id_is_refused(lake: Lake) -> None:
     Folder(lake, A, name="store", id="shop").publish()
-    with pytest.raises(BuscoError, match="shop has no id, and its name is used by"):
+    with pytest.raises(BuscoError, match="shop has no id, and its name is already used by"):
         Folder(lake, OTHER).pin()
 
 
@@ -238,7 +242,7 @@ def test_another_folder_does_not_get_the_tables_of_a_name_by_an_id_that_is_like_
     for other in (Folder(lake, OTHER, id="shop"), Folder(lake, OTHER, name="better", id="shop")):
         with pytest.raises(BuscoError, match="would drop 4 of these 4 tables"):
             other.publish()
-        with pytest.raises(BuscoError, match="none of its models made any of these tables"):
+        with pytest.raises(BuscoError, match="none of its models built any of these tables"):
             other.publish(only=["gold.x"])
     assert owners(lake.live()) == dict.fromkeys(A, "shop")
 
@@ -247,7 +251,9 @@ def test_another_new_id_takes_the_tables_of_its_dbt_name_only_on_demand_and_then
     Folder(lake, A).publish()
     named = Folder(lake, A[1:], id="new")
     for refuse in (named.pin, named.publish):
-        with pytest.raises(BuscoError, match=r"another project's in the live release: gold\.b \(of shop\)") as refused:
+        with pytest.raises(
+            BuscoError, match=r"another project in the live release: gold\.b \(owned by shop\)"
+        ) as refused:
             refuse()
         assert id_lines("shop") in str(refused.value)
         assert str(refused.value).endswith("busco dbt build --publish --take-over")
@@ -256,7 +262,7 @@ def test_another_new_id_takes_the_tables_of_its_dbt_name_only_on_demand_and_then
     assert (release.dropped, release.built) == (("gold.a",), ())
     assert named.said == [
         "taking over the live tables of the dbt project shop: gold.a, gold.b, gold.c, gold.d",
-        "publishing this drops tables that the dbt project no longer has: gold.a",
+        "publishing drops tables that the dbt project no longer defines: gold.a",
         f"dropped by {release.release}: gold.a",
     ]
     assert (release.names, set(release.all_docs)) == ({"new": "shop"}, {"new"})
@@ -275,7 +281,7 @@ def test_nobody_takes_over_the_tables_of_a_third_project_or_of_another_id(lake: 
     Folder(lake, A, name="third").publish()
     Folder(lake, OTHER, name="x", id="shop").publish()
     for table in ("gold.a", "gold.x"):
-        with pytest.raises(BuscoError, match="are another project's in the live release"):
+        with pytest.raises(BuscoError, match="belong to another project in the live release"):
             Folder(lake, [table], id="new").publish(take_over=True)
 
 
@@ -305,7 +311,7 @@ def test_a_project_with_an_id_may_be_renamed_and_drop_what_it_likes(lake: Lake) 
 
 def test_a_copy_that_has_another_name_and_kept_the_id_is_not_taken_for_the_project_renamed(lake: Lake) -> None:
     Folder(lake, A, id="one").publish()
-    with pytest.raises(BuscoError, match="tables of a dbt project one, and this may be another project: .* drop 4 of"):
+    with pytest.raises(BuscoError, match="tables of a dbt project one, but this may be another project: .* drop 4 of"):
         Folder(lake, OTHER, name="copy", id="one").publish()
 
 
@@ -324,7 +330,7 @@ def test_a_run_is_published_only_as_the_project_that_it_was_pinned_for(lake: Lak
     run = first.pin()
     first.build(run)
     first.id = "other"
-    with pytest.raises(BuscoError, match="was pinned for the dbt project shop, and what it built is of other"):
+    with pytest.raises(BuscoError, match="was pinned for the dbt project shop, but its tables belong to other"):
         first.publish_run(run)
 
 
@@ -433,11 +439,15 @@ def test_projects_that_the_lake_could_not_tell_apart_are_refused_before_they_are
         all_contracts([project({}), project({})])
     with pytest.raises(BuscoError, match="two dbt projects have the id one"):
         all_contracts([one, project({"busco_project_id": "one"}, name="third")])
-    with pytest.raises(BuscoError, match="the dbt project shop has no id, and its name is used by .* the id one"):
+    with pytest.raises(
+        BuscoError, match="the dbt project shop has no id, and its name is already used by .* the id one"
+    ):
         all_contracts([project({}), one])
     named = project({"busco_project_id": "shop"}, name="third")
     for pair in (named, project({})), (project({}), project({}, given="shop")):
-        with pytest.raises(BuscoError, match="the dbt project shop has no id, and its name is used by .* the id shop"):
+        with pytest.raises(
+            BuscoError, match="the dbt project shop has no id, and its name is already used by .* the id shop"
+        ):
             all_contracts(pair)
 
 

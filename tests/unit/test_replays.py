@@ -72,11 +72,11 @@ def test_nothing_is_published_from_a_replay_nor_rolled_back_there() -> None:
     run = lake.pin()
     lake.build_all(run)
     copied = replays.copy(run, OWN)
-    with pytest.raises(BuscoError, match="nothing is published in replay_ana"):
+    with pytest.raises(BuscoError, match="nothing can be published in replay_ana"):
         releases.publish(copied, AUDIT, "test", "")
-    with pytest.raises(BuscoError, match="nothing is published in replay_ana"):
+    with pytest.raises(BuscoError, match="nothing can be published in replay_ana"):
         releases.rollback(lake.store, OWN, "r1", "test", "why")
-    with pytest.raises(BuscoError, match="prod is no environment for replays"):
+    with pytest.raises(BuscoError, match="prod is not an environment for replays"):
         replays.order(run, ["model.busco.g"])
 
 

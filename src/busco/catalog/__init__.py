@@ -1,1 +1,1 @@
-"""The live release, shown: Glue tables, the docs page, and queries over both engines."""
+"""Exposes the live release to consumers: Glue tables, the docs page, and queries in both engines."""

@@ -1,4 +1,4 @@
-"""Queries through Athena, as data consumers send them."""
+"""Runs queries in Athena, the way data consumers do."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _POLL_SECONDS = (0.05, 0.1, 0.2, 0.5)
 
 @dataclass(frozen=True)
 class Answer:
-    """A query's result: column names, their types, and rows; an Athena row has text, or None for NULL."""
+    """A query's result: column names, column types, and rows. Rows from Athena contain text, or None for NULL."""
 
     columns: tuple[str, ...]
     types: tuple[str, ...]
     rows: list[tuple[Any, ...]]
 
     def typed(self) -> list[tuple[Any, ...]]:
-        """The rows with numbers, booleans and timestamps as what their columns' types say, as DuckDB gives them.
+        """Returns the rows with numbers, booleans and timestamps converted to their columns' types, as DuckDB would.
 
-        Arrays, maps and rows stay text: Athena doesn't tell the types of what is in them.
+        Arrays, maps and rows stay text, because Athena doesn't report the types of their elements.
         """
         readers = [_reader(kind) for kind in self.types]
         return [
@@ -51,7 +51,7 @@ def _reader(kind: str) -> Callable[[str], Any]:
 
 
 def _timestamp(text: str) -> Any:
-    """Athena's text without the zeros of its fraction; left alone where it names a zone other than UTC."""
+    """Parses a timestamp from Athena; returns the text unchanged if it has a time zone other than UTC."""
     try:
         return datetime.fromisoformat(re.sub(r" UTC$", "+00:00", text))
     except ValueError:
@@ -59,26 +59,26 @@ def _timestamp(text: str) -> Any:
 
 
 def query(athena: Any, sql: str, workgroup: str, database: str) -> Answer:
-    """Runs a query and waits for all of its rows.
+    """Runs a query and returns all of its rows.
 
     Args:
         athena: a boto3 Athena client.
-        database: where unqualified names are looked up.
+        database: the database for unqualified names.
 
     Raises:
-        BuscoError: Athena refuses or fails it, with Athena's reason.
+        BuscoError: Athena rejected the query or it failed, with Athena's reason.
     """
     try:
         started = athena.start_query_execution(
             QueryString=sql, WorkGroup=workgroup, QueryExecutionContext={"Database": database}
         )
     except ClientError as error:
-        raise BuscoError(f"Athena refused the query: {error.response['Error'].get('Message', error)}") from error
+        raise BuscoError(f"Athena rejected the query: {error.response['Error'].get('Message', error)}") from error
     execution = started["QueryExecutionId"]
     try:
         _wait(athena, execution)
     except KeyboardInterrupt:
-        # nobody waits for it any more, and it is paid for by what it scans
+        # Nobody is waiting for the result any more, and Athena charges for the data scanned.
         with contextlib.suppress(ClientError):
             athena.stop_query_execution(QueryExecutionId=execution)
         raise
@@ -92,7 +92,7 @@ def query(athena: Any, sql: str, workgroup: str, database: str) -> Answer:
             columns = tuple(column["Name"] for column in info)
             kinds = tuple(column["Type"] for column in info)
         rows += [tuple(cell.get("VarCharValue") for cell in row.get("Data", [])) for row in result["Rows"]]
-    # the first row of a SELECT's first page repeats the column names (Athena's GetQueryResults)
+    # The first row of a SELECT's first page repeats the column names (Athena API reference, GetQueryResults).
     if rows and rows[0] == columns:
         rows = rows[1:]
     return Answer(columns, kinds, rows)

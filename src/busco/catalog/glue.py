@@ -1,4 +1,4 @@
-"""Glue shows the live release of prod: one UpdateTable moves a table to another version (rules G1 to G3)."""
+"""Shows prod's live release in Glue; a single UpdateTable call switches a table's version (rules G1 to G3)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ _HTML = "text/html; charset=utf-8"
 
 
 class _MovedOn(Exception):
-    """Another release went live while the tables were being switched; `deleted` is the table `busco_gold.fct_orders`
-    that was deleted last, for which it may have come too late, or empty."""
+    """Another release went live while tables were being switched.
+
+    `deleted` is the table (such as `busco_gold.fct_orders`) that has just been deleted and may be in the new release;
+    empty if there is none.
+    """
 
     def __init__(self, deleted: str = "") -> None:
         super().__init__(deleted)
@@ -37,7 +40,7 @@ class _MovedOn(Exception):
 
 @dataclass(frozen=True)
 class Shown:
-    """What a sync did, by table name `busco_gold.fct_orders`."""
+    """The changes that a sync made, as table names such as `busco_gold.fct_orders`."""
 
     release: str
     created: tuple[str, ...]
@@ -53,20 +56,20 @@ def sync(
     database_of: Callable[[str], str],
     layers: tuple[str, ...],
 ) -> Shown | None:
-    """Makes Glue and `docs/index.html` show the live release; None where nothing was ever published.
+    """Makes Glue and `docs/index.html` show the live release; returns None if nothing has been published yet.
 
-    Safe to repeat and to kill: whatever it finds right it leaves alone (G2). When another release goes live
-    meanwhile it begins again (G1).
+    Safe to repeat and to kill: anything that is already correct is left alone (G2). If another release goes live in the
+    meantime, it starts over (G1).
 
     Args:
         glue: a boto3 Glue client.
-        database_of: the database of a layer.
+        database_of: returns the Glue database of a layer.
 
     Raises:
-        BuscoError: not prod (G1), or a database is missing.
+        BuscoError: the environment is not prod (G1), or a database is missing.
     """
     if environment.environment != "prod":
-        raise BuscoError(f"Glue shows prod only, not {environment.environment}")
+        raise BuscoError(f"Glue only shows prod, not {environment.environment}")
     first = ""
     while True:
         live = read_live(store, environment)
@@ -104,13 +107,16 @@ class _Sync:
         return Shown(release=release.release, **done)
 
     def _name(self, table: str) -> str:
-        """A table's name in Glue, `busco_gold.fct_orders`."""
+        """Returns a table's name in Glue, such as `busco_gold.fct_orders`."""
         layer, name = split_table(table)
         return f"{self.database_of(layer)}.{name}"
 
     def _projects(self, release: Release) -> list[tuple[str, Project]]:
-        """The dbt projects that describe the release's tables, with their names. The manifest of the run itself comes
-        last: it has tables that its project's docs do not know, where those are of a newer run (P7)."""
+        """Returns the names and dbt projects that describe the release's tables.
+
+        The manifest of the published run comes last: if its project's docs are from a newer run (P7), it may have
+        tables that the docs lack.
+        """
         described = [*release.docs_by_project().items(), (release.project, release.docs)]
         return [
             (name, Project(json.loads(stored.body)))
@@ -124,7 +130,7 @@ class _Sync:
             raise _MovedOn(deleted)
 
     def _switch(self, version: Version, release: Release, projects: Sequence[tuple[str, Project]]) -> None:
-        """One table: GetTable, current.json, UpdateTable with that VersionId, from the start on a conflict (G1)."""
+        """Switches a table: GetTable, current.json, UpdateTable with that VersionId; starts over on a conflict (G1)."""
         layer, name = split_table(version.table)
         database = self.database_of(layer)
         wanted = self._input(version, release, projects)
@@ -175,9 +181,9 @@ class _Sync:
     def _delete(self, database: str, name: str) -> None:
         """Deletes a table that the release does not have (G1).
 
-        DeleteTable takes no VersionId. So the table is read again right before it, since somebody may have made one of
-        his own of that name; and the live release right after it: where that has moved on, its sync may just have made
-        the table, and it is the first that is made again.
+        DeleteTable does not accept a VersionId. So the table is read again right before the call, because someone may
+        have created a table of their own with that name. The live release is read again right after the call: if
+        another release is live, its sync may have just created the table, so this sync starts over with that table.
         """
         found = self._get(database, name)
         if found is None or not _is_ours(found):
@@ -193,7 +199,7 @@ class _Sync:
         self._still_live(f"{database}.{name}")
 
     def _show_docs(self, release: Release) -> None:
-        """One project's page is `docs/index.html`; of several each has its own, and that one leads to them."""
+        """Shows a single project's page as `docs/index.html`; for several, it links to a page for each project."""
         pages = {
             name: stored.body
             for name, prefix in sorted(release.docs_by_project().items())
@@ -206,7 +212,7 @@ class _Sync:
             self._show_page("docs/index.html", _contents(pages) if len(pages) > 1 else next(iter(pages.values())))
 
     def _show_page(self, key: str, page: bytes) -> None:
-        """Writes a page only over the one that was read before the live release was: never over a newer sync's."""
+        """Writes a page only if it has not changed since before the release check, to keep a newer sync's page."""
         while True:
             shown = self.store.get(key)
             if shown is not None and shown.body == page:
@@ -220,14 +226,14 @@ class _Sync:
                 return
 
     def _input(self, version: Version, release: Release, projects: Sequence[tuple[str, Project]]) -> dict[str, Any]:
-        node = _said(version, projects)
+        node = _node(version, projects)
         comments = {name: column.get("description", "") for name, column in node.get("columns", {}).items()}
         columns = []
         for column in version.columns:
-            said = {"Name": column.name, "Type": types.glue(types.parse(column.type, column.name))}
+            described = {"Name": column.name, "Type": types.glue(types.parse(column.type, column.name))}
             if comment := _short(comments.get(column.name, ""), _COMMENT):
-                said["Comment"] = comment
-            columns.append(said)
+                described["Comment"] = comment
+            columns.append(described)
         parameters = {
             "table_type": "ICEBERG",
             "metadata_location": self.store.url(version.metadata),
@@ -257,8 +263,8 @@ class _Sync:
         }
 
 
-def _said(version: Version, projects: Sequence[tuple[str, Project]]) -> Mapping[str, Any]:
-    """What a table's own dbt project says of it; of a bronze table, what one says that reads it."""
+def _node(version: Version, projects: Sequence[tuple[str, Project]]) -> Mapping[str, Any]:
+    """Returns a table's node in its own dbt project or, for a bronze table, in a project that reads it."""
     own = [project for name, project in projects if name == version.project] or [project for _, project in projects]
     for project in own:
         for uid in (version.unique_id, *project.sources):
@@ -271,14 +277,14 @@ def _said(version: Version, projects: Sequence[tuple[str, Project]]) -> Mapping[
 
 
 def _is_ours(table: Mapping[str, Any]) -> bool:
-    """Whether a sync made a table, rather than somebody else."""
+    """Returns whether a table was created by a sync rather than by someone else."""
     return bool(table.get("Parameters", {}).get(_MANAGED) == "true")
 
 
 def _contents(names: Iterable[str]) -> bytes:
-    """A page that leads to the docs of each project."""
+    """Returns a page with links to each project's docs."""
     listed = "".join(f'<li><a href="projects/{quote(name)}.html">{escape(name)}</a></li>' for name in names)
-    title = "dbt projects of this lake"
+    title = "dbt projects in this lake"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
         f"<body><h1>{title}</h1><ul>{listed}</ul></body></html>"
@@ -286,7 +292,7 @@ def _contents(names: Iterable[str]) -> bytes:
 
 
 def _same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a table shows what it should already (G2)."""
+    """Returns whether a table already shows what it should (G2)."""
     storage, target = found.get("StorageDescriptor", {}), wanted["StorageDescriptor"]
     return bool(
         found.get("Parameters") == wanted["Parameters"]
@@ -297,7 +303,7 @@ def _same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def _short(text: str, most: int) -> str:
-    """Text in one line, cut to what Glue takes."""
+    """Returns a text as a single line, cut to the length that Glue allows."""
     flat = " ".join((text or "").split())
     return flat if len(flat) <= most else flat[: most - 1] + "…"
 

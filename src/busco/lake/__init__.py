@@ -1,1 +1,4 @@
-"""The lake's protocol: deliveries, versions, runs, releases; of it only `versions` needs pyiceberg."""
+"""The lake's protocol: deliveries, versions, runs and releases.
+
+Only `versions`, `scrub` and `iceberg_io` need pyiceberg.
+"""

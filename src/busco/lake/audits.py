@@ -1,4 +1,4 @@
-"""What must hold before a run's versions are the live release, and the refusals where it does not (P4, P6)."""
+"""Checks that a run must pass before its versions become the live release (rules P4 and P6)."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from busco.lake.runs import Run
 
 
 class Skipped(Exception):
-    """Nothing is published, and nothing is wrong: on hold, superseded, or rolled back since."""
+    """Nothing is published, but nothing is wrong: publishing is on hold, or the run was superseded or rolled back."""
 
 
 class OnHold(Skipped):
-    """Publishing is on hold; `resume` will name the run."""
+    """Publishing is on hold; `resume` will list this run."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What the run's project says must be true before a table is shown.
+    """What the run's dbt project requires before its tables can be published.
 
     Attributes:
-        tests: each error-severity test's unique id → the tables that it reads.
-        tables: every table that the project has now.
-        project: the dbt project's identity: its id, or its dbt name where it has none.
-        manifest_hash: of the manifest that these were taken from.
+        tests: unique id of each error-severity test → the tables that it reads.
+        tables: every table that the project currently defines.
+        project: the dbt project's identity: its id, or its dbt name if it has no id.
+        manifest_hash: the hash of the manifest that all of this comes from.
         names: test unique id → the Airflow task that runs it, for messages.
-        unit_tests: unit test's unique id → the table whose model it tests.
-        dbt_name: the dbt project's name; empty is the same as `project`.
+        unit_tests: unit test unique id → the table whose model it tests.
+        dbt_name: the project's dbt name; if empty, it is the same as `project`.
         has_id: whether `project` is an id.
-        models: the unique ids of all its models and seeds.
+        models: the unique ids of all of the project's models and seeds.
     """
 
     tests: dict[str, frozenset[str]]
@@ -45,13 +45,16 @@ class Audit:
     models: frozenset[str] = frozenset()
 
     def owner(self, folder: str = "") -> Owner:
-        """Who the project is, which lies in `folder` below the platform's home."""
+        """Returns the project as an owner of tables; `folder` is its path relative to the platform's home directory."""
         return Owner(self.project, self.dbt_name or self.project, self.has_id, folder)
 
 
 def refuse_moved(run: Run, audit: Audit, base: Release | None, live: Release | None, built: dict[str, Version]) -> None:
-    """P4, first part, and P6: for every table that the run built the live version is the base's; and for those that it
-    was built from or tested with, since only a new pin could take up what is live there now."""
+    """Rejects a run if a table that it depends on has changed in the live release since its base (P4 part 1, P6).
+
+    This covers the tables that the run built, the tables that they were built from, and the tables that their tests
+    read: only a new pin could pick up the versions that are live now.
+    """
     shown = live.tables if live else {}
     based = base.tables if base else {}
 
@@ -75,33 +78,39 @@ def refuse_moved(run: Run, audit: Audit, base: Release | None, live: Release | N
     if contained and same:
         raise Skipped(f"superseded by {live.release}")
     raise BuscoError(
-        f"published by another run since this one was pinned: {', '.join(ahead)} (live is {live.release})",
-        "clear the pin task: the run begins anew on what is live now",
+        f"published by another run since this run was pinned: {', '.join(ahead)} (live release: {live.release})",
+        "clear the pin task; the run then starts over from the live release",
     )
 
 
 def refuse_inconsistent(built: dict[str, Version], tables: dict[str, Version]) -> None:
-    """P4, second part: each built table was made from exactly the versions that the release will hold."""
+    """Rejects built tables that were not made from exactly the versions in the new release (P4 part 2)."""
     wrong: dict[str, list[str]] = {}
     for table, version in built.items():
         for parent, used in version.inputs.items():
             if parent not in tables or tables[parent].version != used:
                 wrong.setdefault(table, []).append(parent)
     if wrong:
-        listed = "; ".join(f"{table} (from another {', '.join(sorted(ps))})" for table, ps in sorted(wrong.items()))
+        listed = "; ".join(
+            f"{table} (from a different version of {', '.join(sorted(parents))})"
+            for table, parents in sorted(wrong.items())
+        )
         raise BuscoError(
-            f"built from versions that this release would not hold: {listed}",
-            f"clear {', '.join(sorted(wrong))} with what lies downstream",
+            f"built from versions that would not be in this release: {listed}",
+            f"clear {', '.join(sorted(wrong))} with Downstream",
         )
 
 
 def refuse_untested(run: Run, audit: Audit, entries: dict[str, Entry], tables: dict[str, Version]) -> None:
-    """P4, third part: every error-severity test of what was built has passed on exactly these versions, and none of the
-    sources that it was built from has failed."""
+    """Rejects a run whose tests have not all passed on exactly the versions to be published (P4 part 3).
+
+    This covers every error-severity test of a built table, and any failed test of the sources that the tables were
+    built from.
+    """
     built = {table for table, entry in entries.items() if not entry.kept}
     sources = {parent for table in built for parent in tables[table].inputs if parent.startswith("bronze.")}
     results: dict[str, Result] = run.latest_results()
-    wanting = [
+    problems = [
         f"{audit.names.get(unit, unit)}: {'has not run' if unit not in results else results[unit].status}"
         for unit, table in sorted(audit.unit_tests.items())
         if table in built and (unit not in results or results[unit].status not in GOOD)
@@ -112,13 +121,15 @@ def refuse_untested(run: Run, audit: Audit, entries: dict[str, Entry], tables: d
             continue
         name = audit.names.get(test, test)
         if result is None:
-            wanting.append(f"{name}: has not run")
+            problems.append(f"{name}: has not run")
         elif result.status not in GOOD:
-            wanting.append(f"{name}: {result.status}")
+            problems.append(f"{name}: {result.status}")
         else:
             other = sorted(t for t in reads if t in tables and result.reads.get(t) != tables[t].version)
             if other:
-                wanting.append(f"{name}: passed on other versions of {', '.join(other)}")
-    if wanting:
-        listed = "\n".join(f"    {line}" for line in wanting)
-        raise BuscoError(f"not tested as it would be published:\n{listed}", "clear these tests' tasks")
+                problems.append(f"{name}: passed on different versions of {', '.join(other)}")
+    if problems:
+        listed = "\n".join(f"    {line}" for line in problems)
+        raise BuscoError(
+            f"these tests have not passed on the versions to be published:\n{listed}", "clear the tasks of these tests"
+        )

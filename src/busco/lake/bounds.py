@@ -1,4 +1,4 @@
-"""Smallest and largest values in metadata: none of personal columns, for more people may read metadata than tables."""
+"""Removes the bounds of personal columns from file statistics, because more people can read metadata than tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from busco.lake import dates
 from busco.lake.records import Column
 
-# What of COPY's statistics is no value of the column.
+# The statistics from COPY that do not reveal a value of the column.
 _COUNTS = frozenset({"null_count", "num_values", "column_size_bytes", "has_nan", dates.PROVEN})
 _FIRST = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -16,14 +16,14 @@ _FIRST = re.compile(r'"((?:[^"]|"")*)"')
 def without_bounds(
     statistics: Mapping[str, Mapping[str, str]], columns: Sequence[Column], personal: Collection[str]
 ) -> dict[str, dict[str, str]]:
-    """A file's statistics, as COPY reports them, with only the counts of personal columns.
+    """Returns a file's statistics, as reported by COPY, reduced to counts for personal columns.
 
-    Of dates and times it keeps whether they are in the range that readers can hold (`dates.PROVEN`).
+    For dates and times it also keeps whether they are in the range that readers support (`dates.PROVEN`).
 
     Args:
-        statistics: by quoted path, `"st"."a"`.
-        columns: the table's.
-        personal: names of those columns of which no value is kept, whatever their case.
+        statistics: the statistics by quoted path, such as `"st"."a"`.
+        columns: the table's columns.
+        personal: case-insensitive names of the columns whose values must not be kept.
     """
     hidden = {name.lower() for name in personal}
     dated = set(dates.paths(columns))
@@ -39,6 +39,6 @@ def without_bounds(
 
 
 def _column(path: str) -> str:
-    """The table's column that a quoted path begins with; the path itself if it is none."""
+    """Returns the column that a quoted path starts with, or the path itself if it is not quoted."""
     first = _FIRST.match(path)
     return first.group(1).replace('""', '"') if first else path

@@ -1,4 +1,4 @@
-"""What DuckDB may use of its container: memory, threads, disk; and its word that this was not enough, as ours."""
+"""Sets DuckDB's limits for memory, threads and disk in its container, and explains errors when they are too low."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from busco.settings import Settings
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
-# What Python, dbt, pyiceberg and the extensions take, and what DuckDB takes of the rest, its limit being no hard one
-# (measured: docs/decisions/009-memory-disk-and-credentials.md).
+# The memory used by Python, dbt, pyiceberg and the extensions, and the share of the rest that DuckDB gets. It doesn't
+# get all of it because its limit is not a hard one (measured: docs/decisions/009-memory-disk-and-credentials.md).
 _OWN_BYTES = 350 * MIB
 _SHARE = 0.75
-# A container below this is too small for any model, and DuckDB still needs something to tell so with.
+# A container with less than this is too small for any model, but DuckDB still needs enough memory to report the error.
 _LEAST_BYTES = 128 * MIB
-# What stays free for everything else that is written to the same disk: dbt's target folder, an ingest's scratch files.
+# Disk space left free for everything else on the same disk, such as dbt's target folder and ingest's scratch files.
 _FREE_SHARE, _FREE_BYTES = 0.1, 256 * MIB
 
 _SPILL = re.compile(r"failed to offload data block|Could not write file .*No space left on device")
@@ -35,10 +35,10 @@ _USED = re.compile(r"\([\d.]+ \w+/([\d.]+ \w+) used\)")
 
 @dataclass(frozen=True)
 class Budget:
-    """What a DuckDB of this process may use.
+    """The resources that a DuckDB instance in this process may use.
 
-    `memory` and `spill` are in DuckDB's words, empty for its own default; `threads` None likewise; `container` and
-    `free` in bytes: the container's memory limit, and what was free on the disk of `folder` at the beginning.
+    `memory` and `spill` use DuckDB's notation; empty means DuckDB's default, as does None for `threads`. `container` is
+    the container's memory limit and `free` the initial free space on the disk that holds `folder`, both in bytes.
     """
 
     memory: str
@@ -50,13 +50,14 @@ class Budget:
 
 
 def budget(settings: Settings, among: int = 1) -> Budget:
-    """The budget of a new DuckDB: a share of the container's memory unless the settings say how much, its CPUs, and the
-    disk below the state folder, as far as it is free now.
+    """Returns the budget of a new DuckDB instance.
 
-    The folder to spill to is this DuckDB's own: of two processes that spill to one, one crashes.
+    It gets a share of the container's memory and of the free disk space below the state folder, unless the settings
+    specify the amounts, and all of the container's CPUs. It spills to a folder of its own: if two processes spill to
+    the same folder, one of them crashes.
 
     Args:
-        among: how many DuckDBs of this process share it at the same time.
+        among: the number of DuckDB instances in this process that share the container at the same time.
     """
     root = settings.state / "spill"
     root.mkdir(parents=True, exist_ok=True)
@@ -72,22 +73,22 @@ def budget(settings: Settings, among: int = 1) -> Budget:
 
 
 def share_of(limit: int) -> int:
-    """The bytes that DuckDB gets of a container's memory limit."""
+    """Returns how many bytes of a container's memory limit DuckDB gets."""
     return max(int((limit - _OWN_BYTES) * _SHARE), min(_LEAST_BYTES, limit // 2))
 
 
 @lru_cache(maxsize=1)
 def _warn_of_no_limit() -> None:
     log.warning(
-        "no memory limit found (cgroup, ECS task metadata): DuckDB may take 80 % of the host's memory, and the "
+        "no memory limit found in cgroups or ECS task metadata: DuckDB may use 80% of the host's memory, and the "
         "container may be killed; set BUSCO_DUCKDB_MEMORY_LIMIT"
     )
 
 
 def explained(text: str, given: Budget) -> BuscoError | None:
-    """DuckDB's word that memory or disk was not enough, as ours; None for any other error.
+    """Translates a DuckDB error about too little memory or disk space; returns None for any other error.
 
-    DuckDB's own advice is left out: it is for somebody who opened the connection himself.
+    DuckDB's own advice is left out, because it is for people who opened the connection themselves.
     """
     line = next((line.strip() for line in text.splitlines() if _SPILL.search(line) or _MEMORY.search(line)), None)
     if line is None:
@@ -97,13 +98,13 @@ def explained(text: str, given: Budget) -> BuscoError | None:
         limit = found.group(1) if found else given.spill
         return BuscoError(
             f"the disk that DuckDB spills to is full: {given.folder.parent} had {size(given.free)} free at the "
-            f"beginning, of which DuckDB may use {limit}\n{line}",
-            _larger("make room there, put BUSCO_STATE_DIR on a larger disk, or raise BUSCO_DUCKDB_SPILL_LIMIT"),
+            f"start, of which DuckDB may use {limit}\n{line}",
+            _larger("free up space there, move BUSCO_STATE_DIR to a larger disk, or raise BUSCO_DUCKDB_SPILL_LIMIT"),
         )
-    limit = found.group(1) if found else given.memory or "80 % of the host's memory"
+    limit = found.group(1) if found else given.memory or "80% of the host's memory"
     of = f" of the container's {size(given.container)}" if given.container is not None else ""
     return BuscoError(
-        f"memory was not enough: DuckDB may use {limit}{of}, and could not spill the rest to the disk\n{line}",
+        f"not enough memory: DuckDB may use {limit}{of} and could not spill the rest to disk\n{line}",
         _larger("raise BUSCO_DUCKDB_MEMORY_LIMIT, or build fewer models at once (BUSCO_DBT_THREADS)"),
     )
 
@@ -111,11 +112,11 @@ def explained(text: str, given: Budget) -> BuscoError | None:
 def _larger(elsewhere: str) -> str:
     if not container.in_ecs():
         return elsewhere
-    return "a larger task: `meta: {ecs: large}` for this model alone, BUSCO_ECS_SIZE=large for the run's shared runner"
+    return "use a larger task: `meta: {ecs: large}` for this model, or BUSCO_ECS_SIZE=large for the run's shared runner"
 
 
 def size(count: int) -> str:
-    """Bytes for people, as DuckDB writes them: `1.5 GiB`."""
+    """Formats a number of bytes as DuckDB does: `1.5 GiB`."""
     value = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if value < 1024:

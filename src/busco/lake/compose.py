@@ -1,7 +1,7 @@
-"""The release that a run and the live release make together (rules P4 to P7).
+"""Combines a run's versions with the live release into a new release (rules P4 to P7).
 
-A run changes only what is live as its base has it. Whatever differs from the base was published since, by code that may
-be newer; it stays, and the run either gets along with it or is refused.
+A run only changes parts of the live release that are still as they were in the run's base. Anything that differs from
+the base was published later, possibly by newer code. It stays as it is; a run that is incompatible with it is rejected.
 """
 
 from __future__ import annotations
@@ -25,37 +25,38 @@ def compose(
     release_id: str,
     take_over: bool = False,
 ) -> Release:
-    """The release that publishing a run on the live release would make.
+    """Returns the release that results from publishing a run on top of the live release.
 
     Args:
-        base: the release that the run is based on, None for the empty one.
-        live: None where nothing was ever published.
-        docs: prefix of the run's docs.
+        base: the release that the run is based on, None if the run started from nothing.
+        live: the live release, None if nothing has been published yet.
+        docs: the key prefix of the run's docs.
         release_id: the new release's id.
-        take_over: publish also what may be another project than the live one of its name (`busco.lake.owners`).
+        take_over: publish even if the live project of that name may be a different one (`busco.lake.owners`).
 
     Raises:
-        Skipped: superseded (P6).
-        BuscoError: a table is missing, moved since the run's pin, was built from other versions, or is not tested (P4,
-            P6), with the tasks to clear; the run was pinned for another project; or tables are another project's, or
-            may be, with the ways out.
+        Skipped: the run was superseded (P6).
+        BuscoError: a table is missing, has changed since the run's pin, was built from different versions, or is not
+            tested (P4, P6), with the tasks to clear; the run was pinned for another project; or tables belong, or may
+            belong, to another project, with possible solutions.
     """
     if run.pin.project not in ("", audit.project):
         raise BuscoError(
-            f"the run was pinned for the dbt project {run.pin.project}, and what it built is of {audit.project}",
-            "clear the pin task; is busco_project_id, or BUSCO_PROJECT_ID, the same in the runners' image and here?",
+            f"the run was pinned for the dbt project {run.pin.project}, but its tables belong to {audit.project}",
+            "check that busco_project_id (or BUSCO_PROJECT_ID) is the same here and in the runners' image, then clear "
+            "the pin task",
         )
     owner = audit.owner(run.pin.project_dir)
     owned = owner.owned(live, take_over)
     refuse_claimed(owner, audit.tables, live, owned)
-    # a model that failed and was taken out of the project leaves an entry that nobody can finish
+    # A model that failed and was then removed from the project leaves an entry that will never be completed.
     entries = {table: entry for table, entry in run.entries().items() if table in audit.tables}
     everything = run.pin.nodes is None
     unfinished = sorted(table for table, entry in entries.items() if entry.version is None)
     if unfinished:
         raise BuscoError(
             f"not built in this run: {', '.join(unfinished)}",
-            "clear their tasks: a writer was taken away or died",
+            "clear their tasks; the runners that were writing them were replaced or died",
         )
     if everything and (missing := sorted(audit.tables - entries.keys())):
         raise BuscoError(f"not built in this run: {', '.join(missing)}", "clear their tasks")
@@ -63,7 +64,7 @@ def compose(
     shown, based = _tables(live), _tables(base)
     refuse_moved(run, audit, base, live, built)
 
-    # what the run kept is not among them: it is the base's, and follows what is live now
+    # Versions that the run kept from its base are not added: for these tables, the live release decides.
     tables = {**shown, **built, **_bronze(run, built, shown, based)}
     dropped: frozenset[str] = frozenset()
     if everything and audit.manifest_hash == run.pin.manifest_hash:
@@ -71,7 +72,7 @@ def compose(
         tables = {table: version for table, version in tables.items() if table not in dropped}
     if not take_over:
         refuse_strange(owner, audit.models, live, owned, dropped)
-    # a table that was taken over, or is kept, has the identity of before
+    # Tables that were taken over or kept may still have the project's previous identity.
     own = {table for table, version in tables.items() if table in built or version.project in owned}
     tables |= {table: tables[table].model_copy(update={"project": audit.project}) for table in own}
     refuse_inconsistent(built, tables)
@@ -107,8 +108,11 @@ def _tables(release: Release | None) -> dict[str, Version]:
 def _bronze(
     run: Run, built: Mapping[str, Version], shown: Mapping[str, Version], based: Mapping[str, Version]
 ) -> dict[str, Version]:
-    """The pinned bronze sets that the release takes over (P5): those that something was built from, of which
-    `refuse_moved` has seen to it that nothing is lost; and of others those that nobody has moved since the pin."""
+    """Returns the pinned bronze versions that go into the release (P5).
+
+    These are the versions that a built table has read (`refuse_moved` ensures that no data is lost), and those of other
+    tables that have not changed since the run's base.
+    """
     read = {parent for version in built.values() for parent in version.inputs}
     everything = run.pin.nodes is None
     return {
@@ -125,12 +129,12 @@ def _dropped(
     shown: Mapping[str, Version],
     based: Mapping[str, Version],
 ) -> frozenset[str]:
-    """The tables of the run's project that its code no longer has, as its base had them (P7).
+    """Returns the project's live tables that its code no longer defines and that are unchanged since the base (P7).
 
-    `owned` are the identities under which they are in the live release.
+    `owned` are the identities of the project's tables in the live release.
 
-    One that was built again since stays, and so does one that a table which stays was made from, since another run has
-    read it.
+    A table that was rebuilt since the base stays. So does a table that was used to build one of the remaining tables,
+    because another run has read it.
     """
     gone = {
         table
@@ -143,14 +147,14 @@ def _dropped(
 
 
 def _docs(project: str, docs: str, base: Release | None, live: Release | None) -> dict[str, str]:
-    """The docs of each project. Those of the run's own are replaced only if they are still the base's (P7)."""
+    """Returns each project's docs. The run's docs are used only if the live ones are unchanged since the base (P7)."""
     shown = live.docs_by_project() if live else {}
     based = base.docs_by_project() if base else {}
     return shown if shown.get(project) != based.get(project) else {**shown, project: docs}
 
 
 def _stale(tables: Mapping[str, Version]) -> dict[str, tuple[str, ...]]:
-    """Tables whose inputs differ from what the release holds, and which (P5); what lies behind them too."""
+    """Returns the stale tables (P5), each with the inputs that are not in the release or are themselves stale."""
     stale: dict[str, tuple[str, ...]] = {}
     for table, version in tables.items():
         differ = tuple(sorted(p for p, v in version.inputs.items() if p not in tables or tables[p].version != v))
@@ -160,8 +164,8 @@ def _stale(tables: Mapping[str, Version]) -> dict[str, tuple[str, ...]]:
     while changed:
         changed = False
         for table, version in tables.items():
-            behind = tuple(sorted(p for p in version.inputs if p in stale))
-            if behind and table not in stale:
-                stale[table] = behind
+            stale_inputs = tuple(sorted(p for p in version.inputs if p in stale))
+            if stale_inputs and table not in stale:
+                stale[table] = stale_inputs
                 changed = True
     return stale

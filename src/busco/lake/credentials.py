@@ -1,4 +1,4 @@
-"""DuckDB's S3 credentials, kept those of this process for as long as a connection lives."""
+"""Keeps DuckDB's S3 credentials in sync with those of this process while a connection is open."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from busco.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# botocore fetches new credentials once the old ones have 15 minutes left, whenever it is asked: so it is asked twice a
-# minute, and more often where the end is near (an endpoint that failed, credentials of seconds).
+# When queried, botocore fetches new credentials if the old ones expire within 15 minutes. So it is queried twice a
+# minute, and more often shortly before they expire (the endpoint failed, or credentials last only seconds).
 _OFTEN, _SOON, _NEAR = 30.0, 2.0, 60
-# The settings that are set again and again; they stay open where all others are locked (`engine.close`).
+# The settings that are updated on renewal; they stay writable when all others are locked (`engine.close`).
 RENEWED = ("s3_access_key_id", "s3_secret_access_key", "s3_session_token")
 
 
 def give(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    """Gives DuckDB this process's AWS credentials, endpoint and region; credentials that expire are renewed in all
-    connections of the same database until the last of them is gone.
+    """Configures DuckDB with this process's AWS credentials, endpoint and region.
 
-    They are global settings, not a secret: a secret is a catalog entry, and a transaction goes on with the one that it
-    began with, as long as it runs. A setting is read whenever a file is opened.
+    Credentials that expire are renewed for all connections to the same database until the last one is closed.
+
+    They are global settings rather than a secret: a secret is a catalog entry, and a transaction keeps using the one
+    that it started with, however long it runs. Settings are read each time a file is opened.
 
     Raises:
-        BuscoError: there are no credentials.
+        BuscoError: no credentials were found.
     """
     credentials = boto3.session.Session(region_name=settings.region).get_credentials()
     if credentials is None:
-        raise BuscoError("no AWS credentials found", "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret")
+        raise BuscoError("no AWS credentials found", "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     options = {"s3_region": settings.region}
     if settings.endpoint_url:
         options |= {"s3_endpoint": urlparse(settings.endpoint_url).netloc, "s3_url_style": "path"}
@@ -51,12 +52,12 @@ def give(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
 
 
 class _Renewal(threading.Thread):
-    """Gives a database new credentials whenever this process has others."""
+    """Updates a database's credentials whenever those of this process change."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, credentials: Any, given: Any) -> None:
         super().__init__(name="duckdb-credentials", daemon=True)
         self._credentials, self._given = credentials, given
-        # not the connection itself, which would then never end
+        # A strong reference would keep the connection open forever.
         self._connection = weakref.ref(connection)
         self._ended = threading.Event()
         weakref.finalize(connection, self._ended.set)
@@ -66,8 +67,8 @@ class _Renewal(threading.Thread):
             try:
                 fresh = self._credentials.get_frozen_credentials()
             except (BotoCoreError, OSError, KeyError, ValueError) as error:
-                # botocore has tried several times; those at hand may still be good for a while
-                log.warning("AWS credentials could not be renewed, tried again soon: %s", error)
+                # botocore has already retried; the current credentials may still be valid for a while.
+                log.warning("could not renew the AWS credentials, will retry: %s", error)
                 continue
             if fresh != self._given and not self._give(fresh):
                 return
@@ -80,7 +81,7 @@ class _Renewal(threading.Thread):
             with connection.cursor() as cursor:
                 cursor.execute(_keys_sql(fresh))
         except duckdb.ConnectionException:
-            # closed
+            # The connection was closed.
             return False
         self._given = fresh
         return True

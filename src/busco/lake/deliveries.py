@@ -1,4 +1,4 @@
-"""Deliveries: which files a bronze table is made of (rules D1 to D3, R2, R3)."""
+"""Deliveries: determines which files make up a bronze table (rules D1 to D3, R2, R3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Contract:
-    """What the dbt project says of a source table: names, types, grain, delivery mode (D1)."""
+    """A source table as declared in the dbt project: column names and types, grain, delivery mode (D1)."""
 
     source: str
     table: str
@@ -33,15 +33,15 @@ class Contract:
 
     @property
     def hash(self) -> str:
-        """Changes with names, types, grain and delivery mode; not with descriptions."""
-        said = [[(c.name, c.type) for c in self.columns], self.grain, self.delivery]
-        return hashlib.sha256(canonical_json(said)).hexdigest()[:16]
+        """Changes with names, types, grain and delivery mode, but not with descriptions."""
+        content = [[(c.name, c.type) for c in self.columns], self.grain, self.delivery]
+        return hashlib.sha256(canonical_json(content)).hexdigest()[:16]
 
 
-# What whoever looks for a source in vain may have left out.
-OTHER_PROJECTS = "A source of another dbt project is known once BUSCO_DBT_PROJECTS names that project's folder"
+# A hint for messages about a source that was not found.
+OTHER_PROJECTS = "To use a source of another dbt project, add that project's folder to BUSCO_DBT_PROJECTS"
 
-# What ingest adds to each row; `_ingested_at` is UTC.
+# The columns that ingest adds to each row; `_ingested_at` is in UTC.
 TECHNICAL: tuple[Column, ...] = (
     Column(name="_source_file", type="VARCHAR"),
     Column(name="_source_row", type="BIGINT"),
@@ -50,7 +50,7 @@ TECHNICAL: tuple[Column, ...] = (
 
 
 def newest_delivery(store: ObjectStore, contract: Contract, file_name: str) -> tuple[int, Delivery | None]:
-    """The number and record of the newest delivery under a file name; (0, None) where there is none."""
+    """Returns the number and record of a file name's newest delivery; (0, None) if there is none."""
     prefix = f"{layout.delivery_prefix(contract.source, contract.table)}{layout.file_slug(file_name)}/"
     numbers = [_number(key) for key in store.keys(prefix)]
     if not numbers:
@@ -60,12 +60,12 @@ def newest_delivery(store: ObjectStore, contract: Contract, file_name: str) -> t
 
 
 def read_deliveries(store: ObjectStore, contracts: Iterable[Contract], base: Release | None) -> dict[str, Version]:
-    """Each bronze table's set of deliveries so far, as a version (R2, R3).
+    """Returns each bronze table's current set of deliveries, as a version (R2, R3).
 
-    A table without deliveries is an empty version.
+    A table without deliveries gets an empty version.
 
     Raises:
-        BuscoError: deliveries of another contract than today's, with the files to ingest again.
+        BuscoError: some deliveries were made under an outdated contract; the message lists the files to ingest again.
     """
     outdated: list[str] = []
     versions: dict[str, Version] = {}
@@ -81,7 +81,7 @@ def read_deliveries(store: ObjectStore, contracts: Iterable[Contract], base: Rel
     if outdated:
         listed = "\n".join(f"    {line}" for line in outdated)
         raise BuscoError(
-            f"these files were ingested under another contract than today's:\n{listed}",
+            f"these files were ingested under a contract that is not the current one:\n{listed}",
             "ingest them again: busco ingest <files>",
         )
     return versions
@@ -90,15 +90,15 @@ def read_deliveries(store: ObjectStore, contracts: Iterable[Contract], base: Rel
 def bronze_version(
     store: ObjectStore, contract: Contract, keys: Sequence[str], known: Version | None
 ) -> Version | list[str]:
-    """A bronze table's version over the delivery records `keys`, or the files that are outdated.
+    """Returns a bronze table's version made of the delivery records `keys`, or the files that are outdated.
 
-    A file is outdated if its newest delivery is of another contract: older content under today's contract, from before
-    the contract was changed and changed back, must not come back in its place. Deliveries of other contracts with the
-    same file name are left out. So are those with dates or times that no reader can hold, which an earlier release of
-    ingest accepted, if the file was delivered again since; the log names them.
+    A file is outdated if its newest delivery was made under a different contract. An older delivery under the current
+    contract must not replace it; there can be one if the contract was changed and then changed back. Older deliveries
+    under different contracts are left out. So are older deliveries with dates or times that readers don't support,
+    which an earlier release of ingest accepted; these are logged.
 
-    Records are read only if the table has changed since `known`: those that `known` does not name and, if the contract
-    has dates or times, those that are not the newest of their file.
+    Records are read only if the table has changed since `known`. Only those are read that `known` does not list and, if
+    the contract has dates or times, those that are not the newest of their file.
     """
     if known is not None and known.version in (_identity(contract, keys), _identity(contract, keys, known.deliveries)):
         return known
@@ -129,7 +129,7 @@ def bronze_version(
     }
     for key in sorted(corrected):
         log.warning(
-            "left out table=%s file=%s delivery=%s rows=%s: it has dates or times that readers cannot hold; "
+            "left out table=%s file=%s delivery=%s rows=%s: it has dates or times that readers don't support; "
             "the newest delivery of the file has rows=%s",
             contract.name, records[key].file_name, records[key].number, files[key].rows, files[newest[_file(key)]].rows,
         )  # fmt: skip
@@ -151,31 +151,34 @@ def bronze_version(
 
 
 def _identity(contract: Contract, keys: Sequence[str], only: Sequence[str] = ()) -> str:
-    """A version's id (R3): of the table's deliveries, its contract and its pii columns (what its metadata says of them
-    is another version's) and, where a correction took the place of some deliveries, those that are left (`only`)."""
-    said = [list(keys), contract.hash, *([list(only)] if only else [])]
+    """Returns a version's id (R3), a hash of the table's deliveries, contract and pii columns.
+
+    The pii columns are included because they change the version's metadata. If corrections have replaced some
+    deliveries, the hash also covers the remaining ones (`only`).
+    """
+    content = [list(keys), contract.hash, *([list(only)] if only else [])]
     marks = [{"pii": sorted(contract.pii)}] if contract.pii else []
-    return hashlib.sha256(canonical_json([*said, *marks])).hexdigest()[:32]
+    return hashlib.sha256(canonical_json([*content, *marks])).hexdigest()[:32]
 
 
 def _file(key: str) -> str:
-    """The folder of a file's deliveries: of `<folder>/<n>.json`."""
+    """Returns the folder of a file's deliveries, from `<folder>/<n>.json`."""
     return key.rsplit("/", 1)[0]
 
 
 def _number(key: str) -> int:
-    """n of `<folder>/<n>.json`."""
+    """Returns n from `<folder>/<n>.json`."""
     return int(key.rsplit("/", 1)[1].removesuffix(".json"))
 
 
 def check_source(contracts: Sequence[Contract], table: str) -> Contract:
-    """The contract of a table.
+    """Returns the contract of a source table.
 
     Raises:
-        BuscoError: no source of the dbt project has that name.
+        BuscoError: the dbt project has no source table of that name.
     """
     for contract in contracts:
         if contract.table == table:
             return contract
     known = ", ".join(sorted(contract.table for contract in contracts))
-    raise BuscoError(f"there is no source table {table}", f"the sources have: {known}. {OTHER_PROJECTS}")
+    raise BuscoError(f"there is no source table {table}", f"use one of these: {known}. {OTHER_PROJECTS}")

@@ -1,4 +1,4 @@
-"""DuckDB connections that read and write the lake; dbt's environment only."""
+"""Opens DuckDB connections that read and write the lake; only usable in dbt's Python environment."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from busco.lake.budget import Budget, budget
 from busco.lake.types import literal
 from busco.settings import Settings
 
-# A partitioned COPY keeps this many files open; below the number of partitions it writes several files for each
-# (iceberg.md: 365 partitions gave 1,465 files with 100, 365 with 400).
+# A partitioned COPY keeps this many files open. If there are more partitions, it writes several files for each
+# (docs/iceberg.md: 365 partitions resulted in 1,465 files with a limit of 100, and in 365 with a limit of 400).
 _OPEN_PARTITIONS = 1000
-# DuckDB sets it for itself while a PIVOT without IN runs (1.5)
+# DuckDB 1.5 changes this setting itself while it runs a PIVOT without IN.
 SET_BY_PIVOT = "current_transaction_invalidation_policy"
 
 
-# At connect, for SQL that is not the platform's own: no variables of this process as tables, no secrets on the disk.
+# Connection settings for SQL that is not the platform's own: among other things, this process's variables can't be used
+# as tables, and no secrets are stored on disk.
 CLOSED: dict[str, Any] = {
     "python_enable_replacements": "false",
     "allow_persistent_secrets": "false",
@@ -32,10 +33,10 @@ CLOSED: dict[str, Any] = {
 
 
 def connect(settings: Settings, iceberg: bool = False, among: int = 1) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB that reaches the lake's S3; with `iceberg`, `iceberg_scan` too.
+    """Opens an in-memory DuckDB that can access the lake's S3 bucket and, with `iceberg`, use `iceberg_scan`.
 
-    Its own settings: no download at run time, UTC, insertion order not kept, the container's limits, of which it takes
-    its part where this process has several (`among`).
+    It downloads nothing at run time, uses UTC, does not preserve insertion order, and stays within the container's
+    limits. If this process has several such connections (`among`), they share the limits equally.
     """
     given = budget(settings, among)
     connection = duckdb.connect(":memory:", config=config(given))
@@ -45,7 +46,7 @@ def connect(settings: Settings, iceberg: bool = False, among: int = 1) -> duckdb
 
 
 def config(given: Budget) -> dict[str, Any]:
-    """DuckDB's settings at connect: nothing is downloaded, and no more is used than is given."""
+    """Returns DuckDB's settings for connecting: nothing is downloaded, and resources are limited to the budget."""
     options: dict[str, Any] = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
@@ -61,24 +62,24 @@ def config(given: Budget) -> dict[str, Any]:
 
 
 def prepare(connection: duckdb.DuckDBPyConnection, given: Budget) -> None:
-    """Sets what DuckDB takes only once it is connected."""
+    """Applies the settings that DuckDB accepts only after connecting."""
     connection.execute("set global timezone = 'UTC'")
-    # given at connect it is taken, shown and then not obeyed (DuckDB 1.5)
+    # If set at connect, DuckDB 1.5 accepts and shows this limit but does not enforce it.
     connection.execute(f"set global max_temp_directory_size = {literal(given.spill)}")
 
 
 def reach(connection: duckdb.DuckDBPyConnection, settings: Settings, iceberg: bool = False) -> None:
-    """Loads the extensions from their wheels and gives the connection the S3 credentials of this process."""
+    """Loads the extensions from their wheels and sets up the connection with this process's S3 credentials."""
     for name in ("httpfs", "avro", "iceberg") if iceberg else ("httpfs",):
         connection.execute(f"load {literal(str(extension_file(name)))}")
     credentials.give(connection, settings)
 
 
 def close(connection: duckdb.DuckDBPyConnection, folders: Sequence[str] = (), files: Sequence[str] = ()) -> None:
-    """Takes from a connection's database, for good, all files but those below `folders` (URLs) and `files` (paths), and
-    all changes of settings but the renewal of credentials; nothing can be attached, installed or loaded any more.
+    """Permanently restricts a connection's database to the files below `folders` (URLs) and those in `files` (paths).
 
-    DuckDB's documentation, "Securing DuckDB". Where it spills to stays open to it.
+    Settings can no longer be changed, except to renew credentials, and nothing can be attached, installed or loaded.
+    The spill folder stays accessible. See "Securing DuckDB" in DuckDB's documentation.
     """
     settings = (*credentials.RENEWED, SET_BY_PIVOT)
     allowed = {"allowed_directories": folders, "allowed_paths": files, "allowed_configs": settings}
@@ -89,17 +90,17 @@ def close(connection: duckdb.DuckDBPyConnection, folders: Sequence[str] = (), fi
 
 
 def extension_file(name: str) -> Path:
-    """The file of a DuckDB extension within its wheel.
+    """Returns the file of a DuckDB extension inside its wheel.
 
     Raises:
-        BuscoError: the wheel is not installed, or is of another version than DuckDB.
+        BuscoError: the wheel is not installed, or it is for a different version of DuckDB.
     """
     version = f"v{duckdb.__version__}"
     try:
         module = importlib.import_module(f"duckdb_extension_{name}")
     except ImportError as error:
-        raise BuscoError(f"the wheel duckdb-extension-{name} is not installed", "make setup") from error
+        raise BuscoError(f"the wheel duckdb-extension-{name} is not installed", "run make setup") from error
     path = Path(str(module.__file__)).parent / "extensions" / version / f"{name}.duckdb_extension"
     if not path.is_file():
-        raise BuscoError(f"the wheel duckdb-extension-{name} has no extension for DuckDB {version}", "make setup")
+        raise BuscoError(f"the wheel duckdb-extension-{name} has no extension for DuckDB {version}", "run make setup")
     return path

@@ -1,4 +1,4 @@
-"""pyiceberg's files as objects of a bucket: each is read, and written, whole."""
+"""Lets pyiceberg read and write its files as objects in a bucket, each one as a whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from busco.lake.objects import ObjectStore
 
 
 class Objects(FileIO):
-    """What pyiceberg reads and writes of a lake bucket."""
+    """pyiceberg's file access to a lake bucket."""
 
     def __init__(self, store: ObjectStore) -> None:
         super().__init__()
@@ -25,14 +25,14 @@ class Objects(FileIO):
         return ObjectOutput(self.store, location, exclusive=False)
 
     def delete(self, location: str | InputFile | OutputFile) -> None:
-        raise NotImplementedError("files are deleted by their key")
+        raise NotImplementedError("files can only be deleted by key")
 
 
 def key_of(store: ObjectStore, url: str) -> str:
-    """The key of an object's URL.
+    """Returns the key in an object's URL.
 
     Raises:
-        BuscoError: it is in another bucket.
+        BuscoError: the URL is in another bucket.
     """
     prefix = store.url("")
     if not url.startswith(prefix):
@@ -62,10 +62,10 @@ class _ObjectInput(InputFile):
 
 
 class ObjectOutput(OutputFile):
-    """A file that becomes one PUT when it is closed, under a condition.
+    """A file that is written by a single conditional PUT when it is closed.
 
-    An `exclusive` one replaces nothing: closing raises AlreadyExists instead. Any other takes the place of what is
-    there when it is closed, and closing raises Moved if that changes meanwhile.
+    An `exclusive` file never replaces an existing object: closing it raises AlreadyExists instead. Closing any other
+    file replaces the current object, or raises Moved if that object changes in the meantime.
     """
 
     def __init__(self, store: ObjectStore, url: str, exclusive: bool = True) -> None:
@@ -80,7 +80,7 @@ class ObjectOutput(OutputFile):
         return False
 
     def to_input_file(self) -> InputFile:
-        raise NotImplementedError("written files are not read back")
+        raise NotImplementedError("written files can't be read back")
 
     def create(self, overwrite: bool = False) -> OutputStream:  # noqa: ARG002
         return _Stream(self)

@@ -1,6 +1,6 @@
-"""Where each object of the lake lies: the only place that builds its keys.
+"""Defines where each object of the lake is stored: no other module builds keys.
 
-What is made from a name that users choose raises `BuscoError` where S3 would refuse the key (`fitting`).
+Functions that build a key from a user-chosen name raise `BuscoError` if S3 would reject the key (`fitting`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from busco.errors import BuscoError
 DELIVERIES = "_lake/deliveries/"
 QUARANTINE = "_lake/quarantine/"
 ENVIRONMENTS = "_lake/env/"
-# what has nothing but the data files of tables below it: all that a model's SQL may read
+# The folders that contain only tables' data files; the SQL of a model may read nothing else.
 TABLE_FOLDERS = ("bronze/", "silver/", "gold/")
-# environments in which a person builds a run's models again: nothing is ever published in them
+# The prefix of environments in which a user rebuilds a run's models; nothing is ever published in them.
 REPLAYS = "replay_"
 
-# Keys that are never written without a condition, as patterns of a bucket policy's resources, in which `*` stands for
-# any characters, slashes too (IAM user guide, "Resource"). What is written once carries If-None-Match, what is swapped
-# carries If-Match, or If-None-Match for its first write. The bucket policy of deploy/aws/lake.yaml asks S3 for it.
+# Keys that are only ever written conditionally, as resource patterns for a bucket policy, in which `*` matches any
+# characters, including slashes (IAM User Guide, "Resource"). Objects that are written once are written with
+# If-None-Match; objects that are swapped are written with If-Match, or If-None-Match the first time. The bucket policy
+# in deploy/aws/lake.yaml makes S3 enforce this.
 WRITTEN_ONCE = (
     "_lake/deliveries/*",
     "_lake/env/*/iceberg/*",
@@ -45,44 +46,44 @@ SWAPPED = (
 )
 
 
-# S3 user guide, "Naming Amazon S3 objects": a key is UTF-8 of at most so many bytes.
+# The maximum length of a key in UTF-8 (S3 User Guide, "Naming Amazon S3 objects").
 MAX_KEY_BYTES = 1024
-# No run's key is longer, neither Airflow's nor a local one: what else is in a run's keys has the rest.
+# The maximum length of a run's key, whether from Airflow or local; the rest is for other parts of its object keys.
 MAX_RUN_BYTES = 100
 
 
 def fitting(key: str, kind: str, name: str) -> str:
-    """The key, if S3 takes one that long.
+    """Returns the key, if it is not too long for S3.
 
     Args:
-        kind, name: what of the key the user can change: `file`, and its name.
+        kind, name: the part of the key that the user can change: its kind, such as `file`, and its name.
 
     Raises:
-        BuscoError: it is too long; with the name, cut after 80 characters.
+        BuscoError: the key is too long; the message shows the name, cut to 80 characters.
     """
     size = key_bytes(key)
     if size <= MAX_KEY_BYTES:
         return key
     shown = name if len(name) <= 80 else f"{name[:80]}…"
     raise BuscoError(
-        f"the name of the {kind} {shown} is too long: one of its object keys would have {size:,} bytes, and S3 takes "
-        f"{MAX_KEY_BYTES:,}",
+        f"the name of the {kind} {shown} is too long: one of its object keys would have {size:,} bytes, but S3 allows "
+        f"only {MAX_KEY_BYTES:,}",
         "shorten it",
     )
 
 
 def key_bytes(key: str) -> int:
-    """A key's length as S3 counts it. A name that is no UTF-8 is refused elsewhere, and counted all the same."""
+    """Returns a key's length as S3 counts it. Names that are not valid UTF-8 count too, but are rejected elsewhere."""
     return len(key.encode(errors="surrogatepass"))
 
 
 def new_id() -> str:
-    """32 hexadecimal digits, fresh."""
+    """Returns a new random id of 32 hexadecimal digits."""
     return secrets.token_hex(16)
 
 
 def stamp(moment: datetime) -> str:
-    """UTC as `20261124T101500`, for ids that sort by time."""
+    """Formats a time in UTC as `20261124T101500`, for ids that sort by time."""
     return moment.astimezone(UTC).strftime("%Y%m%dT%H%M%S")
 
 
@@ -91,23 +92,23 @@ def slug(text: str, most: int = 60) -> str:
 
 
 def run_key(dag_id: str, run_id: str) -> str:
-    """The run's key: a slug and hash of DAG and Airflow's run id (R1), so that no two collide."""
+    """Returns an Airflow run's key (R1): slugs of the DAG id and run id, and a hash of both to avoid collisions."""
     digest = hashlib.sha256(f"{dag_id}\n{run_id}".encode()).hexdigest()[:8]
     return f"{slug(dag_id, 30)}.{slug(run_id)}.{digest}"
 
 
 def local_run_key(now: datetime) -> str:
-    """The key of a run without Airflow: `local.<UTC>.<8 hex>` (R1)."""
+    """Returns a key for a run outside of Airflow: `local.<UTC>.<8 hex>` (R1)."""
     return f"local.{stamp(now)}.{secrets.token_hex(4)}"
 
 
 def file_slug(name: str) -> str:
-    """A file name as one path segment, quoted, so that any name a producer chooses is safe (D1)."""
+    """Quotes a file name as a single path segment, so that any name a producer chooses is safe (D1)."""
     return quote(name, safe="")
 
 
 def split_table(table: str) -> tuple[str, str]:
-    """`silver.orders` → (`silver`, `orders`)."""
+    """Splits `silver.orders` into (`silver`, `orders`)."""
     layer, _, name = table.partition(".")
     return layer, name
 
@@ -131,7 +132,7 @@ def quarantine(source: str, table: str, file_name: str, attempt: str) -> str:
 
 
 def docs_page(project: str) -> str:
-    """The docs page of one of several dbt projects."""
+    """Returns the key of a dbt project's own docs page, for lakes with several projects."""
     return fitting(f"docs/projects/{project}.html", "dbt project", project)
 
 
@@ -155,26 +156,26 @@ class EnvironmentLayout:
 
     @property
     def doctor(self) -> str:
-        """What `busco doctor` tries conditional writes on: both roles of deploy/aws/ecs.yaml may write it."""
+        """The object `busco doctor` tests conditional writes with; both roles in deploy/aws/ecs.yaml may write it."""
         return f"{self.root}doctor.json"
 
     def selection(self, token: str) -> str:
-        """What a selection names, as an ECS task has found it for a run that is about to be pinned."""
+        """The record of a selection that an ECS task has resolved for a run that is about to be pinned."""
         return f"{self.root}selections/{token}.json"
 
     def release(self, release: str) -> str:
         return f"{self.root}releases/{release}.json"
 
     def iceberg(self, table: str) -> str:
-        """A table's Iceberg `location`: metadata only, no data below it (iceberg.md)."""
+        """Returns a table's Iceberg `location`, which contains metadata but no data (docs/iceberg.md)."""
         return f"{self.root}iceberg/{table}"
 
     def metadata(self, table: str, version: str) -> str:
-        """The number in front is what ClickHouse wants to see (iceberg.md)."""
+        """Returns the key of a version's metadata; ClickHouse requires the number at the start (docs/iceberg.md)."""
         return fitting(f"{self.iceberg(table)}/metadata/00001-{version}.metadata.json", "table", table)
 
     def data(self, table: str, version: str) -> str:
-        """The folder of a version's data files."""
+        """Returns the folder of a version's data files."""
         layer, name = split_table(table)
         return fitting(f"{layer}/{name}/{self.environment}-{version}", "table", table)
 
@@ -183,14 +184,14 @@ class EnvironmentLayout:
         return f"{self.root}runs/"
 
     def runs(self, run: str) -> str:
-        """The folder of a run.
+        """Returns the folder of a run.
 
         Raises:
-            BuscoError: its key is longer than any run's.
+            BuscoError: the run's key is too long to be one.
         """
         if key_bytes(run) > MAX_RUN_BYTES:
             raise BuscoError(
-                f"the run's key {run[:80]}… has {key_bytes(run):,} bytes, and none has more than {MAX_RUN_BYTES}",
+                f"the run key {run[:80]}… has {key_bytes(run):,} bytes, but run keys have at most {MAX_RUN_BYTES}",
                 "copy it from the first line of the run's log",
             )
         return f"{self.all_runs}{run}/"

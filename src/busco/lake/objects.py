@@ -1,4 +1,4 @@
-"""One bucket with conditional writes: all the locking that the lake has."""
+"""Access to a bucket with conditional writes, the only form of locking that the lake uses."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from busco.lake.layout import fitting
 
 Record = TypeVar("Record", bound=BaseModel)
 
-# S3 answers 409 ConditionalRequestConflict while another conditional write of the key is under way, and asks
-# for a retry (S3 user guide, "Conditional writes").
+# S3 responds with 409 ConditionalRequestConflict while another conditional write to the key is in progress; the client
+# should retry (S3 User Guide, "Conditional writes").
 _CONFLICT_TRIES = 20
 _CONFLICT_WAIT = 0.05
 
 
 class AlreadyExists(Exception):
-    """`create` found an object of that key with other content."""
+    """`create` found an existing object with that key but different content."""
 
 
 class Moved(Exception):
-    """`swap` found the object changed since it was read."""
+    """`swap` found that the object has changed since it was read."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An object as read: its bytes and the ETag that `swap` takes."""
+    """An object as read: its content, and the ETag to pass to `swap`."""
 
     body: bytes
     etag: str
@@ -50,9 +50,9 @@ class ObjectStore:
         client: a boto3 S3 client.
         bucket: the bucket's name.
 
-    Every method raises botocore's `ClientError` for what S3 refuses otherwise; a write raises `BuscoError` for a key
-    that is longer than S3 takes. A write whose reply was lost and
-    that was retried is recognised by its content: whatever writes a contended key puts an id of its own into it.
+    All methods raise botocore's `ClientError` for any other S3 error; writes raise `BuscoError` if the key is too long
+    for S3. If a write is retried because its response was lost, an object that the first attempt wrote is recognized by
+    its content: everything that writes to a contended key includes a unique id.
     """
 
     def __init__(self, client: Any, bucket: str) -> None:
@@ -63,7 +63,7 @@ class ObjectStore:
         return f"s3://{self.bucket}/{key}"
 
     def get(self, key: str) -> Stored | None:
-        """The object, or None where there is none."""
+        """Returns the object, or None if it does not exist."""
         try:
             answer = self.client.get_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
@@ -75,12 +75,12 @@ class ObjectStore:
         return Stored(answer["Body"].read(), answer["ETag"])
 
     def read(self, key: str, model: type[Record]) -> Record | None:
-        """The record under `key`, parsed, or None where there is none."""
+        """Returns the parsed record under `key`, or None if it does not exist."""
         stored = self.get(key)
         return None if stored is None else stored.parse(model)
 
     def read_many(self, keys: list[str], model: type[Record]) -> list[Record]:
-        """The records under `keys`, in their order, read by up to 16 threads.
+        """Returns the records under `keys`, in the same order. Up to 16 threads read them.
 
         Raises:
             BuscoError: one of them does not exist.
@@ -93,10 +93,10 @@ class ObjectStore:
         return [record for record in found if record is not None]
 
     def create(self, key: str, body: bytes | BaseModel, content_type: str = "application/json") -> str:
-        """Writes an object that must not exist yet (If-None-Match: *) and gives its ETag.
+        """Writes an object that must not exist yet (If-None-Match: *) and returns its ETag.
 
         Raises:
-            AlreadyExists: there is one, with other content.
+            AlreadyExists: it exists, with different content.
         """
         data = _bytes(body)
         for _ in range(_CONFLICT_TRIES):
@@ -108,14 +108,14 @@ class ObjectStore:
                 return found.etag
             if found is not None:
                 break
-            # it was deleted in between
+            # It was deleted in the meantime.
         raise AlreadyExists(key)
 
     def swap(self, key: str, body: bytes | BaseModel, etag: str, content_type: str = "application/json") -> str:
-        """Replaces the object if it is still the one with `etag` (If-Match) and gives the new ETag.
+        """Replaces the object if its ETag is still `etag` (If-Match) and returns the new ETag.
 
         Raises:
-            Moved: it changed or is gone.
+            Moved: it has changed or no longer exists.
         """
         data = _bytes(body)
         try:
@@ -127,16 +127,16 @@ class ObjectStore:
             raise
 
     def put(self, key: str, body: bytes | BaseModel, content_type: str = "application/json") -> None:
-        """Writes an object whatever was there: only for keys that one writer owns."""
+        """Writes an object unconditionally; only for keys with a single writer."""
         self.client.put_object(
             Bucket=self.bucket, Key=fitting(key, "object", key), Body=_bytes(body), ContentType=content_type
         )
 
     def purge(self, key: str, whole: bool = False) -> None:
-        """Deletes the versions of an object that a bucket with versions keeps of it, but the one that is read.
+        """Deletes all noncurrent versions of an object in a bucket with versioning.
 
         Args:
-            whole: that one too.
+            whole: also delete the current version.
         """
         pages = self.client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=key)
         found = [one for page in pages for kind in ("Versions", "DeleteMarkers") for one in page.get(kind, [])]
@@ -145,7 +145,7 @@ class ObjectStore:
                 self.client.delete_object(Bucket=self.bucket, Key=key, VersionId=one["VersionId"])
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """All keys that begin with `prefix`, in their order."""
+        """Yields all keys that start with `prefix`, in order."""
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
             for item in page.get("Contents", []):
                 yield item["Key"]
@@ -162,31 +162,31 @@ class ObjectStore:
         return {item["Key"]: item["LastModified"] for page in pages for item in page.get("Contents", [])}
 
     def sizes(self, prefix: str) -> dict[str, tuple[str, int]]:
-        """ETag and bytes of each object whose key begins with `prefix`, by key."""
+        """Returns the ETag and the size in bytes of each object whose key starts with `prefix`, by key."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return {item["Key"]: (item["ETag"], item["Size"]) for page in pages for item in page.get("Contents", [])}
 
     def etags(self, prefix: str, written: Mapping[str, int]) -> dict[str, str]:
-        """The ETags of objects that another client has just written below `prefix`, by key: one LIST.
+        """Returns the ETags of objects that another client has just written below `prefix`, by key, from one listing.
 
         Args:
-            written: their keys and bytes, as that client has them.
+            written: the objects' keys and sizes in bytes, as that client reported them.
 
         Raises:
-            BuscoError: S3 does not have one of them, or has it with another size: something has written over it.
+            BuscoError: S3 does not have one of them, or has it with a different size: something has overwritten it.
         """
         found = self.sizes(prefix) if written else {}
         for key, size in written.items():
             if key not in found or found[key][1] != size:
                 has = f"{found[key][1]:,} bytes" if key in found else "nothing"
                 raise BuscoError(
-                    f"{self.url(key)} was written with {size:,} bytes, and S3 has {has} there",
-                    "something else writes to the lake bucket: find it in S3's access log, then clear the task",
+                    f"{self.url(key)} was written with {size:,} bytes, but S3 now has {has} there",
+                    "use S3's access log to find out what else writes to the lake bucket, then clear the task",
                 )
         return {key: found[key][0] for key in written}
 
     def folders(self, prefix: str) -> list[str]:
-        """The names of the folders right below `prefix` (which ends with a slash)."""
+        """Returns the names of the folders directly below `prefix`, which must end with a slash."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
         return [item["Prefix"][len(prefix) :].rstrip("/") for page in pages for item in page.get("CommonPrefixes", [])]
 
@@ -201,7 +201,7 @@ class ObjectStore:
             except ClientError as error:
                 if _code(error) in ("PreconditionFailed", "412"):
                     raise Moved(key) from error
-                # If-Match on a key that does not exist is a 404
+                # If-Match on a key that does not exist returns 404.
                 if _code(error) in ("NoSuchKey", "404"):
                     raise Moved(key) from error
                 if _code(error) not in ("ConditionalRequestConflict", "409") or attempt == _CONFLICT_TRIES - 1:
@@ -219,5 +219,5 @@ def _bytes(body: bytes | BaseModel) -> bytes:
 
 
 def canonical_json(value: object) -> bytes:
-    """JSON with sorted keys and no spaces: the same value gives the same bytes, for hashing."""
+    """Returns JSON with sorted keys and no spaces, so that equal values have the same bytes and the same hash."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str).encode()

@@ -1,7 +1,8 @@
-"""Data files that are not any more what their records say: which they are, and where their content still is.
+"""Finds data files that no longer match their records, and the object versions that still have the recorded content.
 
-Data files are written once, by DuckDB's COPY, which knows no condition: whoever has a role that writes them could write
-over them. The record has the ETag that S3 gave the file, and the lake bucket keeps old versions for some days.
+Data files are written once, by DuckDB's COPY, which does not support conditional writes: anyone with a role that can
+write data files could overwrite them. But records contain the ETag that S3 returned for each file, and the lake bucket
+keeps old versions for some days.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from busco.lake.records import DataFile, Version
 
 @dataclass(frozen=True)
 class Overwritten:
-    """A data file whose object is not the recorded one.
+    """A data file whose object no longer matches its record.
 
     Args:
-        etag: what S3 has there now, empty where it has nothing.
-        newer: the ids of the object versions (delete markers among them) over the recorded one, newest first: deleting
-            these brings the file back, under its own ETag.
-        kept: the id of the object version with the recorded content, empty where the bucket has none any more.
+        etag: the ETag of the current object, empty if there is none.
+        newer: the ids of the object versions (including delete markers) that are newer than the recorded one, newest
+            first. Deleting them restores the file with its original ETag.
+        kept: the id of the object version with the recorded content, empty if the bucket no longer has it.
     """
 
     table: str
@@ -33,27 +34,27 @@ class Overwritten:
 
 
 def overwritten(store: ObjectStore, tables: Iterable[Version]) -> list[Overwritten]:
-    """The data files of these versions that S3 has with another ETag or size, or not at all; by table and key.
+    """Returns the data files that are missing from S3 or have a different ETag or size there, by table and key.
 
-    It lists each folder of data files once. Of a file whose record has no ETag, written before they were kept, the size
-    is compared.
+    Each folder of data files is listed once. Records that were written before ETags were kept have none; for their
+    files, only the size is compared.
     """
     wanted = [(version.table, file) for version in tables for file in version.files]
     folders = sorted({file.key.rpartition("/")[0] + "/" for _, file in wanted})
     with ThreadPoolExecutor(max_workers=16) as pool:
-        found = {key: said for listed in pool.map(store.sizes, folders) for key, said in listed.items()}
+        found = {key: stored for listed in pool.map(store.sizes, folders) for key, stored in listed.items()}
     changed = [
         (table, file)
         for table, file in wanted
-        if (said := found.get(file.key)) is None or said[1] != file.bytes or (file.etag and said[0] != file.etag)
+        if (stored := found.get(file.key)) is None or stored[1] != file.bytes or (file.etag and stored[0] != file.etag)
     ]
     return [
-        _told(store, table, file, found.get(file.key, ("", 0))[0])
+        _inspect(store, table, file, found.get(file.key, ("", 0))[0])
         for table, file in sorted(changed, key=lambda one: (one[0], one[1].key))
     ]
 
 
-def _told(store: ObjectStore, table: str, file: DataFile, etag: str) -> Overwritten:
+def _inspect(store: ObjectStore, table: str, file: DataFile, etag: str) -> Overwritten:
     newer: list[str] = []
     pages = store.client.get_paginator("list_object_versions").paginate(Bucket=store.bucket, Prefix=file.key)
     known = [
@@ -62,7 +63,7 @@ def _told(store: ObjectStore, table: str, file: DataFile, etag: str) -> Overwrit
         for one in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))
         if one["Key"] == file.key
     ]
-    # S3 gives a key's versions newest first, and its delete markers in a list of their own
+    # S3 returns a key's versions newest first, but its delete markers in a separate list.
     for _, _, number, had, size in sorted(known, key=lambda one: (one[1], one[0]), reverse=True):
         if had and size == file.bytes and had == (file.etag or had):
             return Overwritten(table, file, etag, tuple(newer), number)

@@ -1,7 +1,7 @@
-"""Whose tables are whose: what a dbt project may publish, by its id or, where it has none, by its dbt name.
+"""Decides which tables a dbt project may publish, based on its id or, if it has none, its dbt name.
 
-An id says which project it is. A dbt name does not: two folders may have the same one. So what a project without an id
-publishes, or one whose id and dbt name were not published together before, must look like what is live.
+An id identifies a project. A dbt name does not, because projects in two folders can have the same name. So if a project
+has no id, or its id and dbt name have not been published together before, what it publishes must resemble what is live.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from busco.errors import BuscoError
 from busco.lake.records import Release, Version
 from busco.settings import PROJECT_ID, Settings
 
-# the var of dbt_project.yml that is a project's id
+# The var in dbt_project.yml that contains a project's id.
 ID_VARIABLE = "busco_project_id"
-# how long a suggested one may be before its number
+# The maximum length of a suggested id, before its number.
 _STEM = 56
-# what YAML would not take for a text
+# Values that YAML would not parse as a string.
 _NO_TEXT = re.compile(r"[0-9_-].*|true|false|null|yes|no|on|off|y|n")
 _DEFAULT_FOLDER = str(Settings.model_fields["dbt_project_dir"].default)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A dbt project as the lake knows it.
+    """A dbt project as the owner of tables in the lake.
 
     Attributes:
-        identity: its id, or its dbt name where it has none; '' in records of before there were several projects.
+        identity: its id, or its dbt name if it has no id; '' in records from before there were several projects.
         name: its dbt name.
         has_id: whether `identity` is an id.
-        folder: where it is below the platform's home, for messages; '' is not known.
+        folder: its path relative to the platform's home directory, for messages; '' if it is unknown.
     """
 
     identity: str
@@ -41,11 +41,12 @@ class Owner:
     folder: str = ""
 
     def owned(self, live: Release | None, take_over: bool = False) -> frozenset[str]:
-        """The identities whose tables in the live release are this project's: its own and, taken over, that of the
-        project without an id that has its dbt name.
+        """Returns the identities whose tables in the live release belong to this project.
+
+        These are its own identity and, with `take_over`, that of the project without an id that has its dbt name.
 
         Raises:
-            BuscoError: it has no id, and a project that has one uses its name.
+            BuscoError: it has no id, and a project with an id uses its name.
         """
         names = live.names if live else {}
         refuse_used_name(self, names)
@@ -54,62 +55,66 @@ class Owner:
 
     @property
     def taking_over(self) -> str:
-        """The command that publishes it with `--take-over`."""
+        """The command that publishes this project with `--take-over`."""
         chosen = "" if self.folder in ("", _DEFAULT_FOLDER) else f" --project-dir {shlex.quote(self.folder)}"
         return f"busco dbt{chosen} build --publish --take-over"
 
 
 def refuse_used_name(owner: Owner, names: Mapping[str, str]) -> None:
-    """A dbt name stands for a project without an id only while no project with an id uses it.
+    """Rejects a project without an id if a project with an id uses its name.
 
     Args:
-        names: the projects with an id, identity → dbt name.
+        names: the projects with an id: identity → dbt name.
 
     Raises:
-        BuscoError: one of them has the name of this project, which has no id, as its id or as its dbt name.
+        BuscoError: this project has no id, and one of those projects has its name as id or dbt name.
     """
     users = sorted(identity for identity, name in names.items() if owner.name in (identity, name))
     if users and not owner.has_id:
-        listed = " and ".join(f"the one with the id {identity}" for identity in users)
+        listed = " and ".join(f"the project with the id {identity}" for identity in users)
         other = suggested_id(owner.name, names)
         raise BuscoError(
-            f"the dbt project {owner.name} has no id, and its name is used by another: {listed}",
-            f"if it is that project, write its id into dbt_project.yml:\n{id_lines(users[0])}\n"
-            f"  → if it is another, give it an id of its own:\n{id_lines(other)}",
+            f"the dbt project {owner.name} has no id, and its name is already used by {listed}",
+            f"if they are the same project, add this id to dbt_project.yml:\n{id_lines(users[0])}\n"
+            f"  → if they are different projects, give this one its own id:\n{id_lines(other)}",
         )
 
 
 def refuse_claimed(owner: Owner, tables: Collection[str], live: Release | None, owned: Collection[str]) -> None:
-    """Each table of the lake is one dbt project's.
+    """Rejects tables that belong to another project: each table in the lake belongs to exactly one.
 
     Args:
-        owner: the one that has `tables`.
-        owned: the identities whose tables are its own (`Owner.owned`).
+        owner: the project that defines `tables`.
+        owned: the identities whose tables belong to it (`Owner.owned`).
 
     Raises:
-        BuscoError: a table of that name in the release is another project's.
+        BuscoError: a table with one of these names belongs to another project in the live release.
     """
     shown = live.tables if live else {}
     claimed = [t for t in sorted(tables) if t in shown and owner.identity and shown[t].project not in ("", *owned)]
     if not claimed:
         return
-    listed = ", ".join(f"{table} (of {shown[table].project})" for table in claimed)
-    hint = "give the model an alias, or take the table out of the other project and publish that one first"
+    listed = ", ".join(f"{table} (owned by {shown[table].project})" for table in claimed)
+    hint = "give the model an alias, or remove the table from the other project and publish that project first"
     if owner.has_id and live is not None and owner.name not in live.names:
         former = [table for table in claimed if shown[table].project == owner.name]
         if former and re.fullmatch(PROJECT_ID, owner.name):
-            hint += "\n  → if this project published them before it had an id, its former name keeps them as its id:"
+            hint += "\n  → if this project published them before it had an id, use its dbt name as its id to keep them:"
             hint += f"\n{id_lines(owner.name)}"
         if former:
-            hint += f"\n  → if it is to have them under the id {owner.identity}: {owner.taking_over}"
+            hint += f"\n  → to move them to the id {owner.identity}, run: {owner.taking_over}"
     raise BuscoError(
-        f"tables of the dbt project {owner.identity} are another project's in the live release: {listed}", hint
+        f"the dbt project {owner.identity} defines tables that belong to another project in the live release: {listed}",
+        hint,
     )
 
 
 def unproven(owner: Owner, live: Release | None, owned: Collection[str]) -> dict[str, Version]:
-    """The live tables that a project may have for its own only because of what it publishes, or by `--take-over`: all
-    of them, unless its id and dbt name were published together."""
+    """Returns the project's live tables that are not proven to be its own.
+
+    These are all of them, unless the project's id and dbt name have been published together. The project may replace
+    them only if what it publishes resembles them, or with `--take-over`.
+    """
     if live is None:
         return {}
     proven = {owner.identity} if owner.has_id and live.names.get(owner.identity) == owner.name else set()
@@ -119,14 +124,14 @@ def unproven(owner: Owner, live: Release | None, owned: Collection[str]) -> dict
 def refuse_strange(
     owner: Owner, models: Collection[str], live: Release | None, owned: Collection[str], dropped: Collection[str]
 ) -> None:
-    """What is published under a name looks like what is live under it, or it is asked for.
+    """Rejects a project that does not resemble the live project of that name. Not called with `--take-over`.
 
     Args:
         models: the unique ids of the project's models and seeds.
-        dropped: the tables that publishing it would drop.
+        dropped: the tables that publishing would drop.
 
     Raises:
-        BuscoError: more than half of the live tables would be dropped, or none of its models made one of them.
+        BuscoError: more than half of the live tables would be dropped, or none of them was built by one of its models.
     """
     theirs = unproven(owner, live, owned)
     if not theirs or live is None:
@@ -137,49 +142,49 @@ def refuse_strange(
     )
     mine = _own_models(models, owner.name)
     if len(lost) * 2 > len(theirs):
-        problem = f"publishing it would drop {len(lost)} of these {len(theirs)} tables: {', '.join(lost)}"
+        problem = f"publishing would drop {len(lost)} of these {len(theirs)} tables: {', '.join(lost)}"
     elif known and mine and not known & mine:
-        problem = f"none of its models made any of these tables: {', '.join(sorted(theirs))}"
+        problem = f"none of its models built any of these tables: {', '.join(sorted(theirs))}"
     else:
         return
     other = suggested_id(owner.name, {*live.names, *(version.project for version in live.tables.values())})
     raise BuscoError(
-        f"the live release has tables of a dbt project {owner.identity}, and this may be another project: {problem}",
-        f"if it is another project, give it an id of its own, in dbt_project.yml:\n{id_lines(other)}\n"
-        f"  → if it is the same project, or is to replace it: {owner.taking_over}",
+        f"the live release has tables of a dbt project {owner.identity}, but this may be another project: {problem}",
+        f"if it is a different project, give it its own id in dbt_project.yml:\n{id_lines(other)}\n"
+        f"  → if it is the same project, or is meant to replace it, run: {owner.taking_over}",
     )
 
 
 def before(owner: Owner, live: Release | None, release: Release, take_over: bool = False) -> Iterator[str]:
-    """What is to be said before `release` replaces `live`: which tables are taken over, and which are dropped."""
+    """Yields messages to show before `release` replaces `live`: which tables are taken over, and which are dropped."""
     taken = unproven(owner, live, owner.owned(live, take_over)) if take_over else {}
     if taken:
         of = " and ".join(sorted({version.project for version in taken.values()}))
         yield f"taking over the live tables of the dbt project {of}: {', '.join(sorted(taken))}"
     if release.dropped:
-        yield f"publishing this drops tables that the dbt project no longer has: {', '.join(release.dropped)}"
+        yield f"publishing drops tables that the dbt project no longer defines: {', '.join(release.dropped)}"
 
 
 def after(owner: Owner, live: Release | None, release: Release, take_over: bool = False) -> Iterator[str]:
-    """What is to be said after `release` has replaced `live`: which tables were dropped, and who needs an id now."""
+    """Yields messages to show after `release` has replaced `live`: dropped tables, and projects that now need an id."""
     if release.dropped:
         yield f"dropped by {release.release}: {', '.join(release.dropped)}"
     new = owner.has_id and (live is None or owner.identity not in live.names)
     left = any(version.project == owner.name for version in release.tables.values())
     if new and left and owner.name not in release.names:
         yield (
-            f"another dbt project is named {owner.name}, and has no id: it can't be published until it has one, in its "
-            f"dbt_project.yml:\n{id_lines(suggested_id(owner.name, release.names))}"
+            f"another dbt project is also named {owner.name}, but has no id; it can't be published until its "
+            f"dbt_project.yml has one:\n{id_lines(suggested_id(owner.name, release.names))}"
         )
     if take_over and not owner.has_id:
         yield (
-            f"write an id into its dbt_project.yml, so that no other project of the name {owner.name} can be taken for "
+            f"add an id to its dbt_project.yml, so that no other project named {owner.name} can be mistaken for "
             f"it:\n{id_lines(suggested_id(owner.name, release.names))}"
         )
 
 
 def suggested_id(name: str, taken: Collection[str]) -> str:
-    """An id that a project of that dbt name may have, which is none of `taken`."""
+    """Suggests an id for a project with this dbt name that is not in `taken`."""
     stem = re.sub("[^a-z0-9_-]", "-", name.lower())[:_STEM]
     found, number = stem, 1
     while found in taken:
@@ -189,12 +194,12 @@ def suggested_id(name: str, taken: Collection[str]) -> str:
 
 
 def id_lines(identity: str) -> str:
-    """The lines of dbt_project.yml that give a project its id."""
+    """Returns the lines for dbt_project.yml that set a project's id."""
     value = f'"{identity}"' if _NO_TEXT.fullmatch(identity) else identity
     return f"vars:\n  {ID_VARIABLE}: {value}"
 
 
 def _own_models(unique_ids: Iterable[str], name: str) -> set[str]:
-    """Models and seeds of the project itself, not of its packages, without its name: it may have had another."""
+    """Returns the ids of the project's own models and seeds (not its packages') without its name, which can change."""
     parts = [unique_id.split(".", 2) for unique_id in unique_ids]
     return {f"{part[0]}.{part[2]}" for part in parts if len(part) == 3 and part[1] == name}

@@ -1,4 +1,4 @@
-"""Pinning: a run writes down once what it is based on (R2)."""
+"""Pinning: records what a run is based on, once per epoch (R2)."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def pin(
     dbt_name: str = "",
     take_over: bool = False,
 ) -> Run:
-    """Begins an epoch of a run on the live release and on all deliveries so far.
+    """Begins an epoch of a run, based on the live release and all current deliveries.
 
     Args:
-        attempt: which try of the pin task it is: each begins an epoch (R1).
-        nodes: the dbt unique ids of the selection, None for everything.
-        origin: what tells this DAG run from an earlier one of the same run id (Pin): it begins anew.
-        project: the dbt project's identity, `project_dir` its folder, `tables` all that it has.
-        project_id: its id, where it has one, and `dbt_name` its dbt name; empty is the same as `project`.
-        take_over: the run is to be published with `--take-over` (`busco.lake.owners`).
+        attempt: the try number of the pin task; each try begins an epoch (R1).
+        nodes: the dbt unique ids of the selection, None if everything is selected.
+        origin: distinguishes this DAG run from an earlier one with the same run id (see `Pin`).
+        project: the dbt project's identity; `project_dir` is its folder and `tables` are all of its tables.
+        project_id: its id, if it has one; `dbt_name` is its dbt name; if empty, it is the same as `project`.
+        take_over: whether the run will be published with `--take-over` (`busco.lake.owners`).
 
     Raises:
-        BuscoError: another project has published a table of that name, or uses this one's dbt name; or deliveries under
-            another contract than today's, with the files to ingest again.
+        BuscoError: another project has published a table with the same name, or uses this project's dbt name; or some
+            deliveries were made under an outdated contract (the message lists the files to ingest again).
     """
     live = read_live(store, environment)
     base = live.release if live else None
@@ -72,7 +72,7 @@ def pin(
 
 
 def _epoch(store: ObjectStore, environment: EnvironmentLayout, run: str, attempt: int, origin: str) -> int:
-    """The epoch of a try: its number, after those of an earlier DAG run of the same run id that was deleted."""
+    """Returns the epoch of a try: its number, counted on from the epochs of a deleted DAG run with the same run id."""
     others = [
         epoch
         for epoch in epochs(store, environment, run)

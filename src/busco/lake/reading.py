@@ -1,4 +1,4 @@
-"""A release read by DuckDB under the names that Athena has (Q2)."""
+"""Queries a release in DuckDB, with the same table names as in Athena (Q2)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from busco.settings import LAYERS, Settings
 
 @dataclass(frozen=True)
 class Seen:
-    """Tables that are no release: what a run's models read, and what they made."""
+    """Tables that are not a release: those that a run's models read, and those that they built."""
 
     tables: Mapping[str, Version]
 
 
 def open_release(settings: Settings, release: Release | Seen) -> duckdb.DuckDBPyConnection:
-    """A connection with every table of a release: `busco_gold.fct_orders`."""
+    """Opens a connection with every table of a release, for example `busco_gold.fct_orders`."""
     connection = connect(settings)
     for database in map(settings.database, LAYERS):
-        # one without a table is there too, as it is in Glue
+        # Databases without tables are created too, because Glue also has them.
         connection.execute(f"create schema {quoted(database)}")
     for table, version in sorted(release.tables.items()):
         layer, name = split_table(table)
@@ -42,30 +42,30 @@ def open_release(settings: Settings, release: Release | Seen) -> duckdb.DuckDBPy
 
 
 def query(settings: Settings, release: Release | Seen, sql: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """A query's column names and rows.
+    """Runs a query and returns its column names and rows.
 
     Raises:
-        BuscoError: it is no single question (`check_question`), or DuckDB refuses it, with DuckDB's reason.
+        BuscoError: it is not a single read-only statement (`check_question`), or DuckDB rejects it (with its reason).
     """
     check_question(sql)
     answer: Future[tuple[tuple[str, ...], list[tuple[Any, ...]]]] = Future()
     with open_release(settings, release) as connection:
-        # in a thread of its own, for DuckDB looks for signals only between its tasks, which may be never
-        asking = threading.Thread(target=_ask, args=(connection, sql, answer), daemon=True)
+        # Run the query in its own thread: DuckDB only checks for signals between its tasks, which may mean never.
+        worker = threading.Thread(target=_execute, args=(connection, sql, answer), daemon=True)
         try:
-            asking.start()
+            worker.start()
             return answer.result()
         except duckdb.Error as error:
             raise BuscoError(f"DuckDB: {error}") from error
         except KeyboardInterrupt:
-            # more than once: a query that begins later than an interruption knows nothing of it
-            while asking.is_alive():
+            # Interrupt repeatedly: an interrupt has no effect on a query that starts after it.
+            while worker.is_alive():
                 connection.interrupt()
-                asking.join(0.05)
+                worker.join(0.05)
             raise
 
 
-def _ask(connection: duckdb.DuckDBPyConnection, sql: str, answer: Future[Any]) -> None:
+def _execute(connection: duckdb.DuckDBPyConnection, sql: str, answer: Future[Any]) -> None:
     try:
         found = connection.execute(sql)
         names = tuple(str(column[0]) for column in found.description or ())
@@ -74,26 +74,26 @@ def _ask(connection: duckdb.DuckDBPyConnection, sql: str, answer: Future[Any]) -
         answer.set_exception(error)
 
 
-_ASKING = ("select", "with", "values", "show", "describe", "explain")
-_ALLOWED = f"one statement that asks: {', '.join(_ASKING[:-1])} or {_ASKING[-1]}"
+_READING = ("select", "with", "values", "show", "describe", "explain")
+_ALLOWED = f"a single read-only statement: {', '.join(_READING[:-1])} or {_READING[-1]}"
 _TOKEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _EXPLAIN = re.compile(r"explain\b(\s+analyze\b)?(\s*\([^)]*\)(?=\s*\w))?", re.IGNORECASE)
 
 
 def check_question(sql: str) -> None:
-    """Lets nothing through that writes, in either engine: a query is one statement, and it asks.
+    """Rejects everything but a single read-only statement, for both engines.
 
-    DuckDB says what a statement is wherever it can read it. What it can't read (some is Athena's own) is judged by
-    the word that it begins with.
+    If DuckDB can parse the statement, it determines the statement's type. If it can't (some syntax is specific to
+    Athena), the first word decides.
 
     Raises:
-        BuscoError: no statement, several, or another one.
+        BuscoError: there is no statement, more than one, or one that is not read-only.
     """
     bare = _TOKEN.sub(lambda token: " " if token[0][0] in "-/" else "''", sql).strip().rstrip("; \n\t\r")
     if not bare:
-        raise BuscoError("the query is empty", 'write for example: busco query "select 1"')
+        raise BuscoError("the query is empty", 'write a query, for example: busco query "select 1"')
     if explained := _EXPLAIN.match(bare):
-        # EXPLAIN ANALYZE runs what it explains
+        # EXPLAIN ANALYZE runs the statement that it explains.
         check_question(bare[explained.end() :])
         return
     first = re.match(r"[\s(]*(\w*)", bare)
@@ -101,9 +101,9 @@ def check_question(sql: str) -> None:
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error:
-        asks = begins.lower() in _ASKING and ";" not in bare
+        reads = begins.lower() in _READING and ";" not in bare
     else:
-        asks = [statement.type for statement in statements] == [duckdb.StatementType.SELECT]
-    if not asks:
+        reads = [statement.type for statement in statements] == [duckdb.StatementType.SELECT]
+    if not reads:
         more = " has several statements" if ";" in bare else f" begins with {begins!r}"
-        raise BuscoError(f"busco query reads only; this{more}", f"give it {_ALLOWED}")
+        raise BuscoError(f"busco query is read-only, but this query{more}", f"use {_ALLOWED}")

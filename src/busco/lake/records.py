@@ -1,4 +1,4 @@
-"""The records that the lake keeps in JSON: what each object below `_lake/` holds."""
+"""The lake's JSON records: the contents of each object below `_lake/`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class LakeRecord(BaseModel):
-    """An immutable record; fields that a later version of the platform adds are ignored."""
+    """An immutable record. Fields added by later versions of the platform are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Column(LakeRecord):
-    """A table's column: `type` is DuckDB's name for it (`DECIMAL(12,2)`, `STRUCT(a INTEGER)`)."""
+    """A column of a table; `type` is DuckDB's type name (`DECIMAL(12,2)`, `STRUCT(a INTEGER)`)."""
 
     name: str
     type: str
@@ -23,10 +23,10 @@ class Column(LakeRecord):
 
 
 class DataFile(LakeRecord):
-    """A Parquet file: its key in the lake bucket, its rows, its bytes, and the ETag that S3 gave it.
+    """A Parquet file: its key in the lake bucket, row count, size in bytes, and the ETag that S3 returned for it.
 
-    A file with another ETag was overwritten (`busco.lake.overwritten`); records that were written before ETags were
-    kept have an empty one.
+    If the object has a different ETag, the file was overwritten (`busco.lake.overwritten`). The ETag is empty in
+    records that were written before ETags were kept.
     """
 
     key: str
@@ -36,13 +36,13 @@ class DataFile(LakeRecord):
 
 
 class Version(LakeRecord):
-    """One table's content, once written, for ever (protocol.md, R5): what readers and publishers need of it.
+    """A table's content, which never changes once written (docs/protocol.md, R5), as readers and publishers need it.
 
     `table` is `<layer>.<name>`; `inputs` maps each parent table to the exact version that was read (R6);
     `deliveries` are the keys of a bronze table's delivery records; `metadata` is the key of its Iceberg metadata.
-    `project` is the identity of the dbt project that made it.
-    `personal` are the columns that have, or may have, personal data, of which the metadata has no bounds; None in
-    records of before that was kept.
+    `project` is the identity of the dbt project that made it. `personal` are the columns that contain, or might
+    contain, personal data and for which the metadata has no bounds; None in records that were written before this was
+    kept.
     """
 
     table: str
@@ -63,10 +63,10 @@ class Version(LakeRecord):
 
 
 class Delivery(LakeRecord):
-    """One delivery of a source file (D1, D3). `number` is n under its file name; times are UTC.
+    """A delivery of a source file (D1, D3). Deliveries of the same file name are numbered (`number`); times are UTC.
 
-    `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file; of pii
-    columns it has counts only (`busco.lake.bounds`). `etag` is the Parquet file's, as in `DataFile`.
+    `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file; for pii
+    columns it contains only counts (`busco.lake.bounds`). `etag` is the Parquet file's ETag, as in `DataFile`.
     """
 
     table: str
@@ -87,10 +87,13 @@ class Delivery(LakeRecord):
 
 
 class Pin(LakeRecord):
-    """What a run is based on (R2). `nodes` are the dbt unique ids of the selection, None for everything; `origin` is
-    Airflow's own id of the DAG run, which tells it from an earlier one of the same run id that was deleted; `project`
-    is the dbt project's identity (its id, or its dbt name) and `project_dir` its folder below the platform's home
-    (records of before there were several have neither); `project_id` is its id, empty where it has none."""
+    """What a run is based on (R2).
+
+    `nodes` are the dbt unique ids of the selection, None if everything is selected. `origin` is Airflow's internal id
+    of the DAG run, which distinguishes it from a deleted DAG run with the same run id. `project` is the dbt project's
+    identity (its id or its dbt name), and `project_dir` its folder relative to the platform's home directory; both are
+    empty in records from before there were several projects. `project_id` is the project's id, empty if it has none.
+    """
 
     run: str
     epoch: int
@@ -111,7 +114,7 @@ class Pin(LakeRecord):
 
 
 class Entry(LakeRecord):
-    """A table's place in a run, and the fence (R4): `version` is set only while `token` stands."""
+    """A table's entry in a run, which is also the fence (R4): `version` is only set while `token` is current."""
 
     table: str
     token: str
@@ -121,8 +124,11 @@ class Entry(LakeRecord):
 
 
 class Selection(LakeRecord):
-    """What a selection (dbt's syntax) names, written by who has dbt for who has not: the dbt unique ids in `nodes`, or
-    in `error` why there are none; in `notes` a sentence for each part of it that matched nothing or was left out."""
+    """The result of resolving a selection (in dbt's syntax), written by a process with dbt for one that has no dbt.
+
+    `nodes` are the dbt unique ids; if there are none, `error` states why. `notes` has a sentence for each part of the
+    selection that matched nothing or was left out.
+    """
 
     select: str
     nodes: tuple[str, ...] = ()
@@ -131,13 +137,14 @@ class Selection(LakeRecord):
 
 
 class Order(LakeRecord):
-    """What a runner is started for, written before it is (If-None-Match), so that every triggerer starts the same one.
+    """An order to start a runner, written before the start (If-None-Match) so that every triggerer starts the same one.
 
-    `name` is what asks for it: `shared`, or a task's key and try; `generation` n + 1 under a name is written only after
-    n is gone; `written` is an id of the write, which tells whose order it is where two triggerers write the same one.
-    `kind` is `shared` (whatever of the run has no result yet) or `solo` (`nodes`, the dbt unique ids that it
-    gives results for). `rebuild`: models are built even where a version could be kept (R7). `size` is that of its ECS
-    task; `token` is in its `startedBy`, and its ECS client token begins with it.
+    `name` identifies the requester: `shared`, or a task's key and try. Under each name, `generation` n + 1 is written
+    only after the runner of generation n has ended. `written` is a unique id of the write, which shows whose order it
+    is if two triggerers write the same one. `kind` is `shared` (everything in the run that has no result yet) or `solo`
+    (`nodes`, the dbt unique ids that the runner reports results for). With `rebuild`, models are built even if a
+    version could be kept (R7). `size` is the size of the runner's ECS task; `token` is part of the task's `startedBy`,
+    and its ECS client token starts with it.
     """
 
     name: str
@@ -153,13 +160,13 @@ class Order(LakeRecord):
 
 
 class Runner(LakeRecord):
-    """Runner n of a run (R9): who it is, so that anybody can see whether it lives.
+    """Runner n of a run (R9), with the information needed to check whether it is alive.
 
-    `kind` is `shared` (whatever of the run has no result yet: `nodes` is empty, and the result of RUNNER_NODE says what
-    it is going to do) or `solo` (`nodes` are the unique ids that it will give results for, mostly for try `attempt` of
-    the task `task`); `order` and `generation` name the order that it was started by. A process is known by host
-    (`processes.this_host`), pid and start time (seconds since the epoch); `log` is its output's file on that host. An
-    ECS task is known by its ARN; `cpu` is in CPU units (1024 a vCPU), `memory` in MiB.
+    `kind` is `shared` (everything in the run that has no result yet: `nodes` is empty, and the result of RUNNER_NODE
+    contains the plan) or `solo` (`nodes` are the unique ids that it will report results for, usually for try `attempt`
+    of the task `task`). `order` and `generation` identify the order that it was started for. A process is identified by
+    its host (`processes.this_host`), pid and start time (seconds since the epoch); `log` is the file on that host with
+    its output. An ECS task is identified by its ARN; `cpu` is in CPU units (1024 per vCPU), `memory` in MiB.
     """
 
     number: int
@@ -182,7 +189,7 @@ class Runner(LakeRecord):
 
 
 class Heartbeat(LakeRecord):
-    """A runner's sign of life, written over and over: its content has changed since the last one (UTC)."""
+    """A runner's heartbeat. It is overwritten regularly, each time with different content; times are UTC."""
 
     number: int
     beat: int
@@ -190,11 +197,12 @@ class Heartbeat(LakeRecord):
 
 
 class Ending(LakeRecord):
-    """How runner n was seen gone, written once by whoever saw it first: n + 1 of its kind is started only after that.
+    """How runner n ended. The first process to notice writes it, once; only then is another runner of its kind started.
 
-    `reason` says it in words; `out_of_memory` that its container was killed for memory, `passing` that the same again
-    may go well: a spot interruption, a kill from outside, ECS restarted; `hint` what to do. Times are UTC, as ECS has
-    them: of the image's pull, from where Fargate bills, and of the task's end.
+    `reason` describes the end in words, and `hint` what to do. `out_of_memory` means that the container was killed for
+    using too much memory; `passing` means that a retry may succeed (a spot interruption, a kill from outside, an ECS
+    restart). Times are UTC, as reported by ECS: the start of the image pull, when Fargate's billing begins, and the end
+    of the task.
     """
 
     number: int
@@ -207,21 +215,24 @@ class Ending(LakeRecord):
     stopped_at: datetime | None = None
 
 
-# A runner's word on itself, where it ends before it can give one on its nodes (the project doesn't parse, …).
+# The node name of a runner's result about itself: its plan, or why it ended before it could report on any node (the
+# project doesn't parse, …).
 RUNNER_NODE = "runner"
-# The docs have results like a node of the graph; no dbt unique id looks so.
+# The node name of results for the docs, which are handled like a node of the graph; no dbt unique id looks like this.
 DOCS_NODE = "docs"
 
 
 class Follower(LakeRecord):
-    """How far an Airflow task has come in following its run's runners, over all of its tries in an epoch.
+    """An Airflow task's progress in following its run's runners, across all of its tries in an epoch.
 
-    `attempt` is Airflow's try number; results of runners up to `after` are not for this try any more; `runner` is the
-    last one whose result it took, 0 while it has none; `again` says that an earlier try of the epoch had a result, so
-    that this one builds again. `before` is the newest runner when this try began (0 where there was none), and `past`
-    are those that were gone then; `orders` has the newest generation of each order for several tasks that there was. A
-    try that goes on in another triggerer judges by these, as it did when it began. Records that were written before
-    these were kept have None in `before`.
+    `attempt` is Airflow's try number. Results of runners up to `after` do not count for this try. `runner` is the last
+    runner whose result the task has used, 0 if there is none yet. `again` means that an earlier try in the epoch had a
+    result, so this try builds again.
+
+    The other fields describe the start of this try: `before` is the newest runner (0 if there was none), `past` are the
+    runners that had ended, and `orders` has the newest generation of each order that was for several tasks. They let a
+    try that continues in another triggerer make the same decisions. `before` is None in records that were written
+    before these fields existed.
     """
 
     task: str
@@ -240,10 +251,13 @@ GOOD: frozenset[str] = frozenset({"success", "warn"})
 
 
 class Result(LakeRecord):
-    """What a runner says of a node (R8, R9): `reads` are the versions of all tables that it read, `made` the
-    version that it made or kept. `seconds` is wall time; `message` is one line, `error` all of it; `fenced` says that
-    another runner has taken the node over (R4), so that this word on it counts for nothing. A runner's word on itself
-    has the `plan`: the nodes that it is going to give results for."""
+    """The result that a runner reports for a node (R8, R9).
+
+    `reads` are the versions of all tables that the node read, and `made` is the version that it made or kept. `seconds`
+    is wall time; `message` is one line, and `error` is the full text. `fenced` means that another runner has taken over
+    the node (R4), so this result does not count. A runner's result about itself has its `plan`: the nodes that it will
+    report results for.
+    """
 
     node: str
     runner: int
@@ -264,7 +278,7 @@ class Result(LakeRecord):
 
 
 class Hold(LakeRecord):
-    """Nothing is published while it stands (P8); `skipped` are the runs that would have been."""
+    """While a hold is in effect, nothing is published (P8). `skipped` are the runs that would have been published."""
 
     who: str
     when: datetime
@@ -272,19 +286,19 @@ class Hold(LakeRecord):
     skipped: tuple[str, ...] = ()
 
     def is_same(self, other: Hold) -> bool:
-        """Whether both are one hold, at two times: runs are added to it while it stands."""
+        """Returns whether both records are of the same hold: runs are added to it while it is in effect."""
         return (self.who, self.when, self.reason) == (other.who, other.when, other.reason)
 
 
 class Resumed(LakeRecord):
-    """The hold that was lifted last, so that whoever did it can ask again which runs it names; `request` says who."""
+    """The hold that was lifted last, so that the request that lifted it (`request`) can be retried and get it again."""
 
     hold: Hold
     request: str = ""
 
 
 class Current(LakeRecord):
-    """The live release: the only object that is swapped in place for readers. `serial` grows with each swap."""
+    """The live release, the only object for readers that is replaced in place. `serial` increases with each swap."""
 
     release: str
     serial: int
@@ -293,10 +307,13 @@ class Current(LakeRecord):
 
 
 class Release(LakeRecord):
-    """Every table → version, consistent (P1). `stale` names tables whose inputs differ from this release's (P5);
-    `project` is the identity of the dbt project that was published, and `docs` the prefix of its run's docs. `all_docs`
-    has the prefix of each project with tables here: for that project it is `docs`, unless newer ones were live already.
-    `names` has the dbt name of each of these projects that has an id, by that id."""
+    """A consistent mapping from tables to versions (P1).
+
+    `stale` maps each stale table to its inputs that differ from this release or are stale themselves (P5). `project` is
+    the identity of the dbt project that was published, and `docs` the key prefix of its run's docs. `all_docs` has the
+    docs prefix of each project with tables in this release; for the published project it is `docs`, unless newer docs
+    were already live. `names` maps the ids of those projects that have one to their dbt names.
+    """
 
     release: str
     previous: str | None
@@ -319,12 +336,12 @@ class Release(LakeRecord):
     rolled_back_to: str | None = None
 
     def docs_by_project(self) -> dict[str, str]:
-        """Where each project's docs lie, by its identity; of a record that doesn't say, the one project's."""
+        """Returns each project's docs prefix by identity; records without `all_docs` only have a single project's."""
         if self.all_docs or not self.docs:
             return self.all_docs
         return {version.project: self.docs for version in self.tables.values() if version.project}
 
 
 def utc_now() -> datetime:
-    """Now in UTC, to the microsecond."""
+    """Returns the current time in UTC, to the microsecond."""
     return datetime.now(UTC)

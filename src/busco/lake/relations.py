@@ -1,4 +1,4 @@
-"""How DuckDB reads a version: exactly its files, with its schema, without listing or opening one (Q1)."""
+"""SQL to read a version in DuckDB: exactly its files, with its schema, without listing or opening any (Q1)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from busco.lake.records import Column, Version
 
 
 def select_sql(version: Version, bucket: str) -> str:
-    """A query over a version's rows.
+    """Returns a query for a version's rows.
 
-    Columns are found by field id where none is nested; DuckDB's `schema` option has no ids for nested fields, so
-    a table that has some is read by name, which is the same: a version's files all have exactly its schema (R5).
+    Columns are matched by field id if none of them is nested. DuckDB's `schema` option does not support ids for nested
+    fields, so tables with nested fields are read by name. The result is the same, because all files of a version have
+    exactly its schema (R5).
     """
     if not version.files:
         return empty_sql(version.columns)
@@ -30,6 +31,6 @@ def select_sql(version: Version, bucket: str) -> str:
 
 
 def empty_sql(columns: Sequence[Column]) -> str:
-    """A typed relation without rows."""
+    """Returns a query for these columns, typed, and no rows."""
     typed = ", ".join(f"cast(null as {column.type}) as {types.quoted(column.name)}" for column in columns)
     return f"select {typed} where false"

@@ -1,4 +1,4 @@
-"""Releases: what readers see, how a run's versions become it, and the way back (rules P1 to P8)."""
+"""Releases: reads what is live, publishes a run's versions, and rolls back (rules P1 to P8)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from busco.text import printable
 
 @dataclass(frozen=True)
 class Live:
-    """The live release as read: `etag` is that of current.json."""
+    """The live release as read; `etag` is the ETag of current.json."""
 
     current: Current
     release: Release
@@ -29,7 +29,7 @@ class Live:
 
 
 def read_live(store: ObjectStore, environment: EnvironmentLayout) -> Live | None:
-    """The live release, None where nothing was ever published."""
+    """Returns the live release, None if nothing has been published yet."""
     stored = store.get(environment.current)
     if stored is None:
         return None
@@ -39,10 +39,10 @@ def read_live(store: ObjectStore, environment: EnvironmentLayout) -> Live | None
 
 
 def read_release(store: ObjectStore, environment: EnvironmentLayout, release_id: str) -> Release:
-    """A release by id.
+    """Returns a release by id.
 
     Raises:
-        BuscoError: there is none.
+        BuscoError: it does not exist.
     """
     release = store.read(environment.release(release_id), Release)
     if release is None:
@@ -51,7 +51,7 @@ def read_release(store: ObjectStore, environment: EnvironmentLayout, release_id:
 
 
 def history(store: ObjectStore, environment: EnvironmentLayout) -> Iterator[Release]:
-    """The releases that are reachable by `previous` from the live one, newest first (P1)."""
+    """Yields the live release and those reachable from it through `previous`, newest first (P1)."""
     live = read_live(store, environment)
     release = live.release if live else None
     while release is not None:
@@ -60,10 +60,10 @@ def history(store: ObjectStore, environment: EnvironmentLayout) -> Iterator[Rele
 
 
 def resolve(store: ObjectStore, environment: EnvironmentLayout, release_id: str) -> Release:
-    """The release of that id or unambiguous beginning, among those in the history (P1).
+    """Returns the release in the history whose id is, or unambiguously starts with, `release_id` (P1).
 
     Raises:
-        BuscoError: none or several begin so.
+        BuscoError: no release or several releases match.
     """
     found = []
     for release in history(store, environment):
@@ -73,7 +73,7 @@ def resolve(store: ObjectStore, environment: EnvironmentLayout, release_id: str)
             found.append(release)
     if len(found) == 1:
         return found[0]
-    problem = "is not a release that was live" if not found else "begins several releases' ids"
+    problem = "does not match any release that was live" if not found else "matches several releases"
     raise BuscoError(f"{release_id} {problem}", "see: busco release list")
 
 
@@ -85,22 +85,23 @@ def publish(
     take_over: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Release:
-    """Makes a run's versions the live release, by one conditional write (P1 to P7).
+    """Makes a run's versions the live release, with a single conditional write (P1 to P7).
 
-    Safe to repeat: a run that is published already is found in the history. Of two publishers at once one wins;
-    the other starts again on what it finds then.
+    Safe to repeat: a run that has already been published is found in the history. If two publishers write at the same
+    time, one of them wins; the other starts over from the new live release.
 
-    Returns the release: the new one, or the one that this run had already become.
+    Returns the new release, or the one that this run has already become.
 
     Args:
-        take_over: publish also what may be another project than the live one of its name (`busco.lake.owners`).
-        say: takes the words on what is dropped or taken over, before the write and after it.
+        take_over: publish even if the live project of that name may be a different one (`busco.lake.owners`).
+        say: receives messages about dropped or taken over tables, before and after the write.
 
     Raises:
-        OnHold: `resume` will name the run (P3).
-        Skipped: rolled back since (P3), or superseded (P6).
-        BuscoError: a table moved since the run's pin, inputs differ, or a test is missing (P4, P6), with the
-            tasks to clear; tables are another project's, or may be, with the ways out; or the run is a replay.
+        OnHold: publishing is on hold; `resume` will list the run (P3).
+        Skipped: the run's release was rolled back (P3), or the run was superseded (P6).
+        BuscoError: a table has changed since the run's pin, inputs differ, or a test is missing (P4, P6), with the
+            tasks to clear; tables belong, or may belong, to another project, with possible solutions; or the run is a
+            replay.
     """
     store, environment = run.store, run.environment
     _refuse_replay(environment)
@@ -108,14 +109,14 @@ def publish(
     while True:
         live = read_live(store, environment)
         if live is not None and (published := _already(store, environment, run, audit, live)):
-            for words in after(audit.owner(), live.release, published):
-                say(words)
+            for message in after(audit.owner(), live.release, published):
+                say(message)
             return published
         if newest_epoch(store, environment, run.name) != run.pin.epoch:
-            raise BuscoError(f"epoch {run.pin.epoch} of run {run.name} is over", "a newer one has begun: publish that")
+            raise BuscoError(f"epoch {run.pin.epoch} of run {run.name} was replaced by a newer one", "publish that one")
         if live is not None and (hold := live.current.hold) is not None:
-            # The run ends skipped only if its name is in the hold that it read. If the hold was lifted or replaced in
-            # between, the swap fails, and everything is decided again on what is there then.
+            # The run ends as skipped only if its name has been added to this hold. If the hold was lifted or replaced
+            # in the meantime, the swap fails and the loop starts over from the current state.
             if run.name not in hold.skipped:
                 noted = hold.model_copy(update={"skipped": (*hold.skipped, run.name)})
                 if not _swap(store, environment, live, hold=noted):
@@ -124,24 +125,25 @@ def publish(
         shown = live.release if live else None
         release = compose(run, audit, who, docs, base, shown, new_release_id(), take_over)
         owner = audit.owner(run.pin.project_dir)
-        for words in before(owner, shown, release, take_over):
-            say(words)
+        for message in before(owner, shown, release, take_over):
+            say(message)
         store.create(environment.release(release.release), release)
         if _swap(store, environment, live, release=release.release):
-            for words in after(owner, shown, release, take_over):
-                say(words)
+            for message in after(owner, shown, release, take_over):
+                say(message)
             return release
 
 
 def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str, who: str, reason: str) -> Release:
-    """Writes a new release with an older one's content and sets the hold, in one swap (P8).
+    """Publishes the content of an older release as a new release and sets a hold, in one swap (P8).
 
     Raises:
-        BuscoError: no such release, nothing published yet, or no reason given; or the environment is for replays.
+        BuscoError: there is no such release, nothing has been published yet, no reason is given, or the environment is
+            for replays.
     """
     _refuse_replay(environment)
     if not reason.strip():
-        raise BuscoError("a rollback needs a reason", "give it with --reason: those who come after will read it")
+        raise BuscoError("a rollback needs a reason", "give one with --reason, for others who look into this later")
     while True:
         target = resolve(store, environment, release_id)
         live = read_live(store, environment)
@@ -170,17 +172,17 @@ def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str
 
 
 def resume(store: ObjectStore, environment: EnvironmentLayout, request: str = "") -> Hold | None:
-    """Lifts the hold, and returns it with the runs that were skipped while it stood; None if there was none (P8).
+    """Lifts the hold and returns it, with the runs that were skipped during it; returns None if there is none (P8).
 
-    Safe to repeat with the same `request`, also for a caller that was killed after the write: the last hold that was
-    lifted stays in current.json with the request that lifted it, and is returned again.
+    Safe to repeat with the same `request`, even if the caller was killed after the write: current.json keeps the hold
+    that was lifted last and the request that lifted it, and that hold is returned again.
 
     Args:
-        request: identifies what asked for this, such as the DAG run; empty if it is never repeated.
+        request: identifies the source of the request, such as a DAG run; empty if it is never repeated.
 
     Raises:
-        BuscoError: a hold stands that the caller cannot have meant, since it was set after the first one was read, or
-            after this request lifted another.
+        BuscoError: there is a hold that the caller cannot have meant, because it was set after the first one was read,
+            or after this request lifted another one.
     """
     meant: Hold | None = None
     while True:
@@ -202,20 +204,20 @@ def resume(store: ObjectStore, environment: EnvironmentLayout, request: str = ""
             return hold
 
 
-def _other_hold(over: Hold, stands: Hold) -> BuscoError:
-    skipped, by = ", ".join(over.skipped) or "none", printable(f"{over.who} ({over.reason})")
+def _other_hold(lifted: Hold, current: Hold) -> BuscoError:
+    skipped, by = ", ".join(lifted.skipped) or "none", printable(f"{lifted.who} ({lifted.reason})")
     return BuscoError(
-        f"publishing is on hold again, since {_by(stands)}; the hold of {by} is over, and the runs skipped while it "
-        f"stood are: {skipped}",
-        "check that the new hold may be lifted, then resume again: busco release resume, or a new run of operations",
+        f"publishing is on hold again, since {_by(current)}; the hold by {by} was lifted, and the runs skipped during "
+        f"it are: {skipped}",
+        "check that the new hold can be lifted, then resume again: busco release resume, or a new run of operations",
     )
 
 
 def _swap(store: ObjectStore, environment: EnvironmentLayout, live: Live | None, **changes: object) -> bool:
-    """Writes current.json if it is still what was read, and returns whether it was (P2).
+    """Writes current.json if it is unchanged since it was read, and returns whether it was (P2).
 
     Args:
-        changes: the fields of `Current` that differ from what was read. A hold is there only if it is among them.
+        changes: the fields of `Current` to change. The hold is removed unless it is one of them.
     """
     try:
         if live is None:
@@ -230,25 +232,24 @@ def _swap(store: ObjectStore, environment: EnvironmentLayout, live: Live | None,
 
 
 def _refuse_replay(environment: EnvironmentLayout) -> None:
-    """What is built again to look at it is for nobody else: it was pinned by a run of another environment."""
+    """Rejects replays: they were pinned by a run in another environment and are only for the user who started them."""
     if environment.is_replay:
         raise BuscoError(
-            f"nothing is published in {environment.environment}: it is for replays",
-            "mend the model, and clear its task in the run",
+            f"nothing can be published in {environment.environment}: it is an environment for replays",
+            "fix the model, then clear its task in the original run",
         )
 
 
 def new_release_id() -> str:
-    """`r<UTC time>-<8 hex>`: sorts by time, never comes twice."""
+    """Returns a unique id that sorts by time: `r<UTC time>-<8 hex>`."""
     return f"r{stamp(utc_now())}-{secrets.token_hex(4)}"
 
 
 def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, audit: Audit, live: Live) -> Release | None:
-    """The release that this epoch has become, if it is in the history since the run's base (P3).
+    """Returns the release that this epoch was published as, if it is in the history since the run's base (P3).
 
     Raises:
-        Skipped: it is, but it was rolled back or followed by another since, or what the run has now isn't what it
-            published.
+        Skipped: it is, but it has been rolled back or replaced by another one, or the run has rebuilt tables since.
     """
     release: Release | None = live.release
     newer: list[Release] = []
@@ -266,34 +267,34 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, audit
     )
     if rebuilt:
         raise Skipped(
-            f"published as {release.release}, but these tables were built again since: {', '.join(rebuilt)}. "
+            f"already published as {release.release}, but these tables have been rebuilt since: {', '.join(rebuilt)}. "
             "To publish them too, clear pin"
         )
-    # a run that built nothing has published its deliveries
+    # A run that built no tables has published its deliveries.
     published = release.built or tuple(t for t in release.tables if _concerns(run.pin, release.tables[t]))
     mine = {table: release.tables[table].version for table in published}
     shown = {table: live.release.tables[table].version for table in mine if table in live.release.tables}
     if newer and shown != mine:
         rollback = next((one for one in reversed(newer) if one.kind == "rollback"), None)
-        by = f"rolled back by {rollback.release}" if rollback else f"followed by {newer[-1].release}"
-        raise Skipped(f"published as {release.release}, {by}")
+        by = f"rolled back by {rollback.release}" if rollback else f"replaced by {newer[-1].release}"
+        raise Skipped(f"published as {release.release}, which was {by}")
     return release
 
 
 def _is_in(entry: Entry, published: Version | None, built: bool) -> bool:
-    """Whether a run's entry is what its release was made of. A table that it kept may have another version there."""
+    """Returns whether a run's release matches this entry. For kept tables, the release may have another version."""
     if entry.version is None:
         return False
     return published is not None and published.version == entry.version.version if built else entry.kept
 
 
 def _concerns(pin: Pin, version: Version) -> bool:
-    """Whether a table is of the run's project or a source of it."""
+    """Returns whether a table belongs to the run's project or is one of its sources."""
     return version.table in pin.bronze or not pin.project or version.project == pin.project
 
 
 def _hold_text(hold: Hold) -> str:
-    return f"on hold since {_by(hold)} (end it with `busco release resume`)"
+    return f"on hold since {_by(hold)} (lift the hold with `busco release resume`)"
 
 
 def _by(hold: Hold) -> str:

@@ -1,4 +1,4 @@
-"""Runs: what each is based on, who works for it, and which version of each table it has made (rules R1 to R10)."""
+"""Runs: what each one is based on, its runners, and the version of each table that it has made (rules R1 to R10)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from busco.lake.records import FINAL, Ending, Entry, Order, Pin, Release, Result
 
 
 class TakenAway(Exception):
-    """Another runner has the table's entry now: whatever this one would write is late (R4)."""
+    """Another runner now holds the table's entry, so this runner can no longer write it (R4)."""
 
 
 @dataclass(frozen=True)
 class Run:
     """One epoch of a run, with its records.
 
-    Everything that a run's workers share lies below `layout.prefix`; a newer epoch is another `Run`.
+    Everything that a run's runners share is stored below `layout.prefix`; a newer epoch is a separate `Run`.
     """
 
     store: ObjectStore
@@ -36,30 +36,30 @@ class Run:
 
     @property
     def docs(self) -> str:
-        """Where the run's docs lie."""
+        """The key prefix of the run's docs."""
         return f"docs/{slug(self.pin.run, 120)}/{self.pin.epoch}/"
 
     def base(self) -> Release | None:
-        """The release that the run is based on, None for the empty one."""
+        """Returns the release that the run is based on, None if it started from nothing."""
         if self.pin.base is None:
             return None
         release = self.store.read(self.environment.release(self.pin.base), Release)
         if release is None:
-            raise BuscoError(f"the run's base release {self.pin.base} is gone", "clear pin: the run begins anew")
+            raise BuscoError(f"the run's base release {self.pin.base} does not exist", "clear pin to start over")
         return release
 
     # -- entries ------------------------------------------------------------------------------------------------
 
     def entries(self) -> dict[str, Entry]:
-        """All entries of this epoch by table."""
+        """Returns all entries of this epoch, by table."""
         keys = list(self.store.keys(self.layout.tables))
         return {entry.table: entry for entry in self.store.read_many(keys, Entry)}
 
     def take(self, table: str, runner: int) -> str:
-        """Puts a new token of `runner` into the table's entry (R4) and gives it; an earlier holder is fenced off.
+        """Writes a new token for `runner` into the table's entry and returns it, fencing off the previous holder (R4).
 
         Raises:
-            TakenAway: a runner that was started later has the entry.
+            TakenAway: a runner that was started later holds the entry.
         """
         token = new_id()
         key = self.layout.entry(table)
@@ -78,10 +78,10 @@ class Run:
                 continue
 
     def enter(self, table: str, token: str, version: Version, kept: bool) -> None:
-        """Enters a version into the run, if `token` still stands (R4).
+        """Adds a version to the table's entry, if `token` is still current (R4).
 
         Raises:
-            TakenAway: it doesn't; the version stays out.
+            TakenAway: the token is no longer current; the version is not added.
         """
         key = self.layout.entry(table)
         while True:
@@ -98,42 +98,42 @@ class Run:
     # -- runners and results -------------------------------------------------------------------------------------
 
     def runners(self) -> list[Runner]:
-        """The runners of this epoch so far, in order of their numbers."""
+        """Returns this epoch's runners so far, ordered by number."""
         found: list[Runner] = []
         while (runner := self.store.read(self.layout.runner(len(found) + 1), Runner)) is not None:
             found.append(runner)
         return found
 
     def order(self, name: str, generation: int) -> Order:
-        """What a runner is to do.
+        """Returns the order that a runner was started for.
 
         Raises:
-            BuscoError: nobody has ordered it.
+            BuscoError: there is no such order.
         """
         order = self.store.read(self.layout.order(name, generation), Order)
         if order is None:
-            raise BuscoError(f"run {self.name} has no order {name}/{generation}", "runners are started by Airflow")
+            raise BuscoError(f"run {self.name} has no order {name}/{generation}", "let Airflow start the runner")
         return order
 
     def endings(self) -> dict[int, Ending]:
-        """The runners of this epoch that were seen gone, by number."""
+        """Returns how runners of this epoch have ended, by the runner's number."""
         keys = list(self.store.keys(f"{self.layout.prefix}ended-"))
         return {ending.number: ending for ending in self.store.read_many(keys, Ending)}
 
     def put_result(self, result: Result, log: str | None = None) -> None:
-        """Writes a runner's word on a node; the log first, so that whoever sees the result finds it."""
+        """Writes a runner's result for a node. The log is written first, so that it exists when the result appears."""
         if log is not None:
             key = self.layout.log(result.node, result.runner)
             self.store.put(key, log.encode(), "text/plain; charset=utf-8")
         self.store.put(self.layout.result(result.node, result.runner), result)
 
     def results(self) -> list[Result]:
-        """All results of this epoch, of every runner."""
+        """Returns all results of this epoch, from all runners."""
         keys = [key for key in self.store.keys(self.layout.results) if key.endswith(".json")]
         return self.store.read_many(keys, Result)
 
     def latest_results(self) -> dict[str, Result]:
-        """Each node's final result of the runner that was started last; not of one that was fenced off (R4)."""
+        """Returns each node's final result from the latest runner, ignoring runners that were fenced off (R4)."""
         latest: dict[str, Result] = {}
         for result in self.results():
             counts = result.status in FINAL and not result.fenced
@@ -147,26 +147,29 @@ class Run:
 
 
 def save_pin(store: ObjectStore, environment: EnvironmentLayout, pin: Pin) -> Run:
-    """Writes pin.json (If-None-Match). The epoch's first pin stands: one that is there already is taken instead,
-    so that a pin task whose reply was lost goes on with what it wrote."""
+    """Writes pin.json with If-None-Match and opens the run.
+
+    If the epoch already has a pin, the existing one is used instead. So a pin task that did not receive the response to
+    its write continues with the pin that it wrote.
+    """
     layout = RunLayout(environment.epoch(pin.run, pin.epoch))
     try:
         store.create(layout.pin, pin)
     except AlreadyExists:
         found = store.read(layout.pin, Pin)
         if found is None:
-            raise BuscoError(f"pin.json of {pin.run} vanished") from None
+            raise BuscoError(f"pin.json of {pin.run} has disappeared") from None
         pin = found
     return Run(store, environment, pin)
 
 
 def epochs(store: ObjectStore, environment: EnvironmentLayout, run: str) -> list[int]:
-    """The epochs of a run, the newest last; the newest may have no pin yet."""
+    """Returns a run's epochs in ascending order; the newest may not have a pin yet."""
     return sorted(int(name) for name in store.folders(environment.runs(run)) if name.isdigit())
 
 
 def newest_epoch(store: ObjectStore, environment: EnvironmentLayout, run: str) -> int | None:
-    """The newest epoch of a run that has a pin, None where the run isn't known."""
+    """Returns a run's newest epoch that has a pin, None if there is no such run."""
     for epoch in reversed(epochs(store, environment, run)):
         if store.get(RunLayout(environment.epoch(run, epoch)).pin) is not None:
             return epoch
@@ -174,7 +177,10 @@ def newest_epoch(store: ObjectStore, environment: EnvironmentLayout, run: str) -
 
 
 def open_run(store: ObjectStore, environment: EnvironmentLayout, run: str, epoch: int | None = None) -> Run:
-    """A run's newest epoch (R1), or the one asked for.
+    """Opens a run's newest epoch (R1).
+
+    Args:
+        epoch: the epoch that the caller expects to be the newest.
 
     Raises:
         BuscoError: the run has no pin, or `epoch` is no longer its newest.
@@ -183,18 +189,18 @@ def open_run(store: ObjectStore, environment: EnvironmentLayout, run: str, epoch
     if newest is None:
         raise BuscoError(
             f"there is no run {run} in environment {environment.environment}",
-            "clear the run's pin task, or begin a new run",
+            "clear the run's pin task, or start a new run",
         )
     if epoch is not None and epoch != newest:
-        raise BuscoError(f"epoch {epoch} of run {run} is over: epoch {newest} has begun", "nothing is to be done")
+        raise BuscoError(f"epoch {epoch} of run {run} was replaced by epoch {newest}", "no action is needed")
     pin = store.read(RunLayout(environment.epoch(run, newest)).pin, Pin)
     if pin is None:
-        raise BuscoError(f"pin.json of {run} vanished")
+        raise BuscoError(f"pin.json of {run} has disappeared")
     return Run(store, environment, pin)
 
 
 def visible_versions(run: Run, base: Release | None, entries: Mapping[str, Entry]) -> dict[str, Version]:
-    """What the run's models read: this run's versions, else the base's; bronze as pinned."""
+    """Returns the versions that the run's models read: the run's own, otherwise the base's; bronze as pinned."""
     versions = dict(base.tables) if base else {}
     versions.update(run.pin.bronze)
     versions.update({table: entry.version for table, entry in entries.items() if entry.version is not None})

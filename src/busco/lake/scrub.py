@@ -1,8 +1,8 @@
-"""Values of personal data taken out of metadata that was written before nobody kept them there.
+"""Removes values of personal data from metadata that was written before such values were left out.
 
-Delivery records lose the bounds of pii columns, Iceberg manifests those of personal columns. Of a version that is live
-its record says which these are; of all others nobody knows for sure any more (a column may have been marked since), so
-that they lose all bounds, which only makes reading them slower. Data files are left alone.
+Delivery records lose the bounds of pii columns, and Iceberg manifests lose those of personal columns. The record of a
+live version specifies which columns are personal. For all other versions this is no longer certain, because columns may
+have been marked since, so they lose all bounds, which only makes reading them slower. Data files are left alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from busco.lake.objects import ObjectStore, Stored
 from busco.lake.records import Delivery, Version
 from busco.lake.releases import read_live
 
-# What the name of a manifest gets in addition when it takes the place of one with bounds.
+# The suffix for the name of a manifest that replaces one with bounds.
 _CLEAN = ".clean.avro"
 
 
 @dataclass(frozen=True)
 class Scrubbed:
-    """How many records and tables' versions there are, and the keys of those that had values."""
+    """The number of delivery records and of versions, and the keys of those that contained values."""
 
     deliveries: int
     with_values: tuple[str, ...]
@@ -42,14 +42,14 @@ class Scrubbed:
 def scrub(
     store: ObjectStore, contracts: Iterable[Contract], personal: Callable[[Version], Collection[str]], dry: bool = False
 ) -> Scrubbed:
-    """Takes values of personal data out of the metadata of all environments. It can be repeated, and killed.
+    """Removes values of personal data from the metadata of all environments. Safe to repeat and to kill.
 
-    Earlier versions of the objects that it replaces are deleted, where the bucket keeps some.
+    If the bucket keeps old versions of the replaced objects, they are deleted.
 
     Args:
-        contracts: the sources'; a delivery of any other loses all bounds.
-        personal: the personal columns of a live version.
-        dry: only say what would be done.
+        contracts: the contracts of all sources; deliveries of any other source lose all bounds.
+        personal: returns the personal columns of a live version.
+        dry: only report what would be done.
     """
     pii = {f"{contract.source}.{contract.table}": contract.pii for contract in contracts}
     records = list(store.keys(layout.DELIVERIES))
@@ -61,7 +61,7 @@ def scrub(
             if not dry:
                 store.swap(key, body, stored.etag)
         if not dry:
-            # of a scrub that was killed, too
+            # This also covers a scrub that was killed.
             store.purge(key)
     live: dict[str, Collection[str]] = {}
     metadata: list[str] = []
@@ -75,22 +75,22 @@ def scrub(
 
 
 def _delivery(key: str, stored: Stored, pii: Mapping[str, frozenset[str]]) -> bytes | None:
-    """A delivery's record without bounds; None where it has none to lose."""
+    """Returns a delivery record without the bounds to remove, None if it has none of them."""
     record = stored.parse(Delivery)
     table = key.removeprefix(layout.DELIVERIES).split("/", 1)[0]
     hidden = pii.get(table, frozenset(column.name for column in record.columns))
     statistics = without_bounds(record.statistics, record.columns, hidden)
     if statistics == record.statistics:
         return None
-    # what a later release of the platform has added to it stays
+    # Keep fields that a later release of the platform has added.
     return json.dumps({**json.loads(stored.body), "statistics": statistics}, indent=1).encode()
 
 
 def _version(store: ObjectStore, key: str, personal: Collection[str] | None, dry: bool) -> bool:
-    """Takes bounds out of a version's manifests; whether there were any.
+    """Removes bounds from a version's manifests and returns whether there were any.
 
-    The manifest list is replaced in one write: until then a reader finds the old manifests, and afterwards the new
-    ones. One that is between the two reads fails, and is well when it asks again.
+    The manifest list is replaced in a single write: before it, readers find the old manifests, and after it the new
+    ones. A reader that has read the old list but not yet its manifests fails, and succeeds when it retries.
     """
     stored = store.get(key)
     if stored is None:
@@ -115,7 +115,7 @@ def _version(store: ObjectStore, key: str, personal: Collection[str] | None, dry
             writer.add_manifests([new or old for new, old in zip(clean, manifests, strict=True)])
     if not dry:
         for now in (new or old for new, old in zip(clean, manifests, strict=True)):
-            # of a scrub that was killed, too
+            # This also covers a scrub that was killed.
             if (original := now.manifest_path.removesuffix(_CLEAN)) != now.manifest_path:
                 store.purge(key_of(store, original), whole=True)
         store.purge(key_of(store, snapshot.manifest_list))
@@ -131,7 +131,7 @@ def _manifest(
     hidden: set[int],
     dry: bool,
 ) -> ManifestFile | None:
-    """The manifest without bounds of some fields, written beside the one that has them; None where it has none."""
+    """Writes a copy of a manifest next to it, without the bounds of some fields; returns None if there are none."""
     entries = manifest.fetch_manifest_entry(files)
     if not any(hidden & {*(e.data_file.lower_bounds or ()), *(e.data_file.upper_bounds or ())} for e in entries):
         return None

@@ -1,7 +1,7 @@
-"""Column types: DuckDB's names parsed, which of them a table may have, and what Glue calls them.
+"""Column types: parses DuckDB's type names, decides which types tables can have, and returns their names in Glue.
 
-The rules are iceberg.md's section "Types": what DuckDB, pyiceberg, ClickHouse and (by its documentation) Athena
-read with the same values.
+The rules are in docs/iceberg.md, section "Types": tables can have the types that DuckDB, pyiceberg, ClickHouse and
+(according to its documentation) Athena read with the same values.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ _ALIASES: dict[str, str] = {
     "TIMESTAMPTZ": "TIMESTAMP WITH TIME ZONE",
     "NUMERIC": "DECIMAL",
 }
-# What can't be kept exactly as it is, and what to write instead.
+# The types that can't be stored exactly, and what to write instead.
 _REFUSED: dict[str, str] = {
     "HUGEINT": "cast(… as BIGINT), or as DECIMAL(38,0): COPY would write it as DOUBLE",
     "UHUGEINT": "cast(… as DECIMAL(38,0))",
     "UBIGINT": "cast(… as DECIMAL(20,0)), or as BIGINT",
     "UINTEGER": "cast(… as BIGINT)",
-    "TIMESTAMP_NS": "cast(… as TIMESTAMP): tables keep microseconds",
+    "TIMESTAMP_NS": "cast(… as TIMESTAMP): tables store microseconds",
     "TIME": "cast(… as VARCHAR)",
     "TIME_NS": "cast(… as VARCHAR)",
     "TIME WITH TIME ZONE": "cast(… as VARCHAR)",
@@ -75,11 +75,11 @@ _REFUSED: dict[str, str] = {
     "BIT": "cast(… as VARCHAR)",
     "UNION": "a STRUCT",
     "VARIANT": "cast(… as JSON)",
-    "GEOMETRY": "st_asbinary(…), a BLOB",
+    "GEOMETRY": "st_asbinary(…), which returns a BLOB",
     "BIGNUM": "cast(… as DECIMAL(38,0))",
-    "SQLNULL": "cast(null as …): the column is NULL without a type",
-    '"NULL"': "cast(null as …): the column is NULL without a type",
-    "NULL": "cast(null as …): the column is NULL without a type",
+    "SQLNULL": "cast(null as …): the column is an untyped NULL",
+    '"NULL"': "cast(null as …): the column is an untyped NULL",
+    "NULL": "cast(null as …): the column is an untyped NULL",
 }
 
 _ENUM = re.compile(r"\bENUM\s*\((?:'(?:[^']|'')*'|[^'()])*\)", re.IGNORECASE)
@@ -87,7 +87,7 @@ _ENUM = re.compile(r"\bENUM\s*\((?:'(?:[^']|'')*'|[^'()])*\)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Primitive:
-    """`name` is DuckDB's canonical name; `precision` and `scale` are a decimal's."""
+    """`name` is DuckDB's canonical name; `precision` and `scale` are for decimals."""
 
     name: str
     precision: int = 0
@@ -126,20 +126,20 @@ DataType = Primitive | ListOf | Struct | MapOf
 
 
 def quoted(name: str) -> str:
-    """An identifier in double quotes."""
+    """Returns an identifier in double quotes."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def literal(text: str) -> str:
-    """A string literal in single quotes."""
+    """Returns a string literal in single quotes."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def parse(text: str, column: str = "") -> DataType:
-    """A type from DuckDB's name for it.
+    """Parses DuckDB's name of a type.
 
     Raises:
-        BuscoError: the type can't be kept in a table exactly; the message says which cast to write.
+        BuscoError: tables can't store the type exactly; the hint contains the cast to write.
     """
     parser = _Parser(text, column)
     kind = parser.type()
@@ -149,10 +149,10 @@ def parse(text: str, column: str = "") -> DataType:
 
 
 def refused(columns: Iterable[tuple[str, str]]) -> list[tuple[str, BuscoError]]:
-    """The columns of types that can't be kept, as `column a` or `columns a, b`, with one error for all of a type.
+    """Returns the columns whose types can't be stored, as `column a` or `columns a, b`, with one error per type.
 
     Args:
-        columns: each one's name, and its type as `parse` takes it.
+        columns: the name of each column, and its type as accepted by `parse`.
     """
     names: dict[str, list[str]] = {}
     errors: dict[str, BuscoError] = {}
@@ -166,10 +166,10 @@ def refused(columns: Iterable[tuple[str, str]]) -> list[tuple[str, BuscoError]]:
 
 
 def parse_all(columns: Iterable[tuple[str, str]]) -> list[tuple[str, DataType]]:
-    """The types of all columns.
+    """Returns the types of all columns.
 
     Raises:
-        BuscoError: types can't be kept in a table exactly; with every column that has one, and which cast to write.
+        BuscoError: tables can't store some types exactly; the message lists their columns and the casts to write.
     """
     given = list(columns)
     wrong = refused(given)
@@ -179,7 +179,7 @@ def parse_all(columns: Iterable[tuple[str, str]]) -> list[tuple[str, DataType]]:
     if wrong:
         lines = [f"{found}: {error.message}" for found, error in wrong]
         advice = [f"{found}: {error.hint}" for found, error in wrong if error.hint]
-        raise BuscoError("\n    ".join(["a table can't have these types:", *lines]), "; ".join(advice))
+        raise BuscoError("\n    ".join(["tables can't store these types:", *lines]), "; ".join(advice))
     return [(name, parse(kind, name)) for name, kind in given]
 
 
@@ -188,7 +188,7 @@ def _columns(names: Sequence[str]) -> str:
 
 
 def shown(text: str) -> str:
-    """A type, or a text with a type in it, without the values of an ENUM, which may be anybody's."""
+    """Returns a type, or a text that contains one, without the values of ENUMs, which may be personal data."""
     return _ENUM.sub("ENUM(…)", text)
 
 
@@ -197,12 +197,12 @@ def is_nested(kind: DataType) -> bool:
 
 
 def iceberg_name(kind: Primitive) -> str:
-    """The Iceberg primitive that holds a type's values: `long` for BIGINT."""
+    """Returns the Iceberg primitive that holds a type's values, such as `long` for BIGINT."""
     return f"decimal({kind.precision}, {kind.scale})" if kind.name == "DECIMAL" else _PRIMITIVES[kind.name]
 
 
 def glue(kind: DataType) -> str:
-    """What Glue and Athena call a type, from its Iceberg form: `array<struct<a:int>>`."""
+    """Returns the name of a type in Glue and Athena, based on its Iceberg form: `array<struct<a:int>>`."""
     if isinstance(kind, ListOf):
         return f"array<{glue(kind.element)}>"
     if isinstance(kind, MapOf):
@@ -216,10 +216,10 @@ def glue(kind: DataType) -> str:
 
 
 def field_id(path: tuple[str, ...], kind: DataType) -> int:
-    """A field's id, stable over versions: a hash of its path and type family below 2^31 − 1000.
+    """Returns a field's id, which is stable across versions: a hash of its path and type family below 2^31 − 1000.
 
-    int and long are one family, float and double another, since Iceberg promotes within them; ids from
-    2147483447 on are reserved (Iceberg specification, "Reserved Field IDs").
+    int and long form one family, and float and double another, because Iceberg allows promotion within them. Ids from
+    2147483447 are reserved (Iceberg specification, "Reserved Field IDs").
     """
     families = {"long": "int", "double": "float"}
     if isinstance(kind, Primitive):
@@ -232,7 +232,7 @@ def field_id(path: tuple[str, ...], kind: DataType) -> int:
 
 
 def fields(path: tuple[str, ...], kind: DataType) -> Iterator[tuple[tuple[str, ...], DataType]]:
-    """A field and all fields within it: path and type; a list's is `element`, a map's `key` and `value`."""
+    """Yields path and type of a field and all fields within it: `element` in lists, `key` and `value` in maps."""
     yield path, kind
     if isinstance(kind, ListOf):
         yield from fields((*path, "element"), kind.element)
@@ -245,26 +245,26 @@ def fields(path: tuple[str, ...], kind: DataType) -> Iterator[tuple[tuple[str, .
 
 
 def field_ids_sql(columns: list[tuple[str, DataType]]) -> str:
-    """The value of COPY's FIELD_IDS option: every field's id, nested ones too.
+    """Returns the value of COPY's FIELD_IDS option: the ids of all fields, including nested ones.
 
     Raises:
-        BuscoError: as `check_fields`.
+        BuscoError: see `check_fields`.
     """
     check_fields(columns)
     return "{" + ", ".join(f"{quoted(name)}: {_ids((name,), kind)}" for name, kind in columns) + "}"
 
 
 def check_fields(columns: Sequence[tuple[str, DataType]]) -> None:
-    """Whether readers can tell a table's fields apart, nested ones too.
+    """Checks that readers can tell a table's fields apart, including nested ones.
 
     Raises:
-        BuscoError: two have the same id, the same name but for its case, or the same path by dots.
+        BuscoError: two fields have the same id, names that differ only by case, or the same dotted path.
     """
     taken: dict[int | str, tuple[str, ...]] = {}
     lowered: dict[str, str] = {}
     for name, kind in columns:
         if other := lowered.get(name.lower()):
-            raise BuscoError(f"columns {other} and {name} differ by case only", "rename one of them")
+            raise BuscoError(f"columns {other} and {name} differ only by case", "rename one of them")
         lowered[name.lower()] = name
         for path, inner in fields((name,), kind):
             number, dotted = field_id(path, inner), ".".join(path)
@@ -274,7 +274,7 @@ def check_fields(columns: Sequence[tuple[str, DataType]]) -> None:
                     "rename one of them",
                 )
             if dotted in taken:
-                raise BuscoError(f"a column {dotted} and a field {dotted} within another have one path", "rename one")
+                raise BuscoError(f"two columns or nested fields have the same path {dotted}", "rename one of them")
             taken[number] = taken[dotted] = path
 
 
@@ -293,7 +293,7 @@ def _ids(path: tuple[str, ...], kind: DataType) -> str:
 
 
 class _Parser:
-    """Reads `DECIMAL(12,2)`, `STRUCT(a INTEGER, "b c" VARCHAR[])[]`, `MAP(VARCHAR, DOUBLE)`."""
+    """Parses `DECIMAL(12,2)`, `STRUCT(a INTEGER, "b c" VARCHAR[])[]`, `MAP(VARCHAR, DOUBLE)`."""
 
     _TOKEN = re.compile(r'\s*(?:("(?:[^"]|"")*")|(\'(?:[^\']|\'\')*\')|([A-Za-z_][A-Za-z0-9_]*)|(\d+)|(.))')
 
@@ -324,7 +324,7 @@ class _Parser:
         while self.peek() == "[":
             self.take("[")
             if self.peek() != "]":
-                raise self.refuse(f"type {self.text}: arrays of fixed size are not kept", "write … as a list: T[]")
+                raise self.refuse(f"type {self.text}: fixed-size arrays can't be stored", "write cast(… as T[])")
             self.take("]")
             kind = ListOf(kind)
         return kind
@@ -354,9 +354,9 @@ class _Parser:
         if name == "VARCHAR" and self.peek() == "(":
             self.skip_arguments()
         if name in _REFUSED:
-            raise self.refuse(f"type {name} is not kept exactly in a table", f"write {_REFUSED[name]}")
+            raise self.refuse(f"tables can't store the type {name} exactly", f"write {_REFUSED[name]}")
         if name not in _PRIMITIVES:
-            raise self.refuse(f"unknown type {self.text}", "use one of DuckDB's types that tables can keep")
+            raise self.refuse(f"unknown type {self.text}", "use a DuckDB type that tables can store")
         return Primitive(name)
 
     def decimal(self) -> Primitive:
@@ -369,7 +369,7 @@ class _Parser:
                 scale = self.number()
             self.take(")")
         if not (1 <= precision <= 38 and scale <= precision):
-            raise self.refuse(f"there is no type {self.text}", "DECIMAL(p,s) has p from 1 to 38, and s up to p")
+            raise self.refuse(f"invalid type {self.text}", "use DECIMAL(p,s) with p from 1 to 38 and s from 0 to p")
         return Primitive("DECIMAL", precision, scale)
 
     def number(self) -> int:

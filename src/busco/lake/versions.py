@@ -1,7 +1,7 @@
-"""A version's Iceberg metadata, made from what COPY reports: no catalog, no footer read, no data rewritten.
+"""Writes a version's Iceberg metadata from what COPY reports: no catalog, no footer reads, no rewriting of data.
 
-Only this module needs pyiceberg. Parts of what it uses promise no stability, hence the pin `~=0.12.0` and a
-contract test that reads the result with three independent implementations (iceberg.md, "Writing a version").
+Some of the pyiceberg APIs used here are not guaranteed to be stable, hence the pin `~=0.12.0` and a contract test that
+reads the result with three independent implementations (docs/iceberg.md, "Writing a version").
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ _ICEBERG: dict[str, PrimitiveType] = {
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A Parquet file as COPY's RETURN_STATS reports it.
+    """A Parquet file as reported by COPY's RETURN_STATS.
 
     `statistics` maps a quoted column path (`"st"."a"`) to `min`, `max`, `null_count`, `num_values`,
-    `column_size_bytes`, `has_nan` as text; `partition` maps partition columns to their value as text.
+    `column_size_bytes`, `has_nan` as text; `partition` maps partition columns to their values as text.
     """
 
     key: str
@@ -107,19 +107,19 @@ def write_metadata(
     properties: Mapping[str, str],
     personal: Collection[str],
 ) -> None:
-    """Writes manifest, manifest list and, last of all, `metadata.json` under `key` (R5).
+    """Writes the manifest, the manifest list and, last of all, `metadata.json` under `key` (R5).
+
+    An existing metadata.json is left alone: its name is the version's id, so it has the same meaning.
 
     Args:
-        location: the table's location as a key prefix; it holds metadata only.
+        location: the table's location as a key prefix; it contains only metadata.
         table_uuid: the same for all versions of a table.
-        columns: in order; their types are DuckDB's names.
+        columns: the columns in order, with DuckDB's type names.
         files: the version's data files, possibly none.
-        personal: the columns of which no value is kept: they get counts, and no bounds.
-
-    A metadata.json that is there already is left alone: its name is the version's id, so that it says the same.
+        personal: the columns whose values must not be kept: they get counts but no bounds.
 
     Raises:
-        BuscoError: two columns have one path.
+        BuscoError: two columns have the same path.
     """
     schema = iceberg_schema(columns)
     spec = _partition_spec(schema, partition_by)
@@ -141,7 +141,7 @@ def write_metadata(
     ) as list_writer:
         list_writer.add_manifests(manifests)
     rows = sum(file.rows for file in files)
-    # pyiceberg's models are filled by their aliases, which the type checker can't follow
+    # pyiceberg's models are populated by alias, which the type checker can't follow.
     snapshot_fields: dict[str, Any] = {
         "snapshot-id": snapshot_id,
         "sequence-number": _SEQUENCE,
@@ -193,12 +193,12 @@ def _without_bounds(file: WrittenFile, columns: Sequence[Column], personal: Coll
 
 
 def _metrics(personal: Collection[str]) -> dict[str, str]:
-    """What the metadata has of columns without bounds, in the words of Iceberg's "Write properties"."""
+    """Returns the table properties that declare columns without bounds (Iceberg, "Write properties")."""
     return {f"write.metadata.metrics.column.{name}": "counts" for name in sorted(personal)}
 
 
 def iceberg_schema(columns: Sequence[Column]) -> Schema:
-    """The Iceberg schema of columns: field ids and the schema's own id are hashes, stable over versions.
+    """Returns the Iceberg schema of columns. Field ids and the schema's id are hashes, hence stable across versions.
 
     Raises:
         BuscoError: readers could not tell two fields apart (`types.check_fields`).
@@ -248,7 +248,7 @@ def _partition_spec(schema: Schema, partition_by: Sequence[str]) -> PartitionSpe
                 source_id=schema.find_field(name).field_id,
                 field_id=_PARTITION_FIELD_ID + position,
                 transform=IdentityTransform(),
-                # a name for Avro, which knows letters of ASCII only; the column is known by its id
+                # Avro allows only ASCII letters in names; the column is identified by its id.
                 name=name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else f"partition_{position}",
             )
             for position, name in enumerate(partition_by)
@@ -313,7 +313,7 @@ def _entry(
 
 
 def _find(schema: Schema, path: str) -> NestedField | None:
-    """The field of a quoted path; a map's key and value lie below a group in some writers' paths."""
+    """Returns the field at a quoted path; in some writers' paths, lists and maps have an additional group."""
     names = [part.replace('""', '"') for part in re.findall(r'"((?:[^"]|"")*)"', path)]
     for candidate in (names, [name for name in names if name not in ("key_value", "list")]):
         with contextlib.suppress(ValueError):
@@ -322,9 +322,9 @@ def _find(schema: Schema, path: str) -> NestedField | None:
 
 
 def _bound(known: Mapping[str, str], name: str, kind: IcebergType) -> bytes | None:
-    """A bound in Iceberg's single-value form, or None where the text says nothing sure.
+    """Returns a bound in Iceberg's single-value form, or None if the text does not determine it reliably.
 
-    Binary bounds come escaped, and NaN makes a float's bounds meaningless: both are left out, which only costs
+    Binary bounds are escaped, and NaN makes the bounds of a float meaningless. Both are left out, which only reduces
     pruning.
     """
     text = known.get(name)
@@ -338,7 +338,7 @@ def _bound(known: Mapping[str, str], name: str, kind: IcebergType) -> bytes | No
 
 
 def _value(text: str, kind: IcebergType) -> Any:
-    """A statistic's text as the value that Iceberg keeps: dates in days, timestamps in microseconds."""
+    """Converts a statistic's text to the value that Iceberg stores: dates in days, timestamps in microseconds."""
     if isinstance(kind, BooleanType):
         return text.lower() in ("true", "1")
     if isinstance(kind, IntegerType | LongType):
@@ -355,4 +355,4 @@ def _value(text: str, kind: IcebergType) -> Any:
         return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     if isinstance(kind, StringType):
         return text
-    raise ValueError(f"no value of {kind} from text")
+    raise ValueError(f"cannot convert text to {kind}")
