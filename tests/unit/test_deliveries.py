@@ -1,4 +1,4 @@
-"""Which deliveries a bronze table is made of, over changes of its contract (R2, R3)."""
+"""Which deliveries make up a bronze table while its contract changes (R2, R3)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NULLS = {"null_count": "2", "num_values": "2"}
 
 
 def dated(at: dict[str, str] | None, days: dict[str, str] | None = NULLS) -> dict[str, dict[str, str]]:
-    """COPY's statistics of a file of `DATED`; None for a column about which they say nothing."""
+    """Returns COPY's statistics for a file of `DATED`; pass None for a column without statistics."""
     said = {'"at"': at, '"days"."element"': days}
     return {path: known for path, known in said.items() if known is not None}
 
@@ -114,7 +114,7 @@ def test_the_tenth_delivery_is_newer_than_the_ninth(store: ObjectStore) -> None:
     assert len(bronze(store, NEW).deliveries) == 1
 
 
-# -- deliveries with dates or times that readers cannot hold, which an earlier ingest took -----------------------------
+# -- deliveries with dates or times that readers don't support, which an earlier ingest accepted ----------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_corrected_file_takes_the_place_of_a_delivery_with_such_a_date(
 def test_the_newest_delivery_of_a_file_is_in_the_table_whatever_its_dates(
     store: ObjectStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """So the run is refused with what to correct, and does not go on without the file."""
+    """So the run is rejected with a message on what to correct, rather than continuing without the file."""
     deliver(store, DATED, "a.csv", 1, INFINITE)
     newest = deliver(store, DATED, "a.csv", 2, INFINITE)
     assert bronze(store, DATED).deliveries == (newest,)
@@ -175,7 +175,7 @@ def test_a_delivery_with_such_a_date_is_left_out_where_the_base_release_has_it(s
     assert base.deliveries == (bad, good)
     corrected = deliver(store, DATED, "a.csv", 2, dated(GOOD))
     assert bronze(store, DATED, base).deliveries == (corrected, good)
-    # published with both deliveries of the file, by a release of the platform that did not look at dates
+    # Published with both deliveries of the file, by a release of the platform that did not check dates.
     both = base.model_copy(
         update={"deliveries": (bad, corrected, good), "files": (base.files[0], *bronze(store, DATED).files)}
     )
@@ -188,7 +188,7 @@ def test_a_delivery_with_such_a_date_is_left_out_where_the_base_release_has_it(s
 def test_R3_a_version_without_a_delivery_has_another_name_than_the_one_with_it(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Iceberg metadata is found by that name, and an earlier release of the platform may have written some."""
+    """The name identifies Iceberg metadata, which an earlier release of the platform may have already written."""
     other = ObjectStore(MemoryS3(), "lake")
     for one, first in ((store, INFINITE), (other, dated(GOOD))):
         deliver(one, DATED, "a.csv", 1, first)

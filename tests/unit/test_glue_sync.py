@@ -1,4 +1,4 @@
-"""Two syncs of Glue at once, and one that is overtaken at any of its calls: what is live is what is shown."""
+"""Concurrent Glue syncs, and a sync that is overtaken at any of its calls, always end with the live release shown."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ PAGE = "docs/index.html"
 
 
 class Catalog:
-    """A lake and its Glue. `meanwhile` is called once, before call `at` of whoever calls S3 or Glue; `fail_after` makes
-    each call after the named one fail."""
+    """A lake and its Glue catalog.
+
+    `meanwhile` is called once, right before call `at` (a number or a name) to S3 or Glue. `fail_after` makes calls
+    after the named one fail.
+    """
 
     def __init__(self) -> None:
         self.lake = Lake()
@@ -61,7 +64,7 @@ class Catalog:
         self.calls, self.at, self.meanwhile = [], at, meanwhile
 
     def publish(self, *missing: str) -> Release:
-        """A run of everything whose code has not `missing`; its docs page names the release's tables."""
+        """Publishes a full run whose code lacks the tables `missing`; its docs page lists the release's tables."""
         lake = self.lake
         lake.tables = frozenset({"silver.s", "gold.g", "gold.h"}) - set(missing)
         run = lake.pin()
@@ -98,7 +101,7 @@ class Catalog:
 
 @pytest.fixture
 def catalog() -> Catalog:
-    """Three tables shown, of which one has been dropped by the live release."""
+    """A catalog that shows three tables, one of which has been dropped by the live release."""
     made = Catalog()
     made.published()
     made.publish("gold.h")
@@ -123,8 +126,10 @@ def test_G1_a_sync_that_is_overtaken_at_any_call_leaves_what_is_live_and_no_page
 
 
 def test_G1_a_table_that_a_newer_sync_made_is_made_again_at_once_when_it_was_deleted(catalog: Catalog) -> None:
-    """All that the overtaken sync still wants to do fails: the table is there all the same. A third release is live by
-    then, so that every other table is to be switched too."""
+    """The table exists although the overtaken sync then fails.
+
+    By that time a third release is live, so every other table also needs to be switched.
+    """
 
     def newer() -> None:
         catalog.published()
@@ -151,7 +156,7 @@ def test_G1_a_table_that_somebody_made_under_the_name_of_a_dropped_one_is_not_de
     seen: list[str] = []
 
     def called(name: str) -> None:
-        # right after the list of gold's tables was made
+        # This is right after gold's tables were listed.
         if seen.count("get_tables") == listings and seen[-1] == "get_tables":
             seen.append("replaced")
             replaced()
@@ -171,7 +176,7 @@ def test_G1_a_table_that_another_sync_has_deleted_is_not_reported_as_deleted(cat
 
 
 def test_a_table_that_the_newer_docs_do_not_know_is_described_by_the_run_that_built_it() -> None:
-    """Of two runs at once, the second to publish has a new model; the docs of the first stay."""
+    """Of two concurrent runs, the second to publish adds a model, but the docs of the first one stay."""
     catalog = Catalog()
     catalog.published("gold.g", "gold.h")
     lake = catalog.lake

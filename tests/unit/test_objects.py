@@ -1,4 +1,4 @@
-"""What S3 answers to a conditional write, and what that says of the object."""
+"""How the store interprets S3's responses to conditional writes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from tests.unit.memory_s3 import MemoryS3, _error
 
 
 class AnsweringS3(MemoryS3):
-    """Gives `answers` to the next writes: the code of a refusal, 'lost' for a write whose reply was lost and that the
-    client repeated, 'deleted' for a refusal after which the object is deleted, '' for S3's own answer."""
+    """Responds to the next writes with `answers`.
+
+    An answer is an error code; 'lost' if the response was lost and the client repeated the write; 'deleted' if the
+    write fails and the object is then deleted; or '' for S3's normal response.
+    """
 
     def __init__(self, *answers: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Replays' environments, and the copy of a run's records, killed at any write."""
+"""The environments of replays, and copying a run's records when the process is killed at any write."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_copy_that_was_killed_at_any_write_is_copied_anew_and_the_runs_own_rec
         except Killed:
             killed = True
         lake.s3.kill_at = None
-        # prod goes on: what is published, or collected, makes no difference
+        # Meanwhile, prod continues: what is published or garbage-collected there makes no difference.
         again = lake.pin()
         lake.build_all(again)
         releases.publish(again, AUDIT, "test", "")

@@ -1,4 +1,4 @@
-"""Values that earlier metadata has are taken out, wherever a scrub was killed before."""
+"""Scrubbing removes values from older metadata, even if an earlier scrub was killed at any point."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ METADATA = ENVIRONMENT.metadata("gold.people", "v1")
 
 
 class VersionedS3(MemoryS3):
-    """A bucket that keeps what is overwritten."""
+    """A bucket that keeps the old versions of overwritten objects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,12 +72,12 @@ class _Versions:
 
 
 def readable(body: bytes) -> bytes:
-    """A file's content; of Avro, its blocks decompressed."""
+    """Returns a file's content, or the decompressed blocks of an Avro file."""
     if not body.startswith(b"Obj\x01"):
         return body
     found = b""
     for block in body.split(body[-16:])[1:-1]:
-        # two numbers of variable length come before the data
+        # Two variable-length numbers precede the data.
         start = [at for at, byte in enumerate(block[:20]) if byte < 128][1] + 1
         found += zlib.decompress(block[start:], -15)
     return found
@@ -97,7 +97,7 @@ def store() -> ObjectStore:
     )  # fmt: skip
     made.create(layout.delivery("src", "people", "people.csv", 1), delivery)
     assert made.client.everything().count(CANARY) == 4
-    # the bucket's policy lets nobody replace these objects: who scrubs takes that out of it for the time
+    # The bucket policy lets nobody replace these objects, so it is relaxed while scrubbing.
     made.client.has_policy = False
     return made
 
@@ -107,7 +107,7 @@ def scrubbed(store: ObjectStore, dry: bool = False) -> Scrubbed:
 
 
 def bounds(store: ObjectStore) -> tuple[dict[int, bytes], dict[int, int]]:
-    """Lower bounds and null counts of the version's only file, as a reader of Iceberg finds them."""
+    """Returns the lower bounds and null counts of the version's only file, as an Iceberg reader sees them."""
     stored = store.get(METADATA)
     assert stored is not None
     metadata = TableMetadataV2.model_validate_json(stored.body)
@@ -124,7 +124,7 @@ def test_records_and_manifests_lose_their_values_and_keep_their_counts(store: Ob
     assert store.client.everything().count(CANARY) == 4
     assert scrubbed(store) == found
     assert CANARY not in store.client.everything()
-    # no release has the version: nobody knows which of its columns are whose
+    # The version is in no release, so it is not known which of its columns are personal.
     assert bounds(store) == ({}, counts)
     record = store.read(found.with_values[0], Delivery)
     assert record is not None

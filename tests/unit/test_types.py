@@ -1,4 +1,4 @@
-"""The type rules: parsing, field ids, names in Glue and Iceberg, and quoting, with DuckDB itself as the judge."""
+"""The rules for types: parsing, field ids, names in Glue and Iceberg, and quoting, checked against DuckDB itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from busco.lake.versions import iceberg_schema
 from busco.project import Project
 from busco.warehouse import model_sql
 
-# DuckDB's canonical name → Iceberg's and Glue's (iceberg.md, "Types"; Athena user guide, "Iceberg data types")
+# DuckDB's canonical name → the names in Iceberg and Glue (docs/iceberg.md, "Types"; Amazon Athena User Guide, "Iceberg
+# data types")
 KEPT = {
     "BOOLEAN": ("boolean", "boolean"),
     "TINYINT": ("int", "int"),
@@ -45,7 +46,7 @@ KEPT = {
     "TIMESTAMP WITH TIME ZONE": ("timestamptz", "timestamp"),
 }
 
-# what a person may write, and what DuckDB calls it
+# What a user can write, and the canonical name in DuckDB.
 SPELLINGS = {
     "bool": "BOOLEAN", "logical": "BOOLEAN", "int1": "TINYINT", "int2": "SMALLINT", "short": "SMALLINT",
     "int": "INTEGER", "int4": "INTEGER", "signed": "INTEGER", "int8": "BIGINT", "long": "BIGINT", "int64": "BIGINT",
@@ -80,7 +81,7 @@ REFUSED = {
     '"NULL"': "cast(null as …)",
 }
 
-# DuckDB takes identifiers of any text but the empty one and NUL.
+# DuckDB accepts any identifier that is not empty and does not contain NUL.
 TEXT = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=12)
 NAMES = TEXT.filter(bool) | st.sampled_from(["select", "a b", "1a", 'q"r', "Upper", "a.b", "é", "map", "with", "["])
 PRIMITIVES: st.SearchStrategy[DataType] = st.sampled_from(
@@ -89,7 +90,7 @@ PRIMITIVES: st.SearchStrategy[DataType] = st.sampled_from(
 
 
 def structs(inner: st.SearchStrategy[DataType]) -> st.SearchStrategy[DataType]:
-    # DuckDB takes no two names that differ by case only
+    # DuckDB rejects names that differ only by case.
     named = st.lists(st.tuples(NAMES, inner), min_size=1, max_size=4, unique_by=lambda field: field[0].casefold())
     return named.map(lambda fields: Struct(tuple(fields)))
 
@@ -153,9 +154,9 @@ def test_an_enum_is_a_text_whatever_its_labels_look_like(db: duckdb.DuckDBPyConn
 
 
 def test_what_duckdb_calls_its_types_is_kept_or_refused_with_the_cast_to_write(db: duckdb.DuckDBPyConnection) -> None:
-    """A type that a new DuckDB brings shows up here: it is neither yet."""
+    """This fails for types that a new DuckDB version adds, because they are neither kept nor refused yet."""
     named = {str(row[0]) for row in db.execute("select distinct logical_type from duckdb_types()").fetchall()}
-    # the first ones are written with arguments; TYPE is a type's own name as a value
+    # All but the last of these need arguments; a TYPE value is the name of a type.
     named -= {"ARRAY", "ENUM", "LIST", "MAP", "STRUCT", "TYPE"}
     known = {name.partition("(")[0] for name in (*KEPT, *REFUSED, "NULL")}
     assert named - known == set()
@@ -240,7 +241,7 @@ def ids(kind: DataType, name: str = "c") -> dict[tuple[str, ...], int]:
 
 
 def test_field_ids_are_those_that_earlier_versions_of_a_table_have() -> None:
-    """These numbers stand in files and metadata that are written: another hash would orphan them."""
+    """These ids are in existing files and metadata, which a different hash would orphan."""
     kind = parse("STRUCT(a INTEGER, b DECIMAL(12,2)[], m MAP(VARCHAR, DOUBLE))")
     assert ids(kind, "st") == {
         ("st",): 651492937,
@@ -350,7 +351,7 @@ def test_nested_types_have_their_name_in_glue(kind: str, glue: str) -> None:
 
 
 def shape(kind: object) -> object:
-    """A type as nested tuples, from ours or from pyiceberg's, with each field's id."""
+    """Returns a type of ours or of pyiceberg as nested tuples with the id of each field."""
     if isinstance(kind, ListType):
         return ("list", kind.element_id, shape(kind.element_type))
     if isinstance(kind, MapType):
@@ -374,7 +375,7 @@ def shape_of(path: tuple[str, ...], kind: DataType) -> object:
     return types.iceberg_name(kind)
 
 
-# pyiceberg finds fields by names joined with dots
+# pyiceberg looks up fields by dotted names.
 @given(kind=TYPES.filter(lambda kind: all("." not in name for path, _ in types.fields((), kind) for name in path)))
 def test_the_iceberg_schema_has_the_types_and_ids_of_the_columns(kind: DataType) -> None:
     (field,) = iceberg_schema([Column(name="c", type=str(kind))]).fields
