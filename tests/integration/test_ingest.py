@@ -198,7 +198,7 @@ def test_a_delivery_under_another_contract_stops_the_pin_with_the_files_to_inges
     source = mini.home / "dbt_project/models/bronze/s.yml"
     source.write_text(source.read_text().replace("name: n, data_type: INTEGER", "name: n, data_type: BIGINT"))
     printed = mini.busco("dbt", "build", status=1)
-    assert "under a contract that is not the current one" in printed
+    assert "under an outdated contract" in printed
     assert "bronze.orders: orders.csv" in printed
     mini.busco("ingest", str(mini.home / "in/orders.csv"))
     mini.busco("dbt", "build")

@@ -83,7 +83,7 @@ def test_R3_a_bronze_version_is_named_by_its_deliveries_and_contract(store: Obje
 def test_R2_files_of_another_contract_stop_the_pin_with_their_names(store: ObjectStore) -> None:
     deliver(store, OLD, "a.csv", 1)
     deliver(store, NEW, "b.csv", 1)
-    with pytest.raises(BuscoError, match=r"a contract that is not the current one:\n    src\.orders: a\.csv"):
+    with pytest.raises(BuscoError, match=r"an outdated contract:\n    src\.orders: a\.csv"):
         bronze(store, NEW)
 
 

@@ -28,8 +28,8 @@ def compose(
     """Returns the release that results from publishing a run on top of the live release.
 
     Args:
-        base: the release that the run is based on, None if the run started from nothing.
-        live: the live release, None if nothing has been published yet.
+        base: the release that the run is based on, or None if the run started from nothing.
+        live: the live release, or None if nothing has been published yet.
         docs: the key prefix of the run's docs.
         release_id: the new release's id.
         take_over: publish even if the live project of that name may be a different one (`busco.lake.owners`).
@@ -38,7 +38,7 @@ def compose(
         Skipped: the run was superseded (P6).
         BuscoError: a table is missing, has changed since the run's pin, was built from different versions, or is not
             tested (P4, P6), with the tasks to clear; the run was pinned for another project; or tables belong, or may
-            belong, to another project, with possible solutions.
+            belong, to another project, with suggested fixes.
     """
     if run.pin.project not in ("", audit.project):
         raise BuscoError(

@@ -19,8 +19,8 @@ from busco.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# When queried, botocore fetches new credentials if the old ones expire within 15 minutes. So it is queried twice a
-# minute, and more often shortly before they expire (the endpoint failed, or credentials last only seconds).
+# botocore refreshes credentials only on request, once they expire within 15 minutes. So they are requested twice a
+# minute, and more often if they are about to expire (the endpoint has failed, or credentials last only seconds).
 _OFTEN, _SOON, _NEAR = 30.0, 2.0, 60
 # The settings that are updated on renewal; they stay writable when all others are locked (`engine.close`).
 RENEWED = ("s3_access_key_id", "s3_secret_access_key", "s3_session_token")

@@ -2,7 +2,7 @@
 
 The statistics contain the minimum and maximum of every field, including nested fields, as printed by DuckDB: exact, and
 in UTC. Infinity sorts before or after all other values. So the statistics usually prove that all values are in range,
-or that at least one is not. If a field has no statistics, only its rows can tell.
+or that at least one is not. If a field has no statistics, its rows must be checked.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def paths(columns: Iterable[Column]) -> tuple[str, ...]:
 
 
 def in_range(fields: Iterable[str], statistics: Statistics) -> bool | None:
-    """Returns whether all values of these fields (see `paths`) are in range, None if the statistics don't tell."""
+    """Returns whether all values of these fields (see `paths`) are in range, or None if the statistics can't tell."""
     found = {_in_range(statistics.get(field)) for field in fields}
     return False if False in found else None if None in found else True
 

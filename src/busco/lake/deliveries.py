@@ -1,4 +1,4 @@
-"""Deliveries: determines which files make up a bronze table (rules D1 to D3, R2, R3)."""
+"""Determines which delivered files make up a bronze table (rules D1 to D3, R2, R3)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def read_deliveries(store: ObjectStore, contracts: Iterable[Contract], base: Rel
     if outdated:
         listed = "\n".join(f"    {line}" for line in outdated)
         raise BuscoError(
-            f"these files were ingested under a contract that is not the current one:\n{listed}",
+            f"these files were ingested under an outdated contract:\n{listed}",
             "ingest them again: busco ingest <files>",
         )
     return versions
@@ -97,8 +97,8 @@ def bronze_version(
     under different contracts are left out. So are older deliveries with dates or times that readers don't support,
     which an earlier release of ingest accepted; these are logged.
 
-    Records are read only if the table has changed since `known`. Only those are read that `known` does not list and, if
-    the contract has dates or times, those that are not the newest of their file.
+    Records are read only if the table has changed since `known`. In that case, records that `known` does not list are
+    read and, if the contract has dates or times, so are those that are not the newest of their file.
     """
     if known is not None and known.version in (_identity(contract, keys), _identity(contract, keys, known.deliveries)):
         return known

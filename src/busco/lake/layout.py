@@ -187,7 +187,7 @@ class EnvironmentLayout:
         """Returns the folder of a run.
 
         Raises:
-            BuscoError: the run's key is too long to be one.
+            BuscoError: `run` is too long to be the key of a run.
         """
         if key_bytes(run) > MAX_RUN_BYTES:
             raise BuscoError(

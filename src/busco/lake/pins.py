@@ -1,4 +1,4 @@
-"""Pinning: records what a run is based on, once per epoch (R2)."""
+"""Pins runs: records what a run is based on, once per epoch (R2)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def pin(
 
     Args:
         attempt: the try number of the pin task; each try begins an epoch (R1).
-        nodes: the dbt unique ids of the selection, None if everything is selected.
+        nodes: the dbt unique ids of the selection, or None if everything is selected.
         origin: distinguishes this DAG run from an earlier one with the same run id (see `Pin`).
         project: the dbt project's identity; `project_dir` is its folder and `tables` are all of its tables.
-        project_id: its id, if it has one; `dbt_name` is its dbt name; if empty, it is the same as `project`.
+        project_id: its id, if it has one; `dbt_name` is its dbt name, empty if it is the same as `project`.
         take_over: whether the run will be published with `--take-over` (`busco.lake.owners`).
 
     Raises:
@@ -72,7 +72,7 @@ def pin(
 
 
 def _epoch(store: ObjectStore, environment: EnvironmentLayout, run: str, attempt: int, origin: str) -> int:
-    """Returns the epoch of a try: its number, counted on from the epochs of a deleted DAG run with the same run id."""
+    """Returns the epoch of a try: its number, offset by the epochs of deleted DAG runs with the same run id."""
     others = [
         epoch
         for epoch in epochs(store, environment, run)

@@ -89,10 +89,11 @@ class Delivery(LakeRecord):
 class Pin(LakeRecord):
     """What a run is based on (R2).
 
-    `nodes` are the dbt unique ids of the selection, None if everything is selected. `origin` is Airflow's internal id
-    of the DAG run, which distinguishes it from a deleted DAG run with the same run id. `project` is the dbt project's
-    identity (its id or its dbt name), and `project_dir` its folder relative to the platform's home directory; both are
-    empty in records from before there were several projects. `project_id` is the project's id, empty if it has none.
+    `nodes` are the dbt unique ids of the selection, or None if everything is selected. `origin` is Airflow's internal
+    id of the DAG run, which distinguishes it from a deleted DAG run with the same run id. `project` is the dbt
+    project's identity (its id or its dbt name), and `project_dir` its folder relative to the platform's home directory;
+    both are empty in records from before there were several projects. `project_id` is the project's id, empty if it has
+    none.
     """
 
     run: str
@@ -124,7 +125,7 @@ class Entry(LakeRecord):
 
 
 class Selection(LakeRecord):
-    """The result of resolving a selection (in dbt's syntax), written by a process with dbt for one that has no dbt.
+    """The result of resolving a selection (in dbt's syntax), written by a process with dbt for one without it.
 
     `nodes` are the dbt unique ids; if there are none, `error` states why. `notes` has a sentence for each part of the
     selection that matched nothing or was left out.
@@ -286,12 +287,12 @@ class Hold(LakeRecord):
     skipped: tuple[str, ...] = ()
 
     def is_same(self, other: Hold) -> bool:
-        """Returns whether both records are of the same hold: runs are added to it while it is in effect."""
+        """Returns whether both are the same hold; runs are added to a hold while it is in effect."""
         return (self.who, self.when, self.reason) == (other.who, other.when, other.reason)
 
 
 class Resumed(LakeRecord):
-    """The hold that was lifted last, so that the request that lifted it (`request`) can be retried and get it again."""
+    """The hold that was lifted last, kept so that the request that lifted it (`request`) can be repeated."""
 
     hold: Hold
     request: str = ""
@@ -336,7 +337,7 @@ class Release(LakeRecord):
     rolled_back_to: str | None = None
 
     def docs_by_project(self) -> dict[str, str]:
-        """Returns each project's docs prefix by identity; records without `all_docs` only have a single project's."""
+        """Returns each project's docs prefix by identity; records without `all_docs` have only one project's docs."""
         if self.all_docs or not self.docs:
             return self.all_docs
         return {version.project: self.docs for version in self.tables.values() if version.project}

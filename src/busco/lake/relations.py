@@ -31,6 +31,6 @@ def select_sql(version: Version, bucket: str) -> str:
 
 
 def empty_sql(columns: Sequence[Column]) -> str:
-    """Returns a query for these columns, typed, and no rows."""
+    """Returns a query with these typed columns and no rows."""
     typed = ", ".join(f"cast(null as {column.type}) as {types.quoted(column.name)}" for column in columns)
     return f"select {typed} where false"

@@ -1,4 +1,4 @@
-"""Releases: reads what is live, publishes a run's versions, and rolls back (rules P1 to P8)."""
+"""Reads, publishes and rolls back releases (rules P1 to P8)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Live:
 
 
 def read_live(store: ObjectStore, environment: EnvironmentLayout) -> Live | None:
-    """Returns the live release, None if nothing has been published yet."""
+    """Returns the live release, or None if nothing has been published yet."""
     stored = store.get(environment.current)
     if stored is None:
         return None
@@ -100,7 +100,7 @@ def publish(
         OnHold: publishing is on hold; `resume` will list the run (P3).
         Skipped: the run's release was rolled back (P3), or the run was superseded (P6).
         BuscoError: a table has changed since the run's pin, inputs differ, or a test is missing (P4, P6), with the
-            tasks to clear; tables belong, or may belong, to another project, with possible solutions; or the run is a
+            tasks to clear; tables belong, or may belong, to another project, with suggested fixes; or the run is a
             replay.
     """
     store, environment = run.store, run.environment
@@ -143,7 +143,7 @@ def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str
     """
     _refuse_replay(environment)
     if not reason.strip():
-        raise BuscoError("a rollback needs a reason", "give one with --reason, for others who look into this later")
+        raise BuscoError("a rollback needs a reason", "give one with --reason, so that others can understand it later")
     while True:
         target = resolve(store, environment, release_id)
         live = read_live(store, environment)

@@ -1,4 +1,4 @@
-"""Replays: copies a run's records into a user's own environment, where its models can be rebuilt."""
+"""Replays: copies of a run's records in a user's own environment, where its models can be rebuilt."""
 
 from __future__ import annotations
 

@@ -40,12 +40,12 @@ class Run:
         return f"docs/{slug(self.pin.run, 120)}/{self.pin.epoch}/"
 
     def base(self) -> Release | None:
-        """Returns the release that the run is based on, None if it started from nothing."""
+        """Returns the release that the run is based on, or None if it started from nothing."""
         if self.pin.base is None:
             return None
         release = self.store.read(self.environment.release(self.pin.base), Release)
         if release is None:
-            raise BuscoError(f"the run's base release {self.pin.base} does not exist", "clear pin to start over")
+            raise BuscoError(f"the run's base release {self.pin.base} no longer exists", "clear pin to start over")
         return release
 
     # -- entries ------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def epochs(store: ObjectStore, environment: EnvironmentLayout, run: str) -> list
 
 
 def newest_epoch(store: ObjectStore, environment: EnvironmentLayout, run: str) -> int | None:
-    """Returns a run's newest epoch that has a pin, None if there is no such run."""
+    """Returns a run's newest epoch that has a pin, or None if there is no such run."""
     for epoch in reversed(epochs(store, environment, run)):
         if store.get(RunLayout(environment.epoch(run, epoch)).pin) is not None:
             return epoch

@@ -75,7 +75,7 @@ def scrub(
 
 
 def _delivery(key: str, stored: Stored, pii: Mapping[str, frozenset[str]]) -> bytes | None:
-    """Returns a delivery record without the bounds to remove, None if it has none of them."""
+    """Returns a delivery record without the bounds to remove, or None if it has none of them."""
     record = stored.parse(Delivery)
     table = key.removeprefix(layout.DELIVERIES).split("/", 1)[0]
     hidden = pii.get(table, frozenset(column.name for column in record.columns))
@@ -131,7 +131,7 @@ def _manifest(
     hidden: set[int],
     dry: bool,
 ) -> ManifestFile | None:
-    """Writes a copy of a manifest next to it, without the bounds of some fields; returns None if there are none."""
+    """Writes a copy of a manifest without the bounds of some fields, next to it; returns None if it has none."""
     entries = manifest.fetch_manifest_entry(files)
     if not any(hidden & {*(e.data_file.lower_bounds or ()), *(e.data_file.upper_bounds or ())} for e in entries):
         return None

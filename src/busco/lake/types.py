@@ -136,7 +136,7 @@ def literal(text: str) -> str:
 
 
 def parse(text: str, column: str = "") -> DataType:
-    """Parses DuckDB's name of a type.
+    """Parses a type name as written by DuckDB.
 
     Raises:
         BuscoError: tables can't store the type exactly; the hint contains the cast to write.
@@ -232,7 +232,7 @@ def field_id(path: tuple[str, ...], kind: DataType) -> int:
 
 
 def fields(path: tuple[str, ...], kind: DataType) -> Iterator[tuple[tuple[str, ...], DataType]]:
-    """Yields path and type of a field and all fields within it: `element` in lists, `key` and `value` in maps."""
+    """Yields the path and type of a field and of all fields in it: `element` in lists, `key` and `value` in maps."""
     yield path, kind
     if isinstance(kind, ListOf):
         yield from fields((*path, "element"), kind.element)

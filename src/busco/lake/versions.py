@@ -109,7 +109,7 @@ def write_metadata(
 ) -> None:
     """Writes the manifest, the manifest list and, last of all, `metadata.json` under `key` (R5).
 
-    An existing metadata.json is left alone: its name is the version's id, so it has the same meaning.
+    An existing metadata.json is left alone: its name is the version's id, so its content is equivalent.
 
     Args:
         location: the table's location as a key prefix; it contains only metadata.
