@@ -78,7 +78,7 @@ def test_each_key_that_is_made_of_a_name_names_it_when_it_is_too_long(key: Any) 
 
 def test_a_run_s_key_is_short_enough_for_everything_in_it_and_a_longer_one_is_no_run() -> None:
     assert key_bytes(layout.run_key("é" * 250, "run" * 80)) <= layout.MAX_RUN_BYTES
-    with pytest.raises(BuscoError, match=f"the run's key {'r' * 80}… has 101 bytes"):
+    with pytest.raises(BuscoError, match=f"the run key {'r' * 80}… has 101 bytes"):
         open_run(ObjectStore(MemoryS3(), "lake"), ENVIRONMENT, "r" * 101)
 
 

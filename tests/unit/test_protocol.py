@@ -363,7 +363,7 @@ def test_P3_a_run_that_was_rolled_back_is_not_published_again(lake: Lake) -> Non
     second = published(lake)
     releases.rollback(lake.store, ENVIRONMENT, first, "ana", "wrong")
     releases.resume(lake.store, ENVIRONMENT)
-    with pytest.raises(releases.Skipped, match="published as .*, rolled back by"):
+    with pytest.raises(releases.Skipped, match="published as .*, which was rolled back by"):
         lake.publish(second)
 
 
