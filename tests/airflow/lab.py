@@ -249,7 +249,7 @@ class Lab:
         say(RUNNER_NODE, "running", plan=made.all)
         statuses: dict[str, Status] = {}
         for node, name in made.blocked.items():
-            say(node, "skipped", message=f"skipped: {name} has failed in this run")
+            say(node, "skipped", message=f"skipped: {name} failed in this run")
             statuses[node] = "skipped"
         for node in sorted(
             (n for n in made.nodes if n != DOCS_NODE), key=lambda n: (n in self.last, self._depth(n), n)

@@ -74,7 +74,7 @@ def test_a_build_with_a_failed_model_ends_with_status_1_and_keeps_what_dbt_wrote
         (live.home / "dbt_project/models/gold/broken.sql").unlink()
     assert status == 1
     last = live.home / ".busco/dbt/last"
-    assert f"what dbt wrote to its target folder is in {last}" in printed
+    assert f"the files from dbt's target folder are in {last}" in printed
     assert (last / "run_results.json").is_file()
     assert not stale.exists(), "the target folder of a process that is gone goes too"
     assert '{"unique_id"' not in printed
@@ -101,7 +101,7 @@ def test_a_selection_has_the_tests_whose_other_tables_are_selected_or_were_ever_
         alone = dbt.select("+days", built=set())
         assert not any(joint in node for node in alone.nodes)
         assert any(node.endswith(".days") for node in alone.nodes)
-    assert alone.notes == (f"left out, since gold.fct was never built: {joint}",)
+    assert alone.notes == (f"left out, because gold.fct was never built: {joint}",)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_build_names_what_matches_nothing_and_dbt_s_own_words_on_a_selection_a
     status, printed = busco("dbt", "build", "--select", "typo, model")
     assert status == 1
     assert "the selection 'typo, model' matches nothing" in printed
-    assert "a comma means both at once" in printed
+    assert "a comma means both" in printed
     status, printed = busco("dbt", "build", "--select", "nomethod:fct")
     assert status == 1
     assert "'nomethod' is not a valid method name" in printed

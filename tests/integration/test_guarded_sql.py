@@ -37,7 +37,7 @@ ATTACKS = {
     "calls": ("{% if execute %}{% call statement('x') %}attach ':memory:' as y{% endcall %}{% endif %} select 1 as a",
               "ATTACH opens another database"),
     "adds": ("{% if execute %}{% do adapter.add_query(\"install httpfs\") %}{% endif %} select 1 as a",
-             "INSTALL and LOAD bring code"),
+             "INSTALL and LOAD load code"),
     "exists": ("{% if execute and adapter.location_exists(\"POINTER\") %}{% do exceptions.warn('there') %}{% endif %}"
                " select * from read_text('POINTER')", "read_text: it reads or lists files"),
     "cursor": ("{% if execute %}{% do " + CURSOR + "[1].cursor().execute(\"copy (select 1) to 'POINTER'\") %}"
@@ -58,27 +58,27 @@ ATTACKS = {
              " select 1 as a", "the plugin glue|x is refused"),
     "forges": ("{% if execute %}{% do adapter.store_relation('lake', this, [], '', 'lake', {'step': 'begin',"
                " 'node': 'model.busco.fct', 'sql': 'select 1'}) %}{% endif %} select 1 as a",
-               "can't work for model.busco.fct"),
+               "can't run a step of model.busco.fct"),
     "forges_view": ("{{ config(pre_hook=\"{{ forged_view(this, model) }}\") }} select 1 as a",
                     "COPY reads and writes files"),
     "forges_files": ("{{ config(pre_hook=\"{{ forged_copy(this, model) }}\") }} select 1 as a",
                      "COPY reads and writes files"),
     "shadows": ("{{ config(pre_hook='create or replace macro count_star() as coalesce(sum(0), 0)::bigint') }}"
-                " select 1 as a", "DuckDB has a function count_star"),
+                " select 1 as a", "the macro would replace DuckDB's function count_star"),
     "replaces": ("{{ config(pre_hook=\"create or replace view gold.fct as select 1 as a\") }} select 1 as a",
-                 "gold.fct is a place for the platform's tables"),
+                 "gold.fct is reserved for the platform's tables"),
     "unmakes": ("{{ config(materialized='view', post_hook=\"create or replace view {{ this }} as select 1 as b\") }}"
-                " select 1 as a", "gold.unmakes is a place for the platform's tables"),
+                " select 1 as a", "gold.unmakes is reserved for the platform's tables"),
     "again": ("{{ config(post_hook=\"create or replace view {{ this }} as select 1 as b\") }} select 1 as a",
-              "gold.again is a place for the platform's tables"),
+              "gold.again is reserved for the platform's tables"),
     "enumerates": ("{{ config(pre_hook=\"create type mood as enum (select id from {{ ref('orders') }})\") }}"
                    " select 1 as a",
-                   "an enum is made of values that stand in the SQL"),
+                   "an enum can't be created from a query"),
     "undeclared": ("select *\nfrom silver.orders",
                    "it names silver.orders, which model.busco.undeclared does not declare"),
     "asks_undeclared": ("{% if execute %}{% do run_query('select max(id) from bronze.orders') %}{% endif %}"
                         " select 1 as a",
-                        "write source('bronze', 'orders') in its place"),
+                        "write source('bronze', 'orders') instead"),
 }  # fmt: skip
 MACROS = """
 {% macro writes_pointer() %}copy (select 1) to 'POINTER'{% endmacro %}

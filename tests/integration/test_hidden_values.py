@@ -180,9 +180,7 @@ def test_what_a_hook_has_made_of_personal_data_is_hidden_where_others_read_it(wr
 
 @pytest.mark.parametrize("name", ["named", "twice", "fields", "typed"])
 def test_a_column_that_is_named_by_a_value_is_refused_without_its_name(written: Written, name: str) -> None:
-    assert (
-        "of the SQL has a name or a type that stands neither in the code" in written.result(f"model.busco.{name}").error
-    )
+    assert "of the SQL has a name or type that is neither in the code" in written.result(f"model.busco.{name}").error
 
 
 def test_a_unit_test_of_a_model_that_asks_shows_no_values(written: Written) -> None:

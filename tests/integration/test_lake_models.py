@@ -54,7 +54,10 @@ def test_a_partition_whose_key_s3_would_refuse_fails_its_model_with_the_table_an
     )
     run, _ = mini.built("long")
     error = run.latest_results()["model.busco.long"].error
-    assert "gold.long has a partition by country whose files would have keys longer than the 1,024 bytes" in error
+    assert (
+        "gold.long has a partition by country whose files would have keys longer than S3's limit of 1,024 bytes"
+        in error
+    )
     assert 'where coalesce(length(url_encode(cast("country" as varchar))), 26) > ' in error
     assert "é" * 170 not in error
 
@@ -213,9 +216,9 @@ def test_sql_and_contract_that_differ_are_told_apart_column_by_column(mini: Plat
         "{name: a, data_type: INTEGER}, {name: b, data_type: VARCHAR}, {name: c, data_type: BIGINT}]}]"
     )
     text = refused(mini, "select 'x' as a, sum(n) as c, 1 as d from {{ source('bronze', 'orders') }}", yaml)
-    assert "a: the contract says INTEGER, the SQL gives VARCHAR" in text
-    assert "b: the contract has it, the SQL does not" in text
-    assert "d: the SQL has it, the contract does not" in text
+    assert "a: INTEGER in the contract, VARCHAR in the SQL" in text
+    assert "b: in the contract but not in the SQL" in text
+    assert "d: in the SQL but not in the contract" in text
     assert "c:" not in text, "a HUGEINT goes into the contract's BIGINT, checked for overflow"
 
 

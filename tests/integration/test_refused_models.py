@@ -41,16 +41,17 @@ BEYOND = {
     "secret": ("select date '44444-04-04' as born", "born in 1 row"),
 }  # fmt: skip
 DOUBLED = {
-    "twice": ("select 1 as a, 2 as a", "the SQL gives a more than once"),
+    "twice": ("select 1 as a, 2 as a", "the SQL has a more than once"),
     "thrice": ("with x as (select 1 as a) select a, a as b, a as a, x.a from x -- the end", "a more than once"),
     "cased": ('select 1 as a, 2 as "A"', "a and A"),
-    "contracted": ("select 1 as a, 2 as a", "the SQL gives a more than once"),
+    "contracted": ("select 1 as a, 2 as a", "the SQL has a more than once"),
     "joined": ("select * from {{ ref('orders') }} o join {{ ref('v_orders') }} v on o.id = v.id", "id, customer"),
     "below": ("with j as (select o.id, v.id from {{ ref('orders') }} o join {{ ref('v_orders') }} v on true)"
-              " select * from j", "id_1 is a second column id"),
-    "through": ("select * from {{ ref('doubled') }}", "a_1 is a second column a"),
+              " select * from j", "id_1 is a second column named id"),
+    "through": ("select * from {{ ref('doubled') }}", "a_1 is a second column named a"),
     "v_twice": ("{{ config(materialized='view') }} select 1 as a, 2 as A", "a and A"),
-    "v_below": ("{{ config(materialized='view') }} select * from (select 1 as a, 2 as a)", "a_1 is a second column a"),
+    "v_below": ("{{ config(materialized='view') }} select * from (select 1 as a, 2 as a)",
+                "a_1 is a second column named a"),
 }  # fmt: skip
 RIGHT = {
     # infinity of a double, and the first and last of all days

@@ -50,5 +50,5 @@ def test_no_description_ends_the_page_s_script(evil: str) -> None:
 
 def test_a_page_of_another_dbt_is_an_error() -> None:
     for page in ("<html></html>", PAGE + PAGE):
-        with pytest.raises(BuscoError, match="marks"):
+        with pytest.raises(BuscoError, match="placeholders"):
             static_page(page, {"MANIFEST": {}, "CATALOG": {}})

@@ -244,5 +244,5 @@ def test_partition_columns_with_long_names_are_refused_whatever_their_values(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
     columns = {f"{letter * 240}": "DATE" for letter in "abcd"} | {"n": "BIGINT"}
-    with pytest.raises(duckdb.InvalidInputException, match="keys longer than the 1,024 bytes that S3 takes"):
+    with pytest.raises(duckdb.InvalidInputException, match="keys longer than S3's limit of 1,024 bytes"):
         copied(connection, tmp_path, columns, ["2018-01-01"] * 4 + [1])

@@ -202,10 +202,10 @@ def test_all_columns_are_personal_where_jinja_was_given_values() -> None:
     personal = Personal(redactor.project, tables.get, redactor)
     assert personal.columns("model.p.people", sql, given) == set()
     personal.check_names("model.p.people", [("Zqcanary", "INTEGER")])
-    redactor.reads_more("model.p.people")
+    redactor.mark_indirect_reader("model.p.people")
     # lineage knows which of its columns come from what a hook has made; their names nobody knows
     assert personal.columns("model.p.people", sql, given) == set()
     with pytest.raises(BuscoError, match="column 1 of the SQL has a name"):
         personal.check_names("model.p.people", [("Zqcanary", "INTEGER")])
-    redactor.asked("model.p.people")
+    redactor.mark_queried("model.p.people")
     assert personal.columns("model.p.people", sql, given) == {"b"}

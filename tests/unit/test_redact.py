@@ -224,10 +224,10 @@ def test_rows_of_a_unit_test_are_code_unless_a_query_gives_them() -> None:
 
 
 def test_what_this_platform_says_passes_as_it_is() -> None:
-    filter_, said = redactor(), "not_null constraint failed: name is NULL in 1 row\n  → mend the SQL or the constraint"
+    filter_, said = redactor(), "not_null constraint failed: name is NULL in 1 row\n  → fix the SQL or the constraint"
     framed = "Runtime Error in model m (models/m.sql)\n  " + said.replace("\n", "\n  ")
     assert "NULL in 1 row" not in filter_.text(MODEL, framed)
-    filter_.tell(said)
+    filter_.allow(said)
     assert filter_.text(MODEL, framed) == framed
 
 
@@ -254,7 +254,7 @@ def test_what_jinja_logs_and_raises_is_hidden_where_it_asks_the_database() -> No
     ],
 )
 def test_whether_jinja_asks_is_seen_by_whatever_name_it_has_the_adapter(sql: str, asks: bool) -> None:
-    assert redactor(sql).asks(MODEL) is asks
+    assert redactor(sql).runs_queries(MODEL) is asks
     assert (redactor(sql).free(MODEL, "Maria") == HIDDEN) is asks
 
 
@@ -267,20 +267,20 @@ def test_a_macro_that_is_dispatched_asks_for_the_model() -> None:
     ):
         uid = f"macro.shop.{name}"
         macros[uid] = {"name": name, "package_name": "shop", "macro_sql": sql, "depends_on": {"macros": uses}}
-    assert not filter_.asks(MODEL)
+    assert not filter_.runs_queries(MODEL)
     filter_.project.nodes[MODEL]["depends_on"]["macros"].append("macro.shop.values_of")
-    assert filter_.asks(MODEL)
+    assert filter_.runs_queries(MODEL)
 
 
 def test_whose_jinja_was_given_values_asks_whatever_its_words_are() -> None:
     filter_, unit = redactor(), "unit_test.p.m.dict"
-    assert (filter_.asks(MODEL), filter_.hides(unit)) == (False, False)
-    filter_.asked(unit)
+    assert (filter_.runs_queries(MODEL), filter_.hides(unit)) == (False, False)
+    filter_.mark_queried(unit)
     assert filter_.hides(unit)
-    assert unit in filter_.made_of_answers()
-    filter_.asked(MODEL)
+    assert unit in filter_.built_from_results()
+    filter_.mark_queried(MODEL)
     assert filter_.free(MODEL, "Maria") == HIDDEN
-    assert MODEL in filter_.made_of_answers()
+    assert MODEL in filter_.built_from_results()
 
 
 def test_a_unit_test_is_hidden_where_its_model_asks() -> None:

@@ -227,10 +227,10 @@ def test_who_reads_a_view_that_it_declares_reads_nothing_that_a_hook_has_made(gu
     guarded.check(
         "model.p.of_views", 'select * from "memory"."main"."v_people" join "memory"."silver"."s_people" on true'
     )
-    assert not guarded.redactor.names_made("model.p.of_views")
+    assert not guarded.redactor.is_indirect_reader("model.p.of_views")
     guarded.check("model.p.of_views", "create temp table t as from silver.s_people")
     guarded.check("model.p.of_views", "from t")
-    assert guarded.redactor.names_made("model.p.of_views")
+    assert guarded.redactor.is_indirect_reader("model.p.of_views")
 
 
 def test_a_seed_is_loaded_once(guarded: Guarded) -> None:

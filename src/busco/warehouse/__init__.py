@@ -1,1 +1,1 @@
-"""What runs inside dbt: the runner, and the materialization's plugin."""
+"""Code that runs dbt or runs inside it: the runner, and the plugin behind the `lake` materialization."""

@@ -1,8 +1,8 @@
-"""The parse that came with an image: a process that finds the project as it was there parses nothing.
+"""The parse that is baked into an image, so that a process running an unchanged project need not parse it again.
 
-The folder has dbt's own partial parse, the project's manifest, and a stamp of all that a parse depends on. Where any
-of it differs (a development's project is mounted over the image's) the folder counts for nothing more than as the
-partial parse that dbt begins with, and checks file by file.
+The folder contains dbt's partial parse, the project's manifest, and a stamp of everything that a parse depends on. If
+the stamp doesn't match (for example, because a development project is mounted over the image's), only the partial parse
+is used: dbt starts from it and checks it file by file.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ PARTIAL_PARSE = "partial_parse.msgpack"
 _MANIFEST = "manifest.json"
 _STAMP = "stamp"
 _PACKAGES = ("dbt-core", "dbt-adapters", "dbt-common", "dbt-duckdb")
-# what dbt and its users leave in a project's folder, and a parse does not read
+# files and folders that dbt and its users leave in a project's folder and that a parse does not read
 _NOT_READ = frozenset({"target", "logs", ".user.yml", "__pycache__"})
-# dbt's own variables that choose what is parsed
+# dbt's environment variables that affect what is parsed
 _CHOOSES = re.compile(r"DBT_(ENGINE_)?(TARGET|PROFILE|VARS)$")
 
 
 @dataclass(frozen=True)
 class Baked:
-    """A parse that holds for the project as it is on disk now."""
+    """A parse that is valid for the project as it is on disk now."""
 
     folder: Path
 
@@ -43,7 +43,7 @@ class Baked:
         return Project.read(self.folder / _MANIFEST)
 
     def manifest(self) -> Any:
-        """dbt's own manifest, as its parser gives it where no file has changed since the partial parse."""
+        """Returns dbt's own manifest, as its parser would if no file had changed since the partial parse."""
         from dbt.contracts.graph.manifest import Manifest
         from dbt.parser.manifest import extended_mashumuro_decoder
         from dbt_common.invocation import get_invocation_id
@@ -58,30 +58,30 @@ class Baked:
 
 
 def find(settings: Settings) -> Baked | None:
-    """The parse of `settings.baked_dir`, if it is one of exactly this project with these versions of dbt."""
-    folder = _place(settings)
+    """Returns the parse in `settings.baked_dir`, if it was made from exactly this project and these versions of dbt."""
+    folder = _folder(settings)
     if folder is None or not (folder / _STAMP).is_file():
         return None
-    known = (folder / _STAMP).read_text()
-    return Baked(folder) if known == stamp(settings.dbt_project) else None
+    baked_stamp = (folder / _STAMP).read_text()
+    return Baked(folder) if baked_stamp == stamp(settings.dbt_project) else None
 
 
 def partial_parse(settings: Settings) -> Path | None:
-    """The image's partial parse, which dbt may begin with whatever has changed since."""
-    folder = _place(settings)
+    """Returns the image's partial parse, from which dbt can start whatever has changed since."""
+    folder = _folder(settings)
     path = folder / PARTIAL_PARSE if folder else None
     return path if path is not None and path.is_file() else None
 
 
-def _place(settings: Settings) -> Path | None:
+def _folder(settings: Settings) -> Path | None:
     return settings.project_part(settings.baked_dir) if settings.baked_dir else None
 
 
 def save(folder: Path, settings: Settings, project: Project, parsed: Path) -> bool:
-    """Writes a parse to `folder`, for BUSCO_BAKED_DIR: `project`, and dbt's partial parse from the file `parsed`.
+    """Writes `project`, and dbt's partial parse from the file `parsed`, to `folder` for use as BUSCO_BAKED_DIR.
 
-    Gives False where only the partial parse can be used later: the project reads the environment, so that what a parse
-    gives is not told by its files.
+    Returns False if only the partial parse can be used later: the project reads environment variables, so its files
+    alone don't determine the result of a parse.
     """
     folder = settings.project_part(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +96,9 @@ def save(folder: Path, settings: Settings, project: Project, parsed: Path) -> bo
 
 
 def stamp(project: Path) -> str | None:
-    """A hash of what a parse of the project depends on: its place, its files and the platform's own, dbt's versions,
-    and what is chosen by dbt's variables. None where it depends on more, by `env_var`."""
+    """Returns a hash of everything that a parse of the project depends on: its path, its files and those of the
+    platform's package, the versions of dbt, and dbt's environment variables. Returns None if the project uses
+    `env_var`, since it then depends on other variables too."""
     digest = hashlib.sha256()
     chosen = sorted((name, value) for name, value in os.environ.items() if _CHOOSES.match(name))
     packages = [(name, version(name)) for name in _PACKAGES]

@@ -1,11 +1,11 @@
-"""Column names: each stands once in what a model, a view or a seed gives, whatever its case.
+"""Checks that the column names of a model, a view or a seed are unique, ignoring case.
 
-DuckDB lets a SELECT give a name twice. Where such a SELECT becomes a table, a view, a subquery or a CTE, it renames the
-second column: `a`, `a_1`. So the names are asked of the bare SELECT, where they are still the same. What was renamed
-further inside is found by its name: `a_1` beside `a`, where neither the SQL, nor the YAML, nor a relation that is read
-has the name `a_1`, as a column or as a struct's field. SQL whose names come from data or from a pattern (`pivot`,
-`columns(…)`) can give any name, so it is not checked for renamed columns. DuckDB, Glue and Athena all take `a` and `A`
-for one name.
+DuckDB lets a SELECT return the same column name twice. When such a SELECT becomes a table, a view, a subquery or a CTE,
+DuckDB renames the second column: `a`, `a_1`. The top-level SELECT is therefore described on its own, where duplicate
+names are still visible. A column that was renamed in a subquery is recognized by its name: there is an `a_1` beside
+`a`, and `a_1` appears neither in the SQL, nor in the YAML, nor as a column or struct field in a relation that the SQL
+reads. SQL whose column names come from data or from a pattern (`pivot`, `columns(…)`) can return any name, so it is not
+checked for renamed columns. DuckDB, Glue and Athena all treat `a` and `A` as the same name.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from busco.errors import BuscoError
 from busco.lake import types
 
 _RENAMED = re.compile(r"(?s)(.+)[_:]\d+")
-# What makes names of data or by a pattern.
+# SQL that derives column names from data or from a pattern.
 _MAKES_NAMES = re.compile(r"\bpivot(_wider)?\b|\bcolumns\s*\(", re.IGNORECASE)
 # Comments, string literals and quoted identifiers.
 _NOT_KEYWORDS = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
-_HINT = "give each column a name of its own; with `select *`, exclude what is there twice or use `join … using (…)`"
+_HINT = "give each column a unique name; with `select *`, exclude the duplicate or use `join … using (…)`"
 
 
 def check(names: Sequence[str], what: str = "the SQL") -> None:
-    """Checks that no name is there twice.
+    """Checks that the names are unique.
 
     Args:
-        what: who gives the names, as the message calls it.
+        what: where the names come from, as the message puts it.
 
     Raises:
-        BuscoError: with every name that is.
+        BuscoError: some names are not; the message lists them.
     """
     spellings: dict[str, list[str]] = {}
     for name in names:
@@ -42,42 +42,42 @@ def check(names: Sequence[str], what: str = "the SQL") -> None:
     same = [found[0] for found in doubled if len(set(found)) == 1]
     cased = [" and ".join(dict.fromkeys(found)) for found in doubled if len(set(found)) > 1]
     problems = [f"{', '.join(same)} more than once"] if same else []
-    problems += [f"{pair}, which differ by case only" for pair in cased]
-    raise BuscoError(f"{what} gives {'; '.join(problems)}", _HINT)
+    problems += [f"{pair}, which differ only in case" for pair in cased]
+    raise BuscoError(f"{what} has {'; '.join(problems)}", _HINT)
 
 
 def check_header(header: Sequence[str], names: Sequence[str]) -> None:
     """Checks that dbt loads every column of a seed under the name that the header gives it.
 
-    dbt (agate) calls a column without a name by the letter of its place, `a` for the first, and adds a number to a name
-    that an earlier column has: `,a` becomes `a, a_2`.
+    dbt (agate) names an unnamed column after the letter of its position, `a` for the first, and appends a number to a
+    name that an earlier column has: `,a` becomes `a, a_2`.
 
     Args:
-        header: the names in the file, '' where there is none.
+        header: the names in the file; '' for an unnamed column.
         names: the names under which dbt loads the same columns.
 
     Raises:
-        BuscoError: the header gives a name twice, or the name that dbt chose for a column is another column's.
+        BuscoError: the header has a name twice, or dbt's name for an unnamed column is also another column's name.
     """
     check([name for name in header if name], "the seed's header")
     both = list(zip(header, names, strict=False))
-    chosen = {now.lower(): place for place, (name, now) in enumerate(both, 1) if not name}
-    for place, (name, now) in enumerate(both, 1):
+    chosen = {now.lower(): at for at, (name, now) in enumerate(both, 1) if not name}
+    for at, (name, now) in enumerate(both, 1):
         if name and (nameless := chosen.get(name.lower())):
             renamed = f": {name} would become {now}" if name != now else ""
             raise BuscoError(
-                f"in the seed's header, column {nameless} has no name, so dbt calls it {name.lower()}, which is the "
-                f"name of column {place}{renamed}",
+                f"in the seed's header, column {nameless} has no name, so dbt calls it {name.lower()}, which is "
+                f"already the name of column {at}{renamed}",
                 f"give column {nameless} a name",
             )
 
 
 def perhaps_renamed(names: Sequence[str], sql: str, documented: Iterable[str] = ()) -> dict[str, str]:
-    """Names that DuckDB may have made of another that is there too: each with that other one.
+    """Returns the names that DuckDB may have derived from a duplicate, each mapped to the name it was derived from.
 
     Args:
-        sql: the compiled SQL. Names in it, comments included, are never in the result; if it takes names from data or
-            makes them by a pattern, the result is empty.
+        sql: the compiled SQL. Names that occur in it, even in comments, are never in the result; if it derives names
+            from data or from a pattern, the result is empty.
         documented: the columns in the YAML, which are never in the result either.
     """
     if _MAKES_NAMES.search(_NOT_KEYWORDS.sub(" ", sql)):
@@ -96,14 +96,14 @@ def perhaps_renamed(names: Sequence[str], sql: str, documented: Iterable[str] = 
 
 
 def known_sql(names: Iterable[str], relations: Iterable[tuple[str, str]]) -> str:
-    """A query for those of the names, in lower case, that a relation has as a column or as a field of a struct.
+    """Returns a query for those names, in lower case, that some relation has as a column or as a field of a struct.
 
     Args:
-        relations: schema and name of each.
+        relations: the schema and name of each relation.
     """
     listed = ", ".join(f"({types.literal(n.lower())}, {types.literal(types.quoted(n.lower()))})" for n in names)
     among = ", ".join(f"({types.literal(schema)}, {types.literal(name)})" for schema, name in relations)
-    # a type's text has a field's name, quoted where it must be, before the field's type: STRUCT(a INTEGER, "b c" DATE)
+    # in a type's text, a field's name, quoted if necessary, precedes the field's type: STRUCT(a INTEGER, "b c" DATE)
     is_field = " or ".join(
         f"contains(lower(data_type), '{before}' || {spelled} || ' ')"
         for before in ("(", ", ")
@@ -116,16 +116,15 @@ def known_sql(names: Iterable[str], relations: Iterable[tuple[str, str]]) -> str
 
 
 def check_renamed(renamed: dict[str, str], known: Iterable[str]) -> None:
-    """Checks the names that may have been renamed against those which the relations that are read have.
+    """Checks the names that DuckDB may have made up against the names in the relations that the SQL reads.
 
     Raises:
-        BuscoError: with each name that nobody but DuckDB can have given.
+        BuscoError: some names can only come from DuckDB; the message lists them.
     """
     had = {name.lower() for name in known}
-    problems = [f"{name} is a second column {of}" for name, of in renamed.items() if name.lower() not in had]
+    problems = [f"{name} is a second column named {of}" for name, of in renamed.items() if name.lower() not in had]
     if problems:
         raise BuscoError(
-            f"a subquery or CTE of the SQL gives a column twice, and DuckDB renamed it: {', '.join(problems)}",
-            f"{_HINT}; if the column is right under this name, write the name in the SQL, or list it under the model's "
-            "`columns:`",
+            f"a subquery or CTE of the SQL returns a column name twice, and DuckDB renamed one: {', '.join(problems)}",
+            f"{_HINT}; if the column really has this name, write it in the SQL or list it under the model's `columns:`",
         )

@@ -1,6 +1,6 @@
-"""What dbt says while it works, as people see it: its lines in its format, each through the filter of values.
+"""Prints dbt's console output: the same lines in the same format, with personal values hidden.
 
-dbt's own logger prints a message as it is, hence it is silent here (`--log-level none`) and this callback prints.
+dbt's own logger would print messages unfiltered, so it is silenced (`--log-level none`) and this callback prints.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from dbt_common.events.functions import env_scrubber
 from busco import output
 from busco.warehouse.redact import Redactor
 
-# Of names, counts and states only; everything else that dbt warns of or calls an error about a node has a text in it.
+# Events with names, counts and states only; every other warning or error about a node contains free text.
 _PLAIN = frozenset(
     {"LogStartLine", "LogModelResult", "LogTestResult", "LogSeedResult", "LogNodeNoOpResult", "LogFreshnessResult"}
     | {"LogHookStartLine", "LogHookEndLine", "LogCancelLine", "SkippingDetails", "LogSkipBecauseError", "NodeStart"}
     | {"RunResultFailure", "RunResultWarning", "RunResultErrorNoMessage", "SQLCompiledPath", "CheckNodeTestFailure"}
 )
-# Texts that come from exceptions, whether or not dbt names a node.
+# Events whose text comes from an exception, whether or not they name a node.
 _ERRORS = frozenset(
     {"MainEncounteredError", "MainStackTrace", "RunResultError", "RunResultWarningMessage", "GenericExceptionOnRun"}
     | {"AdapterEventInfo", "AdapterEventWarning", "AdapterEventError", "LogNodeResult"}
 )
-# What the project itself has printed, by `log()` and `print()`.
+# Output of the project's own `log()` and `print()` calls.
 _FREE = frozenset({"JinjaLogInfo", "JinjaLogWarning", "PrintEvent"})
-# What dbt shows because it was asked to; no time before it.
-_ANSWERS = frozenset({"PrintEvent", "ShowNode", "CompiledNode"})
+# Output that the user requested; it is printed without a timestamp.
+_RESULTS = frozenset({"PrintEvent", "ShowNode", "CompiledNode"})
 
 Shown = Literal["all", "errors", "nothing"]
 
 
 def node_of(event: Any) -> str:
-    """The unique id of the node that an event is about; '' for none."""
+    """Returns the unique id of the node that an event is about; '' for none."""
     return str(getattr(getattr(event.data, "node_info", None), "unique_id", "") or "")
 
 
-def message(event: Any, redactor: Redactor | None, asked: bool = False) -> str:
-    """An event's message without values that are to be hidden.
+def message(event: Any, redactor: Redactor | None, prints_result: bool = False) -> str:
+    """Returns an event's message with personal values hidden.
 
     Args:
-        redactor: None where no project was parsed: no model runs then.
-        asked: whether the command is one that prints what it was asked for (ls, show, …).
+        redactor: None if no project was parsed; no model runs then.
+        prints_result: whether the command's purpose is to print something (ls, show, …).
     """
     text, name, node = str(event.info.msg or ""), str(event.info.name), node_of(event)
-    if redactor is None or name in _PLAIN or (asked and name in _ANSWERS):
+    if redactor is None or name in _PLAIN or (prints_result and name in _RESULTS):
         return text
     if name in _FREE:
         return redactor.free(node, text)
@@ -57,47 +57,47 @@ def message(event: Any, redactor: Redactor | None, asked: bool = False) -> str:
 
 
 class Console:
-    """dbt's event callback that prints, at once, what its own console logger would.
+    """A dbt event callback that prints, unbuffered, what dbt's own console logger would.
 
-    What goes wrong (a reader that is gone, a full disk) is kept for `check`: dbt's threads are no place to end.
+    An output error (a closed pipe, a full disk) is kept for `check`, because dbt's threads can't end the command.
     """
 
     def __init__(self, command: str, redactor: Redactor | None, shown: Shown) -> None:
         self.redactor, self.shown = redactor, shown
-        self.asked = command not in ("build", "test")
+        self.prints_result = command not in ("build", "test")
         self.problem: OSError | None = None
         self._lock = threading.Lock()
 
     def __call__(self, event: Any) -> None:
         info = event.info
-        answer = info.name in _ANSWERS
+        is_result = info.name in _RESULTS
         if self.problem is not None or self.shown == "nothing" or info.level not in ("info", "warn", "error"):
             return
-        if self.shown == "errors" and info.level != "error" and not answer:
+        if self.shown == "errors" and info.level != "error" and not is_result:
             return
-        text = env_scrubber(message(event, self.redactor, self.asked))
-        line = text if answer else f"{datetime.now(UTC):%H:%M:%S}  {text}"
+        text = env_scrubber(message(event, self.redactor, self.prints_result))
+        line = text if is_result else f"{datetime.now(UTC):%H:%M:%S}  {text}"
         try:
             with self._lock:
-                # what a program asked for is data; a build's log is read in a terminal, wherever it is written
-                (output.exact if answer and self.asked else output.echo)(line)
+                # a requested result is data for programs; a build's log is for terminals, wherever it is written
+                (output.exact if is_result and self.prints_result else output.echo)(line)
         except OSError as error:
             self.problem = error
 
     def check(self) -> None:
-        """Raises what went wrong while it printed."""
+        """Raises the error that occurred while printing, if any."""
         if self.problem is not None:
             raise self.problem
 
 
 def shown_by(arguments: Sequence[str]) -> Shown:
-    """How much the user wants to see of a command, by dbt's own options among its arguments."""
+    """Returns how much of a command's output to show, according to dbt's own options among its arguments."""
     if {"-q", "--quiet"} & {*arguments}:
         return "errors"
-    for place, word in enumerate(arguments):
-        level = word.partition("=")[2] if word.startswith("--log-level=") else ""
-        if word == "--log-level" and place + 1 < len(arguments):
-            level = arguments[place + 1]
+    for at, argument in enumerate(arguments):
+        level = argument.partition("=")[2] if argument.startswith("--log-level=") else ""
+        if argument == "--log-level" and at + 1 < len(arguments):
+            level = arguments[at + 1]
         if level in ("error", "none"):
             return "errors" if level == "error" else "nothing"
     return "all"

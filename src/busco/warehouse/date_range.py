@@ -1,10 +1,10 @@
-"""The dates and times that a table may hold: from 0001-01-01 to 9999-12-31 (UTC where there is a zone).
+"""Checks that a table's dates and times are between 0001-01-01 and 9999-12-31 (in UTC if they have a time zone).
 
-DuckDB has infinity, years before Christ and years over 9999 too. Iceberg's types could hold some of them, but its
-readers cannot: pyiceberg fails to read the table, and Athena shows another value (iceberg.md, "Types").
+DuckDB also supports infinity, years BC and years after 9999. Iceberg's types could hold some of these values, but its
+readers cannot: pyiceberg fails to read the table, and Athena shows a different value (docs/iceberg.md, "Types").
 
-COPY's own statistics usually prove that a table has no such values (`busco.lake.dates`), so it costs no further query.
-Only where they show one, or say too little, the rows are counted.
+COPY's own statistics usually prove that a table has no such values (`busco.lake.dates`), so the check needs no query.
+Rows are counted only if the statistics show such a value or are inconclusive.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RANGES = {
     "timestamp": ("timestamp '0001-01-01 00:00:00'", "timestamp '9999-12-31 23:59:59.999999'"),
     "timestamptz": ("timestamptz '0001-01-01 00:00:00+00'", "timestamptz '9999-12-31 23:59:59.999999+00'"),
 }
-# More files than this are named by their folder, so that the query stays one that a person can read.
+# If there are more files than this, the query names their folder instead, so that it stays readable.
 _NAMED_FILES = 3
 
 Url = Callable[[str], str]
@@ -35,14 +35,14 @@ Url = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Suspects:
-    """Columns that have, or may have, values beyond the range, and the keys of the files that these may be in."""
+    """Columns that have, or may have, values out of range, and the keys of the files that may contain them."""
 
     columns: tuple[str, ...]
     kinds: tuple[types.DataType, ...]
     files: tuple[str, ...]
 
     def count_sql(self, url: Url) -> str:
-        """A query of one row: for each column, the number of rows with such a value. `url` makes a key a URL."""
+        """Returns a query for the number of rows with such a value in each column. `url` turns a key into a URL."""
         counts = (
             f"count(*) filter (where {where}) as {types.quoted(name)}"
             for name, where in zip(self.columns, self._conditions(), strict=True)
@@ -50,7 +50,7 @@ class Suspects:
         return f"select {', '.join(counts)} from {_files_sql([url(key) for key in self.files])}"
 
     def find_sql(self, url: Url) -> str:
-        """A query that gives the rows with such values."""
+        """Returns a query for the rows with such values."""
         files = self.files
         if len(files) > _NAMED_FILES:
             files = (f"{commonpath(files)}/**/*.parquet",)
@@ -62,7 +62,7 @@ class Suspects:
 
 
 def suspects(columns: Sequence[Column], files: Sequence[WrittenFile]) -> Suspects | None:
-    """What COPY's statistics do not prove to be in range; None where they prove everything, as they usually do."""
+    """Returns what COPY's statistics don't prove to be in range; None if they prove everything, as they usually do."""
     found: dict[str, types.DataType] = {}
     where: dict[str, None] = {}
     for column in columns:
@@ -76,33 +76,33 @@ def suspects(columns: Sequence[Column], files: Sequence[WrittenFile]) -> Suspect
 
 
 def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run: str, advice: str) -> None:
-    """Refuses the table if any rows were counted. The message has no value, since it may be a person's.
+    """Refuses the table if any rows were counted. The message shows no values, since they may be personal data.
 
     Args:
         table: `<layer>.<name>`.
-        counted: what `count_sql` gave: the number of rows by column.
-        run: the run's key, so that the query works where nothing is published yet.
+        counted: the result of `count_sql`: the number of rows by column.
+        run: the run's key, so that the query works before anything is published.
         advice: what to do about such rows.
 
     Raises:
-        BuscoError: with the columns, the number of rows of each, and a command that shows them.
+        BuscoError: with the columns, the number of rows for each, and a command that shows the rows.
     """
     counts = {name: int(counted[name]) for name in found.columns if int(counted[name])}
     if not counts:
         return
     listed = ", ".join(f"{name} in {count} row{'s' if count != 1 else ''}" for name, count in counts.items())
-    wrong = [place for place, name in enumerate(found.columns) if name in counts]
+    wrong = [at for at, name in enumerate(found.columns) if name in counts]
     only = Suspects(tuple(found.columns[i] for i in wrong), tuple(found.kinds[i] for i in wrong), found.files)
     command = f"busco query --run {run} {_in_shell(only.find_sql(url))}"
     raise BuscoError(
-        f"{table} has dates or times that readers of the table cannot hold "
+        f"{table} has dates or times that readers of the table do not support "
         f"(infinity, before 0001-01-01 or after 9999-12-31, in UTC): {listed}",
-        f"{advice}; this shows the rows:\n{command}",
+        f"{advice}; to see the rows, run:\n{command}",
     )
 
 
 def _beyond_sql(kind: types.DataType, value: str, depth: int = 0) -> str:
-    """The condition, true or false, that a value has a date or time beyond the range in it; '' if its type has none."""
+    """Returns a condition, never NULL, that a value contains a date or time out of range; '' if its type can't."""
     if isinstance(kind, types.Primitive):
         if not dates.is_date_or_time(kind):
             return ""
@@ -128,5 +128,5 @@ def _files_sql(urls: Sequence[str]) -> str:
 
 
 def _in_shell(text: str) -> str:
-    """An argument in double quotes for a POSIX shell."""
+    """Returns an argument in double quotes for a POSIX shell."""
     return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'

@@ -1,4 +1,4 @@
-"""dbt, called in this process: parse, list, build, docs; each with a target folder of its own."""
+"""Runs dbt in this process (parse, list, build, docs), with a separate target folder for each process."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from busco.warehouse import baked, environment, package
 from busco.warehouse.console import Console, Shown, shown_by
 from busco.warehouse.redact import HIDDEN, Redactor
 
-package.bring()
+package.register()
 environment.install()
 
-# dbt's own telemetry would reach for the network at each command
+# dbt's own telemetry would access the network at each command
 os.environ.setdefault("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
 os.environ.setdefault("DBT_VERSION_CHECK", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
-# What dbt's messages point at in its target folder, and what is worth a look when a build has failed.
+# Files in the target folder that dbt's messages refer to, or that help to debug a failed build.
 _WORTH_KEEPING = (
     "compiled",
     "run_results.json",
@@ -57,11 +57,11 @@ _WORTH_KEEPING = (
 
 @dataclass(frozen=True)
 class Selected:
-    """What a selection names.
+    """The nodes that a selection matches.
 
     Attributes:
-        nodes: unique ids of models, seeds, tests and unit tests.
-        notes: a sentence for each part of the selection that matched nothing, and for tests that were left out.
+        nodes: the unique ids of models, seeds, tests and unit tests.
+        notes: one sentence for each part of the selection that matched nothing, and one for tests that were left out.
     """
 
     nodes: tuple[str, ...]
@@ -69,13 +69,13 @@ class Selected:
 
 
 class Dbt:
-    """dbt on the project, with a target folder of its own, so that several processes may run at once.
+    """dbt for one project, with its own target folder, so that several processes can run at the same time.
 
-    The partial parse is taken from and given back to the state folder, where every process finds the last one.
-    `parsed_by` says whose word the project is: `dbt` parsed it here, or it came with the image (`baked`).
+    Processes share the partial parse: each one reads it from the state folder and writes it back after parsing.
+    `parsed_by` is `dbt` if this process parsed the project, or `image` if the parse came with the image (`baked`).
 
     Args:
-        verbose: whether a refusal of the project names each model, however many there are.
+        verbose: whether a refusal of the project lists every model, however many there are.
     """
 
     def __init__(self, settings: Settings, target: Path, verbose: bool = False) -> None:
@@ -86,10 +86,10 @@ class Dbt:
         self.redactor: Redactor | None = None
 
     def parse(self) -> Project:
-        """Parses the project, unless the image has its parse, and refuses what the lake refuses.
+        """Parses the project, or uses the parse from the image, and checks it against the lake's rules (`refusals`).
 
         Raises:
-            BuscoError: dbt can't parse it (dbt's message), or a model is refused (`refusals`).
+            BuscoError: dbt can't parse the project (with dbt's message), or a model is refused.
         """
         if (found := baked.find(self.settings)) is not None:
             self.manifest, self.parsed_by = found.manifest(), "image"
@@ -107,7 +107,7 @@ class Dbt:
         if not result.success:
             reason = self.reason(result)
             raise BuscoError(
-                f"dbt can't parse the project:\n{reason}", self.advice(reason) or "fix the file that it names"
+                f"dbt can't parse the project:\n{reason}", self.advice(reason) or "fix the file named in the message"
             )
         self.manifest = result.result
         project = self._project()
@@ -122,26 +122,26 @@ class Dbt:
 
     @property
     def parse_command(self) -> str:
-        """What parses the project, as a user types it."""
+        """The command that parses the project, as a user would type it."""
         return self.settings.dbt_command("parse")
 
     def _project_file(self) -> dict[str, Any]:
-        """What is in the project's dbt_project.yml."""
+        """Returns the content of the project's dbt_project.yml."""
         return dict(yaml.safe_load((self.settings.dbt_project / "dbt_project.yml").read_text()))
 
     def bake(self, folder: Path) -> bool:
-        """Parses the project for an image, from nothing, into `folder`; False as in `baked.save`."""
+        """Parses the project for an image and saves the parse in `folder`. Returns what `baked.save` returns."""
         project = self.parse()
         self.check_partitions()
         return baked.save(folder, self.settings, project, self.target / baked.PARTIAL_PARSE)
 
     def check_partitions(self) -> None:
-        """Refuses partitions by personal data, as far as it can be known before anything is built.
+        """Refuses partitions by personal data, as far as they can be detected before anything is built.
 
         Raises:
-            BuscoError: with each model and column.
+            BuscoError: there are some; the message lists each model and column.
         """
-        # it needs more of dbt than a parse does
+        # imported here because it loads more of dbt than a parse needs
         from busco.warehouse import partitions
 
         partitions.check(self)
@@ -151,7 +151,7 @@ class Dbt:
         manifest["vars"] = self._project_file().get("vars", {})
         manifest["nodes"] = {uid: node for uid, node in manifest["nodes"].items() if not is_ignored(node)}
         for node in manifest["nodes"].values():
-            # of a seed above 1 MiB dbt's checksum is its path: what it holds would not be part of its fingerprint (R6)
+            # for a seed above 1 MiB, dbt's checksum covers only the path; its fingerprint must cover the content (R6)
             if node["resource_type"] == "seed" and node["checksum"]["name"] == "path":
                 folder = Path(node.get("root_path") or self.settings.dbt_project)
                 content = (folder / node["original_file_path"]).read_bytes()
@@ -159,28 +159,30 @@ class Dbt:
         return Project(manifest).with_id(self.settings.project_id)
 
     def select(self, select: str, exclude: str = "", built: Collection[str] | None = None) -> Selected:
-        """The models, seeds, tests and unit tests that `select` (dbt's syntax) names.
+        """Returns the models, seeds, tests and unit tests that `select` matches (in dbt's syntax).
 
-        dbt's `eager` takes every test that touches a selected model, also where its other parents were never built:
-        on an empty lake no selection could work. Its `buildable` takes those alone whose parents are selected or
-        ancestors of it: a model could not be published over a live release, which asks for every test of what was
-        built. So it is eager for parents that have a version in `built`, and leaves out, with a word, the other tests.
+        Neither of dbt's modes for selecting tests works here. `eager` selects every test of a selected model, even if
+        the test's other parents were never built, so no selection would work on an empty lake. `buildable` selects only
+        tests whose parents are all selected or ancestors of the selection, so the model could not be published over a
+        live release, because publishing requires every test of what was built. This method therefore selects eagerly,
+        then leaves out the tests that have a parent which was never built, and notes which ones.
 
         Args:
-            built: the tables of the live release; None leaves nothing out.
+            built: the tables of the live release; if None, no test is left out.
 
         Raises:
-            BuscoError: it names nothing, dbt can't read it, or a word of it looks like an option (`selectors`).
+            BuscoError: the selection matches nothing, dbt can't read it, or part of it looks like an option
+                (`selectors`).
         """
-        # each as one value: dbt's own parser splits it, and looks for no option in it
-        wanted, unwanted = " ".join(selectors(select)), " ".join(selectors(exclude))
-        if not wanted:
-            raise BuscoError("the selection is empty", "try it: busco dbt ls --select …")
-        arguments = ["ls", "--select", wanted, "--output", "json", "--output-keys", "unique_id"]
+        # each passed as one value, which dbt's own parser splits and in which it looks for no options
+        included, excluded = " ".join(selectors(select)), " ".join(selectors(exclude))
+        if not included:
+            raise BuscoError("the selection is empty", "try it with: busco dbt ls --select …")
+        arguments = ["ls", "--select", included, "--output", "json", "--output-keys", "unique_id"]
         arguments += ["--resource-type", "model", "--resource-type", "seed"]
         arguments += ["--resource-type", "test", "--resource-type", "unit_test"]
-        if unwanted:
-            arguments += ["--exclude", unwanted]
+        if excluded:
+            arguments += ["--exclude", excluded]
         unmatched: list[str] = []
 
         def note(event: Any) -> None:
@@ -189,49 +191,49 @@ class Dbt:
 
         result = self.invoke(arguments, [note], shown="nothing")
         if not result.success:
-            # `ls` runs no query: the message has no values
-            raise BuscoError(f"dbt can't read the selection {select!r}:\n{result.exception or 'see its log above'}")
+            # `ls` runs no query, so the message contains no values
+            raise BuscoError(f"dbt can't read the selection {select!r}:\n{result.exception or 'see the log above'}")
         lines = result.result if isinstance(result.result, list) else []
         found = [str(json.loads(line)["unique_id"]) for line in lines if line.startswith("{")]
-        notes = [f"{word!r} in the selection matches nothing" for word in dict.fromkeys(unmatched)]
+        notes = [f"{part!r} in the selection matches nothing" for part in dict.fromkeys(unmatched)]
         if found and built is not None and self.project is not None:
             found, left_out = _testable(self.project, found, built)
             notes += left_out
         if not found:
-            hint = "try it: busco dbt ls --select …"
-            if any("," in word for word in unmatched):
-                hint = f"a comma means both at once, as in tag:finance,gold.*; names have spaces between them; {hint}"
+            hint = "try it with: busco dbt ls --select …"
+            if any("," in part for part in unmatched):
+                hint = f"a comma means both, as in tag:finance,gold.*; separate alternatives with spaces; {hint}"
             raise BuscoError(f"the selection {select!r} matches nothing", hint)
         return Selected(tuple(found), tuple(notes))
 
     def invoke(
         self, arguments: Sequence[str], callbacks: Sequence[Callable[[Any], None]] = (), shown: Shown | None = None
     ) -> dbtRunnerResult:
-        """Runs a dbt command; its log goes to standard output without colours, values of pii columns hidden.
+        """Runs a dbt command. Its log goes to standard output without colors, with values of pii columns hidden.
 
-        What a failed build wrote stays (`keep`).
+        The files that a failed build wrote are kept (`keep`).
 
         Args:
-            shown: how much of its log; what dbt's own options among the arguments say without it.
+            shown: how much of the log to show; by default, as dbt's own options among the arguments specify.
 
         Raises:
-            KeyboardInterrupt: it was interrupted; dbt itself would make an error of it.
+            KeyboardInterrupt: the command was interrupted; dbt itself would report this as an error.
         """
         known = options_of(arguments) or frozenset()
         folder = str(self.settings.dbt_project)
         flags = ["--no-use-colors", "--log-level-file", "none", "--no-send-anonymous-usage-stats"]
         flags += ["--log-path", str(self.target), "--no-version-check"]
         if self.parsed_by == "image" and arguments[0] in ("build", "test"):
-            # its files are of no use to anybody once the container is gone, and the manifest is long
+            # nobody can read these files after the container has exited, and the manifest is large
             flags.append("--no-write-json")
         console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
         runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
         given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
-        # whatever profile the project names for those who run it elsewhere
+        # overrides the project's own profile, which is for running it elsewhere
         given["profile"] = package.PROFILE
         places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
         with _interrupting():
-            # last, so that no other option lets dbt's own logger speak
+            # last, so that no other option re-enables dbt's own logger
             result = runner.invoke([*flags, *arguments, *places, "--log-level", "none"])
         if isinstance(result.exception, KeyboardInterrupt):
             raise result.exception
@@ -241,28 +243,28 @@ class Dbt:
         return result
 
     def reason(self, result: dbtRunnerResult) -> str:
-        """Why a command ended without results, values hidden."""
+        """Returns why a command ended without results, with values hidden."""
         if not result.exception:
-            return "dbt gave no reason; see its log above"
+            return "dbt reported no reason; see the log above"
         text = str(result.exception)
         return self.redactor.text("", text) if self.redactor else text
 
     def advice(self, reason: str) -> str:
-        """What to do about dbt's error, as `about_packages`."""
+        """Returns what to do about dbt's error; see `about_packages`."""
         return about_packages(self.settings, reason)
 
-    def without_answers(self, name: str) -> str:
-        """The manifest that dbt wrote, or a page with it inside, without compiled SQL that is made of what a query
-        gave (`Redactor.compiled`)."""
+    def without_results(self, name: str) -> str:
+        """Returns the manifest that dbt wrote, or a page that embeds it, without compiled SQL that was built from query
+        results (`Redactor.compiled`)."""
         text = (self.target / name).read_text()
-        if self.redactor is None or not self.redactor.made_of_answers():
+        if self.redactor is None or not self.redactor.built_from_results():
             return text
         manifest = (self.target / "manifest.json").read_text()
         return text.replace(manifest, self.redactor.compiled(manifest))
 
-    def _hide_answers(self, compiled: Path) -> None:
-        """Empties the files that have, or may have, SQL which is made of what a query gave."""
-        if self.redactor is None or not (made := self.redactor.made_of_answers()):
+    def _hide_results(self, compiled: Path) -> None:
+        """Replaces the content of files whose SQL was, or may have been, built from query results."""
+        if self.redactor is None or not (made := self.redactor.built_from_results()):
             return
         project = self.redactor.project
         free = {
@@ -274,7 +276,7 @@ class Dbt:
                 file.write_text(HIDDEN)
 
     def keep(self) -> None:
-        """Puts what dbt wrote where it outlives this process, in place of what an earlier one left, and says so."""
+        """Saves dbt's output where it outlives this process, replacing any earlier output, and prints the folder."""
         found = [self.target / name for name in _WORTH_KEEPING if (self.target / name).exists()]
         if not found:
             return
@@ -284,70 +286,71 @@ class Dbt:
         for path in found:
             if path.is_dir():
                 shutil.copytree(path, fresh / path.name)
-                self._hide_answers(fresh / path.name)
+                self._hide_results(fresh / path.name)
             elif self.redactor and path.name in ("run_results.json", "sources.json"):
                 (fresh / path.name).write_text(self.redactor.artifact(path.read_text()))
             elif path.name in ("manifest.json", "static_index.html"):
-                (fresh / path.name).write_text(self.without_answers(path.name))
+                (fresh / path.name).write_text(self.without_results(path.name))
             else:
                 shutil.copyfile(path, fresh / path.name)
         shutil.rmtree(last, ignore_errors=True)
         try:
             fresh.replace(last)
         except OSError:
-            # another process has just put its own there
+            # another process has just saved its output there
             shutil.rmtree(fresh, ignore_errors=True)
-        say(f"what dbt wrote to its target folder is in {last}")
+        say(f"the files from dbt's target folder are in {last}")
 
 
 def about_packages(settings: Settings, error: str) -> str:
-    """What to do about an error of dbt in which it asks for `dbt deps`; '' for any other error."""
+    """Returns what to do about a dbt error that suggests `dbt deps`; '' for any other error."""
     if "dbt deps" not in error:
         return ""
     install = settings.dbt_command("deps")
     if "calling a macro" not in error:
         return install
-    # dbt can't tell a macro of a missing package from one whose name is wrong
-    return f"correct the macro's name; or, if a package has it: name the package in packages.yml, then {install}"
+    # dbt can't distinguish a macro of a missing package from a misspelled name
+    return f"correct the macro's name; or, if it belongs to a package, add the package to packages.yml, then {install}"
 
 
 def _compiled_files(node: Mapping[str, Any]) -> list[Path]:
-    """The files below `compiled` that a node's SQL may be in: a generic or unit test's are below its YAML file."""
+    """Returns the files below `compiled` that may contain a node's SQL. For generic and unit tests, they are below the
+    YAML file."""
     package, file, path = Path(node["package_name"]), Path(node["original_file_path"]), node["path"]
     below = path if node["resource_type"] != "unit_test" else file.parent / f"{node['name']}.sql"
     return [package / file, package / path, package / file / below]
 
 
 def options_of(arguments: Sequence[str]) -> frozenset[str] | None:
-    """The names of the options that a dbt command takes (`target_path`, …); None where dbt has no such command."""
+    """Returns the names of a dbt command's options (`target_path`, …); None if dbt has no such command."""
     found: click.Command = dbt_cli
-    for word in arguments:
-        if not isinstance(found, click.Group) or word.startswith("-"):
+    for argument in arguments:
+        if not isinstance(found, click.Group) or argument.startswith("-"):
             break
-        if word not in found.commands:
+        if argument not in found.commands:
             return None
-        found = found.commands[word]
+        found = found.commands[argument]
     if isinstance(found, click.Group):
-        return frozenset() if any(word.startswith("-") for word in arguments) else None
+        return frozenset() if any(argument.startswith("-") for argument in arguments) else None
     return frozenset(str(option.name) for option in found.params)
 
 
 def _testable(project: Project, found: Sequence[str], built: Collection[str]) -> tuple[list[str], list[str]]:
-    """The selection without the tests that read tables which are neither built in it nor before; and a note of them."""
+    """Returns the selection without the tests that read a table which was never built, and a note that lists them."""
     have = {table for node in (*found, *project.sources) if (table := project.table_of(node))} | set(built)
     missing = {node: lacking for node in found if node in project.tests and (lacking := project.parents(node) - have)}
     notes = []
     if missing:
         names = sorted(str(project.node(node)["name"]) for node in missing)
         tables = ", ".join(sorted(frozenset().union(*missing.values())))
-        notes.append(f"left out, since {tables} was never built: {', '.join(names)}")
+        notes.append(f"left out, because {tables} was never built: {', '.join(names)}")
     return [node for node in found if node not in missing], notes
 
 
 @contextmanager
 def _interrupting() -> Iterator[None]:
-    """Makes a SIGINT end dbt. dbt interrupts its connections once and waits for its threads: a query that one of them
-    begins after that knows nothing of it, and would be waited for. So they are interrupted until dbt has ended."""
+    """Makes SIGINT stop dbt promptly. dbt interrupts its connections once and then waits for its threads, so a query
+    that a thread starts later would run to its end. This keeps interrupting the connections until dbt has stopped."""
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
         yield
@@ -358,7 +361,7 @@ def _interrupting() -> Iterator[None]:
         while not ended.wait(0.1):
             adapters: list[Any] = list(FACTORY.adapters.values())
             for adapter in adapters:
-                # a connection that is closed meanwhile, or a list of them that changes, is for the next round
+                # if a connection is closed or the list changes meanwhile, the next round catches the rest
                 with contextlib.suppress(Exception):
                     adapter.cancel_open_connections()
 
@@ -376,11 +379,11 @@ def _interrupting() -> Iterator[None]:
 
 @contextmanager
 def opened(settings: Settings, verbose: bool = False) -> Iterator[Dbt]:
-    """A dbt with a fresh target folder below the state folder, taken away at the end; so are those of processes that
-    were killed.
+    """Yields a `Dbt` with a new target folder below the state folder. The folder is removed at the end; folders that
+    killed processes left behind are removed at the start.
 
     Args:
-        verbose: as of `Dbt`.
+        verbose: as for `Dbt`.
     """
     root = settings.state / "dbt"
     root.mkdir(parents=True, exist_ok=True)
@@ -394,7 +397,7 @@ def opened(settings: Settings, verbose: bool = False) -> Iterator[Dbt]:
 
 
 def write_manifest(settings: Settings, project: Project) -> Path:
-    """Makes `project` the one whose graph Airflow shows: replaces the manifest in one step."""
+    """Replaces the manifest atomically, so that Airflow shows the graph of `project`."""
     path = settings.manifest_path
     replace_file(path, json.dumps(project.manifest).encode())
     ask_for_parse(settings)
@@ -402,10 +405,10 @@ def write_manifest(settings: Settings, project: Project) -> Path:
 
 
 def ensure_manifests(settings: Settings) -> list[Project]:
-    """All dbt projects of the platform as they are on disk, that of the settings first.
+    """Returns all dbt projects of the platform as they are on disk, starting with the project of the settings.
 
     Raises:
-        BuscoError: one of them can't be parsed, or two of them say different things of one source table.
+        BuscoError: one of them can't be parsed, or two of them define the same source table differently.
     """
     projects = [ensure_manifest(one) for one in settings.of_all_projects()]
     all_contracts(projects)
@@ -413,7 +416,7 @@ def ensure_manifests(settings: Settings) -> list[Project]:
 
 
 def ensure_manifest(settings: Settings) -> Project:
-    """The project as it is on disk: from the manifest, parsed anew if a file of it is younger."""
+    """Returns the project as it is on disk: from the manifest, or by parsing it again if any of its files is newer."""
     path = settings.manifest_path
     if path.is_file():
         made = path.stat().st_mtime
@@ -429,7 +432,7 @@ def ensure_manifest(settings: Settings) -> Project:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file so that readers see the old content or the new."""
+    """Writes a file atomically: readers see either the old or the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(descriptor, "wb") as file:
@@ -439,5 +442,5 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def say(text: str) -> None:
-    """A line on standard output, at once."""
+    """Prints a line on standard output and flushes it."""
     output.echo(text)

@@ -1,4 +1,4 @@
-"""dbt's docs of a run's versions: manifest.json, catalog.json and a page that needs neither."""
+"""Generates the dbt docs of a run's versions: manifest.json, catalog.json and a self-contained page."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from busco.project import Project
 from busco.warehouse.dbt import Dbt
 from busco.warehouse.session import Session
 
-# How the page marks what a search has found: it takes all texts for HTML, and is called without a search too. In its
-# place stands the same over text (the page of dbt-core 1.11; `n.highlight` of its search results).
-_MARKS_FOUND = {
+# The page's code that highlights search results, and its replacement. The original treats all text as HTML, even when
+# there is no search; the replacement escapes the text (page of dbt-core 1.11; `n.highlight` of its search results).
+_HIGHLIGHTING = {
     "if(!n.query||!t)return e.trustAsHtml(t);let i=": (
         "const busco=t=>String(t).replace(/[&<>\"']/g,(t=>`&#${t.charCodeAt(0)};`));"
         "if(!n.query||!t)return e.trustAsHtml(t&&busco(t));let i="
@@ -29,13 +29,13 @@ _MARKS_FOUND = {
 
 
 def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[str, str]:
-    """Makes the docs and uploads them; gives the version of each table that they describe.
+    """Generates and uploads the docs. Returns the version of each table that they describe.
 
     Raises:
-        BuscoError: dbt failed, or the catalog lacks a table that has a version: an empty catalog is an error, whatever
-            dbt's exit status says.
+        BuscoError: dbt failed, or the catalog lacks a table that has a version. In particular, an empty catalog is an
+            error even if dbt reports success.
     """
-    # a view lives in the connection that made it, and `docs generate` describes relations
+    # `docs generate` describes existing relations, and a view exists only in the connection that created it
     views = [
         uid
         for uid, node in project.nodes.items()
@@ -52,14 +52,14 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
         raise BuscoError(f"dbt docs generate failed: {reason}", dbt.advice(reason))
     catalog = json.loads((dbt.target / "catalog.json").read_text())
     described = {*catalog["nodes"], *catalog["sources"]}
-    wanted = {uid for table, uid in project.tables.items() if session.version(table)} | {*project.sources, *views}
-    if missing := sorted(wanted - described):
-        raise BuscoError(f"the docs' catalog lacks {', '.join(missing)}", "clear the docs task")
+    expected = {uid for table, uid in project.tables.items() if session.version(table)} | {*project.sources, *views}
+    if missing := sorted(expected - described):
+        raise BuscoError(f"the docs' catalog is missing {', '.join(missing)}", "clear the docs task")
     prefix = run.docs
     store = run.store
     store.put(f"{prefix}manifest.json", json.dumps(project.manifest).encode())
     store.put(f"{prefix}catalog.json", (dbt.target / "catalog.json").read_bytes())
-    inlined = {"MANIFEST": json.loads(dbt.without_answers("manifest.json")), "CATALOG": catalog}
+    inlined = {"MANIFEST": json.loads(dbt.without_results("manifest.json")), "CATALOG": catalog}
     page = static_page((dbt.target / "index.html").read_text(), inlined)
     store.put(f"{prefix}index.html", page.encode(), "text/html; charset=utf-8")
     return {
@@ -70,24 +70,24 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
 
 
 def static_page(page: str, documents: dict[str, object]) -> str:
-    """dbt's docs page with its documents in it, as JSON that no markup of a description can end, and shown as text.
+    """Returns dbt's docs page with its documents embedded as escaped JSON, and with their text never shown as HTML.
 
-    dbt's own `--static` puts in the files as they are: `</script>` in a description ends the page's script, and a mark
-    in the manifest is taken for the page's (dbt-core, task/docs/generate.py). The page itself takes names,
-    descriptions, tags and SQL for HTML where it lists what a search has found (`_MARKS_FOUND`).
+    dbt's own `--static` embeds the files verbatim: `</script>` in a description ends the page's script, and a
+    placeholder that occurs in the manifest is replaced too (dbt-core, task/docs/generate.py). The page itself renders
+    names, descriptions, tags and SQL as HTML in its list of search results (`_HIGHLIGHTING`).
 
     Args:
-        documents: by the mark that the page has for them, `MANIFEST` or `CATALOG`.
+        documents: the documents by their placeholder in the page, `MANIFEST` or `CATALOG`.
 
     Raises:
-        BuscoError: the page has not each mark, and what is replaced in it, exactly once.
+        BuscoError: a placeholder, or code that must be replaced, doesn't occur exactly once in the page.
     """
-    inlined = {f'"{name}.JSON INLINE DATA"': str(htmlsafe_json_dumps(said)) for name, said in documents.items()}
-    replaced = {**_MARKS_FOUND, **inlined}
+    inlined = {f'"{name}.JSON INLINE DATA"': str(htmlsafe_json_dumps(document)) for name, document in documents.items()}
+    replaced = {**_HIGHLIGHTING, **inlined}
     parts = re.split("(" + "|".join(map(re.escape, replaced)) + ")", page)
     if sorted(parts[1::2]) != sorted(replaced):
         raise BuscoError(
-            "dbt's docs page is not as it was: its marks for manifest and catalog, or its search, are missing",
-            "install dbt as requirements/dbt.txt has it",
+            "dbt's docs page has an unknown format: its placeholders or its search code were not found",
+            "install the dbt version that is pinned in requirements/dbt.txt",
         )
     return "".join(replaced.get(part, part) for part in parts)

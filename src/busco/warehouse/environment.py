@@ -1,4 +1,4 @@
-"""Where dbt's statements reach DuckDB: dbt-duckdb's environment, with the guard before each of its cursors."""
+"""dbt-duckdb's environment with guarded cursors: the guard checks every statement that dbt sends to DuckDB."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PLUGIN = "lake"
 
 
 class GuardedCursor:
-    """A cursor that has nothing but what dbt uses of one: a project's Jinja gets cursors from `adapter.add_query`.
+    """A cursor with only those methods that dbt uses, because a project's Jinja can get one from `adapter.add_query`.
 
     Args:
-        check: raises where a text of statements may not be run; else says whether it may give personal values.
-        handed: is called with the columns' names of such a text when rows of it are taken.
+        check: raises if SQL may not run; otherwise, returns whether its results may contain personal data.
+        fetched: called with the column names when rows are fetched that may contain personal data.
     """
 
-    def __init__(self, cursor: Any, check: Callable[[str], bool], handed: Callable[[Sequence[str]], None]) -> None:
-        self._cursor, self._check, self._handed = cursor, check, handed
+    def __init__(self, cursor: Any, check: Callable[[str], bool], fetched: Callable[[Sequence[str]], None]) -> None:
+        self._cursor, self._check, self._fetched = cursor, check, fetched
         self._is_personal = False
         self.rollback, self.interrupt, self.close = cursor.rollback, cursor.interrupt, cursor.close
 
@@ -37,11 +37,11 @@ class GuardedCursor:
         return self._cursor.rowcount
 
     def execute(self, sql: str, bindings: Any = None) -> GuardedCursor:
-        """Runs statements that the guard lets through.
+        """Runs statements if the guard allows them.
 
         Raises:
-            DbtRuntimeError: they are refused.
-            duckdb.Error: DuckDB's own reasons.
+            DbtRuntimeError: the guard refuses them.
+            duckdb.Error: DuckDB fails to run them.
         """
         self._is_personal = self._check(sql)
         if bindings is None:
@@ -61,12 +61,12 @@ class GuardedCursor:
 
     def _noted(self, rows: Any) -> Any:
         if rows and self._is_personal:
-            self._handed([str(column[0]) for column in self.description or ()])
+            self._fetched([str(column[0]) for column in self.description or ()])
         return rows
 
 
 class GuardedEnvironment(LocalEnvironment):
-    """dbt-duckdb's environment in this process, in which every cursor is guarded."""
+    """dbt-duckdb's in-process environment, in which every cursor is guarded."""
 
     @classmethod
     def initialize_cursor(
@@ -79,22 +79,22 @@ class GuardedEnvironment(LocalEnvironment):
         from busco.warehouse import plugin
 
         made = super().initialize_cursor(creds, cursor, plugins, registered_df or {})
-        return GuardedCursor(made, plugin.check, plugin.handed)
+        return GuardedCursor(made, plugin.check, plugin.rows_fetched)
 
     def store_relation(self, plugin_name: str, target_config: TargetConfig) -> None:
-        # dbt-duckdb would make its own plugins here, among them one that writes to Glue
+        # dbt-duckdb would create its own plugins here, including one that writes to Glue
         if plugin_name != PLUGIN:
-            raise DbtRuntimeError(f"the plugin {plugin_name} is refused: a model's rows are written by the platform")
+            raise DbtRuntimeError(f"the plugin {plugin_name} is refused: only the platform writes a model's rows")
         super().store_relation(plugin_name, target_config)
 
     def load_source(self, plugin_name: str, source_config: SourceConfig) -> str:
         raise DbtRuntimeError(f"the plugin {plugin_name} of {source_config.table_name()} is refused: ingest its files")
 
     def submit_python_job(self, handle: Any, parsed_model: dict[str, Any], compiled_code: str) -> Any:  # noqa: ARG002
-        raise DbtRuntimeError(f"Python is refused in {parsed_model.get('alias')}: write it in SQL")
+        raise DbtRuntimeError(f"the Python model {parsed_model.get('alias')} is refused: write it in SQL")
 
 
 def install() -> None:
-    """Makes dbt-duckdb use this environment in this process. It has no setting for that; a test opens a connection by
-    dbt and looks at its cursor."""
+    """Makes dbt-duckdb use this environment in this process. dbt-duckdb has no setting for it, so this replaces its
+    factory function; a test opens a connection through dbt and checks its cursor."""
     environments.create = GuardedEnvironment  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""A runner's signs of life: who follows it can tell one that hangs from one that works long."""
+"""Writes a runner's heartbeats, by which its followers can distinguish a hung runner from a busy one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _EVERY = 10.0  # seconds: a thousand writes in three hours, half a cent on S3
 
 @contextmanager
 def beating(store: ObjectStore, layout: RunLayout, number: int, every: float = _EVERY) -> Iterator[None]:
-    """Writes a heartbeat of runner `number` at once and then every so many seconds, until the block ends.
+    """Writes a heartbeat for runner `number` immediately and then every `every` seconds, until the block ends.
 
-    A write that fails is tried at the next beat: those who follow allow for many (BUSCO_RUNNER_SILENCE).
+    A failed write is not retried before the next heartbeat is due: followers tolerate many missing heartbeats
+    (BUSCO_RUNNER_SILENCE).
     """
     over = threading.Event()
 
@@ -31,14 +32,14 @@ def beating(store: ObjectStore, layout: RunLayout, number: int, every: float = _
         except (BotoCoreError, ClientError):
             return
 
-    def go_on() -> None:
+    def keep_beating() -> None:
         for count in itertools.count(2):
             if over.wait(every):
                 return
             beat(count)
 
     beat(1)
-    thread = threading.Thread(target=go_on, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=keep_beating, name="heartbeat", daemon=True)
     thread.start()
     try:
         yield

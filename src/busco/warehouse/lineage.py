@@ -1,13 +1,14 @@
-"""Which columns of a model have values of personal columns: column lineage of its compiled SQL, by SQLGlot.
+"""Determines which columns of a model contain personal data, by column lineage of its compiled SQL with SQLGlot.
 
-A column has such values if the expression that makes it reads one: `lower(email)`, `max(email)`, `{'mail': email}`,
-through CTEs, subqueries, `*`, aliases, joins and unions. What only selects, groups or orders rows passes no value on:
-conditions, join keys, GROUP BY, a window's PARTITION BY and ORDER BY, FILTER. Nor does a number of rows: `count` and
-its like. Everything else does, `length(email)` and `email is null` too; an author who knows better says so in the YAML.
+A column contains personal data if its expression reads a personal column: `lower(email)`, `max(email)`,
+`{'mail': email}`, also through CTEs, subqueries, `*`, aliases, joins and unions. Clauses that only select, group or
+order rows pass no values on: conditions, join keys, GROUP BY, a window's PARTITION BY and ORDER BY, FILTER. Row counts
+(`count` and similar functions) pass none on either. Everything else does, including `length(email)` and
+`email is null`; an author who knows better can override this in the YAML.
 
-SQLGlot follows less than DuckDB can do, and some of it without a word. So what its lineage is known to miss (`_BLIND`,
-`_is_blind`) makes the whole of a SQL undecided, as does what it can't parse or resolve; a test compares both with what
-DuckDB really gives. All columns of an undecided SQL count as having such values.
+SQLGlot doesn't follow everything that DuckDB supports, and sometimes misses a column silently. So a query is undecided
+if it contains anything that SQLGlot's lineage is known to miss (`_BLIND`, `_is_blind`) or that SQLGlot can't parse or
+resolve; a test compares both with DuckDB's actual results. All columns of an undecided query count as personal.
 """
 
 from __future__ import annotations
@@ -27,43 +28,43 @@ from sqlglot.optimizer.scope import build_scope
 from busco.warehouse.scope import functions
 
 _DIALECT = "duckdb"
-# it warns of functions and types that it doesn't know; what that means for the lineage is decided here
+# SQLGlot warns about unknown functions and types; this module decides what they mean for the lineage
 logging.getLogger("sqlglot").setLevel(logging.ERROR)
 
-# Numbers of rows, whatever they are given.
+# Row counts, whatever their arguments.
 _COUNTS = (exp.Count, exp.CountIf, exp.ApproxDistinct)
-# Whole rows as a value (`select t from t`), columns by their place or by a pattern, names that are made of values, and
-# what describes a table by its values.
+# Whole rows as values (`select t from t`), columns by position or pattern, column names derived from values, and
+# summaries of a table's values.
 _BLIND = (exp.TableColumn, exp.PositionalColumn, exp.Columns, exp.Star, exp.Pivot, exp.Summarize, exp.Command)
-# What has an identifier as a name; the body of a comprehension has columns.
+# Expressions in which an identifier is a name. In a comprehension, the body's identifiers are columns.
 _NAMING = (
     *(exp.Column, exp.Table, exp.Alias, exp.Aliases, exp.TableAlias, exp.PropertyEQ, exp.Kwarg, exp.Dot, exp.Lambda),
     *(exp.Comprehension, exp.DataType, exp.ColumnDef),
 )
-# Functions whose second argument is a lambda, beside those that SQLGlot has a class for (DuckDB, "Lambda Functions").
+# Functions whose second argument is a lambda and for which SQLGlot has no class (DuckDB, "Lambda Functions").
 _WITH_LAMBDAS = frozenset(
     {"list_transform", "array_transform", "list_apply", "array_apply", "apply"}
     | {"list_filter", "array_filter", "filter", "list_reduce", "array_reduce", "reduce"}
 )
-# Functions that read what no column of the SQL has.
+# Functions that read values from somewhere other than the query's columns.
 _FROM_ELSEWHERE = frozenset({"getvariable", "getenv", "current_setting", "query", "query_table"})
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A table or view as SQL may read it: name and DuckDB's type of each column, and those with personal data."""
+    """A table or view that SQL can read: the name and DuckDB type of each column, and which ones are personal."""
 
     columns: tuple[tuple[str, str], ...]
     personal: frozenset[str]
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Of the columns, in lower case."""
+        """The names of the columns, in lower case."""
         return frozenset(name.lower() for name, _ in self.columns)
 
     @cached_property
     def hidden(self) -> frozenset[str]:
-        """Of the personal columns, in lower case."""
+        """The names of the personal columns, in lower case."""
         return frozenset(name.lower() for name in self.personal)
 
 
@@ -72,16 +73,16 @@ Relations = Mapping[tuple[str, str], Relation]
 
 
 class Undecided(Exception):
-    """Raised where the lineage of a SQL is not known."""
+    """The lineage of a query can't be determined."""
 
 
 def passed_on(sql: str, columns: Sequence[str], relations: Relations) -> frozenset[str]:
-    """The columns of a SQL that have, or may have, values of personal columns.
+    """Returns the columns of a query that contain, or may contain, values of personal columns.
 
     Args:
         sql: one SELECT in DuckDB's dialect.
-        columns: the names that DuckDB gives the SQL's columns, in order.
-        relations: what it may read. Whatever else it reads counts as personal.
+        columns: the names of the query's columns according to DuckDB, in order.
+        relations: the relations that it can read. Anything else that it reads counts as personal.
     """
     try:
         found = decided(sql, relations)
@@ -96,12 +97,12 @@ def passed_on(sql: str, columns: Sequence[str], relations: Relations) -> frozens
 
 
 def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
-    """Each column of a SQL and whether it has values of personal columns.
+    """Returns each column of a query and whether it contains values of personal columns.
 
-    Names are in lower case, and `_col_0` where the SQL gives none.
+    Names are in lower case; an unnamed column is called `_col_0`, `_col_1`, and so on.
 
     Raises:
-        Undecided: the SQL has something of which SQLGlot does not know the lineage.
+        Undecided: SQLGlot can't determine the lineage of part of the query.
     """
     try:
         statements = parse(sql, dialect=_DIALECT)
@@ -122,13 +123,13 @@ def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
     except Undecided:
         raise
     except Exception as error:
-        # whatever it is that SQLGlot fails on, the model is DuckDB's to judge
+        # a failure of SQLGlot must not fail the model: only DuckDB decides whether its SQL is valid
         raise Undecided from error
     return tuple((name, any(_personal(leaf, relations) for leaf in _leaves(node))) for name, node in nodes.items())
 
 
 def named_by_values(sql: str, relations: Relations) -> bool:
-    """Whether a pivot in the SQL names columns by values of a personal column, or by what can't be judged."""
+    """Returns whether a pivot names columns after the values of a personal column, or may do so."""
     if "pivot" not in sql.lower():
         return False
     try:
@@ -141,15 +142,15 @@ def named_by_values(sql: str, relations: Relations) -> bool:
 
 def _is_named_by_values(pivot: exp.Pivot, statement: exp.Expr, relations: Relations) -> bool:
     if pivot.args.get("unpivot"):
-        # its names stand in the SQL
+        # its column names are written in the SQL
         return False
     columns = [*pivot.expressions, *(pivot.args.get("fields") or ())]
-    if not all(_stands_in_sql(one) for one in columns if isinstance(one, exp.In)):
+    if not all(_is_literal_list(one) for one in columns if isinstance(one, exp.In)):
         return True
-    asked = [one for one in pivot.expressions if not isinstance(one, exp.In)]
-    if pivot.this is None or not asked:
+    unlisted = [one for one in pivot.expressions if not isinstance(one, exp.In)]
+    if pivot.this is None or not unlisted:
         return False
-    query = exp.select(*(exp.alias_(one.copy(), f"c{at}") for at, one in enumerate(asked)))
+    query = exp.select(*(exp.alias_(one.copy(), f"c{at}") for at, one in enumerate(unlisted)))
     query = query.from_(pivot.this.copy())
     ctes = _in_scope(pivot, statement)
     if len({cte.alias.lower() for cte in ctes}) < len(ctes):
@@ -162,14 +163,14 @@ def _is_named_by_values(pivot: exp.Pivot, statement: exp.Expr, relations: Relati
         return True
 
 
-def _stands_in_sql(values: exp.In) -> bool:
-    """Whether a pivot's list of values is one, `in ('a', 'b')`. An ENUM type, `in mood`, may be made of any values."""
+def _is_literal_list(values: exp.In) -> bool:
+    """Whether a pivot's values are listed in the SQL, `in ('a', 'b')`. An ENUM, `in mood`, can have any values."""
     walked = [node for one in values.expressions for node in one.walk()]
     return bool(walked) and not any(isinstance(node, exp.Query | exp.Star | exp.Func) for node in walked)
 
 
 def _in_scope(pivot: exp.Pivot, statement: exp.Expr) -> list[exp.CTE]:
-    """The CTEs that a pivot may read, those of the queries around it first."""
+    """Returns the CTEs that a pivot can read, those of the outermost query first."""
     around: list[exp.Expr] = []
     node: exp.Expr | None = pivot
     while node is not None:
@@ -179,15 +180,15 @@ def _in_scope(pivot: exp.Pivot, statement: exp.Expr) -> list[exp.CTE]:
     for owner in around:
         for clause in statement.find_all(exp.With):
             if clause.parent is owner:
-                # one that holds the pivot reads those before it
+                # a CTE that contains the pivot can read only the CTEs before it
                 before = itertools.takewhile(lambda cte: all(cte is not one for one in around), clause.expressions)
                 found += before
     return found
 
 
 def _counts_as_numbers(query: exp.Expr) -> exp.Query:
-    """The query with a number in place of each count, and without what only selects or orders rows within an
-    expression."""
+    """Returns the query with each count replaced with a number, and without the parts of expressions that only select
+    or order rows."""
 
     def plain(node: exp.Expr) -> exp.Expr:
         if isinstance(node, _COUNTS):
@@ -206,10 +207,10 @@ def _counts_as_numbers(query: exp.Expr) -> exp.Query:
 
 
 def _check_tables(query: exp.Query) -> None:
-    """Takes the database off the names of tables, of which there is one.
+    """Removes the database from table names, because there is only one database.
 
     Raises:
-        Undecided: a table's columns are renamed by their place, a CTE reads itself, or a union goes by names.
+        Undecided: a table alias renames columns by position, a CTE is recursive, or a union matches columns by name.
     """
     for node in query.walk():
         if isinstance(node, exp.Table):
@@ -223,7 +224,7 @@ def _check_tables(query: exp.Query) -> None:
 
 
 def _schema(query: exp.Query, relations: Relations) -> MappingSchema:
-    """The columns of the relations that a query names."""
+    """Returns the columns of the relations that a query names."""
     known: dict[str, Any] = {}
     for table in query.find_all(exp.Table):
         key = (table.db.lower(), table.name.lower())
@@ -233,25 +234,25 @@ def _schema(query: exp.Query, relations: Relations) -> MappingSchema:
 
 
 def _is_blind(node: exp.Expr) -> bool:
-    """Whether SQLGlot's lineage looks past a part of the SQL."""
+    """Whether SQLGlot's lineage would miss what this part of the query reads."""
     if isinstance(node, exp.Anonymous | exp.AnonymousAggFunc):
-        # of a macro, nobody knows what it reads
+        # it may be a macro, which can read anything
         return node.name.lower() not in functions() - _FROM_ELSEWHERE
     if isinstance(node, exp.Dot):
-        # `trim(email).upper()`: what stands before a call's dot is the call's first argument
+        # in `trim(email).upper()`, what precedes the dot is the call's first argument
         return isinstance(node.this, exp.Identifier) or not isinstance(node.expression, exp.Identifier)
     if isinstance(node, exp.Lambda):
-        return not _is_list_function_s(node)
+        return not _is_list_lambda(node)
     if isinstance(node, exp.Identifier):
         return not _is_name(node)
     if isinstance(node, exp.DataType) and node.this == exp.DataType.Type.USERDEFINED:
-        # an ENUM has values, which `enum_range(null::mood)` gives
+        # an ENUM has values, which `enum_range(null::mood)` returns
         return True
     return isinstance(node, _BLIND)
 
 
-def _is_list_function_s(node: exp.Lambda) -> bool:
-    """Whether `x -> …` is a function for the elements of a list. Anywhere else DuckDB takes the arrow for JSON's, which
+def _is_list_lambda(node: exp.Lambda) -> bool:
+    """Whether `x -> …` is a lambda over a list's elements. Elsewhere, DuckDB parses `->` as the JSON operator, which
     reads the column `x`."""
     parent = node.parent
     if isinstance(parent, exp.Transform | exp.ArrayFilter):
@@ -260,9 +261,9 @@ def _is_list_function_s(node: exp.Lambda) -> bool:
 
 
 def _is_name(node: exp.Identifier) -> bool:
-    """Whether an identifier names something where SQLGlot knows it for a name. Where a value is expected, it is a
-    column that SQLGlot has lost, unless it is the parameter of a lambda or comprehension around it."""
-    if isinstance(node.parent, _NAMING) or (isinstance(node.parent, exp.Window) and _is_window_s_name(node)):
+    """Whether SQLGlot parsed an identifier as a name. An identifier that is used as a value is a column that SQLGlot
+    overlooks, unless it is a parameter of an enclosing lambda or comprehension."""
+    if isinstance(node.parent, _NAMING) or (isinstance(node.parent, exp.Window) and _is_window_name(node)):
         return True
     around = node.parent
     while around is not None:
@@ -274,7 +275,7 @@ def _is_name(node: exp.Identifier) -> bool:
     return False
 
 
-def _is_window_s_name(node: exp.Identifier) -> bool:
+def _is_window_name(node: exp.Identifier) -> bool:
     return node.arg_key == "alias" or (node.parent is not None and node.parent.arg_key == "windows")
 
 
@@ -283,14 +284,14 @@ def _leaves(node: Node) -> list[Node]:
 
 
 def _personal(leaf: Node, relations: Relations) -> bool:
-    """Whether the end of a column's lineage is a personal column, or not known."""
+    """Whether a column's lineage ends at a personal column, or at something unknown."""
     end = leaf.expression
     if isinstance(end, exp.Table) and isinstance(end.this, exp.Identifier):
         relation = relations.get((end.db.lower(), end.name.lower()))
         name = exp.to_column(leaf.name, dialect=_DIALECT).name.lower()
         return relation is None or name in relation.hidden or name not in relation.names
     if isinstance(end, exp.Table):
-        # a table function: those that read files, or the catalog, are no series
+        # a table function: only a series of constants is harmless, others read files or the catalog
         return not (isinstance(end.this, exp.GenerateSeries) and _is_constant(end))
     if isinstance(leaf.source, exp.UDTF):
         return not _is_constant(leaf.source)

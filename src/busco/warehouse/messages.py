@@ -1,8 +1,8 @@
-"""DuckDB's and dbt's messages as far as they are known: their kinds, shapes and words (DuckDB 1.5.5, dbt 1.11)."""
+"""The kinds, patterns and words of the known messages of DuckDB and dbt (DuckDB 1.5.5, dbt 1.11)."""
 
 from __future__ import annotations
 
-# Messages about data: `…` is what DuckDB fills in from the data, `<>` a type or a name from the code.
+# Messages about data. `…` stands for text that DuckDB inserts from the data, `<>` for a type or name from the code.
 SHAPES = """\
 Could not convert string '…' to <>
 Could not convert string "…" to <>
@@ -109,7 +109,7 @@ strptime format must be a constant
 strftime format must be a constant
 """
 
-# Each message begins with one of these, then a colon (DuckDB's Exception::ExceptionTypeToString).
+# Each message starts with one of these and ` Error:` (DuckDB's Exception::ExceptionTypeToString).
 KINDS = (
     "Out of Range|Conversion|Unknown Type|Decimal|Mismatch Type|Divide by Zero|Object Size|Invalid type|Serialization|"
     "TransactionContext|Not implemented|Expression|Catalog|Parser|Planner|Scheduler|Executor|Constraint|Index|Stat|"
@@ -117,11 +117,11 @@ KINDS = (
     "Permission|Parameter Not Resolved|Parameter Not Allowed|Dependency|Missing Extension|HTTP|Extension Autoloading|"
     "Sequence|Invalid Configuration"
 )
-# They tell of names and syntax. A pivot's columns and a query in Jinja can bring data in.
+# Messages about names and syntax. They can contain data through a pivot's columns or a query in Jinja.
 OF_CODE = ("Binder", "Catalog", "Parser", "Syntax", "Parameter Not Resolved", "Parameter Not Allowed", "Dependency")
-# dbt's own: they tell of Jinja and YAML, and of a query's result where Jinja asks for one.
+# dbt's own messages, about Jinja and YAML. They can contain query results if the Jinja runs a query.
 OF_THE_PROJECT = ("Compilation", "Parsing", "Validation", "Dependency", "Contract")
-# They tell of sizes and settings only.
+# Messages about sizes and settings only.
 OF_THE_MACHINE = ("Out of Memory", "INTERRUPT")
 MESSAGE_WORDS = """
 a across add aggregate aggregates alias aliased all allowed already ambiguous an and any appear are argument arguments

@@ -1,4 +1,4 @@
-"""The SQL by which a model becomes files, and the checks on what it wrote."""
+"""Builds the COPY statement that writes a model's files, and checks the files that it wrote."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ from busco.lake.records import Column
 if TYPE_CHECKING:
     from busco.lake.versions import WrittenFile
 
-# Integers that no table keeps, but that a contract's exact type may take in, checked for overflow by DuckDB's cast.
+# Integer types that tables can't hold, but that can be cast to a contract's exact type: DuckDB checks for overflow.
 _WIDE = frozenset({"HUGEINT", "UHUGEINT", "UBIGINT", "UINTEGER", "BIGNUM"})
 _EXACT = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "DECIMAL"})
-# Above this a file is ended and another begun: a size that engines over S3 like to read.
+# COPY starts a new file when one exceeds this size, which suits engines that read from S3.
 _FILE_BYTES = "256MB"
-# Percent-encoded, no value but text (VARCHAR, JSON) has more bytes than this; NULL's folder has a name of its own.
+# No percent-encoded value is longer than this many bytes, except text (VARCHAR, JSON). NULL has its own folder name.
 _ENCODED_VALUE = 64
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _WRITTEN = re.compile(r"[\w.~%=/-]+", re.ASCII)
 
 
-def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-    """The table's columns, in the contract's order where there is one, and the expression for each.
+def columns(given: Sequence[tuple[str, str]], required: Sequence[Column]) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+    """Returns the table's columns, in the contract's order if there is a contract, and the expression for each.
 
     Args:
-        given: name and type of each column of the model's SQL; no name is there twice (`column_names.check`).
-        wanted: the contract's columns; empty where no contract is enforced.
+        given: the name and type of each column of the model's SQL; names are unique (`column_names.check`).
+        required: the contract's columns; empty if no contract is enforced.
 
     Raises:
-        BuscoError: SQL and contract differ, or types can't be kept; with all columns and the cast to write.
+        BuscoError: SQL and contract differ, or a table can't hold a type; the message lists the columns and the casts
+            to write.
     """
     names = [name for name, _ in given]
-    if not wanted:
+    if not required:
         parsed = types.parse_all(given)
         kept = tuple(Column(name=name, type=str(kind)) for name, kind in parsed)
         return kept, tuple(_as_written(name, kind) for name, kind in parsed)
     kinds = dict(given)
-    problems = [f"{c.name}: the contract has it, the SQL does not" for c in wanted if c.name not in kinds]
-    contract = {column.name for column in wanted}
-    problems += [f"{name}: the SQL has it, the contract does not" for name in names if name not in contract]
+    problems = [f"{c.name}: in the contract but not in the SQL" for c in required if c.name not in kinds]
+    contract = {column.name for column in required}
+    problems += [f"{name}: in the SQL but not in the contract" for name in names if name not in contract]
     expressions = []
     kept_columns = []
-    for column in wanted:
+    for column in required:
         if column.name not in kinds:
             continue
         target = types.parse(column.type, column.name)
@@ -59,26 +60,26 @@ def columns(given: Sequence[tuple[str, str]], wanted: Sequence[Column]) -> tuple
         elif str(target) == _canonical(source):
             expressions.append(_as_written(column.name, target))
         else:
-            problems.append(f"{column.name}: the contract says {target}, the SQL gives {types.shown(source)}")
+            problems.append(f"{column.name}: {target} in the contract, {types.shown(source)} in the SQL")
         kept_columns.append(column.model_copy(update={"type": str(target)}))
     if problems:
         listed = "\n".join(f"    {problem}" for problem in problems)
-        raise BuscoError(f"the model's SQL does not fit its contract:\n{listed}", "mend the SQL or the YAML")
+        raise BuscoError(f"the model's SQL does not match its contract:\n{listed}", "fix the SQL or the YAML")
     return tuple(kept_columns), tuple(expressions)
 
 
 def _as_written(column: str, kind: types.DataType) -> str:
-    """The expression by which COPY writes a column of a type.
+    """Returns the expression with which COPY writes a column of a type.
 
-    Its Parquet writer fails on infinity in a TIMESTAMP_S, naming no column. A cast to the file's own type keeps it, so
-    that it is found among what was written.
+    DuckDB's Parquet writer fails on infinity in a TIMESTAMP_S without naming the column. A cast to the file's own type
+    preserves the infinity, so that `date_range` finds it in the written files.
     """
     name, file_type = types.quoted(column), _in_microseconds(kind)
     return name if file_type == kind else f"cast({name} as {file_type}) as {name}"
 
 
 def _in_microseconds(kind: types.DataType) -> types.DataType:
-    """A type with TIMESTAMP in place of each TIMESTAMP_S in it."""
+    """Returns a type with each TIMESTAMP_S in it replaced by TIMESTAMP."""
     if isinstance(kind, types.ListOf):
         return types.ListOf(_in_microseconds(kind.element))
     if isinstance(kind, types.MapOf):
@@ -89,8 +90,8 @@ def _in_microseconds(kind: types.DataType) -> types.DataType:
 
 
 def _castable(source: str, target: types.DataType) -> bool:
-    """Whether a cast is exact or fails: from the wide integers, and between decimals of one scale (a `sum` of decimals
-    is DECIMAL(38,s))."""
+    """Whether a cast either is exact or fails: true for the wide integers, and for decimals with the same scale (a
+    `sum` of decimals is a DECIMAL(38,s))."""
     if not isinstance(target, types.Primitive) or target.name not in _EXACT:
         return False
     if source.upper() in _WIDE:
@@ -108,17 +109,17 @@ def _canonical(kind: str) -> str:
         return kind
 
 
-def partition_columns(said: Any, table: Sequence[Column]) -> tuple[str, ...]:
-    """The model's `partition_by` as column names.
+def partition_columns(partition_by: Any, table: Sequence[Column]) -> tuple[str, ...]:
+    """Returns the model's `partition_by` as column names.
 
     Raises:
-        BuscoError: it names no column of the table, or a nested one.
+        BuscoError: one of them is not a column of the table, or has a nested type or BLOB.
     """
-    names = tuple([said] if isinstance(said, str) else said or ())
+    names = tuple([partition_by] if isinstance(partition_by, str) else partition_by or ())
     kinds = {column.name: types.parse(column.type, column.name) for column in table}
     for name in names:
         if name not in kinds:
-            raise BuscoError(f"partition_by names {name}, which is no column", "mend the model's config")
+            raise BuscoError(f"partition_by names {name}, which is not a column", "fix the model's config")
         if types.is_nested(kinds[name]) or str(kinds[name]) == "BLOB":
             raise BuscoError(f"partition_by names {name}, a {kinds[name]}", "partition by a simple column")
     return names
@@ -127,10 +128,10 @@ def partition_columns(said: Any, table: Sequence[Column]) -> tuple[str, ...]:
 def copy_sql(
     expressions: Sequence[str], table: Sequence[Column], partition_by: Sequence[str], sql: str, url: str
 ) -> str:
-    """The COPY that writes a version's files below `url` and returns their statistics.
+    """Returns the COPY statement that writes a version's files below `url` and returns their statistics.
 
-    A newline follows the model's SQL, so that a comment at its end ends there. The statement fails where a partition's
-    files would have keys that S3 refuses.
+    A newline follows the model's SQL, so that it terminates a comment on the last line. The statement fails if the keys
+    of a partition's files would be too long for S3.
     """
     fields = types.field_ids_sql([(column.name, types.parse(column.type, column.name)) for column in table])
     options = [f"format parquet, compression zstd, return_stats, field_ids {fields}"]
@@ -138,7 +139,7 @@ def copy_sql(
         by = ", ".join(types.quoted(name) for name in partition_by)
         options.append(f"partition_by ({by}), write_partition_columns true")
     else:
-        # a file is opened when its first row comes, with the credentials of then, and not when the statement begins
+        # opens each file when its first row arrives, with the credentials current at that time, not at the start
         options.append(f"file_size_bytes '{_FILE_BYTES}', write_empty_file false")
     query = f"select {', '.join(expressions)} from (\n{sql}\n)"
     if partition_by and (checked := _fitting_partitions(table, partition_by, url)):
@@ -147,10 +148,10 @@ def copy_sql(
 
 
 def _fitting_partitions(table: Sequence[Column], partition_by: Sequence[str], url: str) -> str:
-    """The first partition column as an expression that fails where the row's partition has too long a path; empty where
-    none can. DuckDB writes names and values of the path as `url_encode` does (a test compares them).
+    """Returns an expression for the first partition column that fails if the path of the row's partition is too long;
+    '' if no path can be. DuckDB encodes the path's names and values as `url_encode` does (a test compares the two).
 
-    The value is not in the message, for it may be a person's.
+    The message does not contain the value, which may be personal data.
     """
     kinds = {column.name: types.parse(column.type, column.name) for column in table}
     folder = url.removeprefix("s3://").partition("/")[2]
@@ -161,27 +162,30 @@ def _fitting_partitions(table: Sequence[Column], partition_by: Sequence[str], ur
         return ""
     columns = [types.quoted(column) for column in partition_by]
     size = " + ".join(f"coalesce(length(url_encode(cast({c} as varchar))), {len(_NULL_FOLDER)})" for c in columns)
-    said = (
+    message = (
         f"{'.'.join(folder.split('/')[:2])} has a partition by {', '.join(partition_by)} whose files would have keys "
-        f"longer than the {MAX_KEY_BYTES:,} bytes that S3 takes. Shorten the values, or partition by another column; "
-        f"find them by: where {size} > {room}"
+        f"longer than S3's limit of {MAX_KEY_BYTES:,} bytes. Shorten the values, or partition by another column; "
+        f"to find them, use: where {size} > {room}"
     )
-    return f"case when {size} > {room} then error({types.literal(said)}) else {columns[0]} end as {columns[0]}"
+    return f"case when {size} > {room} then error({types.literal(message)}) else {columns[0]} end as {columns[0]}"
 
 
 def _is_text(kind: types.DataType) -> bool:
-    """Whether values of a type are texts of any length; JSON's are, too."""
+    """Whether values of a type are text of any length; JSON values are, too."""
     return isinstance(kind, types.Primitive) and types.iceberg_name(kind) == "string"
 
 
 def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
-    """COPY's RETURN_STATS rows as files; `prefix` is the bucket's URL.
+    """Returns COPY's RETURN_STATS rows as files; `prefix` is the bucket's URL.
 
-    A file without rows is left out: a version without files is a typed empty relation (Q1).
-    dbt gives rows of (filename, count, file_size_bytes, footer_size_bytes, column_statistics, partition_keys),
-    the maps as JSON text.
+    Files without rows are left out: a version without files is a typed empty relation (Q1).
+    dbt returns rows of (filename, count, file_size_bytes, footer_size_bytes, column_statistics, partition_keys),
+    with maps as JSON text.
+
+    Raises:
+        BuscoError: two partitions have the same folder.
     """
-    # pyiceberg is a tenth of what a start imports, and needed only where something was built
+    # imported here because pyiceberg is a tenth of all imports at startup, and is needed only after a build
     from busco.lake.versions import WrittenFile
 
     files = []
@@ -198,18 +202,18 @@ def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
         )
     keys = [file.key for file in files]
     if doubled := sorted({key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()):
-        # the value is not named: it may be a person's
+        # the message leaves out the value, which may be personal data
         by = ", ".join(part.split("=")[0] for part in doubled[0].split("/")[:-1] if "=" in part)
         raise BuscoError(
-            f"two partitions by {by} have one folder",
-            "a value of the partition column is written as NULL's folder is; write another value for it",
+            f"two partitions by {by} have the same folder",
+            "a value of the partition column is the same as the name of NULL's folder; replace that value",
         )
     return sorted((file for file in files if file.rows), key=lambda file: file.key)
 
 
 def is_below(folder: str, key: str) -> bool:
-    """Whether COPY may have written a file of this key for a version of this folder. Names and values of partitions are
-    percent-encoded in it; DuckDB would read options behind a `?`."""
+    """Whether `key` is a valid key for a file that COPY writes for the version in `folder`. Partition names and values
+    in it are percent-encoded; a `?` is not allowed, because DuckDB would parse what follows it as options."""
     return key.startswith(f"{folder}/") and _WRITTEN.fullmatch(key) is not None and "/../" not in key
 
 
@@ -220,10 +224,10 @@ def _map(value: Any) -> dict[str, Any]:
 
 
 def check_not_null(table: Sequence[Column], files: Sequence[WrittenFile], nested_nulls: Mapping[str, int]) -> None:
-    """Checks the contract's not_null constraints by COPY's own null counts.
+    """Checks the contract's not_null constraints against COPY's own null counts.
 
     Raises:
-        BuscoError: a column that must not be NULL has NULLs; with their number.
+        BuscoError: a column that must not be NULL has NULLs; the message has their number.
     """
     problems = []
     for column in table:
@@ -237,11 +241,11 @@ def check_not_null(table: Sequence[Column], files: Sequence[WrittenFile], nested
         if nulls:
             problems.append(f"{column.name} is NULL in {nulls} row{'s' if nulls != 1 else ''}")
     if problems:
-        raise BuscoError(f"not_null constraint failed: {'; '.join(problems)}", "mend the SQL or the constraint")
+        raise BuscoError(f"not_null constraint failed: {'; '.join(problems)}", "fix the SQL or the constraint")
 
 
 def null_sql(table: Sequence[Column], urls: Sequence[str]) -> str:
-    """A query that counts NULLs of the nested columns that must have none, over the written files; '' if none is."""
+    """Returns a query that counts the NULLs of nested not_null columns in the written files; '' if there are none."""
     nested = [c.name for c in table if c.required and types.is_nested(types.parse(c.type, c.name))]
     if not nested or not urls:
         return ""

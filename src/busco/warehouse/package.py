@@ -1,4 +1,4 @@
-"""The platform's own dbt package: the materializations and the profile that every project has without naming them."""
+"""Adds the platform's dbt package, with its materializations and profile, to every project automatically."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from dbt.adapters.factory import FACTORY
 
 from busco.project import PLATFORM_PACKAGE
 
-# its dbt_project.yml, macros, and the profile by which every project runs
+# the package's dbt_project.yml and macros, and the profile that every project runs with
 FOLDER = Path(__file__).with_name("dbt_package")
 PROFILE = "busco"
 
 
-def bring() -> None:
-    """Makes dbt load the package among its internal ones, as it does the adapter's macros: no project needs a
-    `packages.yml`, a copy or a `dbt deps` for it, and a project's own macros come before it. Safe to repeat.
+def register() -> None:
+    """Makes dbt load the package as an internal one, like the adapter's macros. A project needs no `packages.yml`, copy
+    or `dbt deps` for it, and a project's own macros take precedence. Safe to call repeatedly.
 
-    dbt has no public way to name an internal package but an adapter of one's own, of which everything would have to be
-    repeated here; only an internal package may replace dbt's `seed`.
+    Only an internal package can override dbt's `seed` materialization. dbt's only public way to register one is a
+    custom adapter, which would have to duplicate everything in dbt-duckdb.
     """
     if PLATFORM_PACKAGE in FACTORY.packages:
         return
     FACTORY.packages[PLATFORM_PACKAGE] = FOLDER
-    known = FACTORY.get_adapter_package_names
+    original = FACTORY.get_adapter_package_names
 
     def names(adapter: str | None) -> list[str]:
-        # the adapter's own stays first, dbt's last: that is also the order in which macros are looked for
-        *first, last = known(adapter)
+        # macros are looked up in this order: the adapter's package must stay first and dbt's last
+        *first, last = original(adapter)
         return [*first, PLATFORM_PACKAGE, last]
 
     FACTORY.get_adapter_package_names = names  # type: ignore[method-assign, assignment]

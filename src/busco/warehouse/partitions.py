@@ -1,4 +1,4 @@
-"""Refuses partitions by personal data when a project is parsed, as far as its SQL can be judged without any data."""
+"""Refuses partitions by personal data when a project is parsed, as far as its SQL can be analyzed without data."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 def check(dbt: Dbt) -> None:
-    """Refuses a model that is partitioned by a column which its SQL makes from personal data.
+    """Refuses models that are partitioned by a column which their SQL derives from personal data.
 
-    It compiles such models and what they are made of, on empty tables. A model whose SQL is made of what a query gives,
-    or reads something whose columns nobody has written down, is judged when it is built, before it writes anything
-    (`personal.check_partitions`).
+    The partitioned models and their ancestors are compiled on empty tables. A model is not checked here, but when it is
+    built, before it writes anything (`personal.check_partitions`), if its SQL is built from query results or if it
+    reads a relation with undocumented columns.
 
     Raises:
-        BuscoError: with each model and column.
+        BuscoError: there are some; the message lists each model and column.
     """
     project = dbt.project
     if project is None:
         return
-    asked = [uid for uid in project.nodes if _is_asked(project, uid)]
-    if not asked:
+    partitioned = [uid for uid in project.nodes if _is_partitioned(project, uid)]
+    if not partitioned:
         return
-    above = {uid for one in asked for uid in project.ancestors[one] if uid in project.nodes} | set(asked)
-    models = [uid for uid in sorted(above, key=lambda uid: len(project.ancestors[uid])) if _is_model(project, uid)]
+    needed = {uid for one in partitioned for uid in project.ancestors[one] if uid in project.nodes} | set(partitioned)
+    models = [uid for uid in sorted(needed, key=lambda uid: len(project.ancestors[uid])) if _is_model(project, uid)]
     found = _personal(project, models, _compiled(dbt, project, models))
     problems = [
         Problem(project.node(uid), partition_problem(name), partition_problem("…"))
-        for uid in asked
+        for uid in partitioned
         for name in partition_columns(project.node(uid))
         if name.lower() in found.get(uid, frozenset())
     ]
@@ -45,7 +45,7 @@ def check(dbt: Dbt) -> None:
         raise BuscoError(refusal(problems, dbt.verbose, dbt.parse_command))
 
 
-def _is_asked(project: Project, uid: str) -> bool:
+def _is_partitioned(project: Project, uid: str) -> bool:
     node = project.nodes[uid]
     is_table = _is_model(project, uid) and node["config"]["materialized"] in TABLE_KINDS
     return is_table and bool(partition_columns(node)) and project.reads_pii(uid)
@@ -56,8 +56,8 @@ def _is_model(project: Project, uid: str) -> bool:
 
 
 def _compiled(dbt: Dbt, project: Project, models: list[str]) -> dict[str, str]:
-    """The compiled SQL of those models that compile on empty tables."""
-    # nothing is left in the state folder, which several users may have (Docker Compose)
+    """Returns the compiled SQL of those models that compile on empty tables."""
+    # leave nothing in the state folder, which several users may share (Docker Compose)
     own = dbt.settings.model_copy(update={"state_dir": dbt.target})
     plugin.activate(Session(own, project, None, None, None))
     try:
@@ -70,7 +70,7 @@ def _compiled(dbt: Dbt, project: Project, models: list[str]) -> dict[str, str]:
 
 
 def _personal(project: Project, models: list[str], compiled: dict[str, str]) -> dict[str, frozenset[str]]:
-    """The personal columns, in lower case, of the models that can be judged."""
+    """Returns the personal columns, in lower case, of the models whose lineage can be determined."""
     from busco.warehouse.lineage import Relation, Undecided, decided
     from busco.warehouse.redact import Redactor
 
@@ -81,13 +81,13 @@ def _personal(project: Project, models: list[str], compiled: dict[str, str]) -> 
     found = {}
     for uid in models:
         node = project.nodes[uid]
-        if not set(node["depends_on"]["nodes"]) <= known or redactor.asks(uid) or uid not in compiled:
+        if not set(node["depends_on"]["nodes"]) <= known or redactor.runs_queries(uid) or uid not in compiled:
             continue
         try:
             columns = decided(compiled[uid], relations)
         except Undecided:
             continue
-        marks = {name.lower(): said for name, said in project.pii_marks(uid).items()}
+        marks = {name.lower(): mark for name, mark in project.pii_marks(uid).items()}
         found[uid] = frozenset(name for name, passed in columns if marks.get(name, passed))
         known.add(uid)
         kinds = {column.name.lower(): column.type for column in project.columns(uid)}

@@ -1,4 +1,4 @@
-"""Which columns of each table have personal data: marked in the YAML, or made from such a column."""
+"""Determines which columns contain personal data: those marked in the YAML and those derived from them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 Given = Sequence[tuple[str, str]]
 
 
-# What may be part of a name: letters and digits between all else.
+# A word in a name: a sequence of letters and digits.
 _PART = re.compile(r"[^\W_]+")
 _SHORT_NUMBER = re.compile(r"\d{1,2}")
 
 
 class Personal:
-    """What a dbt process knows of personal data in the tables and views that its models read.
+    """Tracks, for one dbt process, the personal data in the tables and views that its models read.
 
     Args:
-        version: gives a table's visible version.
-        redactor: what knows which nodes' SQL is made of what a query gives.
+        version: returns a table's visible version.
+        redactor: determines which nodes' SQL is built from query results.
     """
 
     def __init__(
@@ -41,43 +41,45 @@ class Personal:
         self._lock = threading.Lock()
 
     def columns(self, unique_id: str, sql: str, given: Given) -> frozenset[str]:
-        """The columns of a model or seed that have, or may have, personal data.
+        """Returns the columns of a model or seed that contain, or may contain, personal data.
 
-        Those that its SQL passes on from such a column (`busco.warehouse.lineage`); all, if the SQL can't be judged or
-        is made of what a query gives; and those that its YAML marks. A column that is marked `pii: false` is none.
+        These are the columns that its SQL derives from a personal column (`busco.warehouse.lineage`), or all columns if
+        the lineage is undecided or the SQL is built from query results; and the columns that its YAML marks. A column
+        marked `pii: false` is never personal.
 
         Args:
-            sql: compiled.
-            given: name and type of each column that DuckDB says the SQL gives.
+            sql: the compiled SQL.
+            given: the name and type of each column of the SQL, according to DuckDB.
         """
         if not self._any:
             return frozenset()
         names = [name for name, _ in given]
-        marks = {name.lower(): said for name, said in self.project.pii_marks(unique_id).items()}
+        marks = {name.lower(): mark for name, mark in self.project.pii_marks(unique_id).items()}
         node = self.project.node(unique_id)
         found: frozenset[str] = frozenset()
         if node["resource_type"] != "seed":
-            # SQLGlot is a part of a start's imports, and needed only where something is built
+            # imported here because SQLGlot slows down startup, and is needed only for a build
             from busco.warehouse.lineage import passed_on
 
-            dynamic = self._redactor.hides(unique_id) and self._redactor.asks(unique_id)
+            dynamic = self._redactor.hides(unique_id) and self._redactor.runs_queries(unique_id)
             found = frozenset(names) if dynamic else passed_on(sql, names, self._relations())
         return frozenset(name for name in names if marks.get(name.lower(), name in found))
 
     def _is_open(self, unique_id: str) -> bool:
-        """Whether a node's SQL may have names of columns that are values of personal ones: Jinja makes it of a query's
-        answer, or it reads what a hook has made of some."""
+        """Whether the column names of a node's SQL may be personal values: its Jinja runs queries, or it reads what a
+        hook has made from personal data."""
         redactor = self._redactor
-        return redactor.hides(unique_id) and (redactor.asks(unique_id) or redactor.names_made(unique_id))
+        may_have_values = redactor.runs_queries(unique_id) or redactor.is_indirect_reader(unique_id)
+        return redactor.hides(unique_id) and may_have_values
 
     def check_names(self, unique_id: str, given: Given) -> None:
-        """Refuses names of columns and fields, and values of ENUM types, that a query's answer or a hook's table may
-        have given, before they stand in a message: they would be in the table's metadata.
+        """Refuses column names, field names and ENUM values that may come from query results or from a hook's table.
 
-        That is a name with a word in it which is neither in the code, nor in the names and types of what is read.
+        They would end up in the table's metadata, so they are refused before any message can show them. A name is
+        refused if one of its words is neither in the code, nor in the names and types of the relations that are read.
 
         Raises:
-            BuscoError: with the columns' places, and the way to write it.
+            BuscoError: there are some; the message has the columns' positions and how to fix them.
         """
         if not self._any or not self._is_open(unique_id):
             return
@@ -89,29 +91,29 @@ class Personal:
         strange = [str(at) for at, column in enumerate(given, 1) if not _parts(" ".join(column)) <= known]
         if strange:
             raise BuscoError(
-                f"column {', '.join(strange)} of the SQL has a name or a type that stands neither in the code nor in "
-                "what it reads: it may be made of personal data, and would be in the table's metadata",
+                f"column {', '.join(strange)} of the SQL has a name or type that is neither in the code nor in "
+                "what it reads: it may contain personal data, which would be in the table's metadata",
                 "write the names in the SQL, or list them under the model's `columns:`",
             )
 
     def check_pivots(self, sql: str) -> None:
-        """Refuses a pivot by personal data, before the names that it makes stand in a message.
+        """Refuses a pivot by personal data, before any message can show the column names that it creates.
 
         Raises:
-            BuscoError: with the way to write it.
+            BuscoError: there is one; the hint says how to write it instead.
         """
         if self._any and "pivot" in sql.lower():
             from busco.warehouse.lineage import named_by_values
 
             if named_by_values(sql, self._relations()):
                 raise BuscoError(
-                    "a pivot of the SQL names columns by the values of a column that has, or may have, personal data: "
-                    "these names would be in the table's metadata",
+                    "a pivot in the SQL names columns after values that are, or may be, personal data: these names "
+                    "would be in the table's metadata",
                     "write the values in the SQL, `pivot … on column in ('a', 'b')`, or pivot by another column",
                 )
 
-    def saw_view(self, unique_id: str, sql: str, given: Given) -> None:
-        """Takes note of a view, for what reads it later in this process."""
+    def add_view(self, unique_id: str, sql: str, given: Given) -> None:
+        """Records a view, for models that read it later in this process."""
         from busco.warehouse.lineage import Relation
 
         relation = Relation(tuple(given), self.columns(unique_id, sql, given))
@@ -143,13 +145,13 @@ class Personal:
 
 
 def _parts(text: str) -> frozenset[str]:
-    """The words of a text and of the names in it, in lower case, but for numbers of one or two digits."""
+    """Returns the words of a text and of the names in it, in lower case, without numbers of one or two digits."""
     found = frozenset(_PART.findall(text.lower()))
     return frozenset(part for part in found if not _SHORT_NUMBER.fullmatch(part))
 
 
 def of_version(project: Project, version: Version) -> frozenset[str]:
-    """The columns of a version that have personal data; of one whose record doesn't say, all if there can be any."""
+    """Returns a version's columns with personal data. If its record doesn't list them, these are all or no columns."""
     if version.personal is not None:
         return frozenset(version.personal)
     known = version.unique_id in project.nodes or version.unique_id in project.sources
@@ -159,16 +161,16 @@ def of_version(project: Project, version: Version) -> frozenset[str]:
 
 
 def partition_columns(node: Mapping[str, Any]) -> tuple[str, ...]:
-    """A model's `partition_by`."""
-    said = node["config"].get("partition_by") or ()
-    return (said,) if isinstance(said, str) else tuple(str(name) for name in said)
+    """Returns a model's `partition_by`."""
+    names = node["config"].get("partition_by") or ()
+    return (names,) if isinstance(names, str) else tuple(str(name) for name in names)
 
 
 def partition_problem(name: str) -> str:
-    """What is wrong with a partition by personal data, and what to do, in one line."""
+    """Returns what is wrong with a partition by personal data and what to do about it, in one line."""
     return (
-        f"{personal_partition(name)}; partition by another column; if it has no personal data, though it is made from "
-        f"a column that has, write so in the model's YAML: {{name: {name}, config: {{meta: {{pii: false}}}}}}"
+        f"{personal_partition(name)}; partition by another column; if it is derived from personal data but contains "
+        f"none, declare that in the model's YAML: {{name: {name}, config: {{meta: {{pii: false}}}}}}"
     )
 
 
@@ -176,7 +178,7 @@ def check_partitions(partition_by: Sequence[str], personal: frozenset[str]) -> N
     """Refuses partitions by personal data.
 
     Raises:
-        BuscoError: a partition column has it.
+        BuscoError: a partition column contains personal data.
     """
     for name in partition_by:
         if name in personal:

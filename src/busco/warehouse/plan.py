@@ -1,4 +1,4 @@
-"""What a shared runner has to do: nodes without a result that still holds, and those that a failure blocks."""
+"""Plans the work of a shared runner: the nodes without a valid result, and the nodes that a failure blocks."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ _BAD = frozenset({"failed", "error"})
 
 @dataclass(frozen=True)
 class Plan:
-    """`nodes` are built and tested, and DOCS_NODE described; `blocked` are not, each with the name of what has failed
-    before it. All are dbt unique ids."""
+    """`nodes` are built or tested; DOCS_NODE among them stands for the docs. `blocked` are skipped; each one is mapped
+    to the name of the failed model or test that blocks it. Nodes are dbt unique ids."""
 
     nodes: tuple[str, ...]
     blocked: Mapping[str, str]
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Everything that the runner gives a result for."""
+        """All nodes for which the runner writes a result."""
         return (*self.nodes, *self.blocked)
 
 
 def plan(run: Run, project: Project, elsewhere: frozenset[str] = frozenset()) -> Plan:
-    """What is left of a run.
+    """Returns the remaining work of a run.
 
-    Done is what has a final result for what is in the run now: a test that passed on a version which was built anew
-    since is to do, and so is a model that was made from one. What failed is done too: building it anew is for whoever
+    A node is done if it has a final result for the versions that are now in the run. If a table was rebuilt since, the
+    tests and models that read its old version are not done. A failed node is done, too: it is rebuilt only if somebody
     clears its task.
 
     Args:
-        elsewhere: nodes that are for other runners (`for_other_runners`); they and what lies below them are left out.
+        elsewhere: nodes for other runners (`for_other_runners`); they and the nodes downstream of them are left out.
     """
     latest = run.latest_results()
     entries = run.entries()
     visible = {table: version.version for table, version in visible_versions(run, run.base(), entries).items()}
     failed = _failed_models(project, latest)
-    left = [
+    remaining = [
         node
         for node in buildable(project)
         if (run.pin.nodes is None or node in run.pin.nodes)
         and node not in failed
-        and not (node in latest and _holds(project, latest[node], entries, visible))
+        and not (node in latest and _is_current(project, latest[node], entries, visible))
         and not _upstream(project, node) & elsewhere
         and node not in elsewhere
     ]
     failed_tests = [test for test in project.tests if test in latest and latest[test].status in _BAD]
-    failed_tests = [test for test in failed_tests if test not in left]
+    failed_tests = [test for test in failed_tests if test not in remaining]
     blocked: dict[str, str] = {}
-    for node in left:
+    for node in remaining:
         for model in sorted(_upstream(project, node) & failed.keys()):
             blocked.setdefault(node, failed[model])
         for test in failed_tests:
             if project.unit_tests.get(node, node) in project.gates[test]:
                 blocked.setdefault(node, str(project.tests[test]["name"]))
-    nodes = [node for node in left if node not in blocked]
-    # a unit test comes with its model, each time
+    nodes = [node for node in remaining if node not in blocked]
+    # whenever a model is built, its unit tests run too
     chosen = set(nodes)
     nodes += [
         unit
@@ -68,23 +68,23 @@ def plan(run: Run, project: Project, elsewhere: frozenset[str] = frozenset()) ->
         if model in chosen and unit not in chosen and (run.pin.nodes is None or unit in run.pin.nodes)
     ]
     docs = latest.get(DOCS_NODE)
-    if not elsewhere and not (docs and _holds(project, docs, entries, visible)):
+    if not elsewhere and not (docs and _is_current(project, docs, entries, visible)):
         nodes.append(DOCS_NODE)
     return Plan(tuple(nodes), blocked)
 
 
 def for_other_runners(run: Run) -> frozenset[str]:
-    """Nodes that are not for a shared runner: a living runner for a single task has no result for them yet, or they
-    were being built when a runner ran out of memory, and are for a larger one that is started for them alone."""
+    """Returns the nodes that a shared runner must leave alone. Either a live runner for a single task is still working
+    on them, or a runner ran out of memory while it was building them, so each one gets a larger runner of its own."""
     results, endings = run.results(), run.endings()
     final = [result for result in results if result.status in FINAL]
-    given = {(result.node, result.runner) for result in final}
+    reported = {(result.node, result.runner) for result in final}
     busy = {
         node
         for runner in run.runners()
         if runner.kind == "solo" and lives(runner, endings)
         for node in runner.nodes
-        if (node, runner.number) not in given
+        if (node, runner.number) not in reported
     }
     heavy = {
         result.node
@@ -99,14 +99,15 @@ def for_other_runners(run: Run) -> frozenset[str]:
 
 
 def lives(runner: Runner, endings: Mapping[int, Ending]) -> bool:
-    """An ECS task lives until it was seen gone: its own role may not ask ECS. A process can be looked for."""
+    """Whether a runner may still be running. An ECS task counts as running until its ending is recorded, because the
+    role of the task can't query ECS. A local process is looked up by its id."""
     if runner.number in endings:
         return False
     return runner.launcher == "ecs" or process_alive(runner.pid, runner.started)
 
 
 def buildable(project: Project) -> list[str]:
-    """Everything that `dbt build` gives a result for: models but ephemerals, seeds, tests, unit tests."""
+    """Returns all nodes that `dbt build` reports a result for: models (except ephemerals), seeds, tests, unit tests."""
     nodes = [
         uid
         for uid, node in project.nodes.items()
@@ -115,8 +116,8 @@ def buildable(project: Project) -> list[str]:
     return [*nodes, *project.unit_tests]
 
 
-def _holds(project: Project, result: Result, entries: Mapping[str, Entry], visible: Mapping[str, str]) -> bool:
-    """Whether a node is done by a result: final, and of the versions that the run has now."""
+def _is_current(project: Project, result: Result, entries: Mapping[str, Entry], visible: Mapping[str, str]) -> bool:
+    """Whether a result is final and is for the versions that are now in the run."""
     if result.status not in FINAL - {"skipped"}:
         return False
     if any(visible.get(table) != version for table, version in result.reads.items()):
@@ -127,7 +128,7 @@ def _holds(project: Project, result: Result, entries: Mapping[str, Entry], visib
 
 
 def _failed_models(project: Project, latest: Mapping[str, Result]) -> dict[str, str]:
-    """Models that failed, or were skipped for a unit test that did → the name of what failed."""
+    """Maps each model that failed, or that was skipped because its unit test failed, to the name of what failed."""
     failed = {}
     for node, result in latest.items():
         if result.status in _BAD:
@@ -138,7 +139,7 @@ def _failed_models(project: Project, latest: Mapping[str, Result]) -> dict[str, 
 
 
 def _upstream(project: Project, node: str) -> frozenset[str]:
-    """What must be built before a node; a unit test goes with its model, and with nothing that the model reads."""
+    """Returns what must be built before a node; for a unit test, that is its model and everything upstream of it."""
     if node in project.unit_tests:
         model = project.unit_tests[node]
         return project.ancestors.get(model, frozenset()) | {model}

@@ -1,4 +1,4 @@
-"""The dbt-duckdb plugin of the materialization `lake`: it reads and writes records, dbt's connection runs the SQL."""
+"""The dbt-duckdb plugin behind the `lake` materialization: it handles records, while dbt's connection runs the SQL."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from busco.warehouse.guard import Guard
 from busco.warehouse.scope import Scope
 from busco.warehouse.session import Session, quoted_relation
 
-# The session of this process. dbt makes plugins itself, so that there is no other way to hand it over.
+# The session of this process. It is global because dbt creates plugins itself, so it can't be passed to them.
 _active: Session | None = None
 _guard = Guard()
 
-# What the macros put into a step's dictionary. All else in it comes from the steps before, and is taken from these.
+# The keys of a step's dictionary that macros set. All other keys are restored from what earlier steps returned.
 _GIVEN = frozenset({"node", "step", "sql", "described", "known", "stats", "counted", "file", "delimiter", "names"})
 
-# the columns of what dbt asks for a test's sake
+# the columns of the query that dbt runs for a test
 _OF_A_TEST = ("failures", "should_warn", "should_error")
 
 
 def activate(session: Session | None) -> None:
-    """Makes `session` the one that connections of this process work for; None ends it."""
+    """Makes `session` the one that this process's connections use; None deactivates the current one."""
     global _active, _guard
-    # dbt-duckdb keeps its connection over commands of one process: another session needs another one
+    # dbt-duckdb keeps its connection across commands, but a new session needs a new connection
     DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
     _active = session
     _guard = Guard()
@@ -48,13 +48,14 @@ def activate(session: Session | None) -> None:
 def check(sql: str) -> bool:
     """Refuses statements that a project's SQL may not run (`busco.warehouse.guard`).
 
-    Returns whether what they give may be personal values.
+    Returns:
+        Whether the results may contain personal data.
 
     Raises:
-        DbtRuntimeError: with the node at work, the line and the reason.
+        DbtRuntimeError: a statement is refused; the message has the node, the line and the reason.
     """
     try:
-        return _guard.check(sql, node_at_work())
+        return _guard.check(sql, current_node())
     except BuscoError as error:
         raise DbtRuntimeError(str(error)) from error
 
@@ -66,27 +67,27 @@ def _checked(query: str, what: str) -> None:
         raise DbtRuntimeError(str(error)) from error
 
 
-def handed(names: Sequence[str]) -> None:
-    """Takes note that rows of what may be personal values were given to who asked for them: Jinja, unless they are the
-    numbers of a test, which dbt asks for.
+def rows_fetched(names: Sequence[str]) -> None:
+    """Records that the current node's Jinja fetched rows that may contain personal data. dbt itself fetches rows only
+    for tests, which are row counts and are ignored here.
 
     Args:
-        names: of the columns.
+        names: the names of the fetched columns.
     """
-    node = node_at_work()
+    node = current_node()
     if _active is None or tuple(names) == _OF_A_TEST:
         return
     if node in _active.project.nodes or node in _active.project.unit_tests:
-        _active.redactor.asked(node)
+        _active.redactor.mark_queried(node)
 
 
-def node_at_work() -> str:
-    """The unique id of the node that this thread of dbt's is at; '' for none."""
+def current_node() -> str:
+    """Returns the unique id of the node that this dbt thread is working on; '' for none."""
     return str(get_node_info().get("unique_id") or "")
 
 
 class Plugin(BasePlugin):
-    """Relations of everything visible at connect; the steps of a materialization in `store`."""
+    """Creates all visible relations when dbt connects, and runs the steps of a materialization (`store`)."""
 
     def update_connection_config(self, creds: DuckDBCredentials, config: dict[str, Any]) -> None:  # noqa: ARG002
         if _active is not None:
@@ -104,7 +105,7 @@ class Plugin(BasePlugin):
             conn.execute(f"create schema if not exists {types.quoted(schema)}")
         for schema, name, query, is_ours in _active.relations():
             if not is_ours:
-                # types of the project's YAML stand in it
+                # it contains types from the project's YAML
                 _checked(query, f"{schema}.{name}")
             conn.execute(f"create or replace view {quoted_relation(schema, name)} as {query}")
         store = _active.store
@@ -112,18 +113,18 @@ class Plugin(BasePlugin):
         engine.close(conn, folders, sorted(_active.project.seed_files))
 
     def store(self, target_config: TargetConfig) -> None:
-        """One step of the materialization: `target_config.config` is its dictionary, `step` says which.
+        """Runs the step of the materialization that the dictionary `target_config.config` names as `step`.
 
-        Jinja of the project can call this too, with any dictionary. So the node is the one at work, what earlier steps
-        have decided is not taken from the dictionary, and no statement is granted but those that steps make.
+        The project's Jinja can also call this method, with any dictionary. Therefore the node must be the current one,
+        results of earlier steps are not read from the dictionary, and only statements that the steps build are granted.
         """
         job = target_config.config
         try:
             if _active is None:
-                raise BuscoError("models of materialization lake are built by the platform", "use: busco dbt build")
-            node, step = node_at_work(), str(job["step"])
+                raise BuscoError("only the platform can build models with materialization lake", "use: busco dbt build")
+            node, step = current_node(), str(job["step"])
             if job["node"] != node:
-                raise BuscoError(f"{node} can't work for {job['node']}", "leave store_relation to the platform")
+                raise BuscoError(f"{node} can't run a step of {job['node']}", "do not call store_relation")
             steps: dict[str, Callable[[dict[str, Any]], None]] = {
                 "check_sql": lambda given: _guard.check_question(str(given["sql"]), node),
                 "begin": _active.begin,
@@ -146,14 +147,14 @@ class Plugin(BasePlugin):
             self._grant(step, job, _active.project.node(node))
         except BuscoError as error:
             if _active is not None:
-                _active.redactor.tell(str(error))
+                _active.redactor.allow(str(error))
             raise DbtRuntimeError(str(error)) from error
         except duckdb.ParserException as error:
-            # as dbt says it of what it runs itself
+            # the same message as when dbt runs the statement itself
             raise DbtRuntimeError(str(error)) from error
 
     def _grant(self, step: str, job: dict[str, Any], node: Mapping[str, Any]) -> None:
-        """Lets the statements run that a step has made, or that dbt's macros make behind it."""
+        """Grants the statements that a step has built, and those that dbt's macros build after it."""
         relation, scope = str(node["relation_name"]), _guard.scope
         assert scope is not None
         if step == "check_sql":

@@ -1,11 +1,14 @@
-"""What may be said of an error in a model over personal data: all of it but the values.
+"""Removes values from the errors of models that read personal data.
 
-DuckDB quotes the value that it could not convert, and that value may hold quotes, newlines and whatever else. So
-nothing is looked for and taken out; it is the other way round: what is shown is known beforehand. Of a message about
-data (conversions, ranges, constraints, files, `error(…)`) that is its kind and the constant words of the messages in
-`SHAPES`; of a message about code (binder, catalog, parser), the words of DuckDB, of the project's code and of its
-names; of an echoed line of SQL, the line if it has no other word. All else is `•••`. The messages are those of DuckDB
-1.5.5.
+DuckDB quotes a value that it can't convert, and the value may itself contain quotes, newlines or anything else.
+Therefore the filter doesn't try to find and remove values; it shows only text from an allowlist:
+
+- of a message about data (conversions, ranges, constraints, files, `error(…)`): its kind, and the constant words of the
+  patterns in `SHAPES`;
+- of a message about code (binder, catalog, parser): words of DuckDB, of the project's code, and of its names;
+- of an echoed line of SQL: the whole line, if it contains only such words.
+
+Everything else is replaced by `•••`. The messages are those of DuckDB 1.5.5.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from busco.warehouse.messages import KINDS, MESSAGE_WORDS, OF_CODE, OF_THE_MACHI
 HIDDEN = "•••"
 
 _KIND = re.compile(rf"\A((?:{KINDS}) Error: )(.*)\Z", re.DOTALL)
-# dbt's own head of a message, `Runtime Error in model orders (models/…)`, and what it says below one
+# dbt's first line of a message, `Runtime Error in model orders (models/…)`, and the lines that it appends
 _HEAD = re.compile(
     r"\A(\s*)((?:Runtime|Compilation|Database|Internal|Parsing|Validation|Dependency|Contract|Connection|Unhandled|"
     r"Encountered an|RPC) [eE]rror:?)([^\n]*)(?:\n|\Z)"
@@ -35,66 +38,68 @@ _ECHO = re.compile(r"\s*^LINE (\d{1,5}): ([^\n]*)\n( *\^)\s*\Z", re.MULTILINE)
 _CALL = re.compile(r"An error occurred \((\w{1,40})\) when calling the (\w{1,40}) operation")
 _COUNT = re.compile(r"Got \d+ results?, configured to (?:fail|warn) if [!<>=]+ ?\d+")
 _FRAME = re.compile(r'  File "[^"\n]+", line \d+, in \w+')
-# what else than ASCII could be is part of a word: a name in any script, an emoji
+# every non-ASCII character counts as part of a word: names in any script, emojis
 _WORD = re.compile(r"(?:\w|[^\x00-\x7f])+")
 _SIZE = re.compile(r"\(\d{1,2}(?:, ?\d{1,2})?\)|\[\d{0,2}\]")
-# macros and methods by which what a query gives gets into a model's SQL or into dbt's log
-_ASKING = frozenset({"macro.dbt.run_query", "macro.dbt.statement", "macro.dbt.load_result"})
-# what of `adapter` gives no values; whatever else is done with it, under another name too, may
+# macros that can bring query results into a model's SQL or into dbt's log
+_QUERY_MACROS = frozenset({"macro.dbt.run_query", "macro.dbt.statement", "macro.dbt.load_result"})
+# methods of `adapter` that return no values; any other use of it, including assigning it to a variable, may
 _HARMLESS = (
     "dispatch|quote|quote_as_configured|type|get_relation|load_relation|get_columns_in_relation|get_missing_columns"
 )
-_ASKS = re.compile(rf"\b(?:run_query|load_result|statement|add_query)\b|\badapter\b(?!\s*\.\s*(?:{_HARMLESS})\b)")
-# so that a shape's holes take the longest value there can be: what follows the last of the constant words is DuckDB's
+_RUNS_QUERY = re.compile(rf"\b(?:run_query|load_result|statement|add_query)\b|\badapter\b(?!\s*\.\s*(?:{_HARMLESS})\b)")
+# holes are greedy, so that everything up to the last occurrence of the constant text counts as the value
 _HOLES = {"…": r"(?:.*)", "<>": r"([\w .,()\[\]\":]+)"}
 
 
 class Redactor:
-    """The filter of what dbt and DuckDB say of a project's nodes.
+    """Filters the messages of dbt and DuckDB about a project's nodes.
 
     Args:
-        typed: what the user typed, which is code too: an inline query.
+        typed: code that the user typed, such as an inline query.
     """
 
     def __init__(self, project: Project, typed: Iterable[str] = ()) -> None:
         self.project, self.typed = project, tuple(typed)
-        self._told: set[str] = set()
-        # nodes that read, or whose Jinja was given, what their declarations and words don't show
-        self._more: set[str] = set()
-        self._asked: set[str] = set()
+        self._allowed: set[str] = set()
+        # nodes that were seen to read what a hook has made from personal data, though they don't declare it
+        self._indirect: set[str] = set()
+        # nodes whose Jinja was seen to fetch values
+        self._queried: set[str] = set()
         self._known: dict[str, frozenset[str]] = {}
 
-    def tell(self, text: str) -> None:
-        """Lets a message of this platform pass as it is: it names no values."""
-        self._told.add(_squeezed(text))
+    def allow(self, text: str) -> None:
+        """Allows a message of the platform to be shown unchanged, because it contains no values."""
+        self._allowed.add(_squeezed(text))
 
-    def reads_more(self, node: str) -> None:
-        """Takes note that a node reads what another one that reads personal data has made."""
-        self._more.add(node)
+    def mark_indirect_reader(self, node: str) -> None:
+        """Records that a node reads something that another node has made from personal data."""
+        self._indirect.add(node)
 
-    def names_made(self, node: str) -> bool:
-        """Whether `reads_more` was said of a node."""
-        return node in self._more
+    def is_indirect_reader(self, node: str) -> bool:
+        """Whether the node was marked by `mark_indirect_reader`."""
+        return node in self._indirect
 
-    def asked(self, node: str) -> None:
-        """Takes note that a node's Jinja was given values."""
-        self._asked.add(node)
+    def mark_queried(self, node: str) -> None:
+        """Records that a node's Jinja has fetched values."""
+        self._queried.add(node)
 
     # -- which nodes ----------------------------------------------------------------------------------------------
 
     def hides(self, node: str) -> bool:
-        """Whether values are hidden in what is said of a node: it or one of its ancestors has pii columns.
+        """Whether values are hidden in messages about a node, because it or one of its ancestors has pii columns.
 
-        What is said of no node, or of one that the project doesn't have (hooks, inline queries), is hidden if any does.
-        A unit test reads rows that stand in its YAML, unless they are a query's, or its model's Jinja asks for others.
+        Messages about no node, or about one that isn't in the project (hooks, inline queries), are filtered if any node
+        has pii columns. A unit test's rows are code from its YAML, unless they come from a query or its model's Jinja
+        runs queries.
         """
         project = self.project
-        if node in self._more:
+        if node in self._indirect:
             return self._any
         if node in project.unit_tests:
             unit = project.node(node)
             fixtures = [*unit["given"], unit["expect"]]
-            is_code = all(one.get("format") != "sql" for one in fixtures) and not self.asks(node)
+            is_code = all(one.get("format") != "sql" for one in fixtures) and not self.runs_queries(node)
             return not is_code and project.reads_pii(project.unit_tests[node])
         if node in project.sources or project.nodes.get(node, {}).get("resource_type") in ("model", "seed", "test"):
             return project.reads_pii(node)
@@ -104,68 +109,70 @@ class Redactor:
     def _any(self) -> bool:
         return any(self.project.pii(uid) for uid in (*self.project.sources, *self.project.nodes))
 
-    def asks(self, node: str) -> bool:
-        """Whether a node's Jinja runs queries: what they give may be in its SQL and in what it logs."""
+    def runs_queries(self, node: str) -> bool:
+        """Whether a node's Jinja runs queries, so that their results may be in its SQL and its log messages."""
         nodes, units = self.project.nodes, self.project.unit_tests
-        if node in self._asked:
+        if node in self._queried:
             return True
         if node in units:
-            return self.asks(units[node])
+            return self.runs_queries(units[node])
         if node not in nodes:
-            return any(self.asks(uid) for uid in nodes if nodes[uid]["resource_type"] != "operation")
+            return any(self.runs_queries(uid) for uid in nodes if nodes[uid]["resource_type"] != "operation")
         macros: Mapping[str, Any] = self.project.manifest["macros"]
-        seen = self.project.macros_used(nodes[node])
-        texts = [str(macros[uid]["macro_sql"]) for uid in seen if macros[uid]["package_name"] not in PLATFORM_PACKAGES]
+        used = self.project.macros_used(nodes[node])
+        texts = [str(macros[uid]["macro_sql"]) for uid in used if macros[uid]["package_name"] not in PLATFORM_PACKAGES]
         texts.append(str(nodes[node].get("raw_code", "")))
-        return bool(seen & _ASKING) or any(_ASKS.search(text) for text in texts)
+        return bool(used & _QUERY_MACROS) or any(_RUNS_QUERY.search(text) for text in texts)
 
     # -- what is shown --------------------------------------------------------------------------------------------
 
     def text(self, node: str, text: str) -> str:
-        """An error's text, or another that dbt gives, without values if the node's are hidden.
+        """Returns an error message, or another text from dbt, without values if the node's values are hidden.
 
         Args:
-            node: unique id; '' for what is said of no node.
+            node: the unique id; '' if the text is about no node.
         """
         if not text.strip() or not self.hides(node):
             return text
         return self._shown(node, text)
 
     def free(self, node: str, text: str) -> str:
-        """A text of the project's own, by `log()` or `print()`: hidden where a query's result may be in it."""
-        return HIDDEN if text.strip() and self.hides(node) and self.asks(node) else text
+        """Returns a text from the project's `log()` or `print()`, hidden if it may contain query results."""
+        return HIDDEN if text.strip() and self.hides(node) and self.runs_queries(node) else text
 
     def artifact(self, content: str) -> str:
-        """dbt's run_results.json or sources.json with its messages filtered, and without compiled SQL that is made of
-        what a query gave."""
-        said, hidden = json.loads(content), self.made_of_answers()
-        for result in said.get("results", []):
+        """Returns dbt's run_results.json or sources.json with messages filtered, and without compiled SQL that was
+        built from query results."""
+        document, hidden = json.loads(content), self.built_from_results()
+        for result in document.get("results", []):
             for key in ("message", "error"):
                 if isinstance(result.get(key), str) and str(result.get("status")) not in ("success", "pass"):
                     result[key] = self.text(str(result.get("unique_id")), result[key])
             if result.get("compiled_code") and result.get("unique_id") in hidden:
                 result["compiled_code"] = HIDDEN
-        return json.dumps(said)
+        return json.dumps(document)
 
     def compiled(self, content: str) -> str:
-        """dbt's manifest.json without the compiled SQL that is made of what a query gave."""
-        said = json.loads(content)
-        for node in self.made_of_answers():
-            if "compiled_code" in said["nodes"].get(node, {}):
-                said["nodes"][node].update(compiled_code=HIDDEN, extra_ctes=[])
-        return json.dumps(said)
+        """Returns dbt's manifest.json without compiled SQL that was built from query results."""
+        document = json.loads(content)
+        for node in self.built_from_results():
+            if "compiled_code" in document["nodes"].get(node, {}):
+                document["nodes"][node].update(compiled_code=HIDDEN, extra_ctes=[])
+        return json.dumps(document)
 
-    def made_of_answers(self) -> frozenset[str]:
-        """The nodes and unit tests in whose compiled SQL there may be values: their Jinja asks for some, or that of an
-        ephemeral which is a part of it."""
+    def built_from_results(self) -> frozenset[str]:
+        """Returns the nodes and unit tests whose compiled SQL may contain values, because their own Jinja, or that of
+        an ephemeral model in it, runs queries."""
         nodes = self.project.nodes
         parts = {uid for uid in nodes if nodes[uid]["config"].get("materialized") == "ephemeral"}
-        asking = {uid for uid in nodes if self.hides(uid) and self.asks(uid)}
-        made = frozenset(uid for uid in nodes if asking & ({uid} | (self.project.ancestors[uid] & parts)))
-        return made | {unit for unit, model in self.project.unit_tests.items() if model in made or unit in self._asked}
+        querying = {uid for uid in nodes if self.hides(uid) and self.runs_queries(uid)}
+        made = frozenset(uid for uid in nodes if querying & ({uid} | (self.project.ancestors[uid] & parts)))
+        return made | {
+            unit for unit, model in self.project.unit_tests.items() if model in made or unit in self._queried
+        }
 
     def _shown(self, node: str, text: str) -> str:
-        if _squeezed(text) in self._told or _COUNT.fullmatch(text.strip()):
+        if _squeezed(text) in self._allowed or _COUNT.fullmatch(text.strip()):
             return text
         head = _HEAD.match(text)
         if head is None:
@@ -178,19 +185,19 @@ class Redactor:
         below: list[str] = []
         while body and _BELOW.fullmatch(body[-1]):
             below.insert(0, self._of_code(node, body.pop()))
-        said = "\n".join(body)
-        if _HEAD.match(said):
-            shown = self._shown(node, said)
+        content = "\n".join(body)
+        if _HEAD.match(content):
+            shown = self._shown(node, content)
         elif kind.startswith(OF_THE_PROJECT):
-            shown = HIDDEN if self.asks(node) else said
+            shown = HIDDEN if self.runs_queries(node) else content
         else:
-            shown = self._body(node, said)
-        inner = [margin + line if line.strip() else "" for line in (*(shown.split("\n") if said else ()), *below)]
+            shown = self._body(node, content)
+        inner = [margin + line if line.strip() else "" for line in (*(shown.split("\n") if content else ()), *below)]
         return "\n".join([first, *inner])
 
     def _body(self, node: str, text: str) -> str:
-        """A message without dbt's frame."""
-        if not text.strip() or _squeezed(text) in self._told or _COUNT.fullmatch(text.strip()):
+        """Filters a message without dbt's frame."""
+        if not text.strip() or _squeezed(text) in self._allowed or _COUNT.fullmatch(text.strip()):
             return text
         found = _KIND.match(text.strip())
         if found is None:
@@ -198,33 +205,33 @@ class Redactor:
                 return "\n".join(line for line in text.split("\n") if _FRAME.fullmatch(line))
             called = _CALL.match(text.strip())
             return f"{called.group(0)}: {HIDDEN}" if called else HIDDEN
-        kind, said = found.groups()
+        kind, content = found.groups()
         if kind.startswith(OF_THE_MACHINE):
             return text.strip()
-        echo = _ECHO.search(said)
+        echo = _ECHO.search(content)
         at = ""
         if echo is not None:
-            said = said[: echo.start()]
+            content = content[: echo.start()]
             if self._is_code(node, echo.group(2)):
                 at = f"\n\nLINE {echo.group(1)}: {echo.group(2)}\n{echo.group(3)}"
-        return kind + (self._of_code(node, said) if kind.startswith(OF_CODE) else self._of_data(node, said)) + at
+        return kind + (self._of_code(node, content) if kind.startswith(OF_CODE) else self._of_data(node, content)) + at
 
-    def _of_data(self, node: str, said: str) -> str:
+    def _of_data(self, node: str, content: str) -> str:
         for shape, parts in _shapes():
-            if found := shape.fullmatch(said.strip()):
+            if found := shape.fullmatch(content.strip()):
                 names = iter(found.groups())
                 return "".join(
                     HIDDEN if part == "…" else self._name(node, next(names)) if part == "<>" else part for part in parts
                 )
         return HIDDEN
 
-    def _name(self, node: str, said: str) -> str:
-        words = _WORD.findall(_SIZE.sub("", said))
-        return said if all(word.lower() in self._words(node) for word in words) else HIDDEN
+    def _name(self, node: str, content: str) -> str:
+        words = _WORD.findall(_SIZE.sub("", content))
+        return content if all(word.lower() in self._words(node) for word in words) else HIDDEN
 
-    def _of_code(self, node: str, said: str) -> str:
-        """Each line with what lies between its first and last word that isn't known hidden, and its first and last
-        quote, if it has any: known words beside may be of the same value."""
+    def _of_code(self, node: str, content: str) -> str:
+        """Hides the part of each line from the first to the last unknown word, extended to the first and last quote.
+        Known words in between may belong to the same value."""
         known = self._words(node)
 
         def shown(line: str) -> str:
@@ -236,20 +243,20 @@ class Redactor:
             start, end = min([odd[0].start(), *(at + 1 for at in quotes)]), max([odd[-1].end(), *quotes])
             return f"{line[:start]}{HIDDEN}{line[end:]}"
 
-        return "\n".join(shown(line) for line in said.split("\n"))
+        return "\n".join(shown(line) for line in content.split("\n"))
 
     def _is_code(self, node: str, line: str) -> bool:
-        """Whether a line that DuckDB echoes has no word that isn't code; it cuts long ones, within a word too."""
+        """Whether a line that DuckDB echoes has only words of code. DuckDB truncates long lines, even within a word."""
         known = self._words(node)
         cut_left, cut_right = line.startswith("..."), line.endswith("...")
         found = list(_WORD.finditer(line))
-        for place, match in enumerate(found):
+        for at, match in enumerate(found):
             word = match.group().lower()
             if word in known:
                 continue
-            begins = place == 0 and cut_left and any(one.endswith(word) for one in known)
-            ends = place == len(found) - 1 and cut_right and any(one.startswith(word) for one in known)
-            if not begins and not ends:
+            is_tail = at == 0 and cut_left and any(one.endswith(word) for one in known)
+            is_head = at == len(found) - 1 and cut_right and any(one.startswith(word) for one in known)
+            if not is_tail and not is_head:
                 return False
         return True
 
@@ -267,7 +274,7 @@ class Redactor:
 
     @cached_property
     def _project_words(self) -> frozenset[str]:
-        """DuckDB's own words, the macros', and all names."""
+        """DuckDB's own words, the words of all macros, and all names in the project."""
         project = self.project
         texts = [str(macro["macro_sql"]) for macro in project.manifest["macros"].values()]
         texts += [json.dumps(project.manifest.get("vars", {}), ensure_ascii=False), *self.typed, MESSAGE_WORDS]
@@ -291,7 +298,7 @@ _cache: dict[str, Any] = {}
 
 
 def engine_words() -> frozenset[str]:
-    """DuckDB's keywords, types, functions, settings."""
+    """Returns the names of DuckDB's keywords, types, functions and settings."""
     if "words" not in _cache:
         with duckdb.connect() as connection:
             found = connection.execute(
@@ -307,10 +314,10 @@ def engine_words() -> frozenset[str]:
 
 
 def _shapes() -> list[tuple[re.Pattern[str], list[str]]]:
-    """Each shape as pattern, and its constant parts and holes in order."""
+    """Returns each shape as a regular expression, with its constant parts and holes in order."""
     if "shapes" not in _cache:
         parts = [[part for part in re.split("(…|<>)", line) if part] for line in SHAPES.splitlines()]
-        # the longest first: what follows a name in a longer one is no part of it
+        # longest first, so that a hole of a shorter shape doesn't match the constant text of a longer one
         parts.sort(key=lambda line: -len("".join(line)))
         _cache["shapes"] = [
             (re.compile("".join(_HOLES.get(part) or re.escape(part) for part in line), re.DOTALL), line)

@@ -1,4 +1,4 @@
-"""What dbt reports while it runs, as results and logs that followers read."""
+"""Turns the events that dbt reports while it runs into results and logs for the followers."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _STATUS: dict[str, Status] = {
     "runtime error": "error",
     "skipped": "skipped",
 }
-# DuckDB's position in a statement, and the beginning of that line (long lines are cut with dots)
+# DuckDB's position in a statement, and the text of that line (long lines are truncated with dots)
 _LINE = re.compile(r"\bLINE (\d+): ?(.*)")
 
 
 class Reporter:
-    """dbt's event callback: keeps each node's log lines and writes its result when it is finished (R8, R9).
+    """A dbt event callback that collects each node's log lines and writes its result when it finishes (R8, R9).
 
-    Called by dbt's threads; what goes wrong in here is kept in `problem` and raised by `check`, since dbt swallows
-    a callback's exceptions.
+    dbt's threads call it, and dbt swallows a callback's exceptions. So an exception is kept in `problem` and raised by
+    `check`.
     """
 
     def __init__(self, run: Run, session: Session, project: Project, redactor: Redactor, code_version: str) -> None:
@@ -54,7 +54,7 @@ class Reporter:
             self.problem = self.problem or error
 
     def check(self) -> None:
-        """Raises what went wrong while results were written."""
+        """Raises the exception that occurred while handling events, if any."""
         if self.problem is not None:
             raise self.problem
 
@@ -73,9 +73,9 @@ class Reporter:
         elif name == "NodeFinished":
             self._finished(node, data.run_result)
 
-    def _finished(self, node: str, said: Any) -> None:
-        status = _STATUS.get(str(said.status).lower(), "error")
-        message = str(said.message or "")
+    def _finished(self, node: str, result: Any) -> None:
+        status = _STATUS.get(str(result.status).lower(), "error")
+        message = str(result.message or "")
         if status not in ("success", "skipped"):
             message = self.redactor.text(node, message)
         made = self.session.made.get(node)
@@ -84,15 +84,15 @@ class Reporter:
             try:
                 reads = self.session.reads(node)
             except BuscoError as error:
-                # the relation stood in for a table that doesn't exist: what the test says means nothing
+                # the test ran on an empty placeholder for a table that doesn't exist, so its result is meaningless
                 status, message = "error", str(error)
         bad = status in ("failed", "error")
-        if bad and (told := explained(message, self.session.budget)):
-            message = str(told)
+        if bad and (explanation := explained(message, self.session.budget)):
+            message = str(explanation)
         elif bad and (advice := about_packages(self.session.settings, message)):
             message = f"{message.rstrip()}\n  → {advice}"
         text, where = located(message, self.project, node, self.session.sql.get(node, "")) if bad else ("", "")
-        result = Result(
+        record = Result(
             node=node,
             runner=self.session.runner,
             status=status,
@@ -100,11 +100,11 @@ class Reporter:
             made=made.version.version if made and not bad else None,
             kept=bool(made and made.kept),
             rows=made.version.rows if made else None,
-            failures=int(said.num_failures) if node in self.project.tests and said.num_failures else None,
+            failures=int(result.num_failures) if node in self.project.tests and result.num_failures else None,
             message=message.strip().splitlines()[0] if message.strip() else "",
             error=text,
             where=where,
-            seconds=round(float(said.execution_time), 3),
+            seconds=round(float(result.execution_time), 3),
             finished_at=utc_now(),
             code_version=self.code_version,
             fenced=node in self.session.fenced,
@@ -114,24 +114,25 @@ class Reporter:
             lines = self._lines.pop(node, [])
         if text and not any(text.splitlines()[0] in line for line in lines):
             lines.append(text)
-        self.run.put_result(result, "\n".join(lines) + "\n")
+        self.run.put_result(record, "\n".join(lines) + "\n")
 
 
 def located(message: str, project: Project, node: str, sql: str) -> tuple[str, str]:
-    """dbt's error with DuckDB's line number turned into that of the model's compiled SQL, and where that is.
+    """Replaces DuckDB's line number in dbt's error with the line number in the model's compiled SQL.
 
-    The statement that DuckDB counts in has lines of dbt's and ours before the model's SQL, hence the line is looked for
-    by its text.
+    DuckDB counts lines in a statement that has lines of dbt and of this platform before the model's SQL. The line is
+    therefore found by its text.
 
-    Returns the text, and `<file>:<line>` of the compiled SQL where DuckDB names a line, else the node's file.
+    Returns:
+        The error, and `<file>:<line>` of the compiled SQL if DuckDB names a line; otherwise, the node's file.
     """
-    said = project.node(node)
-    path = str(said["original_file_path"])
+    properties = project.node(node)
+    path = str(properties["original_file_path"])
     if node in project.unit_tests:
-        # a unit test runs the model's SQL on rows of its own: the model's file is what to look at
+        # a unit test runs its model's SQL, so point to the model's file
         tested = project.node(project.unit_tests[node])
         path, sql = str(tested["original_file_path"]), str(tested["raw_code"])
-    elif said["resource_type"] == "model":
+    elif properties["resource_type"] == "model":
         path = f"target/compiled/{project.name}/{path}"
     else:
         return message.strip(), path

@@ -1,4 +1,4 @@
-"""The runner: one process that builds a part of a run's graph and tells its results (R9)."""
+"""The runner: a process that builds part of a run's graph and writes the results (R9)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from busco.warehouse.session import Session, write_bronze_metadata
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a runner did: the status of each node, by unique id."""
+    """The outcome of a runner: the status of each node, by unique id."""
 
     number: int
     statuses: dict[str, str]
@@ -50,10 +50,10 @@ class Outcome:
 
 
 def open_store(settings: Settings) -> tuple[ObjectStore, EnvironmentLayout]:
-    """The lake of the settings.
+    """Opens the lake that the settings specify.
 
     Raises:
-        BuscoError: none is configured, or the local AWS isn't running.
+        BuscoError: no lake is configured, or the local AWS isn't running.
     """
     require_lake(settings)
     store = ObjectStore(client("s3", settings), settings.lake_bucket)
@@ -61,7 +61,7 @@ def open_store(settings: Settings) -> tuple[ObjectStore, EnvironmentLayout]:
 
 
 def work(settings: Settings, run_key: str, nodes: Sequence[str] | None = None, rebuild: bool = False) -> Outcome | None:
-    """`serve` for whoever needs no order: `nodes` (dbt unique ids), or all that is left of the run's newest epoch."""
+    """Calls `serve` without an order, for `nodes` (dbt unique ids) or for everything remaining in the newest epoch."""
     order = Order(
         name="", generation=0, kind="shared" if nodes is None else "solo", nodes=tuple(nodes or ()), rebuild=rebuild
     )
@@ -72,10 +72,12 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
     """Builds nodes of a run and writes their results.
 
     Args:
-        order: which nodes: those that it names, or (`shared`) all of the run without a result, and the docs after them.
-        log: the file of this process's output, for those who look for it.
+        order: specifies the nodes: either it lists them, or (`shared`) they are all nodes of the run without a result,
+            followed by the docs.
+        log: the file with this process's output, recorded so that people can find it.
 
-    Returns None where another runner is at this already.
+    Returns:
+        The outcome; None if another runner is already doing this work.
 
     Raises:
         BuscoError: the run is over, or the project can't be parsed.
@@ -91,7 +93,7 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
 def _serve(settings: Settings, run: Run, order: Order, me: Runner) -> Outcome:
     planned: tuple[str, ...] | None = None
 
-    def word(status: Status, problem: BuscoError | None = None) -> Result:
+    def report(status: Status, problem: BuscoError | None = None) -> Result:
         return Result(
             node=RUNNER_NODE,
             runner=me.number,
@@ -107,21 +109,21 @@ def _serve(settings: Settings, run: Run, order: Order, me: Runner) -> Outcome:
             project = dbt.parse()
             made = plan(run, project, for_other_runners(run)) if me.kind == "shared" else Plan(me.nodes, {})
             planned = made.all
-            run.put_result(word("running"))
-            said = f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(made.nodes)}"
-            say(f"{said} parsed_by={dbt.parsed_by}")
+            run.put_result(report("running"))
+            line = f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(made.nodes)}"
+            say(f"{line} parsed_by={dbt.parsed_by}")
             base = run.base()
             if not run.environment.is_replay:
-                # it is prod's; and a replay is read by DuckDB, which doesn't need it
+                # bronze metadata belongs to prod, and replays are read by DuckDB, which doesn't need it
                 write_bronze_metadata(settings, run, run.pin.bronze, base)
             models = frozenset(n for n in made.nodes if project.table_of(n)) if order.rebuild else frozenset()
             session = Session(settings, project, run.store, run, base, me.number, models, dbt.redactor)
             plugin.activate(session)
             outcome = _build(dbt, project, run, session, made, me.kind)
-        run.put_result(word("success"))
+        run.put_result(report("success"))
         return outcome
     except BuscoError as error:
-        run.put_result(word("error", error))
+        run.put_result(report("error", error))
         raise
     finally:
         plugin.activate(None)
@@ -131,7 +133,7 @@ def _me(settings: Settings, order: Order, log: str) -> Runner:
     task = this_task()
     if order.name and task is None and in_ecs():
         raise BuscoError(
-            "the ECS task metadata endpoint does not answer: nobody could find this runner", "start it anew"
+            "the ECS task metadata endpoint does not respond: nobody could find this runner", "start the task again"
         )
     return Runner(
         number=0,
@@ -155,7 +157,7 @@ def _me(settings: Settings, order: Order, log: str) -> Runner:
 
 
 def _register(run: Run, me: Runner) -> Runner | None:
-    """Registers this process, unless one that lives does the same work: n + 1 only after n is gone (R9)."""
+    """Registers this process, unless a live runner does the same work: n + 1 starts only after n has ended (R9)."""
     while True:
         known, endings = run.runners(), run.endings()
         for other in known:
@@ -177,14 +179,14 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, k
     assert dbt.redactor is not None
     reporter = Reporter(run, session, project, dbt.redactor, code_version(dbt.settings))
     for node, parent in made.blocked.items():
-        text = f"skipped: {parent} has failed in this run"
+        text = f"skipped: {parent} failed in this run"
         run.put_result(
             Result(node=node, runner=session.runner, status="skipped", message=text, finished_at=utc_now()), text
         )
         reporter.statuses[node] = "skipped"
     graph = [node for node in made.nodes if node != DOCS_NODE]
     _check_parents(project, session, graph)
-    # dbt builds a unit test only together with its model; `dbt test` runs it alone
+    # `dbt build` runs a unit test only together with its model; `dbt test` can run it alone
     alone = [node for node in graph if node in project.unit_tests and project.unit_tests[node] not in graph]
     together = [node for node in graph if node not in alone]
     whole = run.pin.nodes is None and set(graph) == set(buildable(project))
@@ -204,7 +206,9 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, k
     statuses: dict[str, str] = dict(reporter.statuses)
     for node in graph:
         if node not in statuses:
-            raise BuscoError(f"dbt gave no result for {node}", "is it disabled, or was it renamed? busco dbt parse")
+            raise BuscoError(
+                f"dbt reported no result for {node}", "if it was disabled or renamed, run: busco dbt parse"
+            )
     if DOCS_NODE in made.nodes:
         if all(status in GOOD for status in statuses.values()):
             statuses[DOCS_NODE] = _docs(dbt, project, run, session)
@@ -214,10 +218,10 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, k
 
 
 def _check_parents(project: Project, session: Session, graph: Sequence[str]) -> None:
-    """What is built or tested reads tables that are built before it here, or have a version.
+    """Checks that every table that the nodes read either is built by this runner or already has a version.
 
     Raises:
-        BuscoError: some have none; reading nothing in their stead would be a lie.
+        BuscoError: some tables have no version; reading them as empty would produce wrong results.
     """
     here = {table for node in graph if (table := project.table_of(node))}
     missing: dict[str, list[str]] = {}
@@ -229,13 +233,13 @@ def _check_parents(project: Project, session: Session, graph: Sequence[str]) -> 
     if missing:
         listed = "; ".join(f"{table} (read by {', '.join(names[:3])})" for table, names in missing.items())
         raise BuscoError(
-            f"no version of {listed}: neither this run nor its base release has built it", "select it too: +<model>"
+            f"no version of {listed}: it is neither in this run nor in its base release", "select it too: +<model>"
         )
 
 
 def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:
     started = utc_now()
-    # other runners' versions too: a new connection makes the relations of all that is visible now
+    # include other runners' versions: a new connection creates relations for everything that is visible now
     session.refresh()
     plugin.activate(session)
     run.put_result(Result(node=DOCS_NODE, runner=session.runner, status="running"))

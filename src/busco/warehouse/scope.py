@@ -1,12 +1,12 @@
-"""What the SQL of a node may name: tables that the node declares, and things that it makes under a name of its own.
+"""Restricts the SQL of a node to tables that the node declares, and to creating objects that replace nothing else.
 
-Everything visible is there for every node of a process, as views in DuckDB. But what a node reads is known by what it
-declares (`ref()`, `source()`): whether that is personal data, which versions it was made from, what is built before it.
-So SQL that names another table is refused. So is SQL that makes something in the place of a table, or of one of
-DuckDB's functions, which models and tests after it would use.
+All visible tables exist as DuckDB views, which every node of a process can read. But the platform relies on a node's
+declarations (`ref()`, `source()`) to determine whether it reads personal data, which versions it was made from, and
+what must be built first. SQL that names any other table is therefore refused. So is SQL that would replace a table or
+one of DuckDB's functions, because later models and tests would use the replacement.
 
-What a hook makes is read by other nodes without a declaration. If its node reads personal data, so does whoever names
-what it has made.
+Other nodes can read what a hook creates without declaring it. If the hook's node reads personal data, every node that
+names such an object counts as reading personal data, too.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from busco.warehouse.tokens import Token, names, word
 
 Relation = tuple[str, str]
 
-# the schema of what has no other, and the database of all tables
+# the default schema, and the database that has all tables
 _MAIN, _DATABASE = "main", "memory"
-# words between a statement's first one and the kind of thing that it is about
+# words between a statement's first word and the kind of object
 _BETWEEN = frozenset({"or", "replace", "temp", "temporary", "unique", "recursive"})
 _MADE = frozenset({"table", "view", "macro", "function", "type", "sequence"})
-# dbt's own names for what is about to be a view, and for what was one
+# the suffixes of dbt's names for a view that it is creating and for one that it has replaced
 _OF_DBT = re.compile(r"__dbt_(?:tmp|backup)$")
-# words before the name of a table
+# words that precede a table name
 _BEFORE_TABLES = frozenset(
     {"from", "join", "describe", "summarize", "show", "pivot", "pivot_wider", "unpivot", "table"}
 )
-# what gives back variables, of which one may be personal
+# functions that return variables, whose values may be personal
 _VARIABLES = frozenset({"getvariable", "duckdb_variables"})
 
 
 class Scope:
-    """The names that SQL of a project's nodes may use, and what is known of those that hooks have made.
+    """Checks the names in the SQL of a project's nodes, and tracks the objects that hooks create.
 
     Args:
-        hides: whether a node reads personal data, as far as its declarations say.
+        hides: returns whether a node reads personal data, according to its declarations.
     """
 
     def __init__(self, project: Project, hides: Callable[[str], bool]) -> None:
         self.project, self.hides = project, hides
         self._lock = threading.Lock()
-        # of things made by nodes that read personal data
+        # the names of objects created by nodes that read personal data
         self._made: set[str] = set()
-        # nodes at making their own view or seed, and those that were at it
+        # nodes that are creating their own view or seed, and nodes that have started to
         self._making: set[str] = set()
         self._began: set[str] = set()
 
     # -- a node's own relation ----------------------------------------------------------------------------------------
 
     def begin(self, node: str) -> None:
-        """Lets a node's statements make its own relation until `end`, or until dbt has put its view in place: once."""
+        """Lets a node's statements create its own relation, once, until `end` or until dbt puts the view in place."""
         with self._lock:
             if node not in self._began:
                 self._began.add(node)
@@ -71,7 +71,7 @@ class Scope:
     # -- the rules ----------------------------------------------------------------------------------------------------
 
     def refused(self, node: str, statement: Sequence[Token]) -> tuple[Token, str] | None:
-        """The token and the reason for which a node's statement is refused; None if it isn't."""
+        """Returns the token at which a node's statement is refused, and why; None if it isn't refused."""
         if found := self._target_refused(node, statement):
             return found
         declared = self._declared(node)
@@ -80,15 +80,15 @@ class Scope:
         for place, name in _tables(statement, self._named(_MAIN)):
             if name in self._relations and name not in declared:
                 reason = (
-                    f"it names {'.'.join(name)}, which {node} does not declare; write {self._call(name)} in its place, "
-                    f"or say it in a comment: -- depends_on: {{{{ {self._call(name)} }}}}"
+                    f"it names {'.'.join(name)}, which {node} does not declare; write {self._call(name)} instead, "
+                    f"or declare it in a comment: -- depends_on: {{{{ {self._call(name)} }}}}"
                 )
                 return statement[place], reason
         return None
 
     def is_personal(self, statement: Sequence[Token]) -> bool:
-        """Whether what a statement gives may have personal values: it names a table that has some, or that is made from
-        one that has, or what a node that reads one has made. The names and types of columns are no values."""
+        """Whether a statement's results may contain personal data: it names a table that contains or is derived from
+        personal data, or an object created by a node that reads some. Column names and types are not data."""
         hidden = self._made_names() | self._views
         return any(
             any(pair in self._personal for pair in _pairs(parts)) or not hidden.isdisjoint(parts)
@@ -96,20 +96,20 @@ class Scope:
             if not place or statement[place - 1].name != "describe"
         )
 
-    def learn(self, node: str, statement: Sequence[Token]) -> None:
-        """Takes note of what a statement makes or changes, if its node reads personal data."""
+    def record(self, node: str, statement: Sequence[Token]) -> None:
+        """Records what a statement creates or changes, if its node reads personal data."""
         found = target(statement)
         if found is not None and self._is_platforms(_place(found[3])):
-            # dbt makes a view or seed, which is known by what declares it
+            # dbt is creating a view or seed, which the project's declarations already cover
             return
         made = set(_made(statement))
         if made and self.hides(node):
             with self._lock:
                 self._made |= made
 
-    def names_made(self, node: str, statement: Sequence[Token]) -> bool:
-        """Whether a node's statement names what a node that reads personal data has made, or, without its schema, a
-        view over personal data that it does not declare."""
+    def names_hook_objects(self, node: str, statement: Sequence[Token]) -> bool:
+        """Whether a node's statement names an object created by a node that reads personal data, or, without its
+        schema, a view over personal data that the node doesn't declare."""
         declared = {name for schema, name in self._declared(node) or () if schema == _MAIN}
         hidden = self._made_names() | (self._views - declared)
         return any(not hidden.isdisjoint(parts) for _, parts in names(statement))
@@ -122,7 +122,7 @@ class Scope:
         token = statement[min(place, len(statement) - 1)]
         if thing == "schema":
             if word(statement[0]) == "drop" and {parts[-1]} & (self._schemas | {_MAIN}):
-                return token, f"the schema {parts[-1]} has the platform's tables"
+                return token, f"the schema {parts[-1]} contains the platform's tables"
             return None
         if thing not in ("table", "view") or (is_temporary and len(parts) == 1):
             return None
@@ -134,12 +134,12 @@ class Scope:
             return None
         name = ".".join(sorted(theirs)[0])
         return token, (
-            f"{name} is a place for the platform's tables, which hooks and Jinja leave as they are; make a temporary "
-            f"table or view, or one in the schema {_MAIN} under a name of its own"
+            f"{name} is reserved for the platform's tables, which hooks and Jinja must not change; create a temporary "
+            f"table or view, or one with a different name in the schema {_MAIN}"
         )
 
     def _may(self, node: str, verb: str, touched: set[Relation]) -> bool:
-        """Whether it is dbt that makes the node's own relation."""
+        """Whether the statement is dbt's own, which creates the node's relation."""
         if node not in self.project.nodes:
             return False
         schema, name = _split(table_name(self.project.nodes[node]))
@@ -150,17 +150,17 @@ class Scope:
         with self._lock:
             is_making = node in self._making
             if verb == "alter" and (schema, f"{name}__dbt_tmp") in touched:
-                # the new view is in place
+                # the new view is now in place
                 self._making.discard(node)
         return is_making
 
     def _is_platforms(self, name: Relation) -> bool:
         return name[0] in self._schemas or _of(name) in self._relations
 
-    # -- what the project says ----------------------------------------------------------------------------------------
+    # -- the project's declarations -----------------------------------------------------------------------------------
 
     def _declared(self, node: str) -> frozenset[Relation] | None:
-        """The relations that a node may name; None for what is no node of the project."""
+        """Returns the relations that a node may name; None if it is not a node of the project."""
         project = self.project
         if node in project.unit_tests:
             model = project.unit_tests[node]
@@ -175,7 +175,7 @@ class Scope:
 
     @cached_property
     def _relations(self) -> dict[Relation, str]:
-        """Each table and view of the project → unique id."""
+        """Each table and view of the project → its unique id."""
         project = self.project
         return {
             _split(table_name(project.node(uid))): uid
@@ -189,7 +189,7 @@ class Scope:
 
     @cached_property
     def _schemas(self) -> frozenset[str]:
-        """Those that have nothing but the platform's tables and views."""
+        """The schemas that are reserved for the platform's tables and views."""
         return frozenset(schema for schema, _ in self._relations) - {_MAIN}
 
     @cached_property
@@ -216,7 +216,7 @@ class Scope:
 
 
 def own_problem(statement: Sequence[Token]) -> tuple[Token, str] | None:
-    """The token and the reason for which a statement is refused, whoever runs it; None if it isn't."""
+    """Returns the token at which a statement is refused for any node, and why; None if it isn't refused."""
     found = target(statement)
     if found is None or word(statement[0]) != "create":
         return None
@@ -224,21 +224,21 @@ def own_problem(statement: Sequence[Token]) -> tuple[Token, str] | None:
     token = statement[min(place, len(statement) - 1)]
     if thing in ("macro", "function") and parts[-1] in functions():
         reason = (
-            f"DuckDB has a function {parts[-1]}, in whose place the macro would run, in tests and in the platform's "
-            "own statements too; give the macro another name"
+            f"the macro would replace DuckDB's function {parts[-1]}, even in tests and in the platform's own "
+            "statements; give the macro another name"
         )
         return token, reason
     if thing == "type":
         words = [word(one) for one in statement]
         at = next((at for at in range(place, len(words) - 1) if words[at : at + 2] == ["enum", "("]), None)
         if at is not None and at + 2 < len(words) and statement[at + 2].kind != "string_const" and words[at + 2] != ")":
-            return token, "an enum is made of values that stand in the SQL, enum ('a', 'b'), and not of a query's"
+            return token, "an enum can't be created from a query; list its values in the SQL: enum ('a', 'b')"
     return None
 
 
 def target(statement: Sequence[Token]) -> tuple[str, bool, int, tuple[str, ...]] | None:
-    """What a statement creates, drops or alters: the kind of thing, whether it says temporary, and the name with the
-    place of its first token. A name that can't be read is `('',)`; None if the statement is no such one."""
+    """Returns what a statement creates, drops or alters: the kind of object, whether it is temporary, the index of the
+    name's first token, and the name, which is `('',)` if it can't be read. Returns None for any other statement."""
     if not statement or word(statement[0]) not in ("create", "drop", "alter"):
         return None
     place = 1
@@ -257,7 +257,7 @@ def target(statement: Sequence[Token]) -> tuple[str, bool, int, tuple[str, ...]]
 
 
 def _made(statement: Sequence[Token]) -> Iterator[str]:
-    """The names of what a statement makes or puts values into."""
+    """Yields the names of what a statement creates or writes values to."""
     words = [word(one) for one in statement]
     if words[:1] == ["set"]:
         yield from _VARIABLES
@@ -272,7 +272,7 @@ def _made(statement: Sequence[Token]) -> Iterator[str]:
 
 
 def _renamed(statement: Sequence[Token]) -> str:
-    """The new name in `alter … rename to name`; '' if it is none."""
+    """Returns the new name in `alter … rename to name`; '' for any other statement."""
     words = [word(one) for one in statement]
     for at in range(1, len(words) - 2):
         if words[at : at + 2] == ["rename", "to"]:
@@ -281,20 +281,20 @@ def _renamed(statement: Sequence[Token]) -> str:
 
 
 def _tables(statement: Sequence[Token], in_main: frozenset[str]) -> Iterator[tuple[int, Relation]]:
-    """What may be a table's name in a statement: two parts of any name, and one part where a table is expected, if no
-    CTE has this name."""
+    """Yields what may be a table in a statement, with its position: two adjacent parts of any name, and a one-part name
+    where a table is expected and no CTE has that name."""
     words, found = [word(one) for one in statement], target(statement)
     made = found[2] if found else 0
     for place, parts in names(statement):
         yield from ((place, pair) for pair in _pairs(parts))
-        # `create temp table name` has another `table` before the name than `table name`
+        # the word `table` before the name in `create temp table name` is not the query `table name`
         is_table = len(parts) == 1 and parts[0] in in_main and place != made and words[place - 1] in _BEFORE_TABLES
         if is_table and not any(_is_cte(words[at : at + 4], parts[0]) for at in range(len(words))):
             yield place, (_MAIN, parts[0])
 
 
 def _is_cte(words: list[str], name: str) -> bool:
-    """Whether four words are the beginning of a CTE: `with name as (`, `, name (`."""
+    """Whether four words are the start of the CTE `name`: `with name as (`, `, name (`."""
     before, found, after, then = (*words, "", "", "", "")[:4]
     if before not in ("with", "recursive", ",") or found != name:
         return False
@@ -309,14 +309,14 @@ def _pairs(parts: tuple[str, ...]) -> Iterator[Relation]:
 
 
 def _place(parts: tuple[str, ...]) -> Relation:
-    """Schema and name of a relation that is written with both or one."""
+    """Returns the schema and name of a relation that is written with or without its schema."""
     if len(parts) == 1 or (len(parts) == 2 and parts[0] == _DATABASE):
         return _MAIN, parts[-1]
     return parts[-2], parts[-1]
 
 
 def _of(name: Relation) -> Relation:
-    """The relation that dbt makes by a name of its own."""
+    """Returns the final relation for a name that dbt uses while it creates or replaces the relation."""
     return name[0], _OF_DBT.sub("", name[1])
 
 
@@ -327,7 +327,7 @@ def _split(name: str) -> Relation:
 
 @cache
 def functions() -> frozenset[str]:
-    """The names, in lower case, of DuckDB's own functions and operators."""
+    """Returns the names of DuckDB's own functions and operators, in lower case."""
     with duckdb.connect() as connection:
         found = connection.execute("select distinct lower(function_name) from duckdb_functions()").fetchall()
     return frozenset(str(name) for (name,) in found)

@@ -1,4 +1,4 @@
-"""What one dbt process knows of the lake: the versions that it reads, and those that it makes."""
+"""One dbt process's view of the lake: the versions that it reads and the versions that it creates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NAMED_FILES = 3
 
 @dataclass(frozen=True)
 class Made:
-    """What a model's materialization did: the version, whether it was kept, and the versions that were read."""
+    """The result of a model's materialization: the version, whether it was kept, and the versions that were read."""
 
     version: Version
     kept: bool
@@ -44,11 +44,11 @@ class Session:
     """A dbt process's view of the lake, shared by its threads.
 
     Args:
-        run: the run that this process works for; None reads `base` only, and writes nothing.
-        base: the release behind the run, or the live one; None for the empty one.
+        run: the run that this process works for; if None, it reads `base` only and writes nothing.
+        base: the run's base release, or the live release; None for the empty release.
         runner: this process's number in the run.
-        rebuild: unique ids of models that are built even where a version could be kept.
-        redactor: the filter of what dbt says, which is told what this platform says.
+        rebuild: the unique ids of models that are built even if a version could be kept.
+        redactor: the filter for dbt's messages, in which the platform registers its own messages.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Session:
         self.budget = budget(settings)
         self.made: dict[str, Made] = {}
         self.sql: dict[str, str] = {}
-        # what the steps of a node's materialization have decided so far, by unique id
+        # the results of the steps of each node's materialization so far, by unique id
         self.decided: dict[str, dict[str, Any]] = {}
-        # nodes that another runner took over while this one was at them
+        # nodes that another runner took over while this one was building them
         self.fenced: set[str] = set()
         self._lock = threading.Lock()
         self._unbuilt: set[str] = set()
@@ -79,7 +79,7 @@ class Session:
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads anew which versions are visible: the run's, else the base's, bronze as pinned (Q3)."""
+        """Reloads the visible versions: the run's, otherwise the base release's, and bronze as pinned (Q3)."""
         if self.run is None:
             self._versions = dict(self.base.tables) if self.base else {}
             return
@@ -96,10 +96,10 @@ class Session:
             return self._versions.get(table)
 
     def reads(self, unique_id: str) -> dict[str, str]:
-        """The exact versions of all tables that a node reads (R6, R8).
+        """Returns the exact versions of all tables that a node reads (R6, R8).
 
         Raises:
-            BuscoError: one of them has no version, or one that is not finished.
+            BuscoError: a table has no version, or its version is still being built.
         """
         with self._lock:
             parents = self.project.parents(unique_id)
@@ -112,10 +112,11 @@ class Session:
     # -- relations ----------------------------------------------------------------------------------------------------
 
     def relations(self) -> Iterator[tuple[str, str, str, bool]]:
-        """Schema, name and query of every relation that models may read, made once at connect (Q3), and whether the
-        query has nothing in it that the project wrote.
+        """Yields the schema, name and query of every relation that models can read, and whether the query is free of
+        text from the project. The relations are created once, when dbt connects (Q3).
 
-        What has no version yet is a typed empty relation, made from its contract: unit tests ask for its columns.
+        A table without a version is a typed empty relation, created from its contract, since unit tests read its
+        columns.
         """
         project, bucket = self.project, self.store.bucket if self.store else ""
         for unique_id in (*project.sources, *project.nodes):
@@ -138,17 +139,17 @@ class Session:
     # -- making a version ---------------------------------------------------------------------------------------------
 
     def begin(self, job: dict[str, Any]) -> None:
-        """Takes the table's entry and decides whether its version of the base release is kept (R4, R7).
+        """Takes the table's entry, and decides whether its version from the base release is kept (R4, R7).
 
-        `job` is the materialization's dictionary: `node` and `sql` come in; `keep`, and `view_sql` if so, go out.
+        `job` is the materialization's dictionary. Input: `node`, `sql`; output: `keep`, and `view_sql` if that is true.
         """
         if self.run is None or self.store is None:
-            raise BuscoError("models of materialization lake are built in a run", "use: busco dbt build")
+            raise BuscoError("models with materialization lake can be built only in a run", "use: busco dbt build")
         unique_id = str(job["node"])
         self.sql[unique_id] = str(job["sql"])
         table = self.project.table_of(unique_id)
         if table is None:
-            raise BuscoError(f"{unique_id} is no table")
+            raise BuscoError(f"{unique_id} is not a table")
         reads = self.reads(unique_id)
         fingerprint = self.project.fingerprint(unique_id, duckdb.__version__)
         job.update(table=table, reads=reads, fingerprint=fingerprint, version=new_id())
@@ -160,7 +161,7 @@ class Session:
             and not self.run.pin.full_refresh
             and not meta_of(self.project.node(unique_id)).get("volatile")
             and known.fingerprint == fingerprint
-            # a project that was renamed: its docs and Glue's comments go by the unique id
+            # the unique id differs if the project was renamed, and docs and Glue comments refer to it
             and known.unique_id in ("", unique_id)
             and known.inputs == reads
         )
@@ -168,27 +169,27 @@ class Session:
             self._enter(job, known, kept=True)
 
     def check_header(self, job: Mapping[str, Any]) -> None:
-        """Refuses a seed of which dbt would load a column under another name than its header gives (`a`, `a_2`).
+        """Refuses a seed if dbt would load one of its columns under a different name than in the header (`a`, `a_2`).
 
-        `job` has the file's path and delimiter, by which it is read as dbt reads it, and the names that dbt gave.
+        `job` has the file's path and delimiter, so that the file is read as dbt reads it, and dbt's column names.
         """
         if job["file"] not in self.project.seed_files:
-            raise BuscoError(f"{job['file']} is no seed of this project", "leave store_relation to the platform")
+            raise BuscoError(f"{job['file']} is not a seed of this project", "do not call store_relation")
         with Path(str(job["file"])).open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file, delimiter=str(job["delimiter"])), [])
         column_names.check_header(header, [str(name) for name in job["names"]])
 
     def check_names(self, job: dict[str, Any]) -> None:
-        """Refuses a model or view whose SQL gives a column twice. A seed's header was checked before (`check_header`).
+        """Refuses a model or view whose SQL returns a column name twice. For seeds, see `check_header`.
 
-        `described` comes in; `known_sql` goes out: a query that `check_renamed` needs the answer of, or ''.
+        Input: `described`; output: `known_sql`, a query whose result `check_renamed` needs, or ''.
         """
         node = self.project.node(str(job["node"]))
         self.personal.check_pivots(str(job["sql"]))
         job["given"] = [(str(row[0]), str(row[1])) for row in job.pop("described")]
         self.personal.check_names(str(job["node"]), job["given"])
         if node["config"]["materialized"] == "view":
-            self.personal.saw_view(str(job["node"]), str(job["sql"]), job["given"])
+            self.personal.add_view(str(job["node"]), str(job["sql"]), job["given"])
         if node["resource_type"] == "seed":
             job["known_sql"] = ""
             return
@@ -201,20 +202,20 @@ class Session:
             column_names.check_renamed(job["renamed"], ())
 
     def check_renamed(self, job: Mapping[str, Any]) -> None:
-        """Refuses columns that a subquery of the SQL gave twice; `known` is the answer to `known_sql`."""
+        """Refuses columns that a subquery of the SQL returned twice. Input: `known`, the result of `known_sql`."""
         column_names.check_renamed(job["renamed"], [str(name) for name in job["known"]])
 
     def describe(self, job: dict[str, Any]) -> None:
-        """Decides the columns from what the SQL gives and the contract asks for; `copy_sql` goes out."""
+        """Determines the columns from the SQL and the contract. Output: `copy_sql`."""
         node = self.project.node(str(job["node"]))
         enforced = bool((node["config"].get("contract") or {}).get("enforced"))
-        wanted = self.project.columns(str(job["node"])) if enforced else ()
+        required = self.project.columns(str(job["node"])) if enforced else ()
         try:
-            columns, expressions = model_sql.columns(job["given"], wanted)
+            columns, expressions = model_sql.columns(job["given"], required)
         except BuscoError as error:
             if node["resource_type"] != "seed":
                 raise
-            hint = "set another type in the seed's config, column_types: {column: type}"
+            hint = "set a different type in the seed's config: column_types: {column: type}"
             raise BuscoError(error.message, hint) from error
         partition_by = model_sql.partition_columns(node["config"].get("partition_by"), columns)
         personal = self.personal.columns(str(job["node"]), str(job["sql"]), job["given"])
@@ -229,17 +230,17 @@ class Session:
         )
 
     def wrote(self, job: dict[str, Any]) -> None:
-        """Takes COPY's answer, `stats`; queries go out that count rows of what it wrote, where they are needed.
+        """Processes COPY's result. Input: `stats`; output: `count_sql`, queries that count rows in the written files.
 
-        `count_sql` maps `nulls` (nested columns that must not be NULL; iceberg.md, "null counts") and `beyond` (dates
-        and times that may be out of range) to a query; usually it is empty. The answers come back in `counted`.
+        `count_sql` maps `nulls` (NULLs in nested not_null columns; docs/iceberg.md, "null counts") and `beyond` (dates
+        and times that may be out of range) to a query; it is usually empty. `commit` gets the results in `counted`.
         """
         store, columns = self._store(), job["columns"]
         job["files"] = model_sql.written_files(job.pop("stats"), store.url(""))
-        # the answer came through macros, which a project may replace
+        # the result came through macros, which a project can override
         folder = self.environment.data(str(job["table"]), str(job["version"]))
         if strange := [file.key for file in job["files"] if not model_sql.is_below(folder, file.key)]:
-            raise BuscoError(f"{strange[0]} is no file of {job['table']}'s new version", "leave COPY to the platform")
+            raise BuscoError(f"{strange[0]} is not a file of {job['table']}'s new version", "let the platform run COPY")
         job["suspects"] = suspects = date_range.suspects(columns, job["files"])
         queries = {
             "nulls": model_sql.null_sql(columns, [store.url(file.key) for file in job["files"]]),
@@ -248,9 +249,9 @@ class Session:
         job["count_sql"] = {name: query for name, query in queries.items() if query}
 
     def commit(self, job: dict[str, Any]) -> None:
-        """Makes a version of what COPY wrote: checks its values, writes the metadata, enters it (R4, R5).
+        """Creates a version from the files that COPY wrote: checks values, writes metadata, enters it (R4, R5).
 
-        `view_sql` goes out.
+        Output: `view_sql`.
         """
         from busco.lake import versions
 
@@ -258,7 +259,7 @@ class Session:
         columns: tuple[Column, ...] = job["columns"]
         files, counted = job["files"], job["counted"]
         if job["suspects"] is not None:
-            advice = "write NULL or a date in range in their place"
+            advice = "replace them with NULL or a date in range"
             date_range.check(table, job["suspects"], counted["beyond"], store.url, self._run().name, advice)
         model_sql.check_not_null(columns, files, counted.get("nulls") or {})
         folder = self.environment.data(table, version_id)
@@ -311,8 +312,8 @@ class Session:
         except TakenAway:
             self.fenced.add(self.project.tables[table])
             raise BuscoError(
-                f"{table} was given to another runner meanwhile (its task was cleared or retried)",
-                "nothing is to be done: this late write stays out",
+                f"another runner has taken over {table} (its task was cleared or retried)",
+                "no action is needed: this late write was discarded",
             ) from None
 
     def _run(self) -> Run:
@@ -325,15 +326,15 @@ class Session:
 
 
 def table_uuid(location: str) -> uuid.UUID:
-    """A table's Iceberg uuid: the same for all of its versions."""
+    """Returns a table's Iceberg UUID, which is the same for all of its versions."""
     return uuid.uuid5(uuid.NAMESPACE_URL, f"busco:{location}")
 
 
 def write_bronze_metadata(settings: Settings, run: Run, pinned: Mapping[str, Version], base: Release | None) -> None:
-    """Writes the Iceberg metadata of the pinned bronze versions that have none yet (R3).
+    """Writes the Iceberg metadata of those pinned bronze versions that have none yet (R3).
 
     Raises:
-        BuscoError: a delivery has dates or times that readers cannot hold; an earlier `busco ingest` took them.
+        BuscoError: a delivery has dates or times that readers do not support; an older `busco ingest` accepted them.
     """
     known = {version.version for version in base.tables.values()} if base else set()
     fresh = [version for version in pinned.values() if version.version not in known]
@@ -359,8 +360,8 @@ def _bronze_metadata(settings: Settings, run: Run, version: Version) -> None:
         names = sorted({one.file_name for one in deliveries if one.object in suspects.files})
         more = f" and {len(names) - _NAMED_FILES} more" if len(names) > _NAMED_FILES else ""
         advice = (
-            f"correct the dates in {', '.join(names[:_NAMED_FILES])}{more}, ingest the whole file again under its "
-            "name, and begin a new run (in Airflow, clear the pin task)"
+            f"correct the dates in {', '.join(names[:_NAMED_FILES])}{more}, ingest the whole file again under the "
+            "same name, and start a new run (in Airflow, clear the pin task)"
         )
         date_range.check(version.table, suspects, counted, store.url, run.name, advice)
     location = EnvironmentLayout("prod").iceberg(version.table)
@@ -373,7 +374,7 @@ def _bronze_metadata(settings: Settings, run: Run, version: Version) -> None:
         (),
         files,
         {"busco.version": version.version},
-        # of a pin from before it said so, nobody knows which
+        # an older pin doesn't list the personal columns, so any column may be one
         [column.name for column in version.columns] if version.personal is None else version.personal,
     )
 

@@ -1,4 +1,4 @@
-"""SQL as the tokens of DuckDB's own lexer, and the names that stand in it."""
+"""Splits SQL into the tokens of DuckDB's own lexer, and finds the names in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Token:
 
     @property
     def name(self) -> str:
-        """What a keyword, an identifier or a string names, in lower case, without quotes."""
+        """The name that a keyword, an identifier or a string stands for, in lower case, without quotes."""
         if self.kind == "string_const":
             found = re.match(r"'((?:[^']|'')*)'|\$(\w*)\$(.*)\$\2\$", self.text, re.DOTALL)
             return (found.group(1) or found.group(3) or "").replace("''", "'").lower() if found else ""
@@ -29,14 +29,14 @@ class Token:
 
 
 def word(token: Token) -> str:
-    """A keyword or name in lower case, or the first character of an operator; '' for a constant."""
+    """Returns a keyword or name in lower case, or the first character of an operator; '' for a constant."""
     if token.kind == "operator":
         return token.text[:1]
     return token.name if token.kind in ("keyword", "identifier") else ""
 
 
 def tokens(text: str) -> Iterator[Token]:
-    """DuckDB's tokens; each goes on to the next one, so that a space or a comment may follow in it."""
+    """Yields DuckDB's tokens. Each extends to the start of the next, so it can include trailing spaces or comments."""
     content = text.encode()
     found = duckdb.tokenize(text)
     ends = [*(start for start, _ in found), len(content)][1:]
@@ -48,7 +48,7 @@ def tokens(text: str) -> Iterator[Token]:
 
 
 def split(tokens: list[Token]) -> Iterator[list[Token]]:
-    """The tokens of each statement; one of them may be empty."""
+    """Yields the tokens of each statement; a statement can be empty."""
     statement: list[Token] = []
     for token in tokens:
         if token.kind == "operator" and token.text.startswith(";"):
@@ -60,8 +60,8 @@ def split(tokens: list[Token]) -> Iterator[list[Token]]:
 
 
 def names(statement: Sequence[Token]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Each name in a statement, behind the place of its first token: with what stands before its dots, in lower case.
-    `silver."A"` is `(silver, a)`. Keywords are names too, and so are strings: DuckDB takes one for a table's name."""
+    """Yields each name in a statement: the index of its first token, and its dotted parts in lower case. `silver."A"`
+    is `("silver", "a")`. Keywords and strings count as names too, because DuckDB accepts them as table names."""
     place = 0
     while place < len(statement):
         start, parts = place, [statement[place].name] if _is_name(statement[place]) else []

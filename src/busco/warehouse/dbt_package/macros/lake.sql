@@ -1,14 +1,14 @@
 {#
     A model becomes one immutable version of its table: Parquet files with field ids, Iceberg metadata, and an entry in
     the run's records. All SQL runs on dbt's own connection; the plugin `lake` (busco.warehouse.plugin) reads and writes
-    the records. `job` is a dictionary that each step of the plugin reads and fills.
+    the records. `job` is a dictionary that each step of the plugin reads and updates.
 #}
 {% materialization lake, adapter='duckdb', supported_languages=['sql'] %}
     {{ return(busco_make_version(compiled_code)) }}
 {% endmaterialization %}
 
 
-{#  `agate_table` is a seed's, which is loaded before `sql` is run.  #}
+{#  `agate_table` is set for a seed only: it is loaded before `sql` runs.  #}
 {% macro busco_make_version(sql, agate_table=none) %}
     {% set relation = this.incorporate(type='view') %}
     {% set job = {'node': model.unique_id, 'sql': sql} %}
@@ -46,7 +46,7 @@
 {% endmacro %}
 
 
-{#  One step of the plugin.  #}
+{#  Runs one step of the plugin.  #}
 {% macro busco_step(step, job) %}
     {% do job.update({'step': step}) %}
     {% do adapter.store_relation('lake', this, [], '', 'lake', job) %}
@@ -54,8 +54,8 @@
 
 
 {#
-    Describes the SQL, which must be one statement that asks, and checks the columns' names. Parentheses keep the names as they are, where a subquery would
-    rename those that are there twice; newlines around the SQL end a comment at its end.
+    Describes the SQL, which must be a single query, and checks the column names. Parentheses keep duplicate names
+    visible, whereas a subquery would rename them. The newline after the SQL terminates a comment on its last line.
 #}
 {% macro busco_check_names(job) %}
     {% do busco_step('check_sql', job) %}

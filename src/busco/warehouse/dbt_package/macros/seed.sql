@@ -1,6 +1,6 @@
 {#
-    Seeds are lake tables too. dbt's own macros load the file into a table in memory, so that types and values are those
-    which dbt-duckdb gives everywhere else; the version is written from that table.
+    Seeds are lake tables too. dbt's own macros load the file into an in-memory table, so that types and values are the
+    same as with dbt-duckdb anywhere else. The version is written from that table.
 #}
 {% materialization seed, adapter='duckdb', supported_languages=['sql'] %}
     {% set agate_table = load_agate_table() %}
@@ -10,7 +10,7 @@
 {% endmaterialization %}
 
 
-{#  Loads a seed into a table under its own name, in place of the view that shows its last version.  #}
+{#  Loads a seed into a table that has the seed's name and replaces the view of its last version.  #}
 {% macro busco_load_seed(agate_table) %}
     {% do busco_step('check_header', {
         'node': model.unique_id, 'file': agate_table.original_abspath, 'delimiter': config.get('delimiter', ','),
