@@ -41,10 +41,10 @@ BEYOND = {
     "secret": ("select date '44444-04-04' as born", "born in 1 row"),
 }  # fmt: skip
 DOUBLED = {
-    "twice": ("select 1 as a, 2 as a", "the SQL has a more than once"),
-    "thrice": ("with x as (select 1 as a) select a, a as b, a as a, x.a from x -- the end", "a more than once"),
+    "twice": ("select 1 as a, 2 as a", "the SQL has duplicate columns: a"),
+    "thrice": ("with x as (select 1 as a) select a, a as b, a as a, x.a from x -- the end", "duplicate columns: a"),
     "cased": ('select 1 as a, 2 as "A"', "a and A"),
-    "contracted": ("select 1 as a, 2 as a", "the SQL has a more than once"),
+    "contracted": ("select 1 as a, 2 as a", "the SQL has duplicate columns: a"),
     "joined": ("select * from {{ ref('orders') }} o join {{ ref('v_orders') }} v on o.id = v.id", "id, customer"),
     "below": ("with j as (select o.id, v.id from {{ ref('orders') }} o join {{ ref('v_orders') }} v on true)"
               " select * from j", "id_1 is a second column named id"),
@@ -215,7 +215,7 @@ def test_a_model_whose_sql_gives_a_column_twice_is_refused_by_its_name(built: Bu
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("s_twice", "a more than once"), ("s_cased", "a and A"), ("s_nameless", "a would become a_2")],
+    [("s_twice", "duplicate columns: a"), ("s_cased", "a and A"), ("s_nameless", "a would become a_2")],
 )
 def test_a_seed_whose_header_gives_a_column_twice_is_refused(built: Built, name: str, said: str) -> None:
     assert said in built.said(name)

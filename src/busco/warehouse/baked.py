@@ -87,11 +87,11 @@ def save(folder: Path, settings: Settings, project: Project, parsed: Path) -> bo
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PARTIAL_PARSE).write_bytes(parsed.read_bytes())
     (folder / _MANIFEST).write_text(json.dumps(project.manifest))
-    made = stamp(settings.dbt_project)
+    current = stamp(settings.dbt_project)
     (folder / _STAMP).unlink(missing_ok=True)
-    if made is None:
+    if current is None:
         return False
-    (folder / _STAMP).write_text(made)
+    (folder / _STAMP).write_text(current)
     return True
 
 

@@ -41,9 +41,9 @@ def check(names: Sequence[str], what: str = "the SQL") -> None:
         return
     same = [found[0] for found in doubled if len(set(found)) == 1]
     cased = [" and ".join(dict.fromkeys(found)) for found in doubled if len(set(found)) > 1]
-    problems = [f"{', '.join(same)} more than once"] if same else []
-    problems += [f"{pair}, which differ only in case" for pair in cased]
-    raise BuscoError(f"{what} has {'; '.join(problems)}", _HINT)
+    problems = [", ".join(same)] if same else []
+    problems += [f"{pair} (these differ only in case)" for pair in cased]
+    raise BuscoError(f"{what} has duplicate columns: {'; '.join(problems)}", _HINT)
 
 
 def check_header(header: Sequence[str], names: Sequence[str]) -> None:

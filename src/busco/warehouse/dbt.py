@@ -165,7 +165,7 @@ class Dbt:
         the test's other parents were never built, so no selection would work on an empty lake. `buildable` selects only
         tests whose parents are all selected or ancestors of the selection, so the model could not be published over a
         live release, because publishing requires every test of what was built. This method therefore selects eagerly,
-        then leaves out the tests that have a parent which was never built, and notes which ones.
+        then leaves out tests with a parent that was never built, and notes which ones.
 
         Args:
             built: the tables of the live release; if None, no test is left out.
@@ -174,10 +174,10 @@ class Dbt:
             BuscoError: the selection matches nothing, dbt can't read it, or part of it looks like an option
                 (`selectors`).
         """
-        # each passed as one value, which dbt's own parser splits and in which it looks for no options
+        # pass each one as a single value: dbt splits it itself, and can't mistake a part of it for an option
         included, excluded = " ".join(selectors(select)), " ".join(selectors(exclude))
         if not included:
-            raise BuscoError("the selection is empty", "try it with: busco dbt ls --select …")
+            raise BuscoError("the selection is empty", "to try one, use: busco dbt ls --select …")
         arguments = ["ls", "--select", included, "--output", "json", "--output-keys", "unique_id"]
         arguments += ["--resource-type", "model", "--resource-type", "seed"]
         arguments += ["--resource-type", "test", "--resource-type", "unit_test"]
@@ -200,7 +200,7 @@ class Dbt:
             found, left_out = _testable(self.project, found, built)
             notes += left_out
         if not found:
-            hint = "try it with: busco dbt ls --select …"
+            hint = "to try it, use: busco dbt ls --select …"
             if any("," in part for part in unmatched):
                 hint = f"a comma means both, as in tag:finance,gold.*; separate alternatives with spaces; {hint}"
             raise BuscoError(f"the selection {select!r} matches nothing", hint)
@@ -231,10 +231,10 @@ class Dbt:
         given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
         # overrides the project's own profile, which is for running it elsewhere
         given["profile"] = package.PROFILE
-        places = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
+        options = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
         with _interrupting():
             # last, so that no other option re-enables dbt's own logger
-            result = runner.invoke([*flags, *arguments, *places, "--log-level", "none"])
+            result = runner.invoke([*flags, *arguments, *options, "--log-level", "none"])
         if isinstance(result.exception, KeyboardInterrupt):
             raise result.exception
         console.check()
@@ -268,8 +268,8 @@ class Dbt:
             return
         project = self.redactor.project
         free = {
-            compiled / place for uid in (*project.nodes, *project.unit_tests) if uid not in made
-            for place in _compiled_files(project.node(uid))
+            compiled / path for uid in (*project.nodes, *project.unit_tests) if uid not in made
+            for path in _compiled_files(project.node(uid))
         }  # fmt: skip
         for file in compiled.rglob("*"):
             if file.is_file() and file not in free:
@@ -350,7 +350,7 @@ def _testable(project: Project, found: Sequence[str], built: Collection[str]) ->
 @contextmanager
 def _interrupting() -> Iterator[None]:
     """Makes SIGINT stop dbt promptly. dbt interrupts its connections once and then waits for its threads, so a query
-    that a thread starts later would run to its end. This keeps interrupting the connections until dbt has stopped."""
+    that a thread starts later would run to completion. This keeps interrupting the connections until dbt stops."""
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
         yield
@@ -405,7 +405,7 @@ def write_manifest(settings: Settings, project: Project) -> Path:
 
 
 def ensure_manifests(settings: Settings) -> list[Project]:
-    """Returns all dbt projects of the platform as they are on disk, starting with the project of the settings.
+    """Returns all dbt projects of the platform as they are on disk, starting with the one that the settings name.
 
     Raises:
         BuscoError: one of them can't be parsed, or two of them define the same source table differently.

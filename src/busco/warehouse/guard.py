@@ -67,7 +67,7 @@ REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.
 # These are views as well, which can be read without parentheses.
 _VIEWS = frozenset({"pg_settings", "duckdb_settings", "duckdb_secrets", "duckdb_logs"})
 
-# the comment that dbt adds before or after a statement (`query-comment`), with spaces and semicolon
+# an optional comment that dbt adds before or after a statement (`query-comment`), with spaces and a semicolon
 _COMMENT = re.compile(r"\s*(?:/\*(?:(?!/\*|\*/).)*\*/)?\s*;?\s*", re.DOTALL)
 # The statement with which dbt-duckdb loads a seed's file (its macro `duckdb__load_csv_rows`).
 _NAME = r'(?:"(?:[^"]|"")*"|\w+)'
@@ -121,7 +121,7 @@ class Guard:
             duckdb.ParserException: DuckDB can't parse the SQL.
         """
         if not self._is_granted(sql) and not self._is_seed(sql):
-            # lines are counted from after the comment that dbt adds before a statement
+            # line numbers start after the comment that dbt adds before a statement
             _, statements = self._check(sql[_beginning(sql) :], node)
             return self._record(statements, node)
         return False
@@ -178,7 +178,7 @@ class Guard:
                 types = [one.type.name for one in found]
                 queries = [one.query for one in found]
         except duckdb.ParserException:
-            # DuckDB's own message is best: it has the line
+            # DuckDB's own message already has the line
             raise
         except (duckdb.Error, RuntimeError) as error:
             # parsing it requires files or extensions (IMPORT DATABASE, PRAGMA)

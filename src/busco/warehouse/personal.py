@@ -76,7 +76,7 @@ class Personal:
         """Refuses column names, field names and ENUM values that may come from query results or from a hook's table.
 
         They would end up in the table's metadata, so they are refused before any message can show them. A name is
-        refused if one of its words is neither in the code, nor in the names and types of the relations that are read.
+        refused if one of its words is neither in the code nor in the names and types of the relations that are read.
 
         Raises:
             BuscoError: there are some; the message has the columns' positions and how to fix them.
@@ -151,7 +151,8 @@ def _parts(text: str) -> frozenset[str]:
 
 
 def of_version(project: Project, version: Version) -> frozenset[str]:
-    """Returns a version's columns with personal data. If its record doesn't list them, these are all or no columns."""
+    """Returns a version's columns with personal data. If its record doesn't list them, these are all of its columns,
+    unless the table reads no personal data."""
     if version.personal is not None:
         return frozenset(version.personal)
     known = version.unique_id in project.nodes or version.unique_id in project.sources

@@ -124,7 +124,7 @@ class Redactor:
         texts.append(str(nodes[node].get("raw_code", "")))
         return bool(used & _QUERY_MACROS) or any(_RUNS_QUERY.search(text) for text in texts)
 
-    # -- what is shown --------------------------------------------------------------------------------------------
+    # -- filtering ------------------------------------------------------------------------------------------------
 
     def text(self, node: str, text: str) -> str:
         """Returns an error message, or another text from dbt, without values if the node's values are hidden.
@@ -161,8 +161,8 @@ class Redactor:
         return json.dumps(document)
 
     def built_from_results(self) -> frozenset[str]:
-        """Returns the nodes and unit tests whose compiled SQL may contain values, because their own Jinja, or that of
-        an ephemeral model in it, runs queries."""
+        """Returns the nodes and unit tests whose compiled SQL may contain values, because Jinja in the node, or in an
+        ephemeral model that it includes, runs queries."""
         nodes = self.project.nodes
         parts = {uid for uid in nodes if nodes[uid]["config"].get("materialized") == "ephemeral"}
         querying = {uid for uid in nodes if self.hides(uid) and self.runs_queries(uid)}

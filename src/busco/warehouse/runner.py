@@ -107,19 +107,19 @@ def _serve(settings: Settings, run: Run, order: Order, me: Runner) -> Outcome:
     try:
         with opened(settings) as dbt:
             project = dbt.parse()
-            made = plan(run, project, for_other_runners(run)) if me.kind == "shared" else Plan(me.nodes, {})
-            planned = made.all
+            todo = plan(run, project, for_other_runners(run)) if me.kind == "shared" else Plan(me.nodes, {})
+            planned = todo.all
             run.put_result(report("running"))
-            line = f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(made.nodes)}"
+            line = f"runner={me.number} run={run.name} epoch={run.pin.epoch} nodes={len(todo.nodes)}"
             say(f"{line} parsed_by={dbt.parsed_by}")
             base = run.base()
             if not run.environment.is_replay:
                 # bronze metadata belongs to prod, and replays are read by DuckDB, which doesn't need it
                 write_bronze_metadata(settings, run, run.pin.bronze, base)
-            models = frozenset(n for n in made.nodes if project.table_of(n)) if order.rebuild else frozenset()
+            models = frozenset(n for n in todo.nodes if project.table_of(n)) if order.rebuild else frozenset()
             session = Session(settings, project, run.store, run, base, me.number, models, dbt.redactor)
             plugin.activate(session)
-            outcome = _build(dbt, project, run, session, made, me.kind)
+            outcome = _build(dbt, project, run, session, todo, me.kind)
         run.put_result(report("success"))
         return outcome
     except BuscoError as error:
@@ -175,16 +175,16 @@ def _register(run: Run, me: Runner) -> Runner | None:
             continue
 
 
-def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, kind: str) -> Outcome:
+def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, kind: str) -> Outcome:
     assert dbt.redactor is not None
     reporter = Reporter(run, session, project, dbt.redactor, code_version(dbt.settings))
-    for node, parent in made.blocked.items():
+    for node, parent in todo.blocked.items():
         text = f"skipped: {parent} failed in this run"
         run.put_result(
             Result(node=node, runner=session.runner, status="skipped", message=text, finished_at=utc_now()), text
         )
         reporter.statuses[node] = "skipped"
-    graph = [node for node in made.nodes if node != DOCS_NODE]
+    graph = [node for node in todo.nodes if node != DOCS_NODE]
     _check_parents(project, session, graph)
     # `dbt build` runs a unit test only together with its model; `dbt test` can run it alone
     alone = [node for node in graph if node in project.unit_tests and project.unit_tests[node] not in graph]
@@ -209,7 +209,7 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, made: Plan, k
             raise BuscoError(
                 f"dbt reported no result for {node}", "if it was disabled or renamed, run: busco dbt parse"
             )
-    if DOCS_NODE in made.nodes:
+    if DOCS_NODE in todo.nodes:
         if all(status in GOOD for status in statuses.values()):
             statuses[DOCS_NODE] = _docs(dbt, project, run, session)
         elif kind == "solo":

@@ -1,4 +1,4 @@
-"""Restricts the SQL of a node to tables that the node declares, and to creating objects that replace nothing else.
+"""Limits a node's SQL to the tables that the node declares, and keeps it from replacing tables and functions.
 
 All visible tables exist as DuckDB views, which every node of a process can read. But the platform relies on a node's
 declarations (`ref()`, `source()`) to determine whether it reads personal data, which versions it was made from, and
@@ -77,13 +77,13 @@ class Scope:
         declared = self._declared(node)
         if declared is None:
             return None
-        for place, name in _tables(statement, self._named(_MAIN)):
+        for index, name in _tables(statement, self._named(_MAIN)):
             if name in self._relations and name not in declared:
                 reason = (
                     f"it names {'.'.join(name)}, which {node} does not declare; write {self._call(name)} instead, "
                     f"or declare it in a comment: -- depends_on: {{{{ {self._call(name)} }}}}"
                 )
-                return statement[place], reason
+                return statement[index], reason
         return None
 
     def is_personal(self, statement: Sequence[Token]) -> bool:
@@ -92,14 +92,14 @@ class Scope:
         hidden = self._made_names() | self._views
         return any(
             any(pair in self._personal for pair in _pairs(parts)) or not hidden.isdisjoint(parts)
-            for place, parts in names(statement)
-            if not place or statement[place - 1].name != "describe"
+            for index, parts in names(statement)
+            if not index or statement[index - 1].name != "describe"
         )
 
     def record(self, node: str, statement: Sequence[Token]) -> None:
         """Records what a statement creates or changes, if its node reads personal data."""
         found = target(statement)
-        if found is not None and self._is_platforms(_place(found[3])):
+        if found is not None and self._is_platforms(_schema_and_name(found[3])):
             # dbt is creating a view or seed, which the project's declarations already cover
             return
         made = set(_made(statement))
@@ -118,19 +118,19 @@ class Scope:
         found = target(statement)
         if found is None or word(statement[0]) not in ("create", "drop", "alter"):
             return None
-        thing, is_temporary, place, parts = found
-        token = statement[min(place, len(statement) - 1)]
-        if thing == "schema":
+        kind, is_temporary, index, parts = found
+        token = statement[min(index, len(statement) - 1)]
+        if kind == "schema":
             if word(statement[0]) == "drop" and {parts[-1]} & (self._schemas | {_MAIN}):
                 return token, f"the schema {parts[-1]} contains the platform's tables"
             return None
-        if thing not in ("table", "view") or (is_temporary and len(parts) == 1):
+        if kind not in ("table", "view") or (is_temporary and len(parts) == 1):
             return None
-        touched = {_place(parts)}
+        touched = {_schema_and_name(parts)}
         if word(statement[0]) == "alter" and (renamed := _renamed(statement)):
-            touched.add((_place(parts)[0], renamed))
+            touched.add((_schema_and_name(parts)[0], renamed))
         theirs = {one for one in touched if self._is_platforms(one)}
-        if not theirs or self._may(node, word(statement[0]), touched):
+        if not theirs or self._is_dbts_own(node, word(statement[0]), touched):
             return None
         name = ".".join(sorted(theirs)[0])
         return token, (
@@ -138,12 +138,12 @@ class Scope:
             f"table or view, or one with a different name in the schema {_MAIN}"
         )
 
-    def _may(self, node: str, verb: str, touched: set[Relation]) -> bool:
+    def _is_dbts_own(self, node: str, verb: str, touched: set[Relation]) -> bool:
         """Whether the statement is dbt's own, which creates the node's relation."""
         if node not in self.project.nodes:
             return False
         schema, name = _split(table_name(self.project.nodes[node]))
-        if any(_of(one) != (schema, name) for one in touched):
+        if any(_final(one) != (schema, name) for one in touched):
             return False
         if verb == "drop" and (schema, name) not in touched:
             return True
@@ -155,7 +155,7 @@ class Scope:
         return is_making
 
     def _is_platforms(self, name: Relation) -> bool:
-        return name[0] in self._schemas or _of(name) in self._relations
+        return name[0] in self._schemas or _final(name) in self._relations
 
     # -- the project's declarations -----------------------------------------------------------------------------------
 
@@ -220,17 +220,17 @@ def own_problem(statement: Sequence[Token]) -> tuple[Token, str] | None:
     found = target(statement)
     if found is None or word(statement[0]) != "create":
         return None
-    thing, _, place, parts = found
-    token = statement[min(place, len(statement) - 1)]
-    if thing in ("macro", "function") and parts[-1] in functions():
+    kind, _, index, parts = found
+    token = statement[min(index, len(statement) - 1)]
+    if kind in ("macro", "function") and parts[-1] in functions():
         reason = (
             f"the macro would replace DuckDB's function {parts[-1]}, even in tests and in the platform's own "
             "statements; give the macro another name"
         )
         return token, reason
-    if thing == "type":
+    if kind == "type":
         words = [word(one) for one in statement]
-        at = next((at for at in range(place, len(words) - 1) if words[at : at + 2] == ["enum", "("]), None)
+        at = next((at for at in range(index, len(words) - 1) if words[at : at + 2] == ["enum", "("]), None)
         if at is not None and at + 2 < len(words) and statement[at + 2].kind != "string_const" and words[at + 2] != ")":
             return token, "an enum can't be created from a query; list its values in the SQL: enum ('a', 'b')"
     return None
@@ -241,19 +241,19 @@ def target(statement: Sequence[Token]) -> tuple[str, bool, int, tuple[str, ...]]
     name's first token, and the name, which is `('',)` if it can't be read. Returns None for any other statement."""
     if not statement or word(statement[0]) not in ("create", "drop", "alter"):
         return None
-    place = 1
-    while place < len(statement) and word(statement[place]) in _BETWEEN:
-        place += 1
-    if place >= len(statement):
+    index = 1
+    while index < len(statement) and word(statement[index]) in _BETWEEN:
+        index += 1
+    if index >= len(statement):
         return None
-    is_temporary = any(word(one) in ("temp", "temporary") for one in statement[1:place])
-    thing = word(statement[place])
-    place += 1
+    is_temporary = any(word(one) in ("temp", "temporary") for one in statement[1:index])
+    kind = word(statement[index])
+    index += 1
     for words in (("if", "not", "exists"), ("if", "exists")):
-        if tuple(word(one) for one in statement[place : place + len(words)]) == words:
-            place += len(words)
-    found = next((parts for at, parts in names(statement[place:]) if at == 0), ("",))
-    return thing, is_temporary, place, found
+        if tuple(word(one) for one in statement[index : index + len(words)]) == words:
+            index += len(words)
+    found = next((parts for at, parts in names(statement[index:]) if at == 0), ("",))
+    return kind, is_temporary, index, found
 
 
 def _made(statement: Sequence[Token]) -> Iterator[str]:
@@ -268,7 +268,7 @@ def _made(statement: Sequence[Token]) -> Iterator[str]:
             yield renamed
     elif words[:1] in (["insert"], ["merge"], ["update"]):
         at = words.index("into") + 1 if "into" in words else 1
-        yield from (parts[-1] for place, parts in names(statement[at:]) if place == 0)
+        yield from (parts[-1] for index, parts in names(statement[at:]) if index == 0)
 
 
 def _renamed(statement: Sequence[Token]) -> str:
@@ -281,16 +281,16 @@ def _renamed(statement: Sequence[Token]) -> str:
 
 
 def _tables(statement: Sequence[Token], in_main: frozenset[str]) -> Iterator[tuple[int, Relation]]:
-    """Yields what may be a table in a statement, with its position: two adjacent parts of any name, and a one-part name
-    where a table is expected and no CTE has that name."""
+    """Yields possible table names in a statement, with their positions: any two adjacent parts of a name, and a
+    one-part name where a table is expected and no CTE has that name."""
     words, found = [word(one) for one in statement], target(statement)
     made = found[2] if found else 0
-    for place, parts in names(statement):
-        yield from ((place, pair) for pair in _pairs(parts))
+    for index, parts in names(statement):
+        yield from ((index, pair) for pair in _pairs(parts))
         # the word `table` before the name in `create temp table name` is not the query `table name`
-        is_table = len(parts) == 1 and parts[0] in in_main and place != made and words[place - 1] in _BEFORE_TABLES
+        is_table = len(parts) == 1 and parts[0] in in_main and index != made and words[index - 1] in _BEFORE_TABLES
         if is_table and not any(_is_cte(words[at : at + 4], parts[0]) for at in range(len(words))):
-            yield place, (_MAIN, parts[0])
+            yield index, (_MAIN, parts[0])
 
 
 def _is_cte(words: list[str], name: str) -> bool:
@@ -308,14 +308,14 @@ def _pairs(parts: tuple[str, ...]) -> Iterator[Relation]:
             yield _MAIN, after
 
 
-def _place(parts: tuple[str, ...]) -> Relation:
+def _schema_and_name(parts: tuple[str, ...]) -> Relation:
     """Returns the schema and name of a relation that is written with or without its schema."""
     if len(parts) == 1 or (len(parts) == 2 and parts[0] == _DATABASE):
         return _MAIN, parts[-1]
     return parts[-2], parts[-1]
 
 
-def _of(name: Relation) -> Relation:
+def _final(name: Relation) -> Relation:
     """Returns the final relation for a name that dbt uses while it creates or replaces the relation."""
     return name[0], _OF_DBT.sub("", name[1])
 

@@ -48,7 +48,7 @@ class Session:
         base: the run's base release, or the live release; None for the empty release.
         runner: this process's number in the run.
         rebuild: the unique ids of models that are built even if a version could be kept.
-        redactor: the filter for dbt's messages, in which the platform registers its own messages.
+        redactor: filters dbt's messages; the platform registers its own messages there as safe to show.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Session:
     def begin(self, job: dict[str, Any]) -> None:
         """Takes the table's entry, and decides whether its version from the base release is kept (R4, R7).
 
-        `job` is the materialization's dictionary. Input: `node`, `sql`; output: `keep`, and `view_sql` if that is true.
+        `job` is the materialization's dictionary. Input: `node`, `sql`; output: `keep`, and `view_sql` if it is kept.
         """
         if self.run is None or self.store is None:
             raise BuscoError("models with materialization lake can be built only in a run", "use: busco dbt build")

@@ -62,15 +62,15 @@ def split(tokens: list[Token]) -> Iterator[list[Token]]:
 def names(statement: Sequence[Token]) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yields each name in a statement: the index of its first token, and its dotted parts in lower case. `silver."A"`
     is `("silver", "a")`. Keywords and strings count as names too, because DuckDB accepts them as table names."""
-    place = 0
-    while place < len(statement):
-        start, parts = place, [statement[place].name] if _is_name(statement[place]) else []
-        while parts and place + 2 < len(statement) and is_dot(statement[place + 1]) and _is_name(statement[place + 2]):
-            place += 2
-            parts.append(statement[place].name)
+    index = 0
+    while index < len(statement):
+        start, parts = index, [statement[index].name] if _is_name(statement[index]) else []
+        while parts and index + 2 < len(statement) and is_dot(statement[index + 1]) and _is_name(statement[index + 2]):
+            index += 2
+            parts.append(statement[index].name)
         if parts:
             yield start, tuple(parts)
-        place += 1
+        index += 1
 
 
 def is_dot(token: Token) -> bool:
