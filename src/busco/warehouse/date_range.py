@@ -102,7 +102,7 @@ def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run
 
 
 def _beyond_sql(kind: types.DataType, value: str, depth: int = 0) -> str:
-    """Returns a condition, never NULL, that a value contains a date or time out of range; '' if its type can't."""
+    """Returns a condition, never NULL, that a value contains a date or time out of range; '' if it can't."""
     if isinstance(kind, types.Primitive):
         if not dates.is_date_or_time(kind):
             return ""

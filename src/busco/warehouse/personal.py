@@ -67,7 +67,7 @@ class Personal:
 
     def _is_open(self, unique_id: str) -> bool:
         """Whether the column names of a node's SQL may be personal values: its Jinja runs queries, or it reads what a
-        hook has made from personal data."""
+        hook has created from personal data."""
         redactor = self._redactor
         may_have_values = redactor.runs_queries(unique_id) or redactor.is_indirect_reader(unique_id)
         return redactor.hides(unique_id) and may_have_values

@@ -62,7 +62,7 @@ class Redactor:
     def __init__(self, project: Project, typed: Iterable[str] = ()) -> None:
         self.project, self.typed = project, tuple(typed)
         self._allowed: set[str] = set()
-        # nodes that were seen to read what a hook has made from personal data, though they don't declare it
+        # nodes that were seen to read what a hook has created from personal data, though they don't declare it
         self._indirect: set[str] = set()
         # nodes whose Jinja was seen to fetch values
         self._queried: set[str] = set()
@@ -73,7 +73,7 @@ class Redactor:
         self._allowed.add(_squeezed(text))
 
     def mark_indirect_reader(self, node: str) -> None:
-        """Records that a node reads something that another node has made from personal data."""
+        """Records that a node reads something that another node has created from personal data."""
         self._indirect.add(node)
 
     def is_indirect_reader(self, node: str) -> bool:

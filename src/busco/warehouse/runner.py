@@ -133,7 +133,7 @@ def _me(settings: Settings, order: Order, log: str) -> Runner:
     task = this_task()
     if order.name and task is None and in_ecs():
         raise BuscoError(
-            "the ECS task metadata endpoint does not respond: nobody could find this runner", "start the task again"
+            "the ECS task metadata endpoint does not respond: nobody could find this runner", "start it again"
         )
     return Runner(
         number=0,

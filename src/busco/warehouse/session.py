@@ -136,7 +136,7 @@ class Session:
     def schemas(self) -> set[str]:
         return {schema for schema, _, _, _ in self.relations()}
 
-    # -- making a version ---------------------------------------------------------------------------------------------
+    # -- creating a version -------------------------------------------------------------------------------------------
 
     def begin(self, job: dict[str, Any]) -> None:
         """Takes the table's entry, and decides whether its version from the base release is kept (R4, R7).
