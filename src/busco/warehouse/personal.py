@@ -69,8 +69,9 @@ class Personal:
         """Whether the column names of a node's SQL may be personal values: its Jinja runs queries, or it reads what a
         hook has created from personal data."""
         redactor = self._redactor
-        may_have_values = redactor.runs_queries(unique_id) or redactor.is_indirect_reader(unique_id)
-        return redactor.hides(unique_id) and may_have_values
+        if not redactor.hides(unique_id):
+            return False
+        return redactor.runs_queries(unique_id) or redactor.is_indirect_reader(unique_id)
 
     def check_names(self, unique_id: str, given: Given) -> None:
         """Refuses column names, field names and ENUM values that may come from query results or from a hook's table.
