@@ -1,4 +1,4 @@
-"""Who may log in to Airflow: how, the first admin, and the roles. Set up at each start; stock roles stay so."""
+"""Login to Airflow: the login method, the first admin, and the roles, all of which are set up at every start."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from busco.errors import BuscoError
 from busco.settings import get_settings
 
 ON_CALL = "OnCall"
-# What OnCall may beside what a stock Viewer may: pause, trigger, clear and mark (Airflow 2.10.5,
-# `airflow/www/auth.py` and `api_connexion/security.py`: which method needs what). Neither delete what has happened, nor
-# report a dataset as changed.
+# What OnCall can do in addition to the stock Viewer role: pause, trigger, clear and mark (Airflow 2.10.5,
+# `airflow/www/auth.py` and `api_connexion/security.py` list the permissions that each method requires). OnCall can
+# neither delete history nor report a dataset as changed.
 ON_CALL_MAY = frozenset(
     {
         ("can_edit", "DAGs"),
@@ -20,15 +20,15 @@ ON_CALL_MAY = frozenset(
         ("can_edit", "Task Instances"),
     }
 )
-# the default of a development platform, and what else is tried first
+# the default of a development platform, and the passwords that an attacker tries first
 KNOWN_PASSWORDS = frozenset({"admin", "airflow", "password", "busco"})
 
 
 def login_kind() -> Literal["password", "oauth"]:
-    """How people log in: AIRFLOW_LOGIN, `password` where it is not set.
+    """Returns the login method: AIRFLOW_LOGIN, or `password` if it is not set.
 
     Raises:
-        BuscoError: it is any other word; a misspelt one never means passwords.
+        BuscoError: AIRFLOW_LOGIN has any other value; a misspelt one never falls back to passwords.
     """
     kind = os.environ.get("AIRFLOW_LOGIN") or "password"
     if kind not in ("password", "oauth"):
@@ -37,39 +37,41 @@ def login_kind() -> Literal["password", "oauth"]:
 
 
 def admin() -> tuple[str, str]:
-    """Name and password of the first admin, by AIRFLOW_ADMIN_USERNAME and AIRFLOW_ADMIN_PASSWORD; the password is ''
-    where none is set."""
+    """Returns the first admin's name and password from AIRFLOW_ADMIN_USERNAME and AIRFLOW_ADMIN_PASSWORD.
+
+    The password is '' if none is set.
+    """
     return os.environ.get("AIRFLOW_ADMIN_USERNAME") or "admin", os.environ.get("AIRFLOW_ADMIN_PASSWORD", "")
 
 
 def development_admin() -> tuple[str, str]:
-    """The admin of a platform that listens on 127.0.0.1 only: admin / admin unless the environment says otherwise."""
+    """The admin of a platform that only listens on 127.0.0.1: admin / admin, unless the environment overrides it."""
     name, password = admin()
     return name, password or "admin"
 
 
 def refuse_known(password: str, what: str = "AIRFLOW_ADMIN_PASSWORD") -> None:
-    """Refuses a password that everybody knows, where the platform is not a development's.
+    """Refuses a well-known password outside of development.
 
     Raises:
-        BuscoError: it is one of KNOWN_PASSWORDS, and BUSCO_PLATFORM is `aws`.
+        BuscoError: the password is one of KNOWN_PASSWORDS, and BUSCO_PLATFORM is `aws`.
     """
     if get_settings().platform == "aws" and password in KNOWN_PASSWORDS:
         raise BuscoError(
-            f"{what} is one that everybody knows",
-            "BUSCO_PLATFORM=aws does not start with it; set another one: openssl rand -hex 24",
+            f"{what} is a well-known password",
+            "BUSCO_PLATFORM=aws refuses to start with it; set another one: openssl rand -hex 24",
         )
 
 
 def set_up(username: str, password: str, email: str = "admin@example.com") -> None:
-    """Brings Airflow's tables up to date, keeps the roles, and keeps the admin with this password.
+    """Migrates Airflow's database, syncs the roles, and creates or updates the admin.
 
-    Safe to run again: the admin is made where there is none of that name, and a password that differs is changed, which
-    ends that user's sessions. Without a password no user is touched.
+    Safe to run again: the admin is created if no user has that name. If the password differs, it is changed, which ends
+    that user's sessions. Without a password, no user is changed.
 
     Raises:
-        BuscoError: on AWS, the admin of that name has a password that everybody knows.
-        SystemExit: the admin could not be made.
+        BuscoError: on AWS, the admin has a well-known password.
+        SystemExit: the admin could not be created.
     """
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
     from airflow.utils import db
@@ -83,7 +85,7 @@ def set_up(username: str, password: str, email: str = "admin@example.com") -> No
         user = manager.find_user(username)
         if user is None and password:
             if not manager.add_user(username, "Admin", "User", email, manager.find_role("Admin"), password=password):
-                raise SystemExit(f"the user {username} could not be made")
+                raise SystemExit(f"the user {username} could not be created")
         elif user is not None and password:
             if not check_password_hash(user.password or "", password):
                 manager.reset_password(user.id, password)
@@ -94,10 +96,11 @@ def set_up(username: str, password: str, email: str = "admin@example.com") -> No
 
 
 def keep_roles(manager: Any) -> None:
-    """The stock roles as Airflow has them, and OnCall, which may look at everything as a Viewer does, and pause,
-    trigger, clear and mark all DAGs, `operations` too. It loses whatever else it was given, except by a DAG file
-    (`access_control`), which gives permissions on that DAG alone.
+    """Resets the stock roles to Airflow's definitions, and creates or resets OnCall.
 
+    OnCall can view everything that a Viewer can, and can pause, trigger, clear and mark all DAGs, including
+    `operations`. Any other permission that it was granted is removed, except those that a DAG file grants on its own
+    DAG (`access_control`).
     Args:
         manager: Flask-AppBuilder's security manager.
     """
@@ -113,9 +116,9 @@ def keep_roles(manager: Any) -> None:
 
 
 def main() -> None:
-    """Sets up by AIRFLOW_ADMIN_USERNAME, _PASSWORD and _EMAIL.
+    """Sets up Airflow's login from AIRFLOW_ADMIN_USERNAME, _PASSWORD and _EMAIL.
 
-    Without a password no admin is made, nor where people log in by a provider (AIRFLOW_LOGIN=oauth).
+    No admin is created without a password, or if users log in through an identity provider (AIRFLOW_LOGIN=oauth).
     """
     try:
         name, password = admin()

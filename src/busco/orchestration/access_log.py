@@ -1,6 +1,6 @@
-"""The webserver's access log, shown as `busco.text` says: addresses and headers are whatever a client sends.
+"""The webserver's access log, escaped by `busco.text`: clients can send anything as a path or a header.
 
-gunicorn is told of it by GUNICORN_CMD_ARGS (`--logger-class`), which Airflow's command leaves alone.
+GUNICORN_CMD_ARGS (`--logger-class`) makes gunicorn use it; Airflow's command leaves that variable alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from busco.text import printable
 
 
 class Logger(glogging.Logger):  # type: ignore[misc, unused-ignore]
-    """gunicorn's, with each part of a line escaped."""
+    """gunicorn's logger, with each part of a line escaped."""
 
     def atoms(self, resp: Any, req: Any, environ: Any, request_time: Any) -> dict[str, Any]:
         made = super().atoms(resp, req, environ, request_time)

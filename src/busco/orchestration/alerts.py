@@ -1,4 +1,4 @@
-"""One alert for each DAG run that failed: which models, why, what stays stale because of it, and what to do."""
+"""One alert for each failed DAG run: which models failed and why, which tables stay stale, and what to do."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ _LISTED = 20
 
 
 def failed_run(context: Any) -> None:
-    """A DAG's `on_failure_callback`: publishes the alert to the topic of the settings. It never raises: what goes wrong
-    here stands in the log of Airflow's DAG processor."""
+    """A DAG's `on_failure_callback`: publishes the alert to the configured topic.
+
+    It never raises; its own failures are logged by Airflow's DAG processor.
+    """
     try:
         settings = get_settings()
         run = context["dag_run"]
@@ -39,33 +41,33 @@ def failed_run(context: Any) -> None:
 
 
 def _nodes(dag: Any, task_id: str) -> list[str]:
-    """The dbt nodes that a task is about; none for pin, publish and the like."""
+    """The dbt nodes of a task; empty for pin, publish and the like."""
     return list(getattr(dag.get_task(task_id), "nodes", []) if dag.has_task(task_id) else [])
 
 
 def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[str]]) -> tuple[str, str]:
-    """An alert's subject and text.
+    """Returns an alert's subject and text.
 
     Args:
-        failed: the failed tasks, each with the dbt nodes that it is about.
+        failed: the failed tasks, each with its dbt nodes.
     """
     names = [task.removeprefix("models.").removesuffix(".run").removesuffix("_run") for task in sorted(failed)]
     subject = f"{dag_id} failed: {', '.join(names) or 'no task'}".encode("ascii", "replace").decode()
-    lines = [f"DAG run {dag_id} / {run_id} has failed. What was published before stays live.", ""]
+    lines = [f"DAG run {dag_id} / {run_id} has failed. The previous release stays live.", ""]
     run = _run(settings, dag_id, run_id)
     results = run.latest_results() if run else {}
     for task, nodes in sorted(failed.items())[:_LISTED]:
         lines.append(f"{task}:")
-        said = [result for node in nodes if (result := results.get(node)) and result.status in ("failed", "error")]
-        lines += [f"    {line}" for result in said for line in _why(result)] or ["    its log in Airflow says why"]
+        bad = [result for node in nodes if (result := results.get(node)) and result.status in ("failed", "error")]
+        lines += [f"    {line}" for result in bad for line in _why(result)] or ["    see its log in Airflow"]
     if len(failed) > _LISTED:
         lines.append(f"and {len(failed) - _LISTED} more")
     if run is not None:
         if stale := stale_of(settings, run.pin, [node for nodes in failed.values() for node in nodes]):
-            lines += ["", f"stale until it is mended: {', '.join(stale)}"]
+            lines += ["", f"stale until it is fixed: {', '.join(stale)}"]
         if settings.execution != "local":
             lines += ["", str(run_cost(settings, run))]
-    lines += ["", "What to do: open the red task's log, mend it, clear the task with Downstream."]
+    lines += ["", "What to do: open the failed task's log, fix the error, and clear the task with Downstream."]
     if settings.airflow_url:
         lines.append(f"{settings.airflow_url.rstrip('/')}/dags/{dag_id}/grid")
     return subject if len(subject) <= _SUBJECT else f"{subject[: _SUBJECT - 3]}...", shown(
@@ -74,7 +76,7 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
 
 
 def stale_of(settings: Settings, pin: Pin, nodes: list[str]) -> tuple[str, ...]:
-    """The gold tables that stay stale where these nodes have failed; none where the project can't be read here."""
+    """The gold tables that stay stale after these nodes failed; empty if the project can't be read here."""
     try:
         project = Project.read(settings.of_project(pin.project_dir).manifest_path)
     except BuscoError:
@@ -87,10 +89,10 @@ def _run(settings: Settings, dag_id: str, run_id: str) -> Run | None:
         store = ObjectStore(client("s3", settings), settings.lake_bucket)
         return open_run(store, EnvironmentLayout(settings.environment), run_key(dag_id, run_id))
     except BuscoError:
-        return None  # it was never pinned
+        return None  # the run was never pinned
 
 
 def _why(result: Result) -> list[str]:
-    """The first lines of an error; values of personal data are hidden in it already."""
+    """The first lines of an error, in which personal data is already masked."""
     lines = (result.error or result.message).strip().splitlines()[:4]
     return [*lines, f"at {result.where}"] if result.where else lines

@@ -1,4 +1,4 @@
-"""AWS as triggers call it: without blocking, one client for each service and event loop."""
+"""Non-blocking AWS clients for triggers: one for each service and event loop."""
 
 from __future__ import annotations
 
@@ -19,50 +19,51 @@ from busco.settings import Settings
 
 Answer = TypeVar("Answer")
 
-# Calls to S3 that are under way at once on one event loop. Each costs a millisecond or two of it, to sign and to read
-# the answer: a thousand tasks that all begin to ask in one turn of the loop would hold it for seconds.
+# Concurrent S3 calls per event loop. Signing a request and parsing its response takes a millisecond or two of the
+# loop's time: a thousand tasks that all call S3 in one iteration would block the loop for seconds.
 _AT_ONCE = 6
 
 
 class Conflict(Exception):
-    """The condition of a conditional write does not hold: somebody else has written the object."""
+    """The condition of a conditional write failed: another process has written the object."""
 
 
-# One client for each service and event loop, that is for the triggerer's life: making one costs a third of a second, in
-# which no other trigger moves.
+# One client for each service and event loop, kept for the triggerer's lifetime: creating one takes a third of a second,
+# during which no other trigger makes progress.
 _clients: dict[tuple[str, int], Any] = {}
 _gates: dict[int, asyncio.Semaphore] = {}
-_asked: dict[tuple[int, Hashable], asyncio.Task[Any]] = {}  # questions that wait
-_put: dict[tuple[int, Hashable], asyncio.Task[Any]] = {}  # and those that are put
+_queued: dict[tuple[int, Hashable], asyncio.Task[Any]] = {}  # requests that have not been sent yet
+_in_flight: dict[tuple[int, Hashable], asyncio.Task[Any]] = {}  # requests that have been sent
 _LOADER = botocore.loaders.create_loader()
 
 
 async def shared(what: Hashable, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The answer to a question that many tasks ask, asked once for all who come before it is put.
+    """Coalesces concurrent identical requests: all callers that arrive before one is sent share its response.
 
-    It is put when the answer to the one before is there; nobody gets an answer that is older than the question.
+    A request is sent once the previous one has completed. No caller gets a response to a request that was sent before
+    its own call.
     """
     key = (id(asyncio.get_running_loop()), what)
 
     async def answer() -> Answer:
-        if key in _put:
-            await asyncio.wait([_put[key]])
-        # whoever comes from here on may want to know what has changed since
-        _put[key] = _asked.pop(key)
+        if key in _in_flight:
+            await asyncio.wait([_in_flight[key]])
+        # callers that arrive from here on need a new request: this one may miss what changes after it is sent
+        _in_flight[key] = _queued.pop(key)
         try:
             return await ask()
         finally:
-            if _put[key] is asyncio.current_task():
-                del _put[key]
+            if _in_flight[key] is asyncio.current_task():
+                del _in_flight[key]
 
-    if key not in _asked:
-        _asked[key] = asyncio.create_task(answer())
-    found: Answer = await asyncio.shield(_asked[key])
+    if key not in _queued:
+        _queued[key] = asyncio.create_task(answer())
+    found: Answer = await asyncio.shield(_queued[key])
     return found
 
 
 async def async_client(service: str, settings: Settings) -> Any:
-    """This event loop's client of a service, with the platform's retries and time-outs."""
+    """Returns this event loop's client for a service, with the platform's retries and timeouts."""
     key = (service, id(asyncio.get_running_loop()))
     if key not in _clients:
         await shared(("client", service), lambda: _make(service, settings))
@@ -72,12 +73,12 @@ async def async_client(service: str, settings: Settings) -> Any:
 async def _make(service: str, settings: Settings) -> None:
     key = (service, id(asyncio.get_running_loop()))
     if key not in _clients:
-        # the service's description, a megabyte of JSON, is read in a thread; the client then finds it read
+        # load the service's model, a megabyte of JSON, in a thread, so that the client finds it in the loader's cache
         await asyncio.to_thread(_read_description, service)
         session = get_session()
         session.register_component("data_loader", _LOADER)
         if service == "s3":
-            # no time in S3's answers is read here, and to parse them is three quarters of a listing's cost
+            # nothing here uses the timestamps in S3's responses, and parsing them is three quarters of a listing's cost
             session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
         context = session.create_client(
             service,
@@ -86,12 +87,13 @@ async def _make(service: str, settings: Settings) -> None:
             config=AioConfig(**CLIENT_CONFIG),
         )
         _clients[key] = await context.__aenter__()
-        # what Airflow has loaded by now stays: each full collection that goes through it would hold the loop for 0.1 s
+        # everything that Airflow has loaded by now stays for good; scanning it in each full collection would block the
+        # loop for 0.1 s
         gc.freeze()
 
 
 async def forget_clients() -> None:
-    """Closes this event loop's clients, for whoever runs a loop of his own: a later one may have its identity."""
+    """Closes this event loop's clients. Callers with a loop of their own need this: a later loop may reuse its id."""
     loop = id(asyncio.get_running_loop())
     for key in [key for key in _clients if key[1] == loop]:
         await _clients.pop(key).close()
@@ -106,7 +108,7 @@ def _read_description(service: str) -> None:
 
 
 async def objects_of(settings: Settings) -> AsyncObjects:
-    """The lake bucket, over this event loop's client."""
+    """Returns the lake bucket's objects, accessed through this event loop's client."""
     gate = _gates.setdefault(id(asyncio.get_running_loop()), asyncio.Semaphore(_AT_ONCE))
     return AsyncObjects(settings, await async_client("s3", settings), gate)
 
@@ -131,14 +133,14 @@ class AsyncObjects:
                 return await body.read(), answer["ETag"]
 
     async def put(self, key: str, body: str, etag: str | None) -> None:
-        """Creates (etag None) or swaps an object. It may be repeated where it fails: a write whose reply was lost is
-        recognised by its content.
+        """Creates an object (etag None) or replaces it if its ETag matches. It can be retried after a failure: a write
+        whose response was lost is recognised by its content.
 
         Raises:
-            Conflict: the object exists, or has another ETag, and other content.
-            ClientError: S3 refuses otherwise. 409 ConditionalRequestConflict is one of these: another conditional write
-                was under way or a delete came in between, which does not say whether the object exists (S3 user guide,
-                "Conditional writes").
+            Conflict: the object exists or has another ETag, and its content differs.
+            ClientError: S3 refuses for another reason. 409 ConditionalRequestConflict is one of these: another
+                conditional write or a delete was in progress, which does not tell whether the object exists (S3 user
+                guide, "Conditional writes").
         """
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         try:
@@ -154,14 +156,14 @@ class AsyncObjects:
             raise Conflict(key)
 
     async def etags(self, prefix: str, delimiter: str = "") -> dict[str, str]:
-        """The ETags of the objects below a prefix; only of those right below it where `delimiter` is a slash."""
+        """Returns the ETags of the objects under a prefix; only of its direct children if `delimiter` is a slash."""
         found: dict[str, str] = {}
         async for page in self._pages(prefix, delimiter):
             found.update({item["Key"]: item["ETag"] for item in page.get("Contents", [])})
         return found
 
     async def folders(self, prefix: str) -> list[str]:
-        """The names of the folders right below a prefix, which ends with a slash."""
+        """Returns the names of the folders directly under a prefix, which must end with a slash."""
         return [
             item["Prefix"][len(prefix) :].rstrip("/")
             async for page in self._pages(prefix, "/")

@@ -1,7 +1,7 @@
-"""Airflow's REST API by name and password (`[api] auth_backends`), where people have passwords.
+"""Basic authentication for Airflow's REST API (`[api] auth_backends`), if users log in with passwords.
 
-Airflow's documentation, "API Authentication", section "Roll your own API authentication", says what a backend has.
-`busco.orchestration.passwords` limits failed logins.
+Airflow's documentation, "API Authentication", section "Roll your own API authentication", describes what a backend must
+provide. `busco.orchestration.passwords` limits failed logins.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ CLIENT_AUTH: Any = None
 
 
 def init_app(app: Flask) -> None:
-    """Nothing is kept in the app."""
+    """Does nothing: this backend keeps no state in the app."""
 
 
 def requires_authentication(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Calls the function for whoever has a right name and password; else 401, and 429 after too many wrong ones.
+    """Calls the function if the username and password are correct; otherwise responds with 401, or with 429 after too
+    many failed attempts.
 
-    Where people log in by a provider (AIRFLOW_LOGIN=oauth) nobody has a password.
+    If users log in through an identity provider (AIRFLOW_LOGIN=oauth), nobody has a password, and it always responds
+    with 401.
     """
 
     @wraps(function)

@@ -1,4 +1,4 @@
-"""The tasks around the graph: pin, publish, Glue, and what on-call does by a button. Called by Airflow's workers."""
+"""The tasks around the graph, run by Airflow's workers: pin, publish, Glue, and what on-call triggers."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ log = logging.getLogger(__name__)
 def pin(
     dag_id: str, run_id: str, attempt: int, origin: str, select: str, full_refresh: bool, project_dir: str = ""
 ) -> str:
-    """Pins the run; its epoch is the task's try number (R1). Gives the run's key.
+    """Pins the run, with the task's try number as its epoch (R1), and returns the run's key.
 
     Args:
-        project_dir: the dbt project's folder, below the platform's home; empty for the platform's own.
+        project_dir: the dbt project's folder, relative to the platform's home; empty for the platform's own project.
 
     Raises:
-        AirflowFailException: the selection matches nothing or has options in it, deliveries are outdated, nothing was
-            ever parsed, or another project has published a table of the same name or uses this one's name.
+        AirflowFailException: the selection matches nothing or contains options, deliveries are outdated, the project
+            was never parsed, or another project has published a table of the same name or uses this project's name.
     """
     settings, store, environment = _lake()
     settings = settings.of_project(project_dir)
     key = run_key(dag_id, run_id)
     try:
-        # refused here, before a process or an ECS task is started for it
-        wanted = " ".join(selectors(select))
+        # an invalid selection is refused here, before a process or an ECS task is started to evaluate it
+        selection = " ".join(selectors(select))
         project = Project.of(settings)
         attempted = [dag_id, run_id, str(attempt), origin]
-        nodes = selected(settings, project, wanted, attempted) if wanted else None
+        nodes = selected(settings, project, selection, attempted) if selection else None
         run = pins.pin(
             store,
             environment,
@@ -54,7 +54,7 @@ def pin(
             attempt,
             project.contracts,
             project.hash,
-            select=wanted,
+            select=selection,
             nodes=nodes,
             full_refresh=full_refresh,
             code_version=code_version(settings),
@@ -72,20 +72,20 @@ def pin(
     log.info("pinned run=%s epoch=%s base=%s deliveries=%s rows=%s", key, run.pin.epoch, run.pin.base, deliveries, rows)
     if project.contracts and not deliveries:
         log.warning(
-            "The lake is empty: nothing was ever ingested, so that all tables of this run are built from no rows. "
-            "Bring data with `busco ingest PATH`, after `busco sample --out FOLDER` for made-up data; in Docker "
-            "Compose with `docker compose exec local-aws busco …`. Then trigger the DAG again."
+            "The lake is empty: nothing was ever ingested, so all tables of this run will be empty too. "
+            "Ingest data with `busco ingest PATH`; `busco sample --out FOLDER` generates sample data. In Docker "
+            "Compose, run `docker compose exec local-aws busco …`. Then trigger the DAG again."
         )
     return key
 
 
 def publish(dag_id: str, run_id: str, who: str) -> str:
-    """Makes the run's versions the live release; gives its id.
+    """Publishes the run's versions as the live release, and returns the release's id.
 
     Raises:
-        AirflowSkipException: on hold, superseded, or rolled back since.
-        AirflowFailException: refused, with what to clear, or with both ways out where the project may be another than
-            the live one of its name (`busco.lake.owners`).
+        AirflowSkipException: publishing is on hold, or the run was superseded or rolled back.
+        AirflowFailException: publishing was refused. The message states what to clear or, if this may not be the
+            project whose tables are live under its name, both ways out (`busco.lake.owners`).
     """
     settings, store, environment = _lake(publishes=True)
     try:
@@ -107,14 +107,15 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
 
 
 def show() -> None:
-    """Makes Glue and the docs page show the live release.
+    """Updates Glue and the docs page to the live release.
 
     Raises:
+        AirflowSkipException: the environment is not prod, or nothing was ever published.
         AirflowFailException: a Glue database is missing.
     """
     settings, store, environment = _lake(publishes=True)
     if environment.environment != "prod":
-        raise AirflowSkipException(f"Glue shows prod only, not {environment.environment}")
+        raise AirflowSkipException(f"Glue only shows prod, not {environment.environment}")
     try:
         shown = glue.sync(publisher_client("glue", settings), store, environment, settings.database, LAYERS)
     except BuscoError as error:
@@ -132,7 +133,7 @@ def show() -> None:
 
 
 def live_release() -> str:
-    """The id of the release that readers see, which is logged with its tables.
+    """Logs the release that readers see, and returns its id.
 
     Raises:
         AirflowSkipException: nothing was ever published.
@@ -147,10 +148,10 @@ def live_release() -> str:
 
 
 def rollback(release: str, reason: str, who: str) -> str:
-    """Rolls back to an older release and holds publishing; gives the new release's id.
+    """Rolls back to an older release, puts publishing on hold, and returns the new release's id.
 
     Raises:
-        AirflowFailException: no such release, or no reason.
+        AirflowFailException: the release does not exist, or no reason was given.
     """
     _, store, environment = _lake(publishes=True)
     try:
@@ -162,13 +163,13 @@ def rollback(release: str, reason: str, who: str) -> str:
 
 
 def resume(context: Any) -> list[str]:
-    """Lifts the hold; returns the runs that were skipped while it stood.
+    """Lifts the hold, and returns the runs that were skipped while it was in effect.
 
-    Safe to repeat: a task whose earlier try lifted the hold and died returns the same runs. Without a hold it does
-    nothing, and the task is green, so that the new run is started.
+    Safe to repeat: if an earlier try of the task lifted the hold and died, this one returns the same runs. If there is
+    no hold, it does nothing and succeeds, so that the new run is started.
 
     Raises:
-        AirflowFailException: another hold was set since; this DAG run leaves it alone.
+        AirflowFailException: another hold was set in the meantime; this DAG run does not lift it.
     """
     _, store, environment = _lake(publishes=True)
     run = context["dag_run"]
@@ -180,12 +181,12 @@ def resume(context: Any) -> list[str]:
         log.info("there is no hold")
         return []
     by = printable(f"{hold.who} ({hold.reason})")
-    log.info("resumed; the hold was of %s; skipped meanwhile: %s", by, list(hold.skipped))
+    log.info("resumed; the hold was set by %s; runs skipped meanwhile: %s", by, list(hold.skipped))
     return list(hold.skipped)
 
 
 def _lake(publishes: bool = False) -> tuple[Settings, ObjectStore, EnvironmentLayout]:
-    """The lake of this process's settings; as the role that publishes, where that is what the caller does."""
+    """The configured lake; accessed with the publisher role if `publishes` is set."""
     settings = get_settings()
     try:
         require_lake(settings)
@@ -196,6 +197,6 @@ def _lake(publishes: bool = False) -> tuple[Settings, ObjectStore, EnvironmentLa
 
 
 def _failed(error: BuscoError) -> AirflowFailException:
-    """The end of a task, after its log has said why in words: Airflow begins with a traceback."""
+    """Logs the error, and returns the exception that fails the task: Airflow's own log would begin with a traceback."""
     log.error("%s", error)
     return AirflowFailException(str(error))

@@ -1,4 +1,4 @@
-"""What a run's ECS tasks used, and about cost."""
+"""What a run's ECS tasks used, and approximately cost."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from busco.settings import Settings
 
 @dataclass(frozen=True)
 class RunCost:
-    """The cost of a run's ECS tasks so far; `unknown` are those of which ECS knows no times any more."""
+    """The cost of a run's ECS tasks so far; `unknown` counts those whose times ECS no longer has."""
 
     tasks: int
     cost: Cost
     unknown: int = 0
 
     def __str__(self) -> str:
-        said = (
+        known = (
             f"ecs_tasks={self.tasks} vcpu_seconds={self.cost.vcpu_seconds:.0f} "
             f"gb_seconds={self.cost.gb_seconds:.0f} price={self.cost.price:.4f}"
         )
-        return f"{said} unknown={self.unknown}" if self.unknown else said
+        return f"{known} unknown={self.unknown}" if self.unknown else known
 
 
 def run_cost(settings: Settings, run: Run) -> RunCost:
-    """What the run's epoch has used: of each ECS task from its image's pull to its end, or to now."""
+    """Adds up what the run's epoch has used: each ECS task from its image pull until it stopped, or until now."""
     endings, runners = run.endings(), [runner for runner in run.runners() if runner.arn]
     open_ones = [runner for runner in runners if runner.number not in endings]
     times = {runner.arn: times for runner, times in _times(settings, open_ones).items()}
@@ -49,7 +49,7 @@ def run_cost(settings: Settings, run: Run) -> RunCost:
 
 
 def _times(settings: Settings, runners: list[Runner]) -> dict[Runner, tuple[datetime | None, datetime | None]]:
-    """From when to when tasks ran that nobody has seen gone yet."""
+    """The start and end times of tasks that no process has recorded as ended yet."""
     found: dict[Runner, tuple[datetime | None, datetime | None]] = {}
     ecs: Any = client("ecs", settings) if runners else None
     for start in range(0, len(runners), 100):

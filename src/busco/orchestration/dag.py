@@ -17,8 +17,8 @@ from busco.settings import get_settings
 
 _RETRY: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
 _ON_CALL = (
-    "Red? Open the red task's log: it begins with the error and what to do. Mend it, clear that task with "
-    "*Downstream*: what is done already is not built again. The old release stays live meanwhile."
+    "If a task fails, open its log: it begins with the error and how to fix it. Then clear the task with *Downstream*: "
+    "finished models are not rebuilt. The previous release stays live meanwhile."
 )
 
 
@@ -37,15 +37,15 @@ def lakehouse_dag(
     owner: str = "data-platform",
     **kwargs: Any,
 ) -> DAG:
-    """A DAG that builds a dbt project on the lake, tests it, and publishes its tables together.
+    """Returns a DAG that builds a dbt project on the lake, tests it, and publishes its tables together.
 
-    Reads the project's manifest and nothing else: no dbt, no connection.
+    It only reads the project's manifest: it does not run dbt or open a connection.
 
     Args:
         dag_id: the name of its file.
-        project_dir: the dbt project's folder, below the platform's home; None for the platform's own.
-        doc_md: what it is about; what on-call does is added.
-        kwargs: of `airflow.DAG`, in place of those here (`schedule`, `tags`).
+        project_dir: the dbt project's folder, relative to the platform's home; None for the platform's own project.
+        doc_md: what the DAG is for; instructions for on-call are appended.
+        kwargs: arguments of `airflow.DAG` that override the ones set here (`schedule`, `tags`).
 
     Raises:
         BuscoError: the project was never parsed here.
@@ -60,7 +60,7 @@ def lakehouse_dag(
         "on_failure_callback": _alert,
         "params": {
             "select": text_param("dbt's selection syntax; empty builds everything", most=4000),
-            "full_refresh": Param(False, type="boolean", description="build models even where nothing changed"),
+            "full_refresh": Param(False, type="boolean", description="build models even if nothing changed"),
         },
         **kwargs,
     }

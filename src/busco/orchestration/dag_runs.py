@@ -1,10 +1,10 @@
-"""What Airflow's database says of a DAG run and of its tasks that follow runners.
+"""The state of DAG runs, and of their tasks that follow runners, in Airflow's database.
 
-Airflow (2.10.5) marks a DAG run failed in many transactions: it skips the tasks that have not begun one by one, and the
-run's own state comes last (`airflow/api/common/mark_tasks.py`, `set_dag_run_state_to_failed`). Meanwhile the scheduler
-may defer a task that it read before it was skipped (`models/dagrun.py`, `schedule_tis`), and overwrites the mark: most
-often a test over several models, which is ready as soon as those are skipped. Such a task waits in a triggerer, while
-nobody schedules the run any more. Therefore each trigger asks whether it is still wanted.
+Airflow (2.10.5) marks a DAG run as failed in many transactions: it skips the tasks that have not started one by one,
+and sets the run's own state last (`airflow/api/common/mark_tasks.py`, `set_dag_run_state_to_failed`). In between, the
+scheduler may defer a task that it read before the task was skipped (`models/dagrun.py`, `schedule_tis`), and overwrite
+the mark. Most often this is a test over several models, which becomes ready as soon as those are skipped. The task then
+waits in a triggerer although the run is no longer scheduled. Each trigger therefore checks whether it is still needed.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from busco.orchestration.async_aws import shared
 
 log = logging.getLogger(__name__)
 
-_EVERY = 2.0  # seconds between two questions, one for all of a run's tasks in this process
-_FORGOTTEN = 60.0  # seconds that an answer is kept: nobody has asked since
+_EVERY = 2.0  # seconds between two queries, each for all of a run's tasks in this process
+_FORGOTTEN = 60.0  # seconds after which a cached result that no task has refreshed is dropped
 _OVER = frozenset({"failed", "success"})
 _DELETED = "deleted"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A DAG run: its state (`deleted` where there is none), and the triggers that its tasks wait for."""
+    """A DAG run: its state (`deleted` if it no longer exists), and the triggers that its tasks wait for."""
 
     state: str
     waiting: frozenset[int]
 
     @property
     def is_over(self) -> bool:
-        """Whether nobody schedules the run any more."""
+        """Whether the run is no longer scheduled."""
         return self.state in _OVER or self.state == _DELETED
 
 
@@ -40,10 +40,10 @@ _latest: dict[tuple[int, str, str], tuple[float, Asked]] = {}
 
 
 def ask(dag_id: str, run_id: str, classpath: str) -> Asked:
-    """Asks Airflow's database.
+    """Queries Airflow's database.
 
     Args:
-        classpath: of the triggers that count; others, of a sensor for instance, follow no runner.
+        classpath: the class of the triggers to include; others, such as a sensor's, do not follow a runner.
     """
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
@@ -68,36 +68,36 @@ def ask(dag_id: str, run_id: str, classpath: str) -> Asked:
 
 
 async def unwanted(dag_id: str, run_id: str, classpath: str, trigger_id: int, wait: bool = True) -> Asked | None:
-    """Waits until the DAG run is over, or its task waits for another trigger, or for none; what was found then.
+    """Waits until the DAG run is over or its task no longer waits for this trigger, and returns what it found.
 
-    A database that does not answer is asked again.
+    If a query fails, it tries again.
 
     Args:
-        wait: else it asks once, and gives None while the trigger is wanted.
+        wait: if False, it queries once, and returns None if the trigger is still needed.
     """
     while True:
         try:
             found = await _asked(dag_id, run_id, classpath, trigger_id)
-            if not _wants(found, trigger_id):
+            if not _needs(found, trigger_id):
                 return found
         except Exception as error:
-            log.warning("the state of DAG run %s %s is not known: %s", dag_id, run_id, error)
+            log.warning("could not read the state of DAG run %s %s: %s", dag_id, run_id, error)
         if not wait:
             return None
         await asyncio.sleep(_EVERY)
 
 
-def _wants(found: Asked, trigger_id: int) -> bool:
+def _needs(found: Asked, trigger_id: int) -> bool:
     return not found.is_over and trigger_id in found.waiting
 
 
 async def _asked(dag_id: str, run_id: str, classpath: str, trigger_id: int) -> Asked:
-    """What the database says now, or, where that is all well for the trigger, what it has just said to another one: a
-    thousand tasks of a run cost one question."""
+    """Returns the run's current state, or a recently cached one if that still needs the trigger: one query serves a
+    thousand tasks of a run."""
     loop = asyncio.get_running_loop()
     key, now = (id(loop), dag_id, run_id), loop.time()
     asked_at, found = _latest.get(key, (0.0, None))
-    if found is not None and now - asked_at < _EVERY and _wants(found, trigger_id):
+    if found is not None and now - asked_at < _EVERY and _needs(found, trigger_id):
         return found
     for old in [other for other, (at, _) in _latest.items() if now - at > _FORGOTTEN]:
         del _latest[old]
@@ -107,16 +107,16 @@ async def _asked(dag_id: str, run_id: str, classpath: str, trigger_id: int) -> A
 
 
 async def ask_now(dag_id: str, run_id: str, classpath: str) -> Asked:
-    """What the database says after this call; one question for all of a run's tasks that ask while it is put."""
+    """Returns a state that was queried after this call; concurrent calls for the same run share one query."""
     answer: Asked = await shared(("dag run", dag_id, run_id), lambda: asyncio.to_thread(ask, dag_id, run_id, classpath))
     return answer
 
 
 def active_runs() -> frozenset[tuple[str, str]]:
-    """The DAG runs, as DAG and run id, that go on and have tasks that have not ended.
+    """Returns the active DAG runs that have unfinished tasks, as pairs of DAG id and run id.
 
-    A task that the scheduler has not reached yet has no state: between two levels of its graph a run may have only
-    such ones.
+    A task that the scheduler has not reached yet has no state. Between two levels of its graph, all unfinished tasks of
+    a run can be in that state.
     """
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance

@@ -1,4 +1,4 @@
-"""Runners as ECS tasks (BUSCO_EXECUTION=ecs_shared, ecs): how they are started, seen, stopped and counted."""
+"""Runners as ECS tasks (BUSCO_EXECUTION=ecs_shared, ecs): starts, watches, stops and limits them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from busco.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_EVERY = 1.5  # seconds between two looks at one ECS task
-_MOST = 100  # tasks that one DescribeTasks takes (API reference, DescribeTasks)
-# A task that ECS has just started may be unknown to DescribeTasks for `UNSEEN` seconds; one that was seen before has
-# expired, or ECS was restarted.
+_EVERY = 1.5  # seconds between two checks of the same ECS task
+_MOST = 100  # the most tasks that one DescribeTasks call accepts (API reference, DescribeTasks)
+# DescribeTasks may not return a task that ECS has just started for `UNSEEN` seconds. If a task that it returned before
+# is missing for this many seconds, it has expired, or ECS was restarted.
 _VANISHED = 4.0
 
 
 @dataclass
 class Seen:
-    """What is known of an ECS task; times are of the monotonic clock."""
+    """What is known about an ECS task; times are monotonic clock readings."""
 
     looked_at: float = 0.0
     missing_since: float | None = None
@@ -66,13 +66,13 @@ class EcsTask:
 
 @dataclass
 class EcsLauncher:
-    """Starts one ECS task for each order, within the number of places.
+    """Starts one ECS task for each order, limited by the number of places.
 
-    An order's token is in `startedBy` of its task: whoever starts it again, in another triggerer or after a restart,
-    gets the same one. The real fence against two is the table's entry (R4).
+    The task's `startedBy` contains the order's token. If another triggerer, or this one after a restart, starts the
+    order again, it gets the same task. What really protects a table from two runners is its entry (R4).
 
     Args:
-        stale: seconds without a heartbeat after which a place without a task is looked into.
+        stale: seconds without a heartbeat after which a place without a task is investigated.
     """
 
     settings: Settings
@@ -89,14 +89,14 @@ class EcsLauncher:
         return await self.start_command(command(pin, order), order.token, f"{pin.run} {order.name}", say, order.size)
 
     async def start_command(self, words: Sequence[str], token: str, label: str, say: Say, size: str = "") -> EcsTask:
-        """Starts `busco <words>` in dbt's image, once for each token, when there is a place for it.
+        """Waits for a place, then starts `busco <words>` in the dbt image, at most once per token.
 
         Args:
-            token: at most 32 characters: a client token of ECS begins with it.
-            label: what its place is shown as.
+            token: at most 32 characters: it is the prefix of an ECS client token.
+            label: how its place is listed.
 
         Raises:
-            CannotStart: there is no use in waiting.
+            CannotStart: waiting won't help.
         """
 
         async def run(client_token: str) -> str:
@@ -108,14 +108,14 @@ class EcsLauncher:
         return EcsTask(self, arn)
 
     async def end_of(self, task: EcsTask) -> Ending:
-        """Waits until a task has ended; stops it where nobody waits any more."""
+        """Waits until a task has ended; if the wait is interrupted, stops the task."""
         try:
             while (ending := self.seen(task.arn).ending) is None:
                 await asyncio.sleep(_EVERY)
                 await self._see([task.arn])
             return ending
         except BaseException:
-            await task.stop("whoever waited for it was stopped")
+            await task.stop("the process that waited for it was stopped")
             raise
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> EcsTask:
@@ -125,22 +125,22 @@ class EcsLauncher:
         await self.places.discard(order.token, reason)
 
     async def _run(self, request: Mapping[str, Any]) -> str:
-        """RunTask, once; gives the task's ARN.
+        """Calls RunTask once, and returns the task's ARN.
 
         Raises:
-            Unreachable: ECS has started none, or has given no answer.
+            Unreachable: ECS did not start a task, or did not respond.
         """
         ecs = await async_client("ecs", self.settings)
-        with _answers():
+        with _raises_unreachable():
             answer = await ecs.run_task(**request)
         if tasks := answer.get("tasks"):
             return str(tasks[0]["taskArn"])
         failure = (answer.get("failures") or [{}])[0]
         stop = stop_reason("", str(failure.get("reason") or ""), str(failure.get("detail") or ""))
-        raise Unreachable(stop, _at_once(answer))
+        raise Unreachable(stop, _single_attempt(answer))
 
     def request(self, words: Sequence[str], token: str, size: str = "", client_token: str = "") -> dict[str, Any]:
-        """RunTask's arguments."""
+        """Returns the arguments for RunTask."""
         settings = self.settings
         request: dict[str, Any] = {
             "cluster": settings.ecs_cluster,
@@ -152,12 +152,12 @@ class EcsLauncher:
         }
         return request | placement(settings)
 
-    # -- what the places ask (places.Tasks) ---------------------------------------------------------------------------
+    # -- queries for the places (places.Tasks) ------------------------------------------------------------------------
 
     async def of(self, token: str) -> list[str]:
         ecs, cluster = await async_client("ecs", self.settings), self.settings.ecs_cluster
         found: list[str] = []
-        with _answers():
+        with _raises_unreachable():
             for status in LISTED:
                 answer = await ecs.list_tasks(cluster=cluster, startedBy=started_by(token), desiredStatus=status)
                 found += map(str, answer.get("taskArns") or [])
@@ -168,24 +168,24 @@ class EcsLauncher:
         if not found:
             return []
         ecs = await async_client("ecs", self.settings)
-        with _answers():
+        with _raises_unreachable():
             answer = await ecs.describe_tasks(cluster=self.settings.ecs_cluster, tasks=found)
-        # one that is listed and can't be described has just been started
+        # a task that is listed but can't be described has only just been started
         over = {str(task["taskArn"]) for task in answer.get("tasks") or [] if is_over(task)}
         return [arn for arn in found if arn not in over]
 
     async def over(self, holders: Collection[Holder]) -> set[str]:
-        with _answers():
+        with _raises_unreachable():
             await self._describe([holder.arn for holder in holders])
         found = set()
         for holder in holders:
             seen = self.seen(holder.arn)
-            # nobody has just started what was started long ago: what ECS does not know of it, it has forgotten
+            # a task that was started long ago and is missing from ECS is not too new to be visible: it has expired
             if seen.ending or (seen.missing_since is not None and holder.seconds > self.places.stale):
                 found.add(holder.arn)
         return found
 
-    # -- seeing -------------------------------------------------------------------------------------------------------
+    # -- watching -----------------------------------------------------------------------------------------------------
 
     def seen(self, arn: str) -> Seen:
         return self._tasks.setdefault(arn, Seen())
@@ -196,18 +196,17 @@ class EcsLauncher:
         await self._see(sorted(arns))
         gone: dict[int, Ending] = {}
         for runner in runners:
-            ending = self.seen(runner.arn).ending if runner.arn else Ending(number=0, reason="it is no ECS task")
+            ending = self.seen(runner.arn).ending if runner.arn else Ending(number=0, reason="it is not an ECS task")
             if ending is not None:
                 gone[runner.number] = ending.model_copy(update={"number": runner.number})
         return gone
 
     async def _see(self, arns: Sequence[str]) -> None:
-        """Brings up to date what is known of tasks; frees the places of those that are over."""
+        """Refreshes what is known about tasks, and frees the places of those that have stopped."""
         await asyncio.to_thread(self.slots.gone, await self._describe(arns))
 
     async def _describe(self, arns: Sequence[str]) -> list[str]:
-        """Asks ECS for those that were not asked for just now; gives those that were seen to be over for the first
-        time."""
+        """Describes the tasks that were not described recently, and returns those newly found to have ended."""
         now = time.monotonic()
         due = [arn for arn in arns if self.seen(arn).ending is None and now - self.seen(arn).looked_at >= _EVERY]
         if not due:
@@ -228,25 +227,25 @@ class EcsLauncher:
                 seen = self.seen(str(failure["arn"]))
                 seen.looked_at, seen.missing_since = now, seen.missing_since or now
                 if now - seen.missing_since >= (_VANISHED if seen.ever else UNSEEN):
-                    reason = "ECS does not know its task any more: it has expired, or ECS was restarted"
+                    reason = "ECS no longer has its task: it has expired, or ECS was restarted"
                     seen.ending = Ending(number=0, reason=reason, passing=True)
                     ended.append(str(failure["arn"]))
         return ended
 
-    # -- stopping, and what was printed -------------------------------------------------------------------------------
+    # -- stopping, and output -----------------------------------------------------------------------------------------
 
     async def stop(self, runner: Runner, reason: str) -> None:
         if runner.arn:
             await self.stop_task(runner.arn, reason)
 
     async def stop_task(self, arn: str, reason: str) -> None:
-        """StopTask; a task that ECS does not know is gone already.
+        """Calls StopTask; if ECS does not have the task, it has already ended.
 
         Raises:
-            Unreachable: ECS refuses, or does not answer.
+            Unreachable: ECS refuses, or does not respond.
         """
         ecs = await async_client("ecs", self.settings)
-        with _answers():
+        with _raises_unreachable():
             try:
                 await ecs.stop_task(cluster=self.settings.ecs_cluster, task=arn, reason=reason[:255])
             except ClientError as error:
@@ -257,7 +256,8 @@ class EcsLauncher:
         return await self.output(runner.arn) if runner.arn else ""
 
     async def output(self, arn: str, lines: int = 20) -> str:
-        """The last lines of a task's output in CloudWatch; '' where they can't be had: no result waits for them."""
+        """Returns the last lines of a task's output in CloudWatch, or '' if they can't be read: no result depends on
+        them."""
         try:
             logs = await async_client("logs", self.settings)
             answer = await logs.get_log_events(
@@ -267,46 +267,46 @@ class EcsLauncher:
                 startFromHead=False,
             )
         except (ClientError, BotoCoreError) as error:
-            log.info("no output of %s: %s", arn, error)
+            log.info("could not read the output of %s: %s", arn, error)
             return ""
         return "\n".join(str(event["message"]) for event in answer.get("events") or [])
 
 
 @contextmanager
-def _answers() -> Iterator[None]:
-    """Turns what a call of ECS raises into `Unreachable`."""
+def _raises_unreachable() -> Iterator[None]:
+    """Converts the exceptions of an ECS call to `Unreachable`."""
     try:
         yield
     except ClientError as error:
-        said = error.response["Error"]
-        stop = stop_reason("", f"{said.get('Code', '')}: {said.get('Message', '')}")
+        details = error.response["Error"]
+        stop = stop_reason("", f"{details.get('Code', '')}: {details.get('Message', '')}")
         is_server = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) >= 500
-        raise Unreachable(stop, not is_server and _at_once(error.response)) from error
+        raise Unreachable(stop, not is_server and _single_attempt(error.response)) from error
     except ParamValidationError as error:
-        stop = Stop("api", f"the request is wrong: {error}", "see the settings BUSCO_ECS_*")
+        stop = Stop("api", f"the request is invalid: {error}", "check the BUSCO_ECS_* settings")
         raise Unreachable(stop) from error
     except BotoCoreError as error:
-        # Also what never came to a connection, and missing credentials: their provider may be away. It is not sure that
-        # nothing was started: the client asks several times, and this is only the error of the last time.
-        hint = "see that its endpoint can be reached, and that Airflow's machine has credentials"
-        raise Unreachable(Stop("network", f"no answer from ECS: {error}", hint, True), False) from error
+        # This includes failed connections and missing credentials, whose provider may be unavailable. A task may have
+        # been started all the same: the client retries, and this is only the error of the last attempt.
+        hint = "check that its endpoint is reachable, and that Airflow's machine has credentials"
+        raise Unreachable(Stop("network", f"no response from ECS: {error}", hint, True), False) from error
 
 
-def _at_once(answer: Mapping[str, Any]) -> bool:
-    """Whether the client asked only once: an earlier question may have been heard, though its answer was lost."""
+def _single_attempt(answer: Mapping[str, Any]) -> bool:
+    """Whether the client made only one attempt: an earlier one may have succeeded although its response was lost."""
     return not answer.get("ResponseMetadata", {}).get("RetryAttempts", 0)
 
 
 def log_stream(settings: Settings, arn: str) -> str:
-    """The CloudWatch stream of a task's container (ECS developer guide, awslogs-stream-prefix)."""
+    """Returns the CloudWatch log stream of a task's container (ECS developer guide, awslogs-stream-prefix)."""
     return f"{settings.ecs_log_prefix}/{settings.ecs_container}/{arn.rsplit('/', 1)[-1]}"
 
 
 def ending_of(task: Mapping[str, Any], container: str) -> Ending:
-    """How a stopped task has ended: `task` is as DescribeTasks gives it; its list of containers may be empty."""
+    """Returns how a stopped task ended; `task` is from DescribeTasks, and its list of containers may be empty."""
     found = [one for one in task.get("containers") or [] if one.get("name") == container]
-    said = found[0] if found else {}
-    code, reason = said.get("exitCode"), str(said.get("reason") or "")
+    state = found[0] if found else {}
+    code, reason = state.get("exitCode"), str(state.get("reason") or "")
     stop_code, stopped = str(task.get("stopCode") or ""), str(task.get("stoppedReason") or "")
     stop = stop_reason(stop_code, stopped, reason, code, int(task.get("memory") or 0))
     return Ending(
@@ -314,7 +314,7 @@ def ending_of(task: Mapping[str, Any], container: str) -> Ending:
         reason=stop.text,
         hint=stop.hint,
         out_of_memory=stop.kind == "memory",
-        # whoever stops a task by hand wants it gone now, not its models never built
+        # a person who stops a task by hand wants this task to end; its models are still to be built
         passing=stop.passing or stop.kind == "person",
         exit_code=code,
         started_at=_moment(task.get("pullStartedAt")) or _moment(task.get("startedAt")),

@@ -1,4 +1,4 @@
-"""An ECS task in the platform's cluster, a runner or one of any DAG: what RunTask needs, from the settings."""
+"""Builds RunTask's arguments from the settings, for runners and for ECS tasks of any DAG."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from typing import Any
 
 from busco.settings import Settings, Size
 
-# how ECS is told who has started a task of the platform's own
+# prefix of `startedBy`, which marks the tasks that the platform started
 STARTED_BY = "busco-"
 
-_EVERY = 5  # seconds between two looks of the trigger
+_EVERY = 5  # seconds between two checks by the trigger
 
 
 def ecs_task_arguments(
     settings: Settings, command: Sequence[str], size: Size | None = None, timeout: timedelta = timedelta(hours=1)
 ) -> dict[str, Any]:
-    """Arguments of `EcsRunTaskOperator` for `busco <command>` in dbt's image; its output is in the task's log.
+    """Returns arguments of `EcsRunTaskOperator` that run `busco <command>` in the dbt image and copy its output to the
+    task's log.
 
-    The credentials and the endpoint are those of the process's environment, as for all of the platform.
+    The credentials and the endpoint come from the process's environment, as everywhere in the platform.
 
     Args:
-        size: of the task definition, BUSCO_ECS_SIZE if not said.
-        timeout: for a deferred task Airflow's `execution_timeout` counts only while a worker has it.
+        size: the task definition's size; BUSCO_ECS_SIZE by default.
+        timeout: limits the ECS task, because Airflow's `execution_timeout` does not count the time that a task is
+            deferred.
     """
     where = placement(settings)
     return {
@@ -32,12 +34,12 @@ def ecs_task_arguments(
         "cluster": settings.ecs_cluster,
         "task_definition": task_definition(settings, size),
         "overrides": overrides(settings, command),
-        # the operator's own default is EC2; a strategy goes before it
+        # the operator defaults to EC2; a strategy overrides the launch type
         "launch_type": settings.ecs_launch_type,
         "capacity_provider_strategy": where.get("capacityProviderStrategy"),
         "platform_version": where.get("platformVersion"),
         "network_configuration": where.get("networkConfiguration"),
-        # not asked of ECS, which may name no container yet: without it the log's stream would not be found
+        # needed to find the log stream; ECS can't be queried for it, since a new task may not list its containers yet
         "container_name": settings.ecs_container,
         "awslogs_group": settings.ecs_log_group,
         "awslogs_region": settings.region,
@@ -49,8 +51,10 @@ def ecs_task_arguments(
 
 
 def overrides(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
-    """RunTask's `overrides` for `busco <words>`: the command, and the role of its duty. Nothing in them is secret: ECS
-    shows them to whoever may DescribeTasks."""
+    """Returns RunTask's `overrides` for `busco <words>`: the command, and the role for its job.
+
+    They contain no secrets: ECS shows them to anyone who can call DescribeTasks.
+    """
     override = {
         "name": settings.ecs_container,
         "command": list(words),
@@ -61,17 +65,17 @@ def overrides(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
 
 
 def task_definition(settings: Settings, size: Size | str | None = None) -> str:
-    """The family or ARN of the task definition of a size."""
+    """Returns the family or ARN of the task definition for a size."""
     return str(getattr(settings, f"ecs_task_definition_{size or settings.ecs_size}"))
 
 
 def started_by(token: str) -> str:
-    """`startedBy` of a runner's task: by it the platform's own are known from others in the cluster."""
+    """Returns `startedBy` for a runner's task, which tells the platform's tasks from others in the cluster."""
     return f"{STARTED_BY}{token}"
 
 
 def placement(settings: Settings) -> dict[str, Any]:
-    """RunTask's arguments that say where a task runs, and in which network."""
+    """Returns RunTask's arguments that determine where a task runs, and in which network."""
     found: dict[str, Any] = {}
     if settings.ecs_capacity_provider:
         found["capacityProviderStrategy"] = [{"capacityProvider": settings.ecs_capacity_provider, "weight": 1}]

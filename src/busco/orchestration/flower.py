@@ -1,6 +1,7 @@
-"""Flower with the admin's login, for known hosts only: `python -m busco.orchestration.flower`, options as Flower's.
+"""Flower behind the admin's login and a host check: `python -m busco.orchestration.flower`, with Flower's options.
 
-Flower's own login leaves some pages open (metrics) and limits nobody; here only the health check is open.
+Flower's own login leaves some pages open (metrics) and does not limit failed logins. Here, only the health check is
+open.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ _OWN_LOGIN = "AIRFLOW__CELERY__FLOWER_BASIC_AUTH"
 
 
 def login() -> str:
-    """`user:password` of Flower: Airflow's own setting for it where it is set, else the admin's of Airflow.
+    """Returns Flower's `user:password`: Airflow's setting for it if set, otherwise the login of Airflow's admin.
 
     Raises:
-        BuscoError: there is neither, or on AWS one that everybody knows.
+        BuscoError: neither is set, or, on AWS, the password is well known.
     """
     name, password = admin()
-    said = os.environ.get(_OWN_LOGIN) or (f"{name}:{password}" if password else "")
-    if not said:
+    found = os.environ.get(_OWN_LOGIN) or (f"{name}:{password}" if password else "")
+    if not found:
         raise BuscoError("Flower has no login", f"set AIRFLOW_ADMIN_PASSWORD, or {_OWN_LOGIN} to user:password")
-    refuse_known(said.partition(":")[2], "Flower's password")
-    return said
+    refuse_known(found.partition(":")[2], "Flower's password")
+    return found
 
 
 class GuardedFlower(Flower):  # type: ignore[misc]
-    """Flower, which answers nobody but its health check without host and login being right."""
+    """Flower that requires a known host and, except for its health check, a valid login."""
 
     def __init__(self, options: Any = None, **kwargs: Any) -> None:
-        # Flower's own check stays: with a login it also has an API, and refuses requests from other sites
+        # Flower's own check stays on: with a login configured, it also enables its API and refuses cross-site requests
         options.basic_auth = [login()]
         super().__init__(options=options, **kwargs)
         self._hosts, self._failed = allowed_hosts(), FailedLogins()
@@ -50,37 +51,37 @@ class GuardedFlower(Flower):  # type: ignore[misc]
         self._open = f"/{prefix}/healthcheck" if prefix else "/healthcheck"
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        """Tornado's: who answers a request."""
+        """Returns the handler for a request (overrides Tornado's method)."""
         status = self._refused(request)
         if status:
             return self.get_handler_delegate(request, _Refusal, {"status_code": status})
         return super().find_handler(request, **kwargs)
 
     def _refused(self, request: HTTPServerRequest) -> int:
-        """The status with which a request is refused; 0 where it is not."""
+        """Returns the status with which a request is refused, or 0 if it is allowed."""
         host = request.headers.get("Host", "")
         if host_name(host) not in self._hosts:
             return 403
-        # a browser sends the login with whatever a page has it send
+        # a browser adds the login to every request, including those that another site's page makes it send
         secure = request.protocol == "https"
         if is_of_another_site(str(request.method), request.headers, {host}, self._hosts, secure=secure):
             return 403
         if request.path == self._open:
             return 0
-        said = _credentials(request.headers.get("Authorization", ""))
-        if not said:
+        given = _credentials(request.headers.get("Authorization", ""))
+        if not given:
             return 401
-        tried = str(request.remote_ip), said.partition(":")[0]
+        tried = str(request.remote_ip), given.partition(":")[0]
         if self._failed.too_many(*tried):
             return 429
-        if not hmac.compare_digest(said.encode(), self.options.basic_auth[0].encode()):
+        if not hmac.compare_digest(given.encode(), self.options.basic_auth[0].encode()):
             self._failed.count(*tried)
             return 401
         return 0
 
 
 def _credentials(header: str) -> str:
-    """`user:password` of an Authorization header (RFC 7617); '' where it has none."""
+    """Returns `user:password` from an Authorization header (RFC 7617), or '' if it has none."""
     kind, _, encoded = header.partition(" ")
     if kind.lower() != "basic":
         return ""
@@ -91,7 +92,7 @@ def _credentials(header: str) -> str:
 
 
 class _Unframed(OutputTransform):
-    """No page may be in another page's frame, to have a person click there."""
+    """Forbids embedding any page in a frame, which prevents clickjacking."""
 
     def transform_first_chunk(
         self,
@@ -113,7 +114,7 @@ class _Refusal(ErrorHandler):
 
 
 def main() -> None:
-    """Airflow's own command line, with our Flower in place of its."""
+    """Runs Airflow's own command line, with GuardedFlower in place of its Flower."""
     from airflow.__main__ import main as airflow
 
     try:
