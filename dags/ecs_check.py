@@ -1,7 +1,7 @@
-"""`busco doctor` in dbt's image, as an ECS task: the first thing to run on a new account.
+"""Runs `busco doctor` in the dbt image as an ECS task: the first DAG to run on a new account.
 
-Its log lists what the container could see of S3, Glue, its role, memory and disk, and what to mend. It is also the
-smallest DAG that runs an ECS task: a file like this one, with a command of its own.
+Its log lists what the container found when it checked S3, Glue, its role, memory and disk, and what to fix. It is also
+the smallest DAG that runs an ECS task: copy this file and change the command.
 """
 
 from datetime import timedelta
@@ -15,16 +15,17 @@ from busco.settings import get_settings
 
 with DAG(
     "ecs_check",
-    description="Runs busco doctor in dbt's image on ECS: is the account set up as the platform needs it?",
+    description="Checks that the AWS account is set up for the platform: runs busco doctor on ECS",
     schedule=None,
     start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
-    # no retries: what doctor finds does not pass by itself
+    # no retries: the problems that doctor finds don't go away on their own
     default_args={"owner": "data-platform", "execution_timeout": timedelta(minutes=10), "retries": 0},
     tags=["operations", "ecs"],
-    doc_md=__doc__ + "\nRed? The log's last lines say what has failed and what to mend; then clear `doctor`. Nothing "
-    "of doctor's in it? The container did not start: the log has ECS's reason (docs/operating.md).",
+    doc_md=__doc__ + "\nIf `doctor` fails, the last lines of its log state which check failed and how to fix it; then "
+    "clear the task. If the log has no output from doctor, the container did not start, and the log has ECS's reason "
+    "(docs/operating.md).",
 ):
     EcsRunTaskOperator(
         task_id="doctor",

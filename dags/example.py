@@ -1,4 +1,4 @@
-"""The smallest DAG: one task, which says what is live. A DAG of your own begins as a copy of this file."""
+"""The smallest DAG: one task, which logs the live release. Copy this file to write your own DAG."""
 
 from datetime import timedelta
 
@@ -8,7 +8,7 @@ from airflow.decorators import dag, task
 
 @dag(
     dag_id="example",
-    description="Says which release readers see: the smallest DAG, to begin one of your own with",
+    description="Logs the live release: the smallest DAG, a template for your own",
     schedule=None,
     start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     catchup=False,
@@ -21,12 +21,12 @@ from airflow.decorators import dag, task
         "retry_exponential_backoff": True,
     },
     tags=["example"],
-    doc_md=__doc__ + "\n\nRed? Its log says why: mostly the lake can't be reached. It is safe to clear.",
+    doc_md=__doc__ + "\n\nIf it fails, see its log: usually, the lake is unreachable. It is safe to clear.",
 )
 def example():
     @task
     def live_release():
-        # imported where it runs: the scheduler parses this file again and again
+        # imported inside the task, because the scheduler parses this file frequently
         from busco.orchestration import control
 
         return control.live_release()

@@ -1,6 +1,6 @@
 """Raw files → tested tables → one release: pin, the dbt graph, docs, publish, Glue.
 
-A further dbt project of the same lake is a file like this one, with the project's folder (docs/modelling.md).
+For another dbt project on the same lake, copy this file and pass the project's folder (docs/modelling.md).
 """
 
 from airflow.models.dag import DAG

@@ -1,4 +1,4 @@
-"""What keeps the platform tidy: stops ECS tasks that nobody follows."""
+"""Routine cleanup: stops ECS tasks that no Airflow task follows."""
 
 from datetime import timedelta
 
@@ -12,15 +12,15 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=10), "retry_exponential_
 
 @dag(
     dag_id="maintenance",
-    description="Stops ECS tasks of runs that nobody follows any more, and frees their places",
+    description="Stops ECS tasks of runs that no Airflow task follows any more, and frees their places",
     schedule=get_settings().maintenance_cron,
     start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     catchup=False,
     max_active_runs=1,
     default_args={"owner": "data-platform", "execution_timeout": timedelta(minutes=10)},
     tags=["operations"],
-    doc_md=__doc__ + "\n\nIts log has a line for each task that it stopped, with the run and the reason. Red? ECS or "
-    "the lake did not answer; the next run looks again, it is safe to clear.",
+    doc_md=__doc__ + "\n\nIts log has a line for each task that it stopped, with the run and the reason. If it fails, "
+    "ECS or the lake did not respond. The next run tries again; it is also safe to clear.",
 )
 def maintenance():
     @task(**RETRY)

@@ -1,4 +1,4 @@
-"""What on-call does by a button: roll back to an older release, or resume publishing."""
+"""Operations for on-call to trigger: roll back to an older release, or resume publishing."""
 
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_b
 
 @dag(
     dag_id="operations",
-    description="Rolls back to an older release and holds publishing, or resumes it",
+    description="Rolls back to an older release and puts publishing on hold, or resumes publishing",
     schedule=None,
     start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     catchup=False,
@@ -23,10 +23,10 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_b
     params={
         "action": choice_param("what to do", "rollback", "resume"),
         "release": text_param("rollback: the release (busco release list)", most=200),
-        "reason": text_param("rollback: why, for those who come after", most=2000),
+        "reason": text_param("rollback: the reason, for the record", most=2000),
     },
-    doc_md=__doc__ + "\n\n`rollback` needs a release and a reason; runs go on building, but nothing is published until "
-    "`resume`, which starts a new run. A red task's log says what is wrong; it is safe to clear.",
+    doc_md=__doc__ + "\n\n`rollback` needs a release and a reason. Runs continue to build, but nothing is published "
+    "until `resume`, which also starts a new run. If a task fails, its log states what is wrong; it is safe to clear.",
 )
 def operations():
     @task.branch

@@ -1,6 +1,6 @@
-"""Has dbt's message as its import error while the dbt project can't be parsed; Airflow shows the last good graph.
+"""Shows dbt's message as an import error while the dbt project can't be parsed; Airflow keeps the last good graph.
 
-There is no DAG in here.
+This file defines no DAG.
 """
 
 from busco.errors import BuscoError
@@ -8,4 +8,4 @@ from busco.settings import get_settings
 
 message = get_settings().parse_error_path
 if message.is_file():
-    raise BuscoError(message.read_text().strip(), "until then the graph is that of the last good parse")
+    raise BuscoError(message.read_text().strip(), "until this is fixed, Airflow uses the graph of the last good parse")

@@ -1,7 +1,8 @@
-"""How a task follows a run: which runner's word counts for it, and when one is started.
+"""How a task follows a run: which runner's results count for it, and when it has a runner started.
 
-A task follows the run's shared runner unless that one has already given it a result, or is gone: then a shared runner
-is started for what is left, or (cleared, retried, or while another is busy) a runner for this task alone.
+A task follows the run's shared runner unless that runner has already reported a result for it or is gone. In that case,
+another shared runner is started for the remaining work, or, if the task was cleared or retried or a shared runner is
+busy, a runner for this task alone.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ _BAD = frozenset({"failed", "error"})
 
 @dataclass(frozen=True)
 class Job:
-    """What one try of a task is about.
+    """The work of one try of a task.
 
     Attributes:
         task: the task's key within its run: `fct_orders`, `fct_orders.test`, `docs`.
         attempt: Airflow's try number.
-        nodes: the unique ids whose results decide it: a model with its unit tests, a model's tests, one joint test.
-        along: further ones that a runner started for it alone gives results for: a model's own tests.
-        label: how its log names it.
-        size: the size of an ECS task for it alone; '' is BUSCO_ECS_SIZE.
-        joint: it is a test over several models: where each model has a runner, those tests share one.
+        nodes: the unique ids whose results decide the task: a model with its unit tests, a model's tests, or one joint
+            test.
+        along: further ids that a runner started for this task alone also runs: a model's own tests.
+        label: the task's name in its log.
+        size: the size of an ECS task started for this task alone; '' means BUSCO_ECS_SIZE.
+        joint: whether it is a test over several models; if each model has its own runner, these tests share one.
     """
 
     task: str
@@ -45,30 +47,30 @@ class Job:
 
     @property
     def slot(self) -> str:
-        """The name of this try: it follows under it, and a runner for it alone is started under it."""
+        """This try's name, both as a follower and in the order for a runner of its own."""
         return f"{self.task}/{self.attempt}"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a task ends with: `text` is its log's first message, `details` the rest."""
+    """How a task ends: `text` is the first message in its log, `details` the rest."""
 
-    state: str  # success, failed or skipped: Airflow's words
+    state: str  # an Airflow state: success, failed or skipped
     text: str
     details: str = ""
 
 
 class Superseded(Exception):
-    """A later try of the task follows already."""
+    """A later try of the task is already following."""
 
 
 class Follow:
     """One try of one task, following one epoch of a run.
 
     Args:
-        restarts: how often a lost runner is replaced.
-        per_model: each model has a runner of its own, not the run one for all.
-        say: gets a line where the task waits for something.
+        restarts: how many times a lost runner is replaced.
+        per_model: each model has its own runner, instead of one shared runner for the run.
+        say: called with a line of text when the task has to wait for something.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Follow:
         """Follows until there is a result.
 
         Raises:
-            Superseded: a later try of this task has begun.
+            Superseded: a later try of this task has started.
         """
         if not self.job.nodes:
             return Ended("skipped", f"{self.job.label} is not selected in this run (select: {self.watch.pin.select})")
@@ -120,33 +122,37 @@ class Follow:
                     await self._save(runner.number)
                     return ended
 
-    # -- which runner's word counts -----------------------------------------------------------------------------------
+    # -- which runner's results count ---------------------------------------------------------------------------------
 
     def _counts(self, number: int) -> bool:
-        """Whether a runner is one for this try: not of before an earlier try's result, nor of an earlier try's own."""
+        """Whether a runner's results count for this try.
+
+        Runners up to the last one whose result an earlier try used don't count, and neither do runners that were
+        started for an earlier try alone.
+        """
         runner = self.watch.runners[number]
         earlier = runner.kind == "solo" and runner.task == self.job.task and runner.attempt < self.job.attempt
         return number > self._record.after and not earlier
 
     def _result(self, node: str) -> Result | None:
-        """The first final result for a node that counts."""
+        """Returns the first final result for a node that counts for this try."""
         for number in sorted(self.watch.runners):
             result = self.watch.final(node, number) if self._counts(number) else None
             if result is None:
                 continue
             if result.status == "skipped" and number <= self._newest_before and not self._failed_in(number):
-                # for what was wrong upstream then; it is not any more, or this task would not have begun
+                # skipped because of an upstream failure that has been fixed since: otherwise, this task would not run
                 continue
             return result
         return None
 
     def _failed_in(self, number: int) -> bool:
-        """Whether a runner had a node of this very task fail: a unit test, for which it skipped the model."""
+        """Whether a node of this task failed in a runner: a unit test, for example, so that it skipped the model."""
         found = (self.watch.final(node, number) for node in self.job.nodes)
         return any(result is not None and result.status in _BAD for result in found)
 
     def _covering(self, nodes: Sequence[str]) -> Runner | None:
-        """The first runner that gives, or should have given, results for all of `nodes`."""
+        """Returns the first runner that reports, or should have reported, results for all of `nodes`."""
         for number in sorted(self.watch.runners):
             if number in self._lost or not self._counts(number):
                 continue
@@ -157,14 +163,13 @@ class Follow:
                 return self.watch.runners[number]
         return None
 
-    # -- the record of how far this task is ---------------------------------------------------------------------------
+    # -- the record of this task's progress ---------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        """Takes the task over from its earlier tries. A try that began before, and goes on after a restart of its
-        triggerer, has the record that it began with.
-
+        """Takes the task over from its earlier tries, or continues this try after a restart of its triggerer, with the
+        record that it started with.
         Raises:
-            Superseded: a later try of this task has begun.
+            Superseded: a later try of this task has started.
         """
         job, watch = self.job, self.watch
         began = {
@@ -179,10 +184,10 @@ class Follow:
             if known is not None and known.attempt > job.attempt:
                 raise Superseded
             if known is not None and known.attempt == job.attempt:
-                # a record of an older version of the platform doesn't say how the try began
+                # a record from an older version of the platform lacks the state at the start of the try
                 record = known if known.before is not None else known.model_copy(update=began)
             elif known is not None:
-                # what earlier tries took is not for this one
+                # results that earlier tries used don't count for this one
                 after, again = max(known.after, known.runner), known.again or known.runner > 0
                 record = record.model_copy(update={"after": after, "again": again})
             if record != known:
@@ -195,21 +200,21 @@ class Follow:
 
     @property
     def _newest_before(self) -> int:
-        """The newest runner when this try began."""
+        """The newest runner when this try started."""
         return self._record.before or 0
 
     @property
     def _ordered_before(self) -> Mapping[str, int]:
-        """The newest generation of each order for several tasks when this try began."""
+        """The newest generation of each order for several tasks when this try started."""
         return self._record.orders
 
     @property
     def _past(self) -> frozenset[int]:
-        """Runners that were gone when this try began: what they left undone is not its verdict."""
+        """Runners that were gone when this try started: their unfinished work must not fail this try."""
         return frozenset(self._record.past)
 
     async def _save(self, runner: int) -> None:
-        """Writes down whose result this try has taken."""
+        """Records which runner's result this try used."""
         record = self._record.model_copy(update={"runner": runner})
         while True:
             found = await self.watch.read_follower(self.job.task)
@@ -218,7 +223,7 @@ class Follow:
             try:
                 await self.watch.write_follower(record, found[1])
             except Conflict:
-                # a later try has begun, or the same one in another triggerer
+                # a later try has started, or the same try in another triggerer
                 continue
             self._record = record
             return
@@ -247,14 +252,14 @@ class Follow:
             await watch.ensure(order, self.say, self._ordered_before, self.slot)
 
     def _size(self) -> str:
-        """The size of a runner for this task alone: above all in which it ran out of memory."""
+        """Returns the size of a runner for this task alone: one above the largest in which it ran out of memory."""
         size: str = self.job.size or self.watch.settings.ecs_size
         for number in self._out_of_memory():
             size = max(size, _next(self.watch.runners[number].size) or size, key=_rank)
         return size
 
     def _out_of_memory(self) -> list[int]:
-        """The runners that ran out of memory while they were at this task."""
+        """Returns the runners that ran out of memory while running this task."""
         return [
             number
             for number, ending in sorted(self.watch.endings.items())
@@ -269,44 +274,50 @@ class Follow:
         return self.job.slot
 
     def _left_out(self) -> bool:
-        """Whether a shared runner that began after this try does not care for it: for a shared runner it is done, by a
-        result that doesn't count for this try."""
+        """Whether a shared runner that started after this try leaves its nodes out.
+
+        To a shared runner they are done, because of a result that doesn't count for this try.
+        """
         shared = [n for n, r in self.watch.runners.items() if n > self._newest_before and r.kind == "shared"]
         return any(not all(self.watch.covers(n, node) for node in self.job.nodes) for n in shared)
 
     async def _on_lost(self, runner: Runner) -> Ended | None:
-        """A runner is gone without all results: None to go on with another, else the task's end."""
+        """Handles a runner that is gone without having reported all results.
+
+        Returns:
+            how the task ends, or None to continue with another runner.
+        """
         self._lost.append(runner.number)
         heavy = self._out_of_memory()
         if runner.number in self._past and runner.number not in heavy:
             return None
-        label, word, ending = self.job.label, self.watch.runner_word(runner.number), self.watch.endings[runner.number]
-        if word is not None and word.status == "error":
+        label, own, ending = self.job.label, self.watch.runner_word(runner.number), self.watch.endings[runner.number]
+        if own is not None and own.status == "error":
             tail = await self.watch.tail(runner)
-            return Ended("failed", f"{label} failed: its runner could not work\n{word.error}", tail)
+            return Ended("failed", f"{label} failed: its runner reported an error\n{own.error}", tail)
         if runner.number in heavy:
             larger = _next(runner.size)
             if len(heavy) == 1 and larger:
-                self.say(f"{ending.reason}; a runner of size {larger} is started for {label} alone")
+                self.say(f"{ending.reason}; starting a runner of size {larger} for {label} alone")
                 return None
-            said = "  → give it more memory (meta: {ecs: large}), or make its query smaller"
+            hint = "  → give it more memory (meta: {ecs: large}), or make its query use less"
         else:
             times = len([number for number in self._lost if number not in self._past])
             if times <= self.restarts and (runner.kind == "shared" or ending.passing):
-                self.say(f"runner {runner.number} is gone: {ending.reason}; another one goes on")
+                self.say(f"runner {runner.number} is gone: {ending.reason}; another runner takes over")
                 return None
-            said = f"  → {ending.hint or 'clear this task: a new runner is started'}"
+            hint = f"  → {ending.hint or 'clear this task: this starts a new runner'}"
         runners = f" ({len(self._lost)} runners)" if len(self._lost) > 1 else ""
         return Ended(
             "failed",
-            f"{label} failed: its runner ended without a result{runners}\n{ending.reason}\n{said}",
+            f"{label} failed: its runner ended without a result{runners}\n{ending.reason}\n{hint}",
             await self.watch.tail(runner),
         )
 
     # -- results ------------------------------------------------------------------------------------------------------
 
     async def _judge(self, results: list[Result]) -> Ended:
-        """The task's end by its nodes' results."""
+        """Returns how the task ends, according to its nodes' results."""
         logs = await asyncio.gather(*(self.watch.read_log(result.node, result.runner) for result in results))
         details = "\n".join(log.strip() for log in logs if log.strip())
         bad = [result for result in results if result.status in _BAD]
@@ -317,7 +328,7 @@ class Follow:
             return Ended(
                 "failed",
                 f"{self.job.label} failed: dbt skipped it: {skipped[0].message}\n"
-                "  → mend and clear what has failed before it (marking it success is not enough)",
+                "  → fix and clear the upstream task that failed (marking it as success is not enough)",
                 details,
             )
         return Ended("success", "\n".join(_praise(result) for result in results), details)
@@ -330,9 +341,9 @@ class Follow:
             lines.append(f"at {result.where}")
         lines.append(f"run {self.watch.pin.run}, epoch {self.watch.pin.epoch}, runner {result.runner}")
         if result.status == "failed":
-            lines.append("  → the rows don't meet the test: mend the data or the model, then clear the model's task")
+            lines.append("  → fix the data or the model so that its rows pass the test, then clear the model's task")
         else:
-            lines.append("  → mend it, then clear this task (with Downstream): only what is wanting is built")
+            lines.append("  → fix it, then clear this task with Downstream; only missing results are rebuilt")
         return "\n".join(lines)
 
 
@@ -340,9 +351,9 @@ def _praise(result: Result) -> str:
     name = result.node.split(".", 2)[-1]
     if result.status == "warn":
         return f"warning: {name}: {result.message}"
-    said = f"{name}: {'kept as it is' if result.kept else result.message or 'ok'}"
+    outcome = f"{name}: {'kept as it is' if result.kept else result.message or 'ok'}"
     rows = f", {result.rows} rows" if result.rows is not None else ""
-    return f"{said}{rows}, {result.seconds:.1f} s"
+    return f"{outcome}{rows}, {result.seconds:.1f} s"
 
 
 def _rank(size: str) -> int:
@@ -350,6 +361,6 @@ def _rank(size: str) -> int:
 
 
 def _next(size: str) -> str:
-    """The size above; '' above the largest, and where sizes mean nothing."""
+    """Returns the next larger size; '' for the largest, and for a runner that has no size."""
     rank = _rank(size)
     return SIZES[rank + 1] if 0 <= rank < len(SIZES) - 1 else ""

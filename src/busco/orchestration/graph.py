@@ -1,4 +1,4 @@
-"""The dbt graph as Airflow tasks: Cosmos renders it from the manifest, our converters make the tasks."""
+"""The dbt graph as Airflow tasks: Cosmos renders the manifest, and our converters create the tasks."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from busco.orchestration.operators import FollowOperator
 from busco.project import Project
 from busco.settings import Settings
 
-# A runner that has not come to a result by then is stuck; the task fails, and its runner is stopped.
+# A runner without a result after this time is stuck: the task fails, and its runner is stopped.
 _LIMIT = timedelta(hours=6)
-# the task of all tests that are about sources alone
+# the key of the task that runs all tests on sources alone
 SOURCES = "sources.test"
 _PROFILES = Path(busco.warehouse.__file__).parent / "dbt_package" / "profiles.yml"
 Converter = Callable[..., BaseOperator]
 
 
 def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
-    """A task group with one group per model, its tests behind it, and tests over several models once, after all.
+    """Returns a task group with a subgroup for each model, in which the model is followed by its tests; each test over
+    several models runs once, after all of them.
 
-    Reads the manifest and nothing else: no dbt, no connection. DAG files have it by `tasks.dbt_tasks`, which comes here
-    once for each manifest.
+    It only reads the manifest: it does not run dbt or open a connection. DAG files use `tasks.dbt_tasks`, which calls
+    this once for each manifest.
 
     Raises:
         BuscoError: the project was never parsed here.
@@ -46,7 +47,7 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
         group = _rendered(settings, project, group_id, manifest, node_converter(project, names, known))
     _source_tests(project, group)
     _tests_gate(project, group)
-    # says which graph Airflow has: a run that is started on an older one would be changed under way
+    # records which graph Airflow has: a run started on an older graph would change while it is running
     group.dag.doc_md = f"{group.dag.doc_md or ''}\n\n{project.graph_mark}"
     return group
 
@@ -60,7 +61,7 @@ def _rendered(
         profile_config=ProfileConfig(
             profile_name="busco",
             target_name="lake",
-            # Cosmos wants one, and reads nothing of it: every runner brings the platform's
+            # Cosmos requires a profile file but does not read it: every runner uses the platform's profile
             profiles_yml_filepath=_PROFILES,
         ),
         execution_config=ExecutionConfig(dbt_project_path=settings.dbt_project),
@@ -74,18 +75,19 @@ def _rendered(
                 DbtResourceType.SEED: converter,
                 DbtResourceType.TEST: converter,
             },
-            # True would ask the converter for a whole group and name two tasks alike
+            # True would make Cosmos call the converter for whole groups, and give two tasks the same name
             node_conversion_by_task_group=False,
         ),
     )
 
 
 def node_converter(project: Project, names: Mapping[str, str], known: Mapping[str, str]) -> Converter:
-    """The converter that Cosmos calls for each model, for each model's tests, and for each test over several models.
+    """Returns the converter that Cosmos calls for each model, for each model's tests, and for each test over several
+    models.
 
     Args:
-        names: as `task_names.task_names` returns them.
-        known: the unique ids that Cosmos has read → the project's (`task_names.renamed`).
+        names: the result of `task_names.task_names`.
+        known: maps the unique ids that Cosmos read to the project's (`task_names.renamed`).
     """
     unit_tests: dict[str, list[str]] = {}
     for test, model in sorted(project.unit_tests.items()):
@@ -94,25 +96,25 @@ def node_converter(project: Project, names: Mapping[str, str], known: Mapping[st
     joint = {f"{names[uid]}_test": uid for uid in project.joint_tests}
 
     def convert(dag: DAG, task_group: TaskGroup | None, node: DbtNode, task_id: str, **_: Any) -> BaseOperator:
-        # for a test over several models Cosmos (1.15.1) hands over whatever node came last: its task id, which is made
-        # of the name that it was given, tells the test
+        # For a test over several models, Cosmos (1.15.1) passes whichever node it processed last. The task id, which is
+        # derived from the name that the test was given, identifies the test.
         uid = joint.get(task_id) or known[node.unique_id]
         key = uid.split(".", 2)[2]
         place: dict[str, Any] = {"task_id": task_id, "dag": dag, "task_group": task_group}
         if uid in project.tests:
             return _follow(place, key, [uid], [], f"test {project.tests[uid]['name']}", joint=True)
-        said = project.node(uid)
-        if said["config"]["materialized"] == "ephemeral" and task_id != "test":
+        found = project.node(uid)
+        if found["config"]["materialized"] == "ephemeral" and task_id != "test":
             return EmptyOperator(**place, trigger_rule="none_failed")
         own = list(project.own_tests.get(uid, ()))
         about = {
             "size": project.size(uid), "table": project.table_of(uid) or "", "unique_id": uid,
             "project": project.identity,
         }  # fmt: skip
-        name = f"{said['schema']}.{said['alias']}"
+        name = f"{found['schema']}.{found['alias']}"
         if task_id == "test":
             return _follow(place, f"{key}.test", own, [], f"tests of {name}", **about)
-        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{said['resource_type']} {name}", **about)
+        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{found['resource_type']} {name}", **about)
 
     return convert
 
@@ -124,8 +126,11 @@ def _follow(
 
 
 def _tests_gate(project: Project, group: TaskGroup) -> None:
-    """What lies behind all models of a test over several, or behind a source that has tests, waits for them, as it does
-    in the runner's `dbt build`."""
+    """Makes models wait for upstream tests, as they do in the runner's `dbt build`.
+
+    A model that is downstream of all models of a joint test waits for that test. A model that is downstream of a source
+    with tests waits for those.
+    """
     followers = [task for task in group.iter_tasks() if isinstance(task, FollowOperator)]
     models = {task.nodes[0]: task for task in followers if task.nodes[0] not in project.tests}
     for task in followers:
@@ -135,7 +140,7 @@ def _tests_gate(project: Project, group: TaskGroup) -> None:
             ):
                 continue
             gated = project.gates[test]
-            # what lies behind a model that waits, waits with it
+            # models downstream of a waiting model wait along with it
             first = [uid for uid in gated if uid in models and not gated & project.ancestors[uid]]
             for uid in first:
                 if models[uid].task_id not in task.downstream_task_ids:
@@ -143,7 +148,7 @@ def _tests_gate(project: Project, group: TaskGroup) -> None:
 
 
 def _source_tests(project: Project, group: TaskGroup) -> None:
-    """Tests of sources alone belong to no model: they have one task of their own."""
+    """Adds one task for all tests on sources alone, since those belong to no model."""
     tests = sorted(test for source in project.sources for test in project.own_tests.get(source, ()))
     if tests:
         place = {"task_id": task_names.SOURCES_TASK, "task_group": group, "dag": group.dag}

@@ -1,10 +1,10 @@
-"""What Airflow's webserver and Flower refuse of a request before anybody looks at it.
+"""Request checks that Airflow's webserver and Flower make before they handle a request.
 
-A web page in a developer's browser may let its own name resolve to 127.0.0.1 (DNS rebinding): such a request has the
-page's name as its Host. A page of another port of this machine, or of another name below the company's domain, is of
-the same site: a browser sends the session's cookie with what it posts, and says whose page it was (Origin). PostgreSQL
-takes no NUL in a text, and ids have 250 characters (`ID_LEN` in Airflow 2.10.5): without a refusal here such a request
-ends with status 500.
+A web page in a developer's browser can make its own name resolve to 127.0.0.1 (DNS rebinding). Such a request has the
+page's name in its Host header. A page served from another port of this machine, or from another name under the
+company's domain, counts as the same site: the browser sends the session cookie with the page's requests, and names the
+page's origin (Origin header). PostgreSQL rejects NUL characters in text, and ids are limited to 250 characters
+(`ID_LEN` in Airflow 2.10.5). Without a check here, requests that break these limits would end with status 500.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from limits.strategies import MovingWindowRateLimiter
 
 from busco.settings import get_settings
 
-# name or address, [address] for IPv6, and a port (RFC 9110, section 7.2)
+# a name, an IPv4 address or a bracketed IPv6 address, and an optional port (RFC 9110, section 7.2)
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s:/@?#\[\]\\]+))(?::\d{1,5})?", re.IGNORECASE)
 _OWN = frozenset({"localhost", "127.0.0.1", "::1"})
 _ORIGIN = re.compile(r"(https?)://([^/?#]+)")
 _PORTS = {"http": 80, "https": 443}
-# methods that change nothing (RFC 9110, section 9.2.1)
+# safe methods, which change nothing (RFC 9110, section 9.2.1)
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _IDS = ("dag_id", "task_id", "run_id", "dag_run_id")
-_MOST = 250  # characters of an id
-# what makes a run (Airflow 2.10.5): the page's form, and the REST API
+_MOST = 250  # the most characters in an id
+# endpoints that create a run (Airflow 2.10.5): the trigger form, and the REST API
 _FORM = "Airflow.trigger"
 _API = "/api/v1.airflow_api_connexion_endpoints_dag_run_endpoint_post_dag_run"
-# Of a request that makes a run. Airflow checks all keys again for each key: 20,000 of them take half a minute.
+# Limits for a request that creates a run. Airflow validates all keys again for each key: 20,000 take half a minute.
 _MOST_BYTES = 65_536
 _MOST_KEYS = 100
 _FAILURES = parse("10 per minute")
@@ -45,11 +45,13 @@ _FAILURES_OF_A_USER = parse("100 per minute")
 
 
 def allowed_hosts(*urls: str) -> frozenset[str]:
-    """The names by which this machine's browsers and health checks reach a server, that of BUSCO_AIRFLOW_URL, and those
-    of BUSCO_WEB_HOSTS; in lower case.
+    """Returns the host names, in lower case, by which a server can be reached.
+
+    These are the names that browsers and health checks on this machine use, the host of BUSCO_AIRFLOW_URL, and those in
+    BUSCO_WEB_HOSTS.
 
     Args:
-        urls: further addresses whose names count.
+        urls: further URLs whose hosts are allowed.
     """
     settings = get_settings()
     named = {urlsplit(url).hostname or "" for url in (settings.airflow_url, *urls)}
@@ -58,37 +60,38 @@ def allowed_hosts(*urls: str) -> frozenset[str]:
 
 
 def host_name(header: str) -> str:
-    """The name in a Host header, without its port, in lower case; '' where the header is malformed."""
+    """Returns the name in a Host header, in lower case and without the port, or '' if the header is malformed."""
     match = _HOST.fullmatch(header)
     return (match[1] or match[2]).lower() if match else ""
 
 
 def is_of_another_site(
     method: str,
-    said: Mapping[str, str],
-    asked: Collection[str],
+    headers: Mapping[str, str],
+    addressed: Collection[str],
     hosts: Collection[str],
     url: str = "",
     secure: bool = False,
 ) -> bool:
-    """Whether a request that changes something was sent by a browser for a page that is not this server's own.
+    """Whether a browser sent a state-changing request on behalf of a page that this server did not serve.
 
-    Browsers say whose page it is, and no page can say otherwise: in Sec-Fetch-Site where the connection is secure or
-    stays on this machine, and in Origin (Fetch standard; Fetch Metadata Request Headers). curl and SDKs say neither.
+    Browsers state the page's origin in headers that the page cannot override: Sec-Fetch-Site, if the connection is
+    secure or stays on this machine, and Origin (Fetch standard; Fetch Metadata Request Headers). curl and SDKs send
+    neither.
 
     Args:
-        said: the request's header fields, by their names in whatever case.
-        asked: the Host headers by which the server was asked: the browser's, a proxy's.
-        hosts: the names of `allowed_hosts`.
-        url: an address of the server that is known whatever Host says, as of BUSCO_AIRFLOW_URL.
-        secure: whether the request came by https.
+        headers: the request's headers, with case-insensitive names.
+        addressed: the Host headers of the request: the browser's and a proxy's.
+        hosts: the names from `allowed_hosts`.
+        url: a URL that is known to be the server's regardless of the Host header, such as BUSCO_AIRFLOW_URL.
+        secure: whether the request came over HTTPS.
     """
     if method in _SAFE:
         return False
-    site, origin = said.get("Sec-Fetch-Site", ""), said.get("Origin", "").lower()
+    site, origin = headers.get("Sec-Fetch-Site", ""), headers.get("Origin", "").lower()
     if site not in ("", "none", "same-origin"):
         return True
-    # null with same-origin: the page, or a proxy, wants no address to be passed on (Referrer-Policy)
+    # null with same-origin: the page, or a proxy, asked the browser to hide the origin (Referrer-Policy)
     if not origin or (origin == "null" and site == "same-origin"):
         return False
     match = _ORIGIN.fullmatch(origin)
@@ -100,23 +103,23 @@ def is_of_another_site(
     known = urlsplit(url.lower())
     if scheme == known.scheme and place == _place(known.netloc, scheme):
         return False
-    own = {host for host in asked if _place(host, scheme) == place}
+    own = {host for host in addressed if _place(host, scheme) == place}
     if scheme == "http" and (secure or (known.scheme == "https" and known.netloc in own)):
         return True
     return not own
 
 
 def _place(netloc: str, scheme: str) -> tuple[str, int]:
-    """Name and port of a Host header or of an origin."""
+    """Returns the name and port in a Host header or in an origin."""
     port = re.search(r":(\d{1,5})$", netloc)
     return host_name(netloc), int(port[1]) if port else _PORTS[scheme]
 
 
 class FailedLogins:
-    """Counts failed logins in this process: after ten of one user from one address within a minute, or a hundred of one
-    user from wherever, no more are tried.
+    """Counts failed logins in this process.
 
-    Logins that succeed are not counted. A user's name counts in whatever case it is written.
+    After ten failures of one user from one address within a minute, or a hundred of one user from any addresses,
+    further attempts are refused. Successful logins are not counted. User names are compared without regard to case.
     """
 
     def __init__(self) -> None:
@@ -135,30 +138,32 @@ class FailedLogins:
 
 
 def protect(app: Flask) -> None:
-    """Makes a webserver refuse unknown hosts and pages of other sites that would change something (403), texts that no
-    database takes, and requests for a run that Airflow and its event log read differently (400).
+    """Installs the request checks in a webserver.
 
-    No page of another site may have one of its pages in a frame, to have a person click there. Cosmos's own docs pages,
-    which are served to every user and in Airflow's origin, lead to the platform's.
+    Unknown hosts and state-changing requests from other sites' pages are refused with 403. Text that the database would
+    reject, and trigger requests that Airflow and its event log would read differently, are refused with 400.
+
+    Other sites can't embed the webserver's pages in a frame, which prevents clickjacking. Cosmos's own docs pages,
+    which are served to every user and in Airflow's origin, redirect to the platform's docs page.
     """
     hosts, url = allowed_hosts(conf.get("webserver", "base_url")), get_settings().airflow_url
 
     @app.before_request
     def refuse() -> Any:
-        # behind a proxy both the name that it forwards and the one that it asked for
+        # behind a proxy, both the name that the proxy forwards and the one that it used itself
         forwarded = request.environ.get("werkzeug.proxy_fix.orig", {}).get("HTTP_HOST")
-        asked = request.environ.get("HTTP_HOST", "")
-        names = {asked, forwarded or asked}
+        current = request.environ.get("HTTP_HOST", "")
+        names = {current, forwarded or current}
         for host in names:
             if host_name(host) not in hosts:
-                what = f"this Airflow is not known as {host[:_MOST]!r}; its names are those of BUSCO_WEB_HOSTS"
+                what = f"{host[:_MOST]!r} is not a known name of this Airflow; allow it in BUSCO_WEB_HOSTS"
                 return _refusal(403, "Host refused", what)
         if is_of_another_site(request.method, request.headers, names, hosts, url, request.is_secure):
-            what = f"a page of {request.headers.get('Origin', 'another site')[:_MOST]!r} may change nothing in Airflow"
-            return _refusal(403, "Page refused", f"{what}; its own address is BUSCO_AIRFLOW_URL")
-        # before anything is read: the library bounds forms only, and anybody may send a body
+            what = f"pages of {request.headers.get('Origin', 'another site')[:_MOST]!r} can't make changes in Airflow"
+            return _refusal(403, "Page refused", f"{what}; Airflow's own address is set in BUSCO_AIRFLOW_URL")
+        # checked before the body is read: the library only limits forms, and anyone can send a body
         if "Transfer-Encoding" in request.headers:
-            return _refusal(411, "Length Required", "a body has a Content-Length here")
+            return _refusal(411, "Length Required", "requests with a body must have a Content-Length")
         if (request.content_length or 0) > (request.max_content_length or math.inf):
             return _refusal(413, "Content Too Large", "see allowed_payload_size in Airflow's configuration")
         if wrong := _wrong():
@@ -175,8 +180,8 @@ def protect(app: Flask) -> None:
 
 def _refusal(status: int, title: str, detail: str) -> Response:
     if request.path.startswith(("/api/", "/auth/")):
-        said = json.dumps({"status": status, "title": title, "detail": detail})
-        answer = Response(said, status, content_type="application/problem+json")
+        body = json.dumps({"status": status, "title": title, "detail": detail})
+        answer = Response(body, status, content_type="application/problem+json")
     else:
         answer = Response(f"{title}: {detail}\n", status, content_type="text/plain; charset=utf-8")
     answer.headers["X-Content-Type-Options"] = "nosniff"
@@ -184,11 +189,12 @@ def _refusal(status: int, title: str, detail: str) -> Response:
 
 
 def _wrong() -> str:
-    """What is wrong with what the request says; '' where nothing is."""
-    sent = request.get_data()  # before the form is read, which would leave nothing of it
+    """Returns what is wrong with the request's content, or '' if nothing is."""
+    sent = request.get_data()  # before the form is parsed, which consumes the body
     try:
-        # Airflow's API takes JSON by its type alone, since a browser asks before it posts that for another site's page,
-        # and posts text unasked. `request.get_json` would keep what it reads by force, and the API would have it.
+        # Airflow's API only accepts a body with JSON's content type: a browser sends that for another site's page only
+        # after a preflight request, but sends plain text without one. `request.get_json` with `force` would cache what
+        # it parses, and the API would then use it.
         body = _parsed(sent) if request.is_json else None
         texts = list(_texts(body))
         confs = [_parsed(text) for name, text in texts if name == "conf"]
@@ -196,42 +202,42 @@ def _wrong() -> str:
         return "the body is nested too deeply"
     for name, text in texts:
         if "\0" in text:
-            return f"{name} has a NUL character"
+            return f"{name} contains a NUL character"
         if name in _IDS and len(text) > _MOST:
-            return f"{name} has {len(text):,} characters, and none has more than {_MOST}"
+            return f"{name} has {len(text):,} characters; the limit is {_MOST}"
     if request.method in _SAFE:
         return ""
     for name in _IDS:
-        # Airflow does it to one of them, and may have the other one in its event log
-        if len({text for said, text in texts if said == name}) > 1:
-            return f"{name} is given more than once, and not the same"
+        # Airflow would act on one value, and might record the other in its event log
+        if len({text for key, text in texts if key == name}) > 1:
+            return f"{name} is given more than once, with different values"
     if request.endpoint not in (_FORM, _API):
         return ""
     if len(sent) > _MOST_BYTES:
-        return f"the body is too long: it has {len(sent):,} bytes, and a trigger's has no more than {_MOST_BYTES:,}"
+        return f"the body is too long: it has {len(sent):,} bytes; the limit for triggering a run is {_MOST_BYTES:,}"
     if isinstance(body, dict):
         confs.append(body.get("conf"))
     for given in confs:
         if isinstance(given, dict) and len(given) > _MOST_KEYS:
-            return f"conf has {len(given):,} keys, and no run has more than {_MOST_KEYS}"
+            return f"conf has {len(given):,} keys; the limit is {_MOST_KEYS}"
     return _wrong_run_id([text for name, text in texts if name == "dag_run_id"])
 
 
 def _wrong_run_id(given: list[str]) -> str:
-    """What is wrong with a trigger's `dag_run_id`; '' where nothing is."""
+    """Returns what is wrong with the `dag_run_id` of a trigger request, or '' if nothing is."""
     if request.endpoint == _FORM:
-        # which reads `run_id` alone; the event log has the run's id from either
-        return "dag_run_id is no field of this form; the run's id is run_id" if given else ""
+        # the form only reads `run_id`, but the event log takes the run's id from either field
+        return "this form has no field dag_run_id; use run_id" if given else ""
     pattern = conf.get("scheduler", "allowed_run_id_pattern")
     for text in given:
-        # Airflow (2.10.5) answers with status 500
+        # otherwise, Airflow (2.10.5) responds with status 500
         if text and not re2.match(pattern, text):
             return f"dag_run_id {text!r} does not match {pattern}"
     return ""
 
 
 def _parsed(text: str | bytes) -> Any:
-    """What JSON says; None where it is none."""
+    """Parses JSON; returns None if the text is not JSON."""
     try:
         return json.loads(text) if text else None
     except ValueError:
@@ -239,16 +245,16 @@ def _parsed(text: str | bytes) -> Any:
 
 
 def _texts(body: Any) -> Iterator[tuple[str, str]]:
-    """The texts that a request has, with their names.
+    """Yields each text in the request, with its name.
 
     Args:
-        body: the request's, where it is JSON.
+        body: the request's parsed body, if it is JSON.
     """
     yield "the path", request.path
     yield from request.args.items(multi=True)
-    if (said := request.authorization) is not None:
-        yield "the user's name", said.username or ""
-        yield "the password", said.password or ""
+    if (login := request.authorization) is not None:
+        yield "the user's name", login.username or ""
+        yield "the password", login.password or ""
     yield from request.form.items(multi=True)
     waiting: list[tuple[str, Any]] = [*body.items()] if isinstance(body, dict) else [("the body", body)]
     while waiting:

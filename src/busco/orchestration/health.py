@@ -1,7 +1,7 @@
-"""Whether one of Airflow's services in this container is alive: `python -m busco.orchestration.health triggerer`.
+"""Docker health checks for Airflow's services in this container: `python -m busco.orchestration.health triggerer`.
 
-A health check of Docker's: a query of Airflow's database, or a message to the Celery worker, takes a fraction of a
-second; `airflow jobs check` and `celery inspect ping` take three of CPU each, every few seconds.
+Querying Airflow's database, or pinging the Celery worker directly, takes a fraction of a second. `airflow jobs check`
+and `celery inspect ping` would each use three seconds of CPU, every few seconds.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import os
 import socket
 import sys
 
-# Seconds since the last heartbeat; services beat every five (Airflow 2.10, scheduler_heartbeat_sec, job_heartbeat_sec).
+# The longest time since the last heartbeat, in seconds; services send one every five seconds (Airflow 2.10,
+# scheduler_heartbeat_sec, job_heartbeat_sec).
 LIMIT = 30
 
 
 def alive(service: str, dsn: str, host: str) -> bool:
-    """Whether a scheduler or triggerer of this host has given a sign of life lately.
+    """Whether a scheduler or triggerer on this host has sent a recent heartbeat.
 
     Args:
         service: `scheduler` or `triggerer`.
-        dsn: Airflow's database, as SQLAlchemy or PostgreSQL's library write it.
+        dsn: the URL of Airflow's database, in SQLAlchemy's or libpq's format.
     """
     import psycopg2
 
@@ -34,7 +35,7 @@ def alive(service: str, dsn: str, host: str) -> bool:
 
 
 def answers(broker: str, host: str) -> bool:
-    """Whether the Celery worker of this host answers.
+    """Whether the Celery worker on this host responds.
 
     Args:
         broker: URL of Celery's broker.
@@ -46,7 +47,7 @@ def answers(broker: str, host: str) -> bool:
 
 
 def main() -> int:
-    """The exit status: 0 where it is alive."""
+    """Returns the exit status: 0 if the service is alive."""
     service = sys.argv[1] if len(sys.argv) == 2 else ""
     if service not in ("scheduler", "triggerer", "worker"):
         print("usage: python -m busco.orchestration.health scheduler|triggerer|worker", file=sys.stderr)

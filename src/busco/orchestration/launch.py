@@ -1,4 +1,4 @@
-"""How runners are started, seen and stopped; `local` is a process on this machine."""
+"""Starts, watches and stops runners; with BUSCO_EXECUTION=local, a runner is a process on this machine."""
 
 from __future__ import annotations
 
@@ -24,74 +24,76 @@ Say = Callable[[str], None]
 
 
 class Starting(Protocol):
-    """A runner that was started and may not have registered itself yet."""
+    """A runner that was started, and may not have registered itself yet."""
 
     def alive(self) -> bool: ...
 
     def passing(self) -> bool:
-        """Whether what has ended it may be over by now: no capacity, a spot interruption, the network."""
+        """Whether the cause of its end is temporary: missing capacity, a Spot interruption, the network."""
 
     async def why(self) -> str:
-        """Why it is gone, and the end of its output, where that can be had."""
+        """Returns why it is gone, with the end of its output if that is available."""
 
     async def stop(self, reason: str) -> None:
-        """Ends it, whether or not it has registered itself."""
+        """Stops it, whether or not it has registered itself."""
 
 
 class CannotStart(Exception):
-    """A runner can't be started, and trying again won't help; the text says why and what to do."""
+    """A runner can't be started, and retrying won't help; the message states why and what to do."""
 
 
 class Launcher(Protocol):
-    """Starts, sees and stops runners. One for each way of BUSCO_EXECUTION."""
+    """Starts, watches and stops runners. There is one implementation for each value of BUSCO_EXECUTION."""
 
     async def start(self, pin: Pin, order: Order, say: Say) -> Starting:
-        """Starts `busco runner` for an order; waits for a place where the number of runners is limited, and says so.
+        """Starts `busco runner` for an order; if the limit on runners is reached, reports this and waits for a place.
 
         Raises:
-            CannotStart: there is no use in waiting.
+            CannotStart: waiting won't help.
         """
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> Starting | None:
-        """The runner of an order that another triggerer, or this one in an earlier life, may have started; None where
-        that can't be known."""
+        """Returns the runner of an order that another triggerer, or this one before a restart, may have started; None
+        if
+        this launcher can't find out."""
 
     async def discard(self, order: Order, reason: str) -> None:
-        """Ends what may have been started for an order of which there is no `Starting`."""
+        """Stops anything that may have been started for an order that has no `Starting`."""
 
     async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> Mapping[int, Ending]:
-        """Those of `runners` that are gone, by number; what `handles` know is brought up to date."""
+        """Returns the endings of those `runners` that are gone, by number, and refreshes the state of `handles`."""
 
     async def stop(self, runner: Runner, reason: str) -> None:
-        """Ends a runner; one that is gone already is no error."""
+        """Stops a runner; it is not an error if the runner is already gone."""
 
     async def tail(self, runner: Runner) -> str:
-        """The end of a runner's output; '' where there is none."""
+        """Returns the end of a runner's output, or '' if there is none."""
 
 
 def client_token(environment: str, pin: Pin, name: str, generation: int) -> str:
-    """32 hexadecimal digits: the same for all who start a runner for the same order, so that ECS starts one task."""
+    """Returns 32 hexadecimal digits, which are the same for every process that starts a runner for the same order, so
+    that ECS starts only one task."""
     return token_of(environment, pin.run, pin.epoch, pin.origin, name, generation)
 
 
-def token_of(*said: str | int) -> str:
-    """32 hexadecimal digits, the same for the same words."""
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+def token_of(*parts: str | int) -> str:
+    """Returns 32 hexadecimal digits that only depend on `parts`."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 def command(pin: Pin, order: Order) -> list[str]:
-    """What `busco` is called with: as long for a model with a thousand tests as for one."""
+    """Returns the arguments for `busco`; their length does not depend on the number of nodes in the order."""
     words = ["runner", "--run", pin.run, "--epoch", str(pin.epoch)]
     return [*words, "--order", order.name, "--generation", str(order.generation)]
 
 
 @dataclass
 class LocalProcess:
-    """A runner on this machine, in a session of its own, so that it outlives whoever started it."""
+    """A runner on this machine, in its own session so that it outlives the process that started it."""
 
     process: subprocess.Popen[bytes]
     log: Path
-    stopped: str = ""  # why, if this launcher has stopped it
+    stopped: str = ""  # the reason, if this launcher has stopped it
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -110,41 +112,41 @@ class LocalProcess:
 
 @dataclass
 class LocalLauncher:
-    """BUSCO_EXECUTION=local: a process in dbt's virtual environment."""
+    """The launcher for BUSCO_EXECUTION=local: each runner is a process in dbt's virtual environment."""
 
     settings: Settings
     children: list[LocalProcess] = field(default_factory=list)
-    _starting: int = 0  # processes that are being started, and are not among the children yet
+    _starting: int = 0  # processes that are being started and are not in `children` yet
 
     async def start(self, pin: Pin, order: Order, say: Say) -> LocalProcess:
-        said = False
+        reported = False
         while True:
             self.children = [child for child in self.children if child.alive()]
             taken = len(self.children) + self._starting
             if taken < self.settings.max_local_runners:
                 break
-            if not said:
-                say(f"waiting: {taken} runners are at work on this machine (BUSCO_MAX_LOCAL_RUNNERS)")
-                said = True
+            if not reported:
+                say(f"waiting: {taken} runners are active on this machine (BUSCO_MAX_LOCAL_RUNNERS)")
+                reported = True
             await asyncio.sleep(0.5)
-        # in the turn of the loop in which it was seen that there is room: others look in the next one
+        # no await since the check above, so that no other task can use the free place
         self._starting += 1
         starting = asyncio.create_task(self._begin(command(pin, order)))
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # nobody else knows of it
-            await (await starting).stop("it is not wanted any more")
+            # no other task has this process, so it must be stopped here
+            await (await starting).stop("it is no longer needed")
             raise
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> None:  # noqa: ARG002
-        # a process that has not registered itself is known to whoever started it only
+        # only the process that started a runner can find it before it registers itself
         return None
 
     async def discard(self, order: Order, reason: str) -> None: ...
 
     async def _begin(self, words: list[str]) -> LocalProcess:
-        """Starts a process in a thread. Only the loop changes the list of children: it also drops those that ended."""
+        """Starts a process in a thread. Only the event loop changes `children`, since it also drops ended processes."""
         try:
             child = await asyncio.to_thread(self._start, words)
             self.children.append(child)
@@ -159,7 +161,7 @@ class LocalLauncher:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [interpreter, "-m", "busco", *words, "--log", str(log)],
-                # the role that it has as an ECS task, in place of Airflow's
+                # use the role that a runner has as an ECS task, instead of Airflow's
                 env=without_airflow(dict(os.environ)) | {"BUSCO_LOCAL_ROLE": "runner"},
                 cwd=self.settings.home,
                 stdin=subprocess.DEVNULL,
@@ -176,19 +178,19 @@ class LocalLauncher:
     def _ending(self, runner: Runner) -> Ending:
         child = self._child(runner)
         if child is not None and child.stopped:
-            # whoever stops a process also takes its exit status
+            # its exit status is not available: stopping a process also reaps it
             return Ending(number=runner.number, reason=f"its process was stopped: {child.stopped}")
         code = child.process.poll() if child is not None else None
         return Ending(number=runner.number, reason=process_ending(code), exit_code=code)
 
     def _child(self, runner: Runner) -> LocalProcess | None:
-        """A runner's process, if this launcher has started it."""
+        """Returns a runner's process, if this launcher started it."""
         if runner.host != this_host(self.settings.state):
             return None
         return next((child for child in self.children if child.process.pid == runner.pid), None)
 
     def _alive(self, runner: Runner) -> bool:
-        # what can't be seen from here counts as gone: should it live, the entries' tokens keep its writes out (R4)
+        # a runner on another host counts as gone: if it is alive, the entries' tokens block its writes (R4)
         return runner.host == this_host(self.settings.state) and process_alive(runner.pid, runner.started)
 
     async def stop(self, runner: Runner, reason: str) -> None:
@@ -204,24 +206,24 @@ class LocalLauncher:
 
 
 def process_ending(code: int | None = None) -> str:
-    """How a runner's process has ended, in words.
+    """Describes how a runner's process ended.
 
     Args:
-        code: its exit status as `subprocess` has it, a signal as a negative number; None where it isn't known.
+        code: its exit status in `subprocess`'s format (negative for a signal); None if it isn't known.
     """
     if code is None:
         return (
-            "its process is gone, and nothing says why: it was killed, ran out of memory, or its machine was restarted"
+            "its process is gone for an unknown reason: it was killed, it ran out of memory, or its machine restarted"
         )
     if code == -signal.SIGKILL:
-        return "its process was killed (signal 9): by somebody, or because the machine ran out of memory"
+        return "its process was killed (signal 9), by a person or because the machine ran out of memory"
     if code < 0:
-        return f"its process was ended by signal {-code}"
-    return f"its process ended by itself, with exit code {code}"
+        return f"its process was terminated by signal {-code}"
+    return f"its process exited on its own with exit code {code}"
 
 
 def tail_of(log: Path, lines: int = 20) -> str:
-    """The last lines of a file; '' where there is none."""
+    """Returns the last lines of a file, or '' if it does not exist."""
     try:
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     except OSError:
@@ -232,7 +234,7 @@ _launchers: dict[tuple[str, int], Launcher] = {}
 
 
 def launcher(settings: Settings) -> Launcher:
-    """The launcher of this event loop for BUSCO_EXECUTION; one for all runs, since it bounds their number."""
+    """Returns this event loop's launcher for BUSCO_EXECUTION; all runs share it, so that it can limit their runners."""
     key = (settings.execution, id(asyncio.get_running_loop()))
     if key not in _launchers:
         if settings.execution == "local":

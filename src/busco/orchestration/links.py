@@ -1,7 +1,7 @@
 """The extra links of model, test and docs tasks: log stream, ECS task, Athena table, dbt docs.
 
-Airflow asks for each link's address whenever somebody looks at a task, so that it must cost nothing: it names a page of
-`busco.orchestration.web`, which looks where the task's runner is when it is opened, that is while the task runs too.
+Airflow requests each link's URL whenever a user views a task, so it must be cheap to compute. It points to a page of
+`busco.orchestration.web`, which looks up the task's runner only when it is opened, even while the task is running.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from airflow.models.taskinstancekey import TaskInstanceKey
 class TaskLink(BaseOperatorLink):
     """A page about one try of a task.
 
-    Serialized DAGs have its class and attributes: the webserver makes it anew from them, if its plugin names the class.
+    A serialized DAG stores the link's class and attributes. The webserver recreates the link from these if its plugin
+    registers the class.
     """
 
     page: ClassVar[str]
@@ -39,7 +40,7 @@ class LogStream(TaskLink):
 
 @attr.s(auto_attribs=True)
 class EcsTaskLink(TaskLink):
-    """The ECS task that the task's runner is."""
+    """The ECS task in which the task's runner runs."""
 
     name: ClassVar[str] = "ECS task"
     page: ClassVar[str] = "ecs_task"
@@ -47,7 +48,7 @@ class EcsTaskLink(TaskLink):
 
 @attr.s(auto_attribs=True)
 class AthenaTable(TaskLink):
-    """The table that the task builds or tests, `<layer>.<name>`, as Athena has it."""
+    """The table that the task builds or tests, `<layer>.<name>`, as it appears in Athena."""
 
     name: ClassVar[str] = "Athena table"
     page: ClassVar[str] = "athena_table"
@@ -56,7 +57,7 @@ class AthenaTable(TaskLink):
 
 @attr.s(auto_attribs=True)
 class DbtDocs(TaskLink):
-    """The page of the task's model or seed in dbt's docs of its project."""
+    """The page of the task's model or seed in its project's dbt docs."""
 
     name: ClassVar[str] = "dbt docs"
     page: ClassVar[str] = "dbt_docs"
@@ -65,12 +66,12 @@ class DbtDocs(TaskLink):
 
 
 def task_links(table: str, unique_id: str, project: str) -> list[BaseOperatorLink]:
-    """A task's links.
+    """Returns a task's links.
 
     Args:
-        table: the table that it is about, '' where there is none.
-        unique_id: the model or seed that it is about, '' where there is none.
-        project: the dbt project whose graph it is of.
+        table: the task's table, or '' if it has none.
+        unique_id: the unique id of the task's model or seed, or '' if it has none.
+        project: the dbt project to whose graph the task belongs.
     """
     links: list[BaseOperatorLink] = [LogStream(), EcsTaskLink()]
     if table:
@@ -81,7 +82,7 @@ def task_links(table: str, unique_id: str, project: str) -> list[BaseOperatorLin
 
 
 def page_url(page: str, ti_key: TaskInstanceKey) -> str:
-    """The address of a page; a whole one, for Airflow's UI leads to no other."""
+    """Returns a page's URL, which must be absolute for Airflow's UI."""
     about = {
         "dag_id": ti_key.dag_id,
         "dag_run_id": ti_key.run_id,
