@@ -1,4 +1,4 @@
-"""One factory for AWS clients: retries, time-outs, endpoint and region from settings."""
+"""Creates all AWS clients, with retries, timeouts, and the endpoint and region from the settings."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ _LOADER = botocore.loaders.create_loader()
 
 
 def client(service: str, settings: Settings, **config: Any) -> Any:
-    """A boto3 client of `service` with the platform's retries and time-outs, or those in `config` (botocore's).
+    """Returns a boto3 client for `service`, with the platform's retries and timeouts unless `config` (options for
+    botocore's Config) overrides them.
 
-    Thread-safe, as boto3's clients are. `endpoint_url` None means AWS's own.
+    Like all boto3 clients, it is thread-safe. If `settings.endpoint_url` is None, it uses AWS's own endpoint.
     """
     return _client(service, settings.region, settings.endpoint_url, None, **config)
 
 
 def publisher_client(service: str, settings: Settings, or_own: bool = False) -> Any:
-    """A client with the credentials of the role that publishes (BUSCO_PUBLISHER_ROLE_ARN), which this process assumes;
-    with its own where the settings name none. They are renewed before they end, and shared by all of the process.
+    """Returns a client that uses the publisher role (BUSCO_PUBLISHER_ROLE_ARN), which this process assumes.
+
+    If no role is configured, the client uses the process's own credentials. The role's credentials are refreshed before
+    they expire, and shared within the process.
 
     Args:
-        or_own: whether somebody who may not assume the role goes on as himself: a person at the command line, whose own
-            rights S3 and Glue then look at.
+        or_own: whether to fall back to the process's own credentials if it is not allowed to assume the role. This is
+            for people at the command line: S3 and Glue then check their own permissions.
 
     Raises:
-        BuscoError: this process's role may not assume that one.
+        BuscoError: this process is not allowed to assume the role.
     """
     if not settings.publisher_role_arn:
         return client(service, settings)
@@ -56,15 +59,15 @@ def publisher_client(service: str, settings: Settings, or_own: bool = False) -> 
         if or_own:
             return client(service, settings)
         raise BuscoError(
-            f"{settings.publisher_role_arn} may not be assumed: {error.response['Error'].get('Message', error)}",
-            "Airflow runs with AirflowRole of deploy/aws/ecs.yaml, which alone may; BUSCO_PUBLISHER_ROLE_ARN is that "
-            "stack's PublisherRoleArn",
+            f"can't assume {settings.publisher_role_arn}: {error.response['Error'].get('Message', error)}",
+            "run Airflow with AirflowRole of deploy/aws/ecs.yaml, which alone can assume it, and set "
+            "BUSCO_PUBLISHER_ROLE_ARN to that stack's PublisherRoleArn",
         ) from error
     return _client(service, settings.region, settings.endpoint_url, given)
 
 
 class _Given(CredentialProvider):  # type: ignore[misc, unused-ignore]
-    """Credentials that are there already, in place of botocore's search for some."""
+    """Provides existing credentials, instead of botocore's search for credentials."""
 
     METHOD = "assume-role"
 
@@ -78,7 +81,7 @@ class _Given(CredentialProvider):  # type: ignore[misc, unused-ignore]
 
 @lru_cache
 def assumed(role: str, region: str, endpoint_url: str | None) -> Any:
-    """The credentials of a role, fetched when they are first asked for and whenever they are about to end."""
+    """Returns the credentials of a role, which are fetched on first use and refreshed before they expire."""
     sts = _client("sts", region, endpoint_url, None)
 
     def fetch() -> dict[str, str]:
@@ -94,7 +97,8 @@ def assumed(role: str, region: str, endpoint_url: str | None) -> Any:
 
 
 def _client(service: str, region: str, endpoint_url: str | None, credentials: Any, **config: Any) -> Any:
-    # botocore reads megabytes of JSON for each session's first client: here once for the process
+    # botocore reads megabytes of JSON for the first client of each session; sharing the loader makes that once a
+    # process
     bare = botocore.session.Session()
     bare.register_component("data_loader", _LOADER)
     if credentials is not None:

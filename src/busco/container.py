@@ -1,4 +1,4 @@
-"""What this process's container may use, and which ECS task it is: cgroups and the task metadata endpoint."""
+"""This container's resource limits and ECS task, from cgroups and the task metadata endpoint."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-# The agent answers on the host within milliseconds; a process that starts waits for it at most twice as long as this.
+# The agent on the host responds within milliseconds; a starting process waits for it at most twice this long.
 _METADATA_SECONDS = 1.0
 _METADATA_TRIES = 2
 _MIB = 1 << 20
-# Without a limit, cgroup v1 has the largest multiple of the page size that fits its counter (Linux,
-# Documentation/admin-guide/cgroup-v1/memory.rst); no container has an exbibyte.
+# Without a limit, cgroup v1 reports the largest multiple of the page size that fits its counter (Linux,
+# Documentation/admin-guide/cgroup-v1/memory.rst); no container has an exbibyte of memory.
 _NO_LIMIT = 1 << 60
 # /proc/self/mountinfo writes these characters of a path as octal escapes (proc_pid_mountinfo(5)).
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
@@ -24,9 +24,9 @@ _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
 @dataclass(frozen=True)
 class TaskMetadata:
-    """An ECS task as its metadata endpoint describes it.
+    """An ECS task, as described by its metadata endpoint.
 
-    `cpu` is in vCPU, `memory` in bytes: the smaller of the task's limit and this container's. None is no limit.
+    `cpu` is in vCPUs. `memory` is in bytes: the smaller of the task's limit and this container's. None means no limit.
     """
 
     arn: str
@@ -39,23 +39,24 @@ class TaskMetadata:
 
 
 def in_ecs() -> bool:
-    """Whether this process runs in a container of an ECS task."""
+    """Whether this process runs in an ECS task."""
     return bool(os.environ.get("ECS_CONTAINER_METADATA_URI_V4"))
 
 
 def this_task() -> TaskMetadata | None:
-    """The ECS task that this process runs in; None outside of ECS, and where its metadata endpoint does not answer."""
+    """Returns the ECS task of this process; None outside of ECS, or if its metadata endpoint does not respond."""
     uri = os.environ.get("ECS_CONTAINER_METADATA_URI_V4")
     return _task(uri) if uri else None
 
 
 def memory_limit_bytes(root: Path = Path("/")) -> int | None:
-    """The memory that this container may use: the smallest of what its cgroups and the ECS task metadata say.
+    """Returns the memory that this container can use: the smallest limit in its cgroups and the ECS task metadata.
 
     Args:
-        root: the folder in which /proc and /sys are looked for.
+        root: the folder that contains /proc and /sys.
 
-    Returns None where nothing limits it.
+    Returns:
+        bytes, or None if there is no limit.
     """
     limits = [_integer(text) for text in _settings(root, "memory", "memory.max", "memory.limit_in_bytes")]
     task = this_task()
@@ -64,10 +65,8 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
 
 
 def cpu_limit(root: Path = Path("/")) -> float | None:
-    """The number of CPUs that this container may use: the smallest of what its cgroups and the ECS task metadata say.
-
-    Returns None where nothing limits it.
-    """
+    """Returns the number of CPUs that this container can use: the smallest limit in its cgroups and the ECS task
+    metadata, or None if there is no limit."""
     found = [quota for text in _settings(root, "cpu", "cpu.max", "cpu.cfs_quota_us") if (quota := _quota(text))]
     task = this_task()
     if task is not None and task.cpu is not None:
@@ -79,9 +78,9 @@ def cpu_limit(root: Path = Path("/")) -> float | None:
 
 
 def _settings(root: Path, controller: str, v2: str, v1: str) -> Iterator[str]:
-    """A setting's text in this process's cgroup and those above it, as far as they are mounted.
+    """Yields a setting's text from this process's cgroup and its ancestors, if they are mounted.
 
-    Of v1 and v2 alike, since both may be mounted at once. v1's quota comes with its period behind it, in v2's form.
+    It reads both v1 and v2, since both can be mounted at once. A v1 quota is followed by its period, as in v2's format.
     """
     for folder, unified in _cgroups(root, controller):
         text = _text(folder / (v2 if unified else v1))
@@ -92,7 +91,7 @@ def _settings(root: Path, controller: str, v2: str, v1: str) -> Iterator[str]:
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """The folders of this process's cgroups of a controller, the innermost first; whether each is of v2."""
+    """Yields the folders of this process's cgroups for a controller, innermost first, and whether each is of v2."""
     own: dict[str, str] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -111,10 +110,10 @@ def _cgroups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
 
 
 def _below(path: str, mounted: str) -> PurePosixPath:
-    """Where a cgroup lies below a mount whose root is the cgroup `mounted`.
+    """Returns a cgroup's path relative to a mount whose root is the cgroup `mounted`.
 
-    A container without a cgroup namespace sees the host's paths, and one with it `..` above its own: in both the
-    mount's own folder is the container's.
+    A container without a cgroup namespace sees the host's paths; one with a namespace sees `..` for cgroups above its
+    own. In both cases, the mount's top folder is the container's cgroup.
     """
     if ".." in (parts := PurePosixPath(path).parts) or ".." in PurePosixPath(mounted).parts:
         return PurePosixPath()
@@ -140,7 +139,7 @@ def _integer(text: str) -> int | None:
 
 
 def _quota(text: str) -> float | None:
-    """CPUs of `<quota> <period>`, both in microseconds; `max` and -1 are none."""
+    """Returns the CPUs in `<quota> <period>`, both in microseconds; `max` and -1 mean no limit."""
     quota, _, period = text.partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
@@ -153,10 +152,11 @@ def _task(uri: str) -> TaskMetadata | None:
     container, task = _metadata(uri), _metadata(f"{uri}/task")
     if task is None:
         return None
-    # A container's CPU is a weight, only the task's is a limit (Amazon ECS Developer Guide, "task metadata version 4").
+    # A container's CPU value is a weight; only the task's is a limit (Amazon ECS Developer Guide, "task metadata
+    # version 4").
     limits = task.get("Limits") or {}
     own = (container or {}).get("Limits") or {}
-    memory = [int(said) * _MIB for said in (limits.get("Memory"), own.get("Memory")) if said]
+    memory = [int(mib) * _MIB for mib in (limits.get("Memory"), own.get("Memory")) if mib]
     return TaskMetadata(
         arn=str(task.get("TaskARN", "")),
         cluster=str(task.get("Cluster", "")),
@@ -169,7 +169,7 @@ def _task(uri: str) -> TaskMetadata | None:
 
 
 def _metadata(uri: str) -> dict[str, Any] | None:
-    # no proxy: the address is the host's own
+    # without a proxy: the address is local to the host
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(_METADATA_TRIES):
         try:

@@ -1,4 +1,4 @@
-"""The two Python environments: which one this is, and how to reach the other."""
+"""The two Python environments, Airflow's and dbt's: tells which one this is, and runs commands in the other."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _VARIABLES: dict[Side, str] = {"airflow": "BUSCO_AIRFLOW_PYTHON", "dbt": "BUSCO_
 
 
 def here(side: Side) -> bool:
-    """Whether this process runs in that environment."""
+    """Whether this process runs in the given environment."""
     return importlib.util.find_spec(_MARKS[side]) is not None
 
 
 def python(settings: Settings, side: Side) -> Path:
-    """The interpreter of an environment: this one, BUSCO_<SIDE>_PYTHON, or the project's own.
+    """Returns the interpreter of an environment: this process's, BUSCO_<SIDE>_PYTHON, or the one in the project.
 
     Raises:
-        BuscoError: there is none.
+        BuscoError: the environment is not set up.
     """
     if here(side):
         return Path(sys.executable)
@@ -40,18 +40,19 @@ def python(settings: Settings, side: Side) -> Path:
 
 
 def hand_over(settings: Settings, side: Side, arguments: list[str]) -> NoReturn:
-    """Becomes `busco <arguments>` in the other environment; standard streams and exit status are the command's."""
+    """Replaces this process with `busco <arguments>` in the given environment."""
     interpreter = str(python(settings, side))
-    os.execv(interpreter, [interpreter, "-m", "busco", *arguments])  # noqa: S606 (no shell is meant)
+    os.execv(interpreter, [interpreter, "-m", "busco", *arguments])  # noqa: S606 (deliberately without a shell)
 
 
 def without_airflow(variables: dict[str, str]) -> dict[str, str]:
-    """An environment for children that are not Airflow: its variables hold secrets that nobody else needs."""
+    """Returns the environment variables for child processes other than Airflow: Airflow's contain secrets that no other
+    process needs."""
     return {name: value for name, value in variables.items() if not name.startswith("AIRFLOW_")}
 
 
 def code_version(settings: Settings) -> str:
-    """The commit of the code that runs, with `+` where files differ from it; '' outside of git."""
+    """Returns the commit of the running code, with `+` if any file differs from it; '' outside of git."""
     if given := os.environ.get("BUSCO_CODE_VERSION"):
         return given
     git = ["git", "-C", str(settings.home)]
@@ -64,8 +65,11 @@ def code_version(settings: Settings) -> str:
 
 
 def ask_for_parse(settings: Settings) -> None:
-    """Has Airflow parse the DAG files anew: it does so at once with a file that is younger than its last parse
-    (`file_parsing_sort_mode`), with others once in a while. Where they can't be touched it takes that while."""
+    """Touches the DAG files, so that Airflow parses them again immediately.
+
+    Airflow parses files that are newer than its last parse first (`file_parsing_sort_mode`), and other files
+    periodically. If the files can't be touched, the change takes effect at the next periodic parse.
+    """
     for file in (settings.home / "dags").glob("*.py"):
         with suppress(OSError):
             file.touch()

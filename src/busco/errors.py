@@ -1,17 +1,17 @@
-"""The one exception for what a user can mend."""
+"""The exception for problems that the user can fix."""
 
 from __future__ import annotations
 
 
 class BuscoError(Exception):
-    """Something that the user can mend: what is wrong, where, and what to do.
+    """A problem that the user can fix: what is wrong, where, and what to do.
 
-    A command that raises it ends with this message alone and exit status 1; any other exception is a bug and
-    keeps its traceback.
+    A command that raises it prints only this message and exits with status 1. Any other exception is a bug, and keeps
+    its traceback.
 
     Args:
         message: what is wrong and where, in one or more lines.
-        hint: what to do about it, printed on a line of its own.
+        hint: what to do about it, printed on a separate line.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:

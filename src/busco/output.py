@@ -1,6 +1,6 @@
-"""How the command prints: tables that fit a terminal, and whole values where there is none.
+"""The command's output: tables that fit the terminal, and full values if there is no terminal.
 
-All that it prints goes through here, escaped as `busco.text` says.
+All output goes through this module, which escapes it with `busco.text`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from rich.text import Text
 from busco.errors import BuscoError
 from busco.text import json_text, printable, shown
 
-# no line of a table is folded before it has so many characters
+# the width of tables that are not written to a terminal: large enough that no line is ever wrapped
 _UNFOLDED = 10_000_000
 
 
 class _Console(Console):
-    """Rich's console, which ends the process by itself when the reader of a pipe is gone; the command does that."""
+    """Rich's console exits the process when the reader of a pipe is gone; here, the command handles that instead."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 def console() -> Console:
-    """Standard output; a row is a line where it is no terminal."""
+    """Returns a console for standard output; if that is not a terminal, each row is one line."""
     return _Console(width=None if sys.stdout.isatty() else _UNFOLDED, highlight=False)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[int] = (), title: str = "") -> None:
-    """Prints a table; columns whose positions are in `right` are aligned right."""
+    """Prints a table; columns whose positions are in `right` are right-aligned."""
     made = Table(title=printable(title) or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for position, header in enumerate(headers):
         made.add_column(Text(printable(header)), justify="right" if position in right else "left", overflow="fold")
@@ -49,16 +49,16 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence
 
 
 def result(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> None:
-    """Prints a query's result as table, csv or json; NULL is empty in the first two, null in json.
+    """Prints a query's result as table, csv or json; NULL is empty in the first two, and null in json.
 
-    csv and json are data: exactly the values. In csv they are escaped as in a table where they go to a terminal, and
-    nowhere else; json has escapes of its own.
+    csv and json are meant for programs, and contain the exact values. Only if csv goes to a terminal are its values
+    escaped as in a table; json has its own escapes.
 
-    In json a decimal is a string, for a number there is a double to most that read it; so are dates and times. What
-    JSON has no number for (NaN, infinity) is null.
+    In json, decimals are strings, because most programs read JSON numbers as doubles. Dates and times are strings too.
+    Values that JSON numbers can't represent (NaN, infinity) are null.
 
     Raises:
-        BuscoError: json is asked for, and two columns have one name.
+        BuscoError: the form is json, and two columns have the same name.
     """
     if form == "csv":
         shows = printable if sys.stdout.isatty() else str
@@ -69,7 +69,7 @@ def result(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> 
         twice = [name for name, count in Counter(columns).items() if count > 1]
         if twice:
             raise BuscoError(
-                f"two columns are called {twice[0]!r}, which json can't tell apart", "name one: … as other"
+                f"two columns are named {twice[0]!r}, so json can't tell them apart", "rename one: … as other"
             )
         found = [{name: _json(value) for name, value in zip(columns, row, strict=True)} for row in rows]
         echo(json_text(found))
@@ -79,33 +79,33 @@ def result(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> 
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Lines for people, on standard output or standard error, at once."""
+    """Prints lines for people on standard output or standard error, without buffering."""
     click.echo(shown(text), err=err)
 
 
 def say(text: str) -> None:
-    """A line of progress, on standard error, so that standard output stays the command's result."""
+    """Prints a line of progress on standard error, so that standard output only contains the command's result."""
     echo(text, err=True)
 
 
 def exact(text: str) -> None:
-    """Text that a program has asked for, such as a shell that evaluates it: as it is, but to a terminal."""
-    # not by click, which takes out what looks like an escape sequence
+    """Prints text for a program, such as a shell that evaluates it; it is only escaped if it goes to a terminal."""
+    # not with click, which removes anything that looks like an escape sequence
     sys.stdout.write(f"{shown(text) if sys.stdout.isatty() else text}\n")
     sys.stdout.flush()
 
 
 def say_wrong(error: click.ClickException) -> None:
-    """Click's message of wrong usage, which quotes what was typed, or what a script has passed on."""
-    said = io.StringIO()
-    error.show(file=said)
-    say(said.getvalue().removesuffix("\n"))
+    """Prints Click's usage error, escaped because it quotes arguments that a user or a script passed."""
+    message = io.StringIO()
+    error.show(file=message)
+    say(message.getvalue().removesuffix("\n"))
 
 
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    # Athena's way to write VARBINARY
+    # Athena's format for VARBINARY
     return value.hex(" ") if isinstance(value, bytes) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Folders of one user's own."""
+"""Folders that only their owner can access."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import os
 import stat
 from pathlib import Path
 
-# of processes whose files nobody else is to read
+# for processes whose files other users must not read
 UMASK = 0o077
 
 
 def make_private(folder: Path) -> None:
-    """Makes a folder that only its owner may enter, whatever the umask; one that is there becomes it.
+    """Creates a folder that only its owner can enter, whatever the umask; if it exists, restricts it to its owner.
 
-    So do the folders in it, which others may have entered, and stayed in, while it was open to them. Nothing below
-    these has to change: nobody gets there.
+    Its direct subfolders are restricted too, since other users may have entered them while the folder was open, and may
+    still be in them. Deeper levels need no change: other users can't reach them.
 
     Raises:
-        OSError: it can't be made, or changed.
-        PermissionError: it belongs to somebody else, who may read and change what is put there.
+        OSError: the folder can't be created or changed.
+        PermissionError: the folder belongs to another user, who could read and change its contents.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if os.geteuid() not in (0, folder.stat().st_uid):
         raise PermissionError(0, "it belongs to another user", str(folder))
     _close(folder)
     for entry in os.scandir(folder):
-        # one that is taken away just now; one of another user's, which nobody reaches any more
+        # the entry may have just been removed, or may belong to another user, who can no longer reach it
         with contextlib.suppress(OSError):
             if entry.is_dir(follow_symlinks=False):
                 _close(Path(entry.path))

@@ -1,4 +1,4 @@
-"""How the problems of very many nodes of a dbt project are listed: a line for each kind, not for each node."""
+"""Lists the problems of a dbt project's nodes: one line for each kind of problem if many nodes have it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# up to so many of a kind are listed one by one; of more, so many files are named
+# if up to this many nodes have a problem, each is listed; if more do, this many of their files are named
 SHOWN = 3
 
 
@@ -16,9 +16,9 @@ class Problem:
     """What is wrong with a node, and what to do, in one line.
 
     Attributes:
-        node: of the manifest, for its file.
+        node: the node in the manifest, for its file.
         text: what is wrong.
-        kind: the same in words that hold for all nodes with this problem; empty: `text` does.
+        kind: the same text without the node's own details; if empty, `text` applies to all nodes with this problem.
     """
 
     node: Mapping[str, Any]
@@ -27,7 +27,7 @@ class Problem:
 
     @classmethod
     def of(cls, node: Mapping[str, Any], kind: str, *own: object) -> Problem:
-        """A problem whose `{}` in `kind` stand for what is the node's own."""
+        """Returns a problem whose text is `kind`, with each `{}` replaced by one of the node's own details."""
         return cls(node, kind.format(*own), kind.format(*("…" for _ in own)))
 
     @property
@@ -40,21 +40,21 @@ class Problem:
 
 
 def refusal(problems: Iterable[Problem], verbose: bool = False, command: str = "busco dbt parse") -> str:
-    """The message of a refusal of a project: a line for each problem, and one line for each kind with more than three.
+    """Returns the message that refuses a project: a line for each problem, or one line for more than three of a kind.
 
     Args:
-        verbose: a line for each problem, however many there are.
-        command: what parses the project, as a user types it.
+        verbose: list each problem on its own line, however many there are.
+        command: the command that parses the project, as a user types it.
     """
     found = list(problems)
     lines = [problem.line for problem in found] if verbose else _grouped(found)
     if len(lines) < len(found):
-        lines.append(f"(each of them: {command} --verbose)")
-    return "\n    ".join(["the dbt project has models that the lake refuses:", *lines])
+        lines.append(f"(to list all of them: {command} --verbose)")
+    return "\n    ".join(["the lake can't build this dbt project:", *lines])
 
 
 def some(files: Iterable[str]) -> str:
-    """The first files of many: `a, b, c, …`."""
+    """Returns the first few files, followed by `…` if there are more: `a, b, c, …`."""
     unique = list(dict.fromkeys(files))
     return ", ".join([*unique[:SHOWN], *(["…"] if len(unique) > SHOWN else [])])
 
@@ -65,7 +65,7 @@ def _grouped(problems: Sequence[Problem]) -> list[str]:
         kinds.setdefault(problem.kind or problem.text, []).append(problem)
     lines = []
     for kind, found in kinds.items():
-        # many that are alike to the letter (one schema) say more than what they share with others (any schema)
+        # identical texts (all about one schema) are more helpful than the text of their kind (about any schema)
         texts = Counter(problem.text for problem in found)
         alike = [text for text, number in texts.items() if number > SHOWN]
         lines += [_line(text, [problem for problem in found if problem.text == text]) for text in alike]

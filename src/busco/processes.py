@@ -1,4 +1,4 @@
-"""Processes by pid and start time, so that a recycled pid is never taken for ours; ended by id only."""
+"""Identifies processes by pid and start time, so that a recycled pid is not mistaken for ours, and ends them by id."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ _EXITING = 0x4  # PF_EXITING among a process's flags (Linux, include/linux/sched
 
 
 def this_host(state: Path) -> str:
-    """This machine's name in the lake's records: its host name when the state folder was made, and a random part.
+    """Returns this machine's name in the lake's records: its host name when the state folder was created, plus a random
+    suffix.
 
-    Kept in `<state>/host`: a laptop's host name changes with the network that it is in, a container's with each start.
+    It is stored in `<state>/host`, because a laptop's host name changes with its network, and a container's with each
+    start.
     """
     path = state / "host"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(f"{socket.gethostname()}-{secrets.token_hex(4)}")
-        with contextlib.suppress(FileExistsError):  # of two that make it at once, the first one's stays
+        with contextlib.suppress(FileExistsError):  # if two processes create it at the same time, the first one wins
             path.hardlink_to(file.name)
         Path(file.name).unlink()
     return path.read_text()
 
 
 def own_name(prefix: str) -> str:
-    """A name for a folder of this process's own, by which `clear_left_behind` knows when nobody needs it any more.
+    """Returns a name for a folder that belongs to this process, so that `clear_left_behind` can tell when to remove it.
 
-    By host too: containers that share the state folder have pids of their own.
+    It includes the host, because containers that share the state folder have separate pids.
     """
     return f"{prefix}-{os.getpid()}@{socket.gethostname()}-{secrets.token_hex(4)}"
 
 
 def clear_left_behind(root: Path, prefix: str) -> None:
-    """Takes away what processes of this host that were killed left below `root` under an `own_name`."""
+    """Removes the `own_name` folders under `root` that belong to dead processes of this host."""
     for left in root.glob(f"{prefix}-*@{socket.gethostname()}-*"):
         pid = left.name.removeprefix(f"{prefix}-").split("@")[0]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
@@ -49,8 +51,11 @@ def clear_left_behind(root: Path, prefix: str) -> None:
 
 
 def process_alive(pid: int, started: float) -> bool:
-    """Whether the process with this pid and creation time (seconds since the epoch) exists, is no zombie, and was not
-    killed: one that has much memory is there for a while after SIGKILL."""
+    """Whether the process with this pid and creation time (seconds since the epoch) is running.
+
+    Zombies don't count, and neither do processes that were killed: one with a lot of memory can take a while to exit
+    after SIGKILL.
+    """
     try:
         process = psutil.Process(pid)
         is_it = abs(process.create_time() - started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
@@ -60,11 +65,11 @@ def process_alive(pid: int, started: float) -> bool:
 
 
 def _is_dying(pid: int) -> bool:
-    """Whether a process was sent SIGKILL or is on its way out; False where /proc does not say."""
+    """Whether a process was sent SIGKILL or is exiting; False if /proc is not available."""
     folder = Path(f"/proc/{pid}")
     try:
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
-        # behind the command's name, which may have anything in it
+        # after the command's name, which can contain any character
         flags = int((folder / "stat").read_text().rpartition(")")[2].split()[6])
     except (OSError, ValueError, IndexError):
         return False
@@ -73,7 +78,10 @@ def _is_dying(pid: int) -> bool:
 
 
 def kill_tree(pid: int, grace: float = 20.0) -> None:
-    """Ends a process and its descendants by id: SIGTERM to the first, SIGKILL to what is left after `grace` seconds."""
+    """Ends a process and its descendants by id.
+
+    It sends SIGTERM to the process, and SIGKILL to all that are left after `grace` seconds.
+    """
     try:
         root = psutil.Process(pid)
         family = [root, *root.children(recursive=True)]

@@ -1,7 +1,7 @@
-"""What the dbt project says, read from its manifest: tables, parents, tests, contracts, fingerprints.
+"""A dbt project, read from its manifest: tables, parents, tests, contracts, fingerprints.
 
-It reads the manifest's JSON (dbt's public artifact, schema v12) and imports nothing of dbt, so that it serves
-Airflow's environment too.
+This module reads the manifest's JSON (dbt's public artifact, schema v12) and does not import dbt, so that it also works
+in Airflow's environment.
 """
 
 from __future__ import annotations
@@ -26,53 +26,55 @@ from busco.lake.owners import ID_VARIABLE, Owner
 from busco.lake.records import Column
 from busco.settings import Settings
 
-# Changes with every parse, or with compiling: no part of what the project says.
+# These keys change with every parse or compilation, so they are not part of the project's content.
 _VOLATILE = frozenset(
     {"created_at", "compiled", "compiled_code", "compiled_path", "extra_ctes", "extra_ctes_injected", "build_path"}
     | {"root_path", "contract_checksum", "relation_name", "injected_sql", "deferred", "defer_relation"}
 )
 TABLE_KINDS = frozenset({"lake", "seed"})
-# How a seed's file becomes types and values: by dbt's own macros. It is part of a seed's fingerprint. Change it when
-# the same file would give other types or values, so that no seed is kept with its former ones.
+# How a seed's file is converted to types and values: by dbt's own macros. This is part of a seed's fingerprint. Change
+# it when the same file would produce different types or values, so that no seed is kept with the old ones.
 SEED_READER = "dbt"
-# Of which columns a table's metadata has bounds (busco.warehouse.lineage). It is part of the fingerprint of what reads
-# pii columns. Change it when the same SQL would have fewer of them, so that no version is kept with its former ones.
+# The rule for which columns have bounds in a table's metadata (busco.warehouse.lineage). It is part of the fingerprint
+# of every node that reads pii columns. Change it when the same SQL would produce fewer bounds, so that no version is
+# kept with the old ones.
 BOUNDS_RULE = 2
-# what separates and what widens selections (dbt-core 1.11, graph/selector_spec.py; fnmatch's wildcards)
+# characters with a meaning in selections (dbt-core 1.11, graph/selector_spec.py; fnmatch's wildcards)
 _SELECTION_SYNTAX = re.compile(r"[ ,+@*?\[\]]")
-# the dbt package that the platform brings (busco.warehouse.package), and those that dbt and its adapter bring
+# the platform's own dbt package (busco.warehouse.package), and those of dbt and its adapter
 PLATFORM_PACKAGE = "busco_lake"
 PLATFORM_PACKAGES = frozenset({"dbt", "dbt_duckdb", PLATFORM_PACKAGE})
 
 
 @dataclass(frozen=True)
 class Project:
-    """A dbt project, from its manifest as parsed JSON."""
+    """A dbt project, represented by its manifest as parsed JSON."""
 
     manifest: Mapping[str, Any]
 
     @classmethod
     def read(cls, path: Path) -> Project:
-        """The project of a manifest file.
+        """Reads a project from a manifest file.
 
         Raises:
-            BuscoError: there is no such file, or it is no manifest.
+            BuscoError: the file does not exist, or is not a manifest.
         """
         try:
             return cls(json.loads(path.read_text()))
         except FileNotFoundError as error:
             raise BuscoError(
-                "the dbt project was never parsed here", "run: busco dbt parse (another one: --project-dir FOLDER)"
+                "the dbt project was never parsed here",
+                "run: busco dbt parse (for another project, add --project-dir FOLDER)",
             ) from error
         except ValueError as error:
             raise BuscoError(f"{path.name} is not a dbt manifest: {error}", "run: busco dbt parse") from error
 
     @classmethod
     def of(cls, settings: Settings) -> Project:
-        """The project that these settings name, as it was parsed last.
+        """Returns the configured project, as of its last parse.
 
         Raises:
-            BuscoError: as `read`.
+            BuscoError: as for `read`.
         """
         return cls.read(settings.manifest_path).with_id(settings.project_id)
 
@@ -81,22 +83,22 @@ class Project:
         return str(self.manifest["metadata"]["project_name"])
 
     @property
-    def said_ids(self) -> list[Any]:
-        """What dbt_project.yml has as the var `busco_project_id`: among the project's own, then among all projects'.
-        dbt takes the first."""
-        said = self.manifest.get("vars") or {}
-        places = (said.get(self.name), said) if said else ()
+    def configured_ids(self) -> list[Any]:
+        """The values of the var `busco_project_id` in dbt_project.yml: first the project's own, then the one for all
+        projects. dbt uses the first."""
+        variables = self.manifest.get("vars") or {}
+        places = (variables.get(self.name), variables) if variables else ()
         return [place[ID_VARIABLE] for place in places if isinstance(place, dict) and ID_VARIABLE in place]
 
     @property
     def id(self) -> str:
-        """What the lake knows it by: `busco_project_id` of its dbt_project.yml, else the setting BUSCO_PROJECT_ID; ''
-        where neither says one."""
-        return str((self.said_ids or [self.manifest.get("project_id") or ""])[0])
+        """The id that identifies the project in the lake: `busco_project_id` in its dbt_project.yml, otherwise the
+        setting BUSCO_PROJECT_ID; '' if neither is set."""
+        return str((self.configured_ids or [self.manifest.get("project_id") or ""])[0])
 
     @property
     def identity(self) -> str:
-        """Its id, or its dbt name where it has none: by this all records of the lake name it."""
+        """The name of the project in all of the lake's records: its id, or its dbt name if it has no id."""
         return self.id or self.name
 
     @property
@@ -104,7 +106,7 @@ class Project:
         return Owner(self.identity, self.name, bool(self.id))
 
     def with_id(self, given: str) -> Project:
-        """The same for a process whose setting BUSCO_PROJECT_ID is `given`, which may be empty."""
+        """Returns this project with the setting BUSCO_PROJECT_ID as `given`, which can be empty."""
         return Project({**self.manifest, "project_id": given})
 
     @property
@@ -125,7 +127,7 @@ class Project:
 
     @cached_property
     def tables(self) -> dict[str, str]:
-        """Each table that the project builds, `<layer>.<name>` → unique id of its model or seed."""
+        """The tables that the project builds: `<layer>.<name>` → unique id of its model or seed."""
         return {
             table_name(node): unique_id
             for unique_id, node in self.nodes.items()
@@ -134,12 +136,12 @@ class Project:
 
     @cached_property
     def seed_files(self) -> frozenset[str]:
-        """The paths of the seeds' files, to the letter as dbt-duckdb puts them into the statement that loads one."""
+        """The paths of the seeds' files, exactly as dbt-duckdb writes them into the statement that loads a seed."""
         seeds = [node for node in self.nodes.values() if node["resource_type"] == "seed"]
         return frozenset(os.path.join(node.get("root_path") or "", node["original_file_path"]) for node in seeds)  # noqa: PTH118
 
     def table_of(self, unique_id: str) -> str | None:
-        """The table of a source, model or seed; None for views, ephemerals, tests."""
+        """Returns the table of a source, model or seed; None for views, ephemeral models and tests."""
         if unique_id in self.sources:
             return table_name(self.sources[unique_id])
         node = self.nodes.get(unique_id)
@@ -148,7 +150,7 @@ class Project:
         return table_name(node) if node["config"]["materialized"] in TABLE_KINDS else None
 
     def parents(self, unique_id: str) -> frozenset[str]:
-        """The tables that a node reads, through views and ephemerals (R6)."""
+        """Returns the tables that a node reads, directly or through views and ephemeral models (R6)."""
         found: set[str] = set()
         for parent in self.node(unique_id).get("depends_on", {}).get("nodes", []):
             table = self.table_of(parent)
@@ -159,7 +161,8 @@ class Project:
         return frozenset(found)
 
     def relations_read(self, unique_id: str) -> frozenset[tuple[str, str]]:
-        """Schema and name of the tables and views that a node's SQL reads, through ephemerals."""
+        """Returns the schema and name of the tables and views that a node's SQL reads, directly or through ephemeral
+        models."""
         found: set[tuple[str, str]] = set()
         for parent in self.node(unique_id).get("depends_on", {}).get("nodes", []):
             if self.nodes.get(parent, {}).get("config", {}).get("materialized") == "ephemeral":
@@ -170,11 +173,11 @@ class Project:
         return frozenset(found)
 
     def size(self, unique_id: str) -> str:
-        """The size of a model's own ECS task (`meta: {ecs: large}`); '' where it has none of its own."""
+        """Returns the size of a model's own ECS task (`meta: {ecs: large}`), or '' if the model doesn't set one."""
         return str(meta_of(self.node(unique_id)).get("ecs") or "")
 
     def views_above(self, unique_id: str) -> frozenset[str]:
-        """The views that a node reads, directly or through views and ephemerals."""
+        """Returns the views that a node reads, directly or through views and ephemeral models."""
         found: set[str] = set()
         for parent in self.node(unique_id).get("depends_on", {}).get("nodes", []):
             if parent in self.nodes and self.table_of(parent) is None:
@@ -185,7 +188,7 @@ class Project:
 
     @cached_property
     def ancestors(self) -> dict[str, frozenset[str]]:
-        """Each node's parents at any distance, sources included."""
+        """Each node's direct and indirect parents, including sources."""
         found: dict[str, frozenset[str]] = {}
 
         def above(uid: str) -> frozenset[str]:
@@ -199,8 +202,11 @@ class Project:
         return found
 
     def selector(self, unique_id: str) -> str:
-        """A selection (dbt's syntax) of exactly one node: by its fully qualified name and, where that is the beginning
-        of another's too (a folder named like a model, a test like a model), by what it is and its file."""
+        """Returns a selection, in dbt's syntax, of exactly one node.
+
+        It uses the node's fully qualified name. If that is also a prefix of another node's name (a folder or a test has
+        the same name as a model), it adds the resource type and the file.
+        """
         node = self.node(unique_id)
         name = _selectable(".".join(node["fqn"]))
         if self._beginnings[name] < 2:
@@ -210,12 +216,12 @@ class Project:
 
     @cached_property
     def _beginnings(self) -> Counter[str]:
-        """How many nodes' fully qualified names begin with a name."""
+        """For each name, the number of nodes whose fully qualified name begins with it."""
         names = [node["fqn"] for node in self.nodes.values()]
         return Counter(_selectable(".".join(name[:length])) for name in names for length in range(1, len(name) + 1))
 
     def columns(self, unique_id: str) -> tuple[Column, ...]:
-        """A node's columns as its YAML says them, with a source's technical ones; empty where no types are said."""
+        """Returns the columns that a node's YAML declares with a type; for a source, also the technical columns."""
         node = self.node(unique_id)
         required = not_null_columns(node)
         columns = tuple(
@@ -229,16 +235,16 @@ class Project:
         return columns
 
     def pii(self, unique_id: str) -> frozenset[str]:
-        """Columns of a node that identify a person (`meta: {pii: true}`)."""
-        return frozenset(name for name, said in self.pii_marks(unique_id).items() if said)
+        """Returns a node's columns that identify a person (`meta: {pii: true}`)."""
+        return frozenset(name for name, is_pii in self.pii_marks(unique_id).items() if is_pii)
 
     def pii_marks(self, unique_id: str) -> dict[str, bool]:
-        """Columns of a node whose YAML says whether they identify a person."""
+        """Returns the node's columns whose YAML sets `pii`, with its value."""
         columns = self.node(unique_id).get("columns", {})
         return {name: bool(meta_of(column)["pii"]) for name, column in columns.items() if "pii" in meta_of(column)}
 
     def reads_pii(self, unique_id: str) -> bool:
-        """Whether a node or one of its parents, at any distance within the project, has pii columns."""
+        """Whether a node, or any of its direct or indirect parents in the project, has pii columns."""
         above = self.ancestors.get(unique_id, frozenset())
         return any(self.pii(uid) for uid in (unique_id, *above) if uid in self.nodes or uid in self.sources)
 
@@ -250,7 +256,7 @@ class Project:
 
     @cached_property
     def unit_tests(self) -> dict[str, str]:
-        """Unit test's unique id → the model that it tests."""
+        """Unit test → the model that it tests, by unique id."""
         found = {}
         for uid, unit in self.manifest.get("unit_tests", {}).items():
             for parent in unit["depends_on"]["nodes"]:
@@ -260,7 +266,7 @@ class Project:
 
     @cached_property
     def own_tests(self) -> dict[str, tuple[str, ...]]:
-        """A model's or source's own tests: those whose only parent it is."""
+        """Model or source → its own tests: those that have no other parent."""
         found: dict[str, list[str]] = {}
         for uid, test in self.tests.items():
             parents = set(test["depends_on"]["nodes"])
@@ -270,24 +276,25 @@ class Project:
 
     @cached_property
     def joint_tests(self) -> tuple[str, ...]:
-        """Tests over several models or sources: each runs once, after all of them."""
+        """Tests over several models or sources; each runs once, after all of them."""
         return tuple(sorted(uid for uid, test in self.tests.items() if len(set(test["depends_on"]["nodes"])) > 1))
 
     @cached_property
     def gates(self) -> dict[str, frozenset[str]]:
-        """Each test → the models and seeds that `dbt build` begins only when it has passed: those which have all of the
-        test's parents among their ancestors."""
+        """Test → the models and seeds that `dbt build` starts only after the test has passed: those that have all of
+        the
+        test's parents as ancestors."""
         return {
             test: frozenset(
                 uid
                 for uid, node in self.nodes.items()
-                if node["resource_type"] != "test" and set(said["depends_on"]["nodes"]) <= self.ancestors[uid]
+                if node["resource_type"] != "test" and set(found["depends_on"]["nodes"]) <= self.ancestors[uid]
             )
-            for test, said in self.tests.items()
+            for test, found in self.tests.items()
         }
 
     def audit(self) -> Audit:
-        """What must be true before this project's tables are published (P4, P7)."""
+        """Returns the conditions for publishing this project's tables (P4, P7)."""
         tests = {
             uid: self.parents(uid)
             for uid, test in self.tests.items()
@@ -308,7 +315,7 @@ class Project:
         """The sources' contracts: names, types, grain, delivery (D1).
 
         Raises:
-            BuscoError: a source column without a type, or a grain or delivery mode that makes no sense.
+            BuscoError: a source column has no type, or a grain or delivery mode is invalid.
         """
         return tuple(_contract(self, uid, source) for uid, source in sorted(self.sources.items()))
 
@@ -316,28 +323,31 @@ class Project:
 
     @cached_property
     def hash(self) -> str:
-        """Of all that the project says: the same for two parses of the same files."""
-        said = {
+        """A hash of the project's content, which is the same for two parses of the same files."""
+        content = {
             kind: {uid: _stable(node) for uid, node in self.manifest.get(kind, {}).items()}
             for kind in ("nodes", "sources", "unit_tests", "exposures", "macros")
         }
-        return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
+        return hashlib.sha256(canonical_json(content)).hexdigest()[:32]
 
     @cached_property
     def graph_mark(self) -> str:
-        """How a DAG's documentation names the graph that it was made from: a hash of the nodes and their parents,
-        whatever the models' SQL says."""
-        said = {
-            # a seed depends on nothing
+        """The line in a DAG's documentation that identifies the graph it was rendered from: a hash of the nodes, their
+        parents and materializations, which does not depend on the models' SQL."""
+        graph = {
+            # a seed has no parents
             uid: [sorted(node["depends_on"].get("nodes", [])), node["config"].get("materialized")]
             for uid, node in self.nodes.items()
         }
-        return f"Graph `{hashlib.sha256(canonical_json(said)).hexdigest()[:12]}`"
+        return f"Graph `{hashlib.sha256(canonical_json(graph)).hexdigest()[:12]}`"
 
     def fingerprint(self, unique_id: str, engine: str) -> str:
-        """Of the code that makes a table (R6): raw SQL, macros, variables, contract, configuration, the
-        fingerprints of view, ephemeral and seed parents, the engine's minor version, how seeds are read, and what the
-        metadata may have of columns with personal data."""
+        """Returns a hash of the code that builds a table (R6).
+
+        It covers the raw SQL, macros, variables, contract, configuration, the fingerprints of parents that are views,
+        ephemeral models or seeds, the engine's minor version, how seeds are read, and what the metadata can contain
+        about columns with personal data.
+        """
         return self._fingerprint(unique_id, ".".join(engine.split(".")[:2]))
 
     def _fingerprint(self, unique_id: str, engine: str) -> str:
@@ -354,34 +364,36 @@ class Project:
             if kind in ("view", "ephemeral", "seed"):
                 parents[parent] = self._fingerprint(parent, engine)
         content = node.get("raw_code") or node.get("checksum")
-        said = [content, self._macros(node), config, columns, parents, engine, self._variables]
+        parts = [content, self._macros(node), config, columns, parents, engine, self._variables]
         if node["resource_type"] == "seed":
-            said.append(SEED_READER)
+            parts.append(SEED_READER)
         if self.reads_pii(unique_id):
-            said.append({"bounds": BOUNDS_RULE, "pii": self.pii_marks(unique_id)})
-        return hashlib.sha256(canonical_json(said)).hexdigest()[:32]
+            parts.append({"bounds": BOUNDS_RULE, "pii": self.pii_marks(unique_id)})
+        return hashlib.sha256(canonical_json(parts)).hexdigest()[:32]
 
     @cached_property
     def _variables(self) -> Mapping[str, Any]:
-        """The vars of dbt_project.yml that models may read: without the id, which changes no table."""
-        said = {name: value for name, value in (self.manifest.get("vars") or {}).items() if name != ID_VARIABLE}
-        if said and isinstance(own := said.get(self.name), dict):
+        """The vars of dbt_project.yml that models can read, except the project's id, which doesn't affect any table."""
+        found = {name: value for name, value in (self.manifest.get("vars") or {}).items() if name != ID_VARIABLE}
+        if found and isinstance(own := found.get(self.name), dict):
             left = {name: value for name, value in own.items() if name != ID_VARIABLE}
-            said = {name: value for name, value in said.items() if name != self.name} | (
+            found = {name: value for name, value in found.items() if name != self.name} | (
                 {self.name: left} if left else {}
             )
-        return said
+        return found
 
     def _macros(self, node: Mapping[str, Any]) -> dict[str, str]:
-        """The SQL of all macros of the project and its packages that a node uses, directly or not; dbt's own and the
-        platform's go with their versions."""
+        """Returns the SQL of all macros of the project and its packages that a node uses, directly or indirectly. dbt's
+        and
+        the platform's own macros are left out, since their versions cover them."""
         macros = self.manifest["macros"]
         own = [uid for uid in self.macros_used(node) if macros[uid]["package_name"] not in PLATFORM_PACKAGES]
         return {uid: macros[uid]["macro_sql"] for uid in sorted(own) if macros[uid]["macro_sql"]}
 
     def code(self, unique_id: str) -> list[str]:
-        """What people wrote of which a node's SQL is made: its own text, that of ephemerals which are a part of it and
-        of the macros that these use, dbt's own excepted, and the project's variables."""
+        """Returns the source texts from which a node's SQL is made: its own, those of the ephemeral models that become
+        part
+        of it, those of the macros that these use, except dbt's and the platform's, and the project's variables."""
         node = self.nodes[unique_id]
         variables = json.dumps(self.manifest.get("vars", {}), ensure_ascii=False)
         found = [str(node.get("raw_code", "")), *self._macros(node).values(), variables]
@@ -391,7 +403,7 @@ class Project:
         return found
 
     def macros_used(self, node: Mapping[str, Any]) -> frozenset[str]:
-        """The unique ids of all macros that a node uses, directly or not."""
+        """Returns the unique ids of all macros that a node uses, directly or indirectly."""
         macros = self.manifest["macros"]
         found = set[str]()
         waiting = list(node.get("depends_on", {}).get("macros", []))
@@ -402,7 +414,7 @@ class Project:
             found.add(uid)
             waiting += macros[uid].get("depends_on", {}).get("macros", [])
             if macros[uid]["package_name"] not in PLATFORM_PACKAGES:
-                # a dispatched macro's implementations are found by name only when it runs
+                # a dispatched macro looks its implementations up by name at run time, so the manifest doesn't list them
                 stem = macros[uid]["name"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"duckdb__{stem}"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"default__{stem}"]
@@ -410,29 +422,29 @@ class Project:
 
 
 def _selectable(name: str) -> str:
-    """A name in dbt's selection syntax, which has no escape: `?` stands for each character with a meaning in it."""
+    """Returns a name in dbt's selection syntax, in which `?` replaces each special character: there is no escape."""
     return _SELECTION_SYNTAX.sub("?", name)
 
 
 def is_ignored(node: Mapping[str, Any]) -> bool:
-    """Whether dbt never runs a node of a manifest: one whose file is empty, or that is disabled, as each test of a
-    disabled model is (dbt-core 1.11, graph/selector.py, `_is_empty_node` and `_is_graph_member`)."""
+    """Whether dbt never runs a node in the manifest, because its file is empty or it is disabled, as is each test of a
+    disabled model (dbt-core 1.11, graph/selector.py, `_is_empty_node` and `_is_graph_member`)."""
     empty = node["resource_type"] != "seed" and "raw_code" in node and not (node["raw_code"] or "").strip()
     return empty or node["config"].get("enabled") is False
 
 
 def table_name(node: Mapping[str, Any]) -> str:
-    """`<layer>.<name>` of a source, model or seed."""
+    """Returns `<layer>.<name>` for a source, model or seed."""
     return f"{node['schema']}.{node.get('identifier') or node.get('alias') or node['name']}"
 
 
 def meta_of(thing: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A node's or column's meta: dbt 1.10 and later keep it in `config`, earlier ones beside it."""
+    """Returns a node's or column's meta, which dbt 1.10 and later keep in `config`, and earlier versions beside it."""
     return {**(thing.get("meta") or {}), **((thing.get("config") or {}).get("meta") or {})}
 
 
 def not_null_columns(node: Mapping[str, Any]) -> frozenset[str]:
-    """Columns with a not_null constraint in the contract."""
+    """Returns the columns with a not_null constraint in the contract."""
     found = {
         name
         for name, column in node.get("columns", {}).items()
@@ -450,8 +462,8 @@ def _contract(project: Project, uid: str, source: Mapping[str, Any]) -> Contract
     own = {column.name for column in TECHNICAL}
     untyped = [name for name, column in source["columns"].items() if not column.get("data_type")]
     if untyped or not source["columns"]:
-        raise BuscoError(f"{where}: no data_type for {', '.join(untyped) or 'any column'}", "say it in the YAML")
-    typed = [(name, str(said["data_type"])) for name, said in source["columns"].items() if name not in own]
+        raise BuscoError(f"{where}: no data_type for {', '.join(untyped) or 'any column'}", "add it to the YAML")
+    typed = [(name, str(column["data_type"])) for name, column in source["columns"].items() if name not in own]
     try:
         kinds = types.parse_all(typed)
     except BuscoError as error:
@@ -461,11 +473,11 @@ def _contract(project: Project, uid: str, source: Mapping[str, Any]) -> Contract
     delivery = str(meta.get("delivery") or "rows")
     unknown = sorted(set(grain) - {column.name for column in columns})
     if unknown:
-        raise BuscoError(f"{where}: grain names {', '.join(unknown)}, which is no column", "mend meta.grain")
+        raise BuscoError(f"{where}: grain names {', '.join(unknown)}, which is not a column", "fix meta.grain")
     if delivery not in ("rows", "full"):
-        raise BuscoError(f"{where}: delivery is {delivery}", "write meta.delivery: rows, or full")
+        raise BuscoError(f"{where}: delivery is {delivery}", "set meta.delivery to rows or full")
     if delivery == "rows" and not grain:
-        raise BuscoError(f"{where}: delivery by rows needs a grain", "write meta.grain, or meta.delivery: full")
+        raise BuscoError(f"{where}: delivery by rows requires a grain", "set meta.grain, or meta.delivery to full")
     return Contract(
         source=str(source["source_name"]),
         table=str(source.get("identifier") or source["name"]),

@@ -1,4 +1,4 @@
-"""Several dbt projects of one lake: what they must agree on."""
+"""Checks what several dbt projects on one lake must agree on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from busco.project import Project
 
 
 def all_contracts(projects: Iterable[Project]) -> tuple[Contract, ...]:
-    """The contracts of several projects' sources: a bronze table that more than one reads must be said alike.
+    """Returns the contracts of several projects' sources. Projects that read the same bronze table must declare it
+    identically.
 
     Raises:
-        BuscoError: two projects say different things of one table, or the lake could not tell them apart.
+        BuscoError: two projects declare a table differently, or the lake could not tell two projects apart.
     """
     found: dict[str, tuple[Contract, str]] = {}
     projects = list(projects)
@@ -24,10 +25,9 @@ def all_contracts(projects: Iterable[Project]) -> tuple[Contract, ...]:
             known, other = found.setdefault(contract.name, (contract, project.identity))
             if (known.source, known.hash, known.pii) != (contract.source, contract.hash, contract.pii):
                 raise BuscoError(
-                    f"the dbt projects {other} and {project.identity} say different things of the source "
-                    f"{contract.name}",
-                    "write source name, columns, types, meta.grain, meta.delivery and each meta.pii alike in both; or, "
-                    f"if these are different tables, give one another name in bronze, in its YAML: "
+                    f"the dbt projects {other} and {project.identity} declare the source {contract.name} differently",
+                    "make the source name, columns, types, meta.grain, meta.delivery and each meta.pii the same in "
+                    "both; or, if these are different tables, give one of them another name in bronze, in its YAML: "
                     f"identifier: {project.name}_{contract.table}",
                 )
     return tuple(contract for contract, _ in found.values())
@@ -37,11 +37,11 @@ def _refuse_alike(projects: Sequence[Project]) -> None:
     known: set[tuple[str, bool]] = set()
     for project in projects:
         if (mark := (project.identity, bool(project.id))) in known:
-            are = f"have the id {project.id}" if project.id else f"are named {project.name}, and have no id"
+            are = f"have the id {project.id}" if project.id else f"are named {project.name} and have no id"
             other = suggested_id(project.name, {one.identity for one in projects})
             raise BuscoError(
-                f"two dbt projects {are}: each would drop what the other publishes",
-                f"give one of them an id of its own, in its dbt_project.yml:\n{id_lines(other)}",
+                f"two dbt projects {are}: each would drop the tables that the other publishes",
+                f"give one of them a different id in its dbt_project.yml:\n{id_lines(other)}",
             )
         known.add(mark)
     names = {project.identity: project.name for project in projects if project.id}

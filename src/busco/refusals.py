@@ -1,4 +1,4 @@
-"""What the lake refuses of a dbt project when it is parsed, since it could not keep its promises for it."""
+"""Checks a parsed dbt project for features and names that the lake refuses because it can't support them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from busco.settings import PROJECT_ID, PROJECT_ID_WORDS, SIZES
 
 _ALLOWED = frozenset({"lake", "view", "ephemeral", "seed"})
 _LAYERS = ("silver", "gold")
-# Glue's and Athena's names: they would fold anything else into this, or refuse it
+# the names that Glue and Athena accept: they convert other names to these, or refuse them
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,254}")
-# by these names the platform's own tasks are known in a run; the tests of a model `sources` would be the sources' own
-_TAKEN = {DOCS_NODE: "the task of the docs", "sources": "the task of the sources' tests"}
+# names of the platform's own tasks in a run; the tests of a model `sources` would clash with the task for source tests
+_TAKEN = {DOCS_NODE: "the docs task", "sources": "the task for source tests"}
 _OWN_MACROS = re.compile(
     r"materialization_(lake|seed|view|test|unit)_\w+|busco_(make_version|step|check_names|load_seed)"
     r"|(duckdb__)?get_create_view_as_sql"
 )
 _WHY = {
-    "incremental": "there are no incremental models yet, each run writes a table anew; ",
-    "snapshot": "there are no snapshots; ",
+    "incremental": "incremental models are not supported yet, because each run rewrites the whole table; ",
+    "snapshot": "snapshots are not supported; ",
 }
 
-# the longest names that the rest of a key can have: settings.environment takes 31 characters
+# the longest values for the other parts of a key: settings.environment has at most 31 characters
 _ENVIRONMENT = layout.EnvironmentLayout("e" * 31)
 _MANY = 999_999
 _RUN = layout.RunLayout(_ENVIRONMENT.epoch("r" * layout.MAX_RUN_BYTES, _MANY))
-# what a DAG may put before a model's name in its task's id
+# the longest prefix that a DAG can put before a model's name in the task id
 _GROUP = "g" * 60 + "."
 
 _CONFIG_CALL = re.compile(r"\bconfig\s*\(")
@@ -47,14 +47,14 @@ def check(
     verbose: bool = False,
     command: str = "busco dbt parse",
 ) -> None:
-    """Refuses what the lake can't keep its promises for.
+    """Refuses a project that the lake can't support.
 
     Args:
-        project_file: what is in the project's dbt_project.yml.
-        verbose, command: as `problems.refusal`.
+        project_file: the content of the project's dbt_project.yml.
+        verbose, command: as for `problems.refusal`.
 
     Raises:
-        BuscoError: with the models in question and the way to write them.
+        BuscoError: the project has problems; the message lists them, with the way to fix each.
     """
     problems = list(_problems(project))
     if problems:
@@ -63,21 +63,21 @@ def check(
 
 
 class _Materialized(Problem):
-    """A materialization that is refused."""
+    """A node whose materialization is refused."""
 
 
 def _advice(project: Project, models: Sequence[Mapping[str, Any]], project_file: Mapping[str, Any]) -> Iterator[str]:
-    """Where to write the materialization of models so that it has an effect.
+    """Yields where to set the materialization of models so that it takes effect.
 
-    What a model of the project says itself, in its SQL or its YAML, wins over dbt_project.yml; that in turn wins over
-    all that a package's files say (dbt-core 1.11, context/context_config.py).
+    A config in the SQL or YAML of one of the project's own models overrides dbt_project.yml, which in turn overrides
+    everything in a package's files (dbt-core 1.11, context/context_config.py).
     """
     own: dict[str, list[str]] = {}
     at_once: dict[str, Any] = {}
     for node in models:
         fqn = node.get("fqn") or [node.get("package_name", project.name)]
-        place, said = _said(project_file.get("models"), fqn, "materialized")
-        if node.get("package_name", project.name) == project.name and (file := _own_config(node, said)):
+        place, configured = _configured(project_file.get("models"), fqn, "materialized")
+        if node.get("package_name", project.name) == project.name and (file := _own_config(node, configured)):
             own.setdefault(file, []).append(file)
             continue
         level = at_once
@@ -88,62 +88,64 @@ def _advice(project: Project, models: Sequence[Mapping[str, Any]], project_file:
         yield _at_once(at_once)
     if own:
         number = sum(map(len, own.values()))
-        their = "have a config of their" if number > 1 else "has a config of its"
+        have = "have their own configs, which override" if number > 1 else "has its own config, which overrides"
         yield (
-            f"{number:,} model{'s' if number > 1 else ''} ({some(own)}) {their} own, which wins over dbt_project.yml: "
+            f"{number:,} model{'s' if number > 1 else ''} ({some(own)}) {have} dbt_project.yml: "
             "write materialized='lake' there"
         )
 
 
 def _at_once(settings: Mapping[str, Any]) -> str:
-    """`settings` is what belongs below `models:` in dbt_project.yml; each package of several is a line."""
-    said = "for all models at once, in dbt_project.yml"
+    """Returns advice to put `settings` under `models:` in dbt_project.yml, with a line for each package if there are
+    several."""
+    where = "for all models at once, in dbt_project.yml"
     if len(settings) == 1:
-        return f"{said}: models: {_flow(settings)}"
-    return "\n        ".join([f"{said}, below models:", *(f"{name}: {_flow(one)}" for name, one in settings.items())])
+        return f"{where}: models: {_flow(settings)}"
+    return "\n        ".join([f"{where}, under models:", *(f"{name}: {_flow(one)}" for name, one in settings.items())])
 
 
 def _flow(settings: Any) -> str:
-    """YAML in one line."""
+    """Returns one line of YAML."""
     if not isinstance(settings, Mapping):
         return str(settings)
     return "{" + ", ".join(f"{name}: {_flow(one)}" for name, one in settings.items()) + "}"
 
 
-def _said(settings: Any, fqn: Sequence[str], key: str) -> tuple[Sequence[str], Any]:
-    """Where dbt_project.yml says a model's `key`, as far into its fully qualified name as it goes, and what it says;
-    the model's package and None where it says nothing.
+def _configured(settings: Any, fqn: Sequence[str], key: str) -> tuple[Sequence[str], Any]:
+    """Returns where dbt_project.yml sets a model's `key`, as a prefix of its fully qualified name, and the value.
+
+    If it is set at several levels, the deepest one counts. If it is not set, returns the model's package and None.
 
     Args:
-        settings: what is below `models:`.
+        settings: the content of `models:`.
     """
     place, found = fqn[:1], None
     for depth in range(len(fqn) + 1):
         if not isinstance(settings, Mapping):
             break
         for name in (key, f"+{key}"):
-            # a folder may have the name of a setting
+            # a folder can have the same name as a setting
             if isinstance(settings.get(name), str):
                 place, found = fqn[:depth], settings[name]
         settings = settings.get(fqn[depth]) if depth < len(fqn) else None
     return place, found
 
 
-def _own_config(node: Mapping[str, Any], said: Any) -> str:
-    """The file in which a model of the project has a materialization of its own; '' where it has none.
+def _own_config(node: Mapping[str, Any], configured: Any) -> str:
+    """Returns the file in which a model of the project sets its own materialization, or '' if it doesn't.
 
     Args:
-        said: the materialization of dbt_project.yml.
+        configured: the materialization in dbt_project.yml.
     """
     if any(_MATERIALIZED.search(call) for call in _config_calls(node.get("raw_code") or "")):
         return Problem(node, "").file
-    if said is None:
+    if configured is None:
         return _yaml_file(node)
-    return (_yaml_file(node) or Problem(node, "").file) if said == "lake" else ""
+    return (_yaml_file(node) or Problem(node, "").file) if configured == "lake" else ""
 
 
 def _config_calls(code: str) -> Iterator[str]:
-    """What is between the parentheses of each `config(…)` of a model's code."""
+    """Yields the text between the parentheses of each `config(…)` in a model's code."""
     for call in _CONFIG_CALL.finditer(code):
         end, depth = call.end(), 1
         while depth and end < len(code):
@@ -153,7 +155,7 @@ def _config_calls(code: str) -> Iterator[str]:
 
 
 def _yaml_file(node: Mapping[str, Any]) -> str:
-    """The file of a node's YAML, '' where it has none."""
+    """Returns the file of a node's YAML, or '' if it has none."""
     return (node.get("patch_path") or "").split("://")[-1]
 
 
@@ -162,12 +164,12 @@ def _problems(project: Project) -> Iterator[Problem]:
     for uid, node in project.nodes.items():
         kind = node["resource_type"]
         if kind == "snapshot":
-            yield Problem(node, "snapshots are not supported; write a model of materialization lake over the history")
+            yield Problem(node, "snapshots are not supported; write a model with materialized='lake' over the history")
         elif kind == "operation":
             yield Problem(
                 node,
-                "on-run-start and on-run-end are refused: a run has many dbt processes, and what they write is "
-                "kept nowhere; write a model, or a model's pre_hook",
+                "on-run-start and on-run-end are refused, because a run has many dbt processes and nothing keeps what "
+                "these hooks write; write a model, or a model's pre_hook",
             )
         elif kind == "test":
             yield from _test_problems(node)
@@ -175,16 +177,16 @@ def _problems(project: Project) -> Iterator[Problem]:
             yield from _model_problems(project, node)
             is_table = node["config"]["materialized"] in TABLE_KINDS
             if is_table and (other := makers.setdefault(table_name(node), uid)) != uid:
-                yield Problem.of(node, "{} makes the table {} too; give one of them an alias", other, table_name(node))
+                yield Problem.of(node, "{} builds the table {} too; give one of them an alias", other, table_name(node))
         for parent in node.get("depends_on", {}).get("nodes", []):
             if parent.startswith("model.") and parent not in project.nodes:
-                text = "reads {}, whose file is empty: dbt never builds it; write its SQL, or delete it"
+                text = "reads {}, whose file is empty, so dbt never builds it; write its SQL, or delete the file"
                 yield Problem.of(node, text, parent)
     for function in project.manifest.get("functions", {}).values():
-        yield Problem(function, "functions are refused: a model that runs alone would not find them; write a macro")
+        yield Problem(function, "functions are refused, because a model that runs alone can't use them; write a macro")
     for macro in project.manifest.get("macros", {}).values():
         if macro["package_name"] not in PLATFORM_PACKAGES and _OWN_MACROS.fullmatch(macro["name"]):
-            text = "the macro {} is the platform's own; take it out, or name it otherwise"
+            text = "the macro {} is reserved for the platform; remove or rename it"
             yield Problem.of(macro, text, macro["name"])
     yield from _id_problems(project)
     yield from _source_problems(project)
@@ -195,23 +197,23 @@ def _problems(project: Project) -> Iterator[Problem]:
 def _model_problems(project: Project, node: Mapping[str, Any]) -> Iterator[Problem]:
     config, materialized = node["config"], node["config"]["materialized"]
     if node.get("language", "sql") != "sql":
-        yield Problem(node, "Python models are refused; write it in SQL")
+        yield Problem(node, "Python models are refused; write the model in SQL")
         return
     if materialized not in _ALLOWED:
         text = f"is refused; {_WHY.get(materialized, '')}write materialized='lake' (or view, ephemeral)"
         yield _Materialized.of(node, f"materialization {{}} {text}", materialized)
         return
     if "macro.dbt.is_incremental" in node.get("depends_on", {}).get("macros", []):
-        yield Problem(node, "is_incremental() is always false for lake models; leave it out: they are rebuilt whole")
+        yield Problem(node, "is_incremental() is always false for lake models, which are rebuilt in full; remove it")
     if (size := meta_of(node).get("ecs")) and size not in SIZES:
-        yield Problem.of(node, f"meta ecs {{}} is no size; write {', '.join(SIZES[:-1])} or {SIZES[-1]}", size)
+        yield Problem.of(node, f"meta ecs {{}} is not a size; write {', '.join(SIZES[:-1])} or {SIZES[-1]}", size)
     if config.get("database"):
-        text = "database {} is refused: a table's place is its layer, by +schema"
+        text = "database {} is refused; remove it, and set the table's layer by +schema"
         yield Problem.of(node, text, config["database"])
     if config.get("grants"):
-        yield Problem(node, "grants are refused: who may read a table is said by AWS (IAM, Lake Formation)")
+        yield Problem(node, "grants are refused, because AWS controls who can read a table (IAM, Lake Formation)")
     if config.get("sql_header"):
-        yield Problem(node, "sql_header is refused: nothing would run it; write a pre_hook")
+        yield Problem(node, "sql_header is refused, because nothing would run it; write a pre_hook")
     if materialized in TABLE_KINDS:
         schema, name = table_name(node).split(".", 1)
         if schema not in _LAYERS:
@@ -219,45 +221,46 @@ def _model_problems(project: Project, node: Mapping[str, Any]) -> Iterator[Probl
         if not _NAME.fullmatch(name):
             yield _table_name_problem(project, node, name)
     elif materialized == "view" and node["schema"] == "bronze":
-        yield Problem(node, "schema bronze has the sources alone; write another +schema")
+        yield Problem(node, "schema bronze is reserved for sources; write another +schema")
     by = config.get("partition_by") or ()
     hidden = {name.lower() for name, column in node.get("columns", {}).items() if meta_of(column).get("pii")}
     for name in [by] if isinstance(by, str) else by:
         if str(name).lower() in hidden:
             yield Problem.of(node, f"{personal_partition('{}')}; partition by another column", name)
-    said = {"original_file_path": _yaml_file(node) or node["original_file_path"]}
-    yield from _constraint_problems(node, said)
-    yield from _type_problems(node, said)
-    yield from _mark_problems(node, said)
+    place = {"original_file_path": _yaml_file(node) or node["original_file_path"]}
+    yield from _constraint_problems(node, place)
+    yield from _type_problems(node, place)
+    yield from _mark_problems(node, place)
 
 
 def _schema_problem(project: Project, node: Mapping[str, Any], schema: str) -> Problem:
     layers = " or ".join(_LAYERS)
-    said = node["config"].get("schema")
-    macro = _deciding_macro(project, node, "schema") if said and said != schema else ""
+    configured = node["config"].get("schema")
+    macro = _deciding_macro(project, node, "schema") if configured and configured != schema else ""
     if not macro:
-        return Problem.of(node, f"schema {{}} is no layer for tables; write +schema: {layers}", schema)
-    text = f"schema {{}} is no layer for tables: {macro} decides, and makes it of +schema: {{}}; "
-    if said in _LAYERS:
-        return Problem.of(node, f"{text}it must return {layers}, as +schema says", schema, said)
-    return Problem.of(node, f"{text}write +schema: {layers}, and it must return that as it is", schema, said)
+        return Problem.of(node, f"schema {{}} is not a layer for tables; write +schema: {layers}", schema)
+    text = f"schema {{}} is not a layer for tables: {macro} derives it from +schema: {{}}; "
+    if configured in _LAYERS:
+        return Problem.of(node, f"{text}make the macro return the value of +schema", schema, configured)
+    text = f"{text}write +schema: {layers}, and make the macro return that value"
+    return Problem.of(node, text, schema, configured)
 
 
 def _table_name_problem(project: Project, node: Mapping[str, Any], name: str) -> Problem:
-    said = node["config"].get("alias")
-    macro = _deciding_macro(project, node, "alias") if said and said != name else ""
+    configured = node["config"].get("alias")
+    macro = _deciding_macro(project, node, "alias") if configured and configured != name else ""
     if not macro:
-        text = "{} is no name that Glue and Athena keep; write a-z, 0-9 and _ only (alias)"
+        text = "{} is not a valid name in Glue and Athena; use only a-z, 0-9 and _ (alias)"
         return Problem.of(node, text, name)
-    text = f"{{}} is no name that Glue and Athena keep: {macro} decides, and makes it of alias: {{}}; "
-    return Problem.of(node, f"{text}it must return a-z, 0-9 and _ only", name, said)
+    text = f"{{}} is not a valid name in Glue and Athena: {macro} derives it from alias: {{}}; "
+    return Problem.of(node, f"{text}make the macro return only a-z, 0-9 and _", name, configured)
 
 
 def _deciding_macro(project: Project, node: Mapping[str, Any], component: str) -> str:
-    """The macro by which a project or package decides itself of its nodes' `schema` or `alias`, in words; '' where
-    dbt's or the platform's does (dbt-core 1.11, parser/base.py, `RelationUpdate`).
+    """Describes the macro with which a project or package overrides how dbt derives a node's `schema` or `alias`.
 
-    dbt's own asks for an implementation by the adapter's name, or `default`, in the project.
+    Returns '' if dbt's or the platform's own macro does it (dbt-core 1.11, parser/base.py, `RelationUpdate`). dbt's own
+    macro dispatches to an implementation in the project that is prefixed with the adapter's name or `default`.
     """
     package, name = node.get("package_name", project.name), f"generate_{component}_name"
     macros = {(one["package_name"], one["name"]): one for one in project.manifest.get("macros", {}).values()}
@@ -265,49 +268,49 @@ def _deciding_macro(project: Project, node: Mapping[str, Any], component: str) -
     for owner, candidate in candidates:
         if owner not in PLATFORM_PACKAGES and (owner, candidate) in macros:
             file = Problem(macros[owner, candidate], "").file
-            said = f"the project's macro {candidate}" if owner == project.name else f"the macro {candidate} of {owner}"
-            # it is a part of a format
-            return f"{said} ({file})".replace("{", "{{").replace("}", "}}")
+            macro = f"the project's macro {candidate}" if owner == project.name else f"the macro {candidate} of {owner}"
+            # the result becomes part of a format string
+            return f"{macro} ({file})".replace("{", "{{").replace("}", "}}")
     return ""
 
 
-def _constraint_problems(node: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[Problem]:
+def _constraint_problems(node: Mapping[str, Any], place: Mapping[str, Any]) -> Iterator[Problem]:
     constraints = [*(node.get("constraints") or [])]
     for column in node.get("columns", {}).values():
         constraints += column.get("constraints") or []
     others = sorted({str(c["type"]) for c in constraints if c["type"] != "not_null"})
     if others:
-        text = "constraints {} can't be enforced on files; write dbt tests instead (not_null can)"
-        yield Problem.of(said, text, ", ".join(others))
+        text = "constraints {} can't be enforced on files (only not_null can); write dbt tests instead"
+        yield Problem.of(place, text, ", ".join(others))
 
 
 def personal_partition(name: str) -> str:
-    """Why a table can't be partitioned by a column with personal data."""
-    return f"partition_by names {name}, which has personal data: its values would be in the names of files"
+    """Returns why a table can't be partitioned by a column with personal data."""
+    return f"partition_by names {name}, which contains personal data: its values would appear in file names"
 
 
-def _mark_problems(node: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[Problem]:
+def _mark_problems(node: Mapping[str, Any], place: Mapping[str, Any]) -> Iterator[Problem]:
     for name, column in node.get("columns", {}).items():
         if not isinstance(meta_of(column).get("pii", False), bool):
-            yield Problem.of(said, "meta pii of {} is {}; write true or false", name, meta_of(column)["pii"])
+            yield Problem.of(place, "meta pii of {} is {}; write true or false", name, meta_of(column)["pii"])
 
 
-def _type_problems(node: Mapping[str, Any], said: Mapping[str, Any]) -> Iterator[Problem]:
+def _type_problems(node: Mapping[str, Any], place: Mapping[str, Any]) -> Iterator[Problem]:
     if node["config"]["materialized"] in TABLE_KINDS:
         columns = node.get("columns", {}).items()
         refused = types.refused((name, column["data_type"]) for name, column in columns if column.get("data_type"))
         for names, error in refused:
             text = str(error).replace("\n  → ", "; ")
-            yield Problem(said, f"{names}: {text}", f"column …: {text}")
+            yield Problem(place, f"{names}: {text}", f"column …: {text}")
 
 
 def _test_problems(test: Mapping[str, Any]) -> Iterator[Problem]:
     config = test["config"]
     if config.get("store_failures") or config.get("store_failures_as") in ("table", "view"):
-        text = "store_failures of {} is refused: the rows would be kept nowhere; leave it out"
+        text = "store_failures of {} is refused, because nothing would keep the rows; remove it"
         yield Problem.of(test, text, test["name"])
     if not test["depends_on"]["nodes"]:
-        text = "{} reads no model and no source: it says nothing of what is published; leave it out"
+        text = "{} reads no model or source, so it can't check what is published; remove it"
         yield Problem.of(test, text, test["name"])
 
 
@@ -317,49 +320,49 @@ def _source_problems(project: Project) -> Iterator[Problem]:
         if source["schema"] in _LAYERS:
             yield Problem.of(
                 source,
-                "source schema {} is refused: tables of another dbt project can't be sources yet; ingest writes bronze "
-                "only",
+                "source schema {} is refused: ingest only writes bronze, and tables of another dbt project can't be "
+                "sources yet",
                 source["schema"],
             )
         elif source["schema"] != "bronze":
-            yield Problem.of(source, "source schema {} is refused; ingest writes bronze only", source["schema"])
+            yield Problem.of(source, "source schema {} is refused: ingest only writes bronze", source["schema"])
         if source.get("database") not in (None, "", "memory"):
-            text = "source database {} is refused; leave it out: ingest writes bronze only"
+            text = "source database {} is refused: ingest only writes bronze; remove it"
             yield Problem.of(source, text, source["database"])
         if not _NAME.fullmatch(name := table_name(source).split(".", 1)[1]):
-            text = "{} is no name that Glue and Athena keep; write a-z, 0-9 and _ only (identifier)"
+            text = "{} is not a valid name in Glue and Athena; use only a-z, 0-9 and _ (identifier)"
             yield Problem.of(source, text, name)
         if (other := makers.setdefault(table_name(source), uid)) != uid:
-            text = "{} is the table {} too; give one of them another table by its identifier"
+            text = "{} uses the table {} too; give one of them another table by its identifier"
             yield Problem.of(source, text, other, table_name(source))
-        said = {**source.get("config", {}), **(source.get("source_meta") or {}), **meta_of(source)}
-        for key in sorted({"external_location", "plugin"} & {key for key, value in said.items() if value}):
+        settings = {**source.get("config", {}), **(source.get("source_meta") or {}), **meta_of(source)}
+        for key in sorted({"external_location", "plugin"} & {key for key, value in settings.items() if value}):
             yield Problem(
-                source, f"{key} is refused: no run could pin what lies there; leave it out, and ingest its files"
+                source, f"{key} is refused, because a run can't pin external data; remove it, and ingest its files"
             )
         yield from _mark_problems(source, source)
 
 
 def _id_problems(project: Project) -> Iterator[Problem]:
-    for said in project.said_ids:
-        if not isinstance(said, str) or not re.fullmatch(PROJECT_ID, said):
-            text = f"{ID_VARIABLE} {said!r} is refused; write {PROJECT_ID_WORDS}, in quotes if it is a number"
+    for found in project.configured_ids:
+        if not isinstance(found, str) or not re.fullmatch(PROJECT_ID, found):
+            text = f"{ID_VARIABLE} {found!r} is refused; write {PROJECT_ID_WORDS}, in quotes if it is a number"
             yield Problem({"original_file_path": "dbt_project.yml"}, text)
 
 
 def _name_problems(project: Project) -> Iterator[Problem]:
-    """Airflow's tasks and a run's records go by a node's name without its package."""
+    """Yields names that are not unique: Airflow's tasks and a run's records use a node's name without its package."""
     known = dict(_TAKEN)
     tested = {uid for uid, node in project.nodes.items() if node["resource_type"] in ("model", "seed")}
     for uid in (*sorted(tested), *project.joint_tests):
         name = uid.split(".", 2)[2]
         if (other := known.setdefault(name, uid)) != uid:
-            text = "the name {} is {}'s too; rename it (alias keeps a table's name)"
+            text = "the name {} is already used by {}; rename one of them (alias keeps a table's name)"
             yield Problem.of(project.node(uid), text, name, other)
 
 
 def _key_problems(project: Project) -> Iterator[Problem]:
-    """Names that are too long for the key of one of their objects, in any environment, run and runner."""
+    """Yields names that are too long for one of their object keys in some environment, run or runner."""
     for uid, node in (*project.nodes.items(), *project.manifest.get("unit_tests", {}).items()):
         task = f"{_GROUP}{uid.split('.', 2)[-1]}.test/{_MANY}"
         table = project.table_of(uid)
@@ -376,5 +379,5 @@ def _too_long(node: Mapping[str, Any], *keys: Callable[[], str]) -> Iterator[Pro
         for key in keys:
             key()
     except BuscoError as error:
-        kind = f"a name is too long: one of its object keys would have more bytes than S3 takes; {error.hint}"
+        kind = f"a name is too long: one of its object keys would have more bytes than S3 allows; {error.hint}"
         yield Problem(node, f"{error.message}; {error.hint}", kind)

@@ -1,8 +1,8 @@
-r"""How text is shown that was written elsewhere: names, values, errors, what somebody gave as his reason.
+r"""Escapes text from other sources before it is displayed: names, values, errors, and reasons that users entered.
 
-A terminal takes control characters for orders (move the cursor, clear the screen, change the title, answer as if
-typed), and some invisible ones change the order in which text is read (Unicode Standard Annex 9, section 2; Boucher and
-Anderson, "Trojan Source", 2021). They are shown as escapes, `\x1b`.
+A terminal interprets control characters as commands (move the cursor, clear the screen, change the title, send input as
+if typed), and some invisible characters change the order in which text is displayed (Unicode Standard Annex 9, section
+2; Boucher and Anderson, "Trojan Source", 2021). They are displayed as escapes, such as `\x1b`.
 """
 
 from __future__ import annotations
@@ -14,36 +14,38 @@ import traceback
 import unicodedata
 from typing import Any
 
-# Unicode's categories of what is no text to look at: controls (C0 and C1), formats (bidi, zero width, tags), halves of
-# surrogate pairs, separators of lines and paragraphs.
-_NO_TEXT = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+# Unicode's categories of invisible characters: controls (C0 and C1), formats (bidi, zero width, tags), halves of
+# surrogate pairs, and line and paragraph separators.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def printable(text: str) -> str:
-    """A text in one line: line ends, control characters, and what changes the order of others, as escapes."""
+    """Returns text as one line, in which line ends, control characters and characters that reorder text are escaped."""
     return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def shown(text: str) -> str:
-    """A text of one or more lines, escaped as `printable` does but for line ends (LF) and tabs."""
+    """Returns text of one or more lines, escaped as by `printable` except for line ends (LF) and tabs."""
     return text if text.isprintable() else "".join(char if char in "\n\t" else _escaped(char) for char in text)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON: letters of all languages as they are, and what `printable` escapes by JSON's own escapes, so
-    that whoever reads it gets exactly the value.
+    """Returns a value as JSON.
+
+    Letters of all languages are kept, and the characters that `printable` escapes are written with JSON's own escapes,
+    so that a parser gets the exact value.
 
     Raises:
-        ValueError: NaN or infinity.
+        ValueError: the value contains NaN or infinity.
     """
     made = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     if made.isprintable():
         return made
-    return "".join(json.dumps(char)[1:-1] if char != "\n" and _is_no_text(char) else char for char in made)
+    return "".join(json.dumps(char)[1:-1] if char != "\n" and _is_invisible(char) else char for char in made)
 
 
 def guard() -> None:
-    """Makes what Python itself prints readable too: tracebacks, and logs of those who set up nothing, or all in one."""
+    """Also escapes what Python itself prints: tracebacks, and logs from the root logger's and last-resort handlers."""
     sys.excepthook = lambda kind, error, trace: print(
         shown("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr
     )
@@ -53,10 +55,10 @@ def guard() -> None:
 
 
 class ShownFormatter(logging.Formatter):
-    """Log lines without control characters, for a terminal and for files that are looked at in one.
+    """Formats log lines without control characters, for a terminal and for files that are viewed in one.
 
     Args:
-        inner: makes the line; the message alone without it.
+        inner: formats the line before it is escaped; by default, the line is only the message.
     """
 
     def __init__(self, inner: logging.Formatter | None = None) -> None:
@@ -68,8 +70,8 @@ class ShownFormatter(logging.Formatter):
 
 
 def _escaped(char: str) -> str:
-    return repr(char)[1:-1] if _is_no_text(char) else char
+    return repr(char)[1:-1] if _is_invisible(char) else char
 
 
-def _is_no_text(char: str) -> bool:
-    return not char.isprintable() and unicodedata.category(char) in _NO_TEXT
+def _is_invisible(char: str) -> bool:
+    return not char.isprintable() and unicodedata.category(char) in _INVISIBLE

@@ -1,4 +1,4 @@
-"""The files of a commit, in a git worktree below the state folder."""
+"""Checks out a commit's files in a git worktree under the state folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 
 from busco.errors import BuscoError
 
-# worktrees that stay for the next time
+# number of worktrees that are kept for reuse
 _KEPT = 5
 
 
 def full_commit(home: Path, commit: str) -> str | None:
-    """The whole id of a commit, None where this clone doesn't have it.
+    """Returns the full id of a commit, or None if this clone doesn't contain it.
 
     Raises:
-        BuscoError: `home` is in no git repository.
+        BuscoError: `home` is not in a git repository.
     """
     if _git(home, "rev-parse", "--git-dir").returncode:
-        raise BuscoError(f"{home} is in no git repository", "set BUSCO_HOME to a clone of the project")
+        raise BuscoError(f"{home} is not in a git repository", "set BUSCO_HOME to a clone of the project")
     if not re.fullmatch("[0-9a-f]{7,}", commit):
         return None
     found = _git(home, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
@@ -32,19 +32,19 @@ def full_commit(home: Path, commit: str) -> str | None:
 
 
 def is_shallow(home: Path) -> bool:
-    """Whether this clone has only the newest part of the history."""
+    """Whether this clone contains only the most recent part of the history."""
     return _git(home, "rev-parse", "--is-shallow-repository").stdout.strip() == "true"
 
 
 @contextmanager
 def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
-    """What `home` was in a commit, in a worktree `<root>/<commit>` that nobody takes away meanwhile.
+    """Yields `home` as of a commit, in a worktree `<root>/<commit>` that no other process removes meanwhile.
 
-    One that is there is used again if it is whole and unchanged; what was killed while being made is made anew. The
-    worktrees that were used longest ago, and are not in use, are taken away.
+    An existing worktree is reused if it is complete and unchanged, and recreated otherwise, such as after its creation
+    was interrupted. The least recently used worktrees are removed if they are not in use.
 
     Raises:
-        BuscoError: git can't make it, with git's reason.
+        BuscoError: git can't create the worktree; the message has git's reason.
     """
     root.mkdir(parents=True, exist_ok=True)
     folder = root / commit[:12]
@@ -52,12 +52,12 @@ def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if not _is_whole(folder, commit):
             shutil.rmtree(folder, ignore_errors=True)
-            # twice: git still knows, and may have locked, one whose making was killed
+            # twice: git still has a record of a worktree whose creation was killed, and may have locked it
             made = _git(home, "worktree", "add", "--force", "--force", "--detach", str(folder), commit)
             if made.returncode:
-                raise BuscoError(f"git can't make a worktree of {commit[:12]}: {made.stderr.strip()}")
+                raise BuscoError(f"git can't create a worktree for {commit[:12]}: {made.stderr.strip()}")
         os.utime(folder)
-        # a lock that is shared: others may run it too, nobody may take it away
+        # a shared lock: other processes can use the worktree too, but none can remove it
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         _tidy(home, root)
         prefix = _git(home, "rev-parse", "--show-prefix").stdout.strip()
@@ -65,7 +65,7 @@ def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
 
 
 def _is_whole(folder: Path, commit: str) -> bool:
-    # a folder that is no worktree (any more) is part of the one that the state folder lies in
+    # in a folder that is not a worktree, git would find the worktree that contains the state folder
     place = _git(folder, "rev-parse", "--show-toplevel", "HEAD") if folder.is_dir() else None
     if place is None or place.stdout.split("\n")[:2] != [str(folder.resolve()), commit]:
         return False
@@ -81,14 +81,14 @@ def _tidy(home: Path, root: Path) -> None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            # not by prune: other worktrees of this clone may be on a disk that is away
+            # not with prune: other worktrees of this clone may be on a disk that is not mounted
             _git(home, "worktree", "remove", "--force", "--force", str(folder))
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[int]:
-    """The file that says who uses a folder: freed when its holder dies, and never taken away."""
+    """Opens a folder's lock file, whose locks are released when their holder dies; it is never removed."""
     descriptor = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
@@ -97,7 +97,7 @@ def _lock(folder: Path) -> Iterator[int]:
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # whoever calls from a git hook has variables that name another repository
+    # if the caller is a git hook, GIT_* variables refer to another repository
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), "-c", "core.hooksPath=/dev/null", *arguments]
     try:
