@@ -92,7 +92,7 @@ def test_a_run_whose_selection_has_an_option_fails_before_anything_is_started_fo
     settings = SimpleNamespace(of_project=lambda folder: settings)
     monkeypatch.setattr(control, "_lake", lambda: (settings, lake.store, ENVIRONMENT))
     monkeypatch.setattr(control, "selected", lambda *given: pytest.fail(f"started for {given[2]}"))
-    with pytest.raises(AirflowFailException, match="begins with a dash|is a text"):
+    with pytest.raises(AirflowFailException, match="begins with a dash|must be text"):
         control.pin("lakehouse", "manual", 1, "1", select, False)
 
 
@@ -170,4 +170,4 @@ def test_a_run_on_an_empty_lake_says_how_to_bring_data(
         manifest = {"metadata": {"project_name": "busco"}, "nodes": {}, "sources": sources, "macros": {}}
         file.write_text(json.dumps(manifest))
         control.pin("lakehouse", f"run_{is_told}", 1, "1", "", False)
-        assert ("Bring data with `busco ingest PATH`" in caplog.text) == is_told
+        assert ("Ingest data with `busco ingest PATH`" in caplog.text) == is_told

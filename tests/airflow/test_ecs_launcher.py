@@ -220,7 +220,7 @@ def test_a_task_that_ecs_does_not_know_any_more_is_gone_and_one_that_it_does_not
         await launcher.look([], [handle])
         assert not handle.alive()
         assert handle.passing()
-        assert "ECS does not know its task any more" in await handle.why()
+        assert "ECS no longer has its task" in await handle.why()
         assert launcher.slots.holders() == []
 
     with mock.patch.multiple(ecs, _EVERY=0.0, _VANISHED=0.0):

@@ -135,7 +135,7 @@ def test_without_a_login_it_does_not_start_and_on_aws_not_with_the_default(monke
     assert login() == "admin:admin"
     monkeypatch.setenv("BUSCO_PLATFORM", "aws")
     get_settings.cache_clear()
-    with pytest.raises(BuscoError, match="one that everybody knows"):
+    with pytest.raises(BuscoError, match="is a well-known password"):
         login()
     monkeypatch.setenv("AIRFLOW__CELERY__FLOWER_BASIC_AUTH", "ops:a long one")
     assert login() == "ops:a long one"

@@ -116,7 +116,7 @@ def test_a_runner_that_hangs_is_stopped_and_another_one_goes_on() -> None:
         assert lab.stopped == [1]
         assert [node for _, node in lab.built] == [S, G, K], "what was built is not built again"
         assert "no sign of life" in lab.said[0]
-        assert "another one goes on" in lab.said[0]
+        assert "another runner takes over" in lab.said[0]
 
     run(story())
 
@@ -362,7 +362,7 @@ def test_a_model_that_ran_out_of_memory_gets_a_larger_runner_and_the_rest_goes_o
         assert sorted(node for _, node in lab.built) == sorted([S, G, K, X, Y])
         assert dict(zip(lab.started, lab.sizes, strict=True))["g/1"] == "medium"
         assert lab.started.count("g/1") == 1
-        assert any("a runner of size medium is started for g alone" in said for said in lab.said)
+        assert any("starting a runner of size medium for g alone" in said for said in lab.said)
 
     run(story())
 

@@ -249,7 +249,7 @@ def test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_
         assert (states["models.fct.test"], states["docs"]) == ("success", "upstream_failed")
         log = driver.log(run, joint)
         assert "no_order_has_a_fact failed" in log
-        assert "the rows don't meet the test" in log
+        assert "so that its rows pass the test" in log
         assert driver.live() == before
         driver.write(str(file), "select day from {{ ref('fct') }} join {{ ref('orders') }} using (day) where false")
         driver.clear(run, joint)

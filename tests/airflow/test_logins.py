@@ -180,7 +180,7 @@ def test_whoever_has_no_group_of_ours_may_not_log_in_unless_the_settings_say_so(
         ({"AIRFLOW_LOGIN": "oauht"}, "AIRFLOW_LOGIN is 'oauht'"),
         ({"AIRFLOW_LOGIN": "OAuth"}, "AIRFLOW_LOGIN is 'OAuth'"),
         ({"AIRFLOW_LOGIN": "oauth"}, "nobody could log in"),
-        ({"BUSCO_PLATFORM": "aws", "AIRFLOW_ADMIN_PASSWORD": "admin"}, "AIRFLOW_ADMIN_PASSWORD is one that everybody"),
+        ({"BUSCO_PLATFORM": "aws", "AIRFLOW_ADMIN_PASSWORD": "admin"}, "AIRFLOW_ADMIN_PASSWORD is a well-known"),
     ],
 )
 def test_a_webserver_does_not_start_with_a_login_that_nobody_meant(

@@ -26,8 +26,8 @@ from tests.airflow.lab import Lab, a_model
 NODE = "model.p.s"
 ARN = "arn:aws:ecs:us-east-1:1:task/busco/1"
 NORMAL = "by itself, when all of its work was done"
-KILLED = "its process was killed (signal 9): by somebody, or because the machine ran out of memory"
-GONE = "its process is gone, and nothing says why: it was killed, ran out of memory, or its machine was restarted"
+KILLED = "its process was killed (signal 9), by a person or because the machine ran out of memory"
+GONE = "its process is gone for an unknown reason: it was killed, it ran out of memory, or its machine restarted"
 
 
 @dataclass
@@ -191,10 +191,10 @@ def a_child(tmp_path: Path, code: str) -> Iterator[tuple[LocalLauncher, Runner, 
 @pytest.mark.parametrize(
     ("code", "sent", "words"),
     [
-        ("pass", 0, "its process ended by itself, with exit code 0"),
-        ("raise SystemExit(3)", 0, "its process ended by itself, with exit code 3"),
+        ("pass", 0, "its process exited on its own with exit code 0"),
+        ("raise SystemExit(3)", 0, "its process exited on its own with exit code 3"),
         ("input()", signal.SIGKILL, KILLED),
-        ("input()", signal.SIGTERM, "its process was ended by signal 15"),
+        ("input()", signal.SIGTERM, "its process was terminated by signal 15"),
     ],
 )
 def test_a_launcher_writes_down_how_a_process_of_its_own_has_ended(

@@ -111,7 +111,7 @@ def test_a_start_waits_half_an_hour_for_an_ecs_that_can_not_be_reached(error: ty
         launcher, client = await on_ecs(error, 10 * MINUTE)
         await launcher.start_command(["doctor"], "token", "label", said.append)
         assert len(client.started) == 1
-        assert "no answer from ECS" in said[0]
+        assert "no response from ECS" in said[0]
         launcher, _ = await on_ecs(error, 60 * MINUTE)
         began = now()
         with pytest.raises(CannotStart, match="tried for 30 minutes"):

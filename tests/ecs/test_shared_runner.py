@@ -55,7 +55,7 @@ def test_a_container_that_is_killed_is_replaced_and_what_is_built_is_not_built_a
     ended = ends_right(driver, run, 2)
     assert results(driver, run, ORDERS)[0].runner == 1
     assert ended.endings()[1].exit_code == 137
-    assert "another one goes on" in driver.log(run, "models.fct.run")
+    assert "another runner takes over" in driver.log(run, "models.fct.run")
 
 
 @pytest.mark.long
@@ -75,7 +75,7 @@ def test_a_container_that_hangs_is_stopped_and_replaced(driver: Driver, tasks: T
     ends_right(driver, run, 2)
     log = driver.log(run, "models.fct.run")
     assert "no sign of life for 20 s" in log
-    assert "another one goes on" in log
+    assert "another runner takes over" in log
 
 
 @pytest.mark.long

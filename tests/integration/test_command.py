@@ -243,7 +243,7 @@ def test_both_engines_give_the_same_json_and_csv(live: Platform, busco: Command)
     assert csv["athena"] == csv["duckdb"]
     assert ",true," in csv["duckdb"]
     status, said = busco("query", "--engine", "duckdb", "--format", "json", "select 1 as a, 2 as a")
-    assert (status, "two columns are called 'a'" in said) == (1, True)
+    assert (status, "two columns are named 'a'" in said) == (1, True)
 
 
 @pytest.mark.parametrize("engine", ["athena", "duckdb"])

@@ -142,7 +142,10 @@ def test_R6_a_macro_of_a_package_is_part_of_what_a_table_is_made_from(bakery: Pl
 
 REFUSED = {
     "models/a/table.sql": ("{{ config(materialized='table') }} select 1 as a", "write materialized='lake'"),
-    "models/a/inc.sql": ("{{ config(materialized='incremental') }} select 1 as a", "no incremental models yet"),
+    "models/a/inc.sql": (
+        "{{ config(materialized='incremental') }} select 1 as a",
+        "incremental models are not supported yet",
+    ),
     "models/a/mat.sql": (
         "{{ config(materialized='materialized_view') }} select 1 as a",
         "materialized_view is refused",
@@ -153,13 +156,16 @@ REFUSED = {
     "models/a/where.sql": ("{{ config(database='other') }} select 1 as a", "database other is refused"),
     "models/a/granted.sql": ("{{ config(grants={'select': ['bi']}) }} select 1 as a", "grants are refused"),
     "models/a/header.sql": ("{{ config(sql_header='set x = 1;') }} select 1 as a", "sql_header is refused"),
-    "models/a/layer.sql": ("{{ config(schema='marts') }} select 1 as a", "schema marts is no layer"),
-    "models/a/no_layer.sql": ("select 1 as a", "schema main is no layer"),
-    "models/a/name.sql": ("{{ config(schema='gold', alias='Monthly Report') }} select 1 as a", "is no name that Glue"),
-    "models/a/docs.sql": ("{{ config(schema='gold') }} select 1 as a", "the task of the docs's too"),
+    "models/a/layer.sql": ("{{ config(schema='marts') }} select 1 as a", "schema marts is not a layer"),
+    "models/a/no_layer.sql": ("select 1 as a", "schema main is not a layer"),
+    "models/a/name.sql": (
+        "{{ config(schema='gold', alias='Monthly Report') }} select 1 as a",
+        "is not a valid name in Glue",
+    ),
+    "models/a/docs.sql": ("{{ config(schema='gold') }} select 1 as a", "is already used by the docs task"),
     "models/a/in_bronze.sql": (
         "{{ config(materialized='view', schema='bronze') }} select 1 as a",
-        "schema bronze has the sources alone",
+        "schema bronze is reserved for sources",
     ),
     "models/a/keys.yml": (
         "models: [{name: people, constraints: [{type: primary_key, columns: [country]}]}]",
@@ -177,7 +183,7 @@ REFUSED = {
     "models/a/files.yml": (
         "sources: [{name: files, schema: bronze, config: {meta: {external_location: 's3://b/{name}'}},"
         " tables: [{name: u}]}]",
-        "no run could pin what lies there",
+        "a run can't pin external data",
     ),
     "models/a/long_source.yml": (
         f"sources: [{{name: {'s' * 1000}, schema: bronze, tables: [{{name: w}}]}}]",
@@ -189,7 +195,7 @@ REFUSED = {
     ),
     "models/a/twice.yml": (
         "sources: [{name: more, schema: bronze, tables: [{name: u}]}]",
-        "is the table bronze.u too",
+        "uses the table bronze.u too",
     ),
     "snapshots/history.sql": (
         "{% snapshot history %}{{ config(unique_key='id', strategy='check', check_cols='all') }}"
@@ -199,15 +205,15 @@ REFUSED = {
     "functions/twice.sql": ("x * 2", "functions are refused"),
     "macros/seed.sql": (
         "{% materialization seed, adapter='duckdb' %}{{ return({'relations': []}) }}{% endmaterialization %}",
-        "materialization_seed_duckdb is the platform's own",
+        "materialization_seed_duckdb is reserved for the platform",
     ),
     "macros/view.sql": (
         "{% macro duckdb__get_create_view_as_sql(relation, sql) %}{{ create_view_as(relation, sql) }}{% endmacro %}",
-        "duckdb__get_create_view_as_sql is the platform's own",
+        "duckdb__get_create_view_as_sql is reserved for the platform",
     ),
     "tests/kept.sql": ("{{ config(store_failures=true) }} select * from {{ ref('days') }}", "store_failures of kept"),
     "tests/nothing.sql": ("select 1 where false", "nothing reads no model"),
-    "tests/people.sql": ("select * from {{ ref('days') }} join {{ ref('people') }} on false", "rename it"),
+    "tests/people.sql": ("select * from {{ ref('days') }} join {{ ref('people') }} on false", "rename one of them"),
 }
 HELPERS = {
     "functions/twice.yml": (
@@ -251,7 +257,7 @@ def test_hooks_of_a_whole_run_are_refused_at_parse(refusal: list[str]) -> None:
 def test_the_way_to_write_all_models_is_said_once(refusal: list[str]) -> None:
     """The project's file says so already; the models have a materialization of their own, in their files."""
     assert refusal[-1].startswith("  → 4 models (models/a/")
-    assert "which wins over dbt_project.yml: write materialized='lake' there" in refusal[-1]
+    assert "which override dbt_project.yml: write materialized='lake' there" in refusal[-1]
     assert not [line for line in refusal if "for all models at once" in line]
 
 

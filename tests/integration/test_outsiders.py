@@ -141,8 +141,8 @@ def test_a_macro_that_ignores_the_schema_is_named_and_what_is_said_of_it_helps(t
     )
     (line,) = refused(tmp_path).message.splitlines()[1:]
     assert "write +schema" not in line
-    assert f"the project's macro {name} (macros/names.sql) decides, and makes it of +schema: gold" in line
-    assert "it must return silver or gold" in line
+    assert f"the project's macro {name} (macros/names.sql) derives it from +schema: gold" in line
+    assert "make the macro return the value of +schema" in line
     (home / "macros/names.sql").write_text(macro.format(name, RIGHT))
     parsed(tmp_path)
 

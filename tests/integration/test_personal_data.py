@@ -194,7 +194,10 @@ def test_columns_with_personal_data_have_null_counts_and_no_bounds_and_all_other
 @pytest.mark.parametrize(
     ("sql", "problem"),
     [
-        ("select lower(customer) as who from {{ ref('v_orders') }}", "partition_by names who, which has personal data"),
+        (
+            "select lower(customer) as who from {{ ref('v_orders') }}",
+            "partition_by names who, which contains personal data",
+        ),
         ("select 'x' as who from {{ ref('orders') }}", ""),
     ],
 )

@@ -171,7 +171,7 @@ def test_what_is_no_id_is_refused_at_parse_and_where_it_is_a_setting(shop: Platf
     said = shop.busco("dbt", "parse", status=1)
     assert "dbt_project.yml: busco_project_id 'My-Shop' is refused; write 1 to 63 lower-case letters" in said
     said = shop.busco("dbt", "parse", status=1, environment={"BUSCO_PROJECT_ID": "My-Shop"})
-    assert "BUSCO_PROJECT_ID is 'My-Shop': no id of a dbt project" in said
+    assert "BUSCO_PROJECT_ID is 'My-Shop': not a valid project id" in said
 
 
 def test_a_parse_that_came_with_an_image_has_the_id_of_the_process(shop: Platform) -> None:

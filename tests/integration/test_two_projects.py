@@ -171,7 +171,7 @@ def test_a_source_that_two_projects_say_differently_is_refused_with_both_names(b
     file = str(both.write("in/orders.csv", ORDERS))
     for command in (["dbt", "parse"], ["ingest", file]):
         printed = both.busco(*command, status=1, environment={"BUSCO_DBT_PROJECTS": "bakery"})
-        assert "the dbt projects busco and bakery say different things of the source bronze.orders" in printed
+        assert "the dbt projects busco and bakery declare the source bronze.orders differently" in printed
 
 
 def test_two_projects_of_one_name_are_refused(both: Platform) -> None:

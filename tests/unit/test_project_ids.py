@@ -416,7 +416,7 @@ def test_what_is_an_id_is_taken(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["Shop", "a b", "x" * 64, "shop\n"])
 def test_a_setting_that_is_no_id_is_refused(value: str) -> None:
-    with pytest.raises(ValidationError, match="no id of a dbt project: 1 to 63 lower-case letters"):
+    with pytest.raises(ValidationError, match="not a valid project id; use 1 to 63 lower-case letters"):
         Settings(home=Path("/p"), project_id=value)
 
 

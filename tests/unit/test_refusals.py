@@ -75,8 +75,8 @@ def test_each_kind_has_its_own_line_and_a_rare_one_is_not_lost_among_many() -> N
     lines = said(*tables(500), *tables(7, "incremental"), granted, *schemas, model("b/other", schema="other"))
     assert [line.split(" ")[0] for line in lines if "nodes (" in line] == ["500", "7", "5"]
     assert any(line.startswith("models/a/granted.sql: grants are refused") for line in lines)
-    assert any(line.startswith("5 nodes (") and "schema marts is no layer" in line for line in lines)
-    assert any(line.startswith("models/b/other.sql: schema other is no layer") for line in lines)
+    assert any(line.startswith("5 nodes (") and "schema marts is not a layer" in line for line in lines)
+    assert any(line.startswith("models/b/other.sql: schema other is not a layer") for line in lines)
 
 
 def test_what_is_each_node_s_own_makes_no_line_of_its_own() -> None:
@@ -115,7 +115,7 @@ def test_the_advice_names_the_package_that_the_models_belong_to() -> None:
 
 def test_the_advice_has_a_line_for_each_of_several_packages() -> None:
     lines = advice(*tables(2, package="shop"), *tables(2, "incremental", package="jaffle"))
-    assert lines == [f"{AT_ONCE}, below models:", "shop: {+materialized: lake}", "jaffle: {+materialized: lake}"]
+    assert lines == [f"{AT_ONCE}, under models:", "shop: {+materialized: lake}", "jaffle: {+materialized: lake}"]
 
 
 def test_the_advice_is_where_the_project_says_otherwise_now() -> None:
@@ -142,7 +142,7 @@ def test_a_model_s_own_config_wins_and_is_what_is_to_be_changed(call: str, file:
     (line,) = advice(*tables(1, raw_code=call), file=file)
     assert AT_ONCE not in line
     assert "models/a/table_0000.sql" in line
-    assert "wins over dbt_project.yml" in line
+    assert "which overrides dbt_project.yml" in line
 
 
 @pytest.mark.parametrize("code", NO_CALLS)
@@ -190,20 +190,20 @@ def macro(name: str, package: str = "shop") -> dict[str, Any]:
 def test_the_macro_that_ignores_the_schema_is_named_with_what_it_must_return(name: str) -> None:
     (line,) = said(model("a", schema="dev_gold"), macros=macro(name))
     assert line == (
-        f"models/a.sql: schema dev_gold is no layer for tables: the project's macro {name} "
-        f"(macros/{name}.sql) decides, and makes it of +schema: gold; it must return silver or gold, as +schema says"
+        f"models/a.sql: schema dev_gold is not a layer for tables: the project's macro {name} "
+        f"(macros/{name}.sql) derives it from +schema: gold; make the macro return the value of +schema"
     )
 
 
 def test_a_schema_that_is_no_layer_and_is_changed_by_a_macro_says_both() -> None:
     (line,) = said(model("a", schema="dev_marts", config={"schema": "marts"}), macros=macro("generate_schema_name"))
-    assert "makes it of +schema: marts" in line
+    assert "derives it from +schema: marts" in line
     assert "write +schema: silver or gold" in line
-    assert "it must return" in line
+    assert "make the macro return that value" in line
 
 
 def test_a_macro_that_changes_nothing_or_is_not_asked_is_not_blamed() -> None:
-    plain = "models/a.sql: schema marts is no layer for tables; write +schema: silver or gold"
+    plain = "models/a.sql: schema marts is not a layer for tables; write +schema: silver or gold"
     own = macro("generate_schema_name")
     assert said(model("a", schema="marts", config={"schema": "marts"}), macros=own) == [plain]
     assert said(model("a", schema="marts", config={"schema": None}), macros=own) == [plain]
@@ -220,6 +220,6 @@ def test_a_package_s_own_macro_decides_of_its_models() -> None:
 def test_the_macro_that_makes_a_table_s_name_is_named_too() -> None:
     node = model("a", alias="Gold Report", config={"alias": "report"})
     (line,) = said(node, macros=macro("generate_alias_name"))
-    assert "Gold Report is no name that Glue and Athena keep" in line
-    assert "the project's macro generate_alias_name (macros/generate_alias_name.sql) decides" in line
+    assert "Gold Report is not a valid name in Glue and Athena" in line
+    assert "the project's macro generate_alias_name (macros/generate_alias_name.sql) derives it" in line
     assert "alias: report" in line

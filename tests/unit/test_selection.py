@@ -52,5 +52,5 @@ def test_a_selection_is_split_into_its_words(text: str | None, words: list[str])
     ],
 )
 def test_what_looks_like_an_option_or_is_no_text_is_refused(text: object) -> None:
-    with pytest.raises(BuscoError, match=r"begins with a dash|cannot be seen|is a text"):
+    with pytest.raises(BuscoError, match=r"begins with a dash|invisible characters|must be text"):
         selectors(text)

@@ -97,5 +97,5 @@ def test_a_commit_is_found_by_its_beginning_or_not_at_all(home: Path, tmp_path: 
     assert worktrees.full_commit(home, newest[:12]) == newest
     assert worktrees.full_commit(home, "0123456789ab") is None
     assert worktrees.full_commit(home, "HEAD") is None
-    with pytest.raises(BuscoError, match="is in no git repository"):
+    with pytest.raises(BuscoError, match="is not in a git repository"):
         worktrees.full_commit(tmp_path, newest)
