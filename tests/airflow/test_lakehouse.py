@@ -136,7 +136,7 @@ def test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_f
     assert "model gold.fct failed" in first
     assert "nonsense" in log
     assert "fct.sql:2" in log
-    assert "→ mend it, then clear this task" in log
+    assert "→ fix it, then clear this task" in log
     assert "\x1b[" not in log
     assert driver.live() == before
     driver.wait(lambda: bool(sent()), 60)
@@ -145,7 +145,7 @@ def test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_f
     assert run in alert["Message"]
     assert 'Referenced column "nonsense" not found' in alert["Message"]
     assert "at models/gold/fct.sql:2" in alert["Message"]
-    assert "stale until it is mended: gold.fct" in alert["Message"]
+    assert "stale until it is fixed: gold.fct" in alert["Message"]
     assert "stale until it is mended: gold.fct" in log
 
     built = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).entries()["silver.orders"].version.version

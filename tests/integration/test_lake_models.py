@@ -238,7 +238,7 @@ def test_a_wide_integer_that_overflows_its_contract_is_an_error(mini: Platform) 
             "select {% if is_incremental() %}1{% else %}2{% endif %} as a",
             "is_incremental() is always false",
         ),
-        ("gold/t.py", "def model(dbt, session):\n    return 1\n", "write it in SQL"),
+        ("gold/t.py", "def model(dbt, session):\n    return 1\n", "write the model in SQL"),
         (
             "gold/fct.yml",
             "models: [{name: fct, columns: [{name: day, data_type: DATE, constraints: [{type: unique}]}]}]",
