@@ -1,4 +1,4 @@
-"""`python -m busco`."""
+"""Runs the `busco` command (`python -m busco`)."""
 
 from busco.cli import main
 

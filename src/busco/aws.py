@@ -97,8 +97,7 @@ def assumed(role: str, region: str, endpoint_url: str | None) -> Any:
 
 
 def _client(service: str, region: str, endpoint_url: str | None, credentials: Any, **config: Any) -> Any:
-    # botocore reads megabytes of JSON for the first client of each session; sharing the loader makes that once a
-    # process
+    # botocore reads megabytes of JSON for the first client of each session; with a shared loader, only once per process
     bare = botocore.session.Session()
     bare.register_component("data_loader", _LOADER)
     if credentials is not None:

@@ -27,7 +27,7 @@ _UNFOLDED = 10_000_000
 
 
 class _Console(Console):
-    """Rich's console exits the process when the reader of a pipe is gone; here, the command handles that instead."""
+    """A Rich console that leaves the handling of a broken pipe to the command, instead of exiting the process."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -51,8 +51,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence
 def result(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> None:
     """Prints a query's result as table, csv or json; NULL is empty in the first two, and null in json.
 
-    csv and json are meant for programs, and contain the exact values. Only if csv goes to a terminal are its values
-    escaped as in a table; json has its own escapes.
+    csv and json are meant for programs and contain the exact values. If csv goes to a terminal, its values are escaped
+    as in a table; json has its own escapes.
 
     In json, decimals are strings, because most programs read JSON numbers as doubles. Dates and times are strings too.
     Values that JSON numbers can't represent (NaN, infinity) are null.

@@ -39,7 +39,7 @@ SEED_READER = "dbt"
 # of every node that reads pii columns. Change it when the same SQL would produce fewer bounds, so that no version is
 # kept with the old ones.
 BOUNDS_RULE = 2
-# characters with a meaning in selections (dbt-core 1.11, graph/selector_spec.py; fnmatch's wildcards)
+# characters with a special meaning in selections (dbt-core 1.11, graph/selector_spec.py; fnmatch's wildcards)
 _SELECTION_SYNTAX = re.compile(r"[ ,+@*?\[\]]")
 # the platform's own dbt package (busco.warehouse.package), and those of dbt and its adapter
 PLATFORM_PACKAGE = "busco_lake"
@@ -281,9 +281,10 @@ class Project:
 
     @cached_property
     def gates(self) -> dict[str, frozenset[str]]:
-        """Test → the models and seeds that `dbt build` starts only after the test has passed: those that have all of
-        the
-        test's parents as ancestors."""
+        """Test → the models and seeds that `dbt build` starts only after the test has passed.
+
+        These are the nodes that have all of the test's parents as ancestors.
+        """
         return {
             test: frozenset(
                 uid
@@ -383,17 +384,20 @@ class Project:
         return found
 
     def _macros(self, node: Mapping[str, Any]) -> dict[str, str]:
-        """Returns the SQL of all macros of the project and its packages that a node uses, directly or indirectly. dbt's
-        and
-        the platform's own macros are left out, since their versions cover them."""
+        """Returns the SQL of all macros of the project and its packages that a node uses, directly or indirectly.
+
+        It leaves out the macros of dbt and the platform, since their versions cover those.
+        """
         macros = self.manifest["macros"]
         own = [uid for uid in self.macros_used(node) if macros[uid]["package_name"] not in PLATFORM_PACKAGES]
         return {uid: macros[uid]["macro_sql"] for uid in sorted(own) if macros[uid]["macro_sql"]}
 
     def code(self, unique_id: str) -> list[str]:
-        """Returns the source texts from which a node's SQL is made: its own, those of the ephemeral models that become
-        part
-        of it, those of the macros that these use, except dbt's and the platform's, and the project's variables."""
+        """Returns the source texts from which a node's SQL is made.
+
+        These are its own text, those of the ephemeral models that become part of it, those of the macros that these
+        use, except dbt's and the platform's, and the project's variables.
+        """
         node = self.nodes[unique_id]
         variables = json.dumps(self.manifest.get("vars", {}), ensure_ascii=False)
         found = [str(node.get("raw_code", "")), *self._macros(node).values(), variables]

@@ -168,8 +168,8 @@ def _problems(project: Project) -> Iterator[Problem]:
         elif kind == "operation":
             yield Problem(
                 node,
-                "on-run-start and on-run-end are refused, because a run has many dbt processes and nothing keeps what "
-                "these hooks write; write a model, or a model's pre_hook",
+                "on-run-start and on-run-end are refused, because a run has many dbt processes, and what these hooks "
+                "write is not kept; write a model, or a model's pre_hook",
             )
         elif kind == "test":
             yield from _test_problems(node)
@@ -307,7 +307,7 @@ def _type_problems(node: Mapping[str, Any], place: Mapping[str, Any]) -> Iterato
 def _test_problems(test: Mapping[str, Any]) -> Iterator[Problem]:
     config = test["config"]
     if config.get("store_failures") or config.get("store_failures_as") in ("table", "view"):
-        text = "store_failures of {} is refused, because nothing would keep the rows; remove it"
+        text = "store_failures of {} is refused, because the failing rows would not be kept; remove it"
         yield Problem.of(test, text, test["name"])
     if not test["depends_on"]["nodes"]:
         text = "{} reads no model or source, so it can't check what is published; remove it"

@@ -231,8 +231,7 @@ class Settings(BaseSettings):
         return self.below_home(self.dbt_project_dir)
 
     def of_project(self, folder: Path | str | None, project_id: str | None = None) -> Settings:
-        """Returns these settings for a process that works on another dbt project; if `folder` is empty, on the same
-        one.
+        """Returns these settings for a process that works on another dbt project, or the same one if `folder` is empty.
 
         Args:
             folder: an absolute path, or one relative to home.
@@ -255,7 +254,7 @@ class Settings(BaseSettings):
 
     @property
     def manifest_path(self) -> Path:
-        """The dbt manifest, which contains Airflow's graph and the sources' contracts."""
+        """The dbt manifest, from which Airflow's graph and the sources' contracts are read."""
         return self.project_part(self.state) / "manifest.json"
 
     @property
@@ -300,7 +299,7 @@ class Settings(BaseSettings):
 
 
 def env_file(state: Path, role: str = "") -> Path:
-    """Returns the file of environment variables with which its owner, or a process with a role, uses the local AWS."""
+    """Returns the file with the environment variables for access to the local AWS, as its owner or with a role."""
     return state / (f"aws-{role}.env" if role else "aws.env")
 
 

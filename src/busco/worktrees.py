@@ -40,8 +40,8 @@ def is_shallow(home: Path) -> bool:
 def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
     """Yields `home` as of a commit, in a worktree `<root>/<commit>` that no other process removes meanwhile.
 
-    An existing worktree is reused if it is complete and unchanged, and recreated otherwise, such as after its creation
-    was interrupted. The least recently used worktrees are removed if they are not in use.
+    An existing worktree is reused if it is complete and unchanged; otherwise, for example after an interrupted
+    creation, it is recreated. The least recently used worktrees are removed if they are not in use.
 
     Raises:
         BuscoError: git can't create the worktree; the message has git's reason.

@@ -1,4 +1,4 @@
-"""Login to Airflow: the login method, the first admin, and the roles, all of which are set up at every start."""
+"""Sets up logins to Airflow at every start: the login method, the first admin, and the roles."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ def keep_roles(manager: Any) -> None:
     OnCall can view everything that a Viewer can, and can pause, trigger, clear and mark all DAGs, including
     `operations`. Any other permission that it was granted is removed, except those that a DAG file grants on its own
     DAG (`access_control`).
+
     Args:
         manager: Flask-AppBuilder's security manager.
     """

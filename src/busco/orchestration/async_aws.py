@@ -19,7 +19,7 @@ from busco.settings import Settings
 
 Answer = TypeVar("Answer")
 
-# Concurrent S3 calls per event loop. Signing a request and parsing its response takes a millisecond or two of the
+# Concurrent S3 calls per event loop. Signing a request and parsing its response take a millisecond or two of the
 # loop's time: a thousand tasks that all call S3 in one iteration would block the loop for seconds.
 _AT_ONCE = 6
 
@@ -139,7 +139,7 @@ class AsyncObjects:
         Raises:
             Conflict: the object exists or has another ETag, and its content differs.
             ClientError: S3 refuses for another reason. 409 ConditionalRequestConflict is one of these: another
-                conditional write or a delete was in progress, which does not tell whether the object exists (S3 user
+                conditional write or a delete was in progress, so it is unknown whether the object exists (S3 user
                 guide, "Conditional writes").
         """
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}

@@ -107,7 +107,7 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
 
 
 def show() -> None:
-    """Updates Glue and the docs page to the live release.
+    """Updates Glue and the docs page to show the live release.
 
     Raises:
         AirflowSkipException: the environment is not prod, or nothing was ever published.

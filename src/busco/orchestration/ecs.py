@@ -1,4 +1,4 @@
-"""Runners as ECS tasks (BUSCO_EXECUTION=ecs_shared, ecs): starts, watches, stops and limits them."""
+"""Starts, watches, stops and limits runners that are ECS tasks (BUSCO_EXECUTION=ecs_shared or ecs)."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class EcsLauncher:
         found = set()
         for holder in holders:
             seen = self.seen(holder.arn)
-            # a task that was started long ago and is missing from ECS is not too new to be visible: it has expired
+            # if a task that was started long ago is missing from ECS, it has expired: it can't be too new to be visible
             if seen.ending or (seen.missing_since is not None and holder.seconds > self.places.stale):
                 found.add(holder.arn)
         return found
@@ -314,7 +314,7 @@ def ending_of(task: Mapping[str, Any], container: str) -> Ending:
         reason=stop.text,
         hint=stop.hint,
         out_of_memory=stop.kind == "memory",
-        # a person who stops a task by hand wants this task to end; its models are still to be built
+        # stopping a task by hand only ends that task; its models still have to be built
         passing=stop.passing or stop.kind == "person",
         exit_code=code,
         started_at=_moment(task.get("pullStartedAt")) or _moment(task.get("startedAt")),

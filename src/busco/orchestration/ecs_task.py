@@ -24,7 +24,7 @@ def ecs_task_arguments(
 
     Args:
         size: the task definition's size; BUSCO_ECS_SIZE by default.
-        timeout: limits the ECS task, because Airflow's `execution_timeout` does not count the time that a task is
+        timeout: time limit for the ECS task; Airflow's `execution_timeout` does not count the time in which a task is
             deferred.
     """
     where = placement(settings)

@@ -147,7 +147,7 @@ class Follow:
         return None
 
     def _failed_in(self, number: int) -> bool:
-        """Whether a node of this task failed in a runner: a unit test, for example, so that it skipped the model."""
+        """Whether a node of this task itself failed in a runner: a failed unit test makes the runner skip the model."""
         found = (self.watch.final(node, number) for node in self.job.nodes)
         return any(result is not None and result.status in _BAD for result in found)
 
@@ -168,6 +168,7 @@ class Follow:
     async def _open(self) -> None:
         """Takes the task over from its earlier tries, or continues this try after a restart of its triggerer, with the
         record that it started with.
+
         Raises:
             Superseded: a later try of this task has started.
         """
@@ -274,9 +275,9 @@ class Follow:
         return self.job.slot
 
     def _left_out(self) -> bool:
-        """Whether a shared runner that started after this try leaves its nodes out.
+        """Whether a shared runner that started after this try leaves out a node of this task.
 
-        To a shared runner they are done, because of a result that doesn't count for this try.
+        A shared runner considers a node done if it has a result, even one that doesn't count for this try.
         """
         shared = [n for n, r in self.watch.runners.items() if n > self._newest_before and r.kind == "shared"]
         return any(not all(self.watch.covers(n, node) for node in self.job.nodes) for n in shared)
@@ -306,7 +307,7 @@ class Follow:
             if times <= self.restarts and (runner.kind == "shared" or ending.passing):
                 self.say(f"runner {runner.number} is gone: {ending.reason}; another runner takes over")
                 return None
-            hint = f"  → {ending.hint or 'clear this task: this starts a new runner'}"
+            hint = f"  → {ending.hint or 'clear this task to start a new runner'}"
         runners = f" ({len(self._lost)} runners)" if len(self._lost) > 1 else ""
         return Ended(
             "failed",

@@ -33,7 +33,7 @@ _PORTS = {"http": 80, "https": 443}
 # safe methods, which change nothing (RFC 9110, section 9.2.1)
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _IDS = ("dag_id", "task_id", "run_id", "dag_run_id")
-_MOST = 250  # the most characters in an id
+_MOST = 250  # maximum length of an id, in characters
 # endpoints that create a run (Airflow 2.10.5): the trigger form, and the REST API
 _FORM = "Airflow.trigger"
 _API = "/api/v1.airflow_api_connexion_endpoints_dag_run_endpoint_post_dag_run"
@@ -118,7 +118,7 @@ def _place(netloc: str, scheme: str) -> tuple[str, int]:
 class FailedLogins:
     """Counts failed logins in this process.
 
-    After ten failures of one user from one address within a minute, or a hundred of one user from any addresses,
+    After ten failures for one user from one address within a minute, or a hundred for one user from all addresses,
     further attempts are refused. Successful logins are not counted. User names are compared without regard to case.
     """
 

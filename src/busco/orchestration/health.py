@@ -1,7 +1,7 @@
 """Docker health checks for Airflow's services in this container: `python -m busco.orchestration.health triggerer`.
 
 Querying Airflow's database, or pinging the Celery worker directly, takes a fraction of a second. `airflow jobs check`
-and `celery inspect ping` would each use three seconds of CPU, every few seconds.
+and `celery inspect ping` would each use three seconds of CPU time, every few seconds.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Starting(Protocol):
     def alive(self) -> bool: ...
 
     def passing(self) -> bool:
-        """Whether the cause of its end is temporary: missing capacity, a Spot interruption, the network."""
+        """Whether it ended for a reason that may be temporary: no capacity, a Spot interruption, the network."""
 
     async def why(self) -> str:
         """Returns why it is gone, with the end of its output if that is available."""
@@ -53,9 +53,10 @@ class Launcher(Protocol):
         """
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> Starting | None:
-        """Returns the runner of an order that another triggerer, or this one before a restart, may have started; None
-        if
-        this launcher can't find out."""
+        """Returns the runner of an order that another triggerer, or this one before a restart, may have started.
+
+        Returns None if this launcher can't find out.
+        """
 
     async def discard(self, order: Order, reason: str) -> None:
         """Stops anything that may have been started for an order that has no `Starting`."""
@@ -135,7 +136,7 @@ class LocalLauncher:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # no other task has this process, so it must be stopped here
+            # nothing else has a reference to this process, so it must be stopped here
             await (await starting).stop("it is no longer needed")
             raise
 
