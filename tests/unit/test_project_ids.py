@@ -435,7 +435,7 @@ def test_the_setting_is_about_the_process_s_own_project_and_a_run_s_id_goes_with
 def test_projects_that_the_lake_could_not_tell_apart_are_refused_before_they_are_published() -> None:
     one, two = project({"busco_project_id": "one"}), project({"busco_project_id": "two"})
     assert all_contracts([one, two, project({}, name="third")]) == ()
-    with pytest.raises(BuscoError, match=r"two dbt projects are named shop, and have no id[\s\S]*shop-2"):
+    with pytest.raises(BuscoError, match=r"two dbt projects are named shop and have no id[\s\S]*shop-2"):
         all_contracts([project({}), project({})])
     with pytest.raises(BuscoError, match="two dbt projects have the id one"):
         all_contracts([one, project({"busco_project_id": "one"}, name="third")])
