@@ -138,7 +138,7 @@ def test_fifty_starts_with_a_limit_of_four_run_four_at_a_time_in_the_order_that_
         assert sorted(begun) == list(range(50))
         # beside each other four may overtake one another, no more
         assert all(abs(place - number) < 8 for place, number in enumerate(begun)), begun
-        assert any("wait before this one (BUSCO_MAX_ECS_TASKS=4)" in line for line in said)
+        assert any("ahead of this one (BUSCO_MAX_ECS_TASKS=4)" in line for line in said)
         assert launchers[0].slots.holders() == []
 
     with mock.patch.object(ecs, "_EVERY", 0.0):
@@ -307,7 +307,7 @@ def test_a_task_goes_to_the_capacity_provider_and_network_of_the_settings(driver
             {"stopCode": "EssentialContainerExited", "containers": [{"name": "dbt", "exitCode": 1}]},
             False,
             False,
-            "exit code 1",
+            "exited with code 1",
         ),
     ],
 )

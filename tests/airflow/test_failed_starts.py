@@ -29,7 +29,7 @@ def test_a_task_that_was_cleared_while_its_runner_started_gets_another_one(ecs: 
     async def story() -> None:
         lab = Lab(a_model("a"), ecs=ecs, pending=lambda _: 3)
         a = begun(lab, A)
-        while not lab.watch.slots:
+        while not lab.watch.launched:
             await asyncio.sleep(0.01)
         await lab.clear(a, "a/1")
         await asyncio.sleep(later)
@@ -44,9 +44,9 @@ def test_a_task_that_is_cleared_while_a_runner_that_was_given_up_is_being_stoppe
     async def story() -> None:
         lab = Lab(a_model("a"), pending=lambda _: 30)
         a = begun(lab, A)
-        while not lab.watch.slots:
+        while not lab.watch.launched:
             await asyncio.sleep(0.01)
-        handle = lab.watch.slots["shared"].handle
+        handle = lab.watch.launched["shared"].handle
 
         async def slowly(reason: str) -> None:
             # a process has ten seconds to end by itself

@@ -50,8 +50,8 @@ def test_a_task_that_begins_knows_everything_that_was_recorded_before_it() -> No
         while not lab.watch.runners:
             await asyncio.sleep(0.01)
         # recorded by another triggerer, right after a look of this one
-        looks = lab.watch.looks
-        while lab.watch.looks == looks:
+        looks = lab.watch.polls
+        while lab.watch.polls == looks:
             await asyncio.sleep(0.01)
         theirs = Order(name="theirs", generation=1, kind="solo", nodes=("model.p.other",))
         lab.run.store.create(lab.run.layout.order("theirs", 1), theirs)
@@ -166,7 +166,7 @@ def test_a_task_that_waits_for_a_place_while_the_records_can_not_be_read_gets_it
 
         with mock.patch.object(lab, "start", waiting):
             task = asyncio.create_task(lab.follow(S))
-            while not lab.watch.looks:
+            while not lab.watch.polls:
                 await asyncio.sleep(0.1)
             lab.s3.fault = Failing("LIST")
             # the poller gives up

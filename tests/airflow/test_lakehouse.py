@@ -146,7 +146,7 @@ def test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_f
     assert 'Referenced column "nonsense" not found' in alert["Message"]
     assert "at models/gold/fct.sql:2" in alert["Message"]
     assert "stale until it is fixed: gold.fct" in alert["Message"]
-    assert "stale until it is mended: gold.fct" in log
+    assert "stale until it is fixed: gold.fct" in log
 
     built = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).entries()["silver.orders"].version.version
     driver.clear(run, "models.fct.run")

@@ -172,8 +172,8 @@ def answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
         return False
 
 
-def asked(run: str) -> pages.Asked:
-    return pages.Asked(DAG, run, KEY, (NODE,), "model gold.fct", 1, "deferred")
+def asked(run: str) -> pages.TaskTry:
+    return pages.TaskTry(DAG, run, KEY, (NODE,), "model gold.fct", 1, "deferred")
 
 
 def reloads(page: str) -> bool:
@@ -256,16 +256,16 @@ def test_before_there_is_a_runner_a_page_says_so_and_loads_itself_anew(web: Web)
 
     says("unpinned", "not pinned yet")
     run = web.pinned("waiting")
-    says("waiting", "no runner was started for try 1 yet")
+    says("waiting", "No runner has been started for try 1 yet")
     order = Order(name="shared", generation=1, kind="shared", token=new_id(), size="small")
     run.store.create(run.layout.order("shared", 1), order)
-    says("waiting", "waiting for a place", f"BUSCO_MAX_ECS_TASKS={web.settings.max_ecs_tasks}")
+    says("waiting", "waiting for a slot", f"BUSCO_MAX_ECS_TASKS={web.settings.max_ecs_tasks}")
 
 
 def test_a_task_that_ended_without_a_runner_has_a_page_that_says_so_once(web: Web) -> None:
     web.pinned("refused")
     page = web.open("log stream", "refused")
-    assert "Try 1 had no runner; Airflow has it as failed" in page
+    assert "Try 1 had no runner. Its state in Airflow: failed." in page
     assert not reloads(page)
 
 
@@ -276,7 +276,7 @@ def test_an_ecs_task_is_shown_before_its_container_has_registered_itself(web: We
     arn = web.run_task(order.token)
     assert arn in web.open("ECS task", "ordered")
     page = web.open("log stream", "ordered")
-    assert "its container has printed nothing" in page
+    assert "The container has no output yet" in page
     assert reloads(page)
 
 
@@ -311,7 +311,7 @@ def test_an_ecs_task_that_ecs_has_forgotten_is_shown_from_the_records(web: Web) 
     ending = Ending(number=1, reason="it ran out of memory: 30,720 MiB", hint="give it more", out_of_memory=True)
     run.store.create(run.layout.ending(1), ending)
     page = web.open("ECS task", "expired")
-    for said in ("ECS does not know it any more", arn, "large", ending.reason, ending.hint):
+    for said in ("ECS no longer has this task", arn, "large", ending.reason, ending.hint):
         assert said in page
 
 

@@ -120,7 +120,7 @@ def test_a_runner_that_another_triggerer_has_ordered_next_is_ended_too() -> None
         await until(lambda: len(lab.started) == 2)
         moved.cancel()
         await lab.watch.enter("a/1")
-        assert lab.watch.slots["shared"].order.generation < lab.watch.orders["shared"].generation
+        assert lab.watch.launched["shared"].order.generation < lab.watch.orders["shared"].generation
         await lab.watch.release("a/1", "shared", "it was cleared")
         await asyncio.sleep(10)
         assert list(lab.living) == []

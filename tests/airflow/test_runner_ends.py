@@ -25,7 +25,7 @@ from tests.airflow.lab import Lab, a_model
 
 NODE = "model.p.s"
 ARN = "arn:aws:ecs:us-east-1:1:task/busco/1"
-NORMAL = "by itself, when all of its work was done"
+NORMAL = "normally, after completing all of its work"
 KILLED = "its process was killed (signal 9), by a person or because the machine ran out of memory"
 GONE = "its process is gone for an unknown reason: it was killed, it ran out of memory, or its machine restarted"
 
@@ -49,7 +49,7 @@ class Shown:
 
 
 def shown(lab: Lab, settings: Settings, state: str = "failed", task: dict[str, Any] | None = None) -> Shown:
-    asked = pages.Asked("d", "r", "s", (NODE,), "model silver.s", 1, state)
+    asked = pages.TaskTry("d", "r", "s", (NODE,), "model silver.s", 1, state)
     ecs = mock.Mock()
     ecs.describe_tasks.return_value = {"tasks": [task] if task else []}
     ecs.list_tasks.return_value = {"taskArns": [ARN] if task else []}
@@ -115,7 +115,7 @@ def test_a_runner_that_could_not_work_says_why_itself(tmp_path: Path, is_ecs: bo
     registered(lab, settings, is_ecs, mock.Mock(pid=2**22 + 1))
     lab.run.put_result(Result(node=RUNNER_NODE, runner=1, status="error", error="dbt can't parse the project\n  → fix"))
     end, hint = shown(lab, settings, task=stopped(1) if is_ecs else None).end
-    assert end == "it could not do its work: dbt can't parse the project\n  → fix"
+    assert end == "with an error: dbt can't parse the project\n  → fix"
     assert hint is None
 
 
@@ -144,7 +144,7 @@ def test_a_local_runner_that_is_gone_without_a_result_was_killed(tmp_path: Path)
         (stopped(137, "OutOfMemoryError: Container killed due to memory usage"), "ran out of memory (it had 4 GB)"),
         (stopped(137), "the process was killed (signal 9)"),
         (stopped(None, "", "UserInitiated"), "somebody stopped the task"),
-        (stopped(2), "exit code 2"),
+        (stopped(2), "exited with code 2"),
     ],
 )
 def test_an_ecs_task_that_is_gone_without_a_result_has_ended_as_ecs_says(
@@ -165,7 +165,7 @@ def test_a_runner_that_never_registered_itself(tmp_path: Path, is_ecs: bool, sta
     lab.run.store.create(lab.run.layout.order("shared", 1), order)
     if is_ecs:
         found = shown(lab, settings, state, stopped(None, "CannotPullContainerError: not found", "TaskFailedToStart"))
-        assert "it has not registered itself" in found.facts["runner"]
+        assert "not registered yet" in found.facts["runner"]
         assert "the image does not exist" in str(found.end[0])
     text = " ".join(shown(lab, settings, state).page.texts)
     assert ("was ordered" if state == "deferred" else "had no runner") in text

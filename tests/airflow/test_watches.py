@@ -165,7 +165,7 @@ def test_a_deferred_task_whose_run_s_records_can_not_be_read_says_so_and_what_to
         lab.s3.fault = Failing("LIST", lab.run.layout.results)
         (event,) = await events_of(a_trigger(), settings)
         assert event["state"] == "failed"
-        assert "AWS could not be asked for too long: ClientError" in event["text"]
-        assert "clear this task when S3 and ECS answer again" in event["text"]
+        assert "calls to AWS kept failing: ClientError" in event["text"]
+        assert "clear this task when S3 and ECS are available again" in event["text"]
 
     watching(story)

@@ -145,7 +145,7 @@ def test_maintenance_stops_the_runners_that_nobody_follows_and_nothing_else(
         reasons = [tasks.task(arn)["stoppedReason"] for arn in (over, left)]
         assert reasons[0] == f"busco maintenance: epoch 2 of its run has begun (run {run}, epoch 1, shared/1)"
         assert reasons[1] == (
-            f"busco maintenance: no task of its run waits for it in Airflow (run {GONE}, epoch 1, shared/1)"
+            f"busco maintenance: no Airflow task of its run is waiting for it (run {GONE}, epoch 1, shared/1)"
         )
 
         assert reaper.reap() == []

@@ -42,7 +42,7 @@ def test_each_model_has_a_container_never_more_at_once_than_there_are_places(dri
     made = {"orders", "fct", "months", "customers", "docs"}
     assert {runner.task for runner in runners} == made | {""}, "the tests over several models have a runner of no task"
     assert most[0] == 1
-    assert "waiting for a place" in "".join(driver.log(run, f"models.{name}.run") for name in ("fct", "customers"))
+    assert "waiting for a slot" in "".join(driver.log(run, f"models.{name}.run") for name in ("fct", "customers"))
     driver.wait(lambda: not tasks.all(), 60)
     # a test that is cleared alone has a runner that only tests
     driver.clear(run, "models.fct.test", downstream=False)

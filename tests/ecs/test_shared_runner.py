@@ -74,7 +74,7 @@ def test_a_container_that_hangs_is_stopped_and_replaced(driver: Driver, tasks: T
     docker("pause", container)
     ends_right(driver, run, 2)
     log = driver.log(run, "models.fct.run")
-    assert "no sign of life for 20 s" in log
+    assert "no heartbeats for 20 s" in log
     assert "another runner takes over" in log
 
 

@@ -122,7 +122,7 @@ def test_an_owner_that_stood_still_and_lost_its_place_stops_what_it_started_and_
         slow.stall(10 * STALE)
         other = await Triggerer(world).start("other")
         arn = await begun
-        assert any("place was taken away" in line for line in slow.said)
+        assert any("slot was taken away" in line for line in slow.said)
         first, again = (task.arn for task in world.tasks.values() if task.token == "slow")
         assert (world.tasks[first].stops, world.tasks[other].stops, arn) == (True, False, again)
         assert world.tasks[again].started_at >= world.tasks[other].ends_at
@@ -222,7 +222,7 @@ def test_a_place_in_which_another_triggerer_may_start_the_same_order_is_not_give
             ended.cancel()
         await asyncio.gather(ended, return_exceptions=True)
         arn = await goes_on
-        assert not any("place was taken away" in line for line in slow.said)
+        assert not any("slot was taken away" in line for line in slow.said)
         assert not other.done()
         await other
         assert world.most == 1

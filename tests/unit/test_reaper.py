@@ -36,8 +36,8 @@ def test_a_runner_whose_run_has_a_waiting_task_lives() -> None:
 
 
 def test_a_runner_whose_run_has_no_waiting_task_is_stopped() -> None:
-    assert stopped(a_task(), {"another run"}) == ["no task of its run waits for it in Airflow"]
-    assert stopped(a_task(), set(), newest=None) == ["no task of its run waits for it in Airflow"]
+    assert stopped(a_task(), {"another run"}) == ["no Airflow task of its run is waiting for it"]
+    assert stopped(a_task(), set(), newest=None) == ["no Airflow task of its run is waiting for it"]
 
 
 def test_a_runner_of_an_epoch_that_is_over_is_stopped_though_its_run_goes_on() -> None:

@@ -37,7 +37,7 @@ STOPS = {
         ("TaskFailedToStart", "CannotPullContainerError: Error response from daemon: pull access denied for busco, "
          "repository does not exist or may require 'docker login': denied"),
         ("", None),
-        ("image", "may not be pulled", "ecr:BatchGetImage", False),
+        ("image", "not allowed to pull the image", "ecr:BatchGetImage", False),
     ),
     "image out of reach": (
         ("TaskFailedToStart", f"CannotPullContainerError: ref pull has been retried 5 time(s): failed to resolve "
@@ -49,20 +49,20 @@ STOPS = {
         ("TaskFailedToStart", "CannotPullContainerError: image Manifest does not contain descriptor matching platform "
          "'linux/arm64'"),
         ("", None),
-        ("image", "not built for the processor", "runtimePlatform", False),
+        ("image", "not built for the task's CPU architecture", "runtimePlatform", False),
     ),
     "no memory on the instances": (
-        ("", "RESOURCE:MEMORY"), ("", None), ("capacity", "no instance of the cluster has room", "smaller size", True),
+        ("", "RESOURCE:MEMORY"), ("", None), ("capacity", "no instance in the cluster has room", "smaller size", True),
     ),
     "no capacity": (
         ("", "Capacity is unavailable at this time. Please try again later or in a different availability zone"),
         ("", None),
-        ("capacity", "AWS has no capacity", "availability zones", True),
+        ("capacity", "AWS currently has no capacity", "availability zones", True),
     ),
     "quota": (
         ("", "You've reached the limit on the number of vCPUs you can run concurrently"),
         ("", None),
-        ("capacity", "limit of Fargate tasks or vCPUs", "BUSCO_MAX_ECS_TASKS", True),
+        ("capacity", "limit on Fargate tasks or vCPUs", "BUSCO_MAX_ECS_TASKS", True),
     ),
     "agent": (("", "AGENT"), ("", None), ("capacity", "lost its ECS agent", "replace the instance", True)),
     "role that ECS can't assume": (
@@ -79,12 +79,12 @@ STOPS = {
     "other permission": (
         ("", "User: x is not authorized to perform: ecs:RunTask on resource: y"),
         ("", None),
-        ("permission", "may not do this", "ecs.yaml", False),
+        ("permission", "not allowed to do this", "ecs.yaml", False),
     ),
     "spot": (
         ("SpotInterruption", "Your Spot Task was interrupted."),
         ("", 143),
-        ("spot", "took the Fargate Spot capacity back", "a new runner carries on", True),
+        ("spot", "reclaimed the Fargate Spot capacity", "a new runner takes over", True),
     ),
     "a person": (
         ("UserInitiated", "too slow: out of memory soon"),
@@ -94,10 +94,10 @@ STOPS = {
     "host": (
         ("TaskFailedToStart", "Host EC2 (instance i-0abc) terminated."),
         ("", None),
-        ("host", "the machine under the task is gone", "a new runner", True),
+        ("host", "the machine that ran the task is gone", "a new runner", True),
     ),
     "health": (
-        ("", "Task failed container health checks"), ("", 137), ("health", "a health check failed", "take", False),
+        ("", "Task failed container health checks"), ("", 137), ("health", "a health check failed", "remove", False),
     ),
     "log group": (
         ("TaskFailedToStart", "ResourceInitializationError: failed to validate logger args: create stream has been "
@@ -111,7 +111,7 @@ STOPS = {
          "resource retrieval failed: unable to retrieve secret from asm: service call has been retried 1 time(s): "
          "failed to fetch secret: AccessDeniedException"),
         ("", None),
-        ("permission", "may not read a secret", "secretsmanager:GetSecretValue", False),
+        ("permission", "not allowed to read a secret", "secretsmanager:GetSecretValue", False),
     ),
     "network of the set-up": (
         ("TaskFailedToStart", "ResourceInitializationError: unable to pull secrets or registry auth: execution "
@@ -119,7 +119,7 @@ STOPS = {
          'by: Post "https://api.ecr.us-east-1.amazonaws.com/": dial tcp 1.2.3.4:443: i/o timeout. Please check your '
          "task network configuration."),
         ("", None),
-        ("network", "could not reach AWS's services", "endpoints", True),
+        ("network", "could not reach AWS services", "endpoints", True),
     ),
     "command": (
         ("TaskFailedToStart", "Task failed to start"),
@@ -129,14 +129,14 @@ STOPS = {
     "killed": (
         ("EssentialContainerExited", "Essential container in task exited"),
         ("", 137),
-        ("exit", "killed (signal 9): by ECS, or for want of memory (it had 2 GB)", "next size", True),
+        ("exit", "killed (signal 9), either by ECS or because it ran out of memory (it had 2 GB)", "next size", True),
     ),
     "exit code": (
         ("EssentialContainerExited", "Essential container in task exited"),
         ("", 3),
-        ("exit", "the container ended with exit code 3", "log", False),
+        ("exit", "the container exited with code 3", "log", False),
     ),
-    "nothing": (("", ""), ("", None), ("unknown", "ECS gave no reason", "see the ECS task", False)),
+    "nothing": (("", ""), ("", None), ("unknown", "ECS gave no reason", "check the ECS task", False)),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Airflow's own log lines, shown as `busco.text` says: tasks' logs and services' logs are read in terminals too."""
+"""Escapes control characters in Airflow's log lines, since task and service logs are also read in terminals."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from busco.text import shown
 
 
 class ShownFormatter(TimezoneAware):  # type: ignore[misc, unused-ignore]
-    """Airflow's lines without control characters: they quote models, files and people."""
+    """Airflow's formatter with control characters escaped: log lines quote models, files and user input."""
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))
 
 
 def with_shown_text(config: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a logging configuration of Airflow's, in which all lines are `ShownFormatter`'s, without colours."""
+    """Returns a copy of an Airflow logging configuration with `ShownFormatter` for all lines, without colours."""
     made = copy.deepcopy(config)
     for formatter in made["formatters"].values():
         formatter["class"] = f"{__name__}.{ShownFormatter.__name__}"

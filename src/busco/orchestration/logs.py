@@ -1,8 +1,8 @@
-"""Task logs in S3, those of triggers too: what Airflow's image has as its logging configuration (config/airflow.cfg).
+"""The logging configuration of the Airflow image (config/airflow.cfg): stores task and trigger logs in S3.
 
-Our tasks run in the triggerer. The Amazon provider's handler has no logs of triggers any more: Airflow 2.10 looks for
-`trigger_should_wrap` in the handler's own class (`airflow.jobs.triggerer_job_runner`), where provider 9.17 has it no
-longer; the page of a task would be empty.
+Our tasks run in the triggerer, but the Amazon provider's handler no longer captures trigger logs: Airflow 2.10 looks
+for `trigger_should_wrap` in the handler's own class (`airflow.jobs.triggerer_job_runner`), and provider 9.17 no longer
+defines it there. Without this module, a task's log page would be empty.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from busco.orchestration.log_text import with_shown_text
 
 
 class Uploads(S3RemoteLogIO):  # type: ignore[misc, unused-ignore]
-    """The provider's, with one client for all logs of a process, and a local copy that goes once it is in S3."""
+    """The provider's uploader, with one S3 client per process; deletes a local log once it is in S3."""
 
     @property
     def hook(self) -> S3Hook:
         return _hook(os.getpid())
 
     def upload(self, path: os.PathLike[str] | str, ti: Any) -> None:  # noqa: ARG002
-        """Writes a log behind what S3 has of it already. One that can't be written stays here.
+        """Appends a local log to its object in S3. A log that can't be written there stays on disk.
 
         Args:
-            path: of the log, below the folder of local logs.
+            path: the log's path, relative to the local log folder.
         """
         local = self.base_log_folder / path
         if not local.is_file():
             return
         name = local.relative_to(self.base_log_folder)
         if self.write(local.read_text(), f"{self.remote_base.rstrip('/')}/{name}") and self.delete_local_copy:
-            # the provider's takes the folder, with the logs of other tries that are being written
+            # the provider deletes the whole folder, including logs of other tries that are still being written
             local.unlink(missing_ok=True)
 
 
 class TaskHandler(S3TaskHandler):  # type: ignore[misc, unused-ignore]
-    """The provider's handler, for triggers too."""
+    """The provider's handler, extended to trigger logs."""
 
     trigger_should_wrap = True
 
@@ -57,11 +57,11 @@ class TaskHandler(S3TaskHandler):  # type: ignore[misc, unused-ignore]
 
 
 @lru_cache(maxsize=1)
-def _hook(pid: int) -> S3Hook:  # noqa: ARG001 (a client does not outlive a fork)
+def _hook(pid: int) -> S3Hook:  # noqa: ARG001 (part of the cache key: a client must not be used after a fork)
     return S3Hook(aws_conn_id=conf.get("logging", "remote_log_conn_id"), transfer_config_args={"use_threads": False})
 
 
 LOGGING_CONFIG = with_shown_text(DEFAULT_LOGGING_CONFIG)
-# without a folder in S3 (logging.remote_base_log_folder) the handler is Airflow's own, for local files
+# unless logging.remote_base_log_folder is an S3 location, Airflow's own handler writes local files
 if "s3_log_folder" in LOGGING_CONFIG["handlers"]["task"]:
     LOGGING_CONFIG["handlers"]["task"]["class"] = f"{__name__}.{TaskHandler.__name__}"

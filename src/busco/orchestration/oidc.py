@@ -1,4 +1,4 @@
-"""Logins by OpenID Connect: who a person is and which groups he has, from the provider's token."""
+"""OpenID Connect logins: reads a user's identity and groups from the provider's token."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ log = logging.getLogger(__name__)
 
 
 class OidcSecurityManager(FabAirflowSecurityManagerOverride):
-    """Airflow's own security manager, for any provider that speaks OpenID Connect (webserver_config.py)."""
+    """Airflow's security manager for any OpenID Connect provider (webserver_config.py)."""
 
     def get_oauth_user_info(self, provider: str, resp: Mapping[str, Any]) -> dict[str, Any]:
-        """What Flask-AppBuilder wants to know of a person who has logged in.
+        """Returns the attributes that Flask-AppBuilder needs for a user who has just logged in.
 
         Args:
-            resp: the provider's answer to the code; its ID token was checked by Authlib already.
+            resp: the provider's token response; Authlib has already verified its ID token.
         """
         claims = resp.get("userinfo") or self.oauth_remotes[provider].userinfo(token=resp)
         return user_info(claims, os.environ.get("OAUTH_ROLES_CLAIM", "groups"))
 
     def auth_user_oauth(self, userinfo: Mapping[str, Any]) -> Any:
-        """The user whom a person is, made at the first login; None for whoever has no group that OAUTH_ROLES names,
-        unless OAUTH_DEFAULT_ROLE says which role everybody has."""
+        """Returns the Airflow user, creating it at the first login.
+
+        Returns None if OAUTH_DEFAULT_ROLE is unset and OAUTH_ROLES maps none of the user's groups.
+        """
         if not os.environ.get("OAUTH_DEFAULT_ROLE") and not self.get_roles_from_keys(userinfo["role_keys"]):
-            log.warning("login refused user=%s: no group of OAUTH_ROLES", userinfo["username"])
+            log.warning("login refused user=%s: none of the user's groups is in OAUTH_ROLES", userinfo["username"])
             return None
         return super().auth_user_oauth(userinfo)  # type: ignore[no-untyped-call]
 
 
 def user_info(claims: Mapping[str, Any], groups: str) -> dict[str, Any]:
-    """A person by the claims of an ID token (OpenID Connect Core 1.0, section 5.1).
+    """Converts an ID token's claims to user attributes (OpenID Connect Core 1.0, section 5.1).
 
-    The user's name is what the provider never gives to another person: its subject.
+    The username is the subject (`sub`), which the provider never assigns to another person.
 
     Args:
-        groups: the claim that has the person's groups: a list, or one of them.
+        groups: the claim that contains the user's groups: a list, or a single name.
     """
-    said = claims.get(groups) or []
+    member_of = claims.get(groups) or []
     name = str(claims.get("name") or claims.get("preferred_username") or claims["sub"])
     first, _, last = name.partition(" ")
     return {
         "username": str(claims["sub"]),
         "first_name": str(claims.get("given_name") or first),
         "last_name": str(claims.get("family_name") or last),
-        # Airflow wants one that no other user has
+        # Airflow requires a unique e-mail address
         "email": str(claims.get("email") or claims["sub"]),
-        "role_keys": [said] if isinstance(said, str) else [str(one) for one in said],
+        "role_keys": [member_of] if isinstance(member_of, str) else [str(group) for group in member_of],
     }

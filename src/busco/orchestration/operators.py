@@ -1,4 +1,4 @@
-"""The operator of model, test and docs tasks: it starts in the triggerer and ends there."""
+"""The operator for model, test and docs tasks, which start and end in the triggerer."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ _TRIGGER = f"{FollowTrigger.__module__}.{FollowTrigger.__qualname__}"
 
 
 class FollowOperator(BaseOperator):
-    """A node of the dbt graph in Airflow's.
+    """An Airflow task for one or more nodes of the dbt graph.
 
-    Airflow's own `retries` and callbacks are never run for a task that starts in the triggerer, and pools do not hold
-    it back; what may pass on a retry is retried in the trigger (architecture.md).
+    Airflow ignores `retries`, callbacks and pools for a task that starts in the triggerer; the trigger itself retries
+    after transient errors (docs/architecture.md).
 
     Args:
         key: the task's name within its run.
-        nodes: the dbt unique ids whose results decide it.
-        along: further ones for a runner that is started for this task alone.
-        label: how its log names it.
-        size: the size of an ECS task for it alone; '' is BUSCO_ECS_SIZE.
-        joint: it is a test over several models.
-        table: the table that it builds or tests, `<layer>.<name>`; '' where it is about none, or about several.
-        unique_id: the model or seed that it builds or tests; '' where it is about none, or about several.
-        project: the dbt project whose graph it is of; whoever may read the task may read that project's docs.
+        nodes: the dbt unique ids whose results decide the task's state.
+        along: further unique ids that a runner started for this task alone also processes.
+        label: the task's name in log messages.
+        size: the size of an ECS task started for this task alone; '' means BUSCO_ECS_SIZE.
+        joint: whether the task is a test over several models.
+        table: the table that the task builds or tests, `<layer>.<name>`; '' if there is none or more than one.
+        unique_id: the model or seed that the task builds or tests; '' if there is none or more than one.
+        project: the dbt project whose graph the task belongs to; users who can read the task can read that project's
+            docs.
     """
 
     start_from_trigger = True
@@ -71,10 +72,10 @@ class FollowOperator(BaseOperator):
         )
 
     def execute(self, context: Context) -> None:
-        """Defers to the same trigger, where a worker executes the task: `dags test`, a backfill."""
+        """Defers to the same trigger if a worker executes the task, as in `dags test` or a backfill."""
         instance = context["ti"]
         if instance.start_date is None:
-            # `dags test` gives none, and deferring adds the time-out to it (2.10.5, taskinstance.py, _defer_task)
+            # `dags test` sets none, and deferring adds the timeout to it (2.10.5, taskinstance.py, _defer_task)
             instance.start_date = timezone.utcnow()
         trigger = FollowTrigger(
             **self.trigger_kwargs,
@@ -86,10 +87,11 @@ class FollowOperator(BaseOperator):
         self.defer(trigger=trigger, method_name="ended", timeout=self.execution_timeout)
 
     def ended(self, context: Context, event: dict[str, str]) -> None:  # noqa: ARG002 (Airflow's signature)
-        """Ends a task that a worker had deferred.
+        """Ends a task that a worker deferred.
 
         Raises:
-            AirflowException, AirflowSkipException: it failed, or is not selected.
+            AirflowException: the task failed.
+            AirflowSkipException: the task is not selected.
         """
         if event["details"]:
             self.log.info("dbt's log:\n%s", event["details"])

@@ -1,8 +1,8 @@
-"""The dbt graph's tasks, made from an outline that is kept beside the manifest: Cosmos renders each manifest once.
+"""Builds the dbt graph's tasks from an outline cached next to the manifest, so that Cosmos renders each manifest once.
 
-Airflow parses a DAG file in a process of its own each time (the scheduler in its loop, a worker for each task), so that
-nothing kept in memory lasts. The outline is a file of JSON that names tasks, their arguments and what they wait for:
-whatever is written into it, reading it runs nothing.
+Airflow parses a DAG file in a new process every time (the scheduler in its loop, a worker for each task), so an
+in-memory cache would not survive. The outline is a JSON file that lists tasks, their arguments and their dependencies;
+reading it never executes code, whatever it contains.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from busco.orchestration.operators import FollowOperator
 log = logging.getLogger(__name__)
 
 _KINDS: dict[str, type[BaseOperator]] = {kind.__name__: kind for kind in (FollowOperator, EmptyOperator)}
-# What a task is given by its place, not by the outline.
+# Arguments that depend on where a task is added, not on the outline.
 _PLACE = frozenset({"task_id", "dag", "task_group", "default_args", "params"})
-# How many outlines are kept beside a manifest: other versions of the platform may read it, other groups show it.
+# How many outlines are kept per manifest: other platform versions may read it, and other task groups may render it.
 _KEPT = 8
 Render = Callable[[], TaskGroup]
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A group of tasks as plain data.
+    """A task group as plain data. Groups and tasks refer to each other by index.
 
     Attributes:
-        doc: what the group adds to its DAG's documentation.
-        groups: each group's name and the number of its parent, the outermost first (whose parent is -1).
-        tasks: each task's name, the number of its group, its kind and its arguments.
-        waits: for each task the numbers of those that it waits for.
-        group_waits: for each group the numbers of the groups, and of the tasks, that Airflow shows before it.
-        group_after: for each group the numbers of the tasks that Airflow shows behind it.
+        doc: the text that the group adds to its DAG's documentation.
+        groups: each group's name and its parent's index, outermost first (its parent is -1).
+        tasks: each task's name, its group's index, its kind and its arguments.
+        waits: for each task, the indexes of its upstream tasks.
+        group_waits: for each group, the indexes of the groups and of the tasks that Airflow shows upstream of it.
+        group_after: for each group, the indexes of the tasks that Airflow shows downstream of it.
     """
 
     doc: str
@@ -64,18 +64,17 @@ class Outline:
 
 
 def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
-    """The task group that `render` makes of a manifest, in the DAG and group that are being filled.
+    """Returns the task group that `render` produces from a manifest, added to the current DAG and task group.
 
-    It is rendered where the manifest, what else it is given or the code is another than last time; else made from what
-    was kept.
+    The group is rendered only if the manifest, `given` or the code has changed; otherwise the cached outline is used.
 
     Args:
         manifest: the file from which `render` reads the graph.
-        given: all else that the group depends on: its name, settings.
-        render: makes the group in the DAG that is being filled.
+        given: everything else that the group depends on: its name and settings.
+        render: creates the group in the current DAG.
 
     Raises:
-        BuscoError: the manifest can't be rendered.
+        BuscoError: the manifest is missing or can't be rendered.
     """
     try:
         key = _key(manifest, given)
@@ -86,7 +85,7 @@ def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
     if outline is None:
         with (
             _no_collection(),
-            # no DAG of its file's
+            # a scratch DAG that Airflow does not register for this file
             DAG(
                 "outline", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC"), auto_register=False
             ) as scratch,
@@ -97,11 +96,11 @@ def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
 
 
 def outline_of(group: TaskGroup, doc: str = "") -> Outline:
-    """What a rendered group consists of."""
+    """Returns the outline of a rendered group."""
     groups: dict[str | None, int] = {}
     named: list[tuple[str, int]] = []
     tasks: dict[str, int] = {}
-    said: list[tuple[str, int, str, dict[str, Any]]] = []
+    listed: list[tuple[str, int, str, dict[str, Any]]] = []
     found: list[BaseOperator] = []
     every: list[TaskGroup] = []
 
@@ -113,15 +112,15 @@ def outline_of(group: TaskGroup, doc: str = "") -> Outline:
             if isinstance(child, TaskGroup):
                 walk(child, number)
             elif isinstance(child, BaseOperator):
-                tasks[child.task_id] = len(said)
+                tasks[child.task_id] = len(listed)
                 found.append(child)
-                said.append((child.label or "", number, type(child).__name__, _arguments(child)))
+                listed.append((child.label or "", number, type(child).__name__, _arguments(child)))
 
     walk(group, -1)
     return Outline(
         doc=doc,
         groups=named,
-        tasks=said,
+        tasks=listed,
         waits=[sorted(tasks[above] for above in task.upstream_task_ids) for task in found],
         group_waits=[
             (
@@ -135,19 +134,19 @@ def outline_of(group: TaskGroup, doc: str = "") -> Outline:
 
 
 def group_of(outline: Outline) -> TaskGroup:
-    """The outline's groups and tasks, in the DAG and group that are being filled."""
+    """Creates the outline's groups and tasks in the current DAG and task group."""
     groups: list[TaskGroup] = []
     for name, parent in outline.groups:
         groups.append(TaskGroup(group_id=name, parent_group=groups[parent] if parent >= 0 else None))
     dag = groups[0].dag
     if dag is None:
-        raise ValueError("an outline's tasks want a DAG that is being filled")
+        raise ValueError("an outline can only be built inside a DAG")
     with _without_params(dag):
         tasks = [
             _KINDS[kind](task_id=name, dag=dag, task_group=groups[group], **arguments)
             for name, group, kind, arguments in outline.tasks
         ]
-    # straight into the sets that `>>` fills: it goes through a group's roots and leaves for each edge
+    # write to the sets that `>>` fills: `>>` itself would walk a group's roots and leaves for each edge
     for task, waits in zip(tasks, outline.waits, strict=True):
         for above in waits:
             task.upstream_task_ids.add(tasks[above].task_id)
@@ -165,8 +164,8 @@ def group_of(outline: Outline) -> TaskGroup:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """A manifest is millions of objects, all of which live until it is rendered: to look through them for garbage again
-    and again is half of the time."""
+    """Pauses garbage collection. Rendering a manifest creates millions of objects that all stay alive until the end;
+    scanning them repeatedly for garbage would take half of the time."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -178,9 +177,9 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _without_params(dag: DAG) -> Iterator[None]:
-    """Airflow copies a DAG's params into each task and checks every copy as it serializes the DAG: for 1,000 models
-    three quarters of that time. A task's context has the DAG's params all the same (2.10.5, param.py, process_params).
-    """
+    """Hides the DAG's params while tasks are created. Airflow copies them into each task and validates every copy when
+    it serializes the DAG, which takes three quarters of that time for 1,000 models. A task's context contains the DAG's
+    params anyway (2.10.5, param.py, process_params)."""
     kept, dag.params = dag.params, ParamsDict()
     try:
         yield
@@ -190,8 +189,8 @@ def _without_params(dag: DAG) -> Iterator[None]:
 
 def _arguments(task: BaseOperator) -> dict[str, Any]:
     if type(task).__name__ not in _KINDS:
-        raise TypeError(f"{task.task_id} is a {type(task).__name__}, of which an outline knows nothing: see _KINDS")
-    # Airflow keeps what an operator was made with, for mapped tasks (2.10.5, baseoperator.py, apply_defaults)
+        raise TypeError(f"{task.task_id} is a {type(task).__name__}, which outlines do not support: see _KINDS")
+    # Airflow keeps an operator's constructor arguments for mapped tasks (2.10.5, baseoperator.py, apply_defaults)
     given: Mapping[str, Any] = vars(task)["_BaseOperator__init_kwargs"]
     return {name: value for name, value in given.items() if name not in _PLACE}
 
@@ -200,33 +199,33 @@ def _arguments(task: BaseOperator) -> dict[str, Any]:
 
 
 def _key(manifest: Path, given: Sequence[str]) -> str:
-    """Of all that an outline depends on: the manifest, the code that renders it, that code's settings."""
+    """Returns a hash of everything that an outline depends on: the manifest, the rendering code and its settings."""
     digest = hashlib.sha256(manifest.read_bytes())
     for module in sorted([*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "project.py"]):
         digest.update(module.read_bytes())
     versions = [importlib.metadata.version(name) for name in ("apache-airflow", "astronomer-cosmos")]
-    # the configuration file's; it has no section of variables alone
+    # from the configuration file and the environment: getsection misses a section that only variables define
     cosmos = {**(conf.getsection("cosmos") or {}), **{k: v for k, v in os.environ.items() if "__COSMOS__" in k}}
     digest.update(json.dumps([*given, versions, sorted(cosmos.items())], default=str).encode())
     return digest.hexdigest()[:20]
 
 
 def _load(path: Path) -> Outline | None:
-    """A kept outline; None where there is none, or where what is there is none."""
+    """Returns a cached outline; None if the file is missing or unreadable."""
     try:
         digest, body = path.read_text().split("\n", 1)
         if digest != _digest(body):
-            raise ValueError("it is not as it was written")
+            raise ValueError("its checksum does not match")
         return Outline(**json.loads(body, object_hook=_decoded))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        log.warning("outline=%s not readable, the manifest is rendered anew: %s", path.name, error)
+        log.warning("outline=%s unreadable, rendering the manifest again: %s", path.name, error)
         return None
 
 
 def _keep(path: Path, outline: Outline, manifest: Path) -> None:
-    """Keeps an outline for the next parse; a folder that can't be written to is no error."""
+    """Caches an outline for the next parse. A folder that is not writable is not an error."""
     body = json.dumps(vars(outline), default=_encoded, separators=(",", ":"))
     try:
         descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
@@ -237,7 +236,7 @@ def _keep(path: Path, outline: Outline, manifest: Path) -> None:
         for old in list(_by_age(manifest))[_KEPT:]:
             old.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("outline=%s not kept: %s", path.name, error)
+        log.warning("outline=%s not cached: %s", path.name, error)
 
 
 def _digest(body: str) -> str:
@@ -255,8 +254,8 @@ def _by_age(manifest: Path) -> Iterator[Path]:
 def _encoded(value: Any) -> Any:
     if isinstance(value, timedelta):
         return {"seconds": value.total_seconds()}
-    raise TypeError(f"{value!r} has no place in an outline")
+    raise TypeError(f"{value!r} cannot be stored in an outline")
 
 
-def _decoded(said: dict[str, Any]) -> Any:
-    return timedelta(seconds=said["seconds"]) if said.keys() == {"seconds"} else said
+def _decoded(value: dict[str, Any]) -> Any:
+    return timedelta(seconds=value["seconds"]) if value.keys() == {"seconds"} else value

@@ -1,4 +1,4 @@
-"""What a task's links lead to: the AWS console, or with a local endpoint a page of the webserver's own."""
+"""Builds the pages behind a task's links: AWS console URLs, or with a local endpoint, pages of the webserver."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from busco.processes import process_alive, this_host
 from busco.settings import Settings
 
 _LINES = 1000
-_MOST_BYTES = 4 << 20  # of a log file that are looked at: a thousand lines, unless they are very long
+_MOST_BYTES = 4 << 20  # read from the end of a log file: enough for a thousand lines, unless they are very long
 _ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _TIMES = {
     "created": "createdAt",
-    "image pulled from": "pullStartedAt",
+    "image pull started": "pullStartedAt",
     "started": "startedAt",
     "stopping": "stoppingAt",
     "stopped": "stoppedAt",
@@ -41,9 +41,9 @@ _TIMES = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One try of a task, as Airflow knows it: `task` is its key within its run, `nodes` the dbt unique ids whose
-    results decide it, `state` Airflow's state of it now ('' is none yet)."""
+class TaskTry:
+    """One try of an Airflow task. `task` is its key within the run, `nodes` are the dbt unique ids whose results decide
+    its state, and `state` is its current state in Airflow ('' if it has none yet)."""
 
     dag_id: str
     run_id: str
@@ -60,8 +60,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Page:
-    """A page as data, nothing of it escaped: `texts` are its sentences, `facts` names with their values, `columns`
-    those of a table: name, type, comment. A page that will have more to say `reloads`."""
+    """A page as plain data, not HTML-escaped: `texts` are paragraphs, `facts` are name-value pairs, and `columns` are a
+    table's columns (name, type, comment). `reloads` is set while the content can still change."""
 
     title: str
     texts: tuple[str, ...] = ()
@@ -75,17 +75,17 @@ class Page:
 # -- log stream and ECS task ------------------------------------------------------------------------------------------
 
 
-def log_page(settings: Settings, asked: Asked) -> Page | str:
-    """What the task's runner printed, its last 1,000 lines; on AWS the address of its log stream."""
-    title = f"log stream of {asked.label}"
-    found = _found(settings, asked, title)
+def log_page(settings: Settings, task_try: TaskTry) -> Page | str:
+    """Returns the last 1,000 lines of output of the task's runner; on AWS, the URL of its log stream."""
+    title = f"log stream of {task_try.label}"
+    found = _found(settings, task_try, title)
     if isinstance(found, Page):
         return found
     run, where = found
     arn = _arn(settings, where)
     if not arn:
         assert where.runner is not None
-        return _process_log(settings, asked, run, where, title)
+        return _process_log(settings, task_try, run, where, title)
     stream = log_stream(settings, arn)
     if settings.endpoint_url is None:
         return log_stream_url(settings.region, settings.ecs_log_group, stream)
@@ -96,27 +96,27 @@ def log_page(settings: Settings, asked: Asked) -> Page | str:
     except ClientError as error:
         if _code(error) != "ResourceNotFoundException":
             raise
-        said = f"CloudWatch has no stream {stream} in {settings.ecs_log_group} yet: its container has printed nothing"
-        return Page(title, (said,), _runner_facts(where), reloads=not asked.has_ended)
+        text = f"The container has no output yet: CloudWatch has no log stream {stream} in {settings.ecs_log_group}."
+        return Page(title, (text,), _runner_facts(where), reloads=not task_try.has_ended)
     lines = "\n".join(str(event["message"]).rstrip("\n") for event in answer["events"])
-    said = f"the last {_LINES:,} lines of {stream} in {settings.ecs_log_group}"
-    return Page(title, (said,), _runner_facts(where), log=lines, reloads=not asked.has_ended)
+    text = f"Last {_LINES:,} lines of {stream} in {settings.ecs_log_group}:"
+    return Page(title, (text,), _runner_facts(where), log=lines, reloads=not task_try.has_ended)
 
 
-def ecs_page(settings: Settings, asked: Asked) -> Page | str:
-    """The ECS task that the task's runner is; on AWS the address of the console's page."""
-    title = f"ECS task of {asked.label}"
+def ecs_page(settings: Settings, task_try: TaskTry) -> Page | str:
+    """Returns a description of the ECS task that runs the task's runner; on AWS, the URL of its console page."""
+    title = f"ECS task of {task_try.label}"
     if settings.execution == "local":
-        nothing = ("Models run as processes on this platform's machine (BUSCO_EXECUTION=local): there is no ECS task.",)
+        nothing = ("Models run as local processes (BUSCO_EXECUTION=local), so there is no ECS task.",)
     else:
-        nothing = ("Its runner is no ECS task.",)
-    found = _found(settings, asked, title)
+        nothing = ("The runner of this task is not an ECS task.",)
+    found = _found(settings, task_try, title)
     if isinstance(found, Page):
         return replace(found, texts=(*nothing, *found.texts)) if settings.execution == "local" else found
     _, where = found
     arn = _arn(settings, where)
     if not arn:
-        return Page(title, nothing, _runner_facts(where, settings), reloads=not asked.has_ended)
+        return Page(title, nothing, _runner_facts(where, settings), reloads=not task_try.has_ended)
     if settings.endpoint_url is None:
         # arn:aws:ecs:<region>:<account>:task/<cluster>/<id>
         cluster, _, task_id = arn.split(":task/", 1)[1].rpartition("/")
@@ -124,49 +124,50 @@ def ecs_page(settings: Settings, asked: Asked) -> Page | str:
     answer = client("ecs", settings).describe_tasks(cluster=settings.ecs_cluster, tasks=[arn])
     described = (answer.get("tasks") or [None])[0]
     if described is None:
-        said = "ECS does not know it any more: it has expired, or ECS was restarted. This is what the records say."
+        text = "ECS no longer has this task: it expired, or ECS was restarted. The details are from the run's records."
         facts = (("ECS task", arn), *_runner_facts(where))
-        return Page(title, (said,), facts, reloads=where.ending is None and not asked.has_ended)
+        return Page(title, (text,), facts, reloads=where.ending is None and not task_try.has_ended)
     ended = ending_of(described, settings.ecs_container) if is_over(described) else None
     facts = (("ECS task", arn), *_task_facts(described), *_runner_facts(where, seen=ended))
     return Page(title, (), facts, reloads=described.get("lastStatus") != "STOPPED")
 
 
-def _found(settings: Settings, asked: Asked, title: str) -> tuple[Run, Whereabouts] | Page:
-    """Where the task is: a runner, or the order of one that ECS may have a task for; a page where there is neither."""
-    waits = not asked.has_ended
+def _found(settings: Settings, task_try: TaskTry, title: str) -> tuple[Run, Whereabouts] | Page:
+    """Returns the run and the task's runner, or an order that ECS may have a task for; a page if there is neither."""
+    waits, key = not task_try.has_ended, run_key(task_try.dag_id, task_try.run_id)
     try:
-        run = open_run(_store(settings), EnvironmentLayout(settings.environment), run_key(asked.dag_id, asked.run_id))
+        run = open_run(_store(settings), EnvironmentLayout(settings.environment), key)
     except BuscoError as error:
         if waits:
-            return Page(title, ("Its run is not pinned yet: the task pin comes first.",), reloads=True)
+            return Page(title, ("The run is not pinned yet; its pin task runs first.",), reloads=True)
         return Page(title, (error.message, error.hint))
-    where = whereabouts(run, asked.task, asked.nodes, asked.attempt)
+    where = whereabouts(run, task_try.task, task_try.nodes, task_try.attempt)
     if not where.is_selected:
-        return Page(title, (f"The run has nothing to do for it (select: {run.pin.select}).",))
+        return Page(title, (f"This task is not selected in this run (select: {run.pin.select}).",))
     if where.runner is not None or (where.order is not None and _arn(settings, where)):
         return run, where
     if not waits:
-        return Page(title, (f"Try {asked.attempt} had no runner; Airflow has it as {asked.state}.",))
-    return Page(title, (_waiting(settings, asked, where.order),), reloads=True)
+        return Page(title, (f"Try {task_try.attempt} had no runner. Its state in Airflow: {task_try.state}.",))
+    return Page(title, (_waiting(settings, task_try, where.order),), reloads=True)
 
 
-def _waiting(settings: Settings, asked: Asked, order: Order | None) -> str:
+def _waiting(settings: Settings, task_try: TaskTry, order: Order | None) -> str:
     if order is None:
-        return f"Airflow has it as {asked.state or 'not scheduled'}: no runner was started for try {asked.attempt} yet."
+        state = task_try.state or "not scheduled"
+        return f"No runner has been started for try {task_try.attempt} yet. Its state in Airflow: {state}."
     if settings.execution == "local":
         return (
-            f"Its runner ({order.name}) was ordered and has not said anything yet: it is starting, or waits for a "
-            f"place among BUSCO_MAX_LOCAL_RUNNERS={settings.max_local_runners}."
+            f"Its runner ({order.name}) was ordered but has not registered yet: it is starting, or waiting for a slot "
+            f"(BUSCO_MAX_LOCAL_RUNNERS={settings.max_local_runners})."
         )
     return (
-        f"Its runner ({order.name}) was ordered, and ECS has no task of it yet: it is waiting for a place among "
-        f"BUSCO_MAX_ECS_TASKS={settings.max_ecs_tasks}, or for ECS to start it. The task's log in Airflow says which."
+        f"Its runner ({order.name}) was ordered but has no ECS task yet: it is waiting for a slot "
+        f"(BUSCO_MAX_ECS_TASKS={settings.max_ecs_tasks}) or for ECS to start it. The task's log in Airflow shows which."
     )
 
 
 def _arn(settings: Settings, where: Whereabouts) -> str:
-    """The ARN of the runner's ECS task, asked of ECS while it has not registered itself; '' where there is none."""
+    """Returns the ARN of the runner's ECS task, from ECS while the runner has not registered; '' if there is none."""
     if where.runner is not None:
         return where.runner.arn
     if where.order is None or not where.order.token or settings.execution == "local":
@@ -181,20 +182,20 @@ def _arn(settings: Settings, where: Whereabouts) -> str:
     return ""
 
 
-def _process_log(settings: Settings, asked: Asked, run: Run, where: Whereabouts, title: str) -> Page:
-    """A local runner's log file, if it is on this host; else dbt's log of the task's nodes, which the lake has."""
+def _process_log(settings: Settings, task_try: TaskTry, run: Run, where: Whereabouts, title: str) -> Page:
+    """Shows a local runner's log file if it is on this host; otherwise dbt's log of the task's nodes from the lake."""
     assert where.runner is not None
-    runner, reloads = where.runner, not asked.has_ended
+    runner, reloads = where.runner, not task_try.has_ended
     facts = _runner_facts(where, settings)
     if runner.host == this_host(settings.state) and (lines := _own_log(settings, runner.log)) is not None:
-        return Page(title, (f"the last {_LINES:,} lines of {runner.log}",), facts, log=lines, reloads=reloads)
-    said = "Its runner's log file is not on the webserver's host. This is dbt's log of the task, as far as it has got."
+        return Page(title, (f"Last {_LINES:,} lines of {runner.log}:",), facts, log=lines, reloads=reloads)
+    text = "The runner's log file is not on the webserver's host. This is dbt's log of the task so far:"
     logs = "\n".join(run.log(result.node, runner.number).rstrip() for result in where.results)
-    return Page(title, (said,), facts, log=logs, reloads=reloads)
+    return Page(title, (text,), facts, log=logs, reloads=reloads)
 
 
 def _own_log(settings: Settings, name: str) -> str | None:
-    """The last lines of a runner's log; None for any other file, whatever a record says."""
+    """Returns the last lines of a runner's log; None for any other file, even if a record names it."""
     file = Path(name).resolve()
     if not name or not file.is_relative_to((settings.state / "log" / "runners").resolve()):
         return None
@@ -211,16 +212,16 @@ def _own_log(settings: Settings, name: str) -> str | None:
 def _runner_facts(
     where: Whereabouts, settings: Settings | None = None, seen: Ending | None = None
 ) -> tuple[tuple[str, str], ...]:
-    """What the records say of a runner.
+    """Returns a runner's details from the run's records.
 
     Args:
-        settings: to say also what is known of its process.
-        seen: how ECS says that its task has ended; the records, which are older, go before it.
+        settings: if given, details of a local runner's process are included.
+        seen: how the runner's task ended according to ECS; an ending in the records takes precedence, as it is older.
     """
     runner = where.runner
     if runner is None:
         ordered = f"ordered as {where.order.name}" if where.order else ""
-        return (("runner", f"{ordered}; it has not registered itself yet"), *_end_facts(where.word, seen))
+        return (("runner", f"{ordered}; not registered yet"), *_end_facts(where.report, seen))
     facts = [("runner", f"{runner.number}, {_kind(runner)}")]
     if runner.size:
         facts.append(("size", runner.size))
@@ -233,24 +234,25 @@ def _runner_facts(
         facts.append(("started", _when(datetime.fromtimestamp(runner.started).astimezone())))
         if life == "ended" and ending is None:
             ending = Ending(number=runner.number, reason=process_ending())
-    facts += _end_facts(where.word, ending)
+    facts += _end_facts(where.report, ending)
     facts += [(result.node, f"{result.status} {result.message}".strip()) for result in where.results]
     return tuple(facts)
 
 
-def _end_facts(word: Result | None, ending: Ending | None) -> list[tuple[str, str]]:
-    """How a runner has ended: what it said itself goes before what others saw, which is that it is gone."""
-    if word is not None and word.status == "error":
-        return [("ended", f"it could not do its work: {word.error or word.message}")]
-    if word is not None:
-        return [("ended", "by itself, when all of its work was done")]
+def _end_facts(report: Result | None, ending: Ending | None) -> list[tuple[str, str]]:
+    """Returns how a runner ended. Its own report takes precedence over the ending that others recorded, which states
+    only that the runner is gone."""
+    if report is not None and report.status == "error":
+        return [("ended", f"with an error: {report.error or report.message}")]
+    if report is not None:
+        return [("ended", "normally, after completing all of its work")]
     if ending is None:
         return []
     return [("ended", ending.reason), *([("what to do", ending.hint)] if ending.hint else [])]
 
 
 def _kind(runner: Runner) -> str:
-    return "the run's shared one" if runner.kind == "shared" else f"for {len(runner.nodes)} nodes alone"
+    return "shared by the whole run" if runner.kind == "shared" else f"for {len(runner.nodes)} nodes only"
 
 
 def _life(settings: Settings, runner: Runner, ending: Ending | None) -> str:
@@ -262,10 +264,10 @@ def _life(settings: Settings, runner: Runner, ending: Ending | None) -> str:
 
 
 def _task_facts(task: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """An ECS task as DescribeTasks has it; what it says in vain is left out."""
+    """Returns the details of an ECS task from DescribeTasks, without empty values."""
     definition = str(task.get("taskDefinitionArn") or "").rpartition("/")[2]
     facts = [
-        ("status", f"{task.get('lastStatus')}, wanted {task.get('desiredStatus')}"),
+        ("status", f"{task.get('lastStatus')} (desired: {task.get('desiredStatus')})"),
         ("task definition", definition),
         ("CPU units and MiB", f"{task.get('cpu') or '?'}, {task.get('memory') or '?'}"),
         *((name, _when(task[key])) for name, key in _TIMES.items() if task.get(key)),
@@ -274,9 +276,9 @@ def _task_facts(task: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     for container in task.get("containers") or []:
         code = container.get("exitCode")
-        said = [str(container.get("lastStatus") or ""), "" if code is None else f"exit code {code}"]
-        said.append(str(container.get("reason") or ""))
-        facts.append((f"container {container.get('name')}", ", ".join(part for part in said if part)))
+        parts = [str(container.get("lastStatus") or ""), "" if code is None else f"exit code {code}"]
+        parts.append(str(container.get("reason") or ""))
+        facts.append((f"container {container.get('name')}", ", ".join(part for part in parts if part)))
     return [(name, value) for name, value in facts if value]
 
 
@@ -284,7 +286,7 @@ def _task_facts(task: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def table_page(settings: Settings, table: str) -> Page | str:
-    """A table as Athena has it, by Glue; on AWS the address of Athena's query editor."""
+    """Returns a table's description from Glue, as Athena sees it; on AWS, the URL of Athena's query editor."""
     layer, name = split_table(table)
     database = settings.database(layer)
     if settings.endpoint_url is None:
@@ -295,7 +297,7 @@ def table_page(settings: Settings, table: str) -> Page | str:
     except ClientError as error:
         if _code(error) != "EntityNotFoundException":
             raise
-        return Page(title, ("Athena does not have it: no version of it was published yet.",))
+        return Page(title, ("Athena does not have this table: no version has been published yet.",))
     parameters = found.get("Parameters", {})
     columns = tuple(
         (column["Name"], column["Type"], column.get("Comment") or "")
@@ -306,7 +308,7 @@ def table_page(settings: Settings, table: str) -> Page | str:
         ("release", parameters.get("busco.release", "")),
         ("rows", parameters.get("busco.rows", "")),
         ("partitioned by", parameters.get("busco.partition_by", "")),
-        ("stale: made from older versions of", parameters.get("busco.stale", "")),
+        ("stale: built from older versions of", parameters.get("busco.stale", "")),
     ]
     listed = ",\n    ".join(f'"{column}"' for column, _, _ in columns)
     return Page(
@@ -319,21 +321,22 @@ def table_page(settings: Settings, table: str) -> Page | str:
 
 
 def described_projects(settings: Settings) -> frozenset[str]:
-    """The dbt projects that have docs in the live release."""
+    """Returns the dbt projects that have docs in the live release."""
     live = _live(settings)
     return frozenset(live.docs_by_project()) if live is not None else frozenset()
 
 
 def docs_fragment(settings: Settings, project: str, unique_id: str) -> Page | str:
-    """Where in the live release's docs of a project a model or seed is described, also one of a package that the
-    project uses; a page where there are none."""
+    """Returns the URL fragment of a model or seed in its project's live docs, or a page if the project has no docs.
+
+    The node can also belong to a package that the project uses."""
     if project not in described_projects(settings):
-        return Page(f"dbt docs of {unique_id}", ("There are no docs: nothing of its project was published yet.",))
+        return Page(f"dbt docs of {unique_id}", ("There are no docs yet: its project has not been published.",))
     return f"#!/{unique_id.split('.')[0]}/{unique_id}"
 
 
 def docs_html(settings: Settings, project: str) -> bytes | None:
-    """dbt's docs of a project in the live release, a page that needs nothing else; None where there are none."""
+    """Returns the dbt docs of a project in the live release as a self-contained page; None if there are none."""
     live = _live(settings)
     prefix = live.docs_by_project().get(project) if live is not None else None
     stored = _store(settings).get(f"{prefix}index.html") if prefix else None

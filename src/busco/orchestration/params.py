@@ -1,22 +1,22 @@
-"""Parameters of DAGs that take text from outside."""
+"""Typed DAG parameters for text that users enter."""
 
 from __future__ import annotations
 
 from airflow.models.param import Param
 
-# no control characters but blanks: neither PostgreSQL nor a command line takes NUL
+# no control characters other than whitespace: neither PostgreSQL nor a command line accepts NUL
 _TEXT = r"^[^\x00-\x08\x0e-\x1f\x7f]*$"
 
 
 def text_param(description: str, most: int) -> Param:
-    """A text that may be left empty. Airflow refuses another value when a run is triggered, by whichever way.
+    """Returns an optional text parameter. Airflow validates it however a run is triggered.
 
     Args:
-        most: characters that it may have.
+        most: the maximum length in characters.
     """
     return Param("", type=["null", "string"], maxLength=most, pattern=_TEXT, description=description)
 
 
 def choice_param(description: str, *words: str) -> Param:
-    """One of some words; the first of them where nothing is said."""
+    """Returns a parameter that accepts one of `words`; the first is the default."""
     return Param(words[0], enum=list(words), description=description)

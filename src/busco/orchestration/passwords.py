@@ -1,4 +1,4 @@
-"""Logins by password, by the login page and by the REST API: Airflow's own check, and a limit of failed ones."""
+"""Password logins on the login page and in the REST API: Airflow's own check, plus a limit on failed attempts."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _failed = FailedLogins()
 
 
 class PasswordSecurityManager(FabAirflowSecurityManagerOverride):
-    """Airflow's own security manager, which tries no password after too many wrong ones (webserver_config.py).
+    """Airflow's security manager, which checks no more passwords after too many failed logins (webserver_config.py).
 
-    The login page has a limit of Flask-AppBuilder's own besides, of one address whoever is tried (`AUTH_RATE_LIMIT`).
+    The login page also has Flask-AppBuilder's own limit, per client address for any user (`AUTH_RATE_LIMIT`).
     """
 
     def auth_user_db(self, username: str | None, password: str | None) -> Any:
-        """The user whose name, or e-mail address, and password these are; None where they are wrong.
+        """Returns the user with this name or e-mail address and this password; None if they are wrong.
 
-        Failed logins count for the user whom Airflow finds, however the name is written.
+        Failed logins are counted per user that Airflow finds, regardless of how the name is spelled.
 
         Raises:
-            TooManyRequests: too many have failed.
+            TooManyRequests: too many logins have failed.
         """
         find: Any = self.find_user
         user = find(username=username) or find(email=username)

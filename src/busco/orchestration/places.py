@@ -1,17 +1,17 @@
-"""How an order gets one of the limited places for ECS tasks, keeps it while ECS starts its task, and when it is free.
+"""Manages the limited slots for ECS tasks: how an order acquires a slot, keeps it while its task starts, and frees it.
 
-A place is a row of a table that all triggerers share (slots.py), in one of these states:
+A slot is a row of a table that all triggerers share (slots.py), in one of these states:
 
-    waiting    in line; the row goes when nobody has asked for it for a minute
-    granted    may start one task; its owner keeps it with a heartbeat for as long as ECS takes to start one
-    started    the ARN of its task is known; from here on only ECS says when it is free
+    waiting    in the queue; the row is deleted if its order has not asked for the slot for a minute
+    granted    the order may start one task; its owner keeps the slot with a heartbeat while ECS starts the task
+    started    the ARN of the task is known; from here on, only ECS determines when the slot is free
     freed      there is no row
 
-Every step is a conditional update, so that whoever comes second knows it. A granted place is freed by its owner if ECS
-has certainly started nothing, or by anybody if its heartbeat is old and ECS has no task of the order. The owner can be
-certain only if nobody else has asked for the same place: another triggerer may be starting the same order, or an
-earlier attempt may have started a task and lost the answer. An owner that was too slow learns that after RunTask: it
-stops the task that it started, and asks for a place again.
+Every step is a conditional update, so a process that comes second notices. A granted slot is freed by its owner if ECS
+has definitely started nothing, or by any process if its heartbeat is stale and ECS has no task for the order. The owner
+can be certain only if nobody else has requested the same slot: another triggerer may be starting the same order, or an
+earlier attempt may have started a task and lost the response. An owner that was too slow finds out after RunTask; it
+then stops the task that it started and requests a slot again.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ from busco.orchestration.stops import Stop
 
 log = logging.getLogger(__name__)
 
-STALE = 60.0  # seconds without a heartbeat after which a granted place is looked into: its triggerer may have died
-FULL = 5.0  # seconds between two looks at who has the places, while somebody waits for one
-_BEAT = 10.0  # seconds between two heartbeats of a granted place: several are missed before it is stale
-_ASK = 1.0  # seconds between two questions for a place
-_ANSWER = 120.0  # seconds that a discarded order waits for a RunTask that is under way
-# Seconds for which ECS may not show a task that it has just started (API reference, RunTask: "eventual consistency").
+STALE = 60.0  # seconds without a heartbeat after which a granted slot is checked: its triggerer may have died
+FULL = 5.0  # seconds between two checks for slots to free, while an order waits for one
+_BEAT = 10.0  # seconds between two heartbeats of a granted slot; several are missed before the slot is stale
+_ASK = 1.0  # seconds between two requests for a slot
+_ANSWER = 120.0  # seconds that a discarded order waits for a RunTask call in progress
+# Seconds for which ECS may not list a task that it has just started (API reference, RunTask: "eventual consistency").
 UNSEEN = 20.0
-PATIENCE = 1800.0  # seconds that an order waits for what may pass: capacity, throttling, the network
-# What ListTasks can be asked for. It filters by the status that ECS wants a task to have: one that is being set up is
-# in the first list, one that is being stopped and still runs in the second (API reference, ListTasks, desiredStatus).
+PATIENCE = 1800.0  # seconds that an order keeps retrying after transient errors: capacity, throttling, the network
+# ListTasks filters by desired status: the first list includes tasks that are being set up, the second those that are
+# being stopped but still run (API reference, ListTasks, desiredStatus).
 LISTED = ("RUNNING", "STOPPED")
 
 
 def is_over(task: Mapping[str, Any]) -> bool:
-    """Whether a task, as DescribeTasks gives it, uses nothing any more: one that is being stopped still does."""
+    """Whether a task from DescribeTasks no longer uses resources; a task that is being stopped still does."""
     return task.get("lastStatus") == "STOPPED"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an order stands: `ahead` is how many wait before it, 0 with a place or as the next one.
+    """An order's slot, or its position in the queue: `ahead` is the number of orders ahead of it, 0 if it is next or
+    has a slot.
 
-    `number` is that of the row: another one where the place was lost and asked for again. `arn` is the task that has
-    the place, '' while none is known.
+    `number` is the row's id, which changes if the slot is lost and requested again. `arn` is the task in the slot, ''
+    until it is known.
     """
 
     has_one: bool
@@ -64,7 +65,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Holder:
-    """A place that is taken: `arn` is '' until its task is known, `seconds` the time since its owner was last heard."""
+    """A slot in use: `arn` is '' until its task is known, `seconds` is the time since its owner's last heartbeat."""
 
     token: str
     arn: str
@@ -72,7 +73,7 @@ class Holder:
 
 
 class Table(Protocol):
-    """The places; every method is one transaction that may block."""
+    """The table of slots. Every method is one transaction and may block."""
 
     limit: int
 
@@ -94,26 +95,26 @@ class Table(Protocol):
 
 
 class Tasks(Protocol):
-    """What is asked of ECS. Every method raises `Unreachable` where ECS does not answer, or not now."""
+    """The ECS operations that slots need. Every method raises `Unreachable` if ECS does not respond or refuses."""
 
     async def of(self, token: str) -> list[str]:
-        """The ARNs of the tasks that were started for an order, those that are not being stopped first."""
+        """Returns the ARNs of an order's tasks; those that are not being stopped come first."""
 
     async def living(self, token: str) -> list[str]:
-        """Those of them that are not over."""
+        """Returns the ARNs of an order's tasks that have not stopped."""
 
     async def over(self, holders: Collection[Holder]) -> set[str]:
-        """The ARNs of the tasks that are over."""
+        """Returns the ARNs of the tasks that have stopped."""
 
     async def stop_task(self, arn: str, reason: str) -> None:
-        """Stops a task; one that ECS does not know is no error."""
+        """Stops a task. A task that ECS no longer has is not an error."""
 
 
 class Unreachable(Exception):
-    """ECS did not do what it was asked; `stop` says why, and whether it may do it later.
+    """An ECS request failed; `stop` states why, and whether a retry may succeed.
 
     Args:
-        sure: it has certainly started nothing.
+        sure: whether ECS has definitely started nothing.
     """
 
     def __init__(self, stop: Stop, sure: bool = True) -> None:
@@ -121,35 +122,35 @@ class Unreachable(Exception):
         self.stop, self.sure = stop, sure
 
 
-# RunTask, once, with this client token: gives the task's ARN. Raises Unreachable.
+# Calls RunTask once with this client token and returns the task's ARN. Raises Unreachable.
 Run = Callable[[str], Awaitable[str]]
 
 
 class Places:
-    """The ways of a place, for owners and for all others.
+    """Acquires, keeps and frees slots.
 
     Args:
-        stale: seconds without a heartbeat after which a granted place is looked into.
+        stale: seconds without a heartbeat after which a granted slot is checked.
     """
 
     def __init__(self, table: Table, tasks: Tasks, stale: float = STALE) -> None:
         self.table, self.tasks, self.stale = table, tasks, stale
         self._looked_at = -FULL
-        # the RunTasks that are under way, by the order's token; and the tasks that were started and got no place
+        # the RunTask calls in progress, by the order's token; and the tasks that were started but got no slot
         self._calling: dict[str, asyncio.Task[str]] = {}
         self._rejected: set[str] = set()
 
-    # -- its owner ----------------------------------------------------------------------------------------------------
+    # -- the owner ----------------------------------------------------------------------------------------------------
 
     async def start(self, token: str, label: str, run: Run, say: Say) -> str:
-        """Starts one task for an order as soon as there is a place for it; gives its ARN.
+        """Starts one task for an order as soon as a slot is free, and returns the task's ARN.
 
-        Whoever starts the same order again, in another triggerer or after a restart, gets the same task.
+        Starting the same order again, in another triggerer or after a restart, returns the same task.
 
         Raises:
-            CannotStart: there is no use in waiting, or it was waited for too long.
+            CannotStart: the error is permanent, or the order has waited for too long.
         """
-        # names this attempt: whether an earlier one has started something is not known here
+        # identifies this attempt: it cannot know whether an earlier attempt has started a task
         start = uuid.uuid4().hex
         while True:
             place = await self._granted(token, label, start, say)
@@ -159,16 +160,16 @@ class Places:
                 arn = await self._task(token, start, f"{token}-{place.number}", run, say)
             if arn:
                 return arn
-            say("its place was taken away: its triggerer was not heard for a while; it asks for another one")
+            say("the slot was taken away because its triggerer missed heartbeats; requesting another slot")
 
     async def discard(self, token: str, reason: str) -> None:
-        """Ends the wait of an order that is not wanted any more, and stops what was started for it. It may be repeated.
+        """Removes an order that is no longer needed from the queue and stops its tasks. Safe to repeat.
 
-        ListTasks may not show yet what was started a moment ago. Therefore this waits for a RunTask that is under way
-        here, and for the list while the order has a place whose task is not known. The place is not freed here.
+        ListTasks may not list a task that was started a moment ago. Therefore this waits for a RunTask call that is in
+        progress here, and polls the list while the order has a slot whose task is unknown. It does not free the slot.
 
         Raises:
-            Unreachable: ECS does not answer.
+            Unreachable: ECS does not respond.
         """
         await _in_thread(self.table.leave, token)
         if calling := self._calling.get(token):
@@ -185,35 +186,35 @@ class Places:
             await asyncio.sleep(_ASK)
 
     async def _granted(self, token: str, label: str, start: str, say: Say) -> Place:
-        """Waits in line for a place."""
-        said = ""
+        """Waits in the queue for a slot."""
+        last = ""
         try:
             while True:
                 place: Place = await _in_thread(self.table.ask, token, label, start)
                 if place.has_one:
                     return place
-                line = f"waiting for a place: {place.taken} ECS tasks run, {place.ahead} wait before this one"
-                if line != said:
+                line = f"waiting for a slot: {place.taken} ECS tasks running, {place.ahead} orders ahead of this one"
+                if line != last:
                     say(f"{line} (BUSCO_MAX_ECS_TASKS={self.table.limit})")
-                    said = line
+                    last = line
                 if _now() - self._looked_at >= FULL:
                     self._looked_at = _now()
                     await self.free()
                 await asyncio.sleep(_ASK)
         except asyncio.CancelledError:
-            # the question may have been answered meanwhile: nothing was started here, whatever the answer was
+            # the slot may have been granted in the meantime; this attempt has not started anything in it
             await asyncio.shield(_in_thread(self.table.give_back, token, start))
             raise
 
     async def _task(self, token: str, start: str, client_token: str, run: Run, say: Say) -> str:
-        """RunTask until there is a task; gives its ARN, '' where the place was lost meanwhile."""
+        """Retries RunTask until there is a task, and returns its ARN; '' if the slot was lost in the meantime."""
         began, delay = _now(), 1.0
-        # whether a task may have been started of which nothing is known: by this call, by an earlier one
+        # whether this call, or an earlier one, may have started a task that is not known here
         is_calling = is_unknown = False
         try:
             while await _in_thread(self.table.keep, token):
                 try:
-                    # after a restart, or a lost answer, there may be one already
+                    # after a restart or a lost response, the task may already exist
                     known = [arn for arn in await self.tasks.of(token) if arn not in self._rejected]
                     is_calling = True
                     return await (self._taken(token, known[0]) if known else self._call(token, client_token, run))
@@ -225,26 +226,27 @@ class Places:
                     raise CannotStart(str(stop))
                 if _now() - began > PATIENCE:
                     raise CannotStart(f"{stop}\n(tried for {PATIENCE / 60:.0f} minutes)")
-                say(f"ECS starts no task now: {stop.text}; trying again in {delay:.0f} s")
+                say(f"ECS cannot start the task now: {stop.text}; retrying in {delay:.0f} s")
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 60)
             return ""
         except BaseException:
-            # else the place is looked into when its heartbeat is old
+            # otherwise the slot is checked when its heartbeat is stale
             if not is_calling and not is_unknown:
                 await asyncio.shield(_in_thread(self.table.give_back, token, start))
             raise
 
     async def _call(self, token: str, client_token: str, run: Run) -> str:
-        """RunTask, and what follows from its answer; as `_taken`.
+        """Calls RunTask and records its result, as `_taken` does.
 
-        It goes on where whoever waits for it is cancelled: ECS may have heard it, and then the task needs its place,
-        and `discard` its ARN. Whether the task is stopped is not decided here: another triggerer may want it.
+        The call continues if its waiter is cancelled: ECS may have received the request, in which case the task needs
+        its slot, and `discard` needs the ARN. It is not decided here whether the task is stopped, since another
+        triggerer may need it.
         """
 
         async def call() -> str:
             try:
-                # the caller keeps the place too, but only until it is cancelled
+                # the caller sends heartbeats too, but only until it is cancelled
                 async with self._kept(token):
                     return await self._taken(token, await run(client_token))
             finally:
@@ -255,7 +257,7 @@ class Places:
         return await asyncio.shield(self._calling[token])
 
     async def _taken(self, token: str, arn: str) -> str:
-        """Writes down which task has the place, and gives its ARN; '' where the place was lost: it is stopped then."""
+        """Records the task in the slot and returns its ARN; if the slot was lost, stops the task and returns ''."""
         if await _in_thread(self.table.started, token, arn):
             return arn
         self._rejected.add(arn)
@@ -264,7 +266,7 @@ class Places:
 
     @contextlib.asynccontextmanager
     async def _kept(self, token: str) -> AsyncIterator[None]:
-        """Keeps a granted place, however long ECS takes for its answers."""
+        """Sends heartbeats for a granted slot, however long ECS takes to respond."""
 
         async def beat() -> None:
             while True:
@@ -272,7 +274,7 @@ class Places:
                 try:
                     await _in_thread(self.table.keep, token)
                 except Exception as error:
-                    log.warning("the place of %s was not kept: %s", token, error)
+                    log.warning("heartbeat failed for the slot of order=%s: %s", token, error)
 
         beating = asyncio.create_task(beat())
         try:
@@ -281,22 +283,23 @@ class Places:
             beating.cancel()
 
     async def _stop(self, arn: str) -> None:
-        """Stops a task that has no place, as often as it takes."""
+        """Stops a task that has no slot, retrying until it succeeds."""
         delay = 1.0
         while True:
             try:
-                await self.tasks.stop_task(arn, "its place was given to another order")
+                await self.tasks.stop_task(arn, "its slot was given to another order")
                 return
             except Unreachable as error:
-                log.warning("task %s has no place and could not be stopped yet: %s", arn, error)
+                log.warning("task=%s has no slot and could not be stopped, retrying: %s", arn, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 60)
 
-    # -- anybody ------------------------------------------------------------------------------------------------------
+    # -- any process --------------------------------------------------------------------------------------------------
 
     async def free(self) -> list[str]:
-        """Frees the places of tasks that are over, and those that were granted to an order whose owner has died; gives
-        their tokens. Where ECS does not answer, nothing is freed."""
+        """Frees the slots of stopped tasks, and slots granted to orders whose owner has died. Returns their tokens.
+
+        If ECS does not respond, nothing is freed."""
         freed: list[str] = []
         try:
             holders: list[Holder] = await _in_thread(self.table.holders)
@@ -310,7 +313,7 @@ class Places:
                 elif await _in_thread(self.table.take_away, holder.token, self.stale):
                     freed.append(holder.token)
         except Unreachable as error:
-            log.warning("ECS did not say which tasks run: %s", error)
+            log.warning("could not list the running ECS tasks: %s", error)
         return freed
 
 

@@ -1,7 +1,8 @@
-"""ECS tasks that nobody follows any more: found by Airflow's database and the lake's records, stopped, and told of.
+"""Finds and stops ECS tasks that nobody follows any more, using Airflow's database and the lake's records.
 
-A runner is stopped by whoever follows it. One is left alone where that could not be: Airflow was down or had no way to
-ECS when its run was cleared, marked or deleted. What it writes is not waited for, but it costs, and has a place.
+Normally, the task that follows a runner stops it. A runner is left behind if that was impossible: Airflow was down, or
+could not reach ECS, when the run was cleared, marked or deleted. Nobody waits for such a runner's output, but it costs
+money and occupies a slot.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE = timedelta(minutes=2)
-# Between two levels of its graph a run has for a moment no task that follows: whatever is stopped was seen so twice.
+# Seconds. Between two levels of its graph, a run briefly has no task that follows, so a runner is checked twice.
 _AGAIN = 20.0
-_MOST = 100  # tasks that one DescribeTasks takes (API reference, DescribeTasks)
+_MOST = 100  # the most tasks that DescribeTasks accepts per call (API reference, DescribeTasks)
 
 
 @dataclass(frozen=True)
 class RunnerTask:
-    """An ECS task that is a runner of the platform: for which epoch of which run, and which order of it."""
+    """An ECS task that is one of the platform's runners, with its run, epoch and order."""
 
     arn: str
     environment: str
@@ -51,14 +52,14 @@ class RunnerTask:
 
 @dataclass(frozen=True)
 class Unfollowed:
-    """A runner that is to be stopped, and why."""
+    """A runner to be stopped, and why."""
 
     task: RunnerTask
     why: str
 
     @property
     def reason(self) -> str:
-        """What ECS shows as the reason of its end."""
+        """The stopped reason that ECS shows."""
         one = self.task
         return f"busco maintenance: {self.why} (run {one.run}, epoch {one.epoch}, {one.order})"
 
@@ -71,14 +72,14 @@ def unfollowed(
     now: datetime,
     grace: timedelta = GRACE,
 ) -> list[Unfollowed]:
-    """Those of the tasks that nobody follows.
+    """Returns the tasks that nobody follows.
 
     Args:
         tasks: the runners that ECS has.
-        environment: ours; runners of another one are another Airflow's.
-        followed: the keys of the runs that go on in Airflow.
-        newest: each run's newest epoch (R1), None where the lake does not know the run.
-        grace: how old a task is at least: whoever started it may not have said yet that he follows it.
+        environment: the environment to check; runners of other environments belong to another Airflow.
+        followed: the keys of the runs that are active in Airflow.
+        newest: each run's newest epoch (R1), None if the lake has no such run.
+        grace: the minimum age of a task; a younger task may not have been recorded as followed yet.
     """
     found = []
     for task in tasks:
@@ -88,12 +89,12 @@ def unfollowed(
         if epoch is not None and epoch > task.epoch:
             found.append(Unfollowed(task, f"epoch {epoch} of its run has begun"))
         elif task.run not in followed:
-            found.append(Unfollowed(task, "no task of its run waits for it in Airflow"))
+            found.append(Unfollowed(task, "no Airflow task of its run is waiting for it"))
     return found
 
 
 def runner_task(task: Mapping[str, Any], container: str) -> RunnerTask | None:
-    """A task, as DescribeTasks gives it, as one of our runners; None for any other, whoever started it."""
+    """Converts a task from DescribeTasks to a runner; None if it is not one of our runners."""
     if not str(task.get("startedBy") or "").startswith(STARTED_BY):
         return None
     overrides = (task.get("overrides") or {}).get("containerOverrides") or []
@@ -109,8 +110,8 @@ def runner_task(task: Mapping[str, Any], container: str) -> RunnerTask | None:
 
 
 def reap() -> list[str]:
-    """Stops the runners that nobody follows, frees the places of those that are gone, and gives the runs of what it
-    stopped. A task of Airflow; runs in a worker."""
+    """Stops the runners that nobody follows and frees the slots of those that are gone. Returns the stopped runners'
+    runs. This is an Airflow task that runs in a worker."""
     from busco.orchestration.slots import Slots
 
     settings = require_lake(get_settings())
@@ -123,18 +124,18 @@ def reap() -> list[str]:
     )
     stopped = reaper.reap()
     freed = reaper.free_places()
-    log.info("stopped=%s places_freed=%s", len(stopped), freed)
+    log.info("stopped=%s slots_freed=%s", len(stopped), freed)
     return [one.task.run for one in stopped]
 
 
 @dataclass
 class Reaper:
-    """The hands: what ECS, the lake and Airflow's database say now.
+    """Finds and stops unfollowed runners, using the current state of ECS, the lake and Airflow's database.
 
     Args:
-        followed: gives the keys of the runs that go on in Airflow.
-        again: seconds between the two looks.
-        stale: seconds after which a place is looked into.
+        followed: returns the keys of the runs that are active in Airflow.
+        again: seconds between the two checks.
+        stale: seconds without a heartbeat after which a slot is checked.
     """
 
     settings: Settings
@@ -147,7 +148,7 @@ class Reaper:
     stale: float = STALE
 
     def reap(self) -> list[Unfollowed]:
-        """Stops what was seen to be unfollowed twice."""
+        """Stops the runners that two checks found unfollowed."""
         first = self.look()
         if not first:
             return []
@@ -159,7 +160,7 @@ class Reaper:
         return found
 
     def look(self) -> list[Unfollowed]:
-        """The runners that nobody follows at this moment."""
+        """Returns the runners that nobody follows right now."""
         tasks = self._runners()
         if not tasks:
             return []
@@ -168,14 +169,14 @@ class Reaper:
         return unfollowed(tasks, environment.environment, self.followed(), newest, utc_now(), self.grace)
 
     def free_places(self) -> int:
-        """Frees the places of tasks that are over, whose follower did not live to see it; how many."""
+        """Frees the slots of stopped tasks whose follower has died. Returns their number."""
         freed = asyncio.run(self._free())
         for token in freed:
-            log.info("freed the place of order=%s, whose task is over", token)
+            log.info("freed the slot of order=%s: its task has stopped", token)
         return len(freed)
 
     async def _free(self) -> list[str]:
-        # here: Airflow's machines have the libraries, and whoever only looks needs none of them
+        # imported here: only Airflow's machines have these libraries, and `look` does not need them
         from busco.orchestration.async_aws import forget_clients
         from busco.orchestration.ecs import EcsLauncher
 
@@ -208,12 +209,12 @@ class Reaper:
 
 
 def followed_runs() -> frozenset[str]:
-    """The keys of the runs that go on in Airflow: one of their tasks follows a runner, or will."""
+    """Returns the keys of the runs that are active in Airflow: one of their tasks follows a runner, or will."""
     from busco.orchestration.dag_runs import active_runs
 
     return frozenset(run_key(dag_id, run_id) for dag_id, run_id in active_runs())
 
 
 def _lives(task: Mapping[str, Any]) -> bool:
-    """Whether a task runs, and nobody has stopped it yet."""
+    """Whether a task is running and has not been asked to stop."""
     return not is_over(task) and task.get("desiredStatus") != "STOPPED"

@@ -1,4 +1,4 @@
-"""What a run's `select` names: dbt's own answer, from where dbt is."""
+"""Resolves a run's `select` to dbt nodes, by running dbt where it is installed."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ log = logging.getLogger(__name__)
 
 
 def selected(settings: Settings, project: Project, select: str, attempt: Sequence[str]) -> list[str]:
-    """The dbt unique ids that a selection names. Where models run on ECS, an ECS task of the smallest size is asked:
-    Airflow's machine need not have dbt.
+    """Returns the dbt unique ids that a selection matches. If models run on ECS, an ECS task of the smallest size
+    resolves the selection, so that Airflow's machine does not need dbt.
 
     Args:
-        project: the one that Airflow's graph was made of.
-        attempt: what tells this try of this run from all others.
+        project: the project that Airflow's graph was built from.
+        attempt: values that identify this try of this run.
 
     Raises:
-        BuscoError: it names nothing, or dbt can't read it, or no ECS task could be started.
+        BuscoError: the selection matches nothing, dbt can't parse it, or no ECS task could be started.
     """
     if settings.execution == "local":
         return _here(settings, select)
     nodes = _on_ecs(settings, select, attempt)
     if unknown := [node for node in nodes if node not in project.nodes and node not in project.unit_tests]:
         raise BuscoError(
-            f"the dbt image's project has {unknown[0]}, which the one that Airflow shows has not",
-            "deploy the image and Airflow's manifest from one commit",
+            f"the dbt image's project has {unknown[0]}, but the project in Airflow does not",
+            "deploy the image and Airflow's manifest from the same commit",
         )
     return nodes
 
 
 def _here(settings: Settings, select: str) -> list[str]:
     words = [str(python(settings, "dbt")), "-m", "busco", *_words(settings, select)]
-    # the id of BUSCO_PROJECT_ID is the platform's own project's
+    # BUSCO_PROJECT_ID is the id of the platform's own project
     variables = without_airflow(dict(os.environ)) | {"BUSCO_PROJECT_ID": settings.project_id}
     result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=settings.home, env=variables)
     if result.returncode != 0:
@@ -75,12 +75,12 @@ def _on_ecs(settings: Settings, select: str, attempt: Sequence[str]) -> list[str
             return list(found.nodes)
         if not may_pass:
             break
-        log.warning("the ECS task that reads the selection is gone: %s; another one is started", why)
-    raise BuscoError(f"the ECS task that reads the selection ended without an answer: {why}")
+        log.warning("the ECS task that reads the selection is gone: %s; starting another one", why)
+    raise BuscoError(f"the ECS task that reads the selection ended without a result: {why}")
 
 
 async def _ask(settings: Settings, select: str, token: str, label: str) -> tuple[str, bool]:
-    """Runs an ECS task that writes down what a selection names; why it ended, and whether that may pass."""
+    """Runs an ECS task that records what a selection matches. Returns why it ended, and whether a retry may help."""
     from busco.orchestration.async_aws import forget_clients
     from busco.orchestration.ecs import EcsLauncher
     from busco.orchestration.slots import Slots

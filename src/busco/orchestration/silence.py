@@ -1,4 +1,4 @@
-"""Runners that hang: they have written heartbeats, and write none any more."""
+"""Detects hung runners: those that have written heartbeats and then stopped."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-# Seconds that count between two looks at most: while S3 could not be read, it may not have been writable either, and a
-# machine that slept has heard nothing.
+# The most seconds that count between two polls: while S3 could not be read, it may not have been writable either, and
+# heartbeats go unseen while this machine is suspended.
 _GAP = 2.0
 
 
 @dataclass
 class Silence:
-    """How long each runner has given no sign of life, by this process's clock: clocks of two machines may differ.
+    """Tracks how long each runner has been silent, by this process's clock, as the clocks of two machines may differ.
 
     Args:
-        limit: seconds; 0 is none.
+        limit: seconds of silence after which a runner counts as hung; 0 disables the check.
     """
 
     limit: float
@@ -25,12 +25,14 @@ class Silence:
     _looked_at: float | None = None
 
     def hear(self, beats: Mapping[int, str]) -> list[int]:
-        """A look at the heartbeats.
+        """Processes one poll of the heartbeats.
 
         Args:
-            beats: the ETag of the heartbeat of each runner that lives; one that has never written any is not judged.
+            beats: the ETag of each living runner's heartbeat, without runners that have never written one.
 
-        Returns those that have been silent for the limit since they were heard, or named here, last.
+        Returns:
+            the runners that have been silent for `limit` seconds since their last heartbeat, or since they were last
+            returned here.
         """
         now = self.clock()
         passed = 0.0 if self._looked_at is None else min(now - self._looked_at, _GAP)

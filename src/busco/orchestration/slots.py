@@ -1,8 +1,8 @@
-"""The table of places for ECS tasks: at most so many are taken at once, over all triggerers, first come first served.
+"""The table of slots for ECS tasks, which limits concurrent tasks over all triggerers, first come, first served.
 
-A place is a row in Airflow's database; places.py says what its states are. Rows are read and changed under one advisory
-lock, so that two triggerers never give the same place, and each step says whether it found the row in the state that it
-is for. The only clock is the database's.
+A slot is a row in Airflow's database; places.py describes its states. Rows are read and changed under one advisory
+lock, so that two triggerers never grant the same slot, and each step returns whether the row was in the state that the
+step requires. The only clock is the database's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from sqlalchemy import text
 
 from busco.orchestration.places import Holder, Place
 
-_LOCK = 7_302_271_115  # the advisory lock's number: any, so long as nobody else in this database takes it
-_FORGOTTEN = "interval '1 minute'"  # a row that waits, and that nobody has asked for so long, is nobody's
+_LOCK = 7_302_271_115  # the advisory lock's number: arbitrary, but not used for anything else in this database
+_FORGOTTEN = "interval '1 minute'"  # a waiting row that has not been requested for this long is abandoned
 _TABLE = """
 create table if not exists busco_ecs_slot (
     id bigserial primary key,
@@ -27,7 +27,7 @@ create table if not exists busco_ecs_slot (
     asked_at timestamptz not null default clock_timestamp()
 )
 """
-# Added after the first release. '' in it: several starts have asked for the place, or one of a release without it.
+# Added after the first release. It is '' if several attempts, or an older release, have requested the slot.
 _START = "alter table busco_ecs_slot add column if not exists start text not null default ''"
 _GRANTED = "token = :token and is_taken and task_arn = ''"
 
@@ -35,12 +35,12 @@ Sessions = Callable[[], AbstractContextManager[Any]]
 
 
 class Slots:
-    """Places for ECS tasks. Every method is one short transaction and blocks: call it in a thread.
+    """Slots for ECS tasks. Every method is one short transaction and blocks: call it in a thread.
 
     Args:
-        limit: how many ECS tasks run at once.
-        sessions: opens a SQLAlchemy session on PostgreSQL that commits at its end.
-        now: gives an SQL expression of the time; tests have a clock of their own.
+        limit: the maximum number of concurrent ECS tasks.
+        sessions: opens a SQLAlchemy session on PostgreSQL that commits when it is closed.
+        now: returns an SQL expression for the current time, which tests replace.
     """
 
     def __init__(self, limit: int, sessions: Sessions, now: Callable[[], str] = lambda: "clock_timestamp()") -> None:
@@ -49,19 +49,19 @@ class Slots:
 
     @classmethod
     def of_airflow(cls, limit: int) -> Slots:
-        """Places in Airflow's own database."""
+        """Returns slots in Airflow's own database."""
         from airflow.utils.session import create_session
 
         return cls(limit, create_session)
 
-    # -- steps of its owner -------------------------------------------------------------------------------------------
+    # -- the owner's steps --------------------------------------------------------------------------------------------
 
     def ask(self, token: str, label: str, start: str) -> Place:
-        """Asks for a place, or for the one that `token` has already; to be repeated until it is given.
+        """Requests a slot, or returns the one that `token` already has. Repeat until the slot is granted.
 
         Args:
-            start: names the attempt to start the order that asks: only the one attempt that ever asked for a place may
-                give it back.
+            start: identifies this attempt to start the order. An attempt can give a slot back only if no other attempt
+                has ever requested it.
         """
         with self._locked() as session:
             session.execute(
@@ -94,11 +94,11 @@ class Slots:
             return Place(False, ahead, taken, mine)
 
     def keep(self, token: str) -> bool:
-        """Says that the owner of a granted place is alive; whether it still has the place."""
+        """Sends a heartbeat for a granted slot. Returns whether the owner still has the slot."""
         return self._changed(f"update busco_ecs_slot set asked_at = {self._now()} where {_GRANTED}", token=token)
 
     def started(self, token: str, arn: str) -> bool:
-        """Granted → started: writes down which ECS task has the place; whether it is this one's."""
+        """Granted → started: records the ECS task in the slot. Returns whether the slot is now this task's."""
         return self._changed(
             f"update busco_ecs_slot set task_arn = :arn, asked_at = {self._now()}"
             " where token = :token and is_taken and task_arn in ('', :arn)",
@@ -111,17 +111,17 @@ class Slots:
         return self._changed("delete from busco_ecs_slot where token = :token and not is_taken", token=token)
 
     def give_back(self, token: str, start: str) -> bool:
-        """Waiting or granted → freed: for an attempt that has started nothing, if no other one has asked for it."""
+        """Waiting or granted → freed: for an attempt that started nothing, if no other one has requested the slot."""
         return self._changed(
             "delete from busco_ecs_slot where token = :token and task_arn = '' and start = :start",
             token=token,
             start=start,
         )
 
-    # -- steps of anybody ---------------------------------------------------------------------------------------------
+    # -- any process's steps ------------------------------------------------------------------------------------------
 
     def take_away(self, token: str, seconds: float) -> bool:
-        """Granted → freed: for whoever knows that ECS has no task of it; only if its owner has been silent so long."""
+        """Granted → freed: if the last heartbeat is older than `seconds`. ECS must have no task for the order."""
         return self._changed(
             f"delete from busco_ecs_slot where {_GRANTED}"
             f" and asked_at < {self._now()} - make_interval(secs => :seconds)",
@@ -130,7 +130,7 @@ class Slots:
         )
 
     def gone(self, arns: Collection[str]) -> list[str]:
-        """Started → freed: the tasks are over. Gives the tokens of the places."""
+        """Started → freed: for tasks that have stopped. Returns the tokens of the freed slots."""
         if not arns:
             return []
         with self._locked() as session:
@@ -138,7 +138,7 @@ class Slots:
             return [token for (token,) in session.execute(freed, {"arns": list(arns)}).all()]
 
     def holders(self) -> list[Holder]:
-        """Who has a place, the longest first."""
+        """Returns the slots in use, oldest first."""
         with self._locked() as session:
             rows = session.execute(
                 text(

@@ -1,4 +1,4 @@
-"""Why an ECS task stopped or never started, in words, and what to do."""
+"""Explains in plain words why an ECS task stopped or never started, and what to do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a task stopped or never started: `text` says it, `hint` what to do.
+    """Why a task stopped or never started: `text` states the reason, `hint` what to do.
 
     Attributes:
-        kind: for whoever decides what comes next.
-        passing: whether the same task started again may well succeed.
+        kind: the category, for code that decides how to proceed.
+        passing: whether the error is transient, so that starting the same task again may succeed.
     """
 
     kind: Kind
@@ -43,56 +43,56 @@ def _rule(kind: Kind, pattern: str, text: str, hint: str, passing: bool = False)
     return _Rule(kind, re.compile(pattern, re.IGNORECASE | re.DOTALL), text, hint, passing)
 
 
-_ROLES = "deploy/aws/ecs.yaml has both roles; whoever starts tasks needs iam:PassRole for these two"
-_EGRESS = "the tasks' subnets need a way out: a NAT gateway, a public IP address (BUSCO_ECS_ASSIGN_PUBLIC_IP), or "
+_ROLES = "deploy both roles from deploy/aws/ecs.yaml, and grant iam:PassRole on them to the role that starts tasks"
+_EGRESS = "give the tasks' subnets a route out: a NAT gateway, a public IP address (BUSCO_ECS_ASSIGN_PUBLIC_IP), or "
 
-# The first that matches counts. Sources, in the Amazon ECS Developer Guide: "Stopped tasks error messages" and its
+# The first matching rule applies. Sources, in the Amazon ECS Developer Guide: "Stopped tasks error messages" and its
 # pages "CannotPullContainer task errors" and "ResourceInitializationError errors"; "API failure reasons"; in the API
 # reference: Task (stopCode, stoppedReason), Container (reason, exitCode), Failure (reason).
 _RULES = (
     _rule(
         "role",
         r"unable to assume the (service linked )?role|iam:PassRole",
-        "ECS may not use a role of the task's: it is missing, may not be passed, or does not trust ecs-tasks",
+        "ECS cannot use one of the task's roles: it does not exist, may not be passed, or does not trust ecs-tasks",
         _ROLES,
     ),
     _rule(
         "spot",
         r"SpotInterruption|TerminationNotice|Spot Task was interrupted",
-        "AWS took the Fargate Spot capacity back",
-        "nothing is to be done: a new runner carries on; if it comes often, unset BUSCO_ECS_CAPACITY_PROVIDER",
+        "AWS reclaimed the Fargate Spot capacity",
+        "no action needed: a new runner takes over; if this happens often, unset BUSCO_ECS_CAPACITY_PROVIDER",
         True,
     ),
     _rule(
         "image",
         r"CannotPullContainer.*(access denied|not authorized|AccessDenied|no basic auth|403 Forbidden|401 Unauth)",
-        "the image may not be pulled",
-        "the execution role needs ecr:GetAuthorizationToken, ecr:BatchGetImage, ecr:GetDownloadUrlForLayer for it",
+        "the task is not allowed to pull the image",
+        "grant the execution role ecr:GetAuthorizationToken, ecr:BatchGetImage and ecr:GetDownloadUrlForLayer on it",
     ),
     _rule(
         "image",
         r"CannotPullContainer.*(not found|does not exist|manifest unknown)",
         "the image does not exist",
-        "push it under the tag that the task definition names, or deploy a task definition whose image is there",
+        "push it with the tag in the task definition, or deploy a task definition with an existing image",
     ),
     _rule(
         "image",
         r"CannotPullContainer.*(toomanyrequests|rate limit)",
-        "the image's registry lets no more pulls through now",
-        "wait and clear the task; use a copy of the image in ECR",
+        "the image's registry is limiting the rate of pulls",
+        "wait, then clear the task; to avoid this, use a copy of the image in ECR",
         True,
     ),
     _rule(
         "image",
         r"CannotPullContainer.*(platform|architecture|exec format)",
-        "the image is not built for the processor of the task",
-        "build it for the architecture that the task definition's runtimePlatform names",
+        "the image is not built for the task's CPU architecture",
+        "build it for the architecture in the task definition's runtimePlatform",
     ),
     _rule(
         "disk",
         r"CannotPullContainer.*no space left on device",
-        "the image does not fit the task's disk",
-        "give the size a larger ephemeralStorage in deploy/aws/ecs.yaml",
+        "the image does not fit on the task's disk",
+        "increase the ephemeralStorage of this size in deploy/aws/ecs.yaml",
     ),
     _rule(
         "network",
@@ -105,172 +105,172 @@ _RULES = (
         "image",
         r"CannotPullContainer",
         "the image could not be pulled",
-        "see whether the task definition names it right",
+        "check the image's name in the task definition",
     ),
     _rule(
         "network",
         r"ResourceInitializationError.*(timeout|timed out|deadline exceeded|dial tcp|no such host|connection refused|"
         r"check your task network|request canceled)",
-        "the task could not reach AWS's services while it was set up",
-        _EGRESS + "endpoints for ecr.api, ecr.dkr, S3, logs and secretsmanager; security groups must let HTTPS out",
+        "the task could not reach AWS services during setup",
+        _EGRESS + "endpoints for ecr.api, ecr.dkr, S3, logs and secretsmanager; security groups must allow HTTPS out",
         True,
     ),
     _rule(
         "permission",
         r"ResourceInitializationError.*(log(ger|ging| stream| group)|cloudwatch).*(AccessDenied|not authorized)",
-        "the task may not write its log",
-        "the execution role needs logs:CreateLogStream and logs:PutLogEvents for BUSCO_ECS_LOG_GROUP's group",
+        "the task is not allowed to write its log",
+        "grant the execution role logs:CreateLogStream and logs:PutLogEvents on the log group in BUSCO_ECS_LOG_GROUP",
     ),
     _rule(
         "setup",
         r"ResourceInitializationError.*(log group does not exist|ResourceNotFoundException.*log|log.*ResourceNotFound)",
         "the task's log group does not exist",
-        "deploy deploy/aws/ecs.yaml, or set BUSCO_ECS_LOG_GROUP to the group that there is",
+        "deploy deploy/aws/ecs.yaml, or set BUSCO_ECS_LOG_GROUP to an existing group",
     ),
     _rule(
         "permission",
         r"ResourceInitializationError.*(secret|ssm|parameter|registry auth).*(AccessDenied|not authorized)",
-        "the task may not read a secret, or the registry's login, that its definition names",
-        "the execution role needs secretsmanager:GetSecretValue, ssm:GetParameters or ecr:GetAuthorizationToken for it",
+        "the task is not allowed to read a secret or the registry credentials in its task definition",
+        "grant the execution role secretsmanager:GetSecretValue, ssm:GetParameters or ecr:GetAuthorizationToken",
     ),
     _rule(
         "setup",
         r"ResourceInitializationError.*(secret|ssm|parameter).*(not found|can't find|invalid)",
-        "a secret that the task's definition names does not exist",
-        "make it, or mend the task definition",
+        "a secret in the task definition does not exist",
+        "create it, or fix the task definition",
     ),
     _rule(
         "setup",
         r"ResourceInitializationError|CannotCreateVolumeError",
-        "ECS could not set the task up",
-        "see the reason; then clear the task",
+        "ECS could not set up the task",
+        "fix what the reason names, then clear the task",
     ),
     _rule(
         "memory",
         r"OutOfMemory|out of memory|OOM ?kill|killed due to memory",
         "the container ran out of memory{memory}",
-        "give the model the next size (meta.ecs), or let it do with less: fewer columns, partitions, threads",
+        "give the model the next size (meta.ecs), or reduce its memory use: fewer columns, partitions or threads",
     ),
     _rule(
         "disk",
         r"no space left on device",
         "the task's disk is full",
-        "give the size a larger ephemeralStorage in deploy/aws/ecs.yaml, or the model more memory: it spills less",
+        "increase the ephemeralStorage of this size in deploy/aws/ecs.yaml, or add memory so that DuckDB spills less",
     ),
     _rule(
         "capacity",
         r"(?-i:\bRESOURCE:(?P<what>[A-Z_:]+))",
-        "no instance of the cluster has room for the task ({what})",
-        "wait, add an instance, or take a smaller size (meta.ecs)",
+        "no instance in the cluster has room for the task ({what})",
+        "wait, add an instance, or use a smaller size (meta.ecs)",
         True,
     ),
     _rule(
         "capacity",
         r"Capacity is unavailable at this time",
-        "AWS has no capacity for this task now",
-        "it is tried again; if it stays so, give BUSCO_ECS_SUBNETS subnets of further availability zones",
+        "AWS currently has no capacity for this task",
+        "wait for a retry; if this persists, add subnets in other availability zones to BUSCO_ECS_SUBNETS",
         True,
     ),
     _rule(
         "capacity",
         r"limit on the number of (tasks|vCPUs)|vCPU.* limit|LimitExceeded",
-        "the account's limit of Fargate tasks or vCPUs is reached",
-        "lower BUSCO_MAX_ECS_TASKS, or ask AWS for a higher quota",
+        "the account has reached its limit on Fargate tasks or vCPUs",
+        "lower BUSCO_MAX_ECS_TASKS, or request a higher quota from AWS",
         True,
     ),
     _rule(
         "capacity",
         r"(?-i:\bAGENT\b)|agent.{0,20}(not connected|disconnected)",
-        "the instance that was to run the task has lost its ECS agent",
-        "it is tried again; if it stays so, replace the instance",
+        "the instance chosen for the task has lost its ECS agent",
+        "wait for a retry; if this persists, replace the instance",
         True,
     ),
     _rule(
         "api",
         r"Throttl|Rate exceeded|RequestLimitExceeded|TooManyRequests|ServerException|Service ?Unavailable",
-        "AWS lets no more calls through now, or has trouble of its own",
-        "it is tried again; if it stays so, lower BUSCO_MAX_ECS_TASKS, and see AWS's health dashboard",
+        "AWS is throttling requests or has an outage",
+        "wait for a retry; if this persists, lower BUSCO_MAX_ECS_TASKS and check the AWS Health Dashboard",
         True,
     ),
     _rule(
         "setup",
         r"(?-i:\b(ATTRIBUTE|INACTIVE|LOCATION)\b)|TaskDefinition not found|ClusterNotFound|Cluster not found|"
         r"not a valid task definition",
-        "the cluster or the task definition is not there, or does not fit the instances",
-        "deploy deploy/aws/ecs.yaml, and see BUSCO_ECS_CLUSTER and BUSCO_ECS_TASK_DEFINITION_…",
+        "the cluster or the task definition does not exist, or does not match the instances",
+        "deploy deploy/aws/ecs.yaml, and check BUSCO_ECS_CLUSTER and BUSCO_ECS_TASK_DEFINITION_…",
     ),
     _rule(
         "permission",
         r"AccessDenied|not authorized to perform",
-        "whoever starts tasks may not do this",
-        "give it the policy of the starting role in deploy/aws/ecs.yaml",
+        "the role that starts tasks is not allowed to do this",
+        "grant it the policy of the starting role in deploy/aws/ecs.yaml",
     ),
     _rule(
         "network",
         r"network interface|EphemeralStorage provisioning",
-        "AWS did not give the task its network or disk in time",
-        "clear the task; if it comes again, see how many addresses the subnets have left",
+        "AWS did not provision the task's network or disk in time",
+        "clear the task; if it happens again, check how many free addresses the subnets have",
         True,
     ),
     _rule(
         "health",
         r"health ?check",
-        "the task was stopped since a health check failed",
-        "a runner needs none: take the health check out of the task definition",
+        "the task was stopped because a health check failed",
+        "remove the health check from the task definition; runners do not need one",
     ),
     _rule(
         "host",
         r"Host EC2.*(terminated|stopped)|instance i-\S+.*(terminated|stopped)|maintenance|(?-i:\bMISSING\b)|"
         r"InternalError|infrastructure",
-        "the machine under the task is gone",
-        "nothing is to be done: a new runner carries on; else clear the task",
+        "the machine that ran the task is gone",
+        "no action needed if a new runner takes over; otherwise clear the task",
         True,
     ),
     _rule(
         "start",
         r"ContainerRuntime(Timeout)?Error|DockerTimeoutError|CannotInspectContainer|CannotStopContainer",
-        "the container runtime on the task's machine did not answer",
-        "clear the task: it gets another machine",
+        "the container runtime on the task's machine did not respond",
+        "clear the task to run it on another machine",
         True,
     ),
     _rule(
         "command",
         r"CannotStartContainer|CannotCreateContainer|exec: |executable file not found",
         "the container could not be started",
-        "see the reason: the image's entry point, its user, a mount that the task definition names",
+        "check the image's entry point, its user, and the mounts in the task definition",
     ),
 )
 _EXITS: dict[int, Stop] = {
-    126: Stop("command", "the image's command may not be executed", "build the image anew from Dockerfile.dbt"),
-    127: Stop("command", "the image has no such command", "build the image anew from Dockerfile.dbt"),
+    126: Stop("command", "the image's command is not executable", "rebuild the image from Dockerfile.dbt"),
+    127: Stop("command", "the command does not exist in the image", "rebuild the image from Dockerfile.dbt"),
     139: Stop(
-        "exit", "the process crashed (signal 11)", "clear the task; if it comes again, it is a bug of DuckDB's", True
+        "exit", "the process crashed (signal 11)", "clear the task; if it happens again, it is a bug in DuckDB", True
     ),
-    143: Stop("exit", "the process was asked to end (signal 15)", "clear the task: a new runner is started", True),
+    143: Stop("exit", "the process was terminated (signal 15)", "clear the task to start a new runner", True),
 }
 
 
 def stop_reason(
     stop_code: str, stopped_reason: str, container_reason: str = "", exit_code: int | None = None, memory_mib: int = 0
 ) -> Stop:
-    """Why an ECS task stopped, or was not started, in words.
+    """Explains why an ECS task stopped or was not started.
 
     Args:
-        stop_code: the task's `stopCode`; '' for a failure of RunTask.
-        stopped_reason: the task's `stoppedReason`; of RunTask the failure's `reason`, or the error's message.
+        stop_code: the task's `stopCode`; '' for a failed RunTask.
+        stopped_reason: the task's `stoppedReason`; for RunTask, the failure's `reason` or the error message.
         container_reason: the `reason` of the container that runs busco.
-        exit_code: that container's; None where it never ran.
-        memory_mib: what the task had, in MiB; 0 where it isn't known.
+        exit_code: that container's exit code; None if it never ran.
+        memory_mib: the task's memory in MiB; 0 if unknown.
     """
-    said = f"{stop_code}\n{stopped_reason}\n{container_reason}"
+    details = f"{stop_code}\n{stopped_reason}\n{container_reason}"
     had = f" (it had {_size(memory_mib)})" if memory_mib else ""
-    # a person's reason is free text, which may hold any of the rules' words
+    # a user's reason is free text that may match any of the rules
     if stop_code == "UserInitiated":
         why = _first_line(stopped_reason)
-        text = f"somebody stopped the task: {why}" if why else "somebody stopped the task, and gave no reason"
-        return Stop("person", text, "clear the task when it may run again")
+        text = f"somebody stopped the task: {why}" if why else "somebody stopped the task without giving a reason"
+        return Stop("person", text, "clear the task when it should run again")
     for rule in _RULES:
-        found = rule.pattern.search(said)
+        found = rule.pattern.search(details)
         if found is None:
             continue
         text = rule.text.format(memory=had, **{name: value.rstrip(":") for name, value in found.groupdict().items()})
@@ -279,8 +279,8 @@ def stop_reason(
     if exit_code == 137:
         return Stop(
             "exit",
-            f"the process was killed (signal 9): by ECS, or for want of memory{had}",
-            "clear the task: a new runner is started; if it comes again, give it the next size (meta.ecs)",
+            f"the process was killed (signal 9), either by ECS or because it ran out of memory{had}",
+            "clear the task to start a new runner; if it happens again, use the next size (meta.ecs)",
             True,
         )
     if exit_code in _EXITS:
@@ -288,10 +288,12 @@ def stop_reason(
     if exit_code is not None:
         more = f": {container_reason.strip()}" if container_reason.strip() else ""
         return Stop(
-            "exit", f"the container ended with exit code {exit_code}{more}", "see the end of its log, then clear"
+            "exit", f"the container exited with code {exit_code}{more}", "check the end of its log, then clear the task"
         )
     why = _first_line(container_reason or stopped_reason)
-    return Stop("unknown", f"the task stopped: {why or 'ECS gave no reason'}", "see the ECS task, then clear this one")
+    return Stop(
+        "unknown", f"the task stopped: {why or 'ECS gave no reason'}", "check the ECS task, then clear this one"
+    )
 
 
 def _first_line(text: str) -> str:

@@ -1,7 +1,7 @@
-"""What the nodes of a dbt project are called in Airflow, and the manifest from which Cosmos renders them.
+"""Assigns Airflow names to the nodes of a dbt project, and writes the manifest that Cosmos renders.
 
-dbt takes names that Airflow refuses (`orders_&_items(total)`, 240 characters), and Cosmos makes one name of two
-(`orders.v1` and `orders_v1`) or numbers those that are long. So each node gets its name here, before Cosmos sees it.
+dbt accepts names that Airflow rejects (`orders_&_items(total)`, 240 characters). Cosmos maps different names to the
+same one (`orders.v1` and `orders_v1`), and numbers long ones. So each node gets its name here, before Cosmos sees it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 
 from busco.project import Project
 
-# the task of all tests that are about sources alone
+# the task of all tests that read only sources
 SOURCES_TASK = "sources_test"
 MAX_NAME = 180
-"""Characters. A task's id has at most 250 (Airflow 2.10.5, utils/helpers.py, validate_key), of which 65 are left for
-the groups around it and for `.test`; a group's has at most 200 (validate_group_key)."""
-_HASH = 8  # characters of a shortened or changed name that tell it from others
+"""In characters. Airflow allows 250 for a task's id (2.10.5, utils/helpers.py, validate_key), of which 65 are reserved
+for the enclosing groups and `.test`, and 200 for a group's id (validate_group_key)."""
+_HASH = 8  # characters of the hash that makes a shortened or changed name unique
 _REFUSED = re.compile(r"[^A-Za-z0-9_-]+")
 _RENDERED = ("model", "seed", "test")
 
 
 def task_names(project: Project) -> dict[str, str]:
-    """The name of each model, seed and joint test in Airflow: the node's own, where Airflow takes it and no other node
-    has it; else what can be read of it and a hash of the unique id.
+    """Returns the Airflow name of each model, seed and joint test.
 
-    A node keeps its name as long as the project has no other node that would be called the same. Two nodes never share
-    a task or a group: `<name>` is the group of a model with tests, `<name>_run`, `<name>_seed` and `<name>_test` are
-    tasks.
+    This is the node's own name if Airflow accepts it and no other node has it; otherwise a readable part of the name,
+    followed by a hash of the unique id. A node keeps its name unless the project gets another node with the same name.
+    Two nodes never share a task or a group: `<name>` is the group of a model with tests; `<name>_run`, `<name>_seed`
+    and `<name>_test` are tasks.
 
     Returns:
         unique id → name.
@@ -40,7 +40,7 @@ def task_names(project: Project) -> dict[str, str]:
     names: dict[str, str] = {}
     joint = set(project.joint_tests)
     rendered = [uid for uid, node in project.nodes.items() if node["resource_type"] != "test" or uid in joint]
-    # of two that would be called the same, the project's own goes before a package's, and a model before a test
+    # on a conflict, the project's own node takes precedence over a package's, and a model over a test
     for uid in sorted(
         rendered, key=lambda uid: (uid in joint, project.nodes[uid]["package_name"] != project.name, uid)
     ):
@@ -56,7 +56,7 @@ def task_names(project: Project) -> dict[str, str]:
 
 
 def _ids(node: Mapping[str, Any], name: str) -> Iterator[str]:
-    """The ids that Cosmos (1.15.1) gives to a node's tasks and group."""
+    """Yields the ids that Cosmos (1.15.1) assigns to a node's tasks and group."""
     if node["resource_type"] == "test":
         yield f"{name}_test"
     else:
@@ -64,10 +64,10 @@ def _ids(node: Mapping[str, Any], name: str) -> Iterator[str]:
 
 
 def renamed(project: Project, names: Mapping[str, str], folder: Path) -> tuple[Path, dict[str, str]]:
-    """Writes a manifest in which nodes are called by their names in Airflow, with what Cosmos reads of one.
+    """Writes a manifest that has only the fields that Cosmos reads, with nodes renamed to their Airflow names.
 
     Returns:
-        the file, and the unique ids in it → the project's.
+        the file, and a mapping of its unique ids to the project's.
     """
     uids = {
         uid: f"{node['resource_type']}.{node['package_name']}.{names[uid]}" if uid in names else uid

@@ -1,4 +1,4 @@
-"""What DAG files are made of: the dbt graph's tasks, and the one that waits for its docs."""
+"""The building blocks of DAG files: the dbt graph's tasks, and the task that waits for its docs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from busco.orchestration.operators import FollowOperator
 from busco.orchestration.outline import outlined
 from busco.settings import Settings
 
-# The docs are described at the end of the run's own runner; one that has no word on them by then is stuck.
+# The run's own runner reports the docs at its end. If it has not done so within this time, it is stuck.
 _LIMIT = timedelta(hours=6)
 
 
 def dbt_tasks(settings: Settings, group_id: str) -> TaskGroup:
-    """A task group with one group per model, its tests behind it, and tests over several models once, after all.
+    """Returns a task group with one group per model, followed by its tests; a test over several models is one task,
+    downstream of all of them.
 
-    Reads the manifest and its outline and nothing else: no dbt, no connection.
+    Reads only the manifest and its outline: runs no dbt and opens no connection.
 
     Raises:
         BuscoError: the project was never parsed here.
     """
 
     def render() -> TaskGroup:
-        # here: Cosmos takes a second to import, which a parse of a known manifest is spared
+        # imported here: Cosmos takes a second to import, and a cached outline does not need it
         from busco.orchestration import graph
 
         group: TaskGroup = graph.dbt_tasks(settings, group_id)
@@ -36,7 +37,7 @@ def dbt_tasks(settings: Settings, group_id: str) -> TaskGroup:
 
 
 def docs_task(**kwargs: Any) -> FollowOperator:
-    """The task that waits for the docs of the run's versions."""
+    """Returns the task that waits for the docs of the run's versions."""
     return FollowOperator(
         task_id="docs",
         key=DOCS_NODE,

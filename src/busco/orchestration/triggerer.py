@@ -1,8 +1,8 @@
-"""`airflow triggerer` without its fixed second of sleep between two looks: a level of tasks costs 0.2 s, not 2 s.
+"""Runs `airflow triggerer` without its fixed one-second sleeps, so that a level of tasks costs 0.2 s instead of 2 s.
 
-Airflow 2.10's triggerer has two loops, one over the database and one that runs the triggers, and each sleeps for a
-second a turn; no setting changes that. A task that starts and ends in the triggerer takes two turns of the first. Here
-the first looks five times a second, and the two wake each other.
+Airflow 2.10's triggerer has two loops: one polls the database, the other runs the triggers. Each sleeps for a second
+per iteration, and no setting changes that. A task that starts and ends in the triggerer takes two iterations of the
+first loop. Here, the first loop polls five times a second, and the two loops wake each other.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from airflow.jobs.job import Job, perform_heartbeat
 from airflow.jobs.triggerer_job_runner import TriggererJobRunner, TriggerRunner
 from airflow.models.trigger import Trigger
 
-_LOOK_EVERY = 0.2  # seconds; a look is a few small queries
-_CLEAN_EVERY = 5  # looks between two clean-ups of triggers that no task waits for any more
+_POLL_EVERY = 0.2  # seconds; a poll takes a few small queries
+_CLEAN_EVERY = 5  # polls between two clean-ups of triggers that no task waits for
 
 
 class _Events(deque[Any]):
-    """A queue that says when something came in."""
+    """A queue that sets an event when an item arrives."""
 
-    def __init__(self, came_in: threading.Event) -> None:
+    def __init__(self, arrived: threading.Event) -> None:
         super().__init__()
-        self.came_in = came_in
+        self.arrived = arrived
 
     def append(self, item: Any) -> None:
         super().append(item)
-        self.came_in.set()
+        self.arrived.set()
 
 
 class PromptTriggerRunner(TriggerRunner):
-    """The loop that runs triggers: starts and cancels them as soon as it is told to."""
+    """The loop that runs triggers, and starts and cancels them on request without delay."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ class PromptTriggerRunner(TriggerRunner):
 
 
 class PromptTriggerer(TriggererJobRunner):
-    """The loop over the database: what a trigger said is written down at once."""
+    """The loop that polls the database, and writes trigger events to it without delay."""
 
     trigger_runner: PromptTriggerRunner
 
@@ -67,7 +67,7 @@ class PromptTriggerer(TriggererJobRunner):
         self.trigger_runner = PromptTriggerRunner()
 
     def _run_trigger_loop(self) -> None:
-        looks = 0
+        polls = 0
         while not self.trigger_runner.stop:
             if not self.trigger_runner.is_alive():
                 self.log.error("Trigger runner thread has died! Exiting.")
@@ -75,17 +75,17 @@ class PromptTriggerer(TriggererJobRunner):
             self.trigger_runner.happened.clear()
             self.handle_events()
             self.handle_failed_triggers()
-            if looks % _CLEAN_EVERY == 0:
+            if polls % _CLEAN_EVERY == 0:
                 Trigger.clean_unused()
             self.load_triggers()
             perform_heartbeat(self.job, heartbeat_callback=self.heartbeat_callback, only_if_necessary=True)
             self.emit_metrics()
-            looks += 1
-            self.trigger_runner.happened.wait(_LOOK_EVERY)
+            polls += 1
+            self.trigger_runner.happened.wait(_POLL_EVERY)
 
 
 def main() -> None:
-    """Airflow's own command line, with our triggerer in place of its."""
+    """Runs Airflow's own command line with our triggerer."""
     from airflow.__main__ import main as airflow
     from airflow.cli.commands import triggerer_command
 

@@ -1,4 +1,4 @@
-"""Model and test tasks that live in the triggerer: one coroutine each, no process."""
+"""The trigger that runs a model, test or docs task in the triggerer, as a coroutine instead of a process."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from busco.settings import get_settings
 
 
 class FollowTrigger(BaseTrigger):
-    """Follows a run's runners for one try of one task, and ends the task with what they say.
+    """Follows a run's runners for one try of one task, and ends the task with their results.
 
-    All arguments are plain names: nothing in them is secret. `dag_id`, `run_id` and `attempt` are given only where the
-    task was deferred by a worker (`dags test`, backfill); else they are those of the task instance.
+    The arguments contain no secrets. `dag_id`, `run_id` and `attempt` are set only if a worker deferred the task
+    (`dags test`, backfill); otherwise they come from the task instance.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class FollowTrigger(BaseTrigger):
         return _CLASSPATH, {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        # imported here: Airflow's webserver and scheduler load this module, and need none of it
+        # imported here: Airflow's webserver and scheduler load this module but do not need these
         from botocore.exceptions import BotoCoreError, ClientError
 
         from busco.orchestration.follow import Ended, Follow, Job, Superseded
@@ -76,23 +76,24 @@ class FollowTrigger(BaseTrigger):
         except Exception as error:
             self.log.exception("reading the pin of run %s", run)
             text = f"{self.label} failed: the pin of run {run} could not be read: {type(error).__name__}: {error}"
-            yield self._event("failed", f"{text}\n  → clear this task when S3 answers again", "")
+            yield self._event("failed", f"{text}\n  → clear this task when S3 is available again", "")
             return
         follow = Follow(watched, job, settings.runner_restarts, settings.execution == "ecs", self.log.info)
         try:
             await watched.enter(job.slot)
             ended = await self._followed(watched, follow)
         except asyncio.CancelledError:
-            await to_the_end(f"ending what {self.label} leaves behind", self._cancelled(watched, follow))
+            await to_the_end(f"stopping the runners of {self.label}", self._cancelled(watched, follow))
             raise
         except Superseded:
-            ended = Ended("failed", f"{self.label}: a later try of this task has begun")
+            ended = Ended("failed", f"{self.label}: a later try of this task has started")
         except BuscoError as error:
             ended = Ended("failed", f"{self.label} failed: {error}")
         except (BotoCoreError, ClientError) as error:
             self.log.exception("following run %s", watched.pin.run)
-            text = f"{self.label} failed: AWS could not be asked for too long: {type(error).__name__}: {error}"
-            ended = Ended("failed", f"{text}\n  → clear this task when S3 and ECS answer again: what was built is kept")
+            text = f"{self.label} failed: calls to AWS kept failing: {type(error).__name__}: {error}"
+            hint = "clear this task when S3 and ECS are available again; finished results are kept"
+            ended = Ended("failed", f"{text}\n  → {hint}")
         except Exception as error:
             self.log.exception("following run %s", watched.pin.run)
             ended = Ended("failed", f"{self.label} failed: {type(error).__name__}: {error}")
@@ -103,10 +104,10 @@ class FollowTrigger(BaseTrigger):
         yield self._event(ended.state, ended.text, ended.details)
 
     def _forget_earlier_end(self) -> None:
-        """Takes the end of an earlier try, or of having been blocked, from a task: it would end before it began.
+        """Clears the end date that an earlier try, or a blocked state, has left: it would be before the start date.
 
-        A worker does so when it starts a task; for one that starts in the triggerer Airflow 2.10 does not, and
-        `TaskInstance.set_state` keeps an end that is there.
+        A worker clears it when it starts a task. Airflow 2.10 does not do so for a task that starts in the triggerer,
+        and `TaskInstance.set_state` keeps an existing end date.
         """
         from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
@@ -122,35 +123,35 @@ class FollowTrigger(BaseTrigger):
                     trigger_id=self.trigger_id,
                 ).update({TaskInstance.end_date: None})
         except Exception as error:
-            # its duration will be wrong, no more
-            self.log.warning("the end of this task's earlier try could not be taken away: %s", error)
+            # the only consequence is a wrong duration
+            self.log.warning("could not clear the end date of this task's earlier try: %s", error)
 
     def _stale(self, settings: Any, pin: Any) -> str:
-        """The last line of a failure: which gold tables stay stale because of it."""
+        """Returns the last line of a failure: the gold tables that stay stale because of it."""
         from busco.orchestration.alerts import stale_of
 
         try:
             tables = stale_of(settings, pin, self.nodes)
         except Exception as error:
-            # it is for the log alone: what has failed must be said in any case
-            self.log.warning("which tables stay stale is not known: %s", error)
+            # this is only for the log; the failure itself must be reported in any case
+            self.log.warning("could not determine which tables stay stale: %s", error)
             return ""
-        return f"\nstale until it is mended: {', '.join(tables)}" if tables else ""
+        return f"\nstale until it is fixed: {', '.join(tables)}" if tables else ""
 
     def _event(self, state: str, text: str, details: str) -> TriggerEvent:
         if not self.end_task:
             return TriggerEvent({"state": state, "text": text, "details": details})
         (self.log.error if state == "failed" else self.log.info)("%s", text)
         if details:
-            # indented: Airflow's log reader sorts lines that begin with a time, ours among dbt's
+            # indented, because Airflow's log reader sorts lines that begin with a time, which would mix ours with dbt's
             self.log.info("dbt's log:\n%s", textwrap.indent(details, "  "))
         if state == "success":
             return TaskSuccessEvent()
         return TaskSkippedEvent() if state == "skipped" else TaskFailedEvent()
 
     async def _followed(self, watched: Any, follow: Any) -> Any:
-        """Follows to the task's end, or to that of its DAG run: Airflow may leave a task waiting in a run that was
-        marked failed, and that nobody schedules any more (dag_runs.py)."""
+        """Follows until the task or its DAG run ends. Airflow may leave a task waiting in a run that was marked failed
+        and is no longer scheduled (dag_runs.py)."""
         from busco.orchestration import dag_runs
         from busco.orchestration.patience import to_the_end
 
@@ -172,35 +173,37 @@ class FollowTrigger(BaseTrigger):
                     return following.result()
                 found = over.result()
             finally:
-                # what was being started is given up before anything is released
-                await to_the_end(f"no longer following for {self.label}", _cancel(following, over))
+                # cancel starts in progress before releasing anything
+                await to_the_end(f"cancelling {self.label}", _cancel(following, over))
         assert found is not None
         return await self._unwanted(watched, follow, found)
 
     async def _unwanted(self, watched: Any, follow: Any, found: Any) -> Any:
-        """Stops the runner that nobody else follows; gives the task's end, if its DAG run is over.
+        """Stops the task's runner unless another task follows it. If the DAG run is over, returns how the task ends.
 
-        Otherwise the task was cleared or marked, and has no end to be given. The triggerer cancels this trigger, though
-        of a cleared task only when it is scheduled again: in a paused DAG that may be never.
+        Otherwise, the task was cleared or marked: this trigger must not end it, and waits for the triggerer to cancel
+        the trigger. For a cleared task, that happens only when it is scheduled again, in a paused DAG perhaps never.
         """
         from busco.orchestration.follow import SHARED, Ended
         from busco.orchestration.patience import to_the_end
 
-        said = f"its DAG run was {'deleted' if found.state == 'deleted' else f'marked {found.state}'}"
-        reason = f"{self.label}: {said if found.is_over else 'it was cleared or marked in Airflow'}"
+        cause = f"its DAG run was {'deleted' if found.state == 'deleted' else f'marked {found.state}'}"
+        reason = f"{self.label}: {cause if found.is_over else 'it was cleared or marked in Airflow'}"
         self._is_released = True
         release = watched.release(follow.slot, SHARED, reason, self._elsewhere(found))
-        await to_the_end(f"ending what {self.label} leaves behind", release)
+        await to_the_end(f"stopping the runners of {self.label}", release)
         if not found.is_over:
             await asyncio.Event().wait()
         if found.state == "failed":
-            return Ended("failed", f"{self.label} was stopped: {said}\n  → clear the run's tasks, and it goes on")
-        return Ended("skipped", f"{self.label} was not finished: {said}")
+            return Ended("failed", f"{self.label} was stopped: {cause}\n  → clear the run's tasks to resume it")
+        return Ended("skipped", f"{self.label} did not finish: {cause}")
 
     async def _cancelled(self, watched: Any, follow: Any) -> None:
-        """Stops the runner if the task was cleared or marked and nobody else follows it (R10). The triggerer's own
-        shutdown stops nothing, nor does the trigger's move to another triggerer: Airflow's database knows which it is.
-        While it can't be asked nothing is stopped; on ECS the maintenance stops what nobody follows."""
+        """Stops the runner if the task was cleared or marked and no other task follows it (R10).
+
+        Nothing is stopped if the triggerer shuts down, or if the trigger moves to another triggerer; Airflow's database
+        shows which case it is. Nothing is stopped either while the database can't be queried; on ECS, the maintenance
+        DAG stops runners that nobody follows."""
         from busco.orchestration import dag_runs
         from busco.orchestration.follow import SHARED
         from busco.orchestration.patience import patiently
@@ -210,7 +213,7 @@ class FollowTrigger(BaseTrigger):
         elsewhere = 0
         if self.task_instance is not None:
             instance: Any = self.task_instance
-            what = f"asking Airflow's database for DAG run {instance.dag_id} {instance.run_id}"
+            what = f"querying Airflow's database for DAG run {instance.dag_id} {instance.run_id}"
             found = await patiently(what, lambda: dag_runs.ask_now(instance.dag_id, instance.run_id, _CLASSPATH))
             if self.trigger_id in found.waiting:
                 return
@@ -219,12 +222,12 @@ class FollowTrigger(BaseTrigger):
         await watched.release(follow.slot, SHARED, reason, elsewhere)
 
     def _elsewhere(self, found: Any) -> int:
-        """How many other tasks of the DAG run follow a runner; of one that is over none does, or not for long."""
+        """Returns how many other tasks of the DAG run follow a runner; 0 if it is over, as they all end soon."""
         return 0 if found.is_over else len(found.waiting - {self.trigger_id})
 
 
 async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancels tasks, and waits until they have ended."""
+    """Cancels tasks and waits until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

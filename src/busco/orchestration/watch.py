@@ -1,4 +1,4 @@
-"""What the tasks of a run ask of it, and how they have runners started: one for each run and process."""
+"""Answers the queries of a run's tasks and starts and stops runners for them, one `Watch` per run and process."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from busco.lake.records import FINAL, RUNNER_NODE, Follower, LakeRecord, Order, 
 from busco.orchestration.async_aws import Conflict
 from busco.orchestration.launch import CannotStart, Say, Starting, client_token
 from busco.orchestration.patience import patiently, start_patiently, text_for_log
-from busco.orchestration.polling import Polled, Slot
+from busco.orchestration.polling import Launched, Polled
 
-_TESTS = "tests/"  # orders for joint tests
+_TESTS = "tests/"  # the prefix of the names of orders for joint tests
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 
 class StartFailed(Exception):
-    """A runner ended before it had registered itself, or couldn't be started; the text says why."""
+    """A runner could not be started, or ended before it registered; the text states why."""
 
 
 @dataclass
 class Refused:
-    """What stands for a runner that could not be started."""
+    """A placeholder for a runner that could not be started."""
 
     text: str
 
@@ -43,117 +43,117 @@ class Refused:
 
 
 class Watch(Polled):
-    """What followers ask of one epoch of a run, and how its runners are started and ended."""
+    """Answers queries about one epoch of a run, and starts and stops its runners."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._plans: dict[int, tuple[Result, frozenset[str]]] = {}
-        # joint tests that want a runner, and the order that they will share
+        # joint tests that need a runner; the asyncio task that returns the name of their shared order
         self._gathered: list[str] = []
         self._gathering: asyncio.Task[str] | None = None
         # runners that were stopped here because nobody needed them
         self._stopped: set[int] = set()
-        # which test each follower has asked for; the starts that are under way and their tests, by the order's name
+        # the test that each follower requested a runner for; the starts in progress and their tests, by order name
         self._gathers: dict[str, str] = {}
         self._starting: dict[str, tuple[asyncio.Task[None], tuple[str, ...]]] = {}
 
-    # -- what followers ask -------------------------------------------------------------------------------------------
+    # -- queries and starting runners ---------------------------------------------------------------------------------
 
     def final(self, node: str, runner: int) -> Result | None:
-        """A runner's final word on a node, if it counts: it wasn't fenced off (R4), and nothing that it read was built
-        anew since."""
+        """Returns a runner's final result for a node; None if there is none or it does not count, because it was fenced
+        off (R4) or a table that it read has been rebuilt since."""
         result = self.results.get((node, runner))
         if result is None or result.status not in FINAL or result.fenced:
             return None
         return None if self._replaced & set(result.reads.values()) else result
 
     def covers(self, number: int, node: str) -> bool:
-        """Whether a runner gives, or may yet give, a final result for a node."""
+        """Whether a runner has reported, or may still report, a final result for a node."""
         runner = self.runners[number]
         if (node, number) in self.results and self.results[(node, number)].status in FINAL:
             return self.final(node, number) is not None
         if runner.kind == "solo":
             return node in runner.nodes
-        word = self.results.get((RUNNER_NODE, number))
-        return word is None or word.plan is None or node in self._plan(number, word)
+        report = self.results.get((RUNNER_NODE, number))
+        return report is None or report.plan is None or node in self._plan(number, report)
 
-    def _plan(self, number: int, word: Result) -> frozenset[str]:
+    def _plan(self, number: int, report: Result) -> frozenset[str]:
         known = self._plans.get(number)
-        if known is None or known[0] is not word:
-            known = self._plans[number] = (word, frozenset(word.plan or ()))
+        if known is None or known[0] is not report:
+            known = self._plans[number] = (report, frozenset(report.plan or ()))
         return known[1]
 
     def running(self, node: str, number: int) -> bool:
-        """Whether a runner was at a node when it was last heard of."""
+        """Whether a runner was processing a node according to its last result."""
         result = self.results.get((node, number))
         return result is not None and result.status not in FINAL
 
     def shared_busy(self) -> bool:
-        """Whether a shared runner is at work."""
+        """Whether a shared runner is alive."""
         return any(r.kind == "shared" and not self.gone(n) for n, r in self.runners.items())
 
-    async def ensure(self, wanted: Order, say: Say, before: Mapping[str, int] = _NONE, follower: str = "") -> None:
-        """Has a runner started for an order of this name, unless the last one is alive or may have registered itself
-        since the records were looked at. Its generation and token are set here.
+    async def ensure(self, order: Order, say: Say, before: Mapping[str, int] = _NONE, follower: str = "") -> None:
+        """Starts a runner for an order, unless the last runner for an order of this name is alive or may have
+        registered since the last poll. The generation and the token of the order are set here.
 
         Args:
-            before: the newest generation of each order when the try that asks began. What had failed by then is not
-                its failure.
-            follower: who asks.
+            before: the newest generation of each order when the requesting try began. Failures up to then do not count
+                against it.
+            follower: the name of the requesting try.
 
         Raises:
-            StartFailed: the runner that this follower waited for ended without registering itself.
+            StartFailed: the runner that this follower waited for ended before it registered.
         """
-        name = wanted.name
-        known = self.slots.get(name)
+        name = order.name
+        at_call = self.launched.get(name)
         async with self._locks[name]:
             if any(r.order == name and not self.gone(n) for n, r in self.runners.items()):
                 return
-            slot, newest = self.slots.get(name), self.orders.get(name)
-            if newest is not None and (slot is None or slot.order.generation < newest.generation):
-                # another triggerer has ordered the next one
-                slot = await self._resumed(newest, say)
-            if slot is not None and not self._was_gone(slot.order):
-                if slot.resumed:
-                    # when it ended is not known here, but whether it was ordered before the try began is
-                    is_waiting = slot.order.generation > before.get(name, 0)
+            last, newest = self.launched.get(name), self.orders.get(name)
+            if newest is not None and (last is None or last.order.generation < newest.generation):
+                # another triggerer has written the next order
+                last = await self._resumed(newest, say)
+            if last is not None and not self._registered_and_gone(last.order):
+                if last.resumed:
+                    # its end time is not known here, but whether it was ordered before the try began is
+                    is_waiting = last.order.generation > before.get(name, 0)
                 else:
-                    # whoever waited here while it was being started has waited for it, even if it has ended by now
-                    is_waiting = slot.ended_at is None or slot is not known
+                    # a follower that waited here for the lock has waited for this runner, even if it has ended by now
+                    is_waiting = last.ended_at is None or last is not at_call
                 if is_waiting:
-                    slot.waiting.add(follower)
-                # a look that began before it ended may not have seen it register
-                if slot.ended_at is None or self._looks < slot.ended_at + 2:
+                    last.waiting.add(follower)
+                # a poll that began before the runner ended may not have seen it register
+                if last.ended_at is None or self._polls < last.ended_at + 2:
                     return
-                # whoever waited for it fails with it; for a task that comes later another one is started
-                is_mine = follower in slot.waiting and not slot.is_abandoned
-                if is_mine and not self._registered(slot.order) and not self._starts_again(slot, before):
-                    raise StartFailed(await self._why(slot))
+                # followers that waited for this runner fail with it; a task that comes later gets a new one
+                is_mine = follower in last.waiting and not last.is_abandoned
+                if is_mine and not self._registered(last.order) and not self._starts_again(last, before):
+                    raise StartFailed(await self._why(last))
             generation = self.orders[name].generation + 1 if name in self.orders else 1
             token = client_token(self.settings.environment, self.pin, name, generation)
-            order = wanted.model_copy(update={"generation": generation, "token": token, "written": new_id()})
+            order = order.model_copy(update={"generation": generation, "token": token, "written": new_id()})
             try:
                 await self._put(self.layout.order(name, generation), order, None)
             except Conflict:
-                # another triggerer has it started: a look at the records will show it
+                # another triggerer starts this runner: the next poll will show it
                 return
             self.orders[name] = order
-            self.slots[name] = Slot(order, await self._started(order, say), waiting={follower})
+            self.launched[name] = Launched(order, await self._started(order, say), waiting={follower})
 
-    def _starts_again(self, slot: Slot, before: Mapping[str, int]) -> bool:
-        """Whether a runner that ended before it registered itself is replaced: what ended it may be over by now, and
-        few have ended so since the last one that registered, or since the try that asks began."""
-        name = slot.order.name
+    def _starts_again(self, launched: Launched, before: Mapping[str, int]) -> bool:
+        """Whether to replace a runner that ended before it registered: its error was transient, and not too many
+        runners have ended that way since the last one that registered, or since the requesting try began."""
+        name = launched.order.name
         worked = max((runner.generation for runner in self.runners.values() if runner.order == name), default=0)
-        in_vain = slot.order.generation - max(worked, before.get(name, 0))
-        return slot.handle.passing() and in_vain <= self.settings.runner_restarts
+        in_vain = launched.order.generation - max(worked, before.get(name, 0))
+        return launched.handle.passing() and in_vain <= self.settings.runner_restarts
 
-    async def _why(self, slot: Slot) -> str:
-        """Why a runner has ended. It is asked for once: a hundred followers may have waited for it."""
-        if slot.why is None:
-            slot.why = await text_for_log("why its runner ended", slot.handle.why)
-        return slot.why
+    async def _why(self, launched: Launched) -> str:
+        """Returns why a runner ended. The reason is read only once, as a hundred followers may have waited for it."""
+        if launched.why is None:
+            launched.why = await text_for_log("the reason why its runner ended", launched.handle.why)
+        return launched.why
 
     async def _started(self, order: Order, say: Say) -> Starting:
         name = f"starting a runner for {order.name}"
@@ -162,9 +162,9 @@ class Watch(Polled):
         except CannotStart as error:
             return Refused(str(error))
 
-    async def _resumed(self, order: Order, say: Say) -> Slot | None:
-        """The runner of an order that was not started here, or whose start was interrupted; None if it has registered
-        itself, or can't be known here."""
+    async def _resumed(self, order: Order, say: Say) -> Launched | None:
+        """Returns the runner of an order that was not started here, or whose start was interrupted; None if it has
+        registered, or cannot be found from here."""
         if self._registered(order):
             return None
         what = f"finding the runner of {order.name}"
@@ -174,41 +174,41 @@ class Watch(Polled):
             handle = Refused(str(error))
         if handle is None:
             return None
-        self.slots[order.name] = Slot(order, handle, resumed=True)
-        return self.slots[order.name]
+        self.launched[order.name] = Launched(order, handle, resumed=True)
+        return self.launched[order.name]
 
     def _registered(self, order: Order) -> bool:
         return any((r.order, r.generation) == (order.name, order.generation) for r in self.runners.values())
 
-    def _was_gone(self, order: Order) -> bool:
-        """Whether the runner of an order has registered itself and was seen gone, or given up."""
+    def _registered_and_gone(self, order: Order) -> bool:
+        """Whether the runner of an order has registered and was then seen gone or given up."""
         known = [n for n, r in self.runners.items() if (r.order, r.generation) == (order.name, order.generation)]
         return bool(known) and all(self.gone(number) for number in known)
 
     async def gather(
         self, node: str, size: str, say: Say, before: Mapping[str, int] = _NONE, follower: str = ""
     ) -> None:
-        """Has one runner started for all joint tests that ask for it within two looks; `before` as for `ensure`.
+        """Starts one runner for all joint tests that request one within two polls; `before` is as for `ensure`.
 
         Args:
-            follower: who asks; the runner is ended when no follower that has asked is left.
+            follower: the name of the requesting try. The runner is stopped when none of its requesters is left.
 
         Raises:
-            StartFailed: it could not start.
+            StartFailed: the runner could not be started.
         """
         self._gathers[follower] = node
-        asked = next((o for o in self.orders.values() if node in o.nodes and o.name.startswith(_TESTS)), None)
-        if asked is not None:
-            await self.ensure(asked, say, before, follower)
+        found = next((o for o in self.orders.values() if node in o.nodes and o.name.startswith(_TESTS)), None)
+        if found is not None:
+            await self.ensure(found, say, before, follower)
             return
         if node not in self._gathered:
             self._gathered.append(node)
         if self._gathering is None:
             self._gathering = asyncio.create_task(self._gather(size, say))
         name = await asyncio.shield(self._gathering)
-        slot = self.slots.get(name)
-        if slot is not None and isinstance(slot.handle, Refused):
-            raise StartFailed(slot.handle.text)
+        launched = self.launched.get(name)
+        if launched is not None and isinstance(launched.handle, Refused):
+            raise StartFailed(launched.handle.text)
 
     async def _gather(self, size: str, say: Say) -> str:
         try:
@@ -217,7 +217,7 @@ class Watch(Polled):
         finally:
             gathered, self._gathered, self._gathering = self._gathered, [], None
         name = f"{_TESTS}{new_id()[:8]}"
-        nodes = tuple(sorted(self._wanted() & set(gathered)))
+        nodes = tuple(sorted(self._needed_tests() & set(gathered)))
         if nodes:
             order = Order(name=name, generation=0, kind="solo", nodes=nodes, size=size)
             starting = asyncio.create_task(self.ensure(order, say))
@@ -226,21 +226,21 @@ class Watch(Polled):
                 await starting
             finally:
                 del self._starting[name]
-            if name in self.slots:
-                self.slots[name].waiting |= {one for one, node in self._gathers.items() if node in nodes}
+            if name in self.launched:
+                self.launched[name].waiting |= {one for one, node in self._gathers.items() if node in nodes}
         return name
 
-    def _wanted(self) -> set[str]:
-        """The joint tests that somebody follows, and has asked for a runner for."""
+    def _needed_tests(self) -> set[str]:
+        """Returns the joint tests for which a current follower has requested a runner."""
         return {node for follower, node in self._gathers.items() if follower in self.followers}
 
     def runner_word(self, number: int) -> Result | None:
-        """What a runner said of itself at its end; None where it didn't come to that."""
-        word = self.results.get((RUNNER_NODE, number))
-        return word if word and word.status in FINAL else None
+        """Returns a runner's final report on itself; None if it ended without one."""
+        report = self.results.get((RUNNER_NODE, number))
+        return report if report and report.status in FINAL else None
 
     async def read_log(self, node: str, runner: int) -> str:
-        """dbt's log of a node; '' where there is none. It is for the task's log alone: this never fails."""
+        """Returns dbt's log of a node, '' if there is none. Never raises, since only a task's log needs it."""
 
         async def read() -> str:
             stored = await self.objects.get(self.layout.log(node, runner))
@@ -249,20 +249,20 @@ class Watch(Polled):
         return await text_for_log(f"dbt's log of {node}", read)
 
     async def tail(self, runner: Runner) -> str:
-        """The end of a runner's output; '' where there is none. It is for the task's log alone: this never fails."""
+        """Returns the end of a runner's output, '' if there is none. Never raises, since only a task's log needs it."""
         return await text_for_log(f"the output of runner {runner.number}", lambda: self.launcher.tail(runner))
 
     async def read_follower(self, task: str) -> tuple[Follower, str] | None:
-        """The record of a task in this epoch, with its ETag."""
+        """Returns the record of a task in this epoch, with its ETag."""
         key = self.layout.follower(task)
         stored = await patiently(f"reading {key}", lambda: self.objects.get(key))
         return (Follower.model_validate_json(stored[0]), stored[1]) if stored else None
 
     async def write_follower(self, follower: Follower, etag: str | None) -> None:
-        """Writes the record of a task, if the one there still has `etag`; None: if there is none.
+        """Writes the record of a task if the existing one still has `etag`, or, with None, if there is none yet.
 
         Raises:
-            Conflict: it has changed.
+            Conflict: the record has changed.
         """
         await self._put(self.layout.follower(follower.task), follower, etag)
 
@@ -270,18 +270,21 @@ class Watch(Polled):
         body = record.model_dump_json()
         await patiently(f"writing {key}", lambda: self.objects.put(key, body, etag))
 
-    # -- what is ended ------------------------------------------------------------------------------------------------
+    # -- stopping runners ---------------------------------------------------------------------------------------------
 
     async def release(self, name: str, shared: str, reason: str, elsewhere: int = 0) -> None:
-        """Ends what a cancelled follower leaves behind (R10): the runner of its own order, which has its name, and the
-        one that it followed, or that is started under `shared` or for its joint test, if nobody else needs it. The
-        last follower ends everything that is alive or being started.
+        """Stops the runners that a cancelled follower leaves behind (R10).
+
+        These are the runner of its own order, which has its name, and, if no other follower needs it, the runner that
+        it followed or that is being started under `shared` or for its joint test. When the last follower leaves, every
+        runner that is alive or being started is stopped.
 
         Args:
-            elsewhere: how many tasks of the run Airflow waits for: more than are here follow in another triggerer.
+            elsewhere: how many other tasks of the run Airflow waits for. If there are fewer followers here, the others
+                follow in another triggerer.
 
         Raises:
-            Exception: something could not be ended, for as long as `patiently` tries; all else was ended.
+            Exception: a runner could not be stopped for as long as `patiently` retries; all others were stopped.
         """
         number, node = self.followers.pop(name, 0), self._gathers.pop(name, "")
         if elsewhere > len(self.followers):
@@ -299,53 +302,53 @@ class Watch(Polled):
         if number == 0 and 0 not in followed and shared in self.orders and not self._registered(self.orders[shared]):
             unwanted.add(shared)
         ends = [self.abandon(order, reason) for order in unwanted]
-        # one that follows no runner yet may come to follow this one
+        # a follower without a runner may still choose this one
         if number and not {number, 0} & followed:
             ends.append(self._stop(self.runners[number], reason))
         await _all(*ends)
 
     def _under_way(self) -> set[str]:
-        """The orders of which a runner may be alive, or may yet be started."""
+        """Returns the orders whose runner may be alive or may still be started."""
         registered = {(runner.order, runner.generation) for runner in self.runners.values()}
         unseen = {name for name, order in self.orders.items() if (name, order.generation) not in registered}
-        return unseen | {name for name, slot in self.slots.items() if slot.handle.alive()} | set(self._starting)
+        return unseen | {name for name, one in self.launched.items() if one.handle.alive()} | set(self._starting)
 
     def _joint_orders(self, node: str) -> list[str]:
-        """The orders for a joint test, and for others beside it, that no follower waits for."""
-        asked = {name: nodes for name, (_, nodes) in self._starting.items()}
-        asked |= {order.name: order.nodes for order in self.orders.values() if order.name.startswith(_TESTS)}
-        needed = self._wanted()
-        return [name for name, nodes in asked.items() if node in nodes and not needed & {*nodes}]
+        """Returns the orders that include a joint test and have no test that a follower still needs."""
+        tests = {name: nodes for name, (_, nodes) in self._starting.items()}
+        tests |= {order.name: order.nodes for order in self.orders.values() if order.name.startswith(_TESTS)}
+        needed = self._needed_tests()
+        return [name for name, nodes in tests.items() if node in nodes and not needed & {*nodes}]
 
     async def abandon(self, name: str, reason: str) -> None:
-        """Ends the runner that was started under `name`, whether it is being started, has not registered itself yet, or
-        was started by another triggerer."""
+        """Stops the runner of the order `name`, also if it is still being started, has not registered yet, or was
+        started by another triggerer."""
         if name in self._starting:
             starting, _ = self._starting[name]
             starting.cancel()
             await asyncio.wait({starting})
-        slot, order = self.slots.get(name), self.orders.get(name)
+        launched, order = self.launched.get(name), self.orders.get(name)
         living = [r for r in self.runners.values() if r.order == name and not self.gone(r.number)]
         ends = [self._stop(runner, reason) for runner in living]
-        if slot is not None:
-            slot.is_abandoned = True
-            if slot.handle.alive() and slot.order.generation not in {runner.generation for runner in living}:
-                handle = slot.handle
+        if launched is not None:
+            launched.is_abandoned = True
+            if launched.handle.alive() and launched.order.generation not in {runner.generation for runner in living}:
+                handle = launched.handle
                 ends.append(patiently(f"stopping the runner of {name}", lambda: handle.stop(reason)))
         if order is not None and not self._registered(order):
             unknown = order
-            if slot is None or slot.order.generation < order.generation:
+            if launched is None or launched.order.generation < order.generation:
                 ends.append(patiently(f"stopping the runner of {name}", lambda: self.launcher.discard(unknown, reason)))
         await _all(*ends)
 
     async def _stop(self, runner: Runner, reason: str) -> None:
-        """Stops a runner once, unless it is followed by then."""
+        """Stops a runner once, unless it has a follower by then."""
         if runner.number in self._stopped:
             return
         self._stopped.add(runner.number)
 
         async def stop() -> None:
-            # also one of joint tests that is followed by a task that has not asked for it, or has begun meanwhile
+            # a task that never requested this runner, or has begun in the meantime, may follow it
             if runner.number in self.followers.values():
                 self._stopped.discard(runner.number)
             elif not self.gone(runner.number):
@@ -359,10 +362,10 @@ class Watch(Polled):
 
 
 async def _all(*ends: Coroutine[Any, Any, None]) -> None:
-    """Carries all of them out, whether or not some fail.
+    """Awaits all of them, even if some fail.
 
     Raises:
-        Exception: what the first one that failed has raised.
+        Exception: the error of the first one that failed.
     """
     for found in await asyncio.gather(*ends, return_exceptions=True):
         if isinstance(found, BaseException):

@@ -1,4 +1,4 @@
-"""The watches of this process: one for each run that anybody follows here."""
+"""Keeps the watches of this process, one for each run that has followers here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _watches: dict[tuple[int, str, int], Watch] = {}
 
 
 async def watch(settings: Settings, run: str, follower: str) -> Watch:
-    """The watch of a run's newest epoch, one for all of its followers in this process, with `follower` added to them.
+    """Returns the watch of a run's newest epoch, after adding a follower to it. All followers in this process share it.
 
     Raises:
         LookupError: the run has no pin.
@@ -24,7 +24,7 @@ async def watch(settings: Settings, run: str, follower: str) -> Watch:
     """
     while True:
         watched: Watch = await shared(("watch", run), lambda: _watch(settings, run))
-        # it may have been dropped since it was found; from here on it has a follower, and is kept
+        # the watch may have been dropped since it was found; from here on it has a follower and is kept
         if _watches.get(_key(run, watched.pin.epoch)) is watched:
             watched.followers[follower] = 0
             return watched

@@ -1,4 +1,4 @@
-"""Airflow's plugin: the pages that tasks' links lead to. Whoever may read a DAG's tasks may read its pages."""
+"""The Airflow plugin that serves the pages behind tasks' links, to users who can read the DAG's tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from busco.errors import BuscoError
 from busco.orchestration.links import AthenaTable, DbtDocs, EcsTaskLink, LogStream
 from busco.settings import Settings, get_settings, require_lake
 
-# dbt's docs hold whatever a project's authors wrote, script too: they run apart from Airflow, without its cookies.
+# dbt docs contain anything that a project's authors wrote, including scripts, so they are sandboxed without cookies.
 _APART = {
     "Content-Security-Policy": "sandbox allow-scripts allow-popups allow-downloads; frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -41,16 +41,16 @@ class TaskPages(AirflowBaseView):
     def log_stream(self) -> Any:
         from busco.orchestration import pages
 
-        asked = self._asked()
-        return self._shown("log stream", lambda settings: pages.log_page(settings, asked))
+        task_try = self._task_try()
+        return self._response("log stream", lambda settings: pages.log_page(settings, task_try))
 
     @expose("/ecs_task")  # type: ignore[untyped-decorator]
     @has_access_dag("GET", DagAccessEntity.TASK_INSTANCE)
     def ecs_task(self) -> Any:
         from busco.orchestration import pages
 
-        asked = self._asked()
-        return self._shown("ECS task", lambda settings: pages.ecs_page(settings, asked))
+        task_try = self._task_try()
+        return self._response("ECS task", lambda settings: pages.ecs_page(settings, task_try))
 
     @expose("/athena_table")  # type: ignore[untyped-decorator]
     @has_access_dag("GET", DagAccessEntity.TASK_INSTANCE)
@@ -58,7 +58,7 @@ class TaskPages(AirflowBaseView):
         from busco.orchestration import pages
 
         link = self._link(AthenaTable)
-        return self._shown("Athena table", lambda settings: pages.table_page(settings, link.table))
+        return self._response("Athena table", lambda settings: pages.table_page(settings, link.table))
 
     @expose("/dbt_docs")  # type: ignore[untyped-decorator]
     @has_access_dag("GET", DagAccessEntity.TASK_INSTANCE)
@@ -74,12 +74,12 @@ class TaskPages(AirflowBaseView):
             page = url_for("TaskPages.dbt_docs_page", dag_id=request.args["dag_id"], project=link.project)
             return f"{page}{found}"
 
-        return self._shown("dbt docs", lead)
+        return self._response("dbt docs", lead)
 
     @expose("/docs")  # type: ignore[untyped-decorator]
     @has_access_view()
     def docs(self) -> Any:
-        """The docs of each project that a DAG builds whose tasks the user may read; of one alone they are shown."""
+        """Lists the docs of the projects whose DAGs the user can read; with only one project, shows its docs."""
         from busco.orchestration import pages
 
         manager = get_auth_manager()
@@ -110,7 +110,7 @@ class TaskPages(AirflowBaseView):
     # -- the task -----------------------------------------------------------------------------------------------------
 
     def _task(self) -> Any:
-        """The task of the request, as its DAG was serialized."""
+        """Returns the requested task from the serialized DAG."""
         dag = get_airflow_app().dag_bag.get_dag(request.args.get("dag_id", ""))
         task_id = request.args.get("task_id", "")
         if dag is None or not dag.has_task(task_id):
@@ -118,16 +118,16 @@ class TaskPages(AirflowBaseView):
         return dag.get_task(task_id)
 
     def _link(self, kind: type[Any]) -> Any:
-        """The task's own link: what it is about is the DAG's word, not the request's."""
+        """Returns the task's own link, so that its target comes from the DAG and not from the request."""
         found = next((link for link in self._task().operator_extra_links if isinstance(link, kind)), None)
         return found or abort(404)
 
-    def _asked(self) -> Any:
-        from busco.orchestration.pages import Asked
+    def _task_try(self) -> Any:
+        from busco.orchestration.pages import TaskTry
 
         start = self._task().start_trigger_args
-        said = start.trigger_kwargs if start is not None else None
-        if not said or "nodes" not in said:
+        arguments = start.trigger_kwargs if start is not None else None
+        if not arguments or "nodes" not in arguments:
             abort(404)
         about = {name: request.args.get(name, "") for name in ("dag_id", "task_id")}
         with create_session() as session:
@@ -140,43 +140,43 @@ class TaskPages(AirflowBaseView):
             abort(404)
         newest = int(row.try_number)
         attempt = request.args.get("try_number", newest, type=int)
-        return Asked(
+        return TaskTry(
             dag_id=about["dag_id"],
             run_id=request.args["dag_run_id"],
-            task=said["task"],
-            nodes=tuple(said["nodes"]),
-            label=said["label"],
+            task=arguments["task"],
+            nodes=tuple(arguments["nodes"]),
+            label=arguments["label"],
             attempt=attempt,
-            # an earlier try is over, whatever the task does now
+            # an earlier try has ended, whatever the task's state is now
             state=str(row.state or "") if attempt >= newest else "failed",
         )
 
-    # -- the answer ---------------------------------------------------------------------------------------------------
+    # -- the response -------------------------------------------------------------------------------------------------
 
-    def _shown(self, title: str, ask: Callable[[Settings], Any]) -> Any:
-        """A redirect to an address, or a page."""
+    def _response(self, title: str, answer_of: Callable[[Settings], Any]) -> Any:
+        """Redirects to a URL, or renders a page."""
         from busco.orchestration.pages import Page
 
         try:
-            answer = ask(require_lake(get_settings()))
+            answer = answer_of(require_lake(get_settings()))
         except BuscoError as error:
             answer = Page(title, tuple(part for part in (error.message, error.hint) if part))
         except (ClientError, BotoCoreError) as error:
-            answer = Page(title, (f"AWS did not say: {error}",))
+            answer = Page(title, (f"The request to AWS failed: {error}",))
         if isinstance(answer, str):
             return redirect(answer)
         return self.render_template("busco_task.html", page=answer, title=answer.title)  # type: ignore[no-untyped-call]
 
 
 def _projects(dag: Any) -> set[str]:
-    """The dbt projects whose graphs a DAG has: its own word, not the request's."""
+    """Returns the dbt projects whose graphs a DAG contains, from the DAG and not from the request."""
     links = (link for task in (dag.tasks if dag is not None else ()) for link in task.operator_extra_links)
     return {link.project for link in links if isinstance(link, DbtDocs) and link.project}
 
 
 class BuscoPlugin(AirflowPlugin):
-    """Registers the pages, and the links for the webserver to make them from serialized DAGs."""
+    """Registers the pages, and the link classes that the webserver restores from serialized DAGs."""
 
     name = "busco"
-    appbuilder_views = [{"view": TaskPages()}]  # noqa: RUF012 (Airflow's way)
+    appbuilder_views = [{"view": TaskPages()}]  # noqa: RUF012 (Airflow's convention)
     operator_extra_links = [LogStream(), EcsTaskLink(), AthenaTable(), DbtDocs()]  # noqa: RUF012

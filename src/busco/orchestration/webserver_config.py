@@ -1,18 +1,17 @@
-"""Airflow's webserver: who may log in, and what it refuses. Read by Airflow as its `webserver_config.py`; only what
-differs from Flask-AppBuilder's defaults.
+"""Configures logins and request filtering of Airflow's webserver, which loads this file as its `webserver_config.py`.
 
-All of it comes from the environment:
+Only settings that differ from Flask-AppBuilder's defaults are set, all from the environment:
 
-AIRFLOW_LOGIN           `password` (the default), or `oauth`: by the OpenID Connect provider below
-OAUTH_ISSUER            its issuer, https://…; its addresses are in <issuer>/.well-known/openid-configuration
+AIRFLOW_LOGIN           `password` (the default), or `oauth` for the OpenID Connect provider below
+OAUTH_ISSUER            the provider's issuer URL, https://…; it must serve <issuer>/.well-known/openid-configuration
 OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET
-OAUTH_NAME              what the button says (default: OpenID)
-OAUTH_ROLES_CLAIM       the claim that has a person's groups (default: groups)
+OAUTH_NAME              the label of the login button (default: OpenID)
+OAUTH_ROLES_CLAIM       the claim that contains a user's groups (default: groups)
 OAUTH_ROLES             JSON: group → list of roles, {"data-oncall": ["OnCall"], "data-admins": ["Admin"]}
-OAUTH_DEFAULT_ROLE      a role that everybody has whom the provider knows (Viewer, for example); by default nobody who
-                        has none of these groups may log in
-OAUTH_SCOPES            what is asked for beside `openid email profile` (default: groups)
-BUSCO_WEB_HOSTS         further names by which browsers reach the webserver
+OAUTH_DEFAULT_ROLE      a role for every user of the provider (Viewer, for example); if unset, only users in a group of
+                        OAUTH_ROLES can log in
+OAUTH_SCOPES            the scopes to request in addition to `openid email profile` (default: groups)
+BUSCO_WEB_HOSTS         additional host names under which browsers reach the webserver
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ if login_kind() == "oauth":
     AUTH_TYPE = AUTH_OAUTH
     SECURITY_MANAGER_CLASS = OidcSecurityManager
     AUTH_USER_REGISTRATION = True
-    # a role without a permission, for those who have one by their groups
+    # Public has no permissions; users then get their roles from their groups
     AUTH_USER_REGISTRATION_ROLE = os.environ.get("OAUTH_DEFAULT_ROLE") or "Public"
-    # what the provider says of a person's groups counts at each login, and a role given by hand does not outlive it
+    # roles are reset from the provider's groups at each login, so a manually assigned role lasts only until then
     AUTH_ROLES_SYNC_AT_LOGIN = True
     AUTH_ROLES_MAPPING = json.loads(os.environ.get("OAUTH_ROLES") or "{}")
     if not AUTH_ROLES_MAPPING and not os.environ.get("OAUTH_DEFAULT_ROLE"):
         raise BuscoError(
-            "AIRFLOW_LOGIN is oauth, and neither OAUTH_ROLES nor OAUTH_DEFAULT_ROLE is set: nobody could log in",
+            "AIRFLOW_LOGIN is oauth, but neither OAUTH_ROLES nor OAUTH_DEFAULT_ROLE is set: nobody could log in",
             'set OAUTH_ROLES to the roles of your groups: {"data-admins": ["Admin"]}',
         )
     OAUTH_PROVIDERS = [
@@ -67,5 +66,5 @@ else:
     SECURITY_MANAGER_CLASS = PasswordSecurityManager
     refuse_known(admin()[1])
 
-# Airflow has an app context here for what a configuration does to the app
+# Airflow loads this file within an app context, so that it can configure the app
 protect(current_app)

@@ -1,4 +1,4 @@
-"""Which runner one try of a task is at, by the run's records: what the task's links lead to."""
+"""Finds the runner of one try of a task from the run's records, for the task's links."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from busco.lake.records import DOCS_NODE, FINAL, RUNNER_NODE, Ending, Follower, 
 from busco.lake.runs import Run
 from busco.orchestration.follow import SHARED
 
-_TESTS = "tests/"  # orders for tests over several models (watch.py)
+_TESTS = "tests/"  # the prefix of the names of orders for tests over several models (watch.py)
 
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where a try of a task is.
+    """The runner of a task's try.
 
     Attributes:
-        runner: the one whose word counts for it, or will; None while there is none.
-        ending: how that one has ended, if it was seen gone.
-        word: what that one said of itself at its end; None where it did not get there, or not yet.
-        order: what was ordered for the task where no runner has registered itself yet.
-        results: the runner's word on the task's nodes so far.
-        is_selected: the run has something to do for the task at all.
+        runner: the runner whose results count for the try, or will count; None if there is none yet.
+        ending: how that runner ended, if it was seen gone.
+        report: that runner's final report on itself; None if it has not written one.
+        order: the order for the task's runner, if no runner has registered yet.
+        results: the runner's results for the task's nodes so far.
+        is_selected: whether the run selects any of the task's nodes.
     """
 
     runner: Runner | None = None
     ending: Ending | None = None
-    word: Result | None = None
+    report: Result | None = None
     order: Order | None = None
     results: tuple[Result, ...] = ()
     is_selected: bool = True
 
 
 def whereabouts(run: Run, task: str, nodes: Sequence[str], attempt: int) -> Whereabouts:
-    """Where a try of a task is; a handful of reads, whatever the size of the graph.
+    """Finds the runner of a task's try, with a small number of reads that does not depend on the graph's size.
 
     Args:
         task: the task's key within its run.
-        nodes: the unique ids whose results decide it.
+        nodes: the unique ids whose results decide the task's state.
         attempt: Airflow's try number.
     """
     chosen = run.pin.nodes
@@ -62,7 +62,7 @@ class _Search:
         }
 
     def found(self) -> Whereabouts:
-        runner = self._taken() or self._at_work()
+        runner = self._used() or self._active()
         if runner is None:
             order = self._ordered()
             if order is not None:
@@ -70,17 +70,17 @@ class _Search:
             runner = self._last()
         if runner is None:
             return Whereabouts()
-        said = (self.results.get((node, runner.number)) for node in self.nodes)
-        word = self.results.get((RUNNER_NODE, runner.number))
+        found = (self.results.get((node, runner.number)) for node in self.nodes)
+        report = self.results.get((RUNNER_NODE, runner.number))
         return Whereabouts(
             runner=runner,
             ending=self.endings.get(runner.number),
-            word=word if word is not None and word.status in FINAL else None,
-            results=tuple(result for result in said if result is not None),
+            report=report if report is not None and report.status in FINAL else None,
+            results=tuple(result for result in found if result is not None),
         )
 
     def _counts(self, runner: Runner) -> bool:
-        """Whether a runner is one for this try, by what its follower has written down (follow.py)."""
+        """Whether a runner's results count for this try, according to the follower's record (follow.py)."""
         known = self.follower
         if runner.kind == "solo" and runner.task == self.task:
             return runner.attempt == self.attempt
@@ -91,39 +91,39 @@ class _Search:
         after = known.after if known.attempt == self.attempt else max(known.after, known.runner)
         return runner.number > after
 
-    def _taken(self) -> Runner | None:
-        """The runner whose result this try has taken."""
+    def _used(self) -> Runner | None:
+        """Returns the runner whose result this try used."""
         known = self.follower
         number = known.runner if known is not None and known.attempt == self.attempt else 0
         return next((runner for runner in self.mine if runner.number == number), None)
 
-    def _at_work(self) -> Runner | None:
-        """The newest that is not known to be gone: one that has come to the task before one that is to come to it."""
+    def _active(self) -> Runner | None:
+        """Returns the newest runner not known to be gone, preferably one that has already reached the task."""
         living = [runner for runner in reversed(self.mine) if runner.number not in self.endings]
         reached = [runner for runner in living if self._reached(runner)]
         return next(iter([*reached, *(runner for runner in living if self._covers(runner))]), None)
 
     def _last(self) -> Runner | None:
-        """The newest of those that are gone: one that had come to the task, else one that was to."""
+        """Returns the newest runner that reached the task; otherwise the newest one that was to reach it."""
         reached = [runner for runner in reversed(self.mine) if self._reached(runner)]
         return next(iter([*reached, *(runner for runner in reversed(self.mine) if self._covers(runner))]), None)
 
     def _reached(self, runner: Runner) -> bool:
-        said = (self.results.get((node, runner.number)) for node in self.nodes)
-        return any(result is not None and result.status != "skipped" and not result.fenced for result in said)
+        found = (self.results.get((node, runner.number)) for node in self.nodes)
+        return any(result is not None and result.status != "skipped" and not result.fenced for result in found)
 
     def _covers(self, runner: Runner) -> bool:
-        """Whether it gives, or was to give, results for the task's nodes."""
+        """Whether a runner reports, or was to report, results for the task's nodes."""
         if runner.kind == "solo":
             return any(node in runner.nodes for node in self.nodes)
-        word = self.results.get((RUNNER_NODE, runner.number))
-        if word is None or word.plan is None:
-            # before it has said what it will do; one that has ended so did nothing
-            return word is None or word.status in FINAL
-        return any(node in word.plan for node in self.nodes)
+        report = self.results.get((RUNNER_NODE, runner.number))
+        if report is None or report.plan is None:
+            # it has not reported its plan yet, or ended before it did
+            return report is None or report.status in FINAL
+        return any(node in report.plan for node in self.nodes)
 
     def _ordered(self) -> Order | None:
-        """The newest order of a runner for the task, if that one has not registered itself."""
+        """Returns the newest order of a runner for the task, if that runner has not registered."""
         if self.follower is not None and self.follower.attempt > self.attempt:
             return None
         layout = self.run.layout

@@ -1,12 +1,12 @@
-"""Who wanted what a task does: the user in Airflow's own event log, never what a run's configuration says.
+"""Determines who requested a task, from Airflow's own event log and never from a run's configuration.
 
-Airflow (2.10.5) writes an event into its table `log`, with the user who is logged in as `owner`, before it does what
-was asked for (`airflow/www/decorators.py`, `action_logging`), and the DAG run that it makes or clears has the moment
-when it was queued (`queued_at`; `models/dagrun.py`, `set_state`). So the event of a run is one of those just before
-that moment, and no earlier than a request may take. It names its run only where the caller has chosen the run's id, and
-what it says beside its owner can be chosen by the caller too. Therefore an event is left out only where Airflow itself
-would have understood another run or DAG (`busco.orchestration.guard` refuses what gives two ids); where events of
-several people are left, all are named. Somebody may hide among others, but never behind one of them.
+Airflow (2.10.5) writes an event to its table `log`, with the logged-in user as `owner`, before it handles a request
+(`airflow/www/decorators.py`, `action_logging`). The DAG run that the request creates or clears records when it was
+queued (`queued_at`; `models/dagrun.py`, `set_state`). So a run's event was written shortly before that time, at most as
+long before as a request can take. It names its run only if the caller chose the run's id, and the caller controls all
+of its other fields except the owner. Therefore, an event is ruled out only if Airflow itself would have applied it to
+another run or DAG (`busco.orchestration.guard` rejects requests with two ids). If events of several users remain, all
+of them are named: a user can hide among others, but can never make somebody else appear to be the only one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-# Events that make a run: the UI's form, and the REST API, called by a browser (ui) or not.
+# Events that create a run: the UI's form, and the REST API, called by a browser (ui) or not.
 _FORM = "trigger"
 _API = frozenset({"api.post_dag_run", "ui.post_dag_run"})
 _COMMAND = "cli_dag_trigger"
 _MADE = frozenset({_FORM, *_API, _COMMAND})
-# Events that have a task done again, of one run or of many: REST API, pages of a DAG, lists.
+# Events that rerun tasks, of one run or of many: REST API, a DAG's pages, lists.
 _AGAIN = frozenset(
     {f"{way}.{name}" for way in ("api", "ui") for name in (
         "clear_dag_run", "post_clear_task_instances", "update_dag_run_state", "post_set_task_instances_state",
@@ -31,25 +31,25 @@ _AGAIN = frozenset(
     | {f"action_{name}" for name in ("clear", "clear_downstream", "set_queued", "set_running", "set_retry")}
     | {"dagrun.edit", "taskinstance.edit"}
 )  # fmt: skip
-# Those of them whose DAG is not the event's: lists have it by a row's key, whatever else is sent, and the command line
-# may have a pattern.
+# Those that may affect another DAG than the event's: lists identify it by a row's key, regardless of other parameters,
+# and the command line accepts a pattern.
 _OF_ANY = frozenset(name for name in _AGAIN if name.startswith(("action_", "cli_")) or name.endswith(".edit"))
-# Those of them by which a run is queued though nothing was cleared.
+# Those that queue a run without clearing anything.
 _QUEUED = frozenset({"dagrun_queued", "action_set_queued", "api.update_dag_run_state", "ui.update_dag_run_state"})
-# How long before its effect an event may have been written: as long as the webserver lets a request take (Airflow's
-# `web_server_worker_timeout`), whatever slows it down, or the command line, which starts Airflow itself.
+# How long before its effect an event may have been written: the webserver's limit for a request (Airflow's
+# `web_server_worker_timeout`), which also leaves the command line enough time to start Airflow.
 _SPAN = timedelta(seconds=120)
 
 
 def who_is(context: Any) -> str:
-    """Who wanted a task of a DAG run, as releases name them.
+    """Returns who requested a task of a DAG run, in the form that releases record.
 
-    The user who has made the run, or cleared the task since: `ana`, `ana (cleared)`, `ana or bob` where it may have
-    been either; `root (command line)` for `airflow dags trigger`, where the name is the operating system's. Where
-    Airflow names nobody (a schedule, another DAG, an event log that was cleaned), the run: `airflow:<dag_id>/<run_id>`.
+    This is the user who created the run, or who cleared the task since: `ana`, `ana (cleared)`, or `ana or bob` if it
+    could have been either; `root (command line)` for `airflow dags trigger`, with the operating system's user name. If
+    Airflow has no user (a schedule, another DAG, a cleaned event log), it is the run: `airflow:<dag_id>/<run_id>`.
 
     Args:
-        context: of the task, as Airflow gives it.
+        context: the task's Airflow context.
     """
     from airflow.utils.session import create_session
 
@@ -60,18 +60,18 @@ def who_is(context: Any) -> str:
 
 
 def _names(session: Any, run: Any, task: Any, retries: int) -> list[str]:
-    """The distinct names, the latest first."""
+    """Returns the distinct names, latest first."""
     cleared = task.max_tries > retries and task.try_number > 1
     if cleared:
         before, after = (
             _try(session, task, number) for number in (task.max_tries - retries, task.max_tries - retries + 1)
         )
         began = before.start_date if before else None
-        # a run that had not ended when its task was cleared is not queued again: the scheduler takes the task up
+        # a run that was still active when its task was cleared is not queued again: the scheduler just queues the task
         queued = run.queued_at if run.queued_at and began and run.queued_at >= began else (after or task).queued_dttm
         if queued is None:
             return []
-        # the scheduler may have waited, as for a DAG that was paused, or for somebody else to have the run queued
+        # the scheduler may have waited, for a paused DAG for example, or for somebody else to queue the run
         since = min(began or queued, queued - _SPAN)
         return _people(_events(session, since, queued, _AGAIN, run.dag_id), " (cleared)")
     if run.queued_at is None:
@@ -82,7 +82,7 @@ def _names(session: Any, run: Any, task: Any, retries: int) -> list[str]:
     requeued = _events(session, since, run.queued_at, _QUEUED, run.dag_id)
     made = _events(session, since, run.queued_at, _MADE, run.dag_id)
     if not any(_named(event) == run.run_id for event in made):
-        # it has taken longer than anybody could know
+        # the request took longer than `_SPAN`
         earlier = _events(session, None, since, _MADE, run.dag_id, naming=run.run_id)
         made += [event for event in earlier if _named(event) == run.run_id]
     web = [event for event in made if event.event != _COMMAND and _may_be_of(event, run)]
@@ -93,10 +93,10 @@ def _names(session: Any, run: Any, task: Any, retries: int) -> list[str]:
 def _events(
     session: Any, since: datetime | None, until: datetime, kinds: Iterable[str], dag_id: str, naming: str = ""
 ) -> list[Any]:
-    """Events that may be of a DAG, the latest first.
+    """Returns the events that may concern a DAG, latest first.
 
     Args:
-        naming: a run that an event must mention; '' for any.
+        naming: the id of a run that an event must mention; '' for any.
     """
     from airflow.models.log import Log
     from sqlalchemy import or_
@@ -111,34 +111,34 @@ def _events(
 
 
 def _may_be_of(event: Any, run: Any) -> bool:
-    """Whether an event may be what has made this run."""
-    # whoever only looks at the form sends no conf; a run of the form that has one was sent one
-    if event.event == _FORM and run.conf and "conf" not in _said(event, {"conf": ""}):
+    """Whether an event may have created this run."""
+    # opening the form sends no conf, so such an event cannot have created a run that has one
+    if event.event == _FORM and run.conf and "conf" not in _parameters(event, {"conf": ""}):
         return False
     named = _named(event)
     return not named or named == run.run_id
 
 
 def _named(event: Any) -> Any:
-    """The run that an event names; None or '' where it names none.
+    """Returns the id of the run that an event names; None or '' if it names none.
 
-    The form reads the run's id where the event has it from, too. The API reads it in the body, which is among what the
-    event keeps, and not in the address, where the event has it from.
+    The form reads the run's id from the same parameter as the event's `run_id`. The API reads it from the body, which
+    the event stores in `extra`, whereas the event's `run_id` comes from the URL.
     """
-    return event.run_id if event.event in (_FORM, _COMMAND) else _said(event, {}).get("dag_run_id")
+    return event.run_id if event.event in (_FORM, _COMMAND) else _parameters(event, {}).get("dag_run_id")
 
 
-def _said(event: Any, otherwise: dict[str, Any]) -> dict[str, Any]:
-    """What an event keeps of its request.
+def _parameters(event: Any, otherwise: dict[str, Any]) -> dict[str, Any]:
+    """Returns the request parameters that an event stores.
 
     Args:
-        otherwise: what is taken for it where it can't be read.
+        otherwise: returned if they can't be parsed.
     """
     try:
-        said = json.loads(event.extra or "{}")
+        stored = json.loads(event.extra or "{}")
     except ValueError:
         return otherwise
-    return said if isinstance(said, dict) else otherwise
+    return stored if isinstance(stored, dict) else otherwise
 
 
 def _people(events: Iterable[Any], how: str = "") -> list[str]:
@@ -146,7 +146,7 @@ def _people(events: Iterable[Any], how: str = "") -> list[str]:
 
 
 def _try(session: Any, task: Any, number: int) -> Any:
-    """A former try of a task; None where Airflow has not kept it."""
+    """Returns an earlier try of a task; None if Airflow has no record of it."""
     from airflow.models.taskinstancehistory import TaskInstanceHistory as Tries
 
     found = session.query(Tries).filter_by(

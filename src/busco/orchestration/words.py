@@ -1,4 +1,4 @@
-"""The words of a failure: which tables stay stale because of it, where to look, what the run has cost."""
+"""The details of a failure report: which tables stay stale, links to logs and consoles, and what the run cost."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from urllib.parse import quote
 
 from busco.project import Project
 
-# -- what stays stale -------------------------------------------------------------------------------------------------
+# -- stale tables -----------------------------------------------------------------------------------------------------
 
 
 def stale_tables(project: Project, failed_nodes: Iterable[str]) -> tuple[str, ...]:
-    """The gold tables whose new version is not published because of what has failed, sorted.
+    """Returns the gold tables whose new version is not published because of failed nodes, sorted.
 
-    These are failed models' own tables, those that a failed test reads, and all that is made from either.
+    These are the failed models' own tables, the tables that a failed test reads, and everything downstream of either.
 
     Args:
-        failed_nodes: unique ids of models, seeds, tests and unit tests; what the project doesn't have is left out.
+        failed_nodes: unique ids of models, seeds, tests and unit tests; ids that the project lacks are ignored.
     """
     start: set[str] = set()
     for node in failed_nodes:
@@ -37,13 +37,14 @@ def stale_tables(project: Project, failed_nodes: Iterable[str]) -> tuple[str, ..
     )
 
 
-# -- where to look ----------------------------------------------------------------------------------------------------
+# -- links ------------------------------------------------------------------------------------------------------------
 
 
 def log_stream_url(region: str, group: str, stream: str) -> str:
-    """CloudWatch's page of a log stream.
+    """Returns the CloudWatch console URL of a log stream.
 
-    The console keeps names in the URL's fragment quoted twice, with `$` for the second per cent sign: `/` is `$252F`.
+    The console expects names in the URL fragment to be quoted twice, with `$` as the second percent sign: `/` becomes
+    `$252F`.
     """
 
     def twice(name: str) -> str:
@@ -54,15 +55,15 @@ def log_stream_url(region: str, group: str, stream: str) -> str:
 
 
 def ecs_task_url(region: str, cluster: str, task_id: str) -> str:
-    """ECS's page of a task; cluster and task by name or ARN."""
+    """Returns the ECS console URL of a task; cluster and task can be names or ARNs."""
     cluster, task_id = (quote(name.rsplit("/", 1)[-1], safe="") for name in (cluster, task_id))
     return f"{_console(region)}/ecs/v2/clusters/{cluster}/tasks/{task_id}/configuration?region={region}"
 
 
 def athena_table_url(region: str, database: str, table: str, workgroup: str) -> str:
-    """Athena's query editor, with the table in its address.
+    """Returns the URL of Athena's query editor, with the table as a parameter.
 
-    AWS documents no link to a table in it, and may show the editor alone; `glue_table_url` is sure to show the table.
+    AWS documents no such link to a table, so the editor may open without it; `glue_table_url` always shows the table.
     """
     named = "&".join(
         f"{key}={quote(value, safe='')}"
@@ -72,13 +73,13 @@ def athena_table_url(region: str, database: str, table: str, workgroup: str) -> 
 
 
 def glue_table_url(region: str, database: str, table: str) -> str:
-    """Glue's page of a table: columns, location, and a button that queries it in Athena."""
+    """Returns the Glue console URL of a table: its columns, its location, and a button to query it in Athena."""
     path = f"v2/data-catalog/tables/view/{quote(table, safe='')}?database={quote(database, safe='')}"
     return f"{_console(region)}/glue/home?region={region}#/{path}"
 
 
 def _console(region: str) -> str:
-    """The console of the partition that a region belongs to."""
+    """Returns the console's base URL in a region's AWS partition."""
     if region.startswith("cn-"):
         return f"https://{region}.console.amazonaws.cn"
     if region.startswith("us-gov-"):
@@ -86,12 +87,12 @@ def _console(region: str) -> str:
     return f"https://{region}.console.aws.amazon.com"
 
 
-# -- what it costs ----------------------------------------------------------------------------------------------------
+# -- cost -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a task, or several, used and about cost."""
+    """The usage and approximate cost of one or more tasks."""
 
     vcpu_seconds: float
     gb_seconds: float
@@ -104,15 +105,15 @@ class Cost:
 
 
 def cost(cpu_units: int, memory_mib: int, seconds: float, price_vcpu_hour: float, price_gb_hour: float) -> Cost:
-    """What a Fargate task used and about cost.
+    """Returns the usage and approximate cost of a Fargate task.
 
-    Fargate bills from the image's pull to the task's end, per second, rounded up, one minute at least (AWS Fargate
-    Pricing, "Pricing details"). Disk beyond the 20 GB that come with a task is not in it.
+    Fargate bills per second, rounded up, from the start of the image pull until the task ends, with a minimum of one
+    minute (AWS Fargate Pricing, "Pricing details"). Storage beyond the included 20 GB is not counted.
 
     Args:
         cpu_units: the task's `cpu`, 1024 to a vCPU.
         memory_mib: the task's `memory` in MiB, 1024 to what Fargate calls a GB.
-        seconds: from the start of the pull (`pullStartedAt`) to `stoppedAt`; none for a task that never got so far.
+        seconds: from the start of the pull (`pullStartedAt`) to `stoppedAt`; 0 for a task that never started to pull.
     """
     billed = max(60, math.ceil(seconds)) if seconds > 0 else 0
     vcpu, gb = cpu_units / 1024 * billed, memory_mib / 1024 * billed
