@@ -12,7 +12,7 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=10), "retry_exponential_
 
 @dag(
     dag_id="maintenance",
-    description="Stops ECS tasks of runs that no Airflow task follows any more, and frees their places",
+    description="Stops ECS tasks of runs that no Airflow task follows any more, and frees their slots",
     schedule=get_settings().maintenance_cron,
     start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     catchup=False,

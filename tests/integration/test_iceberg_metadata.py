@@ -42,7 +42,7 @@ from busco.lake.relations import select_sql
 from busco.warehouse import model_sql
 from tests.platforms import ENVIRONMENT, ROOT, Platform, platform
 
-# Every type that iceberg.md lists as kept, with the edges that all readers can hold: ClickHouse's dates are those of
+# Every type that docs/iceberg.md lists as kept, with the edges that all readers can hold: ClickHouse's dates are those of
 # four-digit years, DuckDB's JSON must be JSON.
 WIDE = r"""
 select * from (values

@@ -301,7 +301,7 @@ def test_glue_shows_types_comments_descriptions_and_the_release_of_every_table(m
     assert found["bronze.orders"]["Parameters"]["busco.unique_id"] == "source.busco.bronze.orders"
     location = fct["StorageDescriptor"]["Location"]
     assert not any(mini.store.url(file.key).startswith(location) for file in version.files), (
-        "metadata only (iceberg.md)"
+        "metadata only (docs/iceberg.md)"
     )
 
 

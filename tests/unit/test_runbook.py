@@ -43,26 +43,26 @@ HAPPENS = {
         "test_a_shared_runner_that_dies_is_replaced_so_often_and_no_more",
         "test_a_model_that_runs_out_of_memory_twice_fails_and_the_rest_goes_on_until_it_is_cleared",
     ),
-    'any task: "AWS could not be asked"': (
+    'any task: "calls to AWS kept failing"': (
         "test_a_deferred_task_whose_run_s_records_can_not_be_read_says_so_and_what_to_do",
         "test_a_deferred_task_whose_run_s_pin_can_not_be_read_says_so_and_what_to_do",
     ),
     "`docs`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '`publish`: "published by another run': ("test_of_two_publishers_at_once_one_wins_and_the_other_says_what_to_do",),
-    'in `publish`: "… may not be assumed"': ("test_who_may_not_assume_it_is_told_so_or_goes_on_as_himself",),
-    '`publish`: "not tested': ("test_a_model_cleared_alone_after_its_tests_is_not_published_untested",),
+    "in `publish`: \"can't assume …\"": ("test_who_may_not_assume_it_is_told_so_or_goes_on_as_himself",),
+    '`publish`: "these tests have not passed': ("test_a_model_cleared_alone_after_its_tests_is_not_published_untested",),
     "`glue`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
-    '"waiting for a place': ("test_each_model_has_a_container_never_more_at_once_than_there_are_places",),
-    '"its place was taken away': (
+    '"waiting for a slot': ("test_each_model_has_a_container_never_more_at_once_than_there_are_places",),
+    '"the slot was taken away': (
         "test_an_owner_that_stood_still_and_lost_its_place_stops_what_it_started_and_asks_again",
     ),
-    '"ECS starts no task now': ("test_what_may_pass_is_tried_again_and_one_task_is_started",),
+    '"ECS cannot start the task now': ("test_what_may_pass_is_tried_again_and_one_task_is_started",),
     '"runner 1 is gone: …': (
         "test_a_container_that_is_killed_is_replaced_and_what_is_built_is_not_built_again",
         "test_a_task_that_is_stopped_by_hand_is_replaced",
     ),
-    '"runner 1 is gone: it gave no sign of life': ("test_a_container_that_hangs_is_stopped_and_replaced",),
-    '"… a runner of size medium': ("test_a_model_that_runs_out_of_memory_is_built_alone_in_the_next_size",),
+    '"runner 1 is gone: it sent no heartbeats': ("test_a_container_that_hangs_is_stopped_and_replaced",),
+    '"… starting a runner of size medium': ("test_a_model_that_runs_out_of_memory_is_built_alone_in_the_next_size",),
     'red: "ended without a result': (
         "test_a_model_that_runs_out_of_memory_twice_fails_and_the_rest_goes_on_until_it_is_cleared",
     ),
@@ -70,7 +70,7 @@ HAPPENS = {
         "test_what_does_not_pass_ends_at_once_in_words_and_frees_the_place",
         "test_what_ecs_does_wrong_is_survived",
     ),
-    'red: "its runner could not work"': (
+    'red: "its runner reported an error"': (
         "test_after_a_runner_that_could_not_work_each_further_task_needs_no_clearing_of_its_own",
     ),
     "\"the run's commit": ("test_a_commit_that_this_clone_lacks_is_named_with_what_to_do",),
@@ -83,7 +83,7 @@ HAPPENS = {
         "test_an_image_that_does_not_exist_is_a_task_that_failed_to_start",
         "test_a_task_without_its_log_group_fails_to_start_and_starts_no_container",
     ),
-    '`airflow-init` ends with "nobody listens': ("test_wait_for_it_says_whom_it_waited_for_in_vain",),
+    '`airflow-init` ends with "nothing is listening': ("test_wait_for_it_says_whom_it_waited_for_in_vain",),
     '"container … is unhealthy"': ("test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image",),
     "a run's tasks wait, and `AGENT`": ("test_where_no_starter_answers_it_is_said",),
     "`CannotStartContainerError: … is not the image": (
@@ -101,7 +101,7 @@ HAPPENS = {
         "test_a_page_whose_name_was_rebound_to_this_machine_is_refused_everywhere",
         "test_a_rebound_name_is_refused_and_known_ones_are_answered",
     ),
-    '400 "has a NUL': ("test_a_run_with_a_text_that_no_database_takes_is_refused_by_name",),
+    '400 "contains a NUL': ("test_a_run_with_a_text_that_no_database_takes_is_refused_by_name",),
     'a service ends with "AIRFLOW_LOGIN': (
         "test_a_webserver_does_not_start_with_a_login_that_nobody_meant",
         "test_a_set_up_on_aws_refuses_a_password_that_everybody_knows_also_one_of_an_earlier_start",
