@@ -1,8 +1,9 @@
-"""A thousand tasks in one triggerer: how long its loop is ever blocked, and what they cost in memory.
+"""Measures 1,000 tasks in one triggerer: the longest time that its event loop is blocked, and the memory they use.
 
-The triggers, the watch and the follower records are the real ones, over the local AWS; the runner is a process that
-writes 1,000 models' results as fast as the local AWS takes them. Measured twice: with results that come while all tasks
-wait, and with all of them there already when the tasks begin, as after a triggerer's restart.
+The triggers, the watch and the follower records are the real ones, on the local AWS; the runner is a process that
+writes the results of 1,000 models as fast as the local AWS accepts them. There are two measurements: one with results
+that arrive while all tasks are waiting, and one with results that all exist when the tasks start, as after a
+triggerer's restart.
 
 usage: .venv/bin/python -m bench.followers [--count N]
 """
@@ -32,9 +33,9 @@ _LIMIT = 900.0
 
 
 def main() -> None:
-    """Prints a row for each way in which results come."""
+    """Prints a line for each of the two measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=1000, help="tasks (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=1000, help="number of tasks (default: %(default)s)")
     parser.add_argument("--runner", help=argparse.SUPPRESS)
     parser.add_argument("--triggerer", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -43,13 +44,13 @@ def main() -> None:
     elif given.triggerer:
         print(json.dumps(asyncio.run(triggerer(given.triggerer, given.count))))
     else:
-        for name, said in measure(given.count).items():
-            print(f"{name}: {said}", flush=True)
+        for name, result in measure(given.count).items():
+            print(f"{name}: {result}", flush=True)
 
 
 def measure(count: int) -> dict[str, dict[str, Any]]:
-    """What each way costs: `block` and `block_cpu` (longest, seconds), `late` (blocks over 0.1 s), `rss` (MB before,
-    at most), `cpu` and `wall` (seconds), `states`."""
+    """Returns the figures of each measurement: `block` and `block_cpu` (longest, in seconds), `late` (number of blocks
+    over 0.1 s), `rss` (MB before and at most), `cpu` and `wall` (seconds), and `states`."""
     os.environ.update(BUSCO_HOME=str(HOME), BUSCO_STATE_DIR=str(STATE))
     from busco.embedded.demo import command
     from busco.settings import get_settings
@@ -77,7 +78,7 @@ def _measure(way: str, count: int) -> dict[str, Any]:
                 writer.stdin.close()
             elif line.startswith("{"):
                 return dict(json.loads(line))
-        raise SystemExit("the followers ended without a word")
+        raise SystemExit("the triggerer process exited without a result")
     finally:
         if writer.poll() is None:
             writer.terminate()
@@ -88,8 +89,8 @@ def _measure(way: str, count: int) -> dict[str, Any]:
 
 
 async def triggerer(run_id: str, count: int) -> dict[str, Any]:
-    """Runs a trigger for each task until all have ended, beside a heartbeat."""
-    from busco.orchestration import follow, watch  # noqa: F401 (what the first trigger would import)
+    """Runs a trigger for each task until all have finished, concurrently with a heartbeat."""
+    from busco.orchestration import follow, watch  # noqa: F401 (the first trigger would import these)
     from busco.orchestration.triggers import FollowTrigger
 
     logging.disable(logging.CRITICAL)
@@ -118,8 +119,8 @@ async def triggerer(run_id: str, count: int) -> dict[str, Any]:
         heart.rss = max(heart.rss, process.memory_info().rss)
         from busco.orchestration.watches import _watches
 
-        if heart.rss and not heart.said and any(len(w.followers) == count for w in _watches.values()):
-            heart.said = True
+        if heart.rss and not heart.has_reported and any(len(w.followers) == count for w in _watches.values()):
+            heart.has_reported = True
             print("waiting", flush=True)
         if time.monotonic() - begun > _LIMIT:
             break
@@ -138,13 +139,13 @@ async def triggerer(run_id: str, count: int) -> dict[str, Any]:
 
 
 class Heart:
-    """A task that wants to run every 5 ms, and writes down how much later it came to it: in wall time, and in the CPU
-    time that this thread spent meanwhile (which a busy machine leaves as it is)."""
+    """A task that is due every 5 ms and records its delay, in wall time and in the CPU time that its thread has used
+    meanwhile (which doesn't depend on how busy the machine is)."""
 
     def __init__(self) -> None:
         self.block = self.block_cpu = 0.0
         self.late = self.rss = 0
-        self.said = False
+        self.has_reported = False
 
     async def beat(self) -> None:
         while True:
@@ -183,7 +184,7 @@ def _lake(run_id: str) -> tuple[Any, Any, str]:
 
 
 def runner(run_id: str, count: int) -> None:
-    """Registers itself, waits until its standard input ends, and has a result for every node."""
+    """Registers itself as the runner, waits for end of file on standard input, and writes a result for every node."""
     from busco.lake.layout import new_id
     from busco.lake.records import RUNNER_NODE, Result, Runner
     from busco.lake.runs import open_run

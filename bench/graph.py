@@ -1,6 +1,7 @@
-"""What a graph of 1,000 models and 500 tests costs to parse: ours, new and from its outline, beside Cosmos's own.
+"""Compares the cost of parsing a graph of 1,000 models and 500 tests: ours (new, or from its outline) and Cosmos's own.
 
-Each figure is the CPU time of a fresh process, imports apart; `serialize` is what the scheduler adds at each parse.
+Each figure is the CPU time of a new process, with imports counted separately; `serialize` is the scheduler's additional
+work after each parse.
 
 usage: .venv/bin/python -m bench.graph [--models N] [--tests N] [--pairs N]
 """
@@ -25,18 +26,18 @@ _CLOCK = """
 import json, logging, os, sys, time
 logging.disable(logging.CRITICAL)
 clock = time.process_time
-said, begun = {}, clock()
+seconds, began = {}, clock()
 
 def step(name):
-    global begun
-    said[name], begun = clock() - begun, clock()
+    global began
+    seconds[name], began = clock() - began, clock()
 
 def done(dag):
     from airflow.serialization.serialized_objects import SerializedDAG
     step("parse")
     size = len(json.dumps(SerializedDAG.to_dict(dag)))
     step("serialize")
-    print(json.dumps({**said, "tasks": len(dag.tasks), "bytes": size}))
+    print(json.dumps({**seconds, "tasks": len(dag.tasks), "bytes": size}))
 """
 _OURS = f"""{_CLOCK}
 import pendulum
@@ -78,13 +79,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=1000, help="models (default: %(default)s)")
     parser.add_argument("--tests", type=int, default=500, help="tests (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=3, help="runs of each way, in turn (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each variant, in turn (default: %(default)s)")
     given = parser.parse_args()
     report(measure(given.models, given.tests, given.pairs))
 
 
 def measure(models: int, tests: int, pairs: int) -> dict[str, dict[str, float]]:
-    """CPU seconds (`import`, `parse`, `serialize`), `tasks` and `bytes` of each way, medians of `pairs` runs."""
+    """Returns medians of `pairs` runs by variant: CPU seconds (`import`, `parse`, `serialize`), `tasks` and `bytes`."""
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder)
@@ -111,19 +112,19 @@ def _run(state: Path, code: str, arguments: list[str]) -> dict[str, float]:
     done = subprocess.run(command, env={**os.environ, **own}, cwd=HOME, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.exit(done.stderr)
-    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return said
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
 
 
 def report(found: dict[str, dict[str, float]]) -> None:
-    """The table, with each way's parse and serialization together as a multiple of that of a known manifest."""
+    """Prints the table, with parse plus serialization of each variant as a multiple of that for a known manifest."""
     least = sum(found["ours, known manifest"][name] for name in ("parse", "serialize"))
     print("| CPU seconds | import | parse | serialize | parse + serialize, ratio | tasks | serialized MB |")
     print("|---|---|---|---|---|---|---|")
-    for way, said in found.items():
-        ratio = (said["parse"] + said["serialize"]) / least
-        row = f"{said['import']:.2f} | {said['parse']:.2f} | {said['serialize']:.2f} | {ratio:.1f}"
-        print(f"| {way} | {row} | {said['tasks']:.0f} | {said['bytes'] / 1e6:.1f} |")
+    for way, result in found.items():
+        ratio = (result["parse"] + result["serialize"]) / least
+        row = f"{result['import']:.2f} | {result['parse']:.2f} | {result['serialize']:.2f} | {ratio:.1f}"
+        print(f"| {way} | {row} | {result['tasks']:.0f} | {result['bytes'] / 1e6:.1f} |")
 
 
 if __name__ == "__main__":

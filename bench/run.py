@@ -1,7 +1,7 @@
-"""Speed, as ratios within one run: the demo by step, a DAG run beside a plain `busco dbt build`, parsing 1,000 models.
+"""Measures speed: the demo by step, a DAG run compared with a plain `busco dbt build`, and parsing 1,000 models.
 
-Run by `make bench`, with a platform of its own below `.busco/bench`. Nothing here fails on time; the figures go into
-RESULTS.md by hand, with the machine named.
+Run it with `make bench`; it has its own platform under `.busco/bench`. No result makes it fail. Copy the figures to
+RESULTS.md by hand, with a description of the machine.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ STATE = HOME / ".busco" / "bench"
 
 
 def main() -> None:
-    """Prints what it measures as it goes, and a table of ratios at the end."""
+    """Prints each measurement as it is taken, and tables with the ratios at the end."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--orders", type=int, default=100_000, help="orders of the sample (default: %(default)s)")
-    parser.add_argument("--pairs", type=int, default=3, help="pairs of DAG run and build (default: %(default)s)")
+    parser.add_argument("--orders", type=int, default=100_000, help="orders in the sample (default: %(default)s)")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs of a DAG run and a build (default: %(default)s)")
     given = parser.parse_args()
     os.environ.update(BUSCO_HOME=str(HOME), BUSCO_STATE_DIR=str(STATE))
     print(f"machine: {os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}", flush=True)
@@ -54,10 +54,10 @@ def busco(*arguments: str) -> str:
 
 
 def demo(orders: int) -> dict[str, float]:
-    """The demo's own clock: seconds by step, and `whole`."""
-    said = busco("demo", "--orders", str(orders))
-    steps = {name: float(seconds) for name, seconds in re.findall(r"^\[ *[\d.]+ s\] (.*): ([\d.]+) s$", said, re.M)}
-    whole = re.search(r"the whole demo: ([\d.]+) s", said)
+    """Runs the demo and returns the seconds that it reports by step, and in total as `whole`."""
+    output = busco("demo", "--orders", str(orders))
+    steps = {name: float(seconds) for name, seconds in re.findall(r"^\[ *[\d.]+ s\] (.*): ([\d.]+) s$", output, re.M)}
+    whole = re.search(r"the whole demo: ([\d.]+) s", output)
     assert whole is not None
     steps["whole"] = float(whole.group(1))
     print("demo:", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in steps.items()), flush=True)
@@ -65,9 +65,9 @@ def demo(orders: int) -> dict[str, float]:
 
 
 def build() -> float:
-    begun = time.monotonic()
+    began = time.monotonic()
     busco("dbt", "build", "--full-refresh")
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - began
     print(f"busco dbt build --full-refresh: {seconds:.1f} s", flush=True)
     return seconds
 
@@ -79,18 +79,18 @@ def dag_run() -> float:
 
     api = AirflowApi(get_settings())
     api.wait_for_dag(DAG)
-    begun = time.monotonic()
+    began = time.monotonic()
     run = api.trigger(DAG, {"full_refresh": True})
     while (state := api.dag_run(DAG, run)["state"]) not in ("success", "failed"):
         time.sleep(0.2)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - began
     assert state == "success"
     print(f"DAG run with full_refresh: {seconds:.1f} s", flush=True)
     return seconds
 
 
 def depth() -> int:
-    """Tasks on the longest way through the DAG."""
+    """Returns the number of tasks on the longest path through the DAG."""
     from busco.embedded.airflow_api import AirflowApi
     from busco.embedded.demo import DAG
     from busco.settings import get_settings
@@ -106,7 +106,7 @@ def depth() -> int:
 
 
 def parse_seconds() -> tuple[int, float, float]:
-    """Models, and seconds that `dags/lakehouse.py` takes over the sample's manifest and over one of 1,000 models."""
+    """Returns a model count, and the seconds to parse `dags/lakehouse.py` with the sample and with that many models."""
     manifest = json.loads((STATE / "manifest.json").read_text())
     small = _parse(manifest)
     models = [node for node in manifest["nodes"].values() if node["resource_type"] == "model"]
@@ -159,9 +159,9 @@ def report(
     print(f"| `busco dbt build --full-refresh`, median of {len(pairs)} | {built:.1f} s |")
     print(f"| DAG run with full_refresh, median of {len(pairs)} | {dag:.1f} s |")
     print(f"| DAG run / build | {dag / built:.2f} |")
-    print(f"| tasks on the longest way through the DAG | {levels} |")
-    print(f"| aim: 1.15 × build + 2.5 s × depth | {1.15 * built + 2.5 * levels:.1f} s |")
-    print(f"| beyond the build, per level | {(dag - built) / levels:.2f} s |")
+    print(f"| tasks on the longest path through the DAG | {levels} |")
+    print(f"| target: 1.15 × build + 2.5 s × depth | {1.15 * built + 2.5 * levels:.1f} s |")
+    print(f"| overhead over the build, per level | {(dag - built) / levels:.2f} s |")
     print(f"| parsing the DAG file: {parse[0]:,} models / the sample's | {parse[2]:.1f} s / {parse[1]:.2f} s |")
 
 

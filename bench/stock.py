@@ -1,7 +1,7 @@
-"""The sample's 20 models as Cosmos runs them by itself on ECS: a container for each run and test task, dbt-duckdb's
-`external` materialization, files read where the last task left them.
+"""Deploys the sample's 20 models with stock Cosmos on ECS, as a baseline for `bench.ways`.
 
-What only ours has is left out, in its favour: unit tests, partitions, docs, a catalog, publishing.
+Each run and test task is a container; models use dbt-duckdb's `external` materialization and read the files of earlier
+tasks. In its favor, it leaves out what only our platform has: unit tests, partitions, docs, a catalog, publishing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ RUN python -c "import duckdb; from busco.lake.engine import extension_file as f;
 USER 10001:10001
 ENTRYPOINT ["sh", "-c", "sleep {delay}; if [ -n \\"$STOCK\\" ]; then exec \\"$@\\"; fi; exec busco \\"$@\\"", "sh"]
 """
-# of its tasks, which run the one image that tasks run
+# Variables of its tasks, which use the same image as all other tasks.
 _VARIABLES = {
     "STOCK": "1",
     "DBT_PROJECT_DIR": "/opt/stock",
@@ -58,7 +58,7 @@ _VARIABLES = {
     "DBT_LOG_PATH": "/tmp/logs",
 }
 _DAG = """
-# Airflow reads files that have its name in them and that of a DAG
+# Airflow reads only files that contain the words airflow and dag.
 from datetime import datetime
 from cosmos import DbtDag, ExecutionConfig, ProfileConfig, ProjectConfig, RenderConfig
 from cosmos.constants import ExecutionMode, LoadMode, TestBehavior
@@ -78,20 +78,21 @@ dag = DbtDag(
 
 
 def deploy(driver: Driver, image: str, tag: str, delay: float) -> None:
-    """Builds the project into the image of all tasks, registers its task definition, and gives Airflow its DAG.
+    """Builds the project into the image of all tasks, registers its task definition and adds its DAG to Airflow.
 
     Args:
-        image: of which it is made.
+        driver: the platform under test.
+        image: the base image.
         tag: the image that tasks run.
-        delay: seconds before a container begins, as Fargate takes to start one.
+        delay: seconds before a container begins its work, to simulate Fargate's start.
     """
     settings, folder = get_settings(), driver.home / NAME
     project = folder / "project"
     _project(project, settings)
-    said = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1", "DBT_PROFILES_DIR": str(project)}
+    variables = {**os.environ, "AWS_ENDPOINT_URL": "http://127.0.0.1", "DBT_PROFILES_DIR": str(project)}
     dbt = ROOT / ".venv-dbt/bin/dbt"
     command = [str(dbt), "parse", "--project-dir", str(project), "--target-path", str(folder), "--no-partial-parse"]
-    subprocess.run(command, env=said, check=True, capture_output=True)
+    subprocess.run(command, env=variables, check=True, capture_output=True)
     (folder / "Dockerfile").write_text(_DOCKERFILE.format(image=image, delay=delay))
     build = ["docker", "build", "--quiet", "--tag", tag, str(folder)]
     subprocess.run(build, check=True, capture_output=True)
@@ -112,7 +113,7 @@ def deploy(driver: Driver, image: str, tag: str, delay: float) -> None:
 
 
 def tasks() -> list[str]:
-    """The ARNs of all ECS tasks of this way."""
+    """Returns the ARNs of all ECS tasks that the stock DAG has started."""
     settings = get_settings()
     ecs = client("ecs", settings)
     found = []
@@ -134,13 +135,13 @@ def _project(folder: Path, settings: Settings) -> None:
         secret=os.environ["AWS_SECRET_ACCESS_KEY"],
     )
     (folder / "profiles.yml").write_text(profile)
-    said = yaml.safe_load((folder / "dbt_project.yml").read_text())
-    said["models"]["busco"] |= {"+materialized": "external"}
-    said["on-run-start"] = ["{{ register_upstream_external_models() }}"]
-    (folder / "dbt_project.yml").write_text(yaml.safe_dump(said, sort_keys=False))
+    config = yaml.safe_load((folder / "dbt_project.yml").read_text())
+    config["models"]["busco"] |= {"+materialized": "external"}
+    config["on-run-start"] = ["{{ register_upstream_external_models() }}"]
+    (folder / "dbt_project.yml").write_text(yaml.safe_dump(config, sort_keys=False))
     for file in folder.glob("models/**/*.yml"):
         content = yaml.safe_load(file.read_text())
-        # in a fresh process a unit test does not find what its model reads
+        # in a new process, a unit test can't find the relations that its model reads
         content.pop("unit_tests", None)
         for source in content.get("sources", []):
             for table in source["tables"]:

@@ -1,7 +1,7 @@
-"""Every way to run the sample's models, side by side: wall time, container-seconds, and Airflow's CPU for a model task.
+"""Compares every way to run the sample's models: wall time, container-seconds, and Airflow's CPU time per model task.
 
-Run by `python -m bench.ways` with Docker and the image (`make image`), on a platform of its own. Nothing here fails on
-time; the figures go into RESULTS.md by hand.
+Run it with `python -m bench.ways`; it needs Docker and the image (`make image`), and starts its own platform. No result
+makes it fail. Copy the figures to RESULTS.md by hand.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from busco.settings import get_settings
 from tests.airflow.driver import DAG, ENVIRONMENT, ROOT, Driver, platform
 
 SERVICES = ("scheduler", "triggerer")
-TAG = "busco-bench:local"  # the image of all tasks
-MODEL = "mart_daily_sales"  # which is cleared: nothing else is made from it
+TAG = "busco-bench:local"  # the image for all tasks
+MODEL = "mart_daily_sales"  # the model to clear; no other model depends on it
 
 
 def main() -> None:
-    """Prints a table as it goes."""
+    """Prints each row of a table as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--orders", type=int, default=100_000, help="orders of the sample (default: %(default)s)")
+    parser.add_argument("--orders", type=int, default=100_000, help="orders in the sample (default: %(default)s)")
     parser.add_argument(
-        "--ways", nargs="*", default=["plain", "ecs_shared", "ecs", "local", stock.NAME], help="which, in order"
+        "--ways", nargs="*", default=["plain", "ecs_shared", "ecs", "local", stock.NAME], help="which ones, in order"
     )
-    parser.add_argument("--start", type=float, default=0, help="seconds that a container takes to begin, as on Fargate")
+    parser.add_argument("--start", type=float, default=0, help="seconds that a container takes to start, as on Fargate")
     given = parser.parse_args()
     image = os.environ.get("BUSCO_DBT_IMAGE") or "busco-dbt:local"
-    print(f"machine: {os.cpu_count()} cores, {machine.platform()}; {given.orders} orders, all models anew", flush=True)
+    print(f"machine: {os.cpu_count()} cores, {machine.platform()}; {given.orders} orders, models rebuilt", flush=True)
     print("| way | wall, s | container-seconds | containers | Airflow's CPU, s | clear to green, s |", flush=True)
     print("|---|---|---|---|---|---|", flush=True)
     with (
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def late(image: str, seconds: float) -> str:
-    """An image whose containers begin so many seconds later."""
+    """Builds an image whose containers wait for `seconds` before they begin; returns its tag."""
     entrypoint = f'ENTRYPOINT ["sh", "-c", "sleep {seconds}; exec busco \\"$@\\"", "busco"]'
     text = f"FROM {image}\n{entrypoint}\n"
     subprocess.run(["docker", "build", "--quiet", "--tag", TAG, "-"], input=text, text=True, check=True)
@@ -72,10 +72,10 @@ def late(image: str, seconds: float) -> str:
 
 
 def plain() -> list[str]:
-    """`busco dbt build` of everything in one container, without Airflow."""
+    """Runs `busco dbt build` for everything in one container, without Airflow."""
     settings = get_settings()
     port = urlparse(str(settings.endpoint_url)).port
-    said = {
+    variables = {
         "BUSCO_ENDPOINT_URL": f"http://host.docker.internal:{port}",
         "AWS_ENDPOINT_URL": f"http://host.docker.internal:{port}",
         "AWS_ACCESS_KEY_ID": os.environ["AWS_ACCESS_KEY_ID"],
@@ -84,7 +84,7 @@ def plain() -> list[str]:
         "BUSCO_REGION": settings.region,
     }
     command = ["docker", "run", "--rm", "--add-host", "host.docker.internal:host-gateway"]
-    command += [part for name, value in said.items() for part in ("--env", f"{name}={value}")]
+    command += [part for name, value in variables.items() for part in ("--env", f"{name}={value}")]
     began = time.monotonic()
     subprocess.run([*command, settings.dbt_image, "dbt", "build", "--full-refresh"], check=True, capture_output=True)
     seconds = time.monotonic() - began
@@ -92,7 +92,7 @@ def plain() -> list[str]:
 
 
 def dag_run(driver: Driver, way: str) -> list[str]:
-    """One DAG run; then one model of it is cleared, with what is behind it."""
+    """Runs the DAG once, then clears one of its models with everything downstream."""
     os.environ["BUSCO_EXECUTION"] = "local" if way == "local" else "ecs" if way == stock.NAME else way
     dag, model = (stock.NAME, MODEL) if way == stock.NAME else (DAG, f"models.{MODEL}")
     get_settings.cache_clear()
@@ -102,8 +102,8 @@ def dag_run(driver: Driver, way: str) -> list[str]:
     run = driver.start(dag) if way == stock.NAME else driver.start(full_refresh=True)
     driver.green(run, dag, limit=3600)
     used = cpu() - before
-    said = driver.api.dag_run(dag, run)
-    wall = (datetime.fromisoformat(said["end_date"]) - datetime.fromisoformat(said["start_date"])).total_seconds()
+    ended = driver.api.dag_run(dag, run)
+    wall = (datetime.fromisoformat(ended["end_date"]) - datetime.fromisoformat(ended["start_date"])).total_seconds()
     arns = stock.tasks() if way == stock.NAME else runners(driver, run)
     seconds = container_seconds(arns)
     began = time.monotonic()
@@ -118,7 +118,7 @@ def runners(driver: Driver, run: str) -> list[str]:
 
 
 def container_seconds(arns: list[str]) -> float:
-    """From each task's start to its end, as ECS has them to the second."""
+    """Returns the total seconds from each task's start to its end, as recorded by ECS."""
     settings = get_settings()
     if not arns:
         return 0.0
@@ -130,11 +130,11 @@ def container_seconds(arns: list[str]) -> float:
         if all("stoppedAt" in task for task in tasks):
             return float(sum((task["stoppedAt"] - task["startedAt"]).total_seconds() for task in tasks))
         time.sleep(0.5)
-    raise SystemExit("tasks did not end")
+    raise SystemExit("some ECS tasks did not stop within 60 s")
 
 
 def cpu() -> float:
-    """CPU seconds of Airflow's scheduler and triggerer, their children's included."""
+    """Returns the CPU seconds of Airflow's scheduler and triggerer, including their children."""
     state, total = get_settings().state.resolve(), 0.0
     for service in SERVICES:
         found = processes.find(state, service)

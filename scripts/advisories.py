@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes requirements/advisories.json: which advisories a clone of a public advisory database has for each pin.
+"""Writes requirements/advisories.json: the advisories in a clone of a public advisory database for each pinned package.
 
-The clone is of github.com/pypa/advisory-database, or of another repository of OSV records (YAML or JSON) such as
-github.com/github/advisory-database; without one, the first is cloned. Whoever commits the file reads its diff, looks at
-each advisory (reviewed.toml), and names the file's commit in reviewed.toml's [snapshot].
+CLONE is a clone of github.com/pypa/advisory-database, or of another repository of OSV records (YAML or JSON) such as
+github.com/github/advisory-database; by default, the former is cloned. Before you commit the file, read its diff, review
+each advisory (reviewed.toml), and set the file's commit in [snapshot] in reviewed.toml.
 
 usage: scripts/advisories.py [CLONE]
 """
@@ -26,12 +26,12 @@ from audit import ROOT, SNAPSHOT, normalized, pinned
 from packaging.version import InvalidVersion, Version
 
 SOURCE = "https://github.com/pypa/advisory-database"
-# in pypa's a folder for each package; in GitHub's only what somebody there has reviewed
+# pypa's repository has a folder for each package; in GitHub's, only reviewed advisories are read
 FOLDERS = ("vulns/", "advisories/github-reviewed/")
 
 
 def main() -> int:
-    """Gives the exit status."""
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clone", nargs="?", type=Path, help="a local clone, with or without a work tree")
     clone = parser.parse_args().clone
@@ -45,16 +45,16 @@ def main() -> int:
     SNAPSHOT.write_text(text_of(made))
     known = sum(map(len, made["pins"].values()))
     print(f"{SNAPSHOT.name}: {len(made['pins'])} pins, {known} advisories, of {made['date']} ({made['commit'][:12]})")
-    print("read its diff, and name its commit in the [snapshot] of requirements/reviewed.toml")
+    print("read its diff, and set its commit in [snapshot] in requirements/reviewed.toml")
     return 0
 
 
 def snapshot(clone: Path, pins: Mapping[str, set[str]]) -> dict[str, Any]:
-    """What a clone's newest commit has for the pins: `source`, `commit`, `date` (UTC day of the commit) and `pins`,
+    """Builds the snapshot from a clone's newest commit: `source`, `commit`, `date` (UTC day of the commit) and `pins`,
     which maps `<name>==<version>` to the advisories that affect it: `id`, `aliases`, `fix_versions`.
 
     Raises:
-        SystemExit: it has no records of the kind.
+        SystemExit: the clone has no OSV records of these packages.
     """
     commit, date = git(clone, "log", "-1", "--format=%H %cs", "HEAD").split()
     found: dict[str, list[dict[str, Any]]] = {
@@ -68,13 +68,13 @@ def snapshot(clone: Path, pins: Mapping[str, set[str]]) -> dict[str, Any]:
                 if versions(version):
                     found[f"{name}=={version}"].append(entry(record, name))
     if not count:
-        raise SystemExit(f"{clone} has no OSV records of these packages below {' or '.join(FOLDERS)}")
+        raise SystemExit(f"{clone} has no OSV records of these packages in {' or '.join(FOLDERS)}")
     by_id = {pin: sorted(advisories, key=lambda one: one["id"]) for pin, advisories in found.items()}
     return {"source": origin(clone), "commit": commit, "date": date, "pins": by_id}
 
 
 def origin(clone: Path) -> str:
-    """Where the clone is from, without a machine's paths or names that only this network knows."""
+    """Returns the clone's public origin; local paths and internal host names are not disclosed."""
     urls = subprocess.run(
         ["git", "-C", str(clone), "remote", "get-url", "origin"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -82,7 +82,7 @@ def origin(clone: Path) -> str:
 
 
 def records(clone: Path, pins: Mapping[str, set[str]]) -> Iterator[dict[str, Any]]:
-    """The OSV records of the newest commit that may be of one of these packages, not those that were withdrawn."""
+    """Yields the newest commit's OSV records that may be about one of these packages, except withdrawn ones."""
     tree = git(clone, "ls-tree", "--name-only", "HEAD").split()
     folders = [folder.split("/")[0] for folder in FOLDERS if folder.split("/")[0] in tree]
     archive = subprocess.run(
@@ -104,7 +104,7 @@ def records(clone: Path, pins: Mapping[str, set[str]]) -> Iterator[dict[str, Any
 
 
 def packages(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The PyPI packages that a record is of, each with a function that says whether a version is affected."""
+    """Yields the PyPI packages in a record, each with a function that tells whether a version is affected."""
     for affected in record.get("affected", ()):
         if affected.get("package", {}).get("ecosystem") == "PyPI":
             yield (
@@ -114,7 +114,7 @@ def packages(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def is_affected(version: str, affected: Mapping[str, Any]) -> bool:
-    """Whether a version is affected (OSV schema, "Evaluation"): it is listed, or in one of the ranges."""
+    """Whether a version is affected (OSV schema, "Evaluation"): it is listed, or is in one of the ranges."""
     if version in affected.get("versions", ()):
         return True
     return any(
@@ -123,7 +123,7 @@ def is_affected(version: str, affected: Mapping[str, Any]) -> bool:
 
 
 def in_range(version: Version, events: Iterable[Mapping[str, str]]) -> bool:
-    """Whether a version lies between the events of a range."""
+    """Whether a range's events include a version."""
     inside = False
     for kind, text in sorted(
         ((kind, text) for event in events for kind, text in event.items()), key=lambda one: order(one[1])
@@ -136,7 +136,7 @@ def in_range(version: Version, events: Iterable[Mapping[str, str]]) -> bool:
 
 
 def order(text: str) -> Version:
-    """A version that sorts; `0` is before all others, and what PyPI would not take as well."""
+    """Parses a version for sorting; `0` and invalid versions sort before all others."""
     try:
         return Version("0.dev0" if text == "0" else text)
     except InvalidVersion:
@@ -144,7 +144,7 @@ def order(text: str) -> Version:
 
 
 def entry(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What is kept of a record: its name, its other names, and the versions that fix it."""
+    """Returns the parts of a record that the snapshot keeps: its id, its aliases, and the versions with a fix."""
     fixed = {
         event["fixed"]
         for affected in record["affected"]
@@ -162,7 +162,7 @@ def entry(record: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def text_of(made: Mapping[str, Any]) -> str:
-    """JSON with a line for each pin that has no advisory and for each advisory, so that a diff can be read."""
+    """Formats the snapshot as JSON with a line per advisory, and per pin without any, so that its diff is readable."""
     lines = []
     for pin, advisories in made["pins"].items():
         inside = ",\n".join(f"      {json.dumps(one)}" for one in advisories)
@@ -172,7 +172,7 @@ def text_of(made: Mapping[str, Any]) -> str:
 
 
 def git(clone: Path, *arguments: str) -> str:
-    """What git prints."""
+    """Runs git and returns its output."""
     return subprocess.run(["git", "-C", str(clone), *arguments], capture_output=True, text=True, check=True).stdout
 
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Looks for known vulnerabilities in what requirements/*.txt pin, by pip-audit; what was looked at is in reviewed.toml.
+"""Checks the packages pinned in requirements/*.txt for known vulnerabilities with pip-audit; reviewed.toml has reviews.
 
-Ends with status 1 for a vulnerability that nobody has reviewed, for a package that the database does not know, and for
-a review that is over or of a version that is not pinned any more. Where no database answers, the snapshot of one in
-requirements/advisories.json stands in for it (make audit-update), which knows nothing newer than its date. What that
-does not cover is NOT AUDITED: no result, and a failure where CI is set; so is a snapshot that nobody has reviewed.
+Exits with status 1 for a vulnerability without a review, for a package that the database doesn't have, and for a review
+that has expired or is for a version that is no longer pinned. If no database responds, the snapshot in
+requirements/advisories.json is used instead (make audit-update); it contains nothing newer than its date. A file that
+the snapshot doesn't cover is NOT AUDITED: it has no result, which is a failure if CI is set. So is a snapshot without a
+review.
 
-usage: scripts/audit.py [REQUIREMENTS...]     all of requirements/*.txt if none is named
+usage: scripts/audit.py [REQUIREMENTS...]     default: all of requirements/*.txt
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 REVIEWED = ROOT / "requirements" / "reviewed.toml"
 SNAPSHOT = ROOT / "requirements" / "advisories.json"
-# days after which a snapshot is said to be old
+# days after which a snapshot is reported as old
 OLD = 90
-# pip-audit's services, the first that answers
+# pip-audit's services; the first that responds is used
 SERVICES = ("pypi", "osv")
-# requests' words for a service that does not answer; anything else that goes wrong is no excuse
+# errors of requests if a service doesn't respond; any other failure is an error
 UNREACHED = re.compile(
     r"ConnectionError|ConnectTimeout|ReadTimeout|ProxyError|NameResolutionError|Max retries exceeded"
 )
 IMAGE = re.compile(r"^(?:ARG \w+_IMAGE=|\s*image: |FROM )(?:\$\{\w+:-)?([a-z][\w./-]*:[\w.-]+)", re.MULTILINE)
-# what stands beside pins in a compiled file: comments, hashes, nothing
+# what a compiled file contains besides pins: comments, hashes, empty lines
 BESIDE = re.compile(r"\s*(?:#.*|--hash=\w+:[0-9a-f]+(?:\s*\\)?)?")
 PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?==(?!=)([^\s;\\]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Review:
-    """A vulnerability that somebody has looked at.
+    """A vulnerability that has been reviewed.
 
     Args:
-        id: its name in the database, GHSA-… or PYSEC-… or CVE-….
-        reason: why it does not reach us, or why we live with it.
-        review: the day on which it has to be looked at again.
+        id: its id in the database: GHSA-…, PYSEC-… or CVE-….
+        reason: why it doesn't affect us, or why we accept it.
+        review: the day on which it has to be reviewed again.
     """
 
     id: str
@@ -60,7 +61,7 @@ class Review:
 
 
 def main() -> int:
-    """Gives the exit status."""
+    """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("requirements", nargs="*", type=Path)
     files = parser.parse_args().requirements or sorted((ROOT / "requirements").glob("*.txt"))
@@ -81,31 +82,31 @@ def main() -> int:
         wrong += [f"{file.name}: {one}" for one in bad]
         print(f"{file.name}: {by}{len(found)} packages, {len(bad)} findings")
     if not services and SNAPSHOT.is_file():
-        said, accepted = snapshot_review(SNAPSHOT, REVIEWED, today)
-        print(said)
-        wrong += [said] if in_ci() and not accepted else []
+        summary, accepted = snapshot_review(SNAPSHOT, REVIEWED, today)
+        print(summary)
+        wrong += [summary] if in_ci() and not accepted else []
     for one in wrong:
         print(one, file=sys.stderr)
     return 1 if wrong else 0
 
 
 def read_reviews(text: str) -> list[Review]:
-    """The reviewed list: `[[reviewed]]` tables of id, package, version, reason and review.
+    """Reads the `[[reviewed]]` tables, each with id, package, version, reason and review.
 
     Raises:
-        SystemExit: an entry lacks one of them, or has an empty reason.
+        SystemExit: a field is missing or unknown, or a reason is empty.
     """
-    made = []
+    reviews = []
     for entry in tomllib.loads(text).get("reviewed", []):
         if set(entry) != set(Review.__annotations__) or not str(entry["reason"]).strip():
             raise SystemExit(f"{REVIEWED.name}: {entry.get('id', entry)} needs {', '.join(Review.__annotations__)}")
-        made.append(Review(**entry))
-    return made
+        reviews.append(Review(**entry))
+    return reviews
 
 
 @dataclass(frozen=True)
 class ImageReview:
-    """A vulnerability of an image that somebody has looked at; `image` is its name and tag. See `Review`."""
+    """A vulnerability in an image that has been reviewed; `image` is the image's name and tag. See `Review`."""
 
     id: str
     image: str
@@ -114,41 +115,41 @@ class ImageReview:
 
 
 def read_images(text: str) -> list[ImageReview]:
-    """The reviewed list's `[[images]]` tables.
+    """Reads the `[[images]]` tables of the reviewed list.
 
     Raises:
-        SystemExit: an entry lacks a field, or has an empty reason.
+        SystemExit: a field is missing or unknown, or a reason is empty.
     """
-    made = []
+    reviews = []
     for entry in tomllib.loads(text).get("images", []):
         if set(entry) != set(ImageReview.__annotations__) or not str(entry["reason"]).strip():
             needs = ", ".join(ImageReview.__annotations__)
             raise SystemExit(f"{REVIEWED.name}: {entry.get('id', entry)} needs {needs}")
-        made.append(ImageReview(**entry))
-    return made
+        reviews.append(ImageReview(**entry))
+    return reviews
 
 
 def used_images(root: Path) -> set[str]:
-    """The images of others that Dockerfiles build on and docker-compose.yml starts, as name:tag."""
+    """Returns the third-party images that the Dockerfiles build on and docker-compose.yml starts, as name:tag."""
     texts = [file.read_text() for file in (*root.glob("Dockerfile.*"), root / "docker-compose.yml")]
     found = {one for text in texts for one in IMAGE.findall(text)}
     return {one for one in found if not one.startswith("busco-")}
 
 
 def stale_images(reviews: Sequence[ImageReview], used: set[str], today: date) -> list[str]:
-    """What is wrong with the list of images: one is not used, one was never looked at, a day is over."""
+    """Returns the problems with the list of images: unused ones, ones without a review, expired reviews."""
     wrong = [f"{REVIEWED.name}: {one.id}: {one.image} is not used" for one in reviews if one.image not in used]
-    wrong += [f"{REVIEWED.name}: nobody has looked at {one}" for one in sorted(used - {one.image for one in reviews})]
+    wrong += [f"{REVIEWED.name}: {one} has not been reviewed" for one in sorted(used - {one.image for one in reviews})]
     return wrong + [
-        f"{REVIEWED.name}: {one.id}: was to be looked at again on {one.review}" for one in reviews if one.review < today
+        f"{REVIEWED.name}: {one.id}: another review was due on {one.review}" for one in reviews if one.review < today
     ]
 
 
 def pinned(files: Iterable[Path]) -> dict[str, set[str]]:
-    """Package (as PyPI spells it, normalized) → the versions that these files pin.
+    """Returns the pinned versions of each package, by normalized PyPI name.
 
     Raises:
-        SystemExit: a line names a package in another way than `name==version`, which no advisory is looked up for.
+        SystemExit: a line specifies a package other than as `name==version`, so that no advisory could be looked up.
     """
     found: dict[str, set[str]] = {}
     for file in files:
@@ -156,64 +157,65 @@ def pinned(files: Iterable[Path]) -> dict[str, set[str]]:
             if pin := PIN.match(line):
                 found.setdefault(normalized(pin[1]), set()).add(pin[2])
             elif not BESIDE.fullmatch(line):
-                raise SystemExit(f"NOT AUDITED: {file.name}, line {number} is no name==version: {line.strip()[:80]}")
+                raise SystemExit(f"NOT AUDITED: {file.name}, line {number} is not name==version: {line.strip()[:80]}")
     return found
 
 
 def normalized(name: str) -> str:
-    """A package's name as it is compared (packaging specification, "name normalization")."""
+    """Normalizes a package's name for comparison (packaging specification, "name normalization")."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def stale(reviews: Sequence[Review], pins: dict[str, set[str]], today: date) -> list[str]:
-    """What is wrong with the list itself."""
+    """Returns the problems with the reviewed list itself."""
     wrong = []
     for one in reviews:
         if one.version not in pins.get(normalized(one.package), set()):
-            wrong.append(f"{REVIEWED.name}: {one.id}: {one.package} {one.version} is not pinned: take the entry out")
+            wrong.append(f"{REVIEWED.name}: {one.id}: {one.package} {one.version} is not pinned: remove the entry")
         if one.review < today:
-            wrong.append(f"{REVIEWED.name}: {one.id}: was to be looked at again on {one.review}")
+            wrong.append(f"{REVIEWED.name}: {one.id}: another review was due on {one.review}")
     return wrong
 
 
 def in_ci() -> bool:
-    """Whether this runs where nobody reads what is printed."""
+    """Whether this runs in CI, where nobody reads the output."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
 def from_snapshot(snapshot: Path, file: Path) -> tuple[list[dict[str, Any]] | None, str]:
-    """What the snapshot has for each package that a file pins, as pip-audit says it; None where it lacks one, and why.
+    """Returns the snapshot's entries for a file's pins in pip-audit's format; None and the reason if a pin is missing.
 
-    A pin that is not in it was not looked up when it was made: that it has no advisory there says nothing.
+    A missing pin wasn't looked up when the snapshot was created, so having no advisories there means nothing.
     """
     if not snapshot.is_file():
-        return None, f"there is no {snapshot.name}: make audit-update makes it"
+        return None, f"there is no {snapshot.name}: run make audit-update"
     known: dict[str, list[dict[str, Any]]] = json.loads(snapshot.read_text())["pins"]
     pins = [(name, version) for name, versions in pinned([file]).items() for version in sorted(versions)]
     if missing := [f"{name}=={version}" for name, version in pins if f"{name}=={version}" not in known]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        return None, f"{snapshot.name} lacks {', '.join(missing[:3])}{more}: make audit-update"
+        return None, f"{snapshot.name} lacks {', '.join(missing[:3])}{more}: run make audit-update"
     return [{"name": name, "version": version, "vulns": known[f"{name}=={version}"]} for name, version in pins], ""
 
 
 def snapshot_review(snapshot: Path, reviewed: Path, today: date) -> tuple[str, bool]:
-    """How old the snapshot is, and whether the reviewed list's [snapshot] accepts this one until today or later."""
+    """Returns the snapshot's age as text, and whether [snapshot] in the reviewed list still accepts it today."""
     made = json.loads(snapshot.read_text())
     review = tomllib.loads(reviewed.read_text()).get("snapshot", {})
     age = (today - date.fromisoformat(made["date"])).days
-    told = f"{snapshot.name}: of {made['date']}, {age} days ago" + (", which is OLD" if age > OLD else "")
+    about = f"{snapshot.name}: of {made['date']}, {age} days ago" + (", which is OLD" if age > OLD else "")
     if review.get("commit") != made["commit"] or not str(review.get("reason", "")).strip():
-        return f"{told}: nobody has reviewed it: write [snapshot] in {reviewed.name}", False
+        return f"{about}: it has not been reviewed: add it to [snapshot] in {reviewed.name}", False
     if review["review"] < today:
-        return f"{told}: was accepted until {review['review']}: make audit-update", False
-    return f"{told}; accepted until {review['review']}", True
+        return f"{about}: it was accepted until {review['review']}: run make audit-update", False
+    return f"{about}; accepted until {review['review']}", True
 
 
 def audited(file: Path, services: list[str]) -> tuple[list[dict[str, Any]] | None, str]:
-    """What pip-audit says of each package that a file pins; None where no database answers, and why.
+    """Returns pip-audit's result for each package that a file pins; None, with the reason, if no database responds.
 
     Args:
-        services: those to ask, of which what does not answer is taken out: it would not for the next file either.
+        file: the requirements file.
+        services: the services to try. One that doesn't respond is removed: it wouldn't for the next file either.
     """
     reasons = []
     for service in tuple(services):
@@ -226,7 +228,7 @@ def audited(file: Path, services: list[str]) -> tuple[list[dict[str, Any]] | Non
             ]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
             if not output.is_file() or not output.read_text().strip():
-                lines = done.stderr.strip().splitlines() or ["no answer"]
+                lines = done.stderr.strip().splitlines() or ["no output"]
                 if not UNREACHED.search(done.stderr):
                     raise SystemExit(f"{file.name}: pip-audit failed: {lines[-1][:300]}")
                 reasons.append(f"{service}: can't be reached")
@@ -234,19 +236,20 @@ def audited(file: Path, services: list[str]) -> tuple[list[dict[str, Any]] | Non
                 continue
             found: list[dict[str, Any]] = json.loads(output.read_text())["dependencies"]
         if found and all("skip_reason" in one for one in found):
-            # a mirror of the package index that has no vulnerabilities knows none of the packages
+            # a mirror of the package index without vulnerability data has none of the packages
             reasons.append(f"{service}: has none of {len(found)} packages")
             services.remove(service)
             continue
         return found, ""
-    return None, "; ".join(reasons) or "no database answers"
+    return None, "; ".join(reasons) or "no database responds"
 
 
 def judged(found: Iterable[dict[str, Any]], reviews: Iterable[Review]) -> list[str]:
-    """What of pip-audit's answer is to be mended or reviewed.
+    """Returns the findings in pip-audit's result that have to be fixed or reviewed.
 
     Args:
-        found: its `dependencies`: name, and version and vulns, or skip_reason.
+        found: pip-audit's `dependencies`: each has a name, and either version and vulns, or skip_reason.
+        reviews: the reviewed vulnerabilities.
     """
     known = {(normalized(one.package), one.version, one.id) for one in reviews}
     wrong = []
@@ -258,7 +261,7 @@ def judged(found: Iterable[dict[str, Any]], reviews: Iterable[Review]) -> list[s
             names = [vulnerability["id"], *vulnerability.get("aliases", [])]
             if not any((normalized(one["name"]), one["version"], name) in known for name in names):
                 fixed = ", ".join(vulnerability.get("fix_versions", [])) or "no version"
-                wrong.append(f"{one['name']} {one['version']}: {' '.join(names)}, mended in {fixed}")
+                wrong.append(f"{one['name']} {one['version']}: {' '.join(names)}, fixed in {fixed}")
     return wrong
 
 

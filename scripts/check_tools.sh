@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Says which of the few tools that set-up needs is missing, and how to get it.
+# Reports which tools required for setup are missing, and how to install them.
 # usage: scripts/check_tools.sh [PYTHON]
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Ends the Docker Compose platform and deletes its volumes: the lake, Airflow's history, all logs. Asks first.
+# Stops the Docker Compose platform and deletes its volumes: the lake, Airflow's history and all logs. Asks first.
 # usage: scripts/compose_destroy.sh [--yes]
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 if [[ ${1:-} != --yes ]]; then
-    read -r -p 'delete the lake, the database and all logs of the platform in Docker Compose? [y/N] ' answer || true
+    read -r -p 'delete the lake, the database and all logs of the Docker Compose platform? [y/N] ' answer || true
     if [[ ! $answer =~ ^[yY]$ ]]; then echo "nothing was deleted"; exit 1; fi
 fi
 rm -f .busco/first-data.begun

@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# The whole platform in Docker Compose: makes .env, builds the images, starts all services, and fills the lake with sample
-# data in the background the first time. Safe to run twice.
+# Starts the whole platform in Docker Compose: creates .env, builds the images, starts all services and, the first time,
+# loads sample data into the lake in the background. Safe to run twice.
 # usage: scripts/compose_up.sh
-#   DATA         a folder of files to begin with, in place of the sample
-#   ORDERS       orders of the sample (default 100000; 0: no data)
-#   BUSCO_BUILD  0 starts the images that are there
+#   DATA         a folder of files to load first instead of the sample
+#   ORDERS       number of orders in the sample (default 100000; 0: no data)
+#   BUSCO_BUILD  0 starts the existing images without building
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,7s/^# //p' "$0"; exit 0; fi
 first=${DATA:-${ORDERS:-100000}}
 if [[ -n ${DATA:-} ]]; then
-    if [[ ! -d $DATA ]]; then echo "DATA is $DATA, which is no folder" >&2; exit 2; fi
+    if [[ ! -d $DATA ]]; then echo "DATA is $DATA, which is not a folder" >&2; exit 2; fi
     first=$(cd "$DATA" && pwd)
 fi
 cd "$(dirname "$0")/.."
 if ! docker compose version >/dev/null 2>&1; then
-    echo "Docker with Compose v2 can't be reached: docker compose version says why" >&2
+    echo "Docker with Compose v2 is not available; to see why, run: docker compose version" >&2
     exit 1
 fi
 scripts/make_env.sh
-# nothing there reads hidden files: an editor's swap file is its user's alone, and may be
+# hidden files are skipped because no container reads them: only its user can read an editor's swap file, which is fine
 closed=$(find dags plugins config deploy src dbt_project ! -name '.*' \( -type d ! -perm -005 -o -type f ! -perm -004 \) -print -quit)
 if [[ -n $closed ]]; then
-    echo "$closed is closed to the containers' users, who are others than you: scripts/set_local_dir_permission.sh opens it" >&2
+    echo "$closed is not readable by the containers' users; fix its permissions: scripts/set_local_dir_permission.sh" >&2
     exit 1
 fi
 if [[ ${BUSCO_BUILD:-1} != 0 ]]; then scripts/local_build.sh; fi
@@ -40,24 +40,24 @@ if ! docker compose up --detach --wait --wait-timeout 300; then
     while read -r service state health code; do
         case "$state $health $code" in
             "running healthy"* | created* | "exited - 0") ;;
-            *) printf '\n%s is %s; the last that it said:\n' "$service" "$state"
+            *) printf '\n%s is %s; the end of its log:\n' "$service" "$state"
                docker compose logs --no-log-prefix --tail 15 "$service" ;;
         esac
     done < <(docker compose ps --all --format '{{.Service}} {{.State}} {{or .Health "-"}} {{.ExitCode}}') >&2
     exit 1
 fi
 value() { sed -n "s/^$1=//p" .env | tail -1; }
-# the process that brings the first data, and what it brings: here until it has ended well
+# names the process that loads the first data, and what it loads; removed once loading has succeeded
 begun=.busco/first-data.begun
 if [[ -f $begun ]] && kill -0 "$(sed -n 1p $begun)" 2>/dev/null; then
-    echo "the first data are on their way: .busco/log/first-data.log"
+    echo "the first data are being loaded; log: .busco/log/first-data.log"
 elif [[ $first != 0 ]]; then
     if [[ -f $begun ]]; then
-        # somebody who says other ones now means those
+        # DATA or ORDERS given now overrides the earlier choice
         if [[ -z ${DATA:-}${ORDERS:-} ]]; then first=$(sed -n 2p $begun); fi
-        printf 'the first data have not ended well, and begin anew; the last that was said:\n%s\n' \
+        printf 'loading the first data failed and is starting over; the end of the log:\n%s\n' \
             "$(tail -n 3 .busco/log/first-data.log 2>/dev/null)"
-    # nothing is poured into a lake that somebody has begun to fill
+    # sample data are never loaded into a lake that already has data
     elif docker compose exec -T local-aws busco aws filled; then
         first=0
     fi
@@ -67,10 +67,10 @@ elif [[ $first != 0 ]]; then
         # shellcheck disable=SC2016
         nohup bash -c 'scripts/first_data.sh "$1" && rm -f "$2"' - "$first" $begun >.busco/log/first-data.log 2>&1 </dev/null &
         printf '%s\n' $! "$first" >$begun
-        echo "the first data and the first run come in the background: .busco/log/first-data.log"
+        echo "loading the first data and starting the first run in the background; log: .busco/log/first-data.log"
     fi
 fi
-printf 'Airflow    http://127.0.0.1:%s   (%s; its password is AIRFLOW_ADMIN_PASSWORD in .env)\n' \
+printf 'Airflow    http://127.0.0.1:%s   (user %s, password: AIRFLOW_ADMIN_PASSWORD in .env)\n' \
     "$(value AIRFLOW_PORT)" "$(value AIRFLOW_ADMIN_USERNAME)"
 printf 'Flower     http://127.0.0.1:%s   (the same login)\n' "$(value FLOWER_PORT)"
 printf 'local AWS  http://127.0.0.1:%s\n' "$(value BUSCO_AWS_PORT)"

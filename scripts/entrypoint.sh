@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What a container of Airflow's image begins with: waits for database and broker, then becomes the command.
-# `init` brings the database up to date, keeps roles, and makes the first admin; nothing else migrates.
+# Entry point of the Airflow image: waits for the database and the broker, then runs the command.
+# `init` migrates the database, updates the roles and creates the first admin; no other command migrates.
 # usage: scripts/entrypoint.sh init | airflow COMMAND… | python -m MODULE | COMMAND…
-#   AIRFLOW_WAIT_SECONDS   how long to wait for database and broker (default 120)
+#   AIRFLOW_WAIT_SECONDS   how long to wait for the database and the broker (default 120)
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# HOST:PORT of the URL in the variable $1; $2 is the port where it names none. Never an argument: it has a password.
+# Prints HOST:PORT of the URL in the variable $1, with $2 as the default port. The URL has a password: never an argument.
 place() {
     python - "$1" "$2" <<'PYTHON'
 import os
@@ -18,16 +18,16 @@ try:
     url = urlsplit(os.environ.get(sys.argv[1], ""))
     print(f"{url.hostname}:{url.port or sys.argv[2]}" if url.hostname else "")
 except ValueError:
-    sys.exit(f"{sys.argv[1]} is no URL: is something but letters, digits, - and _ in its password?")
+    sys.exit(f"{sys.argv[1]} is not a valid URL: does its password contain anything but letters, digits, - and _?")
 PYTHON
 }
 
-# behind a proxy that ends TLS its X-Forwarded headers count, and the session's cookie is sent over https alone
+# behind a proxy that terminates TLS, trust its X-Forwarded headers and send the session cookie over HTTPS only
 if [[ ${AIRFLOW_BEHIND_PROXY:-} =~ ^([Tt]rue|1|yes)$ ]]; then
     export AIRFLOW__WEBSERVER__ENABLE_PROXY_FIX=True AIRFLOW__WEBSERVER__COOKIE_SECURE=True
 fi
 
-# without a bucket for them task logs stay where they are written
+# without a logs bucket, task logs stay in the container's own files
 if [[ -z ${AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER:-} ]]; then
     if [[ -n ${BUSCO_LOGS_BUCKET:-} ]]; then
         export AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER=s3://$BUSCO_LOGS_BUCKET/airflow
@@ -49,7 +49,7 @@ case ${1:-} in
 esac
 
 if [[ ${1:-} != init ]]; then
-    # in its place, so that signals are the command's own: SIGTERM is Celery's warm shutdown
+    # exec, so that the command itself receives signals: Celery does a warm shutdown on SIGTERM
     exec "$@"
 fi
 python -m busco.orchestration.access

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ingests a made-up marketplace, or the files of a folder, in the Docker Compose platform, and starts the DAG `lakehouse`.
+# Loads sample data, or the files in a folder, into the Docker Compose platform and starts a run of the DAG `lakehouse`.
 # usage: scripts/first_data.sh [ORDERS | FOLDER]     default 100000
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
@@ -7,11 +7,11 @@ cd "$(dirname "$0")/.."
 what=${1:-100000}
 folder=/var/lib/busco/incoming
 inside() { docker compose exec -T local-aws "$@"; }
-# a folder that may only be read here is one there too
+# files that are read-only here are read-only in the container too
 tidy() { inside sh -c "if test -e $folder; then chmod -R u+rwX $folder && rm -rf $folder; fi"; }
 tidy
 if [[ -d $what ]]; then
-    # its files are the container's user's there, whoever may read them here
+    # the copies belong to the container's user, whatever their owner and permissions are here
     tar -C "$what" -cf - . | inside sh -c "mkdir -p $folder && tar --no-same-owner --no-same-permissions -xf - -C $folder"
 else
     inside busco sample --orders "$what" --out "$folder"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks that look at files without running the platform; each reports its own findings.
+# Runs all checks that don't need a running platform; each reports its own findings.
 # usage: scripts/lint.sh
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 bin=.venv-dbt/bin
 failed=0
 check() { timed "$@" || failed=1; }
-# mypy sees each environment's own libraries: a file is checked wherever what it imports is installed
+# mypy runs once per environment, because it needs the libraries: a file is checked wherever its imports are installed
 airflow_only='^src/busco/(orchestration/|embedded/(airflow|postgres|demo)|cli/platform|doctor/airflow)'
 dbt_only='^src/busco/(warehouse|ingest)/|^src/busco/lake/(engine|credentials|reading|versions|types|iceberg_io|scrub)|'
 dbt_only+='^src/busco/cli/(data|local_aws|replay|scrub)|'
@@ -17,7 +17,7 @@ dbt_only+='^src/busco/doctor/dbt|^src/busco/embedded/(aws|local_aws|stacks|athen
 mapfile -t dbt_side < <(git ls-files 'src/*.py' | grep -vE "$airflow_only")
 mapfile -t airflow_side < <(git ls-files 'src/*.py' | grep -vE "$dbt_only")
 mapfile -t shell < <(git ls-files '*.sh' '.ci/*')
-# the two that take longest run beside the others
+# the two slowest checks run in parallel: this one in the background
 lane "mypy (dbt's environment)" "$bin/mypy" --no-error-summary --cache-dir .mypy_cache/dbt "${dbt_side[@]}"
 check ruff "$bin/ruff" check --quiet .
 check "ruff format" "$bin/ruff" format --quiet --check .
@@ -30,6 +30,6 @@ check hadolint "$bin/hadolint" Dockerfile.*
 check cfn-lint "$bin/cfn-lint" deploy/aws/*.yaml
 wait_for_lanes || failed=1
 if ((failed)); then
-    echo "lint: FAILED: the lines above say what and where" >&2
+    echo "lint: FAILED; see the findings above" >&2
     exit 1
 fi

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Builds the images, each as <name>:<commit> and <name>:local, and says how large they are:
-#   busco-dbt (a runner), busco-local-aws (the local AWS of Docker Compose), busco-airflow (Airflow's services)
-# In an .env that is there, placeholders (<random>, <user>, …) are filled in; nothing else of it changes.
-# The commit has `-dirty` behind it where files differ from it. Docker's own variables say which engine.
-# usage: scripts/local_build.sh [--platform PLATFORM] [dbt|local-aws|airflow]...     all of them if none is named
-#   --platform PLATFORM   for which processor, as Docker writes it (linux/amd64, linux/arm64); this machine's if not said
+# Builds the images, tags each as <name>:<commit> and <name>:local, and prints their sizes:
+#   busco-dbt (a runner), busco-local-aws (the local AWS in Docker Compose), busco-airflow (Airflow's services)
+# Placeholders (<random>, <user>, …) in an existing .env are filled in; nothing else in it changes.
+# <commit> ends in `-dirty` if there are uncommitted changes. Docker's own variables select the engine.
+# usage: scripts/local_build.sh [--platform PLATFORM] [dbt|local-aws|airflow]...     default: all images
+#   --platform PLATFORM   target platform, as Docker writes it (linux/amd64, linux/arm64); default: this machine's
 set -euo pipefail
 usage() { sed -n '2,7s/^# //p' "$0"; }
 options=()
@@ -19,7 +19,7 @@ while (($#)); do
 done
 if ((${#images[@]} == 0)); then images=(dbt local-aws airflow); fi
 cd "$(dirname "$0")/.."
-# an .env that was copied from .env.example can be started with
+# so that a plain copy of .env.example works
 scripts/make_env.sh --fill
 version=$(git rev-parse --short=12 HEAD)
 if [[ -n $(git status --porcelain) ]]; then version+=+; fi
@@ -39,10 +39,10 @@ build() {
     if ! DOCKER_BUILDKIT=1 docker build --progress plain ${options[@]+"${options[@]}"} --build-arg "CODE_VERSION=$version" \
         --tag "$name:$commit" --tag "$name:local" "$@" . >"$log" 2>&1; then
         tail -40 "$log" >&2
-        echo "$name was not built: the lines above say why" >&2
+        echo "building $name failed; see the output above" >&2
         exit 1
     fi
-    printf '%s, %s: %s MB beyond %s, in %s s\n' "$name:$commit" "$name:local" \
+    printf '%s, %s: %s MB on top of %s, built in %s s\n' "$name:$commit" "$name:local" \
         $((($(size "$name:$commit") - $(size "$from")) / 1000000)) "$base" $((SECONDS - began))
 }
 for image in "${images[@]}"; do
@@ -50,7 +50,7 @@ for image in "${images[@]}"; do
         dbt) build busco-dbt --file Dockerfile.dbt --target runner ;;
         local-aws) build busco-local-aws --file Dockerfile.dbt --target local ;;
         airflow)
-            # its graph is the one that is baked into dbt's image of the same commit
+            # its graph comes from dbt's image of the same commit, where it is baked in
             if [[ -z $(docker image ls --quiet "busco-dbt:$commit") ]]; then
                 build busco-dbt --file Dockerfile.dbt --target runner
             fi

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes .env from .env.example, with fresh random keys and passwords and this machine's user and Docker group, mode 600.
-# One that is there keeps all that it has, but for placeholders (<random>, <user>, …), which are filled in; what
-# .env.example has got since is added.
+# Creates .env from .env.example, with fresh random keys and passwords and this machine's user and Docker group, mode 600.
+# An existing .env keeps its values, except that placeholders (<random>, <user>, …) are filled in and variables that are
+# new in .env.example are added.
 # usage: scripts/make_env.sh [--fill]
-#   --fill   only fills in the placeholders of an .env that is there
+#   --fill   only fill in the placeholders in an existing .env
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,6s/^# //p' "$0"; exit 0; fi
 fill=${1:-}
@@ -15,14 +15,14 @@ trap 'rm -f "$scratch"' EXIT
 secret() { od -An -tx1 -N24 /dev/urandom | tr -d ' \n'; }
 socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
 socket=${socket#unix://}
-# what stands for a placeholder of .env.example; anything else stays
+# Prints the value for a placeholder in .env.example, or any other text unchanged.
 filled() {
     case $1 in
         '<random>') secret ;;
         '<fernet>') head -c 32 /dev/urandom | base64 | tr '+/' '-_' | tr -d '\n' ;;
-        # never root: its files are read by anybody
+        # never root; Airflow's user only needs to read root's files
         '<user>') if (($(id -u) == 0)); then printf 50000; else id -u | tr -d '\n'; fi ;;
-        # another checkout on the same machine has other containers and volumes
+        # each checkout on a machine has its own containers and volumes
         '<project>') printf 'busco-%s' "$(pwd -P | cksum | cut -d ' ' -f 1)" ;;
         '<docker-group>') printf '%s' "$(stat -c %g "$socket" 2>/dev/null || echo 0)" ;;
         *) printf '%s' "$1" ;;
@@ -31,11 +31,11 @@ filled() {
 added=0
 replaced=0
 if [[ -f .env ]]; then
-    # without the line ends of Windows, and with one at its end
+    # also handles Windows line endings and a missing line ending at the end of the file
     while IFS= read -r line || [[ -n $line ]]; do
         end=
         if [[ $line == *$'\r' ]]; then end=${fill:+$'\r'} line=${line%$'\r'}; fi
-        # the keys of earlier versions, which local-aws does not know
+        # drop the keys of earlier versions, which local-aws doesn't accept
         if [[ -z $fill && $line =~ ^AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)=busco-local$ ]]; then continue; fi
         if [[ $line =~ ^([A-Z][A-Z0-9_]*)=(\<[a-z-]+\>)$ ]]; then
             value=$(filled "${BASH_REMATCH[2]}")
@@ -58,7 +58,7 @@ while [[ -z $fill ]] && IFS= read -r line; do
     fi
     printf '%s\n' "$line" >>"$scratch"
 done <.env.example
-# one that has nothing to be changed stays the file that it is
+# leave the file alone if nothing has changed
 if [[ -f .env ]] && cmp -s "$scratch" .env; then
     chmod 600 .env
     exit 0

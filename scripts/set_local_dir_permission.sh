@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the folders that Docker Compose mounts readable by the containers' users, and written to by you: their owner is
-# AIRFLOW_UID (of .env, else you). Only for who works on them as root, or has copied them from another machine.
-# usage: scripts/set_local_dir_permission.sh [FOLDER...]     dags, plugins, config, src, dbt_project, deploy if none is named
+# Makes the folders that Docker Compose mounts readable by the containers' users and owned and writable by AIRFLOW_UID
+# (from .env, else you). Needed only if you work on them as root or have copied them from another machine.
+# usage: scripts/set_local_dir_permission.sh [FOLDER...]     default: dags, plugins, config, src, dbt_project, deploy
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
@@ -14,11 +14,11 @@ for folder in "$@"; do
     wrong=$(find "$folder" ! -uid "$uid" -print -quit)
     if [[ -n $wrong ]]; then
         if [[ $(id -u) != 0 ]]; then
-            echo "$wrong is not user $uid's, and only root can give it: sudo $0" >&2
+            echo "$wrong doesn't belong to user $uid, and only root can change that: sudo $0" >&2
             exit 1
         fi
         chown -R "$uid" "$folder"
-        echo "$folder: now user $uid's"
+        echo "$folder: now owned by user $uid"
     fi
     chmod -R u+rwX,go+rX "$folder"
 done

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Makes Airflow's connections and variables as the environment says (.env). Safe to run twice: what is right stays.
+"""Creates and updates Airflow's connections and variables from the environment (.env). Safe to run twice.
 
-AIRFLOW_CONNECTIONS  JSON: id → a URI, or an object of conn_type, host, login, password, schema, port, extra
+AIRFLOW_CONNECTIONS  JSON: id → a URI, or an object with conn_type, host, login, password, schema, port, extra
 AIRFLOW_VARIABLES    JSON: name → value
 
-Connections and variables of other names are left alone. No value is ever printed.
+Other connections and variables are left alone. Values are never printed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ FIELDS = ("conn_type", "description", "host", "login", "password", "schema", "po
 
 
 def main() -> int:
-    """Gives the exit status: 2 where the environment can't be read."""
+    """Returns the exit status: 2 if the environment can't be parsed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     try:
         connections, variables = read("AIRFLOW_CONNECTIONS"), read("AIRFLOW_VARIABLES")
-        wanted = {name: connection(name, said) for name, said in connections.items()}
+        wanted = {name: connection(name, given) for name, given in connections.items()}
     except ValueError as error:
         print(f"setup_connections: {error}", file=sys.stderr)
         return 2
@@ -35,36 +35,37 @@ def main() -> int:
 
 
 def read(name: str) -> dict[str, Any]:
-    """The JSON object in a variable of the environment, empty where it is not set.
+    """Returns the JSON object in an environment variable; an empty one if it is not set.
 
     Raises:
-        ValueError: it is none; what stands there is not told, since it may be a secret.
+        ValueError: the value isn't a JSON object; the message doesn't show it because it may be secret.
     """
     text = os.environ.get(name, "").strip()
     try:
         found = json.loads(text) if text else {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is no JSON (line {error.lineno}, column {error.colno})") from None
+        raise ValueError(f"{name} is not valid JSON (line {error.lineno}, column {error.colno})") from None
     if not isinstance(found, dict):
-        raise ValueError(f'{name} is no JSON object: {{"name": …}}')
+        raise ValueError(f'{name} is not a JSON object like {{"name": …}}')
     return found
 
 
-def connection(name: str, said: object) -> Any:
-    """A connection of Airflow's.
+def connection(name: str, given: object) -> Any:
+    """Builds an Airflow connection.
 
     Raises:
-        ValueError: it is neither a URI nor an object of known fields.
+        ValueError: `given` is neither a URI nor an object with known fields only.
     """
     from airflow.models import Connection
 
-    if isinstance(said, str):
-        return Connection(conn_id=name, uri=said)
-    if not isinstance(said, dict):
+    if isinstance(given, str):
+        return Connection(conn_id=name, uri=given)
+    if not isinstance(given, dict):
         raise ValueError(f"AIRFLOW_CONNECTIONS: {name} is neither a URI nor an object")
-    if unknown := sorted(said.keys() - set(FIELDS)):
-        raise ValueError(f"AIRFLOW_CONNECTIONS: {name} has {', '.join(unknown)}; known are {', '.join(FIELDS)}")
-    return Connection(conn_id=name, **{field: _text(field, said[field]) for field in said})
+    if unknown := sorted(given.keys() - set(FIELDS)):
+        valid = ", ".join(FIELDS)
+        raise ValueError(f"AIRFLOW_CONNECTIONS: {name} has unknown fields: {', '.join(unknown)}; valid fields: {valid}")
+    return Connection(conn_id=name, **{field: _text(field, given[field]) for field in given})
 
 
 def _text(field: str, value: object) -> object:
@@ -72,7 +73,7 @@ def _text(field: str, value: object) -> object:
 
 
 def keep_connections(wanted: dict[str, Any]) -> list[str]:
-    """Makes or mends connections; gives the names of those that were not as they should be."""
+    """Creates or updates connections; returns the names of those that changed."""
     from airflow.models import Connection
     from airflow.utils.session import create_session
 
@@ -92,7 +93,7 @@ def keep_connections(wanted: dict[str, Any]) -> list[str]:
 
 
 def keep_variables(wanted: dict[str, Any]) -> list[str]:
-    """Makes or mends variables; gives the names of those that were not as they should be."""
+    """Creates or updates variables; returns the names of those that changed."""
     from airflow.models import Variable
 
     changed = []

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Prints the slowest tests of the last test run, from the JUnit files that scripts/test.sh and test_stack.sh leave.
+"""Prints the slowest tests of the last test run, from the JUnit files that scripts/test.sh and test_stack.sh write.
 
-usage: scripts/slowest.py [--number N] [FOLDER...]     FOLDER is .busco/reports if none is given, N is 10
+usage: scripts/slowest.py [--number N] [FOLDER...]     defaults: 10, .busco/reports
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Returns the exit status: 1 where there is no report."""
+    """Returns the exit status: 1 if there is no report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--number", type=int, default=10)
@@ -25,15 +25,15 @@ def main() -> int:
         return 1
     tests = [test for file in files for test in slow(file)]
     seconds = sum(time for time, _, _ in tests)
-    print(f"the {arguments.number} slowest of {len(tests)} tests ({seconds:.0f} s in all, set-up included)")
+    print(f"the {arguments.number} slowest of {len(tests)} tests ({seconds:.0f} s in total, including setup)")
     for time, suite, name in sorted(tests, reverse=True)[: arguments.number]:
         print(f"{time:7.1f} s  {suite:<12} {name}")
     return 0
 
 
 def slow(report: Path) -> list[tuple[float, str, str]]:
-    """Each test of a JUnit report: seconds with its set-up and teardown, the suite's name, the test's."""
-    # our own file, written by pytest a moment ago
+    """Returns each test in a JUnit report: seconds including setup and teardown, suite name, test name."""
+    # trusted input: pytest has just written this file
     cases = ElementTree.parse(report).getroot().iter("testcase")  # noqa: S314
     return [
         (float(case.get("time", 0)), report.stem, f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}")

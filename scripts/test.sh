@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests without Docker, each in the environment that it is about, in two lanes; arguments go to pytest. The slowest tests
-# are listed at the end; .busco/reports has the results as JUnit files.
+# Runs the tests that don't need Docker, each in its own Python environment, in two parallel lanes; arguments go to pytest.
+# Lists the slowest tests at the end and writes the results to .busco/reports as JUnit files.
 # usage: scripts/test.sh [pytest arguments]
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
@@ -10,10 +10,10 @@ cd "$(dirname "$0")/.."
 reports=.busco/reports
 rm -rf "$reports"
 status=0
-# dbt's tests that run in Airflow's lane, so that both lanes take the same time
+# tests of dbt's environment that run in Airflow's lane, so that both lanes take about the same time
 also=(tests/integration/test_baked_parse.py tests/integration/test_replay.py tests/integration/test_two_projects.py)
 
-# shellcheck disable=SC2329  # a lane runs it
+# shellcheck disable=SC2329  # called by lane
 beside() {
     local status=0
     .venv/bin/python -m pytest --junitxml "$reports/airflow.xml" tests/airflow "$@" || status=1
@@ -27,5 +27,5 @@ timed "tests/unit, tests/integration" .venv-dbt/bin/python -m pytest --junitxml 
 wait_for_lanes || status=1
 scripts/slowest.py
 echo "left out: tests with containers (make test-stack), long fault matrices (make test-long)"
-if [[ -z ${OLIST_DIR:-} ]]; then echo "left out: tests on real data (OLIST_DIR is unset: the folder of Olist's CSV files)"; fi
+if [[ -z ${OLIST_DIR:-} ]]; then echo "left out: tests on real data (OLIST_DIR is not set: the folder of Olist's CSV files)"; fi
 exit "$status"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests that take long, each part by itself too; those with containers need Docker. Arguments go to pytest.
+# Runs the slow tests; each part can also be run by itself. Those with containers need Docker. Arguments go to pytest.
 # usage: OLIST_DIR=<folder of Olist's CSV files> scripts/test_long.sh [pytest arguments]
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
@@ -15,7 +15,7 @@ if [[ -z ${BUSCO_DBT_IMAGE:-} ]]; then scripts/local_build.sh; fi
 .venv/bin/python -m pytest -m long tests/ecs "$@" || status=$?
 .venv-dbt/bin/python -m pytest -m long tests/compose "$@" || status=$?
 if [[ -z ${BUSCO_RESTART_DOCKER:-} ]]; then
-    echo "left out: a restart of Docker's engine (BUSCO_RESTART_DOCKER is unset: the command that does it here)"
+    echo "left out: a restart of Docker's engine (BUSCO_RESTART_DOCKER is not set: the command that restarts it)"
 fi
-if [[ -z ${OLIST_DIR:-} ]]; then echo "left out: real data (OLIST_DIR is unset: the folder of Olist's CSV files)"; fi
+if [[ -z ${OLIST_DIR:-} ]]; then echo "left out: real data (OLIST_DIR is not set: the folder of Olist's CSV files)"; fi
 exit "$status"

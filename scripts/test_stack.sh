@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Tests with real containers, in two lanes: the images, the local ECS and the DAG on it; the platform in Docker Compose
-# with a browser. Without Docker they are left out, with a message. The images are built first, unless BUSCO_DBT_IMAGE
-# names dbt's: then all of them are taken as they are. Arguments go to pytest. The slowest tests are listed at the end;
-# .busco/reports-stack has the results as JUnit files.
+# Runs the tests with real containers in two parallel lanes: the images, the local ECS and the DAG on it; and the Docker
+# Compose platform with a browser. Without Docker, prints a message and skips them. Builds the images first, unless
+# BUSCO_DBT_IMAGE names dbt's image: then the existing images are used. Arguments go to pytest. Lists the slowest tests at
+# the end and writes the results to .busco/reports-stack as JUnit files.
 # usage: scripts/test_stack.sh [pytest arguments]
-#   BUSCO_SCREENSHOTS   where pictures of the pages are kept (default .busco/screenshots)
+#   BUSCO_SCREENSHOTS   folder for screenshots of the pages (default .busco/screenshots)
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,8s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
@@ -23,5 +23,5 @@ timed "tests/stack" .venv-dbt/bin/python -m pytest --junitxml "$reports/stack.xm
 timed "tests/ecs" .venv/bin/python -m pytest --junitxml "$reports/ecs.xml" tests/ecs "$@" || status=1
 wait_for_lanes || status=1
 scripts/slowest.py "$reports"
-echo "left out: long fault matrices, real data in every way to run (make test-long)"
+echo "left out: long fault matrices, real data in every execution mode (make test-long)"
 exit "$status"

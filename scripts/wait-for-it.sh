@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Waits until something listens at each HOST:PORT, then runs the command behind `--`, if there is one.
+# Waits until something is listening on each HOST:PORT, then runs the command after `--`, if any.
 # usage: scripts/wait-for-it.sh [-t SECONDS] HOST:PORT... [-- COMMAND...]
-#   -t SECONDS   how long to wait for all of them together (default 60); then it ends with status 124
+#   -t SECONDS   how long to wait for all of them together (default 60) before exiting with status 124
 set -euo pipefail
 usage() { sed -n '2,4s/^# //p' "$0"; }
 limit=60
@@ -19,13 +19,13 @@ if ((${#places[@]} == 0)); then usage >&2; exit 2; fi
 for place in "${places[@]}"; do
     host=${place%:*} port=${place##*:}
     if [[ $place != *:* || -z $host || ! $port =~ ^[0-9]+$ ]]; then
-        echo "wait-for-it: $place is no HOST:PORT" >&2
+        echo "wait-for-it: $place is not HOST:PORT" >&2
         exit 2
     fi
     # shellcheck disable=SC2016
     until timeout 2 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$host" "$port" 2>/dev/null; do
         if ((SECONDS >= limit)); then
-            echo "wait-for-it: nobody listens at $place after $limit s: is it started, and is this its address?" >&2
+            echo "wait-for-it: nothing is listening on $place after $limit s: is it running, and is the address right?" >&2
             exit 124
         fi
         sleep 0.5

@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# Commands that run beside a script's own; to be sourced.
-#   lane NAME COMMAND…   starts one in the background and keeps its output
-#   wait_for_lanes       shows the output of each lane with its seconds, in the order started; status 1 if one failed
-#   timed NAME COMMAND…  runs one in the foreground, between two lines that name it; the last has its seconds. A function
-#                        as COMMAND must check what it runs by itself: bash ignores `set -e` within it
-# When the script ends early, its lanes get SIGTERM and are waited for, so that what they started (servers, containers)
-# ends with them.
+# Runs commands in parallel with those of the script that sources this file.
+#   lane NAME COMMAND…   starts a command in the background and captures its output
+#   wait_for_lanes       prints the output and duration of each lane, in the order started; status 1 if one failed
+#   timed NAME COMMAND…  runs a command in the foreground and prints its name before it, and name and duration after it.
+#                        If COMMAND is a function, it must check its own commands: bash ignores `set -e` within it
+# If the script exits early, its lanes receive SIGTERM and the script waits for them, so that the servers and containers
+# that they started are stopped too.
 lanes_folder=$(mktemp -d)
 lanes=()
 trap end_lanes EXIT
-# an interrupted script ends by its EXIT trap
+# run the EXIT trap when the script is interrupted
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -23,7 +23,7 @@ timed() {
 }
 
 lane() {
-    # job control gives the lane a process group of its own; its shell outlives the command that it waits for
+    # job control gives the lane its own process group; its shell exits only after the command that it waits for
     set -m
     (
         trap 'exit 143' TERM

@@ -301,7 +301,7 @@ def test_ending_it_leaves_no_process_and_no_port(platform: Platform) -> None:
     assert len(everything) > len(ALL)
     airflow.down(platform.settings, said.append)
     assert processes.wait_ended(everything, 0) == []
-    assert said[-1] == "ended PostgreSQL"
+    assert said[-1] == "stopped PostgreSQL"
     assert dict(airflow.status(platform.settings)) == dict.fromkeys(ALL, "stopped")
     for port in json.loads((platform.settings.state / "ports.json").read_text()).values():
         with socket.socket() as probe:
@@ -326,7 +326,7 @@ def test_what_was_there_is_there_after_a_restart_but_what_a_killed_start_left(pl
         )
         cursor.execute("comment on database airflow is 'apache-airflow 2.10.5, role OnCall'")
     assert platform.on_call_may("can_delete DAG Runs")
-    assert "bringing Airflow's database up to date" in platform.up()
+    assert "upgrading Airflow's database" in platform.up()
     assert not platform.on_call_may("can_delete DAG Runs")
     assert platform.api.dag_run("levels", "mine")["state"] == "success"
     assert not leftover.exists()

@@ -96,7 +96,7 @@ def test_connections_of_env_are_made_once_and_no_secret_is_printed(stack: Stack)
     assert stack.api("GET", "api/v1/variables/team")["value"] == "canary"
     broken = [word.replace('{"team"', '{"team') for word in command]
     printed = stack.failing(*broken)
-    assert "AIRFLOW_VARIABLES is no JSON" in printed
+    assert "AIRFLOW_VARIABLES is not valid JSON" in printed
     assert "canary" not in printed
 
 

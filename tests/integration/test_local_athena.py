@@ -244,6 +244,6 @@ FILE = "/etc/hostname"
     ],
 )
 def test_a_query_reads_and_writes_no_file_of_the_server(tables: Server, sql: str) -> None:
-    refusals = r"(?i)permission|cannot|locked|refused before it runs|a string is no table"
+    refusals = r"(?i)permission|cannot|locked|refused before it runs|a string is not a table"
     with pytest.raises(AssertionError, match=refusals):
         print(tables.query(sql))

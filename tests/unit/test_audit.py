@@ -42,10 +42,10 @@ FOUND = {"name": "some-package", "version": "1.0", "vulns": [{"id": "PYSEC-1", "
 def test_a_vulnerability_is_a_finding_until_somebody_has_reviewed_it_in_that_version() -> None:
     reviews = audit.read_reviews(REVIEW)
     assert audit.judged([FOUND], reviews) == []
-    assert audit.judged([FOUND], []) == ["some-package 1.0: PYSEC-1 GHSA-1, mended in no version"]
+    assert audit.judged([FOUND], []) == ["some-package 1.0: PYSEC-1 GHSA-1, fixed in no version"]
     assert len(audit.judged([{**FOUND, "version": "1.1"}], reviews)) == 1
     other: dict[str, Any] = {**FOUND, "vulns": [{"id": "PYSEC-2", "fix_versions": ["2.0"]}]}
-    assert audit.judged([other], reviews) == ["some-package 1.0: PYSEC-2, mended in 2.0"]
+    assert audit.judged([other], reviews) == ["some-package 1.0: PYSEC-2, fixed in 2.0"]
 
 
 def test_a_package_that_the_database_does_not_know_is_a_finding() -> None:
@@ -55,7 +55,7 @@ def test_a_package_that_the_database_does_not_know_is_a_finding() -> None:
 def test_a_review_ends_with_its_day_and_with_its_version() -> None:
     reviews = audit.read_reviews(REVIEW)
     assert audit.stale(reviews, {"some-package": {"1.0"}}, date(2027, 3, 1)) == []
-    assert "to be looked at again on 2027-03-01" in audit.stale(reviews, {"some-package": {"1.0"}}, date(2027, 3, 2))[0]
+    assert "review was due on 2027-03-01" in audit.stale(reviews, {"some-package": {"1.0"}}, date(2027, 3, 2))[0]
     assert (
         "some_package 1.0 is not pinned" in audit.stale(reviews, {"some-package": {"1.1"}}, date(2027, 1, 1))[0].lower()
     )
@@ -88,7 +88,7 @@ def test_a_line_that_is_no_pin_is_not_passed_over(tmp_path: Path, line: str) -> 
     file.write_text(f"{known}    # via other\n")
     assert audit.pinned([file]) == {"some-package": {"1.0"}}
     file.write_text(f"{known}{line}\n")
-    with pytest.raises(SystemExit, match=r"dbt\.txt, line 6 is no name==version"):
+    with pytest.raises(SystemExit, match=r"dbt\.txt, line 6 is not name==version"):
         audit.pinned([file])
 
 
@@ -178,7 +178,7 @@ def test_each_image_of_others_was_looked_at_and_each_entry_is_of_one_that_is_use
     assert used == {"python:3.11-slim-bookworm", "postgres:16.3-alpine", "redis:7.2-alpine"}
     assert audit.stale_images(reviews, used, date.today()) == []
     (first,) = audit.stale_images(reviews, {*used, "nginx:1.27"}, date.today())
-    assert "nobody has looked at nginx:1.27" in first
+    assert "nginx:1.27 has not been reviewed" in first
     assert any("is not used" in one for one in audit.stale_images(reviews, set(), date.today()))
 
 
@@ -191,12 +191,12 @@ FOUND_THERE = [{"id": "PYSEC-1", "aliases": [], "fix_versions": ["1.2"]}]
     [
         ("true", "", None, 1, "not audited: run make audit-update"),
         ("", "", None, 0, "NOT AUDITED"),
-        ("true", "", {"some-package==1.0": []}, 1, "nobody has reviewed it"),
+        ("true", "", {"some-package==1.0": []}, 1, "it has not been reviewed"),
         ("true", "2999-01-01", {"some-package==1.0": []}, 0, "by the snapshot: 1 packages, 0 findings"),
         ("true", "2999-01-01", {"some-package==1.0": []}, 0, "of 2026-11-01"),
-        ("true", "2026-11-02", {"some-package==1.0": []}, 1, "was accepted until 2026-11-02: make audit-update"),
-        ("true", "2999-01-01", {"some-package==0.9": []}, 1, "lacks some-package==1.0: make audit-update"),
-        ("", "2999-01-01", {"some-package==1.0": FOUND_THERE}, 1, "some-package 1.0: PYSEC-1, mended in 1.2"),
+        ("true", "2026-11-02", {"some-package==1.0": []}, 1, "was accepted until 2026-11-02: run make audit-update"),
+        ("true", "2999-01-01", {"some-package==0.9": []}, 1, "lacks some-package==1.0: run make audit-update"),
+        ("", "2999-01-01", {"some-package==1.0": FOUND_THERE}, 1, "some-package 1.0: PYSEC-1, fixed in 1.2"),
     ],
 )
 def test_where_no_database_answers_ci_passes_only_by_a_reviewed_snapshot_of_all_pins(
@@ -205,7 +205,7 @@ def test_where_no_database_answers_ci_passes_only_by_a_reviewed_snapshot_of_all_
 ) -> None:  # fmt: skip
     def nobody(_: Path, services: list[str]) -> tuple[None, str]:
         services.clear()
-        return None, "no database answers"
+        return None, "no database responds"
 
     requirements = tmp_path / "requirements"
     requirements.mkdir()

@@ -349,9 +349,9 @@ def test_each_script_says_what_it_is_for(script: str) -> None:
 def test_wait_for_it_says_whom_it_waited_for_in_vain(copy: Path) -> None:
     done = run(copy, "scripts/wait-for-it.sh", "-t", "1", "127.0.0.1:9", "--", "true", check=False)
     assert done.returncode == 124
-    assert "nobody listens at 127.0.0.1:9 after 1 s" in done.stderr
+    assert "nothing is listening on 127.0.0.1:9 after 1 s" in done.stderr
     done = run(copy, "scripts/wait-for-it.sh", "nonsense", check=False)
-    assert (done.returncode, "is no HOST:PORT" in done.stderr) == (2, True)
+    assert (done.returncode, "is not HOST:PORT" in done.stderr) == (2, True)
 
 
 def test_folders_are_made_readable_to_all_and_given_to_airflow_s_user(copy: Path) -> None:
@@ -397,7 +397,7 @@ def test_the_entrypoint_says_which_url_is_none_and_not_what_is_in_it(copy: Path)
     url = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgresql://airflow:can/ary@postgres:5432/airflow"
     done = run(copy, "env", url, "scripts/entrypoint.sh", "airflow", "version", check=False)
     assert done.returncode != 0
-    assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN is no URL" in done.stderr
+    assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN is not a valid URL" in done.stderr
     assert "can" not in done.stderr.replace("can't", "")
 
 
@@ -424,12 +424,12 @@ def up(copy: Path) -> tuple[str, ...]:
 def test_up_shows_the_log_of_the_service_that_did_not_come_up_and_of_no_other(copy: Path, up: tuple[str, ...]) -> None:
     done = run(copy, *up, check=False)
     assert done.returncode == 1
-    assert done.stderr == "\nlocal-aws is restarting; the last that it said:\nthe log of local-aws\n"
+    assert done.stderr == "\nlocal-aws is restarting; the end of its log:\nthe log of local-aws\n"
 
 
 def test_an_editor_s_swap_file_holds_up_nothing(copy: Path, up: tuple[str, ...]) -> None:
     (copy / "dbt_project/.fct_orders.sql.swp").touch(mode=0o600)
-    assert "is closed" not in run(copy, *up, check=False).stderr
+    assert "is not readable" not in run(copy, *up, check=False).stderr
 
 
 @pytest.mark.parametrize(("path", "mode"), [("dags/a.py", 0o600), ("dbt_project", 0o711)])
@@ -439,7 +439,7 @@ def test_up_says_which_file_the_containers_can_not_read_and_what_opens_it(
     (copy / path).chmod(mode)
     done = run(copy, *up, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"{path} is closed to the containers' users")
+    assert done.stderr.startswith(f"{path} is not readable by the containers' users")
     assert "scripts/set_local_dir_permission.sh" in done.stderr
     run(copy, "env", f"AIRFLOW_UID={os.getuid()}", "scripts/set_local_dir_permission.sh")
-    assert "is closed" not in run(copy, *up, check=False).stderr
+    assert "is not readable" not in run(copy, *up, check=False).stderr

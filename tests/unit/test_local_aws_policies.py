@@ -166,7 +166,7 @@ def asked_at(server: tuple[str, int], path: str, target: str = "", service: str 
 def test_tasks_are_answered_for_what_they_need_and_refused_the_rest_by_name(service: str, target: str) -> None:
     tasks, others = ("172.17.0.1", 4567), ("172.17.0.1", 4566)
     status, text = asked_at(tasks, "/", target, service)
-    assert (status, f"{service} is not offered to ECS tasks" in text) == (403, True)
+    assert (status, f"{service} is not available to ECS tasks" in text) == (403, True)
     assert asked_at(others, "/", target, service)[0] == 299
     for needed, wanted in (("glue", "AWSGlue.GetTable"), ("logs", "Logs_20140328.PutLogEvents")):
         assert asked_at(tasks, "/", wanted, needed)[0] == 299

@@ -1,4 +1,4 @@
-"""Airflow on one machine without Docker: PostgreSQL, scheduler, triggerer and webserver, on 127.0.0.1 only."""
+"""Runs Airflow on one machine without Docker: PostgreSQL, scheduler, triggerer and webserver, on 127.0.0.1 only."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ Say = Callable[[str], None]
 SERVICES = ("scheduler", "triggerer", "webserver")
 WEB = "airflow-webserver"
 _LIMIT = 180.0
-# named, not imported: it imports gunicorn
+# Given by name because importing it would import gunicorn.
 _ACCESS_LOG = "--logger-class busco.orchestration.access_log.Logger"
 
 
 def up(settings: Settings, say: Say) -> str:
-    """Starts what isn't running and waits until all of it is healthy; gives the UI's URL.
+    """Starts every service that isn't running, waits until all are healthy, and returns the UI's URL.
 
     Safe to run twice, and after a kill at any point.
 
     Raises:
-        BuscoError: something doesn't come up; with the end of its log.
+        BuscoError: a service doesn't start; the message includes the end of its log.
     """
     state = settings.state
     with processes.locked(state, "airflow-up"):
         postgres = Postgres(state)
-        if postgres.is_of_earlier_version():  # it restarts, without which no service goes on
+        if postgres.is_of_earlier_version():  # PostgreSQL will restart, and the services can't run without it
             _end_services(state, say)
         if processes.find(state, POSTGRES) is None:
             say("starting PostgreSQL")
         postgres.up()
         try:
             _up(settings, postgres, say)
-        except _Vanished:  # killed just before, and still there when we looked
+        except _Vanished:  # killed just before the call, but still listed as running when we checked
             _up(settings, postgres, say)
     return url(settings)
 
 
 class _Vanished(BuscoError):
-    """A service that ran when we came ended before it was healthy."""
+    """A service that was already running exited before it became healthy."""
 
 
 def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
     state = settings.state
     if processes.find(state, "webserver") is None:
-        # what a killed one left still has its port
+        # Processes left over from a killed webserver still hold its port.
         processes.stop(state, "webserver")
         processes.pick_port(state, WEB)
     variables = environment(settings)
@@ -81,47 +81,47 @@ def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
         process = processes.find(state, service)
         try:
             if process is None:
-                raise BuscoError(f"Airflow's {service} ended while starting", f"see {state / 'log' / service}.log")
+                raise BuscoError(f"Airflow's {service} exited while starting", f"see {state / 'log' / service}.log")
             processes.wait_until(partial(healthy, api, service), process, service, _LIMIT, every=0.25)
         except BuscoError as error:
             if service not in missing and processes.find(state, service) is None:
                 raise _Vanished(error.message, error.hint) from None
             raise
-    # one that was killed just before we came counts as healthy until its last heartbeat is half a minute old
+    # Airflow reports a service that was killed just before this call as healthy until its heartbeat is 30 s old.
     for service in SERVICES:
         if processes.find(state, service) is None:
-            raise _Vanished(f"Airflow's {service} ended while starting", f"see {state / 'log' / service}.log")
-    # last: whoever has started Airflow may have parsed the project meanwhile
+            raise _Vanished(f"Airflow's {service} exited while starting", f"see {state / 'log' / service}.log")
+    # The keeper starts last because the caller may have parsed the project while Airflow was starting.
     if settings.keep_graph:
         processes.start(state, keeper.NAME, *keeper.command(settings), settings.home)
 
 
 def down(settings: Settings, say: Say) -> None:
-    """Ends all of it, PostgreSQL last; its database stays. A start that is under way ends first."""
+    """Stops all services, PostgreSQL last, and keeps the database. Waits for a start in progress to finish first."""
     state = settings.state
     if not (state / "run").is_dir():
         return
     with processes.locked(state, "airflow-up"):
         processes.stop(state, keeper.NAME, grace=10)
         _end_services(state, say)
-        was_there = processes.find(state, POSTGRES) is not None
+        was_running = processes.find(state, POSTGRES) is not None
         Postgres(state).down()
-        if was_there:
-            say("ended PostgreSQL")
+        if was_running:
+            say("stopped PostgreSQL")
 
 
 def _end_services(state: Path, say: Say) -> None:
     with ThreadPoolExecutor(len(SERVICES)) as pool:
         ended = list(pool.map(lambda service: processes.stop(state, service, grace=10), SERVICES))
-    for service, was_there in zip(SERVICES, ended, strict=True):
-        if was_there:
-            say(f"ended Airflow's {service}")
+    for service, was_running in zip(SERVICES, ended, strict=True):
+        if was_running:
+            say(f"stopped Airflow's {service}")
 
 
 def status(settings: Settings) -> list[tuple[str, str]]:
-    """Each service: `running (pid N)`, `unhealthy (pid N)`, or `stopped`.
+    """Returns each service with its status: `running (pid N)`, `unhealthy (pid N)`, or `stopped`.
 
-    Scheduler and triggerer are judged by what the webserver says of them, if it answers.
+    The scheduler's and the triggerer's health comes from the webserver's health report, if the webserver responds.
     """
     rows = []
     report = _report(AirflowApi(settings))
@@ -143,12 +143,12 @@ def status(settings: Settings) -> list[tuple[str, str]]:
 
 
 def url(settings: Settings) -> str:
-    """Where the UI is, or would be."""
+    """Returns the UI's URL, whether or not it is running."""
     return f"http://127.0.0.1:{processes.known_port(settings.state, WEB)}"
 
 
 def healthy(api: AirflowApi, service: str) -> bool:
-    """Whether Airflow's own health report says so of a service; the webserver's is that it answers."""
+    """Whether Airflow's health report lists a service as healthy; the webserver is healthy if it responds at all."""
     report = _report(api)
     if report is None:
         return False
@@ -163,9 +163,9 @@ def _report(api: AirflowApi) -> dict[str, Any] | None:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment of every process of Airflow's here, and of its command line.
+    """The environment for every embedded Airflow process and for Airflow's command line.
 
-    What is secret in it (the database's password, keys) is kept below the state folder, in files of mode 600.
+    Its secrets (the database password and the keys) are stored under the state folder, in files with mode 600.
     """
     state = settings.state
     home = state / "airflow"
@@ -175,14 +175,14 @@ def environment(settings: Settings) -> dict[str, str]:
         "CORE__DAGS_FOLDER": str(settings.home / "dags"),
         "CORE__PLUGINS_FOLDER": str(settings.home / "plugins"),
         "CORE__EXECUTOR": "LocalExecutor",
-        # worker processes that wait from the start: few tasks need one, the models live in the triggerer
+        # Number of worker processes, all started up front. Few tasks need one: model tasks run in the triggerer.
         "CORE__PARALLELISM": "4",
         "CORE__LOAD_EXAMPLES": "False",
         "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "CORE__FERNET_KEY": fernet,
-        # a DAG file that takes longer is broken; Cosmos takes a second or two for 1,000 models
+        # A DAG file that takes longer is broken: Cosmos takes a second or two for 1,000 models.
         "CORE__DAGBAG_IMPORT_TIMEOUT": "60",
-        # not the full name, which asks a name server: slow or impossible on a laptop that is offline
+        # Looking up the fully qualified name needs a name server, which is slow or impossible on an offline laptop.
         "CORE__HOSTNAME_CALLABLE": "socket.gethostname",
         "DATABASE__SQL_ALCHEMY_CONN": Postgres(state).dsn.replace("postgresql://", "postgresql+psycopg2://"),
         "DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
@@ -196,11 +196,11 @@ def environment(settings: Settings) -> dict[str, str]:
         "WEBSERVER__INSTANCE_NAME": "Busco (embedded)",
         "API__AUTH_BACKENDS": "busco.orchestration.basic_auth,airflow.api.auth.backend.session",
         "SCHEDULER__ALLOWED_RUN_ID_PATTERN": "^[A-Za-z0-9_.~:+-]{1,200}$",
-        # A DAG file is parsed when it is younger than its last parse; `busco dbt parse` makes it so. A thousand models
-        # cost half a second of CPU each time, and nothing else that is parsed changes unseen.
+        # A DAG file is parsed again when its modification time is later than its last parse; `busco dbt parse` touches
+        # the files. Parsing 1,000 models costs half a second of CPU, and no other input changes without a touch.
         "SCHEDULER__FILE_PARSING_SORT_MODE": "modified_time",
         "SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "60",
-        # how soon a new DAG file, and a task whose upstream is done, is seen: a laptop has few of either
+        # How soon Airflow notices a new DAG file, or a task whose upstream tasks are done: a laptop has few of either.
         "SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
         "SCHEDULER__PARSING_PROCESSES": "1",
@@ -211,7 +211,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "LOGGING__LOGGING_CONFIG_CLASS": "busco.embedded.airflow_logging.LOGGING_CONFIG",
         "LOGGING__COLORED_CONSOLE_LOG": "False",
         "LOGGING__DAG_PROCESSOR_MANAGER_LOG_LOCATION": str(state / "log" / "airflow" / "dag_processor.log"),
-        # the models' tasks live in the triggerer: as many as a graph is wide
+        # Model tasks run in the triggerer, as many at once as the graph is wide.
         "TRIGGERER__DEFAULT_CAPACITY": "1000",
         "USAGE_DATA_COLLECTION__ENABLED": "False",
         "COSMOS__ENABLE_CACHE": "False",
@@ -223,7 +223,7 @@ def environment(settings: Settings) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("AIRFLOW", "PYTHONPATH", "VIRTUAL_ENV"))
     }
-    # it has a role here too, from before any of its code reads our settings
+    # Airflow has a role here too, which must be set before any of its code reads our settings.
     role = read_env_file(env_file(state, "airflow")) if settings.platform == "embedded" else {}
     return {
         **kept,
@@ -238,7 +238,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "SCARF_ANALYTICS": "false",
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
-        # Airflow and its dependencies warn at every start of what their next versions will change
+        # Airflow and its dependencies print deprecation warnings at every start.
         "PYTHONWARNINGS": "ignore",
     }
 
@@ -248,16 +248,17 @@ def command(service: str) -> list[str]:
     if service == "triggerer":
         return [sys.executable, "-m", "busco.orchestration.triggerer", "--skip-serve-logs"]
     airflow = str(Path(sys.executable).parent / "airflow")
-    # the webserver reads logs from this machine's files; a log server would listen on every address
+    # The webserver reads logs from local files; a log server would listen on every address.
     return [airflow, service] if service == "webserver" else [airflow, service, "--skip-serve-logs"]
 
 
 def _webserver_files(state: Path) -> dict[str, str]:
-    """Keeps the webserver's files below the state folder.
+    """Keeps the webserver's temporary files under the state folder.
 
-    Its cache lies there under a fixed name: in the machine's own, another user's costs each start half a minute. The
-    scheduler keeps the usual folder: it has a socket there, whose path may not be long.
-    gunicorn's control socket, which nobody here uses, would lie in the user's home, one for all checkouts.
+    The webserver's cache has a fixed name there. In the system's temporary folder, a cache that belongs to another user
+    delays each start by half a minute. The scheduler keeps the system's folder because the path of its socket must be
+    short. gunicorn's control socket is turned off: it isn't used here, and it would be in the user's home, shared by
+    all checkouts.
     """
     folder = state / "airflow" / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
@@ -265,10 +266,10 @@ def _webserver_files(state: Path) -> dict[str, str]:
 
 
 def _retire(postgres: Postgres, services: Sequence[str]) -> None:
-    """Writes down that former schedulers and triggerers are gone, where none runs.
+    """Marks the jobs of earlier schedulers and triggerers as failed in Airflow's database; none of them is running.
 
-    Airflow believes one that was killed alive for another half a minute: its tasks and triggers would wait for as
-    long (tasks of a worker even five minutes), and it would count as the healthy one.
+    Airflow considers a killed job alive for another half minute. Until then its tasks and triggers would wait (a
+    worker's tasks even five minutes), and the health report would show the dead job as healthy.
     """
     jobs = [f"{service.capitalize()}Job" for service in services]
     with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
@@ -278,48 +279,47 @@ def _retire(postgres: Postgres, services: Sequence[str]) -> None:
 
 
 def _forget_pid(settings: Settings, service: str) -> None:
-    """Airflow refuses to start beside a pid file, however old."""
+    """Deletes a service's pid files: Airflow refuses to start while one exists, however old."""
     for file in (settings.state / "airflow").glob(f"airflow-{service}*.pid"):
         file.unlink()
 
 
 def _migrate(settings: Settings, postgres: Postgres, variables: dict[str, str], say: Say) -> None:
-    """Airflow's tables and roles, once for each version of Airflow and of the roles, and the admin with the password of
-    this start.
+    """Creates or upgrades Airflow's tables and roles, once per version of each, and sets the admin's current password.
 
-    The database itself says which it was made for, so that a new one is never taken for one that is made.
+    The version is recorded in the database itself, so that a new database is never mistaken for one that is set up.
     """
     packages = ("apache-airflow", "apache-airflow-providers-fab")
     roles = hashlib.sha256(repr(sorted(ON_CALL_MAY)).encode()).hexdigest()[:8]
-    wanted = ", ".join(
+    expected = ", ".join(
         [*(f"{name} {importlib.metadata.version(name)}" for name in packages), f"role {ON_CALL} {roles}"]
     )
-    ask = "select shobj_description(oid, 'pg_database') from pg_database where datname = current_database()"
+    query = "select shobj_description(oid, 'pg_database') from pg_database where datname = current_database()"
     with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(ask)
-        made_for = cursor.fetchone()
-        is_made = made_for == (wanted,)
-        if is_made and _admin_is(cursor, *development_admin()):
+        cursor.execute(query)
+        recorded = cursor.fetchone()
+        is_current = recorded == (expected,)
+        if is_current and _admin_is(cursor, *development_admin()):
             return
-    first = made_for is None or made_for[0] is None
-    if is_made:
+    first = recorded is None or recorded[0] is None
+    if is_current:
         say("setting the admin's password")
     else:
-        say("making Airflow's database (the first time only)" if first else "bringing Airflow's database up to date")
+        say("creating Airflow's database (first start only)" if first else "upgrading Airflow's database")
     command = [sys.executable, "-m", "busco.orchestration.access"]
-    # the default is known to everybody: it listens on this machine only
+    # The default password is public, which is acceptable because Airflow listens on this machine only.
     name, password = development_admin()
     own = {**variables, "AIRFLOW_ADMIN_USERNAME": name, "AIRFLOW_ADMIN_PASSWORD": password}
-    made = subprocess.run(command, env=own, cwd=settings.home, capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        tail = "\n".join((made.stdout + made.stderr).splitlines()[-20:])
-        raise BuscoError(f"Airflow's database can't be made:\n{tail}")
+    done = subprocess.run(command, env=own, cwd=settings.home, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+        raise BuscoError(f"Airflow's database can't be set up:\n{tail}")
     with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
-        cursor.execute(f"comment on database {DATABASE} is %s", [wanted])
+        cursor.execute(f"comment on database {DATABASE} is %s", [expected])
 
 
 def _admin_is(cursor: Any, name: str, password: str) -> bool:
-    """Whether the admin of that name is there and has this password."""
+    """Whether the admin exists and has this password."""
     from werkzeug.security import check_password_hash
 
     cursor.execute("select password from ab_user where username = %s", [name])

@@ -1,4 +1,4 @@
-"""Task logs of an Airflow on one machine: read from files, never from a log server, which would listen everywhere."""
+"""Task logs of the embedded Airflow: read from files, never from a log server, which would listen on every address."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from busco.orchestration.log_text import with_shown_text
 
 
 class LocalTaskHandler(FileTaskHandler):
-    """Without the question to the log server for each running task, which ends each page with an error here, or
-    reaches the server of another Airflow on this machine."""
+    """Reads task logs from files only.
 
-    # Airflow looks for it in the class itself, not in those above; without it triggers have no logs of their own
+    The stock handler asks the log server of each running task. Here that either adds an error to the end of each page
+    or reaches the log server of another Airflow on the same machine.
+    """
+
+    # Airflow reads this from the class itself, not from its bases; without it, triggers have no logs of their own.
     trigger_should_wrap = True
 
     def _read_from_logs_server(self, ti: Any, worker_log_rel_path: str) -> tuple[list[str], list[str]]:  # noqa: ARG002

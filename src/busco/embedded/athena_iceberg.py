@@ -1,11 +1,12 @@
-"""The local Athena reads Iceberg tables: MiniStack's own takes them for CSV files below the table's location.
+"""Lets the local Athena read Iceberg tables, which plain MiniStack would read as CSV files under the table's location.
 
 Each Iceberg table that a query names becomes a view over `iceberg_scan('<metadata_location>')` in the query's own
-DuckDB connection, under its own database and name, with Athena's `AwsDataCatalog` around it. The query's text stays as
-it is: DuckDB's binder, not a rewriting of text, finds out what a name means (CTEs, quoting, qualified columns). A
-table's view is bound once per query, so that a query sees one version of a table throughout.
+DuckDB connection, with the table's database and name, in a catalog named `AwsDataCatalog` as in Athena. The query's
+text stays unchanged: DuckDB's binder resolves names (CTEs, quoting, qualified columns), so no text has to be rewritten.
+Each table's view is bound once per query, so the whole query sees one version of the table.
 
-A query reads S3 and the copies that MiniStack makes of other tables' files, and no further file of this process.
+A query can read S3 and the copies that MiniStack makes of other tables' files, but no other file that this process can
+read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from busco.warehouse.guard import Guard
 EXTENSIONS = ("httpfs", "avro", "iceberg")
 CATALOG = "awsdatacatalog"
 
-# What is wrapped or called of ministack, with the parameters that it had when this was written.
+# The MiniStack functions that are wrapped or called here, with their parameters in the version this was written for.
 EXPECTED = {
     "services.athena._run_duckdb": ["query", "database", "catalog"],
     "services.athena._rewrite_data_paths": ["query", "database", "catalog"],
@@ -40,7 +41,7 @@ EXPECTED = {
     "services.athena._materialize_table_files": ["location", "workdirs"],
 }
 
-# DuckDB's words for a table that it does not find, in a schema that it has or has not
+# DuckDB's error message for a missing table, in a schema that exists or doesn't
 _NO_TABLE = re.compile(
     r'Table with name (?:"(?P<whole>.+)" does not exist because schema "(?P<schema>.+)" does not exist'
     r"|(?P<table>.+?) does not exist)"
@@ -48,7 +49,7 @@ _NO_TABLE = re.compile(
 _NO_CATALOG = f'Catalog "{CATALOG}" does not exist'
 
 Table = tuple[str, str]
-"""(database, table) as Glue names them, in lower case."""
+"""(database, table): the names in Glue, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Reader:
     """How a query's connection reads S3.
 
     Args:
-        endpoint: the local AWS, `http://127.0.0.1:<port>`.
-        region: its region.
+        endpoint: the local AWS's endpoint, `http://127.0.0.1:<port>`.
+        region: the local AWS's region.
     """
 
     endpoint: str
@@ -65,10 +66,10 @@ class Reader:
 
 
 class _Attachments(dict[str, str]):
-    """Table buckets to attach, as MiniStack passes them on, and what this correction adds: `folders` are those of the
-    copies that MiniStack has made of a query's other tables.
+    """The table buckets that MiniStack passes on to be attached, plus what this patch adds to them.
 
-    Always true, so that MiniStack hands every query's connection to the correction.
+    `folders` are those where MiniStack has put copies of the query's other tables. An instance is always true, so that
+    MiniStack passes every query's connection to the patch.
     """
 
     def __init__(
@@ -87,10 +88,10 @@ _left_to_views: ContextVar[tuple[str, frozenset[Table]]] = ContextVar("_left_to_
 
 
 def install(reader: Reader) -> None:
-    """Corrects `ministack.services.athena` in this process, before it serves.
+    """Patches `ministack.services.athena` in this process; call it before the server starts.
 
     Raises:
-        RuntimeError: this MiniStack is not the one that the correction was written for.
+        RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
     import ministack.services.athena as athena
     from ministack.core import iam_evaluator
@@ -129,9 +130,9 @@ def install(reader: Reader) -> None:
         _close(connection, buckets.folders)
 
     def ddl(statement: Any, database: str | None) -> Any:
-        # it asks neither Glue's permissions nor S3's
+        # MiniStack's DDL checks neither Glue's permissions nor S3's.
         if not iam_evaluator.is_root_access_key(CALLER.get()):
-            raise PermissionError("only the owner may change tables by Athena here; others have Glue's API")
+            raise PermissionError("only the account owner can run DDL in Athena here; use Glue's API instead")
         return original_ddl(statement, database)
 
     def files(location: str, workdirs: list[str]) -> list[str]:
@@ -159,12 +160,12 @@ def install(reader: Reader) -> None:
 
 
 def _check_query(guard: Guard, query: str, tokens: Iterable[tuple[str, str, int, int]]) -> None:
-    """Refuses what a query of Athena's can't have: table functions, paths, more than one statement.
+    """Rejects a query with anything that Athena doesn't support: table functions, paths, multiple statements.
 
-    DuckDB has them, and would read what they name with the rights, and from the network, of this process.
+    DuckDB supports them, and would read what they name with this process's permissions and network access.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: the query is rejected; the message is the reason.
     """
     try:
         guard.check_question(query)
@@ -173,12 +174,12 @@ def _check_query(guard: Guard, query: str, tokens: Iterable[tuple[str, str, int,
     previous = ""
     for kind, text, _, _ in tokens:
         if kind == "str" and (previous in ("from", "join") or (previous == "," and "://" in text)):
-            raise ValueError(f"a string is no table: {text}")
+            raise ValueError(f"a string is not a table: {text}")
         previous = text.lower()
 
 
 def _objects_at(location: str) -> Iterator[str]:
-    """The ARNs of the objects below a table's location."""
+    """Yields the ARNs of the objects under a table's location."""
     from ministack.services import s3
 
     place = urlsplit(location)
@@ -191,11 +192,11 @@ def _objects_at(location: str) -> Iterator[str]:
 
 
 def _iceberg_views(athena: Any, query: str, tables: Any, context: str) -> dict[Table, str]:
-    """The Iceberg tables that a query may name, with the relation that each is.
+    """Returns the Iceberg tables that a query may refer to, each with the relation for its view.
 
-    Taken by name wherever it stands, since one view too many (a column that is called like a table) costs little and
-    one too few fails the query. A query of `information_schema`, which shows what there are views of, gets all the
-    others too, as their columns without rows.
+    A table counts as soon as its name appears anywhere in the query: an extra view (for a column with the name of a
+    table) costs little, while a missing one would fail the query. A query of `information_schema`, which lists the
+    existing views, also gets all other tables, as views with their columns but no rows.
     """
     names = {text.lower() for kind, text, _, _ in athena._sql_tokens(query) if kind in ("name", "qname")}
     views: dict[Table, str] = {}
@@ -213,7 +214,7 @@ def _iceberg_views(athena: Any, query: str, tables: Any, context: str) -> dict[T
 
 
 def _in_glue(glue: Any) -> tuple[frozenset[str], frozenset[Table]]:
-    """The databases and tables that Glue has."""
+    """Returns the databases and tables in Glue."""
     tables = [str(key).lower().partition("/") for key in list(glue._tables)]
     databases = frozenset(str(name).lower() for name in list(glue._databases))
     return databases, frozenset((database, name) for database, _, name in tables)
@@ -226,13 +227,14 @@ def _not_found(
     in_glue: tuple[frozenset[str], frozenset[Table]],
     context: str,
 ) -> str:
-    """Athena's words for a table or database that Glue does not have; '' for any other error. DuckDB's words tell of
-    the query's own connection, which has a schema only where there is a table to read.
+    """Returns Athena's error message for a table or database that isn't in Glue; '' for any other error.
+
+    DuckDB's message is about the query's own connection, which has a schema only if there is a table to read in it.
 
     Args:
-        error: DuckDB's.
-        tokens: of the query (`ministack.services.athena._sql_tokens`).
-        context: the database of names that are written without one.
+        error: DuckDB's error message.
+        tokens: the query's tokens (`ministack.services.athena._sql_tokens`).
+        context: the database of unqualified names.
     """
     found = _NO_TABLE.search(error)
     if found is None and _NO_CATALOG.lower() not in error.lower():
@@ -240,7 +242,7 @@ def _not_found(
     schema = (found["schema"] or "").lower() if found else ""
     table = (found["table"] or found["whole"]).lower().removeprefix(f"{schema}.") if found else ""
     databases, tables = in_glue
-    # a column may be called as a table is: what is written with its database goes first
+    # A column can have the name of a table, so names that are qualified with a database are tried first.
     for start, *parts in sorted(_dotted(tokens), key=len, reverse=True):
         database, name = (parts[-2] if len(parts) > 1 else context), parts[-1]
         is_it = (name, schema or database) == (table, database) if found else parts[0] == CATALOG
@@ -254,15 +256,15 @@ def _not_found(
 
 
 def _dotted(tokens: Sequence[tuple[str, str, int, int]]) -> list[list[Any]]:
-    """The names of a query, `a.b.c` as one: where it begins, and its parts in lower case."""
+    """Returns the names in a query, `a.b.c` as one name: each with its position and its parts in lower case."""
     found: list[list[Any]] = []
-    goes_on = False
+    continues = False
     for kind, text, start, _ in tokens:
         if kind not in ("name", "qname"):
-            goes_on = text == "." and bool(found)
-        elif goes_on:
+            continues = text == "." and bool(found)
+        elif continues:
             found[-1].append(text.lower())
-            goes_on = False
+            continues = False
         else:
             found.append([start, text.lower()])
     return found
@@ -289,7 +291,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, reader: Reader, attachm
 
 
 def _keys_of_caller() -> tuple[str, str, str]:
-    """Key, secret and session token of whoever asked for the query: it reads what he may read, as on AWS."""
+    """Returns the caller's key, secret and session token: as on AWS, a query reads what its caller is allowed to."""
     from ministack.core import iam_evaluator
 
     found = iam_evaluator.resolve_credential(CALLER.get())
@@ -299,7 +301,7 @@ def _keys_of_caller() -> tuple[str, str, str]:
 
 
 def _close(connection: duckdb.DuckDBPyConnection, folders: Sequence[str]) -> None:
-    """Takes all files from a query but those of S3 and below `folders` (DuckDB, "Securing DuckDB")."""
+    """Denies a query access to all files except those in S3 and under `folders` (DuckDB, "Securing DuckDB")."""
     allowed = ", ".join(_literal(folder) for folder in ("s3://", *(f"{one}/" for one in folders)))
     connection.execute(f"SET allowed_directories = [{allowed}]")
     connection.execute("SET enable_external_access = false")

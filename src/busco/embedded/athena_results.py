@@ -1,7 +1,7 @@
-"""The local Athena writes a query's result where Athena does, as Athena writes it.
+"""Makes the local Athena write query results to the same location and in the same format as Athena.
 
-Clients such as awswrangler and PyAthena's pandas cursor read the file that GetQueryExecution names instead of asking
-for the rows. MiniStack names `<location><query id>.csv` and writes `<location><query id>.csv/<query id>.csv`.
+Clients such as awswrangler and PyAthena's pandas cursor read the file that GetQueryExecution names instead of
+requesting the rows. MiniStack names `<location><query id>.csv` but writes `<location><query id>.csv/<query id>.csv`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from busco.embedded import ministack_contract, policies
 
-# What is wrapped or called of ministack, with the parameters that it had when this was written.
+# The MiniStack functions that are wrapped or called here, with their parameters in the version this was written for.
 EXPECTED = {
     "services.athena._start_query_execution": ["data"],
     "services.athena._save_query_results": ["query_id"],
@@ -22,10 +22,10 @@ EXPECTED = {
 
 
 def install() -> None:
-    """Corrects `ministack.services.athena` in this process, before it serves.
+    """Patches `ministack.services.athena` in this process; call it before the server starts.
 
     Raises:
-        RuntimeError: this MiniStack is not the one that the correction was written for.
+        RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
     from ministack.services import athena
 
@@ -37,7 +37,7 @@ def install() -> None:
         return original({**data, "ResultConfiguration": {"OutputLocation": place}} if place else data)
 
     async def save(query_id: str) -> None:
-        # no await: whoever sees that the query has succeeded finds its result
+        # Nothing is awaited, so that a client that sees the query as succeeded also finds its result.
         execution = athena._executions.get(query_id)
         if execution is not None and (failure := _save(execution)):
             execution["Status"].update(State="FAILED", StateChangeReason=failure)
@@ -47,8 +47,11 @@ def install() -> None:
 
 
 def location(request: dict[str, Any], workgroups: Any) -> str:
-    """Where a query's result goes, ending in a slash: the workgroup's place where it enforces its configuration, else
-    the request's (Athena User Guide, "Override client-side settings"). Empty where neither names one."""
+    """Returns the location of a query's result, ending in a slash; empty if neither request nor workgroup sets one.
+
+    The workgroup's location wins if the workgroup enforces its configuration, else the request's (Athena User Guide,
+    "Override client-side settings").
+    """
     group = (workgroups.get(request.get("WorkGroup") or "primary") or {}).get("Configuration") or {}
     of_group = (group.get("ResultConfiguration") or {}).get("OutputLocation") or ""
     of_request = (request.get("ResultConfiguration") or {}).get("OutputLocation") or ""
@@ -58,7 +61,7 @@ def location(request: dict[str, Any], workgroups: Any) -> str:
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> bytes:
-    """Columns and rows as Athena writes them: every value in double quotes, a NULL as nothing."""
+    """Formats columns and rows the way Athena does: every value in double quotes, NULL as an empty field."""
 
     def line(values: Sequence[str | None]) -> str:
         return ",".join("" if value is None else '"' + value.replace('"', '""') + '"' for value in values)
@@ -67,7 +70,7 @@ def as_csv(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> byte
 
 
 def _save(execution: dict[str, Any]) -> str:
-    """Writes the result of a query as its caller; why it could not, else nothing."""
+    """Writes a query's result with its caller's permissions; returns the reason if that fails, else an empty string."""
     from ministack.services import athena, s3
 
     found = execution.get("_results") or {"columns": [], "rows": []}
@@ -77,7 +80,7 @@ def _save(execution: dict[str, Any]) -> str:
     bucket, key = target.netloc, target.path.lstrip("/")
     if policies.denied("s3:PutObject", f"arn:aws:s3:::{bucket}/{key}"):
         return f"Access denied when writing output to url: s3://{bucket}/{key}"
-    # Athena's own metadata are protobuf of which no description is published: names and types, for people
+    # Athena writes its metadata as undocumented protobuf. This file has names and types as text, for people to read.
     metadata = "\n".join([",".join(found["columns"]), ",".join(types)]).encode()
     for name, body, kind in (
         (key, as_csv(found["columns"], rows), "text/csv"),

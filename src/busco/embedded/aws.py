@@ -1,4 +1,4 @@
-"""The local AWS: one background process per state folder, its stacks deployed, its variables in a file."""
+"""Starts, stops and inspects the local AWS: one background process per state folder, with its stacks deployed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from busco.settings import Settings, env_file, get_settings, read_env_file
 NAME = "aws"
 DEFAULT_LAKE = "sample"
 START_LIMIT = 60.0
-# processes that know its address from their start
+# Processes that read the local AWS's address only when they start.
 ASKING = ("scheduler", "triggerer", "webserver")
 
 Say = Callable[[str], None]
@@ -43,27 +43,29 @@ def up(
     after_start: Callable[[], None] | None = None,
     docker: bool | None = None,
 ) -> str:
-    """Starts the local AWS if it isn't running, deploys its stacks if they are not as the templates say, and
-    writes `<state>/aws.env`, with its owner's keys, and `<state>/aws-<role>.env` for processes that have a role.
+    """Starts the local AWS if it isn't running and deploys its stacks if they differ from the templates.
 
-    Safe to run twice, at once, and after a kill at any point. This process's environment gets the variables too, and
-    `get_settings` reads them anew, so that clients made from now on, by `after_start` too, find the local AWS.
+    Writes `<state>/aws.env`, with the owner's keys, and `<state>/aws-<role>.env` for processes that have a role. Safe
+    to run twice, concurrently, and after a kill at any point. The variables are also set in this process's environment
+    and the cache of `get_settings` is cleared, so that clients created from now on (including those that `after_start`
+    creates) reach the local AWS.
 
     Args:
-        settings: says where the state and the templates are, and the names to deploy.
-        say: gets a line for each thing done.
-        lake: which local lake's S3 to serve, `<state>/lakes/<lake>/`; None is the last one, at first `sample`.
-            Where another one is being served, the local AWS restarts with this one, on the same port.
-        after_start: called once per start, when all else is done, to put back what a start loses: everything
-            but S3's objects. Until it has returned, each `up` calls it again.
-        docker: whether its ECS runs tasks as containers; None is as it was last, at first as BUSCO_EXECUTION needs.
-            Where that changes, the local AWS restarts.
+        settings: where the state and the templates are, and the names to deploy.
+        say: receives a line for each step.
+        lake: the local lake whose S3 objects to serve, `<state>/lakes/<lake>/`; None means the last one served,
+            initially `sample`. If another lake is being served, the local AWS restarts with this one, on the same port.
+        after_start: called once per start, after everything else, to restore what a start loses: everything except
+            S3's objects. Each `up` calls it again until it has returned once.
+        docker: whether the local ECS runs tasks as containers; None keeps the last choice, initially what
+            BUSCO_EXECUTION needs. If this changes, the local AWS restarts.
 
     Returns:
         The endpoint, `http://127.0.0.1:<port>`.
 
     Raises:
-        BuscoError: it did not start, a resource of a stack failed, or Docker can't be reached, with the reason.
+        BuscoError: the local AWS did not start, a stack resource failed, or Docker can't be reached; the message
+            includes the reason.
     """
     state = settings.state.resolve()
     with processes.locked(state, f"{NAME}-up"):
@@ -79,9 +81,9 @@ def up(
             "template": stacks.digest(wanted),
         }
         marker = state / "run" / f"{NAME}.completed.json"
-        before = _read_json(marker)
-        restarted = (before.get("pid"), before.get("started")) != (process.pid, process.started)
-        if before == completed and all(file.is_file() for file in _files(state)):
+        previous = _read_json(marker)
+        restarted = (previous.get("pid"), previous.get("started")) != (process.pid, process.started)
+        if previous == completed and all(file.is_file() for file in _files(state)):
             _use(_variables(settings))
             return endpoint
         began = time.monotonic()
@@ -90,13 +92,13 @@ def up(
         names = " and ".join(str(stack.path) for stack in wanted)
         say(f"deployed {names} in {time.monotonic() - began:.1f} s")
         variables = _variables_of(endpoint, settings.region, outputs)
-        given = {"AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret}
-        _write_variables(env_file(state), variables | given)
+        owner = {"AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret}
+        _write_variables(env_file(state), variables | owner)
         for role in instances.ROLES:
-            known = instances.variables(endpoint, keys.instance(state, role))
-            _write_variables(env_file(state, role), variables | known)
+            credentials = instances.variables(endpoint, keys.instance(state, role))
+            _write_variables(env_file(state, role), variables | credentials)
         _write_variables(env_file(state, "none"), variables | instances.NOBODY)
-        _use(variables | given)
+        _use(variables | owner)
         if restarted and after_start is not None:
             after_start()
         _write(marker, json.dumps(completed))
@@ -104,10 +106,10 @@ def up(
 
 
 def down(settings: Settings, say: Say, grace: float = 10) -> None:
-    """Stops the local AWS; its lakes stay. Nothing happens where it isn't running.
+    """Stops the local AWS and keeps its lakes. If it isn't running, only cleans up what it left behind.
 
     Args:
-        grace: seconds that it gets to end its tasks and itself.
+        grace: seconds in which the local AWS can stop its tasks and exit.
     """
     state = settings.state.resolve()
     with processes.locked(state, f"{NAME}-up"):
@@ -115,19 +117,19 @@ def down(settings: Settings, say: Say, grace: float = 10) -> None:
         docker_engine.end_left(state)
         for file in _files(state):
             file.unlink(missing_ok=True)
-        # what runs goes on asking at this port: nobody else is to answer it
+        # Running services keep sending requests to this port, so no other process may take it.
         if not set(processes.running(state)).intersection(ASKING):
             processes.release_port(state, NAME)
     say("the local AWS is stopped" if stopped else "the local AWS was not running")
 
 
 def status(settings: Settings) -> list[tuple[str, str]]:
-    """What to show of the local AWS: pairs of a name and its value."""
+    """Returns what `status` shows about the local AWS, as (name, value) pairs."""
     state = settings.state.resolve()
     process = processes.find(state, NAME)
     identity = _identity(state, process) if process else {}
     if process is None or not identity:
-        return [("local AWS", "not running" if process is None else f"not answering, pid {process.pid}")]
+        return [("local AWS", "not running" if process is None else f"not responding, pid {process.pid}")]
     variables = _variables(settings)
     endpoint = variables["AWS_ENDPOINT_URL"]
     return [
@@ -145,28 +147,28 @@ def status(settings: Settings) -> list[tuple[str, str]]:
 
 
 def env_lines(settings: Settings) -> str:
-    """Lines for a shell's `eval`, so that `aws` and other tools there reach the local AWS.
+    """Returns lines for a shell to `eval`, so that `aws` and other tools in that shell reach the local AWS.
 
     Raises:
-        BuscoError: it isn't running.
+        BuscoError: the local AWS isn't running.
     """
     variables = _variables(settings)
     if not variables or processes.find(settings.state.resolve(), NAME) is None:
         raise BuscoError("the local AWS is not running", "start it: busco aws up")
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    # The shell's own profile or session would be mixed with these credentials.
+    # The shell's own profile or session token would be combined with these credentials.
     return "\n".join([*lines, "unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN"]) + "\n"
 
 
 def last_lake(settings: Settings) -> str:
-    """The lake that was served last, or the default's name."""
+    """Returns the name of the lake that was served last, or of the default lake."""
     path = settings.state / "lake"
     return (path.read_text().strip() if path.is_file() else "") or DEFAULT_LAKE
 
 
 def client(service: str, endpoint: str, region: str, pair: keys.Pair) -> Any:
-    """A client of the local AWS at `endpoint`, whatever profile, credentials and proxy this machine is set up with."""
-    # AWS_PROFILE may name a profile that isn't there, and botocore would stop at that.
+    """Returns a client of the local AWS that ignores this machine's AWS profile, credentials and proxy."""
+    # AWS_PROFILE may name a profile that doesn't exist, which would make botocore fail.
     unprofiled = botocore.session.Session({"profile": (None, [], None, None)})
     session = boto3.session.Session(pair.key, pair.secret, region_name=region, botocore_session=unprofiled)
     config = Config(proxies={}, s3={"addressing_style": "path"}, retries={"max_attempts": 3})
@@ -174,7 +176,7 @@ def client(service: str, endpoint: str, region: str, pair: keys.Pair) -> Any:
 
 
 def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) -> tuple[processes.Process, str]:
-    """The server's process and endpoint, started if need be, with that Docker engine or none."""
+    """Returns the server's process and endpoint, and starts or restarts the server first if necessary."""
     process = processes.find(state, NAME)
     if process:
         arguments = _arguments(process)
@@ -182,16 +184,16 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         identity = _identity(state, process)
         served = (identity.get("lake"), arguments.get("--docker-host", ""))
         image = arguments.get("--image", settings.dbt_image)
-        # one that was started by an earlier version knows no owner, or makes other resources
+        # A server from an earlier version has no owner or provisions other resources.
         reviewed = identity.get("reviewed") == provisioned.REVIEWED
         if served == (lake, engine) and image == settings.dbt_image and reviewed:
             return process, endpoint
-    # Asked before anything is stopped: where Docker is missing, what runs goes on.
+    # Checked before anything is stopped, so that without Docker the running server continues.
     own, for_tasks = _addresses(settings, engine)
     if process:
         without = "" if arguments.get("--docker-host") else ", without Docker"
-        say(f"stopping the local AWS, which serves the lake {identity.get('lake', '(no answer)')}{without}")
-    # Also where no process is recorded as running: the record of a killed one goes.
+        say(f"stopping the local AWS, which serves the lake {identity.get('lake', '(no response)')}{without}")
+    # Also needed if no process is running: it removes the record of a killed one.
     processes.stop(state, NAME, grace=10)
     docker_engine.end_left(state)
     outside = [address for address in (own, for_tasks) if address]
@@ -219,11 +221,12 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
 
 
 def _addresses(settings: Settings, engine: str) -> tuple[str, str]:
-    """Where it listens beside loopback: on the network of the stack that it is a container of, and for ECS tasks; each
-    empty where there is none.
+    """Returns the addresses besides loopback that the server listens on: its own in the Compose stack, and the one for
+    ECS tasks; either is empty if there is none.
 
-    On a laptop tasks find it where Docker's bridge has this machine. In a container it has a name on the tasks' own
-    network, and its other address is the stack's: Docker gives its name in the stack on both.
+    On a laptop, tasks reach the server at this machine's address on Docker's bridge. If the server runs in a container,
+    it has a name on the tasks' own network, and its other address is the one in the stack. That one can't be looked up
+    by name, because Docker resolves the stack's name for the container to both addresses.
     """
     if not settings.local_aws_tasks_host:
         return "", docker_engine.bridge_address(engine) if engine else ""
@@ -234,8 +237,8 @@ def _addresses(settings: Settings, engine: str) -> tuple[str, str]:
     others = sorted({one.address for one in own if not one.address.startswith("127.")} - {tasks})
     if len(others) != 1:
         raise BuscoError(
-            f"this container has {', '.join(others) or 'no address'} beside {tasks}, which is for ECS tasks",
-            "it belongs on two networks: its stack's, and that of tasks",
+            f"this container has {', '.join(others) or 'no address'} besides {tasks}, which is for ECS tasks",
+            "attach it to exactly two networks: the stack's and the tasks'",
         )
     return others[0], tasks
 
@@ -245,11 +248,11 @@ def _endpoint(port: int | str) -> str:
 
 
 def _identity(state: Path, process: processes.Process) -> dict[str, Any]:
-    """What the process says of itself: lake, pid and port; empty if it does not answer, or somebody else does.
+    """Returns what the process reports about itself (lake, pid, port); empty if it, or only an impostor, responds.
 
-    The port is one that anybody on this machine may have taken, and a pid is no secret. Whoever answers proves that he
-    knows the owner's secret, by a sum over what he says and a random text of ours that nobody else's port is asked for;
-    and the socket is the process's own.
+    Any user on this machine could have taken the port, and a pid is no secret. So the server must prove that it has the
+    owner's secret, with an HMAC over its answer and a random nonce that is valid for this request to this port only.
+    The listening socket must also belong to the process.
     """
     port = _arguments(process).get("--port", "0")
     nonce = secrets.token_hex(16)
@@ -265,12 +268,12 @@ def _identity(state: Path, process: processes.Process) -> dict[str, Any]:
         return {}
     proof = str(content.pop("proof", ""))
     is_owners = hmac.compare_digest(proof.encode(), keys.proof(keys.owner(state), nonce, content).encode())
-    is_it = (content.get("pid"), content.get("port")) == (process.pid, int(port))
-    return content if is_owners and is_it and processes.listens(process, int(port)) else {}
+    is_same = (content.get("pid"), content.get("port")) == (process.pid, int(port))
+    return content if is_owners and is_same and processes.listens(process, int(port)) else {}
 
 
 def _arguments(process: processes.Process) -> dict[str, str]:
-    """The server's own arguments: unlike files, they are true of the process that runs."""
+    """Returns the command-line arguments of the running server, which, unlike files, can't be out of date."""
     import psutil
 
     try:
@@ -301,7 +304,7 @@ def _variables_of(endpoint: str, region: str, outputs: Mapping[str, str]) -> dic
         "BUSCO_RUNNER_ROLE_ARN": outputs["RunnerRoleArn"],
         "BUSCO_INGEST_ROLE_ARN": outputs["IngestRoleArn"],
         "BUSCO_PUBLISHER_ROLE_ARN": outputs["PublisherRoleArn"],
-        # Loopback never goes through the machine's proxy; programs differ in which of the two they read.
+        # Requests to loopback must bypass the machine's proxy; programs differ in which of the two they read.
         "NO_PROXY": around,
         "no_proxy": around,
     }
@@ -322,7 +325,7 @@ def _variables(settings: Settings) -> dict[str, str]:
 
 
 def _files(state: Path) -> list[Path]:
-    """The files of variables of a local AWS that runs: its owner's, and each role's."""
+    """Returns the variable files of a running local AWS: its owner's and each role's."""
     return [env_file(state), *(env_file(state, role) for role in (*instances.ROLES, "none"))]
 
 
@@ -332,7 +335,7 @@ def _write_variables(path: Path, variables: Mapping[str, str]) -> None:
 
 def _check_lake_name(lake: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,40}", lake):
-        raise BuscoError(f"{lake!r} is no name for a lake", "use a-z, 0-9, _ and -, at most 41 of them")
+        raise BuscoError(f"{lake!r} is not a valid lake name", "use at most 41 of the characters a-z, 0-9, _ and -")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -344,7 +347,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replaces a file in one step, readable by its owner only."""
+    """Replaces a file atomically; only its owner can read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

@@ -1,9 +1,8 @@
-"""The local AWS's process starts no other process, asks nobody but whom it needs, and writes below its own folders
-alone, whatever code in it is reached.
+"""Confines the local AWS's process: no child processes, no connections except to known addresses, limited writes.
 
-MiniStack has services that run functions, jobs and builds, and others that deliver to URLs. What is known of them is
-refused by name (`busco.embedded.door`, `busco.embedded.provisioned`); this is for what is not known. It holds for
-Python code: DuckDB, which is not, has limits of its own (`busco.embedded.athena_iceberg`).
+MiniStack has services that run functions, jobs and builds, and others that deliver to URLs. The known ones are refused
+by name (`busco.embedded.door`, `busco.embedded.provisioned`); this module covers the unknown ones, whichever code a
+request reaches. It restricts Python code only: DuckDB has its own limits (`busco.embedded.athena_iceberg`).
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ Address = tuple[str, int] | str
 _PROCESSES = (
     "subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "pty.spawn",
 )  # fmt: skip
-# Those that change a file or folder: which of their arguments are paths, and which the descriptors of the folders that
-# these are relative to (-1: none).
+# Events that change a file or folder, with the positions of the path arguments and of the descriptors of the folders
+# that these are relative to (a descriptor of -1 means none).
 _CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.chmod": ((0, 2),), "os.chown": ((0, 3),), "os.link": ((0, 2), (1, 3)), "os.mkdir": ((0, 2),),
     "os.remove": ((0, 1),), "os.rename": ((0, 2), (1, 3)), "os.rmdir": ((0, 1),), "os.symlink": ((1, 2),),
@@ -33,47 +32,47 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 
 
 class Refused(PermissionError):
-    """What the process may not do; callers of such functions expect OSError."""
+    """An operation that this process is not allowed to do. Callers of such operations expect an OSError."""
 
 
 def confine(reachable: Collection[Address], writable: Collection[Path]) -> None:
-    """From now on, until it ends, this process starts no other one, connects to `reachable` alone, and writes, renames
-    and removes below the folders in `writable` alone (and on /dev/null).
+    """Restricts this process for the rest of its life: it can't start other processes, can connect only to `reachable`,
+    and can write, rename and remove files only under the folders in `writable` (and write to /dev/null).
 
     Raises:
-        Refused: later, in whatever tries it.
+        Refused: not by this function, but by any later operation that violates the restrictions.
     """
     hosts = {one[0] for one in reachable if not isinstance(one, str)}
     known = set(reachable)
 
     def no_process(_: Any) -> None:
-        raise Refused("the local AWS starts no processes")
+        raise Refused("the local AWS can't start processes")
 
     def no_other(arguments: Any) -> None:
         one, address = arguments
-        if one.family == socket.AF_NETLINK:  # the kernel's
+        if one.family == socket.AF_NETLINK:  # goes to the kernel only
             return
         found = _text(address) if isinstance(address, (str, bytes)) else (_text(address[0]), address[1])
         if found not in known:
             where = found if isinstance(found, str) else f"{found[0]}:{found[1]}"
-            raise Refused(f"the local AWS asks nobody: {where}")
+            raise Refused(f"the local AWS can't connect to {where}")
 
     def no_name(arguments: Any) -> None:
         name = _text(arguments[0])
         if name and name not in hosts:
-            raise Refused(f"the local AWS asks nobody: {name}")
+            raise Refused(f"the local AWS can't look up {name}")
 
     folders = tuple(f"{os.path.realpath(folder)}{os.sep}" for folder in writable)
 
     def within(path: Any, folder: int = -1) -> None:
-        if isinstance(path, int):  # a descriptor: whoever opened it was asked
+        if isinstance(path, int):  # a descriptor: checked when it was opened
             return
         text = os.fsdecode(path)
-        # what is behind a link counts, but for the last part: that may be the link that is removed or replaced
+        # Links are resolved, except in the last part, which can itself be a link that is removed or replaced.
         whole = (_folder(folder) if folder >= 0 else Path.cwd()) / text
         found = str(whole.parent.resolve() / whole.name) if whole.name not in ("", "..") else str(whole.resolve())
         if not f"{found}{os.sep}".startswith(folders) and found != os.devnull:
-            raise Refused(f"the local AWS writes below its own folders: {text}")
+            raise Refused(f"the local AWS can't write outside its own folders: {text}")
 
     def no_write(arguments: Any) -> None:
         path, _, flags = arguments
@@ -109,7 +108,7 @@ def _text(given: Any) -> str:
 
 
 def _folder(descriptor: int) -> Path:
-    """Where an open folder is."""
+    """Returns the path of an open folder."""
     if sys.platform == "darwin":
         import fcntl
 

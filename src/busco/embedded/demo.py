@@ -1,4 +1,4 @@
-"""The main job from end to end, and the whole platform started together."""
+"""Starts the whole platform, and runs the demo: the main job from end to end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DAG = "lakehouse"
 _DONE = frozenset({"success", "failed"})
 _LIMIT = 3600.0
 _GRAPH_LIMIT = 90.0
-_ASK_AGAIN = 5.0
+_RETRY_PARSE = 5.0
 _MARKS = {
     "success": "[green]✓ success[/]",
     "failed": "[red]✗ failed[/]",
@@ -48,10 +48,10 @@ QUESTION = (
 
 
 def start_platform(settings: Settings, say: Say, lake: str | None) -> str:
-    """Starts the local AWS and Airflow where they don't run; gives Airflow's URL.
+    """Starts the local AWS and Airflow if they aren't running; returns Airflow's URL.
 
     Raises:
-        BuscoError: one of them doesn't come up.
+        BuscoError: one of them doesn't start.
     """
     command(settings, "aws", "up", *(["--lake", lake] if lake else []), quiet=True)
     get_settings.cache_clear()
@@ -61,33 +61,33 @@ def start_platform(settings: Settings, say: Say, lake: str | None) -> str:
 
 
 def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int:
-    """The main job: files into bronze, the DAG by Airflow, and a question to Athena. Gives the exit status.
+    """Runs the main job (ingest files into bronze, run the DAG, query Athena) and returns the exit status.
 
-    Made-up data and each folder given have a local lake of their own, so that they are never mixed.
+    Generated data and each given folder get their own local lake, so that their data never mix.
     """
     folder = Path(data).resolve() if data else None
     if folder is not None and not folder.is_dir():
-        raise BuscoError(f"{data} is no folder", "make demo DATA=<folder of CSV files>")
+        raise BuscoError(f"{data} is not a folder", "make demo DATA=<folder of CSV files>")
     clock = Clock(say)
     lake = lake_name(folder, orders)
     command(settings, "aws", "up", "--lake", lake, quiet=True)
     get_settings.cache_clear()
     settings = get_settings()
     clock.step("local AWS")
-    # Airflow takes longest to start: meanwhile the files come in
+    # Airflow takes the longest to start, so files are ingested meanwhile.
     starting = InBackground(lambda: airflow.up(settings, lambda _: None))
     command(settings, "dbt", "parse")
     if folder is None:
         folder = settings.state / "sample" / str(orders)
         if not (folder / "complete").exists():
-            say(f"making up a marketplace of {orders:,} orders")
+            say(f"generating sample data: a marketplace with {orders:,} orders")
             command(settings, "sample", "--orders", str(orders), "--out", str(folder), quiet=True)
             (folder / "complete").touch()
             clock.step("sample data")
     command(settings, "ingest", str(folder), to_stdout=True)
     clock.step("ingest")
     url = starting.result()
-    clock.step("Airflow (the rest of its start)")
+    clock.step("Airflow (rest of startup)")
     api = AirflowApi(settings)
     wait_for_graph(settings, api)
     run_id = api.trigger(DAG, {})
@@ -98,16 +98,16 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
         say_failures(api, run_id, say)
         return 1
     command(settings, "release", "show", to_stdout=True)
-    console().print("\n[bold]Athena[/], the last months of sales:")
+    console().print("\n[bold]Athena[/]: sales by month, latest first:")
     command(settings, "query", QUESTION, to_stdout=True)
     clock.step("query")
     clock.total()
-    say("look around: make ui   |   end everything: make down")
+    say("explore: make ui   |   stop everything: make down")
     return 0
 
 
 def lake_name(folder: Path | None, orders: int) -> str:
-    """The local lake of a data set: `sample`, `sample-5000`, or the folder's name and a hash of its path."""
+    """Returns the local lake's name for a data set: `sample`, `sample-5000`, or folder name and hash of the path."""
     if folder is None:
         return "sample" if orders == 100_000 else f"sample-{orders}"
     stem = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:30]
@@ -115,7 +115,7 @@ def lake_name(folder: Path | None, orders: int) -> str:
 
 
 def start_lakehouse(settings: Settings) -> str | None:
-    """Starts a run of the DAG `lakehouse`; None where the embedded Airflow doesn't run."""
+    """Starts a run of the DAG `lakehouse` and returns its id; None if the embedded Airflow isn't running."""
     if not any(name == "webserver" and state.startswith("running") for name, state in airflow.status(settings)):
         return None
     api = AirflowApi(settings)
@@ -124,31 +124,32 @@ def start_lakehouse(settings: Settings) -> str | None:
 
 
 def wait_for_graph(settings: Settings, api: Any) -> None:
-    """Waits until Airflow has the graph of the project as it was parsed last: in a run that is started before, tasks
-    would come and go under way, and Airflow gives such a run up.
+    """Waits until Airflow has loaded the project's latest graph.
+
+    In a run that starts earlier, tasks would appear and disappear midway, and Airflow fails such a run.
 
     Raises:
-        BuscoError: it doesn't come.
+        BuscoError: Airflow doesn't load the graph in time.
     """
     mark = Project.read(settings.manifest_path).graph_mark
     deadline = time.monotonic() + _GRAPH_LIMIT
-    again = time.monotonic() + _ASK_AGAIN
+    retry_at = time.monotonic() + _RETRY_PARSE
     api.wait_for_dag(DAG)
     while mark not in (api.call("GET", f"dags/{DAG}/details")["doc_md"] or ""):
-        if time.monotonic() > again:
-            # a parse that had read the old manifest ended after the DAG files were touched: they seem old
+        if time.monotonic() > retry_at:
+            # A parse of the old manifest can finish after the DAG files were touched, so that they seem up to date.
             ask_for_parse(settings)
-            again = time.monotonic() + _ASK_AGAIN
+            retry_at = time.monotonic() + _RETRY_PARSE
         if time.monotonic() > deadline:
             raise BuscoError(
-                f"Airflow has not taken up the project's graph after {_GRAPH_LIMIT:.0f} s",
-                f"look for an import error of dags/{DAG}.py in the UI: make ui",
+                f"Airflow has not loaded the project's graph after {_GRAPH_LIMIT:.0f} s",
+                f"look for an import error in dags/{DAG}.py in the UI: make ui",
             )
         time.sleep(0.25)
 
 
 def follow(api: Any, run_id: str) -> str:
-    """Shows a run's tasks until it ends, live on a terminal; prints the table of their states. Gives its state."""
+    """Waits for a run to end, showing its tasks live on a terminal; prints their states and returns the run's state."""
     deadline = time.monotonic() + _LIMIT
     terminal = sys.stdout.isatty()
     with Live(console=console(), refresh_per_second=4, transient=True) if terminal else _Nothing() as live:
@@ -160,14 +161,14 @@ def follow(api: Any, run_id: str) -> str:
             if state in _DONE:
                 break
             if time.monotonic() > deadline:
-                raise BuscoError(f"the run {run_id} took more than {_LIMIT:.0f} s", "look at it: make ui")
+                raise BuscoError(f"the run {run_id} took more than {_LIMIT:.0f} s", "check it in the UI: make ui")
             time.sleep(0.5)
     console().print(state_table(api.task_instances(DAG, run_id)))
     return state
 
 
 def state_table(tasks: Sequence[dict[str, Any]]) -> Table:
-    """A run's tasks, groups folded to a line: model, its tests, seconds."""
+    """Builds the table of a run's tasks: name, state and duration in seconds."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for header in ("task", "state", "seconds"):
         table.add_column(header, justify="right" if header == "seconds" else "left")
@@ -182,21 +183,23 @@ def state_table(tasks: Sequence[dict[str, Any]]) -> Table:
 
 
 def say_failures(api: Any, run_id: str, say: Say) -> None:
-    """The first lines of each failed task's log."""
+    """Reports the error lines from each failed task's log."""
     for task in api.task_instances(DAG, run_id):
         if task.get("state") == "failed":
             log = str(api.log(DAG, run_id, task["task_id"], task["try_number"]))
             shown = [line for line in log.splitlines() if "ERROR" in line or "→" in line or "Error" in line][:12]
             say(f"\n{task['task_id']} failed:\n" + "\n".join(shown or log.splitlines()[-15:]))
-    say("\nmend it, then clear the failed task in the UI: make ui")
+    say("\nfix it, then clear the failed task in the UI: make ui")
 
 
 def command(settings: Settings, *arguments: str, to_stdout: bool = False, quiet: bool = False) -> None:
-    """Runs `busco <arguments>` in dbt's environment; its result goes to standard error, to standard output, or nowhere
-    (`quiet`). Its words of progress are on standard error in each case.
+    """Runs `busco <arguments>` in dbt's environment.
+
+    Its standard output goes to standard error, to standard output (`to_stdout`), or nowhere (`quiet`). Progress
+    messages always go to standard error.
 
     Raises:
-        BuscoError: it failed; it has said why.
+        BuscoError: the command failed; it has already printed the reason.
     """
     environment = without_airflow(dict(os.environ))
     result = subprocess.run(
@@ -211,23 +214,23 @@ def command(settings: Settings, *arguments: str, to_stdout: bool = False, quiet:
 
 
 class Clock:
-    """Seconds by step, said as they pass."""
+    """Reports the duration of each step when it ends."""
 
     def __init__(self, say: Say) -> None:
-        self.say, self.begun = say, time.monotonic()
-        self.last = self.begun
+        self.say, self.began = say, time.monotonic()
+        self.last = self.began
 
     def step(self, name: str) -> None:
         now = time.monotonic()
-        self.say(f"[{now - self.begun:6.1f} s] {name}: {now - self.last:.1f} s")
+        self.say(f"[{now - self.began:6.1f} s] {name}: {now - self.last:.1f} s")
         self.last = now
 
     def total(self) -> None:
-        self.say(f"the whole demo: {time.monotonic() - self.begun:.1f} s")
+        self.say(f"the whole demo: {time.monotonic() - self.began:.1f} s")
 
 
 class InBackground:
-    """A call in a thread of its own; `result` waits for it and raises what it raised."""
+    """Runs a call in its own thread; `result` waits for it, returns its value and re-raises its exception."""
 
     def __init__(self, call: Callable[[], str]) -> None:
         self._value = ""

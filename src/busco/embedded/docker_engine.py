@@ -1,4 +1,4 @@
-"""Which Docker engine, or which starter, runs the local ECS's tasks, and where its containers reach this machine."""
+"""Selects the Docker engine or starter for the local ECS's tasks, and the address at which they reach this machine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from busco.errors import BuscoError
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 OFF = "off"
-STARTER = "starter://"  # and the path of its socket: one that has Docker, where this process has not
-BRIDGE = "bridge"  # Docker's default network, which a laptop's tasks are on
+STARTER = "starter://"  # followed by the socket of a starter, which has access to Docker if this process doesn't
+BRIDGE = "bridge"  # Docker's default network, which tasks use on a laptop
 ANSWER_LIMIT = 10.0
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 def wanted(
     state: Path, asked: bool | None, execution: str, starter: str = "", environment: Mapping[str, str] = os.environ
 ) -> str:
-    """The engine that the local AWS is to use, as in DOCKER_HOST, or STARTER and its path; empty for none.
+    """Returns the engine for the local AWS: a URL as in DOCKER_HOST, or STARTER and its path; empty for none.
 
     Args:
         state: the platform's state folder.
-        asked: what was said this time; None leaves it as it was.
-        execution: how models run, which decides where nothing was ever said.
-        starter: the socket of a starter, which is used where there is one.
-        environment: has DOCKER_HOST where the engine isn't at Docker's usual place.
+        asked: this call's explicit choice; None keeps the previous one.
+        execution: how models run, which decides if no choice was ever made.
+        starter: the socket of a starter; if set, the starter is used.
+        environment: contains DOCKER_HOST if the engine isn't at Docker's default address.
     """
     engine = environment.get("DOCKER_HOST") or DEFAULT_HOST
     if starter:
@@ -50,26 +50,26 @@ def wanted(
 
 
 def remember(state: Path, engine: str, asked: bool | None) -> None:
-    """Keeps the engine for a later start; that there is none, only where somebody asked for none."""
+    """Saves the engine for later starts; the choice of no engine is saved only if it was made explicitly."""
     kept = engine or (OFF if asked is False else "")
     if kept and kept != _read(state):
         _path(state).write_text(f"{kept}\n")
 
 
 def connect(engine: str, state: Path, image: str) -> TaskStarter:
-    """What starts containers there: this process, or a starter.
+    """Connects to what starts containers on an engine: Docker itself, or a starter.
 
     Args:
-        engine: as `wanted` gives it.
-        state: the platform's state folder: whose containers they are.
-        image: the image that tasks run; a starter has its own word on that.
+        engine: the value from `wanted`.
+        state: the platform's state folder, which identifies the owner of the containers.
+        image: the image that tasks run; a starter has its own setting for that.
 
     Raises:
         LostError: Docker can't be reached.
     """
     if engine.startswith(STARTER):
         return SocketStarter(Path(engine.removeprefix(STARTER)))
-    # Only dbt's environment has it.
+    # Only dbt's environment has this package.
     import docker
 
     try:
@@ -80,7 +80,7 @@ def connect(engine: str, state: Path, image: str) -> TaskStarter:
 
 
 def bridge_address(engine: str) -> str:
-    """The address on this machine that containers on Docker's default bridge reach it at.
+    """Returns the address at which containers on Docker's default bridge reach this machine.
 
     Raises:
         BuscoError: Docker can't be reached, or its bridge is not on this machine.
@@ -99,7 +99,7 @@ def bridge_address(engine: str) -> str:
             f"Docker can't be reached at {engine}: {last}",
             "start Docker, or set DOCKER_HOST; without containers: busco aws up --no-docker",
         ) from error
-    # An engine that was never restarted names no gateway, but the interface, whose address it is.
+    # An engine that was never restarted reports only the interface; the gateway is that interface's address.
     named = [one["Gateway"] for one in bridge["IPAM"]["Config"] or [] if "Gateway" in one]
     interface = bridge["Options"].get("com.docker.network.bridge.name", "docker0")
     here = {
@@ -117,14 +117,14 @@ def bridge_address(engine: str) -> str:
 
 
 def architecture(state: Path, name: str) -> str | None:
-    """The processor architecture, in Docker's words (`amd64`), of the image that the local ECS runs by that name.
+    """Returns the CPU architecture, in Docker's spelling (`amd64`), of the image `name` that the local ECS runs.
 
     Returns:
-        None where there is no engine.
+        None if there is no engine.
 
     Raises:
-        BuscoError: it is not here, or Docker can't be reached.
-        ImportError: this environment has no client of Docker's.
+        BuscoError: the engine doesn't have the image, or Docker can't be reached.
+        ImportError: this environment has no Docker client.
     """
     engine = _read(state)
     if engine in ("", OFF):
@@ -132,19 +132,19 @@ def architecture(state: Path, name: str) -> str | None:
     try:
         about = connect(engine, state, name).about()
     except LostError as error:
-        raise BuscoError(f"Docker can't be reached at {engine}: {error}", "is it running?") from error
+        raise BuscoError(f"Docker can't be reached at {engine}: {error}", "check that it is running") from error
     if about.image != name:
-        raise BuscoError(f"tasks run the image {about.image} here, not {name}", "BUSCO_DBT_IMAGE names it")
+        raise BuscoError(f"tasks here run the image {about.image}, not {name}", "set it with BUSCO_DBT_IMAGE")
     if not about.architecture:
-        raise BuscoError(f"the image {name} is not here", "make image")
+        raise BuscoError(f"the Docker engine doesn't have the image {name}", "build it: make image")
     return about.architecture
 
 
 def status(arguments: Mapping[str, str], ecs: Any) -> list[tuple[str, str]]:
-    """What to show of a running local AWS: its engine, where containers find it, and the ECS tasks that run.
+    """Returns what to show about a running local AWS: its engine, its address for containers, the running ECS tasks.
 
     Args:
-        arguments: those of its process.
+        arguments: the command-line arguments of its process.
         ecs: a client of its ECS.
     """
     engine, address = (arguments.get(f"--{name}", "") for name in ("docker-host", "tasks"))
@@ -163,9 +163,9 @@ def status(arguments: Mapping[str, str], ecs: Any) -> list[tuple[str, str]]:
 
 
 def end_left(state: Path) -> None:
-    """Ends what a local AWS that was killed left running, on the engine that it had; no other's containers.
+    """Stops the containers that a killed local AWS left running on its engine, and nobody else's.
 
-    Must only be called while none of this state folder runs.
+    Call this only while no local AWS of this state folder is running.
     """
     engine = _read(state)
     if engine in ("", OFF):
@@ -177,9 +177,9 @@ def end_left(state: Path) -> None:
 
 
 def owner(state: Path) -> str:
-    """Whose containers those of this state folder's local AWS are, whatever its port.
+    """Returns the owner's name for containers of this state folder's local AWS; it doesn't depend on the port.
 
-    A folder may come to have another's path, so it has a name of its own as well.
+    A different folder can later have the same path, so the name also includes a random id that is kept in the folder.
     """
     state = state.resolve()
     file = state / "docker-owner"
@@ -193,7 +193,7 @@ def owner(state: Path) -> str:
 
 
 def owner_label(state: Path) -> str:
-    """The label that all of these containers and their volumes carry."""
+    """Returns the label on all of these containers and their volumes."""
     return f"{OWNER_LABEL}={owner(state)}"
 
 

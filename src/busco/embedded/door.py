@@ -1,7 +1,7 @@
-"""Who may ask the local AWS, and for what: nothing reaches MiniStack that its guards and its handlers read differently.
+"""Guards the local AWS: decides which requests are accepted, from whom, and for which services.
 
-MiniStack finds out in several ways which service and which operation a request means, and not everywhere in the same
-one. Here a request has the one form in which the SDKs send it, and is refused by name otherwise.
+MiniStack determines a request's service and operation in several ways, which don't always agree. To ensure that this
+guard and MiniStack's handlers interpret a request identically, only the exact form that the SDKs send is accepted.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
-# What our templates deploy, now or later; the rest (databases, Lambda, SFTP, message brokers …) is never served.
+# The services that our templates use or will use. All others (databases, Lambda, SFTP, message brokers …) are disabled.
 SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecs-metadata,ecr,monitoring,events"
-# What a task of ours asks for, besides its metadata and its role's credentials.
+# The services that our tasks use, besides their metadata and their role's credentials.
 TASK_SERVICES = ("s3", "glue", "logs", "sts")
 IDENTITY_PATH = "/_busco/identity"
 INSTANCE_PATH = "/_busco/instance/"
-# Asked without a signature: what a container asks about its task, in whose path is a secret of its own (ECS Developer
-# Guide, "Task metadata endpoint version 4").
+# Requested without a signature: a container's requests about its task, whose path contains a secret of the container
+# (ECS Developer Guide, "Task metadata endpoint version 4").
 METADATA_PATH = re.compile(r"/v4/[A-Za-z0-9_-]{8,}(/task|/stats|/task/stats)?")
-# What MiniStack serves before it asks which service is meant: its own switches (one request would delete the lake),
-# a registry, catalogs, load balancers, functions and access points.
+# Paths that MiniStack handles before it determines the service: its admin endpoints (a single request could delete the
+# lake), a registry, catalogs, load balancers, functions and access points.
 CLOSED_PATHS = (
     "/_",
     "/v2/",
@@ -37,7 +37,7 @@ CLOSED_PATHS = (
     "/restapis/",
     "/WriteGetObjectResponse",
 )
-# X-Amz-Target of the services of AWS's JSON protocols (botocore's service models: targetPrefix)
+# X-Amz-Target prefixes of the services with AWS's JSON protocols (botocore's service models: targetPrefix)
 TARGETS = {
     "athena": "AmazonAthena",
     "ecr": "AmazonEC2ContainerRegistry_V20150921",
@@ -47,10 +47,10 @@ TARGETS = {
     "logs": "Logs_20140328",
     "sqs": "AmazonSQS",
 }
-# those of the query protocol, whose operation is in the form; SQS speaks either
+# Services with the query protocol, which has the operation in the form; SQS supports both protocols.
 FORMS = ("cloudformation", "iam", "sns", "sqs", "sts")
-# What was looked at of services that can also run code, keep sessions, or deliver to somebody: the operations that
-# don't. Services that aren't here do no such thing, or are held elsewhere (CloudFormation: busco.embedded.provisioned).
+# For services that can also run code, keep sessions or deliver data to others: the operations that were reviewed and do
+# none of that. Other services can't do so, or are restricted elsewhere (CloudFormation: busco.embedded.provisioned).
 OFFERED = {
     "athena": (
         r"(BatchGet|Create|Delete|Get|List|Start|Stop|Update)"
@@ -74,20 +74,19 @@ OFFERED = {
         r"|(Put|Get|Filter)LogEvents|(Delete|Put)RetentionPolicy"
     ),
 }
-# Bytes of a body: of an object or a part of one (SDKs and DuckDB send parts of at most 80 MB), and of anything else.
-MOST_OF_OBJECT = 512 << 20
-MOST_OF_BODY = 16 << 20
-SUBSCRIBERS = {"sqs", "email", "email-json"}  # e-mail is written to the log
-# A request's signature, in the one form in which the SDKs write it: whoever reads one field of it reads the same.
+# Maximum bytes of a body: of an object or a part (SDKs and DuckDB send parts of at most 80 MB), and of anything else.
+MAX_OBJECT_BYTES = 512 << 20
+MAX_BODY_BYTES = 16 << 20
+SUBSCRIBERS = {"sqs", "email", "email-json"}  # email is only written to the log
+# A request's signature, in the exact form that the SDKs write, so that every parser reads the same fields.
 _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256 Credential=(?P<credential>[A-Za-z0-9/_-]+), ?SignedHeaders=[a-z0-9;_-]+, ?Signature=[0-9a-f]{64}"
 )
-# Header fields by which it is decided who asks for what: each once.
+# Headers that determine the caller and the operation: each may occur only once.
 _DECIDING = ("authorization", "content-type", "host", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
              "x-amz-target")  # fmt: skip
 
-# The access key of the request that is being answered, once it is admitted; NOBODY before that. Empty for what the
-# local AWS does by itself.
+# The access key of the current request once it is admitted, NOBODY before that; empty for the local AWS's own work.
 CALLER: ContextVar[str] = ContextVar("busco_caller", default="")
 NOBODY = "nobody"
 
@@ -99,12 +98,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Request:
-    """A request with a signature.
+    """A signed request.
 
     Args:
-        service: the service that it is signed for.
-        operation: the operation of services that name it; empty for S3 and CloudWatch.
-        form: parameters of a query protocol's form.
+        service: the service that the request is signed for.
+        operation: the operation, for services whose requests name it; empty for S3 and CloudWatch.
+        form: the form parameters of a query protocol request.
     """
 
     service: str
@@ -119,7 +118,7 @@ class Request:
 
 
 class Refusal(Exception):
-    """Why a request is not answered: AWS's code and a sentence."""
+    """The reason why a request is refused: AWS's error code and a message."""
 
     def __init__(self, code: str, message: str, status: int = 403) -> None:
         super().__init__(message)
@@ -127,22 +126,22 @@ class Refusal(Exception):
 
 
 class Watch(Protocol):
-    """Who looks at requests: `busco.embedded.signatures` for the local AWS."""
+    """Authenticates and authorizes requests; implemented by `busco.embedded.signatures` for the local AWS."""
 
     def metadata(self, method: str, path: str) -> tuple[int, str]:
-        """What is answered without a signature, below INSTANCE_PATH."""
+        """Returns the response to an unsigned request under INSTANCE_PATH: status and text."""
 
     async def task_metadata(self, path: str) -> tuple[int, str, bytes]:
-        """What is answered without a signature at METADATA_PATH: status, content type and body."""
+        """Returns the response to an unsigned request at METADATA_PATH: status, content type and body."""
 
     def expects(self, asked: Request) -> None:
-        """Lets a request's body be read, of which all else is known, or raises Refusal."""
+        """Decides before the body is read whether to continue with a request; raises Refusal if not."""
 
     def proof(self, nonce: str, identity: Mapping[str, Any]) -> str:
-        """What shows an asker that the page of the identity is the owner's: he has chosen `nonce`."""
+        """Returns the proof, for the client that chose `nonce`, that the owner's process serves the identity page."""
 
     def admit(self, asked: Request) -> None:
-        """Lets a request pass, or raises Refusal."""
+        """Admits a complete request, or raises Refusal."""
 
 
 def guarded(
@@ -153,17 +152,17 @@ def guarded(
     tasks: tuple[str, int] | None = None,
     published: Collection[int] = (),
 ) -> App:
-    """The app with a page that says who serves, without MiniStack's own switches, and closed to web pages.
+    """Wraps the app: adds the identity page, blocks MiniStack's admin endpoints, and rejects requests from web pages.
 
-    A page that is open in a browser on this machine must not reach it. Browsers say where a request comes from (Origin:
-    Fetch standard, "Origin header"), which no SDK does; and a page whose own name was made to mean this address says
-    that name (Host), which is none of ours. A request names the port too, so that nobody who has taken another one,
-    where it is still asked for, can pass on what was signed for it.
+    A web page that is open in a browser on this machine must not reach the local AWS. Browsers send the Origin header
+    (Fetch standard, "Origin header"), which SDKs never do. A page whose domain was pointed to this address (DNS
+    rebinding) sends its own domain as Host, which is not one of our names. The port in Host must match too, so that a
+    process that took over a port where clients still expect the local AWS can't forward the requests signed for it.
 
     Args:
-        names: what others than this machine call it.
-        tasks: the address and port at which ECS tasks reach it, who are answered for TASK_SERVICES alone.
-        published: ports at which others reach it beside its own, as Docker publishes it on a machine.
+        names: host names by which other machines and containers reach the app.
+        tasks: the address and port for ECS tasks, where only TASK_SERVICES are available.
+        published: further ports on which the app is reachable, as published by Docker on a machine.
     """
     known = {"127.0.0.1", "localhost", "::1", *names}
 
@@ -172,14 +171,14 @@ def guarded(
             await app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # hypercorn refuses what is not accepted
+            return  # hypercorn rejects what the app doesn't accept
         CALLER.set(NOBODY)
-        path, said = scope.get("path", ""), _headers(scope)
+        path, headers = scope.get("path", ""), _headers(scope)
         of_task = tasks is not None and tuple(scope.get("server") or ()) == tasks
-        if "origin" in said or said.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            await _reply(send, 403, {"message": "web pages may not ask the local AWS"})
-        elif not _is_ours(said.get("host", ""), known, {*published, (scope.get("server") or ("", 80))[1]}):
-            await _reply(send, 403, {"message": "the local AWS is not known by that name and port"})
+        if "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            await _reply(send, 403, {"message": "web pages can't use the local AWS"})
+        elif not _is_ours(headers.get("host", ""), known, {*published, (scope.get("server") or ("", 80))[1]}):
+            await _reply(send, 403, {"message": "the Host header doesn't name the local AWS and its port"})
         elif path == IDENTITY_PATH and not of_task:
             nonce = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("nonce", [""])[0]
             await _reply(send, 200, {**identity, "proof": watch.proof(nonce, identity)})
@@ -187,118 +186,116 @@ def guarded(
             status, text = watch.metadata(scope["method"], path)
             await _send(send, status, "text/plain", text.encode())
         elif METADATA_PATH.fullmatch(path) and scope["method"] == "GET":
-            # by its path alone: whatever else is in the request could be taken for another service's
+            # Only the path is passed on: MiniStack could attribute other parts of the request to another service.
             await _send(send, *await watch.task_metadata(path))
         elif path.startswith(CLOSED_PATHS) or path == "/v2":
-            await _reply(send, 403, {"message": "not offered here: see busco aws --help"})
+            await _reply(send, 403, {"message": "not available here: see busco aws --help"})
         else:
             try:
-                announced = heading(scope, said)
+                announced = heading(scope, headers)
                 if of_task and announced.service not in TASK_SERVICES:
-                    raise Refusal("AccessDenied", f"{announced.service} is not offered to ECS tasks")
-                # nothing is kept in memory for somebody who has no key
+                    raise Refusal("AccessDenied", f"{announced.service} is not available to ECS tasks")
+                # A body is kept in memory only for a caller who has a valid key.
                 watch.expects(announced)
-                body = await _body(receive, said, MOST_OF_OBJECT if announced.service == "s3" else MOST_OF_BODY)
-                asked = request(scope, said, body)
+                body = await _body(receive, headers, MAX_OBJECT_BYTES if announced.service == "s3" else MAX_BODY_BYTES)
+                asked = request(scope, headers, body)
                 offered(asked)
                 watch.admit(asked)
             except Refusal as refusal:
-                await _refuse(send, said, refusal)
+                await _refuse(send, headers, refusal)
             else:
                 await app(scope, _again(body, receive), send)
 
     return serve
 
 
-def heading(scope: Scope, said: Mapping[str, str]) -> Request:
-    """A request without its body, and so without its operation.
+def heading(scope: Scope, headers: Mapping[str, str]) -> Request:
+    """Parses a request except for its body, and so without its operation.
 
     Raises:
-        Refusal: it is not signed, or not in the form in which the SDKs send it.
+        Refusal: the request isn't signed, or isn't in the form that the SDKs send.
     """
     counted = [name.decode("latin-1").lower() for name, _ in scope.get("headers", ())]
     if twice := [name for name in _DECIDING if counted.count(name) > 1]:
-        raise Refusal("InvalidRequest", f"the header {twice[0]} stands there twice", 400)
+        raise Refusal("InvalidRequest", f"the header {twice[0]} occurs more than once", 400)
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-    service = _signed_service(said, query)
-    # MiniStack undoes it after this was read; SDKs compress what they tell CloudWatch
-    if "content-encoding" in said and service not in ("s3", "monitoring"):
-        raise Refusal("InvalidRequest", f"a request to {service} has no Content-Encoding here", 400)
+    service = _signed_service(headers, query)
+    # MiniStack decompresses a body only after it was checked here; SDKs compress requests to CloudWatch.
+    if "content-encoding" in headers and service not in ("s3", "monitoring"):
+        raise Refusal("InvalidRequest", f"Content-Encoding is not supported for {service} here", 400)
     raw_path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
-    return Request(service, scope["method"], scope["path"], raw_path, query, dict(said), b"", "", {})
+    return Request(service, scope["method"], scope["path"], raw_path, query, dict(headers), b"", "", {})
 
 
-def request(scope: Scope, said: Mapping[str, str], body: bytes) -> Request:
-    """What a request asks for.
+def request(scope: Scope, headers: Mapping[str, str], body: bytes) -> Request:
+    """Parses a complete request, including its operation.
 
     Raises:
-        Refusal: it is not signed, or not in the form in which the SDKs send it.
+        Refusal: the request isn't signed, or isn't in the form that the SDKs send.
     """
-    announced = heading(scope, said)
+    announced = heading(scope, headers)
     service, query = announced.service, announced.query
-    target, kind = said.get("x-amz-target", ""), said.get("content-type", "")
+    target, kind = headers.get("x-amz-target", ""), headers.get("content-type", "")
     form: dict[str, list[str]] = {}
     operation = ""
     plain = scope["method"] == "POST" and not query and (scope["path"] == "/" or service == "sqs")
     if service in TARGETS and target:
         prefix, _, operation = target.partition(".")
         if not plain or prefix != TARGETS[service] or not operation.isalnum() or "json" not in kind:
-            raise Refusal("InvalidAction", f"this is no request of {service}'s JSON protocol", 400)
+            raise Refusal("InvalidAction", f"not a request in {service}'s JSON protocol", 400)
     elif service in FORMS:
         form = parse_qs(body.decode("utf-8", errors="replace"), keep_blank_values=True)
         (operation, *more) = form.get("Action", [""])
         if not plain or more or target or not operation or not kind.startswith("application/x-www-form-urlencoded"):
-            raise Refusal("InvalidAction", f"this is no request of {service}'s query protocol", 400)
+            raise Refusal("InvalidAction", f"not a request in {service}'s query protocol", 400)
     elif service == "s3":
         if target or "Action" in query or ("x-www-form-urlencoded" in kind and body):
-            raise Refusal("InvalidRequest", "this is no request of S3's protocol", 400)
+            raise Refusal("InvalidRequest", "not a request in S3's protocol", 400)
     elif service in TARGETS:
-        raise Refusal("InvalidAction", f"this is no request of {service}'s JSON protocol", 400)
+        raise Refusal("InvalidAction", f"not a request in {service}'s JSON protocol", 400)
     return replace(announced, body=body, operation=operation, form=form)
 
 
 def offered(asked: Request) -> None:
-    """Whether the local AWS does what is asked for, whoever asks.
+    """Checks that the local AWS offers the requested operation at all, regardless of the caller.
 
     Raises:
-        Refusal: it does not, with the name of the service or the operation.
+        Refusal: it doesn't; the message names the service or the operation.
     """
     from ministack.core.router import detect_service
 
     if asked.service not in SERVICES.split(","):
-        raise Refusal("AccessDenied", f"{asked.service} is not offered here")
+        raise Refusal("AccessDenied", f"{asked.service} is not available here")
     routed = detect_service(asked.method, asked.path, asked.headers, asked.query)
     if routed != asked.service:
-        raise Refusal("AccessDenied", f"{routed} is not what this is signed for")
+        raise Refusal("AccessDenied", f"the request is signed for {asked.service}, not for {routed}")
     if asked.service in OFFERED and not re.fullmatch(OFFERED[asked.service], asked.operation):
-        raise Refusal("AccessDenied", f"{asked.operation} is not offered here")
+        raise Refusal("AccessDenied", f"{asked.operation} is not available here")
     subscribing = (asked.service, asked.operation) == ("sns", "Subscribe")
     if subscribing and not SUBSCRIBERS.issuperset(asked.form.get("Protocol", [""])):
-        raise Refusal("InvalidParameter", "Invalid parameter: Protocol: topics deliver to sqs here", 400)
+        raise Refusal("InvalidParameter", "Invalid parameter: Protocol: topics here deliver to sqs only", 400)
 
 
-def _signed_service(said: Mapping[str, str], query: Mapping[str, list[str]]) -> str:
-    """The service that a request is signed for: Signature Version 4, in a header or, for S3, in the address."""
-    authorization = said.get("authorization", "")
+def _signed_service(headers: Mapping[str, str], query: Mapping[str, list[str]]) -> str:
+    """Returns the service that a request is signed for with Signature Version 4, in a header or, for S3, in the URL."""
+    authorization = headers.get("authorization", "")
     in_query = [name for name in query if name.lower().startswith("x-amz-") or name in ("AWSAccessKeyId", "Signature")]
-    signed_address = any(
-        name.lower() in ("x-amz-algorithm", "x-amz-credential", "x-amz-signature") for name in in_query
-    )
-    if not authorization and not signed_address:
+    presigned = any(name.lower() in ("x-amz-algorithm", "x-amz-credential", "x-amz-signature") for name in in_query)
+    if not authorization and not presigned:
         raise Refusal("MissingAuthenticationToken", 'requests must be signed: eval "$(busco aws env)"')
-    if (authorization and signed_address) or not set(in_query).isdisjoint(("AWSAccessKeyId", "Signature")):
-        raise Refusal("AccessDenied", "a request has one signature, of Signature Version 4")
+    if (authorization and presigned) or not set(in_query).isdisjoint(("AWSAccessKeyId", "Signature")):
+        raise Refusal("AccessDenied", "a request must have exactly one signature, of Signature Version 4")
     credential = query.get("X-Amz-Credential", [""])[0]
     if authorization:
         found = _AUTHORIZATION.fullmatch(authorization)
         credential = found["credential"] if found else ""
     elif any(len(query.get(name, ())) != 1 for name in PRESIGNED) or query[PRESIGNED[0]] != ["AWS4-HMAC-SHA256"]:
-        raise Refusal("AccessDenied", "a request has one signature, of Signature Version 4")
+        raise Refusal("AccessDenied", "a request must have exactly one signature, of Signature Version 4")
     key, *scope = credential.split("/")
     if not key or len(scope) != 4 or scope[3] != "aws4_request":
-        raise Refusal("IncompleteSignature", "a request has one signature, of Signature Version 4", 400)
+        raise Refusal("IncompleteSignature", "a request must have exactly one signature, of Signature Version 4", 400)
     if not authorization and scope[2] != "s3":
-        raise Refusal("AccessDenied", f"addresses are not signed for {scope[2]} here")
+        raise Refusal("AccessDenied", f"presigned URLs are not supported for {scope[2]} here")
     return scope[2]
 
 
@@ -308,72 +305,72 @@ PRESIGNED = ("X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires
 
 
 def _headers(scope: Scope) -> dict[str, str]:
-    """Header fields by their names in lower case; what stands there several times is one value, with commas."""
-    said: dict[str, str] = {}
+    """Returns headers by lower-case name; repeated headers are joined with commas."""
+    headers: dict[str, str] = {}
     for name, value in scope.get("headers", ()):
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        said[key] = f"{said[key]},{text}" if key in said else text
-    return said
+        headers[key] = f"{headers[key]},{text}" if key in headers else text
+    return headers
 
 
 def _is_ours(host: str, known: Collection[str], ports: Collection[int]) -> bool:
-    """Whether a Host header names this server; buckets are in paths. Port 80 goes without saying."""
+    """Whether a Host header names this server (buckets are in paths); a missing port means 80."""
     named = urlsplit(f"//{host}")
     try:
         return not host or ((named.hostname or "") in known and (80 if named.port is None else named.port) in ports)
-    except ValueError:  # no port that there is
+    except ValueError:  # not a valid port
         return False
 
 
-async def _body(receive: Receive, said: Mapping[str, str], most: int) -> bytes:
-    """A request's whole body, as MiniStack takes it too.
+async def _body(receive: Receive, headers: Mapping[str, str], most: int) -> bytes:
+    """Reads a request's whole body into memory, as MiniStack does too.
 
     Args:
-        most: bytes that it may have.
+        most: the maximum number of bytes.
 
     Raises:
-        Refusal: whoever sends it has gone, or it is too long.
+        Refusal: the client disconnected, or the body is too large.
     """
-    announced = said.get("content-length", "0")
+    announced = headers.get("content-length", "0")
     parts, size = [], int(announced) if announced.isdigit() else 0
     if size > most:
-        raise Refusal("EntityTooLarge", f"a body of more than {most} bytes is not taken here", 400)
+        raise Refusal("EntityTooLarge", f"the body exceeds the limit of {most} bytes", 400)
     size = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            raise Refusal("RequestTimeout", "the request ended before its body", 400)
+            raise Refusal("RequestTimeout", "the client disconnected before the end of the body", 400)
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > most:
-            raise Refusal("EntityTooLarge", f"a body of more than {most} bytes is not taken here", 400)
+            raise Refusal("EntityTooLarge", f"the body exceeds the limit of {most} bytes", 400)
         if not message.get("more_body"):
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was read once more, then what comes."""
-    given = False
+    """Returns a receive function that replays a body that was already read, then passes on further messages."""
+    replayed = False
 
-    async def once_more() -> Any:
-        nonlocal given
-        if given:
+    async def replay() -> Any:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        given = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return once_more
+    return replay
 
 
-async def _refuse(send: Send, said: Mapping[str, str], refusal: Refusal) -> None:
-    """A refusal in the words of the protocol that was spoken, so that SDKs show it."""
-    code, message, target = refusal.code, str(refusal), said.get("x-amz-target", "")
-    if target or "json" in said.get("content-type", ""):
+async def _refuse(send: Send, headers: Mapping[str, str], refusal: Refusal) -> None:
+    """Sends a refusal in the request's protocol, so that SDKs show it."""
+    code, message, target = refusal.code, str(refusal), headers.get("x-amz-target", "")
+    if target or "json" in headers.get("content-type", ""):
         code = "AccessDeniedException" if code == "AccessDenied" else code
         await _reply(send, refusal.status, {"__type": code, "message": message})
         return
     error = f"<Error><Code>{escape(code)}</Code><Message>{escape(message)}</Message></Error>"
-    if "x-www-form-urlencoded" in said.get("content-type", ""):
+    if "x-www-form-urlencoded" in headers.get("content-type", ""):
         error = f"<ErrorResponse>{error}</ErrorResponse>"
     await _send(send, refusal.status, "application/xml", error.encode())
 

@@ -1,6 +1,6 @@
-"""What a container is told of its ECS task: limits and variables; and its output.
+"""Translates ECS task definitions into container limits and environment variables, and reads container output.
 
-Pure translation of task definitions as ECS documents them; `busco.embedded.local_ecs` puts it in place.
+Follows the ECS documentation and has no side effects; `busco.embedded.local_ecs` applies the results.
 """
 
 from __future__ import annotations
@@ -11,27 +11,27 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-STOP_TIMEOUT = 30  # seconds between SIGTERM and SIGKILL where the container doesn't say, as on Fargate
+STOP_TIMEOUT = 30  # default seconds between SIGTERM and SIGKILL, as on Fargate
 STOP_TIMEOUT_LABEL = "busco.stop-timeout"
-MOST_OF_LINE = 262_144 - 26  # bytes: an event's, without those that CloudWatch Logs adds (API reference, PutLogEvents)
+MAX_LINE_BYTES = 262_144 - 26  # bytes per event, minus CloudWatch Logs' overhead (API reference, PutLogEvents)
 _GIBIBYTE = 1024  # MiB
 _VCPU = 1024  # CPU units
 
 
 @dataclass(frozen=True)
 class Limits:
-    """CPU in vCPU and memory in MiB; 0 where there is none."""
+    """CPU in vCPU and memory in MiB; 0 means no limit."""
 
     cpu: float
     memory: int
 
     def metadata(self) -> dict[str, float]:
-        """As the task metadata endpoint words a task's `Limits`."""
+        """Returns the limits in the format of the task metadata endpoint's `Limits`."""
         return {name: value for name, value in (("CPU", self.cpu), ("Memory", self.memory)) if value}
 
 
 def task_limits(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits:
-    """A task's limits: its definition's, or what RunTask gave in their place."""
+    """Returns a task's limits: those of its definition, unless RunTask overrides them."""
     return Limits(
         _vcpus(overrides.get("cpu") or definition.get("cpu") or 0),
         _mebibytes(overrides.get("memory") or definition.get("memory") or 0),
@@ -39,7 +39,7 @@ def task_limits(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
 
 
 def container_limits(container: Mapping[str, Any], task: Limits, override: Mapping[str, Any]) -> Limits:
-    """A container's limits. It gets no more than its task has; without a share of its own it may use all of that."""
+    """Returns a container's limits, at most its task's; without limits of its own it can use all of the task's."""
     cpu = _vcpus(override.get("cpu") or container.get("cpu") or 0)
     memory = _mebibytes(override.get("memory") or container.get("memory") or 0)
     return Limits(task.cpu or cpu, min(filter(None, (memory, task.memory)), default=0))
@@ -48,8 +48,10 @@ def container_limits(container: Mapping[str, Any], task: Limits, override: Mappi
 def environment(
     given: Mapping[str, str], endpoint: str, region: str, launch_type: str, credentials: Mapping[str, str]
 ) -> dict[str, str]:
-    """Variables by which a task finds the local AWS and its role's credentials; what its definition or RunTask gave
-    stands."""
+    """Returns a container's variables, including those for reaching the local AWS and its role's credentials.
+
+    Variables from the task definition or RunTask take precedence.
+    """
     variables = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_REGION": region,
@@ -61,61 +63,61 @@ def environment(
 
 
 def roles(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
-    """ARNs of the roles that a task is started with: its own and the one that starts it."""
+    """Returns the ARNs of a task's role and of its execution role, if set."""
     names = ("taskRoleArn", "executionRoleArn")
     found = [overrides.get(name) or definition.get(name) for name in names]
     return [str(one) for one in found if one]
 
 
 def lines(api: Any, container: str) -> Iterator[list[tuple[int, str]]]:
-    """A container's output until it ends, of both streams: its lines as they come, many at once from one that is fast.
+    """Yields a container's output from both streams until it exits, in batches of lines as they arrive.
 
-    Docker gives long lines in pieces that end anywhere, within a character too. A line is given up at MOST_OF_LINE, as
-    the log driver of ECS splits it: what a container writes without an end is not kept in memory.
+    Docker splits long lines into pieces at arbitrary bytes, even within a character. Like the ECS log driver, this
+    function splits lines at MAX_LINE_BYTES, so that a container that never ends a line can't fill the memory.
 
     Args:
         api: docker-py's `APIClient`.
-        container: its id.
+        container: the container's id.
 
     Returns:
-        Of each line, milliseconds since the epoch, which never go back, and its text. Empty ones are left out, as
-        CloudWatch Logs takes none.
+        For each line, its timestamp in milliseconds since the epoch (never decreasing) and its text. Empty lines are
+        left out, because CloudWatch Logs rejects them.
     """
     url = f"{api.base_url}/v{api.api_version}/containers/{container}/logs"
-    wanted = {"stdout": 1, "stderr": 1, "follow": 1, "timestamps": 1}
+    query = {"stdout": 1, "stderr": 1, "follow": 1, "timestamps": 1}
     unfinished: dict[int, _Line] = {}
     latest = 0
-    with api.get(url, params=wanted, stream=True, timeout=None) as response:
+    with api.get(url, params=query, stream=True, timeout=None) as response:
         response.raise_for_status()
         while len(header := _exactly(response.raw, 8)) == 8:
             stream, size = struct.unpack(">BxxxL", header)
             written, _, content = _exactly(response.raw, size).partition(b" ")
             latest = max(latest, int(datetime.fromisoformat(written.decode()).timestamp() * 1000))
-            whole = unfinished.setdefault(stream, _Line()).add(content)
-            if come := [(latest, line.decode(errors="replace")) for line in whole if line]:
-                yield come
-    if last := [(latest, rest.decode(errors="replace")) for line in unfinished.values() if (rest := line.taken())]:
+            complete = unfinished.setdefault(stream, _Line()).add(content)
+            if batch := [(latest, line.decode(errors="replace")) for line in complete if line]:
+                yield batch
+    if last := [(latest, rest.decode(errors="replace")) for line in unfinished.values() if (rest := line.take())]:
         yield last
 
 
 class _Line:
-    """A line that has not ended yet, in pieces: joined once, whatever number they are."""
+    """An incomplete line, kept as pieces that are joined only once."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
         self._size = 0
 
     def add(self, content: bytes) -> list[bytes]:
-        """The lines that end with more of a stream's content."""
+        """Adds a piece of the stream and returns the lines that are now complete."""
         first, *others = content.split(b"\n")
-        ended = []
+        complete = []
         for piece in others:
-            ended += [*self._put(first), self.taken()]
+            complete += [*self._put(first), self.take()]
             first = piece
-        return [*ended, *self._put(first)]
+        return [*complete, *self._put(first)]
 
-    def taken(self) -> bytes:
-        """What there is of the line; it begins again."""
+    def take(self) -> bytes:
+        """Returns the incomplete line and starts a new one."""
         whole = b"".join(self._pieces)
         self._pieces, self._size = [], 0
         return whole
@@ -123,14 +125,14 @@ class _Line:
     def _put(self, piece: bytes) -> list[bytes]:
         self._pieces.append(piece)
         self._size += len(piece)
-        if self._size < MOST_OF_LINE:
+        if self._size < MAX_LINE_BYTES:
             return []
-        whole = self.taken()
-        return [whole[at : at + MOST_OF_LINE] for at in range(0, len(whole), MOST_OF_LINE)]
+        whole = self.take()
+        return [whole[at : at + MAX_LINE_BYTES] for at in range(0, len(whole), MAX_LINE_BYTES)]
 
 
 def _exactly(raw: Any, size: int) -> bytes:
-    """That many bytes, fewer only at the end."""
+    """Reads exactly `size` bytes, or fewer at the end of the stream."""
     content = b""
     while len(content) < size and (more := raw.read(size - len(content))):
         content += more
@@ -138,13 +140,13 @@ def _exactly(raw: Any, size: int) -> bytes:
 
 
 def _vcpus(given: str | float) -> float:
-    """vCPU of `256`, `0.25 vCPU`."""
+    """Converts `256` (CPU units) or `0.25 vCPU` to vCPU."""
     number, unit = _parsed(given)
     return number if unit == "vcpu" else number / _VCPU
 
 
 def _mebibytes(given: str | float) -> int:
-    """MiB of `512`, `0.5 GB`."""
+    """Converts `512` (MiB) or `0.5 GB` to MiB."""
     number, unit = _parsed(given)
     return int(number * _GIBIBYTE if unit == "gb" else number)
 

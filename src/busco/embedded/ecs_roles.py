@@ -1,4 +1,4 @@
-"""The roles of the local ECS's tasks: who may be started with which, and how containers get the credentials."""
+"""IAM roles of the local ECS's tasks: checks which roles a task may use, and gives containers their credentials."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ SERVICE = "ecs-tasks.amazonaws.com"
 
 
 class TaskRoles:
-    """Gives each task that runs the credentials of its role, and takes them back when it ends."""
+    """Gives each running task the credentials of its role, and revokes them when the task ends."""
 
     def __init__(self, known: instances.Instances) -> None:
         self._known = known
-        self._secrets: dict[str, str] = {}  # task → what its containers are known by
+        self._secrets: dict[str, str] = {}  # task ARN → the secret that identifies its containers
 
     @staticmethod
     def refused(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[str, str] | None:
-        """ECS's code and reason where a task may not have one of its roles, or the caller may not pass it."""
+        """Returns ECS's error code and reason if the task can't have one of its roles or the caller can't pass it."""
         from ministack.core.responses import get_account_id, get_region
 
         for role in ecs_containers.roles(definition, overrides):
@@ -29,10 +29,12 @@ class TaskRoles:
         return None
 
     def variables(self, task: Mapping[str, Any], definition: Mapping[str, Any], endpoint: str) -> dict[str, str]:
-        """The environment by which a task's containers get its role's credentials at `endpoint`, as long as it lives.
+        """Returns the variables by which a task's containers get its role's credentials while the task is running.
 
         Args:
-            task: its ARN, and what RunTask gave in place of the definition's.
+            task: the task, with its ARN and RunTask's overrides.
+            definition: the task definition.
+            endpoint: the endpoint of the local AWS.
         """
         role = (task.get("overrides") or {}).get("taskRoleArn") or definition.get("taskRoleArn")
         if not role:

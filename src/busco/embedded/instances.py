@@ -1,11 +1,11 @@
-"""Short-lived credentials of roles, given as EC2 gives them to an instance: what has a role here asks for them itself.
+"""Issues short-lived role credentials through an instance metadata service like EC2's.
 
-The SDKs ask a metadata service by themselves, and renew what they got (EC2 User Guide, "Retrieve security credentials
-from instance metadata"). AWS_EC2_METADATA_SERVICE_ENDPOINT names this one, with a secret of whoever asks in its path:
-an ECS task's, or that of Airflow and the runners on this machine. ECS's own way is closed to containers, since SDKs ask
-loopback and link-local addresses alone there.
+SDKs fetch and renew credentials from a metadata service automatically (EC2 User Guide, "Retrieve security credentials
+from instance metadata"). AWS_EC2_METADATA_SERVICE_ENDPOINT points to this one; its path contains the secret of the
+client: an ECS task, or Airflow or a runner on this machine. ECS's own mechanism doesn't work for containers here,
+because SDKs accept only loopback and link-local addresses for it.
 
-Credentials are computed of the secret and the time, and not kept: they outlive a restart of the local AWS.
+Credentials are derived from the secret and the time and not stored, so they survive a restart of the local AWS.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from datetime import UTC, datetime
 
 from busco.embedded.door import INSTANCE_PATH as PATH
 
-# Seconds: credentials are good for one to two of these. SDKs ask for new ones when a quarter of an hour is left.
+# Seconds: credentials are valid for one to two windows. SDKs renew them when 15 minutes are left.
 WINDOW = 1800
-# Who has which role on this machine, by the name of the stack's output.
+# The roles of processes on this machine, with the stack output that has each role's ARN.
 ROLES = {"airflow": "AirflowRoleArn", "runner": "RunnerRoleArn", "ingest": "IngestRoleArn"}
 _ROLE_PATH = "latest/meta-data/iam/security-credentials/"
 _TOKEN_PATH = "latest/api/token"  # noqa: S105
 
-# what an SDK would look at before: an empty key is none
+# Disables the sources that an SDK would try first; an empty key counts as not set.
 _NO_OTHER = {
     "AWS_ACCESS_KEY_ID": "",
     "AWS_SECRET_ACCESS_KEY": "",
     "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
     "AWS_CONFIG_FILE": "/dev/null",
 }
-# the environment of a process that asks AWS for nothing
+# The environment of a process without any AWS credentials.
 NOBODY = {**_NO_OTHER, "AWS_EC2_METADATA_DISABLED": "true"}
 
 RoleArn = Callable[[], str]
-"""A role's ARN as it is now, empty where there is none: a restart of the local AWS makes roles with other names."""
+"""Returns a role's current ARN, or '' if there is none: a restart of the local AWS creates roles with new names."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """`expires` is in seconds since the epoch."""
+    """Temporary credentials; `expires` is in seconds since the epoch."""
 
     key: str
     secret: str
@@ -61,7 +61,7 @@ class _Instance:
 
 
 def issued(secret: str, window: int) -> Credentials:
-    """The credentials of whoever knows `secret` in the window of that number since the epoch."""
+    """Derives the credentials for the holder of `secret` in a window, which is numbered from the epoch."""
 
     def part(name: str) -> bytes:
         return hmac.new(secret.encode(), f"{name} {window}".encode(), hashlib.sha256).digest()
@@ -71,7 +71,7 @@ def issued(secret: str, window: int) -> Credentials:
 
 
 class Instances:
-    """Those who have a role. Safe in threads."""
+    """The registered instances (secrets with a role). Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -79,7 +79,7 @@ class Instances:
         self._lock = threading.Lock()
 
     def add(self, secret: str, session: str, role: RoleArn) -> None:
-        """Lets whoever knows `secret` have the role, in sessions of that name."""
+        """Allows the holder of `secret` to use the role, with `session` as the session name."""
         with self._lock:
             self._known[secret] = _Instance(secret, session, role)
 
@@ -88,7 +88,7 @@ class Instances:
             self._known.pop(secret, None)
 
     def answer(self, method: str, path: str) -> tuple[int, str]:
-        """What the metadata service says to a request for `path`, which begins with PATH: status and text."""
+        """Returns the metadata service's response (status, text) to a request for `path`, which begins with PATH."""
         secret, _, rest = path.removeprefix(PATH).partition("/")
         with self._lock:
             known = self._known.get(secret)
@@ -99,40 +99,40 @@ class Instances:
         role = known.role()
         name = role.rpartition("/")[2]
         if method != "GET" or not role or rest not in (_ROLE_PATH, f"{_ROLE_PATH}{name}"):
-            return 404, "not offered here"
+            return 404, "not available here"
         if rest == _ROLE_PATH:
             return 200, name
-        given = issued(secret, int(self._clock()) // WINDOW)
+        credentials = issued(secret, int(self._clock()) // WINDOW)
         content = {
             "Code": "Success",
             "Type": "AWS-HMAC",
             "LastUpdated": _stamp(self._clock()),
-            "AccessKeyId": given.key,
-            "SecretAccessKey": given.secret,
-            "Token": given.token,
-            "Expiration": _stamp(given.expires),
+            "AccessKeyId": credentials.key,
+            "SecretAccessKey": credentials.secret,
+            "Token": credentials.token,
+            "Expiration": _stamp(credentials.expires),
         }
         return 200, json.dumps(content)
 
     def session(self, key: str) -> tuple[Credentials, str, str] | None:
-        """Whose access key that is: its credentials, the role's ARN, and the session's name; None if nobody's."""
+        """Returns the credentials, role ARN and session name of an access key; None if the key is unknown."""
         now = int(self._clock()) // WINDOW
         with self._lock:
             known = list(self._known.values())
         for one in known:
             for window in (now, now - 1):
-                given = issued(one.secret, window)
-                if hmac.compare_digest(given.key, key) and (role := one.role()):
-                    return given, role, one.session
+                credentials = issued(one.secret, window)
+                if hmac.compare_digest(credentials.key, key) and (role := one.role()):
+                    return credentials, role, one.session
         return None
 
 
 def variables(endpoint: str, secret: str) -> dict[str, str]:
-    """The environment with which an SDK asks the local AWS at `endpoint` for credentials, and nobody else."""
+    """Returns the environment that makes SDKs get credentials only from the local AWS at `endpoint`."""
     return {
         "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"{endpoint}{PATH}{secret}",
         "AWS_EC2_METADATA_DISABLED": "false",
-        # a machine that is busy takes its time; SDKs would wait for one second, once
+        # A busy machine may respond slowly; by default, SDKs try once and wait for one second.
         "AWS_METADATA_SERVICE_TIMEOUT": "10",
         "AWS_METADATA_SERVICE_NUM_ATTEMPTS": "4",
         **_NO_OTHER,

@@ -1,7 +1,7 @@
-"""Keeps Airflow's graph fresh: parses the dbt projects when one of their files is saved. Runs in dbt's environment.
+"""Keeps Airflow's graph up to date: parses the dbt projects whenever one of their files is saved.
 
-A parse that succeeds replaces the manifest in one step. While one fails, the last good graph stays, and dbt's message
-is kept for the DAG file `dags/parse_check.py`, whose import error it is.
+Runs in dbt's environment. A successful parse replaces the manifest atomically. While parsing fails, the last good graph
+stays in effect, and dbt's message is saved for the DAG file `dags/parse_check.py`, which shows it as an import error.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from busco.settings import Settings, get_settings
 NAME = "keeper"
 Say = Callable[[str], None]
 
-# what dbt reads of a project (dbt reference, "dbt_project.yml": its paths)
+# The files that dbt reads in a project (dbt reference, "dbt_project.yml": its paths).
 _READ = {".sql", ".yml", ".yaml", ".csv", ".md", ".py"}
-_WRITTEN = {"target", "logs", "dbt_packages", "dbt_internal_packages"}  # what it writes into one
-_SETTLED = 300  # milliseconds without a further change: an editor saves several files at once, or one of them twice
-_LOOK = 500  # milliseconds after which it looks whether it is to end
+_WRITTEN = {"target", "logs", "dbt_packages", "dbt_internal_packages"}  # folders that dbt writes
+_SETTLED = 300  # milliseconds without another change: editors save several files at once, or a file twice
+_LOOK = 500  # milliseconds between checks of the stop event
 
 
 def command(settings: Settings) -> tuple[list[str], dict[str, str]]:
-    """The keeper's command line and environment.
+    """Returns the keeper's command line and environment.
 
     Raises:
         BuscoError: dbt's environment is not set up.
@@ -40,7 +40,7 @@ def command(settings: Settings) -> tuple[list[str], dict[str, str]]:
 
 
 def keep(settings: Settings, stop: threading.Event, say: Say) -> None:
-    """Parses if anything was saved since the last parse, and then whenever something is, until `stop` is set."""
+    """Parses if a file was saved since the last parse, and then after every save, until `stop` is set."""
     from watchfiles import watch
 
     projects = {one.dbt_project.resolve(): one for one in settings.of_all_projects()}
@@ -52,7 +52,7 @@ def keep(settings: Settings, stop: threading.Event, say: Say) -> None:
         *projects, watch_filter=counts, stop_event=stop, step=_SETTLED, raise_interrupt=False, rust_timeout=_LOOK,
         yield_on_timeout=True,
     )  # fmt: skip
-    # nothing is watched before the first of them is asked for: what is saved during the first parse comes after it
+    # Watching begins with the first `next`; files saved during the first parse then show up as changes after it.
     next(changes, None)
     if any(is_stale(folder, one.manifest_path) for folder, one in projects.items()):
         parse(settings, say)
@@ -62,36 +62,36 @@ def keep(settings: Settings, stop: threading.Event, say: Say) -> None:
 
 
 def parse(settings: Settings, say: Say) -> bool:
-    """One parse, in a process of its own: whatever a project's macros do, the keeper goes on. Whether it succeeded."""
+    """Parses once, in a separate process so that no macro can end the keeper; returns whether it succeeded."""
     began = time.monotonic()
-    words = [sys.executable, "-m", "busco", "dbt", "parse"]
-    # whatever a project's macros do, they do it without credentials, as where an image is built
+    command_line = [sys.executable, "-m", "busco", "dbt", "parse"]
+    # A project's macros run without credentials, as in an image build.
     variables = {**os.environ, "BUSCO_STATE_DIR": str(settings.state), "BUSCO_LOCAL_ROLE": "none"}
-    done = subprocess.run(words, cwd=settings.home, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(command_line, cwd=settings.home, env=variables, capture_output=True, text=True, check=False)
     file = settings.parse_error_path
     if done.returncode == 0:
         file.unlink(missing_ok=True)
         say(f"{done.stdout.strip().splitlines()[-1]} in {time.monotonic() - began:.1f} s")
     else:
-        said = (done.stderr.strip() or done.stdout.strip()).removeprefix("error: ")
+        message = (done.stderr.strip() or done.stdout.strip()).removeprefix("error: ")
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_name(f".{file.name}.{os.getpid()}")
-        scratch.write_text(f"{said}\n")
+        scratch.write_text(f"{message}\n")
         scratch.replace(file)
-        say(f"the last good graph stays:\n{said}")
+        say(f"parsing failed; the last good graph stays in effect:\n{message}")
     ask_for_parse(settings)
     return done.returncode == 0
 
 
 def _counts(folder: Path, path: Path) -> bool:
-    """Whether a file is one that dbt reads of the project in `folder`."""
+    """Whether dbt reads this file when it parses the project in `folder`."""
     if not path.is_relative_to(folder) or path.suffix not in _READ:
         return False
     return not any(part.startswith(".") or part in _WRITTEN for part in path.relative_to(folder).parts)
 
 
 def is_stale(folder: Path, manifest: Path) -> bool:
-    """Whether there is no manifest, or something was saved, added or deleted after it was written."""
+    """Whether the manifest is missing, or a file was saved, added or deleted after it was written."""
     if not manifest.is_file():
         return True
     written = manifest.stat().st_mtime
@@ -99,7 +99,7 @@ def is_stale(folder: Path, manifest: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """What dbt reads of a project, and the folders that it is in: what was deleted changes its folder."""
+    """Yields the files that dbt reads in a project, and their folders: deleting a file changes its folder."""
     yield folder
     for path in folder.rglob("*"):
         if path.is_file() and _counts(folder, path):

@@ -1,7 +1,7 @@
-"""What is secret of a platform on this machine, in files of mode 600 below its state folder, kept over restarts.
+"""The secrets of a platform on this machine, kept across restarts in files with mode 600 under its state folder.
 
-The owner's key pair is the developer's, who is admin of his account. Everything else has a role, whose credentials it
-asks the local AWS for; what it asks with is an instance's secret (`busco.embedded.instances`).
+The owner's key pair is for the developer, who is the account's admin. Every other process has a role, and requests its
+credentials from the local AWS with an instance secret (`busco.embedded.instances`).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Pair:
-    """An access key."""
+    """An access key with its secret."""
 
     key: str
     secret: str
 
 
 def secret(path: Path) -> str:
-    """A random password, made once and kept in a file that only its owner reads."""
+    """Returns a random password, generated once and kept in a file that only its owner can read."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent)  # of mode 600
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent)  # created with mode 600
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32))
-        # of two that make it at once, the first one's stays
+        # If two processes generate it at the same time, the first one's is kept.
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(scratch)
         Path(scratch).unlink()
@@ -42,19 +42,21 @@ def secret(path: Path) -> str:
 
 
 def owner(state: Path) -> Pair:
-    """The key pair of the account's owner; its key looks like those of IAM's users."""
+    """Returns the key pair of the account's owner; its access key has the format of an IAM user's."""
     kept = secret(state / "secrets" / "local-aws-owner")
     return Pair(f"AKIA{base64.b32encode(hashlib.sha256(kept.encode()).digest()).decode()[:16]}", kept)
 
 
 def instance(state: Path, who: str) -> str:
-    """The secret by which one of busco.embedded.instances.ROLES is known."""
+    """Returns the secret that identifies one of busco.embedded.instances.ROLES."""
     return secret(state / "secrets" / f"local-aws-{who}")
 
 
 def renew_instances(state: Path, port: int, names: Iterable[str]) -> None:
-    """Forgets the secrets of instances where they were not made for this port of the local AWS: whoever has the other
-    one now may have heard them."""
+    """Deletes the instance secrets if they were generated for another port of the local AWS.
+
+    Another process may be using that port now and may have received them.
+    """
     made_for = state / "secrets" / "local-aws-port"
     if made_for.is_file() and made_for.read_text() == str(port):
         return
@@ -64,13 +66,14 @@ def renew_instances(state: Path, port: int, names: Iterable[str]) -> None:
     made_for.write_text(str(port))
 
 
-def proof(pair: Pair, nonce: str, said: Mapping[str, object]) -> str:
-    """What only somebody who knows the pair's secret can add to `said`, for one asker: HMAC-SHA256, hexadecimal.
+def proof(pair: Pair, nonce: str, content: Mapping[str, object]) -> str:
+    """Returns a hexadecimal HMAC-SHA256 of `content` that proves to one client knowledge of the pair's secret.
 
     Args:
-        nonce: the asker's own random text.
-        said: what can be written as JSON.
+        pair: the key pair.
+        nonce: the client's random text.
+        content: a mapping that can be written as JSON.
     """
-    text = json.dumps({**said, "nonce": nonce}, sort_keys=True)
-    # requests are signed with another key made of the secret (AWS Signature Version 4: "AWS4" before it)
+    text = json.dumps({**content, "nonce": nonce}, sort_keys=True)
+    # Requests are signed with a different key derived from the secret (AWS Signature Version 4 prefixes "AWS4").
     return hmac.new(f"busco identity {pair.secret}".encode(), text.encode(), hashlib.sha256).hexdigest()
