@@ -1,7 +1,7 @@
-"""Compares the cost of parsing a graph of 1,000 models and 500 tests: ours (new, or from its outline) and Cosmos's own.
+"""Compares the cost of parsing a graph of 1,000 models and 500 tests: ours, and Cosmos's own.
 
-Each figure is the CPU time of a new process, with imports counted separately; `serialize` is the scheduler's additional
-work after each parse.
+Ours is parsed from a new manifest, and from the outline of a known one. Each figure is the CPU time of a new process,
+with imports counted separately; `serialize` is the scheduler's additional work after each parse.
 
 usage: .venv/bin/python -m bench.graph [--models N] [--tests N] [--pairs N]
 """

@@ -44,7 +44,7 @@ def main() -> int:
         made = snapshot(clone, pins)
     SNAPSHOT.write_text(text_of(made))
     known = sum(map(len, made["pins"].values()))
-    print(f"{SNAPSHOT.name}: {len(made['pins'])} pins, {known} advisories, of {made['date']} ({made['commit'][:12]})")
+    print(f"{SNAPSHOT.name}: {len(made['pins'])} pins, {known} advisories, from {made['date']} ({made['commit'][:12]})")
     print("read its diff, and set its commit in [snapshot] in requirements/reviewed.toml")
     return 0
 

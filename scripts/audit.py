@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks the packages pinned in requirements/*.txt for known vulnerabilities with pip-audit; reviewed.toml has reviews.
+"""Checks the packages pinned in requirements/*.txt for known vulnerabilities with pip-audit.
 
-Exits with status 1 for a vulnerability without a review, for a package that the database doesn't have, and for a review
-that has expired or is for a version that is no longer pinned. If no database responds, the snapshot in
-requirements/advisories.json is used instead (make audit-update); it contains nothing newer than its date. A file that
-the snapshot doesn't cover is NOT AUDITED: it has no result, which is a failure if CI is set. So is a snapshot without a
-review.
+reviewed.toml lists the vulnerabilities that have been reviewed. The exit status is 1 for a vulnerability without a
+review, for a package that the database doesn't have, and for a review that has expired or is for a version that is no
+longer pinned. If no database responds, the snapshot in requirements/advisories.json is used instead (make audit-update);
+it contains nothing newer than its date. A file that the snapshot doesn't cover is NOT AUDITED: it has no result. That is
+a failure if CI is set, and so is a snapshot without a review.
 
 usage: scripts/audit.py [REQUIREMENTS...]     default: all of requirements/*.txt
 """
@@ -202,7 +202,7 @@ def snapshot_review(snapshot: Path, reviewed: Path, today: date) -> tuple[str, b
     made = json.loads(snapshot.read_text())
     review = tomllib.loads(reviewed.read_text()).get("snapshot", {})
     age = (today - date.fromisoformat(made["date"])).days
-    about = f"{snapshot.name}: of {made['date']}, {age} days ago" + (", which is OLD" if age > OLD else "")
+    about = f"{snapshot.name}: from {made['date']}, {age} days old" + (" (OLD)" if age > OLD else "")
     if review.get("commit") != made["commit"] or not str(review.get("reason", "")).strip():
         return f"{about}: it has not been reviewed: add it to [snapshot] in {reviewed.name}", False
     if review["review"] < today:

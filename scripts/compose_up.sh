@@ -18,7 +18,7 @@ if ! docker compose version >/dev/null 2>&1; then
     exit 1
 fi
 scripts/make_env.sh
-# hidden files are skipped because no container reads them: only its user can read an editor's swap file, which is fine
+# hidden files are skipped, because no container reads them: an editor's swap file can have any permissions
 closed=$(find dags plugins config deploy src dbt_project ! -name '.*' \( -type d ! -perm -005 -o -type f ! -perm -004 \) -print -quit)
 if [[ -n $closed ]]; then
     echo "$closed is not readable by the containers' users; fix its permissions: scripts/set_local_dir_permission.sh" >&2
@@ -47,17 +47,17 @@ if ! docker compose up --detach --wait --wait-timeout 300; then
     exit 1
 fi
 value() { sed -n "s/^$1=//p" .env | tail -1; }
-# names the process that loads the first data, and what it loads; removed once loading has succeeded
+# names the process that loads the initial data, and what it loads; removed once loading has succeeded
 begun=.busco/first-data.begun
 if [[ -f $begun ]] && kill -0 "$(sed -n 1p $begun)" 2>/dev/null; then
-    echo "the first data are being loaded; log: .busco/log/first-data.log"
+    echo "the initial data is still being loaded; log: .busco/log/first-data.log"
 elif [[ $first != 0 ]]; then
     if [[ -f $begun ]]; then
         # DATA or ORDERS given now overrides the earlier choice
         if [[ -z ${DATA:-}${ORDERS:-} ]]; then first=$(sed -n 2p $begun); fi
-        printf 'loading the first data failed and is starting over; the end of the log:\n%s\n' \
+        printf 'loading the initial data failed and is starting over; the end of the log:\n%s\n' \
             "$(tail -n 3 .busco/log/first-data.log 2>/dev/null)"
-    # sample data are never loaded into a lake that already has data
+    # data is loaded only if the lake is still empty
     elif docker compose exec -T local-aws busco aws filled; then
         first=0
     fi
@@ -67,7 +67,7 @@ elif [[ $first != 0 ]]; then
         # shellcheck disable=SC2016
         nohup bash -c 'scripts/first_data.sh "$1" && rm -f "$2"' - "$first" $begun >.busco/log/first-data.log 2>&1 </dev/null &
         printf '%s\n' $! "$first" >$begun
-        echo "loading the first data and starting the first run in the background; log: .busco/log/first-data.log"
+        echo "loading the initial data and starting the first run in the background; log: .busco/log/first-data.log"
     fi
 fi
 printf 'Airflow    http://127.0.0.1:%s   (user %s, password: AIRFLOW_ADMIN_PASSWORD in .env)\n' \

@@ -193,7 +193,7 @@ FOUND_THERE = [{"id": "PYSEC-1", "aliases": [], "fix_versions": ["1.2"]}]
         ("", "", None, 0, "NOT AUDITED"),
         ("true", "", {"some-package==1.0": []}, 1, "it has not been reviewed"),
         ("true", "2999-01-01", {"some-package==1.0": []}, 0, "by the snapshot: 1 packages, 0 findings"),
-        ("true", "2999-01-01", {"some-package==1.0": []}, 0, "of 2026-11-01"),
+        ("true", "2999-01-01", {"some-package==1.0": []}, 0, "from 2026-11-01"),
         ("true", "2026-11-02", {"some-package==1.0": []}, 1, "was accepted until 2026-11-02: run make audit-update"),
         ("true", "2999-01-01", {"some-package==0.9": []}, 1, "lacks some-package==1.0: run make audit-update"),
         ("", "2999-01-01", {"some-package==1.0": FOUND_THERE}, 1, "some-package 1.0: PYSEC-1, fixed in 1.2"),

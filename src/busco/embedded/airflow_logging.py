@@ -13,7 +13,7 @@ from busco.orchestration.log_text import with_shown_text
 class LocalTaskHandler(FileTaskHandler):
     """Reads task logs from files only.
 
-    The stock handler asks the log server of each running task. Here that either adds an error to the end of each page
+    The stock handler queries the log server of each running task. Here that either adds an error to the end of each page
     or reaches the log server of another Airflow on the same machine.
     """
 

@@ -31,7 +31,7 @@ NAME = "aws"
 DEFAULT_LAKE = "sample"
 START_LIMIT = 60.0
 # Processes that read the local AWS's address only when they start.
-ASKING = ("scheduler", "triggerer", "webserver")
+CLIENTS = ("scheduler", "triggerer", "webserver")
 
 Say = Callable[[str], None]
 
@@ -118,7 +118,7 @@ def down(settings: Settings, say: Say, grace: float = 10) -> None:
         for file in _files(state):
             file.unlink(missing_ok=True)
         # Running services keep sending requests to this port, so no other process may take it.
-        if not set(processes.running(state)).intersection(ASKING):
+        if not set(processes.running(state)).intersection(CLIENTS):
             processes.release_port(state, NAME)
     say("the local AWS is stopped" if stopped else "the local AWS was not running")
 

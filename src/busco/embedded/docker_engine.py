@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 def wanted(
-    state: Path, asked: bool | None, execution: str, starter: str = "", environment: Mapping[str, str] = os.environ
+    state: Path, choice: bool | None, execution: str, starter: str = "", environment: Mapping[str, str] = os.environ
 ) -> str:
     """Returns the engine for the local AWS: a URL as in DOCKER_HOST, or STARTER and its path; empty for none.
 
     Args:
         state: the platform's state folder.
-        asked: this call's explicit choice; None keeps the previous one.
+        choice: this call's explicit choice; None keeps the previous one.
         execution: how models run, which decides if no choice was ever made.
         starter: the socket of a starter; if set, the starter is used.
         environment: contains DOCKER_HOST if the engine isn't at Docker's default address.
@@ -41,17 +41,17 @@ def wanted(
     engine = environment.get("DOCKER_HOST") or DEFAULT_HOST
     if starter:
         return f"{STARTER}{starter}"
-    if asked is not None:
-        return engine if asked else ""
+    if choice is not None:
+        return engine if choice else ""
     remembered = _read(state)
     if remembered:
         return "" if remembered == OFF else remembered
     return engine if execution in ("ecs", "ecs_shared") else ""
 
 
-def remember(state: Path, engine: str, asked: bool | None) -> None:
+def remember(state: Path, engine: str, choice: bool | None) -> None:
     """Saves the engine for later starts; the choice of no engine is saved only if it was made explicitly."""
-    kept = engine or (OFF if asked is False else "")
+    kept = engine or (OFF if choice is False else "")
     if kept and kept != _read(state):
         _path(state).write_text(f"{kept}\n")
 
