@@ -13,8 +13,8 @@ from busco.orchestration.log_text import with_shown_text
 class LocalTaskHandler(FileTaskHandler):
     """Reads task logs from files only.
 
-    The stock handler queries the log server of each running task. Here that either adds an error to the end of each page
-    or reaches the log server of another Airflow on the same machine.
+    The stock handler queries the log server of each running task. Here, that either adds an error to the end of each
+    page or reaches the log server of another Airflow on the same machine.
     """
 
     # Airflow reads this from the class itself, not from its bases; without it, triggers have no logs of their own.
