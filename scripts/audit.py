@@ -3,8 +3,8 @@
 
 reviewed.toml lists the vulnerabilities that have been reviewed. The exit status is 1 for a vulnerability without a
 review, for a package that the database doesn't have, and for a review that has expired or is for a version that is no
-longer pinned. If no database responds, the snapshot in requirements/advisories.json is used instead; it has nothing newer
-than its date (update it with make audit-update). A file that the snapshot doesn't cover is NOT AUDITED: it has no
+longer pinned. If no database responds, the snapshot in requirements/advisories.json is used instead; it has nothing
+newer than its date (update it with make audit-update). A file that the snapshot doesn't cover is NOT AUDITED: it has no
 result. That is a failure if CI is set, and so is a snapshot without a review.
 
 usage: scripts/audit.py [REQUIREMENTS...]     default: all of requirements/*.txt

@@ -255,7 +255,7 @@ def command(service: str) -> list[str]:
 def _webserver_files(state: Path) -> dict[str, str]:
     """Keeps the webserver's temporary files under the state folder.
 
-    The webserver's cache has a fixed name there. In the system's temporary folder, a cache that belongs to another user
+    The webserver's cache has a fixed name. In the system's temporary folder, a cache that belongs to another user
     delays each start by half a minute. The scheduler keeps the system's folder because the path of its socket must be
     short. gunicorn's control socket is turned off: it isn't used here, and it would be in the user's home, shared by
     all checkouts.
@@ -287,7 +287,7 @@ def _forget_pid(settings: Settings, service: str) -> None:
 def _migrate(settings: Settings, postgres: Postgres, variables: dict[str, str], say: Say) -> None:
     """Creates or upgrades Airflow's tables and roles, once per version of each, and sets the admin's current password.
 
-    The version is recorded in the database itself, so that a new database is never mistaken for one that is set up.
+    The version is recorded in the database itself, so that a new database is never mistaken for one that is already set up.
     """
     packages = ("apache-airflow", "apache-airflow-providers-fab")
     roles = hashlib.sha256(repr(sorted(ON_CALL_MAY)).encode()).hexdigest()[:8]
