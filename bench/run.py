@@ -1,7 +1,7 @@
 """Measures speed: the demo by step, a DAG run compared with a plain `busco dbt build`, and parsing 1,000 models.
 
-Run it with `make bench`; it has its own platform under `.busco/bench`. No result makes it fail. Copy the figures to
-RESULTS.md by hand, with a description of the machine.
+Run it with `make bench`; it has its own platform under `.busco/bench`. A slow result is not a failure. Copy the
+figures to RESULTS.md by hand, with a description of the machine.
 """
 
 from __future__ import annotations

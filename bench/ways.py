@@ -1,7 +1,7 @@
 """Compares every way to run the sample's models: wall time, container-seconds, and Airflow's CPU time per model task.
 
-Run it with `python -m bench.ways`; it needs Docker and the image (`make image`), and starts its own platform. No result
-makes it fail. Copy the figures to RESULTS.md by hand.
+Run it with `python -m bench.ways`; it needs Docker and the image (`make image`), and starts its own platform. A slow
+result is not a failure. Copy the figures to RESULTS.md by hand.
 """
 
 from __future__ import annotations

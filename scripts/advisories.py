@@ -3,7 +3,7 @@
 
 CLONE is a clone of github.com/pypa/advisory-database, or of another repository of OSV records (YAML or JSON) such as
 github.com/github/advisory-database; by default, the former is cloned. Before you commit the file, read its diff, review
-each advisory (reviewed.toml), and set the file's commit in [snapshot] in reviewed.toml.
+each advisory (reviewed.toml), and copy the file's commit to [snapshot] in reviewed.toml.
 
 usage: scripts/advisories.py [CLONE]
 """
@@ -45,7 +45,7 @@ def main() -> int:
     SNAPSHOT.write_text(text_of(made))
     known = sum(map(len, made["pins"].values()))
     print(f"{SNAPSHOT.name}: {len(made['pins'])} pins, {known} advisories, from {made['date']} ({made['commit'][:12]})")
-    print("read its diff, and set its commit in [snapshot] in requirements/reviewed.toml")
+    print("read its diff, and copy its commit to [snapshot] in requirements/reviewed.toml")
     return 0
 
 

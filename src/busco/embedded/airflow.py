@@ -287,7 +287,7 @@ def _forget_pid(settings: Settings, service: str) -> None:
 def _migrate(settings: Settings, postgres: Postgres, variables: dict[str, str], say: Say) -> None:
     """Creates or upgrades Airflow's tables and roles, once per version of each, and sets the admin's current password.
 
-    The version is recorded in the database itself, so that a new database is never mistaken for one that is already set up.
+    The versions are recorded in the database itself, so that a new one is never mistaken for one that is set up.
     """
     packages = ("apache-airflow", "apache-airflow-providers-fab")
     roles = hashlib.sha256(repr(sorted(ON_CALL_MAY)).encode()).hexdigest()[:8]

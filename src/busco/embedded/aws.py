@@ -248,7 +248,9 @@ def _endpoint(port: int | str) -> str:
 
 
 def _identity(state: Path, process: processes.Process) -> dict[str, Any]:
-    """Returns what the process reports about itself (lake, pid, port); empty if it doesn't respond, or another does.
+    """Returns what the server reports about itself (lake, pid, port).
+
+    The result is empty if the server doesn't respond, or if the response comes from another process.
 
     Any user on this machine could have taken the port, and a pid is no secret. So the server must prove that it has the
     owner's secret, with an HMAC over its answer and a random nonce that is valid for this request to this port only.
