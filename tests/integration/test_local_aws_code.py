@@ -300,7 +300,7 @@ except OSError as refused:
         ("import pty; pty.spawn('true')", "can't start processes"),
         ("import asyncio; asyncio.run(asyncio.create_subprocess_exec('true'))", "can't start processes"),
         ("import urllib.request as u; u.urlopen('http://127.0.0.1:9/')", "can't connect to 127.0.0.1:9"),
-        ("socket.create_connection(('192.0.2.1', 80), 1)", "can't connect to 192.0.2.1"),
+        ("socket.create_connection(('192.0.2.1', 80), 1)", "can't look up 192.0.2.1"),
         ("socket.getaddrinfo('elsewhere.example.com', 80)", "can't look up elsewhere.example.com"),
         ("socket.gethostbyname('elsewhere.example.com')", "can't look up elsewhere.example.com"),
         ("socket.socket(socket.AF_UNIX).connect('/run/docker.sock')", "can't connect to /run/docker.sock"),
