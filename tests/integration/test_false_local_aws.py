@@ -98,7 +98,7 @@ def test_what_is_signed_for_another_port_is_not_answered_at_this_one(server: Ser
             if answered:  # a port at which it is said to be published
                 assert asking.get_caller_identity()["Arn"].endswith(":root")
                 continue
-            with pytest.raises(Exception, match="doesn't name the local AWS and its port"):
+            with pytest.raises(Exception, match="does not name the local AWS and its port"):
                 asking.get_caller_identity()
 
 

@@ -178,7 +178,7 @@ def guarded(
         if "origin" in headers or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             await _reply(send, 403, {"message": "web pages can't use the local AWS"})
         elif not _is_ours(headers.get("host", ""), known, {*published, (scope.get("server") or ("", 80))[1]}):
-            await _reply(send, 403, {"message": "the Host header doesn't name the local AWS and its port"})
+            await _reply(send, 403, {"message": "the Host header does not name the local AWS and its port"})
         elif path == IDENTITY_PATH and not of_task:
             nonce = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("nonce", [""])[0]
             await _reply(send, 200, {**identity, "proof": watch.proof(nonce, identity)})
