@@ -61,8 +61,8 @@ ui: setup ## start everything that isn't running, print the URLs
 down: ## stop everything that runs here; keeps all data
 	@if test -x .venv/bin/busco; then .venv/bin/busco down; fi
 
-test: setup-dev ## run unit, dbt and integration tests (no Docker, about 10 minutes)
-	@scripts/test.sh
+test: setup-dev ## run the unit, dbt and integration tests (no Docker, about 10 minutes); ALL=1 adds the slow ones
+	@scripts/test.sh $(if $(ALL),--all)
 
 test-stack: setup-dev ## run tests with real containers (needs Docker)
 	@scripts/test_stack.sh

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs the tests that don't need Docker, each in its own Python environment, in two parallel lanes; arguments go to pytest.
 # Lists the slowest tests at the end and writes the results to .busco/reports as JUnit files.
-# usage: scripts/test.sh [pytest arguments]
+# usage: scripts/test.sh [--all] [pytest arguments]
+#   --all   also runs the tests that are marked slow, as CI does
 set -euo pipefail
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/lanes.sh
 . scripts/lib/lanes.sh
@@ -11,7 +12,18 @@ reports=.busco/reports
 rm -rf "$reports"
 status=0
 # tests of dbt's environment that run in Airflow's lane, so that both lanes take about the same time
-also=(tests/integration/test_baked_parse.py tests/integration/test_replay.py tests/integration/test_two_projects.py)
+also=(test_baked_parse test_foreign test_project_ids test_replay test_two_projects)
+if [[ ${1:-} == --all ]]; then
+    shift
+    chosen="not long"
+else
+    # most of the slow tests are Airflow's, so without them its lane has room for more
+    also+=(test_command test_doctor test_hidden_values test_ingest)
+    chosen="not long and not slow"
+fi
+also=("${also[@]/#/tests/integration/}")
+also=("${also[@]/%/.py}")
+set -- -m "$chosen" "$@"
 
 # shellcheck disable=SC2329  # called by lane
 beside() {
@@ -21,11 +33,12 @@ beside() {
     return "$status"
 }
 
-lane "tests/airflow ${also[*]}" beside "$@"
-timed "tests/unit, tests/integration" .venv-dbt/bin/python -m pytest --junitxml "$reports/dbt.xml" \
+lane "tests/airflow, part of tests/integration" beside "$@"
+timed "tests/unit, the rest of tests/integration" .venv-dbt/bin/python -m pytest --junitxml "$reports/dbt.xml" \
     tests/unit tests/integration "${also[@]/#/--ignore=}" "$@" || status=$?
 wait_for_lanes || status=1
 scripts/slowest.py
+if [[ $chosen == *slow ]]; then echo "left out: tests marked slow (make test ALL=1)"; fi
 echo "left out: tests with containers (make test-stack), long fault matrices (make test-long)"
 if [[ -z ${OLIST_DIR:-} ]]; then echo "left out: tests on real data (OLIST_DIR is not set: the folder of Olist's CSV files)"; fi
 exit "$status"

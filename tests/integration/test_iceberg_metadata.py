@@ -42,8 +42,8 @@ from busco.lake.relations import select_sql
 from busco.warehouse import model_sql
 from tests.platforms import ENVIRONMENT, ROOT, Platform, platform
 
-# Every type that docs/iceberg.md lists as kept, with the edges that all readers can hold: ClickHouse's dates are those of
-# four-digit years, DuckDB's JSON must be JSON.
+# Every type that docs/iceberg.md lists as kept, with the edges that all readers can hold: ClickHouse's dates have
+# four-digit years, and DuckDB's JSON must be JSON.
 WIDE = r"""
 select * from (values
     (1, true, (-128)::tinyint, (-32768)::smallint, (-2147483648)::integer, (-9223372036854775808)::bigint, 0::utinyint,

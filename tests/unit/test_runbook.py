@@ -49,8 +49,10 @@ HAPPENS = {
     ),
     "`docs`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '`publish`: "published by another run': ("test_of_two_publishers_at_once_one_wins_and_the_other_says_what_to_do",),
-    "in `publish`: \"can't assume …\"": ("test_who_may_not_assume_it_is_told_so_or_goes_on_as_himself",),
-    '`publish`: "these tests have not passed': ("test_a_model_cleared_alone_after_its_tests_is_not_published_untested",),
+    'in `publish`: "can\'t assume …"': ("test_who_may_not_assume_it_is_told_so_or_goes_on_as_himself",),
+    '`publish`: "these tests have not passed': (
+        "test_a_model_cleared_alone_after_its_tests_is_not_published_untested",
+    ),
     "`glue`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '"waiting for a slot': ("test_each_model_has_a_container_never_more_at_once_than_there_are_places",),
     '"the slot was taken away': (
