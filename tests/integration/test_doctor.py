@@ -51,7 +51,7 @@ def examined(live: Platform, status: int, side: str = "dbt", **variables: str) -
     assert found.keys() == {"ok", "version", "environment", "checks"}
     assert (found["ok"], found["environment"]) == (status == 0, side)
     assert [check["name"] for check in found["checks"]] == NAMES
-    assert all(check.keys() == {"name", "state", "seen", "mend", "seconds"} for check in found["checks"])
+    assert all(check.keys() == {"name", "state", "seen", "fix", "seconds"} for check in found["checks"])
     return {check["name"]: check for check in found["checks"]}
 
 
@@ -108,7 +108,7 @@ def test_an_endpoint_that_nobody_serves_is_the_one_thing_that_has_failed(live: P
     checks = examined(live, 1, **nowhere)
     assert named(checks, "failed") == {"endpoint"}
     assert "http://127.0.0.1:1" in checks["endpoint"]["seen"]
-    assert checks["endpoint"]["mend"] == "start it: busco aws up"
+    assert checks["endpoint"]["fix"] == "start it: busco aws up"
     assert checks["conditional writes"]["seen"] == "needs: lake bucket"
     printed = live.busco("doctor", status=1, environment=nowhere)
     assert "endpoint failed: the local AWS is not responding" in printed
@@ -119,7 +119,7 @@ def test_a_lake_bucket_that_does_not_exist_is_named_and_with_it_what_to_deploy(l
     checks = examined(live, 1, BUSCO_LAKE_BUCKET="nobodys-bucket")
     assert named(checks, "failed") == {"lake bucket"}
     assert checks["lake bucket"]["seen"] == "the bucket nobodys-bucket does not exist"
-    assert "deploy/aws/lake.yaml" in checks["lake bucket"]["mend"]
+    assert "deploy/aws/lake.yaml" in checks["lake bucket"]["fix"]
     assert {"conditional writes", "DuckDB on S3"} <= named(checks, "skipped")
 
 
@@ -127,7 +127,7 @@ def test_glue_databases_that_are_missing_are_named(live: Platform) -> None:
     checks = examined(live, 1, BUSCO_GLUE_PREFIX="other_")
     assert named(checks, "failed") == {"Glue databases"}
     assert checks["Glue databases"]["seen"] == "missing: other_bronze, other_silver, other_gold"
-    assert "BUSCO_GLUE_PREFIX" in checks["Glue databases"]["mend"]
+    assert "BUSCO_GLUE_PREFIX" in checks["Glue databases"]["fix"]
 
 
 def test_a_state_folder_that_can_t_be_written_fails_the_disk(live: Platform, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_state_folder_that_can_t_be_written_fails_the_disk(live: Platform, tmp
     checks = examined(live, 1, BUSCO_PLATFORM="aws", BUSCO_STATE_DIR=str(tmp_path / "file"))
     assert "disk" in named(checks, "failed")
     assert str(tmp_path / "file") in checks["disk"]["seen"]
-    assert "BUSCO_STATE_DIR" in checks["disk"]["mend"]
+    assert "BUSCO_STATE_DIR" in checks["disk"]["fix"]
 
 
 def test_a_project_that_dbt_can_t_parse_fails_with_dbts_words(live: Platform) -> None:
@@ -161,7 +161,7 @@ def test_an_images_parse_of_another_project_is_said_to_be_old(live: Platform, tm
     finally:
         model.write_text(before)
     assert named(checks, "failed") == {"dbt projects"}
-    assert "make image" in checks["dbt projects"]["mend"]
+    assert "make image" in checks["dbt projects"]["fix"]
 
 
 def test_without_credentials_the_role_has_failed_and_what_needs_one_is_left_out(live: Platform) -> None:
@@ -176,7 +176,7 @@ def test_without_credentials_the_role_has_failed_and_what_needs_one_is_left_out(
     checks = examined(live, 1, BUSCO_PLATFORM="aws", **none)
     assert named(checks, "failed") == {"role"}
     assert checks["role"]["seen"] == "there are no AWS credentials"
-    assert "RunnerRole" in checks["role"]["mend"]
+    assert "RunnerRole" in checks["role"]["fix"]
 
 
 # -- variables, keys, Airflow's servers -------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_secrets_that_others_may_read_fail(live: Platform) -> None:
     finally:
         secrets.unlink()
     assert named(checks, "failed") == {"files"}
-    assert checks["files"]["mend"] == f"chmod 600 {secrets}"
+    assert checks["files"]["fix"] == f"chmod 600 {secrets}"
 
 
 def test_a_database_and_a_broker_that_nobody_serves_are_named_without_their_passwords(live: Platform) -> None:
@@ -258,7 +258,7 @@ def test_a_graph_that_is_older_than_the_project_fails_in_airflow_s_environment(l
         os.utime(manifest, (times.st_atime, times.st_mtime))
     assert named(checks, "failed") == {"manifest"}
     assert "Airflow's graph is outdated" in checks["manifest"]["seen"]
-    assert "busco dbt parse" in checks["manifest"]["mend"]
+    assert "busco dbt parse" in checks["manifest"]["fix"]
 
 
 # -- what ECS is to run -----------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def test_a_task_definition_that_is_not_as_the_settings_say_fails(
 ) -> None:
     checks = examined(live, 1, **ON_ECS, **{variable: value})
     assert named(checks, "failed") == {"task definitions"}
-    assert (checks["task definitions"]["seen"], variable in checks["task definitions"]["mend"]) == (seen, True)
+    assert (checks["task definitions"]["seen"], variable in checks["task definitions"]["fix"]) == (seen, True)
 
 
 def test_an_image_for_another_processor_fails_before_a_container_does(live: Platform) -> None:
@@ -442,4 +442,4 @@ def test_a_role_may_lack_what_airflow_s_has_not_and_any_other_refusal_is_told(li
         checks = examined(live, 1, BUSCO_ENDPOINT_URL=url)
     assert named(checks, "failed") == {"Glue databases"}
     assert "InternalServiceException" in checks["Glue databases"]["seen"]
-    assert "RunnerRole" in checks["Glue databases"]["mend"]
+    assert "RunnerRole" in checks["Glue databases"]["fix"]

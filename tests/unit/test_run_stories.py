@@ -38,7 +38,7 @@ class Clocked(Lake):
         self.store.create(run.layout.runner(number), Runner.model_validate({**values, **named, **fields}))
 
     def told(self, run: Run, epoch: int | None = None) -> story.Story:
-        return story.tell(self.store, ENVIRONMENT, run.name, epoch, self.at + timedelta(seconds=30))
+        return story.read_story(self.store, ENVIRONMENT, run.name, epoch, self.at + timedelta(seconds=30))
 
 
 @pytest.fixture

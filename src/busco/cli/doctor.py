@@ -38,7 +38,7 @@ def doctor_command(form: str) -> int:
     else:
         table(("check", "", "details"), [(one.name, one.state, one.seen) for one in findings])
         for finding in failed:
-            echo(f"\n{finding.name} failed: {finding.seen}" + (f"\n  → {finding.mend}" if finding.mend else ""))
+            echo(f"\n{finding.name} failed: {finding.seen}" + (f"\n  → {finding.fix}" if finding.fix else ""))
         skipped = sum(finding.state == "skipped" for finding in findings)
         good = len(findings) - len(failed) - skipped
         echo(f"\n{good} ok, {len(failed)} failed, {skipped} skipped")

@@ -57,19 +57,19 @@ def show(run_name: str, epoch: int | None, everything: bool, form: str) -> None:
     """
     _, store, environment = lake()
     run = replays.find(store, environment, run_name)
-    told = story.tell(store, environment, run.name, epoch, utc_now())
+    found = story.read_story(store, environment, run.name, epoch, utc_now())
     if form == "json":
-        as_json = [{**asdict(event), "at": event.at.isoformat()} for event in told.events]
-        echo(json_text({**_pin(told.pin), "epochs": told.epochs, "events": as_json, "now": told.now}, indent=2))
+        as_json = [{**asdict(event), "at": event.at.isoformat()} for event in found.events]
+        echo(json_text({**_pin(found.pin), "epochs": found.epochs, "events": as_json, "now": found.now}, indent=2))
         return
-    pin = told.pin
-    others = [str(number) for number in told.epochs if number != pin.epoch]
+    pin = found.pin
+    others = [str(number) for number in found.epochs if number != pin.epoch]
     more = f" (other epochs: {', '.join(others)})" if others else ""
     echo(printable(f"{pin.run}, epoch {pin.epoch}{more}, environment {pin.environment}"))
     code = f", code {pin.code_version}" if pin.code_version else ""
     echo(printable(f"dbt project {pin.project or 'unknown'}{code}"))
     echo("")
-    events = told.events if everything else story.shortened(told.events)
+    events = found.events if everything else story.shortened(found.events)
     day = ""
     for event in events:
         if f"{event.at:%Y-%m-%d}" != day:
@@ -78,7 +78,7 @@ def show(run_name: str, epoch: int | None, everything: bool, form: str) -> None:
         echo(f"  {event.at:%H:%M:%S}  {'FAILED  ' if event.failed else ''}{printable(event.text)}")
     echo("")
     echo("now:")
-    for line in told.now:
+    for line in found.now:
         echo(f"  {printable(line)}")
 
 

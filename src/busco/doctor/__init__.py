@@ -41,14 +41,14 @@ class Check:
     Args:
         side: the Python environment that it needs; None for either.
         needs: the checks that must have succeeded; otherwise this one would only repeat their errors.
-        mend: what to do if the error itself doesn't say.
+        fix: what to do if the error itself doesn't say.
     """
 
     name: str
     function: str
     side: Side | None = None
     needs: tuple[str, ...] = ()
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Finding:
     name: str
     state: State
     seen: str
-    mend: str = ""
+    fix: str = ""
     seconds: float = 0.0
 
 
@@ -93,25 +93,25 @@ CHECKS: tuple[Check, ...] = (
     Check(
         "endpoint",
         "aws.endpoint",
-        mend="check the network, the route to S3 (VPC endpoint, NAT), and BUSCO_ENDPOINT_URL",
+        fix="check the network, the route to S3 (VPC endpoint, NAT), and BUSCO_ENDPOINT_URL",
     ),
     Check("clock", "aws.clock", needs=("endpoint",)),
-    Check("role", "aws.role", needs=("endpoint",), mend="give the task a role (RunnerRole in deploy/aws/ecs.yaml)"),
-    Check("lake bucket", "aws.lake_bucket", needs=("endpoint", "role"), mend=_ROLE),
-    Check("conditional writes", "aws.conditional_writes", needs=("lake bucket",), mend=_ROLE),
-    Check("landing bucket", "aws.landing_bucket", "dbt", needs=("endpoint", "role"), mend=_ROLE),
-    Check("queue", "aws.queue", needs=("endpoint", "role"), mend=_ROLE),
-    Check("Glue databases", "aws.glue_databases", needs=("endpoint", "role"), mend=_ROLE),
-    Check("ECS cluster", "aws.ecs_cluster", "airflow", needs=("endpoint", "role"), mend=_ROLE),
-    Check("task definitions", "ecs.task_definitions", needs=("endpoint", "role"), mend=_ROLE),
-    Check("task roles", "ecs.roles", needs=("task definitions",), mend=_ROLE),
-    Check("image", "ecs.image", needs=("task definitions",), mend=_ROLE),
-    Check("manifest", "machine.manifest", "airflow", mend="run: busco dbt parse"),
-    Check("dbt projects", "dbt.projects", "dbt", mend="for details, run: busco dbt parse"),
+    Check("role", "aws.role", needs=("endpoint",), fix="give the task a role (RunnerRole in deploy/aws/ecs.yaml)"),
+    Check("lake bucket", "aws.lake_bucket", needs=("endpoint", "role"), fix=_ROLE),
+    Check("conditional writes", "aws.conditional_writes", needs=("lake bucket",), fix=_ROLE),
+    Check("landing bucket", "aws.landing_bucket", "dbt", needs=("endpoint", "role"), fix=_ROLE),
+    Check("queue", "aws.queue", needs=("endpoint", "role"), fix=_ROLE),
+    Check("Glue databases", "aws.glue_databases", needs=("endpoint", "role"), fix=_ROLE),
+    Check("ECS cluster", "aws.ecs_cluster", "airflow", needs=("endpoint", "role"), fix=_ROLE),
+    Check("task definitions", "ecs.task_definitions", needs=("endpoint", "role"), fix=_ROLE),
+    Check("task roles", "ecs.roles", needs=("task definitions",), fix=_ROLE),
+    Check("image", "ecs.image", needs=("task definitions",), fix=_ROLE),
+    Check("manifest", "machine.manifest", "airflow", fix="run: busco dbt parse"),
+    Check("dbt projects", "dbt.projects", "dbt", fix="for details, run: busco dbt parse"),
     Check("memory and CPU", "machine.memory_and_cpu"),
-    Check("disk", "machine.disk", mend="set BUSCO_STATE_DIR to a folder on a writable disk"),
-    Check("DuckDB", "dbt.extensions", "dbt", mend="run make setup, or rebuild the image"),
-    Check("DuckDB on S3", "dbt.lake", "dbt", needs=("DuckDB", "disk", "conditional writes"), mend=_ROLE),
+    Check("disk", "machine.disk", fix="set BUSCO_STATE_DIR to a folder on a writable disk"),
+    Check("DuckDB", "dbt.extensions", "dbt", fix="run make setup, or rebuild the image"),
+    Check("DuckDB on S3", "dbt.lake", "dbt", needs=("DuckDB", "disk", "conditional writes"), fix=_ROLE),
 )
 
 
@@ -135,14 +135,14 @@ def _run(check: Check, around: Surroundings, states: dict[str, State]) -> Findin
     module, _, name = check.function.partition(".")
     try:
         function: Callable[[Surroundings], str] = getattr(importlib.import_module(f"busco.doctor.{module}"), name)
-        state, seen, mend = "ok", function(around), ""
+        state, seen, fix = "ok", function(around), ""
     except Skipped as skipped:
-        state, seen, mend = "skipped", str(skipped), ""
+        state, seen, fix = "skipped", str(skipped), ""
     except BuscoError as error:
-        state, seen, mend = "failed", error.message, error.hint or check.mend
+        state, seen, fix = "failed", error.message, error.hint or check.fix
     except Exception as error:
-        state, seen, mend = "failed", _message(error), check.mend
-    return Finding(check.name, state, seen, mend, round(time.monotonic() - began, 2))  # type: ignore[arg-type]
+        state, seen, fix = "failed", _message(error), check.fix
+    return Finding(check.name, state, seen, fix, round(time.monotonic() - began, 2))  # type: ignore[arg-type]
 
 
 def _message(error: Exception) -> str:

@@ -73,8 +73,8 @@ class Story:
     now: tuple[str, ...]
 
 
-def tell(store: ObjectStore, environment: EnvironmentLayout, run: str, epoch: int | None, now: datetime) -> Story:
-    """The story of a run.
+def read_story(store: ObjectStore, environment: EnvironmentLayout, run: str, epoch: int | None, now: datetime) -> Story:
+    """Reads the story of a run.
 
     Args:
         run: its key.
@@ -90,10 +90,10 @@ def tell(store: ObjectStore, environment: EnvironmentLayout, run: str, epoch: in
     if pin is None:
         listed = ", ".join(map(str, known)) or "none"
         raise BuscoError(f"run {run} has no epoch {epoch} that was pinned", f"its epochs are: {listed}")
-    return _Teller(Run(store, environment, pin), known, now).told()
+    return _Reader(Run(store, environment, pin), known, now).story()
 
 
-class _Teller:
+class _Reader:
     def __init__(self, run: Run, known: tuple[int, ...], now: datetime) -> None:
         self.run, self.known, self.now = run, known, now
         self.layout = run.layout
@@ -115,7 +115,7 @@ class _Teller:
         found = self.run.store.read_many(keys, kind)
         return [(self.times[key], record) for key, record in zip(keys, found, strict=True)]
 
-    def told(self) -> Story:
+    def story(self) -> Story:
         events = [self._pinned(), *self._ordered(), *self._registered(), *self._reported(), *self._followed()]
         events += [*self._ended(), *self._published()]
         events.sort(key=lambda one: (one.at, _ORDER_OF_KINDS.index(one.kind)))
@@ -187,9 +187,9 @@ class _Teller:
     def _now(self) -> list[str]:
         if self.known and self.known[-1] > self.run.pin.epoch:
             return [f"epoch {self.known[-1]} has replaced this epoch: pin was cleared"]
-        said = self._release()
-        if said:
-            return said
+        lines = self._release()
+        if lines:
+            return lines
         return [*self._working(), *self._waiting(), *self._failed(), *self._next()]
 
     def _release(self) -> list[str]:
@@ -216,7 +216,7 @@ class _Teller:
         return [runner for number, (_, runner) in sorted(self.runners.items()) if number not in over]
 
     def _working(self) -> list[str]:
-        said = []
+        lines = []
         for runner in self._alive():
             nodes = sorted(
                 _short(result.node)
@@ -226,8 +226,8 @@ class _Teller:
             at = f"is at {_listed(nodes)}" if nodes else "reports no node in progress"
             beat = self.beats.get(runner.number)
             heard = f"its last heartbeat was {_age(self.now, beat)} ago" if beat else "it has sent no heartbeat"
-            said.append(f"runner {runner.number} {at}; {heard}")
-        return said
+            lines.append(f"runner {runner.number} {at}; {heard}")
+        return lines
 
     def _waiting(self) -> list[str]:
         registered = {(runner.order, runner.generation) for _, runner in self.runners.values()}
@@ -245,13 +245,13 @@ class _Teller:
             _short(node) for node, one in latest.items() if one.status in ("failed", "error") and node != RUNNER_NODE
         )
         skipped = sum(one.status == "skipped" for one in latest.values())
-        said = [f"failed: {_listed(bad)}"] if bad else []
+        lines = [f"failed: {_listed(bad)}"] if bad else []
         if skipped:
-            said.append(f"{count(skipped, 'node')} skipped because of failures upstream")
+            lines.append(f"{count(skipped, 'node')} skipped because of failures upstream")
         unfinished = sorted(entry.table for entry in self.entries if entry.version is None)
         if unfinished and not self._alive():
-            said.append(f"started and not finished: {_listed(unfinished)}")
-        return said
+            lines.append(f"started and not finished: {_listed(unfinished)}")
+        return lines
 
     def _next(self) -> list[str]:
         hold = self.live.current.hold if self.live else None
