@@ -222,10 +222,6 @@ class RunLayout:
     def followers(self) -> str:
         return f"{self.prefix}followers/"
 
-    @property
-    def manifest(self) -> str:
-        return f"{self.prefix}manifest.json"
-
     def entry(self, table: str) -> str:
         return fitting(f"{self.tables}{table}.json", "table", table)
 
