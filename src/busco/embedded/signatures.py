@@ -58,23 +58,10 @@ class Signatures:
         Raises:
             Refusal: the signature is wrong or has expired, or the key does not exist.
         """
-        from ministack.core import sigv4
-
         found, secret, presigned = self._signed(request)
         if not presigned:
             self._body_as_signed(request)
-        failure = sigv4.header_signature_failure(
-            found,
-            secret,
-            request.method,
-            request.raw_path,
-            request.query,
-            request.headers,
-            request.body,
-            presigned=presigned,
-        )
-        if failure:
-            raise Refusal(*failure)
+        _verify(request, found, secret, presigned, request.body)
         return str(found.access_key_id)
 
     def expects(self, request: Request) -> None:
@@ -82,22 +69,9 @@ class Signatures:
 
         A request to S3 states its body's hash, if any, in a header, so its signature can be verified before the body.
         """
-        from ministack.core import sigv4
-
         found, secret, presigned = self._signed(request)
         if presigned or (request.service == "s3" and "x-amz-content-sha256" in request.headers):
-            failure = sigv4.header_signature_failure(
-                found,
-                secret,
-                request.method,
-                request.raw_path,
-                request.query,
-                request.headers,
-                b"",
-                presigned=presigned,
-            )
-            if failure:
-                raise Refusal(*failure)
+            _verify(request, found, secret, presigned, b"")
 
     def _signed(self, request: Request) -> tuple[Any, str, bool]:
         """Returns a request's parsed signature, the key's secret, and whether the signature is in the URL.
@@ -211,3 +185,24 @@ def _register(given: Any, role: str, name: str) -> None:
             "SessionPolicies": None,
         },
     )
+
+
+def _verify(request: Request, found: Any, secret: str, presigned: bool, body: bytes) -> None:
+    """
+    Raises:
+        Refusal: the signature is wrong or has expired.
+    """
+    from ministack.core import sigv4
+
+    failure = sigv4.header_signature_failure(
+        found,
+        secret,
+        request.method,
+        request.raw_path,
+        request.query,
+        request.headers,
+        body,
+        presigned=presigned,
+    )
+    if failure:
+        raise Refusal(*failure)
