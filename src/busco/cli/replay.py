@@ -199,7 +199,7 @@ def _docker(settings: Settings, run: Run, version: str) -> str:
         command += ["-e", name]
     image, _, tag = settings.dbt_image.rpartition(":")
     image = settings.dbt_image if not image or "/" in tag else image
-    # the tag that scripts/build_image.sh uses
+    # the tag that scripts/local_build.sh uses
     command += [f"{image}:{version.replace('+', '-dirty')}", *_runner(run)]
     return shlex.join(command)
 
