@@ -1,4 +1,4 @@
-"""What is private in MiniStack and used here is as it was when it was read; another MiniStack is refused by name."""
+"""MiniStack's private functions are as this package expects them, and any other version of MiniStack is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CORRECTING = [
 ]
 
 
-def test_each_module_that_relies_on_ministack_s_functions_checks_them() -> None:
+def test_each_module_that_relies_on_ministack_functions_checks_them() -> None:
     assert {"athena_iceberg", "local_ecs", "policies", "provisioned", "s3_intents", "signatures"} <= set(CORRECTING)
     for name in CORRECTING:
         called = re.findall(
@@ -29,7 +29,7 @@ def test_each_module_that_relies_on_ministack_s_functions_checks_them() -> None:
 
 
 @pytest.mark.parametrize("name", CORRECTING)
-def test_another_version_is_refused_and_this_one_is_not(name: str) -> None:
+def test_the_pinned_ministack_version_is_accepted_and_another_is_refused(name: str) -> None:
     expected = import_module(f"busco.embedded.{name}").EXPECTED
     if name == "local_ecs":
         expected = {f"services.ecs.{function}": parameters for function, parameters in expected.items()}
@@ -38,7 +38,7 @@ def test_another_version_is_refused_and_this_one_is_not(name: str) -> None:
         ministack_contract.check(name, expected, "a test", version="1.5.34")
 
 
-def test_a_function_that_is_missing_or_takes_other_parameters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_function_or_one_with_different_parameters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ecs, "_stop_task", len)
     with pytest.raises(RuntimeError, match=r"services\.ecs\._stop_task\. Run a test against"):
         ministack_contract.check("x", {"services.ecs._stop_task": local_ecs.EXPECTED["_stop_task"]}, "a test")

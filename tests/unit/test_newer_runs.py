@@ -1,4 +1,4 @@
-"""A run that is published late: what other runs have published since it was pinned stays as it is."""
+"""Publishing a run late does not undo what other runs have published since it was pinned."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.unit.lake import ENVIRONMENT, PARENTS, TESTS, Lake, others, version
 
 @pytest.fixture
 def lake() -> Lake:
-    """A lake whose project was published once."""
+    """A lake whose project has been published once."""
     made = Lake()
     made.published()
     return made
 
 
 def kept(lake: Lake) -> Run:
-    """A run of everything that keeps everything, ready to be published."""
+    """Returns a full run that kept every table and is ready to be published."""
     run = lake.pin()
     lake.build_all(run, keep=True)
     assert all(entry.kept for entry in run.entries().values())
@@ -34,7 +34,7 @@ def differences(newer: Release, older: Release) -> set[str]:
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def test_P7_a_table_that_newer_code_has_added_is_not_dropped_by_an_older_run(lake: Lake) -> None:
+def test_P7_an_older_run_does_not_drop_a_table_that_newer_code_added(lake: Lake) -> None:
     lake.tables -= {"gold.h"}
     lake.published()
     late = kept(lake)
@@ -46,14 +46,14 @@ def test_P7_a_table_that_newer_code_has_added_is_not_dropped_by_an_older_run(lak
     assert differences(release, newer) == set()
 
 
-def test_P7_a_table_that_newer_code_has_removed_is_not_brought_back_by_a_run_that_kept_it(lake: Lake) -> None:
+def test_P7_a_run_that_kept_a_table_does_not_restore_it_after_newer_code_removed_it(lake: Lake) -> None:
     late = kept(lake)
     lake.tables -= {"gold.h"}
     lake.published(keep=True)
     assert "gold.h" not in lake.publish(late).tables
 
 
-def test_P7_a_removed_table_that_newer_code_has_built_again_is_not_dropped(lake: Lake) -> None:
+def test_P7_a_removed_table_is_not_dropped_if_newer_code_has_built_it_again(lake: Lake) -> None:
     lake.tables -= {"gold.h"}
     late = kept(lake)
     lake.tables |= {"gold.h"}
@@ -64,8 +64,8 @@ def test_P7_a_removed_table_that_newer_code_has_built_again_is_not_dropped(lake:
     assert release.tables["gold.h"] == newer.tables["gold.h"]
 
 
-def test_P7_a_table_that_a_newer_run_has_read_is_not_dropped_nor_what_that_was_made_from(lake: Lake) -> None:
-    """The older code has neither gold.g nor silver.s behind it; a newer run has made gold.n from gold.g."""
+def test_P7_a_table_that_a_newer_run_has_read_is_not_dropped_and_neither_are_its_parents(lake: Lake) -> None:
+    """The older code has no tables, but a newer run has built gold.n from gold.g, which is built from silver.s."""
     lake.tables = frozenset()
     late = lake.pin()
     newer = lake.pin(nodes=("gold.n",))
@@ -77,7 +77,7 @@ def test_P7_a_table_that_a_newer_run_has_read_is_not_dropped_nor_what_that_was_m
     assert release.stale == {}
 
 
-def test_P7_a_run_still_drops_what_its_base_had_where_others_were_published_in_between(lake: Lake) -> None:
+def test_P7_a_run_drops_removed_tables_even_if_another_project_was_published_in_between(lake: Lake) -> None:
     lake.tables -= {"gold.h"}
     late = kept(lake)
     releases.publish(*others(lake), "me", "docs/other/")
@@ -86,7 +86,7 @@ def test_P7_a_run_still_drops_what_its_base_had_where_others_were_published_in_b
     assert "gold.o" in release.tables
 
 
-def test_P7_a_table_that_was_rolled_back_is_not_brought_back_by_a_run_that_kept_it(lake: Lake) -> None:
+def test_P7_a_run_that_kept_a_table_does_not_restore_it_after_a_rollback_removed_it(lake: Lake) -> None:
     lake.tables -= {"gold.h"}
     lake.published()
     without = lake.live().release
@@ -98,15 +98,17 @@ def test_P7_a_table_that_was_rolled_back_is_not_brought_back_by_a_run_that_kept_
     assert "gold.h" not in lake.publish(late).tables
 
 
-def test_P3_a_run_that_follows_newer_tables_can_be_published_again(lake: Lake) -> None:
+def test_P3_publishing_a_run_that_took_newer_tables_can_be_repeated(lake: Lake) -> None:
     late = kept(lake)
     lake.deliveries += 1
     lake.published()
     assert lake.publish(late) == lake.live()
-    assert lake.publish(late) == lake.live(), "its reply was lost, or its task was cleared"
+    assert lake.publish(late) == lake.live(), (
+        "a retry after a lost reply or a cleared task must return the same release"
+    )
 
 
-def test_P3_a_kept_table_that_was_built_after_its_run_was_published_is_not_said_to_be_live(lake: Lake) -> None:
+def test_P3_a_kept_table_that_is_built_after_its_run_was_published_is_not_reported_as_live(lake: Lake) -> None:
     run = lake.pin()
     for table in PARENTS:
         lake.build(run, table, keep=table != "gold.h")
@@ -123,8 +125,8 @@ def test_P3_a_kept_table_that_was_built_after_its_run_was_published_is_not_said_
 # -- deliveries -------------------------------------------------------------------------------------------------------
 
 
-def test_P5_bronze_that_was_rolled_back_is_not_brought_back_by_a_run_that_built_nothing(lake: Lake) -> None:
-    """The first release had no bronze.c at all."""
+def test_P5_a_run_that_built_nothing_does_not_restore_a_bronze_table_that_was_rolled_back(lake: Lake) -> None:
+    """The first release is replaced by one without bronze.c, to which the test rolls back."""
     first = lake.live()
     without = first.model_copy(update={"release": "r1", "tables": {**first.tables}})
     del without.tables["bronze.c"]
@@ -140,7 +142,7 @@ def test_P5_bronze_that_was_rolled_back_is_not_brought_back_by_a_run_that_built_
     assert "bronze.c" not in lake.publish(late).tables
 
 
-def test_P5_newer_deliveries_stay_where_an_older_run_is_published(lake: Lake) -> None:
+def test_P5_newer_deliveries_stay_when_an_older_run_is_published(lake: Lake) -> None:
     late = kept(lake)
     lake.other_deliveries += 1
     lake.published(keep=True)
@@ -149,7 +151,7 @@ def test_P5_newer_deliveries_stay_where_an_older_run_is_published(lake: Lake) ->
     assert differences(lake.publish(late), newer) == set()
 
 
-def test_P5_stale_marks_that_a_newer_run_has_made_stay(lake: Lake) -> None:
+def test_P5_tables_that_a_newer_run_made_stale_stay_stale(lake: Lake) -> None:
     late = kept(lake)
     lake.deliveries += 1
     partial = lake.pin(nodes=("silver.s",))
@@ -163,13 +165,13 @@ def test_P5_stale_marks_that_a_newer_run_has_made_stay(lake: Lake) -> None:
 # -- docs -------------------------------------------------------------------------------------------------------------
 
 
-def test_P7_newer_docs_stay_where_an_older_run_is_published(lake: Lake) -> None:
+def test_P7_newer_docs_stay_when_an_older_run_is_published(lake: Lake) -> None:
     late = kept(lake)
     newer = lake.published(keep=True)
     releases.publish(*others(lake), "me", "docs/other/")
     release = lake.publish(late)
     assert release.all_docs == {"busco": newer.docs, "other": "docs/other/"}
-    assert release.docs == late.docs, "those of the run, for tables that the newer docs do not know"
+    assert release.docs == late.docs, "the run's docs, because they cover tables that the newer docs do not"
 
 
 def test_P7_a_run_replaces_the_docs_of_its_base(lake: Lake) -> None:
@@ -180,7 +182,7 @@ def test_P7_a_run_replaces_the_docs_of_its_base(lake: Lake) -> None:
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_P4_a_table_made_from_one_that_newer_code_has_removed_is_refused(lake: Lake) -> None:
+def test_P4_a_run_is_refused_if_its_tests_read_a_table_that_newer_code_has_removed(lake: Lake) -> None:
     late = lake.pin()
     lake.build(late, "silver.s", keep=True)
     lake.build(late, "gold.h", keep=True)
@@ -189,7 +191,7 @@ def test_P4_a_table_made_from_one_that_newer_code_has_removed_is_refused(lake: L
         lake.test(late, test)
     lake.tables -= {"gold.h"}
     lake.published(keep=True)
-    # its joint test has read gold.h, which is no longer there
+    # gold.g's joint test has read gold.h, which the live release no longer has
     with pytest.raises(BuscoError, match=r"published by another run.*gold\.h") as refused:
         lake.publish(late)
     assert "clear the pin task" in str(refused.value)

@@ -1,4 +1,4 @@
-"""A query of what is no table is answered with what it is, or with what there is."""
+"""An error about a missing table is explained: what the name refers to, or which tables there are."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def node(name: str, schema: str, kind: str, parents: list[str]) -> dict[str, Any
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    made = Settings(home=tmp_path, dbt_projects="bakery")
+    created = Settings(home=tmp_path, dbt_projects="bakery")
     own = {
         "model.busco.orders": node("orders", "silver", "lake", []),
         "model.busco.v_orders": node("v_orders", "silver", "view", ["model.busco.orders"]),
         "model.busco.late": node("late", "gold", "lake", []),
     }
     other = {"model.bakery.e": node("e", "main", "ephemeral", [])}
-    for one, name, nodes in zip(made.of_all_projects(), ("busco", "bakery"), (own, other), strict=True):
-        one.manifest_path.parent.mkdir(parents=True, exist_ok=True)
+    for project, name, nodes in zip(created.of_all_projects(), ("busco", "bakery"), (own, other), strict=True):
+        project.manifest_path.parent.mkdir(parents=True, exist_ok=True)
         manifest = {"metadata": {"project_name": name}, "nodes": nodes, "sources": {}}
-        one.manifest_path.write_text(json.dumps(manifest))
-    return made
+        project.manifest_path.write_text(json.dumps(manifest))
+    return created
 
 
 ATHENA = "TABLE_NOT_FOUND: line 1:15: Table 'awsdatacatalog.{}' does not exist. If a data manifest file was generated…"
@@ -46,7 +46,7 @@ NO_SCHEMA = 'Catalog Error: Table with name "{}" does not exist because schema "
               NO_SCHEMA.format("busco_silver.v_orders")],
 )  # fmt: skip
 @pytest.mark.parametrize("sql", ["select * from busco_silver.v_orders", 'select * from "busco_silver"."v_orders" v'])
-def test_a_view_of_the_project_is_named_as_one_with_the_tables_that_it_reads(
+def test_a_view_of_the_project_is_identified_together_with_the_tables_that_it_reads(
     settings: Settings, error: str, sql: str
 ) -> None:
     assert advice(settings, error, sql, lambda: TABLES) == (
@@ -56,7 +56,7 @@ def test_a_view_of_the_project_is_named_as_one_with_the_tables_that_it_reads(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "expected"),
     [
         (ATHENA.format("busco_gold.fct_order"), "did you mean busco_gold.fct_orders? busco_gold has the tables days"),
         (DUCKDB.format("zzz"), "busco_gold has the tables days, fct_orders"),
@@ -68,11 +68,13 @@ def test_a_view_of_the_project_is_named_as_one_with_the_tables_that_it_reads(
         (NO_SCHEMA.format("busco_golf.x"), "there is no database busco_golf; there are"),
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_answered_with_what_is(settings: Settings, error: str, said: str) -> None:
-    assert said in advice(settings, error, "select * from x", lambda: TABLES)
+def test_a_missing_name_is_explained_with_what_it_refers_to_or_with_what_exists(
+    settings: Settings, error: str, expected: str
+) -> None:
+    assert expected in advice(settings, error, "select * from x", lambda: TABLES)
 
 
-def test_where_nothing_is_there_that_is_said(settings: Settings) -> None:
+def test_a_database_without_tables_and_an_empty_catalog_are_reported_as_such(settings: Settings) -> None:
     assert advice(settings, ATHENA.format("busco_gold.x"), "", lambda: []) == "busco_gold has no tables yet"
     assert "nothing is published yet" in advice(settings, "Schema 'x' does not exist", "", lambda: [])
 
@@ -82,5 +84,8 @@ def test_where_nothing_is_there_that_is_said(settings: Settings) -> None:
     ["COLUMN_NOT_FOUND: line 1:8: Column 'a' cannot be resolved", 'Binder Error: Referenced column "a" not found',
      "Catalog Error: Scalar Function with name f does not exist!", "the file does not exist"],
 )  # fmt: skip
-def test_any_other_error_gets_no_such_advice(settings: Settings, error: str) -> None:
-    assert advice(settings, error, "select a from busco_gold.days", lambda: pytest.fail("not asked for")) == ""
+def test_other_errors_get_no_advice(settings: Settings, error: str) -> None:
+    assert (
+        advice(settings, error, "select a from busco_gold.days", lambda: pytest.fail("the tables must not be queried"))
+        == ""
+    )

@@ -45,7 +45,7 @@ class AnsweringS3(MemoryS3):
 
 
 @pytest.fixture(autouse=True)
-def _at_once() -> Any:
+def _no_conflict_wait() -> Any:
     with mock.patch.object(objects, "_CONFLICT_WAIT", 0):
         yield
 
@@ -54,7 +54,7 @@ CONFLICT = "ConditionalRequestConflict"
 
 
 @pytest.mark.parametrize("answers", [(), (CONFLICT,) * 3, ("lost",), (CONFLICT, "lost"), ("deleted",)])
-def test_an_object_that_is_not_there_is_created_whatever_else_is_under_way(answers: tuple[str, ...]) -> None:
+def test_conditional_writes_work_despite_conflicts_lost_replies_and_deletions(answers: tuple[str, ...]) -> None:
     s3 = AnsweringS3(*answers)
     store = ObjectStore(s3, "lake")
     etag = store.create("key", b"mine")
@@ -70,14 +70,14 @@ def test_an_object_that_is_not_there_is_created_whatever_else_is_under_way(answe
     assert s3.objects == {"key": b"mine, later"}
 
 
-def test_a_409_that_does_not_end_is_not_said_to_be_an_object_that_exists() -> None:
+def test_a_persistent_409_is_not_reported_as_an_existing_object() -> None:
     store = ObjectStore(AnsweringS3(*[CONFLICT] * 100), "lake")
     with pytest.raises(ClientError, match=CONFLICT):
         store.create("key", b"mine")
 
 
 @pytest.mark.parametrize("ignored", ["IfNoneMatch", "IfMatch"])
-def test_doctor_takes_no_409_for_a_condition_that_is_kept(ignored: str) -> None:
+def test_doctor_does_not_mistake_a_409_for_an_enforced_condition(ignored: str) -> None:
     class Careless(AnsweringS3):
         has_policy = False
 
@@ -93,7 +93,7 @@ def test_doctor_takes_no_409_for_a_condition_that_is_kept(ignored: str) -> None:
     assert "written, and rejected" in conditional_writes(surroundings)
 
 
-def test_a_file_that_was_written_over_at_once_is_not_recorded() -> None:
+def test_a_file_that_was_overwritten_right_after_it_was_written_is_not_recorded() -> None:
     s3 = MemoryS3()
     store = ObjectStore(s3, "lake")
     s3.put_object("lake", "gold/t/v/a.parquet", b"1234")
@@ -104,7 +104,7 @@ def test_a_file_that_was_written_over_at_once_is_not_recorded() -> None:
             store.etags("gold/t/v/", written)
 
 
-def test_an_old_version_is_deleted_from_the_local_disk_when_its_days_are_over(tmp_path: Path) -> None:
+def test_old_object_versions_are_deleted_from_the_local_disk_after_their_retention_period(tmp_path: Path) -> None:
     for name, age in (("old", 8), ("young", 6)):
         folder = tmp_path / ".versions/000000000000/lake" / name / "gold"
         folder.mkdir(parents=True)
@@ -112,4 +112,4 @@ def test_an_old_version_is_deleted_from_the_local_disk_when_its_days_are_over(tm
         moment = time.time() - age * 86_400
         os.utime(folder.parent, (moment, moment))
     assert s3_intents.expire_versions(tmp_path, 7) == 1
-    assert [one.name for one in tmp_path.glob(".versions/*/*/*")] == ["young"]
+    assert [path.name for path in tmp_path.glob(".versions/*/*/*")] == ["young"]

@@ -1,4 +1,4 @@
-"""What metadata keeps of columns with personal data, and what is built again when one is marked."""
+"""What metadata keeps about columns with personal data, and what is rebuilt when a column is marked as personal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = (
 )
 BOUNDS = {"min": "2001-01-01", "max": "2018-01-01"}
 COUNTS = {"null_count": "1", "num_values": "3", "column_size_bytes": "9"}
-# what a later DuckDB may report is unknown, and may be a value
+# "most_frequent" represents statistics of a later DuckDB version, which could contain values
 STATISTICS = {
     '"id"': {"min": "a", "max": "b", **COUNTS},
     '"Born"': {**BOUNDS, **COUNTS, "most_frequent": "2001-01-01"},
@@ -37,7 +37,7 @@ STATISTICS = {
 }
 
 
-def test_statistics_of_personal_columns_are_counts_and_whether_dates_are_in_range() -> None:
+def test_statistics_of_personal_columns_are_reduced_to_counts_and_whether_dates_are_in_range() -> None:
     found = without_bounds(STATISTICS, COLUMNS, {"born", 'a "b"'})
     assert found == {
         '"id"': STATISTICS['"id"'],
@@ -51,7 +51,7 @@ def test_statistics_of_personal_columns_are_counts_and_whether_dates_are_in_rang
         assert dates.in_range(fields, found) is dates.in_range(fields, STATISTICS)
 
 
-def test_a_bronze_version_is_another_when_a_column_is_marked_and_its_files_are_the_same() -> None:
+def test_marking_a_column_creates_a_new_bronze_version_with_the_same_files() -> None:
     store = ObjectStore(MemoryS3(), "lake")
     plain = Contract("src", "orders", COLUMNS, ("id",), "rows")
     marked = replace(plain, pii=frozenset({"Born"}))
@@ -63,7 +63,7 @@ def test_a_bronze_version_is_another_when_a_column_is_marked_and_its_files_are_t
 
 
 def project(name: str = "p", marks: dict[str, Any] | None = None, config: dict[str, Any] | None = None) -> Project:
-    """bronze.people → silver.people (`marks`: each column's pii) → gold.sums; gold.other reads nothing."""
+    """bronze.people → silver.people → gold.sums; gold.other reads nothing. `marks` has the columns' `pii`."""
 
     def node(uid: str, schema: str, parents: list[str], **more: Any) -> dict[str, Any]:
         return {
@@ -72,8 +72,8 @@ def project(name: str = "p", marks: dict[str, Any] | None = None, config: dict[s
             "raw_code": "select 1", "original_file_path": f"models/{uid}.sql", "constraints": [], **more,
         }  # fmt: skip
 
-    said = {one: {} if mark is None else {"config": {"meta": {"pii": mark}}} for one, mark in (marks or {}).items()}
-    columns = {one: {"name": one, **more} for one, more in said.items()}
+    marked = {name: {} if mark is None else {"config": {"meta": {"pii": mark}}} for name, mark in (marks or {}).items()}
+    columns = {name: {"name": name, **more} for name, more in marked.items()}
     return Project(
         {
             "metadata": {"project_name": name},
@@ -88,7 +88,7 @@ def project(name: str = "p", marks: dict[str, Any] | None = None, config: dict[s
                     "source_name": "bronze", "name": "people", "schema": "bronze", "database": "memory",
                     "original_file_path": "s.yml", "config": {"meta": {"delivery": "full"}},
                     "columns": {"id": {"data_type": "VARCHAR"}} | {
-                        one: {"data_type": "VARCHAR", **more} for one, more in said.items()
+                        name: {"data_type": "VARCHAR", **more} for name, more in marked.items()
                     },
                 }
             },
@@ -97,15 +97,15 @@ def project(name: str = "p", marks: dict[str, Any] | None = None, config: dict[s
     )  # fmt: skip
 
 
-def test_marking_a_column_builds_again_what_reads_it_and_nothing_else() -> None:
-    before, marked, judged = (project(marks=marks) for marks in ({"email": None}, {"email": True}, {"email": False}))
+def test_marking_a_column_rebuilds_its_model_and_downstream_models_only() -> None:
+    before, marked, unmarked = (project(marks=marks) for marks in ({"email": None}, {"email": True}, {"email": False}))
     engine = "1.5.5"
     for uid, changes in (("model.p.people", True), ("model.p.sums", True), ("model.p.other", False)):
         assert (before.fingerprint(uid, engine) != marked.fingerprint(uid, engine)) is changes, uid
-        assert before.fingerprint(uid, engine) == judged.fingerprint(uid, engine), uid
+        assert before.fingerprint(uid, engine) == unmarked.fingerprint(uid, engine), uid
 
 
-def test_of_a_version_whose_record_does_not_say_all_columns_are_personal_if_any_can_be() -> None:
+def test_all_columns_of_a_version_without_a_personal_record_are_personal_if_any_can_be() -> None:
     marked = project(marks={"email": True})
     people, other = (
         made(table, {}).model_copy(update={"unique_id": f"model.p.{table.split('.')[1]}"})
@@ -118,7 +118,7 @@ def test_of_a_version_whose_record_does_not_say_all_columns_are_personal_if_any_
     assert of_version(marked, people.model_copy(update={"personal": ("b",)})) == {"b"}
 
 
-def test_what_a_column_is_marked_as_is_stronger_than_what_its_sql_passes_on() -> None:
+def test_a_column_mark_takes_precedence_over_its_lineage() -> None:
     tables = {"bronze.people": made("bronze.people", {}).model_copy(update={"personal": ("a",)})}
     sql, given = 'select a as email, a as b, 1 as c from "bronze"."people"', [("email", "INTEGER"), ("b", "INTEGER")]
     given.append(("c", "INTEGER"))
@@ -130,7 +130,7 @@ def test_what_a_column_is_marked_as_is_stronger_than_what_its_sql_passes_on() ->
     assert found({"email": False, "C": True}) == {"b", "c"}
 
 
-def test_two_projects_must_mark_the_columns_of_a_source_alike() -> None:
+def test_two_projects_must_mark_the_columns_of_a_source_the_same_way() -> None:
     one, other = project("one", {"email": True}), project("other", {"email": False})
     assert len(all_contracts([one, project("other", {"email": True})])) == 1
     with pytest.raises(BuscoError, match="declare the source bronze.people differently") as clash:
@@ -149,14 +149,14 @@ def test_two_projects_must_mark_the_columns_of_a_source_alike() -> None:
         ({"email": "false"}, {}, "meta pii of email is false; write true or false"),
     ],
 )
-def test_marks_that_cannot_be_kept_are_refused_at_parse(
+def test_invalid_marks_and_partitions_by_personal_columns_are_refused_at_parse(
     marks: dict[str, Any], config: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(BuscoError, match=problem):
         refusals.check(project(marks=marks, config=config))
 
 
-def test_a_partition_by_a_column_that_is_not_marked_may_be() -> None:
+def test_partitioning_by_an_unmarked_column_is_allowed() -> None:
     refusals.check(project(marks={"email": False, "born": True}, config={"partition_by": ["email"]}))
 
 
@@ -177,7 +177,9 @@ ASKS = "{% set who = run_query('select 1') %} select id, 1 as \"{{ who }}\""
         ([("listed name", "MAP(VARCHAR, DOUBLE)"), ("of_things", "BIGINT")], ""),
     ],
 )
-def test_a_name_that_a_query_may_have_given_is_refused_and_not_said(names: list[tuple[str, str]], strange: str) -> None:
+def test_a_column_name_that_may_come_from_a_query_result_is_refused_without_being_shown(
+    names: list[tuple[str, str]], strange: str
+) -> None:
     asking = project(marks={"email": True})
     asking.nodes["model.p.people"].update(raw_code=ASKS, columns={"Listed Name": {}, "email": {}, "a": {}})
     asking.manifest["vars"] = {"kind": "of_things"}  # type: ignore[index]
@@ -189,13 +191,13 @@ def test_a_name_that_a_query_may_have_given_is_refused_and_not_said(names: list[
     with pytest.raises(BuscoError, match=f"column {strange} of the SQL has a name") as refusal:
         personal.check_names("model.p.people", names)
     assert "anary" not in str(refusal.value)
-    # whose SQL is not made of an answer has its names from what it reads
+    # column names are not checked for a model whose SQL is not generated from query results
     Personal(project(marks={"email": True}), tables.get).check_names("model.p.people", names)
     asking.nodes["model.p.other"].update(raw_code=ASKS)
     personal.check_names("model.p.other", names)
 
 
-def test_all_columns_are_personal_where_jinja_was_given_values() -> None:
+def test_all_columns_are_personal_if_jinja_received_query_results() -> None:
     tables = {"bronze.people": made("bronze.people", {}).model_copy(update={"personal": ("email",)})}
     sql, given = 'select a as b from "bronze"."people"', [("b", "INTEGER")]
     redactor = Redactor(project(marks={"email": True}))
@@ -203,7 +205,7 @@ def test_all_columns_are_personal_where_jinja_was_given_values() -> None:
     assert personal.columns("model.p.people", sql, given) == set()
     personal.check_names("model.p.people", [("Zqcanary", "INTEGER")])
     redactor.mark_indirect_reader("model.p.people")
-    # lineage knows which of its columns come from what a hook has made; their names nobody knows
+    # lineage finds the columns that come from a table created by a hook, but the names of those columns are unknown
     assert personal.columns("model.p.people", sql, given) == set()
     with pytest.raises(BuscoError, match="column 1 of the SQL has a name"):
         personal.check_names("model.p.people", [("Zqcanary", "INTEGER")])

@@ -1,4 +1,4 @@
-"""No more ECS tasks than there are places, and each has one: whatever is throttled, lost, late or killed."""
+"""Every ECS task has a slot, and there are never more tasks than slots, despite throttling, lost replies and kills."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(story: Coroutine[Any, Any, None]) -> None:
     simulate(story)
 
 
-def test_an_order_that_waits_for_capacity_keeps_its_place_however_long_that_takes() -> None:
+def test_an_order_that_waits_for_capacity_keeps_its_slot_however_long_that_takes() -> None:
     async def story() -> None:
         world = World(limit=1)
         world.faults["first"] = ["capacity"] * 20
@@ -48,7 +48,7 @@ def test_an_order_that_waits_for_capacity_keeps_its_place_however_long_that_take
     run(story())
 
 
-def test_an_order_keeps_its_place_however_slow_ecs_answers() -> None:
+def test_an_order_keeps_its_slot_however_slowly_ecs_responds() -> None:
     async def story() -> None:
         world = World(limit=1)
         first = Triggerer(world, latency=[2 * STALE])
@@ -62,7 +62,7 @@ def test_an_order_keeps_its_place_however_slow_ecs_answers() -> None:
     run(story())
 
 
-def test_an_owner_that_lost_its_place_between_two_tries_does_not_ask_ecs_before_it_has_another_one() -> None:
+def test_an_owner_that_lost_its_slot_between_two_tries_gets_another_before_calling_ecs_again() -> None:
     async def story() -> None:
         world = World(limit=1, duration=1000)
         world.faults["slow"] = ["capacity"]
@@ -78,7 +78,7 @@ def test_an_owner_that_lost_its_place_between_two_tries_does_not_ask_ecs_before_
     run(story())
 
 
-def test_the_place_of_a_triggerer_that_died_before_ecs_was_asked_is_free_after_a_minute() -> None:
+def test_the_slot_of_a_triggerer_that_died_before_calling_ecs_is_free_after_a_minute() -> None:
     async def story() -> None:
         world = World(limit=1)
         world.faults["dead"] = ["capacity"] * 100
@@ -94,7 +94,7 @@ def test_the_place_of_a_triggerer_that_died_before_ecs_was_asked_is_free_after_a
     run(story())
 
 
-def test_the_task_of_a_triggerer_that_died_before_it_read_the_answer_keeps_its_place() -> None:
+def test_a_task_keeps_its_slot_if_its_triggerer_died_before_reading_the_reply() -> None:
     async def story() -> None:
         world = World(limit=1, duration=300)
         world.faults["dead"] = ["lost"]
@@ -112,12 +112,12 @@ def test_the_task_of_a_triggerer_that_died_before_it_read_the_answer_keeps_its_p
     run(story())
 
 
-def test_an_owner_that_stood_still_and_lost_its_place_stops_what_it_started_and_asks_again() -> None:
+def test_an_owner_that_stalled_and_lost_its_slot_stops_its_task_and_requests_a_slot_again() -> None:
     async def story() -> None:
         world = World(limit=1, duration=1000)
         slow = Triggerer(world, latency=[5.0])
         begun = asyncio.create_task(slow.start("slow"))
-        # in the middle of RunTask, which ECS has not heard yet
+        # the RunTask request is in flight and has not reached ECS yet
         await asyncio.sleep(7)
         slow.stall(10 * STALE)
         other = await Triggerer(world).start("other")
@@ -131,11 +131,11 @@ def test_an_owner_that_stood_still_and_lost_its_place_stops_what_it_started_and_
     run(story())
 
 
-def test_a_task_that_is_being_stopped_has_its_place_until_it_has_ended() -> None:
+def test_a_task_that_is_being_stopped_keeps_its_slot_until_it_has_ended() -> None:
     async def story() -> None:
         world = World(limit=1, duration=10_000, ending=100)
         first = Triggerer(world)
-        await first.stop_task(await first.start("first"), "not wanted any more")
+        await first.stop_task(await first.start("first"), "no longer needed")
         stopped_at = world.clock()
         await maintenance(world)
         assert "first" in world.table.rows
@@ -157,7 +157,7 @@ def test_two_triggerers_that_start_the_same_order_start_one_task() -> None:
 
 
 @pytest.mark.parametrize(("faults", "is_free"), [([], True), (["capacity"], True), (["unheard"], False)])
-def test_a_start_that_ends_leaves_its_place_at_once_only_if_nothing_was_started(
+def test_a_failed_start_frees_its_slot_immediately_only_if_no_task_was_started(
     faults: list[Fault], is_free: bool
 ) -> None:
     async def story() -> None:
@@ -179,7 +179,7 @@ def test_a_start_that_ends_leaves_its_place_at_once_only_if_nothing_was_started(
     run(story())
 
 
-def test_a_start_that_is_cancelled_frees_what_ecs_was_not_asked_for_yet() -> None:
+def test_a_cancelled_start_frees_its_slot_if_ecs_has_started_nothing() -> None:
     async def story() -> None:
         world = World(limit=1)
         world.faults["retries"] = ["capacity"] * 100
@@ -198,7 +198,7 @@ def test_a_start_that_is_cancelled_frees_what_ecs_was_not_asked_for_yet() -> Non
 
 
 @pytest.mark.parametrize("ends", ["cancelled", "refused"])
-def test_a_place_in_which_another_triggerer_may_start_the_same_order_is_not_given_back(ends: str) -> None:
+def test_a_slot_is_not_freed_while_another_triggerer_may_start_the_same_order_in_it(ends: str) -> None:
     async def story() -> None:
         world = World(limit=1, duration=600)
         world.faults["same"] = ["capacity"] * 6
@@ -216,7 +216,7 @@ def test_a_place_in_which_another_triggerer_may_start_the_same_order_is_not_give
         other = asyncio.create_task(Triggerer(world).start("other"))
         while not world.tasks:
             await asyncio.sleep(0.01)
-        # ECS has started the task; its answer to the slow one is under way, and the quick one is between two tries
+        # ECS has started the task; its reply to the slow triggerer is in flight, and the quick one is between two tries
         is_refused = True
         if ends == "cancelled":
             ended.cancel()
@@ -231,7 +231,7 @@ def test_a_place_in_which_another_triggerer_may_start_the_same_order_is_not_give
     run(story())
 
 
-def test_an_order_stays_where_it_is_in_line_when_one_of_the_two_that_wait_for_it_is_cancelled() -> None:
+def test_an_order_keeps_its_position_in_the_queue_when_one_of_its_two_waiters_is_cancelled() -> None:
     async def story() -> None:
         world = World(limit=1, duration=30)
         await Triggerer(world).start("first")
@@ -246,14 +246,17 @@ def test_an_order_stays_where_it_is_in_line_when_one_of_the_two_that_wait_for_it
     run(story())
 
 
-def test_a_second_start_gives_nothing_back_when_the_answer_to_the_first_one_was_lost() -> None:
+def test_a_second_start_does_not_free_the_slot_if_the_reply_to_the_first_was_lost() -> None:
     async def story() -> None:
         world = World(limit=1, duration=600)
         world.faults["one"] = ["lost", "capacity", "capacity"]
         one = Triggerer(world)
-        # the database fails after the answer was lost, and whoever has it started tries again
-        away = OSError("the database is away")
-        with mock.patch.object(Memory, "keep", side_effect=[True, away]), pytest.raises(OSError, match="is away"):
+        # the database fails after the reply was lost, and the caller tries again
+        unavailable = OSError("the database is unavailable")
+        with (
+            mock.patch.object(Memory, "keep", side_effect=[True, unavailable]),
+            pytest.raises(OSError, match="is unavailable"),
+        ):
             await one.start("one")
         again = asyncio.create_task(one.start("one"))
         await asyncio.sleep(0.5)
@@ -266,13 +269,13 @@ def test_a_second_start_gives_nothing_back_when_the_answer_to_the_first_one_was_
 
 @pytest.mark.parametrize("later", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("fault", ["none", "lost"])
-def test_an_order_that_is_discarded_leaves_no_task_whenever_it_was_cancelled(fault: Fault, later: float) -> None:
+def test_a_discarded_order_leaves_no_task_whenever_it_was_cancelled(fault: Fault, later: float) -> None:
     async def story() -> None:
         world = World(limit=5, duration=3600)
         world.faults["one"] = [fault]
         triggerer = Triggerer(world, latency=[0.4])
         begun = asyncio.create_task(triggerer.start("one"))
-        # ECS has started the task, and its answer is under way: ListTasks does not show the task yet
+        # ECS has started the task, and its reply is in flight; ListTasks does not show the task yet
         while not world.tasks:
             await asyncio.sleep(0.1)
         begun.cancel()
@@ -287,7 +290,7 @@ def test_an_order_that_is_discarded_leaves_no_task_whenever_it_was_cancelled(fau
     run(story())
 
 
-def test_an_order_that_another_triggerer_has_just_started_is_discarded_before_ecs_lists_its_task() -> None:
+def test_an_order_that_another_triggerer_just_started_can_be_discarded_before_ecs_lists_its_task() -> None:
     async def story() -> None:
         world = World(limit=5, duration=3600)
         arn = await Triggerer(world).start("one")
@@ -298,7 +301,7 @@ def test_an_order_that_another_triggerer_has_just_started_is_discarded_before_ec
     run(story())
 
 
-def test_an_order_that_is_discarded_before_ecs_has_heard_its_start_leaves_no_task() -> None:
+def test_an_order_that_is_discarded_before_its_start_reaches_ecs_leaves_no_task() -> None:
     async def story() -> None:
         world = World(limit=5, duration=3600)
         triggerer = Triggerer(world, latency=[0.05, 100.0] + [0.05] * 10)
@@ -312,7 +315,7 @@ def test_an_order_that_is_discarded_before_ecs_has_heard_its_start_leaves_no_tas
     run(story())
 
 
-def test_a_triggerer_that_shuts_down_during_a_start_stops_nothing_and_the_next_one_finds_the_task() -> None:
+def test_a_triggerer_that_shuts_down_during_a_start_leaves_the_task_for_the_next_one_to_find() -> None:
     async def story() -> None:
         world = World(limit=1, duration=600)
         first = Triggerer(world, latency=[1.5])
@@ -329,11 +332,11 @@ def test_a_triggerer_that_shuts_down_during_a_start_stops_nothing_and_the_next_o
     run(story())
 
 
-def test_a_start_that_was_cancelled_keeps_its_place_for_as_long_as_ecs_takes_to_answer() -> None:
+def test_a_cancelled_start_keeps_its_slot_until_ecs_responds() -> None:
     async def story() -> None:
         world = World(limit=1, duration=1000)
         begun = asyncio.create_task(Triggerer(world, latency=[3 * STALE]).start("slow"))
-        # in the middle of RunTask, which ECS has not heard yet
+        # the RunTask request is in flight and has not reached ECS yet
         await asyncio.sleep(5 * STALE)
         begun.cancel()
         await asyncio.wait([begun])
@@ -344,12 +347,12 @@ def test_a_start_that_was_cancelled_keeps_its_place_for_as_long_as_ecs_takes_to_
     run(story())
 
 
-def test_a_cancelled_start_that_stood_still_and_lost_its_place_leaves_no_task() -> None:
+def test_a_cancelled_start_that_stalled_and_lost_its_slot_leaves_no_task() -> None:
     async def story() -> None:
         world = World(limit=1, duration=1000)
         slow = Triggerer(world, latency=[5.0])
         begun = asyncio.create_task(slow.start("slow"))
-        # in the middle of RunTask, which ECS has not heard yet
+        # the RunTask request is in flight and has not reached ECS yet
         await asyncio.sleep(7)
         begun.cancel()
         await asyncio.wait([begun])
@@ -364,15 +367,15 @@ def test_a_cancelled_start_that_stood_still_and_lost_its_place_leaves_no_task() 
 
 @dataclass
 class Plan:
-    """What happens in one world.
+    """What happens in one simulated world.
 
     Attributes:
-        orders: of each, which triggerer starts it, when, and what its RunTasks come to.
-        events: when what happens to which triggerer: it is killed (0), or stands still for so many seconds.
-        throttled: until when ECS answers nobody.
-        latency: of each triggerer's calls, in turn.
-        cancelled: further starts of orders that are started above: of which one, by which triggerer, when, and after
-            how many seconds they are cancelled.
+        orders: for each order, the triggerer that starts it, the time, and the outcomes of its RunTask calls.
+        events: the time, the triggerer, and for how many seconds it stalls; 0 means that it is killed.
+        throttled: the seconds for which ECS throttles all requests.
+        latency: the latencies of each triggerer's calls, repeated in a cycle.
+        cancelled: additional starts of the same orders: the order, the triggerer, the time, and the seconds until the
+            start is cancelled.
     """
 
     limit: int
@@ -390,14 +393,14 @@ _latency = st.lists(st.floats(0.01, 20), min_size=1, max_size=5)
 
 
 def plans(longest_stall: float) -> st.SearchStrategy[Plan]:
-    """Plans in which nobody stands still for longer than that."""
-    what = st.one_of(st.just(0.0), st.floats(0.1, longest_stall))
-    events = st.lists(st.tuples(st.floats(0, 300), st.integers(0, 2), what), max_size=4)
+    """Returns a strategy for plans in which no triggerer stalls for longer than `longest_stall` seconds."""
+    stall = st.one_of(st.just(0.0), st.floats(0.1, longest_stall))
+    events = st.lists(st.tuples(st.floats(0, 300), st.integers(0, 2), stall), max_size=4)
     return st.builds(Plan, st.integers(1, 3), _orders, events, st.floats(0, 150), _latency, _cancelled)
 
 
 async def played(plan: Plan) -> World:
-    """A world after a plan, when all that live have got their task."""
+    """Plays a plan until every order has its task, and returns the world."""
     world = World(plan.limit)
     world.throttled_until = world.clock() + plan.throttled
     triggerers = [Triggerer(world, plan.latency) for _ in range(3)]
@@ -408,7 +411,7 @@ async def played(plan: Plan) -> World:
         try:
             await triggerers[by].start(str(number))
         except Killed:
-            # the one that takes over has the triggers of the dead one half a minute later
+            # another triggerer takes over the dead one's triggers half a minute later
             await asyncio.sleep(30)
             await Triggerer(world).start(str(number))
 
@@ -430,7 +433,7 @@ async def played(plan: Plan) -> World:
     begun = [order(number, by, delay) for number, (by, delay, _) in enumerate(plan.orders)]
     begun += [event(*one) for one in plan.events]
     begun += [cancelled(*one) for one in plan.cancelled]
-    # whoever is killed or late, all of the others get on
+    # all orders make progress, even if some triggerers are killed or late
     await asyncio.wait_for(asyncio.gather(*begun), _HOURS)
     return world
 
@@ -440,7 +443,7 @@ async def played(plan: Plan) -> World:
 @example(Plan(1, [(0, 0, ["capacity"] * 6), (1, 1, [])]))
 @example(Plan(1, [(0, 0, ["lost"]), (1, 1, [])], [(0.2, 0, 0.0)]))
 @example(Plan(1, [(0, 0, ["capacity"] * 2), (1, 0, [])], latency=[2.0], cancelled=[(0, 1, 0, 9.0)]))
-def test_there_are_never_more_tasks_than_places(plan: Plan) -> None:
+def test_there_are_never_more_tasks_than_slots(plan: Plan) -> None:
     async def story() -> None:
         world = await played(plan)
         assert world.most <= plan.limit
@@ -451,12 +454,12 @@ def test_there_are_never_more_tasks_than_places(plan: Plan) -> None:
 
 @given(plans(longest_stall=1000.0))
 @settings(max_examples=60, deadline=None)
-def test_whoever_stands_still_for_long_every_task_has_a_place_when_all_is_said_and_done(plan: Plan) -> None:
+def test_every_task_has_a_slot_in_the_end_even_after_long_stalls(plan: Plan) -> None:
     async def story() -> None:
         world = await played(plan)
         assert [task for task in world.without_a_row() if not task.stops] == []
         assert sum(not task.stops for task in world.living()) <= plan.limit
-        # and no place is lost: each is free when its task is over
+        # no slot is leaked: each is freed after its task has ended
         await asyncio.sleep(world.duration)
         await maintenance(world)
         assert world.table.rows == {}

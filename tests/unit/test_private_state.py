@@ -1,4 +1,4 @@
-"""The state folder and what is in it are for its user alone, whatever the umask and whatever was there before."""
+"""Only the user can access the state folder and its content, whatever the umask and any existing permissions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from busco.errors import BuscoError
 from busco.settings import get_settings
 
 ROOT = Path(__file__).parents[2]
-# made by a process of the platform: logs of servers, records, data
+# stands for what a platform process writes: server logs, records, data
 WRITES = "import os; os.makedirs('made/inner'); open('made/inner/data', 'w').close(); print('a line')"
 
 
@@ -36,27 +36,27 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 def open_to_others(folder: Path) -> list[str]:
-    """What others may read, write or enter: the folder, or what is in it."""
+    """Returns the paths that other users can read, write or enter: the folder itself or anything in it."""
     paths = [folder, *folder.rglob("*")]
     return [str(path.relative_to(folder)) for path in paths if stat.S_IMODE(path.stat().st_mode) & 0o077]
 
 
-def test_a_new_state_folder_is_its_user_s_alone(home: Path) -> None:
+def test_a_new_state_folder_is_private_to_its_user(home: Path) -> None:
     assert open_to_others(get_settings().state) == []
 
 
-def test_a_state_folder_that_was_open_to_all_is_closed_at_the_next_start(home: Path) -> None:
+def test_a_state_folder_that_was_open_to_everyone_is_closed_at_the_next_start(home: Path) -> None:
     for name in ("log", "run", "lakes/sample"):
         (home / ".busco" / name).mkdir(parents=True)
     for path in (home / ".busco").rglob("*"):
         path.chmod(0o755)
     (home / ".busco").chmod(0o777)
     state = get_settings().state
-    # what is below a closed folder is reached by nobody
+    # nobody else can reach what is below a closed folder
     assert open_to_others(state) == ["lakes/sample"]
 
 
-def test_what_a_process_of_the_platform_writes_is_its_user_s_alone(home: Path) -> None:
+def test_files_that_platform_processes_write_are_private_to_their_user(home: Path) -> None:
     log = home / ".busco/log/server.log"
     log.parent.mkdir(parents=True)
     log.write_text("before\n")
@@ -71,8 +71,8 @@ def test_what_a_process_of_the_platform_writes_is_its_user_s_alone(home: Path) -
     assert open_to_others(state / "log") == open_to_others(state / "made") == []
 
 
-def test_a_state_folder_of_somebody_else_is_refused(home: Path) -> None:
-    """Whoever made it would read, and change, what is put there: PostgreSQL's password, the graph that Airflow runs."""
+def test_a_state_folder_that_belongs_to_another_user_is_refused(home: Path) -> None:
+    """Its owner could read and change its content: PostgreSQL's password, and the graph that Airflow runs."""
     (home / ".busco").mkdir(mode=0o777)
     with (
         mock.patch("os.geteuid", return_value=(home / ".busco").stat().st_uid + 1),
@@ -81,7 +81,7 @@ def test_a_state_folder_of_somebody_else_is_refused(home: Path) -> None:
         get_settings()
 
 
-def test_the_folder_of_airflow_s_graph_stays_open_to_airflow_s_containers(home: Path) -> None:
+def test_the_folder_of_the_airflow_graph_stays_open_to_the_airflow_containers(home: Path) -> None:
     (home / "graph").mkdir(mode=0o777)
     (home / "graph").chmod(0o777)
     with mock.patch.dict(os.environ, {"BUSCO_STATE_DIR": str(home / "graph"), "BUSCO_GRAPH_DIR": str(home / "graph")}):
@@ -89,14 +89,14 @@ def test_the_folder_of_airflow_s_graph_stays_open_to_airflow_s_containers(home: 
     assert stat.S_IMODE((home / "graph").stat().st_mode) == 0o777
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
-def test_another_user_of_the_machine_can_not_look_into_it(home: Path) -> None:
-    # pytest's own folder is closed to others too
-    made = Path("/var/tmp") / f"busco-{os.getpid()}"
-    made.mkdir(mode=0o755)
-    made.chmod(0o755)
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to switch to another user")
+def test_another_user_of_the_machine_cannot_read_the_state_folder(home: Path) -> None:
+    # not tmp_path, because pytest's folder is closed to other users as well
+    state = Path("/var/tmp") / f"busco-{os.getpid()}"
+    state.mkdir(mode=0o755)
+    state.chmod(0o755)
     try:
-        log = made / "log/airflow.log"
+        log = state / "log/airflow.log"
         log.parent.mkdir(parents=True)
         log.write_text("canary")
         log.chmod(0o666)
@@ -106,8 +106,8 @@ def test_another_user_of_the_machine_can_not_look_into_it(home: Path) -> None:
             return subprocess.run(["cat", log], user=nobody, capture_output=True, check=False).returncode
 
         assert read() == 0
-        with mock.patch.dict(os.environ, {"BUSCO_STATE_DIR": str(made)}):
+        with mock.patch.dict(os.environ, {"BUSCO_STATE_DIR": str(state)}):
             get_settings()
         assert read() != 0
     finally:
-        subprocess.run(["rm", "-r", str(made)], check=True)
+        subprocess.run(["rm", "-r", str(state)], check=True)

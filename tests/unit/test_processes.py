@@ -13,12 +13,12 @@ import psutil
 
 from busco.processes import process_alive
 
-MEMORY = 600 << 20  # bytes; the kernel takes some time to free them
+MEMORY = 600 << 20  # bytes; enough that the kernel takes some time to free them
 
 
 @contextmanager
 def child(code: str) -> Iterator[tuple[int, float]]:
-    """A Python process that has said that it is ready: its pid, and when it was made."""
+    """Starts a Python process, waits until it reports that it is ready, and yields its pid and creation time."""
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
@@ -28,15 +28,15 @@ def child(code: str) -> Iterator[tuple[int, float]]:
             process.kill()
 
 
-def test_a_process_lives_until_it_is_killed_though_it_is_not_gone_yet() -> None:
+def test_a_killed_process_is_dead_even_while_the_kernel_is_still_freeing_its_memory() -> None:
     with child(f"kept = b'x' * {MEMORY}; print('ready', flush=True); input()") as (pid, started):
         assert process_alive(pid, started)
         os.kill(pid, signal.SIGKILL)
-        # at once: its memory is being freed
+        # immediately, although the kernel is still freeing its memory
         assert not process_alive(pid, started)
 
 
-def test_a_stopped_process_lives_and_is_dead_once_it_is_killed() -> None:
+def test_a_stopped_process_is_alive_until_it_is_killed() -> None:
     with child("print('ready', flush=True); input()") as (pid, started):
         os.kill(pid, signal.SIGSTOP)
         assert process_alive(pid, started)
@@ -44,7 +44,7 @@ def test_a_stopped_process_lives_and_is_dead_once_it_is_killed() -> None:
         assert not process_alive(pid, started)
 
 
-def test_another_process_of_the_same_pid_is_not_it() -> None:
+def test_another_process_with_the_same_pid_is_told_apart_by_its_creation_time() -> None:
     own = psutil.Process()
     assert process_alive(own.pid, own.create_time())
     assert not process_alive(own.pid, own.create_time() - 60)

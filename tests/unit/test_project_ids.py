@@ -25,13 +25,13 @@ from tests.unit.lake import ENVIRONMENT, Lake, version
 
 @dataclass
 class Folder:
-    """A dbt project of tables that read nothing, as it is in one folder."""
+    """A dbt project in one folder, whose tables read nothing."""
 
     lake: Lake
     tables: Collection[str]
     name: str = "shop"
     id: str = ""
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     @property
     def identity(self) -> str:
@@ -72,8 +72,8 @@ class Folder:
         return self.publish_run(run, take_over)
 
     def publish_run(self, run: Run, take_over: bool = False) -> Release:
-        self.said.clear()
-        return releases.publish(run, self.audit, "me", run.docs, take_over, self.said.append)
+        self.messages.clear()
+        return releases.publish(run, self.audit, "me", run.docs, take_over, self.messages.append)
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ A = ("gold.a", "gold.b", "gold.c", "gold.d")
 OTHER = ("gold.x", "gold.y")
 
 
-# -- two folders of one name ------------------------------------------------------------------------------------------
+# -- two folders with one name -----------------------------------------------------------------------------------------
 
 
-def test_two_folders_of_one_name_with_two_ids_publish_side_by_side(lake: Lake) -> None:
+def test_two_folders_with_one_name_and_two_ids_publish_side_by_side(lake: Lake) -> None:
     first, second = Folder(lake, A, id="one"), Folder(lake, OTHER, id="two")
     first.publish()
     second.publish()
@@ -101,10 +101,10 @@ def test_two_folders_of_one_name_with_two_ids_publish_side_by_side(lake: Lake) -
     assert (release.dropped, release.project) == ((), "one")
     assert release.names == {"one": "shop", "two": "shop"}
     assert set(release.all_docs) == {"one", "two"}
-    assert (first.said, second.said) == ([], [])
+    assert (first.messages, second.messages) == ([], [])
 
 
-def test_two_folders_of_one_name_without_ids_are_not_taken_for_one_project(lake: Lake) -> None:
+def test_two_folders_with_one_name_and_no_ids_are_not_mistaken_for_one_project(lake: Lake) -> None:
     Folder(lake, A).publish()
     before = lake.live()
     with pytest.raises(BuscoError, match="would drop 4 of these 4 tables: gold.a, gold.b, gold.c, gold.d") as refused:
@@ -116,14 +116,14 @@ def test_two_folders_of_one_name_without_ids_are_not_taken_for_one_project(lake:
     assert lake.live() == before
 
 
-def test_a_part_of_another_folder_of_the_name_is_refused_too_although_it_drops_nothing(lake: Lake) -> None:
+def test_a_partial_run_of_another_folder_with_the_name_is_refused_although_it_drops_nothing(lake: Lake) -> None:
     Folder(lake, A).publish()
     other = Folder(lake, OTHER)
     with pytest.raises(
         BuscoError, match="none of its models built any of these tables: gold.a, gold.b, gold.c, gold.d"
     ):
         other.publish(only=["gold.x"])
-    # a package that both use says nothing
+    # a shared package is no evidence that they are the same project
     both = Folder(lake, A)
     run = other.pin(nodes=["gold.x"])
     other.build(run, ["gold.x"])
@@ -140,7 +140,7 @@ def test_a_part_of_another_folder_of_the_name_is_refused_too_although_it_drops_n
 
 
 @pytest.mark.parametrize(("kept", "refused"), [(A[:1], True), (A[:2], False), (A[:3], False)])
-def test_more_than_half_of_the_live_tables_are_dropped_only_on_demand(
+def test_more_than_half_of_the_live_tables_are_dropped_only_with_take_over(
     lake: Lake, kept: tuple[str, ...], refused: bool
 ) -> None:
     Folder(lake, A).publish()
@@ -151,36 +151,36 @@ def test_more_than_half_of_the_live_tables_are_dropped_only_on_demand(
     release = smaller.publish(take_over=refused)
     lost = ", ".join(sorted({*A} - {*kept}))
     assert release.dropped == tuple(sorted({*A} - {*kept}))
-    wanted = [
+    expected = [
         f"publishing drops tables that the dbt project no longer defines: {lost}",
         f"dropped by {release.release}: {lost}",
     ]
     if refused:
-        wanted.insert(0, f"taking over the live tables of the dbt project shop: {', '.join(A)}")
-        assert smaller.said.pop().endswith(id_lines("shop"))
-    assert smaller.said == wanted
+        expected.insert(0, f"taking over the live tables of the dbt project shop: {', '.join(A)}")
+        assert smaller.messages.pop().endswith(id_lines("shop"))
+    assert smaller.messages == expected
 
 
-def test_without_ids_another_folder_takes_the_name_over_on_demand_and_is_shown_the_line_to_add(lake: Lake) -> None:
+def test_without_ids_take_over_gives_another_folder_the_name_and_suggests_an_id(lake: Lake) -> None:
     Folder(lake, A).publish()
     other = Folder(lake, OTHER)
     release = other.publish(take_over=True)
     assert owners(release) == dict.fromkeys(OTHER, "shop")
     listed = ", ".join(A)
-    assert other.said[:3] == [
+    assert other.messages[:3] == [
         f"taking over the live tables of the dbt project shop: {listed}",
         f"publishing drops tables that the dbt project no longer defines: {listed}",
         f"dropped by {release.release}: {listed}",
     ]
-    assert other.said[3].endswith("vars:\n  busco_project_id: shop")
+    assert other.messages[3].endswith("vars:\n  busco_project_id: shop")
 
 
-def test_of_a_pair_the_folder_without_an_id_is_refused_until_it_has_one_and_keeps_its_tables_by_it(lake: Lake) -> None:
+def test_if_another_project_of_the_name_has_an_id_the_one_without_needs_one_and_keeps_its_tables(lake: Lake) -> None:
     first, second = Folder(lake, A), Folder(lake, OTHER, id="second")
     first.publish()
     with_id = second.publish()
     assert owners(with_id) == dict.fromkeys(A, "shop") | dict.fromkeys(OTHER, "second")
-    (note,) = second.said
+    (note,) = second.messages
     assert "another dbt project is also named shop, but has no id" in note
     assert note.endswith(id_lines("shop"))
     for refuse in (first.pin, first.publish, lambda: first.publish(take_over=True)):
@@ -194,10 +194,10 @@ def test_of_a_pair_the_folder_without_an_id_is_refused_until_it_has_one_and_keep
     assert (release.dropped, release.built) == ((), ())
     assert release.names == {"second": "shop", "shop": "shop"}
     assert second.publish().dropped == ()
-    assert second.said == []
+    assert second.messages == []
 
 
-def test_a_run_of_before_the_id_is_not_published_after_it(lake: Lake) -> None:
+def test_a_run_without_an_id_is_not_published_after_another_project_of_its_name_has_one(lake: Lake) -> None:
     first = Folder(lake, A)
     first.publish()
     late = first.pin()
@@ -207,13 +207,13 @@ def test_a_run_of_before_the_id_is_not_published_after_it(lake: Lake) -> None:
         first.publish_run(late)
 
 
-def test_a_project_without_an_id_whose_name_is_another_s_id_is_refused(lake: Lake) -> None:
+def test_a_project_without_an_id_is_refused_if_its_name_is_the_id_of_another_project(lake: Lake) -> None:
     Folder(lake, A, name="store", id="shop").publish()
     with pytest.raises(BuscoError, match="shop has no id, and its name is already used by"):
         Folder(lake, OTHER).pin()
 
 
-def test_a_name_is_free_again_once_the_project_with_the_id_has_no_tables(lake: Lake) -> None:
+def test_a_name_is_free_again_once_the_project_with_an_id_has_no_tables(lake: Lake) -> None:
     named, third = Folder(lake, A, id="one"), Folder(lake, ("gold.z",), name="third")
     named.publish()
     named.tables = ()
@@ -223,10 +223,10 @@ def test_a_name_is_free_again_once_the_project_with_the_id_has_no_tables(lake: L
     assert owners(Folder(lake, OTHER).publish()) == {"gold.z": "third"} | dict.fromkeys(OTHER, "shop")
 
 
-# -- an id that is new ------------------------------------------------------------------------------------------------
+# -- a new id ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_id_that_is_the_former_name_keeps_the_tables_also_of_a_project_that_is_renamed_by_it(lake: Lake) -> None:
+def test_a_project_whose_new_id_is_its_former_name_keeps_its_tables_even_if_it_is_renamed(lake: Lake) -> None:
     Folder(lake, A).publish()
     versions = {table: made.version for table, made in lake.live().tables.items()}
     release = Folder(lake, A, id="shop").publish()
@@ -237,7 +237,7 @@ def test_an_id_that_is_the_former_name_keeps_the_tables_also_of_a_project_that_i
     assert lake.live().names == {"shop": "shop", "other": "better"}
 
 
-def test_another_folder_does_not_get_the_tables_of_a_name_by_an_id_that_is_like_it(lake: Lake) -> None:
+def test_another_folder_does_not_get_a_project_s_tables_by_using_its_name_as_id(lake: Lake) -> None:
     Folder(lake, A).publish()
     for other in (Folder(lake, OTHER, id="shop"), Folder(lake, OTHER, name="better", id="shop")):
         with pytest.raises(BuscoError, match="would drop 4 of these 4 tables"):
@@ -247,7 +247,7 @@ def test_another_folder_does_not_get_the_tables_of_a_name_by_an_id_that_is_like_
     assert owners(lake.live()) == dict.fromkeys(A, "shop")
 
 
-def test_another_new_id_takes_the_tables_of_its_dbt_name_only_on_demand_and_then_all_of_them(lake: Lake) -> None:
+def test_a_different_new_id_takes_all_tables_of_its_dbt_name_and_only_with_take_over(lake: Lake) -> None:
     Folder(lake, A).publish()
     named = Folder(lake, A[1:], id="new")
     for refuse in (named.pin, named.publish):
@@ -258,26 +258,26 @@ def test_another_new_id_takes_the_tables_of_its_dbt_name_only_on_demand_and_then
         assert id_lines("shop") in str(refused.value)
         assert str(refused.value).endswith("busco dbt build --publish --take-over")
     release = named.publish(take_over=True)
-    assert owners(release) == dict.fromkeys(A[1:], "new"), "kept ones too"
+    assert owners(release) == dict.fromkeys(A[1:], "new"), "kept tables must change their owner too"
     assert (release.dropped, release.built) == (("gold.a",), ())
-    assert named.said == [
+    assert named.messages == [
         "taking over the live tables of the dbt project shop: gold.a, gold.b, gold.c, gold.d",
         "publishing drops tables that the dbt project no longer defines: gold.a",
         f"dropped by {release.release}: gold.a",
     ]
     assert (release.names, set(release.all_docs)) == ({"new": "shop"}, {"new"})
     assert named.publish().dropped == ()
-    assert named.said == []
+    assert named.messages == []
 
 
-def test_a_part_that_takes_over_has_all_tables_of_the_name_too_and_drops_none(lake: Lake) -> None:
+def test_a_partial_run_with_take_over_takes_all_tables_of_the_name_and_drops_none(lake: Lake) -> None:
     Folder(lake, A).publish()
     release = Folder(lake, A, id="new").publish(take_over=True, only=["gold.b"])
     assert owners(release) == dict.fromkeys(A, "new")
     assert release.dropped == ()
 
 
-def test_nobody_takes_over_the_tables_of_a_third_project_or_of_another_id(lake: Lake) -> None:
+def test_take_over_does_not_apply_to_a_third_project_or_to_another_id(lake: Lake) -> None:
     Folder(lake, A, name="third").publish()
     Folder(lake, OTHER, name="x", id="shop").publish()
     for table in ("gold.a", "gold.x"):
@@ -285,7 +285,7 @@ def test_nobody_takes_over_the_tables_of_a_third_project_or_of_another_id(lake: 
             Folder(lake, [table], id="new").publish(take_over=True)
 
 
-def test_a_rollback_brings_back_who_had_the_tables(lake: Lake) -> None:
+def test_a_rollback_restores_the_former_owner_of_the_tables(lake: Lake) -> None:
     Folder(lake, A).publish()
     old = lake.live()
     named = Folder(lake, A, id="new")
@@ -299,33 +299,33 @@ def test_a_rollback_brings_back_who_had_the_tables(lake: Lake) -> None:
 # -- one project ------------------------------------------------------------------------------------------------------
 
 
-def test_a_project_with_an_id_may_be_renamed_and_drop_what_it_likes(lake: Lake) -> None:
+def test_a_project_with_an_id_can_be_renamed_and_drop_any_of_its_tables(lake: Lake) -> None:
     Folder(lake, A, id="one").publish()
     release = Folder(lake, A, name="store", id="one").publish()
     assert owners(release) == dict.fromkeys(A, "one")
     assert (release.dropped, release.names) == ((), {"one": "store"})
     smaller = Folder(lake, OTHER, name="store", id="one")
     assert smaller.publish().dropped == A
-    assert smaller.said[0].endswith("gold.a, gold.b, gold.c, gold.d")
+    assert smaller.messages[0].endswith("gold.a, gold.b, gold.c, gold.d")
 
 
-def test_a_copy_that_has_another_name_and_kept_the_id_is_not_taken_for_the_project_renamed(lake: Lake) -> None:
+def test_a_copy_with_the_same_id_and_another_name_is_not_mistaken_for_the_renamed_project(lake: Lake) -> None:
     Folder(lake, A, id="one").publish()
     with pytest.raises(BuscoError, match="tables of a dbt project one, but this may be another project: .* drop 4 of"):
         Folder(lake, OTHER, name="copy", id="one").publish()
 
 
-def test_a_release_is_found_again_with_what_it_dropped(lake: Lake) -> None:
+def test_publishing_again_returns_the_same_release_and_reports_what_it_dropped(lake: Lake) -> None:
     Folder(lake, A, id="one").publish()
     smaller = Folder(lake, A[1:], id="one")
     run = smaller.pin()
     smaller.build(run)
     release = smaller.publish_run(run)
     assert smaller.publish_run(run) == release
-    assert smaller.said == [f"dropped by {release.release}: gold.a"]
+    assert smaller.messages == [f"dropped by {release.release}: gold.a"]
 
 
-def test_a_run_is_published_only_as_the_project_that_it_was_pinned_for(lake: Lake) -> None:
+def test_a_run_is_published_only_for_the_project_that_it_was_pinned_for(lake: Lake) -> None:
     first = Folder(lake, A)
     run = first.pin()
     first.build(run)
@@ -334,7 +334,7 @@ def test_a_run_is_published_only_as_the_project_that_it_was_pinned_for(lake: Lak
         first.publish_run(run)
 
 
-def test_what_a_runner_of_before_ids_has_built_is_its_run_s_project_s(lake: Lake) -> None:
+def test_tables_built_by_a_runner_from_before_ids_belong_to_the_project_of_their_run(lake: Lake) -> None:
     named = Folder(lake, A, id="one")
     run = named.pin()
     for table in A:
@@ -343,22 +343,22 @@ def test_what_a_runner_of_before_ids_has_built_is_its_run_s_project_s(lake: Lake
     assert owners(named.publish_run(run)) == dict.fromkeys(A, "one")
 
 
-def test_records_of_before_ids_are_read(lake: Lake) -> None:
+def test_records_from_before_ids_can_be_read(lake: Lake) -> None:
     Folder(lake, A).publish()
     live, run = lake.live(), Folder(lake, A).pin()
     release = Release.model_validate(live.model_dump(mode="json", exclude={"names"}))
     assert release.names == {}
     pin = Pin.model_validate(run.pin.model_dump(mode="json", exclude={"project_id"}))
     assert pin.project_id == ""
-    for one in lake.s3.objects:
-        if "/releases/" in one:
-            said = json.loads(lake.s3.objects[one])
-            del said["names"]
-            lake.s3.objects[one] = json.dumps(said).encode()
+    for key in lake.s3.objects:
+        if "/releases/" in key:
+            record = json.loads(lake.s3.objects[key])
+            del record["names"]
+            lake.s3.objects[key] = json.dumps(record).encode()
     assert owners(Folder(lake, A, id="shop").publish()) == dict.fromkeys(A, "shop")
 
 
-# -- what a project and the settings say ------------------------------------------------------------------------------
+# -- ids in projects and settings -------------------------------------------------------------------------------------
 
 
 def project(variables: Any, name: str = "shop", given: str = "") -> Project:
@@ -373,7 +373,7 @@ def project(variables: Any, name: str = "shop", given: str = "") -> Project:
     return Project(made).with_id(given)
 
 
-def test_a_project_s_id_is_a_var_of_its_own_or_of_all_else_the_setting() -> None:
+def test_a_project_s_id_is_its_own_var_or_a_global_var_or_the_setting() -> None:
     assert project({}).identity == "shop"
     assert project({}).id == ""
     assert project(None, given="set").identity == "set"
@@ -386,43 +386,48 @@ def test_a_project_s_id_is_a_var_of_its_own_or_of_all_else_the_setting() -> None
 
 
 @pytest.mark.parametrize("plain", [{}, None, {"x": 1}, {"shop": {"x": 1}}, {"shop": {}}, {"pkg": {"x": 1}}])
-def test_no_id_changes_a_fingerprint_and_any_other_var_does(plain: dict[str, Any] | None) -> None:
-    said, own = plain or {}, (plain or {}).get("shop", {})
+def test_a_project_id_does_not_change_a_fingerprint_but_any_other_var_does(plain: dict[str, Any] | None) -> None:
+    variables, own = plain or {}, (plain or {}).get("shop", {})
     same = [
-        said, said | {"busco_project_id": "one"}, said | {"busco_project_id": "two"},
-        said | {"shop": own | {"busco_project_id": "one"}},
+        variables, variables | {"busco_project_id": "one"}, variables | {"busco_project_id": "two"},
+        variables | {"shop": own | {"busco_project_id": "one"}},
     ]  # fmt: skip
     made = {project(one, given=given).fingerprint("model.shop.a", "1.5.5") for one in same for given in ("", "set")}
     assert made == {project(plain).fingerprint("model.shop.a", "1.5.5")}
-    for other in (said | {"y": 2}, said | {"shop": own | {"y": 2}}, said | {"pkg": {"busco_project_id": "one"}}):
+    changed = [
+        variables | {"y": 2},
+        variables | {"shop": own | {"y": 2}},
+        variables | {"pkg": {"busco_project_id": "one"}},
+    ]
+    for other in changed:
         assert project(other).fingerprint("model.shop.a", "1.5.5") not in made
 
 
 @pytest.mark.parametrize("value", ["", "Shop", "a b", "é", "x" * 64, "shop\n", 2024, None, True, ["a"], "../x"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_what_is_no_id_is_refused_by_name_when_the_project_is_parsed(value: Any, nested: bool) -> None:
-    said = {"busco_project_id": value}
+def test_an_invalid_id_is_refused_and_shown_when_the_project_is_parsed(value: Any, nested: bool) -> None:
+    variables = {"busco_project_id": value}
     with pytest.raises(BuscoError) as refused:
-        refusals.check(project({"shop": said} if nested else said))
+        refusals.check(project({"shop": variables} if nested else variables))
     assert f"dbt_project.yml: busco_project_id {value!r} is refused; write 1 to 63 lower-case" in str(refused.value)
 
 
 @pytest.mark.parametrize("value", ["a", "7", "-", "my_shop-2", "x" * 63])
-def test_what_is_an_id_is_taken(value: str) -> None:
+def test_a_valid_id_is_accepted(value: str) -> None:
     refusals.check(project({"busco_project_id": value}))
     assert Settings(home=Path("/p"), project_id=value).project_id == value
     assert Settings(home=Path("/p")).project_id == ""
 
 
 @pytest.mark.parametrize("value", ["Shop", "a b", "x" * 64, "shop\n"])
-def test_a_setting_that_is_no_id_is_refused(value: str) -> None:
+def test_an_invalid_id_in_the_settings_is_refused(value: str) -> None:
     with pytest.raises(ValidationError, match="not a valid project id; use 1 to 63 lower-case letters"):
         Settings(home=Path("/p"), project_id=value)
 
 
-def test_the_setting_is_about_the_process_s_own_project_and_a_run_s_id_goes_with_its_pin() -> None:
+def test_the_id_setting_applies_to_the_process_s_own_project_and_a_pin_has_its_own_id() -> None:
     settings = Settings(home=Path("/p"), project_id="mine", dbt_projects="bakery, ./dbt_project")
-    assert [(one.dbt_project_dir.name, one.project_id) for one in settings.of_all_projects()] == [
+    assert [(each.dbt_project_dir.name, each.project_id) for each in settings.of_all_projects()] == [
         ("dbt_project", "mine"), ("bakery", ""),
     ]  # fmt: skip
     assert settings.of_project("/p/x/../dbt_project").project_id == "mine"
@@ -432,7 +437,7 @@ def test_the_setting_is_about_the_process_s_own_project_and_a_run_s_id_goes_with
     assert settings.of_project("dbt_project", "").project_id == ""
 
 
-def test_projects_that_the_lake_could_not_tell_apart_are_refused_before_they_are_published() -> None:
+def test_projects_that_the_lake_could_not_tell_apart_are_refused_before_publishing() -> None:
     one, two = project({"busco_project_id": "one"}), project({"busco_project_id": "two"})
     assert all_contracts([one, two, project({}, name="third")]) == ()
     with pytest.raises(BuscoError, match=r"two dbt projects are named shop and have no id[\s\S]*shop-2"):
@@ -451,7 +456,7 @@ def test_projects_that_the_lake_could_not_tell_apart_are_refused_before_they_are
             all_contracts(pair)
 
 
-def test_a_suggested_id_is_one_and_is_free() -> None:
+def test_a_suggested_id_is_valid_and_unused() -> None:
     assert suggested_id("shop", ()) == "shop"
     assert suggested_id("shop", {"shop", "shop-2"}) == "shop-3"
     refusals.check(project({"busco_project_id": suggested_id("Été" * 40, {""})}))

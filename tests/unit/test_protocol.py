@@ -1,4 +1,4 @@
-"""The lake's rules as a state machine: interleaved runs, publishers, rollbacks, and kills at any write."""
+"""The lake's rules as a state machine: interleaved runs, publishers and rollbacks, with kills at any write."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tests.unit.memory_s3 import Killed
 
 
 class Protocol(RuleBasedStateMachine):
-    """Anything may happen in any order, and any write may be the last of its process."""
+    """Anything can happen in any order, and a process can be killed at any write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lake = Lake()
         self.runs: list[Run] = []
         self.serial = 0
-        # runs whose publish ended with "on hold", and those that a `resume` has named
+        # runs whose publish ended with "on hold", and runs that a `resume` has named
         self.held_back: set[str] = set()
         self.named: set[str] = set()
-        # releases that the invariants have looked at, and the runs and epochs that were published
+        # releases that the invariants have already checked, and the runs and epochs that were published
         self.checked: set[str] = set()
         self.published_runs: set[tuple[str, int]] = set()
 
@@ -51,7 +51,7 @@ class Protocol(RuleBasedStateMachine):
 
     def do_publish(self, run: Run) -> None:
         try:
-            # a project without an id drops all that its code no longer has only on demand
+            # without `take_over`, a project without an id cannot drop most of its tables
             self.lake.publish(run, take_over=True)
         except releases.OnHold:
             self.held_back.add(run.name)
@@ -72,11 +72,11 @@ class Protocol(RuleBasedStateMachine):
         hold = releases.resume(self.lake.store, ENVIRONMENT)
         self.named.update(hold.skipped if hold else ())
 
-    # -- one after the other ------------------------------------------------------------------------------------------
+    # -- sequential steps ---------------------------------------------------------------------------------------------
 
     @rule(read=st.booleans())
     def deliver(self, read: bool) -> None:
-        """A file comes, of a table that models read or of one that none reads."""
+        """A file arrives, either for a table that models read or for one that no model reads."""
         self.lake.deliveries += read
         self.lake.other_deliveries += not read
 
@@ -90,7 +90,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule()
     def prepare(self) -> None:
-        """A run that is held up right before it is published."""
+        """A run is built completely, but not published yet."""
         run = self.lake.pin()
         self.runs.append(run)
         self.lake.build_all(run, keep=True)
@@ -128,7 +128,7 @@ class Protocol(RuleBasedStateMachine):
             self.do_publish(run)
 
     @rule(kill=kills)
-    def publish_what_is_now(self, kill) -> None:
+    def publish_the_current_code(self, kill) -> None:
         with self.process(kill):
             self.do_whole_run()
 
@@ -154,7 +154,7 @@ class Protocol(RuleBasedStateMachine):
         before=code, own=code, newer=st.lists(code, min_size=1, max_size=2), keep=st.booleans(), delivered=st.booleans()
     )
     def a_late_run(self, before, own, newer, keep, delivered) -> None:
-        """A run that is published only after newer ones were, each with code of its own."""
+        """A run is published after newer runs, each of which has its own code."""
         with self.process(None):
             self.do_resume()
             self.lake.tables = before | {"silver.s"}
@@ -168,12 +168,12 @@ class Protocol(RuleBasedStateMachine):
                 self.do_whole_run()
             self.do_publish(late)
 
-    # -- at once ------------------------------------------------------------------------------------------------------
+    # -- interleaved steps ---------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), at=st.integers(0, 12))
-    def one_between_the_calls_of_another(self, data, at) -> None:
-        """The second of two actors does all that it does before some call of the first."""
+    def one_actor_between_the_calls_of_another(self, data, at) -> None:
+        """The second actor runs completely before some call of the first one."""
         actors = st.one_of(
             st.just(self.do_resume),
             st.just(self.do_whole_run),
@@ -183,26 +183,26 @@ class Protocol(RuleBasedStateMachine):
         first: Callable[[], None] = data.draw(actors)
         second: Callable[[], None] = data.draw(actors)
 
-        def come_in() -> None:
+        def interrupt() -> None:
             with contextlib.suppress(BuscoError, releases.Skipped):
                 second()
 
         with self.process(None):
-            self.lake.s3.interrupt, self.lake.s3.interrupt_at = come_in, at
+            self.lake.s3.interrupt, self.lake.s3.interrupt_at = interrupt, at
             first()
         self.lake.s3.interrupt = self.lake.s3.interrupt_at = None
 
     def a_run(self) -> st.SearchStrategy[Run]:
-        """One of the newest runs: what is interesting happens while they are under way."""
+        """Returns a strategy for one of the newest runs, because those are still in progress."""
         return st.sampled_from(self.runs[-4:])
 
-    # -- what a reader may see ----------------------------------------------------------------------------------------
+    # -- what a reader can see ----------------------------------------------------------------------------------------
 
     def current(self) -> Current | None:
         return self.lake.store.read(ENVIRONMENT.current, Current)
 
     def published(self) -> list[tuple[Release, Release | None]]:
-        """The releases that runs have made since the last look, each with the one that it followed."""
+        """Returns the releases published by runs since the last call, each with its predecessor."""
         found: list[Release | None] = []
         for release in releases.history(self.lake.store, ENVIRONMENT):
             found.append(release)
@@ -214,16 +214,16 @@ class Protocol(RuleBasedStateMachine):
         return [(newer, older) for newer, older in itertools.pairwise(found) if newer and newer.kind == "publish"]
 
     @invariant()
-    def what_is_live_is_whole_and_consistent(self) -> None:
+    def the_live_release_is_complete_and_consistent(self) -> None:
         if self.current() is None:
             return
         live = self.lake.live()
         for table, version_ in live.tables.items():
             differs = {p for p, v in version_.inputs.items() if p not in live.tables or live.tables[p].version != v}
-            assert not differs or table in live.stale, f"{table} was made from other versions of {differs}"
+            assert not differs or table in live.stale, f"{table} was built from other versions of {differs}"
 
     @invariant()
-    def the_serial_never_goes_back(self) -> None:
+    def the_serial_never_decreases(self) -> None:
         if (current := self.current()) is not None:
             assert current.serial >= self.serial
             self.serial = current.serial
@@ -235,53 +235,55 @@ class Protocol(RuleBasedStateMachine):
             assert self.lake.live().kind == "rollback"
 
     @invariant()
-    def who_was_held_back_is_named_by_resume(self) -> None:
+    def runs_that_were_held_back_are_named_by_resume(self) -> None:
         if (current := self.current()) is None:
             return
-        # a `resume` that was killed right after its write is asked again by whoever started it
+        # if a `resume` is killed right after its write, its caller repeats it and gets the same hold
         self.named.update(current.resumed.hold.skipped if current.resumed else ())
         waiting = current.hold.skipped if current.hold else ()
         assert self.held_back <= {*self.named, *waiting}
 
     @invariant()
-    def what_was_published_was_not_taken_back(self) -> None:
+    def newer_releases_are_not_undone(self) -> None:
         for newer, older in self.published():
             run = self.lake.runs[newer.run, newer.epoch]
             audit = self.lake.audit(run)
             assert (newer.run, newer.epoch) not in self.published_runs, "a run is never published twice"
             self.published_runs.add((newer.run, newer.epoch))
             self._nothing_newer_is_undone(newer, older, run.base())
-            self._only_what_its_code_no_longer_has_is_dropped(newer, older, run, audit)
+            self._only_tables_that_its_code_no_longer_has_are_dropped(newer, older, run, audit)
             self._it_was_tested(newer, audit)
 
     def _nothing_newer_is_undone(self, newer: Release, older: Release | None, base: Release | None) -> None:
-        """A run changes only what still was as in its base; so nothing that was published since is undone."""
-        now, before, based = ({} if one is None else one.tables for one in (newer, older, base))
+        """A run changes only what is still as in its base release, so it undoes nothing that was published since."""
+        now, before, based = ({} if release is None else release.tables for release in (newer, older, base))
         for table in now.keys() | before.keys():
             if now.get(table) != before.get(table):
                 assert before.get(table) == based.get(table), f"{newer.release} changes {table}, which had moved"
             if table.startswith("bronze."):
-                had, has = (set(one[table].deliveries if table in one else ()) for one in (before, now))
-                assert has >= had, f"{newer.release} takes back {had - has}"
-        docs_now, docs_before, docs_based = ({} if one is None else one.all_docs for one in (newer, older, base))
+                had, has = (set(tables[table].deliveries if table in tables else ()) for tables in (before, now))
+                assert has >= had, f"{newer.release} removes the deliveries {had - has}"
+        docs_now, docs_before, docs_based = (
+            {} if release is None else release.all_docs for release in (newer, older, base)
+        )
         for project, prefix in docs_now.items():
             if prefix != docs_before.get(project):
-                assert docs_before.get(project) == docs_based.get(project), f"{newer.release} puts older docs back"
+                assert docs_before.get(project) == docs_based.get(project), f"{newer.release} restores older docs"
 
-    def _only_what_its_code_no_longer_has_is_dropped(
+    def _only_tables_that_its_code_no_longer_has_are_dropped(
         self, newer: Release, older: Release | None, run: Run, audit: releases.Audit
     ) -> None:
         gone = (older.tables.keys() if older else set()) - newer.tables.keys()
         assert set(newer.dropped) == gone
         assert not gone or (run.pin.nodes is None and not gone & audit.tables)
         for table, version_ in newer.tables.items():
-            assert not gone & version_.inputs.keys(), f"{table} was made from a table that is dropped"
+            assert not gone & version_.inputs.keys(), f"{table} was built from a table that is dropped"
 
     def _it_was_tested(self, newer: Release, audit: releases.Audit) -> None:
         for test, reads in audit.tests.items():
             if reads & set(newer.built):
                 shown = frozenset((table, newer.tables[table].version) for table in reads)
-                assert (test, shown) in self.lake.passed, f"{test} has not passed on what {newer.release} shows"
+                assert (test, shown) in self.lake.passed, f"{test} has not passed on the versions in {newer.release}"
 
 
 TestProtocol = Protocol.TestCase
@@ -299,7 +301,7 @@ def published(lake: Lake) -> Run:
     return lake.published()
 
 
-def test_R4_a_late_write_of_a_fenced_runner_never_enters(lake: Lake) -> None:
+def test_R4_a_late_write_by_a_fenced_runner_never_enters_the_run(lake: Lake) -> None:
     run = lake.pin()
     late = run.take("silver.s", 1)
     token = run.take("silver.s", 2)
@@ -311,27 +313,27 @@ def test_R4_a_late_write_of_a_fenced_runner_never_enters(lake: Lake) -> None:
         run.take("silver.s", 1)
 
 
-def test_R2_the_first_pin_of_an_epoch_stands(lake: Lake) -> None:
+def test_R2_the_first_pin_of_an_epoch_is_kept(lake: Lake) -> None:
     first = lake.pin(run="r")
     lake.deliveries += 1
     assert lake.pin(run="r").pin == first.pin
     assert lake.pin(run="r", epoch=2).pin.bronze["bronze.b"].version == "b2"
 
 
-def test_R1_a_dag_run_made_anew_under_a_deleted_one_s_id_begins_anew(lake: Lake) -> None:
+def test_R1_a_dag_run_with_the_id_of_a_deleted_one_continues_its_epochs(lake: Lake) -> None:
     def begin(attempt: int, origin: str) -> Run:
         return pins.pin(lake.store, ENVIRONMENT, "r", attempt, (), "hash", origin=origin)
 
     first = begin(1, "7")
-    assert begin(1, "7").pin == first.pin, "the same try: its reply was lost"
+    assert begin(1, "7").pin == first.pin, "a retry of the same try after a lost reply must return the same pin"
     assert begin(2, "7").pin.epoch == 2
-    anew = begin(1, "8")
-    assert anew.pin.epoch == 3
-    assert begin(1, "8").pin == anew.pin
+    recreated = begin(1, "8")
+    assert recreated.pin.epoch == 3
+    assert begin(1, "8").pin == recreated.pin
     assert begin(2, "8").pin.epoch == 4
 
 
-def test_P2_a_lost_reply_of_the_swap_is_recognised(lake: Lake) -> None:
+def test_P2_a_lost_reply_to_the_swap_is_recognised(lake: Lake) -> None:
     run = lake.pin()
     lake.build_all(run)
     lake.s3.kill_at, lake.s3.kill_after = 1, True
@@ -367,7 +369,7 @@ def test_P3_a_run_that_was_rolled_back_is_not_published_again(lake: Lake) -> Non
         lake.publish(second)
 
 
-def test_P3_a_table_rebuilt_after_its_run_was_published_is_not_said_to_be_live(lake: Lake) -> None:
+def test_P3_a_table_rebuilt_after_its_run_was_published_is_not_reported_as_live(lake: Lake) -> None:
     run = published(lake)
     live = lake.live()
     lake.build(run, "gold.g", runner=2)
@@ -376,7 +378,7 @@ def test_P3_a_table_rebuilt_after_its_run_was_published_is_not_said_to_be_live(l
     assert lake.live() == live
 
 
-def test_P3_a_rolled_back_run_is_told_so_even_where_others_were_published_since(lake: Lake) -> None:
+def test_P3_a_rolled_back_run_is_reported_as_such_even_if_others_were_published_since(lake: Lake) -> None:
     published(lake)
     first = lake.live().release
     lake.deliveries += 1
@@ -398,7 +400,7 @@ def test_R1_an_older_epoch_is_not_published(lake: Lake) -> None:
     assert lake.publish(newer).epoch == 2
 
 
-def test_P4_a_failed_model_that_was_taken_out_of_the_project_holds_up_nothing(lake: Lake) -> None:
+def test_P4_a_failed_model_that_was_removed_from_the_project_does_not_block_publishing(lake: Lake) -> None:
     run = lake.pin()
     lake.build_all(run)
     run.take("gold.removed", 1)
@@ -415,7 +417,7 @@ def test_P4_a_table_whose_unit_test_did_not_pass_is_not_published(lake: Lake) ->
     releases.publish(run, audit, "me", "")
 
 
-def test_P4_a_table_made_from_a_source_whose_test_failed_is_not_published(lake: Lake) -> None:
+def test_P4_a_table_built_from_a_source_whose_test_failed_is_not_published(lake: Lake) -> None:
     run = lake.pin()
     lake.build_all(run)
     audit = replace(AUDIT, tests={**TESTS, "test.source": frozenset({"bronze.b"})})
@@ -447,7 +449,7 @@ def test_P4_a_table_built_from_another_version_of_its_parent_is_refused(lake: La
     assert "clear gold.g, gold.h" in str(refused.value)
 
 
-def test_P5_a_partial_publish_marks_what_it_leaves_behind_as_stale(lake: Lake) -> None:
+def test_P5_publishing_a_selection_marks_outdated_downstream_tables_as_stale(lake: Lake) -> None:
     published(lake)
     lake.deliveries += 1
     run = lake.pin(nodes=("silver.s",))
@@ -458,7 +460,7 @@ def test_P5_a_partial_publish_marks_what_it_leaves_behind_as_stale(lake: Lake) -
     assert release.tables["bronze.b"].version == "b2"
 
 
-def test_P6_of_two_runs_on_one_base_the_second_is_told_what_to_clear(lake: Lake) -> None:
+def test_P6_the_second_of_two_runs_on_one_base_is_refused_with_the_task_to_clear(lake: Lake) -> None:
     published(lake)
     one = lake.pin()
     lake.deliveries += 1
@@ -471,7 +473,7 @@ def test_P6_of_two_runs_on_one_base_the_second_is_told_what_to_clear(lake: Lake)
     assert "clear the pin task" in str(refused.value)
 
 
-def test_P6_a_run_that_another_contains_is_superseded(lake: Lake) -> None:
+def test_P6_a_run_that_is_contained_in_a_newer_one_is_superseded(lake: Lake) -> None:
     published(lake)
     one = lake.pin()
     lake.deliveries += 1
@@ -483,7 +485,7 @@ def test_P6_a_run_that_another_contains_is_superseded(lake: Lake) -> None:
         lake.publish(one)
 
 
-def test_P6_what_a_run_kept_never_puts_back_what_another_has_published(lake: Lake) -> None:
+def test_P6_tables_that_a_run_kept_never_replace_newer_published_ones(lake: Lake) -> None:
     published(lake)
     old = lake.live()
     one = lake.pin()
@@ -495,10 +497,10 @@ def test_P6_what_a_run_kept_never_puts_back_what_another_has_published(lake: Lak
     for test in TESTS:
         lake.test(one, test)
     lake.publish(one)
-    assert lake.live().tables == newer.tables, "bronze too"
+    assert lake.live().tables == newer.tables, "all tables, including bronze, must stay as the newer run published them"
 
 
-def test_P6_a_kept_parent_that_moved_is_told_to_pin_anew(lake: Lake) -> None:
+def test_P6_a_run_whose_kept_parent_has_moved_must_be_pinned_again(lake: Lake) -> None:
     published(lake)
     old = lake.live()
     one = lake.pin()
@@ -516,7 +518,7 @@ def test_P6_a_kept_parent_that_moved_is_told_to_pin_anew(lake: Lake) -> None:
     assert "clear the pin task" in str(refused.value)
 
 
-def test_P7_a_whole_run_drops_what_its_project_no_longer_has(lake: Lake) -> None:
+def test_P7_a_full_run_drops_tables_that_its_project_no_longer_has(lake: Lake) -> None:
     published(lake)
     lake.tables -= {"gold.h"}
     run = lake.pin()
@@ -545,7 +547,7 @@ def test_P8_rolling_back_needs_a_reason_and_a_release_that_was_live(lake: Lake) 
         releases.rollback(lake.store, ENVIRONMENT, "r2000", "me", "why")
 
 
-def test_a_release_of_before_there_were_several_projects_says_whose_its_docs_are(lake: Lake) -> None:
+def test_docs_of_a_release_from_before_several_projects_are_attributed_to_its_project(lake: Lake) -> None:
     published(lake)
     made = lake.live()
     assert made.all_docs == {"busco": made.docs}
@@ -556,7 +558,7 @@ def test_a_release_of_before_there_were_several_projects_says_whose_its_docs_are
 # -- two dbt projects in one lake -------------------------------------------------------------------------------------
 
 
-def test_P7_a_whole_run_of_one_project_leaves_the_tables_and_docs_of_another(lake: Lake) -> None:
+def test_P7_a_full_run_of_one_project_leaves_the_tables_and_docs_of_another_alone(lake: Lake) -> None:
     own = published(lake)
     before = lake.live()
     run, audit = others(lake)
@@ -576,7 +578,7 @@ def test_a_table_of_another_project_is_refused_with_both_names_at_pin_and_at_pub
         pins.pin(lake.store, ENVIRONMENT, "run", 1, (), "hash", project="other", tables=("gold.g",))
 
 
-def test_P3_a_run_that_kept_everything_is_published_whatever_another_project_did_since(lake: Lake) -> None:
+def test_P3_a_run_that_kept_everything_is_published_whatever_another_project_has_published(lake: Lake) -> None:
     published(lake)
     releases.publish(*others(lake), "me", "")
     run = lake.pin()

@@ -1,4 +1,4 @@
-"""The publisher's credentials: assumed once for a process, renewed before they end, and only where one is named."""
+"""The publisher's role is assumed once per process, its credentials are renewed, and no role means no AssumeRole."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ ROLE = "arn:aws:iam::000000000000:role/busco-us-east-1-publisher"
 
 
 class Sts:
-    """AssumeRole; each answer has a key of its own. `lasts` is how long its credentials are good for."""
+    """Implements AssumeRole with a new key per call. `lasts` is how long the credentials are valid."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.calls: list[str] = []
         self.lasts = timedelta(hours=1)
-        self.refuses = ""
+        self.error_code = ""
 
     def assume_role(self, RoleArn: str, RoleSessionName: str) -> dict[str, Any]:
-        self.asked.append(RoleArn)
+        self.calls.append(RoleArn)
         assert RoleSessionName
-        if self.refuses:
-            raise ClientError({"Error": {"Code": self.refuses, "Message": "not authorized"}}, "AssumeRole")
-        key = f"ASSUMED{len(self.asked)}"
+        if self.error_code:
+            raise ClientError({"Error": {"Code": self.error_code, "Message": "not authorized"}}, "AssumeRole")
+        key = f"ASSUMED{len(self.calls)}"
         ends = datetime.now(UTC) + self.lasts
         return {
             "Credentials": {"AccessKeyId": key, "SecretAccessKey": "s", "SessionToken": "t", "Expiration": ends},
@@ -40,16 +40,16 @@ class Sts:
 
 @pytest.fixture
 def sts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sts]:
-    made, real = Sts(), busco.aws._client
+    fake, real = Sts(), busco.aws._client
     busco.aws.assumed.cache_clear()
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "OWN")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     monkeypatch.setattr(
-        busco.aws, "_client", lambda name, *rest, **more: made if name == "sts" else real(name, *rest, **more)
+        busco.aws, "_client", lambda name, *rest, **more: fake if name == "sts" else real(name, *rest, **more)
     )
-    yield made
+    yield fake
     busco.aws.assumed.cache_clear()
 
 
@@ -58,41 +58,41 @@ def settings(role: str = ROLE) -> Settings:
 
 
 def signer(s3: Any) -> str:
-    """Whose key a client signs with."""
+    """Returns the access key that a client signs with."""
     url = s3.generate_presigned_url("get_object", Params={"Bucket": "b", "Key": "k"})
     return str(
         url.partition("AWSAccessKeyId=")[2].partition("&")[0] or url.partition("Credential=")[2].partition("%")[0]
     )
 
 
-def test_a_process_assumes_the_role_once_and_its_other_clients_have_its_own(sts: Sts) -> None:
+def test_a_process_assumes_the_role_once_and_its_other_clients_use_its_own_credentials(sts: Sts) -> None:
     first, second = publisher_client("s3", settings()), publisher_client("s3", settings())
     assert (signer(first), signer(second), signer(client("s3", settings()))) == ("ASSUMED1", "ASSUMED1", "OWN")
     publisher_client("glue", settings())
-    assert sts.asked == [ROLE]
+    assert sts.calls == [ROLE]
 
 
-def test_credentials_are_renewed_before_they_end(sts: Sts) -> None:
+def test_credentials_are_renewed_before_they_expire(sts: Sts) -> None:
     sts.lasts = timedelta(minutes=5)
     s3 = publisher_client("s3", settings())
     assert signer(s3) != "ASSUMED1"
-    assert set(sts.asked) == {ROLE}
+    assert set(sts.calls) == {ROLE}
 
 
-def test_where_no_role_is_named_nobody_is_asked(sts: Sts) -> None:
+def test_without_a_configured_role_no_role_is_assumed(sts: Sts) -> None:
     assert signer(publisher_client("s3", settings(""))) == "OWN"
-    assert sts.asked == []
+    assert sts.calls == []
 
 
-def test_who_may_not_assume_it_is_told_so_or_goes_on_as_himself(sts: Sts) -> None:
-    sts.refuses = "AccessDenied"
+def test_if_the_role_is_denied_an_error_is_raised_or_the_own_credentials_are_used(sts: Sts) -> None:
+    sts.error_code = "AccessDenied"
     with pytest.raises(BuscoError, match=ROLE) as refused:
         publisher_client("s3", settings())
     assert "BUSCO_PUBLISHER_ROLE_ARN" in refused.value.hint
     assert signer(publisher_client("s3", settings(), or_own=True)) == "OWN"
 
 
-def test_a_fault_of_sts_is_no_refusal(sts: Sts) -> None:
-    sts.refuses = "ServiceUnavailable"
+def test_an_sts_outage_is_not_mistaken_for_a_denied_role(sts: Sts) -> None:
+    sts.error_code = "ServiceUnavailable"
     with pytest.raises(ClientError, match="ServiceUnavailable"):
         publisher_client("s3", settings(), or_own=True)

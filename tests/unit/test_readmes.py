@@ -1,4 +1,4 @@
-"""README.pt-BR.md says what README.md says: the same headings in their order, the same commands, links and names."""
+"""README.pt-BR.md matches README.md: the same headings in the same order, and the same commands, links and names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ENGLISH, PORTUGUESE = ((ROOT / name).read_text() for name in ("README.md", "README.pt-BR.md"))
-# what only one team needs: the names that it used before
+# a section for one team only: the names that it already knows from its earlier platform
 OWN = "## Os nomes que você já conhece"
 TITLES = {
     "Three ways to run it": "Três formas de rodar",
@@ -19,7 +19,7 @@ TITLES = {
 
 
 def commands(text: str) -> list[str]:
-    """The lines of blocks that are commands, without their comments."""
+    """Returns the commands in a text's code blocks, without comments."""
     blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if re.match(r"(make|\.venv|eval)\b", line)]
@@ -43,7 +43,7 @@ def test_links_and_names_in_tables_and_text_are_the_same() -> None:
         assert sorted(english) == sorted(found for found in re.findall(pattern, own) if "<" not in found), pattern
 
 
-def test_what_the_readmes_name_is_there() -> None:
+def test_targets_links_and_paths_in_the_readmes_exist() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for command in commands(ENGLISH):
         if command.startswith("make "):

@@ -22,7 +22,7 @@ HAPPENS = {
         "test_two_folders_of_one_name_do_not_drop_each_other_s_tables",
     ),
     '`publish`: "was pinned for the dbt project"': (
-        "test_a_run_is_published_only_as_the_project_that_it_was_pinned_for",
+        "test_a_run_is_published_only_for_the_project_that_it_was_pinned_for",
     ),
     '"Page refused" (403) from Airflow': (
         "test_a_page_of_another_site_changes_nothing_in_the_name_of_whoever_is_logged_in",
@@ -49,14 +49,14 @@ HAPPENS = {
     ),
     "`docs`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '`publish`: "published by another run': ("test_of_two_publishers_at_once_one_wins_and_the_other_says_what_to_do",),
-    'in `publish`: "can\'t assume …"': ("test_who_may_not_assume_it_is_told_so_or_goes_on_as_himself",),
+    'in `publish`: "can\'t assume …"': ("test_if_the_role_is_denied_an_error_is_raised_or_the_own_credentials_are_used",),
     '`publish`: "these tests have not passed': (
         "test_a_model_cleared_alone_after_its_tests_is_not_published_untested",
     ),
     "`glue`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '"waiting for a slot': ("test_each_model_has_a_container_never_more_at_once_than_there_are_places",),
     '"the slot was taken away': (
-        "test_an_owner_that_stood_still_and_lost_its_place_stops_what_it_started_and_asks_again",
+        "test_an_owner_that_stalled_and_lost_its_slot_stops_its_task_and_requests_a_slot_again",
     ),
     '"ECS cannot start the task now': ("test_what_may_pass_is_tried_again_and_one_task_is_started",),
     '"runner 1 is gone: …': (

@@ -1,4 +1,4 @@
-"""Coroutines in simulated time: the loop's clock jumps to whatever is next, so that hours of waiting cost nothing."""
+"""Runs coroutines in simulated time: the clock jumps to the next scheduled event, so waiting takes no real time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Its time stands still while anything can run. Nothing in it may wait for a thread or a socket."""
+    """An event loop whose time advances only when no callback is ready. Tasks must not wait for threads or sockets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,11 +22,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _run_once(self) -> None:
         if not self._ready:  # type: ignore[attr-defined]
             scheduled: list[Any] = self._scheduled  # type: ignore[attr-defined]
-            self._now = max(self._now, min((one.when() for one in scheduled if not one.cancelled()), default=0.0))
+            self._now = max(self._now, min((timer.when() for timer in scheduled if not timer.cancelled()), default=0.0))
         super()._run_once()  # type: ignore[misc]
 
 
-def simulate(story: Coroutine[Any, Any, Answer]) -> Answer:
-    """Runs a coroutine in simulated time."""
+def simulate(story: Coroutine[Any, Any, Result]) -> Result:
+    """Runs a coroutine in simulated time and returns its result."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(story)
