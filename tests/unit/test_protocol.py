@@ -168,7 +168,7 @@ class Protocol(RuleBasedStateMachine):
                 self.do_whole_run()
             self.do_publish(late)
 
-    # -- interleaved steps ---------------------------------------------------------------------------------------------
+    # -- interleaved steps --------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.runs)
     @rule(data=st.data(), at=st.integers(0, 12))

@@ -28,10 +28,10 @@ def a_task(run: str = RUN, epoch: int = 1, minutes: float = 10, environment: str
 
 def stopped(task: RunnerTask, followed: set[str], newest: int | None = 1) -> list[str]:
     found = unfollowed([task], "prod", followed, {task.run: newest}, NOW)
-    return [one.why for one in found]
+    return [unneeded.why for unneeded in found]
 
 
-def test_a_runner_whose_run_has_a_waiting_task_lives() -> None:
+def test_a_runner_whose_run_has_a_waiting_task_is_kept() -> None:
     assert stopped(a_task(), {RUN}) == []
 
 
@@ -40,40 +40,40 @@ def test_a_runner_whose_run_has_no_waiting_task_is_stopped() -> None:
     assert stopped(a_task(), set(), newest=None) == ["no Airflow task of its run is waiting for it"]
 
 
-def test_a_runner_of_an_epoch_that_is_over_is_stopped_though_its_run_goes_on() -> None:
+def test_a_runner_of_an_earlier_epoch_is_stopped_even_if_its_run_continues() -> None:
     assert stopped(a_task(epoch=1), {RUN}, newest=2) == ["epoch 2 of its run has begun"]
     assert stopped(a_task(epoch=2), {RUN}, newest=2) == []
 
 
-def test_a_runner_that_was_just_started_lives_whatever_is_known_of_it() -> None:
+def test_a_runner_that_was_just_started_is_always_kept() -> None:
     assert stopped(a_task(minutes=1.9), set()) == []
     assert stopped(a_task(minutes=1.9, epoch=1), set(), newest=2) == []
     assert stopped(a_task(minutes=2.1), set()) != []
 
 
-def test_a_runner_of_another_environment_is_another_airflow_s() -> None:
+def test_a_runner_of_another_environment_is_left_to_its_own_airflow() -> None:
     assert stopped(a_task(environment="dev_ana"), set()) == []
     assert stopped(a_task(environment=""), set()) == []
 
 
 @given(st.sets(st.sampled_from("abcd")), st.dictionaries(st.sampled_from("abcd"), st.integers(1, 3)))
-def test_nobody_s_runner_is_stopped_and_somebody_s_never(followed: set[str], newest: dict[str, int]) -> None:
+def test_exactly_the_runners_that_no_task_needs_are_stopped(followed: set[str], newest: dict[str, int]) -> None:
     tasks = [
         RunnerTask(f"arn:{run}{epoch}", "prod", run, epoch, "shared/1", NOW - timedelta(hours=1))
         for run in "abcd"
         for epoch in (1, 2, 3)
     ]
-    gone = {one.task.arn for one in unfollowed(tasks, "prod", followed, newest, NOW)}
+    stopped_arns = {unneeded.task.arn for unneeded in unfollowed(tasks, "prod", followed, newest, NOW)}
     for task in tasks:
         needed = task.run in followed and task.epoch >= newest.get(task.run, 0)
-        assert (task.arn in gone) == (not needed)
+        assert (task.arn in stopped_arns) == (not needed)
 
 
-# -- what ECS shows of a task -----------------------------------------------------------------------------------------
+# -- tasks as ECS describes them ---------------------------------------------------------------------------------------
 
 
 def described(**changes: Any) -> dict[str, Any]:
-    """A runner as DescribeTasks gives it, with the command that the launcher gives it."""
+    """Returns a runner's task as DescribeTasks does, with the command that the launcher sets."""
     pin = Pin(
         run=RUN, epoch=3, environment="prod", base=None, bronze={}, manifest_hash="h", created_at=NOW
     )  # fmt: skip
@@ -98,17 +98,17 @@ def with_command(*words: str) -> dict[str, Any]:
     return task
 
 
-def test_a_runner_is_known_by_its_command() -> None:
+def test_a_runner_is_recognised_by_its_command() -> None:
     assert runner_task(described(), "dbt") == RunnerTask("arn:1", "prod", RUN, 3, "orders.run/2/4", NOW)
 
 
-def test_a_task_that_others_started_is_never_ours() -> None:
+def test_a_task_that_others_started_is_never_taken_for_a_runner() -> None:
     assert runner_task(described(startedBy="ecs-svc/1"), "dbt") is None
     assert runner_task(described(startedBy=None), "dbt") is None
     assert runner_task(described(startedBy="data-platform"), "dbt") is None
 
 
-def test_a_task_that_runs_something_else_is_never_ours_whatever_its_mark() -> None:
+def test_a_task_with_another_command_is_never_taken_for_a_runner() -> None:
     assert runner_task(with_command("doctor"), "dbt") is None
     assert runner_task(with_command("runner", "--run", RUN), "dbt") is None
     assert runner_task(with_command("runner", "--epoch", "3"), "dbt") is None
@@ -118,11 +118,11 @@ def test_a_task_that_runs_something_else_is_never_ours_whatever_its_mark() -> No
     assert runner_task(described(overrides={"containerOverrides": []}), "dbt") is None
 
 
-# -- what is done about it --------------------------------------------------------------------------------------------
+# -- stopping ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_runner_that_is_followed_again_at_the_second_look_lives() -> None:
-    """Between two levels of its graph a run has no waiting task, while its shared runner goes on."""
+def test_a_runner_that_is_followed_again_at_the_second_check_is_kept() -> None:
+    """Between two levels of the graph, a run has no waiting task although its shared runner is still needed."""
     looks: list[frozenset[str]] = [frozenset(), frozenset({RUN})]
     ecs: Any = boto3.client("ecs", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
     settings, slots = Settings(ecs_cluster="busco"), object()
@@ -131,14 +131,14 @@ def test_a_runner_that_is_followed_again_at_the_second_look_lives() -> None:
     with Stubber(ecs) as stubbed:
         for _ in range(2):
             stubbed.add_response("list_tasks", {"taskArns": ["arn:1"]}, {"cluster": "busco"})
-            answer = {"tasks": [{**described(createdAt=old), "lastStatus": "RUNNING", "desiredStatus": "RUNNING"}]}
-            stubbed.add_response("describe_tasks", answer, {"cluster": "busco", "tasks": ["arn:1"]})
-        # a StopTask would fail: the stub expects none
+            response = {"tasks": [{**described(createdAt=old), "lastStatus": "RUNNING", "desiredStatus": "RUNNING"}]}
+            stubbed.add_response("describe_tasks", response, {"cluster": "busco", "tasks": ["arn:1"]})
+        # a StopTask call would fail, because the stub does not expect one
         assert reaper.reap() == []
         stubbed.assert_no_pending_responses()
 
 
-def test_maintenance_runs_by_itself_only_where_models_run_on_ecs() -> None:
+def test_maintenance_is_scheduled_by_default_only_if_models_run_on_ecs() -> None:
     assert Settings(execution="local").maintenance_cron is None
     assert Settings(execution="ecs").maintenance_cron == "*/15 * * * *"
     assert Settings(execution="ecs_shared", maintenance_schedule="0 * * * *").maintenance_cron == "0 * * * *"

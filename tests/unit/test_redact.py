@@ -1,4 +1,4 @@
-"""Errors without values: whatever a value holds, and whatever DuckDB makes of it."""
+"""Error messages never show values, whatever a value contains and however DuckDB quotes it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ select * from read_parquet('/nowhere/' || (select max(name) from silver.people))
 select * from (pivot silver.people on name using sum(n)) where nosuch = 1
 """.strip().splitlines()
 
-# What a value may hold: all by which a message could be read wrongly.
+# Parts of values: everything that could cause a message to be parsed incorrectly.
 PIECES = (
     "'", '"', "\n", "\n\n", " ", "7", "(", "é", "🐍", "' to INT32", '" to DECIMAL(10,2)', "Conversion Error: ",
     "' when casting from source column name", "\nLINE 1: select name\n        ^", "\n  compiled code at x",
@@ -107,8 +107,8 @@ def redactor(sql: str = "") -> Redactor:
         for form in ("dict", "sql")
     }  # fmt: skip
     macros = {"macro.dbt.run_query": {"macro_sql": "", "depends_on": {}, "package_name": "dbt", "name": "run_query"}}
-    said = {"sources": sources, "nodes": nodes, "macros": macros, "unit_tests": unit_tests}
-    return Redactor(Project({"metadata": {"project_name": "p"}, **said}))
+    manifest = {"sources": sources, "nodes": nodes, "macros": macros, "unit_tests": unit_tests}
+    return Redactor(Project({"metadata": {"project_name": "p"}, **manifest}))
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +120,12 @@ def database() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def error(database: duckdb.DuckDBPyConnection, sql: str, value: str) -> str:
-    """DuckDB's error, as dbt tells it."""
+    """Returns DuckDB's error as dbt reports it."""
     database.execute(
         "create or replace table silver.people as select ?::varchar as name, 987654321 as n, date '2018-01-01' as day",
         [value],
     )
-    # it may cut a long value within a character, which Python can't read then
+    # DuckDB may cut a long value in the middle of a character, which Python then can't decode
     with pytest.raises((duckdb.Error, UnicodeDecodeError)) as raised:
         database.execute(sql).fetchall()
     lines = "\n  ".join(str(raised.value).split("\n"))
@@ -133,13 +133,13 @@ def error(database: duckdb.DuckDBPyConnection, sql: str, value: str) -> str:
 
 
 @pytest.mark.parametrize("sql", FAILING)
-def test_no_error_of_duckdbs_shows_a_persons_value(database: duckdb.DuckDBPyConnection, sql: str) -> None:
-    said = error(database, sql, CANARY)
-    shown = redactor(sql).text(MODEL, said)
+def test_no_error_from_duckdb_shows_a_personal_value(database: duckdb.DuckDBPyConnection, sql: str) -> None:
+    message = error(database, sql, CANARY)
+    shown = redactor(sql).text(MODEL, message)
     assert not re.search("Zqcanary|Hara|987654321|975461|\\d{5}", shown.replace(sql, "")), shown
     head, first = shown.split("\n")[:2]
     assert head == "Runtime Error in model m (models/m.sql)"
-    assert first.split(": ")[0] == said.split("\n")[1].split(": ")[0], "its kind stays"
+    assert first.split(": ")[0] == message.split("\n")[1].split(": ")[0], "the kind of error must stay"
     assert shown.endswith("\n  compiled code at target/compiled/p/models/m.sql")
 
 
@@ -149,21 +149,21 @@ def test_no_error_of_duckdbs_shows_a_persons_value(database: duckdb.DuckDBPyConn
 @example("x\n\nLINE 1: select Zqcanary\n        ^", "select error(name) from silver.people")
 @example("x\n  > in macro Zqcanary (y)", "select error(name) from silver.people")
 @example('"Zqcanary"', "select name->>'$.a' from silver.people")
-def test_no_value_whatever_it_holds_gets_through(value: str, sql: str) -> None:
+def test_no_value_is_shown_whatever_it_contains(value: str, sql: str) -> None:
     with duckdb.connect() as connection:
         connection.execute("create schema silver")
         connection.execute("create table silver.keys (key varchar primary key check (length(key) < 5))")
         try:
-            said = error(connection, sql, value)
+            message = error(connection, sql, value)
         except pytest.fail.Exception:
-            # no error for this one: `"Zqcanary"` is JSON
+            # the statement is valid for this value: `"Zqcanary"` is JSON
             return
-        assert "Zqcanary" not in redactor(sql).text(MODEL, said)
+        assert "Zqcanary" not in redactor(sql).text(MODEL, message)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=60), st.sampled_from(["Conversion", "Invalid Input", "Binder", "IO", "Constraint"]))
-def test_of_a_free_text_only_words_of_the_code_stay(text: str, kind: str) -> None:
+def test_only_words_from_the_code_stay_in_free_text(text: str, kind: str) -> None:
     filter_ = redactor("select name from silver.people")
     shown = filter_.text(MODEL, f"{kind} Error: {text} Zqcanary")
     assert "Zqcanary" not in shown
@@ -172,7 +172,7 @@ def test_of_a_free_text_only_words_of_the_code_stay(text: str, kind: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("message", "shown"),
     [
         (
             "Conversion Error: Could not convert string 'x' to INT32 when casting from source column name\n\n"
@@ -205,43 +205,44 @@ def test_of_a_free_text_only_words_of_the_code_stay(text: str, kind: str) -> Non
         ("something that nobody knows", "•••"),
     ],
 )
-def test_what_is_no_data_stays_readable(said: str, shown: str | None) -> None:
-    assert redactor("select name::integer, '10'").text(MODEL, said) == (said if shown is None else shown)
+def test_the_parts_of_a_message_that_are_not_data_stay_readable(message: str, shown: str | None) -> None:
+    assert redactor("select name::integer, '10'").text(MODEL, message) == (message if shown is None else shown)
 
 
-def test_a_model_is_hidden_by_its_own_and_by_its_ancestors_columns_alone() -> None:
-    filter_, said = redactor(), "Conversion Error: Could not convert string 'x' to INT32"
-    assert filter_.text(CHILD, said) == said.replace("'x'", "'•••'")
-    assert filter_.text(PLAIN, said) == said
-    assert filter_.text("operation.p.hook", said) != said, "a hook's tables are not known"
-    assert filter_.text("", said) != said
+def test_values_are_hidden_only_for_models_with_personal_columns_or_ancestors_with_some() -> None:
+    filter_, message = redactor(), "Conversion Error: Could not convert string 'x' to INT32"
+    assert filter_.text(CHILD, message) == message.replace("'x'", "'•••'")
+    assert filter_.text(PLAIN, message) == message
+    assert filter_.text("operation.p.hook", message) != message, "the tables that a hook reads are not known"
+    assert filter_.text("", message) != message
 
 
-def test_rows_of_a_unit_test_are_code_unless_a_query_gives_them() -> None:
-    said = "Could not convert string 'x' to INT32"
-    assert redactor().text("unit_test.p.m.dict", f"Conversion Error: {said}") == f"Conversion Error: {said}"
-    assert "'•••'" in redactor().text("unit_test.p.m.sql", f"Conversion Error: {said}")
+def test_rows_of_a_unit_test_are_code_unless_they_come_from_a_query() -> None:
+    message = "Could not convert string 'x' to INT32"
+    assert redactor().text("unit_test.p.m.dict", f"Conversion Error: {message}") == f"Conversion Error: {message}"
+    assert "'•••'" in redactor().text("unit_test.p.m.sql", f"Conversion Error: {message}")
 
 
-def test_what_this_platform_says_passes_as_it_is() -> None:
-    filter_, said = redactor(), "not_null constraint failed: name is NULL in 1 row\n  → fix the SQL or the constraint"
-    framed = "Runtime Error in model m (models/m.sql)\n  " + said.replace("\n", "\n  ")
+def test_messages_of_the_platform_itself_are_shown_unchanged() -> None:
+    filter_ = redactor()
+    message = ("not_null constraint failed: name is NULL in 1 row\n  → fix the SQL or the constraint",)
+    framed = "Runtime Error in model m (models/m.sql)\n  " + message.replace("\n", "\n  ")
     assert "NULL in 1 row" not in filter_.text(MODEL, framed)
-    filter_.allow(said)
+    filter_.allow(message)
     assert filter_.text(MODEL, framed) == framed
 
 
-def test_what_jinja_logs_and_raises_is_hidden_where_it_asks_the_database() -> None:
-    said = "Compilation Error in model m (models/m.sql)\n  no such city: Maria"
-    asking = "{{ run_query('select 1') }}"
-    for sql, hidden in (("select 1", False), (asking, True)):
-        assert ("Maria" in redactor(sql).text(MODEL, said)) is not hidden
+def test_messages_that_jinja_logs_or_raises_are_hidden_if_it_queries_the_database() -> None:
+    message = "Compilation Error in model m (models/m.sql)\n  no such city: Maria"
+    querying = "{{ run_query('select 1') }}"
+    for sql, hidden in (("select 1", False), (querying, True)):
+        assert ("Maria" in redactor(sql).text(MODEL, message)) is not hidden
         assert (redactor(sql).free(MODEL, "Maria") == HIDDEN) is hidden
-    assert redactor(asking).free(PLAIN, "a thing") == "a thing"
+    assert redactor(querying).free(PLAIN, "a thing") == "a thing"
 
 
 @pytest.mark.parametrize(
-    ("sql", "asks"),
+    ("sql", "queries"),
     [
         ("{% set who = adapter.add_query('select 1')[1].fetchall() %}", True),
         ("{% set a = adapter %}{% set who = a.execute('select 1', fetch=True) %}", True),
@@ -253,12 +254,12 @@ def test_what_jinja_logs_and_raises_is_hidden_where_it_asks_the_database() -> No
         ("select 1 as adapters", False),
     ],
 )
-def test_whether_jinja_asks_is_seen_by_whatever_name_it_has_the_adapter(sql: str, asks: bool) -> None:
-    assert redactor(sql).runs_queries(MODEL) is asks
-    assert (redactor(sql).free(MODEL, "Maria") == HIDDEN) is asks
+def test_queries_in_jinja_are_detected_by_whatever_name_it_uses_the_adapter(sql: str, queries: bool) -> None:
+    assert redactor(sql).runs_queries(MODEL) is queries
+    assert (redactor(sql).free(MODEL, "Maria") == HIDDEN) is queries
 
 
-def test_a_macro_that_is_dispatched_asks_for_the_model() -> None:
+def test_a_query_in_a_dispatched_macro_counts_for_the_model() -> None:
     filter_ = redactor("{{ shop.values_of('x') }}")
     macros: Any = filter_.project.manifest["macros"]
     for name, sql, uses in (
@@ -272,7 +273,7 @@ def test_a_macro_that_is_dispatched_asks_for_the_model() -> None:
     assert filter_.runs_queries(MODEL)
 
 
-def test_whose_jinja_was_given_values_asks_whatever_its_words_are() -> None:
+def test_a_node_whose_jinja_received_values_counts_as_querying_whatever_its_code() -> None:
     filter_, unit = redactor(), "unit_test.p.m.dict"
     assert (filter_.runs_queries(MODEL), filter_.hides(unit)) == (False, False)
     filter_.mark_queried(unit)
@@ -283,16 +284,16 @@ def test_whose_jinja_was_given_values_asks_whatever_its_words_are() -> None:
     assert MODEL in filter_.built_from_results()
 
 
-def test_a_unit_test_is_hidden_where_its_model_asks() -> None:
-    unit, said = "unit_test.p.m.dict", "actual differs from expected: nobody→Maria"
-    for sql, shown in (("select 1", said), ("{{ run_query('select 1') }}", HIDDEN)):
-        assert redactor(sql).text(unit, said) == shown
+def test_a_unit_test_is_hidden_if_its_model_runs_queries() -> None:
+    unit, message = "unit_test.p.m.dict", "actual differs from expected: nobody→Maria"
+    for sql, shown in (("select 1", message), ("{{ run_query('select 1') }}", HIDDEN)):
+        assert redactor(sql).text(unit, message) == shown
         assert redactor(sql).free(unit, "LOGGED") == (HIDDEN if shown == HIDDEN else "LOGGED")
 
 
-def test_results_have_no_compiled_sql_that_is_made_of_an_answer() -> None:
+def test_results_contain_no_compiled_sql_that_was_built_from_query_results() -> None:
     filter_ = redactor("{{ run_query('select 1') }}")
     nodes = (MODEL, PLAIN, "unit_test.p.m.dict")
-    said = {"results": [{"unique_id": uid, "status": "fail", "compiled_code": "select 'Maria'"} for uid in nodes]}
-    found = [one["compiled_code"] for one in json.loads(filter_.artifact(json.dumps(said)))["results"]]
+    results = {"results": [{"unique_id": uid, "status": "fail", "compiled_code": "select 'Maria'"} for uid in nodes]}
+    found = [result["compiled_code"] for result in json.loads(filter_.artifact(json.dumps(results)))["results"]]
     assert found == [HIDDEN, "select 'Maria'", HIDDEN]

@@ -1,4 +1,4 @@
-"""How the refusals of a project with very many models are worded: short, with what to do that has an effect."""
+"""Refusals of projects with very many models are short, and the fixes that they suggest are effective."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from busco.project import Project
 
 
 def model(file: str, package: str = "shop", **more: Any) -> dict[str, Any]:
-    """A model of `models/<file>.sql` with what `more` says of it; `config` is added to one that is right."""
+    """Returns the node of `models/<file>.sql`, updated with `more`; `config` is merged into a valid config."""
     name = file.split("/")[-1]
     config = {"materialized": "lake", "schema": "gold", **more.pop("config", {})}
     return {
@@ -29,8 +29,8 @@ def a_test(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def said(*nodes: dict[str, Any], macros: dict[str, Any] | None = None, **how: Any) -> list[str]:
-    """The lines of the refusal of a project with these nodes, without the first."""
+def refusal(*nodes: dict[str, Any], macros: dict[str, Any] | None = None, **how: Any) -> list[str]:
+    """Returns the lines of the error for a project with these nodes, without the first line."""
     uids = {f"{node['resource_type']}.{node['package_name']}.{node['name']}": node for node in nodes}
     manifest = {"metadata": {"project_name": "shop"}, "nodes": uids, "sources": {}, "macros": macros or {}}
     with pytest.raises(BuscoError) as refused:
@@ -40,14 +40,14 @@ def said(*nodes: dict[str, Any], macros: dict[str, Any] | None = None, **how: An
 
 def tables(number: int, materialized: str = "table", folder: str = "a", **more: Any) -> list[dict[str, Any]]:
     config = {"materialized": materialized}
-    return [model(f"{folder}/{materialized}_{place:04}", config=config, **more) for place in range(number)]
+    return [model(f"{folder}/{materialized}_{n:04}", config=config, **more) for n in range(number)]
 
 
-# -- one line a kind --------------------------------------------------------------------------------------------------
+# -- one line per kind ------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_models_with_one_problem_are_one_line_with_their_number_and_three_files() -> None:
-    lines = said(*tables(1000))
+def test_a_problem_of_a_thousand_models_is_one_line_with_their_number_and_three_files() -> None:
+    lines = refusal(*tables(1000))
     files = "models/a/table_0000.sql, models/a/table_0001.sql, models/a/table_0002.sql"
     assert lines[0] == (
         f"1,000 nodes ({files}, …): materialization table is refused; write materialized='lake' (or view, ephemeral)"
@@ -56,41 +56,41 @@ def test_a_thousand_models_with_one_problem_are_one_line_with_their_number_and_t
     assert any("busco dbt parse --verbose" in line for line in lines)
 
 
-def test_every_one_of_them_is_named_where_that_is_asked_for() -> None:
-    lines = said(*tables(1000), verbose=True)
+def test_verbose_output_names_every_model() -> None:
+    lines = refusal(*tables(1000), verbose=True)
     assert len([line for line in lines if line.startswith("models/a/table_")]) == 1000
     assert not any("--verbose" in line for line in lines)
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_up_to_three_models_of_a_kind_are_all_named(number: int) -> None:
-    lines = said(*tables(number))
+    lines = refusal(*tables(number))
     assert [line.split(": ")[0] for line in lines[:number]] == [f"models/a/table_{n:04}.sql" for n in range(number)]
     assert not any("nodes (" in line or "--verbose" in line for line in lines)
 
 
 def test_each_kind_has_its_own_line_and_a_rare_one_is_not_lost_among_many() -> None:
     granted = model("a/granted", config={"grants": {"select": ["bi"]}})
-    schemas = [model(f"b/m{place}", schema="marts") for place in range(5)]
-    lines = said(*tables(500), *tables(7, "incremental"), granted, *schemas, model("b/other", schema="other"))
+    schemas = [model(f"b/m{n}", schema="marts") for n in range(5)]
+    lines = refusal(*tables(500), *tables(7, "incremental"), granted, *schemas, model("b/other", schema="other"))
     assert [line.split(" ")[0] for line in lines if "nodes (" in line] == ["500", "7", "5"]
     assert any(line.startswith("models/a/granted.sql: grants are refused") for line in lines)
     assert any(line.startswith("5 nodes (") and "schema marts is not a layer" in line for line in lines)
     assert any(line.startswith("models/b/other.sql: schema other is not a layer") for line in lines)
 
 
-def test_what_is_each_node_s_own_makes_no_line_of_its_own() -> None:
-    lines = said(model("a"), *(a_test(f"t{place}") for place in range(40)))
+def test_problems_that_differ_only_in_the_node_s_name_share_a_line() -> None:
+    lines = refusal(model("a"), *(a_test(f"t{n}") for n in range(40)))
     assert lines[0].startswith("40 nodes (models/all.yml): store_failures of … is refused")
     assert len([line for line in lines if "store_failures" in line]) == 1
-    lines = said(model("a"), *(a_test(f"t{place}") for place in range(3)))
+    lines = refusal(model("a"), *(a_test(f"t{n}") for n in range(3)))
     assert [line for line in lines if "store_failures of t1 is refused" in line]
 
 
-def test_all_columns_of_a_model_with_a_type_that_is_not_kept_are_in_one_line() -> None:
+def test_all_columns_of_a_model_with_the_same_unsupported_type_are_in_one_line() -> None:
     columns = {name: {"name": name, "data_type": kind} for name, kind in
                (("a", "hugeint"), ("b", "integer"), ("c", "hugeint"), ("d", "uuid"), ("e", "{odd}"))}  # fmt: skip
-    lines = said(model("wide", columns=columns))
+    lines = refusal(model("wide", columns=columns))
     assert any(line.startswith("models/wide.sql: columns a, c: tables can't store the type HUGEINT") for line in lines)
     assert any(line.startswith("models/wide.sql: column d: tables can't store the type UUID") for line in lines)
     assert any("column e: unknown type {odd}" in line for line in lines)
@@ -100,9 +100,9 @@ def test_all_columns_of_a_model_with_a_type_that_is_not_kept_are_in_one_line() -
 
 
 def advice(*nodes: dict[str, Any], file: dict[str, Any] | None = None) -> list[str]:
-    """What is said to do, after the arrow."""
-    lines = said(*nodes, project_file={"models": file} if file else {})
-    first = next(place for place, line in enumerate(lines) if line.startswith("→"))
+    """Returns the suggested fixes, which follow the arrow."""
+    lines = refusal(*nodes, project_file={"models": file} if file else {})
+    first = next(n for n, line in enumerate(lines) if line.startswith("→"))
     return [line.removeprefix("→ ") for line in lines[first:] if "--verbose" not in line]
 
 
@@ -118,8 +118,8 @@ def test_the_advice_has_a_line_for_each_of_several_packages() -> None:
     assert lines == [f"{AT_ONCE}, under models:", "shop: {+materialized: lake}", "jaffle: {+materialized: lake}"]
 
 
-def test_the_advice_is_where_the_project_says_otherwise_now() -> None:
-    """A word for the whole project would lose to one for the folder."""
+def test_the_advice_names_the_folder_whose_setting_must_change() -> None:
+    """A setting for the whole project would be overridden by the folder's setting."""
     file = {"shop": {"+materialized": "lake", "a": {"+materialized": "table"}, "b": {"materialized": "table"}}}
     assert advice(*tables(5), file=file) == [f"{AT_ONCE}: models: {{shop: {{a: {{+materialized: lake}}}}}}"]
     both = advice(*tables(2), *tables(2, "incremental", folder="b"), file=file)
@@ -138,7 +138,9 @@ CALLS = [
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("file", [None, {"shop": {"+materialized": "lake"}}], ids=["not set", "set"])
-def test_a_model_s_own_config_wins_and_is_what_is_to_be_changed(call: str, file: dict[str, Any] | None) -> None:
+def test_a_model_s_own_config_takes_precedence_and_is_named_as_what_to_change(
+    call: str, file: dict[str, Any] | None
+) -> None:
     (line,) = advice(*tables(1, raw_code=call), file=file)
     assert AT_ONCE not in line
     assert "models/a/table_0000.sql" in line
@@ -146,34 +148,36 @@ def test_a_model_s_own_config_wins_and_is_what_is_to_be_changed(call: str, file:
 
 
 @pytest.mark.parametrize("code", NO_CALLS)
-def test_a_model_that_only_names_the_word_has_no_config_of_its_own(code: str) -> None:
+def test_a_model_that_only_mentions_materialized_has_no_config_of_its_own(code: str) -> None:
     (line,) = advice(*tables(1, raw_code=code), file={"shop": {"+materialized": "table"}})
     assert line == f"{AT_ONCE}: models: {{shop: {{+materialized: lake}}}}"
 
 
-def test_a_config_in_a_model_s_yaml_is_named_by_that_file() -> None:
+def test_a_config_in_a_model_s_yaml_is_reported_with_that_file() -> None:
     (line,) = advice(*tables(1, patch_path="shop://models/all.yml"), file={"shop": {"+materialized": "lake"}})
     assert AT_ONCE not in line
     assert "models/all.yml" in line
     (line,) = advice(*tables(1, raw_code="select 1 as materialized", patch_path="shop://models/all.yml"))
-    assert "models/all.yml" in line, "nothing in dbt_project.yml has made a table of it"
+    assert "models/all.yml" in line, (
+        "the YAML file must be named, because dbt_project.yml does not set the materialization"
+    )
 
 
-def test_the_project_s_word_wins_over_a_package_s_own_files() -> None:
-    """dbt applies the root project's dbt_project.yml after all that a package says itself."""
+def test_the_project_s_settings_take_precedence_over_a_package_s_own_files() -> None:
+    """dbt applies the root project's dbt_project.yml after all of a package's own settings."""
     nodes = tables(5, package="dbt_utils", raw_code=CALLS[0])
     assert advice(*nodes) == [f"{AT_ONCE}: models: {{dbt_utils: {{+materialized: lake}}}}"]
 
 
-def test_both_are_said_where_both_are_needed_and_many_files_are_cut_short() -> None:
-    own = [model(f"own/m{place}", config={"materialized": "table"}, raw_code=CALLS[0]) for place in range(30)]
+def test_both_fixes_are_suggested_if_both_are_needed_and_long_file_lists_are_shortened() -> None:
+    own = [model(f"own/m{n}", config={"materialized": "table"}, raw_code=CALLS[0]) for n in range(30)]
     at_once, files = advice(*tables(2), *own, file={"shop": {"a": {"+materialized": "table"}}})
     assert at_once == f"{AT_ONCE}: models: {{shop: {{a: {{+materialized: lake}}}}}}"
     assert "30 models (models/own/m0.sql, models/own/m1.sql, models/own/m2.sql, …)" in files
 
 
-def test_nothing_is_advised_for_all_where_no_materialization_is_refused() -> None:
-    lines = said(model("a", schema="marts"))
+def test_no_advice_for_all_models_is_given_unless_a_materialization_is_refused() -> None:
+    lines = refusal(model("a", schema="marts"))
     assert not [line for line in lines if line.startswith("→")]
 
 
@@ -187,39 +191,39 @@ def macro(name: str, package: str = "shop") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["generate_schema_name", "default__generate_schema_name"])
-def test_the_macro_that_ignores_the_schema_is_named_with_what_it_must_return(name: str) -> None:
-    (line,) = said(model("a", schema="dev_gold"), macros=macro(name))
+def test_a_macro_that_ignores_the_schema_is_named_with_what_it_must_return(name: str) -> None:
+    (line,) = refusal(model("a", schema="dev_gold"), macros=macro(name))
     assert line == (
         f"models/a.sql: schema dev_gold is not a layer for tables: the project's macro {name} "
         f"(macros/{name}.sql) derives it from +schema: gold; make the macro return the value of +schema"
     )
 
 
-def test_a_schema_that_is_no_layer_and_is_changed_by_a_macro_says_both() -> None:
-    (line,) = said(model("a", schema="dev_marts", config={"schema": "marts"}), macros=macro("generate_schema_name"))
+def test_both_problems_are_reported_if_a_schema_is_no_layer_and_a_macro_changes_it() -> None:
+    (line,) = refusal(model("a", schema="dev_marts", config={"schema": "marts"}), macros=macro("generate_schema_name"))
     assert "derives it from +schema: marts" in line
     assert "write +schema: silver or gold" in line
     assert "make the macro return that value" in line
 
 
-def test_a_macro_that_changes_nothing_or_is_not_asked_is_not_blamed() -> None:
+def test_a_macro_that_changes_nothing_or_is_not_used_is_not_blamed() -> None:
     plain = "models/a.sql: schema marts is not a layer for tables; write +schema: silver or gold"
     own = macro("generate_schema_name")
-    assert said(model("a", schema="marts", config={"schema": "marts"}), macros=own) == [plain]
-    assert said(model("a", schema="marts", config={"schema": None}), macros=own) == [plain]
-    assert said(model("a", schema="marts"), macros=macro("generate_schema_name", "dbt_utils")) == [plain]
-    assert said(model("a", schema="marts"), macros=macro("generate_schema_name", "dbt")) == [plain]
+    assert refusal(model("a", schema="marts", config={"schema": "marts"}), macros=own) == [plain]
+    assert refusal(model("a", schema="marts", config={"schema": None}), macros=own) == [plain]
+    assert refusal(model("a", schema="marts"), macros=macro("generate_schema_name", "dbt_utils")) == [plain]
+    assert refusal(model("a", schema="marts"), macros=macro("generate_schema_name", "dbt")) == [plain]
 
 
-def test_a_package_s_own_macro_decides_of_its_models() -> None:
+def test_a_package_s_own_macro_decides_for_its_models() -> None:
     macros = {**macro("generate_schema_name"), **macro("generate_schema_name", "dbt_utils")}
-    (line,) = said(model("a", "dbt_utils", schema="x_gold"), macros=macros)
+    (line,) = refusal(model("a", "dbt_utils", schema="x_gold"), macros=macros)
     assert "the macro generate_schema_name of dbt_utils" in line
 
 
-def test_the_macro_that_makes_a_table_s_name_is_named_too() -> None:
+def test_the_macro_that_derives_a_table_s_name_is_named_too() -> None:
     node = model("a", alias="Gold Report", config={"alias": "report"})
-    (line,) = said(node, macros=macro("generate_alias_name"))
+    (line,) = refusal(node, macros=macro("generate_alias_name"))
     assert "Gold Report is not a valid name in Glue and Athena" in line
     assert "the project's macro generate_alias_name (macros/generate_alias_name.sql) derives it" in line
     assert "alias: report" in line

@@ -21,18 +21,18 @@ PATTERN = next(m.pattern for m in Settings.model_fields["environment"].metadata 
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_each_login_has_an_environment_of_its_own_that_settings_take(one: str, other: str) -> None:
+def test_each_login_has_its_own_environment_with_a_valid_name(one: str, other: str) -> None:
     names = {replays.environment_of(login).environment for login in (one, other)}
     assert all(re.fullmatch(PATTERN, name) for name in names)
     assert len(names) == len({one, other})
 
 
-def test_a_login_of_small_letters_is_the_environments_name() -> None:
+def test_a_login_in_lower_case_letters_is_used_in_the_environment_name() -> None:
     assert OWN.environment == "replay_ana"
     assert replays.environment_of("ana.lima").environment.startswith("replay_ana_lima_")
 
 
-def test_a_copy_that_was_killed_at_any_write_is_copied_anew_and_the_runs_own_records_stay() -> None:
+def test_a_copy_that_was_killed_at_any_write_can_be_repeated_and_leaves_the_run_unchanged() -> None:
     for step in range(8):
         lake = Lake()
         base = lake.pin()
@@ -67,7 +67,7 @@ def test_a_copy_that_was_killed_at_any_write_is_copied_anew_and_the_runs_own_rec
     pytest.fail("the copy has more writes than this test has kills")
 
 
-def test_nothing_is_published_from_a_replay_nor_rolled_back_there() -> None:
+def test_nothing_can_be_published_or_rolled_back_in_a_replay_environment() -> None:
     lake = Lake()
     run = lake.pin()
     lake.build_all(run)
@@ -80,7 +80,7 @@ def test_nothing_is_published_from_a_replay_nor_rolled_back_there() -> None:
         replays.order(run, ["model.busco.g"])
 
 
-def test_a_run_is_found_by_a_long_run_id_of_airflow() -> None:
+def test_a_run_is_found_by_a_long_airflow_run_id() -> None:
     lake, run_id = Lake(), f"manual__{'again-' * 40}"
     run = lake.pin(run=run_key("lakehouse", run_id))
     assert replays.find(lake.store, ENVIRONMENT, f"lakehouse/{run_id}").name == run.name

@@ -1,4 +1,4 @@
-"""The count of a file's rows over its bytes is that of Python's reader of the same dialect, however it is cut."""
+"""Counting rows in a file's bytes agrees with Python's CSV reader of the same dialect, wherever chunks end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from busco.ingest.refused import Refused
 from busco.ingest.row_count import RowCount
 
-# what CSV is made of, in and out of place; é, 漢 and 🐢 have two, three and four bytes
+# parts of CSV files, combined into valid and invalid texts; é, 漢 and 🐢 have two, three and four bytes
 PIECES = [
     "a",
     "é",
@@ -37,7 +37,7 @@ texts = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 
 
 def by_python(text: str) -> int:
-    """Records that are not blank, by `csv`; one that breaks the dialect ends with its line."""
+    """Counts non-blank records with `csv`; a record that violates the dialect ends with its line."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     found = 0
     while True:
@@ -59,9 +59,11 @@ def count(data: bytes, chunk: int = 1 << 20, limit: int = 1 << 20) -> RowCount:
 
 @settings(max_examples=500, deadline=None)
 @given(texts, st.booleans(), st.integers(1, 9), st.integers(30, 40))
-def test_rows_are_as_many_as_python_reads_wherever_chunks_end(text: str, bom: bool, chunk: int, limit: int) -> None:
+def test_the_number_of_rows_equals_that_of_python_s_reader_wherever_chunks_end(
+    text: str, bom: bool, chunk: int, limit: int
+) -> None:
     data = (b"\xef\xbb\xbf" if bom else b"") + text.encode()
-    # a limit that cuts chunks further, but is over no row
+    # a limit that splits chunks further, but that no row exceeds
     limit = max(limit, len(data))
     assert count(data, chunk, limit).rows == by_python(text)
     assert count(data).rows == by_python(text)
@@ -80,7 +82,7 @@ def test_the_first_row_over_the_limit_is_named_wherever_chunks_end(text: str, li
 
 
 class RowLengths:
-    """Bytes of each row without its line end, by Python's reader and the lines that it takes."""
+    """The bytes of each row without its line ending, according to the lines that Python's reader consumes."""
 
     def __init__(self, text: str) -> None:
         self._lines = iter(io.StringIO(text, newline=""))
@@ -96,7 +98,7 @@ class RowLengths:
             except csv.Error as error:
                 values = True
                 if "end of data" in str(error):
-                    # the file's end, so that line ends within the quote are part of the row
+                    # the file ends within quotes, so the line endings within them are part of the row
                     self.found.append(len(self._taken.encode()))
                     continue
             if values:
@@ -120,7 +122,7 @@ def test_rows_are_counted_in_files_of_many_chunks() -> None:
 
 
 class Walked(RowCount):
-    """A count that knows of how many bytes it read single values, which is many times slower than whole rows."""
+    """Also counts the bytes that were read value by value, which is many times slower than reading whole rows."""
 
     walked = 0
 
@@ -143,11 +145,11 @@ def test_rows_with_text_after_a_closing_quote_are_counted_as_fast_as_others(rows
         counting.feed(data[start : start + (1 << 20)])
     counting.finish()
     assert counting.rows == 1 + times * by_python(rows.decode())
-    # the rows that the chunks' ends cut
+    # only the rows that are split by the end of a chunk
     assert counting.walked < 200
 
 
-def test_a_row_of_exactly_the_limit_is_within_it() -> None:
+def test_a_row_of_exactly_the_limit_is_accepted() -> None:
     for ending in (b"", b"\n", b"\r\n", b"\r"):
         assert count(b"a\n" + b"x" * 50 + ending, 7, 50).rows == 2
         with pytest.raises(Refused, match=r"row 1 is longer than 50 bytes \(BUSCO_INGEST_ROW_BYTES\)$"):

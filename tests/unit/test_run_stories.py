@@ -1,4 +1,4 @@
-"""What `busco run` tells of runs, from the records of runs that went well, failed, were lost or wait."""
+"""What `busco run` reports from the records of runs that succeeded, failed, lost their runner or are waiting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ START = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
 
 
 class Clocked(Lake):
-    """A lake in which each write is one second later than the one before."""
+    """A lake in which each write is one second later than the previous one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Clocked(Lake):
         named = {"number": number, "order": order, "generation": generation}
         self.store.create(run.layout.runner(number), Runner.model_validate({**values, **named, **fields}))
 
-    def told(self, run: Run, epoch: int | None = None) -> story.Story:
+    def tell(self, run: Run, epoch: int | None = None) -> story.Story:
         return story.read_story(self.store, ENVIRONMENT, run.name, epoch, self.at + timedelta(seconds=30))
 
 
@@ -46,11 +46,11 @@ def lake() -> Clocked:
     return Clocked()
 
 
-def texts(told: story.Story) -> list[str]:
-    return [event.text for event in told.events]
+def texts(report: story.Story) -> list[str]:
+    return [event.text for event in report.events]
 
 
-def test_a_published_run_is_told_from_its_pin_to_its_release_in_the_order_of_writes(lake: Clocked) -> None:
+def test_the_story_of_a_published_run_lists_events_from_pin_to_release_in_order(lake: Clocked) -> None:
     run = lake.pin()
     lake.order(run)
     lake.register(run, 1)
@@ -58,23 +58,23 @@ def test_a_published_run_is_told_from_its_pin_to_its_release_in_the_order_of_wri
     run.put_result(Result(node=RUNNER_NODE, runner=1, status="success"))
     lake.store.create(run.layout.ending(1), Ending(number=1, reason="its process ended"))
     release = lake.publish(run)
-    told = lake.told(run)
-    assert [event.kind for event in told.events if event.kind != "published"] == sorted(
-        (event.kind for event in told.events if event.kind != "published"),
+    report = lake.tell(run)
+    assert [event.kind for event in report.events if event.kind != "published"] == sorted(
+        (event.kind for event in report.events if event.kind != "published"),
         key=("pinned", "ordered", "registered", "result", "ended").index,
     )
-    assert texts(told)[:3] == [
+    assert texts(report)[:3] == [
         "pinned on the empty release: 2 deliveries, 2 source rows; builds everything",
         "the run ordered a shared runner for everything without a result",
         "runner 1 started (shared): process 7 on h",
     ]
-    assert sum(event.node in AUDIT.tests for event in told.events) == len(AUDIT.tests)
-    assert any(text == f"published as {release.release} by me: 3 tables built" for text in texts(told))
-    assert told.now == (f"the run is published: {release.release} is live",)
-    assert not any(event.failed for event in told.events)
+    assert sum(event.node in AUDIT.tests for event in report.events) == len(AUDIT.tests)
+    assert any(text == f"published as {release.release} by me: 3 tables built" for text in texts(report))
+    assert report.now == (f"the run is published: {release.release} is live",)
+    assert not any(event.failed for event in report.events)
 
 
-def test_a_failed_test_a_lost_runner_and_one_that_did_not_start_are_told(lake: Clocked) -> None:
+def test_failed_tests_lost_runners_and_runners_that_did_not_start_are_reported(lake: Clocked) -> None:
     run = lake.pin()
     lake.order(run)
     lake.register(run, 1)
@@ -84,14 +84,14 @@ def test_a_failed_test_a_lost_runner_and_one_that_did_not_start_are_told(lake: C
     run.take("gold.g", 1)
     lake.store.create(run.layout.ending(1), Ending(number=1, reason="its process was killed", hint="clear the task"))
     lake.order(run, "g/2", kind="solo", nodes=["model.busco.g"], task="g", attempt=2, rebuild=True, size="large")
-    told = lake.told(run)
-    failed = [event.text for event in told.events if event.failed]
+    report = lake.tell(run)
+    failed = [event.text for event in report.events if event.failed]
     assert failed == [
         "test t: failed (Got 3 results), 0.0 s, runner 1",
         "runner 1 ended: its process was killed (clear the task)",
     ]
-    assert texts(told)[-1] == "task g, try 2, ordered a runner of size large to build model g again"
-    assert told.now == (
+    assert texts(report)[-1] == "task g, try 2, ordered a runner of size large to build model g again"
+    assert report.now == (
         "the runner that task g, try 2, ordered 30 s ago has not started: it waits for a place, is being started, or "
         "could not start; the log of the task in Airflow says which",
         "failed: test t",
@@ -101,7 +101,7 @@ def test_a_failed_test_a_lost_runner_and_one_that_did_not_start_are_told(lake: C
     )
 
 
-def test_a_run_at_work_says_at_what_and_when_its_runner_was_heard(lake: Clocked) -> None:
+def test_a_run_in_progress_reports_the_current_node_and_the_last_heartbeat(lake: Clocked) -> None:
     run = lake.pin()
     lake.order(run)
     lake.register(run, 1)
@@ -109,28 +109,28 @@ def test_a_run_at_work_says_at_what_and_when_its_runner_was_heard(lake: Clocked)
     run.put_result(Result(node="model.busco.g", runner=1, status="running"))
     beat = Heartbeat(number=1, beat=1, written_at=lake.at)
     lake.store.put(run.layout.heartbeat(1), beat)
-    assert lake.told(run).now == ("runner 1 is at model g; its last heartbeat was 30 s ago",)
+    assert lake.tell(run).now == ("runner 1 is at model g; its last heartbeat was 30 s ago",)
 
 
-def test_a_result_of_a_runner_that_was_fenced_off_is_told_and_is_no_failure(lake: Clocked) -> None:
+def test_a_fenced_result_is_reported_but_is_not_a_failure(lake: Clocked) -> None:
     run = lake.pin()
     run.put_result(Result(node="model.busco.g", runner=1, status="error", fenced=True))
-    (event,) = (event for event in lake.told(run).events if event.kind == "result")
+    (event,) = (event for event in lake.tell(run).events if event.kind == "result")
     assert event.text.endswith("ignored: another runner had taken the node over")
     assert not event.failed
 
 
-def test_a_run_says_that_it_is_on_hold_rolled_back_or_replaced(lake: Clocked) -> None:
+def test_a_run_that_is_on_hold_rolled_back_or_live_again_is_reported_as_such(lake: Clocked) -> None:
     first, second = lake.published(), lake.published(code="g")
     held = lake.pin()
     lake.build_all(held)
     releases.rollback(lake.store, ENVIRONMENT, lake.live().previous or "", "ana", "wrong sums")
     with pytest.raises(releases.OnHold):
         lake.publish(held)
-    assert lake.told(held).now == (f"not published: on hold since {_hold(lake):%Y-%m-%d %H:%M} UTC by ana: wrong sums",)
-    assert lake.told(first).now == (f"the run is published, and live again by the rollback {lake.live().release}",)
-    assert lake.told(second).now[0].endswith(f"which was rolled back by {lake.live().release}")
-    status = {one.pin.run: one.status for one in summaries(lake.store, ENVIRONMENT)}
+    assert lake.tell(held).now == (f"not published: on hold since {_hold(lake):%Y-%m-%d %H:%M} UTC by ana: wrong sums",)
+    assert lake.tell(first).now == (f"the run is published, and live again by the rollback {lake.live().release}",)
+    assert lake.tell(second).now[0].endswith(f"which was rolled back by {lake.live().release}")
+    status = {summary.pin.run: summary.status for summary in summaries(lake.store, ENVIRONMENT)}
     assert status[held.name] == "not published: on hold"
     assert status[first.name].startswith("published as r")
 
@@ -142,16 +142,16 @@ def _hold(lake: Lake) -> datetime:
     return live.current.hold.when
 
 
-def test_an_epoch_that_was_replaced_says_so_and_one_that_is_not_there_names_those_that_are(lake: Clocked) -> None:
+def test_a_replaced_epoch_is_reported_and_for_a_missing_one_the_existing_ones_are_listed(lake: Clocked) -> None:
     lake.pin(run="r")
     newer = lake.pin(run="r", epoch=2)
-    assert lake.told(newer, 1).now == ("epoch 2 has replaced this epoch: pin was cleared",)
-    assert lake.told(newer).pin.epoch == 2
+    assert lake.tell(newer, 1).now == ("epoch 2 has replaced this epoch: pin was cleared",)
+    assert lake.tell(newer).pin.epoch == 2
     with pytest.raises(BuscoError, match=r"has no epoch 3(?s:.*)its epochs are: 1, 2"):
-        lake.told(newer, 3)
+        lake.tell(newer, 3)
 
 
-def test_runs_are_listed_with_the_one_pinned_last_first(lake: Clocked) -> None:
+def test_runs_are_listed_in_reverse_order_of_pinning(lake: Clocked) -> None:
     waiting = lake.pin()
     lake.order(waiting)
     working = lake.pin()
@@ -159,22 +159,22 @@ def test_runs_are_listed_with_the_one_pinned_last_first(lake: Clocked) -> None:
     lake.register(working, 2)
     lake.register(working, 3)
     lake.store.create(working.layout.ending(1), Ending(number=1, reason="it ended"))
-    # nobody follows a build from a shell, so nobody records its end
+    # no task follows a build that was started in a shell, so no ending is recorded for its runner
     working.put_result(Result(node=RUNNER_NODE, runner=3, status="success"))
     found = summaries(lake.store, ENVIRONMENT)
-    assert [(one.pin.run, one.status) for one in found] == [
+    assert [(summary.pin.run, summary.status) for summary in found] == [
         (working.name, "not published; 1 runner at work, or lost"),
         (waiting.name, "not published; no runner yet"),
     ]
 
 
-def test_many_nodes_that_succeeded_are_one_line_and_all_others_have_their_own(lake: Clocked) -> None:
+def test_consecutive_successes_share_one_line_and_all_other_results_have_their_own(lake: Clocked) -> None:
     run = lake.pin()
     for number in range(5):
         run.put_result(Result(node=f"model.busco.m{number}", runner=1, status="success"))
     run.put_result(Result(node="test.busco.t.0a1b", runner=1, status="warn", message="Got 1 result"))
     run.put_result(Result(node="model.busco.last", runner=1, status="success"))
-    events = [event.text for event in story.shortened(lake.told(run).events) if event.kind == "result"]
+    events = [event.text for event in story.shortened(lake.tell(run).events) if event.kind == "result"]
     assert events == [
         "succeeded since 10:00:02: 5 models",
         "test t: warn (Got 1 result), 0.0 s, runner 1",

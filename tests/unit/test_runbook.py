@@ -1,4 +1,4 @@
-"""docs/operating.md is the runbook: each thing that goes wrong there is made to happen by a test."""
+"""docs/operating.md is the runbook: each problem that it lists is reproduced by a test."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# the beginning of each row of the runbook's tables of what goes wrong → the tests that make it happen
-HAPPENS = {
+# the beginning of each row in the runbook's tables of problems → the tests that reproduce the problem
+REPRODUCED_BY = {
     "`pin`": (
         "test_a_selection_that_matches_nothing_fails_the_pin_with_the_reason",
         "test_a_delivery_under_another_contract_stops_the_pin_with_the_files_to_ingest_again",
@@ -49,7 +49,9 @@ HAPPENS = {
     ),
     "`docs`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '`publish`: "published by another run': ("test_of_two_publishers_at_once_one_wins_and_the_other_says_what_to_do",),
-    'in `publish`: "can\'t assume …"': ("test_if_the_role_is_denied_an_error_is_raised_or_the_own_credentials_are_used",),
+    'in `publish`: "can\'t assume …"': (
+        "test_if_the_role_is_denied_an_error_is_raised_or_the_own_credentials_are_used",
+    ),
     '`publish`: "these tests have not passed': (
         "test_a_model_cleared_alone_after_its_tests_is_not_published_untested",
     ),
@@ -112,29 +114,31 @@ HAPPENS = {
 
 
 def rows() -> list[str]:
-    """The first cells of all rows of tables that end with what to do."""
+    """Returns the first cell of each row in the tables whose last column is "what to do"."""
     found: list[str] = []
-    wanted = False
+    is_problem_table = False
     for line in (ROOT / "docs/operating.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         if not cells:
-            wanted = False
+            is_problem_table = False
         elif cells[-1] == "what to do":
-            wanted = True
-        elif wanted and not cells[0].startswith("--"):
+            is_problem_table = True
+        elif is_problem_table and not cells[0].startswith("--"):
             found.append(cells[0])
     return found
 
 
-def test_each_row_of_the_runbook_has_tests_that_make_it_happen() -> None:
-    ours, begun = rows(), list(HAPPENS)
-    assert len(ours) > 20
-    without = [row for row in ours if not any(row.startswith(start) for start in begun)]
-    assert not without, "which test makes this happen?"
-    assert not [start for start in begun if not any(row.startswith(start) for row in ours)], "rows that no longer exist"
+def test_each_problem_in_the_runbook_is_reproduced_by_a_test() -> None:
+    problems, starts = rows(), list(REPRODUCED_BY)
+    assert len(problems) > 20
+    without = [row for row in problems if not any(row.startswith(start) for start in starts)]
+    assert not without, "no test reproduces these problems"
+    assert not [start for start in starts if not any(row.startswith(start) for row in problems)], (
+        "these rows no longer exist"
+    )
 
 
-def test_the_tests_of_the_runbook_exist() -> None:
+def test_the_tests_listed_for_the_runbook_exist() -> None:
     code = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     known = set(re.findall(r"^def (test_\w+)", code, re.MULTILINE))
-    assert not {test for tests in HAPPENS.values() for test in tests} - known
+    assert not {test for tests in REPRODUCED_BY.values() for test in tests} - known

@@ -1,4 +1,4 @@
-"""The sample marketplace: repeatable, whole, and with the quirks that the platform must cope with."""
+"""The sample marketplace is reproducible and consistent, and has the quirks that the platform must cope with."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 class Sample:
-    """The files' rows, and the latest row of each key."""
+    """The rows of all files, and the latest row for each key."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -87,7 +87,7 @@ class Sample:
         return [r for r in self.orders.values() if r["order_status"] == "delivered"]
 
     def arrivals(self) -> list[tuple[str, str]]:
-        """Dates of delivery, and dates promised."""
+        """Returns the dates of delivery, each with the promised date."""
         rows = [r for r in self.delivered() if r["order_delivered_customer_date"]]
         return [(r["order_delivered_customer_date"][:10], r["order_estimated_delivery_date"][:10]) for r in rows]
 
@@ -100,7 +100,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 
 
 def twice(rows: list[Row], *key: str) -> list[tuple[Row, Row]]:
-    """Rows whose key comes again later, each with the one that follows."""
+    """Returns pairs of consecutive rows with the same key."""
     seen: dict[tuple[str, ...], Row] = {}
     pairs = []
     for row in rows:
@@ -114,20 +114,20 @@ def twice(rows: list[Row], *key: str) -> list[tuple[Row, Row]]:
 # The files
 
 
-def test_the_same_seed_gives_the_same_bytes(sample: Sample, tmp_path: Path) -> None:
+def test_the_same_seed_produces_the_same_bytes(sample: Sample, tmp_path: Path) -> None:
     write_sample(ORDERS, 7, tmp_path)
     assert digests(tmp_path) == digests(sample.folder)
 
 
 def test_a_sample_has_the_same_bytes_on_every_machine(tmp_path: Path) -> None:
-    # A deliberate change of what is made up changes this number, and nothing else does.
+    # This hash changes only if the generated data is changed deliberately.
     write_sample(300, 1, tmp_path)
     together = hashlib.sha256("".join(digest for _, digest in sorted(digests(tmp_path).items())).encode())
     assert together.hexdigest() == "9797b7ba1eda67438bcf3b1d87ed3d6dee81aa67eab65c61fd1e28d3053c38ea"
 
 
 @pytest.mark.parametrize("seed", [8, -7])
-def test_another_seed_gives_other_ids_in_every_file(sample: Sample, tmp_path: Path, seed: int) -> None:
+def test_another_seed_produces_different_ids_in_every_file(sample: Sample, tmp_path: Path, seed: int) -> None:
     write_sample(ORDERS, seed, tmp_path)
     for table, column in {
         "orders": "order_id", "customers": "customer_id", "products": "product_id", "sellers": "seller_id",
@@ -143,35 +143,35 @@ def test_there_are_nine_files_with_the_sources_headers(sample: Sample) -> None:
         assert first == header.replace(" ", ","), name
 
 
-def test_only_the_translation_begins_with_a_byte_order_mark(sample: Sample) -> None:
+def test_only_the_translation_starts_with_a_byte_order_mark(sample: Sample) -> None:
     marked = {n for n in HEADERS if gzip.decompress((sample.folder / n).read_bytes()).startswith(b"\xef\xbb\xbf")}
     assert marked == {"product_category_name_translation.csv.gz"}
 
 
-def test_a_gzip_header_carries_neither_time_nor_name(sample: Sample) -> None:
+def test_gzip_headers_contain_neither_time_nor_name(sample: Sample) -> None:
     for name in HEADERS:
         head = (sample.folder / name).read_bytes()[:10]
         assert (head[3], head[4:8]) == (0, bytes(4)), name
 
 
-def test_progress_and_result_tell_each_files_rows(tmp_path: Path) -> None:
-    told: list[tuple[str, int]] = []
-    written = write_sample(200, 1, tmp_path, lambda name, rows: told.append((name, rows)))
-    assert dict(told) == written
-    assert len(told) == 9
+def test_progress_and_result_report_each_file_s_rows(tmp_path: Path) -> None:
+    reported: list[tuple[str, int]] = []
+    written = write_sample(200, 1, tmp_path, lambda name, rows: reported.append((name, rows)))
+    assert dict(reported) == written
+    assert len(reported) == 9
     for name, rows in written.items():
         text = gzip.decompress((tmp_path / name).read_bytes()).decode("utf-8-sig")
         assert len(list(csv.reader(io.StringIO(text, newline="")))) - 1 == rows, name
 
 
-def test_a_sample_replaces_an_older_one_in_a_folder_that_is_made_where_missing(tmp_path: Path) -> None:
+def test_a_sample_replaces_an_older_one_and_creates_a_missing_folder(tmp_path: Path) -> None:
     write_sample(60, 1, tmp_path / "deep" / "down")
     write_sample(50, 2, tmp_path / "deep" / "down")
     write_sample(50, 2, tmp_path / "new")
     assert digests(tmp_path / "deep" / "down") == digests(tmp_path / "new")
 
 
-def test_a_run_that_fails_leaves_the_older_files_and_nothing_of_its_own(tmp_path: Path) -> None:
+def test_a_failed_run_leaves_the_older_files_and_none_of_its_own(tmp_path: Path) -> None:
     write_sample(50, 1, tmp_path)
     before = digests(tmp_path)
 
@@ -184,7 +184,7 @@ def test_a_run_that_fails_leaves_the_older_files_and_nothing_of_its_own(tmp_path
     assert digests(tmp_path) == before
 
 
-def test_a_killed_run_leaves_no_file_under_a_final_name_and_the_next_run_clears_up(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_file_under_a_final_name_and_the_next_run_cleans_up(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from busco.embedded.sample import write_sample\n"
         "write_sample(200, 1, Path(sys.argv[1]), lambda name, rows: os._exit(9) if 'items' in name else None)"
@@ -207,14 +207,14 @@ def test_fewer_than_one_order_is_refused(tmp_path: Path, orders: int) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_can_not_be_written_to_is_said_to_be_so(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BuscoError, match="can't write the sample"):
         write_sample(10, 1, tmp_path / "file")
 
 
 @pytest.mark.parametrize("orders", [1, 2, 49, 50, 149])
-def test_a_small_sample_is_whole_too(tmp_path: Path, orders: int) -> None:
+def test_a_small_sample_is_complete(tmp_path: Path, orders: int) -> None:
     write_sample(orders, 1, tmp_path)
     small = Sample(tmp_path)
     assert len(small.orders) == len(small.tables["customers"]) == orders
@@ -263,7 +263,7 @@ def test_payments_are_the_sum_of_items_and_freight(sample: Sample) -> None:
     assert compared > 0.98 * ORDERS
 
 
-def test_what_happens_to_an_order_happens_in_its_order(sample: Sample) -> None:
+def test_the_timestamps_of_an_order_are_in_sequence(sample: Sample) -> None:
     steps = ("order_purchase_timestamp", "order_approved_at", "order_delivered_carrier_date")
     for row in sample.orders.values():
         times = [row[step] for step in (*steps, "order_delivered_customer_date") if row[step]]
@@ -271,7 +271,7 @@ def test_what_happens_to_an_order_happens_in_its_order(sample: Sample) -> None:
         assert row["order_estimated_delivery_date"][10:] == " 00:00:00"
 
 
-def test_a_status_says_how_far_an_order_has_come(sample: Sample) -> None:
+def test_the_status_of_an_order_matches_its_timestamps(sample: Sample) -> None:
     for row in sample.orders.values():
         reached = [
             bool(row[c]) for c in ("order_approved_at", "order_delivered_carrier_date", "order_delivered_customer_date")
@@ -288,14 +288,14 @@ def test_a_status_says_how_far_an_order_has_come(sample: Sample) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_thousand_orders_have_all_statuses(tmp_path: Path, seed: int) -> None:
+def test_a_thousand_orders_include_all_statuses(tmp_path: Path, seed: int) -> None:
     write_sample(1000, seed, tmp_path)
     statuses = Counter(r["order_status"] for r in Sample(tmp_path).orders.values())
     assert set(statuses) == STATUSES
     assert 0.96 < statuses["delivered"] / 1000 < 0.98
 
 
-def test_purchases_grow_over_two_years_and_keep_to_weeks_and_seasons(tmp_path: Path) -> None:
+def test_purchases_grow_over_two_years_and_follow_weekly_and_seasonal_patterns(tmp_path: Path) -> None:
     write_sample(20_000, 1, tmp_path)
     bought = [datetime.fromisoformat(r["order_purchase_timestamp"]) for r in read(tmp_path, "orders")]
     assert (min(bought).strftime("%Y-%m"), max(bought).strftime("%Y-%m")) == ("2016-09", "2018-10")
@@ -313,21 +313,21 @@ def test_some_delivered_orders_lack_the_time_of_delivery_or_of_approval(sample: 
     assert [r for r in sample.delivered() if not r["order_approved_at"]]
 
 
-def test_some_orders_are_late_and_some_come_on_the_last_day(tmp_path: Path) -> None:
+def test_some_orders_are_late_and_some_arrive_on_the_last_day(tmp_path: Path) -> None:
     write_sample(20_000, 3, tmp_path)
     arrivals = Sample(tmp_path).arrivals()
     assert 0.07 < sum(day > promised for day, promised in arrivals) / len(arrivals) < 0.09
     assert 0.01 < sum(day == promised for day, promised in arrivals) / len(arrivals) < 0.03
 
 
-def test_orders_have_up_to_four_items_of_one_seller_or_several_and_a_few_have_none(sample: Sample) -> None:
+def test_orders_have_up_to_four_items_from_one_or_more_sellers_and_a_few_have_none(sample: Sample) -> None:
     assert 0.005 < sum(order not in sample.items for order in sample.orders) / ORDERS < 0.013
     assert {len(items) for items in sample.items.values()} == {1, 2, 3, 4}
     several = sum(len({r["seller_id"] for r in items.values()}) > 1 for items in sample.items.values())
     assert 0.02 < several / ORDERS < 0.09
 
 
-def test_payments_are_of_all_types_and_some_of_several_vouchers(sample: Sample) -> None:
+def test_payments_include_all_types_and_some_orders_use_several_vouchers(sample: Sample) -> None:
     types = Counter(r["payment_type"] for r in sample.tables["order_payments"])
     assert set(types) == {"credit_card", "boleto", "voucher", "debit_card", "not_defined"}
     undefined = [r for r in sample.tables["order_payments"] if r["payment_type"] == "not_defined"]
@@ -337,7 +337,7 @@ def test_payments_are_of_all_types_and_some_of_several_vouchers(sample: Sample) 
     assert {r["payment_installments"] for r in sample.tables["order_payments"]} >= {"1", "2", "8"}
 
 
-def test_two_types_of_payment_tie_in_some_orders(sample: Sample) -> None:
+def test_two_payment_types_tie_in_some_orders(sample: Sample) -> None:
     ties = 0
     for payments in sample.payments.values():
         sums: dict[str, Decimal] = defaultdict(Decimal)
@@ -347,29 +347,29 @@ def test_two_types_of_payment_tie_in_some_orders(sample: Sample) -> None:
     assert ties >= 3
 
 
-def test_an_order_with_items_has_no_payment(sample: Sample) -> None:
+def test_some_orders_with_items_have_no_payment(sample: Sample) -> None:
     assert [order for order in sample.orders if order in sample.items and order not in sample.payments]
 
 
-def test_nearly_all_orders_have_a_review_and_some_two(sample: Sample) -> None:
+def test_nearly_all_orders_have_a_review_and_some_have_two(sample: Sample) -> None:
     reviews = Counter(len(sample.reviews.get(order, {})) for order in sample.orders)
     assert set(reviews) == {0, 1, 2}
     assert 0.98 < 1 - reviews[0] / ORDERS < 0.995
     assert {r["review_score"] for r in sample.tables["order_reviews"]} == set("12345")
 
 
-def test_some_orders_two_reviews_were_answered_at_the_same_time(sample: Sample) -> None:
+def test_both_reviews_of_some_orders_were_answered_at_the_same_time(sample: Sample) -> None:
     answers = [[r["review_answer_timestamp"] for r in rows.values()] for rows in sample.reviews.values()]
     assert {len(set(times)) for times in answers if len(times) == 2} == {1, 2}
 
 
-def test_a_review_id_alone_repeats_and_with_its_order_does_not(sample: Sample) -> None:
+def test_review_ids_repeat_but_pairs_of_review_and_order_ids_do_not(sample: Sample) -> None:
     rows = sample.tables["order_reviews"]
     assert twice(rows, "review_id")
     assert not twice(rows, "review_id", "order_id")
 
 
-def test_comments_are_half_empty_and_hold_what_breaks_careless_readers(sample: Sample) -> None:
+def test_half_of_the_comments_are_empty_and_others_contain_text_that_breaks_simple_parsers(sample: Sample) -> None:
     rows = sample.tables["order_reviews"]
     comments = [r["review_comment_message"] for r in rows]
     assert 0.45 < comments.count("") / len(rows) < 0.6
@@ -378,12 +378,12 @@ def test_comments_are_half_empty_and_hold_what_breaks_careless_readers(sample: S
         assert any(mark in comment for comment in comments), repr(mark)
 
 
-def test_a_few_reviews_have_no_time_of_answer(sample: Sample) -> None:
+def test_a_few_reviews_have_no_answer_time(sample: Sample) -> None:
     empty = [r for r in sample.tables["order_reviews"] if not r["review_answer_timestamp"]]
     assert 2 <= len(empty) < 0.01 * ORDERS
 
 
-def test_a_few_in_a_hundred_customers_come_again(sample: Sample) -> None:
+def test_a_few_percent_of_customers_order_again(sample: Sample) -> None:
     people = {r["customer_unique_id"] for r in sample.tables["customers"]}
     assert 0.02 < 1 - len(people) / ORDERS < 0.045
 
@@ -393,7 +393,7 @@ def test_zip_prefixes_keep_their_leading_zeros(sample: Sample) -> None:
         assert any(r[f"{column}_zip_code_prefix"].startswith("0") for r in sample.tables[table]), table
 
 
-def test_cities_come_in_several_spellings(sample: Sample) -> None:
+def test_cities_have_several_spellings(sample: Sample) -> None:
     sellers = [r["seller_city"] for r in sample.tables["sellers"]]
     plain = re.compile(r"[a-z]+( [a-z]+)*")
     spellings: dict[str, Callable[[str], bool]] = {
@@ -426,12 +426,12 @@ def test_two_categories_of_products_have_no_translation(sample: Sample) -> None:
     assert known <= used
 
 
-def test_products_and_sellers_go_with_the_orders(sample: Sample) -> None:
+def test_the_numbers_of_products_and_sellers_are_proportional_to_the_orders(sample: Sample) -> None:
     assert len(sample.tables["products"]) == ORDERS // 3
     assert len(sample.tables["sellers"]) == ORDERS * 3 // 100
 
 
-def test_a_prefix_has_about_ten_points_some_of_them_outside_brazil(sample: Sample) -> None:
+def test_a_zip_prefix_has_about_ten_points_and_a_few_prefixes_are_outside_brazil(sample: Sample) -> None:
     points: dict[str, list[bool]] = defaultdict(list)
     for row in sample.tables["geolocation"]:
         latitude, longitude = float(row["geolocation_lat"]), float(row["geolocation_lng"])
@@ -443,13 +443,13 @@ def test_a_prefix_has_about_ten_points_some_of_them_outside_brazil(sample: Sampl
     assert [prefix for prefix, inside in points.items() if any(inside)]
 
 
-def test_some_customers_live_where_no_point_is_known(sample: Sample) -> None:
+def test_some_customers_have_a_zip_prefix_without_points(sample: Sample) -> None:
     located = {r["geolocation_zip_code_prefix"] for r in sample.tables["geolocation"]}
     lost = [r for r in sample.tables["customers"] if r["customer_zip_code_prefix"] not in located]
     assert 0 < len(lost) < 0.05 * ORDERS
 
 
-def test_prefixes_grow_slower_than_orders(tmp_path: Path) -> None:
+def test_zip_prefixes_grow_more_slowly_than_orders(tmp_path: Path) -> None:
     write_sample(20_000, 1, tmp_path)
     assert 500 < len({r["geolocation_zip_code_prefix"] for r in read(tmp_path, "geolocation")}) <= 1100
 
@@ -462,7 +462,7 @@ def test_prefixes_grow_slower_than_orders(tmp_path: Path) -> None:
         ("order_payments", ("order_id", "payment_sequential"), "payment_value"),
     ],
 )
-def test_a_few_rows_come_twice_the_later_one_a_correction(
+def test_a_few_rows_appear_twice_and_the_later_one_is_a_correction(
     sample: Sample, table: str, key: tuple[str, ...], changed: str
 ) -> None:
     pairs = twice(sample.tables[table], *key)
@@ -471,6 +471,6 @@ def test_a_few_rows_come_twice_the_later_one_a_correction(
 
 
 @pytest.mark.parametrize("table", ["order_items", "order_payments", "order_reviews"])
-def test_a_few_rows_are_of_orders_that_are_missing(sample: Sample, table: str) -> None:
+def test_a_few_rows_refer_to_missing_orders(sample: Sample, table: str) -> None:
     orphans = {r["order_id"] for r in sample.tables[table]} - set(sample.orders)
     assert 2 <= len(orphans) < 0.01 * ORDERS

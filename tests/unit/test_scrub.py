@@ -39,10 +39,10 @@ class VersionedS3(MemoryS3):
 
     def put_object(self, Bucket: str, Key: str, Body: bytes, **more: Any) -> dict[str, Any]:
         before = self.objects.get(Key)
-        answer = super().put_object(Bucket, Key, Body, **more)
+        response = super().put_object(Bucket, Key, Body, **more)
         if before is not None:
             self.earlier.append((Key, before))
-        return answer
+        return response
 
     def get_paginator(self, name: str) -> Any:
         return _Versions(self) if name == "list_object_versions" else super().get_paginator(name)
@@ -134,7 +134,7 @@ def test_records_and_manifests_lose_their_values_and_keep_their_counts(store: Ob
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("write", range(3))
-def test_a_scrub_that_was_killed_leaves_what_can_be_read_and_is_finished_by_the_next(
+def test_a_scrub_that_was_killed_leaves_readable_metadata_and_is_finished_by_the_next(
     store: ObjectStore, write: int, after: bool
 ) -> None:
     store.client.kill_at, store.client.kill_after = write, after
