@@ -225,7 +225,7 @@ def test_rows_of_a_unit_test_are_code_unless_they_come_from_a_query() -> None:
 
 def test_messages_of_the_platform_itself_are_shown_unchanged() -> None:
     filter_ = redactor()
-    message = ("not_null constraint failed: name is NULL in 1 row\n  → fix the SQL or the constraint",)
+    message = "not_null constraint failed: name is NULL in 1 row\n  → fix the SQL or the constraint"
     framed = "Runtime Error in model m (models/m.sql)\n  " + message.replace("\n", "\n  ")
     assert "NULL in 1 row" not in filter_.text(MODEL, framed)
     filter_.allow(message)

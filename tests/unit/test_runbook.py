@@ -89,7 +89,7 @@ REPRODUCED_BY = {
     ),
     '`airflow-init` ends with "nothing is listening': ("test_wait_for_it_says_whom_it_waited_for_in_vain",),
     '"container … is unhealthy"': ("test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image",),
-    "a run's tasks wait, and `AGENT`": ("test_where_no_starter_answers_it_is_said",),
+    "a run's tasks wait, and `AGENT`": ("test_an_unreachable_starter_is_reported",),
     "`CannotStartContainerError: … is not the image": (
         "test_another_image_than_the_platform_s_is_a_task_that_failed_to_start",
     ),

@@ -1,4 +1,4 @@
-"""What the SQL of a node may name: what it declares, and nothing that stands in the place of something else."""
+"""A node's SQL can read only what the node declares, and can't create anything that shadows a table or function."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def project() -> Project:
     unit = {"name": "adds", "model": "sums", "given": [], "expect": {"rows": []}, "depends_on": {"nodes": [SUMS]}}
     return Project(
         {
-            "metadata": {"project_name": "p"}, "sources": sources, "nodes": {one["unique_id"]: one for one in nodes},
+            "metadata": {"project_name": "p"}, "sources": sources, "nodes": {each["unique_id"]: each for each in nodes},
             "unit_tests": {UNIT: unit}, "macros": {},
         }
     )  # fmt: skip
 
 
 class Guarded:
-    """A guard of the project, and the redactor that it tells of what it sees."""
+    """The project's guard, and the redactor to which it reports."""
 
     def __init__(self) -> None:
         self.redactor = Redactor(project())
@@ -93,7 +93,7 @@ STORED = [
     "create type mood as enum ((select 'a'))",
     "create type mood as enum (with a as (select 'a') select * from a)",
 ]
-IN_PLACE = [
+REPLACING = [
     "create or replace view gold.sums as select 1 as a",
     'create view "memory"."gold"."sums" as select 1',
     "create table silver.codes as select 1",
@@ -111,7 +111,7 @@ IN_PLACE = [
     "drop schema silver cascade",
     "drop schema if exists memory.gold",
 ]
-MAY = [
+ALLOWED = [
     "create or replace temp macro doubled(x) as x * 2",
     "create macro count_of(x) as count(x)",
     "create type mood as enum ('a', 'b')",
@@ -127,20 +127,20 @@ MAY = [
 ]
 
 
-@pytest.mark.parametrize("sql", [*SHADOWS, *STORED, *IN_PLACE])
-def test_nothing_is_made_in_the_place_of_a_table_or_of_a_function(guarded: Guarded, sql: str) -> None:
-    for one in (SUMS, "", "operation.p.hook"):
+@pytest.mark.parametrize("sql", [*SHADOWS, *STORED, *REPLACING])
+def test_sql_that_shadows_or_replaces_a_table_or_function_is_refused(guarded: Guarded, sql: str) -> None:
+    for origin in (SUMS, "", "operation.p.hook"):
         with pytest.raises(BuscoError, match="is refused before it runs"):
-            guarded.check(one, sql)
+            guarded.check(origin, sql)
 
 
-@pytest.mark.parametrize("sql", MAY)
-def test_what_has_a_name_of_its_own_is_made(guarded: Guarded, sql: str) -> None:
+@pytest.mark.parametrize("sql", ALLOWED)
+def test_objects_with_names_of_their_own_can_be_created(guarded: Guarded, sql: str) -> None:
     guarded.check(SUMS, sql)
 
 
-def test_every_function_of_this_duckdb_keeps_its_name(guarded: Guarded) -> None:
-    """A macro in DuckDB goes before a function of its name: so none may have one."""
+def test_no_macro_can_have_the_name_of_a_duckdb_function(guarded: Guarded) -> None:
+    """In DuckDB, a macro takes precedence over a function of the same name."""
     with duckdb.connect() as connection:
         connection.execute("create macro count_star() as coalesce(sum(0), 0)::bigint")
         assert connection.execute("select count(*) from range(3)").fetchall() == [(0,)]
@@ -171,12 +171,12 @@ READS = [
 ]
 
 
-@pytest.mark.parametrize(("node", "sql", "said"), READS)
-def test_a_table_that_the_node_does_not_declare_is_refused(guarded: Guarded, node: str, sql: str, said: str) -> None:
-    with pytest.raises(BuscoError, match=f"it names {said}"):
+@pytest.mark.parametrize(("node", "sql", "name"), READS)
+def test_a_table_that_the_node_does_not_declare_is_refused(guarded: Guarded, node: str, sql: str, name: str) -> None:
+    with pytest.raises(BuscoError, match=f"it names {name}"):
         guarded.check(node, sql)
     if sql.startswith("select") and ";" not in sql:
-        with pytest.raises(BuscoError, match=f"it names {said}"):
+        with pytest.raises(BuscoError, match=f"it names {name}"):
             guarded.guard.check_question(sql, node)
 
 
@@ -196,11 +196,11 @@ def test_a_table_that_the_node_does_not_declare_is_refused(guarded: Guarded, nod
         ("sql_operation.p.inline_query", "select * from silver.people"),
     ],
 )
-def test_what_a_node_declares_it_may_name(guarded: Guarded, node: str, sql: str) -> None:
+def test_a_node_can_read_what_it_declares(guarded: Guarded, node: str, sql: str) -> None:
     guarded.check(node, sql)
 
 
-def test_a_view_is_made_by_dbt_and_by_nobody_after_it(guarded: Guarded) -> None:
+def test_only_dbt_can_create_a_view_and_only_once_per_materialization(guarded: Guarded) -> None:
     made = 'create view "memory"."main"."v_people__dbt_tmp" as (select * from silver.people)'
     moves = [
         'alter view "memory"."main"."v_people" rename to "v_people__dbt_backup"',
@@ -219,7 +219,7 @@ def test_a_view_is_made_by_dbt_and_by_nobody_after_it(guarded: Guarded) -> None:
             guarded.check(VIEW, sql)
 
 
-def test_who_reads_a_view_that_it_declares_reads_nothing_that_a_hook_has_made(guarded: Guarded) -> None:
+def test_reading_a_declared_view_does_not_count_as_reading_a_table_created_by_a_hook(guarded: Guarded) -> None:
     for schema, name in (("main", "v_people"), ("silver", "s_people")):
         guarded.scope.begin(f"model.p.{name}")
         made = f"create view {schema}.{name}__dbt_tmp as select * from silver.people"
@@ -233,7 +233,7 @@ def test_who_reads_a_view_that_it_declares_reads_nothing_that_a_hook_has_made(gu
     assert guarded.redactor.is_indirect_reader("model.p.of_views")
 
 
-def test_a_seed_is_loaded_once(guarded: Guarded) -> None:
+def test_a_seed_can_be_loaded_only_once(guarded: Guarded) -> None:
     load = ["drop view if exists silver.codes", "create table silver.codes (a varchar)"]
     guarded.scope.begin(SEED)
     guarded.check(SEED, *load)
@@ -256,14 +256,16 @@ def test_a_seed_is_loaded_once(guarded: Guarded) -> None:
         ("set variable v = (select max(email) from silver.people)", "select value from duckdb_variables()"),
     ],
 )
-def test_who_names_what_was_made_of_personal_data_is_hidden_too(guarded: Guarded, made: str, named: str) -> None:
-    said = "Conversion Error: Could not convert string 'Maria' to INT32"
+def test_values_are_hidden_for_nodes_that_read_what_others_created_from_personal_data(
+    guarded: Guarded, made: str, named: str
+) -> None:
+    message = "Conversion Error: Could not convert string 'Maria' to INT32"
     guarded.check(OTHER, named)
-    assert guarded.redactor.text(OTHER, said) == said
+    assert guarded.redactor.text(OTHER, message) == message
     guarded.check(OF_EPHEMERAL, made)
     assert guarded.check(OTHER, named) is True
-    assert "Maria" not in guarded.redactor.text(OTHER, said)
-    # and so is who names what that one makes
+    assert "Maria" not in guarded.redactor.text(OTHER, message)
+    # and so is a node that reads what OTHER has created
     guarded.check(OTHER, "create table main.third as " + (named if named.startswith(("select", "from")) else "from t"))
     guarded.check(SEED, "from third")
     assert guarded.redactor.hides(SEED)
@@ -279,19 +281,21 @@ def test_who_names_what_was_made_of_personal_data_is_hidden_too(guarded: Guarded
         ("select 1", False),
     ],
 )
-def test_whose_jinja_is_given_rows_of_personal_data_is_known_by_the_deed(
+def test_jinja_that_fetches_rows_of_personal_data_is_detected_when_it_does(
     guarded: Guarded, sql: str, is_personal: bool
 ) -> None:
-    given: list[list[str]] = []
+    received: list[list[str]] = []
     with duckdb.connect() as connection:
         connection.execute("create schema silver; create table silver.people as select 'Maria' as email, 1 as a")
         connection.execute("create table main.t as select 1")
-        cursor = GuardedCursor(connection, lambda text: guarded.check(SUMS, text), lambda names: given.append([*names]))
+        cursor = GuardedCursor(
+            connection, lambda text: guarded.check(SUMS, text), lambda names: received.append([*names])
+        )
         if "describe" in sql:
             sql = sql.replace("select a", "select column_name")
         for fetch in (cursor.fetchone, cursor.fetchall, cursor.fetchmany):
             cursor.execute(sql)
             assert fetch()
-        assert bool(given) is is_personal
+        assert bool(received) is is_personal
         cursor.execute(f"{sql} limit 0" if sql.startswith("select max") else "select 1 where false").fetchall()
-    assert len(given) == (3 if is_personal else 0)
+    assert len(received) == (3 if is_personal else 0)

@@ -1,4 +1,4 @@
-"""Each row of docs/security.md names tests that exist, and files that do."""
+"""Each row of docs/security.md names existing tests and files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rows() -> list[str]:
     return [line for line in text.splitlines() if line.startswith("|") and not re.match(r"\|(-|.* test \|$)", line)]
 
 
-def test_each_row_names_tests_that_exist() -> None:
+def test_each_row_names_existing_tests() -> None:
     known = set()
     for file in (ROOT / "tests").rglob("test_*.py"):
         known |= set(re.findall(r"^(?:async )?def (test_\w+)", file.read_text(), re.MULTILINE))
@@ -24,7 +24,7 @@ def test_each_row_names_tests_that_exist() -> None:
         assert set(named) <= known, row
 
 
-def test_each_file_that_is_named_is_there() -> None:
+def test_each_file_that_is_named_exists() -> None:
     for row in rows():
         for path in re.findall(r"`([\w./-]+\.(?:py|yaml|yml|sh|toml))`", row):
             assert (ROOT / path).exists() or (ROOT / "src/busco" / path).exists(), path

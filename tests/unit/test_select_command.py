@@ -1,4 +1,4 @@
-"""`busco select --record`: what an ECS task answers to a run that is about to be pinned."""
+"""`busco select --record`: what an ECS task records for a run that is about to be pinned."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ def store() -> Iterator[ObjectStore]:
         yield made
 
 
-def select(answer: object) -> Result:
-    """The command where dbt's answer is this, or this error."""
+def select(outcome: object) -> Result:
+    """Runs the command with dbt returning `outcome`, or raising it if it is an error."""
     with mock.patch("busco.warehouse.dbt.opened") as opened:
-        opened.return_value.__enter__.return_value.select.side_effect = [answer]
+        opened.return_value.__enter__.return_value.select.side_effect = [outcome]
         opened.return_value.__exit__.return_value = False
         return CliRunner().invoke(data.select_command, ["--record", "token", "fct"])
 
 
-def answered(store: ObjectStore) -> Selection | None:
+def recorded(store: ObjectStore) -> Selection | None:
     return store.read(ENVIRONMENT.selection("token"), Selection)
 
 
-def test_what_a_selection_names_is_printed_and_written_down(store: ObjectStore) -> None:
+def test_the_nodes_of_a_selection_are_printed_and_recorded(store: ObjectStore) -> None:
     found = Selected(("model.busco.fct",), ("'typo' in the selection matches nothing",))
-    done = select(found)
-    assert json.loads(done.stdout) == ["model.busco.fct"]
-    assert done.stderr == "'typo' in the selection matches nothing\n"
-    assert answered(store) == Selection(select="fct", nodes=found.nodes, notes=found.notes)
-    # the same task started twice
+    result = select(found)
+    assert json.loads(result.stdout) == ["model.busco.fct"]
+    assert result.stderr == "'typo' in the selection matches nothing\n"
+    assert recorded(store) == Selection(select="fct", nodes=found.nodes, notes=found.notes)
+    # the same task may be started twice
     assert select(found).exit_code == 0
 
 
-def test_why_a_selection_can_not_be_read_is_an_answer(store: ObjectStore) -> None:
-    done = select(BuscoError("the selection 'fct' matches nothing"))
-    assert done.exit_code != 0
-    assert answered(store) == Selection(select="fct", error="the selection 'fct' matches nothing")
+def test_the_error_of_an_invalid_selection_is_recorded(store: ObjectStore) -> None:
+    result = select(BuscoError("the selection 'fct' matches nothing"))
+    assert result.exit_code != 0
+    assert recorded(store) == Selection(select="fct", error="the selection 'fct' matches nothing")
 
 
-def test_what_ends_unforeseen_leaves_no_answer(store: ObjectStore) -> None:
-    done = select(KeyError("a bug of dbt's"))
-    assert done.exit_code != 0
-    assert answered(store) is None, "an empty one would skip every task, and the run would be green"
+def test_nothing_is_recorded_after_an_unexpected_error(store: ObjectStore) -> None:
+    result = select(KeyError("a bug of dbt's"))
+    assert result.exit_code != 0
+    assert recorded(store) is None, "an empty selection would skip every task, and the run would succeed"

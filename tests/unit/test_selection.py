@@ -1,4 +1,4 @@
-"""A selection's words are values: nothing that looks like an option of dbt is among them."""
+"""A selection is split into words, none of which can be mistaken for a dbt option."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def test_a_selection_is_split_into_its_words(text: str | None, words: list[str])
         "a\x1b[31m",
     ],
 )
-def test_what_looks_like_an_option_or_is_no_text_is_refused(text: object) -> None:
+def test_text_that_looks_like_an_option_and_values_that_are_not_text_are_refused(text: object) -> None:
     with pytest.raises(BuscoError, match=r"begins with a dash|invisible characters|must be text"):
         selectors(text)

@@ -1,4 +1,4 @@
-"""A file gone through row by row holds what DuckDB reads of it."""
+"""Sifting a file row by row yields the same rows as DuckDB's reader."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from busco.ingest import checks, sift
 from busco.ingest.files import Content
 from busco.ingest.refused import Refused
 
-# what CSV is made of, and nothing that only a contrived file has
+# parts of CSV files as they occur in practice
 pieces = st.lists(st.sampled_from(["a", ",", '"', "\n", " ", 'b"', '"\n"', ",a\n", '""']), max_size=12)
 
-one_for_all = duckdb.connect(config={"threads": 1})
+shared_connection = duckdb.connect(config={"threads": 1})
 
 
 def read(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[object, ...]] | None:
-    """DuckDB's rows and their numbers, None where it takes offence at a line."""
+    """Returns DuckDB's rows with their numbers, or None if it rejects a line."""
     try:
         reader = checks.reader_sql(str(path), {"x": "VARCHAR", "y": "VARCHAR"}, False)
         return connection.execute(f"select x, y, _source_row from ({checks.numbered_sql(reader)})").fetchall()
@@ -32,7 +32,7 @@ def read(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[object
 
 
 def sifted(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[object, ...]] | None:
-    """The same by sifting, None where a line is set aside or the file refused."""
+    """Returns the same from sifting, or None if a line is rejected or the file is refused."""
     target = path.with_name("sifted.csv")
     try:
         content = Content("", path.stat().st_size, ("x", "y"), False, 0, path.stat().st_size)
@@ -47,18 +47,18 @@ def sifted(connection: duckdb.DuckDBPyConnection, path: Path) -> list[tuple[obje
 
 @settings(max_examples=200, deadline=None)
 @given(pieces)
-def test_rows_and_their_numbers_are_the_same_by_duckdb_and_by_sifting(body: list[str]) -> None:
-    with TemporaryDirectory() as folder, one_for_all.cursor() as connection:
+def test_rows_and_their_numbers_are_the_same_from_duckdb_and_from_sifting(body: list[str]) -> None:
+    with TemporaryDirectory() as folder, shared_connection.cursor() as connection:
         path = Path(folder) / "a.csv"
         path.write_bytes(("x,y\np,q\n" + "".join(body) + "\nr,s\n").encode())
         by_sifting = sifted(connection, path)
-        # sifting may set aside what DuckDB takes (spaces around quotes), and never takes what DuckDB does not
+        # sifting may reject what DuckDB accepts (spaces around quotes), but never accepts what DuckDB rejects
         assert by_sifting is None or by_sifting == read(connection, path)
 
 
 @settings(max_examples=200, deadline=None)
 @given(pieces, st.integers(1, 5))
-def test_what_is_sifted_does_not_depend_on_where_blocks_of_the_file_end(body: list[str], block: int) -> None:
+def test_the_result_of_sifting_does_not_depend_on_where_blocks_end(body: list[str], block: int) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a.csv"
         path.write_bytes(("x,y\r\np,q\r\n" + "".join(body).replace("\n", "\r\n") + "\r\nr,s\r\n").encode())
@@ -74,7 +74,7 @@ def test_what_is_sifted_does_not_depend_on_where_blocks_of_the_file_end(body: li
         assert found[0] == found[1]
 
 
-def test_blank_lines_are_gone_through_in_runs() -> None:
+def test_consecutive_blank_lines_are_processed_together() -> None:
     for ending in ("\n", "\r\n", "\r"):
         text = io.StringIO(f"a{ending}" + "b" + ending * 1_000_000 + "c", newline="")
         lines = list(sift._split(text, 1, lambda: None))
@@ -82,7 +82,7 @@ def test_blank_lines_are_gone_through_in_runs() -> None:
         assert [row for row in csv.reader(lines, strict=True) if row] == [["a"], ["b"], ["c"]]
 
 
-def test_lines_are_told_apart_by_any_ending_but_not_by_two() -> None:
+def test_any_line_ending_is_accepted_but_not_two_in_one_file() -> None:
     with TemporaryDirectory() as folder, duckdb.connect() as connection:
         path = Path(folder) / "a.csv"
         for ending in ("\n", "\r\n", "\r"):

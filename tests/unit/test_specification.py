@@ -23,7 +23,7 @@ def rules() -> set[str]:
 
 
 def test_every_rule_that_the_code_cites_is_in_the_protocol() -> None:
-    # a comment or docstring cites a rule; names in upper case of other things have no digit behind one of these letters
+    # no other upper-case name in the code consists of one of these letters and a digit
     assert set(RULE.findall(python("src", "dags"))) <= rules()
 
 
@@ -44,13 +44,13 @@ def test_files_that_the_specification_names_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, "decisions/README.md", "operating.md", "security.md"])
-def test_links_of_the_pages_lead_somewhere(page: str) -> None:
+def test_links_in_the_pages_are_not_broken(page: str) -> None:
     path = DOCS / page
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), f"{page}: {target}"
 
 
-def test_code_names_no_page_that_is_not_in_the_repository() -> None:
+def test_pages_that_the_code_names_are_in_the_repository() -> None:
     named = set(re.findall(r"\b((?:docs/)?(?:[\w-]+/)?[\w.-]+\.md)\b", python("src", "dags")))
     known = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.md") if ".venv" not in path.parts}
     assert sorted(name for name in named if name not in known) == []

@@ -1,4 +1,4 @@
-"""What may be started as an ECS task here, and by whom: attacks of a local AWS that somebody has taken over."""
+"""What can be started as a local ECS task, and by whom, even if the local AWS is compromised."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def over_a_socket(engine: Engine, tmp_path: Path) -> Iterator[SocketStarter]:
         thread.join()
 
 
-# -- what is started --------------------------------------------------------------------------------------------------
+# -- starting ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_of_our_template_is_started_with_these_arguments_and_no_others(engine: Engine) -> None:
+def test_a_task_from_our_template_is_started_with_exactly_these_arguments(engine: Engine) -> None:
     made = engine.made[DockerStarter(engine, RULES).start(order())]
     options = dict(made.options)
     scratch, code = options.pop("mounts")
@@ -71,7 +71,7 @@ def test_a_task_of_our_template_is_started_with_these_arguments_and_no_others(en
     assert (made.image, made.status) == (IMAGE, "running")
 
 
-def test_what_run_task_may_give_counts(engine: Engine) -> None:
+def test_overrides_from_run_task_are_applied(engine: Engine) -> None:
     override = {"name": "dbt", "command": ["docs"], "cpu": 512, "memory": 1024}
     given = {"cpu": "2048", "memory": "8 GB", "containerOverrides": [override]}
     made = engine.made[DockerStarter(engine, RULES).start(order(overrides=given))]
@@ -80,15 +80,15 @@ def test_what_run_task_may_give_counts(engine: Engine) -> None:
     )  # fmt: skip
 
 
-def test_a_definition_that_says_less_than_ours_gets_no_more(engine: Engine) -> None:
+def test_a_minimal_task_definition_gets_no_more_privileges_than_ours(engine: Engine) -> None:
     bare = {
         "family": "acme-small", "revision": 3, "cpu": "1024", "memory": "2048", "networkMode": "awsvpc",
         "containerDefinitions": [{"name": "dbt", "image": IMAGE}],
     }  # fmt: skip
     starter = DockerStarter(engine, RULES)
     ours, theirs = (
-        engine.made[starter.start(one)].options
-        for one in (order(), order(task=f"{TASK[:-1]}5", definition=bare, overrides={}))
+        engine.made[starter.start(each)].options
+        for each in (order(), order(task=f"{TASK[:-1]}5", definition=bare, overrides={}))
     )
     for name in ("user", "read_only", "init", "cap_drop", "security_opt", "network", "pids_limit"):
         assert ours[name] == theirs[name]
@@ -96,7 +96,7 @@ def test_a_definition_that_says_less_than_ours_gets_no_more(engine: Engine) -> N
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_whatever_a_task_of_ours_never_is_is_refused_and_nothing_is_made(attack: str, engine: Engine) -> None:
+def test_a_task_that_our_template_does_not_allow_is_refused_and_creates_nothing(attack: str, engine: Engine) -> None:
     given = deepcopy(order())
     ATTACKS[attack](given)
     with pytest.raises(StartError) as refused:
@@ -105,23 +105,23 @@ def test_whatever_a_task_of_ours_never_is_is_refused_and_nothing_is_made(attack:
     assert str(refused.value)
 
 
-def test_run_task_says_at_once_what_is_not_offered_here_and_tells_no_value() -> None:
+def test_run_task_reports_unsupported_fields_immediately_without_their_values() -> None:
     assert task_shape.refused(definition(), order()["overrides"]) == ""
     given = definition()
     given["containerDefinitions"][0]["entryPoint"] = ["sh", "-c", "canary"]
-    said = task_shape.refused(given, {})
-    assert said == (
+    message = task_shape.refused(given, {})
+    assert message == (
         "containerDefinitions.0.entryPoint: is not supported here; see deploy/aws/ecs.yaml for what tasks can use"
     )
     assert "canary" not in task_shape.refused(definition(), {"cpu": "canary"})
 
 
-def test_an_image_that_is_nowhere_is_said_to_be_so() -> None:
+def test_an_image_that_does_not_exist_is_reported() -> None:
     with pytest.raises(PullError, match="manifest unknown"):
         DockerStarter(Engine(images=()), RULES).start(order())
 
 
-def test_there_is_an_end_to_how_many_run_at_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_containers_is_limited(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("busco.embedded.starter.MOST_CONTAINERS", 2)
     starter = DockerStarter(engine, RULES)
     for number in range(2):
@@ -130,11 +130,11 @@ def test_there_is_an_end_to_how_many_run_at_once(engine: Engine, monkeypatch: py
         starter.start(order())
 
 
-# -- whose containers it touches --------------------------------------------------------------------------------------
+# -- which containers it touches --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("labels", [{}, {OWNER_LABEL: "busco-2_tasks"}, {task_shape.TASK_LABEL: TASK}], ids=str)
-def test_containers_of_others_are_neither_ended_nor_read_nor_removed(
+def test_containers_of_others_are_neither_stopped_nor_read_nor_removed(
     labels: dict[str, str], over_a_socket: SocketStarter, engine: Engine
 ) -> None:
     foreign, ours = engine.other(**labels), over_a_socket.start(order())
@@ -149,15 +149,17 @@ def test_containers_of_others_are_neither_ended_nor_read_nor_removed(
 
 
 @pytest.mark.parametrize("name", ["postgres", "../images/json", "", "A" * 64, "0" * 63])
-def test_only_ids_name_a_container(name: str, over_a_socket: SocketStarter) -> None:
+def test_a_container_can_be_addressed_only_by_its_id(name: str, over_a_socket: SocketStarter) -> None:
     with pytest.raises(LostError):
         over_a_socket.end(name)
 
 
-# -- its socket -------------------------------------------------------------------------------------------------------
+# -- the socket -------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_s_life_over_the_socket(over_a_socket: SocketStarter, engine: Engine) -> None:
+def test_a_task_can_be_started_stopped_and_removed_over_the_socket(
+    over_a_socket: SocketStarter, engine: Engine
+) -> None:
     assert over_a_socket.about().folders == RULES.folders
     container = over_a_socket.start(order())
     ended = over_a_socket.end(container)
@@ -169,7 +171,7 @@ def test_a_task_s_life_over_the_socket(over_a_socket: SocketStarter, engine: Eng
 
 
 @pytest.mark.parametrize("attack", ["privileged", "a folder of the host", "another image", "arguments of Docker's"])
-def test_the_socket_refuses_as_well(attack: str, over_a_socket: SocketStarter, engine: Engine) -> None:
+def test_attacks_are_refused_over_the_socket_too(attack: str, over_a_socket: SocketStarter, engine: Engine) -> None:
     given = deepcopy(order())
     ATTACKS[attack](given)
     with pytest.raises(StartError):
@@ -177,11 +179,11 @@ def test_the_socket_refuses_as_well(attack: str, over_a_socket: SocketStarter, e
     assert engine.made == {}
 
 
-def test_it_has_these_verbs_and_no_others(over_a_socket: SocketStarter, tmp_path: Path) -> None:
+def test_other_verbs_and_methods_are_refused(over_a_socket: SocketStarter, tmp_path: Path) -> None:
     assert over_a_socket.about().image == IMAGE
     for verb in ("containers/create", "exec", "images", "_client", "__init__", ""):
-        assert asked(tmp_path / "socket", f"POST /{verb} HTTP/1.0\r\ncontent-length: 2\r\n\r\n{{}}") == 400
-    assert asked(tmp_path / "socket", "GET /about HTTP/1.0\r\n\r\n") == 501
+        assert status_of(tmp_path / "socket", f"POST /{verb} HTTP/1.0\r\ncontent-length: 2\r\n\r\n{{}}") == 400
+    assert status_of(tmp_path / "socket", "GET /about HTTP/1.0\r\n\r\n") == 501
 
 
 @pytest.mark.parametrize(
@@ -194,32 +196,32 @@ def test_it_has_these_verbs_and_no_others(over_a_socket: SocketStarter, tmp_path
         "POST /end_all HTTP/1.0\r\ncontent-length: 15\r\n\r\n" + json.dumps({"grace": "long"}),
     ],
 )
-def test_nonsense_is_an_error_of_who_sends_it(
+def test_a_malformed_request_gets_a_400_and_the_service_continues(
     request_text: str, over_a_socket: SocketStarter, tmp_path: Path, engine: Engine
 ) -> None:
-    assert asked(tmp_path / "socket", request_text) == 400
+    assert status_of(tmp_path / "socket", request_text) == 400
     assert engine.made == {}
     over_a_socket.start(order())
 
 
-def asked(path: Path, text: str) -> int:
-    """The status of an answer to that request."""
+def status_of(path: Path, text: str) -> int:
+    """Sends a request and returns the status of the response."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(10)
         connection.connect(str(path))
         connection.sendall(text.encode())
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        return answer.status
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        return response.status
 
 
-def test_its_socket_is_its_owner_s_and_its_group_s(over_a_socket: SocketStarter, tmp_path: Path) -> None:
+def test_only_the_owner_and_the_group_can_access_the_socket(over_a_socket: SocketStarter, tmp_path: Path) -> None:
     assert over_a_socket.about().architecture == "amd64"
     assert (tmp_path / "socket").stat().st_mode & 0o777 == 0o660
 
 
 class _Cut(DockerStarter):
-    """Its output breaks off once, as where a starter is started again."""
+    """A starter whose output breaks off once, as it does when a starter is restarted."""
 
     def __init__(self) -> None:
         super().__init__(Engine(), RULES)
@@ -234,19 +236,21 @@ class _Cut(DockerStarter):
         yield [(4, "d")]
 
 
-def test_output_that_broke_off_is_read_on_without_a_line_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_broke_off_is_continued_without_repeating_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     starter = _Cut()
     with serve(tmp_path / "socket", starter) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        came = [line for lines in SocketStarter(tmp_path / "socket").lines("0" * 64) for line in lines]
+        received = [line for lines in SocketStarter(tmp_path / "socket").lines("0" * 64) for line in lines]
         server.shutdown()
         thread.join()
-    assert (came, starter.times) == ([(1, "a"), (2, "b"), (3, "c"), (4, "d")], 2)
+    assert (received, starter.times) == ([(1, "a"), (2, "b"), (3, "c"), (4, "d")], 2)
 
 
-def test_where_no_starter_answers_it_is_said(tmp_path: Path) -> None:
+def test_an_unreachable_starter_is_reported(tmp_path: Path) -> None:
     absent = SocketStarter(tmp_path / "absent")
     for verb in (absent.about, lambda: absent.end_all(0)):
         with pytest.raises(LostError, match="does not answer"):
@@ -254,7 +258,7 @@ def test_where_no_starter_answers_it_is_said(tmp_path: Path) -> None:
 
 
 class _Killed(DockerStarter):
-    """It is killed once in each verb, after it has done it and before it has said so."""
+    """A starter that is killed once in each verb, after the work is done and before it responds."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine, RULES)
@@ -276,7 +280,7 @@ class _Killed(DockerStarter):
         return ended
 
 
-def test_a_starter_that_is_killed_at_work_starts_nothing_twice_and_loses_no_end(
+def test_a_killed_starter_starts_nothing_twice_and_loses_no_exit_status(
     tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -291,13 +295,15 @@ def test_a_starter_that_is_killed_at_work_starts_nothing_twice_and_loses_no_end(
         thread.join()
 
 
-def test_what_the_image_has_in_its_scratch_folder_comes_along_only_where_it_says_so() -> None:
+def test_the_image_s_scratch_content_is_copied_only_if_the_image_declares_the_volume() -> None:
     given = task_shape.order(order())
-    without, declared = (task_shape.docker_arguments(given, RULES, 8, one)["mounts"][0] for one in ((), ("/tmp",)))
+    without, declared = (
+        task_shape.docker_arguments(given, RULES, 8, volumes)["mounts"][0] for volumes in ((), ("/tmp",))
+    )
     assert (without["VolumeOptions"]["NoCopy"], declared["VolumeOptions"]["NoCopy"]) == (True, False)
 
 
-def test_a_container_that_can_t_be_started_leaves_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_that_cannot_be_started_is_removed(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_: Container) -> None:
         raise OSError("no such file or directory")
 

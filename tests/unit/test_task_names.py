@@ -1,4 +1,4 @@
-"""Each dbt node has a name of its own in Airflow, whatever dbt lets it be called."""
+"""Each dbt node has a unique name in Airflow, whatever name dbt allows it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def project(*uids: str, parents: dict[str, list[str]] | None = None) -> Project:
 
 
 def ids(made: Project) -> list[str]:
-    """All that Cosmos makes of the names: what a model or seed is without tests and with them, and joint tests."""
+    """Returns all ids that Cosmos creates from the names, for models and seeds with and without tests and for joint tests."""
     found = [SOURCES_TASK]
     for uid, name in task_names(made).items():
         kind = uid.split(".")[0]
@@ -35,7 +35,7 @@ def ids(made: Project) -> list[str]:
     return found
 
 
-def test_ordinary_names_stay_as_they_are() -> None:
+def test_ordinary_names_are_unchanged() -> None:
     made = project("model.p.orders", "seed.p.states", "model.p.dim.v2", "test.p.sums.abc", parents={
         "test.p.sums.abc": ["model.p.orders", "seed.p.states"],
     })  # fmt: skip
@@ -44,7 +44,7 @@ def test_ordinary_names_stay_as_they_are() -> None:
     }  # fmt: skip
 
 
-def test_a_test_of_one_model_has_no_name_since_it_is_part_of_its_model_s_task() -> None:
+def test_a_test_of_one_model_has_no_name_because_it_is_part_of_the_model_s_task() -> None:
     assert "test.p.t.1" not in task_names(project("model.p.a", "test.p.t.1", parents={"test.p.t.1": ["model.p.a"]}))
 
 
@@ -60,21 +60,21 @@ def test_a_test_of_one_model_has_no_name_since_it_is_part_of_its_model_s_task() 
         ("model.p." + "n" * 243, "model.p." + "n" * 242),
     ],
 )
-def test_names_that_would_be_one_are_two_and_the_ordinary_one_stays(one: str, other: str) -> None:
+def test_names_that_would_clash_are_made_unique_and_an_ordinary_one_is_kept(one: str, other: str) -> None:
     both = task_names(project(one, other))
-    assert both == task_names(project(other, one)), "whatever their order"
+    assert both == task_names(project(other, one)), "the names must not depend on the order of the nodes"
     assert len(set(both.values())) == 2
     assert {task_names(project(one))[one], task_names(project(other))[other]} & set(both.values())
 
 
-def test_a_group_and_a_joint_test_and_the_sources_task_never_share_an_id() -> None:
+def test_a_group_a_joint_test_and_the_sources_task_never_share_an_id() -> None:
     tests = {"test.p.a.1": ["model.p.a", "model.p.b"], "test.q.a.2": ["model.p.a", "model.p.b"],
              "test.p.sources.3": ["model.p.a", "model.p.b"]}  # fmt: skip
     found = ids(project("model.p.a", "model.p.b", "model.p.a_test", "model.p.sources_test", *tests, parents=tests))
     assert len(found) == len(set(found))
 
 
-def test_a_shortened_name_can_be_read_and_says_by_its_hash_which_it_is() -> None:
+def test_a_shortened_name_is_readable_and_unique_by_its_hash() -> None:
     long = "model.p." + "revenue_by_month_" * 14
     (name,) = task_names(project(long)).values()
     assert len(name) == MAX_NAME
@@ -90,17 +90,17 @@ NAMES = st.text(alphabet="ab_.-&é (", min_size=1, max_size=6).filter(lambda nam
 
 
 @given(st.sets(st.tuples(st.sampled_from(["model", "seed", "test"]), st.sampled_from("pq"), NAMES), max_size=12))
-def test_all_ids_are_unique_and_such_as_airflow_takes(nodes: set[tuple[str, str, str]]) -> None:
+def test_all_ids_are_unique_and_valid_in_airflow(nodes: set[tuple[str, str, str]]) -> None:
     both = ["model.p.x1", "model.p.x2"]
     uids = [f"{kind}.{package}.{name}" for kind, package, name in sorted(nodes)]
     tests = {uid: both for uid in uids if uid.startswith("test.")}
     found = ids(project(*both, *uids, parents=tests))
     assert len(found) == len(set(found))
-    # Airflow 2.10.5, utils/helpers.py, GROUP_KEY_REGEX, without letters of other scripts
-    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,200}", one) for one in found)
+    # GROUP_KEY_REGEX in utils/helpers.py of Airflow 2.10.5, without letters of other scripts
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,200}", task_id) for task_id in found)
 
 
-def test_cosmos_reads_the_names_and_each_leads_back_to_its_node(tmp_path: Path) -> None:
+def test_the_manifest_for_cosmos_has_the_new_names_and_each_maps_back_to_its_node(tmp_path: Path) -> None:
     tests = {"test.p.x & y.1": ["model.p.dim.v1", "model.q.o"], "test.p.own.2": ["model.q.o"]}
     made = project("model.p.dim.v1", "model.q.o", *tests, parents=tests)
     path, known = renamed(made, task_names(made), tmp_path)

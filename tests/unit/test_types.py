@@ -108,7 +108,7 @@ def db() -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def called_by(db: duckdb.DuckDBPyConnection, kind: str) -> str:
+def name_in(db: duckdb.DuckDBPyConnection, kind: str) -> str:
     return str(db.execute(f"select typeof(cast(null as {kind}))").fetchall()[0][0])
 
 
@@ -122,38 +122,40 @@ def refusal(text: str, column: str = "") -> BuscoError:
 
 
 @given(kind=TYPES)
-def test_a_type_reads_back_from_its_own_text(kind: DataType) -> None:
+def test_a_type_can_be_parsed_from_its_own_text(kind: DataType) -> None:
     assert parse(str(kind)) == kind
 
 
 @given(kind=TYPES)
-def test_a_type_reads_back_from_what_duckdb_calls_it(db: duckdb.DuckDBPyConnection, kind: DataType) -> None:
-    assert parse(called_by(db, str(kind))) == kind
+def test_a_type_can_be_parsed_from_its_name_in_duckdb(db: duckdb.DuckDBPyConnection, kind: DataType) -> None:
+    assert parse(name_in(db, str(kind))) == kind
 
 
 @pytest.mark.parametrize(("spelling", "name"), SPELLINGS.items())
-def test_each_spelling_means_what_it_means_to_duckdb(db: duckdb.DuckDBPyConnection, spelling: str, name: str) -> None:
+def test_each_spelling_means_the_same_type_as_in_duckdb(
+    db: duckdb.DuckDBPyConnection, spelling: str, name: str
+) -> None:
     assert str(parse(spelling)) == name
-    assert parse(called_by(db, spelling)) == parse(spelling)
+    assert parse(name_in(db, spelling)) == parse(spelling)
 
 
-def test_a_spelling_never_means_another_type_than_it_does_to_duckdb(db: duckdb.DuckDBPyConnection) -> None:
+def test_no_spelling_means_a_different_type_than_in_duckdb(db: duckdb.DuckDBPyConnection) -> None:
     understood = []
     for (spelling,) in db.execute("select distinct type_name from duckdb_types()").fetchall():
         with contextlib.suppress(BuscoError):
             understood.append((spelling, parse(spelling)))
     assert len(understood) > 40
-    assert understood == [(spelling, parse(called_by(db, spelling))) for spelling, _ in understood]
+    assert understood == [(spelling, parse(name_in(db, spelling))) for spelling, _ in understood]
 
 
 @given(labels=st.lists(TEXT, min_size=1, max_size=4, unique=True))
-def test_an_enum_is_a_text_whatever_its_labels_look_like(db: duckdb.DuckDBPyConnection, labels: list[str]) -> None:
-    said = called_by(db, f"enum({', '.join(types.literal(label) for label in labels)})[]")
-    assert said.startswith("ENUM(")
-    assert parse(said) == ListOf(Primitive("VARCHAR"))
+def test_an_enum_becomes_text_whatever_its_labels_look_like(db: duckdb.DuckDBPyConnection, labels: list[str]) -> None:
+    name = name_in(db, f"enum({', '.join(types.literal(label) for label in labels)})[]")
+    assert name.startswith("ENUM(")
+    assert parse(name) == ListOf(Primitive("VARCHAR"))
 
 
-def test_what_duckdb_calls_its_types_is_kept_or_refused_with_the_cast_to_write(db: duckdb.DuckDBPyConnection) -> None:
+def test_every_duckdb_type_is_either_kept_or_refused_with_the_cast_to_write(db: duckdb.DuckDBPyConnection) -> None:
     """This fails for types that a new DuckDB version adds, because they are neither kept nor refused yet."""
     named = {str(row[0]) for row in db.execute("select distinct logical_type from duckdb_types()").fetchall()}
     # All but the last of these need arguments; a TYPE value is the name of a type.
@@ -166,20 +168,20 @@ def test_what_duckdb_calls_its_types_is_kept_or_refused_with_the_cast_to_write(d
 
 
 @pytest.mark.parametrize(("kind", "advice"), REFUSED.items())
-def test_a_type_that_tables_cant_keep_is_refused_with_the_cast_to_write(
+def test_a_type_that_tables_cannot_store_is_refused_with_the_cast_to_write(
     db: duckdb.DuckDBPyConnection, kind: str, advice: str
 ) -> None:
-    refused = refusal(called_by(db, kind), "amount")
+    refused = refusal(name_in(db, kind), "amount")
     assert "column amount: " in refused.message
     assert advice in refused.hint
 
 
 @pytest.mark.parametrize("around", ["{}[]", 'STRUCT("a" INTEGER, "b" {})', "MAP(VARCHAR, {})", "MAP({}, VARCHAR)[]"])
-def test_a_refused_type_is_refused_within_others_too(around: str) -> None:
+def test_a_refused_type_is_also_refused_within_nested_types(around: str) -> None:
     assert "can't store the type HUGEINT" in refusal(around.format("HUGEINT")).message
 
 
-def test_all_columns_with_a_type_that_is_refused_are_in_one_message() -> None:
+def test_all_columns_with_a_refused_type_are_in_one_message() -> None:
     given = [("a", "HUGEINT"), ("b", "INTEGER"), ("c", "HUGEINT"), ("d e", "HUGEINT"), ("f", "UUID")]
     with pytest.raises(BuscoError) as wrong:
         model_sql.columns(given[:4], ())
@@ -193,7 +195,7 @@ def test_all_columns_with_a_type_that_is_refused_are_in_one_message() -> None:
     assert "column f: write cast(… as VARCHAR)" in wrong.value.hint
 
 
-def test_all_columns_of_a_source_with_a_type_that_is_refused_are_in_one_message() -> None:
+def test_all_columns_of_a_source_with_a_refused_type_are_in_one_message() -> None:
     columns = {name: {"name": name, "data_type": kind} for name, kind in (("a", "time"), ("b", "int"), ("c", "time"))}
     source = {"source_name": "bronze", "name": "t", "columns": columns, "meta": {"delivery": "full"}}
     project = Project({"metadata": {"project_name": "p"}, "nodes": {}, "sources": {"source.p.bronze.t": source}})
@@ -218,7 +220,7 @@ WORDS = [
 
 
 @given(text=st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join) | st.text(max_size=8))
-def test_any_text_is_a_type_or_a_refusal_that_a_user_can_read(text: str) -> None:
+def test_any_text_is_either_a_type_or_refused_with_a_readable_message(text: str) -> None:
     try:
         kind = parse(text)
     except BuscoError:
@@ -227,9 +229,9 @@ def test_any_text_is_a_type_or_a_refusal_that_a_user_can_read(text: str) -> None
 
 
 @pytest.mark.parametrize("text", ["DECIMAL(x)", "DECIMAL(5,y)", "DECIMAL(39,2)", "DECIMAL(3,9)", "DECIMAL(0)"])
-def test_a_decimal_that_cant_be_is_refused(db: duckdb.DuckDBPyConnection, text: str) -> None:
+def test_an_invalid_decimal_is_refused(db: duckdb.DuckDBPyConnection, text: str) -> None:
     with pytest.raises(duckdb.Error):
-        called_by(db, text)
+        name_in(db, text)
     assert text in refusal(text, "amount").message
 
 
@@ -240,8 +242,8 @@ def ids(kind: DataType, name: str = "c") -> dict[tuple[str, ...], int]:
     return {path: types.field_id(path, inner) for path, inner in types.fields((name,), kind)}
 
 
-def test_field_ids_are_those_that_earlier_versions_of_a_table_have() -> None:
-    """These ids are in existing files and metadata, which a different hash would orphan."""
+def test_field_ids_are_the_same_as_in_earlier_versions_of_a_table() -> None:
+    """These ids are in existing files and metadata, which would become unreadable with a different hash."""
     kind = parse("STRUCT(a INTEGER, b DECIMAL(12,2)[], m MAP(VARCHAR, DOUBLE))")
     assert ids(kind, "st") == {
         ("st",): 651492937,
@@ -256,14 +258,16 @@ def test_field_ids_are_those_that_earlier_versions_of_a_table_have() -> None:
 
 
 @given(columns=st.lists(st.tuples(NAMES, PRIMITIVES), min_size=2, max_size=5, unique_by=lambda c: c[0].lower()))
-def test_a_columns_id_does_not_depend_on_its_place_or_its_neighbours(columns: list[tuple[str, DataType]]) -> None:
+def test_the_id_of_a_column_does_not_depend_on_its_position_or_its_neighbours(
+    columns: list[tuple[str, DataType]],
+) -> None:
     given_columns = [Column(name=name, type=str(kind)) for name, kind in columns]
     alone = [iceberg_schema([column]).fields[0].field_id for column in given_columns]
     assert [field.field_id for field in reversed(iceberg_schema(given_columns[::-1]).fields)] == alone
 
 
 @given(kind=TYPES, path=st.lists(NAMES, min_size=1, max_size=3).map(tuple))
-def test_field_ids_are_below_those_that_iceberg_reserves(kind: DataType, path: tuple[str, ...]) -> None:
+def test_field_ids_are_below_the_range_that_iceberg_reserves(kind: DataType, path: tuple[str, ...]) -> None:
     assert 0 < types.field_id(path, kind) < 2_147_483_447
 
 
@@ -290,13 +294,13 @@ FAMILIES = [
 ]
 
 
-def test_types_have_one_id_exactly_where_iceberg_can_promote_one_to_the_other() -> None:
+def test_types_share_an_id_exactly_if_iceberg_can_promote_one_to_the_other() -> None:
     found = [{types.field_id(("c",), parse(kind)) for kind in family} for family in FAMILIES]
     assert [len(numbers) for numbers in found] == [1] * len(FAMILIES)
     assert len(set.union(*found)) == len(FAMILIES)
 
 
-def test_two_columns_of_one_field_id_are_an_error_that_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_columns_with_one_field_id_are_an_error_that_names_both(monkeypatch: pytest.MonkeyPatch) -> None:
     def two_numbers(path: tuple[str, ...], kind: DataType) -> int:
         return 1 if path in (("orders", "element", "sku"), ("amount",)) else hash(path)
 
@@ -308,32 +312,32 @@ def test_two_columns_of_one_field_id_are_an_error_that_names_both(monkeypatch: p
 
 
 @pytest.mark.parametrize(("first", "second"), [("Day", "day"), ("day", "Day")])
-def test_columns_that_differ_by_case_only_are_an_error_that_names_both(first: str, second: str) -> None:
+def test_columns_that_differ_only_by_case_are_an_error_that_names_both(first: str, second: str) -> None:
     with pytest.raises(BuscoError, match=f"columns {first} and {second} differ only by case"):
         types.field_ids_sql([(first, parse("DATE")), ("n", parse("INTEGER")), (second, parse("DATE"))])
 
 
 @given(kind=TYPES, name=NAMES)
-def test_copys_option_has_the_id_of_every_field_and_duckdb_reads_it(
+def test_the_copy_option_has_the_id_of_every_field_and_is_valid_in_duckdb(
     db: duckdb.DuckDBPyConnection, kind: DataType, name: str
 ) -> None:
-    said = types.field_ids_sql([(name, kind)])
-    assert sorted(map(int, re.findall(r"\d+", _without_names(said)))) == sorted(ids(kind, name).values())
-    assert db.execute(f"select {said}").fetchall()
+    option = types.field_ids_sql([(name, kind)])
+    assert sorted(map(int, re.findall(r"\d+", _without_names(option)))) == sorted(ids(kind, name).values())
+    assert db.execute(f"select {option}").fetchall()
 
 
-def _without_names(said: str) -> str:
-    return re.sub(r'"(?:[^"]|"")*"', "", said)
+def _without_names(option: str) -> str:
+    return re.sub(r'"(?:[^"]|"")*"', "", option)
 
 
 # -- Glue and Iceberg -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "called"), KEPT.items())
-def test_each_type_has_its_name_in_iceberg_and_in_glue(name: str, called: tuple[str, str]) -> None:
+@pytest.mark.parametrize(("name", "expected"), KEPT.items())
+def test_each_type_has_the_expected_name_in_iceberg_and_glue(name: str, expected: tuple[str, str]) -> None:
     kind = parse(name)
     assert isinstance(kind, Primitive)
-    assert (types.iceberg_name(kind), types.glue(kind)) == called
+    assert (types.iceberg_name(kind), types.glue(kind)) == expected
 
 
 @pytest.mark.parametrize(
@@ -346,7 +350,7 @@ def test_each_type_has_its_name_in_iceberg_and_in_glue(name: str, called: tuple[
         ("STRUCT(a STRUCT(b TINYINT), m MAP(DATE, BLOB[]))", "struct<a:struct<b:int>,m:map<date,array<binary>>>"),
     ],
 )
-def test_nested_types_have_their_name_in_glue(kind: str, glue: str) -> None:
+def test_nested_types_have_the_expected_name_in_glue(kind: str, glue: str) -> None:
     assert types.glue(parse(kind)) == glue
 
 
@@ -371,7 +375,7 @@ def shape_of(path: tuple[str, ...], kind: DataType) -> object:
         return ("map", *inner("key", kind.key), *inner("value", kind.value))
     if isinstance(kind, Struct):
         numbered = ((name, *inner(name, field)) for name, field in kind.fields)
-        return ("struct", *((number, name, said) for name, number, said in numbered))
+        return ("struct", *((number, name, inner_shape) for name, number, inner_shape in numbered))
     return types.iceberg_name(kind)
 
 
@@ -383,12 +387,12 @@ def test_the_iceberg_schema_has_the_types_and_ids_of_the_columns(kind: DataType)
     assert shape(field.field_type) == shape_of(("c",), kind)
 
 
-def test_a_column_is_required_in_iceberg_where_it_is_in_the_contract() -> None:
+def test_a_column_is_required_in_iceberg_if_it_is_in_the_contract() -> None:
     columns = [Column(name="a", type="INTEGER", required=True), Column(name="b", type="INTEGER")]
     assert [field.required for field in iceberg_schema(columns).fields] == [True, False]
 
 
-def test_a_schemas_id_changes_with_any_column_and_only_with_them() -> None:
+def test_a_schema_id_changes_exactly_when_a_column_changes() -> None:
     a, b = Column(name="a", type="INTEGER"), Column(name="b", type="INTEGER")
     variants = [
         [a, b], [b, a], [a], [a, b.model_copy(update={"name": "c"})], [a, b.model_copy(update={"type": "BIGINT"})],
@@ -399,7 +403,7 @@ def test_a_schemas_id_changes_with_any_column_and_only_with_them() -> None:
     assert iceberg_schema([a, b]).schema_id == numbers[0]
 
 
-def test_columns_that_iceberg_cant_tell_apart_are_an_error_that_names_both() -> None:
+def test_columns_that_iceberg_cannot_tell_apart_are_an_error_that_names_both() -> None:
     columns = [Column(name="a.b", type="INTEGER"), Column(name="a", type="STRUCT(b INTEGER)")]
     with pytest.raises(BuscoError, match=r"a\.b"):
         iceberg_schema(columns)
@@ -409,19 +413,19 @@ def test_columns_that_iceberg_cant_tell_apart_are_an_error_that_names_both() -> 
 
 
 @given(text=TEXT)
-def test_any_text_comes_back_from_its_literal(db: duckdb.DuckDBPyConnection, text: str) -> None:
+def test_any_text_round_trips_through_its_literal(db: duckdb.DuckDBPyConnection, text: str) -> None:
     assert db.execute(f"select {types.literal(text)}").fetchall() == [(text,)]
 
 
 @given(name=NAMES)
-def test_any_name_comes_back_from_its_quotes(db: duckdb.DuckDBPyConnection, name: str) -> None:
+def test_any_name_round_trips_through_quoting(db: duckdb.DuckDBPyConnection, name: str) -> None:
     assume(name.strip())
     found = db.execute(f"select 1 as {types.quoted(name)}")
     assert [column[0] for column in found.description or ()] == [name]
 
 
 @pytest.mark.parametrize("text", ["ENUM('Maria ''M', 'Ana (x)')", "STRUCT(a ENUM('Maria', 'b'), c NOPE)"])
-def test_a_refusal_of_an_enum_has_no_values_of_it(text: str) -> None:
+def test_the_refusal_of_an_enum_does_not_show_its_values(text: str) -> None:
     with pytest.raises(BuscoError, match=r"ENUM\(…\)") as refusal:
         parse(f"{text}[2]", "c")
     assert "Maria" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""The words of a failure: why a task stopped, what stays stale, where to look, what it cost."""
+"""The explanation of a failure: why a task stopped, which tables stay stale, where to look, and what it cost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from busco.project import Project
 
 ECR = "111122223333.dkr.ecr.us-east-1.amazonaws.com/busco-dbt:abc"
 
-# stop code, stopped reason, container's reason, exit code → kind, words, advice, whether it may pass by itself
+# stop code, stopped reason, container's reason, exit code → kind, part of the text, part of the hint, whether it is
+# transient
 STOPS = {
     "memory": (
         ("EssentialContainerExited", "Essential container in task exited"),
@@ -141,17 +142,17 @@ STOPS = {
 
 
 @pytest.mark.parametrize("case", STOPS.values(), ids=STOPS.keys())
-def test_a_stopped_task_is_explained_with_what_to_do(case: Any) -> None:
-    (code, reason), (container, exit_code), (kind, words, advice, passing) = case
+def test_the_reason_why_a_task_stopped_is_explained_with_what_to_do(case: Any) -> None:
+    (code, reason), (container, exit_code), (kind, text, hint, passing) = case
     stop = stop_reason(code, reason, container, exit_code, 2048)
     assert (stop.kind, stop.passing) == (kind, passing)
-    assert words in stop.text
-    assert advice in stop.hint
+    assert text in stop.text
+    assert hint in stop.hint
     assert str(stop) == f"{stop.text}\n  → {stop.hint}"
 
 
 def project() -> Project:
-    """bronze.o → silver.a → view v → gold.b → gold.c, and gold.d beside them."""
+    """bronze.o → silver.a → view v → gold.b → gold.c, and a separate gold.d."""
 
     def node(name: str, schema: str, *parents: str, kind: str = "lake") -> dict[str, Any]:
         return {
@@ -160,8 +161,8 @@ def project() -> Project:
         }  # fmt: skip
 
     def test(*parents: str) -> dict[str, Any]:
-        said = {"resource_type": "test", "name": "t", "config": {"materialized": "test"}}
-        return {**said, "depends_on": {"nodes": list(parents)}}
+        fields = {"resource_type": "test", "name": "t", "config": {"materialized": "test"}}
+        return {**fields, "depends_on": {"nodes": list(parents)}}
 
     return Project(
         {
@@ -194,12 +195,12 @@ def project() -> Project:
         (["docs"], []),
     ],
 )
-def test_the_gold_tables_below_what_failed_stay_stale(failed: list[str], stale: list[str]) -> None:
+def test_gold_tables_downstream_of_a_failure_stay_stale(failed: list[str], stale: list[str]) -> None:
     assert stale_tables(project(), failed) == tuple(stale)
 
 
-def test_the_consoles_links_are_those_that_aws_makes() -> None:
-    """As copied from the console's address bar; a log stream's name has a bracket in it on Lambda, a slash on ECS."""
+def test_console_links_are_the_same_as_those_of_aws() -> None:
+    """The URLs are from the console's address bar; log stream names contain a bracket on Lambda and a slash on ECS."""
     assert log_stream_url("us-east-1", "/aws/ecs/busco", "dbt/dbt/0af2[$LATEST]") == (
         "https://us-east-1.console.aws.amazon.com/cloudwatch/home?region=us-east-1#logsV2:log-groups/log-group/"
         "$252Faws$252Fecs$252Fbusco/log-events/dbt$252Fdbt$252F0af2$255B$2524LATEST$255D"
@@ -227,12 +228,12 @@ def test_the_consoles_links_are_those_that_aws_makes() -> None:
         ("us-gov-west-1", "us-gov-west-1.console.amazonaws-us-gov.com"),
     ],
 )
-def test_a_link_leads_to_the_console_of_the_regions_partition(region: str, host: str) -> None:
+def test_a_link_leads_to_the_console_of_the_region_s_partition(region: str, host: str) -> None:
     for url in (log_stream_url(region, "g", "s"), ecs_task_url(region, "c", "t"), glue_table_url(region, "d", "t")):
         assert url.startswith(f"https://{host}/")
 
 
-def test_a_task_costs_by_the_second_and_a_minute_at_least() -> None:
+def test_a_task_is_billed_per_second_and_for_at_least_one_minute() -> None:
     assert cost(1024, 2048, 3600, 0.04048, 0.004445) == Cost(3600, 7200, pytest.approx(0.04048 + 2 * 0.004445))
     assert cost(256, 512, 3.2, 0.04, 0.004).vcpu_seconds == 15
     assert cost(1024, 1024, 60.1, 0.04, 0.004).gb_seconds == 61

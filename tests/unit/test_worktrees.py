@@ -1,4 +1,4 @@
-"""Worktrees of commits: used again while whole, made anew after a kill, taken away when there are many."""
+"""Worktrees of commits are reused while intact, recreated after a kill, and removed when there are too many."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from busco.errors import BuscoError
 
 
 def git(folder: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
-    command = ["git", "-C", str(folder), *who, *arguments]
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    command = ["git", "-C", str(folder), *author, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A project in a folder of its repository, with six commits."""
+    """A project in a subfolder of its repository, with six commits."""
     folder = tmp_path / "repository/project"
     folder.mkdir(parents=True)
     git(folder.parent, "init", "--quiet")
@@ -40,14 +40,14 @@ def content(home: Path, commit: str) -> str:
         return (folder / "file").read_text()
 
 
-def test_a_worktree_has_the_files_of_its_commit_in_the_projects_own_folder(home: Path) -> None:
+def test_a_worktree_has_the_project_s_files_at_its_commit(home: Path) -> None:
     assert [content(home, commit) for commit in commits(home)[:3]] == ["0", "1", "2"]
     assert (home / "file").read_text() == "5"
     assert git(home, "status", "--porcelain", "--untracked-files=no") == ""
 
 
 @pytest.mark.parametrize("damage", ["file gone", "file changed", "link gone", "all gone", "half made", "locked"])
-def test_a_worktree_that_was_left_half_made_is_made_anew(home: Path, damage: str) -> None:
+def test_a_damaged_or_incomplete_worktree_is_recreated(home: Path, damage: str) -> None:
     commit = commits(home)[0]
     folder = home / ".busco" / commit[:12]
     if damage == "half made":
@@ -71,7 +71,7 @@ def test_a_worktree_that_was_left_half_made_is_made_anew(home: Path, damage: str
     assert git(home, "worktree", "list").count("\n") == 1
 
 
-def test_a_whole_worktree_is_used_again_with_what_a_process_left_there(home: Path) -> None:
+def test_an_intact_worktree_is_reused_with_files_that_a_process_left_there(home: Path) -> None:
     commit = commits(home)[0]
     content(home, commit)
     left = home / ".busco" / commit[:12] / "left"
@@ -80,7 +80,7 @@ def test_a_whole_worktree_is_used_again_with_what_a_process_left_there(home: Pat
     assert left.exists()
 
 
-def test_of_many_worktrees_those_used_last_stay_and_one_in_use_is_never_taken_away(home: Path) -> None:
+def test_the_most_recently_used_worktrees_are_kept_and_one_in_use_is_never_removed(home: Path) -> None:
     first, second, *others = commits(home)
     with worktrees.checked_out(home, home / ".busco", first) as used:
         for commit in (second, *others):
@@ -92,7 +92,7 @@ def test_of_many_worktrees_those_used_last_stay_and_one_in_use_is_never_taken_aw
     assert git(home, "worktree", "list").count("\n") == len(kept)
 
 
-def test_a_commit_is_found_by_its_beginning_or_not_at_all(home: Path, tmp_path: Path) -> None:
+def test_a_commit_is_found_only_by_the_beginning_of_its_hash(home: Path, tmp_path: Path) -> None:
     newest = commits(home)[-1]
     assert worktrees.full_commit(home, newest[:12]) == newest
     assert worktrees.full_commit(home, "0123456789ab") is None
