@@ -27,7 +27,7 @@ def project(*uids: str, parents: dict[str, list[str]] | None = None) -> Project:
 
 
 def ids(made: Project) -> list[str]:
-    """Returns all ids that Cosmos creates from the names, for models and seeds with and without tests and for joint tests."""
+    """Returns all ids that Cosmos creates from the names: models and seeds with or without tests, and joint tests."""
     found = [SOURCES_TASK]
     for uid, name in task_names(made).items():
         kind = uid.split(".")[0]
