@@ -1,4 +1,4 @@
-"""One embedded platform for the tests that go through Airflow: the small project, its own AWS, PostgreSQL, Airflow."""
+"""Fixtures for tests that go through Airflow: one embedded platform with a small project and its own services."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.loopback import WAY, serving
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    """A running platform with files ingested, nothing built."""
+    """A running platform with ingested files, on which nothing has been built yet."""
     with platform(tmp_path_factory.mktemp("home"), ROOT / "tests/projects/mini/dbt_project") as made:
         yield made
 
 
 @pytest.fixture
 def sessions(driver: Driver) -> Callable[[], Any]:
-    """Sessions on the platform's PostgreSQL, as Airflow's own `create_session` opens them."""
+    """Returns a function that opens sessions on the platform's PostgreSQL, like Airflow's own `create_session`."""
     dsn = Postgres(get_settings().state.resolve()).dsn.replace("postgresql://", "postgresql+psycopg2://")
     engine = create_engine(dsn)
 

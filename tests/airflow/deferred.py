@@ -1,4 +1,4 @@
-"""Triggers of deferred tasks as Airflow runs them, in real time, over a lake in memory."""
+"""Runs the triggers of deferred tasks as Airflow does, in real time, on an in-memory lake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def until(ready: Callable[[], Any]) -> None:
 
 @dataclass
 class Tasks:
-    """Airflow as triggers see it: tasks of one DAG run, each with its trigger, over a lake in memory."""
+    """Airflow as the triggers see it: the tasks of one DAG run, each with its trigger, on an in-memory lake."""
 
     lab: Lab
     state: str = "running"
@@ -39,11 +39,11 @@ class Tasks:
     def ask(self, *_: Any) -> Asked:
         self.questions += 1
         if self.down:
-            raise OSError("the database is away")
+            raise OSError("the database is unavailable")
         return Asked(self.state, frozenset(self.waiting))
 
     def defer(self, node: str, number: int, joint: bool = False, attempt: int = 1) -> asyncio.Task[None]:
-        """A task that the scheduler has deferred."""
+        """Starts the trigger of a task that the scheduler has deferred."""
         name = node.rsplit(".", 1)[1]
         trigger = FollowTrigger(name, [node], [], name, joint=joint)
         names = {"dag_id": "d", "run_id": "r", "task_id": name, "map_index": -1}

@@ -1,4 +1,4 @@
-"""What a test does to a running platform, as its users do it: by the command, by Airflow's API, by the files."""
+"""Operates a running platform as its users do: through the command, Airflow's API and files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Driver:
 
     @property
     def api(self) -> AirflowApi:
-        """Airflow's API with a login that lasts: to check a password costs more than all else that a call does."""
+        """Airflow's API with a login that is kept: checking a password costs more than the rest of a call."""
         made = AirflowApi(get_settings())
         if made.base not in self.browsers:
             self.browsers[made.base] = logged_in(made.base, "admin", "admin")
@@ -58,7 +58,7 @@ class Driver:
         return done.stdout
 
     def write(self, path: str, text: str) -> str:
-        """Writes a file below home and gives what it held before."""
+        """Writes a file below home and returns its previous content, or '' if there was none."""
         file = self.home / path
         file.parent.mkdir(parents=True, exist_ok=True)
         before = file.read_text() if file.exists() else ""
@@ -81,27 +81,27 @@ class Driver:
         return {task["task_id"]: int(task["try_number"]) for task in self.api.task_instances(DAG, run)}
 
     def durations(self, run: str) -> dict[str, float]:
-        """Seconds that the last try of each task took."""
+        """Returns the duration of each task's last try, in seconds."""
         return {task["task_id"]: float(task["duration"]) for task in self.api.task_instances(DAG, run)}
 
     def finish(self, run: str, dag: str = DAG, limit: float = 300) -> str:
-        """Waits for a run's end; gives its state."""
+        """Waits until a run has ended and returns its state."""
         self.wait(lambda: self.api.dag_run(dag, run)["state"] in ("success", "failed"), limit)
         return str(self.api.dag_run(dag, run)["state"])
 
     def green(self, run: str, dag: str = DAG, limit: float = 300) -> None:
-        """Waits for a run's end, which must be a good one."""
+        """Waits until a run has ended, and fails with the failed tasks' logs unless it succeeded."""
         if self.finish(run, dag, limit) != "success":
             failed = [task for task, state in self.states(run, dag).items() if state == "failed"]
             raise AssertionError("\n".join(f"{task} failed:\n{self.log(run, task, dag)}" for task in failed))
 
     def run(self, dag: str = DAG, **conf: Any) -> tuple[str, str]:
-        """A whole run: its id and its state."""
+        """Triggers a run and waits until it has ended. Returns its id and its state."""
         run = self.start(dag, **conf)
         return run, self.finish(run, dag)
 
     def log(self, run: str, task: str, dag: str = DAG) -> str:
-        """The log of a task's last try."""
+        """Returns the log of a task's last try."""
         attempt = next(t["try_number"] for t in self.api.task_instances(dag, run) if t["task_id"] == task)
         return self.api.log(dag, run, task, attempt)
 
@@ -113,12 +113,12 @@ class Driver:
         deadline = time.monotonic() + limit
         pause = threading.Event()
         while not ready():
-            assert time.monotonic() < deadline, "not within the limit"
+            assert time.monotonic() < deadline, "the condition was not met within the time limit"
             pause.wait(0.5)
 
 
 def logged_in(url: str, user: str, password: str) -> requests.Session:
-    """A browser in which a user has logged in."""
+    """Returns an HTTP session in which a user is logged in, as in a browser."""
     browser = requests.Session()
     browser.trust_env = False
     form = browser.get(f"{url}/login/", timeout=60).text
@@ -131,11 +131,11 @@ def logged_in(url: str, user: str, password: str) -> requests.Session:
 
 @contextmanager
 def platform(home: Path, project: Path, files: str | None = ORDERS, **variables: str) -> Iterator[Driver]:
-    """An embedded platform of its own below `home`, with a dbt project and files ingested, nothing built.
+    """Runs an embedded platform below `home`, with a dbt project and ingested files, and nothing built yet.
 
     Args:
         files: the orders to ingest, as CSV; None ingests nothing.
-        variables: of the environment, beside those that every such platform has.
+        variables: environment variables in addition to those that every such platform has.
     """
     shutil.copytree(project, home / "dbt_project")
     shutil.copytree(ROOT / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
@@ -146,7 +146,7 @@ def platform(home: Path, project: Path, files: str | None = ORDERS, **variables:
         "BUSCO_HOME": str(home),
         "BUSCO_AWS_PORT": str(WAY),
         "BUSCO_DBT_PYTHON": str(ROOT / ".venv-dbt/bin/python"),
-        # a test that saves a file says itself when it is parsed
+        # a test that saves a file triggers the parsing itself
         "BUSCO_KEEP_GRAPH": "false",
         **variables,
     }

@@ -1,4 +1,4 @@
-"""Faults at the wire: a server before the local AWS that answers some calls of ECS itself, and logs what is written."""
+"""A fault-injecting proxy in front of the local AWS: it answers some ECS calls itself, and records all writes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _OF_ONE_HOP = {"connection", "content-length", "date", "expect", "keep-alive", "
 
 
 class Proxy:
-    """Stands before the local AWS: answers the next calls of an action itself, and lets all others through."""
+    """Answers the next calls of an action with the given faults, and forwards all others to the local AWS."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint, self.calls = endpoint, list[str]()
-        # of each object that was written: its path and the request's headers, their names in lower case
+        # for each object that was written: its path and the request's headers, with lower-case names
         self.puts: list[tuple[str, dict[str, str]]] = []
         self._faults: dict[str, list[Fault]] = {}
         self._tokens: dict[str, Forwarded] = {}
@@ -34,11 +34,11 @@ class Proxy:
         self._faults.setdefault(action, []).extend(faults)
 
     def unconditional(self, bucket: str) -> list[str]:
-        """What was written without a condition that the lake's bucket policy asks for."""
+        """Returns the keys that were written without a condition that the lake's bucket policy requires."""
         found = []
-        for path, said in self.puts:
+        for path, headers in self.puts:
             key = unquote(path.partition("?")[0].removeprefix(f"/{bucket}/"))
-            if missing := missing_condition(key, said.get("if-none-match"), said.get("if-match")):
+            if missing := missing_condition(key, headers.get("if-none-match"), headers.get("if-match")):
                 found.append(f"{key}: {missing}")
         return found
 
@@ -50,18 +50,18 @@ class Proxy:
                 with proxy.lock:
                     proxy.calls.append(action)
                     if self.command == "PUT":
-                        said = {name.lower(): value for name, value in self.headers.items()}
-                        proxy.puts.append((self.path, said))
+                        sent = {name.lower(): value for name, value in self.headers.items()}
+                        proxy.puts.append((self.path, sent))
                     waiting = proxy._faults.get(action) or []
                     fault = waiting.pop(0) if waiting else None
-                told = fault(json.loads(body)) if fault else None
-                if told is not None:
-                    status, content = told
+                faulty = fault(json.loads(body)) if fault else None
+                if faulty is not None:
+                    status, content = faulty
                     self.answer(status, json.dumps(content).encode(), {"Content-Type": "application/x-amz-json-1.1"})
                     return
                 status, answer, headers = proxy.forward(self, action, body)
                 if fault is not None:
-                    # it was done, and the answer never came
+                    # the call was carried out, but its response is lost
                     self.close_connection = True
                     return
                 self.answer(status, answer, headers)
@@ -71,7 +71,7 @@ class Proxy:
         return Answering
 
     def forward(self, request: Handler, action: str, body: bytes) -> Forwarded:
-        """The local AWS's answer; as on AWS, a client token that was used gives the task that was started with it."""
+        """Returns the local AWS's response. As on AWS, repeating a client token returns the task started with it."""
         token = json.loads(body).get("clientToken") if action == "RunTask" else None
         if token is None:
             return self._ask(request, body)
@@ -81,7 +81,7 @@ class Proxy:
 
     def _ask(self, request: Handler, body: bytes) -> Forwarded:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _OF_ONE_HOP}
-        headers.setdefault("Content-Type", "application/octet-stream")  # urllib's own is that of a form
+        headers.setdefault("Content-Type", "application/octet-stream")  # urllib's default is a form's
         method = request.command
         asked = urllib.request.Request(self.endpoint + request.path, body or None, headers, method=method)
         try:
@@ -92,14 +92,14 @@ class Proxy:
 
 
 def _forwarded(answer: Any, method: str) -> Forwarded:
-    # the length of what HEAD does not send is the object's
+    # the response to HEAD has no body, but states the length of the object
     dropped = _OF_ONE_HOP - {"content-length"} if method == "HEAD" else _OF_ONE_HOP
     kept = {name: value for name, value in answer.headers.items() if name.lower() not in dropped}
     return answer.status, answer.read(), kept
 
 
 def lost(_: dict[str, Any]) -> None:
-    """Done, but the answer is lost."""
+    """The call is carried out, but its response is lost."""
 
 
 def error(code: str, message: str, status: int = 400) -> Fault:

@@ -1,4 +1,7 @@
-"""Followers on a lake in memory: the real Follow, Watch and plan; runners are simulated, with dbt's order and skips."""
+"""Runs followers on an in-memory lake.
+
+Follow, Watch and plan are the real ones; runners are simulated, with dbt's order and skips.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ from tests.unit.memory_s3 import MemoryS3
 
 ENVIRONMENT = EnvironmentLayout("prod")
 BRONZE = "source.p.b"
-_LIMIT = 250.0  # seconds for a follower that is to end
+_LIMIT = 250.0  # seconds within which a follower must end
 
 
 def a_model(name: str, *parents: str) -> dict[str, Any]:
@@ -53,12 +56,12 @@ def _node(uid: str, kind: str, parents: Sequence[str]) -> dict[str, Any]:
     name = uid.rsplit(".", 1)[1]
     config = {"materialized": "lake" if kind == "model" else "test"}
     depends = {"nodes": named}
-    said = {"resource_type": kind, "name": name, "alias": name, "schema": "silver", "config": config, "fqn": [name]}
-    return {uid: {**said, "depends_on": depends}}
+    node = {"resource_type": kind, "name": name, "alias": name, "schema": "silver", "config": config, "fqn": [name]}
+    return {uid: {**node, "depends_on": depends}}
 
 
 class Store(ObjectStore):
-    """The lake's store in memory, which needs no threads."""
+    """An in-memory store for the lake, which needs no threads."""
 
     def read_many(self, keys: list[str], model: type[Record]) -> list[Record]:
         return [found for key in keys if (found := self.read(key, model)) is not None]
@@ -66,24 +69,25 @@ class Store(ObjectStore):
 
 @dataclass
 class Lab:
-    """A run over `nodes`; what each attribute says holds from the next runner on.
+    """A run over `nodes`. Changed attributes take effect with the next runner.
 
     Attributes:
-        bad: nodes that fail, with the status that they end with.
+        bad: nodes that fail, with their final status.
         deadly: nodes that kill their runner.
-        slow: seconds that a node takes.
-        last: nodes that a runner comes to after all others, as where another of dbt's threads was busy with them.
-        parse_error: what every runner ends with before it does anything.
-        stillborn: runners die before they register themselves.
-        heavy: the smallest size in which a node does not run out of memory.
-        hangs: nodes at which a runner does nothing more, and lives; the next one does not.
-        silence: seconds without a heartbeat after which one is stopped.
-        passing: what kills runners may pass.
-        pending: seconds between the start of an order's runner and its registration.
-        why_takes: seconds that it takes to read why a runner could not start.
-        per_model: each model has a runner of its own.
-        joint: tests over several models, which share one then.
-        ecs: the runner of an order is found by its token, as on ECS; else only who started it knows it.
+        slow: how many seconds each of these nodes takes.
+        last: nodes that a runner processes after all others, as if dbt's other threads had been busy with them.
+        parse_error: the error with which every runner ends before it does anything.
+        stillborn: whether runners die before they register.
+        heavy: for each of these nodes, the smallest runner size in which it does not run out of memory.
+        hangs: nodes at which a runner hangs but stays alive; the next runner does not hang at them.
+        silence: seconds without a heartbeat after which a runner is stopped.
+        passing: whether runners end for a transient reason.
+        pending: returns the seconds between the start of an order's runner and its registration.
+        why_takes: how many seconds it takes to read why a runner could not start.
+        per_model: whether each model has its own runner.
+        joint: tests over several models; with `per_model`, they share one runner.
+        ecs: whether an order's runner can be found by its token, as on ECS; otherwise, only the process that started it
+            can find it.
     """
 
     nodes: Mapping[str, Any]
@@ -106,7 +110,7 @@ class Lab:
     sizes: list[str] = field(default_factory=list)
     stopped: list[int] = field(default_factory=list)
     out_of_memory: set[int] = field(default_factory=set)
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     built: list[tuple[int, str]] = field(default_factory=list)
 
@@ -135,7 +139,7 @@ class Lab:
         self._tasks: dict[str, Any] = {}
 
     def another_watch(self) -> Watch:
-        """The watch of another triggerer, or of this one started again."""
+        """Returns the watch of another triggerer, or of this one after a restart."""
         settings: Any = SimpleNamespace(
             environment="prod", execution="ecs_shared", ecs_size="small", runner_restarts=3, runner_silence=self.silence
         )
@@ -143,7 +147,7 @@ class Lab:
         return Watch(settings, self.run.pin, launcher, self.objects)
 
     async def restart(self) -> None:
-        """This triggerer is gone, with all that it knew; the next one begins."""
+        """Replaces the triggerer: all of its state in memory is lost."""
         if self.watch._task is not None:
             self.watch._task.cancel()
             await asyncio.wait([self.watch._task])
@@ -153,7 +157,7 @@ class Lab:
     # -- the launcher -------------------------------------------------------------------------------------------------
 
     async def start(self, pin: Pin, order: Order, say: Any) -> Any:
-        assert len(self.started) < 30, "runner after runner"
+        assert len(self.started) < 30, "runners are started over and over"
         await self.s3.call("RunTask", order.name, lambda: None)
         if self.ecs and order.token in self._tasks:
             return self._tasks[order.token]
@@ -256,7 +260,7 @@ class Lab:
         ):
             if self._is_skipped(node, statuses):
                 statuses[node] = "skipped"
-                say(node, "skipped", message="skipped for what is above it")
+                say(node, "skipped", message="skipped because of an upstream node")
                 continue
             self.run.store.put(
                 self.run.layout.heartbeat(me.number),
@@ -283,7 +287,7 @@ class Lab:
         status = self.bad.get(node, "success")
         try:
             token = self.run.take(table, me.number) if table else ""
-            # a test may make it quicker meanwhile
+            # a test may shorten this in the meantime
             clock = asyncio.get_running_loop().time
             began = clock()
             while (left := began + self.slow.get(node, 0.002) - clock()) > 0:
@@ -334,16 +338,16 @@ class Lab:
         task: str = "",
         watch: Watch | None = None,
     ) -> Ended:
-        """A try of the task of these nodes, named after the first one where no name is given.
+        """Runs a try of the task for these nodes. Without a name, the task is named after the first node.
 
         Args:
-            watch: of the triggerer that has the task, if it is not this one.
+            watch: the watch of the triggerer that runs the task, if it is not this one.
         """
         task = task or nodes[0].split(".", 2)[-1]
         name = f"{task}/{attempt}"
         job = Job(task, attempt, nodes, tuple(along), task, joint=nodes[0] in self.joint)
         watch = watch or self.watch
-        follow = Follow(watch, job, restarts, self.per_model, self.said.append)
+        follow = Follow(watch, job, restarts, self.per_model, self.messages.append)
         await watch.enter(name)
         try:
             return await asyncio.wait_for(follow.run(), _LIMIT)
@@ -353,10 +357,10 @@ class Lab:
             watch.leave(name)
 
     async def clear(self, following: asyncio.Task[Ended], slot: str, elsewhere: int = 0) -> None:
-        """Airflow takes a task away that waits in this triggerer: it was cleared, or marked.
+        """Cancels a task that waits in this triggerer, as Airflow does after it was cleared or marked.
 
         Args:
-            elsewhere: how many other tasks of the run Airflow waits for.
+            elsewhere: how many tasks of the run are waiting in other triggerers.
         """
         number = self.watch.followers.get(slot, 0)
         following.cancel()

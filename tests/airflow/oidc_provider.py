@@ -1,4 +1,4 @@
-"""A small OpenID Connect provider on loopback: everybody who asks is logged in as `person`."""
+"""A small OpenID Connect provider on loopback, which logs everyone in as `person`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CLIENT, SECRET = "busco-airflow", "the client's secret"
 
 
 class Provider:
-    """What it knows; `url` is set once it is served.
+    """The provider's state. `url` is set once it is served.
 
     Attributes:
-        person: the claims of whoever logs in.
+        person: the claims about the user who logs in.
     """
 
     def __init__(self) -> None:
@@ -31,25 +31,25 @@ class Provider:
     def handler(provider) -> type[Handler]:
         class Answering(Handler):
             def do_GET(self) -> None:
-                asked = urlsplit(self.path)
-                words = {name: values[0] for name, values in parse_qs(asked.query).items()}
-                if asked.path == "/.well-known/openid-configuration":
+                url = urlsplit(self.path)
+                fields = {name: values[0] for name, values in parse_qs(url.query).items()}
+                if url.path == "/.well-known/openid-configuration":
                     self.json(provider.configuration())
-                elif asked.path == "/jwks":
+                elif url.path == "/jwks":
                     public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(provider._key.public_key()))
                     self.json({"keys": [{**public, "kid": "one", "alg": "RS256", "use": "sig"}]})
-                elif asked.path == "/authorize" and words.get("client_id") == CLIENT:
+                elif url.path == "/authorize" and fields.get("client_id") == CLIENT:
                     code = f"code-{len(provider._nonces)}"
-                    provider._nonces[code] = words.get("nonce", "")
-                    back = f"{words['redirect_uri']}?{urlencode({'code': code, 'state': words['state']})}"
+                    provider._nonces[code] = fields.get("nonce", "")
+                    back = f"{fields['redirect_uri']}?{urlencode({'code': code, 'state': fields['state']})}"
                     self.answer(302, headers={"Location": back})
                 else:
                     self.answer(404)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                words = {name: values[0] for name, values in parse_qs(body).items()}
-                nonce = provider._nonces.pop(words.get("code", ""), None)
+                fields = {name: values[0] for name, values in parse_qs(body).items()}
+                nonce = provider._nonces.pop(fields.get("code", ""), None)
                 if self.path != "/token" or nonce is None:
                     self.answer(400, b'{"error": "invalid_grant"}', {"Content-Type": "application/json"})
                     return
@@ -61,7 +61,7 @@ class Provider:
         return Answering
 
     def configuration(self) -> dict[str, Any]:
-        """OpenID Connect Discovery 1.0, section 3."""
+        """Returns the provider's metadata (OpenID Connect Discovery 1.0, section 3)."""
         return {
             "issuer": self.url,
             "authorization_endpoint": f"{self.url}/authorize",

@@ -1,6 +1,6 @@
-"""Airflow's webserver with the roles of a platform, the DAG `operations`, and a laboratory in place of a scheduler.
+"""Airflow's webserver with the platform's roles, the DAG `operations`, and test endpoints in place of a scheduler.
 
-usage: on_call_web.py <port>. SQLite; the password of each user is the user's name. Addresses below /lab ask for nobody.
+usage: on_call_web.py <port>. It uses SQLite. Each user's password is the user name. URLs below /lab need no login.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
 def _users(manager: Any) -> None:
     from busco.orchestration import access
 
-    # a database of an earlier version, in which OnCall may what a stock User may, and somebody has added more by hand
+    # a database of an earlier version, in which OnCall had the permissions of the stock role User, with more added by hand
     manager.sync_roles()
     role = manager.add_role(access.ON_CALL)
     for permission in manager.find_role("User").permissions:
@@ -58,7 +58,7 @@ def _run(session: Any) -> tuple[Any, Any]:
 
 
 def _who() -> str:
-    """Whom the task `rollback` of a run would name."""
+    """Returns the user that the task `rollback` of a run would name."""
     from airflow.utils.session import create_session
 
     from busco.orchestration import who
@@ -70,7 +70,7 @@ def _who() -> str:
 
 
 def _ended() -> str:
-    """The task, and the run unless `goes_on` is given, have ended."""
+    """Marks the task as ended, and the run too unless `goes_on` is given."""
     from airflow.utils import timezone
     from airflow.utils.session import create_session
     from flask import request
@@ -84,7 +84,7 @@ def _ended() -> str:
 
 
 def _taken() -> str:
-    """The scheduler has taken up the task's next try, if it was cleared; whether it was."""
+    """Queues the task's next try, as the scheduler does, if it was cleared. Returns whether it was."""
     from airflow.utils import timezone
     from airflow.utils.session import create_session
 
@@ -97,7 +97,7 @@ def _taken() -> str:
 
 
 def _counts() -> str:
-    """How much of what has happened is there."""
+    """Returns the number of records of each kind."""
     from airflow.models import Connection, DagModel, DagRun, Pool, TaskInstance, Variable
     from airflow.models.dataset import DatasetEvent
     from airflow.utils.session import create_session
@@ -108,7 +108,7 @@ def _counts() -> str:
 
 
 def _aged() -> str:
-    """An hour passes."""
+    """Makes all records one hour older."""
     from airflow.models import DagRun, Log, TaskInstance
     from airflow.utils.session import create_session
 
@@ -123,7 +123,7 @@ def _aged() -> str:
 
 
 def _earlier() -> str:
-    """Somebody's events were written some seconds earlier than they were."""
+    """Moves a user's events some seconds into the past."""
     from airflow.models import Log
     from airflow.utils.session import create_session
     from flask import request
@@ -135,7 +135,7 @@ def _earlier() -> str:
 
 
 def _made() -> str:
-    """A run that no person has asked for: of a schedule, or of another DAG."""
+    """Creates a run that no user has triggered, but a schedule or another DAG. Returns its id."""
     from airflow.models import DagBag
     from airflow.utils import timezone
     from airflow.utils.types import DagRunType
@@ -150,7 +150,7 @@ def _made() -> str:
 
 
 def _command() -> str:
-    """`airflow dags trigger` by somebody who says that he is ana."""
+    """Runs `airflow dags trigger` as a user who claims to be ana."""
     from airflow.cli.cli_parser import get_parser
     from flask import request
 

@@ -1,4 +1,4 @@
-"""Simulated time, and an S3 that is slow, fails single calls, loses replies and sees its caller die."""
+"""Simulated time, and an S3 that is slow, fails single calls and loses replies, and whose callers die."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from tests.unit.memory_s3 import MemoryS3
 Answer = TypeVar("Answer")
 
 _BEGIN = 1000.0
-_LONGEST = 300.0  # simulated seconds that a story may take
+_LONGEST = 300.0  # simulated seconds within which a scenario must end
 
-# What may happen to one call:
-#   unavailable  it is refused with 503 after all of the client's own retries
+# What can happen to a call:
+#   unavailable  it still fails with 503 after all of the client's own retries
 #   lost         it is carried out, and its reply is lost
-#   retried      it is carried out, its reply is lost, and the client's own retry meets what it has written (a PUT)
-#   conflict     409: another conditional write of the key was under way; nothing is written (a conditional PUT)
+#   retried      it is carried out, its reply is lost, and the client's own retry finds the object written (a PUT)
+#   conflict     409: another conditional write of the key was in progress; nothing is written (a conditional PUT)
 #   silent       it never returns
-#   dies, dies_after   its caller dies before, or after, it is carried out
+#   dies, dies_after   its caller dies before, or after, the call is carried out
 Fault = Literal["unavailable", "lost", "retried", "conflict", "silent", "dies", "dies_after"]
 
 
 class _Jumping(selectors.SelectSelector):
-    """Waits for nothing: the clock jumps to the next moment at which something happens."""
+    """Does not wait: the clock jumps to the next moment at which something happens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,15 +38,15 @@ class _Jumping(selectors.SelectSelector):
         events = super().select(0)
         if not events:
             if timeout is None:
-                raise RuntimeError("everything that is left waits, and nothing is going to happen")
+                raise RuntimeError("deadlock: everything is waiting, and no timer is set")
             self.now += timeout
             if self.now > _BEGIN + _LONGEST:
-                raise RuntimeError(f"the story has not ended after {_LONGEST:.0f} s")
+                raise RuntimeError(f"the scenario has not ended after {_LONGEST:.0f} s")
         return events
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """An event loop in which no time passes but that of timers; threads can't be used in it."""
+    """An event loop in which time passes only by timers. Threads can't be used with it."""
 
     def __init__(self) -> None:
         self._jumping = _Jumping()
@@ -68,7 +68,7 @@ def simulate(story: Coroutine[Any, Any, Answer]) -> Answer:
 
 @dataclass(frozen=True)
 class Call:
-    """One call: `operation` is PUT, GET, LIST, or one of the launcher's."""
+    """A call. `operation` is PUT, GET, LIST, or an operation of the launcher."""
 
     number: int
     operation: str
@@ -77,7 +77,7 @@ class Call:
 
 
 class Failing:
-    """Has the calls fail that an operation and a part of the key name: the first `times` of them, or all."""
+    """Makes calls of an operation fail whose key contains `part`: the first `times` of them, or all."""
 
     def __init__(self, operation: str, part: str = "", times: int = 10**6, fault: Fault = "unavailable") -> None:
         self.operation, self.part, self.times, self.fault = operation, part, times, fault
@@ -91,12 +91,12 @@ class Failing:
 
 @dataclass
 class AsyncMemoryS3:
-    """aiobotocore's S3 client over a MemoryS3.
+    """Implements aiobotocore's S3 client on a MemoryS3.
 
     Attributes:
-        fault: says what happens to a call.
-        delay: seconds that the next request, or its reply, is under way.
-        died: set when the caller of a call has died.
+        fault: returns what happens to a call, or None.
+        delay: returns how many seconds the next request, or its reply, takes.
+        died: is set when the caller of a call has died.
     """
 
     s3: MemoryS3
@@ -106,7 +106,7 @@ class AsyncMemoryS3:
     died: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def call(self, operation: str, key: str, do: Callable[[], Answer], body: str = "") -> Answer:
-        """Carries a call out, unless something happens to it."""
+        """Carries out a call, subject to `fault` and `delay`."""
         call = Call(len(self.calls) + 1, operation, key, body)
         self.calls.append(call)
         fault = self.fault(call)
