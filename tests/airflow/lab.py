@@ -360,7 +360,7 @@ class Lab:
         """Cancels a task that waits in this triggerer, as Airflow does after it was cleared or marked.
 
         Args:
-            elsewhere: how many tasks of the run are waiting in other triggerers.
+            elsewhere: how many other tasks of the run Airflow is waiting for, in this triggerer or another one.
         """
         number = self.watch.followers.get(slot, 0)
         following.cancel()

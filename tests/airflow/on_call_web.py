@@ -37,7 +37,7 @@ def main() -> None:
 def _users(manager: Any) -> None:
     from busco.orchestration import access
 
-    # a database of an earlier version, in which OnCall had the permissions of the stock role User, with more added by hand
+    # a database of an earlier version: OnCall had the permissions of the stock role User, and more were added by hand
     manager.sync_roles()
     role = manager.add_role(access.ON_CALL)
     for permission in manager.find_role("User").permissions:

@@ -1,4 +1,4 @@
-"""What many tasks of one triggerer ask at once is asked once, and never answered from before the question."""
+"""Concurrent identical requests of a triggerer's tasks are coalesced, and no response is older than its request."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import asyncio
 from busco.orchestration.async_aws import shared
 
 
-def test_a_thousand_tasks_that_ask_the_same_put_the_question_at_most_twice_at_a_time() -> None:
+def test_a_thousand_tasks_with_the_same_request_share_a_few_calls() -> None:
     async def story() -> None:
-        put = 0
+        calls = 0
 
         async def ask() -> int:
-            nonlocal put
-            put += 1
+            nonlocal calls
+            calls += 1
             await asyncio.sleep(0)
-            return put
+            return calls
 
         tasks = []
         for _ in range(1000):
@@ -23,12 +23,12 @@ def test_a_thousand_tasks_that_ask_the_same_put_the_question_at_most_twice_at_a_
             if len(tasks) % 100 == 0:
                 await asyncio.sleep(0)
         await asyncio.gather(*tasks)
-        assert put < 30
+        assert calls < 30
 
     asyncio.run(story())
 
 
-def test_who_asks_while_a_question_is_put_gets_an_answer_of_afterwards() -> None:
+def test_a_request_made_during_a_call_gets_the_response_of_a_later_call() -> None:
     async def story() -> None:
         state, begun, go_on = "old", asyncio.Event(), asyncio.Event()
 
@@ -48,7 +48,7 @@ def test_who_asks_while_a_question_is_put_gets_an_answer_of_afterwards() -> None
     asyncio.run(story())
 
 
-def test_a_question_that_fails_fails_for_all_who_asked_it_and_is_put_anew() -> None:
+def test_a_call_that_fails_raises_for_all_its_callers_and_the_next_request_repeats_it() -> None:
     async def story() -> None:
         errors = [OSError("away")]
 

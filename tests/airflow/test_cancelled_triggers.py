@@ -1,4 +1,4 @@
-"""A trigger that Airflow cancels, or whose run is over, ends its runner whatever fails meanwhile, and fails no task."""
+"""A trigger that Airflow cancels, or whose run is over, stops its runner despite failures, and fails no other task."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _quick() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("is_marked", [False, True])
-def test_a_runner_is_stopped_although_ecs_refuses_at_first(is_marked: bool) -> None:
+def test_a_runner_is_stopped_even_if_ecs_refuses_at_first(is_marked: bool) -> None:
     async def story() -> None:
         lab = Lab(a_model("s"), slow={S: 100}, ecs=True)
         tasks = Tasks(lab)
@@ -51,7 +51,7 @@ def test_a_runner_is_stopped_although_ecs_refuses_at_first(is_marked: bool) -> N
 
 
 @pytest.mark.parametrize("is_marked", [False, True])
-def test_a_runner_that_ecs_does_not_stop_decides_nothing_for_its_task(is_marked: bool) -> None:
+def test_a_runner_that_ecs_does_not_stop_has_no_effect_on_how_its_task_ends(is_marked: bool) -> None:
     async def story() -> None:
         lab = Lab(a_model("s"), slow={S: 100}, ecs=True)
         tasks = Tasks(lab)
@@ -72,7 +72,7 @@ def test_a_runner_that_ecs_does_not_stop_decides_nothing_for_its_task(is_marked:
 
 
 @pytest.mark.parametrize("becomes", ["cleared", "moved", "cleared, and the database is gone for long"])
-def test_a_cancelled_trigger_ends_cancelled_whatever_becomes_of_airflow_s_database(becomes: str) -> None:
+def test_a_cancelled_trigger_ends_cancelled_whatever_happens_to_airflow_s_database(becomes: str) -> None:
     async def story() -> None:
         lab = Lab(a_model("s"), slow={S: 100}, ecs=True)
         tasks = Tasks(lab)
@@ -82,32 +82,32 @@ def test_a_cancelled_trigger_ends_cancelled_whatever_becomes_of_airflow_s_databa
             tasks.down = True
             if becomes != "moved":
                 tasks.waiting.clear()
-            asked = tasks.questions
+            before = tasks.questions
             s.cancel()
-            await until(lambda: tasks.questions >= asked + 3)
+            await until(lambda: tasks.questions >= before + 3)
             tasks.down = becomes.endswith("long")
             await asyncio.wait({s})
-            assert s.cancelled(), "any other end fails the task that another triggerer follows"
-            # nothing is stopped before it is known that the task is not wanted (R10)
+            assert s.cancelled(), "any other ending would fail the task that another triggerer follows"
+            # nothing is stopped until it is known that the task is no longer needed (R10)
             assert bool(lab.living) == (becomes != "cleared")
 
     run(story())
 
 
-def test_a_trigger_that_is_cancelled_again_and_again_ends_what_it_leaves_behind() -> None:
+def test_a_trigger_that_is_cancelled_repeatedly_still_stops_its_runner() -> None:
     async def story() -> None:
         lab = Lab({**a_model("s"), **a_model("x")}, last=frozenset({S}), slow={S: 100}, ecs=True)
         tasks, answers = Tasks(lab), threading.Event()
 
-        def slowly(*asked: Any) -> Asked:
+        def slowly(*arguments: Any) -> Asked:
             answers.wait(5)
-            return tasks.ask(*asked)
+            return tasks.ask(*arguments)
 
         with tasks.here():
             s = tasks.defer(S, 1)
             await tasks.defer(X, 2)
             lab.slow[X] = 100
-            # cleared: it has a runner of its own
+            # cleared, so it has its own runner
             x = tasks.defer(X, 3, attempt=2)
             await until(lambda: lab.watch.followers == {"s/1": 1, "x/2": 2})
             with mock.patch.object(dag_runs, "ask", slowly):
@@ -125,7 +125,7 @@ def test_a_trigger_that_is_cancelled_again_and_again_ends_what_it_leaves_behind(
     run(story())
 
 
-def test_tasks_that_are_cleared_together_ask_the_database_together_and_believe_no_earlier_answer() -> None:
+def test_tasks_that_are_cleared_together_share_database_queries_and_use_no_earlier_result() -> None:
     async def story() -> None:
         graph = {uid: node for number in range(20) for uid, node in a_model(f"m{number}").items()}
         lab = Lab(graph, slow=dict.fromkeys(graph, 100), ecs=True)
@@ -133,12 +133,12 @@ def test_tasks_that_are_cleared_together_ask_the_database_together_and_believe_n
         with tasks.here(), mock.patch.object(dag_runs, "_EVERY", 60):
             following = [tasks.defer(node, number) for number, node in enumerate(graph)]
             await until(lambda: len(lab.watch.followers) == 20 and all(lab.watch.followers.values()))
-            asked = tasks.questions
+            before = tasks.questions
             tasks.waiting.clear()
             for one in following:
                 one.cancel()
             await asyncio.wait(following)
-            assert tasks.questions - asked < 5
-            assert lab.stopped == [1], "it is stopped once"
+            assert tasks.questions - before < 5
+            assert lab.stopped == [1], "the runner is stopped only once"
 
     run(story())

@@ -1,7 +1,7 @@
-"""What we use of Airflow and Cosmos beyond their public interfaces is as it was read, and is listed here.
+"""Everything that we use of Airflow and Cosmos beyond their public interfaces is listed here, and has not changed.
 
-Public are the modules that Airflow's page "Public Interface of Airflow" (2.10) and Cosmos's documentation name. Red
-after an upgrade: read what has changed, mend ours, and set the signature anew.
+The public modules are those named on Airflow's page "Public Interface of Airflow" (2.10) and in Cosmos's
+documentation. If a test fails after an upgrade: read what has changed, adapt our code, and update the signature.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PUBLIC = {
     "cosmos",
     "cosmos.constants",
 }
-# module.name → its signature; of a class that we extend, that of each method which we override or call
+# module.name → the signature of a function, or the type of anything else
 PRIVATE = {
     "airflow.__main__.main": "()",
     "airflow.auth.managers.models.resource_details.DagAccessEntity": "EnumType",
@@ -90,7 +90,7 @@ PRIVATE = {
 
 
 def imported(file: Path) -> set[str]:
-    """What a file imports of Airflow and Cosmos: `module.name`."""
+    """Returns the names that a file imports from Airflow and Cosmos, as `module.name`."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -105,7 +105,7 @@ def is_public(name: str) -> bool:
 
 
 def resolved(name: str) -> Any:
-    """The thing of that name, whichever part of it is the module."""
+    """Returns the object with a dotted name, of which any leading part can be the module."""
     parts = name.split(".")
     for number in range(len(parts), 0, -1):
         try:
@@ -118,7 +118,7 @@ def resolved(name: str) -> Any:
     raise AssertionError(name)
 
 
-def test_nothing_private_is_imported_that_is_not_listed_here() -> None:
+def test_the_private_names_that_are_imported_are_exactly_those_listed_here() -> None:
     files = [file for folder in ("src", "dags", "config", "scripts") for file in (ROOT / folder).rglob("*.py")]
     used = {name for file in files for name in imported(file) if not is_public(name)}
     assert len(files) > 100
@@ -131,6 +131,6 @@ def test_nothing_private_is_imported_that_is_not_listed_here() -> None:
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_what_is_private_is_as_it_was_read(name: str) -> None:
+def test_a_private_interface_has_the_signature_that_was_reviewed(name: str) -> None:
     found = resolved(name)
     assert (str(inspect.signature(found)) if inspect.isroutine(found) else type(found).__name__) == PRIVATE[name]

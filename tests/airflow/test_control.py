@@ -1,4 +1,4 @@
-"""What the tasks of `operations` do with a lake, without Airflow around them."""
+"""The functions behind the tasks pin, publish, rollback and resume, called on a lake without Airflow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.memory_glue import MemoryGlue
 
 @pytest.fixture
 def lake(monkeypatch: pytest.MonkeyPatch) -> Lake:
-    """A lake on hold, with a run that was held back."""
+    """A lake on hold, with a run that was skipped because of the hold."""
     made = Lake()
     made.published()
     releases.rollback(made.store, ENVIRONMENT, made.live().release, "ana", "wrong prices")
@@ -37,12 +37,12 @@ def lake(monkeypatch: pytest.MonkeyPatch) -> Lake:
 
 @pytest.fixture
 def roles(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """As whom S3 and Glue were spoken to, one after another."""
-    spoken: list[str] = []
+    """The role and service of each client that was created, in order."""
+    created: list[str] = []
 
     def as_role(role: str) -> Any:
         def made(service: str, settings: Settings) -> Any:
-            spoken.append(f"{role} {service}")
+            created.append(f"{role} {service}")
             return lake.s3 if service == "s3" else MemoryGlue(lambda _: None)
 
         return made
@@ -51,12 +51,10 @@ def roles(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(control, "get_settings", lambda: Settings(home=ROOT, lake_bucket="lake"))
     monkeypatch.setattr(control, "client", as_role("own"))
     monkeypatch.setattr(control, "publisher_client", as_role("publisher"))
-    return spoken
+    return created
 
 
-def test_what_makes_a_release_live_and_shows_it_is_done_as_the_publisher_and_nothing_else(
-    lake: Lake, roles: list[str]
-) -> None:
+def test_only_tasks_that_make_a_release_live_or_show_it_use_the_publisher_s_role(lake: Lake, roles: list[str]) -> None:
     control.live_release()
     assert roles == ["own s3"]
     roles.clear()
@@ -72,12 +70,12 @@ def try_of(run_id: str) -> dict[str, Any]:
     return {"dag_run": SimpleNamespace(dag_id="operations", run_id=run_id)}
 
 
-def test_a_resume_that_is_tried_again_names_the_same_runs_and_a_later_one_finds_no_hold(lake: Lake) -> None:
+def test_a_resume_that_is_retried_returns_the_same_runs_and_a_later_one_finds_no_hold(lake: Lake) -> None:
     assert [control.resume(try_of("one")) for _ in range(2)] == [["held_back"]] * 2
     assert control.resume(try_of("two")) == []
 
 
-def test_a_resume_that_is_tried_again_fails_where_publishing_is_on_hold_again(lake: Lake) -> None:
+def test_a_resume_that_is_retried_fails_if_publishing_is_on_hold_again(lake: Lake) -> None:
     control.resume(try_of("one"))
     releases.rollback(lake.store, ENVIRONMENT, lake.live().release, "bob", "wrong currency")
     with pytest.raises(AirflowFailException, match=r"bob: wrong currency.*are: held_back"):
@@ -86,18 +84,18 @@ def test_a_resume_that_is_tried_again_fails_where_publishing_is_on_hold_again(la
 
 
 @pytest.mark.parametrize("select", ["fct --record-timing-info /tmp/x", "fct\n--vars {}", ["fct", "--target-path", "/"]])
-def test_a_run_whose_selection_has_an_option_fails_before_anything_is_started_for_it(
+def test_a_run_whose_selection_contains_an_option_fails_before_anything_is_started(
     lake: Lake, monkeypatch: pytest.MonkeyPatch, select: Any
 ) -> None:
     settings = SimpleNamespace(of_project=lambda folder: settings)
     monkeypatch.setattr(control, "_lake", lambda: (settings, lake.store, ENVIRONMENT))
-    monkeypatch.setattr(control, "selected", lambda *given: pytest.fail(f"started for {given[2]}"))
+    monkeypatch.setattr(control, "selected", lambda *arguments: pytest.fail(f"started for {arguments[2]}"))
     with pytest.raises(AirflowFailException, match="begins with a dash|must be text"):
         control.pin("lakehouse", "manual", 1, "1", select, False)
 
 
 def pinned(lake: Lake, tables: tuple[str, ...], run_id: str) -> None:
-    """A built run of everything of the dbt project busco, which has no id, and whose code has these tables."""
+    """Builds a run of all models of the dbt project busco, which has no id and defines exactly these tables."""
     lake.tables = frozenset(tables)
     run = lake.pin(run=run_key("lakehouse", run_id))
     lake.build_all(run)
@@ -123,7 +121,7 @@ def publishing(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Lake:
     return lake
 
 
-def test_a_publish_that_may_be_another_project_s_fails_with_both_ways_out(
+def test_a_publish_that_may_belong_to_another_project_fails_and_suggests_both_fixes(
     publishing: Lake, caplog: pytest.LogCaptureFixture
 ) -> None:
     pinned(publishing, ("silver.s",), "other")
@@ -136,22 +134,22 @@ def test_a_publish_that_may_be_another_project_s_fails_with_both_ways_out(
     assert publishing.live() == before
 
 
-def test_the_log_of_publish_names_what_is_dropped_before_and_after(
+def test_publish_logs_the_dropped_tables_before_and_after_the_write(
     publishing: Lake, caplog: pytest.LogCaptureFixture
 ) -> None:
     pinned(publishing, ("silver.s", "gold.g"), "smaller")
     with caplog.at_level(logging.INFO):
         release = control.publish("lakehouse", "smaller", "ana")
     assert publishing.live().dropped == ("gold.h",)
-    wanted = [
+    expected = [
         "publishing drops tables that the dbt project no longer defines: gold.h", f"dropped by {release}: gold.h",
         f"published release={release}",
     ]  # fmt: skip
-    said = [next(text for text in wanted if text in line) for line in caplog.messages if any(t in line for t in wanted)]
-    assert said == wanted
+    messages = [line for line in caplog.messages if any(text in line for text in expected)]
+    assert [next(text for text in expected if text in line) for line in messages] == expected
 
 
-def test_a_run_on_an_empty_lake_says_how_to_bring_data(
+def test_a_run_on_an_empty_lake_logs_how_to_ingest_data(
     lake: Lake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     columns = {"id": {"name": "id", "data_type": "VARCHAR"}}
@@ -165,9 +163,9 @@ def test_a_run_on_an_empty_lake_says_how_to_bring_data(
     settings = SimpleNamespace(of_project=lambda *_: settings, **place)
     monkeypatch.setattr(control, "_lake", lambda **_: (settings, made.store, ENVIRONMENT))
     monkeypatch.setattr(control, "code_version", lambda _: "")
-    for sources, is_told in (({"source.busco.shop.orders": source}, True), ({}, False)):
+    for sources, is_logged in (({"source.busco.shop.orders": source}, True), ({}, False)):
         caplog.clear()
         manifest = {"metadata": {"project_name": "busco"}, "nodes": {}, "sources": sources, "macros": {}}
         file.write_text(json.dumps(manifest))
-        control.pin("lakehouse", f"run_{is_told}", 1, "1", "", False)
-        assert ("Ingest data with `busco ingest PATH`" in caplog.text) == is_told
+        control.pin("lakehouse", f"run_{is_logged}", 1, "1", "", False)
+        assert ("Ingest data with `busco ingest PATH`" in caplog.text) == is_logged

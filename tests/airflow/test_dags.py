@@ -1,4 +1,4 @@
-"""The DAG files as Airflow parses them: what they yield, what they import, and the graph of the sample warehouse."""
+"""The DAG files as Airflow parses them: the DAGs they define, what they import, and the sample warehouse's graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("lakehouse.graph.json")
-# Set to write the snapshot anew; look at the diff.
+# Set this to update the snapshot, then review the diff.
 UPDATE = "BUSCO_UPDATE_SNAPSHOTS"
 
 PARSE = """
@@ -57,7 +57,7 @@ print(json.dumps({"errors": bag.import_errors, "dags": dags, "heavy": heavy}))
 
 @pytest.fixture(scope="module")
 def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What Airflow makes of dags/ over the sample warehouse's manifest, in a process of its own."""
+    """The DAGs that Airflow parses from dags/ in a separate process, with the sample warehouse's manifest."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(ROOT / "dbt_project", home / "dbt_project", ignore=shutil.ignore_patterns("target", "logs"))
     (home / "dags").symlink_to(ROOT / "dags")
@@ -74,17 +74,17 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**json.loads(done.stdout.splitlines()[-1]), "manifest": manifest}
 
 
-def test_every_file_yields_the_dag_of_its_name(parsed: dict[str, Any]) -> None:
+def test_every_file_defines_one_dag_with_the_name_of_the_file(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
-    # one has no DAG, only dbt's message as its import error
+    # this file defines no DAG; it only shows dbt's message as an import error
     files = {path.name for path in (ROOT / "dags").glob("*.py")} - {"parse_check.py"}
     assert {f"{dag_id}.py": dag["file"] for dag_id, dag in parsed["dags"].items()} == {name: name for name in files}
     for path in (ROOT / "dags").glob("*.py"):
-        assert not path.name.startswith("dbt_"), "dbt takes it for a plugin"
+        assert not path.name.startswith("dbt_"), "dbt would load this file as a plugin"
         assert len(path.read_text().splitlines()) <= 60
 
 
-def test_every_dag_says_whose_it_is_and_what_on_call_does(parsed: dict[str, Any]) -> None:
+def test_every_dag_has_an_owner_and_instructions_for_on_call(parsed: dict[str, Any]) -> None:
     for dag in parsed["dags"].values():
         assert dag["described"]
         assert dag["tags"]
@@ -92,18 +92,18 @@ def test_every_dag_says_whose_it_is_and_what_on_call_does(parsed: dict[str, Any]
         assert (dag["catchup"], dag["max_active_runs"]) == (False, 1)
 
 
-def test_parsing_a_dag_file_imports_nothing_of_dbt_and_opens_no_connection(parsed: dict[str, Any]) -> None:
+def test_parsing_a_dag_file_imports_no_heavy_packages_and_opens_no_connection(parsed: dict[str, Any]) -> None:
     assert parsed["heavy"] == []
 
 
-def test_the_graph_is_the_one_that_was_reviewed(parsed: dict[str, Any]) -> None:
+def test_the_graph_matches_the_reviewed_snapshot(parsed: dict[str, Any]) -> None:
     graph = json.dumps(parsed["dags"]["lakehouse"], indent=1, sort_keys=True) + "\n"
     if os.environ.get(UPDATE):
         SNAPSHOT.write_text(graph)
-    assert json.loads(graph) == json.loads(SNAPSHOT.read_text()), f"{UPDATE}=1 writes it anew"
+    assert json.loads(graph) == json.loads(SNAPSHOT.read_text()), f"to update the snapshot, set {UPDATE}=1"
 
 
-def test_each_model_has_one_task_and_its_own_tests_one_behind_it(parsed: dict[str, Any]) -> None:
+def test_each_model_has_one_task_followed_by_one_for_its_own_tests(parsed: dict[str, Any]) -> None:
     tasks, nodes = parsed["dags"]["lakehouse"]["tasks"], parsed["manifest"]["nodes"]
     models = {uid for uid, node in nodes.items() if node["resource_type"] == "model"}
     own: dict[str, set[str]] = {}
@@ -120,7 +120,7 @@ def test_each_model_has_one_task_and_its_own_tests_one_behind_it(parsed: dict[st
         assert test["after"] == [f"models.{name}.run"]
 
 
-def test_a_test_over_several_models_is_one_task_after_all_of_them_and_before_what_lies_behind(
+def test_a_joint_test_is_one_task_after_all_its_models_and_before_the_models_downstream(
     parsed: dict[str, Any],
 ) -> None:
     tasks, nodes = parsed["dags"]["lakehouse"]["tasks"], parsed["manifest"]["nodes"]
@@ -136,17 +136,17 @@ def test_a_test_over_several_models_is_one_task_after_all_of_them_and_before_wha
     }
     assert len(joint) > 5
     for uid, parents in joint.items():
-        (task,) = [name for name, said in tasks.items() if said["trigger"] and said["trigger"]["nodes"] == [uid]]
+        (task,) = [name for name, found in tasks.items() if found["trigger"] and found["trigger"]["nodes"] == [uid]]
         built = [parent for parent in parents if parent.startswith("model.")]
         assert {f"models.{nodes[parent]['name']}.test" for parent in built} <= upstream(task)
-        for other in (name for name, said in tasks.items() if said["trigger"] and name.endswith(".run")):
-            behind = {f"models.{nodes[parent]['name']}.run" for parent in built} <= upstream(other)
-            # a test that reads a source waits for no model of it
-            if behind and len(built) > 1:
-                assert task in upstream(other), f"{other} is begun before {task} has passed"
+        for other in (name for name, found in tasks.items() if found["trigger"] and name.endswith(".run")):
+            downstream = {f"models.{nodes[parent]['name']}.run" for parent in built} <= upstream(other)
+            # a test of one model and a source need not precede the models downstream of that model
+            if downstream and len(built) > 1:
+                assert task in upstream(other), f"{other} can start before {task} has passed"
 
 
-def test_tasks_of_the_graph_have_no_retries_of_airflow_s_and_a_limit(parsed: dict[str, Any]) -> None:
+def test_tasks_of_the_graph_have_a_time_limit_and_no_airflow_retries(parsed: dict[str, Any]) -> None:
     for name, task in parsed["dags"]["lakehouse"]["tasks"].items():
         if task["trigger"]:
             assert (task["retries"], task["timeout"], task["trigger_rule"]) == (0, "6:00:00", "none_failed"), name

@@ -1,4 +1,4 @@
-"""PostgreSQL by itself: whoever takes its port hears no password, and Airflow's role is no superuser."""
+"""PostgreSQL alone: a process that takes its port receives no password, and Airflow's role is not a superuser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from busco.errors import BuscoError
 
 @pytest.fixture
 def state() -> Iterator[Path]:
-    # pytest's own folders are closed to others, and PostgreSQL run as root needs another user
+    # pytest's own folders are private to their owner, but PostgreSQL runs as another user if this one is root
     state = Path(tempfile.mkdtemp(prefix="busco-database-"))
     state.chmod(0o755)
     yield state
@@ -36,15 +36,15 @@ def state() -> Iterator[Path]:
     shutil.rmtree(state)
 
 
-class AsksInTheClear:
-    """A false server, which asks whoever connects for the password in the clear or as MD5, as the protocol allows."""
+class FakeServer:
+    """A fake server that asks each client for the password in clear text (3) or as MD5 (5), as the protocol allows."""
 
     def __init__(self, port: int, kind: int = 3) -> None:
-        self.heard: list[bytes] = []
+        self.received: list[bytes] = []
         self._kind, self._server = kind, socket.create_server(("127.0.0.1", port))
         self._thread = threading.Thread(target=self._serve)
 
-    def __enter__(self) -> AsksInTheClear:
+    def __enter__(self) -> FakeServer:
         self._thread.start()
         return self
 
@@ -69,46 +69,47 @@ class AsksInTheClear:
     def _ask(self, connection: socket.socket) -> None:
         while True:
             (length,) = struct.unpack("!I", connection.recv(4))
-            said = connection.recv(length - 4)
-            self.heard.append(said)
-            if struct.unpack("!I", said[:4])[0] not in (80877103, 80877104):  # neither TLS nor GSS
+            message = connection.recv(length - 4)
+            self.received.append(message)
+            if struct.unpack("!I", message[:4])[0] not in (80877103, 80877104):  # neither a TLS nor a GSS request
                 break
             connection.send(b"N")
         salt = b"salt" if self._kind == 5 else b""
         connection.send(b"R" + struct.pack("!II", 8 + len(salt), self._kind) + salt)
-        self.heard.append(connection.recv(1024))
+        self.received.append(connection.recv(1024))
 
 
-def asked(postgres: Postgres, sql: str) -> Any:
+def execute(postgres: Postgres, sql: str) -> Any:
     with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
         cursor.execute(sql)
         return cursor.fetchall() if cursor.description else None
 
 
-def test_whoever_takes_the_port_before_postgresql_hears_nothing(state: Path) -> None:
+def test_a_process_that_takes_postgresql_s_port_first_receives_nothing(state: Path) -> None:
     port = processes.pick_port(state, module.NAME)
-    with AsksInTheClear(port) as false, mock.patch.object(processes, "pick_port", return_value=port):
+    with FakeServer(port) as fake, mock.patch.object(processes, "pick_port", return_value=port):
         with pytest.raises(BuscoError, match="Address already in use"):
             Postgres(state).up()
         assert not Postgres(state).ready()
-    assert false.heard == []
+    assert fake.received == []
 
 
 @pytest.mark.parametrize("kind", [3, 5], ids=["in the clear", "MD5"])
-def test_no_client_tells_a_false_server_the_password(state: Path, kind: int) -> None:
+def test_no_client_sends_the_password_to_a_fake_server(state: Path, kind: int) -> None:
     dsn = Postgres(state).dsn
-    with AsksInTheClear(processes.pick_port(state, module.NAME), kind) as false:
+    with FakeServer(processes.pick_port(state, module.NAME), kind) as fake:
         dsn = Postgres(state).dsn
         with pytest.raises(psycopg2.OperationalError, match="authentication method requirement"):
             psycopg2.connect(dsn, connect_timeout=5)
         with pytest.raises(Exception, match="authentication method requirement"):
             create_engine(dsn.replace("postgresql://", "postgresql+psycopg2://")).connect()
-    assert len(false.heard) > 1
-    assert not any((urlsplit(dsn).password or "").encode() in said or b"md5" in said for said in false.heard)
+    assert len(fake.received) > 1
+    password = (urlsplit(dsn).password or "").encode()
+    assert not any(password in message or b"md5" in message for message in fake.received)
 
 
 @pytest.mark.parametrize(
-    "does",
+    "statement",
     [
         "create temp table o (t text); copy o from program 'id'",
         "select pg_read_file('/etc/hostname')",
@@ -116,18 +117,18 @@ def test_no_client_tells_a_false_server_the_password(state: Path, kind: int) -> 
         "alter role airflow superuser",
     ],
 )
-def test_airflows_role_runs_no_program_and_reads_no_file(state: Path, does: str) -> None:
+def test_airflow_s_role_can_not_run_programs_or_read_files(state: Path, statement: str) -> None:
     postgres = Postgres(state)
     postgres.up()
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-        asked(postgres, does)
-    assert asked(postgres, "create table kept (id serial primary key)") is None, "it is its owner's database"
+        execute(postgres, statement)
+    assert execute(postgres, "create table kept (id serial primary key)") is None, "Airflow's role owns its database"
     with pytest.raises(psycopg2.OperationalError, match="authentication failed"):
         psycopg2.connect(postgres.dsn.replace("//airflow:", "//postgres:"), connect_timeout=5)
 
 
 def of_an_earlier_version(postgres: Postgres) -> Path:
-    """A cluster whose superuser is Airflow's role, and no other; gives its data folder."""
+    """Creates a cluster whose only superuser is Airflow's role, and returns its data folder."""
     account = postgres._account()
     data = postgres._data(account)
     scratch = Path(tempfile.mkdtemp(prefix="old", dir=data.parent))
@@ -152,7 +153,7 @@ def of_an_earlier_version(postgres: Postgres) -> Path:
 
 
 @pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
-def test_a_cluster_of_an_earlier_version_is_taken_over_with_all_that_is_in_it(state: Path, running: bool) -> None:
+def test_a_cluster_of_an_earlier_version_is_taken_over_with_all_its_contents(state: Path, running: bool) -> None:
     postgres = Postgres(state)
     data = of_an_earlier_version(postgres)
     if running:
@@ -163,13 +164,13 @@ def test_a_cluster_of_an_earlier_version_is_taken_over_with_all_that_is_in_it(st
         process = processes.find(state, module.NAME)
         assert process is not None
         processes.wait_until(postgres.ready, process, "it", 30)
-        assert asked(postgres, "select rolsuper from pg_roles where rolname = current_user") == [(True,)]
+        assert execute(postgres, "select rolsuper from pg_roles where rolname = current_user") == [(True,)]
     for _ in range(2):
         postgres = Postgres(state)
         postgres.up()
-        assert asked(postgres, "select rolname from pg_roles where rolsuper") == [("postgres",)]
-        assert asked(postgres, "select n from job") == [(7,)]
-    asked(postgres, "alter table job add column more int; insert into job (n) values (8)")
-    asked(postgres, "select nextval('own'); drop view all_jobs; drop sequence own; drop table job")
-    asked(postgres, "create schema more; comment on database airflow is 'mine'")
+        assert execute(postgres, "select rolname from pg_roles where rolsuper") == [("postgres",)]
+        assert execute(postgres, "select n from job") == [(7,)]
+    execute(postgres, "alter table job add column more int; insert into job (n) values (8)")
+    execute(postgres, "select nextval('own'); drop view all_jobs; drop sequence own; drop table job")
+    execute(postgres, "create schema more; comment on database airflow is 'mine'")
     assert secret(state / "secrets" / "postgres-superuser") not in postgres.dsn

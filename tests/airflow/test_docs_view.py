@@ -1,4 +1,4 @@
-"""dbt docs of the live release in Airflow's own pages: consumers see them, nobody else does."""
+"""The live release's dbt docs in the Airflow UI, which only logged-in users can see."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAGE = f"busco/dbt_docs_page?dag_id={DAG}&project=busco"
 
 @pytest.fixture(scope="module")
 def published(driver: Driver) -> str:
-    """Airflow's address, where a run has published the project and its docs."""
+    """The URL of Airflow, after a run has published the project and its docs."""
     run = driver.start()
     driver.green(run)
     user = {"username": "reader", "password": "reader", "first_name": "r", "last_name": "r", "email": "r@example.com"}
@@ -34,13 +34,13 @@ def test_a_viewer_sees_the_live_release_s_docs_with_all_tables_and_types(driver:
     assert live is not None
     for table in live.tables:
         assert f'"name": "{table.split(".")[1]}"' in page.text, table
-    assert "VARCHAR[]" in page.text, "a column's type, from the catalog"
+    assert "VARCHAR[]" in page.text, "a column's type, which comes from the catalog"
 
 
-def test_whoever_has_not_logged_in_sees_no_docs(published: str) -> None:
-    nobody = requests.Session()
-    nobody.trust_env = False
+def test_a_visitor_who_has_not_logged_in_sees_no_docs(published: str) -> None:
+    visitor = requests.Session()
+    visitor.trust_env = False
     for path in ("cosmos/dbt_docs", "cosmos/dbt_docs_index.html", "cosmos/manifest.json", "busco/docs", PAGE):
-        answer = nobody.get(f"{published}/{path}", timeout=60)
+        answer = visitor.get(f"{published}/{path}", timeout=60)
         assert "/login" in answer.url
         assert "fct" not in answer.text

@@ -18,7 +18,7 @@ REPRODUCED_BY = {
     '`pin`: "the ECS task that reads': ("test_a_selection_that_no_ecs_task_can_read_fails_the_pin_with_ecs_s_words",),
     '`pin`, `publish`: "has no id': ("test_two_folders_of_one_name_do_not_drop_each_other_s_tables",),
     '`publish`: "this may be another project"': (
-        "test_a_publish_that_may_be_another_project_s_fails_with_both_ways_out",
+        "test_a_publish_that_may_belong_to_another_project_fails_and_suggests_both_fixes",
         "test_two_folders_of_one_name_do_not_drop_each_other_s_tables",
     ),
     '`publish`: "was pinned for the dbt project"': (
