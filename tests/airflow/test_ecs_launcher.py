@@ -1,4 +1,4 @@
-"""What ECS's API does wrong is survived: faults at the wire, before the local AWS's ECS."""
+"""The ECS launcher survives faults of ECS's API, which a proxy in front of the local AWS injects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from busco.settings import Settings, get_settings
 from tests.airflow.driver import Driver
 from tests.airflow.fault_proxy import Answer, Fault, Proxy, error, failure, lost
 
-_sleep = asyncio.sleep  # not the one that the proxy makes short
+_sleep = asyncio.sleep  # the original one, which the proxy fixture replaces with a shorter one
 PIN = Pin(run="r.x", epoch=1, environment="prod", base=None, bronze={}, manifest_hash="h", created_at=utc_now())
 
 
@@ -36,15 +36,15 @@ def order(name: str = "fct/1", generation: int = 1, **more: Any) -> Order:
 
 
 def run(story: Coroutine[Any, Any, None]) -> None:
-    # a later event loop may have the identity of an earlier one, whose client is of another endpoint
+    # a later event loop can have the same id() as an earlier one, whose client uses another endpoint
     async_aws._clients.clear()
     asyncio.run(story)
 
 
-async def started(proxy: Proxy, wanted: Order) -> list[str]:
-    """The tasks that ECS has for an order."""
+async def started(proxy: Proxy, an_order: Order) -> list[str]:
+    """Returns the ARNs of the tasks that ECS has for an order."""
     client = await ecs.async_client("ecs", get_settings())
-    answer = await client.list_tasks(cluster=get_settings().ecs_cluster, startedBy=started_by(wanted.token))
+    answer = await client.list_tasks(cluster=get_settings().ecs_cluster, startedBy=started_by(an_order.token))
     return list(answer["taskArns"])
 
 
@@ -61,21 +61,21 @@ async def started(proxy: Proxy, wanted: Order) -> list[str]:
     ],
     ids=["memory", "agent", "capacity", "throttled", "throttled-as-text", "server", "answer-lost"],
 )
-def test_what_may_pass_is_tried_again_and_one_task_is_started(proxy: Proxy, sessions: Any, fault: Fault) -> None:
+def test_a_transient_error_is_retried_and_one_task_is_started(proxy: Proxy, sessions: Any, fault: Fault) -> None:
     async def story() -> None:
-        said: list[str] = []
-        launcher, wanted = of(get_settings(), sessions), order()
+        messages: list[str] = []
+        launcher, an_order = of(get_settings(), sessions), order()
         proxy.fail("RunTask", *[fault] * (1 if fault is lost else 2))
-        handle = await launcher.start(PIN, wanted, said.append)
-        assert await started(proxy, wanted) == [handle.arn]
+        handle = await launcher.start(PIN, an_order, messages.append)
+        assert await started(proxy, an_order) == [handle.arn]
         assert handle.alive()
-        assert said[-1].startswith("started ECS task")
+        assert messages[-1].startswith("started ECS task")
 
     run(story())
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "text"),
     [
         (error("ClientException", "ECS was unable to assume the role 'arn:aws:iam::1:role/gone'"), "role"),
         (error("AccessDeniedException", "User is not authorized to perform: iam:PassRole on resource"), "iam:PassRole"),
@@ -84,14 +84,14 @@ def test_what_may_pass_is_tried_again_and_one_task_is_started(proxy: Proxy, sess
     ],
     ids=["role", "pass-role", "definition", "network"],
 )
-def test_what_does_not_pass_ends_at_once_in_words_and_frees_the_place(
-    proxy: Proxy, sessions: Any, fault: Fault, words: str
+def test_a_permanent_error_fails_at_once_with_its_reason_and_frees_the_slot(
+    proxy: Proxy, sessions: Any, fault: Fault, text: str
 ) -> None:
     async def story() -> None:
-        launcher, wanted = of(get_settings(), sessions), order()
+        launcher, an_order = of(get_settings(), sessions), order()
         proxy.fail("RunTask", fault)
-        with pytest.raises(CannotStart, match=words):
-            await launcher.start(PIN, wanted, print)
+        with pytest.raises(CannotStart, match=text):
+            await launcher.start(PIN, an_order, print)
         assert proxy.calls.count("RunTask") == 1
         assert launcher.slots.holders() == []
 
@@ -100,30 +100,28 @@ def test_what_does_not_pass_ends_at_once_in_words_and_frees_the_place(
 
 def test_an_order_that_is_started_again_gets_the_same_task(proxy: Proxy, sessions: Any) -> None:
     async def story() -> None:
-        settings, wanted = get_settings(), order()
-        first = await of(settings, sessions).start(PIN, wanted, print)
+        settings, an_order = get_settings(), order()
+        first = await of(settings, sessions).start(PIN, an_order, print)
         # another triggerer, or this one after a restart
-        assert (await of(settings, sessions).resume(PIN, wanted, print)).arn == first.arn
+        assert (await of(settings, sessions).resume(PIN, an_order, print)).arn == first.arn
         assert proxy.calls.count("RunTask") == 1
-        await of(settings, sessions).discard(wanted, "not wanted any more")
-        assert await started(proxy, wanted) == []
+        await of(settings, sessions).discard(an_order, "no longer needed")
+        assert await started(proxy, an_order) == []
 
     run(story())
 
 
-def test_fifty_starts_with_a_limit_of_four_run_four_at_a_time_in_the_order_that_they_came(
-    proxy: Proxy, sessions: Any
-) -> None:
+def test_fifty_starts_with_a_limit_of_four_run_four_at_a_time_in_order_of_arrival(proxy: Proxy, sessions: Any) -> None:
     async def story() -> None:
         settings = get_settings()
-        # two triggerers on one database
+        # two triggerers that share a database
         launchers = [of(settings, sessions, limit=4), of(settings, sessions, limit=4)]
         begun: list[int] = []
-        said: list[str] = []
+        messages: list[str] = []
 
         async def one(number: int) -> None:
             launcher = launchers[number % 2]
-            handle = await launcher.start(PIN, order(f"m{number}/1"), said.append)
+            handle = await launcher.start(PIN, order(f"m{number}/1"), messages.append)
             begun.append(number)
             assert len(launcher.slots.holders()) <= 4
             await launcher.stop_task(handle.arn, "done")
@@ -136,16 +134,16 @@ def test_fifty_starts_with_a_limit_of_four_run_four_at_a_time_in_the_order_that_
                 group.create_task(one(number))
                 await _sleep(0.02)
         assert sorted(begun) == list(range(50))
-        # beside each other four may overtake one another, no more
+        # the four concurrent ones can overtake one another, but no others
         assert all(abs(place - number) < 8 for place, number in enumerate(begun)), begun
-        assert any("ahead of this one (BUSCO_MAX_ECS_TASKS=4)" in line for line in said)
+        assert any("ahead of this one (BUSCO_MAX_ECS_TASKS=4)" in line for line in messages)
         assert launchers[0].slots.holders() == []
 
     with mock.patch.object(ecs, "_EVERY", 0.0):
         run(story())
 
 
-def test_a_place_whose_task_is_gone_is_freed_by_whoever_waits(proxy: Proxy, sessions: Any) -> None:
+def test_the_slot_of_a_task_that_is_gone_is_freed_by_an_order_that_waits_for_one(proxy: Proxy, sessions: Any) -> None:
     async def story() -> None:
         settings = get_settings()
         dead = await of(settings, sessions, limit=1).start(PIN, order("dead/1"), print)
@@ -158,10 +156,10 @@ def test_a_place_whose_task_is_gone_is_freed_by_whoever_waits(proxy: Proxy, sess
         run(story())
 
 
-def test_an_order_that_ecs_has_no_capacity_for_keeps_its_place(proxy: Proxy, sessions: Any) -> None:
+def test_an_order_that_ecs_has_no_capacity_for_keeps_its_slot(proxy: Proxy, sessions: Any) -> None:
     async def story() -> None:
         settings, first, second = get_settings(), order("first/1"), order("second/1")
-        # several heartbeats are not missed while ECS refuses thirty times
+        # no heartbeats are missed while ECS refuses thirty times
         launchers = [EcsLauncher(settings, Slots(1, sessions), stale=0.4) for _ in range(2)]
         proxy.fail("RunTask", *[failure("Capacity is unavailable at this time")] * 30)
         begun = asyncio.create_task(launchers[0].start(PIN, first, print))
@@ -179,7 +177,7 @@ def test_an_order_that_ecs_has_no_capacity_for_keeps_its_place(proxy: Proxy, ses
         run(story())
 
 
-def test_maintenance_frees_the_places_of_tasks_that_are_over_and_of_orders_whose_triggerer_has_died(
+def test_maintenance_frees_the_slots_of_stopped_tasks_and_of_orders_whose_triggerer_died(
     proxy: Proxy, sessions: Any
 ) -> None:
     settings, slots = get_settings(), Slots(10, sessions)
@@ -193,7 +191,7 @@ def test_maintenance_frees_the_places_of_tasks_that_are_over_and_of_orders_whose
         return arns
 
     arns = asyncio.run(story())
-    # one triggerer died before it had written down which task was started, another one before it had asked for one
+    # one triggerer died before it recorded the task that it had started, another one before it called RunTask
     slots.gone([arns[0]])
     for one in (running, unknown):
         slots.ask(one.token, "label", "start")
@@ -202,16 +200,14 @@ def test_maintenance_frees_the_places_of_tasks_that_are_over_and_of_orders_whose
     assert [(holder.token, holder.arn) for holder in slots.holders()] == [(running.token, arns[0])]
 
 
-def test_a_task_that_ecs_does_not_know_any_more_is_gone_and_one_that_it_does_not_know_yet_is_not(
-    proxy: Proxy, sessions: Any
-) -> None:
-    def unknown(asked: dict[str, Any]) -> Answer:
-        return 200, {"tasks": [], "failures": [{"arn": arn, "reason": "MISSING"} for arn in asked["tasks"]]}
+def test_a_task_that_ecs_does_not_return_is_gone_unless_it_was_only_just_started(proxy: Proxy, sessions: Any) -> None:
+    def unknown(request: dict[str, Any]) -> Answer:
+        return 200, {"tasks": [], "failures": [{"arn": arn, "reason": "MISSING"} for arn in request["tasks"]]}
 
     async def story() -> None:
         launcher = of(get_settings(), sessions)
         handle = await launcher.start(PIN, order(), print)
-        # right after RunTask, DescribeTasks may not know it
+        # right after RunTask, DescribeTasks may not return the task yet
         proxy.fail("DescribeTasks", unknown, unknown)
         for _ in range(3):
             await launcher.look([], [handle])
@@ -227,7 +223,7 @@ def test_a_task_that_ecs_does_not_know_any_more_is_gone_and_one_that_it_does_not
         run(story())
 
 
-def test_a_stopped_task_without_containers_or_log_stream_has_ended_and_its_reason_is_told(
+def test_a_stopped_task_without_containers_or_log_stream_has_ended_and_its_reason_is_reported(
     proxy: Proxy, sessions: Any
 ) -> None:
     async def story() -> None:
@@ -251,24 +247,24 @@ def test_a_stopped_task_without_containers_or_log_stream_has_ended_and_its_reaso
     run(story())
 
 
-def test_overrides_stay_far_below_their_limit_and_hold_no_secret(driver: Driver) -> None:
+def test_overrides_stay_far_below_their_limit_and_contain_no_secret(driver: Driver) -> None:
     settings = get_settings().model_copy(update={"environment": "e" * 31})
     nodes = tuple(f"test.project.a_test_with_a_rather_long_name_{number:04}.0123456789" for number in range(1000))
     pin = PIN.model_copy(update={"run": f"{'d' * 30}.{'r' * 60}.12345678"})
     launcher = EcsLauncher(settings, mock.Mock())
-    wanted = order("m" * 250 + "/12", nodes=nodes)
+    an_order = order("m" * 250 + "/12", nodes=nodes)
     canary = {"AWS_SECRET_ACCESS_KEY": "canary-secret", "AIRFLOW__CORE__FERNET_KEY": "canary-key"}
     with mock.patch.dict("os.environ", canary):
-        request = launcher.request(command(pin, wanted), wanted.token)
-    said = json.dumps(request)
+        request = launcher.request(command(pin, an_order), an_order.token)
+    text = json.dumps(request)
     assert len(json.dumps(request["overrides"])) < 1000
-    assert "canary" not in said
+    assert "canary" not in text
     assert request["overrides"]["containerOverrides"][0]["name"] == "dbt"
     assert len(request["clientToken"]) <= 64
     assert len(request["startedBy"]) <= 128
 
 
-def test_a_task_goes_to_the_capacity_provider_and_network_of_the_settings(driver: Driver) -> None:
+def test_a_task_uses_the_capacity_provider_and_network_from_the_settings(driver: Driver) -> None:
     update = {
         "ecs_capacity_provider": "FARGATE_SPOT",
         "ecs_subnets": "subnet-1, subnet-2",
@@ -286,7 +282,7 @@ def test_a_task_goes_to_the_capacity_provider_and_network_of_the_settings(driver
 
 
 @pytest.mark.parametrize(
-    ("task", "out_of_memory", "passing", "words"),
+    ("task", "out_of_memory", "passing", "text"),
     [
         (
             {
@@ -311,15 +307,15 @@ def test_a_task_goes_to_the_capacity_provider_and_network_of_the_settings(driver
         ),
     ],
 )
-def test_how_a_task_ended_decides_what_comes_next(
-    task: dict[str, Any], out_of_memory: bool, passing: bool, words: str
+def test_the_stop_code_decides_whether_an_ending_is_transient_or_out_of_memory(
+    task: dict[str, Any], out_of_memory: bool, passing: bool, text: str
 ) -> None:
     ending = ending_of({"containers": [], **task}, "dbt")
     assert (ending.out_of_memory, ending.passing) == (out_of_memory and not passing, passing)
-    assert words in ending.reason
+    assert text in ending.reason
 
 
-def test_a_runner_that_is_no_ecs_task_is_gone_where_models_run_on_ecs(proxy: Proxy, sessions: Any) -> None:
+def test_a_local_runner_is_gone_if_models_run_on_ecs(proxy: Proxy, sessions: Any) -> None:
     async def story() -> None:
         local = Runner(number=3, kind="shared", launcher="local", host="h", pid=1, started=0, token="t")
         assert list(await of(get_settings(), sessions).look([local], [])) == [3]

@@ -1,4 +1,4 @@
-"""An ECS task of a user's own DAG: what RunTask is asked for, and where its output is looked for."""
+"""ECS tasks in a user's own DAG: the arguments of RunTask, and where the output is read from."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ARN = "arn:aws:ecs:sa-east-1:123456789012:task/busco/0123456789abcdef"
 
 
 class Cloudformation(yaml.SafeLoader):
-    """YAML with CloudFormation's tags, whose values are not needed."""
+    """Loads YAML with CloudFormation's tags; the tagged values are ignored."""
 
 
 Cloudformation.add_multi_constructor("!", lambda loader, suffix, node: suffix)
 
 
 def started(settings: Settings, command: str = "doctor", role: str = "", **expected: Any) -> TaskDeferred:
-    """Executes the operator; RunTask must be called with just these arguments beside those that are always there."""
+    """Executes the operator. RunTask must be called with exactly the usual arguments and these."""
     operator = EcsRunTaskOperator(
         task_id="t", owner="me", **ecs_task_arguments(settings, [command], timeout=timedelta(minutes=5))
     )  # fmt: skip
@@ -46,7 +46,7 @@ def started(settings: Settings, command: str = "doctor", role: str = "", **expec
     }
     operator.__dict__["client"] = ecs
     with Stubber(ecs) as stubbed, pytest.raises(TaskDeferred) as deferred:
-        # no container yet, as ECS answers
+        # ECS returns the task without containers at first
         stubbed.add_response("run_task", {"tasks": [{"taskArn": ARN}], "failures": []}, {**always, **expected})
         operator.do_xcom_push = False
         operator.execute(Context())
@@ -54,16 +54,16 @@ def started(settings: Settings, command: str = "doctor", role: str = "", **expec
 
 
 def a_settings(**values: Any) -> Settings:
-    # whatever a platform that runs beside has in the environment
+    # ignore the roles in the environment, which a running platform may have set
     no_roles = dict.fromkeys(("runner_role_arn", "ingest_role_arn", "publisher_role_arn"), "")
     return Settings(home=ROOT, platform="aws", region="sa-east-1", **no_roles | values)
 
 
-def test_by_default_it_runs_on_fargate_and_names_no_network() -> None:
+def test_by_default_it_runs_on_fargate_and_specifies_no_network() -> None:
     started(a_settings(), launchType="FARGATE")
 
 
-def test_it_has_the_role_of_its_duty() -> None:
+def test_each_command_runs_with_the_role_for_its_duty() -> None:
     roles = {"runner_role_arn": "arn:aws:iam::1:role/runner", "ingest_role_arn": "arn:aws:iam::1:role/ingest"}
     settings = a_settings(publisher_role_arn="arn:aws:iam::1:role/publisher", **roles)
     started(settings, "ingest", roles["ingest_role_arn"], launchType="FARGATE")
@@ -73,12 +73,12 @@ def test_it_has_the_role_of_its_duty() -> None:
     assert request["overrides"]["taskRoleArn"] == roles["runner_role_arn"]
 
 
-def test_a_capacity_provider_takes_the_launch_type_s_place() -> None:
+def test_a_capacity_provider_replaces_the_launch_type() -> None:
     strategy = [{"capacityProvider": "FARGATE_SPOT", "weight": 1}]
     started(a_settings(ecs_capacity_provider="FARGATE_SPOT"), capacityProviderStrategy=strategy)
 
 
-def test_its_network_and_platform_are_those_of_the_settings() -> None:
+def test_its_network_and_platform_version_come_from_the_settings() -> None:
     network = {"subnets": ["subnet-1", "subnet-2"], "securityGroups": ["sg-1"], "assignPublicIp": "DISABLED"}
     started(
         a_settings(ecs_subnets="subnet-1, subnet-2", ecs_security_groups="sg-1", ecs_platform_version="1.4.0"),
@@ -88,19 +88,19 @@ def test_its_network_and_platform_are_those_of_the_settings() -> None:
     )
 
 
-def test_its_output_is_read_from_the_stream_and_in_the_region_where_ecs_writes_it() -> None:
-    waits = started(a_settings(), launchType="FARGATE")
-    _, given = waits.trigger.serialize()
-    assert (given["log_group"], given["log_stream"]) == ("/busco/dbt", "dbt/dbt/0123456789abcdef")
-    assert (given["region"], given["aws_conn_id"]) == ("sa-east-1", None)
+def test_its_output_is_read_from_the_log_stream_and_region_that_ecs_writes_it_to() -> None:
+    deferred = started(a_settings(), launchType="FARGATE")
+    _, arguments = deferred.trigger.serialize()
+    assert (arguments["log_group"], arguments["log_stream"]) == ("/busco/dbt", "dbt/dbt/0123456789abcdef")
+    assert (arguments["region"], arguments["aws_conn_id"]) == ("sa-east-1", None)
 
 
-def test_it_does_not_wait_for_seventy_days() -> None:
-    waits = started(a_settings(), launchType="FARGATE")
-    assert waits.timeout == timedelta(minutes=6)
+def test_it_waits_one_minute_longer_than_its_timeout_and_not_seventy_days() -> None:
+    deferred = started(a_settings(), launchType="FARGATE")
+    assert deferred.timeout == timedelta(minutes=6)
 
 
-def test_the_settings_name_what_the_template_makes() -> None:
+def test_the_settings_match_the_container_and_log_prefix_in_the_template() -> None:
     settings = a_settings()
     found = yaml.load((ROOT / "deploy/aws/ecs.yaml").read_text(), Cloudformation)["Resources"]
     for size in ("Small", "Medium", "Large"):

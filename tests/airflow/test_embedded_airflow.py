@@ -1,4 +1,4 @@
-"""The embedded Airflow itself: starts once, heals after any kill, listens on this machine only, leaves nothing."""
+"""The embedded Airflow starts once, recovers from any kill, listens only on loopback and leaves no processes."""
 
 from __future__ import annotations
 
@@ -96,23 +96,23 @@ class Platform:
         return AirflowApi(self.settings)
 
     def up(self) -> list[str]:
-        """Starts it; gives what it said."""
-        said: list[str] = []
-        airflow.up(self.settings, said.append)
-        return said
+        """Starts it and returns its messages."""
+        messages: list[str] = []
+        airflow.up(self.settings, messages.append)
+        return messages
 
-    def on_call_may(self, what: str) -> bool:
-        """Whether the role OnCall has a permission, `can_delete DAG Runs`."""
+    def on_call_may(self, permission: str) -> bool:
+        """Whether the role OnCall has a permission, such as `can_delete DAG Runs`."""
         with closing(Postgres(self.settings.state).connect()) as connection, connection.cursor() as cursor:
             cursor.execute(OF_A_ROLE.replace("?", "%s"), ["OnCall"])
-            return what in {row[0] for row in cursor.fetchall()}
+            return permission in {row[0] for row in cursor.fetchall()}
 
     def pids(self) -> dict[str, int]:
         found = {name: processes.find(self.settings.state, name) for name in ALL}
         return {name: process.pid for name, process in found.items() if process}
 
     def family(self) -> list[psutil.Process]:
-        """Every process of the platform: those recorded, and all that are in their sessions."""
+        """Returns every process of the platform: the recorded ones and all others in their sessions."""
         leaders = set(self.pids().values())
         return [process for process in psutil.process_iter() if _session(process.pid) in leaders]
 
@@ -127,7 +127,7 @@ def _session(pid: int) -> int:
 def _wait(ready: Callable[[], bool], limit: float = 30) -> None:
     deadline, pause = time.monotonic() + limit, threading.Event()
     while not ready():
-        assert time.monotonic() < deadline, "not within the limit"
+        assert time.monotonic() < deadline, "the condition was not met within the time limit"
         pause.wait(0.1)
 
 
@@ -142,7 +142,7 @@ def _settings(home: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    # pytest's own folders are closed to others, and PostgreSQL run as root needs another user
+    # pytest's own folders are private to their owner, but PostgreSQL runs as another user if this one is root
     home = Path(tempfile.mkdtemp(prefix="busco-airflow-"))
     home.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
@@ -177,11 +177,11 @@ def test_everything_listens_on_this_machine_only(platform: Platform) -> None:
     )
 
 
-def test_the_webserver_keeps_its_files_to_the_project(platform: Platform) -> None:
+def test_the_webserver_keeps_its_files_inside_the_project(platform: Platform) -> None:
     webserver = platform.pids()["webserver"]
     mine = {process.pid for process in platform.family() if _session(process.pid) == webserver}
     assert [c.laddr for c in psutil.net_connections("unix") if c.pid in mine and c.laddr] == []
-    assert list((platform.settings.state / "airflow/tmp").iterdir()), "its cache"
+    assert list((platform.settings.state / "airflow/tmp").iterdir()), "the webserver's cache is missing"
 
 
 def test_keys_and_passwords_can_be_read_by_their_owner_only(platform: Platform) -> None:
@@ -196,13 +196,13 @@ def test_keys_and_passwords_can_be_read_by_their_owner_only(platform: Platform) 
         assert not any(secret in " ".join(process.cmdline()) for secret in secrets)
 
 
-def test_the_database_refuses_whoever_has_no_password(platform: Platform) -> None:
+def test_the_database_rejects_a_wrong_password(platform: Platform) -> None:
     dsn = Postgres(platform.settings.state).dsn
     with pytest.raises(psycopg2.OperationalError, match="authentication failed"):
         psycopg2.connect(dsn.replace(dsn.split(":")[2].split("@")[0], "guess"), connect_timeout=5)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="run by an ordinary user, it is that user's")
+@pytest.mark.skipif(os.geteuid() != 0, reason="if Airflow is started by an ordinary user, PostgreSQL runs as that user")
 def test_as_root_the_database_runs_as_an_ordinary_user_with_its_own_group_only(platform: Platform) -> None:
     server = psutil.Process(platform.pids()["postgres"])
     import grp
@@ -214,17 +214,17 @@ def test_as_root_the_database_runs_as_an_ordinary_user_with_its_own_group_only(p
     assert grp.getgrgid(account.pw_gid).gr_name == "busco-postgres"
 
 
-def test_a_level_of_tasks_waits_for_the_triggerer_not_a_whole_second(platform: Platform) -> None:
+def test_a_chain_of_tasks_runs_in_the_triggerer_without_an_error(platform: Platform) -> None:
     run = platform.api.trigger("levels", {}, run_id="mine")
     assert run == "mine"
     _wait(lambda: platform.api.dag_run("levels", run)["state"] in ("success", "failed"), 60)
     tasks = platform.api.task_instances("levels", run)
     assert [task["state"] for task in tasks] == ["success"] * LEVELS
-    looks = (platform.settings.state / "log/triggerer.log").read_text()
-    assert "Traceback" not in looks
+    log = (platform.settings.state / "log/triggerer.log").read_text()
+    assert "Traceback" not in log
 
 
-def test_the_log_of_a_waiting_trigger_is_read_from_its_file_alone(platform: Platform) -> None:
+def test_the_log_of_a_waiting_trigger_is_read_only_from_its_file(platform: Platform) -> None:
     run = platform.api.trigger("waits", {})
     _wait(lambda: "the trigger speaks" in platform.api.log("waits", run, "forever", 1))
     log = platform.api.log("waits", run, "forever", 1)
@@ -234,7 +234,7 @@ def test_the_log_of_a_waiting_trigger_is_read_from_its_file_alone(platform: Plat
     _wait(lambda: "told to stop" in platform.api.log("waits", run, "forever", 1))
 
 
-def test_a_refused_run_is_told_at_once(platform: Platform) -> None:
+def test_a_run_that_airflow_refuses_is_reported_at_once(platform: Platform) -> None:
     platform.api.trigger("levels", {}, run_id="twice")
     begun = time.monotonic()
     with pytest.raises(BuscoError, match="409"):
@@ -243,7 +243,7 @@ def test_a_refused_run_is_told_at_once(platform: Platform) -> None:
 
 
 @pytest.mark.slow
-def test_after_all_of_it_was_killed_it_starts_again_and_goes_on_with_what_ran(platform: Platform) -> None:
+def test_after_all_processes_are_killed_it_starts_again_and_continues_the_running_tasks(platform: Platform) -> None:
     run = platform.api.trigger("waits", {})
     _wait(lambda: "the trigger speaks" in platform.api.log("waits", run, "forever", 1))
     address, before = airflow.url(platform.settings), platform.pids()
@@ -253,13 +253,13 @@ def test_after_all_of_it_was_killed_it_starts_again_and_goes_on_with_what_ran(pl
     assert airflow.url(platform.settings) == address
     assert not set(platform.pids().values()) & set(before.values())
     assert all(state.startswith("running") for _, state in airflow.status(platform.settings))
-    # well before Airflow itself would give up the former triggerer
+    # well before Airflow itself would consider the former triggerer dead
     _wait(lambda: platform.api.log("waits", run, "forever", 1).count("the trigger speaks") == 2, 15)
     platform.api.set_state("waits", run, "forever", "failed")
 
 
 @pytest.mark.slow
-def test_what_a_killed_process_left_is_ended_before_the_next_one_starts(platform: Platform) -> None:
+def test_the_children_of_a_killed_process_are_ended_before_the_next_one_starts(platform: Platform) -> None:
     address, before = airflow.url(platform.settings), platform.family()
     for pid in platform.pids().values():
         os.kill(pid, signal.SIGKILL)
@@ -269,7 +269,7 @@ def test_what_a_killed_process_left_is_ended_before_the_next_one_starts(platform
 
 
 @pytest.mark.long
-def test_a_start_that_was_killed_half_way_is_taken_up(home: Path) -> None:
+def test_a_start_that_was_killed_halfway_is_completed_by_the_next_one(home: Path) -> None:
     other = home / "other"
     other.mkdir()
     platform = Platform(_settings(other))
@@ -296,27 +296,27 @@ def test_a_start_that_was_killed_half_way_is_taken_up(home: Path) -> None:
     assert processes.wait_ended(everything, 0) == []
 
 
-def test_ending_it_leaves_no_process_and_no_port(platform: Platform) -> None:
-    everything, said = platform.family(), []
+def test_stopping_it_leaves_no_process_and_no_open_port(platform: Platform) -> None:
+    everything, messages = platform.family(), []
     assert len(everything) > len(ALL)
-    airflow.down(platform.settings, said.append)
+    airflow.down(platform.settings, messages.append)
     assert processes.wait_ended(everything, 0) == []
-    assert said[-1] == "stopped PostgreSQL"
+    assert messages[-1] == "stopped PostgreSQL"
     assert dict(airflow.status(platform.settings)) == dict.fromkeys(ALL, "stopped")
     for port in json.loads((platform.settings.state / "ports.json").read_text()).values():
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
-    airflow.down(platform.settings, said.append)  # once more is no error
+    airflow.down(platform.settings, messages.append)  # stopping it again is not an error
 
 
 @pytest.mark.slow
-def test_what_was_there_is_there_after_a_restart_but_what_a_killed_start_left(platform: Platform) -> None:
+def test_a_restart_keeps_the_data_and_removes_the_leftovers_of_a_killed_start(platform: Platform) -> None:
     data = Path((platform.settings.state / "postgres.location").read_text().strip())
     leftover = data.with_name("postgres-new.killed")
     (leftover / "data").mkdir(parents=True)
     platform.up()
     assert not platform.on_call_may("can_delete DAG Runs")
-    # as a platform of an earlier version has left it
+    # as an earlier version of the platform left it
     with closing(Postgres(platform.settings.state).connect()) as connection, connection, connection.cursor() as cursor:
         cursor.execute(
             "insert into ab_permission_view_role (id, permission_view_id, role_id) select "

@@ -1,4 +1,4 @@
-"""Runners that end before they register themselves: whose failure that is, and how many more are started."""
+"""Runners that end before they register: which tasks fail because of it, and how many more runners are started."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def begun(lab: Lab, *nodes: str, **more: Any) -> asyncio.Task[Ended]:
     return asyncio.create_task(lab.follow(*nodes, **more))
 
 
-# -- a start that was given up ----------------------------------------------------------------------------------------
+# -- a start that was abandoned ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ecs", [False, True])
 @pytest.mark.parametrize("later", [0.0, 0.1, 1.0, 30.0])
-def test_a_task_that_was_cleared_while_its_runner_started_gets_another_one(ecs: bool, later: float) -> None:
+def test_a_task_that_was_cleared_while_its_runner_was_starting_gets_another_one(ecs: bool, later: float) -> None:
     async def story() -> None:
         lab = Lab(a_model("a"), ecs=ecs, pending=lambda _: 3)
         a = begun(lab, A)
@@ -40,7 +40,7 @@ def test_a_task_that_was_cleared_while_its_runner_started_gets_another_one(ecs: 
     simulate(story())
 
 
-def test_a_task_that_is_cleared_while_a_runner_that_was_given_up_is_being_stopped_gets_another_one() -> None:
+def test_a_task_that_is_cleared_while_its_abandoned_runner_is_being_stopped_gets_another_one() -> None:
     async def story() -> None:
         lab = Lab(a_model("a"), pending=lambda _: 30)
         a = begun(lab, A)
@@ -49,7 +49,7 @@ def test_a_task_that_is_cleared_while_a_runner_that_was_given_up_is_being_stoppe
         handle = lab.watch.launched["shared"].handle
 
         async def slowly(reason: str) -> None:
-            # a process has ten seconds to end by itself
+            # a process has ten seconds to exit by itself
             await asyncio.sleep(8)
             lab._kill(1)
 
@@ -63,7 +63,7 @@ def test_a_task_that_is_cleared_while_a_runner_that_was_given_up_is_being_stoppe
     simulate(story())
 
 
-def test_a_task_may_be_cleared_however_often_while_its_runner_is_pending() -> None:
+def test_a_task_can_be_cleared_any_number_of_times_while_its_runner_is_pending() -> None:
     async def story() -> None:
         lab = Lab(a_model("a"), ecs=True, passing=True, pending=lambda _: 3)
         for attempt in range(1, 8):
@@ -76,7 +76,7 @@ def test_a_task_may_be_cleared_however_often_while_its_runner_is_pending() -> No
     simulate(story())
 
 
-def test_runners_that_worked_before_they_were_lost_are_no_starts_in_vain() -> None:
+def test_runners_that_registered_before_they_were_lost_do_not_count_as_failed_starts() -> None:
     async def story() -> None:
         lab = Lab(a_model("a"), ecs=True, passing=True, slow={A: 100})
         a = begun(lab, A, restarts=10)
@@ -96,7 +96,7 @@ def test_runners_that_worked_before_they_were_lost_are_no_starts_in_vain() -> No
     simulate(story())
 
 
-def test_a_start_that_fails_again_and_again_is_given_up() -> None:
+def test_a_start_that_keeps_failing_is_given_up() -> None:
     async def story() -> None:
         lab = Lab(a_model("a"), ecs=True, passing=True, stillborn=True)
         ended = await lab.follow(A)
@@ -106,25 +106,25 @@ def test_a_start_that_fails_again_and_again_is_given_up() -> None:
     simulate(story())
 
 
-# -- how many are started ---------------------------------------------------------------------------------------------
+# -- how many runners are started -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("why_takes", [0.1, 25.0])
-def test_all_who_waited_for_a_start_fail_with_it_at_once_and_no_other_runner_is_started(why_takes: float) -> None:
+def test_a_failed_start_fails_all_waiting_tasks_at_once_and_no_other_runner_is_started(why_takes: float) -> None:
     async def story() -> None:
         graph = {name: node for number in range(40) for name, node in a_model(f"m{number}").items()}
         lab = Lab(graph, ecs=True, stillborn=True, pending=lambda _: 30, why_takes=why_takes)
         began = asyncio.get_running_loop().time()
         ends = await asyncio.gather(*(lab.follow(node) for node in graph))
         assert {ended.state for ended in ends} == {"failed"}
-        assert len({ended.text.split("\n", 1)[1] for ended in ends}) == 1, "they say the same"
+        assert len({ended.text.split("\n", 1)[1] for ended in ends}) == 1, "all tasks report the same reason"
         assert lab.started == ["shared"]
         assert asyncio.get_running_loop().time() - began < 55
 
     simulate(story())
 
 
-def test_a_task_that_begins_while_others_learn_why_their_runner_could_not_start_gets_another_one() -> None:
+def test_a_task_that_begins_while_the_reason_for_a_failed_start_is_read_gets_another_runner() -> None:
     async def story() -> None:
         lab = Lab({**a_model("a"), **a_model("b")}, ecs=True, stillborn=True, why_takes=10)
         a = begun(lab, A)
@@ -156,7 +156,7 @@ def test_a_lost_runner_that_two_triggerers_follow_gets_one_replacement(moment: f
     simulate(story())
 
 
-def test_a_start_in_vain_that_two_triggerers_wait_for_is_followed_by_one_other() -> None:
+def test_a_failed_start_that_two_triggerers_wait_for_is_repeated_once() -> None:
     async def story() -> None:
         lab = Lab({**a_model("a"), **a_model("b")}, ecs=True, passing=True, pending=_slow_later)
         both = [begun(lab, A), begun(lab, B, watch=lab.another_watch())]

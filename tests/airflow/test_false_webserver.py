@@ -1,4 +1,4 @@
-"""Whoever takes the webserver's port is not told the admin's password."""
+"""A process that takes the webserver's port does not receive the admin's password."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from busco.settings import Settings
 from tests.loopback import Handler, serving
 
 
-def test_the_admin_s_password_goes_to_the_webserver_that_was_started_alone(
+def test_the_admin_s_password_is_sent_only_to_the_webserver_that_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[str] = []
+    received: list[str] = []
 
-    class Listens(Handler):
+    class Recorder(Handler):
         def do_GET(self) -> None:
-            heard.append(f"{self.path} {self.headers.get('Authorization')}")
+            received.append(f"{self.path} {self.headers.get('Authorization')}")
             self.answer(200, b"{}", {"Content-Type": "application/json"})
 
         do_POST = do_GET
 
     settings = Settings(home=tmp_path, state_dir=tmp_path)
-    with serving(Listens) as url:
+    with serving(Recorder) as url:
         monkeypatch.setattr(processes, "known_port", lambda *_: int(url.rpartition(":")[2]))
         processes.start(tmp_path, "webserver", ["/bin/sleep", "60"], os.environ, tmp_path)
         try:
@@ -34,9 +34,9 @@ def test_the_admin_s_password_goes_to_the_webserver_that_was_started_alone(
                 with pytest.raises(ConnectionError, match="isn't listening"):
                     call()
             assert not airflow.healthy(AirflowApi(settings), "webserver")
-            assert ("webserver", "unhealthy") in [(name, said.split()[0]) for name, said in airflow.status(settings)]
+            assert ("webserver", "unhealthy") in [(name, state.split()[0]) for name, state in airflow.status(settings)]
         finally:
             processes.stop(tmp_path, "webserver")
         with pytest.raises(ConnectionError, match="busco ui"):
             AirflowApi(settings).call("GET", "dags")
-    assert heard == []
+    assert received == []

@@ -1,4 +1,4 @@
-"""Flower as Compose starts it: for known hosts and with the admin's login only."""
+"""Flower, as Compose starts it, accepts only known host names and requires the admin's login."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
-        # Airflow wants one that several processes may use, and Flower asks it nothing
+        # Airflow requires a database that several processes can use, but Flower never queries it
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql+psycopg2://nobody@127.0.0.1:1/nothing",
         "AIRFLOW__CELERY__BROKER_URL": "memory://",
         "AIRFLOW__CELERY__RESULT_BACKEND": "cache+memory://",
@@ -69,16 +69,16 @@ def status(url: str, path: str, host: str = "", password: str | None = "a passwo
     return session.get(f"{url}{path}", headers=headers, auth=auth, timeout=60).status_code
 
 
-def test_a_rebound_name_is_refused_and_known_ones_are_answered(url: str) -> None:
+def test_a_rebound_host_name_is_refused_and_known_ones_are_accepted(url: str) -> None:
     for host in ("evil.example.com", "127.0.0.1.example.com", "localhost.example.com:80", "evil@localhost"):
         for path in ("/", "/healthcheck", "/api/workers", "/static/css/flower.css", "/metrics"):
-            # Tornado itself refuses a malformed one with 400
+            # Tornado itself rejects a malformed host name with 400
             assert status(url, path, host) == (400 if "@" in host else 403), (host, path)
     for host in ("localhost:5555", "127.0.0.1", "[::1]:5555", "airflow.example.com", "flower.example.com:443"):
         assert status(url, "/workers", host) == 200, host
 
 
-def test_nothing_but_the_health_check_is_answered_without_the_admin_s_login(url: str) -> None:
+def test_only_the_health_check_is_served_without_the_admin_s_login(url: str) -> None:
     for path in ("/", "/workers", "/tasks", "/metrics", "/api/workers", "/api/tasks", "/static/css/flower.css", "/x"):
         assert status(url, path, password=None) == 401, path
     assert status(url, "/healthcheck", password=None) == 200
@@ -87,45 +87,47 @@ def test_nothing_but_the_health_check_is_answered_without_the_admin_s_login(url:
         assert status(url, "/workers", password=wrong) == 401, wrong
 
 
-def test_a_page_of_another_site_changes_nothing_by_the_login_that_the_browser_has(url: str) -> None:
+def test_a_page_of_another_site_can_not_change_anything_with_the_browser_s_login(url: str) -> None:
     port = url.rpartition(":")[2]
     pages: list[dict[str, str]] = [
         {"Origin": "http://127.0.0.1:9999"}, {"Origin": "null"}, {"Origin": f"http://localhost:{port}"},
         {"Origin": "http://airflow.example.com:8080"}, {"Sec-Fetch-Site": "same-site"},
         {"Origin": url, "Sec-Fetch-Site": "cross-site"}, {"Origin": f"{url}.example.com"},
     ]  # fmt: skip
-    for said in pages:
+    for headers in pages:
         for method in ("POST", "PUT", "DELETE"):
-            assert changed(url, method, said) == (403, "403: Forbidden\n"), (method, said)
-    # what there is no worker for
-    for said in ({}, {"Origin": url}, {"Origin": url, "Sec-Fetch-Site": "same-origin"}):
-        assert changed(url, "POST", said)[0] == 404, said
+            assert shutdown(url, method, headers) == (403, "403: Forbidden\n"), (method, headers)
+    # 404, because no worker has this name
+    for headers in ({}, {"Origin": url}, {"Origin": url, "Sec-Fetch-Site": "same-origin"}):
+        assert shutdown(url, "POST", headers)[0] == 404, headers
 
 
-def changed(url: str, method: str, said: dict[str, str]) -> tuple[int, str]:
-    """What the answer to a worker's shutdown is."""
+def shutdown(url: str, method: str, headers: dict[str, str]) -> tuple[int, str]:
+    """Requests a worker's shutdown, and returns the status and body of the response."""
     with requests.Session() as session:
         session.trust_env = False
         session.auth = ("admin", "a password, with a comma")
-        answer = session.request(method, f"{url}/api/worker/shutdown/nobody", headers=said, timeout=60)
+        answer = session.request(method, f"{url}/api/worker/shutdown/nobody", headers=headers, timeout=60)
         return answer.status_code, answer.text
 
 
-def test_no_page_is_in_a_frame(url: str) -> None:
+def test_no_page_can_be_framed(url: str) -> None:
     for path in ("/workers", "/healthcheck", "/x"):
         answer = requests.get(f"{url}{path}", auth=("admin", "a password, with a comma"), timeout=60)
         assert answer.headers["X-Frame-Options"] == "DENY", path
 
 
-def test_guesses_are_limited(url: str) -> None:
+def test_password_guesses_are_limited(url: str) -> None:
     for _ in range(12):
         last = status(url, "/workers", password="guess")
     assert last == 429
-    assert status(url, "/workers") == 429, "the right one is not tried either"
+    assert status(url, "/workers") == 429, "the right password is not checked either"
     assert status(url, "/healthcheck", password=None) == 200
 
 
-def test_without_a_login_it_does_not_start_and_on_aws_not_with_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flower_needs_a_login_and_on_aws_one_with_another_password_than_the_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("AIRFLOW_ADMIN_USERNAME", "AIRFLOW_ADMIN_PASSWORD", "AIRFLOW__CELERY__FLOWER_BASIC_AUTH"):
         monkeypatch.delenv(name, raising=False)
     get_settings.cache_clear()

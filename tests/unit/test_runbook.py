@@ -26,7 +26,7 @@ REPRODUCED_BY = {
     ),
     '"Page refused" (403) from Airflow': (
         "test_a_page_of_another_site_changes_nothing_in_the_name_of_whoever_is_logged_in",
-        "test_a_page_of_another_site_changes_nothing_by_the_login_that_the_browser_has",
+        "test_a_page_of_another_site_can_not_change_anything_with_the_browser_s_login",
     ),
     "429 from Airflow or Flower": (
         "test_after_ten_wrong_passwords_a_user_s_right_one_is_not_tried_and_other_users_are",
@@ -60,7 +60,7 @@ REPRODUCED_BY = {
     '"the slot was taken away': (
         "test_an_owner_that_stalled_and_lost_its_slot_stops_its_task_and_requests_a_slot_again",
     ),
-    '"ECS cannot start the task now': ("test_what_may_pass_is_tried_again_and_one_task_is_started",),
+    '"ECS cannot start the task now': ("test_a_transient_error_is_retried_and_one_task_is_started",),
     '"runner 1 is gone: …': (
         "test_a_container_that_is_killed_is_replaced_and_what_is_built_is_not_built_again",
         "test_a_task_that_is_stopped_by_hand_is_replaced",
@@ -71,7 +71,7 @@ REPRODUCED_BY = {
         "test_a_model_that_runs_out_of_memory_twice_fails_and_the_rest_goes_on_until_it_is_cleared",
     ),
     'red: "its runner could not start"': (
-        "test_what_does_not_pass_ends_at_once_in_words_and_frees_the_place",
+        "test_a_permanent_error_fails_at_once_with_its_reason_and_frees_the_slot",
         "test_what_ecs_does_wrong_is_survived",
     ),
     'red: "its runner reported an error"': (
@@ -103,7 +103,7 @@ REPRODUCED_BY = {
     "AccessDenied on RunTask": ("test_a_role_may_do_what_its_policy_says",),
     '"Host refused"': (
         "test_a_page_whose_name_was_rebound_to_this_machine_is_refused_everywhere",
-        "test_a_rebound_name_is_refused_and_known_ones_are_answered",
+        "test_a_rebound_host_name_is_refused_and_known_ones_are_accepted",
     ),
     '400 "contains a NUL': ("test_a_run_with_a_text_that_no_database_takes_is_refused_by_name",),
     'a service ends with "AIRFLOW_LOGIN': (
