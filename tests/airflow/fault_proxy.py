@@ -83,9 +83,9 @@ class Proxy:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _OF_ONE_HOP}
         headers.setdefault("Content-Type", "application/octet-stream")  # urllib's default is a form's
         method = request.command
-        asked = urllib.request.Request(self.endpoint + request.path, body or None, headers, method=method)
+        outgoing = urllib.request.Request(self.endpoint + request.path, body or None, headers, method=method)
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked) as answer:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(outgoing) as answer:
                 return _forwarded(answer, method)
         except urllib.error.HTTPError as refused:
             return _forwarded(refused, method)

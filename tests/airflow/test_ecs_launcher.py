@@ -159,7 +159,7 @@ def test_the_slot_of_a_task_that_is_gone_is_freed_by_an_order_that_waits_for_one
 def test_an_order_that_ecs_has_no_capacity_for_keeps_its_slot(proxy: Proxy, sessions: Any) -> None:
     async def story() -> None:
         settings, first, second = get_settings(), order("first/1"), order("second/1")
-        # no heartbeats are missed while ECS refuses thirty times
+        # a slot is stale only after several missed heartbeats, and none is missed while ECS refuses thirty times
         launchers = [EcsLauncher(settings, Slots(1, sessions), stale=0.4) for _ in range(2)]
         proxy.fail("RunTask", *[failure("Capacity is unavailable at this time")] * 30)
         begun = asyncio.create_task(launchers[0].start(PIN, first, print))

@@ -1,4 +1,4 @@
-"""Which runner's word a task takes, and when it has one started: every order in which on-call may clear things."""
+"""Which runner's result a task accepts, and when it has one started, for the ways in which on-call can clear tasks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_one_shared_runner_serves_all_tasks_of_a_run() -> None:
     run(story())
 
 
-def test_what_failed_is_red_with_its_error_and_clearing_it_builds_it_alone() -> None:
+def test_a_failed_model_is_red_with_its_error_and_clearing_it_builds_only_that_model() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         lab.bad[G] = "error"
@@ -54,7 +54,7 @@ def test_what_failed_is_red_with_its_error_and_clearing_it_builds_it_alone() -> 
     run(story())
 
 
-def test_R9_a_task_behind_a_failed_test_that_was_marked_success_is_told_why_it_is_not_built() -> None:
+def test_R9_a_model_downstream_of_a_failed_test_marked_success_reports_why_it_is_not_built() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         lab.bad[TS] = "failed"
@@ -67,7 +67,7 @@ def test_R9_a_task_behind_a_failed_test_that_was_marked_success_is_told_why_it_i
     run(story())
 
 
-def test_R9_a_failing_test_of_a_source_ends_what_lies_behind_it() -> None:
+def test_R9_a_failing_test_of_a_source_fails_the_models_downstream_of_it() -> None:
     async def story() -> None:
         source = "test.p.source"
         lab = Lab({**CHAIN, **a_test("source", BRONZE)})
@@ -78,7 +78,7 @@ def test_R9_a_failing_test_of_a_source_ends_what_lies_behind_it() -> None:
     run(story())
 
 
-def test_after_a_runner_that_could_not_work_each_further_task_needs_no_clearing_of_its_own() -> None:
+def test_after_a_parse_error_only_the_task_that_reported_it_has_to_be_cleared() -> None:
     async def story() -> None:
         lab = Lab(CHAIN, parse_error="dbt can't parse the project")
         ended = await lab.follow(S)
@@ -91,7 +91,7 @@ def test_after_a_runner_that_could_not_work_each_further_task_needs_no_clearing_
     run(story())
 
 
-def test_a_shared_runner_that_dies_is_replaced_so_often_and_no_more() -> None:
+def test_a_shared_runner_that_dies_is_replaced_a_limited_number_of_times() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         lab.deadly.add(G)
@@ -100,23 +100,23 @@ def test_a_shared_runner_that_dies_is_replaced_so_often_and_no_more() -> None:
         assert ended.state == "failed"
         assert "ended without a result" in ended.text
         assert "clear this task" in ended.text
-        assert [node for _, node in lab.built] == [S], "what was built is not built again"
+        assert [node for _, node in lab.built] == [S], "built models are not built again"
         lab.deadly.clear()
         assert (await lab.follow(G, attempt=2, restarts=2)).state == "success"
-        assert (await lab.follow(K, restarts=2)).state == "success", "earlier deaths are not its own"
+        assert (await lab.follow(K, restarts=2)).state == "success", "runners that died earlier do not count against it"
 
     run(story())
 
 
-def test_a_runner_that_hangs_is_stopped_and_another_one_goes_on() -> None:
+def test_a_runner_that_hangs_is_stopped_and_another_one_takes_over() -> None:
     async def story() -> None:
         lab = Lab(CHAIN, silence=0.3)
         lab.hangs.add(G)
         assert [(await lab.follow(node)).state for node in (S, G, K)] == ["success"] * 3
         assert lab.stopped == [1]
-        assert [node for _, node in lab.built] == [S, G, K], "what was built is not built again"
-        assert "no heartbeats" in lab.said[0]
-        assert "another runner takes over" in lab.said[0]
+        assert [node for _, node in lab.built] == [S, G, K], "built models are not built again"
+        assert "no heartbeats" in lab.messages[0]
+        assert "another runner takes over" in lab.messages[0]
 
     run(story())
 
@@ -133,7 +133,7 @@ def test_a_runner_that_hangs_and_can_not_be_stopped_is_given_up() -> None:
     run(story())
 
 
-def test_R10_a_try_that_was_cancelled_at_work_is_nothing_to_the_next_one() -> None:
+def test_R10_a_try_that_was_cancelled_while_building_does_not_affect_the_next_one() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         assert (await lab.follow(S)).state == "success"
@@ -149,7 +149,7 @@ def test_R10_a_try_that_was_cancelled_at_work_is_nothing_to_the_next_one() -> No
     run(story())
 
 
-def test_R10_what_an_earlier_try_of_the_task_still_builds_is_not_taken_for_this_one_s() -> None:
+def test_R10_a_version_that_an_earlier_try_is_still_building_does_not_count_for_this_one() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         assert (await lab.follow(S)).state == "success"
@@ -165,7 +165,7 @@ def test_R10_what_an_earlier_try_of_the_task_still_builds_is_not_taken_for_this_
     run(story())
 
 
-def test_R8_a_joint_test_that_ran_on_a_version_built_anew_since_runs_again() -> None:
+def test_R8_a_joint_test_runs_again_if_a_version_that_it_read_has_been_rebuilt() -> None:
     async def story(before: str) -> None:
         lab = Lab({**CHAIN, **a_test("joint", "s", "g")})
         lab.bad |= {TG: "failed", JOINT: before}
@@ -183,7 +183,7 @@ def test_R8_a_joint_test_that_ran_on_a_version_built_anew_since_runs_again() -> 
         run(story(before))
 
 
-def test_R6_what_was_made_from_a_parent_that_is_built_anew_is_built_anew() -> None:
+def test_R6_a_model_is_rebuilt_if_its_parent_is_rebuilt() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         lab.slow[G] = 0.2
@@ -199,7 +199,7 @@ def test_R6_what_was_made_from_a_parent_that_is_built_anew_is_built_anew() -> No
     run(story())
 
 
-def test_R4_a_shared_runner_leaves_alone_what_another_one_is_building() -> None:
+def test_R4_a_shared_runner_does_not_build_what_another_runner_is_building() -> None:
     async def story() -> None:
         lab = Lab({**CHAIN, **a_model("x"), **a_model("y", "x"), **a_model("z")}, last=frozenset({Z}))
         lab.bad |= {S: "error", X: "error"}
@@ -215,12 +215,12 @@ def test_R4_a_shared_runner_leaves_alone_what_another_one_is_building() -> None:
         assert (await lab.follow(Y)).state == "success"
         assert (await alone).state == "success"
         assert lab.started == ["shared", "s/2", "g/1", "x/2", "shared"]
-        assert [number for number, node in lab.built if node == G] == [3], "by the runner that was at it"
+        assert [number for number, node in lab.built if node == G] == [3], "by the runner that was already building it"
 
     run(story())
 
 
-def test_a_cleared_task_does_not_wait_for_a_shared_runner_that_is_not_for_it() -> None:
+def test_a_cleared_task_does_not_wait_for_a_shared_runner_that_does_not_build_it() -> None:
     async def story() -> None:
         lab = Lab({**a_model("s"), **a_model("x"), **a_model("y", "x")})
         lab.bad |= {S: "error", X: "error"}
@@ -237,14 +237,14 @@ def test_a_cleared_task_does_not_wait_for_a_shared_runner_that_is_not_for_it() -
     run(story())
 
 
-def test_a_model_whose_unit_test_failed_is_not_built_by_a_runner_for_what_is_left() -> None:
+def test_a_model_whose_unit_test_failed_is_not_built_by_a_later_shared_runner() -> None:
     async def story() -> None:
         unit = "unit_test.p.u"
         lab = Lab({**CHAIN, **a_model("x")}, units={unit: G})
         lab.bad |= {unit: "failed", X: "error"}
         await lab.follow(S)
         assert await states(lab.follow(G, unit), lab.follow(X)) == ["failed", "failed"]
-        assert lab.started == ["shared"], "its word on the model is that on the unit test"
+        assert lab.started == ["shared"], "the failed unit test decides the model's result too"
         lab.bad.pop(X)
         assert (await lab.follow(X, attempt=2)).state == "success"
         await lab.start(lab.watch.pin, Order(name="shared", generation=9, kind="shared", size="small"), print)
@@ -257,7 +257,7 @@ def test_a_model_whose_unit_test_failed_is_not_built_by_a_runner_for_what_is_lef
     run(story())
 
 
-def test_what_a_failed_try_of_the_model_skipped_is_no_word_on_its_tests() -> None:
+def test_a_test_that_a_failed_try_of_its_model_skipped_has_no_result_yet() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         lab.bad[G] = "error"
@@ -272,7 +272,7 @@ def test_what_a_failed_try_of_the_model_skipped_is_no_word_on_its_tests() -> Non
     run(story())
 
 
-def test_a_lost_reply_to_a_follower_s_last_write_is_no_later_try() -> None:
+def test_a_lost_reply_to_a_follower_s_last_write_is_not_taken_for_a_later_try() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         lab.s3.fault = lambda call: "retried" if '"runner":1' in call.body else None
@@ -281,7 +281,7 @@ def test_a_lost_reply_to_a_follower_s_last_write_is_no_later_try() -> None:
     run(story())
 
 
-def test_a_later_try_ends_an_earlier_one() -> None:
+def test_a_later_try_supersedes_an_earlier_one() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         lab.slow[S] = 0.3
@@ -293,7 +293,7 @@ def test_a_later_try_ends_an_earlier_one() -> None:
     run(story())
 
 
-def test_a_runner_that_can_not_start_is_tried_once_and_told_to_all_who_wait() -> None:
+def test_a_runner_that_can_not_start_is_tried_once_and_fails_all_waiting_tasks() -> None:
     async def story() -> None:
         lab = Lab(CHAIN, stillborn=True)
         ended = await asyncio.gather(*(lab.follow(node) for node in (S, X, Y)))
@@ -304,18 +304,18 @@ def test_a_runner_that_can_not_start_is_tried_once_and_told_to_all_who_wait() ->
     run(story())
 
 
-def test_a_task_that_is_cleared_after_a_start_that_failed_is_not_told_of_it_again() -> None:
+def test_a_task_that_is_cleared_after_a_failed_start_does_not_report_it_again() -> None:
     async def story() -> None:
         lab = Lab(CHAIN, stillborn=True)
         assert [(await lab.follow(S)).state, lab.started] == ["failed", ["shared"]]
         lab.stillborn = False
-        # at once, by whoever has mended it meanwhile
+        # cleared at once, after the cause has been fixed
         assert (await lab.follow(S, attempt=2)).state == "success"
 
     run(story())
 
 
-def test_docs_are_made_after_failures_were_mended() -> None:
+def test_docs_are_generated_after_failures_were_fixed() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         lab.bad[G] = "error"
@@ -330,7 +330,7 @@ def test_docs_are_made_after_failures_were_mended() -> None:
     run(story())
 
 
-def test_docs_of_versions_that_were_built_anew_are_made_anew() -> None:
+def test_docs_are_generated_again_if_a_model_was_rebuilt() -> None:
     async def story() -> None:
         lab = Lab(CHAIN)
         for node in (S, TS, G, TG, K, DOCS_NODE):
@@ -353,7 +353,7 @@ def test_a_task_that_is_not_selected_ends_skipped() -> None:
     run(story())
 
 
-def test_a_model_that_ran_out_of_memory_gets_a_larger_runner_and_the_rest_goes_on_in_a_shared_one() -> None:
+def test_a_model_that_runs_out_of_memory_gets_a_larger_runner_and_the_rest_a_shared_one() -> None:
     async def story() -> None:
         lab = Lab({**CHAIN, **a_model("x"), **a_model("y", "x")}, heavy={G: "medium"})
         ends = await states(*(lab.follow(node) for node in (S, X, Y)), lab.follow(G, along=[TG]), lab.follow(TS))
@@ -362,12 +362,12 @@ def test_a_model_that_ran_out_of_memory_gets_a_larger_runner_and_the_rest_goes_o
         assert sorted(node for _, node in lab.built) == sorted([S, G, K, X, Y])
         assert dict(zip(lab.started, lab.sizes, strict=True))["g/1"] == "medium"
         assert lab.started.count("g/1") == 1
-        assert any("starting a runner of size medium for g alone" in said for said in lab.said)
+        assert any("starting a runner of size medium for g alone" in message for message in lab.messages)
 
     run(story())
 
 
-def test_a_model_that_runs_out_of_memory_in_the_next_size_too_fails_and_the_others_go_on() -> None:
+def test_a_model_that_runs_out_of_memory_in_the_next_size_too_fails_and_the_others_continue() -> None:
     async def story() -> None:
         lab = Lab({**CHAIN, **a_model("x"), **a_model("y", "x")}, heavy={G: "large"})
         g, *others = await asyncio.gather(
@@ -379,7 +379,7 @@ def test_a_model_that_runs_out_of_memory_in_the_next_size_too_fails_and_the_othe
         assert [ended.state for ended in others] == ["success"] * 4
         assert {name: lab.started.count(name) for name in lab.started}["g/1"] == 1
         assert K not in {node for _, node in lab.built}
-        # cleared, it begins where it failed
+        # after a clear, it continues from where it failed
         lab.heavy.clear()
         assert (await lab.follow(G, attempt=2, along=[TG])).state == "success"
         assert await states(lab.follow(TG), lab.follow(K)) == ["success", "success"]
@@ -387,7 +387,7 @@ def test_a_model_that_runs_out_of_memory_in_the_next_size_too_fails_and_the_othe
     run(story())
 
 
-def test_a_lost_runner_of_a_single_task_is_replaced_only_where_the_same_again_may_go_well() -> None:
+def test_a_lost_runner_of_a_single_task_is_replaced_only_if_it_ended_for_a_transient_reason() -> None:
     async def story(passing: bool, starts: int) -> None:
         lab = Lab(CHAIN, deadly={G}, passing=passing, per_model=True)
         assert (await lab.follow(S)).state == "success"
@@ -400,14 +400,14 @@ def test_a_lost_runner_of_a_single_task_is_replaced_only_where_the_same_again_ma
     run(story(passing=False, starts=1))
 
 
-def test_where_each_model_has_a_runner_it_runs_the_model_s_tests_too_which_the_test_task_follows() -> None:
+def test_a_model_s_own_runner_also_runs_its_tests_and_the_test_task_follows_that_runner() -> None:
     async def story() -> None:
         lab = Lab(CHAIN, per_model=True)
         assert (await lab.follow(S, along=[TS])).state == "success"
         assert await states(lab.follow(TS), lab.follow(G, along=[TG])) == ["success", "success"]
         assert await states(lab.follow(TG), lab.follow(K), lab.follow(DOCS_NODE)) == ["success"] * 3
         assert lab.started == ["s/1", "g/1", "k/1", "docs/1"]
-        # a test that is cleared alone has a runner that only tests
+        # a test task that is cleared alone gets a runner that only runs the tests
         assert (await lab.follow(TG, attempt=2)).state == "success"
         assert lab.started[4:] == ["tg/2"]
         assert [node for _, node in lab.built] == [S, G, K]
@@ -415,7 +415,7 @@ def test_where_each_model_has_a_runner_it_runs_the_model_s_tests_too_which_the_t
     run(story())
 
 
-def test_where_each_model_has_a_runner_tests_over_several_models_share_one() -> None:
+def test_joint_tests_share_a_runner_if_each_model_has_its_own() -> None:
     async def story() -> None:
         nodes = {**a_model("s"), **a_model("x"), **a_test("joint", "s", "x"), **a_test("tj", "s", "x")}
         lab = Lab(nodes, per_model=True, joint=frozenset({JOINT, "test.p.tj"}))
@@ -441,7 +441,7 @@ def test_R9_a_second_triggerer_starts_no_second_runner() -> None:
     run(story())
 
 
-def test_R9_a_triggerer_that_comes_back_finds_how_runners_ended() -> None:
+def test_R9_a_restarted_triggerer_finds_how_runners_ended() -> None:
     async def story() -> None:
         lab = Lab(CHAIN, heavy={G: "medium"})
         first = asyncio.create_task(lab.follow(G, along=[TG]))
@@ -455,7 +455,7 @@ def test_R9_a_triggerer_that_comes_back_finds_how_runners_ended() -> None:
     run(story())
 
 
-def test_R10_a_runner_that_another_task_follows_outlives_a_cancelled_one() -> None:
+def test_R10_a_runner_is_not_stopped_when_a_task_is_cancelled_if_another_one_follows_it() -> None:
     async def story() -> None:
         lab = Lab(CHAIN, slow={G: 5})
         assert (await lab.follow(S)).state == "success"
@@ -465,14 +465,14 @@ def test_R10_a_runner_that_another_task_follows_outlives_a_cancelled_one() -> No
         await lab.clear(g, "g/1")
         assert lab.stopped == []
         await lab.clear(k, "k/1", elsewhere=1)
-        assert lab.stopped == [], "a task follows it in another triggerer"
+        assert lab.stopped == [], "a task in another triggerer still follows it"
         await lab.clear(asyncio.create_task(lab.follow(K)), "k/1")
         assert lab.stopped == [1]
 
     run(story())
 
 
-def test_R9_a_runner_of_one_task_has_its_nodes_until_it_is_written_down_as_gone() -> None:
+def test_R9_a_runner_for_one_task_keeps_its_nodes_until_its_ending_is_recorded() -> None:
     async def story() -> None:
         lab = Lab(CHAIN, deadly={G}, per_model=True)
         assert (await lab.follow(S)).state == "success"
@@ -482,7 +482,7 @@ def test_R9_a_runner_of_one_task_has_its_nodes_until_it_is_written_down_as_gone(
         if not lab.run.endings():
             assert {G, TG} <= for_other_runners(lab.run)
         assert (await g).state == "failed"
-        assert set(lab.run.endings()) == {1, 2}, "whoever may not ask ECS reads it there"
+        assert set(lab.run.endings()) == {1, 2}, "processes that cannot query ECS read the endings there"
         assert for_other_runners(lab.run) == frozenset()
 
     run(story())

@@ -1,5 +1,8 @@
-"""What S3, ECS and the triggerer do to a task at the worst moment decides neither its state nor what is built: each
-call of a story fails once, loses its reply or sees the triggerer die, and the story must end as it does without."""
+"""Faults of S3, ECS and the triggerer change neither a task's final state nor what is built.
+
+Each call of a scenario fails once, loses its reply, or has the triggerer die before or after it. The scenario must end
+as it does without faults.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from tests.airflow.simulation import Call, Fault, simulate
 S, G, K, X, Y = "model.p.s", "model.p.g", "model.p.k", "model.p.x", "model.p.y"
 TS, TG = "test.p.ts", "test.p.tg"
 NODES = {**a_model("s"), **a_model("g", "s"), **a_model("k", "g"), **a_test("ts", "s"), **a_test("tg", "g")}
-# each task: the nodes that decide it, those that a runner for it alone builds too, and the tasks before it
+# for each task: the nodes that decide it, the nodes that its own runner also builds, and its upstream tasks
 Tasks = Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
 CHAIN: Tasks = {
     "s": ((S,), (TS,), ()),
@@ -38,8 +41,10 @@ SIDE_BY_SIDE: Tasks = {
 
 @dataclass
 class Airflow:
-    """Airflow's side of a run: a try begins when the tasks before it have succeeded, and goes on in the next triggerer
-    when one dies."""
+    """Airflow's side of a run.
+
+    A try begins when the upstream tasks have succeeded. If the triggerer dies, the try continues in the next one.
+    """
 
     lab: Lab
     tasks: Tasks
@@ -49,7 +54,7 @@ class Airflow:
     texts: list[str] = field(default_factory=list)
 
     async def run(self) -> None:
-        """Returns when no task is left that may begin."""
+        """Runs all tasks, and returns when no further one can start."""
         going: dict[str, asyncio.Task[None]] = {}
         while True:
             for name, (_, _, before) in self.tasks.items():
@@ -82,13 +87,13 @@ class Airflow:
         self.texts.append(f"{name}/{attempt}: {ended.text}\n{ended.details}")
 
     def clear(self, *names: str) -> None:
-        """Clears tasks; those that have begun before get a further try."""
+        """Clears tasks. Those that have already started get a further try."""
         for name in names:
             if self.states.pop(name) != "upstream_failed":
                 self.tries[name] += 1
 
 
-Story = Callable[[Lab, Airflow], Awaitable[None]]
+Scenario = Callable[[Lab, Airflow], Awaitable[None]]
 
 
 async def a_parent_is_fixed_and_cleared(lab: Lab, airflow: Airflow) -> None:
@@ -100,7 +105,7 @@ async def a_parent_is_fixed_and_cleared(lab: Lab, airflow: Airflow) -> None:
     await airflow.run()
 
 
-async def a_green_model_is_cleared_with_all_behind_it(lab: Lab, airflow: Airflow) -> None:
+async def a_green_model_is_cleared_with_everything_downstream(lab: Lab, airflow: Airflow) -> None:
     await airflow.run()
     airflow.clear(*airflow.tasks)
     await airflow.run()
@@ -126,9 +131,9 @@ async def two_models_are_fixed_and_cleared_at_once(lab: Lab, airflow: Airflow) -
     await airflow.run()
 
 
-STORIES: list[Story] = [
+SCENARIOS: list[Scenario] = [
     a_parent_is_fixed_and_cleared,
-    a_green_model_is_cleared_with_all_behind_it,
+    a_green_model_is_cleared_with_everything_downstream,
     a_runner_dies_at_a_model_each_time,
     two_models_are_fixed_and_cleared_at_once,
 ]
@@ -136,8 +141,10 @@ STORIES: list[Story] = [
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a story ends with: the tasks' states, and what was built how often. `started` are the orders of the runners,
-    which follow from these only where tasks run one after another."""
+    """The result of a scenario: the tasks' states, and each model once for each time that it was built.
+
+    `started` has the names of the runners' orders. They are deterministic only if tasks run one after another.
+    """
 
     states: dict[str, str]
     built: list[str]
@@ -146,18 +153,20 @@ class Outcome:
     calls: int = field(compare=False)
 
 
-def end_of(story: Story, fault: Callable[[Call], Fault | None], delay: Callable[[], float] = lambda: 0.0) -> Outcome:
-    async def told() -> Outcome:
-        at_once = story is two_models_are_fixed_and_cleared_at_once
+def end_of(
+    scenario: Scenario, fault: Callable[[Call], Fault | None], delay: Callable[[], float] = lambda: 0.0
+) -> Outcome:
+    async def played() -> Outcome:
+        at_once = scenario is two_models_are_fixed_and_cleared_at_once
         nodes = {**a_model("s"), **a_model("g", "s"), **a_model("k", "g"), **a_model("x", "s"), **a_model("y", "x")}
         lab = Lab(nodes if at_once else NODES, ecs=True, slow=dict.fromkeys([S, G, K, X, Y], 0.1))
         lab.s3.fault, lab.s3.delay = fault, delay
         airflow = Airflow(lab, SIDE_BY_SIDE if at_once else CHAIN)
-        await story(lab, airflow)
+        await scenario(lab, airflow)
         built, started = sorted(node for _, node in lab.built), [] if at_once else lab.started
         return Outcome(airflow.states, built, started, airflow.texts, len(lab.s3.calls))
 
-    return simulate(told())
+    return simulate(played())
 
 
 KINDS: dict[str, tuple[Fault, ...]] = {
@@ -167,16 +176,18 @@ KINDS: dict[str, tuple[Fault, ...]] = {
 
 
 def fits(fault: Fault, call: Call) -> Fault | None:
-    """A fault that only a write can have happens to no other call."""
+    """Returns the fault, or None if it applies only to writes and the call is not one."""
     return None if fault in ("retried", "conflict") and call.operation != "PUT" else fault
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
-def test_a_story_ends_the_same_whichever_of_its_calls_fails(story: Story, kind: str) -> None:
-    """Each call of a story fails in one of the rounds, several of them in each round. A triggerer that dies must get
-    further than the one before it did, so there are fewer deaths in a round."""
-    expected = end_of(story, lambda _: None)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_a_scenario_ends_the_same_whichever_of_its_calls_fail(scenario: Scenario, kind: str) -> None:
+    """In each round several calls fail; over all rounds, every call fails once.
+
+    A triggerer must get further than the one that died before it, so there are fewer deaths in a round.
+    """
+    expected = end_of(scenario, lambda _: None)
     every = 13 if kind == "calls fail" else 45
     for number in range(every):
         chosen = random.Random(number)
@@ -185,12 +196,12 @@ def test_a_story_ends_the_same_whichever_of_its_calls_fails(story: Story, kind: 
             strikes = call.number % every == number and call.number <= expected.calls
             return fits(chosen.choice(KINDS[kind]), call) if strikes else None
 
-        assert end_of(story, fault) == expected, f"call {number} of each {every}"
+        assert end_of(scenario, fault) == expected, f"every {every}th call failed, from call {number}"
 
 
-@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
-def test_a_story_ends_the_same_over_a_slow_and_unreliable_network(story: Story) -> None:
-    expected = end_of(story, lambda _: None)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_a_scenario_ends_the_same_over_a_slow_and_unreliable_network(scenario: Scenario) -> None:
+    expected = end_of(scenario, lambda _: None)
     for seed in range(8):
         chance = random.Random(seed)
 
@@ -199,20 +210,22 @@ def test_a_story_ends_the_same_over_a_slow_and_unreliable_network(story: Story) 
             strikes = chance.random() < 0.04 and call.number <= 2 * expected.calls
             return fits(chance.choice(every), call) if strikes else None
 
-        found = end_of(story, fault, lambda chance=chance: chance.random() * 0.1)  # type: ignore[misc]
+        found = end_of(scenario, fault, lambda chance=chance: chance.random() * 0.1)  # type: ignore[misc]
         assert found.states == expected.states, f"seed {seed}: {found.texts}"
         assert found.built == expected.built, f"seed {seed}: {found.started}"
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__)
-def test_a_story_ends_the_same_whichever_single_call_fails_in_whichever_way(story: Story, kind: str) -> None:
-    expected = end_of(story, lambda _: None)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_a_scenario_ends_the_same_whichever_single_call_fails_and_however_it_fails(
+    scenario: Scenario, kind: str
+) -> None:
+    expected = end_of(scenario, lambda _: None)
     for number in range(1, expected.calls + 1):
         for fault in KINDS[kind]:
 
             def once(call: Call, number: int = number, fault: Fault = fault) -> Fault | None:
                 return fits(fault, call) if call.number == number else None
 
-            assert end_of(story, once) == expected, f"call {number}: {fault}"
+            assert end_of(scenario, once) == expected, f"call {number}: {fault}"

@@ -1,4 +1,4 @@
-"""What a task does while S3 is away: it waits, it decides nothing by what it does not know, and it never hangs."""
+"""What a task does while S3 is unavailable: it waits, never hangs, and decides nothing before reading the records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NODES = {**a_model("s"), **a_model("g", "s"), **a_model("k", "g"), **a_test("tg"
 
 
 async def fixed(lab: Lab) -> None:
-    """A run in which `g` failed, was fixed and cleared. Nothing behind it has begun; the first runner skipped it."""
+    """Has `g` fail, be fixed and be cleared. Nothing downstream has started; the first runner skipped it."""
     lab.bad[G] = "error"
     assert (await lab.follow(S)).state == "success"
     assert (await lab.follow(G)).state == "failed"
@@ -30,7 +30,7 @@ async def fixed(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("times", [0, 1, 3])
-def test_nothing_is_decided_before_a_look_at_the_records_succeeded(times: int) -> None:
+def test_nothing_is_decided_before_the_records_have_been_read(times: int) -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True)
         await fixed(lab)
@@ -43,28 +43,28 @@ def test_nothing_is_decided_before_a_look_at_the_records_succeeded(times: int) -
     simulate(story())
 
 
-def test_a_task_that_begins_knows_everything_that_was_recorded_before_it() -> None:
+def test_a_task_sees_everything_that_was_recorded_before_it_began() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True, slow={S: 100})
         busy = asyncio.create_task(lab.follow(S))
         while not lab.watch.runners:
             await asyncio.sleep(0.01)
-        # recorded by another triggerer, right after a look of this one
-        looks = lab.watch.polls
-        while lab.watch.polls == looks:
+        # recorded by another triggerer, right after a poll of this one
+        polls = lab.watch.polls
+        while lab.watch.polls == polls:
             await asyncio.sleep(0.01)
         theirs = Order(name="theirs", generation=1, kind="solo", nodes=("model.p.other",))
         lab.run.store.create(lab.run.layout.order("theirs", 1), theirs)
         began = asyncio.get_running_loop().time()
         await lab.watch.enter("k/1")
         assert "theirs" in lab.watch.orders
-        assert asyncio.get_running_loop().time() - began < 0.1, "it does not wait for the next look"
+        assert asyncio.get_running_loop().time() - began < 0.1, "it does not wait for the next scheduled poll"
         busy.cancel()
 
     simulate(story())
 
 
-def test_a_task_that_begins_during_a_look_waits_for_one_that_knows_everything_before_it() -> None:
+def test_a_task_that_begins_during_a_poll_waits_for_one_that_sees_everything_before_it() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True)
         lab.s3.delay = lambda: 1.0
@@ -72,7 +72,7 @@ def test_a_task_that_begins_during_a_look_waits_for_one_that_knows_everything_be
         while not lab.s3.calls or lab.s3.calls[-1].key != lab.run.layout.results:
             await asyncio.sleep(0.1)
         await asyncio.sleep(1.5)
-        # the orders were listed before this one was written; the answer to the last listing is under way
+        # the orders were listed before this one was written; the response to the last listing has not arrived yet
         theirs = Order(name="theirs", generation=1, kind="solo", nodes=("model.p.other",))
         lab.run.store.create(lab.run.layout.order("theirs", 1), theirs)
         await lab.watch.enter("k/1")
@@ -82,7 +82,7 @@ def test_a_task_that_begins_during_a_look_waits_for_one_that_knows_everything_be
     simulate(story())
 
 
-def test_a_try_that_goes_on_after_a_restart_knows_what_it_knew_when_it_began() -> None:
+def test_a_try_that_continues_after_a_restart_keeps_the_state_at_its_beginning() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True, slow={K: 5})
         await fixed(lab)
@@ -92,7 +92,7 @@ def test_a_try_that_goes_on_after_a_restart_knows_what_it_knew_when_it_began() -
         before = record(lab, "k")
         assert (before.before, before.past) == (2, (1, 2))
         first.cancel()
-        # the runner that was building it dies while no triggerer is there
+        # the runner that was building it dies while no triggerer is running
         await lab.stop(lab.run.runners()[-1], "the test")
         await lab.restart()
         lab.slow.clear()
@@ -105,7 +105,7 @@ def test_a_try_that_goes_on_after_a_restart_knows_what_it_knew_when_it_began() -
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_a_start_that_failed_before_a_task_was_cleared_is_not_its_failure_after_a_restart_either(joint: bool) -> None:
+def test_a_start_that_failed_before_a_task_was_cleared_does_not_fail_it_after_a_restart(joint: bool) -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True, stillborn=True, per_model=joint, joint=frozenset({TG} if joint else ()))
         assert (await lab.follow(TG)).state == "failed"
@@ -118,7 +118,7 @@ def test_a_start_that_failed_before_a_task_was_cleared_is_not_its_failure_after_
     simulate(story())
 
 
-def test_a_start_that_fails_during_a_restart_is_the_failure_of_the_task_that_waits_for_it() -> None:
+def test_a_start_that_fails_during_a_restart_fails_the_task_that_waits_for_it() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True, stillborn=True)
         first = asyncio.create_task(lab.follow(S))
@@ -133,7 +133,7 @@ def test_a_start_that_fails_during_a_restart_is_the_failure_of_the_task_that_wai
     simulate(story())
 
 
-def test_the_record_of_a_try_that_an_older_version_began_is_read() -> None:
+def test_the_record_of_a_try_that_began_under_an_older_version_is_read() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True)
         await fixed(lab)
@@ -151,10 +151,10 @@ def record(lab: Lab, task: str) -> Follower:
     return found
 
 
-# -- S3 is away -------------------------------------------------------------------------------------------------------
+# -- S3 is unavailable ------------------------------------------------------------------------------------------------
 
 
-def test_a_task_that_waits_for_a_place_while_the_records_can_not_be_read_gets_its_result_afterwards() -> None:
+def test_a_task_that_waits_for_a_slot_while_the_records_are_unreadable_gets_its_result_later() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True)
         free = asyncio.Event()
@@ -179,7 +179,7 @@ def test_a_task_that_waits_for_a_place_while_the_records_can_not_be_read_gets_it
     simulate(story())
 
 
-def test_all_who_wait_hear_of_it_when_the_records_can_not_be_read_and_a_later_try_succeeds() -> None:
+def test_unreadable_records_fail_all_waiting_tasks_and_a_later_try_succeeds() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True)
         lab.s3.fault = Failing("LIST")
@@ -191,7 +191,7 @@ def test_all_who_wait_hear_of_it_when_the_records_can_not_be_read_and_a_later_tr
     simulate(story())
 
 
-def test_a_task_that_begins_in_the_middle_of_an_outage_has_as_much_patience_as_one_that_began_before() -> None:
+def test_a_task_that_begins_during_an_outage_waits_as_long_as_one_that_began_before_it() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True)
         lab.s3.fault = Failing("LIST")
@@ -223,7 +223,7 @@ def test_a_log_that_can_not_be_read_does_not_change_the_state_of_its_task(fault:
     simulate(story())
 
 
-def test_a_log_whose_first_read_fails_is_shown() -> None:
+def test_a_log_whose_first_read_fails_is_read_again() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True)
         lab.s3.fault = Failing("GET", ".log", times=1, fault="lost")
@@ -232,7 +232,7 @@ def test_a_log_whose_first_read_fails_is_shown() -> None:
     simulate(story())
 
 
-def test_why_a_runner_was_lost_is_said_without_its_output_where_that_can_not_be_read() -> None:
+def test_the_reason_for_a_lost_runner_is_reported_even_if_its_output_can_not_be_read() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True, deadly={S})
         lab.s3.fault = Failing("GetLogEvents")
@@ -247,14 +247,14 @@ def test_why_a_runner_was_lost_is_said_without_its_output_where_that_can_not_be_
 # -- endings ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_ending_that_another_triggerer_noted_counts_although_noting_one_here_failed() -> None:
+def test_an_ending_that_another_triggerer_recorded_counts_even_if_recording_one_here_fails() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True, slow={S: 100, G: 100})
         for name in ("one", "two"):
             await lab.start(lab.watch.pin, Order(name=name, generation=1, kind="solo", nodes=(S,), token=name), print)
         await asyncio.sleep(1)
         await lab.watch.enter("s/1")
-        # another triggerer gave up the first; the second is killed, and this one notes that
+        # another triggerer gave up the first runner; the second one is killed, and this triggerer records that
         lab.run.store.create(lab.run.layout.ending(1), Ending(number=1, reason="its host is lost"))
         lab.s3.fault = Failing("PUT", "ended-2", times=1)
         lab._kill(lab.run.runners()[1].pid)
@@ -274,13 +274,13 @@ def test_an_ending_counts_once_it_is_written(fault: Fault) -> None:
         task = asyncio.create_task(lab.follow(S, restarts=1))
         while "shared" not in lab.started[1:]:
             await asyncio.sleep(0.01)
-        assert 1 in lab.run.endings(), "whoever may not ask ECS reads it there"
+        assert 1 in lab.run.endings(), "processes that cannot query ECS read the ending there"
         task.cancel()
 
     simulate(story())
 
 
-def test_a_task_does_not_wait_for_ever_for_an_ending_that_can_not_be_written() -> None:
+def test_a_task_does_not_wait_forever_for_an_ending_that_can_not_be_written() -> None:
     async def story() -> None:
         lab = Lab(NODES, ecs=True, deadly={S})
         lab.s3.fault = Failing("PUT", "ended-1")
@@ -290,19 +290,19 @@ def test_a_task_does_not_wait_for_ever_for_an_ending_that_can_not_be_written() -
     simulate(story())
 
 
-def test_runners_that_hang_are_all_stopped_although_stopping_one_fails_at_first() -> None:
+def test_all_runners_that_hang_are_stopped_even_if_stopping_one_fails_at_first() -> None:
     async def story() -> None:
         lab = Lab({**a_model("s"), **a_model("g")}, ecs=True, silence=5, per_model=True, hangs={S, G})
         lab.s3.fault = Failing("StopTask", times=3)
         ended = await asyncio.gather(lab.follow(S), lab.follow(G))
         assert {one.state for one in ended} == {"success"}
         assert sorted(lab.stopped) == [1, 2]
-        assert asyncio.get_running_loop().time() < 1015, "they are not silent for twice the time first"
+        assert asyncio.get_running_loop().time() < 1015, "they are stopped without a second period of silence"
 
     simulate(story())
 
 
-def test_a_runner_that_hangs_and_can_not_be_stopped_does_not_hold_up_what_others_do() -> None:
+def test_a_runner_that_hangs_and_can_not_be_stopped_does_not_delay_other_tasks() -> None:
     async def story() -> None:
         lab = Lab({**a_model("s"), **a_model("g")}, ecs=True, silence=5, per_model=True, hangs={G})
         lab.s3.fault = Failing("StopTask")
@@ -310,7 +310,7 @@ def test_a_runner_that_hangs_and_can_not_be_stopped_does_not_hold_up_what_others
         while not any(call.operation == "StopTask" for call in lab.s3.calls):
             await asyncio.sleep(0.1)
         assert (await asyncio.wait_for(lab.follow(S), 2)).state == "success"
-        assert (await hanging).state == "success", "its host is taken for lost, and another runner goes on"
+        assert (await hanging).state == "success", "its host is considered lost, and another runner takes over"
 
     simulate(story())
 
@@ -318,7 +318,7 @@ def test_a_runner_that_hangs_and_can_not_be_stopped_does_not_hold_up_what_others
 # -- conditional writes -----------------------------------------------------------------------------------------------
 
 
-def test_a_409_of_a_conditional_write_does_not_say_that_the_object_exists() -> None:
+def test_a_409_of_a_conditional_write_does_not_mean_that_the_object_exists() -> None:
     async def story() -> None:
         lab = Lab(NODES)
         lab.s3.fault = Failing("PUT", "key", times=1, fault="conflict")
@@ -350,9 +350,9 @@ def test_a_write_whose_reply_was_lost_is_recognised_when_it_is_repeated() -> Non
 
 
 @pytest.mark.parametrize("fault", ["conflict", "lost", "retried"])
-def test_an_order_is_started_by_who_wrote_it_whatever_came_of_the_reply(fault: Fault) -> None:
+def test_an_order_is_started_by_its_writer_whatever_happens_to_the_reply(fault: Fault) -> None:
     async def story() -> None:
-        # a process is known to who started it only: an order that nobody takes for his own needs a second one
+        # only the process that starts a runner can find it: an order that no process claims would need a second order
         lab = Lab(NODES)
         lab.s3.fault = Failing("PUT", "orders/", times=1, fault=fault)
         assert (await lab.follow(S)).state == "success"
@@ -362,7 +362,7 @@ def test_an_order_is_started_by_who_wrote_it_whatever_came_of_the_reply(fault: F
     simulate(story())
 
 
-def test_of_two_triggerers_that_write_the_same_order_one_starts_it() -> None:
+def test_only_one_of_two_triggerers_that_write_the_same_order_starts_it() -> None:
     async def story() -> None:
         lab = Lab(NODES, slow={S: 5})
         mine, theirs = lab.watch, lab.another_watch()

@@ -40,7 +40,7 @@ REPRODUCED_BY = {
         "test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed",
     ),
     'a task whose runner "ended': (
-        "test_a_shared_runner_that_dies_is_replaced_so_often_and_no_more",
+        "test_a_shared_runner_that_dies_is_replaced_a_limited_number_of_times",
         "test_a_model_that_runs_out_of_memory_twice_fails_and_the_rest_goes_on_until_it_is_cleared",
     ),
     'any task: "calls to AWS kept failing"': (
@@ -75,7 +75,7 @@ REPRODUCED_BY = {
         "test_what_ecs_does_wrong_is_survived",
     ),
     'red: "its runner reported an error"': (
-        "test_after_a_runner_that_could_not_work_each_further_task_needs_no_clearing_of_its_own",
+        "test_after_a_parse_error_only_the_task_that_reported_it_has_to_be_cleared",
     ),
     "\"the run's commit": ("test_a_commit_that_this_clone_lacks_is_named_with_what_to_do",),
     '"files that differ': ("test_a_run_without_a_commit_and_one_with_changed_files_are_told_of",),
