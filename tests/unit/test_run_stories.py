@@ -92,12 +92,12 @@ def test_failed_tests_lost_runners_and_runners_that_did_not_start_are_reported(l
     ]
     assert texts(report)[-1] == "task g, try 2, ordered a runner of size large to build model g again"
     assert report.now == (
-        "the runner that task g, try 2, ordered 30 s ago has not started: it waits for a place, is being started, or "
+        "the runner that task g, try 2, ordered 30 s ago has not started: it waits for a slot, is being started, or "
         "could not start; the log of the task in Airflow says which",
         "failed: test t",
         "1 node skipped because of failures upstream",
         "started and not finished: gold.g",
-        "not published, and no runner is at work: the next step is a task in Airflow, or one to be cleared there",
+        "not published, and no runner is working: the next step is a task in Airflow, or one to be cleared there",
     )
 
 
@@ -163,7 +163,7 @@ def test_runs_are_listed_in_reverse_order_of_pinning(lake: Clocked) -> None:
     working.put_result(Result(node=RUNNER_NODE, runner=3, status="success"))
     found = summaries(lake.store, ENVIRONMENT)
     assert [(summary.pin.run, summary.status) for summary in found] == [
-        (working.name, "not published; 1 runner at work, or lost"),
+        (working.name, "not published; 1 runner working, or lost"),
         (waiting.name, "not published; no runner yet"),
     ]
 

@@ -56,7 +56,7 @@ def _status(
     own = [store.read(layout.result(RUNNER_NODE, number), Result) for number in unended]
     working = sum(one is None or one.status not in FINAL for one in own)
     if working:
-        return f"not published; {count(working, 'runner')} at work, or lost"
+        return f"not published; {count(working, 'runner')} working, or lost"
     return f"not published; {count(len(numbers), 'runner')}, all ended" if numbers else "not published; no runner yet"
 
 

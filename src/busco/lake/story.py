@@ -233,7 +233,7 @@ class _Reader:
         registered = {(runner.order, runner.generation) for _, runner in self.runners.values()}
         newest = {order.name: (at, order) for at, order in sorted(self.orders, key=lambda one: one[1].generation)}
         return [
-            f"the runner that {_name(order)} ordered {_age(self.now, at)} ago has not started: it waits for a place, "
+            f"the runner that {_name(order)} ordered {_age(self.now, at)} ago has not started: it waits for a slot, "
             "is being started, or could not start; the log of the task in Airflow says which"
             for at, order in newest.values()
             if (order.name, order.generation) not in registered
@@ -262,7 +262,7 @@ class _Reader:
         if not self.orders and not self.runners:
             return ["no task has ordered a runner yet"]
         return [
-            "not published, and no runner is at work: the next step is a task in Airflow, or one to be cleared there"
+            "not published, and no runner is working: the next step is a task in Airflow, or one to be cleared there"
         ]
 
 
