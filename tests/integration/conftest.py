@@ -1,4 +1,4 @@
-"""Platforms for the integration tests: one for a module, fresh for a test that asks for it."""
+"""Fixtures for the integration tests: a local AWS for a module, or an empty platform for a single test."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ MINI = ROOT / "tests/projects/mini"
 
 @pytest.fixture(scope="session")
 def parsed() -> dict[str, bytes]:
-    """What parsing the small project gives, so that each fresh copy of it need not be parsed again."""
+    """The files that parsing the small project produces, so new copies of it needn't be parsed again."""
     return {}
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The state folder of a local AWS that the platforms of single tests share; each finds it empty."""
+    """The state folder of a local AWS that the platforms of single tests share; it is emptied for each of them."""
     state = tmp_path_factory.mktemp("served")
     with mock.patch.dict(os.environ, neutral_environment(), clear=True):
         server = started(state)
@@ -37,14 +37,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_environment() -> Iterator[None]:
-    """What a module's local AWS puts into the environment ends with the module."""
+    """Restores the environment, which a module's local AWS changes, at the end of the module."""
     with mock.patch.dict(os.environ):
         yield
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A local AWS of the module's own."""
+    """A local AWS that only this module uses."""
     running = started(tmp_path_factory.mktemp("state"))
     yield running
     aws.down(running.settings, quiet)
@@ -59,7 +59,7 @@ def mini(tmp_path: Path, parsed: dict[str, bytes], served: Path) -> Iterator[Pla
 
 @pytest.fixture
 def alone(tmp_path: Path, parsed: dict[str, bytes]) -> Iterator[Platform]:
-    """The same with a local AWS of its own, for tests that restart it."""
+    """The same, but with its own local AWS, for tests that restart it."""
     with platform(tmp_path, MINI) as made:
         yield with_parse(made, parsed)
 

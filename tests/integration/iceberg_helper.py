@@ -1,4 +1,4 @@
-"""Small Iceberg tables for tests, written by DuckDB's COPY and pyiceberg alone, without the product's own writer."""
+"""Writes small Iceberg tables for tests with DuckDB's COPY and pyiceberg, without using the product's own writer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ TYPES: dict[str, tuple[IcebergType, str]] = {
 
 
 class _Output:
-    """A file that pyiceberg writes: bytes until it is closed, then one object."""
+    """A file that pyiceberg writes: it is buffered in memory and stored as one object when it is closed."""
 
     def __init__(self, s3: Any, url: str) -> None:
         self.s3, self.location = s3, url
@@ -89,15 +89,15 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def write_table(s3: Any, bucket: str, name: str, select: str, files: int = 1) -> tuple[str, list[dict[str, str]]]:
-    """Writes the rows of a DuckDB query as a version of a table, its data outside the table's location.
+    """Writes the rows of a DuckDB query as a version of a table, with its data files outside the table's location.
 
     Args:
         name: `<layer>/<table>`.
         select: the query; its column types must be among TYPES.
-        files: how many data files hold all of its rows, each: 0 makes a table without files.
+        files: the number of data files, each of which contains all rows; 0 makes a table without files.
 
     Returns:
-        The metadata's location, and the columns as Glue wants them.
+        The location of the metadata file, and the columns in Glue's format.
     """
     version = uuid.uuid4().hex
     location = f"s3://{bucket}/_lake/test/{name}"
@@ -167,7 +167,7 @@ def _write_metadata(
 
 
 def show(glue: Any, database: str, table: str, metadata: str, columns: list[dict[str, str]]) -> None:
-    """Creates a Glue table over a metadata file, or moves the one that is there."""
+    """Creates a Glue table for a metadata file, or switches an existing table to it."""
     request = {"DatabaseName": database, "TableInput": table_input(table, metadata, columns)}
     try:
         glue.create_table(**request)

@@ -1,4 +1,4 @@
-"""A local AWS of a test's own, and clients of it."""
+"""Starts a local AWS for a test or a module, and provides clients of it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Server:
         psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
 
     def query(self, sql: str, database: str = "busco_gold") -> list[list[str | None]]:
-        """The rows of a query as Athena's text, without the header."""
+        """Runs a query in Athena and returns its rows as text, without the header."""
         athena = self.client("athena")
         identifier = athena.start_query_execution(
             QueryString=sql, QueryExecutionContext={"Database": database}, WorkGroup="busco"
@@ -71,7 +71,7 @@ def wait_for(ready: Callable[[], bool], limit: float = 20.0) -> None:
     deadline = time.monotonic() + limit
     pause = threading.Event()
     while not ready():
-        assert time.monotonic() < deadline, "not within the limit"
+        assert time.monotonic() < deadline, "the condition was not met within the limit"
         pause.wait(0.01)
 
 
@@ -81,7 +81,7 @@ def started(state: Path, **options: Any) -> Server:
 
 
 def code_of(call: Callable[[], Any]) -> str:
-    """The error code of an AWS call, or `ok`."""
+    """Returns the error code of an AWS call, or `ok`."""
     try:
         call()
     except botocore.exceptions.ClientError as error:

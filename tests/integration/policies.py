@@ -1,4 +1,7 @@
-"""IAM's word, by the emulator's evaluator: its SimulatePrincipalPolicy takes no context and one resource."""
+"""Evaluates policies with the emulator's evaluator.
+
+Its SimulatePrincipalPolicy is not sufficient: it accepts no context and only one resource.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,19 @@ def request(action: str, resource: str, context: dict[str, str], who: str = "any
 
 
 def decision(documents: list[dict[str, Any]], action: str, resource: str, context: dict[str, str]) -> str:
-    """What a role's policies say: Allow, Deny or ImplicitDeny."""
+    """Returns the decision of a role's policies: Allow, Deny or ImplicitDeny."""
     return str(evaluate(request(action, resource, context), [parse_policy_document(one) for one in documents]).decision)
 
 
 def resource_decision(
     document: dict[str, Any], action: str, resource: str, context: dict[str, str], who: str = "any", service: str = ""
 ) -> str:
-    """What a resource's own policy says, to a role or to a service of AWS's."""
+    """Returns the decision of a resource's own policy for a role or for an AWS service."""
     return str(evaluate_resource_policy(document, request(action, resource, context, who), service or None).decision)
 
 
 def managed(iam: Any, arn: str) -> dict[str, Any]:
-    """The document of a managed policy."""
+    """Returns the document of a managed policy."""
     version = iam.get_policy(PolicyArn=arn)["Policy"]["DefaultVersionId"]
     document: dict[str, Any] = iam.get_policy_version(PolicyArn=arn, VersionId=version)["PolicyVersion"]["Document"]
     return document

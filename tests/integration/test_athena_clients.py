@@ -1,4 +1,4 @@
-"""Clients that read a query's result file, rather than ask for its rows, work as they do against Athena."""
+"""Clients that read a query's result file, instead of fetching its rows from the API, work as they do with Athena."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SQL = "SELECT order_id, status, amount, day FROM orders ORDER BY order_id"
 
 @pytest.fixture(scope="module")
 def orders(server: Server) -> Iterator[Server]:
-    """gold.orders, and the environment of somebody who uses the local AWS."""
+    """The table gold.orders, and the environment of a user of the local AWS."""
     pair = keys.owner(server.settings.state)
     bucket = os.environ["BUSCO_LAKE_BUCKET"]
     metadata, columns = iceberg_helper.write_table(server.client("s3"), bucket, "gold/orders", ROWS, 1)
@@ -51,7 +51,7 @@ def test_awswrangler_reads_a_query_into_a_frame(orders: Server) -> None:
     assert str(frame["day"][0]) == "2018-01-01"
 
 
-def test_pyathena_s_cursors_read_the_same(orders: Server) -> None:
+def test_pyathena_s_cursors_read_the_same_rows(orders: Server) -> None:
     from pyathena import connect
     from pyathena.pandas.cursor import PandasCursor
 
@@ -66,11 +66,11 @@ def test_pyathena_s_cursors_read_the_same(orders: Server) -> None:
     assert rows[1][2] is None
 
 
-def test_the_result_lies_where_the_query_says_as_athena_writes_it(orders: Server) -> None:
+def test_the_result_file_is_where_the_query_says_and_in_athena_s_format(orders: Server) -> None:
     athena, s3 = orders.client("athena"), orders.client("s3")
     started = athena.start_query_execution(
         QueryString=SQL, QueryExecutionContext={"Database": "busco_gold"}, WorkGroup="busco",
-        # the workgroup enforces its own
+        # ignored, because the workgroup enforces its own location
         ResultConfiguration={"OutputLocation": f"s3://{os.environ['BUSCO_LAKE_BUCKET']}/_lake"},
     )["QueryExecutionId"]  # fmt: skip
     execution = athena.get_query_execution(QueryExecutionId=started)["QueryExecution"]
@@ -98,7 +98,9 @@ def test_the_result_lies_where_the_query_says_as_athena_writes_it(orders: Server
         ({"ResultConfiguration": {"OutputLocation": "s3://b/x/"}}, {"OutputLocation": "s3://g/y/"}, "s3://b/x/"),
     ],
 )
-def test_a_location_is_the_request_s_or_the_group_s(request_: dict[str, object], group: object, place: str) -> None:
+def test_the_result_s_location_comes_from_the_request_or_the_workgroup(
+    request_: dict[str, object], group: object, place: str
+) -> None:
     groups = {"primary": {"Configuration": {"ResultConfiguration": group}}}
     assert athena_results.location(request_, groups) == place
     groups["primary"]["Configuration"]["EnforceWorkGroupConfiguration"] = True

@@ -1,4 +1,4 @@
-"""The parse that comes with an image: used for exactly the project that it was made of, and never for another."""
+"""The parse that is baked into an image is used for exactly the project that it was made from, and for no other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.platforms import Platform, platform
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """The small project with an order in bronze; `baked` below its home has its parse."""
+    """The small project with one order in bronze; its parse is in `baked` under its home."""
     with platform(tmp_path_factory.mktemp("image"), MINI) as made:
         made.deliver("id,customer,amount,day,n\n1,a,10.00,2024-01-01,1\n")
         assert "parsed for an image:" in made.busco("bake", str(made.home / "baked"))
@@ -25,7 +25,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 @pytest.fixture
 def mini(image: Platform, tmp_path: Path) -> Iterator[Platform]:
-    """The same, whose files a test may change: afterwards they are as they were."""
+    """The same platform for a test that changes the project's files; they are restored afterwards."""
     project = image.home / "dbt_project"
     shutil.copytree(project, tmp_path / "before")
     yield image
@@ -35,7 +35,7 @@ def mini(image: Platform, tmp_path: Path) -> Iterator[Platform]:
 
 @pytest.fixture
 def baked(mini: Platform, tmp_path: Path) -> dict[str, str]:
-    """The environment of an image's process, with a state folder of its own: another's partial parse isn't there."""
+    """The environment of a process in the image, with its own state folder, which contains no partial parse."""
     shutil.copytree(mini.home / "baked", tmp_path / "baked")
     return {
         "BUSCO_BAKED_DIR": str(tmp_path / "baked"),
@@ -45,7 +45,7 @@ def baked(mini: Platform, tmp_path: Path) -> dict[str, str]:
 
 
 def parsed(environment: dict[str, str]) -> bool:
-    """Whether a process of that environment has parsed: it leaves its partial parse for the next one."""
+    """Whether a process in that environment has parsed the project: it then leaves a partial parse for the next one."""
     return any(Path(environment["BUSCO_STATE_DIR"]).rglob("partial_parse.msgpack"))
 
 
@@ -55,13 +55,13 @@ def listed(mini: Platform, environment: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.long
-def test_runs_of_any_environment_parse_nothing(mini: Platform, baked: dict[str, str]) -> None:
+def test_runs_in_any_environment_parse_nothing(mini: Platform, baked: dict[str, str]) -> None:
     for environment in (baked, {**baked, "BUSCO_ENVIRONMENT": "dev_ana", "BUSCO_DBT_THREADS": "2"}):
         assert "parsed_by=image" in mini.busco("dbt", "build", environment=environment)
     assert not parsed(baked)
 
 
-def test_its_project_is_the_one_that_a_parse_gives(mini: Platform, baked: dict[str, str]) -> None:
+def test_the_project_from_the_image_equals_the_one_that_dbt_parses(mini: Platform, baked: dict[str, str]) -> None:
     by_image, by_dbt = (
         json.loads(mini.busco("select", "*", environment=environment).splitlines()[-1]) for environment in (baked, {})
     )
@@ -69,22 +69,22 @@ def test_its_project_is_the_one_that_a_parse_gives(mini: Platform, baked: dict[s
     assert len(by_dbt) > 3
 
 
-def test_what_it_builds_is_kept_by_a_process_that_parsed(mini: Platform, baked: dict[str, str]) -> None:
-    """The same fingerprints: a release made in an image is the laptop's too (R7)."""
+def test_tables_that_an_image_built_are_kept_by_a_process_that_parsed(mini: Platform, baked: dict[str, str]) -> None:
+    """The fingerprints are equal, so a laptop keeps the tables of a release that was built in an image (R7)."""
     mini.busco("dbt", "build", "--publish", environment=baked)
     before = {table: version.version for table, version in mini.live().tables.items()}
     assert "parsed_by=dbt" in mini.busco("dbt", "build", "--publish")
     assert {table: version.version for table, version in mini.live().tables.items()} == before
 
 
-def test_a_model_that_is_new_or_differs_is_seen(mini: Platform, baked: dict[str, str]) -> None:
+def test_a_new_model_is_noticed(mini: Platform, baked: dict[str, str]) -> None:
     before = listed(mini, baked)
     mini.model("gold/new", "{{ config(materialized='view') }} select 1 as one")
     assert listed(mini, baked) == sorted([*before, "new"])
     assert parsed(baked)
 
 
-def test_a_file_that_is_gone_is_seen(mini: Platform, baked: dict[str, str]) -> None:
+def test_a_deleted_file_is_noticed(mini: Platform, baked: dict[str, str]) -> None:
     mini.model("gold/new", "{{ config(materialized='view') }} select 1 as one")
     mini.busco("bake", baked["BUSCO_BAKED_DIR"])
     assert "new" in listed(mini, baked)
@@ -92,7 +92,7 @@ def test_a_file_that_is_gone_is_seen(mini: Platform, baked: dict[str, str]) -> N
     assert "new" not in listed(mini, baked)
 
 
-def test_a_change_that_leaves_size_and_time_is_seen(mini: Platform, baked: dict[str, str]) -> None:
+def test_a_change_that_keeps_a_file_s_size_and_time_is_noticed(mini: Platform, baked: dict[str, str]) -> None:
     file = mini.home / "dbt_project/dbt_project.yml"
     time = file.stat()
     text = file.read_text()
@@ -105,7 +105,7 @@ def test_a_change_that_leaves_size_and_time_is_seen(mini: Platform, baked: dict[
     assert parsed(baked)
 
 
-def test_another_target_of_dbt_s_is_not_the_one_that_was_parsed(mini: Platform, baked: dict[str, str]) -> None:
+def test_the_parse_in_the_image_is_not_used_for_another_dbt_target(mini: Platform, baked: dict[str, str]) -> None:
     listed(mini, {**baked, "DBT_TARGET": "lake"})
     assert parsed(baked)
 
@@ -117,7 +117,7 @@ def test_a_project_that_reads_the_environment_is_parsed_by_dbt(mini: Platform, b
     assert parsed(baked)
 
 
-def test_ingest_knows_the_tables_without_a_parse(mini: Platform, baked: dict[str, str]) -> None:
+def test_ingest_finds_the_tables_without_parsing(mini: Platform, baked: dict[str, str]) -> None:
     file = mini.write("in/orders.csv", "id,customer,amount,day,n\n2,b,20.00,2024-01-02,1\n")
     assert "ingested" in mini.busco("ingest", str(file), environment=baked)
     assert not parsed(baked)

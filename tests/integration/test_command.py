@@ -1,4 +1,4 @@
-"""The command as a user meets it: what it prints, and how it ends."""
+"""The command from a user's point of view: its output and its exit status."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GOOD = [("a", "x", "1.50", "2018-01-01", 1), ("b", "y", "2.25", "2018-01-02", No
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """A platform with a release: the small project, and gold.days, with a test over it and gold.fct."""
+    """A platform with a release of the small project and of gold.days, which shares a test with gold.fct."""
     home = tmp_path_factory.mktemp("command")
     with platform(home, MINI) as made:
         made.model(
@@ -44,12 +44,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 @pytest.fixture
 def busco(live: Platform, capfd: pytest.CaptureFixture[str]) -> Command:
-    """The command in this process: its exit status, and what it printed on both streams."""
+    """Runs the command in this process; returns its exit status and the output on both streams."""
     return in_process(capfd)
 
 
 def interrupt_when(moment: threading.Event) -> None:
-    # a script's background jobs ignore it
+    # jobs that a script runs in the background ignore SIGINT
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def kill() -> None:
@@ -62,9 +62,7 @@ def interrupt_when(moment: threading.Event) -> None:
 # -- build ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_build_with_a_failed_model_ends_with_status_1_and_keeps_what_dbt_wrote(
-    live: Platform, busco: Command
-) -> None:
+def test_a_build_with_a_failed_model_ends_with_status_1_and_keeps_dbt_s_files(live: Platform, busco: Command) -> None:
     live.model("gold/broken", "select 1 / 'x' as a, nothing as b from {{ ref('orders') }}")
     stale = live.home / f".busco/dbt/target-999999999@{socket.gethostname()}-x"
     stale.mkdir(parents=True)
@@ -76,7 +74,7 @@ def test_a_build_with_a_failed_model_ends_with_status_1_and_keeps_what_dbt_wrote
     last = live.home / ".busco/dbt/last"
     assert f"the files from dbt's target folder are in {last}" in printed
     assert (last / "run_results.json").is_file()
-    assert not stale.exists(), "the target folder of a process that is gone goes too"
+    assert not stale.exists(), "the target folder of a process that no longer exists is deleted too"
     assert '{"unique_id"' not in printed
 
 
@@ -92,7 +90,7 @@ def test_the_error_of_a_model_that_needs_a_package_says_how_to_install_it(live: 
     assert result.error.splitlines()[-1].endswith("then busco dbt deps")
 
 
-def test_a_selection_has_the_tests_whose_other_tables_are_selected_or_were_ever_built(live: Platform) -> None:
+def test_a_selection_includes_tests_whose_other_tables_are_selected_or_were_ever_built(live: Platform) -> None:
     with opened(live.settings) as dbt:
         dbt.parse()
         joint = "days_in_fct"
@@ -124,7 +122,7 @@ def test_each_part_of_a_selection_that_matches_nothing_is_named(
     assert found.notes == tuple(f"{word!r} in the selection matches nothing" for word in unmatched)
 
 
-def test_a_build_names_what_matches_nothing_and_dbt_s_own_words_on_a_selection_are_shown(
+def test_a_build_names_what_matches_nothing_and_shows_dbt_s_own_selection_errors(
     live: Platform, busco: Command
 ) -> None:
     before = live.live().release
@@ -186,9 +184,7 @@ def test_an_interrupted_build_ends_with_status_130(live: Platform, busco: Comman
 # -- dbt's other commands ---------------------------------------------------------------------------------------------
 
 
-def test_dbt_commands_get_the_options_that_they_take_and_unknown_ones_are_wrong_usage(
-    live: Platform, busco: Command
-) -> None:
+def test_dbt_commands_receive_their_options_and_unknown_options_are_wrong_usage(live: Platform, busco: Command) -> None:
     status, printed = busco("dbt", "debug")
     assert status == 0, printed
     status, printed = busco("dbt", "foo")
@@ -204,7 +200,7 @@ def test_dbt_commands_get_the_options_that_they_take_and_unknown_ones_are_wrong_
 
 
 @pytest.mark.parametrize("engine", ["athena", "duckdb"])
-def test_a_query_reads_only_in_either_engine(live: Platform, busco: Command, engine: str) -> None:
+def test_each_engine_accepts_only_a_single_read_only_statement(live: Platform, busco: Command, engine: str) -> None:
     for sql in (
         "copy (select 1) to '/tmp/busco-was-here'",
         "explain analyze copy (select 1) to '/tmp/busco-was-here'",
@@ -224,7 +220,7 @@ def test_a_query_reads_only_in_either_engine(live: Platform, busco: Command, eng
         assert (status, "1 row" in printed) == (0, True), printed
 
 
-def test_both_engines_give_the_same_json_and_csv(live: Platform, busco: Command) -> None:
+def test_both_engines_return_the_same_json_and_csv(live: Platform, busco: Command) -> None:
     sql = (
         "select cast(1.50 as decimal(12,2)) as d, 1 as i, cast('nan' as double) as nan, cast(0.25 as double) as f, "
         "1 = 1 as yes, cast(null as integer) as none, timestamp '2018-01-01 10:00:00' as t, date '2018-01-01' as day, "
@@ -242,25 +238,25 @@ def test_both_engines_give_the_same_json_and_csv(live: Platform, busco: Command)
     csv = {engine: busco("query", "--engine", engine, "--format", "csv", sql)[1] for engine in ("athena", "duckdb")}
     assert csv["athena"] == csv["duckdb"]
     assert ",true," in csv["duckdb"]
-    status, said = busco("query", "--engine", "duckdb", "--format", "json", "select 1 as a, 2 as a")
-    assert (status, "two columns are named 'a'" in said) == (1, True)
+    status, message = busco("query", "--engine", "duckdb", "--format", "json", "select 1 as a, 2 as a")
+    assert (status, "two columns are named 'a'" in message) == (1, True)
 
 
 @pytest.mark.parametrize("engine", ["athena", "duckdb"])
-def test_a_query_of_what_is_no_table_says_what_there_is(live: Platform, busco: Command, engine: str) -> None:
-    def asked(sql: str) -> tuple[int, str]:
+def test_the_error_for_a_missing_table_lists_what_exists(live: Platform, busco: Command, engine: str) -> None:
+    def run(sql: str) -> tuple[int, str]:
         return busco("query", "--engine", engine, sql)
 
-    status, printed = asked("select * from nothing_of_this_name")
+    status, printed = run("select * from nothing_of_this_name")
     assert status == 1
     assert "nothing_of_this_name" in printed
     assert "busco_gold has the tables days, fct" in printed
-    status, printed = asked("select * from busco_silver.v_orders")
+    status, printed = run("select * from busco_silver.v_orders")
     assert status == 1
     assert not re.search(r"schema\W.*does not exist", printed, re.IGNORECASE)
     assert "silver.v_orders is a view of the dbt project busco: Glue and Athena show only tables" in printed
-    assert "there are busco_bronze, busco_gold, busco_silver" in asked("select * from busco_golf.fct")[1]
-    status, printed = asked("select nothing_of_this_name from busco_gold.fct")
+    assert "there are busco_bronze, busco_gold, busco_silver" in run("select * from busco_golf.fct")[1]
+    status, printed = run("select nothing_of_this_name from busco_gold.fct")
     assert (status, "has the tables" in printed) == (1, False)
 
 
@@ -283,12 +279,12 @@ def test_an_interrupted_query_ends_with_status_130(
 
     opening, ready = reading.open_release, threading.Event()
 
-    def and_tell(*given: object) -> object:
+    def open_and_signal(*given: object) -> object:
         connection = opening(*given)  # type: ignore[arg-type]
         ready.set()
         return connection
 
-    monkeypatch.setattr(reading, "open_release", and_tell)
+    monkeypatch.setattr(reading, "open_release", open_and_signal)
     interrupt_when(ready)
     endless = "select count(*) from range(100000000000) as r(i) where hash(i) = 1"
     status, printed = busco("query", "--engine", "duckdb", endless)
@@ -298,10 +294,10 @@ def test_an_interrupted_query_ends_with_status_130(
 # -- ingest -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_interrupted_ingest_ends_with_status_130_and_its_files_are_let_go(
+def test_an_interrupted_ingest_ends_with_status_130_and_releases_its_files(
     live: Platform, busco: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, let_go = threading.Event(), threading.Event()
+    started, released = threading.Event(), threading.Event()
 
     def endless(*given: object) -> Loaded:
         progress: Callable[[int], None] = given[-1]  # type: ignore[assignment]
@@ -310,16 +306,16 @@ def test_an_interrupted_ingest_ends_with_status_130_and_its_files_are_let_go(
             while True:
                 progress(0)
         finally:
-            let_go.set()
+            released.set()
 
     monkeypatch.setattr("busco.ingest.ingest.load", endless)
     interrupt_when(started)
     status, printed = busco("ingest", str(live.write("in/orders-slow.csv", csv_text(HEADER, GOOD))))
     assert (status, printed.strip()) == (130, "busco: interrupted")
-    assert let_go.is_set()
+    assert released.is_set()
 
 
-# -- what is wrong around it ------------------------------------------------------------------------------------------
+# -- errors in the environment ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -332,7 +328,7 @@ def test_an_interrupted_ingest_ends_with_status_130_and_its_files_are_let_go(
         ("BUSCO_HOME", "/tmp"),
     ],
 )
-def test_a_variable_that_makes_no_sense_is_named(
+def test_a_variable_with_an_invalid_value_is_named(
     live: Platform, busco: Command, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -342,7 +338,7 @@ def test_a_variable_that_makes_no_sense_is_named(
     get_settings.cache_clear()
 
 
-def test_a_local_aws_that_does_not_answer_is_said_with_what_starts_it(
+def test_a_local_aws_that_does_not_respond_is_reported_with_the_command_that_starts_it(
     live: Platform, busco: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BUSCO_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -353,7 +349,7 @@ def test_a_local_aws_that_does_not_answer_is_said_with_what_starts_it(
         assert "busco aws up" in printed
 
 
-def test_an_endpoint_that_is_lost_midway_is_named(
+def test_an_endpoint_that_stops_responding_midway_is_named(
     live: Platform, busco: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import duckdb
@@ -371,9 +367,9 @@ def test_an_endpoint_that_is_lost_midway_is_named(
         assert "is not responding at http://127.0.0.1:9" in printed
 
 
-def test_a_reader_that_goes_away_and_a_full_disk_leave_no_traceback(live: Platform) -> None:
+def test_a_closed_pipe_and_a_full_disk_cause_no_traceback(live: Platform) -> None:
     command = f"{ROOT}/.venv-dbt/bin/python -m busco release list --format json"
-    # the pipe's reader is gone before anything is written
+    # the pipe's reader exits before anything is written
     gone = subprocess.run(["bash", "-c", f"{command} | true; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
     assert (gone.stdout.strip(), gone.stderr) == ("141", "")
     full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True)
@@ -381,13 +377,13 @@ def test_a_reader_that_goes_away_and_a_full_disk_leave_no_traceback(live: Platfo
     assert full.stderr == "busco: cannot write: No space left on device\n  → free up space, or write elsewhere\n"
 
 
-def test_off_a_terminal_a_row_is_one_line(live: Platform, busco: Command) -> None:
+def test_without_a_terminal_each_row_is_one_line(live: Platform, busco: Command) -> None:
     long = "x" * 1000
     _, printed = busco("query", "--engine", "duckdb", f"select '{long}' as a, '{long}' as b")
     assert f"{long}  {long}\n" in printed
 
 
-def test_a_path_is_a_path(live: Platform, busco: Command) -> None:
+def test_a_line_break_in_a_path_is_accepted_and_printed_escaped(live: Platform, busco: Command) -> None:
     odd: Path = live.write("in/new\nline/orders-a\nb.csv", csv_text(HEADER, GOOD))
     status, printed = busco("ingest", str(odd))
     assert (status, "orders-a\\nb.csv" in printed) == (0, True), printed
