@@ -1,4 +1,4 @@
-"""Credentials of a container's role expire; a run that lasts longer does not notice."""
+"""Runs are not affected when the credentials of their container's role expire."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.expiring import Expiring, expiring
 from tests.integration.own_aws import wait_for
 from tests.platforms import Platform
 
-# botocore keeps the time of expiry in whole seconds, and asks at most every two seconds where it is near
+# botocore stores the expiry time in whole seconds and, shortly before it, tries to renew at most every two seconds
 SECONDS = 8.0
 
 
 @contextmanager
 def in_container(platform: Platform, seconds: float) -> Iterator[Expiring]:
-    """What runs within has the environment of a container on AWS, whose S3 refuses keys that have expired."""
+    """Provides the environment of a container on AWS, with an S3 that refuses expired keys."""
     own = read_env_file(platform.settings.state / "aws.env")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     kept |= {name: value for name, value in own.items() if name.startswith("BUSCO_")}
@@ -51,21 +51,21 @@ TOTAL = "select sum(ids)::bigint as ids from {{ ref('totals') }}"
 
 
 @pytest.mark.long
-def test_a_run_and_a_statement_that_last_over_several_expiries_are_green(mini: Platform) -> None:
+def test_a_run_and_a_single_statement_can_outlast_several_sets_of_credentials(mini: Platform) -> None:
     mini.model("silver/parts", PARTS)
     mini.model("silver/totals", TOTALS)
     mini.model("gold/total", TOTAL)
     with in_container(mini, SECONDS) as given:
-        # one statement opens these files one after another, for longer than two keys live
+        # one statement opens these files one after another, which takes longer than the lifetime of two keys
         given.slow["silver/parts"] = 0.25
         mini.busco("dbt", "build", "--publish", "--select", "parts totals total")
         expired = [key for key in given.used if given.keys[key] < time.time()]
     assert not given.refused
-    assert len(expired) >= 2, "the run was over too early"
+    assert len(expired) >= 2, "the run ended before enough keys had expired"
     assert mini.duckdb("select ids from busco_gold.total") == [(sum(range(10 * FILES)),)]
 
 
-def test_a_connection_has_new_keys_before_the_old_ones_expire(mini: Platform) -> None:
+def test_a_connection_gets_new_keys_before_the_old_ones_expire(mini: Platform) -> None:
     with in_container(mini, SECONDS) as given:
         connection = engine.connect(get_settings())
         in_transaction = connection.cursor()
@@ -81,7 +81,7 @@ def test_a_connection_has_new_keys_before_the_old_ones_expire(mini: Platform) ->
         assert key(connection.cursor()) == key(connection)
 
 
-def test_nothing_is_left_of_a_connection_that_is_gone(mini: Platform) -> None:
+def test_the_renewal_thread_of_a_deleted_connection_ends(mini: Platform) -> None:
     with in_container(mini, SECONDS):
         connection = engine.connect(get_settings())
         assert renewals()
@@ -90,6 +90,6 @@ def test_nothing_is_left_of_a_connection_that_is_gone(mini: Platform) -> None:
         wait_for(lambda: not renewals())
 
 
-def test_keys_that_do_not_expire_are_not_asked_for_again(mini: Platform) -> None:
+def test_keys_that_do_not_expire_are_not_renewed(mini: Platform) -> None:
     with engine.connect(mini.settings):
         assert not renewals()

@@ -1,4 +1,4 @@
-"""dbt's docs page in a real browser: what a project says is shown as text, and nothing of it runs."""
+"""dbt's docs page in a real browser: a project's texts are displayed as text and never executed."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a project that says such things wherever a project can, and where a catalog has a comment."""
+    """The docs page of a project with these texts wherever a project can have text, and in the catalog's comments."""
     home = tmp_path_factory.mktemp("docs")
     raw = f"{{% raw %}}{ALL}{{% endraw %}}"
-    said = {
+    properties = {
         "models": [{"name": "a", "description": raw, "columns": [{"name": "c", "description": raw}], "config": {
             "tags": [ALL], "meta": {"owner": ALL}}}],
         "seeds": [{"name": "s", "description": raw}],
@@ -48,7 +48,7 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dbt_project.yml": "{name: shop, version: '1.0', config-version: 2, models: {+materialized: lake, "
         "+schema: gold}, seeds: {+schema: silver}}",
         "models/a.sql": f"{{% raw %}}select '{ALL.replace(chr(39), chr(39) * 2)}' as c{{% endraw %}}",
-        "models/a.yml": yaml.safe_dump(said),
+        "models/a.yml": yaml.safe_dump(properties),
         "seeds/s.csv": "a\n1\n",
     }
     for path, text in files.items():
@@ -58,7 +58,7 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with opened(Settings(home=home)) as project:
         project.parse()
         manifest = json.loads((project.target / "manifest.json").read_text())
-    # no file's name has a slash in it, but what is said of a node may come from elsewhere
+    # a file's name can't contain a slash, but a node's name can come from elsewhere
     manifest["nodes"]["seed.shop.s"]["name"] = manifest["nodes"]["seed.shop.s"]["alias"] = f"s {ALL}"
     column = {"c": {"type": ALL, "index": 1, "name": f"c {ALL}", "comment": ALL}}
     table = {"type": "VIEW", "schema": "gold", "name": ALL, "comment": ALL, "owner": ALL, "database": "memory"}
@@ -79,7 +79,7 @@ def page(browser: Browser) -> Iterator[Page]:
 def shown(page: Page, place: str, text: str) -> str:
     page.goto(place)
     page.wait_for_function("text => document.body.innerText.includes(text)", arg=text, timeout=60_000)
-    # a handler runs when its picture was looked for
+    # an error handler runs after the browser has tried to load the image
     page.wait_for_timeout(500)
     return page.inner_text("body")
 
@@ -87,16 +87,16 @@ def shown(page: Page, place: str, text: str) -> str:
 def check_nothing_runs(page: Page) -> None:
     assert "it ran" not in page.title()
     made = page.evaluate("document.querySelectorAll('img[src=x], svg[onload], script:not([defer])').length")
-    assert made == 0, "text became a part of the page"
+    assert made == 0, "text became part of the page's markup"
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_nothing_that_a_project_says_runs_in_its_docs(docs: Path, page: Page, place: str) -> None:
+def test_no_text_from_a_project_runs_as_code_in_its_docs(docs: Path, page: Page, place: str) -> None:
     shown(page, f"{docs.as_uri()}{place}", "Projects")
     check_nothing_runs(page)
 
 
-def test_it_is_shown_as_what_it_is(docs: Path, page: Page) -> None:
+def test_a_project_s_text_is_displayed_literally(docs: Path, page: Page) -> None:
     text = shown(page, f"{docs.as_uri()}#!/model/model.shop.a", EVIL["script"])
     # owner, description, column
     assert text.count(EVIL["script"]) >= 3
@@ -105,7 +105,7 @@ def test_it_is_shown_as_what_it_is(docs: Path, page: Page) -> None:
 
 
 @pytest.mark.parametrize("searched", ["script", "39", "img"])
-def test_what_is_found_by_a_search_is_text_too(docs: Path, page: Page, searched: str) -> None:
+def test_search_results_are_displayed_as_text_too(docs: Path, page: Page, searched: str) -> None:
     shown(page, f"{docs.as_uri()}#!/overview", "Projects")
     page.locator("#search").fill(searched)
     page.wait_for_timeout(1500)

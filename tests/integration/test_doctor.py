@@ -1,4 +1,4 @@
-"""`busco doctor` says what is there, what is wrong, and what to mend."""
+"""`busco doctor` reports what it found, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ NAMES = [
     "image", "manifest", "dbt projects", "memory and CPU", "disk", "DuckDB", "DuckDB on S3",
 ]  # fmt: skip
 OF_AIRFLOW = {"keys", "database", "broker", "ECS cluster", "manifest"}
-# of models on ECS, and of a landing bucket that tells a queue of new files
+# used only with models on ECS, and with a landing bucket that notifies a queue about new files
 UNUSED = {"queue", "task definitions", "task roles", "image"}
 OF_DBT = {"landing bucket", "dbt projects", "DuckDB", "DuckDB on S3"}
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """A platform that lacks nothing; nothing is built."""
+    """A complete platform, on which nothing has been built."""
     with platform(tmp_path_factory.mktemp("doctor"), MINI) as made:
         made.busco("dbt", "parse")
         yield made
 
 
-def examined(live: Platform, status: int, side: str = "dbt", **variables: str) -> dict[str, dict[str, Any]]:
-    """What `busco doctor --format json` in an environment says, by the checks' names."""
-    run = {"dbt": warm.run, "airflow": in_airflows}[side]
+def run_doctor(live: Platform, status: int, side: str = "dbt", **variables: str) -> dict[str, dict[str, Any]]:
+    """Runs `busco doctor --format json` in dbt's or Airflow's environment; returns the checks by name."""
+    run = {"dbt": warm.run, "airflow": run_in_airflows_environment}[side]
     done = run("-m", "busco", "doctor", "--format", "json", cwd=live.home, environment={**os.environ, **variables})
     assert done.returncode == status, done.stdout + done.stderr
     found = json.loads(done.stdout)
@@ -55,8 +55,10 @@ def examined(live: Platform, status: int, side: str = "dbt", **variables: str) -
     return {check["name"]: check for check in found["checks"]}
 
 
-def in_airflows(*arguments: str, cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """The same as `warm.run` in Airflow's environment."""
+def run_in_airflows_environment(
+    *arguments: str, cwd: Path, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Does the same as `warm.run`, but in Airflow's environment."""
     command = [str(ROOT / ".venv/bin/python"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
 
@@ -68,8 +70,8 @@ def named(checks: dict[str, dict[str, Any]], state: str) -> set[str]:
 # -- all is well ------------------------------------------------------------------------------------------------------
 
 
-def test_in_dbts_environment_all_is_seen_but_what_airflow_alone_has(live: Platform) -> None:
-    checks = examined(live, 0)
+def test_in_dbts_environment_only_airflows_checks_and_unused_features_are_skipped(live: Platform) -> None:
+    checks = run_doctor(live, 0)
     assert named(checks, "skipped") == OF_AIRFLOW | UNUSED
     assert named(checks, "failed") == set()
     assert live.settings.endpoint_url in checks["endpoint"]["seen"]
@@ -81,8 +83,8 @@ def test_in_dbts_environment_all_is_seen_but_what_airflow_alone_has(live: Platfo
     assert checks["DuckDB"]["seen"].startswith("1.5")
 
 
-def test_in_airflows_environment_it_lists_what_only_dbts_can_see(live: Platform) -> None:
-    checks = examined(live, 0, "airflow", BUSCO_EXECUTION="ecs_shared")
+def test_in_airflows_environment_only_dbts_checks_and_unused_features_are_skipped(live: Platform) -> None:
+    checks = run_doctor(live, 0, "airflow", BUSCO_EXECUTION="ecs_shared")
     assert named(checks, "skipped") == OF_DBT | {"keys", "database", "broker", "queue", "image"}
     assert (
         checks["task definitions"]["seen"]
@@ -93,7 +95,7 @@ def test_in_airflows_environment_it_lists_what_only_dbts_can_see(live: Platform)
     assert checks["ECS cluster"]["seen"] == f"{live.settings.ecs_cluster}: 0 tasks running"
 
 
-def test_the_table_has_a_line_for_each_check_and_their_number(live: Platform) -> None:
+def test_the_table_has_a_line_for_each_check_and_a_summary(live: Platform) -> None:
     printed = live.busco("doctor")
     for name in NAMES:
         assert any(line.startswith(f"{name} ") for line in printed.splitlines()), printed
@@ -103,9 +105,9 @@ def test_the_table_has_a_line_for_each_check_and_their_number(live: Platform) ->
 # -- something is wrong -----------------------------------------------------------------------------------------------
 
 
-def test_an_endpoint_that_nobody_serves_is_the_one_thing_that_has_failed(live: Platform) -> None:
+def test_an_unreachable_endpoint_is_the_only_failed_check(live: Platform) -> None:
     nowhere = {"BUSCO_ENDPOINT_URL": "http://127.0.0.1:1"}
-    checks = examined(live, 1, **nowhere)
+    checks = run_doctor(live, 1, **nowhere)
     assert named(checks, "failed") == {"endpoint"}
     assert "http://127.0.0.1:1" in checks["endpoint"]["seen"]
     assert checks["endpoint"]["fix"] == "start it: busco aws up"
@@ -115,56 +117,56 @@ def test_an_endpoint_that_nobody_serves_is_the_one_thing_that_has_failed(live: P
     assert "→ start it: busco aws up" in printed
 
 
-def test_a_lake_bucket_that_does_not_exist_is_named_and_with_it_what_to_deploy(live: Platform) -> None:
-    checks = examined(live, 1, BUSCO_LAKE_BUCKET="nobodys-bucket")
+def test_a_missing_lake_bucket_is_named_with_the_template_to_deploy(live: Platform) -> None:
+    checks = run_doctor(live, 1, BUSCO_LAKE_BUCKET="nobodys-bucket")
     assert named(checks, "failed") == {"lake bucket"}
     assert checks["lake bucket"]["seen"] == "the bucket nobodys-bucket does not exist"
     assert "deploy/aws/lake.yaml" in checks["lake bucket"]["fix"]
     assert {"conditional writes", "DuckDB on S3"} <= named(checks, "skipped")
 
 
-def test_glue_databases_that_are_missing_are_named(live: Platform) -> None:
-    checks = examined(live, 1, BUSCO_GLUE_PREFIX="other_")
+def test_missing_glue_databases_are_named(live: Platform) -> None:
+    checks = run_doctor(live, 1, BUSCO_GLUE_PREFIX="other_")
     assert named(checks, "failed") == {"Glue databases"}
     assert checks["Glue databases"]["seen"] == "missing: other_bronze, other_silver, other_gold"
     assert "BUSCO_GLUE_PREFIX" in checks["Glue databases"]["fix"]
 
 
-def test_a_state_folder_that_can_t_be_written_fails_the_disk(live: Platform, tmp_path: Path) -> None:
+def test_a_state_folder_that_can_t_be_written_fails_the_disk_check(live: Platform, tmp_path: Path) -> None:
     # a file in its place: nobody can write below it, not even root
     (tmp_path / "file").touch()
-    checks = examined(live, 1, BUSCO_PLATFORM="aws", BUSCO_STATE_DIR=str(tmp_path / "file"))
+    checks = run_doctor(live, 1, BUSCO_PLATFORM="aws", BUSCO_STATE_DIR=str(tmp_path / "file"))
     assert "disk" in named(checks, "failed")
     assert str(tmp_path / "file") in checks["disk"]["seen"]
     assert "BUSCO_STATE_DIR" in checks["disk"]["fix"]
 
 
-def test_a_project_that_dbt_can_t_parse_fails_with_dbts_words(live: Platform) -> None:
+def test_a_project_that_dbt_can_t_parse_fails_with_dbts_message(live: Platform) -> None:
     broken = live.write("dbt_project/models/gold/broken.sql", "select * from {{ ref('nobody') }}")
     try:
-        checks = examined(live, 1)
+        checks = run_doctor(live, 1)
     finally:
         broken.unlink()
     assert named(checks, "failed") == {"dbt projects"}
     assert "nobody" in checks["dbt projects"]["seen"]
 
 
-def test_an_images_parse_of_another_project_is_said_to_be_old(live: Platform, tmp_path: Path) -> None:
+def test_an_images_parse_of_a_project_that_has_changed_since_fails(live: Platform, tmp_path: Path) -> None:
     live.busco("bake", str(tmp_path))
     baked = {"BUSCO_BAKED_DIR": str(tmp_path)}
-    assert "parsed in the image" in examined(live, 0, **baked)["dbt projects"]["seen"]
+    assert "parsed in the image" in run_doctor(live, 0, **baked)["dbt projects"]["seen"]
     model = live.home / "dbt_project/models/gold/fct.sql"
     before = model.read_text()
     model.write_text(before + "\n-- changed\n")
     try:
-        checks = examined(live, 1, **baked)
+        checks = run_doctor(live, 1, **baked)
     finally:
         model.write_text(before)
     assert named(checks, "failed") == {"dbt projects"}
     assert "make image" in checks["dbt projects"]["fix"]
 
 
-def test_without_credentials_the_role_has_failed_and_what_needs_one_is_left_out(live: Platform) -> None:
+def test_missing_credentials_fail_only_the_check_of_the_role(live: Platform) -> None:
     none = {
         "AWS_ACCESS_KEY_ID": "",
         "AWS_SECRET_ACCESS_KEY": "",
@@ -172,8 +174,8 @@ def test_without_credentials_the_role_has_failed_and_what_needs_one_is_left_out(
         "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    # the embedded platform would give its own
-    checks = examined(live, 1, BUSCO_PLATFORM="aws", **none)
+    # the embedded platform would provide its own credentials
+    checks = run_doctor(live, 1, BUSCO_PLATFORM="aws", **none)
     assert named(checks, "failed") == {"role"}
     assert checks["role"]["seen"] == "there are no AWS credentials"
     assert "RunnerRole" in checks["role"]["fix"]
@@ -181,7 +183,7 @@ def test_without_credentials_the_role_has_failed_and_what_needs_one_is_left_out(
 
 # -- variables, keys, Airflow's servers -------------------------------------------------------------------------------
 
-# a service of Airflow's that lacks nothing but servers: nobody listens on these ports
+# an Airflow service with complete settings but without servers: nothing listens on these ports
 SERVICE = {
     "BUSCO_PLATFORM": "development",
     "AIRFLOW__CORE__FERNET_KEY": "BNoVsGvwdLRRFbhzlPtnUwaKnShW_qIk-KI5Z6PCw1A=",
@@ -192,32 +194,32 @@ SERVICE = {
 }
 
 
-def test_a_variable_that_nothing_reads_is_named_and_with_it_the_one_that_is_meant(live: Platform) -> None:
-    checks = examined(live, 1, BUSCO_LAKE_BUKET="x")
+def test_an_unknown_variable_is_named_with_the_one_that_was_probably_meant(live: Platform) -> None:
+    checks = run_doctor(live, 1, BUSCO_LAKE_BUKET="x")
     assert named(checks, "failed") == {"variables"}
     assert checks["variables"]["seen"] == "unknown variables: BUSCO_LAKE_BUKET (did you mean BUSCO_LAKE_BUCKET?)"
 
 
-def test_on_aws_what_has_no_default_must_be_set(live: Platform) -> None:
-    checks = examined(live, 1, "airflow", BUSCO_PLATFORM="aws", BUSCO_LOGS_BUCKET="", BUSCO_AIRFLOW_URL="")
+def test_on_aws_variables_without_a_default_must_be_set(live: Platform) -> None:
+    checks = run_doctor(live, 1, "airflow", BUSCO_PLATFORM="aws", BUSCO_LOGS_BUCKET="", BUSCO_AIRFLOW_URL="")
     assert checks["variables"]["seen"] == "not set: BUSCO_LOGS_BUCKET, BUSCO_AIRFLOW_URL"
 
 
-def test_secrets_that_others_may_read_fail(live: Platform) -> None:
+def test_a_file_of_secrets_that_others_can_read_fails(live: Platform) -> None:
     secrets = live.write(".env", "AIRFLOW__CORE__FERNET_KEY=x")
     try:
         secrets.chmod(0o644)
-        checks = examined(live, 1)
+        checks = run_doctor(live, 1)
         secrets.chmod(0o600)
-        assert "files" in named(examined(live, 0), "ok")
+        assert "files" in named(run_doctor(live, 0), "ok")
     finally:
         secrets.unlink()
     assert named(checks, "failed") == {"files"}
     assert checks["files"]["fix"] == f"chmod 600 {secrets}"
 
 
-def test_a_database_and_a_broker_that_nobody_serves_are_named_without_their_passwords(live: Platform) -> None:
-    checks = examined(live, 1, "airflow", **SERVICE)
+def test_an_unreachable_database_and_broker_are_named_without_their_passwords(live: Platform) -> None:
+    checks = run_doctor(live, 1, "airflow", **SERVICE)
     assert named(checks, "failed") == {"database", "broker"}
     assert checks["database"]["seen"].startswith("127.0.0.1:1/airflow: ")
     assert checks["broker"]["seen"].startswith("redis://:**@127.0.0.1:1/0: ")
@@ -233,18 +235,18 @@ def test_a_database_and_a_broker_that_nobody_serves_are_named_without_their_pass
         ("AIRFLOW__WEBSERVER__SECRET_KEY", "short", "has fewer than 16 characters: sessions could be forged"),
     ],
 )
-def test_a_key_that_is_missing_or_none_fails(live: Platform, name: str, value: str, seen: str) -> None:
-    checks = examined(live, 1, "airflow", **{**SERVICE, name: value})
+def test_a_missing_or_invalid_key_fails(live: Platform, name: str, value: str, seen: str) -> None:
+    checks = run_doctor(live, 1, "airflow", **{**SERVICE, name: value})
     assert checks["keys"]["state"] == "failed"
     assert checks["keys"]["seen"].startswith(f"{name} {seen}")
     assert value == "" or value not in checks["keys"]["seen"]
     assert checks["database"]["seen"] == "needs: keys"
 
 
-def test_on_aws_the_admin_s_password_is_not_one_that_everybody_knows(live: Platform) -> None:
+def test_on_aws_a_well_known_admin_password_fails(live: Platform) -> None:
     aws = {**SERVICE, "BUSCO_PLATFORM": "aws", "BUSCO_AIRFLOW_URL": "https://airflow.example.com"}
-    assert examined(live, 1, "airflow", **aws)["keys"]["state"] == "ok"
-    checks = examined(live, 1, "airflow", **aws, AIRFLOW_ADMIN_PASSWORD="admin")
+    assert run_doctor(live, 1, "airflow", **aws)["keys"]["state"] == "ok"
+    checks = run_doctor(live, 1, "airflow", **aws, AIRFLOW_ADMIN_PASSWORD="admin")
     assert checks["keys"]["seen"] == "AIRFLOW_ADMIN_PASSWORD is a well-known password"
 
 
@@ -253,7 +255,7 @@ def test_a_graph_that_is_older_than_the_project_fails_in_airflow_s_environment(l
     times = manifest.stat()
     os.utime(manifest, (times.st_atime, times.st_mtime - 86400))
     try:
-        checks = examined(live, 1, "airflow")
+        checks = run_doctor(live, 1, "airflow")
     finally:
         os.utime(manifest, (times.st_atime, times.st_mtime))
     assert named(checks, "failed") == {"manifest"}
@@ -261,7 +263,7 @@ def test_a_graph_that_is_older_than_the_project_fails_in_airflow_s_environment(l
     assert "busco dbt parse" in checks["manifest"]["fix"]
 
 
-# -- what ECS is to run -----------------------------------------------------------------------------------------------
+# -- task definitions and images --------------------------------------------------------------------------------------
 
 ON_ECS = {"BUSCO_EXECUTION": "ecs"}
 
@@ -273,42 +275,42 @@ ON_ECS = {"BUSCO_EXECUTION": "ecs"}
         ("BUSCO_ECS_CONTAINER", "other", "busco-dbt-small:1 has no container other"),
     ],
 )
-def test_a_task_definition_that_is_not_as_the_settings_say_fails(
+def test_a_task_definition_that_does_not_match_the_settings_fails(
     live: Platform, variable: str, value: str, seen: str
 ) -> None:
-    checks = examined(live, 1, **ON_ECS, **{variable: value})
+    checks = run_doctor(live, 1, **ON_ECS, **{variable: value})
     assert named(checks, "failed") == {"task definitions"}
     assert (checks["task definitions"]["seen"], variable in checks["task definitions"]["fix"]) == (seen, True)
 
 
-def test_an_image_for_another_processor_fails_before_a_container_does(live: Platform) -> None:
+def test_an_image_for_another_cpu_architecture_fails(live: Platform) -> None:
     there, elsewhere = live.settings.ecs_cpu_architecture, {"X86_64": "ARM64", "ARM64": "X86_64"}
-    checks = examined(live, 1, **ON_ECS, BUSCO_ECS_CPU_ARCHITECTURE=elsewhere[there])
+    checks = run_doctor(live, 1, **ON_ECS, BUSCO_ECS_CPU_ARCHITECTURE=elsewhere[there])
     assert checks["task definitions"]["seen"] == (
         f"busco-dbt-small:1 is for {there}, but BUSCO_ECS_CPU_ARCHITECTURE is {elsewhere[there]}"
     )
     platforms = [{"platform": {"architecture": one, "os": "linux"}} for one in ("s390x", "unknown")]
     image = _pushed(live, {"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": platforms})
     with _task_definitions(live, image):
-        checks = examined(live, 1, **ON_ECS)
+        checks = run_doctor(live, 1, **ON_ECS)
     assert named(checks, "failed") == {"image"}
     assert f"{image} is built for s390x" in checks["image"]["seen"]
     image = _pushed(live, {"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [
         {"platform": {"architecture": one, "os": "linux"}} for one in ("amd64", "arm64")
     ]})  # fmt: skip
     with _task_definitions(live, image):
-        assert examined(live, 0, **ON_ECS)["image"]["seen"] == f"{image}: ARM64, X86_64"
+        assert run_doctor(live, 0, **ON_ECS)["image"]["seen"] == f"{image}: ARM64, X86_64"
 
 
-def test_an_image_that_nobody_pushed_fails(live: Platform) -> None:
+def test_an_image_that_was_never_pushed_fails(live: Platform) -> None:
     image = _pushed(live, {"manifests": []}).replace(":one", ":two")
     with _task_definitions(live, image):
-        checks = examined(live, 1, **ON_ECS)
+        checks = run_doctor(live, 1, **ON_ECS)
     assert checks["image"]["seen"] == f"{image} is not in ECR"
 
 
 def _pushed(live: Platform, manifest: dict[str, Any]) -> str:
-    """An image by that manifest in the local AWS's ECR; its name."""
+    """Pushes an image with this manifest to the local AWS's ECR; returns its name."""
     ecr = client("ecr", live.settings)
     with suppress(ecr.exceptions.RepositoryAlreadyExistsException):
         ecr.create_repository(repositoryName="doctor")
@@ -316,7 +318,7 @@ def _pushed(live: Platform, manifest: dict[str, Any]) -> str:
     return "000000000000.dkr.ecr.us-east-1.amazonaws.com/doctor:one"
 
 
-# what RegisterTaskDefinition takes of what DescribeTaskDefinition gives (ECS API reference)
+# the fields that DescribeTaskDefinition returns and RegisterTaskDefinition accepts (ECS API reference)
 REGISTERED = (
     "family", "taskRoleArn", "executionRoleArn", "networkMode", "containerDefinitions", "volumes",
     "requiresCompatibilities", "cpu", "memory", "ephemeralStorage", "runtimePlatform",
@@ -325,7 +327,7 @@ REGISTERED = (
 
 @contextmanager
 def _task_definitions(live: Platform, image: str) -> Iterator[None]:
-    """All sizes have newer revisions, with that image."""
+    """Registers a newer revision with this image for every size."""
     ecs = client("ecs", live.settings)
     families = [f"busco-dbt-{size}" for size in ("small", "medium", "large")]
     before = [ecs.describe_task_definition(taskDefinition=family)["taskDefinition"] for family in families]
@@ -346,7 +348,7 @@ def _task_definitions(live: Platform, image: str) -> Iterator[None]:
 # -- the queue of new files -------------------------------------------------------------------------------------------
 
 
-def test_the_queue_that_the_landing_bucket_tells_of_new_files_must_be_there(live: Platform) -> None:
+def test_the_queue_that_the_landing_bucket_notifies_must_exist(live: Platform) -> None:
     buckets, sqs = client("s3", live.settings), client("sqs", live.settings)
     url = sqs.create_queue(QueueName="arrivals")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
@@ -354,23 +356,25 @@ def test_the_queue_that_the_landing_bucket_tells_of_new_files_must_be_there(live
     statement = {"Effect": "Allow", "Principal": s3, "Action": "sqs:SendMessage", "Resource": arn}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": policy})
-    told = {"QueueConfigurations": [{"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}]}
-    buckets.put_bucket_notification_configuration(Bucket=live.settings.landing_bucket, NotificationConfiguration=told)
+    notified = {"QueueConfigurations": [{"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}]}
+    buckets.put_bucket_notification_configuration(
+        Bucket=live.settings.landing_bucket, NotificationConfiguration=notified
+    )
     try:
-        assert examined(live, 0)["queue"]["seen"].startswith("arrivals: ")
+        assert run_doctor(live, 0)["queue"]["seen"].startswith("arrivals: ")
         sqs.delete_queue(QueueUrl=url)
-        checks = examined(live, 1)
+        checks = run_doctor(live, 1)
     finally:
         buckets.put_bucket_notification_configuration(Bucket=live.settings.landing_bucket, NotificationConfiguration={})
     assert named(checks, "failed") == {"queue"}
     assert "arrivals of new files, but there is no such queue" in checks["queue"]["seen"]
 
 
-# -- an S3 that is not as it should be --------------------------------------------------------------------------------
+# -- AWS services that misbehave --------------------------------------------------------------------------------------
 
 
 def signed_again(method: str, url: str, body: bytes, headers: dict[str, str]) -> dict[str, str]:
-    """The headers of a request to S3 with a signature of their own, by the keys of this process."""
+    """Returns a request's headers with a new signature for S3, made with this process's keys."""
     request = AWSRequest(method, url, data=body, headers=headers)
     pair = Credentials(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
     S3SigV4Auth(pair, "s3", "us-east-1").add_auth(request)
@@ -379,12 +383,12 @@ def signed_again(method: str, url: str, body: bytes, headers: dict[str, str]) ->
 
 @contextmanager
 def altered(upstream: str, drop: tuple[str, ...] = (), date: str = "", refuse: str = "") -> Iterator[str]:
-    """A way to the local AWS that loses some of the requests' headers, has another date in its answers, or refuses an
-    action of the JSON protocols, `ListTasks: ClusterNotFoundException`."""
+    """A proxy for the local AWS that drops request headers, replaces the date in responses, or refuses an action of the
+    JSON protocols, such as `ListTasks: ClusterNotFoundException`."""
     action, _, code = refuse.partition(": ")
     target = urlparse(upstream)
 
-    class Way(Handler):
+    class Proxy(Handler):
         def pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if action and self.headers.get("X-Amz-Target", "").endswith(f".{action}"):
@@ -408,38 +412,40 @@ def altered(upstream: str, drop: tuple[str, ...] = (), date: str = "", refuse: s
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = pass_on
 
-    with serving(Way, WAY) as url:
+    with serving(Proxy, WAY) as url:
         yield url
 
 
 @pytest.mark.parametrize("header", ["If-None-Match", "If-Match"])
-def test_an_s3_that_takes_no_notice_of_a_condition_fails(live: Platform, header: str) -> None:
+def test_an_s3_that_ignores_a_condition_fails(live: Platform, header: str) -> None:
     with altered(live.settings.endpoint_url or "", drop=(header.lower(),)) as url:
-        checks = examined(live, 1, BUSCO_ENDPOINT_URL=url)
+        checks = run_doctor(live, 1, BUSCO_ENDPOINT_URL=url)
     assert named(checks, "failed") == {"conditional writes"}
     assert f"ignores {header}" in checks["conditional writes"]["seen"]
 
 
-def test_a_clock_far_from_s3s_fails(live: Platform) -> None:
+def test_a_clock_that_differs_too_much_from_s3s_fails(live: Platform) -> None:
     with altered(live.settings.endpoint_url or "", date="Mon, 01 Jan 2024 00:00:00 GMT") as url:
-        checks = examined(live, 1, BUSCO_ENDPOINT_URL=url)
+        checks = run_doctor(live, 1, BUSCO_ENDPOINT_URL=url)
     assert named(checks, "failed") == {"clock"}
     assert "ahead of S3's" in checks["clock"]["seen"]
 
 
-def test_a_cluster_that_does_not_exist_is_named(live: Platform) -> None:
+def test_a_missing_cluster_is_named(live: Platform) -> None:
     # the emulator lists the tasks of any cluster
     with altered(live.settings.endpoint_url or "", refuse="ListTasks: ClusterNotFoundException") as url:
-        checks = examined(live, 1, "airflow", BUSCO_EXECUTION="ecs", BUSCO_ECS_CLUSTER="ours", BUSCO_ENDPOINT_URL=url)
+        checks = run_doctor(live, 1, "airflow", BUSCO_EXECUTION="ecs", BUSCO_ECS_CLUSTER="ours", BUSCO_ENDPOINT_URL=url)
     assert named(checks, "failed") == {"ECS cluster"}
     assert checks["ECS cluster"]["seen"] == "the cluster ours does not exist"
 
 
-def test_a_role_may_lack_what_airflow_s_has_not_and_any_other_refusal_is_told(live: Platform) -> None:
+def test_a_role_need_not_read_glue_databases_but_any_other_error_fails(live: Platform) -> None:
     with altered(live.settings.endpoint_url or "", refuse="GetDatabase: AccessDeniedException") as url:
-        assert named(examined(live, 0, BUSCO_ENDPOINT_URL=url), "failed") == set(), "it may list its tables"
+        assert named(run_doctor(live, 0, BUSCO_ENDPOINT_URL=url), "failed") == set(), (
+            "a role that can list the tables is sufficient"
+        )
     with altered(live.settings.endpoint_url or "", refuse="GetDatabase: InternalServiceException") as url:
-        checks = examined(live, 1, BUSCO_ENDPOINT_URL=url)
+        checks = run_doctor(live, 1, BUSCO_ENDPOINT_URL=url)
     assert named(checks, "failed") == {"Glue databases"}
     assert "InternalServiceException" in checks["Glue databases"]["seen"]
     assert "RunnerRole" in checks["Glue databases"]["fix"]

@@ -1,8 +1,8 @@
-"""The roles of `deploy/aws/ecs.yaml` are enough, and no more: a run on a local AWS that checks each request, and what a
-stolen role tries there.
+"""The roles of `deploy/aws/ecs.yaml` have sufficient permissions and no more: a run, and attacks with stolen roles, on
+a local AWS that checks every request.
 
-The emulator checks S3, Glue and SNS so, not what a request to ECS names: that is only simulated, in
-test_ecs_template.py.
+The emulator checks requests to S3, Glue and SNS this way, but not the resources that a request to ECS names:
+test_ecs_template.py only simulates those.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from busco.warehouse.dbt import opened
 from busco.warehouse.runner import work
 from tests.platforms import ENVIRONMENT, ROOT, Platform, csv_text
 
-ANYBODY_HERE = {
+ANYBODY_IN_THE_ACCOUNT = {
     "Version": "2012-10-17",
     "Statement": [
         {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::000000000000:root"}, "Action": "sts:AssumeRole"}
@@ -46,10 +46,10 @@ ANYBODY_HERE = {
 
 @dataclass
 class Checked:
-    """A project, and a local AWS that checks permissions; `runner`, `ingest` and `airflow` are credentials for `being`.
+    """A project and a local AWS that checks permissions, with credentials for `acting_as`: `runner`, `ingest`, `airflow`.
 
-    Airflow's are of the template's own role, which alone may assume the publisher's. The tasks' own are given to tasks
-    of ECS alone: these are of roles that have their policies.
+    Airflow's credentials belong to the template's own role, because only that role can assume the publisher's. The
+    other roles can be assumed only by ECS tasks, so their credentials belong to new roles with the same policies.
     """
 
     platform: Platform
@@ -64,11 +64,11 @@ class Checked:
         return self.server.client(service)
 
     def _like(self, duty: str) -> dict[str, str]:
-        """Credentials of a new role that has the policy of a duty's."""
+        """Returns credentials of a new role with the same policy as a duty's role."""
         iam = self.root("iam")
         named = self.outputs[f"{duty.title()}RoleArn"].rpartition("/")[2]
         policy = iam.get_role_policy(RoleName=named, PolicyName="lake")["PolicyDocument"]
-        role = iam.create_role(RoleName=duty, AssumeRolePolicyDocument=json.dumps(ANYBODY_HERE))["Role"]
+        role = iam.create_role(RoleName=duty, AssumeRolePolicyDocument=json.dumps(ANYBODY_IN_THE_ACCOUNT))["Role"]
         iam.put_role_policy(RoleName=duty, PolicyName="given", PolicyDocument=json.dumps(policy))
         return self._assumed(role["Arn"])
 
@@ -81,7 +81,7 @@ class Checked:
         }
 
     @contextmanager
-    def being(self, credentials: dict[str, str]) -> Iterator[Settings]:
+    def acting_as(self, credentials: dict[str, str]) -> Iterator[Settings]:
         variables = {
             "BUSCO_HOME": str(self.platform.home),
             "BUSCO_PLATFORM": "aws",
@@ -92,13 +92,13 @@ class Checked:
         }
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_"))}
         with mock.patch.dict(os.environ, kept | variables | credentials, clear=True):
-            self.forget()
+            self.clear_caches()
             yield get_settings()
-        self.forget()
+        self.clear_caches()
 
-    def forget(self) -> None:
+    def clear_caches(self) -> None:
         get_settings.cache_clear()
-        # the credentials of a role that another process would have assumed
+        # another process would assume the role itself
         busco.aws.assumed.cache_clear()
 
 
@@ -117,26 +117,26 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checked]:
 
 def test_each_duty_needs_no_more_than_its_role(checked: Checked) -> None:
     platform, key = checked.platform, local_run_key(utc_now())
-    with checked.being(checked.ingest):
+    with checked.acting_as(checked.ingest):
         bad = ("o2", "x", "1.50", "no day", 1)
         rows = [("o1", "x", "1.50", "2018-01-01", 1), bad]
         file = platform.write("in/orders.csv", csv_text(("id", "customer", "amount", "day", "n"), rows))
         report = platform.take(file)
         assert [(one.written, one.quarantined) for one in report.loaded] == [(1, 1)]
-    with checked.being(checked.airflow) as settings:
+    with checked.acting_as(checked.airflow) as settings:
         with opened(settings) as dbt:
             project = dbt.parse()
         run = pins.pin(platform.store, ENVIRONMENT, key, 1, project.contracts, project.hash)
-        # what Airflow's triggerer writes
+        # the records that Airflow's triggerer writes
         platform.store.create(run.layout.order("shared", 1), Order(name="shared", generation=1, kind="shared"))
         platform.store.create(run.layout.ending(9), Ending(number=9, reason="gone"))
         platform.store.create(run.layout.follower("models.fct_run"), b"{}")
-    with checked.being(checked.runner) as settings:
+    with checked.acting_as(checked.runner) as settings:
         outcome = work(settings, key)
         assert outcome is not None
         assert outcome.good
         platform.store.create(ENVIRONMENT.selection("0f3c"), b"{}")
-    with checked.being(checked.airflow) as settings:
+    with checked.acting_as(checked.airflow) as settings:
         store = publishing(settings)
         run = open_run(store, ENVIRONMENT, key)
         first = releases.publish(run, platform.audit(run), "test", run.docs)
@@ -145,13 +145,13 @@ def test_each_duty_needs_no_more_than_its_role(checked: Checked) -> None:
         assert shown.created == ("busco_bronze.orders", "busco_gold.fct", "busco_silver.orders")
         releases.rollback(store, ENVIRONMENT, first.release, "test", "to try it")
         assert releases.resume(store, ENVIRONMENT) is not None
-        # the page and its links, once there are several projects
+        # the page and those that it links to, if there are several projects
         pages = ObjectStore(publisher_client("s3", settings), settings.lake_bucket)
         pages.create("docs/projects/bakery.html", b"<html>")
         glue = publisher_client("glue", settings)
         glue.delete_table(DatabaseName="busco_gold", Name="fct")
         assert client("glue", settings).get_tables(DatabaseName="busco_gold")["TableList"] == []
-    with checked.being(checked.runner):
+    with checked.acting_as(checked.runner):
         assert platform.duckdb("select count(*) from busco_gold.fct") == [(1,)]
 
 
@@ -173,7 +173,7 @@ def test_a_stolen_role_neither_publishes_nor_destroys(checked: Checked) -> None:
         "airflow": (checked.airflow, set(steering)),
     }
     for who, (credentials, its_own) in stolen.items():
-        with checked.being(credentials) as settings:
+        with checked.acting_as(credentials) as settings:
             s3, glue, sts = client("s3", settings), client("glue", settings), client("sts", settings)
             written = {key for key in everything if code_of(partial(s3.put_object, Bucket=lake, Key=key)) == "ok"}
             assert written == its_own, who
@@ -191,14 +191,14 @@ def test_a_stolen_role_neither_publishes_nor_destroys(checked: Checked) -> None:
             ]
             assert taken == (roles[-1:] if who == "airflow" else []), who
             if who == "airflow":
-                # a topic's own policy lets the whole account in; the others lack its key (test_lake_policies.py)
+                # the topic's policy allows the whole account; the other roles lack its key (test_lake_policies.py)
                 alert = {"TopicArn": checked.outputs["AlertsTopic"], "Message": "a run failed"}
                 assert code_of(partial(client("sns", settings).publish, **alert)) == "ok"
     assert checked.root("glue").get_table(**table)["Table"]["Name"] == "kept"
 
 
-def test_who_may_not_publish_is_told_so_or_goes_on_as_himself(checked: Checked) -> None:
-    with checked.being(checked.runner) as settings:
+def test_a_role_that_can_t_publish_gets_a_clear_error_or_keeps_its_own_permissions(checked: Checked) -> None:
+    with checked.acting_as(checked.runner) as settings:
         with pytest.raises(BuscoError, match="PublisherRoleArn"):
             publisher_client("s3", settings)
         own = publishing(settings)
@@ -206,10 +206,10 @@ def test_who_may_not_publish_is_told_so_or_goes_on_as_himself(checked: Checked) 
 
 
 @pytest.mark.parametrize("side", ["dbt", "airflow"])
-def test_doctor_needs_no_more_than_the_policy_of_its_side(checked: Checked, side: str) -> None:
+def test_doctor_needs_no_more_than_the_policy_of_its_environment(checked: Checked, side: str) -> None:
     landing = checked.outputs["LandingBucket"]
     who, folder = {"dbt": (checked.runner, ".venv-dbt"), "airflow": (checked.airflow, ".venv")}[side]
-    with checked.being(who):
+    with checked.acting_as(who):
         checked.platform.busco("dbt", "parse")
         done = subprocess.run(
             [str(ROOT / folder / "bin/python"), "-m", "busco", "doctor", "--format", "json"],
@@ -219,10 +219,10 @@ def test_doctor_needs_no_more_than_the_policy_of_its_side(checked: Checked, side
             },
             cwd=checked.platform.home, capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
-        said = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
-        assert [check for check in said.values() if check["state"] == "failed"] == []
+        checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+        assert [check for check in checks.values() if check["state"] == "failed"] == []
         name = "runner" if side == "dbt" else checked.outputs["AirflowRoleArn"].rpartition("/")[2]
-        assert f":assumed-role/{name}/" in said["role"]["seen"]
-        assert said["conditional writes"]["state"] == "ok"
+        assert f":assumed-role/{name}/" in checks["role"]["seen"]
+        assert checks["conditional writes"]["state"] == "ok"
         if side == "dbt":
-            assert said["landing bucket"]["seen"].endswith("only the ingest role has it")
+            assert checks["landing bucket"]["seen"].endswith("only the ingest role has it")

@@ -1,4 +1,4 @@
-"""What `deploy/aws/ecs.yaml` gives each role: as the local AWS deployed it, allowed and denied."""
+"""`deploy/aws/ecs.yaml` as the local AWS deploys it: what each role is allowed and denied, and the other resources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ECR = f"arn:aws:ecr:{HERE}:repository"
 ALERTS = f"arn:aws:sns:{HERE}:busco-alerts"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role"
 
-# (output of a role or policy, action, resource, what the request says besides); {Names} are outputs of the stack
+# (stack output of a role or policy, action, resource, the request's context); {Names} stand for outputs of the stack
 Case = tuple[str, str, str, dict[str, str]]
 
 
@@ -31,13 +31,13 @@ def definition(family: str, revision: int = 1, account: str = ACCOUNT) -> str:
     return f"arn:aws:ecs:{REGION}:{account}:task-definition/{family}:{revision}"
 
 
-def cases(who: str, *asked: tuple[str, str] | tuple[str, str, dict[str, str]]) -> list[Any]:
-    """One test case for each thing asked; its id says who does what to what."""
+def cases(who: str, *requests: tuple[str, str] | tuple[str, str, dict[str, str]]) -> list[Any]:
+    """Returns a test case for each request; its id consists of the role, the action, the resource and the context."""
     made = []
-    for action, resource, *more in asked:
+    for action, resource, *more in requests:
         context = more[0] if more else {}
-        said = " ".join(f"{key}={value}" for key, value in context.items())
-        made.append(pytest.param(who, action, resource, context, id=f"{who} {action} {resource} {said}".strip()))
+        conditions = " ".join(f"{key}={value}" for key, value in context.items())
+        made.append(pytest.param(who, action, resource, context, id=f"{who} {action} {resource} {conditions}".strip()))
     return made
 
 
@@ -50,7 +50,7 @@ DELIVERY = f"{LAKE}/_lake/deliveries/olist.orders/orders.csv/1.json"
 BRONZE, GOLD = f"{LAKE}/bronze/olist/orders/1a.parquet", f"{LAKE}/gold/fct_orders/prod-1a/a.parquet"
 METADATA = f"{LAKE}/_lake/env/prod/iceberg/gold.fct_orders/metadata"
 TABLES = ("catalog", "database/busco_gold", "table/busco_gold/fct_orders")
-# What makes a release live and shows it: the publisher's alone.
+# Objects that make a release live and visible: only the publisher writes them.
 PUBLISHING = [
     f"{LAKE}/_lake/env/prod/current.json",
     f"{LAKE}/_lake/env/dev_me/current.json",
@@ -59,9 +59,9 @@ PUBLISHING = [
     f"{LAKE}/docs/index.html",
     f"{LAKE}/docs/projects/bakery.html",
 ]
-# What a run is to do, and what became of its runners: Airflow's alone.
+# Records of what a run is to do and of how its runners ended: only Airflow writes them.
 STEERING = [f"{RUN}/{name}" for name in ("pin.json", "orders/shared/1.json", "ended-1.json", "followers/a.json")]
-# What a runner says of its work.
+# Records that a runner writes about its work.
 WORKING = [
     *(f"{RUN}/{name}" for name in ("runner-1.json", "heartbeat-1.json", "tables/gold.a.json", "results/a/1.json")),
     f"{LAKE}/_lake/env/prod/selections/0f3c.json",
@@ -79,7 +79,7 @@ ALLOWED = [
         ("s3:PutObject", f"{LAKE}/_lake/env/prod/doctor.json"),
         ("s3:AbortMultipartUpload", GOLD),
         ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/env/prod/runs/r/"}),
-        # what S3 asks itself before it says that an object isn't there
+        # S3 checks this permission before it reports that an object doesn't exist
         ("s3:ListBucket", LAKE),
         ("glue:GetDatabase", f"{GLUE}:database/busco_bronze"),
         ("glue:GetTables", f"{GLUE}:table/busco_silver/orders"),
@@ -101,7 +101,7 @@ ALLOWED = [
         "PublisherRoleArn",
         *[("s3:GetObject", key) for key in (*PUBLISHING, *STEERING, *WORKING)],
         *[("s3:PutObject", key) for key in PUBLISHING],
-        # an overwritten data file is brought back from its version
+        # an overwritten data file is restored from an earlier version
         *[
             (action, key)
             for key in (BRONZE, GOLD)
@@ -148,7 +148,7 @@ ALLOWED = [
         ("s3:GetObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
         ("s3:PutObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
         ("s3:ListBucket", LOGS, {"s3:prefix": "airflow/dag_id=lakehouse/"}),
-        # what S3 asks itself before it says that an object isn't there
+        # S3 checks this permission before it reports that an object doesn't exist
         ("s3:ListBucket", LOGS),
         ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/env/prod/runs/r/"}),
         ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/deliveries/olist.orders/"}),
@@ -157,7 +157,7 @@ ALLOWED = [
         ("glue:GetTables", f"{GLUE}:table/busco_bronze/olist_orders"),
     ),
 ]
-NOBODY_MAY = [
+FORBIDDEN_TO_ALL = [
     ("s3:DeleteBucket", LAKE),
     ("s3:PutBucketPolicy", LAKE),
     ("s3:PutBucketVersioning", LAKE),
@@ -240,7 +240,7 @@ NOBODY_MAY = [
     ("ecs:DeleteCluster", CLUSTER),
     ("ecs:UpdateService", f"arn:aws:ecs:{HERE}:service/busco/airflow", IN),
 ]
-# What only Airflow does, and only in its own name.
+# Actions that only Airflow may take, and only under its own role.
 STARTING = [
     *[("iam:PassRole", role, PASSED) for role in ("{ExecutionRole}", "{RunnerRoleArn}", "{IngestRoleArn}")],
     ("sts:AssumeRole", "{PublisherRoleArn}"),
@@ -250,15 +250,15 @@ STARTING = [
     ("sns:Publish", ALERTS),
 ]
 CHANGING_GLUE = [(f"glue:{verb}Table", f"{GLUE}:{one}") for verb in ("Create", "Update", "Delete") for one in TABLES]
-OF_IMAGES_AND_OUTPUT = [("ecr:BatchGetImage", f"{ECR}/busco-dbt"), ("logs:PutLogEvents", GROUP + STREAM)]
+PULLING_AND_LOGGING = [("ecr:BatchGetImage", f"{ECR}/busco-dbt"), ("logs:PutLogEvents", GROUP + STREAM)]
 QUARANTINE = [(action, QUARANTINED) for action in ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject")]
 QUARANTINE += [("s3:ListBucket", LAKE, {"s3:prefix": "_lake/quarantine/"})]
 LANDED = [("s3:GetObject", f"{LANDING}/olist/orders/orders.csv"), ("s3:ListBucket", LANDING)]
 DENIED = [
-    *[case for who in ROLES for case in cases(who, *NOBODY_MAY)],
-    *cases("RunnerRoleArn", *STARTING, *CHANGING_GLUE, *OF_IMAGES_AND_OUTPUT, *QUARANTINE, *LANDED),
+    *[case for who in ROLES for case in cases(who, *FORBIDDEN_TO_ALL)],
+    *cases("RunnerRoleArn", *STARTING, *CHANGING_GLUE, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
     *cases("RunnerRoleArn", *[("s3:PutObject", key) for key in (*PUBLISHING, *STEERING, DELIVERY, BRONZE)]),
-    # a pattern's star takes slashes too
+    # a star in a pattern matches slashes too
     *cases(
         "RunnerRoleArn",
         ("s3:PutObject", f"{RUN}/orders/tables/1.json"),
@@ -266,14 +266,14 @@ DENIED = [
         ("s3:PutObject", f"{LAKE}/_lake/env/prod/iceberg/current.json"),
         ("s3:PutObject", f"{LAKE}/docs/projects/a/b"),
     ),
-    *cases("IngestRoleArn", *STARTING, *CHANGING_GLUE, *OF_IMAGES_AND_OUTPUT),
+    *cases("IngestRoleArn", *STARTING, *CHANGING_GLUE, *PULLING_AND_LOGGING),
     *cases("IngestRoleArn", *[("s3:PutObject", key) for key in (*PUBLISHING, *STEERING, *WORKING, GOLD)]),
     *cases("IngestRoleArn", ("s3:GetObject", GOLD), ("s3:GetObject", PUBLISHING[0])),
-    *cases("PublisherRoleArn", *STARTING, *OF_IMAGES_AND_OUTPUT, *QUARANTINE, *LANDED),
+    *cases("PublisherRoleArn", *STARTING, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
     *cases("PublisherRoleArn", *[("s3:PutObject", key) for key in (*STEERING, *WORKING, DELIVERY)]),
     *cases("ExecutionRole", *STARTING, *CHANGING_GLUE, *QUARANTINE, *LANDED),
     *cases("ExecutionRole", ("s3:GetObject", GOLD), ("s3:ListBucket", LAKE), ("glue:GetTable", f"{GLUE}:{TABLES[2]}")),
-    *cases("StartTasksPolicy", *CHANGING_GLUE, *OF_IMAGES_AND_OUTPUT, *QUARANTINE, *LANDED),
+    *cases("StartTasksPolicy", *CHANGING_GLUE, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
     *cases("StartTasksPolicy", *[("s3:PutObject", key) for key in (*PUBLISHING, *WORKING, DELIVERY, BRONZE, GOLD)]),
     *cases("StartTasksPolicy", ("s3:GetObject", GOLD), ("s3:GetObject", BRONZE)),
 ]
@@ -287,7 +287,7 @@ def outputs(server: Server) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def policies(server: Server, outputs: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """All policies of each role, and of whoever has the managed one, as they were deployed."""
+    """All policies of each role, and the managed policy of Airflow's role, as they were deployed."""
     iam = server.client("iam")
     found: dict[str, list[dict[str, Any]]] = {}
     for who in ROLES[:-1]:
@@ -304,7 +304,7 @@ def policies(server: Server, outputs: dict[str, str]) -> dict[str, list[dict[str
 
 
 @pytest.mark.parametrize(("who", "action", "resource", "context"), ALLOWED)
-def test_it_may(
+def test_a_role_is_allowed_what_it_needs(
     policies: dict[str, list[dict[str, Any]]],
     outputs: dict[str, str],
     who: str,
@@ -316,7 +316,7 @@ def test_it_may(
 
 
 @pytest.mark.parametrize(("who", "action", "resource", "context"), DENIED)
-def test_it_may_not(
+def test_a_role_is_denied_everything_else(
     policies: dict[str, list[dict[str, Any]]],
     outputs: dict[str, str],
     who: str,
@@ -327,10 +327,10 @@ def test_it_may_not(
     assert decision(policies[who], action, resource.format(**outputs), context) != "Allow"
 
 
-def test_each_permission_that_is_given_is_asked_for_and_none_is_a_pattern(
+def test_every_granted_permission_is_tested_and_none_is_a_pattern(
     policies: dict[str, list[dict[str, Any]]],
 ) -> None:
-    asked = {(case.values[0], case.values[1]) for case in ALLOWED}
+    tested = {(case.values[0], case.values[1]) for case in ALLOWED}
     for who, documents in policies.items():
         for statement in (one for document in documents for one in document["Statement"] if one["Effect"] == "Allow"):
             assert set(statement) <= {"Sid", "Effect", "Action", "Resource", "Condition"}
@@ -338,10 +338,10 @@ def test_each_permission_that_is_given_is_asked_for_and_none_is_a_pattern(
             assert not [action for action in actions if "*" in action]
             if statement["Resource"] == "*":
                 assert actions in (["ecr:GetAuthorizationToken"], ["ecs:ListTasks"], ["ecs:DescribeTaskDefinition"])
-            assert {(who, action) for action in actions} <= asked
+            assert {(who, action) for action in actions} <= tested
 
 
-def test_the_managed_policy_is_as_short_as_iam_takes_it(policies: dict[str, list[dict[str, Any]]]) -> None:
+def test_the_managed_policy_is_within_iams_size_limit(policies: dict[str, list[dict[str, Any]]]) -> None:
     # IAM user guide, "IAM and AWS STS quotas": 6,144 characters without white space
     assert len(json.dumps(policies["StartTasksPolicy"][0], separators=(",", ":"))) <= 6144
 
@@ -354,7 +354,7 @@ def trust(server: Server, outputs: dict[str, str], who: str) -> list[dict[str, A
 
 
 @pytest.mark.parametrize("who", ["ExecutionRole", "RunnerRoleArn", "IngestRoleArn"])
-def test_only_tasks_of_this_accounts_ecs_get_the_roles(trust: list[dict[str, Any]]) -> None:
+def test_only_ecs_tasks_of_this_account_can_assume_the_roles(trust: list[dict[str, Any]]) -> None:
     assert trust == [
         {
             "Effect": "Allow",
@@ -369,12 +369,12 @@ def test_only_tasks_of_this_accounts_ecs_get_the_roles(trust: list[dict[str, Any
 
 
 @pytest.mark.parametrize("who", ["PublisherRoleArn"])
-def test_only_airflows_role_gets_the_publishers(trust: list[dict[str, Any]], outputs: dict[str, str]) -> None:
+def test_only_airflows_role_can_assume_the_publishers(trust: list[dict[str, Any]], outputs: dict[str, str]) -> None:
     assert trust == [{"Effect": "Allow", "Principal": {"AWS": outputs["AirflowRoleArn"]}, "Action": "sts:AssumeRole"}]
 
 
 @pytest.mark.parametrize("who", ["AirflowRoleArn"])
-def test_only_machines_of_this_account_get_airflows(trust: list[dict[str, Any]]) -> None:
+def test_only_ec2_instances_of_this_account_can_assume_airflows_role(trust: list[dict[str, Any]]) -> None:
     assert trust == [
         {
             "Effect": "Allow",
@@ -385,12 +385,12 @@ def test_only_machines_of_this_account_get_airflows(trust: list[dict[str, Any]])
     ]
 
 
-# what runs -------------------------------------------------------------------------------------------------------
+# the other resources ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def definitions(server: Server) -> list[dict[str, Any]]:
-    """The task definitions, the smallest first, found by the settings that the local AWS wrote."""
+    """The task definitions, the smallest first, as named by the settings that the local AWS wrote."""
     ecs = server.client("ecs")
     families = [os.environ[f"BUSCO_ECS_TASK_DEFINITION_{size.upper()}"] for size in SIZES]
     return [ecs.describe_task_definition(taskDefinition=family)["taskDefinition"] for family in families]
@@ -408,7 +408,7 @@ def container(task: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def test_the_container_is_nobody_special(container: dict[str, Any]) -> None:
+def test_the_container_has_no_root_user_and_no_capabilities(container: dict[str, Any]) -> None:
     assert container["user"].partition(":")[0] not in ("", "0", "root")
     assert container["linuxParameters"]["capabilities"] == {"drop": ["ALL"]}
     assert "privileged" not in container
@@ -420,7 +420,7 @@ def test_only_the_tasks_own_disk_is_writable(task: dict[str, Any], container: di
     assert task["volumes"] == [{"name": "scratch"}]
 
 
-def test_the_environment_is_settings_by_name_and_nothing_secret(server: Server, container: dict[str, Any]) -> None:
+def test_the_environment_contains_only_settings_and_no_secrets(server: Server, container: dict[str, Any]) -> None:
     assert "secrets" not in container
     assert "environmentFiles" not in container
     given = {one["name"]: one["value"] for one in container["environment"]}
@@ -431,19 +431,19 @@ def test_the_environment_is_settings_by_name_and_nothing_secret(server: Server, 
     assert {"BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET", "BUSCO_REGION", "BUSCO_GLUE_PREFIX"} <= set(given)
 
 
-def test_a_task_ends_in_order(container: dict[str, Any]) -> None:
+def test_a_task_can_shut_down_cleanly(container: dict[str, Any]) -> None:
     assert container["linuxParameters"]["initProcessEnabled"] is True
     assert 30 <= container["stopTimeout"] <= 120
 
 
-def test_the_image_gives_the_command(server: Server, container: dict[str, Any]) -> None:
+def test_the_command_comes_from_the_image(server: Server, container: dict[str, Any]) -> None:
     assert container["image"] == server.settings.dbt_image
     assert container["name"] == server.settings.ecs_container
     assert "entryPoint" not in container
     assert "command" not in container
 
 
-def test_output_goes_to_the_log_group_and_never_holds_a_container_up(server: Server, container: dict[str, Any]) -> None:
+def test_output_goes_to_the_log_group_and_never_blocks_a_container(server: Server, container: dict[str, Any]) -> None:
     assert container["logConfiguration"]["logDriver"] == "awslogs"
     options = container["logConfiguration"]["options"]
     assert options["awslogs-group"] == os.environ["BUSCO_ECS_LOG_GROUP"]
@@ -478,7 +478,7 @@ def test_images_are_scanned_and_keep_their_tags(server: Server, repository: str)
     assert [rule["selection"]["countNumber"] for rule in rules] == [14, 100]
 
 
-def test_output_is_kept_for_a_time(server: Server) -> None:
+def test_output_is_kept_for_90_days(server: Server) -> None:
     groups = server.client("logs").describe_log_groups()["logGroups"]
     assert {one["logGroupName"]: one["retentionInDays"] for one in groups} == {os.environ["BUSCO_ECS_LOG_GROUP"]: 90}
 
@@ -490,13 +490,13 @@ def test_the_cluster_has_spot_and_alerts_have_a_topic(server: Server) -> None:
     assert ("ECS cluster", "busco") in aws.status(server.settings)
 
 
-def test_another_image_is_the_families_next_revision_and_nothing_else_is_deployed_again(server: Server) -> None:
+def test_a_new_image_becomes_the_next_revision_and_is_deployed_only_once(server: Server) -> None:
     ecs = server.client("ecs")
-    said: list[str] = []
+    printed: list[str] = []
     other = server.settings.model_copy(update={"dbt_image": "busco-dbt:other"})
-    aws.up(other, said.append)
-    aws.up(other, said.append)
-    assert [line.partition(" in ")[0] for line in said] == ["deployed deploy/aws/lake.yaml and deploy/aws/ecs.yaml"]
+    aws.up(other, printed.append)
+    aws.up(other, printed.append)
+    assert [line.partition(" in ")[0] for line in printed] == ["deployed deploy/aws/lake.yaml and deploy/aws/ecs.yaml"]
     now = ecs.describe_task_definition(taskDefinition=get_settings().ecs_task_definition_large)["taskDefinition"]
     assert (now["revision"], now["containerDefinitions"][0]["image"]) == (2, "busco-dbt:other")
     assert now["ephemeralStorage"] == {"sizeInGiB": 100}

@@ -1,4 +1,4 @@
-"""Whoever takes the local AWS's port is not taken for it, and can not take it as long as somebody may ask there."""
+"""A process on the local AWS's port is not mistaken for it, and can't get the port while clients may still use it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 
 def answering(state: Path, heard: list[str], real: str = "") -> type[Handler]:
-    """One who says to be the process that was started, or asks the real one, `127.0.0.1:<port>`, what to say."""
+    """An impostor that claims to be the started process, or relays replies from the real one at `127.0.0.1:<port>`."""
 
-    class Says(Handler):
+    class Impostor(Handler):
         def do_GET(self) -> None:
             heard.append(self.path)
             if real:
@@ -49,25 +49,25 @@ def answering(state: Path, heard: list[str], real: str = "") -> type[Handler]:
                 self.answer(200, connection.getresponse().read())
                 return
             pid = json.loads(processes.record_path(state, aws.NAME).read_text())["pid"]
-            said = {"lake": "sample", "pid": pid, "port": self.server.server_address[1]}
-            self.answer(200, json.dumps({**said, "reviewed": provisioned.REVIEWED, "proof": "0" * 64}).encode())
+            claimed = {"lake": "sample", "pid": pid, "port": self.server.server_address[1]}
+            self.answer(200, json.dumps({**claimed, "reviewed": provisioned.REVIEWED, "proof": "0" * 64}).encode())
 
         do_POST = do_PUT = do_GET
 
-    return Says
+    return Impostor
 
 
-def test_whoever_takes_its_port_while_it_starts_is_told_nothing(state: Path) -> None:
+def test_a_process_that_takes_the_port_during_startup_learns_nothing(state: Path) -> None:
     heard: list[str] = []
     with serving(answering(state, heard)) as url, mock.patch.object(processes, "hold_port") as held:
         held.return_value = int(url.rpartition(":")[2])
         with pytest.raises(BuscoError, match="address already in use"):
             started(state)
-    assert heard, "it was asked who it is"
+    assert heard, "it was asked for its identity"
     assert {path.partition("?")[0] for path in heard} == {"/_busco/identity"}
 
 
-def test_a_proof_is_of_one_port_one_process_and_one_question(server: Server) -> None:
+def test_a_proof_is_valid_for_one_port_one_process_and_one_nonce(server: Server) -> None:
     state, process = server.settings.state, server.process
     assert aws._identity(state, process)["pid"] == process.pid
     heard: list[str] = []
@@ -88,27 +88,27 @@ def test_a_proof_is_of_one_port_one_process_and_one_question(server: Server) -> 
         assert aws._identity(state, process)
 
 
-def test_what_is_signed_for_another_port_is_not_answered_at_this_one(server: Server) -> None:
-    """Whoever has the port at which somebody still asks passes on what he hears, as it was signed."""
+def test_a_request_that_is_signed_for_another_port_is_refused(server: Server) -> None:
+    """A process on a port that clients still use could pass on their requests with the original signatures."""
     pair = keys.owner(server.settings.state)
     assert server.client("sts").get_caller_identity()["Arn"].endswith(":root")
-    for port, answered in ((0, False), (WAY, True)):
+    for port, accepted in ((0, False), (WAY, True)):
         with serving(Proxy(server.endpoint).handler(), port) as url:
-            asking = aws.client("sts", url, "us-east-1", pair)
-            if answered:  # a port at which it is said to be published
-                assert asking.get_caller_identity()["Arn"].endswith(":root")
+            sts = aws.client("sts", url, "us-east-1", pair)
+            if accepted:  # a port at which the local AWS is configured to be published
+                assert sts.get_caller_identity()["Arn"].endswith(":root")
                 continue
             with pytest.raises(Exception, match="does not name the local AWS and its port"):
-                asking.get_caller_identity()
+                sts.get_caller_identity()
 
 
 @pytest.mark.parametrize("option", ["SO_REUSEADDR", "SO_REUSEPORT"])
-def test_nobody_else_gets_the_port_of_one_that_has_died_or_restarts(state: Path, option: str) -> None:
+def test_nobody_else_gets_the_port_of_a_local_aws_that_died_or_restarts(state: Path, option: str) -> None:
     server = started(state)
     port = server.endpoint.rpartition(":")[2]
 
     def taken() -> bool:
-        # as another user where that can be; one of the same user may bind beside it, since that is who starts it
+        # as another user if possible: a process of the user who started the local AWS can bind to the port as well
         other = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
         command = ["/usr/bin/python3" if other else sys.executable, "-c", TAKES, port, option]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **other)  # type: ignore[call-overload]
@@ -116,22 +116,22 @@ def test_nobody_else_gets_the_port_of_one_that_has_died_or_restarts(state: Path,
         return bool(done.returncode == 0)
 
     if option == "SO_REUSEPORT" and os.geteuid() != 0:
-        pytest.skip("only another user is refused, and only root can be one")
+        pytest.skip("only other users are refused, and only root can act as one")
     assert not taken()
     server.kill()
     assert not taken()
     assert started(state, lake="other").endpoint == server.endpoint
     assert not taken()
     aws.down(server.settings, quiet)
-    assert taken(), "given up at the end"
+    assert taken(), "the port is released at the end"
 
 
-def test_a_port_that_was_taken_is_refused_while_somebody_asks_there_and_left_with_new_secrets(state: Path) -> None:
+def test_a_local_aws_whose_port_was_taken_moves_with_new_secrets_once_nobody_uses_it(state: Path) -> None:
     server = started(state)
-    heard = {who: keys.instance(state, who) for who in instances.ROLES}
+    before = {who: keys.instance(state, who) for who in instances.ROLES}
     processes.start(state, "scheduler", ["/bin/sleep", "60"], os.environ, state)
     aws.down(server.settings, quiet)
-    assert "aws-port" in processes.running(state), "held for the scheduler"
+    assert "aws-port" in processes.running(state), "the port is held for the scheduler"
     processes.release_port(state, aws.NAME)
     with socket.create_server(("127.0.0.1", int(server.endpoint.rpartition(":")[2]))):
         with pytest.raises(BuscoError, match=r"scheduler would keep connecting to it\n.*busco down"):
@@ -139,8 +139,10 @@ def test_a_port_that_was_taken_is_refused_while_somebody_asks_there_and_left_wit
         processes.stop(state, "scheduler")
         moved = started(state)
     assert moved.endpoint != server.endpoint
-    assert all(keys.instance(state, who) != secret for who, secret in heard.items())
+    assert all(keys.instance(state, who) != secret for who, secret in before.items())
     again = {who: keys.instance(state, who) for who in instances.ROLES}
     moved.kill()
     assert started(state).endpoint == moved.endpoint
-    assert {who: keys.instance(state, who) for who in instances.ROLES} == again, "as long as the port is its own"
+    assert {who: keys.instance(state, who) for who in instances.ROLES} == again, (
+        "secrets stay the same as long as the port does"
+    )
