@@ -30,11 +30,11 @@ def orders(server: Server) -> Iterator[Server]:
     bucket = os.environ["BUSCO_LAKE_BUCKET"]
     metadata, columns = iceberg_helper.write_table(server.client("s3"), bucket, "gold/orders", ROWS, 1)
     iceberg_helper.show(server.client("glue"), "busco_gold", "orders", metadata, columns)
-    given = {
+    variables = {
         "AWS_ENDPOINT_URL": server.endpoint, "AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret,
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_S3_ADDRESSING_STYLE": "path",
     }  # fmt: skip
-    with mock.patch.dict(os.environ, given):
+    with mock.patch.dict(os.environ, variables):
         yield server
 
 
@@ -55,11 +55,11 @@ def test_pyathena_s_cursors_read_the_same_rows(orders: Server) -> None:
     from pyathena import connect
     from pyathena.pandas.cursor import PandasCursor
 
-    given = {"region_name": "us-east-1", "work_group": "busco", "schema_name": "busco_gold"}
-    rows = connect(**given).cursor().execute(SQL).fetchall()
+    options = {"region_name": "us-east-1", "work_group": "busco", "schema_name": "busco_gold"}
+    rows = connect(**options).cursor().execute(SQL).fetchall()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        frame = connect(cursor_class=PandasCursor, **given).cursor().execute(SQL).as_pandas()
+        frame = connect(cursor_class=PandasCursor, **options).cursor().execute(SQL).as_pandas()
     assert [row[0] for row in rows] == frame["order_id"].tolist() == [1, 2, 3]
     assert [row[1] for row in rows][:2] == frame["status"].tolist()[:2] == ['a "quoted", text', "two\nlines"]
     assert str(rows[0][2]) == "12.50"

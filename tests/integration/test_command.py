@@ -279,8 +279,8 @@ def test_an_interrupted_query_ends_with_status_130(
 
     opening, ready = reading.open_release, threading.Event()
 
-    def open_and_signal(*given: object) -> object:
-        connection = opening(*given)  # type: ignore[arg-type]
+    def open_and_signal(*arguments: object) -> object:
+        connection = opening(*arguments)  # type: ignore[arg-type]
         ready.set()
         return connection
 
@@ -299,8 +299,8 @@ def test_an_interrupted_ingest_ends_with_status_130_and_releases_its_files(
 ) -> None:
     started, released = threading.Event(), threading.Event()
 
-    def endless(*given: object) -> Loaded:
-        progress: Callable[[int], None] = given[-1]  # type: ignore[assignment]
+    def endless(*arguments: object) -> Loaded:
+        progress: Callable[[int], None] = arguments[-1]  # type: ignore[assignment]
         started.set()
         try:
             while True:

@@ -31,11 +31,11 @@ def in_container(platform: Platform, seconds: float) -> Iterator[Expiring]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     kept |= {name: value for name, value in own.items() if name.startswith("BUSCO_")}
     owner = Credentials(own["AWS_ACCESS_KEY_ID"], own["AWS_SECRET_ACCESS_KEY"])
-    with expiring(seconds, str(platform.settings.endpoint_url), owner) as given:
-        changed = {**kept, **given.variables, "BUSCO_PLATFORM": "aws", "BUSCO_ENDPOINT_URL": given.s3}
+    with expiring(seconds, str(platform.settings.endpoint_url), owner) as container:
+        changed = {**kept, **container.variables, "BUSCO_PLATFORM": "aws", "BUSCO_ENDPOINT_URL": container.s3}
         with mock.patch.dict(os.environ, changed, clear=True):
             get_settings.cache_clear()
-            yield given
+            yield container
     get_settings.cache_clear()
 
 
@@ -55,18 +55,18 @@ def test_a_run_and_a_single_statement_can_outlast_several_sets_of_credentials(mi
     mini.model("silver/parts", PARTS)
     mini.model("silver/totals", TOTALS)
     mini.model("gold/total", TOTAL)
-    with in_container(mini, SECONDS) as given:
+    with in_container(mini, SECONDS) as container:
         # one statement opens these files one after another, which takes longer than the lifetime of two keys
-        given.slow["silver/parts"] = 0.25
+        container.slow["silver/parts"] = 0.25
         mini.busco("dbt", "build", "--publish", "--select", "parts totals total")
-        expired = [key for key in given.used if given.keys[key] < time.time()]
-    assert not given.refused
+        expired = [key for key in container.used if container.keys[key] < time.time()]
+    assert not container.refused
     assert len(expired) >= 2, "the run ended before enough keys had expired"
     assert mini.duckdb("select ids from busco_gold.total") == [(sum(range(10 * FILES)),)]
 
 
 def test_a_connection_gets_new_keys_before_the_old_ones_expire(mini: Platform) -> None:
-    with in_container(mini, SECONDS) as given:
+    with in_container(mini, SECONDS) as container:
         connection = engine.connect(get_settings())
         in_transaction = connection.cursor()
         in_transaction.execute("begin")
@@ -77,7 +77,7 @@ def test_a_connection_gets_new_keys_before_the_old_ones_expire(mini: Platform) -
 
         first = key(in_transaction)
         wait_for(lambda: key(in_transaction) != first, limit=SECONDS)
-        assert time.time() < given.keys[first]
+        assert time.time() < container.keys[first]
         assert key(connection.cursor()) == key(connection)
 
 

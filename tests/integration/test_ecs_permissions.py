@@ -46,7 +46,7 @@ ANYBODY_IN_THE_ACCOUNT = {
 
 @dataclass
 class Checked:
-    """A project and a local AWS that checks permissions, with credentials for `acting_as`: `runner`, `ingest`, `airflow`.
+    """A project, a local AWS that checks permissions, and credentials for `acting_as`: `runner`, `ingest`, `airflow`.
 
     Airflow's credentials belong to the template's own role, because only that role can assume the publisher's. The
     other roles can be assumed only by ECS tasks, so their credentials belong to new roles with the same policies.
@@ -73,11 +73,11 @@ class Checked:
         return self._assumed(role["Arn"])
 
     def _assumed(self, role: str) -> dict[str, str]:
-        given = self.root("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
+        credentials = self.root("sts").assume_role(RoleArn=role, RoleSessionName="test")["Credentials"]
         return {
-            "AWS_ACCESS_KEY_ID": given["AccessKeyId"],
-            "AWS_SECRET_ACCESS_KEY": given["SecretAccessKey"],
-            "AWS_SESSION_TOKEN": given["SessionToken"],
+            "AWS_ACCESS_KEY_ID": credentials["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": credentials["SecretAccessKey"],
+            "AWS_SESSION_TOKEN": credentials["SessionToken"],
         }
 
     @contextmanager

@@ -423,12 +423,12 @@ def test_only_the_tasks_own_disk_is_writable(task: dict[str, Any], container: di
 def test_the_environment_contains_only_settings_and_no_secrets(server: Server, container: dict[str, Any]) -> None:
     assert "secrets" not in container
     assert "environmentFiles" not in container
-    given = {one["name"]: one["value"] for one in container["environment"]}
-    assert set(given) <= {f"BUSCO_{name.upper()}" for name in Settings.model_fields}
-    assert given.pop("BUSCO_PLATFORM") == "aws"
-    shown = {name: os.environ.get(name, server.settings.glue_prefix) for name in given}
-    assert given == shown
-    assert {"BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET", "BUSCO_REGION", "BUSCO_GLUE_PREFIX"} <= set(given)
+    variables = {one["name"]: one["value"] for one in container["environment"]}
+    assert set(variables) <= {f"BUSCO_{name.upper()}" for name in Settings.model_fields}
+    assert variables.pop("BUSCO_PLATFORM") == "aws"
+    shown = {name: os.environ.get(name, server.settings.glue_prefix) for name in variables}
+    assert variables == shown
+    assert {"BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET", "BUSCO_REGION", "BUSCO_GLUE_PREFIX"} <= set(variables)
 
 
 def test_a_task_can_shut_down_cleanly(container: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A dbt project of somebody else's on the lake: what runs, and what is refused."""
+"""A dbt project that was not written for the platform: what runs on the lake, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def bakery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """The bakery's tables, built and published by the command; tests leave them as they are."""
+    """The bakery's tables, built and published by the command; no test changes them."""
     with platform(tmp_path_factory.mktemp("home"), MINI) as made:
         printed = with_bakery(made).busco("dbt", "--project-dir", "bakery", "build", "--publish")
         assert "published" in printed
         yield made
 
 
-def asked(made: Platform, sql: str) -> list[dict[str, Any]]:
+def queried(made: Platform, sql: str) -> list[dict[str, Any]]:
     return json.loads(made.busco("query", "--format", "json", sql))
 
 
@@ -40,34 +40,34 @@ def versions(made: Platform, *tables: str) -> dict[str, str]:
     return {table: made.live().tables[table].version for table in tables}
 
 
-# -- alone ------------------------------------------------------------------------------------------------------------
+# -- the project by itself --------------------------------------------------------------------------------------------
 
 
-def test_a_project_that_knows_nothing_of_the_platform_is_built_tested_and_published(bakery: Platform) -> None:
+def test_a_project_not_written_for_the_platform_is_built_tested_and_published(bakery: Platform) -> None:
     assert set(bakery.live().tables) == TABLES
     assert bakery.live().project == "bakery"
-    customers = asked(bakery, "select full_name, country, number_of_orders as n, is_vip from busco_gold.customers")
+    customers = queried(bakery, "select full_name, country, number_of_orders as n, is_vip from busco_gold.customers")
     assert sorted(tuple(row.values()) for row in customers) == [
         ("Ana Braun", "Germany", 3, True), ("Bo Costa", "Portugal", 2, False),
         ("Cy d'Arc, Jr.", "France", 1, False), ("Di Ek", "Sweden", 0, False),
     ]  # fmt: skip
-    revenue = asked(bakery, "select month, currency, revenue, orders from busco_gold.monthly_revenue order by month")
+    revenue = queried(bakery, "select month, currency, revenue, orders from busco_gold.monthly_revenue order by month")
     assert [tuple(row.values()) for row in revenue] == [
         ("2024-01-01", "EUR", "17.30", 2), ("2024-02-01", "EUR", "28.20", 2),
     ]  # fmt: skip
-    assert asked(bakery, "select sum(number_of_orders) as n from busco_gold.customers_v1") == [{"n": 6}]
-    assert asked(bakery, "select sum(revenue) as r from busco_gold.revenue_by_customer") == [{"r": "45.50"}]
+    assert queried(bakery, "select sum(number_of_orders) as n from busco_gold.customers_v1") == [{"n": 6}]
+    assert queried(bakery, "select sum(revenue) as r from busco_gold.revenue_by_customer") == [{"r": "45.50"}]
 
 
-def test_odd_values_of_a_seed_are_what_its_file_says(bakery: Platform) -> None:
-    rows = asked(bakery, "select code, text, amount from busco_silver.odd_values")
+def test_odd_values_of_a_seed_are_exactly_those_in_its_file(bakery: Platform) -> None:
+    rows = queried(bakery, "select code, text, amount from busco_silver.odd_values")
     assert sorted((row["code"], row["text"], row["amount"]) for row in rows) == [
         (" 11 ", "</script>", "-1"), ("007", 'said "hi", then left', "1.50"), ("010", "two\nlines", "0"),
         ("NA", "null", None), ("é", None, "2e3"),
     ]  # fmt: skip
 
 
-def test_every_test_of_it_has_run_on_the_versions_that_are_live(bakery: Platform) -> None:
+def test_all_of_its_tests_have_run_on_the_live_versions(bakery: Platform) -> None:
     run = open_run(bakery.store, ENVIRONMENT, bakery.live().run)
     tests = {node.split(".")[2]: result for node, result in run.latest_results().items() if node.startswith("test.")}
     assert len(tests) == 20
@@ -95,18 +95,18 @@ def test_every_test_of_it_has_run_on_the_versions_that_are_live(bakery: Platform
         ("test_type:unit", "unit_test.bakery.customers.three_orders_make_a_vip_v2"),
     ],
 )
-def test_a_node_of_it_runs_alone_in_a_new_process(bakery: Platform, select: str, node: str) -> None:
+def test_each_of_its_nodes_can_run_alone_in_a_new_process(bakery: Platform, select: str, node: str) -> None:
     run = open_run(bakery.store, ENVIRONMENT, bakery.live().run)
     number = len(run.runners()) + 1
     bakery.busco("dbt", "build", "--run", run.name, "--select", select)
-    given = {result.node: result.status for result in run.results() if result.runner == number}
-    assert given[node] == "success"
-    # views are made again for whoever reads them; a model that is named like a folder brings nothing of it along
-    built = {uid for uid in given if uid.startswith(("model.", "seed."))}
+    statuses = {result.node: result.status for result in run.results() if result.runner == number}
+    assert statuses[node] == "success"
+    # views that the node reads are created again; a model named like a folder does not select the folder's models
+    built = {uid for uid in statuses if uid.startswith(("model.", "seed."))}
     assert built - {node} <= {"model.bakery.stg_orders", "model.bakery.stg_users"}
 
 
-def test_a_selection_of_it_is_its_own(bakery: Platform) -> None:
+def test_a_selection_is_resolved_within_its_project(bakery: Platform) -> None:
     printed = bakery.busco("select", "--project-dir", "bakery", "tag:finance")
     named = json.loads(printed.splitlines()[-1])
     assert {"model.bakery.revenue", "model.bakery.revenue_by_customer"} <= set(named)
@@ -117,12 +117,12 @@ def test_a_selection_of_it_is_its_own(bakery: Platform) -> None:
 def test_an_image_has_the_parse_of_each_project(bakery: Platform) -> None:
     bakery.busco("bake", str(bakery.home / "baked"), environment={"BUSCO_DBT_PROJECTS": "bakery"})
     run = bakery.live().run
-    for baked, said in ({"BUSCO_BAKED_DIR": "baked"}, "parsed_by=image"), ({}, "parsed_by=dbt"):
+    for baked, parsed_by in ({"BUSCO_BAKED_DIR": "baked"}, "parsed_by=image"), ({}, "parsed_by=dbt"):
         command = ["dbt", "--project-dir", "bakery", "build", "--run", run, "--select", "countries"]
-        assert said in bakery.busco(*command, environment=baked)
+        assert parsed_by in bakery.busco(*command, environment=baked)
 
 
-def test_R6_a_macro_of_a_package_is_part_of_what_a_table_is_made_from(bakery: Platform) -> None:
+def test_R6_a_package_s_macro_is_part_of_a_table_s_fingerprint(bakery: Platform) -> None:
     file = bakery.home / "bakery/vendor/money/macros/cents.sql"
     whole = file.read_text()
     file.write_text(whole.replace("/ 100.0", "/ 10.0"))
@@ -227,7 +227,7 @@ HELPERS = {
 
 @pytest.fixture(scope="module")
 def refusal(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What parsing says of the bakery's project with everything in it that the lake can't keep its promises for."""
+    """The error when the bakery's project is parsed with everything added that the lake doesn't support, in lines."""
     from busco.settings import Settings
 
     home = tmp_path_factory.mktemp("refused")
@@ -245,28 +245,28 @@ def refusal(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("path", REFUSED)
-def test_what_cannot_run_on_the_lake_is_refused_at_parse_with_the_reason(refusal: list[str], path: str) -> None:
+def test_an_unsupported_feature_is_refused_at_parse_with_the_reason(refusal: list[str], path: str) -> None:
     found = [line for line in refusal if line.strip().startswith(f"{path}: ")]
     assert any(REFUSED[path][1] in line for line in found), "\n".join(refusal)
 
 
-def test_hooks_of_a_whole_run_are_refused_at_parse(refusal: list[str]) -> None:
+def test_hooks_for_a_whole_run_are_refused_at_parse(refusal: list[str]) -> None:
     assert any("dbt_project.yml: on-run-start and on-run-end are refused" in line for line in refusal)
 
 
-def test_the_way_to_write_all_models_is_said_once(refusal: list[str]) -> None:
-    """The project's file says so already; the models have a materialization of their own, in their files."""
+def test_the_fix_that_all_models_need_is_stated_once(refusal: list[str]) -> None:
+    """dbt_project.yml already sets the materialization, but these models override it in their own files."""
     assert refusal[-1].startswith("  → 4 models (models/a/")
     assert "which override dbt_project.yml: write materialized='lake' there" in refusal[-1]
     assert not [line for line in refusal if "for all models at once" in line]
 
 
-def test_nothing_of_the_project_itself_is_refused(refusal: list[str]) -> None:
+def test_nothing_in_the_original_project_is_refused(refusal: list[str]) -> None:
     named = {line.strip().split(": ")[0] for line in refusal[1:-1]}
     assert named == {*REFUSED, "dbt_project.yml"}
 
 
-def test_two_models_of_one_table_are_refused_at_parse(tmp_path: Path) -> None:
+def test_two_models_for_one_table_are_refused_at_parse(tmp_path: Path) -> None:
     from busco.settings import Settings
 
     shutil.copytree(BAKERY, tmp_path / "dbt_project")

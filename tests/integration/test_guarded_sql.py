@@ -1,6 +1,6 @@
-"""Models, hooks and tests that write to the lake, reach out or read what is no table: refused before they run.
+"""SQL of models, hooks and tests is refused before it runs if it writes to the lake, opens connections or reads files.
 
-All of them are built in one run over a live release.
+All of these nodes are built in one run on top of a live release.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.platforms import ENVIRONMENT, Platform, platform
 ORDERS = "id,customer,amount,day,n\n1,ann,1.00,2018-01-01,1\n"
 CURSOR = "adapter.add_query('select 1')"
 
-# each model's SQL and what is said of it; POINTER stands for the URL of the object that says which release is live
+# each model's SQL and the expected error; POINTER stands for the URL of the object that names the live release
 ATTACKS = {
     "pre_hook": ("{{ config(pre_hook=\"copy (select 1 as x) to 'POINTER' (format csv)\") }} select 1 as a",
                  "COPY reads and writes files"),
@@ -158,12 +158,12 @@ def built(tmp_path_factory: pytest.TempPathFactory, served: Path) -> Iterator[Bu
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_model_that_attacks_fails_with_the_reason_and_makes_no_version(built: Built, name: str) -> None:
+def test_a_malicious_model_fails_with_the_reason_and_makes_no_version(built: Built, name: str) -> None:
     result = built.of(name)
     assert result.status == "error", f"{name}: {result.status}\n{result.message}"
     assert ATTACKS[name][1] in result.error
+    # these three make a version before they fail, but a run with an error can't publish it
     if name not in ("post_hook", "forges_view", "again"):
-        # a version of its own, which no run with an error can publish
         assert not [t for t, entry in built.run.entries().items() if t == f"gold.{name}" and entry.version]
 
 
@@ -177,13 +177,13 @@ def test_a_test_that_reads_files_is_refused(built: Built) -> None:
     assert "glob: it reads or lists files" in built.of("reads_files").error
 
 
-def test_a_test_that_reads_what_it_does_not_declare_is_refused(built: Built) -> None:
+def test_a_test_that_reads_an_undeclared_table_is_refused(built: Built) -> None:
     assert (
         "it names silver.orders, which test.busco.undeclared_test does not declare" in built.of("undeclared_test").error
     )
 
 
-def test_the_live_release_is_as_it_was_and_nothing_else_was_written(built: Built) -> None:
+def test_the_live_release_is_unchanged_and_nothing_else_was_written(built: Built) -> None:
     store = built.platform.store
     now = store.get(ENVIRONMENT.current)
     assert now is not None
@@ -193,14 +193,14 @@ def test_the_live_release_is_as_it_was_and_nothing_else_was_written(built: Built
     assert written == []
 
 
-def test_hooks_that_set_things_up_work_as_before(built: Built) -> None:
+def test_harmless_hooks_still_work(built: Built) -> None:
     assert built.of("uses_all").status == "success", built.of("uses_all").error
     entry = built.run.entries()["gold.uses_all"]
     assert entry.version is not None
     assert entry.version.rows == 1
 
 
-def test_a_type_in_yaml_that_is_more_than_a_type_runs_nothing(mini: Platform) -> None:
+def test_sql_in_a_column_s_data_type_is_not_run(mini: Platform) -> None:
     mini.model("silver/typed", "{{ config(materialized='view') }} select 1 as a")
     kind = f"int) as a; copy (select 1) to 's3://{mini.settings.lake_bucket}/gold/x.csv'; select cast(1 as int"
     mini.write("dbt_project/models/silver/typed.yml",

@@ -1,4 +1,4 @@
-"""A person's value is planted where models and tests fail on it, and looked for in all that is written about it."""
+"""Personal data is planted where it makes models and tests fail, and is looked for in everything written about them."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from tests.platforms import ENVIRONMENT, Platform, csv_text, platform
 
 CANARY = "Zqcanary O'Hara"
 HEADER = ("id", "customer", "amount", "day", "n")
-ASKED = "adapter.add_query('select max(customer) from ' ~ ref('orders'))[1].fetchall()[0][0]"
-WHO = "{% set who = (" + ASKED + " if execute else 'x') | replace(\"'\", \"''\") %}"
+MAX_CUSTOMER = "adapter.add_query('select max(customer) from ' ~ ref('orders'))[1].fetchall()[0][0]"
+WHO = "{% set who = (" + MAX_CUSTOMER + " if execute else 'x') | replace(\"'\", \"''\") %}"
 MODELS = {
     "gold/broken": "select id,\n    customer::integer as x\nfrom {{ source('bronze', 'orders') }}",
-    # no pii column of its own, nor have its parents: orders and v_orders don't say that customer is one
+    # neither it nor its parents have a column marked as pii: orders and v_orders don't mark customer
     "gold/child": "select id, cast(customer as date) as d from {{ ref('v_orders') }}",
     "gold/grandchild": "select error('who is ' || id || '?') as x from {{ ref('ids') }}",
     "gold/leaf": "select customer from {{ ref('orders') }}",
     "gold/misspelt": "select customr from {{ ref('orders') }}",
-    # its columns would have people's names
+    # its columns would be named after people
     "gold/pivoted": "pivot {{ ref('orders') }} on customer using count(*)",
     "gold/plain": "select code::integer as x from {{ ref('codes') }}",
     "gold/talks": "{% do log(run_query('select max(customer) from ' ~ ref('orders')).rows[0][0], info=True)"
     " if execute %}select id from {{ ref('orders') }}",
-    # Jinja that asks by other words than run_query, and SQL that names what others have made
+    # Jinja that queries without run_query, and SQL that reads a table created by another model's hook
     "gold/raises": "{% do exceptions.raise_compiler_error("
-    + ASKED
+    + MAX_CUSTOMER
     + ") if execute %}select id from {{ ref('orders') }}",
     "gold/warns": "{% set a = adapter %}{% do exceptions.warn(a.execute('select max(customer) from ' ~ ref('orders'), "
     "fetch=True)[1].rows[0][0]) if execute %}select id from {{ ref('orders') }}",
     "gold/shares": '{{ config(pre_hook="create or replace table main.shared as select customer from '
     "{{ ref('orders') }}\") }} select 1 as one",
     "gold/takes": "-- depends_on: {{ ref('shares') }}\nselect customer::integer as x from main.shared",
-    # names of columns and types that are values
+    # columns and types that are named after values
     "gold/named": WHO + "select id, 1 as \"{{ who }}\" from {{ ref('orders') }}",
     "gold/twice": WHO + 'select 1 as "{{ who }}", 2 as "{{ who }}" from {{ ref(\'orders\') }}',
     "gold/fields": WHO + "select {'{{ who }}': 1::utinyint} as c from {{ ref('orders') }}",
@@ -65,7 +65,7 @@ unit_tests:
     given: [{input: ref('orders'), rows: [{id: a}]}]
     expect: {rows: [{id: a, greeted: nobody}]}
 """
-ASKS = """{% test asks(model, column_name) %}
+GENERIC_TEST = """{% test asks(model, column_name) %}
 {% set who = run_query('select max(customer) from ' ~ model).rows[0][0] if execute else 'x' %}
 select * from {{ model }} where {{ column_name }} != '{{ who | replace("'", "''") }}'
 {% endtest %}"""
@@ -73,7 +73,7 @@ select * from {{ model }} where {{ column_name }} != '{{ who | replace("'", "''"
 
 @dataclass
 class Written:
-    """What a run has left: the runner's output, its records by key, the files kept, the command's output."""
+    """Everything that a run wrote: the runner's output, its records by key, the kept files, the command's output."""
 
     platform: Platform
     run: str
@@ -97,7 +97,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
             made.model(path, sql)
         made.model("gold/ids", "{{ config(materialized='ephemeral') }} select customer as id from {{ ref('orders') }}")
         made.write("dbt_project/models/gold/units.yml", UNITS)
-        made.write("dbt_project/macros/asks.sql", ASKS)
+        made.write("dbt_project/macros/asks.sql", GENERIC_TEST)
         made.write("dbt_project/seeds/codes.csv", "code\nPlain77\n")
         made.write("dbt_project/seeds/codes.yml", "seeds: [{name: codes, config: {schema: silver}}]")
         made.write(
@@ -118,7 +118,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Written]:
 
 
 def run_as_airflow_does(made: Platform, key: str) -> str:
-    """A shared runner's output."""
+    """Starts a shared runner as Airflow does; returns its output."""
 
     run = open_run(made.store, ENVIRONMENT, key)
     order = Order(name="shared", generation=1, kind="shared")
@@ -133,7 +133,7 @@ def run_as_airflow_does(made: Platform, key: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_persons_value_on_which_models_and_tests_fail_is_in_nothing_that_is_written_of_them(written: Written) -> None:
+def test_personal_data_on_which_models_and_tests_fail_appears_in_none_of_their_output(written: Written) -> None:
     for node in ("broken", "child", "grandchild", "misspelt", "pivoted", "assert_numbers"):
         assert written.result(f"{'test' if 'assert' in node else 'model'}.busco.{node}").status == "error", node
     assert len(written.records) > 20
@@ -142,11 +142,11 @@ def test_a_persons_value_on_which_models_and_tests_fail_is_in_nothing_that_is_wr
     assert [place for place, text in everything.items() if "Zqcanary" in text] == []
 
 
-def test_the_error_of_a_model_over_personal_data_says_all_but_the_value(written: Written) -> None:
-    said = written.result("model.busco.broken")
+def test_the_error_of_a_model_with_personal_data_shows_everything_but_the_value(written: Written) -> None:
+    result = written.result("model.busco.broken")
     shown = "Could not convert string '•••' to INT32 when casting from source column customer"
-    assert shown in said.error
-    assert said.where == "target/compiled/busco/models/gold/broken.sql:2"
+    assert shown in result.error
+    assert result.where == "target/compiled/busco/models/gold/broken.sql:2"
     for text in (written.output, written.printed, written.log("broken"), written.kept["run_results.json"]):
         assert shown in text.replace("\\u2022", "•")
     assert 'invalid date field format: "•••"' in written.result("model.busco.child").error
@@ -161,29 +161,29 @@ def test_the_error_of_a_model_without_personal_data_shows_the_value(written: Wri
         assert "'Plain77'" in text
 
 
-def test_what_a_models_own_query_gives_is_hidden_in_its_log(written: Written) -> None:
+def test_the_result_of_a_models_own_query_is_hidden_in_its_log(written: Written) -> None:
     assert written.result("model.busco.talks").status == "success"
     assert "•••" in written.log("talks")
 
 
-def test_what_jinja_raises_by_whatever_words_it_has_asked_is_hidden(written: Written) -> None:
+def test_query_results_in_errors_warnings_and_logs_from_jinja_are_hidden(written: Written) -> None:
     assert "Compilation Error" in written.result("model.busco.raises").error
     assert "•••" in written.result("model.busco.raises").error
     assert written.result("model.busco.warns").status == "success"
     assert "LOGGED" not in written.output
 
 
-def test_what_a_hook_has_made_of_personal_data_is_hidden_where_others_read_it(written: Written) -> None:
+def test_personal_data_in_a_hook_s_table_is_hidden_in_other_models_that_read_it(written: Written) -> None:
     assert written.result("model.busco.shares").status == "success", written.result("model.busco.shares").error
     assert "Could not convert string '•••' to INT32" in written.result("model.busco.takes").error
 
 
 @pytest.mark.parametrize("name", ["named", "twice", "fields", "typed"])
-def test_a_column_that_is_named_by_a_value_is_refused_without_its_name(written: Written, name: str) -> None:
+def test_a_column_named_after_a_value_is_refused_without_showing_its_name(written: Written, name: str) -> None:
     assert "of the SQL has a name or type that is neither in the code" in written.result(f"model.busco.{name}").error
 
 
-def test_a_unit_test_of_a_model_that_asks_shows_no_values(written: Written) -> None:
+def test_a_unit_test_of_a_model_that_runs_queries_shows_no_values(written: Written) -> None:
     results = {
         uid.split(".")[-1]: uid for uid in open_run(written.platform.store, ENVIRONMENT, written.run).latest_results()
     }
@@ -191,17 +191,17 @@ def test_a_unit_test_of_a_model_that_asks_shows_no_values(written: Written) -> N
     assert written.result(results["answered"]).status in ("error", "failed")
     assert "compiled/busco/models/gold/units.yml/models/gold/answered.sql" in written.kept
     assert any(file.startswith("compiled/busco/models/gold/units.yml/asks") for file in written.kept)
-    # what is free of values stays
+    # SQL without values is kept as it is
     assert "customer::integer" in written.kept["compiled/busco/models/gold/broken.sql"]
 
 
-def test_a_failing_test_says_how_many_rows_and_none_of_them(written: Written) -> None:
-    said = written.result("test.busco.assert_nobody")
-    assert (said.status, said.failures) == ("failed", 1)
-    assert "Got 1 result, configured to fail if != 0" in said.error
+def test_a_failing_test_reports_how_many_rows_failed_but_shows_none_of_them(written: Written) -> None:
+    result = written.result("test.busco.assert_nobody")
+    assert (result.status, result.failures) == ("failed", 1)
+    assert "Got 1 result, configured to fail if != 0" in result.error
 
 
-def test_people_see_dbts_lines_in_order_as_they_come_without_colours(written: Written) -> None:
+def test_the_output_shows_dbts_lines_in_order_and_without_colours(written: Written) -> None:
     lines = written.output.splitlines()
 
     def places(*texts: str) -> list[int]:
@@ -214,7 +214,7 @@ def test_people_see_dbts_lines_in_order_as_they_come_without_colours(written: Wr
     assert written.output.count("Done. PASS=") == 1
 
 
-def test_dbts_own_options_say_how_much_of_its_log_is_shown(written: Written) -> None:
+def test_dbts_own_options_control_how_much_of_its_log_is_shown(written: Written) -> None:
     busco = written.platform.busco
     assert busco("dbt", "ls", "--select", "fct", "--resource-type", "model", "--quiet") == "busco.gold.fct\n"
     assert "Running with dbt" in busco("dbt", "ls", "--select", "fct", "--resource-type", "model")

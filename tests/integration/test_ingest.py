@@ -1,4 +1,4 @@
-"""Files into bronze (rules D1 to D4): whole or not at all, and nothing dropped silently."""
+"""Files are ingested into bronze (rules D1 to D4) as a whole or not at all, and nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def quarantined(platform: Platform) -> list[tuple]:
         ).fetchall()
 
 
-def test_a_file_becomes_one_delivery_with_file_row_and_time(mini: Platform) -> None:
+def test_a_file_becomes_one_delivery_whose_rows_have_file_name_row_number_and_time(mini: Platform) -> None:
     report = mini.take(mini.write("in/orders.csv", csv_text(HEADER, GOOD)))
     assert (one(report).rows, one(report).written, one(report).quarantined) == (2, 2, 0)
     (delivery,) = deliveries(mini)
@@ -68,7 +68,7 @@ def test_a_file_becomes_one_delivery_with_file_row_and_time(mini: Platform) -> N
     assert first[7] == delivery.ingested_at.replace(tzinfo=None)
 
 
-def test_D2_the_same_content_is_nothing_to_do_and_older_content_that_returns_is_new(mini: Platform) -> None:
+def test_D2_unchanged_content_is_not_ingested_again_but_older_content_that_returns_is(mini: Platform) -> None:
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
     mini.take(file)
     assert one(mini.take(file)).outcome == "known"
@@ -107,7 +107,7 @@ def test_a_row_that_does_not_fit_is_quarantined_with_file_row_column_value_and_r
     assert [row[6] for row in rows(mini, delivery)] == [1, 6]
 
 
-def test_lines_that_are_no_rows_are_quarantined_and_the_others_keep_their_numbers(mini: Platform) -> None:
+def test_malformed_lines_are_quarantined_and_the_other_rows_keep_their_numbers(mini: Platform) -> None:
     text = (
         "id,customer,amount,day,n\n"
         'a,"first\nsecond, ""third""",1,2018-01-01,1\n'
@@ -124,7 +124,7 @@ def test_lines_that_are_no_rows_are_quarantined_and_the_others_keep_their_number
     assert [(row[1], row[2]) for row in quarantined(mini)] == [(2, ""), (4, ""), (5, "amount")]
 
 
-def test_a_broken_file_is_refused_whole_and_others_go_on(mini: Platform) -> None:
+def test_a_broken_file_is_refused_as_a_whole_and_the_others_are_ingested(mini: Platform) -> None:
     broken = [
         (b"", "zero bytes"),
         (b"id;customer;amount;day;n\na;b;1;2018-01-01;1\n", "wrong delimiter: the header uses semicolons"),
@@ -138,12 +138,12 @@ def test_a_broken_file_is_refused_whole_and_others_go_on(mini: Platform) -> None
         (mini.home / f"in/orders-broken{number}.csv").write_bytes(content)
     printed = mini.busco("ingest", str(mini.home / "in"), status=1)
     for number, (_, reason) in enumerate(broken):
-        (line,) = (said for said in printed.splitlines() if said.startswith("refused") and f"broken{number}" in said)
+        (line,) = (text for text in printed.splitlines() if text.startswith("refused") and f"broken{number}" in text)
         assert reason in line
     assert [d.file_name for d in deliveries(mini)] == ["orders-good.csv"]
 
 
-def test_D3_an_ingest_that_dies_before_its_record_has_done_nothing(mini: Platform, monkeypatch) -> None:
+def test_D3_an_ingest_that_dies_before_it_writes_its_record_leaves_no_delivery(mini: Platform, monkeypatch) -> None:
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
 
     class Dead(BaseException):
@@ -163,7 +163,7 @@ def test_D3_an_ingest_that_dies_before_its_record_has_done_nothing(mini: Platfor
     assert delivery.number == 1
 
 
-def test_D3_of_two_ingests_of_one_file_at_once_one_delivery_remains(mini: Platform, monkeypatch) -> None:
+def test_D3_two_simultaneous_ingests_of_one_file_make_one_delivery(mini: Platform, monkeypatch) -> None:
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
     from busco.lake.objects import ObjectStore
 
@@ -180,13 +180,13 @@ def test_D3_of_two_ingests_of_one_file_at_once_one_delivery_remains(mini: Platfo
     assert len(deliveries(mini)) == 1
 
 
-def test_D4_another_environment_than_prod_is_refused(mini: Platform) -> None:
+def test_D4_ingest_is_refused_in_environments_other_than_prod(mini: Platform) -> None:
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
     printed = mini.busco("ingest", str(file), status=1, environment={"BUSCO_ENVIRONMENT": "dev_ana"})
     assert "bronze can be written only in environment prod" in printed
 
 
-def test_values_of_columns_with_personal_data_are_hidden_in_what_ingest_prints(mini: Platform) -> None:
+def test_values_of_columns_with_personal_data_are_hidden_in_the_output_of_ingest(mini: Platform) -> None:
     text = csv_text(HEADER, GOOD) + "c,CANARY,1\n"
     printed = mini.busco("ingest", str(mini.write("in/orders.csv", text)))
     assert "CANARY" not in printed
@@ -204,7 +204,7 @@ def test_a_delivery_under_another_contract_stops_the_pin_with_the_files_to_inges
     mini.busco("dbt", "build")
 
 
-def test_a_file_whose_name_tells_no_table_is_refused_unless_it_is_said(mini: Platform) -> None:
+def test_a_file_whose_name_matches_no_table_is_refused_unless_the_table_is_specified(mini: Platform) -> None:
     file = mini.write("in/stuff.csv", csv_text(HEADER, GOOD))
     assert "its name matches no table" in mini.busco("ingest", str(file), status=1)
     assert "ingested" in mini.busco("ingest", str(file), "--table", "orders")
@@ -229,7 +229,7 @@ def test_a_million_rows_keep_their_order_and_numbers(mini: Platform) -> None:
     assert found == (1_000_000,)
 
 
-def test_a_path_is_no_pattern_and_its_folders_are_no_columns(mini: Platform) -> None:
+def test_a_path_is_not_a_pattern_and_its_folders_are_not_columns(mini: Platform) -> None:
     names = ["orders-[1].csv", "orders-*.csv", "orders-?.csv", "day=2011-01-01/orders.csv"]
     files = [mini.write(f"in/{name}", csv_text(HEADER, [(name, *GOOD[0][1:])])) for name in names]
     mini.write("in/orders-1.csv", csv_text(HEADER, GOOD))
@@ -240,7 +240,7 @@ def test_a_path_is_no_pattern_and_its_folders_are_no_columns(mini: Platform) -> 
     assert {row[3] for row in found.values()} == {date(2018, 1, 1)}
 
 
-def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mini: Platform, monkeypatch) -> None:
+def test_a_file_that_is_too_large_or_can_t_be_split_reliably_into_rows_is_refused(mini: Platform, monkeypatch) -> None:
     monkeypatch.setenv("BUSCO_INGEST_ROW_BYTES", "3000000")
     monkeypatch.setenv("BUSCO_INGEST_FILE_BYTES", "4000000")
     get_settings.cache_clear()
@@ -275,7 +275,7 @@ def test_a_file_is_refused_whole_where_a_quote_or_a_line_takes_others_with_it(mi
     ]
 
 
-def test_a_row_that_is_no_utf_8_is_quarantined_and_its_line_hidden(mini: Platform) -> None:
+def test_a_row_that_is_not_utf_8_is_quarantined_and_its_line_is_hidden(mini: Platform) -> None:
     file = mini.write("in/orders.csv", "")
     row = "c{},CANARY é,1,2018-01-01,1\n"
     file.write_bytes(csv_text(HEADER, GOOD).encode() + row.format(1).encode("latin-1") + row.format(2).encode())
@@ -284,7 +284,7 @@ def test_a_row_that_is_no_utf_8_is_quarantined_and_its_line_hidden(mini: Platfor
     assert done.examples == ("row 3, the whole line: ••• — not UTF-8",)
 
 
-def test_rows_are_numbered_without_header_and_blank_lines_whatever_stands_between_them(mini: Platform) -> None:
+def test_row_numbers_skip_the_header_and_blank_lines_but_not_malformed_rows(mini: Platform) -> None:
     lines = [",".join(HEADER)]
     for i in range(150_000):
         lines.append(f"o{i},too,few" if i % 10_007 == 7 else f'o{i},"x\n\ny",{i % 50},2018-01-01,{i + 1}')
@@ -299,7 +299,7 @@ def test_rows_are_numbered_without_header_and_blank_lines_whatever_stands_betwee
     ]
 
 
-def test_what_is_no_file_is_refused_in_words_and_the_others_go_on(mini: Platform) -> None:
+def test_paths_that_are_not_readable_files_are_refused_and_the_others_are_ingested(mini: Platform) -> None:
     folder = mini.write("in/orders.csv", csv_text(HEADER, GOOD)).parent
     os.mkfifo(folder / "orders-pipe.csv")
     (folder / "orders-nowhere.csv").symlink_to("nowhere")
@@ -320,7 +320,7 @@ def test_what_is_no_file_is_refused_in_words_and_the_others_go_on(mini: Platform
     }
 
 
-def test_what_lies_outside_of_a_delivery_is_reached_by_no_link_in_it(mini: Platform) -> None:
+def test_a_link_in_a_delivery_reaches_no_file_outside_it(mini: Platform) -> None:
     folder = mini.write("in/orders.csv", csv_text(HEADER, GOOD)).parent
     secret = mini.write("private/orders-secret.csv", csv_text(HEADER, [("canary", "z", "1", "2018-01-01", 1)]))
     (folder / "orders-link.csv").symlink_to(secret)
@@ -338,12 +338,14 @@ def test_what_lies_outside_of_a_delivery_is_reached_by_no_link_in_it(mini: Platf
     ]  # fmt: skip
 
 
-def test_names_and_headers_of_files_give_no_orders_to_a_terminal(mini: Platform) -> None:
-    orders = "\x1b[2J\x1b]0;x\x07\x9b31m\u202e"
-    folder = mini.write(f"in/orders-{orders}.csv", csv_text(HEADER, [("a", "x", f"1{orders}", "2018-01-01", 1)])).parent
-    mini.write("in/orders-b.csv", csv_text((*HEADER, f"more{orders}"), [(*GOOD[0], 1)]))
-    (folder / "orders-link.csv").symlink_to(f"/{orders}")
-    printed = mini.busco("ingest", str(folder), f"{folder}/orders-{orders}", status=1)
+def test_file_names_and_headers_send_no_escape_sequences_to_a_terminal(mini: Platform) -> None:
+    controls = "\x1b[2J\x1b]0;x\x07\x9b31m\u202e"
+    folder = mini.write(
+        f"in/orders-{controls}.csv", csv_text(HEADER, [("a", "x", f"1{controls}", "2018-01-01", 1)])
+    ).parent
+    mini.write("in/orders-b.csv", csv_text((*HEADER, f"more{controls}"), [(*GOOD[0], 1)]))
+    (folder / "orders-link.csv").symlink_to(f"/{controls}")
+    printed = mini.busco("ingest", str(folder), f"{folder}/orders-{controls}", status=1)
     assert not [char for char in printed if char != "\n" and not char.isprintable()]
     for line in ("orders-{}.csv", "unknown column", "it is a link to /{};", "amount: ••• — not a DECIMAL"):
         assert line.format(r"\x1b[2J\x1b]0;x\x07\x9b31m\u202e") in printed
@@ -354,25 +356,25 @@ def test_a_file_that_changes_while_it_is_read_is_refused(mini: Platform, monkeyp
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
     survey = loading.survey
 
-    def and_change(*given: object) -> object:
-        found = survey(*given)
+    def survey_then_change(*arguments: object) -> object:
+        found = survey(*arguments)
         file.write_text((file.read_text() if kept else ",".join(HEADER) + "\n") + new)
         return found
 
-    monkeypatch.setattr(loading, "survey", and_change)
+    monkeypatch.setattr(loading, "survey", survey_then_change)
     done = one(mini.take(file))
     assert (done.outcome, done.reason) == ("refused", "it changed while it was being read")
     assert deliveries(mini) == []
 
 
-def test_what_is_wrong_with_s3_refuses_no_file(mini: Platform, monkeypatch) -> None:
+def test_an_error_from_s3_does_not_count_as_a_refused_file(mini: Platform, monkeypatch) -> None:
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
     monkeypatch.setattr(ObjectStore, "url", lambda self, key: f"s3://no-such-bucket/{key}")
     with pytest.raises(duckdb.Error):
         mini.take(file)
 
 
-def test_a_number_is_finite_a_date_has_a_year_and_a_full_delivery_has_rows(mini: Platform) -> None:
+def test_numbers_must_be_finite_years_positive_and_full_deliveries_not_empty(mini: Platform) -> None:
     source = mini.home / "dbt_project/models/bronze/s.yml"
     source.write_text(
         source.read_text()
@@ -394,14 +396,14 @@ def test_a_number_is_finite_a_date_has_a_year_and_a_full_delivery_has_rows(mini:
 
 
 def quoted_text(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A CSV whose values may have commas, quotes and line breaks; None is an empty one."""
+    """Returns a CSV whose values can contain commas, quotes and line breaks; None becomes an empty value."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *lines])
     return text.getvalue()
 
 
 def declare(mini: Platform, table: str, columns: dict[str, str]) -> None:
-    """A source table whose grain is its first column."""
+    """Adds a source table whose grain is its first column."""
     source = mini.home / "dbt_project/models/bronze/s.yml"
     listed = "".join(f"          - {{name: {name}, data_type: {json.dumps(kind)}}}\n" for name, kind in columns.items())
     grain = next(iter(columns))
@@ -412,7 +414,7 @@ def declare(mini: Platform, table: str, columns: dict[str, str]) -> None:
     )
 
 
-# what each type's texts become; None where the row is quarantined
+# for each type: texts and their values; None if the row is quarantined
 EXACT = {
     "TIMESTAMP_S": {"2018-01-01 00:00:00.7": None, "2018-01-01 00:00:00.000": datetime(2018, 1, 1)},
     "TIMESTAMP_MS": {
@@ -428,7 +430,7 @@ EXACT = {
         "0001-01-01 00:00:00+01": None,
         "2018-11-04 00:30:00 America/Sao_Paulo": None,
         "2018-11-04 12:30:00 America/Sao_Paulo": datetime(2018, 11, 4, 14, 30, tzinfo=UTC),
-        # DuckDB would read it in the zone of the row before
+        # DuckDB would read it in the time zone of the previous row
         "2018-01-01 10:00:00": datetime(2018, 1, 1, 10, tzinfo=UTC),
         "2018-01-01T10:00:00.123456000-05:30": datetime(2018, 1, 1, 15, 30, 0, 123456, tzinfo=UTC),
     },
@@ -469,7 +471,7 @@ EXACT = {
 }
 
 
-def test_a_row_whose_value_would_change_is_quarantined_by_row_and_column_and_the_others_keep_theirs(
+def test_a_row_whose_value_would_change_is_quarantined_and_the_others_keep_their_values(
     mini: Platform,
 ) -> None:
     columns = {f"c{number}": kind for number, kind in enumerate(EXACT)}
@@ -488,7 +490,7 @@ def test_a_row_whose_value_would_change_is_quarantined_by_row_and_column_and_the
         assert value is None or same(found[row][1 + list(columns).index(column)], value), (text, found[row])
 
 
-def test_values_of_every_type_come_back_from_parquet_as_their_texts_say(mini: Platform) -> None:
+def test_values_of_every_type_in_parquet_equal_those_in_the_texts(mini: Platform) -> None:
     columns = {f"c{number}": kind for number, kind in enumerate(TYPES)}
     declare(mini, "things", {"id": "INTEGER", **columns})
     random = Random(14)
@@ -505,7 +507,7 @@ def test_values_of_every_type_come_back_from_parquet_as_their_texts_say(mini: Pl
     misfits = {(row, column) for _, row, column, _, _ in quarantined(mini)}
     for row, (column, case) in enumerate(cases, 1):
         if row in found:
-            # DuckDB's Parquet writer takes 0.0 and -0.0 for one value
+            # DuckDB's Parquet writer treats 0.0 and -0.0 as one value
             value = found[row][1 + list(columns).index(column)]
             assert same(value, case.value, zeros=False), (columns[column], case)
         else:

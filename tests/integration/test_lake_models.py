@@ -1,4 +1,4 @@
-"""Models of materialization lake: what they write, what they refuse, and what a reader sees meanwhile."""
+"""Models with the materialization lake: what they write, what is refused, and what readers see in the meantime."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def error_of(platform: Platform, node: str) -> str:
 # -- the four ways in which dbt-duckdb's external models fail on S3 ---------------------------------------------------
 
 
-def test_a_model_without_rows_is_a_table_with_columns_and_no_row(mini: Platform) -> None:
+def test_a_model_without_rows_becomes_a_table_with_columns_and_no_rows(mini: Platform) -> None:
     mini.deliver(csv_text(HEADER, []))
     assert mini.build().good
     assert mini.query("select count(*) from busco_silver.orders") == [("0",)]
@@ -46,8 +46,8 @@ def test_a_model_without_rows_is_a_table_with_columns_and_no_row(mini: Platform)
     ]  # fmt: skip
 
 
-def test_a_partition_whose_key_s3_would_refuse_fails_its_model_with_the_table_and_the_column(mini: Platform) -> None:
-    """Each of the 170 letters has six bytes in the key."""
+def test_a_partition_whose_key_is_too_long_for_s3_fails_its_model_naming_table_and_column(mini: Platform) -> None:
+    """Each of the 170 letters takes up six bytes in the key."""
     mini.model(
         "gold/long",
         "{{ config(partition_by='country') }} select repeat('é', 170) as country, 1 as n union all select 'PT', 2",
@@ -62,7 +62,7 @@ def test_a_partition_whose_key_s3_would_refuse_fails_its_model_with_the_table_an
     assert "é" * 170 not in error
 
 
-def test_old_partitions_are_not_seen_among_new_ones(mini: Platform) -> None:
+def test_partitions_that_a_table_no_longer_has_are_not_read(mini: Platform) -> None:
     mini.deliver(orders(6))
     mini.build()
     assert len(mini.live().tables["silver.orders"].files) == 6
@@ -85,7 +85,7 @@ def model_text(platform: Platform, path: str) -> str:
 @pytest.mark.parametrize(
     "step", ["metadata", *(pytest.param(step, marks=pytest.mark.long) for step in ("take", "copy", "enter"))]
 )
-def test_a_writer_that_is_killed_at_any_step_leaves_the_live_table_as_it_was(mini: Platform, step: str) -> None:
+def test_a_writer_that_is_killed_at_any_step_leaves_the_live_table_unchanged(mini: Platform, step: str) -> None:
     mini.deliver(orders(3))
     mini.build()
     before = mini.live()
@@ -132,7 +132,7 @@ main(["dbt", "build"])
 
 
 @pytest.mark.long
-def test_readers_go_on_without_an_error_while_tables_are_replaced_under_them(mini: Platform) -> None:
+def test_readers_get_no_errors_while_tables_are_replaced(mini: Platform) -> None:
     mini.deliver(orders(4))
     mini.build()
     stop, problems, seen = threading.Event(), [], set()
@@ -189,13 +189,13 @@ def refused(platform: Platform, sql: str, yaml: str = "") -> str:
         ("[1, 2]::integer[2]", "cast(… as T[])"),
     ],
 )
-def test_a_type_that_tables_cant_keep_is_refused_with_the_cast_to_write(
+def test_a_type_that_tables_cant_store_is_refused_with_the_cast_to_use(
     mini: Platform, expression: str, advice: str
 ) -> None:
     assert advice in refused(mini, f"select {expression} as x from {{{{ source('bronze', 'orders') }}}}")
 
 
-def test_not_null_is_checked_from_what_copy_counted_nested_columns_too(mini: Platform) -> None:
+def test_not_null_is_checked_with_the_counts_from_copy_for_nested_columns_too(mini: Platform) -> None:
     mini.deliver(orders(1))
     yaml = (
         "models: [{name: t, config: {contract: {enforced: true}}, columns: ["
@@ -210,7 +210,7 @@ def test_not_null_is_checked_from_what_copy_counted_nested_columns_too(mini: Pla
     assert mini.build(select="t").good
 
 
-def test_sql_and_contract_that_differ_are_told_apart_column_by_column(mini: Platform) -> None:
+def test_differences_between_sql_and_contract_are_listed_by_column(mini: Platform) -> None:
     yaml = (
         "models: [{name: t, config: {contract: {enforced: true}}, columns: ["
         "{name: a, data_type: INTEGER}, {name: b, data_type: VARCHAR}, {name: c, data_type: BIGINT}]}]"
@@ -219,7 +219,7 @@ def test_sql_and_contract_that_differ_are_told_apart_column_by_column(mini: Plat
     assert "a: INTEGER in the contract, VARCHAR in the SQL" in text
     assert "b: in the contract but not in the SQL" in text
     assert "d: in the SQL but not in the contract" in text
-    assert "c:" not in text, "a HUGEINT goes into the contract's BIGINT, checked for overflow"
+    assert "c:" not in text, "a HUGEINT is cast to the contract's BIGINT with an overflow check"
 
 
 def test_a_wide_integer_that_overflows_its_contract_is_an_error(mini: Platform) -> None:
@@ -229,7 +229,7 @@ def test_a_wide_integer_that_overflows_its_contract_is_an_error(mini: Platform) 
 
 
 @pytest.mark.parametrize(
-    ("path", "text", "said"),
+    ("path", "text", "message"),
     [
         ("gold/t.sql", "{{ config(materialized='table') }} select 1 as a", "write materialized='lake'"),
         ("gold/t.sql", "{{ config(materialized='external') }} select 1 as a", "write materialized='lake'"),
@@ -246,20 +246,20 @@ def test_a_wide_integer_that_overflows_its_contract_is_an_error(mini: Platform) 
         ),
     ],
 )
-def test_what_the_lake_cant_keep_its_promises_for_is_refused_at_parse(
-    mini: Platform, path: str, text: str, said: str
+def test_features_that_the_lake_cant_support_are_refused_at_parse(
+    mini: Platform, path: str, text: str, message: str
 ) -> None:
     mini.write(f"dbt_project/models/{path}", text)
     with opened(mini.settings) as dbt, pytest.raises(BuscoError) as refusal:
         dbt.parse()
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert path in str(refusal.value)
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_R7_what_did_not_change_is_kept_and_its_tests_run_anyway(mini: Platform) -> None:
+def test_R7_unchanged_tables_are_kept_and_their_tests_run_anyway(mini: Platform) -> None:
     mini.deliver(orders(2))
     mini.build()
     first = mini.live()
@@ -282,7 +282,7 @@ def test_R7_what_did_not_change_is_kept_and_its_tests_run_anyway(mini: Platform)
     assert mini.live().tables["silver.orders"].version != again, "volatile is always built"
 
 
-def test_R7_what_is_asked_for_by_name_in_a_run_is_built_even_where_nothing_changed(mini: Platform) -> None:
+def test_R7_a_model_that_is_selected_by_name_in_a_run_is_built_even_if_unchanged(mini: Platform) -> None:
     mini.deliver(orders(2))
     mini.build()
     run, _ = mini.built()
@@ -308,18 +308,18 @@ def test_each_node_runs_alone_in_a_new_process_with_its_parents_from_the_run_or_
     assert made.inputs == {"silver.orders": entry.version.version}, "through the view, from this run"
 
 
-def test_a_parent_without_a_version_is_an_error_and_no_empty_table(mini: Platform) -> None:
+def test_a_parent_without_a_version_is_an_error_and_not_an_empty_table(mini: Platform) -> None:
     mini.deliver(orders(1))
     printed = mini.busco("dbt", "build", "--select", "fct", status=1)
     assert "no version of silver.orders" in printed
 
 
-def test_a_failed_test_keeps_its_table_from_readers(mini: Platform) -> None:
+def test_a_table_whose_test_failed_is_not_published(mini: Platform) -> None:
     mini.deliver(orders(2))
     mini.build()
     before = mini.live()
     once = model_text(mini, "gold/fct")
-    # its unit test has one order a day, the data two
+    # the unit test's rows have one order per day, the data has two
     mini.model("gold/fct", f"{once}\nunion all\n{once}\nhaving count(*) > 1")
     mini.deliver(orders(3), "orders-2.csv")
     outcome = mini.build()
@@ -340,14 +340,14 @@ def test_seeds_are_lake_tables(mini: Platform) -> None:
 
 
 @pytest.mark.long
-def test_R6_a_large_seed_that_changes_is_built_again_and_one_that_stays_is_kept(mini: Platform) -> None:
+def test_R6_a_large_seed_is_rebuilt_when_it_changes_and_an_unchanged_seed_is_kept(mini: Platform) -> None:
     mini.deliver(orders(1))
     rows = "".join(f"{number},{'x' * 90}\n" for number in range(12_000))
     for last in ("first", "second"):
         mini.write("dbt_project/seeds/large.csv", f"id,text\n{rows}99999,{last}\n")
         mini.write("dbt_project/seeds/small.csv", "id\n1\n")
-        said = "[{name: large, config: {schema: silver}}, {name: small, config: {schema: silver}}]"
-        mini.write("dbt_project/seeds/l.yml", f"seeds: {said}")
+        seeds = "[{name: large, config: {schema: silver}}, {name: small, config: {schema: silver}}]"
+        mini.write("dbt_project/seeds/l.yml", f"seeds: {seeds}")
         mini.build()
         assert mini.query("select text from busco_silver.large where id = 99999") == [(last,)]
     entries = open_run(mini.store, ENVIRONMENT, mini.live().run).entries()
@@ -364,29 +364,29 @@ def test_the_docs_catalog_has_every_table_with_its_columns(mini: Platform) -> No
     assert mini.store.get("docs/index.html").body == mini.store.get(f"{mini.live().docs}index.html").body
 
 
-def test_a_broken_model_names_the_line_of_its_compiled_sql(mini: Platform) -> None:
+def test_the_error_of_a_broken_model_names_the_line_of_its_compiled_sql(mini: Platform) -> None:
     mini.deliver(orders(1))
     text = refused(mini, "with a as (\n  select 1 as x\n)\nselect x,\n  nothing\nfrom a -- end")
     assert "nothing" in text
     assert "LINE 5:" in text
 
 
-def test_a_selection_gives_dbt_no_option(mini: Platform) -> None:
+def test_a_selection_can_t_pass_options_to_dbt(mini: Platform) -> None:
     from busco.errors import BuscoError
     from busco.warehouse.dbt import opened
 
     target = mini.write("kept.txt", "as it was")
     with opened(mini.settings) as dbt:
         dbt.parse()
-        for given in ((f"fct --record-timing-info {target}", ""), ("fct", f"orders --record-timing-info {target}")):
+        for arguments in ((f"fct --record-timing-info {target}", ""), ("fct", f"orders --record-timing-info {target}")):
             with pytest.raises(BuscoError, match="begins with a dash"):
-                dbt.select(*given)
+                dbt.select(*arguments)
         assert "model.busco.fct" in dbt.select("fct\n  v_orders", "orders").nodes
     assert target.read_text() == "as it was"
 
 
 @pytest.mark.long
-def test_eight_threads_build_side_by_side(mini: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_threads_build_models_in_parallel(mini: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUSCO_DBT_THREADS", "8")
     from busco.settings import get_settings
 
@@ -400,7 +400,7 @@ def test_eight_threads_build_side_by_side(mini: Platform, monkeypatch: pytest.Mo
     assert [mini.duckdb(f"select count(*) from busco_gold.m{n}") for n in (0, 23)] == [[(4,)], [(4,)]]
 
 
-def test_start_needs_no_network(mini: Platform) -> None:
+def test_a_build_needs_no_network(mini: Platform) -> None:
     mini.deliver(orders(1))
     nowhere = {
         "http_proxy": "http://127.0.0.1:9",

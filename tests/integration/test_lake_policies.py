@@ -1,7 +1,7 @@
-"""The policies' text: what `deploy/aws/lake.yaml` says of its bucket and of readers, and `ecs.yaml` of its key.
+"""The policies for the buckets and readers in `deploy/aws/lake.yaml`, and for the key in `ecs.yaml`.
 
-The local AWS deploys the bucket's policy only where it is asked to, as here: it knows no condition keys of conditional
-writes.
+Usually, the local AWS is deployed without the bucket policies, because it doesn't support the condition keys of
+conditional writes. Here they are deployed and evaluated, but not enforced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HERE = f"{REGION}:{ACCOUNT}"
 LAKE, LOGS = "arn:aws:s3:::strict-lake", "arn:aws:s3:::strict-logs"
 PROD = EnvironmentLayout("prod")
 RUN = RunLayout(PROD.epoch("r", 1))
-# Which condition the protocol writes each record under. The keys are made where the platform makes them.
+# The condition under which the protocol writes each record. The platform's own functions build the keys.
 ONCE = [
     layout.delivery("olist", "orders", "orders.csv", 1),
     PROD.metadata("gold.fct_orders", "1a"),
@@ -46,7 +46,7 @@ SWAPPED = [
     "docs/index.html",
     layout.docs_page("bakery"),
 ]
-# One writer's own, or under a name that nobody else uses: written without one.
+# Objects with a single writer or a unique name: they are written without a condition.
 FREE = [
     f"{PROD.data('gold.fct_orders', '1a')}/a.parquet",
     layout.bronze_object("olist", "orders", "1a", "2b"),
@@ -71,11 +71,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def outputs(server: Server) -> dict[str, str]:
-    """The lake's stack, deployed once more under other names, as AWS gets it."""
+    """The outputs of the lake's stack, which is deployed again under other names, with the parameters used on AWS."""
     parameters = {f"{kind}BucketName": f"strict-{kind.lower()}" for kind in ("Lake", "Landing", "Logs")}
     parameters |= {"GluePrefix": "strict_", "WorkgroupName": "strict"}
     cloudformation, template = server.client("cloudformation"), (ROOT / stacks.TEMPLATES[stacks.LAKE]).read_text()
-    # deploy names its template by the stack, where something fails
+    # if something fails, deploy looks up the template's path by the stack's name
     with mock.patch.dict(stacks.TEMPLATES, {"strict": stacks.TEMPLATES[stacks.LAKE]}):
         return stacks.deploy(cloudformation, "strict", template, parameters)
 
@@ -91,34 +91,36 @@ def refuses(bucket: dict[str, Any], key: str, context: dict[str, str], action: s
     return resource_decision(bucket, action, f"{LAKE}/{key}", context) == "Deny"
 
 
-def test_the_policy_asks_for_a_condition_where_the_protocol_writes_one(bucket: dict[str, Any]) -> None:
-    asked = {one["Sid"]: {name.removeprefix(f"{LAKE}/") for name in one["Resource"]} for one in bucket["Statement"][1:]}
-    assert asked == {
+def test_the_policy_requires_the_conditions_that_the_protocol_uses(bucket: dict[str, Any]) -> None:
+    required = {
+        one["Sid"]: {name.removeprefix(f"{LAKE}/") for name in one["Resource"]} for one in bucket["Statement"][1:]
+    }
+    assert required == {
         "RecordsThatAreWrittenOnce": set(layout.WRITTEN_ONCE),
         "RecordsThatAreSwapped": set(layout.SWAPPED),
     }
 
 
 @pytest.mark.parametrize("key", ONCE)
-def test_what_is_written_once_is_never_overwritten(bucket: dict[str, Any], key: str) -> None:
+def test_a_record_that_is_written_once_is_never_overwritten(bucket: dict[str, Any], key: str) -> None:
     assert refuses(bucket, key, CREATES)
     assert refuses(bucket, key, SAME)
     assert not refuses(bucket, key, NEW)
 
 
 @pytest.mark.parametrize("key", SWAPPED)
-def test_what_is_swapped_is_not_written_blindly(bucket: dict[str, Any], key: str) -> None:
+def test_a_record_that_is_swapped_is_never_written_unconditionally(bucket: dict[str, Any], key: str) -> None:
     assert refuses(bucket, key, CREATES)
     assert not refuses(bucket, key, SAME)
     assert not refuses(bucket, key, NEW)
 
 
 @pytest.mark.parametrize("key", FREE)
-def test_data_files_and_what_one_writer_owns_need_no_condition(bucket: dict[str, Any], key: str) -> None:
+def test_data_files_and_records_with_a_single_writer_need_no_condition(bucket: dict[str, Any], key: str) -> None:
     assert not refuses(bucket, key, CREATES)
 
 
-def test_parts_of_an_upload_and_reads_are_not_concerned(bucket: dict[str, Any]) -> None:
+def test_parts_of_multipart_uploads_and_reads_need_no_condition(bucket: dict[str, Any]) -> None:
     for key in (*ONCE, *SWAPPED):
         # CreateMultipartUpload and UploadPart take no condition (S3 user guide, "Enforce conditional writes")
         assert not refuses(bucket, key, {"s3:ObjectCreationOperation": "false"})
@@ -139,7 +141,7 @@ def test_each_bucket_refuses_plain_http(server: Server, outputs: dict[str, str])
 GLUE = f"arn:aws:glue:{HERE}"
 DATA = f"{LAKE}/{PROD.data('gold.fct_orders', '1a')}/a.parquet"
 WORKGROUP = f"arn:aws:athena:{HERE}:workgroup/strict"
-# as wide a policy as somebody may have beside it
+# the widest policy that a reader could have in addition
 ADMIN = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
 READS: list[tuple[str, str]] = [
     ("athena:StartQueryExecution", WORKGROUP),
@@ -189,7 +191,7 @@ WRITES: list[tuple[str, str]] = [
     ("s3:GetObject", f"{LAKE}/{layout.quarantine('olist', 'orders', 'orders.csv', '2b')}"),
     ("s3:GetObjectVersion", f"{LAKE}/{layout.quarantine('olist', 'orders', 'orders.csv', '2b')}"),
 ]
-NOT_GIVEN: list[tuple[str, str]] = [
+NOT_GRANTED: list[tuple[str, str]] = [
     ("s3:GetObject", f"{LAKE}/{layout.delivery('olist', 'orders', 'orders.csv', 1)}"),
     ("s3:GetObject", f"{LAKE}/{RUN.pin}"),
     ("s3:GetObject", f"{LAKE}/{EnvironmentLayout('dev_me').data('gold.fct_orders', '1a')}/a.parquet"),
@@ -206,30 +208,32 @@ def readers(server: Server, outputs: dict[str, str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("action", "resource"), READS)
-def test_readers_may(readers: dict[str, Any], action: str, resource: str) -> None:
+def test_readers_are_allowed_to_read_and_query(readers: dict[str, Any], action: str, resource: str) -> None:
     assert decision([readers], action, resource, {}) == "Allow"
 
 
 @pytest.mark.parametrize(("action", "resource"), WRITES)
-def test_readers_may_not_whatever_else_they_have(readers: dict[str, Any], action: str, resource: str) -> None:
+def test_readers_can_t_write_whatever_other_policies_they_have(
+    readers: dict[str, Any], action: str, resource: str
+) -> None:
     assert decision([readers, ADMIN], action, resource, {}) == "Deny"
 
 
-@pytest.mark.parametrize(("action", "resource"), NOT_GIVEN)
-def test_readers_are_given_the_live_tables_alone(readers: dict[str, Any], action: str, resource: str) -> None:
+@pytest.mark.parametrize(("action", "resource"), NOT_GRANTED)
+def test_readers_are_granted_only_the_live_tables(readers: dict[str, Any], action: str, resource: str) -> None:
     assert decision([readers], action, resource, {}) == "ImplicitDeny"
 
 
-def test_the_readers_policy_is_as_short_as_iam_takes_it(readers: dict[str, Any]) -> None:
+def test_the_readers_policy_is_within_iams_size_limit(readers: dict[str, Any]) -> None:
     # IAM user guide, "IAM and AWS STS quotas": 6,144 characters without white space
     assert len(json.dumps(readers, separators=(",", ":"))) <= 6144
 
 
-# -- the topic of alerts ----------------------------------------------------------------------------------------------
+# -- the alerts topic -------------------------------------------------------------------------------------------------
 
 
 class Resolved(yaml.SafeLoader):
-    """CloudFormation's YAML, its references made what they are in this account."""
+    """Loads CloudFormation's YAML and replaces references with their values in this account."""
 
 
 def _resolved(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
@@ -254,7 +258,7 @@ BY_SNS = {"kms:ViaService": f"sns.{REGION}.amazonaws.com"}
 
 @pytest.fixture(scope="module")
 def resources() -> dict[str, Any]:
-    """Those of ecs.yaml: the local AWS deploys its key, and serves no KMS that could be asked for the policy."""
+    """The resources in ecs.yaml. The local AWS deploys its key, but has no KMS that returns the key's policy."""
     template = yaml.load((ROOT / stacks.TEMPLATES[stacks.ECS]).read_text(), Resolved)
     found: dict[str, Any] = template["Resources"]
     return found
@@ -268,7 +272,7 @@ def test_each_topic_is_encrypted_with_the_customer_key(resources: dict[str, Any]
 
 
 @pytest.mark.parametrize("action", TO_PUBLISH)
-def test_alarms_and_airflow_use_the_key_and_nobody_else_does(resources: dict[str, Any], action: str) -> None:
+def test_only_alarms_and_airflow_can_use_the_key(resources: dict[str, Any], action: str) -> None:
     policy = resources["AlertsKey"]["Properties"]["KeyPolicy"]
     delegated = policy["Statement"][0]
     assert (delegated["Principal"], delegated["Sid"]) == (
@@ -277,12 +281,12 @@ def test_alarms_and_airflow_use_the_key_and_nobody_else_does(resources: dict[str
     )
     named = {**policy, "Statement": policy["Statement"][1:]}
 
-    def asked(context: dict[str, str], who: str, service: str = "") -> bool:
+    def allowed(context: dict[str, str], who: str, service: str = "") -> bool:
         return resource_decision(named, action, f"arn:aws:kms:{HERE}:key/0f3c", context, who, service) == "Allow"
 
-    assert asked(ALARM, "service", "cloudwatch.amazonaws.com")
-    assert not asked(OTHERS, "service", "cloudwatch.amazonaws.com")
-    assert not asked({}, "service", "cloudwatch.amazonaws.com")
-    assert asked(BY_SNS, "AirflowRole")
-    assert not asked({}, "AirflowRole")
-    assert not asked(BY_SNS, "RunnerRole")
+    assert allowed(ALARM, "service", "cloudwatch.amazonaws.com")
+    assert not allowed(OTHERS, "service", "cloudwatch.amazonaws.com")
+    assert not allowed({}, "service", "cloudwatch.amazonaws.com")
+    assert allowed(BY_SNS, "AirflowRole")
+    assert not allowed({}, "AirflowRole")
+    assert not allowed(BY_SNS, "RunnerRole")
