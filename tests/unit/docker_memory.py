@@ -1,4 +1,4 @@
-"""Docker in memory: as much of docker-py's client as a starter uses."""
+"""An in-memory Docker: the part of docker-py's client that the starter uses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Container:
 
 
 class Engine:
-    """A client, and what its engine has."""
+    """A Docker client together with its engine's state."""
 
     def __init__(self, images: tuple[str, ...] = (IMAGE,)) -> None:
         self.made: dict[str, Container] = {}
@@ -58,7 +58,7 @@ class Engine:
         return {"NCPU": 8}
 
     def other(self, **labels: str) -> Container:
-        """A container that somebody else has started."""
+        """Returns a running container that someone else started."""
         made = self._create("postgres:16.3-alpine", labels=labels)
         made.start()
         return made

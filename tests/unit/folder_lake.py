@@ -1,4 +1,4 @@
-"""A lake without S3: records in memory, data files in a folder, so that a file is ingested in milliseconds."""
+"""A lake without S3: records are in memory and data files in a folder, so ingesting a file takes milliseconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.memory_s3 import MemoryS3
 
 
 class FolderLake(ObjectStore):
-    """An object store whose data files DuckDB writes below a folder."""
+    """An object store whose data files DuckDB writes to a local folder."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(MemoryS3(), "lake")
@@ -42,7 +42,7 @@ class FolderLake(ObjectStore):
         file_bytes: int = 1_000_000_000,
         progress: Callable[[int], None] = lambda _: None,
     ) -> Loaded:
-        """Ingests a file of that content, which is at `name` below the folder, into table `t`."""
+        """Writes a file with this content to `name` below the folder, and ingests it into table `t`."""
         path = self.folder / name
         path.write_bytes(content)
         typed = tuple(Column(name=one.split()[0], type=one.split()[1]) for one in columns)
@@ -56,13 +56,13 @@ class FolderLake(ObjectStore):
         return self.read_many(list(self.keys("_lake/deliveries/")), Delivery)
 
     def rows(self) -> list[tuple[object, ...]]:
-        """The newest delivery's rows, their numbers behind their values."""
+        """Returns the newest delivery's rows, each with its row number after its values."""
         newest = max(self.deliveries, key=lambda one: one.ingested_at)
         columns = "* exclude (_source_file, _source_row, _ingested_at), _source_row"
         sql = f"select {columns} from read_parquet('{self.url(newest.object)}') order by _source_row"
         return self.connection.execute(sql).fetchall()
 
     def quarantined(self) -> list[tuple[object, ...]]:
-        """Row, value and reason of all that was quarantined."""
+        """Returns the row number, value and reason of every quarantined row."""
         sql = f"select row, value, reason from read_parquet('{self.folder}/lake/_lake/quarantine/**') order by row"
         return self.connection.execute(sql).fetchall()

@@ -1,4 +1,4 @@
-"""A lake in memory with a small dbt project on it, and the runs that the protocol's tests drive against it."""
+"""An in-memory lake with a small dbt project, and the runs that the protocol tests perform on it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from busco.lake.runs import Run, save_pin
 from tests.unit.memory_s3 import MemoryS3
 
 ENVIRONMENT = EnvironmentLayout("prod")
-# bronze.b → silver.s → gold.g, and gold.h from both; bronze.c is read by nothing
+# bronze.b → silver.s → gold.g; gold.h reads silver.s and bronze.b; no table reads bronze.c
 PARENTS = {"silver.s": ("bronze.b",), "gold.g": ("silver.s",), "gold.h": ("silver.s", "bronze.b")}
 TESTS = {f"test.{table}": frozenset({table}) for table in PARENTS} | {"test.joint": frozenset({"gold.g", "gold.h"})}
 
 
 def audit_of(tables: Collection[str] = tuple(PARENTS), project: str = "busco") -> releases.Audit:
-    """What the project's code of that moment asks for, where it has only `tables` of all that it could have."""
-    wanted = frozenset(tables)
-    tests = {test: reads for test, reads in TESTS.items() if reads <= wanted}
-    return releases.Audit(tests, wanted, project, manifest_hash(wanted), {})
+    """Returns the audit for code of the project that contains only `tables`."""
+    defined = frozenset(tables)
+    tests = {test: reads for test, reads in TESTS.items() if reads <= defined}
+    return releases.Audit(tests, defined, project, manifest_hash(defined), {})
 
 
 def manifest_hash(tables: Collection[str]) -> str:
@@ -32,7 +32,7 @@ AUDIT = audit_of()
 
 
 def bronze(number: int, table: str = "bronze.b") -> Version:
-    """The version of a bronze table that has its first `number` deliveries."""
+    """Returns the version of a bronze table that consists of its first `number` deliveries."""
     deliveries = tuple(f"{table}/d{n}" for n in range(number))
     files = tuple(DataFile(key=f"bronze/{d}", rows=1, bytes=1) for d in deliveries)
     return version(table, {}, f"{table[-1]}{number}").model_copy(
@@ -57,9 +57,9 @@ def version(table: str, inputs: dict[str, str], identity: str | None = None, cod
 
 
 class Lake:
-    """A lake in memory and the runs on it.
+    """An in-memory lake and the runs on it.
 
-    `tables` are those that the project's code has now; a run keeps the code that it was pinned with.
+    `tables` are the tables in the project's current code; a run keeps the code that it was pinned with.
     """
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ class Lake:
         return releases.publish(run, self.audit(run), "me", run.docs, take_over)
 
     def published(self, keep: bool = False, code: str = "f") -> Run:
-        """A run of everything, pinned, built and published."""
+        """Pins, builds and publishes a run of everything, and returns it."""
         run = self.pin()
         self.build_all(run, keep, code)
         self.publish(run)
@@ -148,7 +148,7 @@ class Lake:
 
 
 def others(lake: Lake, table: str = "gold.o") -> tuple[Run, releases.Audit]:
-    """A run of everything of another project, which has one table."""
+    """Builds a full run of another project, which has one table. Returns the run and its audit."""
     run = lake.pin(project="other")
     made = version(table, {}).model_copy(update={"project": "other"})
     run.enter(table, run.take(table, 1), made, kept=False)

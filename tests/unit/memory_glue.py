@@ -1,4 +1,4 @@
-"""Glue's tables in memory: what the sync's interleavings are driven against."""
+"""An in-memory Glue catalog for tests that interleave syncs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from botocore.exceptions import ClientError
 
 
 class MemoryGlue:
-    """The calls of boto3's Glue client that the sync makes, on a dictionary of (database, name).
+    """Implements the calls of boto3's Glue client that the sync makes, on a dictionary keyed by (database, name).
 
-    UpdateTable checks VersionId, and DeleteTable has none, as in AWS. `called` is told of each call before it is done.
+    As in AWS, UpdateTable checks VersionId, and DeleteTable has no such check. `called` receives the name of each call
+    before the call is performed.
     """
 
     def __init__(self, called: Callable[[str], None]) -> None:

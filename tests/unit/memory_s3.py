@@ -1,6 +1,7 @@
-"""S3's conditional writes in memory, with a kill at any write: what the protocol's properties are driven against.
+"""An in-memory S3 with conditional writes, for the protocol's property-based tests.
 
-It refuses what the lake's bucket policy refuses: a record that is written without its condition.
+It can kill its caller at any write. Like the lake's bucket policy, it denies writing a record without the required
+condition.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ _ONCE, _SWAPPED = (re.compile("|".join(map(translate, patterns))) for patterns i
 
 
 class Killed(BaseException):
-    """The process died here; nothing catches it but the test."""
+    """The process died here; only the test catches this exception."""
 
 
 class MemoryS3:
-    """The calls of boto3's S3 client that the lake makes, on a dictionary.
+    """Implements the calls of boto3's S3 client that the lake makes, on a dictionary.
 
-    `kill_at` counts writes down: at 0 the next write does not happen (`before`) or happens without a reply (`after`),
-    and the caller dies. `interrupt` is called once, to let another actor come in between: before the next write, or,
-    with `interrupt_at`, before that call from now on, reads included (0 is the next one). `has_policy`: it refuses what
-    the lake's bucket policy refuses.
+    `kill_at` counts down with each write. When it is 0, the caller dies: before the next write, or, with `kill_after`,
+    after the write but before the response. `interrupt` is called once so that another actor can intervene: before the
+    next write or, with `interrupt_at`, before that call, counted from now on and including reads (0 is the next call).
+    `has_policy`: requests that the lake's bucket policy denies are denied here too.
     """
 
     has_policy = True
@@ -121,7 +122,7 @@ class MemoryS3:
 
 
 def missing_condition(key: str, if_none_match: str | None, if_match: str | None) -> str:
-    """The header that a write of `key` lacks under the lake's bucket policy; empty where it may be written so."""
+    """Returns the header that the lake's bucket policy requires for a write and that is missing, or an empty string."""
     if if_none_match is not None:
         return ""
     if _ONCE.match(key):
@@ -134,5 +135,5 @@ def _etag(body: bytes) -> str:
 
 
 def _error(code: str, status: int, message: str = "") -> ClientError:
-    answer: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return ClientError(answer, "PutObject")
+    response: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "PutObject")

@@ -1,4 +1,4 @@
-"""Triggerers, a table of places and an ECS in memory and in simulated time: slow, throttled, and they lose replies."""
+"""A simulation, in memory and with simulated time, of triggerers, the table of slots, and a slow and unreliable ECS."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from busco.orchestration import places
 from busco.orchestration.places import STALE, Holder, Place, Places, Unreachable
 from busco.orchestration.stops import Stop
 
-# what a RunTask may come to: started; refused for now; started, and the answer is lost; not heard at all
+# outcomes of RunTask: the task starts; no capacity; the task starts, but the response is lost; the request is lost
 Fault = Literal["none", "capacity", "lost", "unheard"]
 BUSY = Stop("capacity", "there is no capacity", "wait", True)
-LAG = 3.0  # seconds that ListTasks may not show a task that was started
+LAG = 3.0  # seconds for which ListTasks may omit a task that has just started
 
 
 class Killed(BaseException):
-    """The process of whoever called has died."""
+    """The caller's process has died."""
 
 
 class Memory:
-    """`Slots` in memory: what the real one does is compared with it, step for step (tests/airflow/test_slots.py)."""
+    """`Slots` in memory; tests/airflow/test_slots.py compares it with the real table, step by step."""
 
     def __init__(self, limit: int, clock: Callable[[], float]) -> None:
         self.limit, self.clock = limit, clock
@@ -103,7 +103,7 @@ class Row:
 
 @dataclass
 class Task:
-    """A task of ECS: `ends_at` is when nothing of it runs any more; `stops` says that it is being stopped."""
+    """An ECS task: from `ends_at` on, nothing of it is running; `stops` means that it is being stopped."""
 
     arn: str
     token: str
@@ -113,11 +113,12 @@ class Task:
 
 
 class World:
-    """ECS, and the table that all triggerers share.
+    """ECS, and the table of slots that all triggerers share.
 
     Args:
-        limit: how many places there are.
-        duration: seconds that a task runs, and that it takes to end when it is stopped.
+        limit: the number of slots.
+        duration: seconds that a task runs.
+        ending: seconds that a task takes to end after it was stopped.
     """
 
     def __init__(self, limit: int, duration: float = 120, ending: float = 30) -> None:
@@ -136,7 +137,7 @@ class World:
         return [task for task in self.tasks.values() if task.ends_at > now]
 
     def without_a_row(self) -> list[Task]:
-        """Tasks that live and have no place."""
+        """Returns the running tasks that have no slot."""
         rows = self.table.rows
         return [task for task in self.living() if task.token not in rows or rows[task.token].arn not in ("", task.arn)]
 
@@ -150,7 +151,7 @@ class World:
 
 @dataclass
 class Triggerer:
-    """A process with its own launcher. `kill` ends it between two instructions, `stall` stops it for a while."""
+    """A process with its own launcher. `kill` ends it between two instructions; `stall` pauses it for some time."""
 
     world: World
     latency: Sequence[float] = (0.05,)
@@ -176,7 +177,7 @@ class Triggerer:
         self.runs_from = self.world.clock() + seconds
 
     async def point(self) -> None:
-        """A moment in which the process may be killed, or stand still."""
+        """A point at which the process can be killed or paused."""
         await asyncio.sleep(0)
         while self.alive and self.world.clock() < self.runs_from:
             await asyncio.sleep(self.runs_from - self.world.clock())
@@ -228,7 +229,7 @@ class Triggerer:
 
 
 class Proxy:
-    """The table, as a process sees it that may die or stand still before and after every question."""
+    """The table as used by a process that can be killed or paused before and after every call."""
 
     def __init__(self, process: Triggerer) -> None:
         self.process = process
@@ -245,7 +246,7 @@ class Question:
 
 @contextmanager
 def in_one_thread() -> Iterator[None]:
-    """Questions to the table are put in the loop's own thread: simulated time knows no other."""
+    """Makes all calls to the table in the event loop's own thread, because simulated time supports no other threads."""
 
     async def ask(question: Question, *arguments: Any) -> Any:
         await question.process.point()
@@ -258,7 +259,7 @@ def in_one_thread() -> Iterator[None]:
 
 
 async def maintenance(world: World) -> None:
-    """Everything that others do in the end: the dead have been silent for long, and places are looked into."""
+    """Waits until heartbeats of dead triggerers are stale, and then frees slots as another process would."""
     await asyncio.sleep(STALE + LAG + 1)
     while await Triggerer(world).places.free():
         await asyncio.sleep(1)

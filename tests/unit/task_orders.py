@@ -1,4 +1,4 @@
-"""Containers that a starter is asked for: one of our template, and attacks."""
+"""Orders for the starter: a container from our own template, and attacks."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ RULES = Rules(image=IMAGE, network=OWNER, owner=OWNER, folders={"/opt/busco/lib/
 
 
 class _Template(yaml.SafeLoader):
-    """Reads a template; what a function of CloudFormation would give is its parameter's default, or a name."""
+    """Loads a template; a CloudFormation function is replaced by its parameter's default, or by a name."""
 
 
 def _function(loader: _Template, _: str, node: yaml.Node) -> str:
     defaults = {"SmallCpu": "1024", "SmallMemory": "4096", "SmallStorage": "21", "StopTimeout": "60"}
-    said = node.value if isinstance(node, yaml.ScalarNode) else "value"
-    return {**defaults, "DbtImage": IMAGE, "CpuArchitecture": "X86_64"}.get(said, said.replace("${Name}", "busco"))
+    value = node.value if isinstance(node, yaml.ScalarNode) else "value"
+    return {**defaults, "DbtImage": IMAGE, "CpuArchitecture": "X86_64"}.get(value, value.replace("${Name}", "busco"))
 
 
 _Template.add_multi_constructor("!", _function)  # type: ignore[no-untyped-call]
 
 
 def definition() -> dict[str, Any]:
-    """The small task definition of our template, as ECS describes it."""
+    """Returns the small task definition from our template, as ECS describes it."""
     template = yaml.load((ROOT / "deploy/aws/ecs.yaml").read_text(), _Template)
     properties = template["Resources"]["SmallTaskDefinition"]["Properties"]
     described = {"status": "ACTIVE", "taskDefinitionArn": "arn", "registeredAt": "now", "compatibilities": ["EC2"]}
@@ -71,45 +71,43 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], object]] = {
     "privileged": of_container(privileged=True),
     "a capability": of_container(linuxParameters={"capabilities": {"add": ["SYS_ADMIN"]}}),
     "a capability that Fargate has": of_container(linuxParameters={"capabilities": {"add": ["SYS_PTRACE"]}}),
-    "a capability kept": of_container(linuxParameters={"capabilities": {"drop": ["NET_RAW"]}}),
+    "a capability that is not dropped": of_container(linuxParameters={"capabilities": {"drop": ["NET_RAW"]}}),
     "a device": of_container(linuxParameters={"devices": [{"hostPath": "/dev/sda"}]}),
-    "memory as a file system": of_container(linuxParameters={"tmpfs": [{"containerPath": "/run", "size": 64}]}),
+    "a tmpfs": of_container(linuxParameters={"tmpfs": [{"containerPath": "/run", "size": 64}]}),
     "root": of_container(user="0"),
     "the docker group": of_container(user="10001:999"),
     "a writable root": of_container(readonlyRootFilesystem=False),
     "another entry point": of_container(entryPoint=["sh", "-c"]),
     "another image": of_container(image="postgres:16.3-alpine"),
-    "the image by digest of another": of_container(image=f"{IMAGE}@sha256:{'0' * 64}"),
+    "our image with another digest": of_container(image=f"{IMAGE}@sha256:{'0' * 64}"),
     "a security option": of_container(dockerSecurityOptions=["apparmor:unconfined"]),
     "a published port": of_container(portMappings=[{"containerPort": 80, "hostPort": 80}]),
-    "a name of another host": of_container(extraHosts=[{"hostname": "aws", "ipAddress": "1.2.3.4"}]),
+    "an extra host": of_container(extraHosts=[{"hostname": "aws", "ipAddress": "1.2.3.4"}]),
     "a link": of_container(links=["postgres"]),
-    "kernel settings": of_container(systemControls=[{"namespace": "net.ipv4.ip_forward", "value": "1"}]),
-    "volumes of another container": of_container(volumesFrom=[{"sourceContainer": "x"}]),
+    "kernel parameters": of_container(systemControls=[{"namespace": "net.ipv4.ip_forward", "value": "1"}]),
+    "another container's volumes": of_container(volumesFrom=[{"sourceContainer": "x"}]),
     "labels": of_container(dockerLabels={OWNER_LABEL: "another"}),
-    "limits of the kernel": of_container(ulimits=[{"name": "core", "softLimit": -1, "hardLimit": -1}]),
+    "ulimits": of_container(ulimits=[{"name": "core", "softLimit": -1, "hardLimit": -1}]),
     "a mount elsewhere": of_container(mountPoints=[{"sourceVolume": "scratch", "containerPath": "/opt/busco/lib"}]),
-    "a log driver of Docker's": of_container(logConfiguration={"logDriver": "syslog"}),
+    "a Docker log driver": of_container(logConfiguration={"logDriver": "syslog"}),
     "a folder of the host": of_task(volumes=[{"name": "scratch", "host": {"sourcePath": "/"}}]),
-    "a folder that is mounted anyway": of_task(
+    "a folder that is mounted in any case": of_task(
         volumes=[{"name": "scratch", "host": {"sourcePath": "/home/me/busco/src/busco"}}]
     ),
     "Docker's socket": of_task(volumes=[{"name": "scratch", "host": {"sourcePath": "/var/run/docker.sock"}}]),
-    "a volume of Docker's": of_task(
-        volumes=[{"name": "busco_postgres", "dockerVolumeConfiguration": {"scope": "shared"}}]
-    ),
-    "a file system of EFS": of_task(volumes=[{"name": "scratch", "efsVolumeConfiguration": {"fileSystemId": "fs-1"}}]),
+    "a Docker volume": of_task(volumes=[{"name": "busco_postgres", "dockerVolumeConfiguration": {"scope": "shared"}}]),
+    "an EFS file system": of_task(volumes=[{"name": "scratch", "efsVolumeConfiguration": {"fileSystemId": "fs-1"}}]),
     "two volumes": of_task(volumes=[{"name": "scratch"}, {"name": "other"}]),
     "the host's network": of_task(networkMode="host"),
     "Docker's bridge": of_task(networkMode="bridge"),
     "the host's processes": of_task(pidMode="host"),
     "the host's IPC": of_task(ipcMode="host"),
     "a proxy": of_task(proxyConfiguration={"containerName": "dbt"}),
-    "a field that nobody knows": of_task(futureField=True),
+    "an unknown field": of_task(futureField=True),
     "no memory limit": without("memory"),
     "no CPU limit": without("cpu"),
-    "a limit of nothing": of_task(memory="0"),
-    "a limit below nothing": of_task(memory="-1"),
+    "a memory limit of zero": of_task(memory="0"),
+    "a negative memory limit": of_task(memory="-1"),
     "more memory than there is": of_task(memory="999999"),
     "no containers": of_task(containerDefinitions=[]),
     "an entry point in overrides": of_override(entryPoint=["sh"]),
@@ -117,6 +115,6 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], object]] = {
     "privileges in overrides": of_override(privileged=True),
     "another container": lambda given: given.update(container="side"),
     "arguments of Docker's": lambda given: given.update(binds=["/:/host"]),
-    "a task's name with a path": lambda given: given.update(task=f"{TASK[:-12]}/../../etc"),
+    "a path in the task's ARN": lambda given: given.update(task=f"{TASK[:-12]}/../../etc"),
     "no definition": lambda given: given.pop("definition"),
 }
