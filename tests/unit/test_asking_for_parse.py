@@ -1,4 +1,4 @@
-"""Airflow parses a DAG file when the project was parsed anew, and is asked by the file's time."""
+"""After a project has been parsed, the DAG files' modification times are updated, so Airflow parses them again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from busco.settings import Settings
 from busco.warehouse.dbt import write_manifest
 
 
-def test_a_new_manifest_makes_the_dag_files_younger_than_airflow_s_last_parse(tmp_path: Path) -> None:
+def test_a_new_manifest_updates_the_modification_times_of_dag_files(tmp_path: Path) -> None:
     dag, other = tmp_path / "dags/lakehouse.py", tmp_path / "dags/data.csv"
     dag.parent.mkdir()
     for file in (dag, other):
@@ -21,5 +21,5 @@ def test_a_new_manifest_makes_the_dag_files_younger_than_airflow_s_last_parse(tm
     assert (dag.read_text(), other.stat().st_mtime) == ("as it was", 1)
 
 
-def test_a_manifest_is_written_where_there_are_no_dag_files(tmp_path: Path) -> None:
+def test_a_manifest_is_written_even_if_there_are_no_dag_files(tmp_path: Path) -> None:
     assert write_manifest(Settings(home=tmp_path), Project({"nodes": {}})).is_file()

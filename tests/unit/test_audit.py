@@ -1,4 +1,4 @@
-"""`scripts/audit.py`: nothing that is known to be vulnerable goes unseen, and nothing unseen counts as good."""
+"""`scripts/audit.py` reports every known vulnerability, and never reports an unaudited package as safe."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ review = 2027-03-01
 FOUND = {"name": "some-package", "version": "1.0", "vulns": [{"id": "PYSEC-1", "aliases": ["GHSA-1"]}]}
 
 
-def test_a_vulnerability_is_a_finding_until_somebody_has_reviewed_it_in_that_version() -> None:
+def test_a_vulnerability_is_a_finding_until_it_is_reviewed_for_that_version() -> None:
     reviews = audit.read_reviews(REVIEW)
     assert audit.judged([FOUND], reviews) == []
     assert audit.judged([FOUND], []) == ["some-package 1.0: PYSEC-1 GHSA-1, fixed in no version"]
@@ -48,11 +48,11 @@ def test_a_vulnerability_is_a_finding_until_somebody_has_reviewed_it_in_that_ver
     assert audit.judged([other], reviews) == ["some-package 1.0: PYSEC-2, fixed in 2.0"]
 
 
-def test_a_package_that_the_database_does_not_know_is_a_finding() -> None:
+def test_a_package_that_is_not_in_the_database_is_a_finding() -> None:
     assert audit.judged([{"name": "x", "skip_reason": "not found"}], []) == ["x: not audited: not found"]
 
 
-def test_a_review_ends_with_its_day_and_with_its_version() -> None:
+def test_a_review_expires_after_its_date_and_when_the_version_changes() -> None:
     reviews = audit.read_reviews(REVIEW)
     assert audit.stale(reviews, {"some-package": {"1.0"}}, date(2027, 3, 1)) == []
     assert "review was due on 2027-03-01" in audit.stale(reviews, {"some-package": {"1.0"}}, date(2027, 3, 2))[0]
@@ -62,13 +62,13 @@ def test_a_review_ends_with_its_day_and_with_its_version() -> None:
 
 
 @pytest.mark.parametrize("left_out", ["id", "package", "version", "reason", "review"])
-def test_a_review_says_everything(left_out: str) -> None:
+def test_every_field_of_a_review_is_required(left_out: str) -> None:
     lines = [line for line in REVIEW.splitlines() if not line.startswith(left_out)]
     with pytest.raises(SystemExit, match="needs id, package, version, reason, review"):
         audit.read_reviews("\n".join(lines))
 
 
-def test_each_entry_of_our_list_is_of_a_pinned_version_and_its_day_has_not_come() -> None:
+def test_each_of_our_reviews_is_for_a_pinned_version_and_has_not_expired() -> None:
     pins = audit.pinned(sorted((ROOT / "requirements").glob("*.txt")))
     assert pins["apache-airflow"] == {"2.10.5"}
     assert len(pins) > 300
@@ -80,7 +80,7 @@ def test_each_entry_of_our_list_is_of_a_pinned_version_and_its_day_has_not_come(
     "line", ["evil @ https://example.com/evil.whl", "evil == 1.0", "-e git+https://example.com/evil", "-r other.txt",
              "evil>=1", "evil", "--index-url https://example.com", "evil===1.0"],
 )  # fmt: skip
-def test_a_line_that_is_no_pin_is_not_passed_over(tmp_path: Path, line: str) -> None:
+def test_a_requirements_line_that_is_not_a_pin_is_an_error(tmp_path: Path, line: str) -> None:
     file = tmp_path / "dbt.txt"
     known = (
         "# by uv\n\nsome-package==1.0 ; sys_platform == 'linux' \\\n    --hash=sha256:00ff \\\n    --hash=sha256:11\n"
@@ -92,7 +92,7 @@ def test_a_line_that_is_no_pin_is_not_passed_over(tmp_path: Path, line: str) -> 
         audit.pinned([file])
 
 
-def test_where_no_database_answers_nothing_is_said_to_be_good(tmp_path: Path) -> None:
+def test_packages_are_reported_as_not_audited_if_no_database_responds(tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("click==8.1.8\n")
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1"}
     done = subprocess.run(
@@ -100,12 +100,12 @@ def test_where_no_database_answers_nothing_is_said_to_be_good(tmp_path: Path) ->
         env={**os.environ, **nowhere, "CI": ""}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    said = "few.txt: NOT AUDITED: pypi: can't be reached; osv: can't be reached; advisories.json lacks click==8.1.8"
-    assert done.stdout.startswith(said)
+    report = "few.txt: NOT AUDITED: pypi: can't be reached; osv: can't be reached; advisories.json lacks click==8.1.8"
+    assert done.stdout.startswith(report)
     assert "findings" not in done.stdout
 
 
-def test_an_audit_that_fails_is_no_audit_that_found_nothing(tmp_path: Path) -> None:
+def test_a_failed_audit_is_not_reported_as_one_without_findings(tmp_path: Path) -> None:
     (tmp_path / "broken.txt").write_text("click==\n")
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/audit.py", tmp_path / "broken.txt"],
@@ -115,7 +115,7 @@ def test_an_audit_that_fails_is_no_audit_that_found_nothing(tmp_path: Path) -> N
     assert "broken.txt: pip-audit failed: " in done.stderr
 
 
-# -- the snapshot of a database, where none answers -------------------------------------------------------------------
+# -- the snapshot that is used if no database responds ----------------------------------------------------------------
 
 WITHDRAWN = "id: PYSEC-3\nwithdrawn: '2024-01-01T00:00:00Z'\naffected:\n- package: {name: click, ecosystem: PyPI}\n"
 RECORD = """
@@ -134,7 +134,7 @@ affected:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A clone of a database as pypa's is: a folder for each package, records in YAML."""
+    """A clone of an advisory database with pypa's layout: a folder for each package, records in YAML."""
     folder = tmp_path / "clone"
     for path, text in (("some-package/PYSEC-1", RECORD), ("click/PYSEC-3", WITHDRAWN), ("other/PYSEC-4", "id: {")):
         file = folder / f"vulns/{path}.yaml"
@@ -147,33 +147,33 @@ def clone(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_snapshot_has_each_pin_and_what_a_database_says_of_its_version(clone: Path) -> None:
+def test_a_snapshot_contains_each_pin_with_the_advisories_for_its_version(clone: Path) -> None:
     versions = {"0.9", "1.0", "1.1.9", "1.2", "2.0", "2.3", "2.3.1"}
     made = advisories.snapshot(clone, {"some-package": versions, "click": {"8.1.8"}})
     assert made["date"] == "2026-11-01"
-    assert made["pins"]["click==8.1.8"] == [], "what was withdrawn is none"
+    assert made["pins"]["click==8.1.8"] == [], "a withdrawn advisory is left out"
     hit = {pin.partition("==")[2] for pin, found in made["pins"].items() if found}
     assert hit == {"0.9", "1.0", "1.1.9", "2.0", "2.3"}
-    said = {"id": "PYSEC-1", "aliases": ["CVE-2024-1", "GHSA-1"], "fix_versions": ["1.2"]}
-    assert made["pins"]["some-package==1.0"] == [said]
+    advisory = {"id": "PYSEC-1", "aliases": ["CVE-2024-1", "GHSA-1"], "fix_versions": ["1.2"]}
+    assert made["pins"]["some-package==1.0"] == [advisory]
     assert json.loads(advisories.text_of(made)) == made
 
 
-def test_a_clone_without_records_makes_no_snapshot(clone: Path) -> None:
+def test_no_snapshot_is_made_from_a_clone_without_records(clone: Path) -> None:
     with pytest.raises(SystemExit, match="has no OSV records"):
         advisories.snapshot(clone, {"nothing": {"1.0"}})
 
 
-def test_our_snapshot_covers_every_pin_and_somebody_has_reviewed_it() -> None:
+def test_our_snapshot_covers_every_pin_and_has_been_reviewed() -> None:
     for file in sorted((ROOT / "requirements").glob("*.txt")):
         found, missing = audit.from_snapshot(audit.SNAPSHOT, file)
         assert found is not None, missing
         assert audit.judged(found, audit.read_reviews(audit.REVIEWED.read_text())) == []
-    said, accepted = audit.snapshot_review(audit.SNAPSHOT, audit.REVIEWED, date.today())
-    assert accepted, said
+    message, accepted = audit.snapshot_review(audit.SNAPSHOT, audit.REVIEWED, date.today())
+    assert accepted, message
 
 
-def test_each_image_of_others_was_looked_at_and_each_entry_is_of_one_that_is_used() -> None:
+def test_each_third_party_image_is_reviewed_and_each_review_is_for_an_image_in_use() -> None:
     reviews, used = audit.read_images(audit.REVIEWED.read_text()), audit.used_images(ROOT)
     assert used == {"python:3.11-slim-bookworm", "postgres:16.3-alpine", "redis:7.2-alpine"}
     assert audit.stale_images(reviews, used, date.today()) == []
@@ -187,7 +187,7 @@ FOUND_THERE = [{"id": "PYSEC-1", "aliases": [], "fix_versions": ["1.2"]}]
 
 
 @pytest.mark.parametrize(
-    ("ci", "accepted_until", "snapshot", "status", "words"),
+    ("ci", "accepted_until", "snapshot", "status", "expected"),
     [
         ("true", "", None, 1, "not audited: run make audit-update"),
         ("", "", None, 0, "NOT AUDITED"),
@@ -199,11 +199,11 @@ FOUND_THERE = [{"id": "PYSEC-1", "aliases": [], "fix_versions": ["1.2"]}]
         ("", "2999-01-01", {"some-package==1.0": FOUND_THERE}, 1, "some-package 1.0: PYSEC-1, fixed in 1.2"),
     ],
 )
-def test_where_no_database_answers_ci_passes_only_by_a_reviewed_snapshot_of_all_pins(
+def test_without_a_database_ci_passes_only_with_a_reviewed_snapshot_of_all_pins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    ci: str, accepted_until: str, snapshot: dict[str, Any] | None, status: int, words: str,
+    ci: str, accepted_until: str, snapshot: dict[str, Any] | None, status: int, expected: str,
 ) -> None:  # fmt: skip
-    def nobody(_: Path, services: list[str]) -> tuple[None, str]:
+    def no_database(_: Path, services: list[str]) -> tuple[None, str]:
         services.clear()
         return None, "no database responds"
 
@@ -218,14 +218,14 @@ def test_where_no_database_answers_ci_passes_only_by_a_reviewed_snapshot_of_all_
         (requirements / "advisories.json").write_text(json.dumps(made))
     for name, value in {
         "ROOT": tmp_path, "REVIEWED": requirements / "reviewed.toml", "SNAPSHOT": requirements / "advisories.json",
-        "audited": nobody,
+        "audited": no_database,
     }.items():  # fmt: skip
         monkeypatch.setattr(audit, name, value)
     monkeypatch.setenv("CI", ci)
     monkeypatch.setattr(sys, "argv", ["audit.py"])
     assert audit.main() == status
     printed = capsys.readouterr()
-    assert words in printed.out + printed.err
+    assert expected in printed.out + printed.err
 
 
 # -- images by digest -------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ DIGEST = "sha256:" + "a" * 64
 
 
 def lock(folder: Path, answer: str) -> subprocess.CompletedProcess[str]:
-    """scripts/lock_images.sh on a copy of the repository's files, with a docker that gives this answer."""
+    """Runs scripts/lock_images.sh on a copy of the repository's files, with a `docker` that only runs `answer`."""
     for name in ("docker-compose.yml", "Dockerfile.dbt", "Dockerfile.airflow", "scripts/lock_images.sh"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text((ROOT / name).read_text())
@@ -249,12 +249,12 @@ def lock(folder: Path, answer: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("answer", ["exit 1", "echo no digest", f"echo {DIGEST[:-1]}"])
-def test_no_digest_is_invented_where_the_registry_gives_none(tmp_path: Path, answer: str) -> None:
+def test_images_are_not_locked_if_the_registry_returns_no_digest(tmp_path: Path, answer: str) -> None:
     assert lock(tmp_path, answer).returncode == 1
     assert sorted(file.name for file in tmp_path.glob("images.lock*")) == []
 
 
-def test_locked_images_are_used_by_their_digest_and_others_by_their_tag(tmp_path: Path) -> None:
+def test_images_are_used_by_their_digest_if_locked_and_otherwise_by_their_tag(tmp_path: Path) -> None:
     def locked(image: str) -> subprocess.CompletedProcess[str]:
         command = ["bash", "-c", '. scripts/lib/images.sh; locked "$1"', "-", image]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -262,6 +262,6 @@ def test_locked_images_are_used_by_their_digest_and_others_by_their_tag(tmp_path
     assert lock(tmp_path, f"echo {DIGEST}").returncode == 0
     for image in audit.used_images(ROOT):
         assert locked(image).stdout == f"{image}@{DIGEST}\n"
-    assert locked("python:3.12").returncode == 1, "a base that was changed is locked anew first"
+    assert locked("python:3.12").returncode == 1, "a changed base image must be locked again first"
     (tmp_path / "images.lock").unlink()
     assert locked("python:3.12").stdout == "python:3.12\n"

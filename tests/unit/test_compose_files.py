@@ -1,4 +1,4 @@
-"""What docker-compose.yml, .env.example and the scripts around them promise, read without Docker."""
+"""Checks docker-compose.yml, .env.example and the scripts around them, without Docker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VARIABLE = re.compile(r"^(# )?([A-Z][A-Z0-9_]*)=(.*)$")
 
 
 def variables() -> dict[str, tuple[bool, str]]:
-    """Of each variable in .env.example: whether it is set there, and its value."""
+    """Returns, for each variable in .env.example, whether it is set there, and its value."""
     found = {}
     for line in EXAMPLE:
         if match := VARIABLE.match(line):
@@ -37,7 +37,7 @@ def variables() -> dict[str, tuple[bool, str]]:
 # -- docker-compose.yml -----------------------------------------------------------------------------------------------
 
 
-def test_it_has_the_services_that_operators_know() -> None:
+def test_compose_defines_the_services_that_operators_know() -> None:
     assert set(SERVICES) == {
         "postgres", "redis", "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer",
         "airflow-init", "flower", "local-aws", "starter",
@@ -45,7 +45,7 @@ def test_it_has_the_services_that_operators_know() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_images_are_pinned_and_what_is_published_is_so_on_this_machine_alone(name: str) -> None:
+def test_images_are_pinned_and_ports_are_published_only_on_this_machine(name: str) -> None:
     service = SERVICES[name]
     image = service["image"]
     assert ":" in image
@@ -60,21 +60,21 @@ def test_images_are_pinned_and_what_is_published_is_so_on_this_machine_alone(nam
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_each_service_has_a_health_check_a_limit_and_comes_back(name: str) -> None:
+def test_each_service_has_a_health_check_and_a_memory_limit_and_is_restarted(name: str) -> None:
     service = SERVICES[name]
     assert service["healthcheck"]["test"]
     assert service["restart"] == "unless-stopped"
     assert service["mem_limit"]
 
 
-def test_the_limits_fit_a_machine_of_8_gb() -> None:
+def test_the_memory_limits_fit_a_machine_with_8_gb() -> None:
     units = {"m": 1, "g": 1024}
     total = sum(int(SERVICES[name]["mem_limit"][:-1]) * units[SERVICES[name]["mem_limit"][-1]] for name in LONG)
     assert total <= 8 * 1024
 
 
 @pytest.mark.parametrize("name", AIRFLOW)
-def test_airflow_s_services_wait_for_all_that_they_need(name: str) -> None:
+def test_airflow_services_wait_for_everything_that_they_need(name: str) -> None:
     needs = SERVICES[name]["depends_on"]
     assert needs["airflow-init"] == {"condition": "service_completed_successfully"}
     for other in ("postgres", "redis", "local-aws"):
@@ -82,7 +82,7 @@ def test_airflow_s_services_wait_for_all_that_they_need(name: str) -> None:
     assert SERVICES[name]["user"] == "${AIRFLOW_UID:-50000}:0"
 
 
-def test_no_secret_stands_in_the_file() -> None:
+def test_the_compose_file_contains_no_secret() -> None:
     for name, service in SERVICES.items():
         environment = service.get("environment") or {}
         for variable, value in environment.items():
@@ -92,7 +92,7 @@ def test_no_secret_stands_in_the_file() -> None:
     assert not re.search(r"://[^$\s]*:[^$@\s]+@", text), "a password in a URL"
 
 
-# -- who reaches whom, and who is told what ---------------------------------------------------------------------------
+# -- networks, secrets and settings -----------------------------------------------------------------------------------
 
 NETWORKS = {
     **{name: {"default", "data"} for name in AIRFLOW},
@@ -103,11 +103,11 @@ NETWORKS = {
 }
 
 
-# internal: no way out of it; the other: this machine has no address on it
+# internal: no route leads out of the network; inhibit_ipv4: this machine has no address in it
 TASKS = {"internal": True, "driver_opts": {"com.docker.network.bridge.inhibit_ipv4": "true"}}
 
 
-def test_ecs_tasks_are_on_a_network_that_only_the_local_aws_is_on_too() -> None:
+def test_ecs_tasks_share_their_network_only_with_the_local_aws() -> None:
     for name, service in SERVICES.items():
         if name == "starter":
             assert service["network_mode"] == "none"
@@ -121,13 +121,13 @@ def test_ecs_tasks_are_on_a_network_that_only_the_local_aws_is_on_too() -> None:
     assert SERVICES["local-aws"]["environment"]["BUSCO_LOCAL_AWS_TASKS_HOST"] == "tasks-aws"
 
 
-def test_the_starter_may_do_nothing_but_ask_docker() -> None:
+def test_the_starter_can_do_nothing_except_call_docker() -> None:
     starter = SERVICES["starter"]
     assert (starter["read_only"], starter["cap_drop"]) == (True, ["ALL"])
     assert starter["security_opt"] == ["no-new-privileges:true"]
     assert "ports" not in starter
     assert "environment" not in starter
-    # its socket is the starter's to make, and the local AWS's to use
+    # the starter creates the socket, and the local AWS uses it
     assert [volume for volume in starter["volumes"] if ":ro" not in volume] == [
         "/var/run/docker.sock:/var/run/docker.sock", "starter:/run/busco",
     ]  # fmt: skip
@@ -136,16 +136,16 @@ def test_the_starter_may_do_nothing_but_ask_docker() -> None:
     assert "starter:/run/busco:ro" in SERVICES["local-aws"]["volumes"]
 
 
-# Which secrets a service is told, by the variables of .env that they come from. A line that is added needs a reason.
+# The secrets that each service gets, by the names of their variables in .env. An added line needs a reason.
 SECRETS = {
     "postgres": {"POSTGRES_PASSWORD"},
     "redis": {"REDIS_PASSWORD"},
-    # connections in the database are encrypted; it makes the admin, and loads the settings of logins
+    # encrypts connections in the database, creates the admin, and loads the login settings
     "airflow-init": {
         "POSTGRES_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW_ADMIN_PASSWORD", "OAUTH_CLIENT_SECRET",
         "AIRFLOW_CONNECTIONS", "AIRFLOW_VARIABLES",
     },
-    # sessions
+    # signs sessions
     "airflow-webserver": {
         "POSTGRES_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY", "OAUTH_CLIENT_SECRET",
         "LOCAL_AWS_AIRFLOW_SECRET",
@@ -153,7 +153,7 @@ SECRETS = {
     "airflow-scheduler": {
         "POSTGRES_PASSWORD", "REDIS_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "LOCAL_AWS_AIRFLOW_SECRET",
     },
-    # those who have logs of tasks at work check by the session key who asks for them
+    # serves the logs of running tasks and authenticates the requests for them with the session key
     "airflow-worker": {
         "POSTGRES_PASSWORD", "REDIS_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY",
         "LOCAL_AWS_AIRFLOW_SECRET",
@@ -161,27 +161,27 @@ SECRETS = {
     "airflow-triggerer": {
         "POSTGRES_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY", "LOCAL_AWS_AIRFLOW_SECRET",
     },
-    # it shows what the broker tells, to the admin, or to a login of its own
+    # shows data from the broker to the admin or to a separate login
     "flower": {"REDIS_PASSWORD", "AIRFLOW__CELERY__FLOWER_BASIC_AUTH", "AIRFLOW_ADMIN_PASSWORD"},
-    # it knows Airflow by it, and gives it its role's credentials
+    # authenticates Airflow with it, and returns the credentials of Airflow's role
     "local-aws": {"LOCAL_AWS_AIRFLOW_SECRET"},
     "starter": set(),
 }  # fmt: skip
 IS_SECRET = re.compile(r"PASSWORD|SECRET|FERNET|BASIC_AUTH|AIRFLOW_CONNECTIONS|AIRFLOW_VARIABLES")
-# what a service of Airflow's has no use for: the local AWS's and the runners' own settings, and what an image says
-NOT_AIRFLOW_S = {
+# settings that Airflow's services don't need: those of the local AWS and of the runners, and those set in an image
+NOT_FOR_AIRFLOW = {
     "BUSCO_HOME", "BUSCO_STATE_DIR", "BUSCO_BAKED_DIR", "BUSCO_KEEP_GRAPH", "BUSCO_DBT_THREADS", "BUSCO_DBT_IMAGE",
     "BUSCO_DUCKDB_MEMORY_LIMIT", "BUSCO_DUCKDB_SPILL_LIMIT", "BUSCO_INGEST_ROW_BYTES", "BUSCO_INGEST_FILE_BYTES",
     "BUSCO_LOCAL_ROLE",
     "BUSCO_LOCAL_AWS_HOST", "BUSCO_LOCAL_AWS_PORT", "BUSCO_LOCAL_AWS_TASKS_HOST", "BUSCO_STARTER", "BUSCO_GRAPH_DIR",
     "BUSCO_AWS_PORT",
-    # AWS_ENDPOINT_URL says it
+    # AWS_ENDPOINT_URL is set instead
     "BUSCO_ENDPOINT_URL",
 }  # fmt: skip
 
 
 def resolved(service: dict[str, Any], given: dict[str, str]) -> dict[str, str]:
-    """A service's variables as Compose resolves them (Compose file reference, "Interpolation" and "environment")."""
+    """Resolves a service's variables like Compose (Compose file reference, "Interpolation" and "environment")."""
     found = {}
     for name, value in (service.get("environment") or {}).items():
         if value is None:
@@ -196,41 +196,41 @@ def resolved(service: dict[str, Any], given: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_each_service_is_told_its_own_secrets_and_no_others(name: str) -> None:
+def test_each_service_gets_its_own_secrets_and_no_others(name: str) -> None:
     assert "env_file" not in SERVICES[name]
-    # what somebody has in a shell that calls Compose, and has no business in a container
+    # variables of the shell that runs Compose, which must not reach a container
     elsewhere = {one: f"canary-{one}-" for one in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
     secrets = [one for one in variables() if IS_SECRET.search(one)]
     assert len(secrets) >= 8
-    told = resolved(SERVICES[name], {**elsewhere, **{one: f"canary-{one}-" for one in secrets}})
-    text = " ".join(told.values())
+    environment = resolved(SERVICES[name], {**elsewhere, **{one: f"canary-{one}-" for one in secrets}})
+    text = " ".join(environment.values())
     assert {one for one in secrets if f"canary-{one}-" in text} == SECRETS[name]
     assert not [one for one in elsewhere if f"canary-{one}-" in text]
 
 
 @pytest.mark.parametrize("name", [name for name in AIRFLOW if name != "flower"])
-def test_airflow_s_services_are_told_each_setting_that_they_may_need(name: str) -> None:
-    told = {one for one in SERVICES[name]["environment"] if one.startswith("BUSCO_")}
-    assert told == {f"BUSCO_{one.upper()}" for one in Settings.model_fields} - NOT_AIRFLOW_S
+def test_airflow_services_get_every_setting_that_they_can_need(name: str) -> None:
+    names = {one for one in SERVICES[name]["environment"] if one.startswith("BUSCO_")}
+    assert names == {f"BUSCO_{one.upper()}" for one in Settings.model_fields} - NOT_FOR_AIRFLOW
 
 
-def test_the_local_aws_parses_the_dbt_projects_with_airflow_s_settings_of_them() -> None:
-    wanted = {"BUSCO_DBT_PROJECT_DIR", "BUSCO_DBT_PROJECTS", "BUSCO_PROJECT_ID"}
-    given = resolved(SERVICES["local-aws"], {one: f"canary-{one}" for one in wanted})
-    assert {one: given.get(one) for one in wanted} == {one: f"canary-{one}" for one in wanted}
+def test_the_local_aws_parses_the_dbt_projects_with_the_same_settings_as_airflow() -> None:
+    names = {"BUSCO_DBT_PROJECT_DIR", "BUSCO_DBT_PROJECTS", "BUSCO_PROJECT_ID"}
+    environment = resolved(SERVICES["local-aws"], {one: f"canary-{one}" for one in names})
+    assert {one: environment.get(one) for one in names} == {one: f"canary-{one}" for one in names}
     assert resolved(SERVICES["local-aws"], {})["BUSCO_PROJECT_ID"] == ""
 
 
 # -- .env.example -----------------------------------------------------------------------------------------------------
 
 
-def test_every_setting_is_in_the_example_with_a_line_of_meaning() -> None:
+def test_every_setting_is_in_the_example_with_a_comment() -> None:
     ours = {name for name in variables() if name.startswith("BUSCO_")} - {"BUSCO_VERSION"}
     assert ours == {f"BUSCO_{name.upper()}" for name in Settings.model_fields}
     for number, line in enumerate(EXAMPLE):
         if (match := VARIABLE.match(line)) and match[2].startswith("BUSCO_"):
             before = EXAMPLE[number - 1]
-            assert before.startswith("# ") or VARIABLE.match(before), f"{match[2]}: what is it?"
+            assert before.startswith("# ") or VARIABLE.match(before), f"{match[2]} has no comment"
 
 
 def test_a_setting_that_is_not_set_in_the_example_is_shown_with_its_default() -> None:
@@ -242,15 +242,15 @@ def test_a_setting_that_is_not_set_in_the_example_is_shown_with_its_default() ->
         assert value == (default.lower() if isinstance(field.default, bool) else default), name
 
 
-def test_every_variable_that_compose_wants_is_in_the_example() -> None:
-    wanted = set(re.findall(r"\$\{([A-Z][A-Z0-9_]*)", (ROOT / "docker-compose.yml").read_text()))
-    # POSTGRES_IMAGE and REDIS_IMAGE come from images.lock, where it is there (scripts/compose_up.sh)
-    assert wanted - {"PWD", "BUSCO_DBT_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"} <= variables().keys()
+def test_every_variable_that_compose_uses_is_in_the_example() -> None:
+    used = set(re.findall(r"\$\{([A-Z][A-Z0-9_]*)", (ROOT / "docker-compose.yml").read_text()))
+    # POSTGRES_IMAGE and REDIS_IMAGE come from images.lock, if it exists (scripts/compose_up.sh)
+    assert used - {"PWD", "BUSCO_DBT_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"} <= variables().keys()
 
 
 def test_nothing_in_the_example_is_a_secret() -> None:
     for name, (_, value) in variables().items():
-        # the admin's is for this machine alone, as README says
+        # the admin's default password is for this machine only (README)
         if re.search(r"PASSWORD|SECRET|FERNET", name) and name != "AIRFLOW_ADMIN_PASSWORD":
             assert value in ("<random>", "<fernet>", ""), name
 
@@ -282,15 +282,15 @@ def test_make_env_drops_the_keys_of_earlier_versions_and_no_others(copy: Path) -
     assert "AWS_ACCESS_KEY_ID=mine\nAWS_SECRET_ACCESS_KEY=mine\n" in (copy / ".env").read_text()
 
 
-def test_airflow_is_known_to_the_local_aws_by_a_secret_of_the_example() -> None:
+def test_airflow_authenticates_to_the_local_aws_with_a_secret_from_the_example() -> None:
     name = "LOCAL_AWS_AIRFLOW_SECRET"
     assert SERVICES["local-aws"]["environment"][name] == f"${{{name}}}"
-    asked = SERVICES["airflow-worker"]["environment"]["AWS_EC2_METADATA_SERVICE_ENDPOINT"]
-    assert asked == f"http://local-aws:4566{INSTANCE_PATH}${{{name}}}"
+    endpoint = SERVICES["airflow-worker"]["environment"]["AWS_EC2_METADATA_SERVICE_ENDPOINT"]
+    assert endpoint == f"http://local-aws:4566{INSTANCE_PATH}${{{name}}}"
     assert "AWS_ACCESS_KEY_ID" not in variables()
 
 
-def test_make_env_has_fresh_keys_that_only_their_owner_reads_and_changes_nothing_the_second_time(copy: Path) -> None:
+def test_make_env_generates_secrets_for_their_owner_only_and_then_changes_nothing(copy: Path) -> None:
     run(copy, "scripts/make_env.sh")
     env = copy / ".env"
     assert stat.S_IMODE(env.stat().st_mode) == 0o600
@@ -305,7 +305,7 @@ def test_make_env_has_fresh_keys_that_only_their_owner_reads_and_changes_nothing
     assert env.read_text() == text
 
 
-def test_make_env_keeps_what_is_there_and_adds_what_is_new(copy: Path) -> None:
+def test_make_env_keeps_existing_values_and_adds_new_variables(copy: Path) -> None:
     (copy / ".env").write_text("POSTGRES_PASSWORD=mine\n")
     run(copy, "scripts/make_env.sh")
     lines = (copy / ".env").read_text().splitlines()
@@ -314,9 +314,9 @@ def test_make_env_keeps_what_is_there_and_adds_what_is_new(copy: Path) -> None:
     assert any(line.startswith("REDIS_PASSWORD=") for line in lines)
 
 
-def test_a_copy_of_the_example_is_filled_in_before_images_are_built_and_nothing_else_of_it_changes(copy: Path) -> None:
+def test_filling_in_a_copy_of_the_example_changes_only_its_placeholders(copy: Path) -> None:
     assert run(copy, "scripts/make_env.sh", "--fill").stdout == ""
-    assert not (copy / ".env").exists(), "there was none to fill in"
+    assert not (copy / ".env").exists(), "there was no file to fill in"
     example = (copy / ".env.example").read_text()
     mine = example.replace("FLOWER_PORT=5555", "FLOWER_PORT=6000").replace(
         "REDIS_PASSWORD=<random>", "REDIS_PASSWORD=mine"
@@ -333,7 +333,7 @@ def test_a_copy_of_the_example_is_filled_in_before_images_are_built_and_nothing_
     assert stat.S_IMODE((copy / ".env").stat().st_mode) == 0o600
     assert run(copy, "scripts/make_env.sh", "--fill").stdout == ""
     assert (copy / ".env").read_bytes().decode() == filled
-    # as `make up` does it: the whole of it
+    # without --fill, as `make up` runs it
     run(copy, "scripts/make_env.sh")
     assert "busco-local" not in (copy / ".env").read_text().replace("busco-local-", "")
 
@@ -341,12 +341,12 @@ def test_a_copy_of_the_example_is_filled_in_before_images_are_built_and_nothing_
 @pytest.mark.parametrize(
     "script", [*sorted(path.name for path in (ROOT / "scripts").glob("*.sh")), "setup_connections.py"]
 )
-def test_each_script_says_what_it_is_for(script: str) -> None:
+def test_each_script_prints_its_usage(script: str) -> None:
     done = run(ROOT, f"scripts/{script}", "-h")
     assert "usage" in done.stdout.lower()
 
 
-def test_wait_for_it_says_whom_it_waited_for_in_vain(copy: Path) -> None:
+def test_wait_for_it_reports_the_unreachable_address(copy: Path) -> None:
     done = run(copy, "scripts/wait-for-it.sh", "-t", "1", "127.0.0.1:9", "--", "true", check=False)
     assert done.returncode == 124
     assert "nothing is listening on 127.0.0.1:9 after 1 s" in done.stderr
@@ -354,7 +354,7 @@ def test_wait_for_it_says_whom_it_waited_for_in_vain(copy: Path) -> None:
     assert (done.returncode, "is not HOST:PORT" in done.stderr) == (2, True)
 
 
-def test_folders_are_made_readable_to_all_and_given_to_airflow_s_user(copy: Path) -> None:
+def test_folders_are_made_readable_by_all_and_owned_by_the_airflow_user(copy: Path) -> None:
     folder = copy / "dags"
     folder.mkdir()
     (folder / "a.py").touch(mode=0o600)
@@ -365,22 +365,22 @@ def test_folders_are_made_readable_to_all_and_given_to_airflow_s_user(copy: Path
     assert run(copy, "env", f"AIRFLOW_UID={owner}", "scripts/set_local_dir_permission.sh", "dags").stdout == ""
 
 
-def test_the_entrypoint_tells_airflow_of_a_proxy_only_where_there_is_one(copy: Path) -> None:
-    for value, wanted in (("true", "True"), ("false", ""), ("", "")):
+def test_the_entrypoint_sets_airflows_proxy_options_only_behind_a_proxy(copy: Path) -> None:
+    for value, expected in (("true", "True"), ("false", ""), ("", "")):
         done = run(copy, "env", f"AIRFLOW_BEHIND_PROXY={value}", "scripts/entrypoint.sh", "env")
-        said = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-        assert said.get("AIRFLOW__WEBSERVER__COOKIE_SECURE", "") == wanted
-        assert said.get("AIRFLOW__WEBSERVER__ENABLE_PROXY_FIX", "") == wanted
+        environment = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        assert environment.get("AIRFLOW__WEBSERVER__COOKIE_SECURE", "") == expected
+        assert environment.get("AIRFLOW__WEBSERVER__ENABLE_PROXY_FIX", "") == expected
 
 
-def test_make_env_takes_a_file_of_windows_and_one_without_a_last_line_end(copy: Path) -> None:
+def test_make_env_accepts_windows_line_ends_and_a_missing_final_line_end(copy: Path) -> None:
     (copy / ".env").write_bytes(b"AIRFLOW_PORT=9090\r\nFLOWER_PORT=6000")
     run(copy, "scripts/make_env.sh")
     lines = (copy / ".env").read_text().splitlines()
     assert lines[:2] == ["AIRFLOW_PORT=9090", "FLOWER_PORT=6000"]
 
 
-def test_two_checkouts_on_a_machine_have_containers_and_volumes_of_their_own(copy: Path, tmp_path: Path) -> None:
+def test_two_checkouts_on_one_machine_have_separate_containers_and_volumes(copy: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(copy / "scripts", other / "scripts")
     shutil.copy(copy / ".env.example", other)
@@ -393,7 +393,7 @@ def test_two_checkouts_on_a_machine_have_containers_and_volumes_of_their_own(cop
     assert len(names) == 2
 
 
-def test_the_entrypoint_says_which_url_is_none_and_not_what_is_in_it(copy: Path) -> None:
+def test_the_entrypoint_names_the_variable_with_an_invalid_url_but_hides_its_value(copy: Path) -> None:
     url = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgresql://airflow:can/ary@postgres:5432/airflow"
     done = run(copy, "env", url, "scripts/entrypoint.sh", "airflow", "version", check=False)
     assert done.returncode != 0
@@ -412,7 +412,7 @@ esac
 
 @pytest.fixture
 def up(copy: Path) -> tuple[str, ...]:
-    """What `make up` runs, where Docker's services do not come up."""
+    """Returns the command that `make up` runs, with a Docker whose services do not start."""
     for folder in ("dags", "plugins", "config", "deploy", "src", "dbt_project", "bin"):
         (copy / folder).mkdir()
     (copy / "dags/a.py").touch()
@@ -421,19 +421,19 @@ def up(copy: Path) -> tuple[str, ...]:
     return "env", f"PATH={copy / 'bin'}:{os.environ['PATH']}", "BUSCO_BUILD=0", "scripts/compose_up.sh"
 
 
-def test_up_shows_the_log_of_the_service_that_did_not_come_up_and_of_no_other(copy: Path, up: tuple[str, ...]) -> None:
+def test_up_shows_the_log_of_the_service_that_did_not_start_and_no_others(copy: Path, up: tuple[str, ...]) -> None:
     done = run(copy, *up, check=False)
     assert done.returncode == 1
     assert done.stderr == "\nlocal-aws is restarting; the end of its log:\nthe log of local-aws\n"
 
 
-def test_an_editor_s_swap_file_holds_up_nothing(copy: Path, up: tuple[str, ...]) -> None:
+def test_an_editors_unreadable_swap_file_is_ignored(copy: Path, up: tuple[str, ...]) -> None:
     (copy / "dbt_project/.fct_orders.sql.swp").touch(mode=0o600)
     assert "is not readable" not in run(copy, *up, check=False).stderr
 
 
 @pytest.mark.parametrize(("path", "mode"), [("dags/a.py", 0o600), ("dbt_project", 0o711)])
-def test_up_says_which_file_the_containers_can_not_read_and_what_opens_it(
+def test_up_names_a_file_that_the_containers_cannot_read_and_the_script_that_fixes_it(
     copy: Path, up: tuple[str, ...], path: str, mode: int
 ) -> None:
     (copy / path).chmod(mode)

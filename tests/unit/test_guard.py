@@ -1,4 +1,4 @@
-"""What a project's SQL may not do: each statement is refused before it runs, however it is written."""
+"""Forbidden statements in a project's SQL are refused before they run, however they are written."""
 
 from __future__ import annotations
 
@@ -192,28 +192,28 @@ def guard() -> Guard:
 
 
 @pytest.mark.parametrize("sql", [*WRITES, *REACHES, *READS])
-def test_a_statement_that_writes_reaches_out_or_reads_what_is_no_table_is_refused(guard: Guard, sql: str) -> None:
+def test_statements_that_write_reach_out_or_read_anything_but_tables_are_refused(guard: Guard, sql: str) -> None:
     with pytest.raises(BuscoError, match="is refused before it runs"):
         guard.check(sql, "model.x.a")
 
 
 @pytest.mark.parametrize("sql", ALLOWED)
-def test_what_models_hooks_and_dbt_need_is_let_through(guard: Guard, sql: str) -> None:
+def test_statements_that_models_hooks_and_dbt_need_are_allowed(guard: Guard, sql: str) -> None:
     guard.check(sql)
 
 
 def test_a_refusal_names_the_model_the_line_and_the_reason(guard: Guard) -> None:
     with pytest.raises(BuscoError) as refusal:
         guard.check(f"select 'é';\n\n  copy (select 1)\n to '{POINTER}'", "model.shop.orders")
-    said = str(refusal.value)
-    assert "model.shop.orders is refused before it runs: COPY reads and writes files" in said
-    assert "LINE 3: copy (select 1)" in said
-    assert "docs/modelling.md" in said
+    message = str(refusal.value)
+    assert "model.shop.orders is refused before it runs: COPY reads and writes files" in message
+    assert "LINE 3: copy (select 1)" in message
+    assert "docs/modelling.md" in message
     with pytest.raises(BuscoError, match=r"read_text: it reads or lists files\nLINE 2: from read_text"):
         guard.check("select *\nfrom read_text('x')")
 
 
-def test_what_duckdb_can_not_read_is_duckdbs_own_error(guard: Guard) -> None:
+def test_a_syntax_error_is_reported_by_duckdb_itself(guard: Guard) -> None:
     with pytest.raises(duckdb.ParserException, match="LINE 2"):
         guard.check("select 1\nfrom from t")
 
@@ -237,7 +237,7 @@ def test_what_duckdb_can_not_read_is_duckdbs_own_error(guard: Guard) -> None:
         "select $$",
     ],
 )
-def test_a_model_s_sql_is_one_statement_that_asks(guard: Guard, sql: str) -> None:
+def test_sql_other_than_a_single_query_is_refused_as_a_model(guard: Guard, sql: str) -> None:
     with pytest.raises((BuscoError, duckdb.ParserException)):
         guard.check_question(sql)
 
@@ -246,11 +246,11 @@ def test_a_model_s_sql_is_one_statement_that_asks(guard: Guard, sql: str) -> Non
     "sql",
     ["select 1", "from t -- c", "(select 1) union (select 2)", "pivot t on a", "from (pivot t on a)", "values (1)"],
 )
-def test_a_question_is_one(guard: Guard, sql: str) -> None:
+def test_a_single_query_is_accepted_as_a_model(guard: Guard, sql: str) -> None:
     guard.check_question(sql)
 
 
-def test_a_granted_statement_runs_once_and_no_other_with_it() -> None:
+def test_a_granted_statement_is_allowed_once_and_only_by_itself() -> None:
     guard = Guard(LAKE)
     sql = f"copy (select 1) to 's3://{LAKE}/gold/x/1'"
     guard.grant(f"\n  {sql}\n")
@@ -268,7 +268,7 @@ def test_a_granted_statement_runs_once_and_no_other_with_it() -> None:
         guard.check(sql)
 
 
-def test_a_seed_s_own_file_is_loaded_and_no_other(guard: Guard) -> None:
+def test_a_seed_can_load_its_own_file_and_no_other(guard: Guard) -> None:
     load = '\n  COPY "memory"."silver"."a" FROM \'{}\' (FORMAT CSV, HEADER TRUE, DELIMITER \',\')\n'
     guard.check("/* dbt */" + load.format("/project/seeds/a.csv"))
     for sql in (
@@ -291,11 +291,11 @@ def test_a_seed_s_own_file_is_loaded_and_no_other(guard: Guard) -> None:
         ("gold/x/prod-1/data_0.parquet?s3_endpoint=evil.example", False),
     ],
 )
-def test_a_version_has_no_file_but_those_in_its_own_folder(key: str, is_ours: bool) -> None:
+def test_a_version_has_only_files_in_its_own_folder(key: str, is_ours: bool) -> None:
     assert model_sql.is_below("gold/x/prod-1", key) is is_ours
 
 
-# Table functions of DuckDB that were looked at: they read no file, no setting and no memory that is not a table's.
+# Table functions of DuckDB that were reviewed: they read no files, no settings, and no memory except that of tables.
 HARMLESS = """
     checkpoint force_checkpoint collations duckdb_approx_database_count duckdb_columns duckdb_connection_count
     duckdb_constraints duckdb_coordinate_systems duckdb_databases duckdb_dependencies duckdb_extensions
@@ -309,18 +309,18 @@ HARMLESS = """
 """
 
 
-def test_every_table_function_of_this_duckdb_was_looked_at() -> None:
+def test_every_table_function_of_this_duckdb_version_was_reviewed() -> None:
     with duckdb.connect() as connection:
         connection.execute(f"load '{engine.extension_file('httpfs')}'")
         found = connection.execute(
             "select distinct function_name from duckdb_functions() where function_type in ('table', 'table_macro')"
         ).fetchall()
     names = {str(name) for (name,) in found}
-    assert names - set(HARMLESS.split()) - set(REFUSED) == set(), "a new function: is it harmless, or refused?"
+    assert names - set(HARMLESS.split()) - set(REFUSED) == set(), "new functions must be added to HARMLESS or REFUSED"
     assert not set(HARMLESS.split()) & set(REFUSED)
 
 
-# -- DuckDB's own settings, where no guard is before it ----------------------------------------------------------------
+# -- DuckDB's own settings, without the guard -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -354,28 +354,30 @@ def closed(tmp_path: Path) -> duckdb.DuckDBPyConnection:
         "set global lock_configuration = false",
     ],
 )
-def test_duckdb_itself_refuses_it_too(closed: duckdb.DuckDBPyConnection, sql: str) -> None:
+def test_duckdb_itself_refuses_forbidden_statements_too(closed: duckdb.DuckDBPyConnection, sql: str) -> None:
     with pytest.raises(duckdb.Error, match=r"disabled|locked|Cannot|cannot|persistent"):
         closed.execute(sql)
 
 
-def test_what_the_platform_needs_stays_open(closed: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_operations_that_the_platform_needs_are_still_allowed(
+    closed: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
     for name in credentials.RENEWED:
         closed.cursor().execute(f"set global {name} = 'new'")
     assert closed.execute(f"from read_csv('{tmp_path}/seed.csv')").fetchall() == [(1,)]
     with pytest.raises(duckdb.Error, match="127.0.0.1"):
-        # it tries: nobody listens there
+        # the request is made, although nothing is listening
         closed.execute(f"from read_text('s3://{LAKE}/gold/x')")
 
 
-def test_variables_of_the_process_are_no_tables(closed: duckdb.DuckDBPyConnection) -> None:
+def test_variables_of_the_python_process_cannot_be_read_as_tables(closed: duckdb.DuckDBPyConnection) -> None:
     secret = closed.sql("select 1 as a")
     with pytest.raises(duckdb.CatalogException):
         closed.execute("from secret")
     assert secret
 
 
-def test_a_cursor_that_jinja_gets_has_no_way_past_the_guard(closed: duckdb.DuckDBPyConnection) -> None:
+def test_the_cursor_that_jinja_gets_cannot_bypass_the_guard(closed: duckdb.DuckDBPyConnection) -> None:
     cursor = GuardedCursor(closed, lambda sql: not sql, lambda names: names.clear())
     public = {name for name in dir(cursor) if not name.startswith("_")}
     allowed = "execute description rowcount fetchone fetchmany fetchall rollback interrupt close"

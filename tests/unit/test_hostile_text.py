@@ -1,4 +1,4 @@
-"""Text from outside reaches no terminal, and no log that is read in one, as orders to it."""
+"""Text from outside never reaches a terminal, or a log that is read in one, as control sequences."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ ROOT = Path(__file__).parents[2]
 ATTACKS = {
     "clears the screen": "\x1b[2J\x1b[H",
     "colours, C1": "\x9b31;8m",
-    "title, and the terminal types it": "\x1b]0;x\x07\x1b[21t",
-    "link to elsewhere": "\x1b]8;;http://evil.example\x1b\\here\x1b]8;;\x1b\\",
+    "title that the terminal sends back as input": "\x1b]0;x\x07\x1b[21t",
+    "link to another site": "\x1b]8;;http://evil.example\x1b\\here\x1b]8;;\x1b\\",
     "device control": "\x1bP+q544e\x1b\\",
-    "over the line": "good\rbad",
+    "overwrites the line": "good\rbad",
     "backspaces": "bad\b\b\bgood",
     "delete": "a\x7fb",
     "next line, C1": "a\x85b",
@@ -43,15 +43,15 @@ ATTACKS = {
     "line separator": "a\u2028b\u2029c",
     "invisible": "a\u200bb\ufeffc",
     "tags": "a\U000e0041b",
-    "half a pair": "a\udc9bb",
+    "half a surrogate pair": "a\udc9bb",
     "another row": "why\nrel  2026-01-01 00:00:00  5 tables  boss",
 }
 
 
-def no_text(said: str) -> list[str]:
-    """What a terminal would take for orders."""
+def unescaped(output: str) -> list[str]:
+    """Returns the characters that a terminal would not display as text."""
     kinds = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-    return [repr(char) for char in said if char not in "\n" and unicodedata.category(char) in kinds]
+    return [repr(char) for char in output if char not in "\n" and unicodedata.category(char) in kinds]
 
 
 class Terminal(io.StringIO):
@@ -59,23 +59,23 @@ class Terminal(io.StringIO):
         return True
 
 
-def printed(what: Any, *arguments: Any, terminal: bool = False) -> str:
+def printed(function: Any, *arguments: Any, terminal: bool = False) -> str:
     with redirect_stdout(Terminal() if terminal else io.StringIO()) as out:
-        what(*arguments)
+        function(*arguments)
     return out.getvalue()
 
 
 @given(st.text())
-def test_nothing_that_is_no_text_is_shown_and_text_stays_what_it_was(text: str) -> None:
-    assert no_text(shown(text).replace("\t", "")) == no_text(printable(text)) == []
+def test_characters_that_are_not_text_are_escaped_and_text_is_unchanged(text: str) -> None:
+    assert unescaped(shown(text).replace("\t", "")) == unescaped(printable(text)) == []
     assert "\n" not in printable(text)
     assert json.loads(json_text([text])) == [text]
-    assert no_text(json_text([text])) == []
-    if not no_text(text) and "\n" not in text:
+    assert unescaped(json_text([text])) == []
+    if not unescaped(text) and "\n" not in text:
         assert printable(text) == shown(text) == text
 
 
-def test_letters_of_all_languages_are_text() -> None:
+def test_letters_of_all_languages_are_not_escaped() -> None:
     for text in ("ação", "日本語\u3000テスト", "Ünï\u00a0cödé", "עברית", "🙂", "🫨"):
         assert printable(text) == text
 
@@ -91,7 +91,7 @@ def lake(monkeypatch: pytest.MonkeyPatch) -> Lake:
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_a_rollback_s_reason_and_who_are_words_wherever_they_are_shown(
+def test_a_rollbacks_reason_and_author_are_escaped_wherever_they_are_shown(
     lake: Lake, attack: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # a record can't have half a surrogate pair
@@ -103,86 +103,88 @@ def test_a_rollback_s_reason_and_who_are_words_wherever_they_are_shown(
             main(words)
         out, err = capsys.readouterr()
         assert ended.value.code == 0, err
-        assert no_text(out + err) == []
+        assert unescaped(out + err) == []
         assert printable(attack) in out, words
-        # what somebody has written makes no line
+        # text from a user cannot start a line
         assert not [line for line in out.splitlines() if line.startswith("rel  2026")]
         if words[-1] == "list":
             heads, *rows = out.splitlines()
             assert {row.rindex("ana") for row in rows if "ana" in row} == {heads.rindex("who")}
 
 
-def test_json_of_releases_is_exact_and_has_no_orders(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_json_of_releases_is_exact_and_contains_no_control_characters(
+    lake: Lake, capsys: pytest.CaptureFixture[str]
+) -> None:
     reason = "".join(ATTACKS.values()).encode("utf-8", "replace").decode()
     releases.rollback(lake.store, ENVIRONMENT, lake.live().release, "ana", reason)
     for words in (["release", "show", "--json"], ["release", "list", "--format", "json"]):
         with pytest.raises(SystemExit):
             main(words)
         out = capsys.readouterr().out
-        assert no_text(out) == []
+        assert unescaped(out) == []
         found = json.loads(out)
         assert (found if isinstance(found, dict) else found[0])["reason"] == reason.strip()
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_a_query_s_result_is_escaped_for_people_and_exact_for_programs(attack: str) -> None:
+def test_a_query_result_is_escaped_for_people_and_exact_for_programs(attack: str) -> None:
     columns, rows = ["a", f"b{attack}"], [[attack, 1], ["plain", 2]]
     for_people = printed(result, columns, rows, "table")
-    assert no_text(for_people) == []
+    assert unescaped(for_people) == []
     heads, first, second, count = for_people.splitlines()
     assert heads.index("b") == first.index("1", len(printable(attack))) == second.index("2"), "aligned"
     assert count == "2 rows"
-    assert no_text(printed(result, columns, rows, "json")) == []
+    assert unescaped(printed(result, columns, rows, "json")) == []
     assert json.loads(printed(result, columns, rows, "json"))[0] == {"a": attack, f"b{attack}": 1}
-    assert no_text(printed(result, columns, rows, "csv", terminal=True)) == []
+    assert unescaped(printed(result, columns, rows, "csv", terminal=True)) == []
     assert len(printed(result, columns, rows, "csv", terminal=True).splitlines()) == 3
     assert attack in printed(result, columns, rows, "csv").replace('""', '"')
-    assert no_text(printed(table, ["h" + attack], [[attack]], (), attack)) == []
+    assert unescaped(printed(table, ["h" + attack], [[attack]], (), attack)) == []
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_what_dbt_says_is_escaped_in_a_log_and_exact_where_a_program_asked(attack: str) -> None:
+def test_dbt_output_is_escaped_in_a_log_and_exact_for_programs(attack: str) -> None:
     attack = attack.replace("\udc9b", "")
 
     def event(name: str) -> Any:
         return SimpleNamespace(info=SimpleNamespace(name=name, level="info", msg=f"x{attack}x"), data=SimpleNamespace())
 
     for name in ("JinjaLogInfo", "PrintEvent", "MainEncounteredError"):
-        assert no_text(printed(Console("build", None, "all"), event(name))) == [], "a runner's log"
+        assert unescaped(printed(Console("build", None, "all"), event(name))) == [], "a runner's log"
     assert printed(Console("show", None, "all"), event("ShowNode")) == f"x{attack}x\n"
-    assert no_text(printed(Console("show", None, "all"), event("ShowNode"), terminal=True)) == []
+    assert unescaped(printed(Console("show", None, "all"), event("ShowNode"), terminal=True)) == []
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_errors_wrong_usage_and_tracebacks_are_escaped(
+def test_errors_usage_errors_and_tracebacks_are_escaped(
     lake: Lake, attack: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for words, status in ((["release", "show", f"x{attack}"], 1), (["release", "show", f"--x{attack}"], 2)):
         with pytest.raises(SystemExit) as ended:
             main(words)
         assert ended.value.code == status
-        assert no_text("".join(capsys.readouterr())) == []
+        assert unescaped("".join(capsys.readouterr())) == []
     monkeypatch.setattr(command, "lake", lambda: 1 / len(attack[:0]))
     with pytest.raises(ZeroDivisionError) as bug:
         main(["release", "show"])
     sys.excepthook(RuntimeError, RuntimeError(attack), bug.tb)
-    assert no_text(capsys.readouterr().err) == []
+    assert unescaped(capsys.readouterr().err) == []
 
 
-def test_logs_that_nobody_has_set_up_are_escaped() -> None:
+def test_logs_are_escaped_even_if_logging_is_not_configured() -> None:
     code = (
         "import logging, sys; from busco.text import guard; guard(); "
         "logging.getLogger('x').warning('%s', '\\x1b[2J\\u202e'); raise RuntimeError('\\x9b31m')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert no_text(done.stderr) == []
+    assert unescaped(done.stderr) == []
     assert r"\x1b[2J\u202e" in done.stderr
     assert r"RuntimeError: \x9b31m" in done.stderr
 
 
-def test_nothing_but_the_module_of_output_prints() -> None:
-    """What prints elsewhere shows what it was given as it is."""
-    # their lines have nothing from outside: a server's first words, a usage
+def test_only_the_output_module_prints() -> None:
+    """Anything that is printed elsewhere would not be escaped."""
+    # these print no text from outside: a server's startup message, a usage message
     own = {"output.py", "text.py", "embedded/local_aws_server.py", "orchestration/health.py"}
     found = []
     for path in sorted((ROOT / "src/busco").rglob("*.py")):

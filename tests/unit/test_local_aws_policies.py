@@ -1,4 +1,4 @@
-"""Which roles a task of the local ECS may be started with, and what its containers and other listeners are told."""
+"""Which roles the local ECS can start tasks with, and what their containers and other clients have access to."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def arn(name: str) -> str:
 
 @pytest.mark.parametrize(("role", "good"), [("runner", True), ("publisher", False), ("machine", False),
                                             ("elsewhere", False), ("absent", False)])  # fmt: skip
-def test_a_task_has_no_role_that_does_not_trust_ecs(role: str, good: bool) -> None:
+def test_a_task_cannot_have_a_role_that_does_not_trust_ecs(role: str, good: bool) -> None:
     assert (policies.passed(arn(role), TASKS, HERE) == "") == good
 
 
-def test_a_role_passes_those_alone_that_its_policy_names() -> None:
+def test_a_role_can_pass_only_the_roles_that_its_policy_names() -> None:
     from ministack.services import iam, sts
 
     iam._roles["other"] = {**iam._roles["runner"], "RoleName": "other", "Arn": arn("other")}
-    may = {"Effect": "Allow", "Action": "iam:PassRole", "Resource": arn("runner"),
+    statement = {"Effect": "Allow", "Action": "iam:PassRole", "Resource": arn("runner"),
            "Condition": {"StringEquals": {"iam:PassedToService": TASKS}}}  # fmt: skip
-    iam._roles["airflow"]["InlinePolicies"] = {"start": json.dumps({"Statement": [may]})}
+    iam._roles["airflow"]["InlinePolicies"] = {"start": json.dumps({"Statement": [statement]})}
     sts.register_session(
         "ASIAAIRFLOW",
         {
@@ -76,22 +76,24 @@ def test_a_role_passes_those_alone_that_its_policy_names() -> None:
         iam._roles.pop("other")
 
 
-def test_roles_are_those_of_the_overrides_and_else_of_the_definition() -> None:
+def test_roles_come_from_the_overrides_or_else_from_the_definition() -> None:
     definition = {"taskRoleArn": "a", "executionRoleArn": "b"}
     assert ecs_containers.roles(definition, {}) == ["a", "b"]
     assert ecs_containers.roles(definition, {"taskRoleArn": "c"}) == ["c", "b"]
     assert ecs_containers.roles({}, {}) == []
 
 
-def test_a_container_is_told_where_its_roles_credentials_are_and_no_keys() -> None:
+def test_a_container_gets_the_endpoint_of_its_roles_credentials_but_no_keys() -> None:
     known = instances.variables("http://10.0.0.1:1", "secret")
-    told = ecs_containers.environment({"OWN": "stays", "AWS_REGION": "eu-west-1"}, "http://10.0.0.1:1", "r", "F", known)
-    assert told["AWS_EC2_METADATA_SERVICE_ENDPOINT"] == "http://10.0.0.1:1/_busco/instance/secret"
-    assert (told["AWS_ACCESS_KEY_ID"], told["AWS_SECRET_ACCESS_KEY"]) == ("", "")
-    assert (told["OWN"], told["AWS_REGION"]) == ("stays", "eu-west-1")
+    environment = ecs_containers.environment(
+        {"OWN": "stays", "AWS_REGION": "eu-west-1"}, "http://10.0.0.1:1", "r", "F", known
+    )
+    assert environment["AWS_EC2_METADATA_SERVICE_ENDPOINT"] == "http://10.0.0.1:1/_busco/instance/secret"
+    assert (environment["AWS_ACCESS_KEY_ID"], environment["AWS_SECRET_ACCESS_KEY"]) == ("", "")
+    assert (environment["OWN"], environment["AWS_REGION"]) == ("stays", "eu-west-1")
 
 
-def test_credentials_are_the_same_within_half_an_hour_and_good_for_half_an_hour_more() -> None:
+def test_credentials_are_reused_for_half_an_hour_and_stay_valid_for_another_half_hour() -> None:
     now = [instances.WINDOW * 1000.0]
     known = Instances(lambda: now[0])
     known.add("secret", "session", lambda: arn("runner"))
@@ -110,23 +112,23 @@ def test_credentials_are_the_same_within_half_an_hour_and_good_for_half_an_hour_
     assert known.answer("GET", path)[0] == 404
 
 
-class _Anybody:
+class _AdmitsAll:
     def metadata(self, method: str, path: str) -> tuple[int, str]:
         return 200, f"{method} {path}"
 
     async def task_metadata(self, path: str) -> tuple[int, str, bytes]:
         return 200, "text/plain", path.encode()
 
-    def expects(self, asked: Request) -> None: ...
+    def expects(self, request: Request) -> None: ...
 
     def proof(self, nonce: str, identity: Mapping[str, Any]) -> str:
         return nonce
 
-    def admit(self, asked: Request) -> None: ...
+    def admit(self, request: Request) -> None: ...
 
 
-def asked_at(server: tuple[str, int], path: str, target: str = "", service: str = "s3") -> tuple[int, str]:
-    """What a listener answers: status and body; 299 for what reached MiniStack."""
+def request_at(server: tuple[str, int], path: str, target: str = "", service: str = "s3") -> tuple[int, str]:
+    """Sends a request to a listener. Returns status and body; status 299 means that the request reached MiniStack."""
 
     async def app(scope: door.Scope, receive: door.Receive, send: door.Send) -> None:
         await send({"type": "http.response.start", "status": 299, "headers": []})
@@ -149,7 +151,7 @@ def asked_at(server: tuple[str, int], path: str, target: str = "", service: str 
     scope = {"type": "http", "method": "POST" if target else "GET", "path": path, "query_string": b"", "server": server,
              "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}  # fmt: skip
     of_tasks = ("172.17.0.1", 4567)
-    asyncio.run(guarded(app, {"pid": 1}, _Anybody(), ("172.17.0.1",), of_tasks)(scope, receive, send))
+    asyncio.run(guarded(app, {"pid": 1}, _AdmitsAll(), ("172.17.0.1",), of_tasks)(scope, receive, send))
     return sent[0]["status"], sent[1]["body"].decode()
 
 
@@ -163,25 +165,25 @@ def asked_at(server: tuple[str, int], path: str, target: str = "", service: str 
         ("events", "AWSEvents.PutEvents"),
     ],
 )
-def test_tasks_are_answered_for_what_they_need_and_refused_the_rest_by_name(service: str, target: str) -> None:
+def test_tasks_get_the_services_they_need_and_a_refusal_names_any_other_service(service: str, target: str) -> None:
     tasks, others = ("172.17.0.1", 4567), ("172.17.0.1", 4566)
-    status, text = asked_at(tasks, "/", target, service)
+    status, text = request_at(tasks, "/", target, service)
     assert (status, f"{service} is not available to ECS tasks" in text) == (403, True)
-    assert asked_at(others, "/", target, service)[0] == 299
-    for needed, wanted in (("glue", "AWSGlue.GetTable"), ("logs", "Logs_20140328.PutLogEvents")):
-        assert asked_at(tasks, "/", wanted, needed)[0] == 299
-    assert asked_at(tasks, "/bucket/key")[0] == 299
-    assert asked_at(tasks, "/v4/token-of-ecs/task") == (200, "/v4/token-of-ecs/task")
+    assert request_at(others, "/", target, service)[0] == 299
+    for needed, operation in (("glue", "AWSGlue.GetTable"), ("logs", "Logs_20140328.PutLogEvents")):
+        assert request_at(tasks, "/", operation, needed)[0] == 299
+    assert request_at(tasks, "/bucket/key")[0] == 299
+    assert request_at(tasks, "/v4/token-of-ecs/task") == (200, "/v4/token-of-ecs/task")
     for path in ("/v4/token-of-ecs/task/", "/v4/short/task", "/v4/token-of-ecs/other", "/v4"):
-        assert asked_at(tasks, path)[0] == 403, path
-    assert asked_at(tasks, "/_busco/instance/secret/latest/api/token")[0] == 200
-    assert asked_at(tasks, "/_busco/identity")[0] == 403
-    assert asked_at(others, "/_busco/identity")[0] == 200
+        assert request_at(tasks, path)[0] == 403, path
+    assert request_at(tasks, "/_busco/instance/secret/latest/api/token")[0] == 200
+    assert request_at(tasks, "/_busco/identity")[0] == 403
+    assert request_at(others, "/_busco/identity")[0] == 200
     for form in ("iam", "cloudformation", "sns"):
-        assert asked_at(tasks, "/", "", form)[0] in (400, 403)
+        assert request_at(tasks, "/", "", form)[0] in (400, 403)
 
 
-def test_the_operations_of_ecs_are_asked_of_their_resources() -> None:
+def test_ecs_operations_are_authorized_for_the_resources_that_they_name() -> None:
     arns = f"arn:aws:ecs:us-east-1:{ACCOUNT}"
     task = {"cluster": f"{arns}:cluster/busco", "tasks": ["one", f"{arns}:task/busco/two"]}
     assert policies.ecs_resource("DescribeTasks", task, arns) == f"{arns}:task/busco/one"
@@ -192,13 +194,13 @@ def test_the_operations_of_ecs_are_asked_of_their_resources() -> None:
     assert policies.ecs_cluster({"cluster": "busco"}, arns) == f"{arns}:cluster/busco"
 
 
-def test_what_no_permission_is_known_for_is_not_a_roles() -> None:
-    asked = Request("monitoring", "POST", "/", "/", {}, {}, b"", "", {})
+def test_a_role_cannot_use_a_service_without_known_permissions() -> None:
+    request = Request("monitoring", "POST", "/", "/", {}, {}, b"", "", {})
     with pytest.raises(Refusal, match="owner"):
-        policies.check_covered(asked)
+        policies.check_covered(request)
 
 
-def test_the_engine_of_docker_is_reached_by_name_and_by_address() -> None:
+def test_the_docker_engine_has_an_address_by_name_and_by_ip() -> None:
     from busco.embedded.local_aws_server import engine_addresses
 
     assert engine_addresses("unix:///var/run/docker.sock") == ["/var/run/docker.sock"]

@@ -87,13 +87,13 @@ REPRODUCED_BY = {
         "test_an_image_that_does_not_exist_is_a_task_that_failed_to_start",
         "test_a_task_without_its_log_group_fails_to_start_and_starts_no_container",
     ),
-    '`airflow-init` ends with "nothing is listening': ("test_wait_for_it_says_whom_it_waited_for_in_vain",),
+    '`airflow-init` ends with "nothing is listening': ("test_wait_for_it_reports_the_unreachable_address",),
     '"container … is unhealthy"': ("test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image",),
     "a run's tasks wait, and `AGENT`": ("test_an_unreachable_starter_is_reported",),
     "`CannotStartContainerError: … is not the image": (
         "test_another_image_than_the_platform_s_is_a_task_that_failed_to_start",
     ),
-    '"can\'t read" or "permission denied"': ("test_folders_are_made_readable_to_all_and_given_to_airflow_s_user",),
+    '"can\'t read" or "permission denied"': ("test_folders_are_made_readable_by_all_and_owned_by_the_airflow_user",),
     "no run and no tables": (
         "test_first_data_that_were_ended_half_way_are_brought_by_the_next_up_from_a_folder_that_may_only_be_read_too",
     ),
