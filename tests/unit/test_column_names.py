@@ -1,4 +1,4 @@
-"""Columns that are there twice, in a SELECT and further inside of one, with DuckDB itself as the judge."""
+"""Duplicate columns are found in a SELECT and in its subqueries; DuckDB itself is the reference."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ def select(names: list[str]) -> str:
 @settings(max_examples=200, deadline=None)
 @given(names=NAMES)
 @example(names=["a", "a_1", "a"])
-def test_a_select_is_refused_exactly_if_a_table_of_it_would_have_other_names(
+def test_a_select_is_refused_exactly_if_its_table_would_have_other_column_names(
     db: duckdb.DuckDBPyConnection, names: list[str]
 ) -> None:
-    given_by_sql = columns_of(db, select(names))
-    assert given_by_sql == names
+    described = columns_of(db, select(names))
+    assert described == names
     if columns_of(db, f"select * from ({select(names)})") == names:
-        column_names.check(given_by_sql)
+        column_names.check(described)
     else:
         with pytest.raises(BuscoError, match="the SQL has"):
-            column_names.check(given_by_sql)
+            column_names.check(described)
 
 
 @settings(max_examples=200, deadline=None)
 @given(names=NAMES)
 @example(names=["a", "a"])
-def test_columns_that_a_subquery_renamed_are_those_that_its_text_does_not_name(
+def test_columns_renamed_by_a_subquery_are_found_unless_the_sql_names_them(
     db: duckdb.DuckDBPyConnection, names: list[str]
 ) -> None:
     sql = f"with inner_one as ({select(names)}) select * from inner_one"
@@ -63,7 +63,7 @@ def test_columns_that_a_subquery_renamed_are_those_that_its_text_does_not_name(
 
 
 @pytest.mark.parametrize("names", [["é", "É"], ["a", "b", "A"]])
-def test_names_that_differ_by_case_alone_are_refused_in_any_alphabet(names: list[str]) -> None:
+def test_names_that_differ_only_in_case_are_refused_in_any_alphabet(names: list[str]) -> None:
     with pytest.raises(BuscoError, match="differ only in case"):
         column_names.check(names)
 
@@ -84,16 +84,16 @@ NESTED = st.recursive(
 @settings(max_examples=50, deadline=None)
 @given(value=NESTED)
 @example(value="{'b': [{'a': 1, 'a_1': 2}]}")
-def test_the_fields_of_a_struct_that_is_read_are_names_that_somebody_gave(
+def test_struct_fields_of_the_relations_that_are_read_are_known_names(
     db: duckdb.DuckDBPyConnection, value: str
 ) -> None:
     db.execute(f"create or replace view read_here as select 1 as id, {value} as nested")
     kind = types.parse(str(db.execute("describe select nested from read_here").fetchall()[0][1]))
     parts = {path[-1].lower() for path, _ in types.fields(("nested",), kind)}
-    asked = ["id", "nested", "nested_1", "a", "a_1", "A_2", 'q" x_1', "x_1", "é_1", "select", "elect", "k_1", "struct"]
-    found = db.execute(column_names.known_sql(asked, [("main", "read_here")])).fetchall()
-    assert {row[0] for row in found} == ({"id"} | parts) & {name.lower() for name in asked}
-    assert db.execute(column_names.known_sql(asked, [("main", "other")])).fetchall() == []
+    names = ["id", "nested", "nested_1", "a", "a_1", "A_2", 'q" x_1', "x_1", "é_1", "select", "elect", "k_1", "struct"]
+    found = db.execute(column_names.known_sql(names, [("main", "read_here")])).fetchall()
+    assert {row[0] for row in found} == ({"id"} | parts) & {name.lower() for name in names}
+    assert db.execute(column_names.known_sql(names, [("main", "other")])).fetchall() == []
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,7 @@ def test_the_fields_of_a_struct_that_is_read_are_names_that_somebody_gave(
         "select columns('(day|n)'), Columns ('(day|n)') as '\\1_1' from sold",
     ],
 )
-def test_names_that_the_data_or_a_pattern_gives_are_not_taken_for_renamed_ones(
-    db: duckdb.DuckDBPyConnection, sql: str
-) -> None:
+def test_names_from_data_or_from_a_pattern_are_not_treated_as_renamed(db: duckdb.DuckDBPyConnection, sql: str) -> None:
     db.execute(
         "create or replace table sold as select 1 as day, 2 as n, 'day' as k union all select 1, 2, 'day_1'"
         " union all select 1, 1, 'x' union all select 1, 1, 'x_1'"
@@ -126,11 +124,11 @@ def test_names_that_the_data_or_a_pattern_gives_are_not_taken_for_renamed_ones(
         "select pivots, pivot_1 from j",
     ],
 )
-def test_other_words_that_look_like_a_pivot_do_not_turn_the_check_off(sql: str) -> None:
+def test_text_that_only_looks_like_a_pivot_does_not_disable_the_check(sql: str) -> None:
     assert column_names.perhaps_renamed(["id", "id_1"], sql) == {"id_1": "id"}
 
 
-def test_a_renamed_column_is_said_with_the_one_that_it_doubles() -> None:
+def test_a_renamed_column_is_reported_with_the_column_that_it_duplicates() -> None:
     found = column_names.perhaps_renamed(["id", "id_1", "n"], "select * from j", documented=["n"])
     assert found == {"id_1": "id"}
     with pytest.raises(BuscoError, match="id_1 is a second column named id") as refused:
@@ -149,7 +147,7 @@ HEADERS = st.lists(st.sampled_from(["a", "A", "b", "a_2", "b_2", "c", "", " ", "
 @example(header=["id", "", "B"])
 @example(header=["phone", "phone_2"])
 @example(header=["a", "", "", "d"])
-def test_a_seeds_header_is_refused_exactly_if_a_column_would_get_another_name_or_one_is_there_twice(
+def test_a_seed_header_is_refused_exactly_if_a_name_would_change_or_is_a_duplicate(
     header: list[str],
 ) -> None:
     with warnings.catch_warnings():
@@ -163,7 +161,7 @@ def test_a_seeds_header_is_refused_exactly_if_a_column_would_get_another_name_or
             column_names.check_header(header, names)
 
 
-def test_a_header_whose_blank_name_takes_another_columns_name_is_refused_with_both() -> None:
+def test_a_blank_name_that_takes_another_columns_name_is_refused_with_both_names() -> None:
     with pytest.raises(BuscoError) as refused:
         column_names.check_header(["", "a", "b"], ["a", "a_2", "b"])
     assert "column 1 has no name, so dbt calls it a" in refused.value.message

@@ -1,4 +1,4 @@
-"""What a container may use is found in whichever place says it."""
+"""A container's resource limits are found in its cgroups, in the ECS task metadata or in a setting."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def tree(root: Path, cgroup: str, mounts: list[str], files: dict[str, str]) -> P
 # -- cgroups ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_container_s_own_limits_are_those_of_its_cgroup_v2(tmp_path: Path) -> None:
+def test_a_container_has_the_limits_of_its_cgroup_v2(tmp_path: Path) -> None:
     mount = V2_MOUNT.format(root="/")
     root = tree(tmp_path, "0::/", [mount], {"memory.max": str(2 * GIB), "cpu.max": "150000 100000"})
     assert container.memory_limit_bytes(root) == 2 * GIB
     assert container.cpu_limit(root) == 1.5
 
 
-def test_the_smallest_limit_of_a_cgroup_and_those_above_it_counts(tmp_path: Path) -> None:
+def test_the_smallest_limit_of_a_cgroup_and_its_ancestors_applies(tmp_path: Path) -> None:
     files = {
         "system.slice/memory.max": str(3 * GIB), "system.slice/cpu.max": "50000 100000",
         "system.slice/inner/memory.max": str(4 * GIB), "system.slice/inner/cpu.max": "max 100000",
@@ -65,7 +65,7 @@ def test_the_smallest_limit_of_a_cgroup_and_those_above_it_counts(tmp_path: Path
     assert container.cpu_limit(root) == 0.5
 
 
-def test_the_word_max_is_no_limit(tmp_path: Path) -> None:
+def test_the_value_max_means_no_limit(tmp_path: Path) -> None:
     root = tree(tmp_path, "0::/", [V2_MOUNT.format(root="/")], {"memory.max": "max", "cpu.max": "max 100000"})
     assert container.memory_limit_bytes(root) is None
     assert container.cpu_limit(root) is None
@@ -82,7 +82,7 @@ def test_limits_of_cgroup_v1_are_found_with_and_without_a_namespace(tmp_path: Pa
     assert container.cpu_limit(root) == 0.25
 
 
-def test_what_cgroup_v1_writes_without_a_limit_is_none(tmp_path: Path) -> None:
+def test_the_values_that_cgroup_v1_reports_without_a_limit_mean_no_limit(tmp_path: Path) -> None:
     files = {
         "memory/memory.limit_in_bytes": "9223372036854771712", "cpu/cpu.cfs_quota_us": "-1",
         "cpu/cpu.cfs_period_us": "100000",
@@ -93,7 +93,7 @@ def test_what_cgroup_v1_writes_without_a_limit_is_none(tmp_path: Path) -> None:
     assert container.cpu_limit(root) is None
 
 
-def test_where_nothing_is_mounted_there_is_no_limit(tmp_path: Path) -> None:
+def test_there_is_no_limit_if_no_cgroup_is_mounted(tmp_path: Path) -> None:
     assert container.memory_limit_bytes(tmp_path) is None
     assert container.cpu_limit(tmp_path) is None
 
@@ -110,55 +110,60 @@ OWN = {"DockerId": "cd189a933e5849daa93386466019ab50", "Name": "dbt", "Limits": 
 
 @pytest.fixture
 def metadata(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
-    """Gives this process a metadata endpoint that answers so; the paths that it was asked for are returned."""
-    asked: list[str] = []
-    answers: dict[str, tuple[int, object]] = {}
+    """Starts a metadata endpoint for this process.
+
+    The returned function sets the endpoint's responses and returns the list of paths that are requested from it.
+    """
+    requested: list[str] = []
+    responses: dict[str, tuple[int, object]] = {}
 
     class Endpoint(Handler):
         def do_GET(self) -> None:
-            asked.append(self.path)
-            first = len(asked) == 1
-            status, body = answers[self.path] if not (first and answers.get("first")) else answers["first"]
+            requested.append(self.path)
+            first = len(requested) == 1
+            status, body = responses[self.path] if not (first and responses.get("first")) else responses["first"]
             self.answer(status, json.dumps(body).encode())
 
     with serving(Endpoint) as url, mock.patch.dict(os.environ, {"ECS_CONTAINER_METADATA_URI_V4": f"{url}/v4/token"}):
 
-        def given(task: object, own: object, first: tuple[int, object] | None = None) -> list[str]:
-            answers.update({"/v4/token": (200, own), "/v4/token/task": (200, task)})
+        def respond_with(task: object, own: object, first: tuple[int, object] | None = None) -> list[str]:
+            responses.update({"/v4/token": (200, own), "/v4/token/task": (200, task)})
             if first:
-                answers["first"] = first
-            return asked
+                responses["first"] = first
+            return requested
 
-        yield given
+        yield respond_with
 
 
-def test_an_ecs_task_knows_itself_and_asks_once(metadata: Callable[..., list[str]]) -> None:
-    asked = metadata(TASK, OWN)
+def test_an_ecs_task_requests_its_metadata_only_once(metadata: Callable[..., list[str]]) -> None:
+    requested = metadata(TASK, OWN)
     task = container.this_task()
     assert task == container.TaskMetadata(ARN, "busco", "busco-dbt-large", "7", "dbt", 0.5, 4096 * MIB)
     assert container.this_task() is task
-    assert sorted(asked) == ["/v4/token", "/v4/token/task"]
+    assert sorted(requested) == ["/v4/token", "/v4/token/task"]
 
 
-def test_the_smallest_of_cgroup_task_and_container_counts(metadata: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_the_smallest_limit_of_cgroup_task_and_container_applies(
+    metadata: Callable[..., list[str]], tmp_path: Path
+) -> None:
     metadata(TASK, {**OWN, "Limits": {"CPU": 2, "Memory": 3072}})
     files = {"memory.max": str(8 * GIB), "cpu.max": "200000 100000"}
     root = tree(tmp_path, "0::/", [V2_MOUNT.format(root="/")], files)
     assert container.memory_limit_bytes(root) == 3072 * MIB
-    # a container's CPU is its weight among others, no limit
+    # a container's CPU value is a relative weight, not a limit
     assert container.cpu_limit(root) == 0.5
     (root / "sys/fs/cgroup/memory.max").write_text(f"{GIB}\n")
     assert container.memory_limit_bytes(root) == GIB
 
 
-def test_an_endpoint_that_fails_once_is_asked_again(metadata: Callable[..., list[str]]) -> None:
+def test_a_failed_metadata_request_is_retried(metadata: Callable[..., list[str]]) -> None:
     metadata(TASK, OWN, first=(500, {}))
     task = container.this_task()
     assert task is not None
     assert (task.container, task.memory) == ("dbt", 4096 * MIB)
 
 
-def test_a_task_without_limits_has_none(metadata: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_metadata_without_limits_means_no_limits(metadata: Callable[..., list[str]], tmp_path: Path) -> None:
     metadata({"TaskARN": ARN}, {"Name": "dbt"})
     task = container.this_task()
     assert task is not None
@@ -166,51 +171,51 @@ def test_a_task_without_limits_has_none(metadata: Callable[..., list[str]], tmp_
     assert container.memory_limit_bytes(tmp_path) is None
 
 
-def test_a_process_outside_of_ecs_is_no_task_and_asks_nobody() -> None:
+def test_a_process_outside_ecs_has_no_task_metadata() -> None:
     assert container.this_task() is None
     assert not container.in_ecs()
 
 
-def test_an_endpoint_that_does_not_answer_is_no_task() -> None:
+def test_there_is_no_task_metadata_if_the_endpoint_does_not_respond() -> None:
     with mock.patch.dict(os.environ, {"ECS_CONTAINER_METADATA_URI_V4": "http://127.0.0.1:1/v4/token"}):
         assert container.in_ecs()
         assert container.this_task() is None
 
 
-# -- what DuckDB gets of it -------------------------------------------------------------------------------------------
+# -- DuckDB's share ---------------------------------------------------------------------------------------------------
 
 
 def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container, "_settings", lambda *_: iter(()))
 
 
-def test_duckdb_gets_a_share_of_the_task_s_memory_and_no_more_threads_than_it_has_cpus(
+def test_duckdb_gets_a_share_of_the_task_memory_and_at_most_one_thread_per_cpu(
     metadata: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlimited(monkeypatch)
     metadata(TASK, OWN)
-    given = budget.budget(Settings(home=tmp_path, state_dir=tmp_path))
-    assert given.container == 4096 * MIB
-    assert given.memory == f"{budget.share_of(4096 * MIB)}B"
-    assert given.threads == 1
+    whole = budget.budget(Settings(home=tmp_path, state_dir=tmp_path))
+    assert whole.container == 4096 * MIB
+    assert whole.memory == f"{budget.share_of(4096 * MIB)}B"
+    assert whole.threads == 1
     shared = budget.budget(Settings(home=tmp_path, state_dir=tmp_path), among=4)
     assert shared.memory == f"{budget.share_of(4096 * MIB) // 4}B"
 
 
 @pytest.mark.parametrize("mebibytes", [256, 512, 1024, 4096, 16384, 122880])
-def test_a_share_leaves_room_for_what_duckdb_does_not_count(mebibytes: int) -> None:
+def test_duckdbs_share_leaves_room_for_memory_that_duckdb_does_not_track(mebibytes: int) -> None:
     share = budget.share_of(mebibytes * MIB)
     assert 0 < share <= mebibytes * MIB / 2 or share <= mebibytes * MIB - 600 * MIB
 
 
-def test_the_setting_wins_over_the_container_s_limit(metadata: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_the_setting_overrides_the_containers_limit(metadata: Callable[..., list[str]], tmp_path: Path) -> None:
     metadata(TASK, OWN)
     settings = Settings(home=tmp_path, state_dir=tmp_path, duckdb_memory_limit="3GB", duckdb_spill_limit="7GB")
-    given = budget.budget(settings)
-    assert (given.memory, given.spill) == ("3GB", "7GB")
+    limits = budget.budget(settings)
+    assert (limits.memory, limits.spill) == ("3GB", "7GB")
 
 
-def test_an_ecs_container_without_a_memory_limit_is_warned_of_once(
+def test_a_missing_memory_limit_of_an_ecs_container_is_warned_about_once(
     metadata: Callable[..., list[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -227,7 +232,7 @@ def test_an_ecs_container_without_a_memory_limit_is_warned_of_once(
     assert "\n" not in line
 
 
-def test_a_laptop_without_a_memory_limit_is_not_warned_of(
+def test_a_missing_memory_limit_outside_ecs_is_not_warned_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     unlimited(monkeypatch)

@@ -1,4 +1,4 @@
-"""Dates and times that a table may hold: found by COPY's own statistics, with DuckDB itself as the judge."""
+"""Dates and times out of range are detected from COPY's own statistics; DuckDB itself is the reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from busco.lake.records import Column
 from busco.lake.versions import WrittenFile
 from busco.warehouse import date_range, model_sql
 
-# the first and last value that is in range, and values that are not, as DuckDB reads them
+# values in range, including the first and the last one, and values out of range, as DuckDB parses them
 INSIDE = {
     "DATE": ["0001-01-01", "1969-12-31", "9999-12-31"],
     "TIMESTAMP": ["0001-01-01 00:00:00", "1969-12-31 23:59:59.999999", "9999-12-31 23:59:59.999999"],
@@ -29,14 +29,14 @@ INSIDE = {
         "9999-12-31 23:00:00-00:59",
     ],
 }
-BEYOND = {
+OUTSIDE = {
     "DATE": ["infinity", "-infinity", "10000-01-01", "0001-12-31 (BC)", "0044-03-15 (BC)", "290000-01-01"],
     "TIMESTAMP": ["infinity", "-infinity", "10000-01-01 00:00:00", "0001-12-31 (BC) 23:59:59.999999"],
     "TIMESTAMP_S": ["infinity", "-infinity", "10000-01-01 00:00:00", "0044-03-15 (BC) 10:00:00"],
     "TIMESTAMP_MS": ["infinity", "-infinity", "10000-01-01 00:00:00", "0044-03-15 (BC) 10:00:00"],
     "TIMESTAMP WITH TIME ZONE": ["infinity", "-infinity", "9999-12-31 23:30:00-01", "0001-01-01 00:30:00+01"],
 }
-# each way in which a value may stand in a column: the column's type and its value, from the inner ones
+# the ways in which a value can be nested in a column: the column's type and value, as templates for the inner ones
 PLACES = {
     "{}": "{}",
     "{}[]": "[null, {}]",
@@ -49,9 +49,9 @@ PLACES = {
 
 
 def copied(db: duckdb.DuckDBPyConnection, sql: str, folder: Path) -> tuple[tuple[Column, ...], list[WrittenFile]]:
-    """The columns and files of a query that is written as a model is."""
-    given_by_sql = [(str(row[0]), str(row[1])) for row in db.execute(f"describe ({sql})").fetchall()]
-    columns, expressions = model_sql.columns(given_by_sql, ())
+    """Writes a query's result as a model is written, and returns its columns and files."""
+    described = [(str(row[0]), str(row[1])) for row in db.execute(f"describe ({sql})").fetchall()]
+    columns, expressions = model_sql.columns(described, ())
     copy = model_sql.copy_sql(expressions, columns, (), sql, str(folder / uuid.uuid4().hex))
     return columns, model_sql.written_files(db.execute(copy).fetchall(), "")
 
@@ -64,8 +64,10 @@ def db() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def found(db: duckdb.DuckDBPyConnection, sql: str, folder: Path) -> dict[str, int]:
-    """The columns with values beyond, and their rows, as the materialization asks for them; and the query is right, and
-    the statistics alone say of which columns they are."""
+    """Returns the columns with values out of range and how many rows have one, as the materialization finds them.
+
+    Also checks that the query returns such rows, and that the statistics alone identify the same columns.
+    """
     columns, (file,) = copied(db, sql, folder)
     proven = {column.name: dates.in_range(dates.paths([column]), file.statistics) for column in columns}
     counts: dict[str, int] = {}
@@ -82,26 +84,26 @@ def found(db: duckdb.DuckDBPyConnection, sql: str, folder: Path) -> dict[str, in
 @pytest.mark.parametrize("kind", INSIDE)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_exactly_the_rows_with_a_date_or_time_beyond_the_years_1_to_9999_are_counted(
+def test_exactly_the_rows_with_a_date_or_time_outside_years_1_to_9999_are_counted(
     db: duckdb.DuckDBPyConnection, kind: str, data: st.DataObject, tmp_path: Path
 ) -> None:
     outer, written = data.draw(st.sampled_from(sorted(PLACES.items())))
-    values = data.draw(st.lists(st.sampled_from([*INSIDE[kind], *BEYOND[kind], None]), min_size=1, max_size=6))
+    values = data.draw(st.lists(st.sampled_from([*INSIDE[kind], *OUTSIDE[kind], None]), min_size=1, max_size=6))
     if outer.startswith("MAP({}"):
         values = [value for value in values if value] or [INSIDE[kind][0]]
     shown = ["null" if v is None else written.format(f"{types.literal(v)}::{kind}") for v in values]
     rows = ", ".join(f"({text}::{outer.format(kind)}, 'infinity', 'inf'::double)" for text in shown)
-    expected = sum(value in BEYOND[kind] for value in values)
-    given_by_sql = found(db, f'select * from (values {rows}) as t ("a ""b", said, number)', tmp_path)
-    assert given_by_sql == ({'a "b': expected} if expected else {})
+    expected = sum(value in OUTSIDE[kind] for value in values)
+    counts = found(db, f'select * from (values {rows}) as t ("a ""b", said, number)', tmp_path)
+    assert counts == ({'a "b': expected} if expected else {})
 
 
-def test_infinity_and_nan_are_values_of_a_double(db: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_infinity_and_nan_are_valid_floating_point_values(db: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     sql = "select 'inf'::double as a, '-inf'::float as b, 'nan'::double as c, {'x': 'nan'::float} as d"
     assert found(db, sql, tmp_path) == {}
 
 
-def test_a_table_whose_statistics_prove_it_right_is_not_read_again(
+def test_a_table_whose_statistics_prove_it_valid_is_not_read_again(
     db: duckdb.DuckDBPyConnection, tmp_path: Path
 ) -> None:
     sql = (
@@ -111,7 +113,7 @@ def test_a_table_whose_statistics_prove_it_right_is_not_read_again(
     assert date_range.suspects(*copied(db, sql, tmp_path)) is None
 
 
-def test_a_column_without_statistics_is_counted_and_not_trusted(db: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
+def test_the_rows_of_a_column_without_statistics_are_counted(db: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     columns, (written,) = copied(db, "select date 'infinity' as d, 1 as n", tmp_path)
     for known in ({}, {'"d"': {"null_count": "0", "num_values": "1"}}):
         bare = WrittenFile(written.key, written.rows, written.bytes, known, {})
@@ -121,7 +123,7 @@ def test_a_column_without_statistics_is_counted_and_not_trusted(db: duckdb.DuckD
         assert db.execute(suspects.count_sql(str)).fetchall() == [(1,)]
 
 
-def test_the_refusal_names_table_columns_and_rows_and_a_query_that_finds_them() -> None:
+def test_the_error_names_the_table_columns_and_row_counts_and_a_query_for_the_rows() -> None:
     columns = (Column(name="day", type="DATE"), Column(name="at", type="TIMESTAMP"))
     beyond = {"max": "infinity", "min": "2018-01-01", "null_count": "0", "num_values": "3"}
     file = model_sql.written_files(

@@ -29,8 +29,8 @@ NULLS = {"null_count": "2", "num_values": "2"}
 
 def dated(at: dict[str, str] | None, days: dict[str, str] | None = NULLS) -> dict[str, dict[str, str]]:
     """Returns COPY's statistics for a file of `DATED`; pass None for a column without statistics."""
-    said = {'"at"': at, '"days"."element"': days}
-    return {path: known for path, known in said.items() if known is not None}
+    statistics = {'"at"': at, '"days"."element"': days}
+    return {path: known for path, known in statistics.items() if known is not None}
 
 
 INFINITE = dated(GOOD | {"max": "infinity"})
@@ -40,7 +40,7 @@ def deliver(
     store: ObjectStore, contract: Contract, name: str, number: int, statistics: dict[str, dict[str, str]] | None = None
 ) -> str:
     key = layout.delivery("src", "orders", name, number)
-    said = Delivery(
+    delivery = Delivery(
         table="bronze.orders",
         file_name=name,
         number=number,
@@ -55,7 +55,7 @@ def deliver(
         statistics=statistics or {},
         ingested_at=utc_now(),
     )
-    store.create(key, said)
+    store.create(key, delivery)
     return key
 
 
@@ -69,7 +69,7 @@ def bronze(store: ObjectStore, contract: Contract, base: Version | None = None) 
     return read_deliveries(store, [contract], release)["bronze.orders"]
 
 
-def test_R3_a_bronze_version_is_named_by_its_deliveries_and_contract(store: ObjectStore) -> None:
+def test_R3_a_bronze_version_is_identified_by_its_deliveries_and_contract(store: ObjectStore) -> None:
     deliver(store, OLD, "a.csv", 1)
     first = bronze(store, OLD)
     assert bronze(store, OLD) == first
@@ -77,17 +77,17 @@ def test_R3_a_bronze_version_is_named_by_its_deliveries_and_contract(store: Obje
     both = bronze(store, OLD, first)
     assert both.version != first.version
     assert second in both.deliveries
-    assert both == bronze(store, OLD), "from the base's files or from the records"
+    assert both == bronze(store, OLD), "the base release must not change the result"
 
 
-def test_R2_files_of_another_contract_stop_the_pin_with_their_names(store: ObjectStore) -> None:
+def test_R2_pinning_fails_and_names_the_files_with_another_contract(store: ObjectStore) -> None:
     deliver(store, OLD, "a.csv", 1)
     deliver(store, NEW, "b.csv", 1)
     with pytest.raises(BuscoError, match=r"an outdated contract:\n    src\.orders: a\.csv"):
         bronze(store, NEW)
 
 
-def test_R2_a_file_ingested_again_under_the_new_contract_is_good_in_every_later_pin(store: ObjectStore) -> None:
+def test_R2_a_file_ingested_again_under_the_new_contract_is_valid_in_every_later_pin(store: ObjectStore) -> None:
     deliver(store, OLD, "a.csv", 1)
     again = deliver(store, NEW, "a.csv", 2)
     published = bronze(store, NEW)
@@ -96,7 +96,7 @@ def test_R2_a_file_ingested_again_under_the_new_contract_is_good_in_every_later_
     assert bronze(store, NEW, published).deliveries == (again, another)
 
 
-def test_R2_a_contract_that_is_taken_back_does_not_bring_older_content_back(store: ObjectStore) -> None:
+def test_R2_a_reverted_contract_does_not_bring_older_content_back(store: ObjectStore) -> None:
     deliver(store, OLD, "a.csv", 1)
     deliver(store, NEW, "a.csv", 2)
     with pytest.raises(BuscoError, match=r"a\.csv"):
@@ -128,7 +128,7 @@ def test_the_tenth_delivery_is_newer_than_the_ninth(store: ObjectStore) -> None:
         dated(None, {"min": "0001-12-31 (BC)", "max": "2018-01-01"}),
     ],
 )
-def test_a_corrected_file_takes_the_place_of_a_delivery_with_such_a_date(
+def test_a_corrected_file_replaces_a_delivery_with_an_unsupported_date(
     store: ObjectStore, bad: dict[str, dict[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     deliver(store, DATED, "a.csv", 1, bad)
@@ -141,8 +141,8 @@ def test_a_corrected_file_takes_the_place_of_a_delivery_with_such_a_date(
         "bronze/src/orders/b.csv-1.parquet",
     ]
     assert (version.rows, version.bytes) == (2, 2)
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert "table=bronze.orders file=a.csv delivery=1 rows=1" in said
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "table=bronze.orders file=a.csv delivery=1 rows=1" in message
 
 
 def test_the_newest_delivery_of_a_file_is_in_the_table_whatever_its_dates(
@@ -159,7 +159,7 @@ def test_the_newest_delivery_of_a_file_is_in_the_table_whatever_its_dates(
 @pytest.mark.parametrize(
     "unclear", [dated(None), dated({"null_count": "0", "num_values": "2"}), dated(GOOD | {"max": "?"})]
 )
-def test_an_older_delivery_stays_unless_its_statistics_prove_a_date_beyond(
+def test_an_older_delivery_is_kept_unless_its_statistics_prove_an_unsupported_date(
     store: ObjectStore, unclear: dict[str, dict[str, str]]
 ) -> None:
     first = deliver(store, DATED, "a.csv", 1, unclear)
@@ -168,32 +168,30 @@ def test_an_older_delivery_stays_unless_its_statistics_prove_a_date_beyond(
     assert bronze(store, DATED).deliveries == (first, second, third)
 
 
-def test_a_delivery_with_such_a_date_is_left_out_where_the_base_release_has_it(store: ObjectStore) -> None:
+def test_a_delivery_with_an_unsupported_date_is_dropped_even_from_the_base_release(store: ObjectStore) -> None:
     bad = deliver(store, DATED, "a.csv", 1, INFINITE)
     good = deliver(store, DATED, "b.csv", 1, dated(GOOD))
     base = bronze(store, DATED)
     assert base.deliveries == (bad, good)
     corrected = deliver(store, DATED, "a.csv", 2, dated(GOOD))
     assert bronze(store, DATED, base).deliveries == (corrected, good)
-    # Published with both deliveries of the file, by a release of the platform that did not check dates.
+    # an older release of the platform, which did not check dates, published both deliveries of the file
     both = base.model_copy(
         update={"deliveries": (bad, corrected, good), "files": (base.files[0], *bronze(store, DATED).files)}
     )
     another = deliver(store, DATED, "c.csv", 1, dated(GOOD))
     version = bronze(store, DATED, both)
     assert version.deliveries == (corrected, good, another)
-    assert version == bronze(store, DATED), "from the base's files or from the records"
+    assert version == bronze(store, DATED), "the base release must not change the result"
 
 
-def test_R3_a_version_without_a_delivery_has_another_name_than_the_one_with_it(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The name identifies Iceberg metadata, which an earlier release of the platform may have already written."""
+def test_R3_dropping_a_delivery_changes_the_version_id(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version id identifies Iceberg metadata, which an earlier release of the platform may have already written."""
     other = ObjectStore(MemoryS3(), "lake")
     for one, first in ((store, INFINITE), (other, dated(GOOD))):
         deliver(one, DATED, "a.csv", 1, first)
         deliver(one, DATED, "a.csv", 2, dated(GOOD))
     without = bronze(store, DATED)
     assert bronze(other, DATED).version != without.version
-    monkeypatch.setattr(store, "read_many", lambda *_: pytest.fail("nothing has changed, and records are read"))
+    monkeypatch.setattr(store, "read_many", lambda *_: pytest.fail("records are read although nothing has changed"))
     assert bronze(store, DATED, without) is without

@@ -1,4 +1,4 @@
-"""Descriptions in dbt's docs page stay text, whatever they say."""
+"""Descriptions in dbt's docs page remain text, whatever they contain."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def tags(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("evil", EVIL)
-def test_no_description_ends_the_page_s_script(evil: str) -> None:
+def test_no_description_can_end_the_pages_script(evil: str) -> None:
     manifest = {"metadata": {}, "nodes": {f"model.p.{evil}": {"description": evil, evil: [evil]}}}
     page = static_page(PAGE, {"MANIFEST": manifest, "CATALOG": {"nodes": {evil: evil}}})
     assert tags(page) == tags(PAGE)
     begins = page.index("manifest:{") + len("manifest:")
-    said, _ = json.JSONDecoder().raw_decode(page, begins)
-    assert said == manifest
+    embedded, _ = json.JSONDecoder().raw_decode(page, begins)
+    assert embedded == manifest
     literal = json.dumps(manifest)
     assert not re.search(r"[<>\u2028\u2029]", page[begins : begins + len(literal)])
 
 
-def test_a_page_of_another_dbt_is_an_error() -> None:
+def test_the_page_of_an_unsupported_dbt_version_is_an_error() -> None:
     for page in ("<html></html>", PAGE + PAGE):
         with pytest.raises(BuscoError, match="placeholders"):
             static_page(page, {"MANIFEST": {}, "CATALOG": {}})

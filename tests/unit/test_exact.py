@@ -1,4 +1,4 @@
-"""What ingest reads of a text is exactly what the text says, or nothing (`busco.ingest.exact`)."""
+"""Ingest parses a text as exactly the value that it states, or not at all (`busco.ingest.exact`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from busco.ingest import exact
 from busco.lake import types
 from tests.exact_values import TYPES, said, same
 
-# a failing text is shown by itself; to shrink the random numbers behind it takes long and shows no more
+# the assertion shows the failing text; shrinking the random numbers behind it takes long and adds nothing
 PHASES = (Phase.explicit, Phase.generate)
 KINDS = {name: types.parse(name) for name in TYPES}
 
@@ -29,7 +29,7 @@ def db() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def read(db: duckdb.DuckDBPyConnection, kind: types.DataType, texts: Sequence[str]) -> list[Any]:
-    """Each text's value, None where it does not fit; the three ways to ask agree."""
+    """Returns each text's value, None if it does not fit. Checks that the three SQL expressions agree."""
     value, fits, cast = (of(kind, "text") for of in (exact.value_sql, exact.fits_sql, exact.cast_sql))
     found = db.execute(
         f"select {value}, {fits}, case when {fits} then {cast} end from (select unnest($1) as text)", [list(texts)]
@@ -42,7 +42,7 @@ def read(db: duckdb.DuckDBPyConnection, kind: types.DataType, texts: Sequence[st
 @pytest.mark.parametrize("name", TYPES)
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
 @given(random=st.randoms(use_true_random=True))
-def test_a_value_is_what_its_text_says_exactly_or_does_not_fit_and_canonical_texts_fit(
+def test_a_text_is_parsed_exactly_or_not_at_all_and_canonical_texts_are_parsed(
     db: duckdb.DuckDBPyConnection, name: str, random: Random
 ) -> None:
     texts = [said(KINDS[name], random) for _ in range(300)]
@@ -56,7 +56,9 @@ def test_a_value_is_what_its_text_says_exactly_or_does_not_fit_and_canonical_tex
 @pytest.mark.parametrize("name", TYPES)
 @settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
 @given(random=st.randoms(use_true_random=True))
-def test_no_text_raises_and_refuses_a_whole_file(db: duckdb.DuckDBPyConnection, name: str, random: Random) -> None:
+def test_no_text_raises_an_error_that_would_reject_the_whole_file(
+    db: duckdb.DuckDBPyConnection, name: str, random: Random
+) -> None:
     texts = [said(KINDS[name], random).text for _ in range(300)]
     for _ in range(3):
         texts = [damaged(text, random) for text in texts]
@@ -64,12 +66,12 @@ def test_no_text_raises_and_refuses_a_whole_file(db: duckdb.DuckDBPyConnection, 
 
 
 def damaged(text: str, random: Random) -> str:
-    """A text with something in it gone, twice there, or anything else."""
+    """Returns the text with a character deleted or replaced, or a part of it duplicated."""
     at = random.randrange(len(text) + 1)
     return text[:at] + random.choice(["", text[at : at + 3] * 2, *"\"'\\[]{}(),:= x0"]) + text[at + 1 :]
 
 
-def test_a_type_that_is_nested_deeply_is_read_without_delay(db: duckdb.DuckDBPyConnection) -> None:
+def test_values_of_a_deeply_nested_type_are_parsed_without_delay(db: duckdb.DuckDBPyConnection) -> None:
     kind: types.DataType = types.parse("MAP(VARCHAR, STRUCT(a INTEGER)[])")
     text, value = "{k=[{'a': 1}]}", {"k": [{"a": 1}]}
     for _ in range(4):
@@ -90,7 +92,7 @@ def test_a_list_of_json_is_a_json_array_whose_elements_keep_their_texts(db: duck
         "[" + separator.join(one or "NULL" for one in array) + "]" for array in arrays for separator in (",", " , ")
     ]
     assert read(db, kind, texts) == [array for array in arrays for _ in range(2)]
-    # and as DuckDB prints it
+    # also as DuckDB prints it
     printed = db.execute("select cast(cast($1 as JSON[]) as VARCHAR)", [arrays[2]]).fetchall()[0][0]
     assert read(db, kind, [printed]) == [arrays[2]]
 
@@ -116,11 +118,13 @@ def test_a_list_of_json_is_a_json_array_whose_elements_keep_their_texts(db: duck
         *("[1,]", '["a",]', "[,1]", "[1,,2]", "[[1,]]", '[{"k": "x" , }]', r"[\"1\"]", '[{"k": NULL}]', '["\ue007"]'),
     ],
 )
-def test_what_is_no_json_array_is_no_list_of_json(db: duckdb.DuckDBPyConnection, text: str) -> None:
+def test_text_that_is_not_a_json_array_is_not_parsed_as_a_list_of_json(
+    db: duckdb.DuckDBPyConnection, text: str
+) -> None:
     assert read(db, types.parse("JSON[]"), [text]) == [None]
 
 
-def test_lists_of_json_are_read_within_other_types(db: duckdb.DuckDBPyConnection) -> None:
+def test_lists_of_json_are_parsed_within_other_types(db: duckdb.DuckDBPyConnection) -> None:
     for name, text, value in (
         ("JSON[][]", '[["1", null], ["a, b", {"c": "]"}], NULL]', [['"1"', "null"], ['"a, b"', '{"c": "]"}'], None]),
         ("STRUCT(a JSON[], b VARCHAR)", "{'a': [\"1\"], 'b': \"1\"}", {"a": ['"1"'], "b": "1"}),
@@ -129,7 +133,7 @@ def test_lists_of_json_are_read_within_other_types(db: duckdb.DuckDBPyConnection
         assert read(db, types.parse(name), [text]) == [value]
 
 
-def test_json_has_no_comma_behind_its_last_element(db: duckdb.DuckDBPyConnection) -> None:
+def test_json_with_a_trailing_comma_is_not_parsed(db: duckdb.DuckDBPyConnection) -> None:
     bad = ["[1,]", '{"k": 1,}', "[1 , ]", '["a",]', '{"k": [1,\n]}', '{"k": "v",\t}', "[[1],]", "[{},]"]
     good = ['["a", "b"]', '[ "a" , "b" ]', '{"a": "b" , "c": "d"}', '["x,]", "x,}", ",]"]', r'["\",]"]', "[[1], [ ]]"]
     for name in ("JSON", "STRUCT(j JSON)", "MAP(VARCHAR, JSON)"):
@@ -143,7 +147,7 @@ def test_json_has_no_comma_behind_its_last_element(db: duckdb.DuckDBPyConnection
         assert found == [None] * len(bad) + good
 
 
-def test_the_sql_of_a_struct_grows_with_its_fields_and_not_with_their_square(db: duckdb.DuckDBPyConnection) -> None:
+def test_the_sql_for_a_struct_grows_linearly_with_its_number_of_fields(db: duckdb.DuckDBPyConnection) -> None:
     sizes = []
     for fields in (20, 80):
         kind = types.Struct(tuple((f"f{i}", types.parse("VARCHAR")) for i in range(fields)))
@@ -155,13 +159,13 @@ def test_the_sql_of_a_struct_grows_with_its_fields_and_not_with_their_square(db:
     assert sizes[1] < 4 * sizes[0]
 
 
-def test_a_time_without_a_zone_is_utc_whatever_zone_the_row_before_named(db: duckdb.DuckDBPyConnection) -> None:
+def test_a_time_without_a_zone_is_utc_whatever_zone_the_previous_row_has(db: duckdb.DuckDBPyConnection) -> None:
     texts = ["2018-01-01 10:00:00 America/Sao_Paulo", "2018-01-01 10:00:00", "2018-01-01 10:00:00Z"]
     found = read(db, types.parse("TIMESTAMPTZ"), texts)
     assert [moment.strftime("%H:%M %Z") for moment in found] == ["12:00 UTC", "10:00 UTC", "10:00 UTC"]
 
 
-def test_of_zeros_and_fractions_any_number_are_read(db: duckdb.DuckDBPyConnection) -> None:
+def test_any_number_of_leading_and_trailing_zeros_is_parsed(db: duckdb.DuckDBPyConnection) -> None:
     zeros = "0" * 500
     texts = [f"{zeros}7", f"7.{zeros}", f"7.{zeros}1", f"-{zeros}.{zeros}"]
     for name in ("INTEGER", "BIGINT", "DECIMAL(38,0)", "DECIMAL(38,10)"):

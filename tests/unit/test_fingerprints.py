@@ -1,4 +1,4 @@
-"""Fingerprints: what must be built again where the code that makes it changed (R6)."""
+"""Fingerprints: a table is built again if the code that makes it has changed (R6)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fingerprints() -> dict[str, str]:
     return {uid: made.fingerprint(uid, "1.5.5") for uid in MANIFEST["nodes"]}
 
 
-def test_R6_seeds_that_are_read_in_another_way_are_built_again_with_what_reads_them(
+def test_R6_seeds_and_their_children_are_built_again_if_the_seed_reader_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = fingerprints()
@@ -45,7 +45,7 @@ def test_R6_seeds_that_are_read_in_another_way_are_built_again_with_what_reads_t
     assert {uid for uid in before if before[uid] != after[uid]} == {"seed.p.codes", "model.p.of_codes"}
 
 
-def test_R6_a_seed_of_a_release_whose_types_were_duckdbs_guess_is_not_kept() -> None:
-    """Such releases have fingerprints of content and configuration alone."""
-    said = [{"name": "sha256", "checksum": "c"}, {}, CONFIG, [], {}, "1.5", {}]
-    assert fingerprints()["seed.p.codes"] != hashlib.sha256(canonical_json(said)).hexdigest()[:32]
+def test_R6_a_seed_whose_types_duckdb_inferred_in_an_older_release_is_not_kept() -> None:
+    """In such releases, the fingerprint covers only the seed's content and configuration."""
+    covered = [{"name": "sha256", "checksum": "c"}, {}, CONFIG, [], {}, "1.5", {}]
+    assert fingerprints()["seed.p.codes"] != hashlib.sha256(canonical_json(covered)).hexdigest()[:32]
