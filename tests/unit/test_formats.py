@@ -1,4 +1,4 @@
-"""A file of another format or encoding is refused with what it seems to be and what to deliver instead."""
+"""A file in another format or encoding is refused; the message states its likely format and what to deliver instead."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("what", FORMATS)
-def test_a_file_of_another_format_is_refused_with_its_name_and_what_to_do(lake: FolderLake, what: str) -> None:
-    # two columns, and one that the whole file could be
+def test_a_file_in_another_format_is_refused_with_the_formats_name_and_what_to_do(lake: FolderLake, what: str) -> None:
+    # with two columns, and with one: almost any file could be a CSV with a single column
     for columns in (("a VARCHAR", "b VARCHAR"), ("a VARCHAR",)):
         for content in (FORMATS[what], gzip.compress(FORMATS[what])):
             if what == "compressed twice with gzip" and content is not FORMATS[what]:
@@ -126,7 +126,7 @@ def test_a_format_is_recognised_however_it_is_written(lake: FolderLake, content:
 @pytest.mark.parametrize(
     "start", ["{a", "{", "[a]", "PK", "PK\x03\x04", "PAR1", "ORC", "BZh9", "Obj", "<html>", "%PDF-"]
 )
-def test_a_csv_whose_header_begins_like_another_format_is_taken_as_csv(lake: FolderLake, start: str) -> None:
+def test_a_csv_whose_header_begins_like_another_format_is_read_as_csv(lake: FolderLake, start: str) -> None:
     done = lake.ingest(f"{start},b\n1,2\n".encode(), (f"{start} VARCHAR", "b VARCHAR"))
     assert (done.outcome, done.written) == ("ingested", 1)
 
@@ -140,7 +140,7 @@ def test_a_csv_with_a_wrong_header_is_refused_for_its_missing_columns(lake: Fold
     assert done.reason == f"missing columns x, y (table t); {NONE}"
 
 
-def test_a_zip_whose_entry_names_are_not_what_they_are_flagged_as_is_recognised(lake: FolderLake) -> None:
+def test_a_zip_whose_entry_names_are_not_in_the_flagged_encoding_is_recognised(lake: FolderLake) -> None:
     named = zipped(**{"relatório_csv": CSV}).replace("relatório".encode(), b"relat\xf3rio\xf3")
     for content in (named, gzip.compress(named)):
         assert lake.ingest(content).reason.startswith("it is not CSV but seems to be a zip archive; ")
@@ -154,12 +154,12 @@ def test_a_zip_is_recognised_however_it_is_damaged(damage: list[tuple[int, int]]
     content = bytearray(zipped(relatório_csv=CSV, t_csv=CSV))
     for at, byte in damage:
         content[4 + at % (len(content) - 4)] = byte
-    # only its beginning is at hand, as of a zip within a gzip
+    # only the beginning is available, as for a zip inside a gzip
     found = another_format(Path("t.csv"), bytes(content[:end]), compressed=True)
     assert found.startswith("it is not CSV but seems to be a zip archive; ")
 
 
-def test_a_name_in_a_refusal_is_cut(lake: FolderLake) -> None:
+def test_a_long_name_in_a_refusal_is_truncated(lake: FolderLake) -> None:
     assert len(lake.ingest(b"a,b," + b"x" * 500_000 + b"\n").reason) < 300
 
 
@@ -204,17 +204,17 @@ def test_a_name_in_a_refusal_is_cut(lake: FolderLake) -> None:
     ],
 )
 def test_a_refusal_says_what_to_change_in_the_header(lake: FolderLake, start: str, reason: str) -> None:
-    # the tests' own byte-order mark is a second one
+    # the file has a byte-order mark, so one in `start` is the second
     done = lake.ingest(("\ufeff" + start + "\n1,2\n").encode(), ("a VARCHAR", "ção VARCHAR"))
     assert (done.outcome, done.reason) == ("refused", reason)
 
 
-def test_a_column_that_is_named_like_another_in_other_letters_is_not_taken_for_it(lake: FolderLake) -> None:
+def test_a_column_of_the_contract_is_not_suggested_for_one_that_differs_in_case(lake: FolderLake) -> None:
     done = lake.ingest(b"A,b\n1,2\n", ("a VARCHAR", "A VARCHAR", "b VARCHAR"))
     assert done.reason == "missing column a (table t)"
 
 
-def test_names_like_those_of_other_formats_are_names_where_the_table_has_them(lake: FolderLake) -> None:
+def test_sep_is_an_ordinary_column_name_if_the_contract_has_it(lake: FolderLake) -> None:
     assert lake.ingest(b"sep=,b\n1,2\n", ("sep= VARCHAR", "b VARCHAR")).written == 1
     assert lake.ingest(b"sep=;\n1\n", ("sep=; VARCHAR",)).written == 1
 
@@ -223,7 +223,7 @@ def test_names_like_those_of_other_formats_are_names_where_the_table_has_them(la
 
 
 def encoded(rows: list[tuple[str, str]]) -> bytes:
-    """A file of two columns; each row is a text and its encoding."""
+    """Returns a file with two columns; each row is given as a text and its encoding."""
     return b"a,b\n" + b"".join(f"{text},x\n".encode(encoding) for text, encoding in rows)
 
 
@@ -233,52 +233,54 @@ def encoded(rows: list[tuple[str, str]]) -> bytes:
         ("São Paulo", "latin-1", "Latin-1 (ISO 8859-1) or Windows-1252, or CP850 if a DOS program wrote it; "),
         ("5 €", "cp1252", "Windows-1252, or CP850 if a DOS program wrote it; "),
         ("Conceição, José", "cp850", "Windows-1252, or CP850 if a DOS program wrote it; "),
-        # of these, no byte shows that it is not Latin-1
+        # no byte of this text shows that it is not Latin-1
         ("João", "cp850", "Latin-1 (ISO 8859-1) or Windows-1252, or CP850 if a DOS program wrote it; "),
         ("Zürich", "cp850", "in an older encoding, such as CP850 if a DOS program wrote it; "),
     ],
 )
-def test_a_file_of_which_most_is_not_utf_8_is_refused_with_its_encoding(
+def test_a_file_that_is_mostly_not_utf_8_is_refused_with_its_likely_encoding(
     lake: FolderLake, text: str, encoding: str, seems: str
 ) -> None:
     wrong, right, plain = (f'"{text}"', encoding), ("São", "utf-8"), ("Sao", "ascii")
     done = lake.ingest(encoded([wrong, plain, right, plain, wrong, plain, plain]))
     assert done.outcome == "refused"
-    said = f"2 of the 3 rows with non-ASCII characters are not UTF-8: it seems to be {seems}convert it to UTF-8"
-    assert done.reason.startswith(said)
+    start = f"2 of the 3 rows with non-ASCII characters are not UTF-8: it seems to be {seems}convert it to UTF-8"
+    assert done.reason.startswith(start)
     assert done.reason.endswith(" and check the accents in NEW")
     assert encoding.replace("cp", "").replace("latin-1", "1252") in done.reason
     assert lake.deliveries == []
 
 
-def test_up_to_half_rows_that_are_not_utf_8_are_quarantined(lake: FolderLake) -> None:
+def test_rows_that_are_not_utf_8_are_quarantined_if_they_are_at_most_half(lake: FolderLake) -> None:
     wrong, right, plain = ("São", "latin-1"), ("São", "utf-8"), ("Sao", "ascii")
     done = lake.ingest(encoded([wrong, plain, right, wrong, right]))
     assert (done.outcome, done.written, done.quarantined) == ("ingested", 3, 2)
     assert [(row[0], row[2]) for row in lake.quarantined()] == [(1, "not UTF-8"), (4, "not UTF-8")]
 
 
-def test_a_header_that_is_not_utf_8_is_refused_with_its_encoding(lake: FolderLake) -> None:
+def test_a_header_that_is_not_utf_8_is_refused_with_its_likely_encoding(lake: FolderLake) -> None:
     done = lake.ingest("código,b\nx,y\n".encode("latin-1"), ("código VARCHAR", "b VARCHAR"))
     assert done.reason.startswith("the header is not UTF-8: it seems to be Latin-1 (ISO 8859-1) or Windows-1252, or ")
     assert lake.ingest("código,b\nx,y\n".encode(), ("código VARCHAR", "b VARCHAR")).written == 1
 
 
-@pytest.mark.parametrize("long_kind", [False, True])
-def test_the_list_of_an_archive_s_entries_is_not_read_where_it_is_long(tmp_path: Path, long_kind: bool) -> None:
+@pytest.mark.parametrize("zip64", [False, True])
+def test_a_long_list_of_archive_entries_is_not_parsed(tmp_path: Path, zip64: bool) -> None:
     path = tmp_path / "orders.csv"
     number = 300_000
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", *(0,) * 6, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
     listed = entry * number
     first = b"PK\3\4" + bytes(26) + b"t.csv"
-    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, 1 if long_kind else len(listed), len(first), 0)
-    if long_kind:
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0, 0, 1 if zip64 else len(listed), len(first), 0)
+    if zip64:
         longer = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, number, number, len(listed), len(first))
         end = longer + struct.pack("<4sIQI", b"PK\6\7", 0, len(first) + len(listed), 1) + end
     path.write_bytes(first + listed + end)
     tracemalloc.start()
     try:
         assert "a zip archive" in another_format(path, path.read_bytes()[:65_536], False)
-        assert tracemalloc.get_traced_memory()[1] < 40_000_000, "the test's own reading, and no object for each entry"
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000, (
+            "objects were created for the entries: this is more than the test's own read"
+        )
     finally:
         tracemalloc.stop()

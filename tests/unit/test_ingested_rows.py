@@ -1,4 +1,4 @@
-"""Every row of a file is written or quarantined, whatever the rows are like, or the file is refused."""
+"""Every row of a file is written or quarantined, whatever it contains, or the file is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def counts(done: Loaded) -> tuple[str, int, int, int]:
 
 
 def positions(row: bytes) -> Iterator[tuple[bytes, int]]:
-    """Files with that row first, in the middle, last with a line end and last without one; and its number."""
+    """Yields files in which the row is first, in the middle, last with a line end, and last without; and its number."""
     others = b"x,y\n" * 5
     yield b"a,b\n" + row + b"\n" + others, 1
     yield b"a,b\n" + others + row + b"\n" + others, 6
@@ -49,7 +49,7 @@ def positions(row: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
-def test_a_row_over_the_limit_refuses_the_file_wherever_it_stands(lake: FolderLake, pack) -> None:
+def test_a_file_with_a_row_over_the_limit_is_refused_wherever_the_row_is(lake: FolderLake, pack) -> None:
     for content, number in positions(b"q," + b"z" * 999):
         done = lake.ingest(pack(content), row_bytes=1000)
         assert (done.outcome, done.reason) == (
@@ -61,7 +61,7 @@ def test_a_row_over_the_limit_refuses_the_file_wherever_it_stands(lake: FolderLa
 
 
 @pytest.mark.parametrize("size", [1_999_999, 2_100_000])
-def test_a_row_that_is_longer_than_duckdb_takes_by_itself_is_ingested_whole(lake: FolderLake, size: int) -> None:
+def test_a_row_longer_than_duckdbs_default_limit_is_ingested_whole(lake: FolderLake, size: int) -> None:
     for content, number in positions(b"q," + b"z" * size):
         done = lake.ingest(content)
         assert (done.outcome, done.written, done.quarantined) == ("ingested", content.count(b",") - 1, 0)
@@ -77,7 +77,7 @@ def test_a_last_row_that_is_longer_than_duckdbs_buffer_is_ingested_whole(lake: F
     assert lake.connection.execute(sql).fetchall() == [(True,)]
 
 
-def test_long_rows_are_ingested_side_by_side_and_beside_rows_that_are_quarantined(lake: FolderLake) -> None:
+def test_consecutive_long_rows_are_ingested_even_next_to_quarantined_rows(lake: FolderLake) -> None:
     long = b'"' + b'z""' * 1_200_000 + b'"'
     content = b"a,b\n" + b"".join(b"%d," % i + long + b"\n" for i in range(6)) + b"only one\n" + b"\xff" * 2_500_000
     done = lake.ingest(content + b"\n\xc3\xa9,x\n\xc3\xa9,y\n")
@@ -89,12 +89,12 @@ def test_long_rows_are_ingested_side_by_side_and_beside_rows_that_are_quarantine
     ]
 
 
-def test_rows_that_are_nearly_as_long_as_a_buffer_follow_each_other(lake: FolderLake) -> None:
+def test_consecutive_rows_that_are_nearly_as_long_as_a_buffer_are_ingested(lake: FolderLake) -> None:
     content = b"a,b\n" + b"".join(b"%d," % i + b"z" * 15_000_000 + b"\n" for i in range(5))
     assert counts(lake.ingest(content)) == ("ingested", 5, 5, 0)
 
 
-def test_rows_that_need_more_memory_than_there_is_refuse_the_file_with_what_to_do(lake: FolderLake) -> None:
+def test_a_file_whose_rows_need_too_much_memory_is_refused_with_what_to_do(lake: FolderLake) -> None:
     lake.connection.execute("set memory_limit = '60MB'")
     done = lake.ingest(b"a,b\n" + (b"q," + b"z" * 15_000_000 + b"\n") * 4)
     assert done.outcome == "refused"
@@ -102,9 +102,9 @@ def test_rows_that_need_more_memory_than_there_is_refuse_the_file_with_what_to_d
     assert lake.deliveries == []
 
 
-def test_a_long_value_of_characters_of_two_bytes_is_ingested_whole_and_quarantined_whole(lake: FolderLake) -> None:
+def test_a_long_value_of_two_byte_characters_is_ingested_or_quarantined_whole(lake: FolderLake) -> None:
     value = "é" * 2_500_000
-    # the second file's row has a byte less before the value, so that a cut falls inside a character in one of the two
+    # the value starts one byte later in the second file, so a cut falls inside a character in one of the two files
     for start in ("q", "qq"):
         content = f"a,b\nx,y\n{start},{value}\n".encode()
         assert counts(lake.ingest(content)) == ("ingested", 2, 2, 0)
@@ -140,12 +140,12 @@ def check(lake: FolderLake, header: str, body: list[str], ending: str, last: boo
         return
     assert done.rows == done.written + done.quarantined == by_python(text) - 1
     if done.outcome == "ingested" and not done.quarantined:
-        wanted = [row for row in csv.reader(io.StringIO(text, newline="")) if row][1:]
-        # empty text is NULL
-        assert lake.rows() == [(*(value or None for value in row), number) for number, row in enumerate(wanted, 1)]
+        expected = [row for row in csv.reader(io.StringIO(text, newline="")) if row][1:]
+        # an empty text becomes NULL
+        assert lake.rows() == [(*(value or None for value in row), number) for number, row in enumerate(expected, 1)]
 
 
-# one lake for all examples, each of which is a file of its own name
+# all examples share one lake; each is a file with a name of its own
 of_files = settings(
     max_examples=60,
     deadline=None,
@@ -155,13 +155,15 @@ of_files = settings(
 
 @of_files
 @given(lines, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.booleans(), st.booleans())
-def test_rows_in_are_rows_written_and_quarantined(lake: FolderLake, body, ending, last, bom, pack) -> None:
+def test_rows_in_equal_rows_written_plus_rows_quarantined(lake: FolderLake, body, ending, last, bom, pack) -> None:
     check(lake, "a,b", body, ending, last, bom, pack)
 
 
 @of_files
 @given(one_column, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.booleans(), st.booleans())
-def test_rows_of_one_column_are_told_from_blank_lines(lake: FolderLake, body, ending, last, bom, pack) -> None:
+def test_rows_of_a_single_column_are_distinguished_from_blank_lines(
+    lake: FolderLake, body, ending, last, bom, pack
+) -> None:
     check(lake, "a", body, ending, last, bom, pack)
 
 
@@ -177,20 +179,20 @@ LINES = '"bom dia,\nchegou, obrigado\nabraço"'
     ],
     ids=["not UTF-8", "a space before a quote", "not UTF-8 in the last value"],
 )
-def test_a_bad_row_with_lines_of_text_in_it_is_quarantined_alone(lake: FolderLake, row: bytes, reason: str) -> None:
+def test_a_bad_row_with_line_ends_in_a_value_is_quarantined_alone(lake: FolderLake, row: bytes, reason: str) -> None:
     done = lake.ingest("a,b\né,x\né,y\n".encode() + row + b"\nz,z\nonly\n")
     assert (counts(done), done.reason) == (("ingested", 5, 3, 2), "")
     assert lake.quarantined()[0] == (3, row.decode("utf-8", "replace"), reason)
 
 
 @pytest.mark.parametrize("text", ["é", "\xff"], ids=["UTF-8", "not UTF-8"])
-def test_a_quote_that_takes_other_rows_with_it_refuses_the_file(lake: FolderLake, text: str) -> None:
+def test_a_file_with_an_open_quote_that_swallows_other_rows_is_refused(lake: FolderLake, text: str) -> None:
     row = f'{text},"open\nz,w\nz,", x"\n'.encode("utf-8" if text == "é" else "latin-1")
     done = lake.ingest("a,b\né,x\né,y\n".encode() + row + b"z,z\n")
     assert (done.outcome, done.reason) == ("refused", "a quote opened on row 3 is never closed")
 
 
-def test_rows_that_a_reader_loses_refuse_the_file_with_both_counts(lake: FolderLake, monkeypatch) -> None:
+def test_a_file_is_refused_with_both_counts_if_the_reader_loses_rows(lake: FolderLake, monkeypatch) -> None:
     reader_sql = survey.checks.reader_sql
     monkeypatch.setattr(survey.checks, "reader_sql", lambda *given: f"(from {reader_sql(*given)} limit 2)")
     done = lake.ingest(b"a,b\n" + b"x,y\n" * 5)
@@ -199,7 +201,7 @@ def test_rows_that_a_reader_loses_refuse_the_file_with_both_counts(lake: FolderL
     assert lake.deliveries == []
 
 
-def test_rows_that_are_lost_between_checking_and_writing_refuse_the_file(lake: FolderLake, monkeypatch) -> None:
+def test_a_file_is_refused_if_rows_are_lost_between_checking_and_writing(lake: FolderLake, monkeypatch) -> None:
     from busco.ingest import load
 
     copied = load._copy
@@ -219,7 +221,7 @@ def test_rows_that_are_lost_between_checking_and_writing_refuse_the_file(lake: F
 
 
 @pytest.mark.parametrize("bad", [b"", b'"open\n'], ids=["by DuckDB", "row by row"])
-def test_blank_lines_are_nothing_wherever_they_stand(lake: FolderLake, bad: bytes) -> None:
+def test_blank_lines_are_ignored_wherever_they_are(lake: FolderLake, bad: bytes) -> None:
     for content in (b"\n\na,b\nx,y\nz,w\n", b"a,b\n\nx,y\n\n\nz,w\n\n\n", b"\xef\xbb\xbf\na,b\nx,y\nz,w"):
         assert lake.ingest(content + (b"\n" + bad if bad else b"")).written == 2
         assert lake.rows() == [("x", "y", 1), ("z", "w", 2)]
@@ -228,18 +230,18 @@ def test_blank_lines_are_nothing_wherever_they_stand(lake: FolderLake, bad: byte
         assert lake.rows() == [(None, 1), ("z", 2)]
 
 
-def test_millions_of_blank_lines_are_nothing(lake: FolderLake) -> None:
+def test_millions_of_blank_lines_are_ignored(lake: FolderLake) -> None:
     for columns, row in ((["a VARCHAR", "b VARCHAR"], b"x,y"), (["a VARCHAR"], b"x")):
         for ending in (b"\n", b"\r\n"):
             content = (b"a,b" if len(columns) > 1 else b"a") + ending + row + ending * 3_000_000 + row + ending
             assert counts(lake.ingest(content, columns)) == ("ingested", 2, 2, 0)
             assert [found[-1] for found in lake.rows()] == [1, 2]
-    # the header is cut by the end of the second chunk
+    # the second chunk ends inside the header
     assert lake.ingest(b"\n" * ((1 << 21) - 2) + b"a,b\nx,y\n").written == 1
     assert lake.ingest(b"\n" * (1 << 21)).reason == "no header line"
 
 
-def test_D2_a_file_is_known_by_the_hash_of_its_uncompressed_content_whatever_stands_in_it(lake: FolderLake) -> None:
+def test_D2_any_file_is_identified_by_the_hash_of_its_uncompressed_content(lake: FolderLake) -> None:
     for content in (
         b"a,b\nx,y\n",
         b"\xef\xbb\xbfa,b\n\n\nx,y",
@@ -280,16 +282,16 @@ FIELDS = b"\4\0abcd" + b"t.csv\0" + b"a comment\0"
         member(TEXT[:6]) + b"\0" * 7 + member(TEXT[6:], 16, b"a comment\0") + b"\0",
         member(b"") + member(TEXT) + member(b""),
     ],
-    ids=["comment", "all fields", "text", "zeros behind", "two members", "zeros between", "empty members"],
+    ids=["comment", "all fields", "text", "trailing zeros", "two members", "zeros between", "empty members"],
 )
-def test_all_that_is_gzip_is_taken(lake: FolderLake, packed: bytes) -> None:
+def test_every_valid_gzip_file_is_ingested(lake: FolderLake, packed: bytes) -> None:
     assert counts(lake.ingest(packed, name="t.csv.gz")) == ("ingested", 2, 2, 0)
     assert lake.rows() == [("x", "y", 1), ("z", "w", 2)]
 
 
-@pytest.mark.parametrize("behind", [b"garbage", b"\0\0garbage", member(TEXT)[:-3]])
-def test_what_is_no_gzip_behind_a_gzip_refuses_it(lake: FolderLake, behind: bytes) -> None:
-    done = lake.ingest(member(TEXT) + behind)
+@pytest.mark.parametrize("trailing", [b"garbage", b"\0\0garbage", member(TEXT)[:-3]])
+def test_a_gzip_file_with_other_data_at_its_end_is_refused(lake: FolderLake, trailing: bytes) -> None:
+    done = lake.ingest(member(TEXT) + trailing)
     assert done.outcome == "refused"
     assert done.reason.startswith("broken gzip")
 
@@ -308,7 +310,7 @@ def overwrite(path: Path) -> None:
 
 
 def overwrite_as_members(path: Path) -> None:
-    """A member that ends within the bytes that were there before, and then what is no gzip."""
+    """Leaves a member that ends within the original bytes, followed by data that is not gzip."""
     content = path.read_bytes()
     with path.open("r+b") as file:
         file.write(content[: len(content) // 2] + b"garbage" * 20_000)
@@ -324,7 +326,7 @@ def test_a_gzip_that_changes_while_it_is_read_again_is_refused(lake: FolderLake,
     changed: list[int] = []
 
     def progress(done: int) -> None:
-        # it is 0 where a part of the file was read for the second time
+        # it is called with 0 when part of the file has been read for the second time
         if done == 0 and not changed:
             changed.append(done)
             change(lake.folder / "t.csv")
@@ -337,14 +339,14 @@ def test_a_gzip_that_changes_while_it_is_read_again_is_refused(lake: FolderLake,
 
 def test_a_file_over_the_limit_is_refused_while_it_is_read(lake: FolderLake) -> None:
     content = b"a,b\n" + b"x,y\n" * 1_000_000
-    told = "it has more than 100,000 bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise that limit"
+    reason = "it has more than 100,000 bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise that limit"
     for packed in (content, gzip.compress(content), gzip.compress(content) + b"garbage"):
-        assert lake.ingest(packed, file_bytes=100_000).reason == told
+        assert lake.ingest(packed, file_bytes=100_000).reason == reason
     assert list(lake.scratch.iterdir()) == []
     assert counts(lake.ingest(gzip.compress(content), file_bytes=len(content))) == ("ingested", 10**6, 10**6, 0)
 
 
-def test_of_a_plain_file_over_the_limit_nothing_is_read(tmp_path: Path) -> None:
+def test_nothing_of_an_uncompressed_file_over_the_limit_is_read(tmp_path: Path) -> None:
     file = SourceFile(tmp_path / "t.csv", "t.csv", Contract("s", "t", (Column(name="a", type="VARCHAR"),), (), "rows"))
     size = 4_000_000
     file.path.write_bytes(b"a\n" * (size // 2))

@@ -1,4 +1,4 @@
-"""What a delivered file may not do by being no plain file: links, pipes, and names that change while they are read."""
+"""Deliveries that are not plain files: links, pipes, and files that are replaced while they are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ORDERS = Contract("raw", "orders", (Column(name="id", type="VARCHAR"),), ("id",)
 
 @pytest.fixture
 def landing(tmp_path: Path) -> Path:
-    """A folder with a file, beside one with files that nobody has delivered."""
+    """A folder with a file, next to a folder with files that were not delivered."""
     for name in ("landing/sub/orders-good.csv", "private/orders-secret.csv", "private/inner/orders-deep.csv"):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -26,8 +26,8 @@ def landing(tmp_path: Path) -> Path:
     return tmp_path / "landing"
 
 
-def taken(*paths: Path, follow_links: bool = False) -> tuple[dict[str, str], dict[str, str]]:
-    """Each file that is taken, with what is read of it; each that is refused, with the reason."""
+def find_and_read(*paths: Path, follow_links: bool = False) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the accepted files with their content, and the refused files with the reason."""
     found, unknown = find(paths, [ORDERS], None, follow_links)
     read = {}
     for file in found:
@@ -36,45 +36,45 @@ def taken(*paths: Path, follow_links: bool = False) -> tuple[dict[str, str], dic
     return read, {path.name: reason for path, reason in unknown}
 
 
-def test_a_link_to_a_file_is_refused_with_where_it_leads(landing: Path) -> None:
+def test_a_link_to_a_file_is_refused_and_its_target_is_named(landing: Path) -> None:
     (landing / "orders-1.csv").symlink_to(landing.parent / "private/orders-secret.csv")
     (landing / "orders-2.csv").symlink_to("sub/orders-good.csv")
     (landing / "orders-3.csv").symlink_to("nowhere")
-    read, refused = taken(landing)
+    read, refused = find_and_read(landing)
     assert set(read) == {"sub/orders-good.csv"}
     assert set(refused) == {"orders-1.csv", "orders-2.csv", "orders-3.csv"}
     assert all("--follow-links" in reason for reason in refused.values())
     assert str(landing.parent / "private/orders-secret.csv") in refused["orders-1.csv"]
-    # as a shell's `landing/*.csv` would have it
-    read, refused = taken(*sorted(landing.glob("*.csv")))
+    # as if a shell had expanded `landing/*.csv`
+    read, refused = find_and_read(*sorted(landing.glob("*.csv")))
     assert (read, set(refused)) == ({}, {"orders-1.csv", "orders-2.csv", "orders-3.csv"})
 
 
 def test_a_link_to_a_folder_is_refused_whatever_its_name(landing: Path) -> None:
     (landing / "more").symlink_to("../private")
     (landing / "more.csv").symlink_to("../private")
-    read, refused = taken(landing)
+    read, refused = find_and_read(landing)
     assert set(read) == {"sub/orders-good.csv"}
     assert set(refused) == {"more", "more.csv"}
 
 
-def test_a_folder_that_is_a_link_itself_is_refused(landing: Path) -> None:
+def test_a_folder_that_is_itself_a_link_is_refused(landing: Path) -> None:
     link = landing.with_name("today")
     link.symlink_to(landing)
-    read, refused = taken(link)
+    read, refused = find_and_read(link)
     assert read == {}
     assert "--follow-links" in refused["today"]
-    # what is above the folder that was named is the machine's own
-    assert set(taken(link / "sub")[0]) == {"orders-good.csv"}
+    # links above the specified folder are not checked
+    assert set(find_and_read(link / "sub")[0]) == {"orders-good.csv"}
 
 
-def test_links_are_followed_where_that_is_asked_for_and_circles_end(landing: Path) -> None:
+def test_links_are_followed_on_request_and_cycles_end(landing: Path) -> None:
     (landing / "orders-1.csv").symlink_to(landing.parent / "private/orders-secret.csv")
     (landing / "more").symlink_to("../private")
     (landing.parent / "private/round").symlink_to(landing)
     link = landing.with_name("today")
     link.symlink_to(landing)
-    read, refused = taken(link, follow_links=True)
+    read, refused = find_and_read(link, follow_links=True)
     assert set(read) == {
         "sub/orders-good.csv", "orders-1.csv", "more/orders-secret.csv", "more/inner/orders-deep.csv",
     }  # fmt: skip
@@ -105,7 +105,7 @@ def test_a_folder_that_becomes_a_link_after_its_files_were_found_is_refused(land
         pass
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_read_on(landing: Path) -> None:
+def test_a_file_that_is_replaced_while_open_is_still_read(landing: Path) -> None:
     (found,), _ = find([landing], [ORDERS], None)
     with opened(found) as source:
         found.path.unlink()
@@ -113,21 +113,21 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_on(landing: Path) -> N
         assert source.path.read_text() == "id\nlanding/sub/orders-good.csv\n"
 
 
-def test_pipes_devices_and_sockets_are_refused_and_never_waited_for(landing: Path) -> None:
+def test_pipes_devices_and_sockets_are_refused_without_waiting_for_them(landing: Path) -> None:
     os.mkfifo(landing / "orders-pipe.csv")
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(os.path.relpath(landing / "orders-socket.csv"))
-        read, refused = taken(landing, Path("/dev/null"))
+        read, refused = find_and_read(landing, Path("/dev/null"))
     assert set(read) == {"sub/orders-good.csv"}
     assert "a pipe" in refused["orders-pipe.csv"]
     assert all("a device or a socket" in refused[name] for name in ("orders-socket.csv", "null"))
-    # one that a file is replaced by after it was found
+    # a pipe that replaced a file after the file was found
     file = SourceFile(landing / "orders-pipe.csv", "orders-pipe.csv", ORDERS, landing)
     with pytest.raises(Refused, match="a pipe"), opened(file):
         pass
 
 
-def test_a_path_with_two_dots_names_files_as_if_it_had_none(landing: Path) -> None:
-    read, refused = taken(landing / "sub" / "..", landing / "sub" / ".." / "sub" / "orders-good.csv")
+def test_two_dots_in_a_path_do_not_appear_in_file_names(landing: Path) -> None:
+    read, refused = find_and_read(landing / "sub" / "..", landing / "sub" / ".." / "sub" / "orders-good.csv")
     assert set(read) == {"sub/orders-good.csv", "orders-good.csv"}
     assert refused == {}

@@ -1,4 +1,4 @@
-"""S3 takes keys of 1,024 bytes: names that would make longer ones are refused where they come in, by name."""
+"""S3 keys have at most 1,024 bytes: a name that would make a longer key is refused at the entry point, and quoted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ORDERS = Contract("shop", "orders", (Column(name="id", type="VARCHAR"),), ("id",
 
 
 def longest(refused: Any, unit: str = "n") -> int:
-    """How many `unit`s a name may have before `refused(name)` is true, found by halving."""
+    """Returns how many `unit`s a name can have before `refused(name)` is true, by binary search."""
     least, most = 1, MAX_KEY_BYTES + 1
     while most - least > 1:
         middle = (least + most) // 2
@@ -42,7 +42,7 @@ def longest(refused: Any, unit: str = "n") -> int:
 
 
 @pytest.mark.parametrize(("unit", "size"), [("n", 1), ("é", 6), ("日", 9), ("/", 3), ("%", 3)])
-def test_a_key_is_counted_in_bytes_as_it_is_quoted(unit: str, size: int) -> None:
+def test_a_keys_length_is_counted_in_bytes_after_quoting(unit: str, size: int) -> None:
     def refused(name: str) -> bool:
         try:
             assert key_bytes(layout.delivery("shop", "orders", name, 1)) <= MAX_KEY_BYTES
@@ -70,19 +70,19 @@ def test_a_key_is_counted_in_bytes_as_it_is_quoted(unit: str, size: int) -> None
         lambda name: RunLayout(ENVIRONMENT.epoch("r", 1)).log(name, 1),
     ],
 )
-def test_each_key_that_is_made_of_a_name_names_it_when_it_is_too_long(key: Any) -> None:
+def test_a_key_that_is_too_long_is_refused_with_the_name_that_it_contains(key: Any) -> None:
     assert key_bytes(key("n" * 700)) <= MAX_KEY_BYTES
     with pytest.raises(BuscoError, match=r"n{70,80}… is too long: .* bytes, but S3 allows only 1,024"):
         key("n" * MAX_KEY_BYTES)
 
 
-def test_a_run_s_key_is_short_enough_for_everything_in_it_and_a_longer_one_is_no_run() -> None:
+def test_run_keys_have_a_limited_length_and_a_longer_key_is_refused() -> None:
     assert key_bytes(layout.run_key("é" * 250, "run" * 80)) <= layout.MAX_RUN_BYTES
     with pytest.raises(BuscoError, match=f"the run key {'r' * 80}… has 101 bytes"):
         open_run(ObjectStore(MemoryS3(), "lake"), ENVIRONMENT, "r" * 101)
 
 
-def test_the_store_writes_no_key_that_s3_refuses() -> None:
+def test_the_store_refuses_to_write_a_key_that_is_too_long_for_s3() -> None:
     store = ObjectStore(MemoryS3(), "lake")
     key = "é" * 512
     etag = store.create(key, b"1")
@@ -133,7 +133,7 @@ def test_a_name_that_is_too_long_for_its_objects_is_refused_at_parse(file: str, 
     assert "nnn… is too long" in lines[0]
 
 
-def test_what_parse_takes_has_short_enough_keys_in_every_environment_and_run() -> None:
+def test_names_accepted_at_parse_make_short_enough_keys_in_all_environments_and_runs() -> None:
     def refused(name: str) -> bool:
         try:
             refusals.check(project(nodes={f"test.p.{name}.0123456789": node(name)}))
@@ -154,7 +154,7 @@ def test_what_parse_takes_has_short_enough_keys_in_every_environment_and_run() -
 # -- ingest -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_whose_name_is_too_long_is_refused_and_the_others_are_taken(tmp_path: Path) -> None:
+def test_a_file_whose_name_is_too_long_is_refused_and_other_files_are_accepted(tmp_path: Path) -> None:
     deep = tmp_path / "/".join(["é" * 100] * 2)
     deep.mkdir(parents=True)
     for file in (deep / "orders.csv", tmp_path / "orders.csv"):
@@ -182,7 +182,7 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
 def copied(
     connection: duckdb.DuckDBPyConnection, folder: Path, columns: dict[str, str], row: Sequence[Any]
 ) -> list[str]:
-    """The keys of the files that a model of one row, partitioned by all of its columns but `n`, is written to."""
+    """Writes a model with one row, partitioned by all columns except `n`, and returns the keys of its files."""
     table = [Column(name=name, type=kind) for name, kind in columns.items()]
     marks = ", ".join(f'cast(? as {column.type}) as "{column.name}"' for column in table)
     sql = model_sql.copy_sql(
@@ -198,10 +198,10 @@ def copied(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.tuples(TEXT, TEXT), null=st.booleans(), over=st.integers(0, 1))
-def test_a_partition_is_refused_exactly_where_its_keys_would_be_too_long(
+def test_a_partition_is_refused_exactly_if_its_keys_would_be_too_long(
     connection: duckdb.DuckDBPyConnection, tmp_path: Path, texts: tuple[str, str], null: bool, over: int
 ) -> None:
-    """The file of a partition may get a number of up to six digits; each value of a local folder has 255 bytes."""
+    """A file in a partition can get a number of up to six digits. A local folder's name can have at most 255 bytes."""
     columns = {"a b": "VARCHAR", "é": "VARCHAR", **dict.fromkeys("cdefgh", "VARCHAR"), "n": "BIGINT"}
     values: list[str | None] = [*texts, None if null else "", "", "", "", "", ""]
 
@@ -223,9 +223,7 @@ def test_a_partition_is_refused_exactly_where_its_keys_would_be_too_long(
         assert copied(connection, tmp_path, columns, [*values, 1]) == [key()]
 
 
-def test_a_partition_by_json_is_checked_as_one_by_text_is(
-    connection: duckdb.DuckDBPyConnection, tmp_path: Path
-) -> None:
+def test_a_partition_by_json_is_checked_like_one_by_text(connection: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     columns = {"j": "JSON", "n": "BIGINT"}
     fitting = '{"a": ["b c", "é"]}'
     assert copied(connection, tmp_path, columns, [fitting, 1]) == [
