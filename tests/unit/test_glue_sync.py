@@ -42,10 +42,10 @@ class Catalog:
 
         def watched(**request: Any) -> Any:
             self.called(name)
-            answer = original(**request)
+            response = original(**request)
             if name == "put_object" and request["Key"] == PAGE:
                 self.pages.append(request["Body"])
-            return answer
+            return response
 
         setattr(self.lake.s3, name, watched)
 
@@ -108,7 +108,7 @@ def catalog() -> Catalog:
     return made
 
 
-def test_G1_a_sync_that_is_overtaken_at_any_call_leaves_what_is_live_and_no_page_is_put_over_a_newer_one() -> None:
+def test_G1_a_sync_overtaken_at_any_call_shows_the_live_release_and_no_outdated_page() -> None:
     at = 0
     while True:
         catalog = Catalog()
@@ -125,7 +125,7 @@ def test_G1_a_sync_that_is_overtaken_at_any_call_leaves_what_is_live_and_no_page
     assert at > 10
 
 
-def test_G1_a_table_that_a_newer_sync_made_is_made_again_at_once_when_it_was_deleted(catalog: Catalog) -> None:
+def test_G1_a_newer_syncs_table_that_was_deleted_is_recreated_immediately(catalog: Catalog) -> None:
     """The table exists although the overtaken sync then fails.
 
     By that time a third release is live, so every other table also needs to be switched.
@@ -145,7 +145,7 @@ def test_G1_a_table_that_a_newer_sync_made_is_made_again_at_once_when_it_was_del
     assert catalog.shown == catalog.live
 
 
-def test_G1_a_table_that_somebody_made_under_the_name_of_a_dropped_one_is_not_deleted(catalog: Catalog) -> None:
+def test_G1_someone_elses_table_with_the_name_of_a_dropped_table_is_not_deleted(catalog: Catalog) -> None:
     theirs = {"Name": "h", "Parameters": {"classification": "csv"}}
 
     def replaced() -> None:
@@ -156,7 +156,7 @@ def test_G1_a_table_that_somebody_made_under_the_name_of_a_dropped_one_is_not_de
     seen: list[str] = []
 
     def called(name: str) -> None:
-        # This is right after gold's tables were listed.
+        # right after gold's tables were listed
         if seen.count("get_tables") == listings and seen[-1] == "get_tables":
             seen.append("replaced")
             replaced()
@@ -175,7 +175,7 @@ def test_G1_a_table_that_another_sync_has_deleted_is_not_reported_as_deleted(cat
     assert catalog.shown == catalog.live
 
 
-def test_a_table_that_the_newer_docs_do_not_know_is_described_by_the_run_that_built_it() -> None:
+def test_a_table_missing_from_the_newer_docs_is_described_by_the_run_that_built_it() -> None:
     """Of two concurrent runs, the second to publish adds a model, but the docs of the first one stay."""
     catalog = Catalog()
     catalog.published("gold.g", "gold.h")
@@ -192,7 +192,7 @@ def test_a_table_that_the_newer_docs_do_not_know_is_described_by_the_run_that_bu
     assert catalog.glue.tables["busco_gold", "g"]["Description"] == "what g is"
 
 
-def test_G1_another_project_s_release_in_the_middle_of_a_sync_is_shown_too(catalog: Catalog) -> None:
+def test_G1_a_release_that_another_project_publishes_during_a_sync_is_shown_too(catalog: Catalog) -> None:
     catalog.interrupted("update_table", lambda: releases.publish(*others(catalog.lake), "me", "docs/other/"))
     catalog.sync()
     assert "gold.o" in catalog.shown

@@ -1,4 +1,4 @@
-"""Holds: a run that could not be published is named by `resume`, whatever happens at the same time."""
+"""Holds: `resume` names every run that could not be published, whatever happens at the same time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ def lake() -> Lake:
 
 
 def rolled_back(lake: Lake, who: str, reason: str) -> None:
-    """Whatever is live is rolled back to the very first release."""
+    """Rolls back to the very first release, whatever is live."""
     first = [release.release for release in releases.history(lake.store, ENVIRONMENT)][-1]
     releases.rollback(lake.store, ENVIRONMENT, first, who, reason)
 
 
 def at_every_call(lake: Lake, first: Callable[[], None], second: Callable[[], None]) -> Iterator[None]:
-    """For each call that `first` makes to S3, reads included: both, `second` as a whole before that call. Each starts
-    from the lake as it is now, and so does what follows; the last time, `second` comes after `first`."""
+    """Yields once for each S3 call of `first`, including reads, after running `first` with all of `second` before it.
+
+    The last time, `second` runs after `first`. Each repetition starts with the lake's current content, which is
+    restored at the end.
+    """
     objects = dict(lake.s3.objects)
     for at in itertools.count():
         lake.s3.objects = dict(objects)
@@ -49,7 +52,7 @@ def at_every_call(lake: Lake, first: Callable[[], None], second: Callable[[], No
 
 
 def waiting(lake: Lake) -> Run:
-    """A run that is ready to be published."""
+    """Returns a run that is ready to be published."""
     run = lake.pin()
     lake.build_all(run)
     return run
@@ -62,7 +65,7 @@ def current(lake: Lake) -> Current:
 
 
 def resume(lake: Lake, request: str = "") -> tuple[str, ...] | None:
-    """The runs that a resume names, None where it ended no hold."""
+    """Returns the runs that a resume names, or None if there was no hold to lift."""
     hold = releases.resume(lake.store, ENVIRONMENT, request)
     return None if hold is None else hold.skipped
 
@@ -74,54 +77,54 @@ def outcome(lake: Lake, run: Run) -> str:
         return str(held)
 
 
-def test_P3_a_resume_at_any_moment_of_a_publish_publishes_the_run_or_names_it(lake: Lake) -> None:
+def test_P3_if_a_resume_and_a_publish_overlap_the_run_is_published_or_named(lake: Lake) -> None:
     run, seen = waiting(lake), set()
-    said: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def publish() -> None:
-        said["publish"] = outcome(lake, run)
+        results["publish"] = outcome(lake, run)
 
     def lift() -> None:
-        said["resume"] = resume(lake)
+        results["resume"] = resume(lake)
 
     for first, second in ((publish, lift), (lift, publish)):
         for _ in at_every_call(lake, first, second):
-            held = said["publish"].startswith("on hold")
-            assert said["resume"] == ((run.name,) if held else ()), said
+            held = results["publish"].startswith("on hold")
+            assert results["resume"] == ((run.name,) if held else ()), results
             assert held or lake.live().run == run.name
             seen.add(held)
     assert seen == {True, False}
 
 
-def test_P8_a_rollback_at_any_moment_of_a_publish_holds_it_and_keeps_its_name() -> None:
+def test_P8_if_a_rollback_and_a_publish_overlap_the_run_is_rolled_back_or_named() -> None:
     lake = Lake()
     lake.published()
     lake.deliveries += 1
     run, seen = waiting(lake), set()
     first = lake.live().release
-    said: list[str] = []
+    outcomes: list[str] = []
 
     def publish() -> None:
-        said.append(outcome(lake, run))
+        outcomes.append(outcome(lake, run))
 
     for _ in at_every_call(lake, publish, lambda: rolled_back(lake, "ana", "wrong")):
         assert lake.live().rolled_back_to == first
         assert current(lake).hold is not None
         published = any(release.run == run.name for release in releases.history(lake.store, ENVIRONMENT))
-        assert said[-1].startswith("published" if published else "on hold")
+        assert outcomes[-1].startswith("published" if published else "on hold")
         assert resume(lake) == (() if published else (run.name,))
         seen.add(published)
     assert seen == {True, False}
 
 
-def test_P8_a_second_rollback_keeps_the_names_of_those_that_were_held_back(lake: Lake) -> None:
+def test_P8_a_second_rollback_keeps_the_names_of_the_runs_that_were_held_back(lake: Lake) -> None:
     run = waiting(lake)
     assert outcome(lake, run).startswith("on hold")
     rolled_back(lake, "bob", "wrong currency")
     assert resume(lake) == (run.name,)
 
 
-def test_P3_a_run_that_is_cleared_on_hold_is_named_once(lake: Lake) -> None:
+def test_P3_a_run_that_is_cleared_during_a_hold_is_named_once(lake: Lake) -> None:
     run = waiting(lake)
     for _ in range(2):
         assert outcome(lake, run).startswith("on hold")
@@ -133,7 +136,7 @@ def test_P3_a_run_that_is_cleared_on_hold_is_named_once(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize("written", [False, True])
-def test_P8_a_resume_that_was_killed_names_the_runs_when_it_is_repeated(lake: Lake, written: bool) -> None:
+def test_P8_a_resume_that_was_killed_names_the_runs_when_it_is_retried(lake: Lake, written: bool) -> None:
     run = waiting(lake)
     assert outcome(lake, run).startswith("on hold")
     lake.s3.kill_at, lake.s3.kill_after = 0, written
@@ -142,11 +145,11 @@ def test_P8_a_resume_that_was_killed_names_the_runs_when_it_is_repeated(lake: La
     assert (current(lake).hold is None) == written
     assert resume(lake, "mine") == (run.name,)
     assert outcome(lake, run).startswith("published")
-    assert resume(lake, "mine") == (run.name,), "also when it was published meanwhile"
+    assert resume(lake, "mine") == (run.name,), "even after it has been published"
     assert resume(lake, "another") is None
 
 
-def test_P8_of_two_resumes_at_once_both_name_the_runs(lake: Lake) -> None:
+def test_P8_two_concurrent_resumes_both_name_the_runs(lake: Lake) -> None:
     run, named = waiting(lake), []
     assert outcome(lake, run).startswith("on hold")
     lake.s3.interrupt = lambda: named.append(resume(lake, "one"))
@@ -154,7 +157,7 @@ def test_P8_of_two_resumes_at_once_both_name_the_runs(lake: Lake) -> None:
     assert named == [(run.name,), (run.name,)]
 
 
-def test_P8_a_hold_that_was_set_during_a_resume_stays(lake: Lake) -> None:
+def test_P8_a_hold_that_was_set_during_a_resume_stays_in_effect(lake: Lake) -> None:
     def replaced() -> None:
         resume(lake, "bob's")
         rolled_back(lake, "bob", "wrong currency")
@@ -167,8 +170,8 @@ def test_P8_a_hold_that_was_set_during_a_resume_stays(lake: Lake) -> None:
     assert hold.reason == "wrong currency"
 
 
-def test_P8_a_resume_that_is_repeated_leaves_a_hold_that_was_set_since(lake: Lake) -> None:
-    """A task whose worker died after the write is retried; what was rolled back meanwhile stays on hold."""
+def test_P8_a_retried_resume_does_not_lift_a_hold_that_was_set_in_the_meantime(lake: Lake) -> None:
+    """A task whose worker died after the write is retried; a hold that was set in the meantime stays in effect."""
     run = waiting(lake)
     assert outcome(lake, run).startswith("on hold")
     assert resume(lake, "mine") == (run.name,)

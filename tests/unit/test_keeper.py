@@ -1,4 +1,4 @@
-"""Which files the keeper of Airflow's graph looks at, and when the graph is old."""
+"""Which files the keeper watches for changes, and when Airflow's graph is stale."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from busco.embedded.keeper import _counts, is_stale
         (".user.yml", False),
     ],
 )
-def test_what_dbt_reads_counts_and_what_it_or_an_editor_writes_does_not(file: str, is_read: bool) -> None:
-    # a hidden folder above the project says nothing of the project's files
+def test_files_that_dbt_reads_count_and_files_that_dbt_or_editors_write_do_not(file: str, is_read: bool) -> None:
+    # a hidden folder above the project does not matter
     folder = Path("/home/me/.work/dbt_project")
     assert _counts(folder, folder / file) is is_read
     assert not _counts(folder, Path("/home/me/.work/other") / file)
 
 
-def test_a_graph_is_old_when_something_was_saved_added_or_deleted_since(tmp_path: Path) -> None:
+def test_a_graph_is_stale_if_a_file_was_saved_added_or_deleted_since(tmp_path: Path) -> None:
     project, manifest = tmp_path / "dbt_project", tmp_path / "manifest.json"
     (project / "models").mkdir(parents=True)
     (project / "target").mkdir()
     model = project / "models/fct.sql"
     model.write_text("select 1")
-    assert is_stale(project, manifest), "there is none"
+    assert is_stale(project, manifest), "there is no manifest"
 
     def parsed() -> None:
         manifest.touch()
@@ -54,11 +54,11 @@ def test_a_graph_is_old_when_something_was_saved_added_or_deleted_since(tmp_path
     (project / "target/compiled.sql").write_text("select 1")
     (project / "models/notes.txt").write_text("")
     os.utime(project / "models", (1000, 1000))
-    assert not is_stale(project, manifest), "nothing that dbt reads"
+    assert not is_stale(project, manifest), "no file that dbt reads has changed"
     model.write_text("select 2")
-    assert is_stale(project, manifest), "saved"
+    assert is_stale(project, manifest), "a file was saved"
     parsed()
     (project / "models/new.sql").write_text("select 1")
-    assert is_stale(project, manifest), "added"
+    assert is_stale(project, manifest), "a file was added"
     (project / "models/new.sql").unlink()
-    assert is_stale(project, manifest), "deleted"
+    assert is_stale(project, manifest), "a file was deleted"

@@ -1,4 +1,4 @@
-"""Which columns have values of personal columns, compared with what DuckDB gives."""
+"""Which columns contain personal data, compared with DuckDB's actual results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RELATIONS = {
     ("bronze", "p"): Relation(PEOPLE, frozenset({"email", "tags", "s", "j"})),
     ("bronze", "plain"): Relation((("id", "VARCHAR"), ("x", "INTEGER")), frozenset()),
 }
-# SQL, and its columns that have values of personal columns; None where that can't be decided, so that all count
+# queries, each with its columns that contain personal data
 DECIDED = [
     ("select email as mail, id from bronze.p", "mail"),
     ("select EMAIL, ID from BRONZE.P", "email"),
@@ -79,6 +79,7 @@ DECIDED = [
      "array_transform([1, 2], x -> x + n) as t from bronze.p", "f r"),
     ("select cast(s as struct(a varchar, b integer)).a as a, {'k': n}.k as k, n from bronze.p", "a"),
 ]  # fmt: skip
+# queries for which this cannot be decided, so all of their columns count as personal
 UNDECIDED = [
     "select p as x from bronze.p",
     "select t::varchar as p from bronze.p as t",
@@ -141,8 +142,8 @@ def connection() -> Iterator[duckdb.DuckDBPyConnection]:
         yield made
 
 
-def asked(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[str], set[str]]:
-    """The names of a SQL's columns, and those in which the canary is."""
+def run_query(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[str], set[str]]:
+    """Runs a query. Returns its column names, and the names of the columns that contain the canary."""
     found = connection.execute(sql)
     names = [str(column[0]) for column in found.description or ()]
     rows = found.fetchall()
@@ -150,20 +151,20 @@ def asked(connection: duckdb.DuckDBPyConnection, sql: str) -> tuple[list[str], s
 
 
 @pytest.mark.parametrize(("sql", "personal"), DECIDED)
-def test_a_column_whose_expression_reads_a_personal_one_has_its_values(
+def test_a_column_whose_expression_reads_a_personal_column_is_personal(
     connection: duckdb.DuckDBPyConnection, sql: str, personal: str
 ) -> None:
-    names, seen = asked(connection, sql)
+    names, seen = run_query(connection, sql)
     found = passed_on(sql, names, RELATIONS)
     assert found == set(personal.split())
     assert seen <= found
 
 
 @pytest.mark.parametrize("sql", UNDECIDED)
-def test_all_columns_count_as_personal_where_the_lineage_is_not_known(
+def test_all_columns_count_as_personal_if_the_lineage_is_undecided(
     connection: duckdb.DuckDBPyConnection, sql: str
 ) -> None:
-    names, _ = asked(connection, sql)
+    names, _ = run_query(connection, sql)
     assert passed_on(sql, names, RELATIONS) == set(names)
 
 
@@ -204,14 +205,14 @@ def test_all_columns_count_as_personal_where_the_lineage_is_not_known(
         ("pivot (select coalesce(j -> '$.e', 'x') as e, n from bronze.p) on e using sum(n)", True),
     ],
 )
-def test_a_pivot_names_columns_by_values_unless_they_stand_in_the_sql(
+def test_a_pivot_names_columns_by_values_unless_the_sql_lists_them(
     connection: duckdb.DuckDBPyConnection, sql: str, personal: bool
 ) -> None:
-    names, _ = asked(connection, sql)
+    names, _ = run_query(connection, sql)
     assert named_by_values(sql, RELATIONS) is personal
     assert personal or CANARY.lower() not in " ".join(names).lower()
 
 
 @pytest.mark.parametrize("sql", ["select (", "select nope from bronze.p", "drop table bronze.p", "select 1; select 2"])
-def test_what_is_no_query_that_can_be_read_is_not_decided(sql: str) -> None:
+def test_sql_that_is_not_a_valid_query_is_undecided(sql: str) -> None:
     assert passed_on(sql, ["a"], RELATIONS) == {"a"}

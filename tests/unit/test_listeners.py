@@ -1,4 +1,4 @@
-"""Who listens at a port of 127.0.0.1 is asked before anything is sent there."""
+"""Whether our own process listens on a port of 127.0.0.1 is checked before anything is sent there."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_listener_is_the_process_that_was_started_or_its_child(state: Path, 
     assert not processes.listens(process, port)
 
 
-def test_where_a_process_can_not_be_looked_into_the_socket_s_owner_is_asked(state: Path) -> None:
+def test_the_sockets_owner_is_checked_if_the_process_cannot_be_inspected(state: Path) -> None:
     process, port = start(state)
     with mock.patch.object(psutil.Process, "net_connections", side_effect=psutil.AccessDenied):
         assert processes.listens(process, port)
