@@ -454,12 +454,6 @@ def test_a_filter_on_a_bounded_column_opens_fewer_files(lake: Lake) -> None:
 # -- the content of the metadata --------------------------------------------------------------------------------------
 
 
-def values_of(lake: Lake, file: ManifestFile, column: str) -> list[Any]:
-    """Returns a column's values in one file, read from the file itself."""
-    table = pq.read_table(io.BytesIO(lake_body(lake, file)), columns=[column])
-    return list(table[column].to_pylist())
-
-
 def lake_body(lake: Lake, file: ManifestFile) -> bytes:
     stored = lake.store.get(file.file_path.removeprefix(lake.store.url("")))
     assert stored is not None
@@ -676,13 +670,12 @@ def assert_names_are_avros(schema: str) -> None:
     assert [name for name in names(json.loads(schema)) if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name)] == []
 
 
-def test_a_value_that_looks_like_hives_null_partition_loses_no_row(lake: Lake) -> None:
-    sql = "select * from (values (1, '__HIVE_DEFAULT_PARTITION__'), (2, null)) as t (k, p)"
-    try:
-        version = write(lake, "by_hive", sql, ("p",))
-    except BuscoError:
-        return
+def test_a_value_that_equals_the_name_of_nulls_folder_is_kept_or_refused_beside_a_null(lake: Lake) -> None:
+    sql = "select * from (values (1, '__HIVE_DEFAULT_PARTITION__'), (2, 'b')) as t (k, p)"
+    version = write(lake, "by_hive", sql, ("p",))
     assert lake.by_select_sql(version) == canonical(lake.db.execute(sql).to_arrow_table())
+    with pytest.raises(BuscoError, match="two partitions by p have the same folder"):
+        write(lake, "by_hive_and_null", f"{sql} union all select 3, null", ("p",))
 
 
 def test_partitioning_by_a_blob_is_refused(lake: Lake) -> None:
