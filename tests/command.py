@@ -1,4 +1,4 @@
-"""`busco` in the test's own process."""
+"""Runs the command `busco` in the test's own process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Command = Callable[..., tuple[int, str]]
 
 
 def in_process(capfd: pytest.CaptureFixture[str]) -> Command:
-    """The command: its arguments → its exit status, and what it printed on both streams."""
+    """Returns the command as a function: arguments → exit status and the output of both streams."""
 
     def run(*arguments: str) -> tuple[int, str]:
         get_settings.cache_clear()

@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Set-up for all tests."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import signal
 
 
 def pytest_configure() -> None:
-    """A suite that gets SIGTERM ends as an interrupted one does: what it started (servers, containers) ends too."""
+    """Handles SIGTERM like an interrupt, so that the servers and containers that the tests started are stopped too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

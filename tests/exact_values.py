@@ -1,7 +1,7 @@
-"""Texts of every type that a contract may name, with the value that each says exactly, as Python computes it.
+"""Texts for every type that a contract can name, each with the exact value that it denotes, computed in Python.
 
-Nothing here asks DuckDB: numbers are fractions, times are counted in microseconds, and the nearest FLOAT is found among
-its neighbours.
+Nothing here uses DuckDB: numbers are fractions, times are counted in microseconds, and the nearest FLOAT is computed
+exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from busco.lake.types import DataType, ListOf, MapOf, Primitive, Struct
 
-# what a text says that no value of its type is
+# the value of a text that denotes no value of its type
 NOTHING = object()
 
 RANGES = {
@@ -69,7 +69,7 @@ _MOMENT = re.compile(
 
 
 def exact(kind: Primitive, text: str) -> Any:
-    """The value of a type that a text says exactly, or NOTHING."""
+    """Returns the value of the type that the text denotes exactly, or NOTHING."""
     if kind.name == "VARCHAR":
         return text
     if kind.name == "BLOB":
@@ -85,7 +85,7 @@ def exact(kind: Primitive, text: str) -> Any:
 
 
 def same(one: Any, other: Any, zeros: bool = True) -> bool:
-    """Whether two values are the same one; True and 1 are two, and so are 0.0 and -0.0 where `zeros` says so."""
+    """Whether two values are identical; True and 1 are not, and with `zeros`, neither are 0.0 and -0.0."""
     if isinstance(one, list):
         return isinstance(other, list) and len(one) == len(other) and all(map(same, one, other, repeat(zeros)))
     if isinstance(one, dict):
@@ -123,14 +123,14 @@ def _fraction(kind: Primitive, text: str) -> tuple[Fraction | None, bool]:
         return None, False
     sign, whole, part, exponent = (group or "" for group in found.groups())
     digits = (whole + part).replace("_", "")
-    # no type here tells 10 to the 5,000th from more
+    # no type here distinguishes 10 to the power of 5,000 from anything larger
     power = max(-5000, min(5000, int(exponent or 0))) - len(part.replace("_", ""))
     number = Fraction(int(digits)) * Fraction(10) ** power
     return (-number if sign == "-" else number), sign == "-"
 
 
 def _nearest(number: Fraction, bits: int, smallest: int, above: int) -> Fraction | None:
-    """The nearest binary number, to even where two are; None above the largest (IEEE 754, section 4.3.1)."""
+    """Returns the nearest binary number, ties to even; None above the largest (IEEE 754, section 4.3.1)."""
     size = abs(number)
     exponent = max(smallest, size.numerator.bit_length() - size.denominator.bit_length() - bits - 1)
     while size >= Fraction(2) ** (exponent + bits):
@@ -161,7 +161,7 @@ def _time(kind: Primitive, text: str) -> Any:
 
 
 def _micros(text: str, zoned: bool) -> Fraction | None:
-    """Microseconds since 1970 of a text, in UTC where the type has a zone."""
+    """Returns a text as microseconds since 1970, in UTC if the type has a time zone."""
     found = _MOMENT.fullmatch(text)
     if not found:
         return None
@@ -194,7 +194,7 @@ def _in_zone(local: Fraction, name: str) -> Fraction | None:
         early, late = (moment.replace(tzinfo=ZoneInfo(name), fold=fold).astimezone(UTC) for fold in (0, 1))
     except (OverflowError, ZoneInfoNotFoundError):
         return None
-    if early != late:  # the clocks showed it twice, or never
+    if early != late:  # clocks in this zone showed this time twice, or never
         return None
     return Fraction((early.replace(tzinfo=None) - _EPOCH) // timedelta(microseconds=1)) + (local - whole)
 
@@ -220,16 +220,16 @@ def _json(text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Said:
-    """A text, what it says, and whether ingest must take it: a canonical text of a value that the type has."""
+class Sample:
+    """A text, its value, and whether ingest must accept it because it is the canonical text of a value of the type."""
 
     text: str
     value: Any
     canonical: bool
 
 
-def said(kind: DataType, random: Random) -> Said:
-    """A text for a column of a type."""
+def said(kind: DataType, random: Random) -> Sample:
+    """Returns a random text for a column of a type."""
     if isinstance(kind, ListOf):
         return _list(kind, random)
     if isinstance(kind, Struct):
@@ -242,11 +242,11 @@ def said(kind: DataType, random: Random) -> Said:
     else:
         text = random.choice(_AROUND) + _odd(kind, random) + random.choice(_AROUND)
     value = exact(kind, text)
-    return Said(text, value, canonical and value is not NOTHING)
+    return Sample(text, value, canonical and value is not NOTHING)
 
 
 def _words(*lines: str) -> list[str]:
-    """The words of some lines; `␣` is a space, and where two spaces meet is an empty word."""
+    """Splits lines into words; `␣` becomes a space, and two spaces in a row enclose an empty word."""
     return [word.replace("␣", " ") for line in lines for word in line.split(" ")]
 
 
@@ -360,53 +360,53 @@ def _in_quotes(text: str, random: Random) -> str:
     return quote + re.sub(r"([\\" + quote + "])", r"\\\1", text) + quote
 
 
-def _part(kind: DataType, random: Random) -> Said:
-    """An element, a key or a value: bare where it can be, else in quotes."""
+def _part(kind: DataType, random: Random) -> Sample:
+    """Returns an element, a key or a value: bare if possible, otherwise in quotes."""
     if random.random() < 0.1:
-        return Said(random.choice(["NULL", "null", "Null"]), None, True)
+        return Sample(random.choice(["NULL", "null", "Null"]), None, True)
     inner = said(kind, random)
     text = inner.text
     canonical = inner.canonical
     if _is_json_list(kind):
-        # what JSON escapes in its own way is in DuckDB's grammar around it no text
+        # DuckDB's grammar for the enclosing list does not understand JSON's own escapes
         canonical = canonical and not re.search(r"\\[0-9A-Za-z]", text)
     if isinstance(kind, Primitive):
         bare = text and text == text.strip() and not re.search(r"[\"'\\,\[\]{}():=]", text) and text.lower() != "null"
         text = text if bare and random.random() < 0.7 else _in_quotes(text, random)
-    return Said(random.choice(_SPACES) + text + random.choice(_SPACES), inner.value, canonical)
+    return Sample(random.choice(_SPACES) + text + random.choice(_SPACES), inner.value, canonical)
 
 
 def _is_json_list(kind: DataType) -> bool:
     return isinstance(kind, ListOf) and isinstance(kind.element, Primitive) and kind.element.name == "JSON"
 
 
-def _element(kind: DataType, random: Random) -> Said:
-    """An element of a list: JSON stands there as it is, as in a JSON array."""
+def _element(kind: DataType, random: Random) -> Sample:
+    """Returns an element of a list; JSON is written without quotes, as in a JSON array."""
     if not (isinstance(kind, Primitive) and kind.name == "JSON"):
         return _part(kind, random)
     if random.random() < 0.1:
-        return Said("NULL", None, True)
+        return Sample("NULL", None, True)
     inner = said(kind, random)
-    # without a text there is no element, and an open bracket may be closed by another
+    # an empty text is not an element, and an open bracket could be closed by a later one
     text = "''" if inner.text.strip() in ("", "[1") else inner.text
-    return Said(random.choice(_SPACES) + text + random.choice(_SPACES), inner.value, inner.canonical)
+    return Sample(random.choice(_SPACES) + text + random.choice(_SPACES), inner.value, inner.canonical)
 
 
-def _whole(text: str, parts: list[Said], value: Any) -> Said:
+def _whole(text: str, parts: list[Sample], value: Any) -> Sample:
     if any(part.value is NOTHING for part in parts):
         value = NOTHING
-    return Said(text, value, value is not NOTHING and all(part.canonical for part in parts))
+    return Sample(text, value, value is not NOTHING and all(part.canonical for part in parts))
 
 
-def _list(kind: ListOf, random: Random) -> Said:
+def _list(kind: ListOf, random: Random) -> Sample:
     parts = [_element(kind.element, random) for _ in range(random.randrange(4))]
     text = "[" + ",".join(part.text for part in parts) + "]"
     if random.random() < 0.05:
-        return Said(text + random.choice("]x,\"'"), NOTHING, False)
+        return Sample(text + random.choice("]x,\"'"), NOTHING, False)
     return _whole(text, parts, [part.value for part in parts])
 
 
-def _struct(kind: Struct, random: Random) -> Said:
+def _struct(kind: Struct, random: Random) -> Sample:
     kinds = dict(kind.fields)
     names = random.sample(list(kinds), random.randint(0, len(kinds)))
     once = random.random() < 0.9
@@ -420,7 +420,7 @@ def _struct(kind: Struct, random: Random) -> Said:
     return _whole("{" + ",".join(entries) + "}", parts, values if len(set(names)) == len(entries) or once else NOTHING)
 
 
-def _map(kind: MapOf, random: Random) -> Said:
+def _map(kind: MapOf, random: Random) -> Sample:
     keys = [_part(kind.key, random) for _ in range(random.randrange(4))]
     parts = [_part(kind.value, random) for _ in keys]
     text = "{" + ",".join(f"{key.text}={part.text}" for key, part in zip(keys, parts, strict=True)) + "}"

@@ -1,4 +1,4 @@
-"""AWS credentials that expire within seconds: a container endpoint that gives them, an S3 that refuses old ones."""
+"""AWS credentials that expire within seconds: a container endpoint that issues them and an S3 that refuses old ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NOT_PASSED_ON = _OF_THE_CONNECTION | {
 
 @dataclass
 class Expiring:
-    """Keys that the endpoint gave, by their time of expiry, and the requests made with each."""
+    """The keys that the endpoint issued with their expiry times, and the number of requests made with each."""
 
     seconds: float
     endpoint: str = ""
@@ -43,13 +43,13 @@ class Expiring:
     keys: dict[str, float] = field(default_factory=dict)
     used: Counter[str] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
-    # how long each read of an object below these folders takes
+    # folder → how long each read of an object below it takes, in seconds
     slow: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def variables(self) -> dict[str, str]:
-        """What gives these credentials to a process whose environment has no others."""
+        """Environment variables with which a process that has no other credentials finds these."""
         return {
             "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.endpoint}/v2/credentials",
             "AWS_CONTAINER_AUTHORIZATION_TOKEN": TOKEN,
@@ -58,7 +58,7 @@ class Expiring:
         }
 
     def current(self) -> dict[str, str]:
-        """The credentials of now, as Amazon ECS gives them: the same until half of their life is over."""
+        """Returns the current credentials, as Amazon ECS does: the same until half of their lifetime is over."""
         now = time.time()
         with self._lock:
             key = next((key for key, expiry in self.keys.items() if expiry - now > self.seconds / 2), "")
@@ -85,8 +85,10 @@ class Expiring:
 
 @contextmanager
 def expiring(seconds: float, upstream: str, owner: Credentials) -> Iterator[Expiring]:
-    """Credentials that live so long, and a way to the local AWS at `upstream` for those that have not expired: it
-    passes on what they asked for as the local AWS's owner."""
+    """Yields credentials with a lifetime of `seconds`, and a proxy in front of the local AWS at `upstream`.
+
+    The proxy refuses expired credentials and forwards all other requests, signed by the local AWS's owner.
+    """
     made = Expiring(seconds)
     target = urlparse(upstream)
 
@@ -110,13 +112,13 @@ def expiring(seconds: float, upstream: str, owner: Credentials) -> Iterator[Expi
             if self.command in ("GET", "HEAD"):
                 made.wait(unquote(self.path))
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _NOT_PASSED_ON}
-            asked = AWSRequest(self.command, f"{upstream}{self.path}", headers, body)
+            forwarded = AWSRequest(self.command, f"{upstream}{self.path}", headers, body)
             region, service = (found.group(2), found.group(3)) if found else ("", "")
             if service == "s3":
-                asked.headers["x-amz-content-sha256"] = hashlib.sha256(body).hexdigest()
-            (S3SigV4Auth if service == "s3" else SigV4Auth)(owner, service, region).add_auth(asked)
+                forwarded.headers["x-amz-content-sha256"] = hashlib.sha256(body).hexdigest()
+            (S3SigV4Auth if service == "s3" else SigV4Auth)(owner, service, region).add_auth(forwarded)
             upward = http.client.HTTPConnection(str(target.hostname), target.port, timeout=30)
-            upward.request(self.command, self.path, body, dict(asked.headers.items()))
+            upward.request(self.command, self.path, body, dict(forwarded.headers.items()))
             answer = upward.getresponse()
             content = answer.read()
             upward.close()

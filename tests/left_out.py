@@ -1,4 +1,4 @@
-"""Tests of a folder that are left out, with a word, where what they need is missing."""
+"""Skips the tests of a folder, with a message, if something that they need is missing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 
 
 def leave_out(items: Iterable[pytest.Item], conftest: str, missing: Callable[[], str]) -> None:
-    """Skips the tests beside or below a conftest file, if something is missing.
+    """Skips the tests beside or below a conftest file if something is missing.
 
     Args:
-        items: what pytest has collected.
-        conftest: the file, `__file__`.
-        missing: says what is missing, empty if nothing; asked only where there are such tests.
+        items: the tests that pytest has collected.
+        conftest: the conftest file, `__file__`.
+        missing: returns what is missing, or an empty text; called only if there are such tests.
     """
     ours = [item for item in items if Path(conftest).parent in item.path.parents]
     if ours and (reason := missing()):

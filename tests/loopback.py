@@ -1,4 +1,4 @@
-"""Small HTTP servers on loopback that stand for what AWS has beside its API."""
+"""Small HTTP servers on loopback, as stand-ins for remote services or as proxies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers on connections that stay open, without a log."""
+    """Answers on persistent connections and logs nothing."""
 
     protocol_version = "HTTP/1.1"
     timeout = 30
@@ -31,7 +31,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that is gone is nothing to tell of."""
+        """Ignores clients that have closed their connection."""
 
 
 def _free_port() -> int:
@@ -40,13 +40,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-# Where tests put something before a local AWS: each that they start is told that it is known at this port too
+# The port of a proxy in front of a local AWS: each local AWS that tests start also accepts requests for this port
 WAY = _free_port()
 
 
 @contextmanager
 def serving(handler: type[Handler], port: int = 0) -> Iterator[str]:
-    """The URL of a server whose requests `handler` answers."""
+    """Yields the URL of a server whose requests `handler` answers."""
     server = _Server(("127.0.0.1", port), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -1,4 +1,4 @@
-"""A platform of a test's own: a dbt project, a local AWS with a lake, and the command, all below one folder."""
+"""A separate platform for a test: a dbt project, a local AWS with a lake, and the command, all below one folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENVIRONMENT = EnvironmentLayout("prod")
 
 @dataclass
 class Platform:
-    """`home` has the dbt project; `settings` are those of a process that runs there."""
+    """`home` contains the dbt project; `settings` are those of a process that runs there."""
 
     home: Path
 
@@ -54,27 +54,27 @@ class Platform:
         return live.release
 
     def write(self, path: str, text: str) -> Path:
-        """Writes a file of the project, or any other below home."""
+        """Writes a file below home, such as a file of the project."""
         file = self.home / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         return file
 
     def model(self, path: str, sql: str, yaml: str = "") -> None:
-        """Writes a model, `gold/fct`, and its YAML."""
+        """Writes a model, such as `gold/fct`, and its YAML."""
         self.write(f"dbt_project/models/{path}.sql", sql)
         if yaml:
             self.write(f"dbt_project/models/{path}.yml", yaml)
 
     def busco(self, *arguments: str, status: int = 0, environment: dict[str, str] | None = None) -> str:
-        """Runs the command as a user would; gives what it printed, both streams."""
+        """Runs the command as a user would; returns the output of both streams."""
         result = warm.run("-m", "busco", *arguments, cwd=self.home, environment={**os.environ, **(environment or {})})
         printed = result.stdout + result.stderr
         assert result.returncode == status, f"exit status {result.returncode}:\n{printed}"
         return printed
 
     def take(self, *paths: Path, table: str | None = None, follow_links: bool = False) -> Report:
-        """Ingests in this process."""
+        """Ingests files in this process."""
         from busco.ingest.ingest import ingest
         from busco.warehouse.dbt import ensure_manifests
 
@@ -82,11 +82,11 @@ class Platform:
         return ingest(self.settings, self.store, contracts, list(paths), table, lambda _: lambda _: None, follow_links)
 
     def deliver(self, text: str, name: str = "orders.csv") -> None:
-        """Ingests a file of that name and content, which must be taken whole."""
+        """Ingests a file with this name and content, all rows of which must be accepted."""
         assert self.take(self.write(f"in/{name}", text)).good
 
     def build(self, select: str = "", publish: bool = True, project: str = "") -> Outcome:
-        """A run of its own in this process, published if all is green; `project` is a folder below home."""
+        """Builds a new run in this process and publishes it if it succeeded; `project` is a folder below home."""
         run, outcome = self.built(select, project)
         if publish and outcome.good:
             self.publish(run)
@@ -100,7 +100,7 @@ class Platform:
         return release
 
     def built(self, select: str = "", project: str = "") -> tuple[Run, Outcome]:
-        """A run of its own, not published."""
+        """Builds a new run without publishing it."""
         from busco.warehouse.dbt import opened
         from busco.warehouse.runner import work
 
@@ -124,7 +124,7 @@ class Platform:
         return Project(json.loads(stored.body)).audit()
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """Rows by Athena, as text."""
+        """Returns the rows of a query by Athena, as text."""
         from busco.catalog import athena
 
         return athena.query(client("athena", self.settings), sql, "busco", "busco_gold").rows
@@ -136,16 +136,16 @@ class Platform:
 
 
 def neutral_environment() -> dict[str, str]:
-    """This process's environment without what sets a platform up."""
+    """Returns this process's environment without the variables that configure a platform."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}
 
 
 @contextmanager
 def platform(home: Path, project: Path, served: Path | None = None) -> Iterator[Platform]:
-    """A copy of `project` (a folder with dbt_project/), and a running local AWS.
+    """Yields a platform with a copy of `project` (a folder with dbt_project/) and a running local AWS.
 
     Args:
-        served: the state folder of a local AWS that runs: emptied, it is this platform's too; None starts one.
+        served: the state folder of a running local AWS, which is emptied and used; None starts a new one.
     """
     shutil.copytree(project / "dbt_project", home / "dbt_project", dirs_exist_ok=True)
     (home / "deploy").mkdir(exist_ok=True)
@@ -171,7 +171,7 @@ def platform(home: Path, project: Path, served: Path | None = None) -> Iterator[
 
 
 def empty(settings: Settings) -> None:
-    """Takes all objects out of the buckets and all tables out of Glue; what the stacks made stays."""
+    """Deletes all objects from the buckets and all tables from Glue; the resources of the stacks stay."""
     s3, glue = client("s3", settings), client("glue", settings)
     for bucket in (settings.lake_bucket, settings.landing_bucket, settings.logs_bucket):
         for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
@@ -186,7 +186,7 @@ def empty(settings: Settings) -> None:
 
 
 def with_bakery(made: Platform) -> Platform:
-    """The bakery's project beside the platform's own, with the packages that it names."""
+    """Adds the bakery's project beside the platform's own, and installs its packages."""
     shutil.copytree(BAKERY, made.home / "bakery")
     made.busco("dbt", "--project-dir", "bakery", "deps")
     return made

@@ -1,7 +1,7 @@
-"""A made-up manifest of any size: models in layers, tests on one and on several of them, unit tests, sources.
+"""A synthetic manifest of any size: models in layers, tests of single and of several models, unit tests, sources.
 
-It has the shape and the weight of what dbt writes (about 6 kB a model, 2 kB a test, half a megabyte of macros), so that
-what is measured or tested on it holds for a real one.
+It has the structure and the size of what dbt writes (about 6 kB per model, 2 kB per test, half a megabyte of macros),
+so that measurements and tests that use it also hold for a real one.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import random
 from typing import Any
 
 PROJECT = "big"
-# Share of the models in each layer of the graph; a layer reads the ones before it, mostly the last.
+# Share of the models in each layer of the graph; a layer reads the layers before it, mostly the last one.
 _LAYERS = (0.25, 0.2, 0.15, 0.12, 0.1, 0.08, 0.06, 0.04)
 _MACROS = 540
 
 
 def manifest(models: int = 1000, tests: int = 500, *, seed: int = 0) -> dict[str, Any]:
-    """A manifest as parsed JSON; the same arguments give the same one.
+    """Returns a manifest as parsed JSON; the same arguments return the same manifest.
 
-    Of the tests one in five is over two or three models, one in twenty on a source; one model in ten has a unit test,
-    one in twelve is a view, one in thirty ephemeral, one in fifty a seed.
+    One in five tests is over two or three models, one in twenty on a source. One in ten models has a unit test, one in
+    twelve is a view, one in thirty is ephemeral, and one in fifty is a seed.
     """
     dice = random.Random(seed)
     sources = {uid: _source(uid) for uid in (f"source.{PROJECT}.bronze.raw_{n}" for n in range(max(1, models // 12)))}
@@ -97,7 +97,7 @@ def _common(uid: str, kind: str, folder: str) -> dict[str, Any]:
         "fqn": [PROJECT, folder, name],
         "checksum": {"name": "sha256", "checksum": f"{hash_of(uid):064x}"},
         "patch_path": f"{PROJECT}://models/{folder}/{name}.yml",
-        "description": f"What {name} holds, one row for each thing that it is about.",
+        "description": f"The rows of {name}, one for each thing that it describes.",
         "docs": {"show": True, "node_color": None},
         "created_at": 1.0,
         "language": "sql",
@@ -107,7 +107,7 @@ def _common(uid: str, kind: str, folder: str) -> dict[str, Any]:
 
 
 def hash_of(text: str) -> int:
-    """A number that is the same in every process, unlike `hash`."""
+    """Returns a hash that is the same in every process, unlike `hash`."""
     found = 0
     for char in text:
         found = (found * 131 + ord(char)) % 2**61
@@ -117,13 +117,13 @@ def hash_of(text: str) -> int:
 def _model(uid: str, depth: int, parents: list[str], dice: random.Random, materialized: str) -> dict[str, Any]:
     folder = "silver" if depth < 3 else "gold"
     kind = "seed" if materialized == "seed" else "model"
-    said = _common(uid, kind, folder)
+    common = _common(uid, kind, folder)
     columns = [f"column_{n}" for n in range(dice.randrange(6, 16))]
     read = [parent.rsplit(".", 1)[1] for parent in parents]
     steps = [f"p{n} as (\n\n    select * from {{{{ ref('{name}') }}}}\n\n)" for n, name in enumerate(read)]
     body = ",\n    ".join(columns)
     return {
-        **said,
+        **common,
         "schema": folder,
         "columns": {name: _column(name, required=name == "column_0") for name in columns},
         "config": {**_CONFIG, "materialized": materialized, "schema": folder, "tags": [folder]},
@@ -138,9 +138,9 @@ def _model(uid: str, depth: int, parents: list[str], dice: random.Random, materi
 
 
 def _test(uid: str, parents: list[str], *, warn: bool) -> dict[str, Any]:
-    said = _common(uid, "test", "tests")
+    common = _common(uid, "test", "tests")
     return {
-        **said,
+        **common,
         "schema": "dbt_test__audit",
         "columns": {},
         "config": {**_CONFIG, "materialized": "test", "severity": "warn" if warn else "ERROR", "fail_calc": "count(*)"},
@@ -184,7 +184,7 @@ def _column(name: str, *, required: bool) -> dict[str, Any]:
     not_null = {"type": "not_null", "name": None, "expression": None, "warn_unenforced": True, "to_columns": []}
     return {
         "name": name,
-        "description": f"what {name} is, in words that whoever reads the docs understands",
+        "description": f"the meaning of {name}, in plain language that a reader of the docs understands",
         "meta": {},
         "data_type": "VARCHAR",
         "constraints": [not_null] if required else [],

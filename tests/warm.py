@@ -1,7 +1,7 @@
-"""Python programs in processes of their own that need not import dbt again, which takes 3 s of processor time.
+"""Runs Python programs in separate processes that don't have to import dbt again, which takes 3 s of CPU time.
 
-A process that has imported what the command needs forks for each program. The program gets its own arguments,
-environment, folder and streams, and its end is its own; it shares no state with the test or with another program.
+A server process that has imported what the command needs forks for each program. The program gets its own arguments,
+environment, folder and streams, and has its own exit status; it shares no state with the test or with other programs.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[1]
-# not DuckDB, which starts a thread as it is imported: threads don't go along into a fork
+# not DuckDB, which starts a thread when it is imported: a fork doesn't inherit threads
 IMPORTED = ("dbt.cli.main", "busco.cli", "boto3")
 
 
 def run(
     *arguments: str, cwd: Path, environment: Mapping[str, str], timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `python ARGUMENTS…` of dbt's environment, as `subprocess.run` with captured text.
+    """Runs `python ARGUMENTS…` of dbt's environment, like `subprocess.run` with captured text.
 
     Args:
-        arguments: `-m` and a module, or a script's path, and what the program gets.
-        cwd: its folder.
-        environment: all of its environment.
-        timeout: seconds, after which it is killed.
+        arguments: `-m` and a module, or a script's path; then the program's arguments.
+        cwd: its working directory.
+        environment: its complete environment.
+        timeout: the number of seconds after which it is killed.
 
     Raises:
-        subprocess.TimeoutExpired: it was.
+        subprocess.TimeoutExpired: it was killed.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         request = {"arguments": arguments, "cwd": str(cwd), "environment": dict(environment), "timeout": timeout}
@@ -55,7 +55,7 @@ def run(
 
 @functools.cache
 def _server() -> socket.socket:
-    """The other end of this process's server, which ends with this process."""
+    """Starts this process's server, which ends with this process; returns the connection to it."""
     ours, theirs = socket.socketpair()
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL") if name in os.environ}
     with theirs:
@@ -92,7 +92,7 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     os.chdir(request["cwd"])
     first, *rest = request["arguments"]
     if first == "-m":
-        # as with `python -m`, where the folder comes first among those that modules are looked for in
+        # `python -m` puts the working directory first in the module search path
         sys.path[0] = request["cwd"]
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
@@ -120,6 +120,6 @@ if __name__ == "__main__":
     for module in IMPORTED:
         __import__(module)
     threads = len(psutil.Process().threads())
-    assert threads == 1, f"{threads} threads: a fork has one"
+    assert threads == 1, f"{threads} threads, but a fork keeps only one"
     with socket.socket(fileno=int(sys.argv[1])) as end:
         serve(end)

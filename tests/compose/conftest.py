@@ -1,4 +1,4 @@
-"""The platform in Docker Compose, once for all of these tests; left out, with a word, where something is missing."""
+"""One platform in Docker Compose for all of these tests; if something is missing, they are skipped with a message."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _missing() -> str:
         return "Docker with Compose v2 can't be reached"
     for image in BUILT:
         if not _succeeds("docker", "image", "inspect", image):
-            return f"the image {image} is not here: scripts/local_build.sh"
+            return f"the image {image} is missing: scripts/local_build.sh"
     for image in PUBLIC:
         if not _succeeds("docker", "image", "inspect", image) and not _succeeds("docker", "pull", "--quiet", image):
-            return f"the image {image} is not here, and can't be pulled"
+            return f"the image {image} is missing and can't be pulled"
     return ""
 
 
@@ -42,14 +42,14 @@ def _succeeds(*command: str) -> bool:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     leave_out(items, __file__, _missing)
     for item in items:
-        # the first one starts the platform, fills it, and waits for a whole run; others run beside it
+        # the first test starts the platform, loads the sample data and waits for a complete run
         if Path(__file__).parent in item.path.parents and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(1200))
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A platform that `make up` has started, filled and run once."""
+    """A platform that `make up` has started and filled with sample data, after its first run."""
     made = Stack.made(tmp_path_factory.mktemp("stack"), f"busco-test-{uuid.uuid4().hex[:8]}")
     try:
         began = time.monotonic()
@@ -73,7 +73,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """A page in which the admin has logged in; how it looked at the end is kept as a picture."""
+    """A page with the admin logged in; a screenshot of its final state is saved."""
     context = browser.new_context(viewport={"width": 1500, "height": 1000})
     opened = context.new_page()
     log_in(opened, stack, stack.value("AIRFLOW_ADMIN_USERNAME"), stack.value("AIRFLOW_ADMIN_PASSWORD"))

@@ -1,6 +1,6 @@
-"""A line for each model of a run: how often it was built; and first, whether the run is the live release.
+"""Prints whether a run is the live release, and then for each of its models how often it was built.
 
-Run where dbt's environment is, with the ids of a DAG and of its run.
+Runs in dbt's environment; the arguments are the DAG id and the run id.
 """
 
 import sys

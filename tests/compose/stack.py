@@ -1,4 +1,4 @@
-"""The platform in Docker Compose as a test has it: a copy of the checkout, ports and a project name of its own."""
+"""The platform in Docker Compose for tests: a copy of the checkout with its own ports and Compose project name."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def free_port() -> int:
 
 @dataclass
 class Stack:
-    """A platform below `home`; nothing of it is shared with another one but the images."""
+    """A platform below `home`; it shares nothing but the images with other platforms."""
 
     home: Path
     project: str
 
     @classmethod
     def copied(cls, home: Path, project: str) -> Stack:
-        """A copy of all files that Git knows or would take."""
+        """Copies all files that Git tracks or would add."""
         listed = subprocess.run(
             ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"],
             capture_output=True, text=True, check=True,
@@ -54,9 +54,9 @@ class Stack:
 
     @classmethod
     def made(cls, home: Path, project: str) -> Stack:
-        """A copy with an .env and ports of its own; its user is one that no image knows, as people's are."""
+        """Copies the checkout and gives it its own .env, its own ports, and a user id that exists in no image."""
         stack = cls.copied(home, project)
-        # as by hand: the example is copied, and local_build.sh fills it in before it builds
+        # as a user does: copy the example, which local_build.sh fills in before it builds
         shutil.copy(home / ".env.example", home / ".env")
         stack.call("scripts/make_env.sh", "--fill")
         stack.set(AIRFLOW_UID=1234, AIRFLOW_PORT=free_port(), FLOWER_PORT=free_port(), BUSCO_AWS_PORT=free_port())
@@ -76,11 +76,14 @@ class Stack:
         return found[1]
 
     def tables(self) -> str:
-        """A line for each table that is live: its name, number of rows, and a digest of them."""
+        """Returns a line for each table of the live release: its name, its number of rows and a digest of them."""
         return self.compose("exec", "-T", "local-aws", "python", "-", given=TABLES)
 
     def built(self, run: str) -> dict[str, int]:
-        """How often each model of a run was built, by the runners' own records; the live release is the run's."""
+        """Returns how often each model of a run was built, according to the runners' records.
+
+        The run must be the live release.
+        """
         live, *lines = self.compose("exec", "-T", "local-aws", "python", "-", DAG, run, given=RESULTS).splitlines()
         assert live == "live"
         return {node: int(times) for node, times in (line.split() for line in lines)}
@@ -94,7 +97,7 @@ class Stack:
     def call(
         self, *command: str, check: bool = True, limit: float = 600, given: str | None = None, **variables: str
     ) -> str:
-        """A command in the copy, with what it is given by its standard input; its output."""
+        """Runs a command in the copy, with `given` as its standard input; returns its output."""
         done = self._done(command, limit, given, variables)
         assert done.returncode == 0 or not check, done.stdout + done.stderr
         return done.stdout
@@ -111,7 +114,7 @@ class Stack:
         return self.call("docker", "compose", *words, check=check, limit=limit, given=given)
 
     def failing(self, *words: str) -> str:
-        """A command of Compose's that has to fail; all that it printed."""
+        """Runs a Compose command that has to fail; returns the output of both streams."""
         done = self._done(["docker", "compose", *words])
         assert done.returncode != 0, done.stdout
         return done.stdout + done.stderr
@@ -120,24 +123,24 @@ class Stack:
         return self.compose("ps", "--all", "--quiet", service).strip()
 
     def states(self) -> dict[str, str]:
-        """Of each service's container: its health, or its state where it has no check."""
+        """Returns the health of each service's container, or its state if it has no health check."""
         found = {}
         for service in SERVICES:
-            said = self.call(
+            state = self.call(
                 "docker", "inspect", "--format", "{{.State.Status}} {{.State.Health.Status}}", self.container(service)
             )
-            found[service] = said.split()[-1]
+            found[service] = state.split()[-1]
         return found
 
     def tasks(self) -> list[str]:
-        """The containers of ECS tasks that are there."""
+        """Returns the existing containers of ECS tasks."""
         ours = ["--filter", "label=com.amazonaws.ecs.task-arn", "--filter", f"network={self.network}"]
         found = self.call("docker", "ps", "--all", "--quiet", *ours)
         return found.split()
 
     @property
     def network(self) -> str:
-        """That of ECS tasks."""
+        """The network of ECS tasks."""
         return f"{self.project}_tasks"
 
     # -- Airflow ------------------------------------------------------------------------------------------------------
@@ -161,7 +164,7 @@ class Stack:
         return {task["task_id"]: str(task["state"]) for task in found}
 
     def finish(self, run: str, limit: float = 400, dag: str = DAG) -> str:
-        """Waits for a run's end; gives its state."""
+        """Waits for a run to end; returns its state."""
         path = f"api/v1/dags/{dag}/dagRuns/{run}"
         self.wait(lambda: self.api("GET", path)["state"] in ("success", "failed"), limit)
         return str(self.api("GET", path)["state"])
@@ -170,8 +173,11 @@ class Stack:
         return str(self.api("GET", f"api/v1/dags/{DAG}/dagRuns/{run}/taskInstances/{task}/logs/{attempt}"))
 
     def survives(self, fault: Callable[[], object]) -> None:
-        """A run that builds all models meets a fault while its container is at work, and ends right all the same:
-        green and live, each model built once, the same tables, and nothing left."""
+        """Starts a run of all models and calls `fault` while its container is running.
+
+        The run must succeed and be published, with each model built once, the same tables as before and no container
+        left.
+        """
         before = self.tables()
         run = self.start(full_refresh=True)
         self.wait(lambda: bool(self.tasks()))
@@ -189,12 +195,12 @@ class Stack:
         deadline = time.monotonic() + limit
         pause = threading.Event()
         while not ready():
-            assert time.monotonic() < deadline, "not within the limit"
+            assert time.monotonic() < deadline, f"the condition was not met within {limit} s"
             pause.wait(0.5)
 
 
 def tables_of_demo(folder: Path, *arguments: str) -> str:
-    """What `Stack.tables` says, of a demo with its state in a folder: processes on this machine, without Docker."""
+    """Returns what `Stack.tables` returns, for a demo below `folder`: processes on this machine, without Docker."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
     own = {**kept, "BUSCO_STATE_DIR": str(folder / "state"), "BUSCO_KEEP_GRAPH": "false"}
     try:

@@ -1,7 +1,7 @@
-"""All tables of the live release as one text, the same for the same rows: run where dbt's environment is.
+"""Prints a digest of each table of the live release, equal for equal rows; runs in dbt's environment.
 
-When a row was ingested (`_ingested_at`, and all of bronze) is left out. Doubles have ten digits: in their last ones a
-mean depends on how many threads have added it up.
+`_ingested_at` and the bronze tables, which contain it, are left out. Doubles are rounded to ten digits, because the
+last digits of a mean depend on how many threads added it up.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from busco.lake import releases
 from busco.lake.reading import query
 
 
-def told(value: object) -> str:
+def rounded(value: object) -> str:
     return f"{value:.10g}" if isinstance(value, float) else repr(value)
 
 
@@ -20,6 +20,6 @@ live = releases.read_live(store, environment)
 assert live is not None, "nothing is published"
 for table in sorted(table for table in live.release.tables if not table.startswith("bronze.")):
     columns, rows = query(settings, live.release, f"select columns(c -> c != '_ingested_at') from busco_{table}")
-    lines = sorted(" ".join(map(told, row)) for row in rows)
+    lines = sorted(" ".join(map(rounded, row)) for row in rows)
     digest = hashlib.sha256("\n".join([" ".join(columns), *lines]).encode()).hexdigest()
     print(table, len(rows), digest)

@@ -1,4 +1,4 @@
-"""What takes minutes: whatever happens to a service while a run goes on, the run ends right; and real data."""
+"""Tests that take minutes: faults of each service during a run, which succeeds all the same; and real data."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ pytestmark = pytest.mark.long
         "flower",
     ],
 )
-def test_a_service_that_is_killed_under_a_run_comes_back_and_the_run_ends_right(stack: Stack, service: str) -> None:
+def test_a_service_that_is_killed_during_a_run_restarts_and_the_run_succeeds(stack: Stack, service: str) -> None:
     stack.survives(lambda: stack.call("docker", "kill", "--signal", "KILL", stack.container(service)))
 
 
-def test_a_worker_that_is_taken_away_warm_ends_its_task_first(stack: Stack) -> None:
+def test_a_worker_that_is_removed_by_scaling_down_finishes_its_task_first(stack: Stack) -> None:
     stack.compose("up", "--detach", "--wait", "--scale", "airflow-worker=2")
     try:
         stack.survives(lambda: stack.compose("up", "--detach", "--wait", "--scale", "airflow-worker=1"))
@@ -38,20 +38,20 @@ def test_a_worker_that_is_taken_away_warm_ends_its_task_first(stack: Stack) -> N
         stack.compose("up", "--detach", "--wait", "--scale", "airflow-worker=1")
 
 
-def test_the_whole_stack_may_be_restarted_under_a_run(stack: Stack) -> None:
+def test_the_whole_stack_can_be_restarted_during_a_run(stack: Stack) -> None:
     stack.survives(lambda: stack.compose("restart"))
 
 
 RESTART = os.environ.get("BUSCO_RESTART_DOCKER", "")
 
 
-@pytest.mark.skipif(not RESTART, reason="BUSCO_RESTART_DOCKER is unset: the command that restarts Docker's engine here")
-def test_docker_s_engine_may_be_restarted_under_a_run(stack: Stack) -> None:
+@pytest.mark.skipif(not RESTART, reason="BUSCO_RESTART_DOCKER (a command that restarts the Docker engine) is not set")
+def test_the_docker_engine_can_be_restarted_during_a_run(stack: Stack) -> None:
     stack.survives(lambda: stack.call("bash", "-c", RESTART))
 
 
-@pytest.mark.skipif(not os.environ.get("OLIST_DIR"), reason="OLIST_DIR is unset: the folder of Olist's CSV files")
-def test_real_data_give_the_same_tables_value_for_value_in_the_demo_and_in_docker_compose(tmp_path: Path) -> None:
+@pytest.mark.skipif(not os.environ.get("OLIST_DIR"), reason="OLIST_DIR (the folder with Olist's CSV files) is not set")
+def test_real_data_produces_identical_tables_in_the_demo_and_in_docker_compose(tmp_path: Path) -> None:
     data = os.environ["OLIST_DIR"]
     stack = Stack.made(tmp_path / "stack", f"busco-real-{uuid.uuid4().hex[:8]}")
     try:

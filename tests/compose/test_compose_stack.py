@@ -1,4 +1,4 @@
-"""The platform in Docker Compose, as operators, on-call and consumers meet it."""
+"""The platform in Docker Compose from the point of view of operators, on-call engineers and consumers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from tests.compose.conftest import ORDERS, log_in
 from tests.compose.stack import DAG, ROOT, SERVICES, Stack, tables_of_demo
-from tests.compose.test_doors import nothing_but_a_task
+from tests.compose.test_doors import assert_tasks_are_confined
 
 MODEL = "dbt_project/models/gold/mart_daily_sales.sql"
 TASK = "models.mart_daily_sales.run"
@@ -33,31 +33,31 @@ def test_all_services_are_healthy_and_up_is_safe_to_run_twice(stack: Stack) -> N
     assert {service: stack.container(service) for service in SERVICES} == before
 
 
-def test_nothing_listens_but_on_loopback_and_one_service_has_the_socket(stack: Stack) -> None:
+def test_services_listen_only_on_loopback_and_only_the_starter_has_the_docker_socket(stack: Stack) -> None:
     for service in SERVICES:
-        said = json.loads(stack.call("docker", "inspect", stack.container(service)))[0]
-        published = [one for ports in said["NetworkSettings"]["Ports"].values() for one in ports or []]
+        inspected = json.loads(stack.call("docker", "inspect", stack.container(service)))[0]
+        published = [one for ports in inspected["NetworkSettings"]["Ports"].values() for one in ports or []]
         assert {one["HostIp"] for one in published} <= {"127.0.0.1"}
-        assert ("docker.sock" in json.dumps(said["Mounts"])) == (service == "starter")
-        volumes = [mount["Name"] for mount in said["Mounts"] if mount["Type"] == "volume"]
-        assert all(name.startswith(stack.project) for name in volumes), "one without a name stays behind"
-        assert said["HostConfig"]["Memory"] > 0
-        assert said["HostConfig"]["LogConfig"]["Config"]["max-size"] == "10m"
+        assert ("docker.sock" in json.dumps(inspected["Mounts"])) == (service == "starter")
+        volumes = [mount["Name"] for mount in inspected["Mounts"] if mount["Type"] == "volume"]
+        assert all(name.startswith(stack.project) for name in volumes), "anonymous volumes would be left behind"
+        assert inspected["HostConfig"]["Memory"] > 0
+        assert inspected["HostConfig"]["LogConfig"]["Config"]["max-size"] == "10m"
 
 
-def test_no_process_of_ours_is_root(stack: Stack) -> None:
+def test_no_process_of_the_platform_runs_as_root(stack: Stack) -> None:
     for service in SERVICES:
         if service not in ("postgres", "redis"):
             assert stack.compose("exec", "-T", service, "id", "-u").strip() != "0", service
 
 
-def test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image(stack: Stack) -> None:
-    looked = {}
+def test_doctor_passes_in_the_airflow_and_the_dbt_image_and_detects_a_paused_broker(stack: Stack) -> None:
+    passed = {}
     for service in ("airflow-worker", "local-aws"):
-        told = json.loads(stack.compose("exec", "-T", service, "busco", "doctor", "--format", "json"))
-        assert told["ok"], told
-        looked |= {one["name"]: one["seen"] for one in told["checks"] if one["state"] == "ok"}
-    assert looked.keys() >= {
+        report = json.loads(stack.compose("exec", "-T", service, "busco", "doctor", "--format", "json"))
+        assert report["ok"], report
+        passed |= {one["name"]: one["seen"] for one in report["checks"] if one["state"] == "ok"}
+    assert passed.keys() >= {
         "keys",
         "database",
         "broker",
@@ -67,25 +67,25 @@ def test_doctor_finds_everything_well_in_airflow_s_and_in_dbt_s_image(stack: Sta
         "manifest",
         "DuckDB",
     }
-    assert "1 workers respond" in looked["broker"]
-    # and it tells when it is not so
+    assert "1 workers respond" in passed["broker"]
+    # and it reports a problem
     stack.compose("pause", "redis")
     try:
-        told = json.loads(
+        report = json.loads(
             stack.compose("exec", "-T", "airflow-worker", "busco", "doctor", "--format", "json", check=False)
         )
     finally:
         stack.compose("unpause", "redis")
-    assert [one["name"] for one in told["checks"] if one["state"] == "failed"] == ["broker"]
+    assert [one["name"] for one in report["checks"] if one["state"] == "failed"] == ["broker"]
 
 
-def test_connections_of_env_are_made_once_and_no_secret_is_printed(stack: Stack) -> None:
-    said = {"lake": {"conn_type": "http", "host": "example.com", "password": "canary-secret"}}
+def test_connections_from_env_are_created_once_and_no_secret_is_printed(stack: Stack) -> None:
+    connections = {"lake": {"conn_type": "http", "host": "example.com", "password": "canary-secret"}}
     command = [
         "exec",
         "-T",
         "-e",
-        f"AIRFLOW_CONNECTIONS={json.dumps(said)}",
+        f"AIRFLOW_CONNECTIONS={json.dumps(connections)}",
         "-e",
         'AIRFLOW_VARIABLES={"team": "canary"}',
     ]
@@ -100,10 +100,10 @@ def test_connections_of_env_are_made_once_and_no_secret_is_printed(stack: Stack)
     assert "canary" not in printed
 
 
-# -- the day of whoever works with it ---------------------------------------------------------------------------------
+# -- a day of work with the platform ----------------------------------------------------------------------------------
 
 
-def test_from_a_click_to_a_green_run_its_log_its_links_a_broken_model_and_its_mending(stack: Stack, page: Page) -> None:
+def test_a_user_triggers_a_run_reads_logs_follows_links_and_fixes_a_broken_model(stack: Stack, page: Page) -> None:
     run = trigger(stack, page)
     page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&tab=graph")
     assert stack.finish(run) == "success"
@@ -129,9 +129,9 @@ def test_from_a_click_to_a_green_run_its_log_its_links_a_broken_model_and_its_me
     page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}&tab=logs")
     expect(page.get_by_text("nonsense").first).to_be_visible(timeout=LONG)
     log = stack.log(run, TASK)
-    said = log[log.index("::endgroup::") :].splitlines()
-    assert "ERROR - model gold.mart_daily_sales failed" in said[1], "the error is on top of the log"
-    assert any('"nonsense" not found' in line for line in said[2:8])
+    lines = log[log.index("::endgroup::") :].splitlines()
+    assert "ERROR - model gold.mart_daily_sales failed" in lines[1], "the error is at the top of the log"
+    assert any('"nonsense" not found' in line for line in lines[2:8])
     assert "mart_daily_sales.sql" in log
     picture(page, "log of a broken model")
     page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}")
@@ -143,7 +143,7 @@ def test_from_a_click_to_a_green_run_its_log_its_links_a_broken_model_and_its_me
 
 
 def trigger(stack: Stack, page: Page) -> str:
-    """Starts the DAG as a person does; the run's id, as it is in addresses."""
+    """Triggers the DAG in the UI; returns the run's id, escaped for URLs."""
     known = {run["dag_run_id"] for run in stack.runs()}
     page.goto(f"{stack.url}/dags/{DAG}/grid")
     page.get_by_label("Trigger DAG").first.click()
@@ -153,14 +153,14 @@ def trigger(stack: Stack, page: Page) -> str:
 
 
 def follow_links(stack: Stack, page: Page, run: str) -> None:
-    """Opens all links of a task, each of which leads to what it says."""
-    wanted = {
+    """Opens all links of a task; each must lead to the page that it names."""
+    expected = {
         "log stream": "parsed_by=",
         "ECS task": "busco-dbt-small",
         "Athena table": "busco_gold",
         "dbt docs": "mart_daily_sales",
     }
-    for name, text in wanted.items():
+    for name, text in expected.items():
         page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}")
         link = page.get_by_role("link", name=name)
         expect(link).to_be_visible(timeout=LONG)
@@ -172,11 +172,11 @@ def follow_links(stack: Stack, page: Page, run: str) -> None:
 
 
 def picture(page: Page, name: str) -> None:
-    """Kept for whoever looks at it."""
+    """Saves a screenshot for people to look at."""
     from tests.compose.conftest import SCREENSHOTS
 
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    # a page that goes on asking is shown as it is
+    # a page that keeps sending requests is captured as it is
     with contextlib.suppress(PlaywrightTimeout):
         page.wait_for_load_state("networkidle", timeout=5000)
     page.screenshot(path=SCREENSHOTS / f"{name.replace(' ', '-')}.png")
@@ -208,7 +208,7 @@ def test_a_saved_model_shows_in_the_graph_without_a_restart(stack: Stack) -> Non
     stack.wait(lambda: not stack.api("GET", "api/v1/importErrors")["import_errors"], 60)
 
 
-def test_a_dag_and_a_plugin_of_one_s_own_are_there_without_a_new_image(stack: Stack) -> None:
+def test_a_new_dag_and_a_new_plugin_are_loaded_without_a_new_image(stack: Stack) -> None:
     whole = (stack.home / "dags/example.py").read_text()
     (stack.home / "dags/own.py").write_text(whole.replace("example", "own"))
     (stack.home / "plugins/own.py").write_text(
@@ -221,12 +221,12 @@ def test_a_dag_and_a_plugin_of_one_s_own_are_there_without_a_new_image(stack: St
     assert "own" in {plugin["name"] for plugin in listed}
 
 
-# -- who may what -----------------------------------------------------------------------------------------------------
+# -- roles and permissions --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def users(stack: Stack) -> Callable[[str], str]:
-    """Makes a user of a role once; its name is its password."""
+    """Creates a user with a role; the role's name is the user name and the password."""
 
     def made(role: str) -> str:
         user = {"username": role, "password": role, "first_name": role, "last_name": role, "email": f"{role}@x.org"}
@@ -236,7 +236,7 @@ def users(stack: Stack) -> Callable[[str], str]:
     return made
 
 
-def test_a_viewer_reads_dags_and_docs_with_all_tables_and_types_and_changes_nothing(
+def test_a_viewer_reads_dags_and_docs_with_all_tables_and_types_but_can_change_nothing(
     stack: Stack, browser: Browser, users: Callable[[str], str]
 ) -> None:
     page = browser.new_context(viewport={"width": 1500, "height": 1000}).new_page()
@@ -280,7 +280,7 @@ def test_on_call_clears_and_triggers_but_sees_no_connections_variables_or_pools(
 
 
 def may(page: Page, stack: Stack, what: str) -> int:
-    """The status of an answer to whoever has logged in."""
+    """Returns the HTTP status that the logged-in user gets for a request."""
     run = stack.runs()[0]["dag_run_id"]
     if what == "clear":
         body = {"dry_run": True, "dag_run_id": run, "task_ids": ["publish"], "reset_dag_runs": True}
@@ -306,12 +306,12 @@ def test_flower_shows_the_worker(stack: Stack, browser: Browser) -> None:
 # -- the same tables, faults ------------------------------------------------------------------------------------------
 
 
-def test_the_demo_shows_the_same_tables_for_the_same_data(stack: Stack, tmp_path: Path) -> None:
+def test_the_demo_builds_the_same_tables_from_the_same_data(stack: Stack, tmp_path: Path) -> None:
     assert len(stack.tables().splitlines()) == 20
     assert stack.tables() == tables_of_demo(tmp_path, "--orders", ORDERS)
 
 
-def test_first_data_that_were_ended_half_way_are_brought_by_the_next_up_from_a_folder_that_may_only_be_read_too(
+def test_the_next_up_completes_an_interrupted_first_load_even_from_a_read_only_folder(
     stack: Stack, tmp_path: Path
 ) -> None:
     before, runs = stack.tables(), len(stack.runs())
@@ -331,22 +331,22 @@ def test_first_data_that_were_ended_half_way_are_brought_by_the_next_up_from_a_f
     assert len(latest) == runs + 1
     assert stack.finish(max(latest, key=lambda run: run["execution_date"])["dag_run_id"]) == "success"
     assert stack.tables() == before
-    # once they are there it brings none
+    # after a completed load, `make up` loads nothing
     stack.call("make", "up", "BUSCO_BUILD=0")
     assert not begun.exists()
     assert len(stack.runs()) == runs + 1
 
 
-def test_a_worker_that_is_killed_under_a_run_comes_back_and_the_run_ends_right(stack: Stack) -> None:
+def test_a_worker_that_is_killed_during_a_run_restarts_and_the_run_succeeds(stack: Stack) -> None:
     def look_and_kill() -> None:
-        nothing_but_a_task(stack)
+        assert_tasks_are_confined(stack)
         stack.call("docker", "kill", stack.container("airflow-worker"))
 
     stack.survives(look_and_kill)
 
 
 @pytest.mark.timeout(1200)
-def test_stopped_under_a_run_it_leaves_nothing_and_after_a_start_the_run_ends_right(stack: Stack) -> None:
+def test_stopping_during_a_run_leaves_no_container_and_after_a_restart_the_run_succeeds(stack: Stack) -> None:
     runs = len(stack.runs())
     took = []
 

@@ -1,4 +1,4 @@
-"""Doors that are closed in Docker Compose: what a task, and a local AWS, reach once somebody has taken them over."""
+"""Isolation in Docker Compose: what a compromised task and a compromised local AWS can reach."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import psutil
 from tests.compose.stack import SERVICES, Stack
 from tests.unit.test_compose_files import SECRETS
 
-# those of .env that are random, so that they are found wherever they stand
+# the random secrets of .env, which can be recognized wherever they appear
 RANDOM = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY"}
 
 
 def test_each_container_has_its_own_secrets_and_no_others(stack: Stack) -> None:
     for service in (*SERVICES, "airflow-init"):
-        said = json.loads(stack.call("docker", "inspect", stack.container(service)))[0]["Config"]["Env"]
-        assert {name for name in RANDOM if stack.value(name) in " ".join(said)} == SECRETS[service] & RANDOM
-        has_password = any(line.startswith("AIRFLOW_ADMIN_PASSWORD=") for line in said)
+        variables = json.loads(stack.call("docker", "inspect", stack.container(service)))[0]["Config"]["Env"]
+        assert {name for name in RANDOM if stack.value(name) in " ".join(variables)} == SECRETS[service] & RANDOM
+        has_password = any(line.startswith("AIRFLOW_ADMIN_PASSWORD=") for line in variables)
         assert has_password == (service in ("airflow-init", "flower"))
 
 
-# what an ECS task tries that somebody has taken over: names and addresses → those that answer
+# what a compromised ECS task tries: places (host and port) → those that accept a connection
 REACH = """
 import json, socket, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -51,12 +51,12 @@ def test_a_task_reaches_the_local_aws_and_neither_airflow_nor_its_database_nor_t
     hosts = {*SERVICES, "tasks-aws", "host.docker.internal", "1.1.1.1"}
     hosts |= {one[name] for own in networks.values() for one in own.values() for name in ("IPAddress", "Gateway")}
     for name in ("default", "data", "tasks"):
-        said = json.loads(stack.call("docker", "network", "inspect", f"{stack.project}_{name}"))[0]
-        hosts |= {one.get("Gateway", "") for one in said["IPAM"]["Config"]}
+        network = json.loads(stack.call("docker", "network", "inspect", f"{stack.project}_{name}"))[0]
+        hosts |= {one.get("Gateway", "") for one in network["IPAM"]["Config"]}
     hosts |= {one.address for all_of in psutil.net_if_addrs().values() for one in all_of if one.family == AF_INET}
     published = [int(stack.value(name)) for name in ("AIRFLOW_PORT", "FLOWER_PORT", "BUSCO_AWS_PORT")]
     own = networks["local-aws"][stack.network]["IPAddress"]
-    # a program of this machine that listens everywhere, as many do
+    # a program on this machine that listens on all interfaces, as many do
     with socket.create_server(("", 0)) as everywhere:
         ports = (*PORTS, *published, everywhere.getsockname()[1])
         places = json.dumps([(host, port) for host in sorted(hosts - {"", "127.0.0.1"}) for port in ports])
@@ -65,16 +65,16 @@ def test_a_task_reaches_the_local_aws_and_neither_airflow_nor_its_database_nor_t
             command = ["docker", "run", "--rm", "--network", network, "--entrypoint", "python", "busco-dbt:local"]
             return {(host, port) for host, port in json.loads(stack.call(*command, "-c", REACH, places))}
 
-        # the service's own name is Compose's on each network that it is on
+        # Compose resolves a service's own name on each of its networks
         assert reached(stack.network) == {(name, 4566) for name in ("tasks-aws", "local-aws", own)}
-        # and where it is not shut out it reaches them: the places are right ones
+        # a container on the network `data` does reach these services, so the tested places are right
         assert reached(f"{stack.project}_data") >= {
             ("postgres", 5432), ("redis", 6379), ("airflow-webserver", 8080), ("flower", 5555),
         }  # fmt: skip
 
 
-# what a local AWS tries that somebody has taken over: it has no socket of Docker's, and the starter takes no such thing
-TAKEN_OVER = """
+# what a compromised local AWS tries: it doesn't have Docker's socket, and the starter refuses all of these requests
+COMPROMISED = """
 import os, sys
 from busco.embedded.starter import LostError, StartError
 from busco.embedded.starter_client import SocketStarter
@@ -116,9 +116,9 @@ except OSError as error:
 """
 
 
-def test_a_local_aws_that_was_taken_over_gets_from_the_starter_what_a_task_gets_and_no_more(stack: Stack) -> None:
+def test_a_compromised_local_aws_can_start_nothing_but_ordinary_tasks(stack: Stack) -> None:
     others = [stack.container(service) for service in ("postgres", "airflow-webserver")]
-    said = stack.compose("exec", "-T", "local-aws", "python", "-", *others, given=TAKEN_OVER).splitlines()
+    printed = stack.compose("exec", "-T", "local-aws", "python", "-", *others, given=COMPROMISED).splitlines()
     expected = [
         "definition.volumes.0.host: is not supported here",
         "definition.containerDefinitions.0.privileged: ",
@@ -128,24 +128,24 @@ def test_a_local_aws_that_was_taken_over_gets_from_the_starter_what_a_task_gets_
         *[f"No such container: {one}" for one in others],
         "Read-only file system",
     ]
-    for line, words in zip(said, expected, strict=True):
-        assert line.startswith(words)
+    for line, start in zip(printed, expected, strict=True):
+        assert line.startswith(start)
     assert stack.states() == dict.fromkeys(SERVICES, "healthy")
 
 
-def nothing_but_a_task(stack: Stack) -> None:
-    """Asserts of the tasks that run now that they have what a task needs, and nothing else of the machine."""
+def assert_tasks_are_confined(stack: Stack) -> None:
+    """Asserts that the running tasks have what a task needs and no other access to the machine."""
     for container in stack.tasks():
-        said = json.loads(stack.call("docker", "inspect", container))[0]
-        assert list(said["NetworkSettings"]["Networks"]) == [stack.network]
-        assert {one["Destination"]: one["RW"] for one in said["Mounts"]} == {
+        inspected = json.loads(stack.call("docker", "inspect", container))[0]
+        assert list(inspected["NetworkSettings"]["Networks"]) == [stack.network]
+        assert {one["Destination"]: one["RW"] for one in inspected["Mounts"]} == {
             "/tmp": True, "/opt/busco/lib/busco": False, "/opt/busco/dbt_project": False,
         }  # fmt: skip
-        host = said["HostConfig"]
+        host = inspected["HostConfig"]
         assert (host["CapDrop"], host["CapAdd"], host["Privileged"]) == (["ALL"], None, False)
         assert (host["ReadonlyRootfs"], host["SecurityOpt"]) == (True, ["no-new-privileges:true"])
-        assert (said["Config"]["User"], said["Config"]["Entrypoint"]) == ("10001:10001", ["busco"])
+        assert (inspected["Config"]["User"], inspected["Config"]["Entrypoint"]) == ("10001:10001", ["busco"])
         assert host["Memory"] > 0
         assert host["NanoCpus"] > 0
-        told = " ".join(said["Config"]["Env"])
-        assert not [name for name in RANDOM if stack.value(name) in told]
+        variables = " ".join(inspected["Config"]["Env"])
+        assert not [name for name in RANDOM if stack.value(name) in variables]

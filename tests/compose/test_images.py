@@ -1,4 +1,4 @@
-"""What the images have in them, and what never reaches them."""
+"""What the images contain, and what never gets into them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.compose.stack import ROOT, Stack
 
 IMAGES = {"busco-dbt:local": "10001", "busco-local-aws:local": "10001", "busco-airflow:local": "50000"}
 CANARY = "canary-4f1d-secret"
-# where a secret might lie on somebody's machine: none of it may get into a build
+# files in which a developer's machine could have a secret: none of them may get into a build
 PLANTED = (
     ".env", ".env.production", "src/.env", "config/.env.local", "dags/.env", ".busco/secrets/fernet",
     ".aws/credentials", "deploy/aws/key.pem", "plugins/tls.key", "dbt_project/target/run.sql",
     "dbt_project/logs/dbt.log", "requirements/.netrc", "scripts/private.sh", "notes.txt",
 )  # fmt: skip
-# what an access key of AWS, a private key and a password in a URL look like
+# patterns of an AWS access key, a private key and a password in a URL
 SECRETS = (
     re.compile(rb"\bAKIA[0-9A-Z]{16}\b"),
     re.compile(rb"-----BEGIN (RSA |EC |OPENSSH |)PRIVATE KEY-----"),
@@ -37,12 +37,12 @@ def image(request: pytest.FixtureRequest) -> str:
 
 
 def inspected(image: str) -> dict[str, Any]:
-    said = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=True)
-    return dict(json.loads(said.stdout)[0])
+    done = subprocess.run(["docker", "image", "inspect", image], capture_output=True, check=True)
+    return dict(json.loads(done.stdout)[0])
 
 
 def layers(image: str) -> Iterator[tarfile.TarFile]:
-    """Each layer of an image, those that are hidden by later ones too."""
+    """Yields each layer of an image, including files that later layers hide."""
     saved = subprocess.run(["docker", "save", image], capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(saved)) as whole:
         for name in json.load(whole.extractfile("manifest.json"))[0]["Layers"]:  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def layers(image: str) -> Iterator[tarfile.TarFile]:
                 yield layer
 
 
-def test_nothing_but_what_is_named_reaches_a_build(tmp_path: Path) -> None:
+def test_no_file_with_a_secret_reaches_the_build_context(tmp_path: Path) -> None:
     stack = Stack.copied(tmp_path / "copy", "none")
     for name in PLANTED:
         path = stack.home / name
@@ -60,12 +60,12 @@ def test_nothing_but_what_is_named_reaches_a_build(tmp_path: Path) -> None:
         ["docker", "build", "--quiet", "--file", "-", "--output", f"type=local,dest={tmp_path / 'context'}", "."],
         cwd=stack.home, input=b"FROM scratch\nCOPY . /\n", check=True, capture_output=True,
     )  # fmt: skip
-    came = [path for path in (tmp_path / "context").rglob("*") if path.is_file()]
-    assert (tmp_path / "context/src/busco/settings.py") in came
-    assert [path for path in came if CANARY in path.read_text(errors="ignore")] == []
+    received = [path for path in (tmp_path / "context").rglob("*") if path.is_file()]
+    assert (tmp_path / "context/src/busco/settings.py") in received
+    assert [path for path in received if CANARY in path.read_text(errors="ignore")] == []
 
 
-def test_no_layer_and_no_setting_of_an_image_has_a_secret(image: str) -> None:
+def test_no_layer_and_no_setting_of_an_image_contains_a_secret(image: str) -> None:
     own = env_values()
     found = []
     for layer in layers(image):
@@ -85,7 +85,7 @@ def test_no_layer_and_no_setting_of_an_image_has_a_secret(image: str) -> None:
 
 
 def env_values() -> list[str]:
-    """The random values of this checkout's .env, if it has one."""
+    """Returns the random values in this checkout's .env, if it has one."""
     env = ROOT / ".env"
     if not env.is_file():
         return []
@@ -93,20 +93,20 @@ def env_values() -> list[str]:
     return [value for name, value in pairs if re.search(r"PASSWORD|SECRET_KEY|FERNET", name) and "_ADMIN_" not in name]
 
 
-def test_an_image_is_of_an_ordinary_user_and_says_its_commit(image: str) -> None:
+def test_an_image_runs_as_an_ordinary_user_and_its_label_names_its_commit(image: str) -> None:
     config = inspected(image)["Config"]
     assert config["User"].split(":")[0] == IMAGES[image]
     assert re.fullmatch(r"[0-9a-f]{12}\+?", config["Labels"]["org.opencontainers.image.revision"])
 
 
-def test_an_image_has_no_tools_that_only_builds_need(image: str) -> None:
+def test_an_image_has_no_build_tools(image: str) -> None:
     script = "command -v gcc cc make git curl; ls -d /build /opt/busco/.git /opt/busco/tests"
     command = ["docker", "run", "--rm", "--entrypoint", "sh", image, "-c", script]
     assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == ""
 
 
-def test_airflow_s_image_has_dags_configuration_and_graph_inside() -> None:
-    """It needs nothing mounted, no network, and writes only where Airflow's home and scratch are."""
+def test_airflow_s_image_contains_dags_configuration_and_graph() -> None:
+    """It needs no mounts and no network, and writes only to Airflow's home and /tmp."""
     program = (
         "from airflow.models import DagBag; bag = DagBag(include_examples=False);"
         " print(sorted(bag.dags), bag.import_errors)"

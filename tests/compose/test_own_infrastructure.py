@@ -1,4 +1,4 @@
-"""Whoever has buckets, databases, roles and a cluster already gives their names in .env, and deploys none of ours."""
+"""Users who already have buckets, databases, roles and a cluster name them in .env and deploy none of our templates."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ BUCKETS = {kind: f"acme-{kind}-of-2019" for kind in ("lake", "landing", "logs")}
 SIZES = {"small": ("1024", "2048"), "medium": ("1024", "4096"), "large": ("2048", "8192")}
 
 
-def test_names_and_arns_of_one_s_own_do_as_well_as_our_templates(stack: Stack) -> None:
-    said = stack.compose("exec", "-T", "local-aws", "cat", "/var/lib/busco/aws.env")
-    variables = dict(line.split("=", 1) for line in said.splitlines())
+def test_a_run_uses_existing_resources_that_env_names_instead_of_our_templates(stack: Stack) -> None:
+    text = stack.compose("exec", "-T", "local-aws", "cat", "/var/lib/busco/aws.env")
+    variables = dict(line.split("=", 1) for line in text.splitlines())
     owner = Pair(variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"])
 
     def aws(service: str) -> Any:
         return client(service, f"http://127.0.0.1:{stack.value('BUSCO_AWS_PORT')}", REGION, owner)
 
-    # the local AWS deploys our templates with that prefix, too, and anew: what was there but S3's is gone
+    # the local AWS restarts and deploys our templates with this prefix; only the content of S3 outlives the restart
     stack.set(BUSCO_GLUE_PREFIX="acme_")
     stack.compose("up", "--detach", "--wait", "local-aws")
     cluster, definitions, topic, roles = made(aws, "busco-dbt:local")
@@ -43,11 +43,11 @@ def test_names_and_arns_of_one_s_own_do_as_well_as_our_templates(stack: Stack) -
     ours = objects(aws, "busco-lake-000000000000-us-east-1")
     stack.set(**own)
     stack.compose("up", "--detach", "--wait")
-    there = ["exec", "-T", *[word for name, value in own.items() for word in ("-e", f"{name}={value}")]]
-    told = json.loads(stack.compose("exec", "-T", "airflow-worker", "busco", "doctor", "--format", "json"))
-    assert told["ok"], told
-    stack.compose(*there, "local-aws", "busco", "sample", "--orders", "500", "--out", "/var/lib/busco/own")
-    stack.compose(*there, "local-aws", "busco", "ingest", "/var/lib/busco/own")
+    with_names = ["exec", "-T", *[word for name, value in own.items() for word in ("-e", f"{name}={value}")]]
+    report = json.loads(stack.compose("exec", "-T", "airflow-worker", "busco", "doctor", "--format", "json"))
+    assert report["ok"], report
+    stack.compose(*with_names, "local-aws", "busco", "sample", "--orders", "500", "--out", "/var/lib/busco/own")
+    stack.compose(*with_names, "local-aws", "busco", "ingest", "/var/lib/busco/own")
     run = stack.start()
     assert stack.finish(run) == "success", stack.task_states(run)
 
@@ -56,24 +56,26 @@ def test_names_and_arns_of_one_s_own_do_as_well_as_our_templates(stack: Stack) -
     assert len(tables) == 12
     for table in tables.values():
         assert table["StorageDescriptor"]["Location"].startswith(f"s3://{BUCKETS['lake']}/")
-    asked = ["busco", "query", "--format", "csv", "select count(*) as n from acme_gold.fct_orders"]
-    assert stack.compose(*there, "local-aws", *asked).split() == ["n", "500"]
+    query = ["busco", "query", "--format", "csv", "select count(*) as n from acme_gold.fct_orders"]
+    assert stack.compose(*with_names, "local-aws", *query).split() == ["n", "500"]
     assert any(key.startswith("airflow/dag_id=lakehouse") for key in objects(aws, BUCKETS["logs"]))
     streams = aws("logs").describe_log_streams(logGroupName="/acme/models")["logStreams"]
     assert streams
     assert all(stream["logStreamName"].startswith("models/runner/") for stream in streams)
-    assert objects(aws, "busco-lake-000000000000-us-east-1") == ours, "nothing of it went to our lake"
+    assert objects(aws, "busco-lake-000000000000-us-east-1") == ours, "nothing was written to our lake"
 
 
 def objects(aws: Any, bucket: str) -> set[str]:
     pages = aws("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket)
-    # doctor's own is written anew each time
+    # doctor writes its own object each time
     return {one["Key"] for page in pages for one in page.get("Contents", []) if not one["Key"].endswith("doctor.json")}
 
 
 def made(aws: Any, image: str) -> tuple[str, dict[str, str], str, dict[str, str]]:
-    """All that our templates have, by plain calls: the ARNs of the cluster, of the task definitions by size, of the
-    topic and of the roles by name."""
+    """Creates all resources of our templates with plain API calls.
+
+    Returns the ARNs of the cluster, of the task definitions by size, of the topic, and of the roles by name.
+    """
     for name in BUCKETS.values():
         aws("s3").create_bucket(Bucket=name)
     aws("s3").put_bucket_versioning(Bucket=BUCKETS["landing"], VersioningConfiguration={"Status": "Enabled"})
@@ -86,7 +88,7 @@ def made(aws: Any, image: str) -> tuple[str, dict[str, str], str, dict[str, str]
     topic = aws("sns").create_topic(Name="acme-on-call")["TopicArn"]
     cluster = aws("ecs").create_cluster(clusterName="acme")["cluster"]["clusterArn"]
     everything = {"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
-    # whoever has a role of his own for Airflow gives it what it needs
+    # users with an Airflow role of their own grant it what it needs
     outputs = aws("cloudformation").describe_stacks(StackName="busco-ecs")["Stacks"][0]["Outputs"]
     airflow = next(one["OutputValue"] for one in outputs if one["OutputKey"] == "AirflowRoleArn")
     aws("iam").put_role_policy(

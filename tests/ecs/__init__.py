@@ -1,1 +1,1 @@
-"""The DAG on ECS, with real containers: in Airflow's environment, on a local AWS with Docker (make test-stack)."""
+"""Tests of the DAG on ECS with real containers: in Airflow's environment, a local AWS with Docker (make test-stack)."""

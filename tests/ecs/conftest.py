@@ -1,4 +1,4 @@
-"""An image of a small project, made from the one that is shipped; left out, with a word, without Docker."""
+"""An image of a small project, built from the shipped image; without Docker, these tests are skipped with a message."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.airflow.driver import ROOT, Driver, platform
 from tests.left_out import leave_out
 
 IMAGE = os.environ.get("BUSCO_DBT_IMAGE") or "busco-dbt:local"
-# a task with this folder in its PYTHONPATH sleeps, whatever its command, and ends as a runner does that is told to
+# a task with this folder in its PYTHONPATH sleeps, whatever its command, and ends like a runner that is stopped
 SLEEPERS = "/opt/sleepers"
 SLEEP = "import os, signal, time\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(3))\nwhile True: time.sleep(1)\n"
 PROJECT = ROOT / "tests/projects/stack/dbt_project"
 
 
 def docker(*arguments: str, check: bool = True) -> str:
-    """A Docker command's output."""
+    """Runs a Docker command and returns its output."""
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 or not check, done.stderr
     return done.stdout.strip()
@@ -34,7 +34,7 @@ def _missing() -> str:
     if shutil.which("docker") is None or not docker("version", "--format", "{{.Server.Version}}", check=False):
         return "Docker can't be reached"
     if not docker("image", "ls", "--quiet", IMAGE):
-        return f"the image {IMAGE} is not here: make image"
+        return f"the image {IMAGE} is missing: make image"
     return ""
 
 
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The shipped image with the small project in place of its own."""
+    """Builds the shipped image with the small project instead of its own."""
     folder, tag = tmp_path_factory.mktemp("image"), f"busco-test:{uuid.uuid4().hex[:12]}"
     shutil.copytree(PROJECT, folder / "dbt_project")
     (folder / "sitecustomize.py").write_text(SLEEP)
@@ -61,7 +61,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def shared_runners(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Driver]:
-    """A platform whose runs have a shared runner in a small container; several modules use it."""
+    """A platform whose runs use a shared runner in a small container; several modules use this platform."""
     variables = {"BUSCO_EXECUTION": "ecs_shared", "BUSCO_DBT_IMAGE": image, "BUSCO_ECS_SIZE": "small"}
     variables |= {"BUSCO_RUNNER_SILENCE": "20", "BUSCO_MAINTENANCE_SCHEDULE": ""}
     with platform(tmp_path_factory.mktemp("shared"), PROJECT, **variables) as made:
@@ -69,7 +69,7 @@ def shared_runners(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iter
 
 
 class Tasks:
-    """The containers of a platform's ECS tasks, as Docker has them."""
+    """The containers of a platform's ECS tasks, as Docker reports them."""
 
     def __init__(self, driver: Driver) -> None:
         self.label = f"label={docker_engine.owner_label(driver.home / '.busco')}"
@@ -87,7 +87,7 @@ class Tasks:
 
 @pytest.fixture
 def tasks(driver: Driver) -> Iterator[Tasks]:
-    """The containers of the module's platform; none is left after the test."""
+    """The containers of the module's platform; after the test, waits until none is left."""
     found = Tasks(driver)
     yield found
     driver.wait(lambda: not found.all(), 60)

@@ -1,4 +1,4 @@
-"""The DAGs `ecs_check` and `maintenance`, over an ECS that runs real containers."""
+"""The DAGs `ecs_check` and `maintenance` on an ECS that runs real containers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from busco.settings import get_settings
 from tests.airflow.driver import ENVIRONMENT, Driver
 from tests.ecs.conftest import SLEEPERS
 
-# A task that waits in the triggerer, as those of a run's models do.
+# A task that waits in the triggerer, like the model tasks of a run.
 WAITING = """
 from datetime import timedelta
 import pendulum
@@ -39,7 +39,7 @@ def driver(shared_runners: Driver) -> Driver:
 # -- ecs_check --------------------------------------------------------------------------------------------------------
 
 
-def test_ecs_check_is_green_and_its_log_has_what_the_container_saw(driver: Driver) -> None:
+def test_ecs_check_succeeds_and_logs_what_the_container_saw(driver: Driver) -> None:
     run = driver.start("ecs_check")
     driver.green(run, "ecs_check")
     log = driver.log(run, "doctor", "ecs_check")
@@ -48,7 +48,7 @@ def test_ecs_check_is_green_and_its_log_has_what_the_container_saw(driver: Drive
     assert "13 ok, 0 failed, 10 skipped" in log
 
 
-def test_ecs_check_is_red_and_its_log_says_what_to_mend(driver: Driver) -> None:
+def test_ecs_check_fails_and_logs_what_to_fix(driver: Driver) -> None:
     glue = client("glue", get_settings())
     glue.delete_database(Name="busco_silver")
     try:
@@ -77,12 +77,12 @@ class Sleepers:
         )["taskDefinition"]["taskDefinitionArn"]  # fmt: skip
 
     def start(self, run: str, epoch: int = 1, **request: Any) -> str:
-        """Started as runners are; gives the task's ARN."""
+        """Starts a task in the same way as a runner; returns its ARN."""
         command = ["runner", "--run", run, "--epoch", str(epoch), "--order", "shared", "--generation", "1"]
         variables = [{"name": "BUSCO_ENVIRONMENT", "value": "prod"}]
         override = {"name": self.settings.ecs_container, "command": command, "environment": variables}
-        wanted = {"startedBy": f"busco-{epoch}", "overrides": {"containerOverrides": [override]}, **request}
-        answer = self.ecs.run_task(cluster=self.settings.ecs_cluster, taskDefinition=self.family, **wanted)
+        options = {"startedBy": f"busco-{epoch}", "overrides": {"containerOverrides": [override]}, **request}
+        answer = self.ecs.run_task(cluster=self.settings.ecs_cluster, taskDefinition=self.family, **options)
         return str(answer["tasks"][0]["taskArn"])
 
     def task(self, arn: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Sleepers:
 
 @pytest.fixture
 def airflow_database(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sessions on the embedded Airflow's database, as a worker of it has them."""
+    """Connects Airflow's sessions to the embedded Airflow's database, as in one of its workers."""
     from airflow.settings import Session
     from sqlalchemy import create_engine
 
@@ -131,7 +131,7 @@ def test_maintenance_stops_the_runners_that_nobody_follows_and_nothing_else(
     try:
         driver.wait(lambda: tasks.states(kept | unfollowed) == {"RUNNING"})
         driver.green(driver.start("maintenance"), "maintenance")
-        assert tasks.states(unfollowed) == {"RUNNING"}, "they are not two minutes old"
+        assert tasks.states(unfollowed) == {"RUNNING"}, "they are less than two minutes old"
 
         slots = Slots.of_airflow(10)
         for token, arn in {"a": over, "b": followed}.items():
@@ -150,6 +150,6 @@ def test_maintenance_stops_the_runners_that_nobody_follows_and_nothing_else(
 
         assert reaper.reap() == []
         assert reaper.free_places() == 1
-        assert [holder.token for holder in slots.holders()] == ["b"], "the place of what is gone is free"
+        assert [holder.token for holder in slots.holders()] == ["b"], "the slot of the stopped task is free again"
     finally:
         tasks.stop(kept | unfollowed)

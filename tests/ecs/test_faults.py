@@ -1,6 +1,6 @@
-"""All that can happen to a run on ECS, with real containers: it ends right, nothing is built twice, none is left.
+"""Faults during a run on ECS, with real containers: it succeeds, builds nothing twice and leaves no container behind.
 
-One of each kind is in test_shared_runner.py; here is the rest (`make test-long`).
+One fault of each kind is tested in test_shared_runner.py; the others are here (`make test-long`).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from tests.ecs.conftest import PROJECT, Tasks, docker
 from tests.ecs.runs import (
     FCT,
     LIMIT,
-    agree,
-    at_work,
+    assert_complete,
+    assert_states_match,
+    assert_succeeds,
     deliver,
-    ends_right,
     kill_service,
     opened,
     results,
     run_out_of_memory,
-    shows_all_that_was_delivered,
+    start_slow_run,
 )
 from tests.loopback import WAY, serving
 
@@ -50,7 +50,7 @@ def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def shared(driver: Driver) -> bool:
-    """Whether one runner is for the whole run."""
+    """Whether one runner serves the whole run."""
     return get_settings().execution == "ecs_shared"
 
 
@@ -73,28 +73,28 @@ def stopped(_: str) -> None:
 def test_a_container_that_is_lost_is_replaced(
     driver: Driver, tasks: Tasks, day: int, harm: Callable[[str], None], shared: bool
 ) -> None:
-    run, container = at_work(driver, tasks, harm.__name__, day)
+    run, container = start_slow_run(driver, tasks, harm.__name__, day)
     harm(container)
-    ends_right(driver, run, 2 if shared else None)
+    assert_succeeds(driver, run, 2 if shared else None)
 
 
 @pytest.mark.parametrize(
     ("day", "services"),
     [(4, ("scheduler",)), (5, ("triggerer",)), (6, ("webserver",)), (7, ("triggerer", "scheduler", "webserver"))],
 )
-def test_services_that_are_killed_and_started_again_find_the_containers(
+def test_services_that_are_killed_and_restarted_find_the_containers(
     driver: Driver, tasks: Tasks, day: int, services: tuple[str, ...], shared: bool
 ) -> None:
-    run, container = at_work(driver, tasks, "-".join(services), day)
+    run, container = start_slow_run(driver, tasks, "-".join(services), day)
     for service in services:
         kill_service(service)
     assert container in tasks.running()
     airflow.up(get_settings(), lambda _: None)
-    ends_right(driver, run, 1 if shared else None)
+    assert_succeeds(driver, run, 1 if shared else None)
 
 
 @pytest.mark.parametrize(("day", "task"), [(8, "pin"), (9, "publish")])
-def test_a_worker_that_is_killed_is_followed_by_another_try(driver: Driver, tasks: Tasks, day: int, task: str) -> None:
+def test_a_task_whose_worker_is_killed_is_tried_again(driver: Driver, tasks: Tasks, day: int, task: str) -> None:
     deliver(driver, f"worker-{task}", day, 1)
     hit = threading.Event()
 
@@ -118,22 +118,20 @@ def test_a_worker_that_is_killed_is_followed_by_another_try(driver: Driver, task
     finally:
         hit.set()
         watching.join()
-    ends_right(driver, run)
+    assert_succeeds(driver, run)
     assert driver.tries(run)[task] > 1
 
 
-def test_the_local_aws_may_be_restarted(driver: Driver, tasks: Tasks) -> None:
-    run, container = at_work(driver, tasks, "restarted", 10)
+def test_the_local_aws_can_be_restarted(driver: Driver, tasks: Tasks) -> None:
+    run, container = start_slow_run(driver, tasks, "restarted", 10)
     driver.busco("aws", "down")
-    assert container not in tasks.all(), "its containers end with it"
+    assert container not in tasks.all(), "its containers end when it stops"
     driver.busco("aws", "up")
-    ends_right(driver, run)
+    assert_succeeds(driver, run)
 
 
-def test_a_model_that_runs_out_of_memory_twice_fails_and_the_rest_goes_on_until_it_is_cleared(
-    driver: Driver, tasks: Tasks
-) -> None:
-    run, container = at_work(driver, tasks, "memory", 11)
+def test_a_model_that_runs_out_of_memory_twice_fails_while_other_models_are_built(driver: Driver, tasks: Tasks) -> None:
+    run, container = start_slow_run(driver, tasks, "memory", 11)
     run_out_of_memory(container)
     driver.wait(lambda: any(r.size == "medium" for r in opened(driver, run).runners()), LIMIT)
     (larger,) = [r for r in opened(driver, run).runners() if r.size == "medium"]
@@ -146,16 +144,14 @@ def test_a_model_that_runs_out_of_memory_twice_fails_and_the_rest_goes_on_until_
     assert states["models.fct.run"] == "failed"
     assert states["models.customers.run"] == "success"
     assert "ran out of memory" in driver.log(run, "models.fct.run")
-    agree(driver, run)
-    # cleared with what it has blocked
+    assert_states_match(driver, run)
+    # clears the task and the tasks downstream that it blocked
     driver.clear(run, "models.fct.run")
-    ends_right(driver, run)
+    assert_succeeds(driver, run)
 
 
-def test_a_model_that_is_marked_failed_has_its_runner_stopped_and_is_built_when_it_is_cleared(
-    driver: Driver, tasks: Tasks
-) -> None:
-    run, container = at_work(driver, tasks, "marked", 12)
+def test_marking_a_model_failed_stops_its_runner_and_clearing_it_builds_the_model(driver: Driver, tasks: Tasks) -> None:
+    run, container = start_slow_run(driver, tasks, "marked", 12)
     before = driver.live()
     driver.wait(lambda: driver.states(run)["models.customers.run"] == "success", LIMIT)
     driver.wait(lambda: driver.states(run)["models.customers.test"] == "success", LIMIT)
@@ -165,42 +161,42 @@ def test_a_model_that_is_marked_failed_has_its_runner_stopped_and_is_built_when_
     assert driver.live() == before
     driver.wait(lambda: not tasks.running(), 60)
     driver.clear(run, "models.fct.run")
-    ends_right(driver, run)
+    assert_succeeds(driver, run)
 
 
-def test_a_model_that_is_cleared_at_work_is_built_by_a_runner_of_its_own(driver: Driver, tasks: Tasks) -> None:
-    run, _ = at_work(driver, tasks, "cleared", 13)
+def test_a_model_that_is_cleared_while_it_is_built_gets_a_runner_of_its_own(driver: Driver, tasks: Tasks) -> None:
+    run, _ = start_slow_run(driver, tasks, "cleared", 13)
     driver.clear(run, "models.fct.run")
     driver.green(run, limit=LIMIT)
     entered = opened(driver, run).entries()["gold.fct"].version
     assert entered is not None
     (made,) = [result for result in results(driver, run, FCT) if result.made == entered.version]
     assert not made.fenced
-    shows_all_that_was_delivered(driver, run)
+    assert_complete(driver, run)
 
 
-def test_a_whole_run_that_is_cleared_at_work_begins_anew_in_a_new_epoch(driver: Driver, tasks: Tasks) -> None:
-    run, container = at_work(driver, tasks, "whole", 14)
+def test_a_run_that_is_cleared_while_it_is_running_starts_over_in_a_new_epoch(driver: Driver, tasks: Tasks) -> None:
+    run, container = start_slow_run(driver, tasks, "whole", 14)
     driver.clear(run, "pin")
     driver.wait(lambda: container not in tasks.running(), 60)
-    ends_right(driver, run)
+    assert_succeeds(driver, run)
     assert newest_epoch(driver.store, ENVIRONMENT, run_key(DAG, run)) == 2
-    # and one that is done: the same tables, nothing built again
+    # clearing a finished run starts another epoch too
     driver.clear(run, "pin")
     driver.green(run, limit=LIMIT)
     assert newest_epoch(driver.store, ENVIRONMENT, run_key(DAG, run)) == 3
 
 
-def test_of_two_triggerers_one_is_killed_and_the_other_goes_on(driver: Driver, tasks: Tasks, shared: bool) -> None:
+def test_if_one_of_two_triggerers_is_killed_the_other_takes_over(driver: Driver, tasks: Tasks, shared: bool) -> None:
     with a_second_triggerer():
-        run, _ = at_work(driver, tasks, "two", 15)
-        # the first one's triggers are the second's when its heartbeat is half a minute old
+        run, _ = start_slow_run(driver, tasks, "two", 15)
+        # the second triggerer takes over the first one's triggers once its heartbeat is 30 s old
         kill_service("triggerer")
-        ends_right(driver, run, 1 if shared else None)
+        assert_succeeds(driver, run, 1 if shared else None)
     airflow.up(get_settings(), lambda _: None)
 
 
-def test_what_ecs_does_wrong_is_survived(driver: Driver, tasks: Tasks, shared: bool) -> None:
+def test_a_run_survives_failures_of_ecs(driver: Driver, tasks: Tasks, shared: bool) -> None:
     deliver(driver, "wire", 16, 1)
     proxy = Proxy(str(get_settings().endpoint_url))
     with through(proxy):
@@ -214,18 +210,18 @@ def test_what_ecs_does_wrong_is_survived(driver: Driver, tasks: Tasks, shared: b
         )
         proxy.fail("DescribeTasks", *[error("ServerException", "Service Unavailable", 500)] * 3)
         run = driver.start()
-        ends_right(driver, run, 1 if shared else None)
+        assert_succeeds(driver, run, 1 if shared else None)
         assert proxy.calls.count("RunTask") > 5
-        # no stream, no log: no result waits for it
+        # a missing log stream doesn't delay any result
         proxy.fail("GetLogEvents", *[error("ResourceNotFoundException", "no such stream")] * 20)
         deliver(driver, "role", 17, 1)
         proxy.fail("RunTask", error("ClientException", "ECS was unable to assume the role 'arn:aws:iam::1:role/gone'"))
         run = driver.start()
         assert driver.finish(run, limit=LIMIT) == "failed"
         assert "role" in driver.log(run, "models.orders.run")
-        agree(driver, run)
+        assert_states_match(driver, run)
         driver.clear(run, "models.orders.run")
-        ends_right(driver, run)
+        assert_succeeds(driver, run)
 
 
 @contextmanager
@@ -242,7 +238,7 @@ def a_second_triggerer() -> Iterator[None]:
 
 @contextmanager
 def through(proxy: Proxy) -> Iterator[None]:
-    """Airflow reaches the local AWS through a proxy; containers do not."""
+    """Airflow, but not the containers, reaches the local AWS through a proxy."""
 
     def restarted() -> None:
         get_settings.cache_clear()

@@ -1,4 +1,4 @@
-"""BUSCO_EXECUTION=ecs: a container for each model, in the order that Airflow gives."""
+"""BUSCO_EXECUTION=ecs: a container for each model, in the order that Airflow determines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Dri
         yield made
 
 
-def test_each_model_has_a_container_never_more_at_once_than_there_are_places(driver: Driver) -> None:
+def test_each_model_has_a_container_and_no_more_run_at_once_than_there_are_slots(driver: Driver) -> None:
     tasks, most, over = Tasks(driver), [0], threading.Event()
 
     def count() -> None:
@@ -38,13 +38,13 @@ def test_each_model_has_a_container_never_more_at_once_than_there_are_places(dri
     runners = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()
     assert {runner.kind for runner in runners} == {"solo"}
     nodes = [node for runner in runners for node in runner.nodes]
-    assert len(nodes) == len(set(nodes)), "no node is for two"
+    assert len(nodes) == len(set(nodes)), "no node belongs to two runners"
     made = {"orders", "fct", "months", "customers", "docs"}
-    assert {runner.task for runner in runners} == made | {""}, "the tests over several models have a runner of no task"
+    assert {runner.task for runner in runners} == made | {""}, "the runner of joint tests belongs to no task"
     assert most[0] == 1
     assert "waiting for a slot" in "".join(driver.log(run, f"models.{name}.run") for name in ("fct", "customers"))
     driver.wait(lambda: not tasks.all(), 60)
-    # a test that is cleared alone has a runner that only tests
+    # a test that is cleared alone gets a runner that only runs tests
     driver.clear(run, "models.fct.test", downstream=False)
     driver.green(run, limit=120)
     again = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()[len(runners) :]

@@ -1,4 +1,4 @@
-"""The warehouse on ECS: the same tables whichever way it runs."""
+"""The warehouse has the same tables in each execution mode."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
 
 
 def built(driver: Driver, execution: str) -> tuple[dict[str, str], list[str]]:
-    """All tables, built anew in this way to run: a hash of each one's rows (doubles to ten digits); and its runners."""
+    """Rebuilds all tables in an execution mode.
+
+    Returns a hash of each table's rows, with doubles rounded to ten digits, and the run's runners.
+    """
     os.environ["BUSCO_EXECUTION"] = execution
     get_settings.cache_clear()
     airflow.down(get_settings(), lambda _: None)
@@ -44,16 +47,14 @@ def built(driver: Driver, execution: str) -> tuple[dict[str, str], list[str]]:
         rows = driver.busco(
             "query", "--engine", "duckdb", "--format", "csv", f"select * from busco_{table} order by all"
         )
-        # a mean of doubles depends on how many threads have added them up, in its last digits
+        # the last digits of a mean of doubles depend on how many threads added them up
         rounded = DOUBLE.sub(lambda found: f"{float(found[0]):.10g}", rows)
         hashes[table] = hashlib.sha256(rounded.encode()).hexdigest()
     runners = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()
     return hashes, [f"{runner.launcher}/{runner.kind}" for runner in runners]
 
 
-def test_the_whole_warehouse_is_built_by_one_container_to_the_tables_that_a_process_here_builds(
-    driver: Driver, tmp_path: Path
-) -> None:
+def test_a_container_builds_the_same_tables_of_the_warehouse_as_a_local_process(driver: Driver, tmp_path: Path) -> None:
     driver.busco("sample", "--orders", "2000", "--out", str(tmp_path / "sample"))
     driver.busco("ingest", str(tmp_path / "sample"))
     shared, runners = built(driver, "ecs_shared")
@@ -65,8 +66,8 @@ def test_the_whole_warehouse_is_built_by_one_container_to_the_tables_that_a_proc
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not os.environ.get("OLIST_DIR"), reason="OLIST_DIR is unset: the folder of Olist's CSV files")
-def test_real_data_give_the_same_tables_value_for_value_in_all_three_ways(driver: Driver) -> None:
+@pytest.mark.skipif(not os.environ.get("OLIST_DIR"), reason="OLIST_DIR (the folder with Olist's CSV files) is not set")
+def test_real_data_produces_identical_tables_in_all_three_execution_modes(driver: Driver) -> None:
     driver.busco("ingest", os.environ["OLIST_DIR"])
     local, _ = built(driver, "local")
     shared, runners = built(driver, "ecs_shared")

@@ -22,7 +22,7 @@ from tests.oracle.tables import recompute
 from tests.platforms import ENVIRONMENT, ROOT, Platform, platform
 
 OLIST = os.environ.get("OLIST_DIR")
-needs_olist = pytest.mark.skipif(not OLIST, reason="OLIST_DIR is unset: the folder of Olist's CSV files")
+needs_olist = pytest.mark.skipif(not OLIST, reason="OLIST_DIR (the folder with Olist's CSV files) is not set")
 TYPES = {
     "text": "VARCHAR",
     "timestamp": "TIMESTAMP",

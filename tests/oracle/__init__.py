@@ -1,6 +1,6 @@
-"""The sample warehouse computed a second time, without SQL, to compare the platform's tables with."""
+"""A second computation of the sample warehouse, without SQL, with which the platform's tables are compared."""
 
-# The grain of each table: the columns that no two of its rows share.
+# The grain of each table: the columns whose values together identify a row.
 KEYS: dict[str, list[str]] = {
     "silver.orders": ["order_id"],
     "silver.order_items": ["order_id", "item_number"],
@@ -24,7 +24,7 @@ KEYS: dict[str, list[str]] = {
     "gold.mart_payment_mix": ["purchase_month", "payment_type"],
 }
 
-# The columns of each table in order: groups of a type and the columns that have it.
+# The columns of each table in order, grouped by type: each group is a type followed by its columns.
 COLUMNS: dict[str, str] = {
     "silver.orders": "text order_id customer_id status; timestamp purchased_at approved_at shipped_at delivered_at;"
     " date estimated_delivery_on purchased_on purchase_month; bigint _source_row",

@@ -1,4 +1,4 @@
-"""Rows that a query engine gives as text, against a table of the right values and types."""
+"""Compares rows that a query engine returns as text with a table of the expected values and types."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Key = tuple[Any, ...]
 def differences(
     expected: pl.DataFrame, columns: Sequence[str], rows: Iterable[Sequence[str | None]], key: Sequence[str]
 ) -> list[str]:
-    """What is not as expected, in words: the first 20 differences, then how many more there are.
+    """Describes the differences from the expected table: the first 20, and then how many more there are.
 
-    The order of rows and of columns is free, and so are further columns whose name begins with `_`, which say where a
-    row came from. Every other value has to be equal; doubles to a billionth of their size.
+    The order of rows and columns doesn't matter. Additional columns whose name begins with `_`, which record where a
+    row came from, are ignored. All other values have to be equal, doubles to within a billionth of their size.
     """
     problems = _columns(expected, columns)
     if problems and not set(key) <= set(columns):
         return problems
     compared = [column for column in expected.columns if column in columns]
-    wanted, repeated = _by_key(expected.select(compared).iter_rows(named=True), key)
-    problems += [f"expected table: {_show(key, found)} is there more than once" for found in repeated]
+    expected_rows, repeated = _by_key(expected.select(compared).iter_rows(named=True), key)
+    problems += [f"expected table: {_show(key, found)} occurs more than once" for found in repeated]
 
     texts = [tuple(row) for row in rows]
     if len(texts) != expected.height:
@@ -49,9 +49,9 @@ def differences(
         typed.append({column: _value(named[column], parser) for column, parser in parsers.items()})
     actual, repeated = _by_key(typed, key)
     problems += [f"{_show(key, found)}: more than one row" for found in repeated]
-    problems += [f"{_show(key, found)}: row is missing" for found in wanted if found not in actual]
-    problems += [f"{_show(key, found)}: row is not expected" for found in actual if found not in wanted]
-    for found, right in wanted.items():
+    problems += [f"{_show(key, found)}: row is missing" for found in expected_rows if found not in actual]
+    problems += [f"{_show(key, found)}: row is not expected" for found in actual if found not in expected_rows]
+    for found, right in expected_rows.items():
         row_found = actual.get(found, right)
         problems += [
             f"{_show(key, found)}: {column} is {_text(row_found[column])}, expected {_text(right[column])}"
@@ -63,15 +63,15 @@ def differences(
 
 
 def _columns(expected: pl.DataFrame, columns: Sequence[str]) -> list[str]:
-    """Columns that are missing, too many or given twice."""
+    """Describes columns that are missing, unexpected or repeated."""
     missing = [f"column {name} is missing" for name in expected.columns if name not in columns]
     extra = [f"column {n} is not expected" for n in columns if n not in expected.columns and not n.startswith("_")]
-    twice = [f"column {name} is there more than once" for name in sorted(set(columns)) if columns.count(name) > 1]
+    twice = [f"column {name} occurs more than once" for name in sorted(set(columns)) if columns.count(name) > 1]
     return missing + extra + twice
 
 
 def _by_key(rows: Iterable[Row], key: Sequence[str]) -> tuple[dict[Key, Row], list[Key]]:
-    """The first row of each key, and the keys that more rows have."""
+    """Returns the first row of each key, and the keys that several rows have."""
     kept: dict[Key, Row] = {}
     repeated: dict[Key, None] = {}
     for row in rows:
@@ -84,7 +84,7 @@ def _by_key(rows: Iterable[Row], key: Sequence[str]) -> tuple[dict[Key, Row], li
 
 
 class _NoValue(str):
-    """A text that is no value of its column's type, and so equal to none."""
+    """A text that is not a value of its column's type, and therefore equals no value."""
 
 
 def _boolean(text: str) -> bool:
@@ -100,7 +100,7 @@ def _timestamp(text: str) -> datetime:
 
 
 def _parser(kind: pl.DataType) -> Callable[[str], Any]:
-    """What makes a value of the type from its text."""
+    """Returns a function that parses a text as a value of the type."""
     if kind == pl.Boolean:
         return _boolean
     if kind == pl.Date:
@@ -115,11 +115,11 @@ def _parser(kind: pl.DataType) -> Callable[[str], Any]:
         return int
     if kind.is_float():
         return float
-    raise TypeError(f"no text form is known of {kind}")
+    raise TypeError(f"there is no parser for {kind}")
 
 
 def _value(text: str | None, parser: Callable[[str], Any]) -> Any:
-    """The text as a value, or marked where it is none."""
+    """Returns the parsed value, or a `_NoValue` if the text is not a value of the type."""
     if text is None:
         return None
     try:
@@ -141,7 +141,7 @@ def _show(key: Sequence[str], values: Key) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, _NoValue):
-        return f"{str(value)!r}, which is no value of the type"
+        return f"{str(value)!r}, which is not a value of the type"
     if isinstance(value, str):
         return repr(value)
     return "NULL" if value is None else str(value)

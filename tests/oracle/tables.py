@@ -1,6 +1,6 @@
 """All silver and gold tables of the sample warehouse, recomputed in Polars from the raw CSV files.
 
-Written from the definitions alone and sharing no code with the models, so that an error would have to be made twice.
+It is written only from the definitions and shares no code with the models, so an error would have to be made twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TYPES: dict[str, pl.DataType] = {
     "sum": pl.Decimal(18, 2),
 }
 
-# Each group is a type and the columns that have it; together they are the table's columns in order.
+# The columns of each table in order, grouped by type: each group is a type followed by its columns.
 _BRONZE = {
     "orders": "text order_id customer_id order_status; timestamp order_purchase_timestamp order_approved_at"
     " order_delivered_carrier_date order_delivered_customer_date order_estimated_delivery_date",
@@ -61,7 +61,7 @@ _GRAINS: dict[str, list[str]] = {
 
 
 def recompute(folder: Path) -> Tables:
-    """Every table of silver and gold, from the nine CSV files in `folder`."""
+    """Returns every silver and gold table, computed from the nine CSV files in `folder`."""
     tables = _silver({name: _bronze(folder, name) for name in _BRONZE})
     tables["gold.fct_orders"] = _fct_orders(tables)
     tables["gold.fct_order_items"] = _fct_order_items(tables)
@@ -70,13 +70,13 @@ def recompute(folder: Path) -> Tables:
 
 
 def _schema(groups: str) -> dict[str, pl.DataType]:
-    """The columns and types of a text such as `text a b; date c`."""
+    """Parses columns and types from a text such as `text a b; date c`."""
     split = [group.split() for group in groups.split(";")]
     return {column: _TYPES[kind] for kind, *columns in split for column in columns}
 
 
 def _finish(name: str, frame: pl.DataFrame) -> pl.DataFrame:
-    """The table with its own columns and types, ordered by its grain."""
+    """Returns the table with its own columns and types, ordered by its grain."""
     schema = _schema(COLUMNS[name])
     return frame.select(pl.col(column).cast(kind) for column, kind in schema.items()).sort(KEYS[name])
 
@@ -85,7 +85,7 @@ def _finish(name: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _bronze(folder: Path, name: str) -> pl.DataFrame:
-    """One file with its types, the latest row of each grain key, and `_source_row`."""
+    """Returns one file's rows with types and `_source_row`: the last row of each grain key."""
     raw = gzip.decompress(content) if (content := _file(folder, name).read_bytes())[:2] == b"\x1f\x8b" else content
     reader = csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True)
     header = next(reader)
@@ -104,11 +104,11 @@ def _bronze(folder: Path, name: str) -> pl.DataFrame:
 
 
 def _file(folder: Path, name: str) -> Path:
-    """The one file of a table, as the data set or as its own name, compressed or not."""
+    """Returns the only file of a table, named after the data set or the table, compressed or not."""
     stems = [f"olist_{name}_dataset", f"olist_{name}", f"{name}_dataset", name]
     found = [path for stem in stems for end in (".csv", ".csv.gz") if (path := folder / f"{stem}{end}").is_file()]
     if len(found) != 1:
-        raise FileNotFoundError(f"{folder} should have one file of {name}, and has {len(found)}")
+        raise FileNotFoundError(f"{folder} should have one file for {name}, but has {len(found)}")
     return found[0]
 
 
@@ -116,13 +116,13 @@ def _file(folder: Path, name: str) -> Path:
 
 
 def _city(column: str) -> pl.Expr:
-    """A city name trimmed, in lower case, without accents."""
+    """Returns a city name, trimmed, in lower case and without accents."""
     plain = pl.col(column).str.normalize("NFD").str.replace_all(r"\p{Mn}", "").str.normalize("NFC")
     return plain.str.strip_chars().str.to_lowercase().alias("city")
 
 
 def _silver(bronze: Tables) -> Tables:
-    """The eight silver tables."""
+    """Returns the eight silver tables."""
     orders = bronze["orders"].rename(
         {
             "order_status": "status",
@@ -153,7 +153,7 @@ def _silver(bronze: Tables) -> Tables:
         "order_id",
         "_source_row",
         score="review_score",
-        title="review_comment_title",  # the reader gives NULL for empty text
+        title="review_comment_title",  # the reader returns NULL for empty text
         message="review_comment_message",
         created_on=pl.col("review_creation_date").dt.date(),
         answered_at="review_answer_timestamp",
@@ -193,12 +193,12 @@ def _silver(bronze: Tables) -> Tables:
 
 
 def _total(column: str) -> pl.Expr:
-    """The exact sum of an amount, 0 over nothing."""
+    """Returns the exact sum of an amount, 0 if there are no rows."""
     return pl.col(column).cast(_TYPES["sum"]).sum()
 
 
 def _ratio(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
-    """A quotient as DOUBLE, NULL where the denominator is 0."""
+    """Returns a quotient as DOUBLE, or NULL if the denominator is 0."""
     return pl.when(whole != 0).then(part.cast(pl.Float64) / whole.cast(pl.Float64))
 
 
@@ -251,7 +251,7 @@ def _fct_order_items(tables: Tables) -> pl.DataFrame:
 
 
 def _dimensions(tables: Tables) -> Tables:
-    """The four dimensions."""
+    """Returns the four dimensions."""
     orders, items = tables["gold.fct_orders"], tables["gold.fct_order_items"].filter("is_sold")
     sold_on = [pl.min("purchased_on").alias("first_sold_on"), pl.max("purchased_on").alias("last_sold_on")]
 
@@ -303,7 +303,7 @@ def _dimensions(tables: Tables) -> Tables:
 
 
 def _sales(tables: Tables) -> Tables:
-    """The marts of days, categories, sellers and deliveries."""
+    """Returns the marts of days, categories, sellers and deliveries."""
     orders = tables["gold.fct_orders"]
     items = tables["gold.fct_order_items"].filter("is_sold")
     daily = (
@@ -356,7 +356,7 @@ def _sales(tables: Tables) -> Tables:
 
 
 def _customers_and_payments(tables: Tables) -> Tables:
-    """The marts of cohorts and of payments."""
+    """Returns the marts of cohorts and payments."""
     sold = tables["gold.fct_orders"].filter("is_sold")
     known = sold.filter(pl.col("customer_unique_id").is_not_null()).with_columns(
         cohort_month=pl.min("purchase_month").over("customer_unique_id")

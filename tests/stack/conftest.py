@@ -1,4 +1,4 @@
-"""Tests with real containers: left out, with a word, where Docker can't be reached."""
+"""Tests with real containers; if Docker can't be reached, they are skipped with a message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _missing() -> str:
     try:
         docker.DockerClient(base_url=engine, timeout=10).images.get(IMAGE)
     except docker.errors.ImageNotFound:
-        return f"the image {IMAGE} is not here: docker pull {IMAGE}"
+        return f"the image {IMAGE} is missing: docker pull {IMAGE}"
     except (docker.errors.DockerException, OSError):
         return f"Docker can't be reached at {engine}"
     return ""

@@ -1,4 +1,4 @@
-"""A local AWS with Docker, and tasks of a test's own on it."""
+"""A local AWS with Docker, on which tests run tasks of their own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMIT = 40.0
 
 @dataclass
 class Lab:
-    """A running local AWS whose ECS runs containers, and Docker's own view of them."""
+    """A running local AWS whose ECS runs containers, and a Docker client that inspects them."""
 
     server: Server
     docker: Any
@@ -38,7 +38,7 @@ class Lab:
 
     @property
     def bridge(self) -> str:
-        """The endpoint that containers are given."""
+        """The local AWS's endpoint for containers."""
         state = [value for name, value in self.status() if name == "Docker"]
         return state[0].rpartition(" ")[2]
 
@@ -48,13 +48,13 @@ class Lab:
         return aws.status(self.server.settings)
 
     def prepare(self) -> Lab:
-        """Makes the cluster and the log group, which a start of the local AWS forgets."""
+        """Creates the cluster and the log group, which don't survive a restart of the local AWS."""
         self.ecs.create_cluster(clusterName=CLUSTER)
         self.logs.create_log_group(logGroupName=LOG_GROUP)
         return self
 
     def define(self, *containers: dict[str, Any], **task: Any) -> str:
-        """Registers a task definition; each container is the first's fields over useful defaults."""
+        """Registers a task definition; the given fields of each container override useful defaults."""
         family = f"t{uuid.uuid4().hex[:12]}"
         log = {"awslogs-group": LOG_GROUP, "awslogs-region": "us-east-1", "awslogs-stream-prefix": "test"}
         defaults = {"name": "main", "image": self.image, "logConfiguration": {"logDriver": "awslogs", "options": log}}
@@ -68,7 +68,7 @@ class Lab:
         return arn
 
     def start(self, definition: str, **request: Any) -> list[str]:
-        """Runs a task definition's tasks; gives their ARNs."""
+        """Starts tasks of a task definition; returns their ARNs."""
         network = {"awsvpcConfiguration": {"subnets": ["subnet-1"]}}
         started = self.ecs.run_task(
             cluster=CLUSTER, taskDefinition=definition, launchType="FARGATE", networkConfiguration=network, **request
@@ -87,11 +87,11 @@ class Lab:
         return found
 
     def run(self, *containers: dict[str, Any], **task: Any) -> dict[str, Any]:
-        """A task of that definition, once it is STOPPED."""
+        """Runs a task with such a definition and returns it once it is STOPPED."""
         return self.wait(self.start(self.define(*containers, **task))[0])
 
     def output(self, arn: str, container: str = "main") -> list[str]:
-        """The lines in a container's log stream, at this moment."""
+        """Returns the current lines of a container's log stream."""
         stream = f"test/{container}/{arn.rpartition('/')[2]}"
         lines: list[str] = []
         token: dict[str, str] = {}
@@ -104,20 +104,20 @@ class Lab:
                 return lines
             token = {"nextToken": page["nextForwardToken"]}
 
-    def says(self, arn: str, word: str) -> None:
-        """Waits until a running task has said that word."""
+    def wait_for_line(self, arn: str, line: str) -> None:
+        """Waits until a running task has printed a line."""
         wait_for(lambda: self.task(arn)["lastStatus"] == "RUNNING", LIMIT)
 
-        def said() -> bool:
+        def printed() -> bool:
             try:
-                return word in self.output(arn)
+                return line in self.output(arn)
             except self.logs.exceptions.ResourceNotFoundException:
                 return False
 
-        wait_for(said, LIMIT)
+        wait_for(printed, LIMIT)
 
     def containers(self, arn: str | None = None) -> list[Any]:
-        """What Docker has of a task, or of all tasks of this local AWS."""
+        """Returns Docker's containers of a task, or of all tasks of this local AWS."""
         owner = docker_engine.owner_label(self.server.settings.state)
         label = f"com.amazonaws.ecs.task-arn={arn}" if arn else owner
         found: list[Any] = self.docker.containers.list(all=True, sparse=True, filters={"label": label})
@@ -129,14 +129,14 @@ class Lab:
 
 
 def built(client: Any, dockerfile: str) -> str:
-    """An image of the tests' own on the base image."""
+    """Builds an image for the tests on top of the base image; returns its tag."""
     tag = f"busco-test:{uuid.uuid4().hex[:12]}"
     client.images.build(fileobj=io.BytesIO(f"FROM {IMAGE}\n{dockerfile}\n".encode()), tag=tag, rm=True)
     return tag
 
 
 def python(code: str) -> dict[str, Any]:
-    """A container that runs this code."""
+    """Returns the fields of a container that runs this code."""
     return {"command": ["python3", "-u", "-c", code]}
 
 

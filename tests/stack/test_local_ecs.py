@@ -1,4 +1,4 @@
-"""The local ECS's tasks are containers that live and end as on Fargate."""
+"""The local ECS's tasks are containers that behave as on Fargate."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _own_environment() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     client = engine()
-    # /tmp is a VOLUME, as in ours
+    # /tmp is a VOLUME, as in our image
     image = os.environ["BUSCO_DBT_IMAGE"] = built(client, "VOLUME /tmp")
     running = Lab(started(tmp_path_factory.mktemp("state"), docker=True), client, image).prepare()
     yield running
@@ -95,7 +95,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def seen(lab: Lab) -> dict[str, Any]:
-    """What a container with all properties sees of itself, and its task's ARN."""
+    """What a container with all supported properties reports about itself, and its task's ARN."""
     container = {
         **python(LOOK),
         "user": "10001",
@@ -121,7 +121,7 @@ def test_a_container_has_its_tasks_cpu(seen: dict[str, Any]) -> None:
     assert seen["cpu"] in ("50000 100000", "50000")
 
 
-def test_a_containers_own_memory_and_what_run_task_gives_count(lab: Lab) -> None:
+def test_memory_limits_of_the_container_and_of_run_task_apply(lab: Lab) -> None:
     small = lab.define({**python(LOOK), "memory": 128})
     arns = [*lab.start(small), *lab.start(small, overrides=overrides(memory=96))]
     arns += lab.start(small, overrides={"memory": "64", "cpu": "256"})
@@ -130,27 +130,29 @@ def test_a_containers_own_memory_and_what_run_task_gives_count(lab: Lab) -> None
     assert [(task["cpu"], task["memory"]) for task in tasks] == [("512", "256"), ("512", "256"), ("256", "64")]
 
 
-def test_a_container_runs_as_its_user_without_any_right_that_it_could_get(seen: dict[str, Any]) -> None:
+def test_a_container_runs_as_its_user_and_can_t_gain_privileges(seen: dict[str, Any]) -> None:
     assert (seen["ids"], seen["first"]) == ([10001, 10001], "docker-init")
     assert (int(seen["status"]["CapBnd"], 16), seen["status"]["NoNewPrivs"]) == (0, "1")
 
 
-def test_the_root_is_read_only_and_the_scratch_volume_is_its_user_s(seen: dict[str, Any]) -> None:
+def test_the_root_file_system_is_read_only_and_the_scratch_volume_is_writable(seen: dict[str, Any]) -> None:
     assert (seen["root"], seen["tmp"]) == ("Read-only file system", "x")
 
 
-def test_the_metadata_endpoint_tells_task_and_limits(seen: dict[str, Any]) -> None:
+def test_the_metadata_endpoint_returns_the_task_and_its_limits(seen: dict[str, Any]) -> None:
     assert seen["task"]["TaskARN"] == seen["arn"]
     assert seen["task"]["Limits"] == {"CPU": 0.5, "Memory": 256}
     assert seen["container"]["Limits"]["Memory"] == 256
 
 
-def test_a_container_reaches_the_local_aws_with_its_credentials(lab: Lab, seen: dict[str, Any]) -> None:
-    assert seen["refused"] == 403, "who serves is not said at the address of tasks"
+def test_a_container_gets_the_local_aws_endpoint_and_without_a_role_no_credentials(
+    lab: Lab, seen: dict[str, Any]
+) -> None:
+    assert seen["refused"] == 403, "the server's identity is not available to tasks"
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "AWS_REGION")
     known = [seen["environment"].get(name) for name in names]
-    assert known == [lab.bridge, "", "", "us-east-1", "sa-east-1"], "what is given stands"
-    assert seen["environment"]["AWS_EC2_METADATA_DISABLED"] == "true", "it has no role"
+    assert known == [lab.bridge, "", "", "us-east-1", "sa-east-1"], "the definition's own variables take precedence"
+    assert seen["environment"]["AWS_EC2_METADATA_DISABLED"] == "true", "the task has no role"
     assert not [name for name in seen["environment"] if name.startswith("AWS_CONTAINER_")]
 
 
@@ -171,7 +173,7 @@ def test_containers_of_a_task_share_its_volume_and_end_with_the_essential_one(la
 # how a task ends -------------------------------------------------------------------------------------------------
 
 
-def test_a_container_without_enough_memory_is_reported_as_ecs_does(lab: Lab) -> None:
+def test_a_container_that_runs_out_of_memory_is_reported_as_by_ecs(lab: Lab) -> None:
     definition = lab.define({**python("x = bytearray(200 * 1024 * 1024)"), "memory": 64})
     for arn in lab.start(definition, count=3):
         task = lab.wait(arn)
@@ -180,15 +182,15 @@ def test_a_container_without_enough_memory_is_reported_as_ecs_does(lab: Lab) -> 
         assert (task["stopCode"], task["stoppedReason"]) == ("EssentialContainerExited", local_ecs.EXITED)
 
 
-def test_a_container_killed_by_others_did_not_run_out_of_memory(lab: Lab) -> None:
+def test_a_container_that_somebody_kills_is_not_reported_as_out_of_memory(lab: Lab) -> None:
     arn = lab.start(lab.define(python(FOREVER)))[0]
-    lab.says(arn, "ready")
+    lab.wait_for_line(arn, "ready")
     lab.containers(arn)[0].kill()
     container = lab.wait(arn)["containers"][0]
     assert (container["exitCode"], container.get("reason")) == (137, None)
 
 
-def test_the_exit_code_of_a_container_that_ends_at_once_is_right(lab: Lab) -> None:
+def test_the_exit_code_of_a_container_that_ends_at_once_is_correct(lab: Lab) -> None:
     definition = lab.define({"command": ["sh", "-c", "exit 7"]})
     tasks = [lab.wait(arn) for arn in lab.start(definition, count=4)]
     assert [(one["containers"][0]["exitCode"], one["stopCode"]) for one in tasks] == [
@@ -213,7 +215,7 @@ print('last', end='')
     assert {"error", "last"} <= set(found)
 
 
-def test_another_image_than_the_platform_s_is_a_task_that_failed_to_start(lab: Lab) -> None:
+def test_a_task_with_an_image_that_is_not_the_platform_s_fails_to_start(lab: Lab) -> None:
     task = lab.run({"image": IMAGE, "command": ["true"]})
     assert task["stopCode"] == "TaskFailedToStart"
     assert task["stoppedReason"].startswith(f"CannotStartContainerError: {IMAGE} is not the image {lab.image}")
@@ -221,7 +223,7 @@ def test_another_image_than_the_platform_s_is_a_task_that_failed_to_start(lab: L
     assert (lab.containers(task["taskArn"]), lab.volumes(task["taskArn"])) == ([], [])
 
 
-def test_an_image_that_does_not_exist_is_a_task_that_failed_to_start(tmp_path: Path) -> None:
+def test_a_task_with_an_image_that_does_not_exist_fails_to_start(tmp_path: Path) -> None:
     absent = "127.0.0.1:9/absent:1"
     with mock.patch.dict(os.environ, BUSCO_DBT_IMAGE=absent):
         other = Lab(started(tmp_path / "state", docker=True), engine(), absent).prepare()
@@ -235,7 +237,7 @@ def test_an_image_that_does_not_exist_is_a_task_that_failed_to_start(tmp_path: P
     assert "exitCode" not in task["containers"][0]
 
 
-def test_a_command_that_does_not_exist_is_what_the_container_s_init_says(lab: Lab) -> None:
+def test_a_command_that_does_not_exist_is_named_in_the_task_s_log(lab: Lab) -> None:
     task = lab.run({"command": ["/absent"]})
     assert (task["stopCode"], task["containers"][0]["exitCode"]) == ("EssentialContainerExited", 127)
     assert any("/absent" in line for line in lab.output(task["taskArn"]))
@@ -253,7 +255,7 @@ def test_a_task_without_its_log_group_fails_to_start_and_starts_no_container(lab
 
 def test_stop_task_sends_sigterm_and_the_exit_code_is_the_containers(lab: Lab) -> None:
     arn = lab.start(lab.define(python(FOREVER)))[0]
-    lab.says(arn, "ready")
+    lab.wait_for_line(arn, "ready")
     lab.ecs.stop_task(cluster=CLUSTER, task=arn, reason="no longer followed")
     task = lab.wait(arn)
     assert task["containers"][0]["exitCode"] == 3
@@ -263,11 +265,11 @@ def test_stop_task_sends_sigterm_and_the_exit_code_is_the_containers(lab: Lab) -
 
 def test_stop_task_returns_at_once_and_kills_after_the_containers_stop_timeout(lab: Lab) -> None:
     arn = lab.start(lab.define({**python(STUBBORN), "stopTimeout": 4}))[0]
-    lab.says(arn, "ready")
-    said = lab.ecs.stop_task(cluster=CLUSTER, task=arn, reason="first")["task"]
-    assert (said["desiredStatus"], [one.status for one in lab.containers(arn)]) == ("STOPPED", ["running"])
+    lab.wait_for_line(arn, "ready")
+    stopping = lab.ecs.stop_task(cluster=CLUSTER, task=arn, reason="first")["task"]
+    assert (stopping["desiredStatus"], [one.status for one in lab.containers(arn)]) == ("STOPPED", ["running"])
     assert lab.ecs.stop_task(cluster=CLUSTER, task=arn, reason="second")["task"]["stoppedReason"] == "first"
-    assert lab.task(arn)["lastStatus"] != "STOPPED", "its container still runs"
+    assert lab.task(arn)["lastStatus"] != "STOPPED", "its container is still running"
     container = lab.wait(arn)["containers"][0]
     assert (container["exitCode"], container.get("reason")) == (137, None)
 
@@ -281,14 +283,14 @@ def test_a_task_stopped_while_it_starts_leaves_no_container(lab: Lab) -> None:
     assert [lab.containers(arn) for arn in arns] == [[], [], []]
 
 
-def test_a_client_token_starts_once_and_belongs_to_its_parameters(lab: Lab) -> None:
+def test_a_client_token_starts_one_task_and_is_refused_with_other_parameters(lab: Lab) -> None:
     definition = lab.define({"command": ["true"]})
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: lab.start(definition, clientToken="run-1"), range(3)))
     first = found[0]
     assert found == [first] * 3
     assert lab.wait(first[0])["lastStatus"] == "STOPPED"
-    assert lab.start(definition, clientToken="run-1") == first, "also when it has ended"
+    assert lab.start(definition, clientToken="run-1") == first, "even after the task has ended"
     assert lab.start(definition, clientToken="run-2") != first
     with pytest.raises(botocore.exceptions.ClientError, match="already in use") as refused:
         lab.start(definition, clientToken="run-1", startedBy="another")
@@ -312,14 +314,14 @@ def test_a_client_token_starts_once_and_belongs_to_its_parameters(lab: Lab) -> N
     ],
     ids=str,
 )
-def test_a_task_is_nothing_that_those_of_our_template_are_not(
+def test_a_task_with_an_option_that_our_template_does_not_use_is_refused(
     lab: Lab, container: dict[str, Any], definition: dict[str, Any]
 ) -> None:
     with pytest.raises(botocore.exceptions.ClientError, match=r"see deploy/aws/ecs\.yaml for what tasks can use"):
         lab.run({"command": ["true"], **container}, **definition)
 
 
-def test_overrides_longer_than_ecs_takes_are_refused(lab: Lab) -> None:
+def test_overrides_longer_than_ecs_allows_are_refused(lab: Lab) -> None:
     definition = lab.define({"command": ["true"]})
     long = overrides(environment=[{"name": "X", "value": "x" * 8192}])
     assert code_of(lambda: lab.start(definition, overrides=long)) == "InvalidParameterException"
@@ -329,11 +331,11 @@ def test_tasks_are_listed_by_who_started_them_running_and_stopped(lab: Lab) -> N
     runs, ended = lab.define(python(FOREVER)), lab.define({"command": ["true"]})
     running, done = lab.start(runs, startedBy="me")[0], lab.start(ended, startedBy="me")[0]
     lab.start(ended, startedBy="other")
-    lab.says(running, "ready")
+    lab.wait_for_line(running, "ready")
     lab.wait(done)
 
-    def listed(**wanted: str) -> list[str]:
-        found: list[str] = lab.ecs.list_tasks(cluster=CLUSTER, startedBy="me", **wanted)["taskArns"]
+    def listed(**options: str) -> list[str]:
+        found: list[str] = lab.ecs.list_tasks(cluster=CLUSTER, startedBy="me", **options)["taskArns"]
         return found
 
     assert (listed(), listed(desiredStatus="STOPPED")) == ([running], [done])
@@ -344,7 +346,7 @@ def test_tasks_are_listed_by_who_started_them_running_and_stopped(lab: Lab) -> N
 # the local AWS around it -----------------------------------------------------------------------------------------
 
 
-def test_only_loopback_and_dockers_bridge_are_served(lab: Lab) -> None:
+def test_the_local_aws_listens_only_on_loopback_and_docker_s_bridge(lab: Lab) -> None:
     family = [psutil.Process(lab.server.process.pid), *psutil.Process(lab.server.process.pid).children(recursive=True)]
     sockets = [one for process in family for one in process.net_connections(kind="inet")]
     listening = {one.laddr for one in sockets if one.status == psutil.CONN_LISTEN}
@@ -357,14 +359,14 @@ def test_only_loopback_and_dockers_bridge_are_served(lab: Lab) -> None:
             probe.connect((address, int(port)))
 
 
-def test_a_killed_one_ends_its_containers_when_it_is_back_and_no_others(lab: Lab) -> None:
+def test_after_being_killed_the_local_aws_stops_its_own_containers_when_it_restarts(lab: Lab) -> None:
     arn = lab.start(
         lab.define(
             {**python(STUBBORN), "mountPoints": [{"sourceVolume": "v", "containerPath": "/tmp"}]},
             volumes=[{"name": "v"}],
         )
     )[0]
-    lab.says(arn, "ready")
+    lab.wait_for_line(arn, "ready")
     foreign = [
         lab.docker.containers.run(IMAGE, ["sleep", "300"], detach=True, init=True, labels=label)
         for label in ({OWNER_LABEL: "another"}, {})
@@ -387,9 +389,9 @@ def test_a_killed_one_ends_its_containers_when_it_is_back_and_no_others(lab: Lab
             container.remove(force=True)
 
 
-def test_the_end_of_a_killed_one_ends_its_containers_too(lab: Lab) -> None:
+def test_stopping_a_local_aws_that_was_killed_stops_its_containers_too(lab: Lab) -> None:
     arn = lab.start(lab.define(python(STUBBORN)))[0]
-    lab.says(arn, "ready")
+    lab.wait_for_line(arn, "ready")
     lab.server.kill()
     aws.down(lab.server.settings, quiet)
     assert lab.containers() == []
@@ -397,10 +399,10 @@ def test_the_end_of_a_killed_one_ends_its_containers_too(lab: Lab) -> None:
     lab.prepare()
 
 
-def test_its_status_names_the_engine_and_what_runs_and_its_end_ends_that(lab: Lab) -> None:
+def test_the_status_lists_the_running_tasks_and_sigterm_stops_them(lab: Lab) -> None:
     definition = lab.define(python(FOREVER))
     arn = lab.start(definition)[0]
-    lab.says(arn, "ready")
+    lab.wait_for_line(arn, "ready")
     names = [one.rpartition("/")[2] for one in (definition, arn)]
     assert dict(lab.status())["ECS tasks"] == f"1 running\n  {' '.join(names)}"
     os.kill(lab.server.process.pid, signal.SIGTERM)
@@ -408,7 +410,7 @@ def test_its_status_names_the_engine_and_what_runs_and_its_end_ends_that(lab: La
     aws.down(lab.server.settings, quiet)
 
 
-def test_where_docker_is_missing_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_docker_engine_that_can_t_be_reached_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/absent.sock")
     with pytest.raises(BuscoError, match="Docker can't be reached at unix:") as refused:
         aws.up(settings_of(tmp_path / "state"), quiet, docker=True)
@@ -416,15 +418,15 @@ def test_where_docker_is_missing_it_says_so(tmp_path: Path, monkeypatch: pytest.
     assert aws.status(settings_of(tmp_path / "state")) == [("local AWS", "not running")]
 
 
-def test_docker_is_used_where_it_was_asked_for_or_models_run_on_ecs(tmp_path: Path) -> None:
-    def wanted(asked: bool | None, execution: str) -> bool:
-        engine = docker_engine.wanted(tmp_path, asked, execution)
-        docker_engine.remember(tmp_path, engine, asked)
+def test_docker_is_used_if_it_is_requested_or_models_run_on_ecs(tmp_path: Path) -> None:
+    def is_used(requested: bool | None, execution: str) -> bool:
+        engine = docker_engine.wanted(tmp_path, requested, execution)
+        docker_engine.remember(tmp_path, engine, requested)
         return bool(engine)
 
-    assert not wanted(None, "local")
-    assert wanted(None, "ecs_shared")
-    assert wanted(None, "local"), "it stays"
-    assert not wanted(False, "ecs")
-    assert not wanted(None, "ecs"), "it was refused"
-    assert wanted(True, "local")
+    assert not is_used(None, "local")
+    assert is_used(None, "ecs_shared")
+    assert is_used(None, "local"), "it stays in use"
+    assert not is_used(False, "ecs")
+    assert not is_used(None, "ecs"), "it was declined"
+    assert is_used(True, "local")
