@@ -1,4 +1,4 @@
-"""A model that needs more memory or disk than there is says so, and what to do."""
+"""A model that needs more memory or disk space than is available fails with an error that says so and what to do."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from busco.lake.runs import open_run
 from tests.platforms import ENVIRONMENT, ROOT, Platform
 
 NODE = "model.busco.big"
-# DuckDB can't spill a list while it is made; what it sorts it can
+# DuckDB can spill rows that it sorts, but not a list that it is building
 LISTED = "select list(md5(i::varchar)) as texts from range(3000000) t(i)"
 SORTED = "select i, md5(i::varchar) as text from range(3000000) t(i) order by text"
 OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
 def error_of_build(platform: Platform, wrapped_in: str = "", **variables: str) -> str:
-    """The error of the model `big` in the run's records."""
+    """Builds the model `big`; returns its error from the run's records."""
     command = [str(ROOT / ".venv-dbt/bin/python"), "-m", "busco", "dbt", "build", "--select", "big"]
     if wrapped_in:
         command = [*OWN_MOUNTS, "sh", "-c", f'{wrapped_in} && exec "$@"', "sh", *command]
@@ -45,27 +45,27 @@ def big(mini: Platform) -> Platform:
     return mini
 
 
-def test_a_model_that_needs_more_memory_than_its_task_has_says_how_much_there_was_and_what_to_do(big: Platform) -> None:
+def test_an_out_of_memory_error_reports_the_limit_and_what_to_do(big: Platform) -> None:
     big.model("silver/big", LISTED)
     with mock.patch.dict(os.environ, {"ECS_CONTAINER_METADATA_URI_V4": "http://127.0.0.1:1/v4/token"}):
         error = error_of_build(big, duckdb_memory_limit="60MB")
     assert error.startswith("not enough memory: DuckDB may use 57.2 MiB")
     assert "→ use a larger task: `meta: {ecs: large}` for this model, or BUSCO_ECS_SIZE=large" in error
-    assert "SET threads" not in error, "advice for somebody who opened the connection himself"
+    assert "SET threads" not in error, "DuckDB's own advice, which doesn't apply here"
 
 
-def test_a_model_that_may_not_spill_more_says_where_and_how_much(big: Platform) -> None:
+def test_the_error_of_a_reached_spill_limit_names_the_folder_and_the_limit(big: Platform) -> None:
     error = error_of_build(big, duckdb_memory_limit="60MB", duckdb_spill_limit="10MB")
     folder = big.settings.state / "spill"
     assert error.startswith(f"the disk that DuckDB spills to is full: {folder} had ")
     assert "of which DuckDB may use 9.5 MiB" in error
     assert "→ free up space there" in error
     assert "BUSCO_DUCKDB_SPILL_LIMIT" in error
-    assert not list(folder.iterdir()), "what was spilled is gone with the process"
+    assert not list(folder.iterdir()), "the process deletes its spilled data when it ends"
 
 
 def own_mounts() -> bool:
-    """Whether this user may mount a file system that only his own processes see."""
+    """Whether this user can mount a file system that only the user's own processes see."""
     return (
         shutil.which("unshare") is not None
         and not subprocess.run([*OWN_MOUNTS, "true"], capture_output=True).returncode
@@ -73,21 +73,21 @@ def own_mounts() -> bool:
 
 
 @pytest.mark.parametrize(
-    ("limit", "word"),
+    ("limit", "reason"),
     [("", "failed to offload data block"), ("10GB", "No space left on device")],
-    ids=["of what is free", "more than is free"],
+    ids=["default limit", "limit above the free space"],
 )
-@pytest.mark.skipif(not own_mounts(), reason="no mounts of one's own here (unshare)")
-def test_a_full_disk_is_named_with_what_was_free_on_it(big: Platform, limit: str, word: str) -> None:
+@pytest.mark.skipif(not own_mounts(), reason="this user can't create mount namespaces (unshare)")
+def test_the_error_of_a_full_disk_names_its_folder_and_free_space(big: Platform, limit: str, reason: str) -> None:
     folder = big.settings.state / "spill"
     folder.mkdir(exist_ok=True)
     mounted = f"mount -t tmpfs -o size=40m tmpfs {folder} && head -c 20m /dev/zero > {folder}/other"
     error = error_of_build(big, mounted, duckdb_memory_limit="60MB", duckdb_spill_limit=limit)
     assert error.startswith(f"the disk that DuckDB spills to is full: {folder} had 20.0 MiB free")
-    assert word in error
+    assert reason in error
 
 
-def test_two_duckdbs_that_spill_at_once_leave_each_other_alone(mini: Platform) -> None:
+def test_two_duckdb_connections_can_spill_at_the_same_time(mini: Platform) -> None:
     script = mini.write("two.py", TWO)
     done = subprocess.run(
         [sys.executable, str(script)],
@@ -109,7 +109,7 @@ for add, connection in enumerate(both):
 """
 
 
-def test_what_a_killed_process_spilled_is_taken_away_by_the_next(mini: Platform) -> None:
+def test_data_that_a_killed_process_spilled_is_deleted_by_the_next_one(mini: Platform) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     mine = budget(mini.settings).folder

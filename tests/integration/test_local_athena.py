@@ -1,4 +1,4 @@
-"""What the platform relies on in the local AWS's Glue and Athena, tried on a server of its own."""
+"""Features of the local AWS's Glue and Athena that the platform relies on, tested on a separate server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_table_is_created_once(server: Server) -> None:
     assert again == "AlreadyExistsException"
 
 
-def test_of_eight_updates_with_one_version_id_one_wins(server: Server) -> None:
+def test_only_one_of_eight_updates_with_the_same_version_id_succeeds(server: Server) -> None:
     glue = server.client("glue")
     table = iceberg_helper.table_input("raced", "s3://lake/_lake/metadata/1.metadata.json", COLUMNS)
     glue.create_table(DatabaseName="busco_silver", TableInput=table)
@@ -67,7 +67,7 @@ ORDERS = """
 
 @pytest.fixture(scope="module")
 def tables(server: Server) -> Server:
-    """gold: fct_orders, fct_empty (no file), fct_no_rows; silver: customers, and an fct_orders of its own."""
+    """Writes gold: fct_orders, fct_empty (no file), fct_no_rows; silver: customers, and another fct_orders."""
     s3, glue, bucket = server.client("s3"), server.client("glue"), os.environ["BUSCO_LAKE_BUCKET"]
     for database, table, select, files in (
         ("busco_gold", "fct_orders", ORDERS, 1),
@@ -121,10 +121,10 @@ def test_athena_reads_iceberg_tables_in_queries_of_any_shape(tables: Server, sha
     assert sorted(tables.query(SHAPES[shape])) == [["1"], ["2"], ["3"]]
 
 
-def test_values_are_athenas_text_and_null_is_no_text(tables: Server) -> None:
+def test_values_are_text_as_athena_formats_them_and_null_is_none(tables: Server) -> None:
     rows = tables.query("SELECT * FROM fct_orders ORDER BY order_id")
     assert rows[0][:5] == ["1", "10", "paid", "12.50", "true"]
-    # Athena writes a timestamp with its fraction, `….000`; the emulator without one where it is zero.
+    # Athena always writes a timestamp with a fraction, `….000`; the emulator omits a fraction of zero.
     assert [(row[5] or "").removesuffix(".000") for row in rows[:1]] == ["2018-01-01 10:00:00"]
     assert rows[1][3:7] == ["-0.01", "false", "2018-01-02 10:00:00.123456", "2018-01-02"]
     assert rows[2] == ["3", "11", *[None] * 6]
@@ -136,7 +136,7 @@ def test_a_table_without_rows_has_its_columns(tables: Server, table: str) -> Non
     assert tables.query(f"SELECT count(*), max(amount) FROM {table}") == [["0", None]]
 
 
-def test_all_files_of_the_metadata_are_read_and_no_other(tables: Server) -> None:
+def test_exactly_the_files_in_the_metadata_are_read(tables: Server) -> None:
     location = tables.client("glue").get_table(DatabaseName="busco_silver", Name="fct_orders")["Table"][
         "StorageDescriptor"
     ]["Location"]
@@ -178,14 +178,14 @@ def test_a_reader_sees_one_version_while_the_metadata_moves(server: Server) -> N
 
 
 @pytest.mark.long
-def test_many_queries_at_once_read_from_the_server_that_runs_them(tables: Server) -> None:
+def test_concurrent_queries_read_from_the_server_that_runs_them(tables: Server) -> None:
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(lambda _: tables.query("SELECT count(*) FROM fct_orders"), range(24)))
     assert results == [[["3"]]] * 24
 
 
 @pytest.mark.parametrize(
-    ("sql", "said"),
+    ("sql", "message"),
     [
         ("SELECT * FROM fct_absent", "line 1:15: Table 'awsdatacatalog.busco_gold.fct_absent' does not exist"),
         ("SELECT 1\nFROM Busco_Bronze.Nothing", "line 2:6: Table 'awsdatacatalog.busco_bronze.nothing' does not exist"),
@@ -199,15 +199,17 @@ def test_many_queries_at_once_read_from_the_server_that_runs_them(tables: Server
         ("SELECT * FROM busco_golf.fct_orders", "SCHEMA_NOT_FOUND: line 1:15: Schema 'busco_golf' does not exist"),
     ],
 )
-def test_a_query_of_an_unknown_table_or_database_fails_with_athenas_words(tables: Server, sql: str, said: str) -> None:
+def test_a_query_of_an_unknown_table_or_database_fails_with_athenas_message(
+    tables: Server, sql: str, message: str
+) -> None:
     with pytest.raises(AssertionError) as failed:
         tables.query(sql)
-    assert said in str(failed.value)
+    assert message in str(failed.value)
     assert ("SCHEMA_NOT_FOUND" in str(failed.value)) is ("golf" in sql)
     assert ("TABLE_NOT_FOUND" in str(failed.value)) is ("golf" not in sql)
 
 
-def test_a_table_that_is_no_iceberg_table_is_read_from_its_files(tables: Server) -> None:
+def test_a_table_that_is_not_in_iceberg_format_is_read_from_its_files(tables: Server) -> None:
     bucket = os.environ["BUSCO_LAKE_BUCKET"]
     iceberg_helper.put(tables.client("s3"), f"s3://{bucket}/files/a.csv", b"1,x\n2,y\n")
     storage = {
@@ -243,7 +245,7 @@ FILE = "/etc/hostname"
         f"SET allowed_paths = ['{FILE}']; SELECT * FROM read_text('{FILE}')",
     ],
 )
-def test_a_query_reads_and_writes_no_file_of_the_server(tables: Server, sql: str) -> None:
+def test_a_query_can_not_read_or_write_files_of_the_server(tables: Server, sql: str) -> None:
     refusals = r"(?i)permission|cannot|locked|refused before it runs|a string is not a table"
     with pytest.raises(AssertionError, match=refusals):
         print(tables.query(sql))

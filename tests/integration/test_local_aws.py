@@ -1,4 +1,4 @@
-"""What the platform relies on in the local AWS's process and its CloudFormation, tried on a server of its own."""
+"""The local AWS's process and its CloudFormation, tested on a separate server."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from busco.lake.engine import extension_file
 LAKE_TEMPLATE = stacks.TEMPLATES[stacks.LAKE]
 BUCKETS = ("BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET", "BUSCO_LOGS_BUCKET")
 NOWHERE = "http://127.0.0.1:9"
-"""A proxy that nobody serves (port 9 is `discard`), so that what goes through it fails."""
+"""A proxy address on which nothing listens (port 9 is `discard`), so that every request through it fails."""
 
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[Path]:
-    """A state folder whose local AWS, if a test starts it, ends with the test."""
+    """A state folder; if a test starts a local AWS there, it is stopped after the test."""
     yield tmp_path / "state"
     processes.stop((tmp_path / "state").resolve(), aws.NAME)
     processes.release_port((tmp_path / "state").resolve(), aws.NAME)
@@ -42,7 +42,7 @@ def lake(server: Server) -> str:
     return os.environ["BUSCO_LAKE_BUCKET"]
 
 
-def test_another_lake_is_served_at_the_same_address_and_the_first_one_waits(state: Path) -> None:
+def test_another_lake_is_served_at_the_same_address_and_the_first_one_is_kept(state: Path) -> None:
     first = started(state)
     bucket = os.environ["BUSCO_LAKE_BUCKET"]
     first.client("s3").put_object(Bucket=bucket, Key="here", Body=b"sample")
@@ -58,7 +58,7 @@ def test_another_lake_is_served_at_the_same_address_and_the_first_one_waits(stat
 # starting, stopping ----------------------------------------------------------------------------------------------
 
 
-def test_what_a_start_loses_is_put_back_once_per_start(state: Path) -> None:
+def test_state_that_a_restart_loses_is_restored_once_per_start(state: Path) -> None:
     calls: list[str] = []
 
     def fails() -> None:
@@ -74,13 +74,13 @@ def test_what_a_start_loses_is_put_back_once_per_start(state: Path) -> None:
     assert calls == ["failed", "first", "second"]
 
 
-def test_starting_twice_at_once_makes_one_server(state: Path) -> None:
+def test_concurrent_starts_start_only_one_server(state: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         servers = list(pool.map(lambda _: started(state), range(3)))
     assert len({server.endpoint for server in servers}) == 1
 
 
-def test_two_processes_never_serve_one_lake(server: Server) -> None:
+def test_two_processes_never_serve_the_same_lake(server: Server) -> None:
     command = [sys.executable, "-m", "busco.embedded.local_aws_server", "--state", str(server.settings.state)]
     command += ["--lake", "sample", "--port", str(processes.pick_port(server.settings.state, "second"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
@@ -105,32 +105,32 @@ def test_no_request_can_wipe_the_lake(server: Server, lake: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "headers",
     [
         {"Origin": "https://elsewhere.example.com"},
         {"Origin": "null"},
         {"Sec-Fetch-Site": "cross-site"},
-        # a page whose name was made to mean this address
+        # a page whose host name was rebound to this address
         {"Host": "elsewhere.example.com"},
         {"Host": "127.0.0.1.elsewhere.example.com"},
-        # whoever listens at another port, and passes on what was meant for him
+        # a server at another port that forwards requests meant for it
         {"Host": "127.0.0.1:9"},
         {"Host": "127.0.0.1"},
         {"Host": "127.0.0.1:none"},
     ],
     ids=str,
 )
-def test_a_page_in_a_browser_can_not_ask_it(server: Server, said: dict[str, str]) -> None:
+def test_a_page_in_a_browser_can_not_send_requests_to_it(server: Server, headers: dict[str, str]) -> None:
     address = server.endpoint.removeprefix("http://")
     for method, path in (("OPTIONS", "/"), ("GET", "/_busco/identity"), ("POST", "/")):
         connection = http.client.HTTPConnection(address, timeout=10)
-        connection.request(method, path, headers={"Host": address, **said})
+        connection.request(method, path, headers={"Host": address, **headers})
         answer = connection.getresponse()
         assert (answer.status, answer.getheader("Access-Control-Allow-Origin")) == (403, None), (method, path)
         connection.close()
 
 
-def test_proxies_profiles_and_home_of_this_machine_play_no_part(
+def test_proxies_profiles_and_the_home_folder_of_this_machine_are_not_used(
     state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, scratch = tmp_path / "home", tmp_path / "scratch"
@@ -166,7 +166,7 @@ def test_proxies_profiles_and_home_of_this_machine_play_no_part(
     assert set(Path(tempfile.gettempdir()).glob("*ministack*")) == before
 
 
-def test_the_variables_file_is_its_owners_and_names_everything(server: Server) -> None:
+def test_the_variables_file_is_private_and_names_everything(server: Server) -> None:
     path = server.settings.state / "aws.env"
     assert path.stat().st_mode & 0o777 == 0o600
     lines = dict(line.split("=", 1) for line in path.read_text().splitlines())
@@ -178,7 +178,7 @@ def test_the_variables_file_is_its_owners_and_names_everything(server: Server) -
     assert ("local AWS", f"running, pid {server.process.pid}") in aws.status(server.settings)
 
 
-def test_a_stopped_one_says_how_to_start_it(state: Path) -> None:
+def test_commands_that_need_a_running_local_aws_say_how_to_start_it(state: Path) -> None:
     server = started(state)
     process = server.process
     aws.down(server.settings, quiet)
@@ -193,7 +193,7 @@ def test_a_stopped_one_says_how_to_start_it(state: Path) -> None:
 
 
 @pytest.mark.parametrize("stack", stacks.TEMPLATES)
-def test_a_template_deploys_as_it_is_and_again_without_a_change(server: Server, stack: str) -> None:
+def test_a_template_deploys_unchanged_and_deploying_it_again_changes_nothing(server: Server, stack: str) -> None:
     cloudformation = server.client("cloudformation")
     before = cloudformation.describe_stack_resources(StackName=stack)["StackResources"]
     stacks.deploy_all(cloudformation, stacks.of_settings(server.settings))
@@ -209,8 +209,8 @@ def test_the_buckets_are_private(server: Server) -> None:
         assert set(blocked.values()) == {True}
 
 
-# The emulator's CloudFormation sets neither encryption nor ownership nor lifecycle, so the template itself is read.
-def test_the_template_encrypts_owns_cleans_up_and_keeps_its_buckets() -> None:
+# The emulator's CloudFormation ignores encryption, ownership and lifecycle rules, so this test reads the template.
+def test_the_template_encrypts_cleans_up_and_retains_its_buckets() -> None:
     resources = cfnlint.decode.cfn_yaml.load(str(ROOT / LAKE_TEMPLATE))["Resources"]
     buckets = {name: one for name, one in resources.items() if one["Type"] == "AWS::S3::Bucket"}
     assert set(buckets) == {"LakeBucket", "LandingBucket", "LogsBucket"}
@@ -239,7 +239,7 @@ def test_the_template_encrypts_owns_cleans_up_and_keeps_its_buckets() -> None:
     assert expiring == {"LogsBucket": {"Ref": "LogRetentionDays"}}
 
 
-def test_the_workgroup_decides_where_results_go_and_how_much_is_read(server: Server) -> None:
+def test_the_workgroup_enforces_the_location_of_results_and_the_scan_limit(server: Server) -> None:
     workgroup = server.client("athena").get_work_group(WorkGroup="busco")["WorkGroup"]["Configuration"]
     location = workgroup["ResultConfiguration"]["OutputLocation"]
     assert location == f"s3://{os.environ['BUSCO_LOGS_BUCKET']}/athena/"
@@ -256,7 +256,7 @@ def with_template(tmp_path: Path, change: Callable[[str], str]) -> Path:
     return tmp_path / "home"
 
 
-def test_a_changed_template_is_deployed_to_the_running_one(state: Path, tmp_path: Path) -> None:
+def test_a_changed_template_is_deployed_to_the_running_local_aws(state: Path, tmp_path: Path) -> None:
     server = started(state)
     pid = server.process.pid
     home = with_template(tmp_path, lambda text: text.replace("Cleaned entities", "Clean entities"))
@@ -269,10 +269,10 @@ def test_a_changed_template_is_deployed_to_the_running_one(state: Path, tmp_path
     with pytest.raises(BuscoError, match="Database"):
         aws.up(settings_of(state, broken), quiet)
     with_template(tmp_path, lambda text: text.replace("Cleaned entities", "Clean entities"))
-    assert aws.up(settings_of(state, home), quiet) == server.endpoint, "what was rolled back is as it was"
+    assert aws.up(settings_of(state, home), quiet) == server.endpoint, "the failed update was rolled back completely"
 
 
-def test_a_resource_that_fails_is_named_with_its_reason_and_the_mended_template_deploys(
+def test_a_resource_that_fails_is_named_with_its_reason_and_the_fixed_template_deploys(
     state: Path, tmp_path: Path
 ) -> None:
     home = with_template(tmp_path, lambda text: text.replace("${GluePrefix}gold", "${GluePrefix}silver"))

@@ -1,4 +1,4 @@
-"""Nobody has the local AWS run code, start processes, or ask other machines: tried on a server of its own."""
+"""No request can make the local AWS run code, start processes or contact other servers; tested on a separate server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 
 
 def with_code(canary: Path) -> dict[str, Any]:
-    """A function in Python, which writes a file, and a custom resource that calls it."""
+    """Returns the resources of an attack: a Python function that writes a file, and a custom resource that calls it."""
     code = f"def handler(event, context):\n    open({str(canary)!r}, 'w').write('ran')\n    return {{}}\n"
     function = {
         "Type": "AWS::Lambda::Function",
@@ -74,7 +74,7 @@ def deploy(cloudformation: Any, template: Any, name: str = "refused") -> None:
 
 
 def settled(cloudformation: Any, name: str) -> str:
-    """A stack's status once nothing is in progress; `none` where there is no such stack."""
+    """Waits until nothing is in progress; returns the stack's status, or `none` if there is no such stack."""
 
     def status() -> str:
         try:
@@ -86,7 +86,7 @@ def settled(cloudformation: Any, name: str) -> str:
     return status()
 
 
-def test_the_types_that_are_provisioned_are_those_of_the_templates() -> None:
+def test_only_the_resource_types_of_the_templates_are_provisioned() -> None:
     from busco.embedded.provisioned import PROVISIONED
 
     used = {
@@ -94,11 +94,11 @@ def test_the_types_that_are_provisioned_are_those_of_the_templates() -> None:
         for template in stacks.TEMPLATES.values()
         for resource in cfnlint.decode.cfn_yaml.load(str(ROOT / template))["Resources"].values()
     }
-    assert used == PROVISIONED, "a type is reviewed before the local AWS provisions it: busco.embedded.provisioned"
+    assert used == PROVISIONED, "review a new type before the local AWS provisions it: busco.embedded.provisioned"
 
 
 @pytest.mark.parametrize("named", REFUSED)
-def test_what_is_not_in_our_templates_is_refused_by_name_before_anything_is_made(server: Server, named: str) -> None:
+def test_types_that_our_templates_do_not_use_are_refused_before_anything_is_created(server: Server, named: str) -> None:
     cloudformation, s3 = server.client("cloudformation"), server.client("s3")
     try:
         with pytest.raises(botocore.exceptions.ClientError, match=named):
@@ -131,7 +131,7 @@ def by_change_set(cloudformation: Any, template: str) -> None:
 
 
 @pytest.mark.parametrize("way", [by_stack, by_update, by_change_set], ids=lambda way: way.__name__)
-def test_no_stack_has_the_local_aws_run_a_function(
+def test_no_stack_can_make_the_local_aws_run_a_function(
     server: Server, canary: Path, way: Callable[[Any, str], None]
 ) -> None:
     cloudformation = server.client("cloudformation")
@@ -144,7 +144,7 @@ def test_no_stack_has_the_local_aws_run_a_function(
         settled(cloudformation, "attack")
 
 
-def test_a_template_of_s3_is_refused_as_well(server: Server, canary: Path) -> None:
+def test_a_template_in_s3_is_refused_too(server: Server, canary: Path) -> None:
     lake = os.environ["BUSCO_LAKE_BUCKET"]
     server.client("s3").put_object(Bucket=lake, Key="t.json", Body=json.dumps({"Resources": with_code(canary)}))
     with pytest.raises(botocore.exceptions.ClientError, match="AWS::Lambda::Function"):
@@ -158,19 +158,19 @@ def test_a_template_of_s3_is_refused_as_well(server: Server, canary: Path) -> No
 
 @pytest.fixture
 def elsewhere() -> Iterator[str]:
-    """The URL of somebody else, of whom the local AWS asks nothing."""
-    asked = threading.Event()
+    """The URL of another server, to which the local AWS must not send any request."""
+    received = threading.Event()
 
-    class Asked(Handler):
+    class Recorder(Handler):
         def do_GET(self) -> None:
-            asked.set()
+            received.set()
             self.answer(200)
 
         do_POST = do_HEAD = do_PUT = do_GET
 
-    with serving(Asked) as url:
+    with serving(Recorder) as url:
         yield url
-        assert not asked.is_set(), "the local AWS asked it"
+        assert not received.is_set(), "the local AWS sent a request to it"
 
 
 def test_a_topic_delivers_to_no_url_and_no_function(server: Server, elsewhere: str) -> None:
@@ -215,7 +215,7 @@ def test_a_topic_delivers_to_no_url_and_no_function(server: Server, elsewhere: s
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )  # fmt: skip
-def test_what_would_run_or_call_something_is_refused_by_name(
+def test_operations_that_run_code_or_call_other_services_are_refused_by_name(
     server: Server, service: str, operation: str, given: dict[str, Any]
 ) -> None:
     client = server.client(service)
@@ -225,7 +225,7 @@ def test_what_would_run_or_call_something_is_refused_by_name(
 
 
 @pytest.mark.parametrize("service", ["lambda", "stepfunctions", "codebuild", "cloudcontrol", "batch", "databrew"])
-def test_services_that_the_templates_do_not_have_are_refused_by_name(server: Server, service: str) -> None:
+def test_services_that_the_templates_do_not_use_are_refused_by_name(server: Server, service: str) -> None:
     client = server.client(service)
     listing = {
         "lambda": "list_functions", "stepfunctions": "list_state_machines", "codebuild": "list_projects",
@@ -257,7 +257,7 @@ def test_services_that_the_templates_do_not_have_are_refused_by_name(server: Ser
     ],
     ids=lambda attack: attack[:24],
 )
-def test_a_query_of_athena_reads_no_file_and_asks_nobody_else(
+def test_an_athena_query_can_not_read_files_or_contact_other_servers(
     server: Server, elsewhere: str, tmp_path: Path, attack: str
 ) -> None:
     file = tmp_path / "written"
@@ -289,7 +289,7 @@ except OSError as refused:
 
 
 @pytest.mark.parametrize(
-    ("attack", "said"),
+    ("attack", "message"),
     [
         ("import subprocess; subprocess.run(['true'])", "can't start processes"),
         ("import os; os.system('true')", "can't start processes"),
@@ -307,10 +307,10 @@ except OSError as refused:
         ("socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('127.0.0.1', 9))", "can't connect to 127.0.0.1:9"),
     ],
 )
-def test_the_process_starts_none_and_connects_to_nobody(attack: str, said: str) -> None:
+def test_the_process_can_not_start_processes_or_connect_to_other_servers(attack: str, message: str) -> None:
     code = CONFINED.format(reachable=[("127.0.0.1", 8)], writable=[], attack=attack)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, said in done.stdout) == (9, True), done.stdout + done.stderr
+    assert (done.returncode, message in done.stdout) == (9, True), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_the_process_changes_no_file_outside_of_its_own_folders(tmp_path: Path, 
     assert (own / "mine").read_text() == "mine"
 
 
-def test_below_its_own_folders_the_process_writes_and_removes(tmp_path: Path) -> None:
+def test_the_process_can_write_and_remove_files_below_its_own_folders(tmp_path: Path) -> None:
     work = (
         f"import os, shutil, tempfile; os.makedirs('{tmp_path}/a/b'); open('{tmp_path}/a/b/c', 'w').close(); "
         f"os.rename('{tmp_path}/a/b/c', '{tmp_path}/d'); os.remove('{tmp_path}/d'); shutil.rmtree('{tmp_path}/a'); "

@@ -1,4 +1,4 @@
-"""The local AWS asks who it is: signatures, the owner's pair, and short-lived credentials of roles."""
+"""Authentication in the local AWS: signatures, the owner's keys, and short-lived credentials of roles."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lake(server: Server) -> str:
 
 
 def given(server: Server, role: str) -> Credentials:
-    """A role's credentials, as an SDK finds them in that role's environment."""
+    """Returns a role's credentials, as an SDK finds them in the role's environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     variables = read_env_file(env_file(server.settings.state, role))
     with mock.patch.dict(os.environ, kept | variables, clear=True):
@@ -56,7 +56,7 @@ def as_client(server: Server, service: str, who: Credentials) -> Any:
     session = boto3.session.Session(who.access_key, who.secret_key, who.token, region_name=REGION)
     config = Config(
         proxies={}, s3={"addressing_style": "path"}, retries={"max_attempts": 1},
-        # boto3 still makes addresses of version 2
+        # boto3 still presigns URLs with signature version 2 by default
         signature_version="s3v4" if service == "s3" else None,
     )  # fmt: skip
     return session.client(service, endpoint_url=server.endpoint, config=config)
@@ -77,7 +77,7 @@ def ask(
     headers: dict[str, str] | None = None,
     change: Callable[[botocore.awsrequest.AWSRequest], None] = lambda _: None,
 ) -> tuple[int, str]:
-    """A request as it goes over the wire, signed and then changed: its status and body."""
+    """Sends a request that is signed and then changed; returns the status and the body of the answer."""
     request = botocore.awsrequest.AWSRequest(method, f"{server.endpoint}{path}", headers=headers or {}, data=body)
     if service == "s3":
         request.headers["x-amz-content-sha256"] = hashlib.sha256(body).hexdigest()
@@ -110,31 +110,31 @@ def set_header(name: str, value: str) -> Callable[[botocore.awsrequest.AWSReques
     "key", ["test", "busco-local", "123456789012", "000000000000", "AKIAAAAAAAAAAAAAAAAA", "ASIAAAAAAAAAAAAAAAAA"]
 )
 @pytest.mark.parametrize("secret", ["test", "busco-local", "{key}"])
-def test_a_key_that_nobody_has_opens_nothing(server: Server, key: str, secret: str) -> None:
+def test_unknown_access_keys_are_refused(server: Server, key: str, secret: str) -> None:
     who = Credentials(key, secret.format(key=key))
     for service, call in (("s3", "list_buckets"), ("sts", "get_caller_identity"), ("glue", "get_databases")):
         with pytest.raises(botocore.exceptions.ClientError, match="busco aws env"):
             getattr(as_client(server, service, who), call)()
 
 
-def test_the_owners_key_with_another_secret_opens_nothing(server: Server) -> None:
+def test_the_owners_key_with_another_secret_is_refused(server: Server) -> None:
     who = dataclasses.replace(keys.owner(server.settings.state), secret="x" * 40)
     s3 = as_client(server, "s3", Credentials(who.key, who.secret))
     assert code_of(s3.list_buckets) == "SignatureDoesNotMatch"
 
 
-def test_what_is_not_signed_is_refused(server: Server, lake: str) -> None:
+def test_unsigned_requests_are_refused(server: Server, lake: str) -> None:
     for service, path in (("s3", f"/{lake}/a"), ("s3", "/"), ("sts", "/?Action=GetCallerIdentity"), ("iam", "/")):
         status, text = ask(server, None, service, "GET", path)
         assert (status, "must be signed" in text) == (403, True), path
 
 
-def test_a_request_is_the_one_that_was_signed(server: Server, lake: str) -> None:
+def test_a_request_that_was_changed_after_signing_is_refused(server: Server, lake: str) -> None:
     who, put = owner(server), {"service": "s3", "method": "PUT", "path": f"/{lake}/signed", "body": b"mine"}
     changes: dict[str, Callable[[botocore.awsrequest.AWSRequest], None]] = {
         "another body": lambda one: setattr(one, "data", b"evil"),
         "another path": lambda one: setattr(one, "url", one.url.replace("/signed", "/other")),
-        "a parameter more": lambda one: setattr(one, "url", f"{one.url}?acl"),
+        "another parameter": lambda one: setattr(one, "url", f"{one.url}?acl"),
         "another hash": set_header("x-amz-content-sha256", hashlib.sha256(b"evil").hexdigest()),
         "another time": set_header("x-amz-date", time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() - 60))),
         "a token": set_header("x-amz-security-token", "any"),
@@ -150,28 +150,26 @@ def test_a_request_is_the_one_that_was_signed(server: Server, lake: str) -> None
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize("who", ["nobody", "a key that nobody has", "a wrong signature", "a long body"])
-def test_no_body_is_read_of_whoever_has_no_key_nor_one_that_is_too_long(
-    server: Server, lake: str, who: str, chunked: bool
-) -> None:
+@pytest.mark.parametrize("who", ["nobody", "an unknown key", "a wrong signature", "a long body"])
+def test_unauthenticated_and_too_long_bodies_are_not_read(server: Server, lake: str, who: str, chunked: bool) -> None:
     signed: dict[str, str] = {}
 
     def keep(request: botocore.awsrequest.AWSRequest) -> None:
         signed.update(request.headers.items())
 
     pair = owner(server)
-    if who == "a key that nobody has":
+    if who == "an unknown key":
         pair = Credentials("AKIAAAAAAAAAAAAAAAAA", pair.secret_key)
     elif who == "a wrong signature":
         pair = Credentials(pair.access_key, "x" * 40)
     path = f"/{lake}/gold/long"
-    said = b"" if who == "a long body" else b"not what comes"
-    assert ask(server, None if who == "nobody" else pair, "s3", "PUT", path, said, change=keep)[0] in (200, 403)
+    signed_body = b"" if who == "a long body" else b"another body than the one that is sent"
+    assert ask(server, None if who == "nobody" else pair, "s3", "PUT", path, signed_body, change=keep)[0] in (200, 403)
     signed.pop("Content-Length", None)
     host, port = urlsplit(server.endpoint).netloc.split(":")
     size = 600 << 20
     length = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}"
-    # a long one that is signed: its hash is not looked at before its length
+    # the signed long body: its length is checked before its hash
     headers = "".join(f"{name}: {value}\r\n" for name, value in signed.items() if name.lower() != "host")
     before = server.process.pid
     memory = psutil.Process(before).memory_info().rss
@@ -198,7 +196,7 @@ def test_an_old_request_is_refused(server: Server) -> None:
         assert ask(server, owner(server), "s3", "GET")[0] == 403
 
 
-def test_an_address_is_signed_for_its_time_and_operation(server: Server, lake: str) -> None:
+def test_a_presigned_url_is_valid_only_for_its_operation_and_time(server: Server, lake: str) -> None:
     s3 = as_client(server, "s3", owner(server))
     s3.put_object(Bucket=lake, Key="shared", Body=b"x")
     url = s3.generate_presigned_url("get_object", {"Bucket": lake, "Key": "shared"}, ExpiresIn=60)
@@ -214,7 +212,7 @@ def test_an_address_is_signed_for_its_time_and_operation(server: Server, lake: s
     assert ask(server, None, "s3", "GET", late.removeprefix(server.endpoint))[0] == 403
 
 
-def test_the_owners_pair_is_his_alone_and_stays(tmp_path: Path) -> None:
+def test_the_owners_keys_are_private_and_survive_a_restart(tmp_path: Path) -> None:
     first = started(tmp_path / "one")
     pair = keys.owner(first.settings.state)
     aws.down(first.settings, quiet)
@@ -226,8 +224,8 @@ def test_the_owners_pair_is_his_alone_and_stays(tmp_path: Path) -> None:
         assert (second.settings.state / "secrets" / "local-aws-owner").stat().st_mode & 0o777 == 0o600
         arn = second.client("sts").get_caller_identity()["Arn"]
         assert arn == "arn:aws:iam::000000000000:root"
-        words = aws.env_lines(second.settings)
-        assert f"export AWS_ACCESS_KEY_ID={pair.key}\n" in words
+        lines = aws.env_lines(second.settings)
+        assert f"export AWS_ACCESS_KEY_ID={pair.key}\n" in lines
         for role in (*instances.ROLES, "none"):
             file = env_file(second.settings.state, role)
             assert file.stat().st_mode & 0o777 == 0o600
@@ -250,7 +248,7 @@ def test_a_process_with_a_role_has_that_role(server: Server, who: str, logical: 
     assert arn == f"arn:aws:sts::000000000000:assumed-role/{name}/busco-{who}"
 
 
-def test_settings_of_a_role_do_not_take_the_owners_keys(server: Server) -> None:
+def test_settings_with_a_role_ignore_the_owners_keys(server: Server) -> None:
     state, pair = server.settings.state, keys.owner(server.settings.state)
     shell = {"BUSCO_STATE_DIR": str(state), "BUSCO_LOCAL_ROLE": "runner", "AWS_ACCESS_KEY_ID": pair.key,
              "AWS_SECRET_ACCESS_KEY": pair.secret, "AWS_PROFILE": "absent"}  # fmt: skip
@@ -263,7 +261,7 @@ def test_settings_of_a_role_do_not_take_the_owners_keys(server: Server) -> None:
     get_settings.cache_clear()
 
 
-def test_a_role_may_do_what_its_policy_says(server: Server, lake: str) -> None:
+def test_a_role_can_do_only_what_its_policy_allows(server: Server, lake: str) -> None:
     runner, airflow = given(server, "runner"), given(server, "airflow")
     s3 = as_client(server, "s3", runner)
     s3.put_object(Bucket=lake, Key="gold/t/a.parquet", Body=b"x")
@@ -297,7 +295,7 @@ def role_of(server: Server, output: str) -> str:
     return next(str(one["OutputValue"]) for one in outputs if one["OutputKey"] == output)
 
 
-def test_what_airflow_asks_of_ecs_and_logs_is_allowed(server: Server) -> None:
+def test_the_requests_that_airflow_sends_to_ecs_and_logs_are_allowed(server: Server) -> None:
     airflow = given(server, "airflow")
     ecs, logs = as_client(server, "ecs", airflow), as_client(server, "logs", airflow)
     assert code_of(lambda: ecs.describe_task_definition(taskDefinition="busco-dbt-small")) == "ok"
@@ -321,7 +319,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 @pytest.mark.parametrize(
     ("service", "method", "path", "headers", "body"),
     [
-        # what the policies would be asked about is not what would be done
+        # requests for which the policies could check another operation than the one that is executed
         ("s3", "PUT", "/{lake}/gold/t/a.parquet?Action=GetObject", {}, b"evil"),
         ("s3", "DELETE", "/{lake}/gold/t/a.parquet?Action=GetObject", {}, b""),
         ("s3", "DELETE", "/{lake}/gold/t/a.parquet", FORM, b"Action=GetObject"),
@@ -346,7 +344,7 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
         ("sts", "GET", "/_aws/sqs/messages", {}, b""),
     ],
 )  # fmt: skip
-def test_a_request_has_one_meaning(
+def test_ambiguous_requests_are_refused(
     server: Server, lake: str, service: str, method: str, path: str, headers: dict[str, str], body: bytes
 ) -> None:
     server.client("s3").put_object(Bucket=lake, Key="gold/t/a.parquet", Body=b"kept")
@@ -367,7 +365,7 @@ FORGED = "AWS4-HMAC-SHA256 Credential={key}/20261130/us-east-1/{service}/aws4_re
 @pytest.mark.parametrize(
     "path", ["/v4/anything", "/v4/anything/task", "/v4/", "/v4", "/v4/a/../..", "//v4/anything", "/v4/anything?x=1"]
 )
-def test_no_path_is_answered_as_root_s_without_his_signature(server: Server, path: str, key: str) -> None:
+def test_no_path_is_served_as_root_without_its_signature(server: Server, path: str, key: str) -> None:
     for service, headers, body in (
         ("sts", FORM, b"Action=GetSessionToken&Version=2011-06-15"),
         ("iam", FORM, b"Action=CreateUser&UserName=evil&Version=2010-05-08"),
@@ -395,7 +393,9 @@ def test_no_path_is_answered_as_root_s_without_his_signature(server: Server, pat
         "AWS4-HMAC-SHA256 Credential={own}, {rest} Credential=test/{scope}",
     ],
 )
-def test_a_role_is_not_root_by_a_second_key_in_its_signature(server: Server, lake: str, role: str, header: str) -> None:
+def test_a_role_can_not_become_root_with_a_second_key_in_its_signature(
+    server: Server, lake: str, role: str, header: str
+) -> None:
     key = f"/{lake}/_lake/env/prod/current.json"
 
     def twice(request: botocore.awsrequest.AWSRequest) -> None:
@@ -405,18 +405,20 @@ def test_a_role_is_not_root_by_a_second_key_in_its_signature(server: Server, lak
 
     for method, body in (("PUT", b"evil"), ("DELETE", b"")):
         assert ask(server, given(server, role), "s3", method, key, body, change=twice)[0] in (400, 403)
-    said = b"Action=GetSessionToken&Version=2011-06-15"
-    assert ask(server, given(server, role), "sts", body=said, headers=FORM, change=twice)[0] in (400, 403)
+    body = b"Action=GetSessionToken&Version=2011-06-15"
+    assert ask(server, given(server, role), "sts", body=body, headers=FORM, change=twice)[0] in (400, 403)
 
 
 @pytest.mark.parametrize("role", ["runner", "ingest", "airflow"])
 @pytest.mark.parametrize("other", ["select", "acl", "tagging", "versionId", "uploads", "annotation", "%73elect"])
-def test_a_role_asks_s3_for_one_thing_at_a_time(server: Server, lake: str, role: str, other: str) -> None:
+def test_a_role_can_not_combine_two_s3_operations_in_one_request(
+    server: Server, lake: str, role: str, other: str
+) -> None:
     who, key = given(server, role), f"/{lake}/_lake/env/prod/current.json"
     own = {"runner": "silver/x", "ingest": "bronze/x"}.get(role, "silver/x")
     for method, named in (("POST", "uploads="), ("POST", "uploadId=x"), ("PUT", "partNumber=1&uploadId=x")):
         assert ask(server, who, "s3", method, f"{key}?{other}=&{named}", b"evil")[0] in (400, 403, 404), named
-    # an upload of the owner's to that key takes no part, and is not completed, under a key of the role's own
+    # the role can't add a part to the owner's upload, or complete it, under either key
     s3 = server.client("s3")
     s3.put_object(Bucket=lake, Key=own, Body=b"evil")
     upload = s3.create_multipart_upload(Bucket=lake, Key="_lake/env/prod/current.json")["UploadId"]
@@ -430,7 +432,7 @@ def test_a_role_asks_s3_for_one_thing_at_a_time(server: Server, lake: str, role:
         s3.abort_multipart_upload(Bucket=lake, Key="_lake/env/prod/current.json", UploadId=upload)
 
 
-def test_a_role_copies_no_version_that_it_may_not_read(server: Server, lake: str) -> None:
+def test_a_role_can_not_copy_a_version_that_it_can_not_read(server: Server, lake: str) -> None:
     s3, who = server.client("s3"), given(server, "runner")
     version = s3.put_object(Bucket=lake, Key="silver/t/old", Body=b"secret")["VersionId"]
     s3.put_object(Bucket=lake, Key="silver/t/old", Body=b"clean")
@@ -443,14 +445,14 @@ def test_a_role_copies_no_version_that_it_may_not_read(server: Server, lake: str
 
 
 @pytest.mark.parametrize("encoding", ["aws-chunked", "gzip", "identity", "aws-chunked,gzip"])
-def test_what_is_asked_is_not_encoded(server: Server, encoding: str) -> None:
+def test_requests_with_a_content_encoding_are_refused(server: Server, encoding: str) -> None:
     headers = {**FORM, "Content-Encoding": encoding}
     body = b"1a;Action=GetCallerIdentity\r\nAction=AssumeRole&RoleArn=a\r\n0\r\n\r\n"
     for who in (owner(server), given(server, "runner")):
         assert ask(server, who, "sts", body=body, headers=headers)[0] == 400
 
 
-def test_a_table_s_objects_are_copied_nowhere_but_below_their_own_folder(
+def test_no_key_makes_athena_copy_an_object_outside_of_its_own_folder(
     server: Server, lake: str, tmp_path: Path
 ) -> None:
     s3, glue = server.client("s3"), server.client("glue")
@@ -462,14 +464,14 @@ def test_a_table_s_objects_are_copied_nowhere_but_below_their_own_folder(
         place = {"Location": f"s3://{lake}/odd/", "Columns": [{"Name": "a", "Type": "string"}]}
         table = {"Name": f"odd_{number}", "StorageDescriptor": place}
         glue.create_table(DatabaseName="busco_gold", TableInput=table)
-        # it fails, or has no such object
+        # the query fails, or finds no such object
         with contextlib.suppress(AssertionError):
             assert server.query(f"select count(*) from odd_{number}") == [["0"]]
         assert not list(tmp_path.iterdir())
         s3.delete_object(Bucket=lake, Key=key)
 
 
-def test_credentials_outlive_a_restart_and_end_in_time(tmp_path: Path) -> None:
+def test_credentials_survive_a_restart_and_expire(tmp_path: Path) -> None:
     first = started(tmp_path / "state")
     role = given(first, "runner")
     assert code_of(as_client(first, "sts", role).get_caller_identity) == "ok"
@@ -498,7 +500,7 @@ def test_nobody_gets_credentials_without_the_secret(server: Server) -> None:
         assert ask(server, None, "s3", "GET", path)[0] in (403, 404), path
 
 
-def test_a_query_of_athena_reads_what_its_caller_may(server: Server, lake: str) -> None:
+def test_an_athena_query_can_read_only_what_its_caller_can_read(server: Server, lake: str) -> None:
     s3, iam = server.client("s3"), server.client("iam")
     metadata, columns = iceberg_helper.write_table(s3, lake, "gold/read", "SELECT 7 AS x")
     iceberg_helper.show(server.client("glue"), "busco_gold", "read", metadata, columns)
@@ -525,7 +527,7 @@ def test_a_query_of_athena_reads_what_its_caller_may(server: Server, lake: str) 
 
 
 @pytest.mark.parametrize("role", ["runner", "ingest"])
-def test_alerts_are_airflows_alone(server: Server, role: str) -> None:
+def test_only_airflow_can_send_alerts(server: Server, role: str) -> None:
     topic = read_env_file(env_file(server.settings.state))["BUSCO_ALERTS_TOPIC"]
     sns = as_client(server, "sns", given(server, role))
     for call in (
@@ -541,7 +543,7 @@ def test_alerts_are_airflows_alone(server: Server, role: str) -> None:
 
 @pytest.fixture
 def reader(server: Server) -> Credentials:
-    """Somebody who has ReadersPolicy and nothing else."""
+    """A user who has ReadersPolicy and nothing else."""
     iam = server.client("iam")
     outputs = [one for stack in server.client("cloudformation").describe_stacks()["Stacks"] for one in stack["Outputs"]]
     policy = next(one["OutputValue"] for one in outputs if one["OutputKey"] == "ReadersPolicy")
@@ -553,7 +555,7 @@ def reader(server: Server) -> Credentials:
 
 
 def answered(server: Server, who: Credentials, sql: str, place: str = "") -> tuple[str, str]:
-    """State and reason of a query, as its caller is told; the first value where it succeeded."""
+    """Runs a query; returns its state, and the reason that its caller sees or, if it succeeded, the first value."""
     athena = as_client(server, "athena", who)
     more: Any = {"ResultConfiguration": {"OutputLocation": place}} if place else {}
     identifier = athena.start_query_execution(
@@ -572,11 +574,13 @@ def answered(server: Server, who: Credentials, sql: str, place: str = "") -> tup
     return "SUCCEEDED", str(rows[1]["Data"][0].get("VarCharValue"))
 
 
-def test_a_reader_s_queries_read_what_he_may_and_change_nothing(server: Server, lake: str, reader: Credentials) -> None:
+def test_a_reader_s_queries_read_only_allowed_data_and_change_nothing(
+    server: Server, lake: str, reader: Credentials
+) -> None:
     s3, glue = server.client("s3"), server.client("glue")
     metadata, columns = iceberg_helper.write_table(s3, lake, "gold/for_readers", "SELECT 7 AS x")
     iceberg_helper.show(glue, "busco_gold", "for_readers", metadata, columns)
-    # where the helper writes is no place of the lake's; what the policy denies stays denied
+    # the helper writes outside of the keys that ReadersPolicy allows; what it denies stays denied
     files = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": "*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [files]})
     server.client("iam").put_user_policy(UserName="reader", PolicyName="files", PolicyDocument=policy)
@@ -597,7 +601,9 @@ def test_a_reader_s_queries_read_what_he_may_and_change_nothing(server: Server, 
     assert code_of(lambda: glue.get_table(DatabaseName="busco_gold", Name="for_readers")) == "ok"
     releases = f"s3://{lake}/_lake/env/prod/releases/"
     assert answered(server, reader, "SELECT 1 AS evil", releases) == ("SUCCEEDED", "1")
-    assert "Contents" not in s3.list_objects_v2(Bucket=lake, Prefix="_lake/env/prod/releases/"), "the workgroup's place"
+    assert "Contents" not in s3.list_objects_v2(Bucket=lake, Prefix="_lake/env/prod/releases/"), (
+        "results go to the workgroup's location"
+    )
 
 
 @pytest.mark.parametrize(
@@ -615,7 +621,7 @@ def test_a_reader_s_queries_read_what_he_may_and_change_nothing(server: Server, 
         "SET s3_endpoint = '127.0.0.1:9'",
     ],
 )
-def test_a_query_names_tables_alone(server: Server, lake: str, sql: str) -> None:
+def test_a_query_can_read_nothing_but_tables(server: Server, lake: str, sql: str) -> None:
     if code_of(lambda: server.client("glue").get_table(DatabaseName="busco_gold", Name="for_owner")) != "ok":
         metadata, columns = iceberg_helper.write_table(server.client("s3"), lake, "gold/for_owner", "SELECT 7 AS x")
         iceberg_helper.show(server.client("glue"), "busco_gold", "for_owner", metadata, columns)

@@ -1,4 +1,4 @@
-"""What the platform relies on in the local AWS's S3: conditions, listings, versions, and nothing lost by kill -9."""
+"""Features of the local AWS's S3 that the platform relies on: conditions, listings, versions, surviving kill -9."""
 
 from __future__ import annotations
 
@@ -20,14 +20,10 @@ from own_aws import Server, code_of, started
 from busco.embedded import aws, keys, processes
 from busco.lake.engine import extension_file
 
-BUCKETS = ("BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET", "BUSCO_LOGS_BUCKET")
-NOWHERE = "http://127.0.0.1:9"
-"""A proxy that nobody serves (port 9 is `discard`), so that what goes through it fails."""
-
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[Path]:
-    """A state folder whose local AWS, if a test starts it, ends with the test."""
+    """A state folder; if a test starts a local AWS there, it is stopped after the test."""
     yield tmp_path / "state"
     processes.stop((tmp_path / "state").resolve(), aws.NAME)
     processes.release_port((tmp_path / "state").resolve(), aws.NAME)
@@ -64,7 +60,7 @@ def test_if_match_creates_no_object(server: Server, lake: str) -> None:
 
 
 @pytest.mark.parametrize("swap", [False, True], ids=["creation", "swap"])
-def test_of_sixteen_conditional_writers_one_wins(server: Server, lake: str, swap: bool) -> None:
+def test_only_one_of_sixteen_conditional_writers_succeeds(server: Server, lake: str, swap: bool) -> None:
     s3 = server.client("s3")
     for attempt in range(5):
         key = f"race/{swap}/{attempt}"
@@ -75,7 +71,7 @@ def test_of_sixteen_conditional_writers_one_wins(server: Server, lake: str, swap
 
 
 def won(s3: Any, bucket: str, key: str, condition: dict[str, str]) -> int:
-    """How many of sixteen concurrent writers got through; their object is the winner's."""
+    """Returns how many of sixteen concurrent writers succeeded; the object must be a successful writer's."""
     start = threading.Barrier(16)
 
     def write(number: int) -> int | None:
@@ -91,7 +87,7 @@ def won(s3: Any, bucket: str, key: str, condition: dict[str, str]) -> int:
     return len(winners)
 
 
-def test_a_listing_goes_on_over_pages_in_the_order_of_keys(server: Server, lake: str) -> None:
+def test_a_listing_has_pages_in_the_order_of_keys(server: Server, lake: str) -> None:
     s3 = server.client("s3")
     keys = [f"paged/{number:03d}" for number in range(25)]
     for key in reversed(keys):
@@ -105,7 +101,7 @@ def test_a_listing_goes_on_over_pages_in_the_order_of_keys(server: Server, lake:
 
 
 @pytest.mark.parametrize("key", ["k" * 1024, "é" * 512, "a/" + "%" * 1022, "日" * 341 + "+"])
-def test_a_key_of_more_bytes_than_s3_takes_is_refused(server: Server, lake: str, key: str) -> None:
+def test_a_key_of_more_than_1024_bytes_is_refused(server: Server, lake: str, key: str) -> None:
     s3 = server.client("s3")
     assert len(key.encode()) == 1024
     s3.put_object(Bucket=lake, Key=key, Body=b"1")
@@ -124,7 +120,7 @@ def test_a_key_of_more_bytes_than_s3_takes_is_refused(server: Server, lake: str,
     assert found == [key]
 
 
-def test_the_landing_bucket_keeps_what_is_written_over(server: Server) -> None:
+def test_the_landing_bucket_keeps_overwritten_versions(server: Server) -> None:
     s3, bucket = server.client("s3"), os.environ["BUSCO_LANDING_BUCKET"]
     old = s3.put_object(Bucket=bucket, Key="shop/orders/a.csv", Body=b"old")["VersionId"]
     new = s3.put_object(Bucket=bucket, Key="shop/orders/a.csv", Body=b"new")["VersionId"]
@@ -171,8 +167,8 @@ def test_objects_versions_and_conditions_outlive_kill_9(state: Path) -> None:
     assert won(s3, lake, key, {"IfMatch": etag}) == 1
 
 
-# Writes "old" and then "new" over it, and kills itself before its n-th change of the file system within the second
-# write; prints that it got through where there is no n-th. Then the same state is loaded as a start does.
+# Writes "old", overwrites it with "new", and kills itself before its n-th change of the file system during the second
+# write; prints "whole" if there is no n-th change. With n = 0, it loads the state as the local AWS does when it starts.
 WRITE = """
 import json, os, pathlib, signal, sys
 from busco.embedded import s3_intents
@@ -208,7 +204,9 @@ else:
 
 
 @pytest.mark.parametrize("versioned", [False, True], ids=["plain", "versioned"])
-def test_a_write_killed_at_any_step_leaves_old_or_new_under_its_own_etag(tmp_path: Path, versioned: bool) -> None:
+def test_a_write_killed_at_any_step_leaves_the_old_or_the_new_object_with_its_etag(
+    tmp_path: Path, versioned: bool
+) -> None:
     environment = {**os.environ, "LOG_LEVEL": "ERROR"}
 
     def run(folder: Path, fatal: int) -> str:
@@ -229,6 +227,6 @@ def test_a_write_killed_at_any_step_leaves_old_or_new_under_its_own_etag(tmp_pat
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(outcome, range(1, 17)))
     kept = [body for _, body in results]
-    assert [whole for whole, _ in results].count(True) > 0, "raise the number of steps tried"
+    assert [whole for whole, _ in results].count(True) > 0, "increase the number of steps"
     assert sorted(kept, key=lambda body: body != "old") == kept
     assert {"old", "new, longer"} == set(kept)
