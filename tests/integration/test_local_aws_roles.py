@@ -163,7 +163,7 @@ def test_unauthenticated_and_too_long_bodies_are_not_read(server: Server, lake: 
     elif who == "a wrong signature":
         pair = Credentials(pair.access_key, "x" * 40)
     path = f"/{lake}/gold/long"
-    signed_body = b"" if who == "a long body" else b"another body than the one that is sent"
+    signed_body = b"" if who == "a long body" else b"not the body that follows"
     assert ask(server, None if who == "nobody" else pair, "s3", "PUT", path, signed_body, change=keep)[0] in (200, 403)
     signed.pop("Content-Length", None)
     host, port = urlsplit(server.endpoint).netloc.split(":")

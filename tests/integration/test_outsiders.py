@@ -1,4 +1,4 @@
-"""What somebody who brings a dbt project of his own meets first: what is refused, and what to do about it."""
+"""The first errors that users see when they bring their own dbt project, and whether the advice in them works."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TABLE = "{{ config(materialized='table') }} select 1 as a"
 
 
 def write(folder: Path, **files: str) -> Path:
-    """A dbt project named shop; with these files, by their paths."""
+    """Writes a dbt project named shop with the given files (path → text)."""
     given = {"dbt_project.yml": "{name: shop, version: '1.0', config-version: 2, profile: none}", **files}
     for path, text in given.items():
         file = folder / path
@@ -42,7 +42,7 @@ def parsed(home: Path) -> None:
 
 @pytest.fixture
 def busco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    """The command in this process, in a home without a lake: its exit status, and what it printed on both streams."""
+    """The command in this process, in a home without a lake; returns its exit status and the output of both streams."""
     for name in set(os.environ) - set(neutral_environment()):
         monkeypatch.delenv(name)
     monkeypatch.setenv("BUSCO_HOME", str(tmp_path))
@@ -55,7 +55,7 @@ def busco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 # -- many models ------------------------------------------------------------------------------------------------------
 
 
-def test_many_refused_models_are_a_line_and_verbose_names_each(tmp_path: Path, busco) -> None:
+def test_many_refused_models_share_one_line_and_verbose_lists_each_of_them(tmp_path: Path, busco) -> None:
     write(tmp_path / "dbt_project", **{f"models/m{place}.sql": TABLE for place in range(12)})
     status, printed = busco("dbt", "parse")
     lines = [line for line in printed.splitlines() if "materialization table is refused" in line]
@@ -70,14 +70,14 @@ def test_many_refused_models_are_a_line_and_verbose_names_each(tmp_path: Path, b
     assert busco("dbt", "parse", "--nonsense")[0] == 2
 
 
-# -- what the advice says, done ---------------------------------------------------------------------------------------
+# -- following the advice ---------------------------------------------------------------------------------------------
 
 
-def test_the_advice_for_a_package_works_though_its_models_say_otherwise_themselves(tmp_path: Path) -> None:
+def test_the_advice_for_a_package_works_although_its_models_set_another_materialization(tmp_path: Path) -> None:
     home = tmp_path / "dbt_project"
     write(home / "dbt_packages/utils", **{"models/a.sql": TABLE, "models/b.sql": TABLE})
-    said = {"name": "utils", "version": "1.0", "config-version": 2, "models": {"utils": {"+materialized": "table"}}}
-    (home / "dbt_packages/utils/dbt_project.yml").write_text(yaml.safe_dump(said))
+    package = {"name": "utils", "version": "1.0", "config-version": 2, "models": {"utils": {"+materialized": "table"}}}
+    (home / "dbt_packages/utils/dbt_project.yml").write_text(yaml.safe_dump(package))
     write(home, **{"models/own.sql": "select 1 as a"})
     file = home / "dbt_project.yml"
     own = {"name": "shop", "version": "1.0", "config-version": 2, "profile": "none", "models": {"+schema": "gold"}}
@@ -89,7 +89,7 @@ def test_the_advice_for_a_package_works_though_its_models_say_otherwise_themselv
     parsed(tmp_path)
 
 
-def test_the_advice_works_where_a_folder_says_otherwise(tmp_path: Path) -> None:
+def test_the_advice_works_if_a_folder_sets_another_materialization(tmp_path: Path) -> None:
     home = write(tmp_path / "dbt_project", **{"models/marts/a.sql": "select 1 as a", "models/b.sql": "select 1 as a"})
     own = {"name": "shop", "version": "1.0", "config-version": 2, "profile": "none"}
     models = {"+schema": "gold", "+materialized": "lake", "marts": {"+materialized": "table"}}
@@ -101,7 +101,7 @@ def test_the_advice_works_where_a_folder_says_otherwise(tmp_path: Path) -> None:
     parsed(tmp_path)
 
 
-def test_what_a_model_says_itself_is_named_where_the_project_s_file_is_right_already(tmp_path: Path) -> None:
+def test_models_that_override_a_correct_project_file_are_named(tmp_path: Path) -> None:
     home = write(
         tmp_path / "dbt_project",
         **{
@@ -130,7 +130,7 @@ RIGHT = "{{ custom_schema_name or target.schema }}"
 @pytest.mark.parametrize(
     "name", ["generate_schema_name", "default__generate_schema_name", "duckdb__generate_schema_name"]
 )
-def test_a_macro_that_ignores_the_schema_is_named_and_what_is_said_of_it_helps(tmp_path: Path, name: str) -> None:
+def test_a_macro_that_changes_the_schema_is_named_and_the_advice_works(tmp_path: Path, name: str) -> None:
     macro = "{{% macro {}(custom_schema_name, node) %}}{}{{% endmacro %}}"
     home = write(
         tmp_path / "dbt_project",
@@ -150,7 +150,7 @@ def test_a_macro_that_ignores_the_schema_is_named_and_what_is_said_of_it_helps(t
 # -- packages ---------------------------------------------------------------------------------------------------------
 
 
-def test_missing_packages_are_installed_by_the_command_that_is_named(tmp_path: Path, busco) -> None:
+def test_the_suggested_command_installs_missing_packages(tmp_path: Path, busco) -> None:
     write(tmp_path / "dbt_project")
     shutil.copytree(BAKERY, tmp_path / "bakery")
     status, printed = busco("dbt", "--project-dir", "bakery", "parse")
@@ -160,14 +160,14 @@ def test_missing_packages_are_installed_by_the_command_that_is_named(tmp_path: P
     assert status == 0, printed
 
 
-def test_the_platform_s_own_project_needs_no_folder(tmp_path: Path, busco) -> None:
+def test_the_command_for_the_platform_s_own_project_names_no_folder(tmp_path: Path, busco) -> None:
     shutil.copytree(BAKERY, tmp_path / "dbt_project")
     assert busco("dbt", "parse")[1].splitlines()[-1] == "  → busco dbt deps"
     assert busco("dbt", "deps")[0] == 0
     assert busco("dbt", "parse")[0] == 0
 
 
-def test_the_folder_is_right_where_the_command_is_called_elsewhere(
+def test_the_suggested_command_names_the_right_folder_from_any_working_directory(
     tmp_path: Path, busco, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "dbt_project")
@@ -180,7 +180,7 @@ def test_the_folder_is_right_where_the_command_is_called_elsewhere(
     assert busco("dbt", "--project-dir", ".", "parse")[1].splitlines()[-1] == "  → busco dbt --project-dir . deps"
 
 
-def test_packages_that_are_named_and_not_there_are_answered_with_the_command(tmp_path: Path) -> None:
+def test_the_command_is_also_suggested_for_packages_in_dependencies_yml(tmp_path: Path) -> None:
     write(tmp_path / "dbt_project", **{"dependencies.yml": "packages: [{local: utils}]"})
     assert refused(tmp_path).hint == "busco dbt deps"
 
@@ -193,10 +193,10 @@ def test_packages_that_are_named_and_not_there_are_answered_with_the_command(tmp
     ],
     ids=["macro", "test"],
 )
-def test_a_macro_that_may_be_a_package_s_is_answered_with_the_command_too(
+def test_the_command_is_also_suggested_for_an_unknown_macro_that_a_package_could_define(
     tmp_path: Path, busco, files: dict[str, str]
 ) -> None:
-    """dbt finds it only when it compiles."""
+    """dbt notices the missing macro only when it compiles."""
     schema = "{name: shop, version: '1.0', config-version: 2, models: {+materialized: view}}"
     for folder in ("dbt_project", "shop"):
         write(tmp_path / folder, **{"dbt_project.yml": schema, **files})
@@ -208,6 +208,6 @@ def test_a_macro_that_may_be_a_package_s_is_answered_with_the_command_too(
     )
 
 
-def test_any_other_error_of_the_project_names_no_packages(tmp_path: Path) -> None:
+def test_the_command_is_not_suggested_for_other_errors(tmp_path: Path) -> None:
     write(tmp_path / "dbt_project", **{"models/a.sql": "{{ ref('nothing') }}"})
     assert "deps" not in refused(tmp_path).hint

@@ -1,4 +1,4 @@
-"""A person's name is planted in pii columns, and looked for in all that a run leaves but the tables' own data files."""
+"""Plants a person's name in pii columns and searches everything that a run leaves behind, except for data files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HEADER = ("id", "customer", "amount", "day", "n")
 ROWS = [
     ("a", "Zqcanary Silva", "1.50", "2018-01-01", 1),
     ("b", "Zqcanary Souza", "2.50", "2018-01-01", 2),
-    # a row that lacks a value, so that the name stands in another column
+    # a row with a missing value, so the name ends up in another column
     ("c", "3.50", "Zqcanary Costa", "2018-01-02", 3),
 ]
 MODELS = {
@@ -58,13 +58,13 @@ JUDGED = "models: [{name: judged, columns: [{name: letters, config: {meta: {pii:
 
 @dataclass
 class Written:
-    """What a run has left: what its processes printed, and each other thing by its name."""
+    """What a run has left behind: the output of its processes, objects, files and Glue tables."""
 
     platform: Platform
     printed: str
 
     def objects(self) -> dict[str, str]:
-        """Each object of all buckets but the tables' data files and quarantine, as text, and its key."""
+        """Returns the text of each object in all buckets, except for data files and quarantine, and all keys."""
         s3, settings, found = client("s3", self.platform.settings), self.platform.settings, {}
         for bucket in (settings.lake_bucket, settings.landing_bucket, settings.logs_bucket):
             for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
@@ -77,7 +77,7 @@ class Written:
         return found
 
     def files(self) -> dict[str, str]:
-        """Each file that is left on the machine, but the delivered ones."""
+        """Returns the text of each file below home, except for the delivered ones."""
         home = self.platform.home
         left = [
             path for path in home.rglob("*") if path.is_file() and path.parts[len(home.parts)] not in ("in", "deploy")
@@ -90,7 +90,7 @@ class Written:
         return json.dumps([glue.get_tables(DatabaseName=name)["TableList"] for name in names], default=str)
 
     def bounds(self, version: Version, key: str = "") -> dict[str, tuple[Any, Any, int]]:
-        """Smallest and largest value, and number of NULLs, of each field of a table of one file."""
+        """Returns the smallest and largest value and the number of NULLs of each field of a table with one file."""
         table = static(self.platform, key or version.metadata)
         (manifest,) = table.current_snapshot().manifests(table.io)
         (entry,) = manifest.fetch_manifest_entry(table.io)
@@ -107,7 +107,7 @@ class Written:
 
 
 def text(body: bytes) -> str:
-    """What can be read in a file: of Avro, its blocks decompressed."""
+    """Returns a file's content as text; the blocks of an Avro file are decompressed."""
     if not body.startswith(b"Obj\x01"):
         return body.decode(errors="replace")
     sync, blocks = body[-16:], []
@@ -129,7 +129,7 @@ def static(made: Platform, key: str) -> StaticTable:
 
 
 def scrubbed(*options: str) -> str:
-    """What `busco scrub` prints."""
+    """Runs `busco scrub`; returns what it prints."""
     result = CliRunner().invoke(scrub_command, options, catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
@@ -153,16 +153,16 @@ def written(tmp_path_factory: pytest.TempPathFactory, served: Path) -> Iterator[
         yield Written(made, printed + output.getvalue())
 
 
-def test_a_persons_name_is_in_nothing_but_data_files_and_quarantine(written: Written) -> None:
+def test_a_persons_name_is_only_in_data_files_and_quarantine(written: Written) -> None:
     rows = written.platform.duckdb("select person from busco_gold.renamed order by all")
     assert rows == [("Zqcanary Silva",), ("Zqcanary Souza",)]
     assert "quarantined" in written.printed
     everything = {"printed": written.printed, "Glue": written.glue(), **written.objects(), **written.files()}
     assert len(everything) > 100
-    assert [name for name, said in everything.items() if CANARY in said.lower()] == []
+    assert [name for name, content in everything.items() if CANARY in content.lower()] == []
 
 
-def test_columns_with_personal_data_have_null_counts_and_no_bounds_and_all_others_have_both(written: Written) -> None:
+def test_columns_with_personal_data_have_null_counts_but_no_bounds_and_others_have_both(written: Written) -> None:
     tables = written.platform.live().tables
     assert {table: set(version.personal or ()) for table, version in tables.items()} == {
         "bronze.orders": {"customer"},
@@ -172,7 +172,7 @@ def test_columns_with_personal_data_have_null_counts_and_no_bounds_and_all_other
         "gold.starred": {"customer"},
         "gold.largest": {"last_one"},
         "gold.nested": {"contact"},
-        # what a query gives is in its SQL, and may be anything
+        # these models insert query results into their SQL, which can contain anything
         "gold.greeted": {"id", "greeted"},
         "gold.added": {"id", "greeted"},
         "gold.hooked": {"who", "one"},
@@ -201,7 +201,7 @@ def test_columns_with_personal_data_have_null_counts_and_no_bounds_and_all_other
         ("select 'x' as who from {{ ref('orders') }}", ""),
     ],
 )
-def test_a_partition_by_a_column_that_is_made_from_personal_data_is_refused_when_the_project_is_parsed(
+def test_partitioning_by_a_column_derived_from_personal_data_is_refused_at_parse(
     written: Written, sql: str, problem: str
 ) -> None:
     made = written.platform
@@ -216,7 +216,7 @@ def test_a_partition_by_a_column_that_is_made_from_personal_data_is_refused_when
         file.unlink()
 
 
-def test_what_was_written_with_a_persons_name_in_it_is_cleaned_and_can_be_read(written: Written) -> None:
+def test_scrub_removes_a_persons_name_from_old_metadata_which_stays_readable(written: Written) -> None:
     made = written.platform
     store, version = made.store, made.live().tables["gold.renamed"]
     settings = made.settings
@@ -243,12 +243,12 @@ def test_what_was_written_with_a_persons_name_in_it_is_cleaned_and_can_be_read(w
     assert written.bounds(version, key)["person"] == ("Zqcanary Silva", "Zqcanary Souza", 0)
     assert key in scrubbed()
 
-    assert [name for name, said in written.objects().items() if CANARY in said.lower()] == []
+    assert [name for name, content in written.objects().items() if CANARY in content.lower()] == []
     assert written.bounds(version, key) == {"person": (None, None, 0)}
     assert sorted(static(made, key).scan().to_arrow()["person"].to_pylist()) == ["Zqcanary Silva", "Zqcanary Souza"]
     assert json.loads(store.get(delivery).body)["later"] == 1
     assert written.bounds(version)["n"] == (1, 2, 0)
-    # one that was killed before it took the old manifest away
+    # an earlier scrub was killed before it deleted the old manifest
     store.put(place, before)
     assert "0 of 1 delivery records and 0 of" in scrubbed()
     assert store.get(place) is None

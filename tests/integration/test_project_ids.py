@@ -1,4 +1,4 @@
-"""A dbt project keeps its tables wherever it lies and whatever it is called, and takes nobody else's."""
+"""A dbt project keeps its tables whatever its folder and its name, and never takes another project's tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shop(mini: Platform) -> Platform:
 
 
 def other_folder(made: Platform, **models: str) -> None:
-    """Another project with the same dbt name, in the folder `other`."""
+    """Writes another project with the same dbt name into the folder `other`."""
     (made.home / "other").mkdir()
     shutil.copy(made.home / "dbt_project/dbt_project.yml", made.home / "other")
     for name, sql in models.items():
@@ -33,16 +33,16 @@ def other_folder(made: Platform, **models: str) -> None:
 
 
 def identify(made: Platform, identity: str, folder: str = "dbt_project", under: str = "") -> None:
-    """Writes the id into a project's dbt_project.yml, below the project's name or not."""
+    """Writes the id into a project's dbt_project.yml, below the key `under` if one is given."""
     file = made.home / folder / "dbt_project.yml"
     text = re.sub(r"\nvars:\n(  .*\n)*", "\n", file.read_text())
     line = f"  {under}:\n    busco_project_id: {identity}\n" if under else f"  busco_project_id: {identity}\n"
     file.write_text(f"{text}\nvars:\n{line}")
 
 
-def publish(made: Platform, folder: str = "", *words: str, status: int = 0, **environment: str) -> str:
+def publish(made: Platform, folder: str = "", *options: str, status: int = 0, **environment: str) -> str:
     chosen = ["--project-dir", folder] if folder else []
-    return made.busco("dbt", *chosen, "build", "--publish", *words, status=status, environment=environment)
+    return made.busco("dbt", *chosen, "build", "--publish", *options, status=status, environment=environment)
 
 
 def owners(release: Release) -> dict[str, str]:
@@ -57,26 +57,26 @@ OWN = ("silver.orders", "gold.fct")
 
 
 @pytest.mark.slow
-def test_two_folders_of_one_name_do_not_drop_each_other_s_tables(shop: Platform) -> None:
+def test_two_projects_with_one_name_do_not_drop_each_other_s_tables(shop: Platform) -> None:
     publish(shop)
     before = shop.live()
     other_folder(shop, visits="select 1 as n", views="select 2 as n")
-    said = publish(shop, "other", status=1)
-    assert "would drop 2 of these 2 tables: gold.fct, silver.orders" in said
-    assert "vars:\n  busco_project_id: busco-2\n" in said
-    assert "busco dbt --project-dir other build --publish --take-over" in said
+    printed = publish(shop, "other", status=1)
+    assert "would drop 2 of these 2 tables: gold.fct, silver.orders" in printed
+    assert "vars:\n  busco_project_id: busco-2\n" in printed
+    assert "busco dbt --project-dir other build --publish --take-over" in printed
     assert shop.live() == before
     assert "vars" not in (shop.home / "other/dbt_project.yml").read_text()
-    # with an id of its own beside one that has none
+    # the other project gets an id, this one still has none
     identify(shop, "busco-2", "other")
-    said = publish(shop, "other")
-    assert "another dbt project is also named busco, but has no id" in said
+    printed = publish(shop, "other")
+    assert "another dbt project is also named busco, but has no id" in printed
     assert owners(shop.live()) == dict.fromkeys(OWN, "busco") | {"gold.visits": "busco-2", "gold.views": "busco-2"}
     assert set(shop.live().all_docs) == {"busco", "busco-2"}
-    said = publish(shop, status=1)
-    assert "the dbt project busco has no id, and its name is already used by the project with the id busco-2" in said
-    assert "START" not in said, "nothing is built for it"
-    # and both with one
+    printed = publish(shop, status=1)
+    assert "the dbt project busco has no id, and its name is already used by the project with the id busco-2" in printed
+    assert "START" not in printed, "nothing is built"
+    # both have an id
     identify(shop, "busco", under="busco")
     kept = versions(shop)
     assert "drop" not in publish(shop)
@@ -88,15 +88,15 @@ def test_two_folders_of_one_name_do_not_drop_each_other_s_tables(shop: Platform)
         assert shop.store.get(f"docs/projects/{name}.html") is not None
 
 
-def test_a_folder_takes_over_on_demand_and_says_which_tables_that_costs(shop: Platform) -> None:
+def test_take_over_lists_the_tables_that_it_takes_over_and_drops(shop: Platform) -> None:
     publish(shop)
     other_folder(shop, visits="select 1 as n")
     assert "--take-over requires --publish" in shop.busco("dbt", "build", "--take-over", status=2)
-    said = publish(shop, "other", "--take-over")
+    printed = publish(shop, "other", "--take-over")
     release = shop.live()
     lost = "gold.fct, silver.orders"
     places = [
-        said.index(line)
+        printed.index(line)
         for line in (
             f"taking over the live tables of the dbt project busco: {lost}\n",
             f"publishing drops tables that the dbt project no longer defines: {lost}\n",
@@ -111,15 +111,17 @@ def test_a_folder_takes_over_on_demand_and_says_which_tables_that_costs(shop: Pl
 
 
 @pytest.mark.slow
-def test_a_new_id_takes_the_tables_of_its_former_name_on_demand_and_builds_nothing_again(shop: Platform) -> None:
+def test_take_over_moves_tables_to_a_new_project_id_without_rebuilding_them(shop: Platform) -> None:
     publish(shop)
     before = versions(shop)
     identify(shop, "market")
-    said = publish(shop, status=1)
-    assert "market defines tables that belong to another project in the live release: gold.fct (owned by busco)" in said
-    assert "→ to move them to the id market, run: busco dbt build --publish --take-over" in said
-    said = publish(shop, "", "--take-over")
-    assert "taking over the live tables of the dbt project busco: gold.fct, silver.orders\n" in said
+    printed = publish(shop, status=1)
+    assert (
+        "market defines tables that belong to another project in the live release: gold.fct (owned by busco)" in printed
+    )
+    assert "→ to move them to the id market, run: busco dbt build --publish --take-over" in printed
+    printed = publish(shop, "", "--take-over")
+    assert "taking over the live tables of the dbt project busco: gold.fct, silver.orders\n" in printed
     assert versions(shop) == before
     assert owners(shop.live()) == dict.fromkeys(OWN, "market")
     assert shop.live().names == {"market": "busco"}
@@ -127,7 +129,7 @@ def test_a_new_id_takes_the_tables_of_its_former_name_on_demand_and_builds_nothi
 
 
 @pytest.mark.slow
-def test_one_project_at_three_paths_by_three_ways_to_say_its_id_and_under_two_names(
+def test_a_project_keeps_its_tables_at_any_path_and_however_its_id_is_set(
     shop: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     publish(shop, BUSCO_PROJECT_ID="market")
@@ -138,7 +140,7 @@ def test_one_project_at_three_paths_by_three_ways_to_say_its_id_and_under_two_na
         shutil.copytree(shop.home / "dbt_project", path)
         identify(shop, "market", str(path), under)
         assert "drop" not in publish(shop, str(path))
-        assert versions(shop) == before, "the id is no part of a fingerprint"
+        assert versions(shop) == before, "the id is not part of a fingerprint"
         assert owners(shop.live()) == dict.fromkeys(OWN, "market")
     renamed = paths[0] / "dbt_project.yml"
     renamed.write_text(renamed.read_text().replace("name: busco", "name: store").replace("  busco:\n", "  store:\n"))
@@ -151,7 +153,9 @@ def test_one_project_at_three_paths_by_three_ways_to_say_its_id_and_under_two_na
     assert shown["Description"] == "Days of orders"
 
 
-def test_a_run_s_id_is_that_of_its_pin_wherever_it_is_built(shop: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_uses_the_project_id_of_its_pin_wherever_it_is_built(
+    shop: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BUSCO_PROJECT_ID", "market")
     get_settings.cache_clear()
     run, outcome = shop.built()
@@ -159,22 +163,22 @@ def test_a_run_s_id_is_that_of_its_pin_wherever_it_is_built(shop: Platform, monk
     assert (run.pin.project, run.pin.project_id) == ("market", "market")
     monkeypatch.delenv("BUSCO_PROJECT_ID")
     get_settings.cache_clear()
-    # as an ECS task, whose environment has no such setting
-    said = shop.busco("dbt", "build", "--run", run.name, "--select", "fct orders")
-    assert "success" in said
+    # like an ECS task, whose environment doesn't set the project id
+    printed = shop.busco("dbt", "build", "--run", run.name, "--select", "fct orders")
+    assert "success" in printed
     assert {entry.version.project for entry in run.entries().values() if entry.version} == {"market"}
     assert owners(shop.publish(run)) == dict.fromkeys(OWN, "market")
 
 
-def test_what_is_no_id_is_refused_at_parse_and_where_it_is_a_setting(shop: Platform) -> None:
+def test_an_invalid_project_id_is_refused_at_parse_and_in_the_settings(shop: Platform) -> None:
     identify(shop, "My-Shop")
-    said = shop.busco("dbt", "parse", status=1)
-    assert "dbt_project.yml: busco_project_id 'My-Shop' is refused; write 1 to 63 lower-case letters" in said
-    said = shop.busco("dbt", "parse", status=1, environment={"BUSCO_PROJECT_ID": "My-Shop"})
-    assert "BUSCO_PROJECT_ID is 'My-Shop': not a valid project id" in said
+    printed = shop.busco("dbt", "parse", status=1)
+    assert "dbt_project.yml: busco_project_id 'My-Shop' is refused; write 1 to 63 lower-case letters" in printed
+    printed = shop.busco("dbt", "parse", status=1, environment={"BUSCO_PROJECT_ID": "My-Shop"})
+    assert "BUSCO_PROJECT_ID is 'My-Shop': not a valid project id" in printed
 
 
-def test_a_parse_that_came_with_an_image_has_the_id_of_the_process(shop: Platform) -> None:
+def test_a_parse_from_an_image_uses_the_project_id_of_the_process(shop: Platform) -> None:
     baked = Path(shop.home / "baked")
     shop.busco("bake", str(baked))
     publish(shop, BUSCO_BAKED_DIR=str(baked), BUSCO_PROJECT_ID="market")

@@ -1,4 +1,4 @@
-"""Releases as readers meet them: whole, tested, switched one table at a time, and never half-way after a kill."""
+"""Releases as readers see them: complete, tested, switched table by table, and completed after a kill."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DAYS = 3
 
 
 def orders(number: int) -> str:
-    """Orders that all carry `number`: a reader of one version sees one number in all of its rows."""
+    """Returns orders that all contain `number`, so that a reader of one version sees the same number in all rows."""
     rows = [(f"o{day}", "x", "1.50", f"2018-01-0{day + 1}", number) for day in range(DAYS)]
     return csv_text(HEADER, rows)
 
@@ -59,7 +59,7 @@ def versions(release: releases.Release) -> dict[str, str]:
 
 
 def quickly_published(platform: Platform, number: int) -> None:
-    """A run of silver.orders alone, by what a model's materialization calls but without dbt around it."""
+    """Publishes a run of silver.orders alone: calls what the materialization calls, but without dbt."""
     project = Project.read(platform.settings.manifest_path)
     nodes = ["model.busco.orders"]
     run = pins.pin(platform.store, ENVIRONMENT, f"quick{number}", 1, project.contracts, project.hash, nodes=nodes)
@@ -82,7 +82,7 @@ def quickly_published(platform: Platform, number: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("published", [4, pytest.param(20, marks=pytest.mark.long)])
-def test_readers_see_one_version_of_a_table_at_a_time_through_publishes_and_rollbacks(
+def test_readers_see_one_version_of_a_table_at_a_time_during_publishes_and_rollbacks(
     mini: Platform, published: int
 ) -> None:
     mini.deliver(orders(0))
@@ -105,10 +105,10 @@ def test_readers_see_one_version_of_a_table_at_a_time_through_publishes_and_roll
             stop.wait(0.05)
 
     def wait_for_readers() -> None:
-        """Each engine has read once more since the last switch, from its beginning."""
+        """Waits until each engine has completed a read that began after the last switch."""
         before, deadline = dict(reads), time.monotonic() + 60
         while any(reads[engine] < before[engine] + 2 for engine in reads) and not problems:
-            assert time.monotonic() < deadline, "a reader hangs"
+            assert time.monotonic() < deadline, "a reader is stuck"
             stop.wait(0.02)
 
     api = client("athena", settings)
@@ -124,7 +124,7 @@ def test_readers_see_one_version_of_a_table_at_a_time_through_publishes_and_roll
             wait_for_readers()
             if number % 2 == 0:
                 history = [release.release for release in releases.history(mini.store, ENVIRONMENT)]
-                releases.rollback(mini.store, ENVIRONMENT, history[2], "test", "to see whether readers mind")
+                releases.rollback(mini.store, ENVIRONMENT, history[2], "test", "to check that readers don't notice")
                 show_glue(settings, mini.store, ENVIRONMENT)
                 releases.resume(mini.store, ENVIRONMENT)
                 wait_for_readers()
@@ -155,7 +155,7 @@ def test_a_release_can_be_read_as_it_was_by_its_id(mini: Platform) -> None:
 # -- publishers -------------------------------------------------------------------------------------------------------
 
 
-def test_of_two_publishers_at_once_one_wins_and_the_other_says_what_to_do(mini: Platform) -> None:
+def test_one_of_two_concurrent_publishers_wins_and_the_other_says_what_to_do(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.build()
     mini.deliver(orders(2))
@@ -223,7 +223,7 @@ print("writes", count)
 
 
 @pytest.mark.long
-def test_a_kill_between_any_two_writes_of_publish_and_glue_is_mended_by_running_it_again(mini: Platform) -> None:
+def test_a_publish_that_is_killed_between_any_two_writes_is_completed_by_the_next_attempt(mini: Platform) -> None:
     mini.model("gold/gone", "select day from {{ ref('orders') }}")
     mini.deliver(orders(1))
     mini.build()
@@ -238,7 +238,7 @@ def test_a_kill_between_any_two_writes_of_publish_and_glue_is_mended_by_running_
     def attempt(kill_at: int) -> subprocess.CompletedProcess[str]:
         return warm.run(str(script), run.name, str(kill_at), cwd=mini.home, environment=os.environ)
 
-    # before the release's own write, before and after current.json is swapped; then each attempt gets one write further
+    # killed before the release is created, before and after current.json is swapped, then one write further each time
     while (result := attempt({0: 1, 1: 2, 2: 3}.get(kills, 2))).returncode == -signal.SIGKILL:
         kills += 1
         live = versions(mini.live())
@@ -246,7 +246,7 @@ def test_a_kill_between_any_two_writes_of_publish_and_glue_is_mended_by_running_
         assert mini.query("select count(*), min(n) = max(n) from busco_silver.orders") == [(str(DAYS), "true")]
         assert kills < 30
     assert result.returncode == 0, result.stderr
-    # the release and current.json; bronze, two kept or new models each; the dropped table; the docs page
+    # the release, current.json, the Glue tables including the dropped one, and the docs page
     assert kills >= 6
     assert shown(mini) == versions(mini.live())
     assert "gold.gone" not in shown(mini)
@@ -256,7 +256,7 @@ def test_a_kill_between_any_two_writes_of_publish_and_glue_is_mended_by_running_
     assert page is not None
     assert mini.store.get("docs/index.html").body == page.body
     again = attempt(0)
-    assert "writes 0" in again.stdout, "what is right is left alone"
+    assert "writes 0" in again.stdout, "nothing correct is written again"
 
 
 # -- Glue -------------------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_glue_shows_types_comments_descriptions_and_the_release_of_every_table(m
         "ids": ("array<string>", ""),
     }
     version = release.tables["gold.fct"]
-    wanted = {
+    expected = {
         "table_type": "ICEBERG",
         "metadata_location": mini.store.url(version.metadata),
         "busco.release": release.release,
@@ -296,7 +296,7 @@ def test_glue_shows_types_comments_descriptions_and_the_release_of_every_table(m
         "busco.unique_id": "model.busco.fct",
         "busco.partition_by": "",
     }
-    assert wanted.items() <= fct["Parameters"].items()
+    assert expected.items() <= fct["Parameters"].items()
     assert found["silver.orders"]["Parameters"]["busco.partition_by"] == "day"
     assert found["bronze.orders"]["Parameters"]["busco.unique_id"] == "source.busco.bronze.orders"
     location = fct["StorageDescriptor"]["Location"]
@@ -305,7 +305,7 @@ def test_glue_shows_types_comments_descriptions_and_the_release_of_every_table(m
     )
 
 
-def test_G2_a_sync_that_finds_all_right_writes_nothing(mini: Platform) -> None:
+def test_G2_a_sync_that_finds_everything_correct_writes_nothing(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.build()
     before = {name: table["VersionId"] for name, table in tables_in_glue(mini).items()}
@@ -315,7 +315,7 @@ def test_G2_a_sync_that_finds_all_right_writes_nothing(mini: Platform) -> None:
     assert {name: table["VersionId"] for name, table in tables_in_glue(mini).items()} == before
 
 
-def test_G1_a_table_that_somebody_changed_is_put_right_and_foreign_tables_are_left_alone(mini: Platform) -> None:
+def test_G1_a_table_that_somebody_changed_is_corrected_and_foreign_tables_are_left_alone(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.build()
     api = client("glue", mini.settings)
@@ -331,10 +331,8 @@ def test_G1_a_table_that_somebody_changed_is_put_right_and_foreign_tables_are_le
     assert mini.query("select count(*) from busco_gold.fct") == [("3",)]
 
 
-@pytest.mark.parametrize("moment", ["before the first table is switched", "after the docs page was"])
-def test_G1_a_release_that_goes_live_during_a_sync_is_the_one_that_glue_shows_at_its_end(
-    mini: Platform, moment: str
-) -> None:
+@pytest.mark.parametrize("moment", ["before the first table is switched", "after the docs page is switched"])
+def test_G1_a_sync_ends_with_a_release_that_went_live_during_it(mini: Platform, moment: str) -> None:
     mini.deliver(orders(1))
     mini.build()
     old = mini.live()
@@ -360,7 +358,7 @@ def test_G1_a_release_that_goes_live_during_a_sync_is_the_one_that_glue_shows_at
     assert shown(mini) == versions(old)
 
 
-def test_G1_a_sync_that_was_overtaken_puts_no_older_version_over_a_newer_one(mini: Platform) -> None:
+def test_G1_a_sync_that_was_overtaken_does_not_replace_a_newer_version(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.build()
     mini.deliver(orders(2))
@@ -387,7 +385,7 @@ def test_G1_a_sync_that_was_overtaken_puts_no_older_version_over_a_newer_one(min
 
 
 @pytest.mark.long
-def test_G1_two_syncs_at_once_end_with_what_is_live(mini: Platform) -> None:
+def test_G1_concurrent_syncs_end_with_the_live_release(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.build()
     for number in range(2, 5):
@@ -402,7 +400,7 @@ def test_G1_two_syncs_at_once_end_with_what_is_live(mini: Platform) -> None:
         assert shown(mini) == versions(mini.live())
 
 
-def test_G3_bronze_moves_at_publish_and_not_at_ingest(mini: Platform) -> None:
+def test_G3_bronze_tables_change_at_publish_and_not_at_ingest(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.build()
     mini.deliver(csv_text(HEADER, [("late", "x", "1", "2018-02-01", 9)]), "orders-late.csv")
@@ -413,7 +411,7 @@ def test_G3_bronze_moves_at_publish_and_not_at_ingest(mini: Platform) -> None:
     assert mini.query(count) == [("4",)]
 
 
-def test_glue_is_rebuilt_from_the_live_release_when_the_local_aws_starts_anew(alone: Platform) -> None:
+def test_glue_is_rebuilt_from_the_live_release_when_the_local_aws_restarts(alone: Platform) -> None:
     alone.deliver(orders(1))
     alone.build()
     before = {name: table["Parameters"] for name, table in tables_in_glue(alone).items()}
@@ -426,7 +424,7 @@ def test_glue_is_rebuilt_from_the_live_release_when_the_local_aws_starts_anew(al
 # -- the verbs --------------------------------------------------------------------------------------------------------
 
 
-def test_release_list_show_rollback_and_resume_say_what_happened(mini: Platform) -> None:
+def test_release_list_show_rollback_and_resume_report_what_happened(mini: Platform) -> None:
     assert "nothing is published yet" in mini.busco("release", "show", status=1)
     mini.deliver(orders(1))
     mini.build()
@@ -434,8 +432,8 @@ def test_release_list_show_rollback_and_resume_say_what_happened(mini: Platform)
     mini.deliver(orders(2))
     mini.build()
     assert mini.busco("release", "rollback", old, status=2).count("--reason")
-    said = mini.busco("release", "rollback", old, "--reason", "wrong prices")
-    assert f"with the content of {old}" in said
+    printed = mini.busco("release", "rollback", old, "--reason", "wrong prices")
+    assert f"with the content of {old}" in printed
     assert mini.query("select max(n) from busco_silver.orders") == [("1",)]
     assert "ON HOLD since" in mini.busco("release", "show")
     assert "wrong prices" in mini.busco("release", "list")
@@ -443,13 +441,13 @@ def test_release_list_show_rollback_and_resume_say_what_happened(mini: Platform)
     with pytest.raises(releases.Skipped, match="on hold"):
         releases.publish(run, mini.audit(run), "test", run.docs)
     assert re.search(rf"{re.escape(run.name)} .*not published: on hold", mini.busco("run", "list"))
-    told = mini.busco("run", "show", run.name, "--all")
-    assert re.search(r"runner 1 started from a shell: process \d+ on", told)
-    assert re.search(r"model orders: success \(OK\), \d rows", told)
-    assert re.search(r"now:\n  not published: on hold since .* by .*: wrong prices", told)
+    details = mini.busco("run", "show", run.name, "--all")
+    assert re.search(r"runner 1 started from a shell: process \d+ on", details)
+    assert re.search(r"model orders: success \(OK\), \d rows", details)
+    assert re.search(r"now:\n  not published: on hold since .* by .*: wrong prices", details)
     assert json.loads(mini.busco("run", "show", run.name, "--format", "json"))["run"] == run.name
-    said = mini.busco("release", "resume", "--no-start")
-    assert run.name in said
+    printed = mini.busco("release", "resume", "--no-start")
+    assert run.name in printed
     assert "there is no hold" in mini.busco("release", "resume", "--no-start")
     assert [r["kind"] for r in json.loads(mini.busco("release", "list", "--format", "json"))] == [
         "rollback",
@@ -458,18 +456,18 @@ def test_release_list_show_rollback_and_resume_say_what_happened(mini: Platform)
     ]
 
 
-def test_a_build_is_seen_by_nobody_unless_it_is_published(mini: Platform) -> None:
+def test_a_build_is_invisible_until_it_is_published(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.busco("dbt", "build")
     assert "nothing is published yet" in mini.busco("release", "show", status=1)
     assert tables_in_glue(mini) == {}
-    said = mini.busco("dbt", "build", "--publish")
-    assert f"published {mini.live().release}" in said
+    printed = mini.busco("dbt", "build", "--publish")
+    assert f"published {mini.live().release}" in printed
     assert shown(mini) == versions(mini.live())
 
 
 def test_P4_a_build_without_the_tests_is_not_published(mini: Platform) -> None:
     mini.deliver(orders(1))
-    said = mini.busco("dbt", "build", "--exclude", "resource_type:test", "--publish", status=1)
-    assert "these tests have not passed on the versions to be published" in said
-    assert "unique_fct_day: has not run" in said
+    printed = mini.busco("dbt", "build", "--exclude", "resource_type:test", "--publish", status=1)
+    assert "these tests have not passed on the versions to be published" in printed
+    assert "unique_fct_day: has not run" in printed

@@ -1,6 +1,6 @@
-"""Models, views and seeds that are refused when they are built: dates that readers cannot hold, columns given twice.
+"""Models, views and seeds that are refused when they are built: dates that readers can't represent, duplicate columns.
 
-All of them are built in one run; none keeps another from being built.
+All of them are built in one run; none prevents another from being built.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.integration.conftest import MINI
 from tests.platforms import ENVIRONMENT, Platform, csv_text, platform
 
 BC = "date '0044-03-15 (BC)'"
-# each model's SQL, and what is said of it
+# each model's SQL, and part of its error
 BEYOND = {
     "day": ("select * from (values (1, date 'infinity'), (2, '2018-01-01'), (3, '-infinity'), (4, null)) t (k, day)",
             "day in 2 rows"),
@@ -54,17 +54,17 @@ DOUBLED = {
                 "a_1 is a second column named a"),
 }  # fmt: skip
 RIGHT = {
-    # infinity of a double, and the first and last of all days
+    # infinity as a double, and the first and the last representable day
     "edges": ("select 'inf'::double as x, 'nan'::float as y, [timestamp '0001-01-01'] as l,"
               " timestamptz '9999-12-31 23:59:59.999999+00' as z", ["x", "y", "l", "z"]),
-    # names that look as if DuckDB had made them, but are somebody's
+    # names that look as if DuckDB had generated them, but that the project chose
     "named": ("select 1 as a, 2 as a_1", ["a", "a_1"]),
     "picked": ("with j as (select 1 as a, 2 as a) select a, a_1 from j", ["a", "a_1"]),
     "passed_on": ("select * from {{ ref('named') }}", ["a", "a_1"]),
     "viewed": ("select * from {{ ref('v_named') }}", ["a", "a_1"]),
     "through_ephemeral": ("select * from {{ ref('e_named') }}", ["a", "a_1"]),
     "described": ("select * from (select 1 as a, 2 as a)", ["a", "a_1"]),
-    # names that a struct's fields, data or a pattern give
+    # names that come from a struct's fields, from data or from a pattern
     "structs": ("select 1 as id, {'a': 1, 'a_1': [{'a_2': 2}]} as s", ["id", "s"]),
     "unpacked": ("select id, s.* from {{ ref('structs') }}", ["id", "a", "a_1"]),
     "pivoted": ("with n as (select 1 as day, 'day_' || i as k, i from range(1, 3) as r (i))"
@@ -81,8 +81,8 @@ class Built:
     outcome: Outcome
     results: dict[str, Result] = field(default_factory=dict)
 
-    def said(self, name: str) -> str:
-        """The error of a model or seed, which has no version."""
+    def error_of(self, name: str) -> str:
+        """Returns the error of a model or seed, which must not have a version."""
         (result,) = [one for node, one in self.results.items() if node.split(".")[2:] == [name]]
         assert result.status == "error", f"{name}: {result.status}"
         assert not [t for t, entry in self.run.entries().items() if t.endswith(f".{name}") and entry.version]
@@ -123,37 +123,37 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 
 
 @pytest.mark.parametrize("name", BEYOND)
-def test_a_model_with_a_date_or_time_that_readers_cannot_hold_is_refused_with_columns_and_rows(
+def test_a_model_with_dates_that_readers_can_not_represent_is_refused_with_columns_and_rows(
     built: Built, name: str
 ) -> None:
-    said = built.said(name)
-    assert f"gold.{name}" in said
-    assert BEYOND[name][1] in said
+    error = built.error_of(name)
+    assert f"gold.{name}" in error
+    assert BEYOND[name][1] in error
 
 
 @pytest.mark.parametrize("name", ["day", "nested", "parted", "parted_other"])
 def test_the_query_in_the_refusal_finds_the_rows(built: Built, name: str) -> None:
-    (command,) = [line for line in built.said(name).splitlines() if "busco query" in line]
-    asked = command.split("busco query", 1)[1]
-    sql = asked.split('"', 1)[1].rsplit('"', 1)[0].replace('\\"', '"')
+    (command,) = [line for line in built.error_of(name).splitlines() if "busco query" in line]
+    arguments = command.split("busco query", 1)[1]
+    sql = arguments.split('"', 1)[1].rsplit('"', 1)[0].replace('\\"', '"')
     with engine.connect(built.platform.settings) as db:
         rows = db.execute(sql).fetchall()
     assert len(rows) == {"day": 2, "nested": 1, "parted": 2, "parted_other": 6}[name]
 
 
-def test_the_refusal_shows_no_value(built: Built) -> None:
-    assert "44444" not in built.said("secret")
+def test_the_refusal_shows_no_personal_data(built: Built) -> None:
+    assert "44444" not in built.error_of("secret")
     keys = [key for key in built.platform.store.keys(ENVIRONMENT.runs("")[:-1]) if "secret" in key]
     assert keys
     assert [key for key in keys if b"44444" in built.platform.store.get(key).body] == []
 
 
 def test_a_seed_with_such_a_date_is_refused_too(built: Built) -> None:
-    assert "day in 1 row" in built.said("s_beyond")
+    assert "day in 1 row" in built.error_of("s_beyond")
 
 
 def test_a_bronze_table_with_such_a_time_is_refused_until_its_file_is_corrected(built: Built) -> None:
-    """The file was ingested by an earlier release, which took it."""
+    """The file was ingested by an earlier version of the platform, which accepted it."""
     store, name = built.platform.store, f"t{uuid.uuid4().hex}"
     columns = (Column(name="at", type="TIMESTAMP WITH TIME ZONE"),)
     contract = Contract("s", name, columns, (), "rows")
@@ -205,24 +205,24 @@ def test_a_bronze_table_with_such_a_time_is_refused_until_its_file_is_corrected(
         assert db.execute(f"select count(*) from ({select_sql(version, store.bucket)})").fetchall() == [(2,)]
 
 
-# -- columns that are there twice -------------------------------------------------------------------------------------
+# -- duplicate columns ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", DOUBLED)
-def test_a_model_whose_sql_gives_a_column_twice_is_refused_by_its_name(built: Built, name: str) -> None:
-    assert DOUBLED[name][1] in built.said(name)
+def test_a_model_whose_sql_has_a_duplicate_column_is_refused_with_its_name(built: Built, name: str) -> None:
+    assert DOUBLED[name][1] in built.error_of(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("s_twice", "duplicate columns: a"), ("s_cased", "a and A"), ("s_nameless", "a would become a_2")],
 )
-def test_a_seed_whose_header_gives_a_column_twice_is_refused(built: Built, name: str, said: str) -> None:
-    assert said in built.said(name)
+def test_a_seed_whose_header_has_a_duplicate_column_is_refused(built: Built, name: str, message: str) -> None:
+    assert message in built.error_of(name)
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_only_looks_like_it_is_built(built: Built, name: str) -> None:
+def test_a_model_whose_columns_only_look_like_duplicates_is_built(built: Built, name: str) -> None:
     version = built.run.entries()[f"gold.{name}"].version
-    assert version is not None, built.said(name)
+    assert version is not None, built.error_of(name)
     assert [column.name for column in version.columns] == RIGHT[name][1]

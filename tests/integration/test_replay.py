@@ -1,4 +1,4 @@
-"""`busco replay`: a model that failed in a run, again on this machine, on what the run had."""
+"""`busco replay` builds a model that failed in a run again, on this machine and with the run's inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.platforms import ENVIRONMENT, ROOT, Platform, csv_text, platform
 HEADER = ("id", "customer", "amount", "day", "n")
 OWN = replays.environment_of(getpass.getuser())
 STRICT = "model.busco.strict"
-# fails on an id that is no number; how many days there are comes from a table that the run didn't build
+# fails on an id that is not a number; the number of days comes from a table that the run didn't build
 BROKEN = (
     "select id, {cast}(id as integer) as number, (select count(*) from {{{{ ref('fct') }}}}) as days\n"
     "from {{{{ ref('orders') }}}}"
@@ -35,7 +35,7 @@ STRICT_YAML = "models: [{name: strict, columns: [{name: id, data_tests: [unique]
 
 @dataclass
 class Failed:
-    """A run in which gold.strict failed; since then the model was mended, and prod has published again."""
+    """A run in which gold.strict failed; since then, the model was fixed, and prod has published another run."""
 
     platform: Platform
     run: str
@@ -55,7 +55,7 @@ class Failed:
         return open_run(self.platform.store, OWN, self.run)
 
     def objects(self) -> dict[str, str]:
-        """The ETag of every object of the lake."""
+        """Returns the ETag of every object in the lake."""
         store = self.platform.store
         pages = store.client.get_paginator("list_objects_v2").paginate(Bucket=store.bucket)
         return {item["Key"]: item["ETag"] for page in pages for item in page.get("Contents", [])}
@@ -81,7 +81,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failed]:
     with platform(tmp_path_factory.mktemp("replay"), MINI) as made:
         made.write(".gitignore", ".busco/\nin/\ndeploy/\n__pycache__/\ntarget/\n")
         made.model("gold/strict", BROKEN.format(cast="cast"), STRICT_YAML)
-        # the platform's own code is the commit's too; here it can be told from today's
+        # the commit also contains the platform's code, changed here so that its output differs from the current code's
         shutil.copytree(ROOT / "src/busco", made.home / "src/busco", ignore=shutil.ignore_patterns("__pycache__"))
         runner = made.home / "src/busco/warehouse/runner.py"
         made.write("src/busco/warehouse/runner.py", runner.read_text().replace('f"runner={', 'f"then: runner={'))
@@ -106,8 +106,8 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Failed]:
 
 
 @dataclass
-class Mended:
-    """A replay with the code that is there now."""
+class Fixed:
+    """A replay with the current code, in which the model is fixed."""
 
     printed: str
     run: Run
@@ -115,40 +115,40 @@ class Mended:
 
 
 @pytest.fixture(scope="module")
-def mended(failed: Failed) -> Mended:
+def fixed(failed: Failed) -> Fixed:
     out = failed.platform.home / "in/strict.parquet"
-    return Mended(failed.replay("gold.strict", "--code", "here", "--out", str(out)), failed.replayed, out)
+    return Fixed(failed.replay("gold.strict", "--code", "here", "--out", str(out)), failed.replayed, out)
 
 
 @pytest.mark.long
-def test_a_model_that_failed_in_a_run_fails_again_with_the_same_error_in_the_code_of_the_runs_commit(
+def test_a_replay_of_the_runs_commit_fails_with_the_same_error(
     failed: Failed,
 ) -> None:
     printed = failed.replay("strict", status=1)
     assert failed.error in printed
     assert f"code: commit {failed.commit}" in printed
-    assert "then: runner=" in printed, "the platform's code is not the commit's"
+    assert "then: runner=" in printed, "the platform's code must be the commit's too"
     result = failed.replayed.latest_results()[STRICT]
     assert (result.status, result.error, result.code_version) == ("error", failed.error, failed.commit)
     assert re.search(r"^strict +error +error", printed, re.MULTILINE)
 
 
 @pytest.mark.slow
-def test_a_mend_is_tried_on_the_runs_data_though_prod_has_published_since(failed: Failed, mended: Mended) -> None:
-    printed, out = mended.printed, mended.out
+def test_a_fix_is_tried_on_the_runs_data_although_prod_has_published_since(failed: Failed, fixed: Fixed) -> None:
+    printed, out = fixed.printed, fixed.out
     assert re.search(r"^strict +error +success +2 ", printed, re.MULTILINE)
     assert re.search(r"^unique_strict_id\S* +skipped +success", printed, re.MULTILINE)
     rows = duckdb.sql(f"select id, number, days from '{out}' order by id").fetchall()
     assert rows == [("1", 1, 1), ("x2", None, 1)]
-    result = mended.run.latest_results()[STRICT]
+    result = fixed.run.latest_results()[STRICT]
     assert result.reads["gold.fct"] == failed.base.tables["gold.fct"].version
     entry = failed.source.entries()["silver.orders"]
     assert entry.version is not None
     assert result.reads["silver.orders"] == entry.version.version
 
 
-def test_the_query_that_a_replay_prints_shows_the_table_that_it_made(failed: Failed, mended: Mended) -> None:
-    (command,) = re.findall(r"^look at it: busco (.*)$", mended.printed, re.MULTILINE)
+def test_the_query_that_a_replay_prints_shows_the_table_that_it_built(failed: Failed, fixed: Fixed) -> None:
+    (command,) = re.findall(r"^look at it: busco (.*)$", fixed.printed, re.MULTILINE)
     printed = failed.platform.busco(*shlex.split(command), "--format", "csv")
     assert printed.splitlines()[0] == "id,number,days"
     assert sorted(printed.splitlines()[1:]) == ["1,1,1", "x2,,1"]
@@ -187,34 +187,34 @@ def test_a_model_is_built_in_a_replay_even_if_its_version_could_be_kept(failed: 
     assert result.made != made.live().tables["gold.strict"].version
 
 
-def test_what_was_replayed_can_be_neither_published_nor_rolled_back(failed: Failed, mended: Mended) -> None:
+def test_a_replay_can_be_neither_published_nor_rolled_back(failed: Failed, fixed: Fixed) -> None:
     audit = ensure_manifest(failed.platform.settings).audit()
     with pytest.raises(BuscoError, match=f"nothing can be published in {OWN.environment}"):
-        releases.publish(mended.run, audit, "test", "")
+        releases.publish(fixed.run, audit, "test", "")
     own = {"BUSCO_ENVIRONMENT": OWN.environment}
     refused = failed.platform.busco("release", "rollback", "r1", "--reason", "x", status=1, environment=own)
     assert f"nothing can be published in {OWN.environment}" in refused
     assert failed.platform.store.get(OWN.current) is None
 
 
-def test_a_commit_that_this_clone_lacks_is_named_with_what_to_do(failed: Failed, tmp_path: Path) -> None:
+def test_a_commit_that_is_missing_from_this_clone_is_named_with_what_to_do(failed: Failed, tmp_path: Path) -> None:
     shallow = tmp_path / "shallow"
     git(failed.platform.home, "clone", "--quiet", "--depth", "1", f"file://{failed.platform.home}", str(shallow))
     state = str(failed.platform.settings.state)
-    said = failed.platform.busco(
+    printed = failed.platform.busco(
         "replay", failed.run, "strict", status=1, environment={"BUSCO_HOME": str(shallow), "BUSCO_STATE_DIR": state}
     )
-    assert f"the run's commit {failed.commit} is not in this clone" in said
-    assert "git fetch --unshallow" in said
-    assert "--code here" in said
-    # the runner's command for the image, done here by today's code
-    (command,) = re.findall(rf"docker run .* busco-dbt:{failed.commit} (runner .*)", said)
+    assert f"the run's commit {failed.commit} is not in this clone" in printed
+    assert "git fetch --unshallow" in printed
+    assert "--code here" in printed
+    # the printed command would run in the image; here, the current code runs it
+    (command,) = re.findall(rf"docker run .* busco-dbt:{failed.commit} (runner .*)", printed)
     own = {"BUSCO_ENVIRONMENT": OWN.environment}
     assert "strict" in failed.platform.busco(*shlex.split(command), environment=own)
     assert failed.replayed.latest_results()[STRICT].status == "success"
 
 
-def test_a_run_without_a_commit_and_one_with_changed_files_are_told_of(failed: Failed) -> None:
+def test_a_run_without_a_commit_and_one_with_changed_files_are_reported(failed: Failed) -> None:
     made = failed.platform
     project = ensure_manifest(made.settings)
     for run, version in (("nowhere", ""), ("changed", f"{failed.commit}+")):
@@ -227,7 +227,7 @@ def test_a_run_without_a_commit_and_one_with_changed_files_are_told_of(failed: F
     assert f"files that differ from commit {failed.commit}" in printed
 
 
-def test_runs_and_models_that_are_unknown_or_several_are_told_with_what_there_is(failed: Failed) -> None:
+def test_unknown_and_ambiguous_runs_and_models_are_reported_with_the_possible_ones(failed: Failed) -> None:
     made = failed.platform
     project = ensure_manifest(made.settings)
     known = [replays.run_key("lakehouse", f"scheduled__2026-11-{day}T01:00:00+00:00") for day in (24, 25)]
@@ -259,7 +259,7 @@ def test_a_model_whose_parent_failed_in_the_run_is_replayed_together_with_it(fai
 
 
 @pytest.mark.long
-def test_a_replay_done_again_begins_an_epoch_and_uses_the_worktree_again(failed: Failed) -> None:
+def test_a_repeated_replay_begins_a_new_epoch_and_uses_the_same_worktree(failed: Failed) -> None:
     failed.replay("strict", "--no-tests", status=1)
     first, made = failed.replayed.pin, (failed.worktree / ".git").stat().st_mtime_ns
     assert failed.error in failed.replay("strict", "--no-tests", status=1)

@@ -34,13 +34,13 @@ TYPES = {
     "money": "DECIMAL(12,2)",
     "sum": "DECIMAL(18,2)",
 }
-# An order whose customer, product and seller have not come: lines for the sample's files.
+# An order whose customer, product and seller are missing, as lines for the sample's files.
 EARLY = {
     "olist_orders_dataset.csv.gz": b"early,nobody,delivered,2018-01-01 00:00:00,,,2018-01-05 00:00:00,"
     b"2018-01-04 00:00:00\n",
     "olist_order_items_dataset.csv.gz": b"early,1,nothing,no_one,2018-01-02 00:00:00,10.00,1.50\n",
 }
-# Where silver's rows come from; the second computation has the row only.
+# The columns that record where silver's rows come from; the second computation only has the last one.
 TECHNICAL = ("_ingested_at", "_source_file", "_source_row")
 
 
@@ -56,7 +56,7 @@ def published(home: Path, data: Path) -> Iterator[Platform]:
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, dict[str, pl.DataFrame]]]:
-    """A made-up marketplace with all of its quirks and an early order, published, and what its tables must be."""
+    """A synthetic marketplace with all of its quirks and an early order, published, and the expected tables."""
     data = tmp_path_factory.mktemp("sample")
     write_sample(3000, 7, data)
     for name, row in EARLY.items():
@@ -68,7 +68,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform,
 
 @pytest.fixture(scope="module")
 def olist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Platform, dict[str, pl.DataFrame]]]:
-    """The real data, published, and what its tables must be."""
+    """The real data, published, and the expected tables."""
     data = Path(str(OLIST))
     for made in published(tmp_path_factory.mktemp("home"), data):
         yield made, recompute(data)
@@ -96,25 +96,25 @@ def test_all_20_tables_of_the_sample_equal_their_second_computation(
     compare(*sample)
 
 
-def test_tables_have_their_columns_in_order_and_of_the_types_that_are_said(
+def test_tables_have_the_expected_columns_in_order_with_the_expected_types(
     sample: tuple[Platform, dict[str, pl.DataFrame]],
 ) -> None:
     release = sample[0].live()
-    for table, said in COLUMNS.items():
-        wanted = [
+    for table, groups in COLUMNS.items():
+        expected = [
             (name, TYPES[kind])
-            for kind, *names in (group.split() for group in said.split(";"))
+            for kind, *names in (group.split() for group in groups.split(";"))
             for name in names
             if name not in TECHNICAL
         ]
         found = [(c.name, c.type) for c in release.tables[table].columns if c.name not in TECHNICAL]
-        assert found == wanted, table
+        assert found == expected, table
         technical = [c.name for c in release.tables[table].columns if c.name in TECHNICAL]
         silver = table.startswith("silver.") and table != "silver.locations"
         assert technical == (list(TECHNICAL) if silver else []), table
 
 
-def test_tables_with_a_purchase_month_are_partitioned_by_it_where_marts_are_not(
+def test_all_tables_with_a_purchase_month_but_marts_are_partitioned_by_it(
     sample: tuple[Platform, dict[str, pl.DataFrame]],
 ) -> None:
     partitioned = {table: v.partition_by for table, v in sample[0].live().tables.items() if v.partition_by}
@@ -134,7 +134,7 @@ def test_columns_with_personal_data_are_marked_all_the_way_to_gold(
         assert (columns & named) - sellers <= project.pii(uid), table
 
 
-def test_every_model_says_what_it_is_whose_it_is_and_what_its_key_is(
+def test_every_model_has_descriptions_an_owner_a_contract_and_tests_of_its_key(
     sample: tuple[Platform, dict[str, pl.DataFrame]],
 ) -> None:
     with opened(sample[0].settings) as dbt:
@@ -175,7 +175,7 @@ def test_each_node_runs_alone_in_a_new_process_with_parents_from_its_run_or_pin(
     assert joint.reads["gold.mart_daily_sales"] == entries["gold.mart_daily_sales"].version
 
 
-def test_an_order_whose_customer_product_and_seller_have_not_come_is_kept(
+def test_an_order_whose_customer_product_and_seller_are_missing_is_kept(
     sample: tuple[Platform, dict[str, pl.DataFrame]],
 ) -> None:
     made, _ = sample
@@ -195,7 +195,7 @@ def test_all_20_tables_of_the_real_data_equal_their_second_computation(
 
 @pytest.mark.long
 @needs_olist
-def test_the_real_data_s_known_numbers_come_out_in_both_engines(
+def test_both_engines_return_the_known_numbers_of_the_real_data(
     olist: tuple[Platform, dict[str, pl.DataFrame]],
 ) -> None:
     made, _ = olist

@@ -1,4 +1,4 @@
-"""Seeds: types and values are those of plain dbt-duckdb, which seeds the same files beside the platform."""
+"""Seeds have the same types and values as in plain dbt-duckdb, which loads the same files for comparison."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from busco.lake.runs import Run
 from tests.integration.conftest import MINI
 from tests.platforms import ROOT, Platform, platform
 
-# the cells of each column of one file, three rows
+# the cells of each column of one file with three rows
 COLUMNS: dict[str, list[str]] = {
     "yes_no": ["yes", "no", ""],
     "t_f": ["t", "f", "t"],
@@ -55,7 +55,7 @@ COLUMNS: dict[str, list[str]] = {
     "typed_day": ["2020-01-05", "", "0001-01-01"],
     "typed_flag": ["yes", "no", "t"],
 }
-# DuckDB finds one format for all dates of a file: these would make it refuse the ISO dates above
+# DuckDB detects one format for all dates of a file: with these, it would refuse the ISO dates above
 OTHER_DAYS = {
     "day_first": ["01/02/2020", "31/12/2020", ""],
     "month_first": ["01/02/2020", "12/31/2020", ""],
@@ -92,7 +92,7 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "one_column": ("a\n1\n2\n", {}),
     "two_thousand": ("a,b\n" + "".join(f"{i},{'x' * (i % 7)}\n" for i in range(2000)), {}),
 }
-# what plain dbt-duckdb refuses
+# seeds that plain dbt-duckdb refuses
 BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "huge": ("a\n12345678901234567890123\n", {}),
     "large": ("a\n3000000000\n", {}),
@@ -102,12 +102,12 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "typed": ("a\nx\n", {"column_types": {"a": "integer"}}),
     "long_row": ("a,b\n1,2,3\n", {}),
 }
-# what plain dbt-duckdb takes and a table cannot keep
+# seeds that plain dbt-duckdb accepts, but whose types tables can't store
 REFUSED = {
     "hugeint": ("a\n1\n", {"column_types": {"a": "hugeint"}}, "tables can't store the type HUGEINT"),
     "time": ("a\n12:30:00\n", {"column_types": {"a": "time"}}, "tables can't store the type TIME"),
 }
-# a column of personal data that does not convert
+# a column with personal data that can't be converted
 CANARY = "Zqcanary"
 SECRET = (f"name\n{CANARY}\n", {"column_types": {"name": "integer"}})
 
@@ -142,7 +142,7 @@ class Seeded:
 
 
 def described(db: duckdb.DuckDBPyConnection, sql: str) -> Described:
-    """Names and types of a query's columns, and each column's values as text; rows are in the order of them all."""
+    """Returns the names and types of a query's columns, and each column's values as text, with sorted rows."""
     columns = [(str(row[0]), str(row[1])) for row in db.execute(f"describe {sql}").fetchall()]
     rows = sorted(db.execute(f"select columns(*)::varchar from ({sql})").fetchall(), key=repr)
     return columns, {name: [row[place] for row in rows] for place, (name, _) in enumerate(columns)}
@@ -163,11 +163,11 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seeded]:
         for name, (text, _) in given.items():
             (home / "dbt_project/seeds").mkdir(exist_ok=True)
             (home / f"dbt_project/seeds/{name}.csv").write_bytes(text.encode())
-        said: list[dict[str, Any]] = [
+        seeds: list[dict[str, Any]] = [
             {"name": name, "config": {"schema": "silver", **config}} for name, (_, config) in given.items()
         ]
-        said[-1]["columns"] = [{"name": "name", "config": {"meta": {"pii": True}}}]
-        made.write("dbt_project/seeds/seeds.yml", json.dumps({"seeds": said}))
+        seeds[-1]["columns"] = [{"name": "name", "config": {"meta": {"pii": True}}}]
+        made.write("dbt_project/seeds/seeds.yml", json.dumps({"seeds": seeds}))
         plain = home / "plain"
         shutil.copytree(home / "dbt_project/seeds", plain / "seeds")
         (plain / "dbt_project.yml").write_text("name: busco\nprofile: plain\nconfig-version: 2\n")
@@ -176,8 +176,8 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seeded]:
             [str(ROOT / ".venv-dbt/bin/dbt"), "seed", "--project-dir", ".", "--profiles-dir", "."],
             cwd=plain, env={**os.environ, "DBT_SEND_ANONYMOUS_USAGE_STATS": "false"}, capture_output=True, timeout=300,
         )  # fmt: skip
-        told = json.loads((plain / "target/run_results.json").read_text())["results"]
-        statuses = {one["unique_id"].split(".")[-1]: one["status"] for one in told}
+        plain_results = json.loads((plain / "target/run_results.json").read_text())["results"]
+        statuses = {one["unique_id"].split(".")[-1]: one["status"] for one in plain_results}
         run, _ = made.built()
         with duckdb.connect(str(plain / "plain.duckdb"), read_only=True) as db, connect(made.settings) as lake:
             yield Seeded(made, run, lake, db, statuses)
@@ -203,13 +203,13 @@ def test_a_seed_that_plain_dbt_duckdb_refuses_is_refused(seeded: Seeded, name: s
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_type_that_a_table_cannot_keep_is_refused_with_where_to_set_another(seeded: Seeded, name: str) -> None:
-    said = seeded.results[f"seed.busco.{name}"].error
-    assert REFUSED[name][2] in said
-    assert "column_types" in said
+def test_a_type_that_tables_can_not_store_is_refused_with_where_to_set_another(seeded: Seeded, name: str) -> None:
+    error = seeded.results[f"seed.busco.{name}"].error
+    assert REFUSED[name][2] in error
+    assert "column_types" in error
 
 
-def test_a_persons_value_in_a_seed_that_does_not_convert_is_not_shown(seeded: Seeded) -> None:
+def test_personal_data_that_can_not_be_converted_in_a_seed_is_not_shown(seeded: Seeded) -> None:
     result = seeded.results["seed.busco.secret"]
     assert result.status == "error"
     keys = [key for key in seeded.platform.store.keys("_lake/env/prod/runs") if "secret" in key]

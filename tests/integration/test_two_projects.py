@@ -1,4 +1,4 @@
-"""Two dbt projects beside each other in one lake."""
+"""Two dbt projects side by side in one lake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.platforms import ROOT, Platform, platform, with_bakery
 
 MINI = ROOT / "tests/projects/mini"
 ORDERS = "id,customer,amount,day,n\na,x,1.50,2018-01-01,1\nb,y,2.25,2018-01-02,2\n"
-# the source of the small project, word for word
+# the source of the small project, verbatim
 SHARED = (MINI / "dbt_project/models/bronze/s.yml").read_text()
 
 
@@ -27,14 +27,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         assert made.build().good
         page = made.store.get("docs/index.html")
         assert page is not None
-        assert page.body == made.store.get(f"{made.live().docs}index.html").body, "the only project's"
+        assert page.body == made.store.get(f"{made.live().docs}index.html").body, "it is the only project"
         assert made.build(project="bakery").good
         yield made
 
 
 @pytest.fixture
 def both(pair: Platform) -> Iterator[Platform]:
-    """The same, with the projects' files put back after each test."""
+    """The same lake; the projects' files are restored after each test."""
     kept = pair.home / "kept"
     for name in ("dbt_project", "bakery"):
         shutil.copytree(pair.home / name, kept / name, symlinks=True)
@@ -52,7 +52,7 @@ def versions(made: Platform, *tables: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_two_projects_publish_side_by_side_and_neither_takes_anything_from_the_other(both: Platform) -> None:
+def test_two_projects_publish_side_by_side_and_leave_each_other_s_tables_alone(both: Platform) -> None:
     theirs = {table: version.version for table, version in both.live().tables.items() if version.project == "bakery"}
     assert {"gold.people", "silver.countries"} <= theirs.keys()
     before = versions(both, "gold.fct")
@@ -98,7 +98,7 @@ def test_each_project_has_a_page_of_its_own_in_the_docs(pair: Platform) -> None:
 
 
 @pytest.mark.long
-def test_a_run_that_is_published_already_says_so_after_another_project_has_published(both: Platform) -> None:
+def test_publishing_a_run_again_returns_its_release_after_another_project_has_published(both: Platform) -> None:
     run, _ = both.built()
     release = both.publish(run)
     assert release.built == ()
@@ -127,7 +127,7 @@ def test_a_table_of_another_project_in_the_live_release_is_refused_before_anythi
     assert both.live() == before
 
 
-def test_of_two_projects_that_make_one_table_at_once_the_second_is_refused_at_publish(both: Platform) -> None:
+def test_the_second_of_two_projects_that_build_the_same_table_is_refused_at_publish(both: Platform) -> None:
     claim(both, "late")
     run, outcome = both.built("claim", project="bakery")
     assert outcome.good
@@ -143,7 +143,7 @@ def test_of_two_projects_that_make_one_table_at_once_the_second_is_refused_at_pu
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-def test_two_projects_read_one_source(both: Platform) -> None:
+def test_two_projects_can_read_the_same_source(both: Platform) -> None:
     both.write("bakery/models/sources.yml", SHARED)
     both.write("bakery/models/marts/bought.sql", "select count(*) as orders from {{ source('bronze', 'orders') }}")
     both.build("bought", project="bakery")
@@ -153,20 +153,20 @@ def test_two_projects_read_one_source(both: Platform) -> None:
     assert both.live().stale == {}
 
 
-def test_ingest_takes_the_files_of_every_project(both: Platform) -> None:
+def test_ingest_accepts_the_files_of_every_configured_project(both: Platform) -> None:
     both.write("bakery/models/sources.yml", SHARED.replace("name: orders", "name: deliveries"))
     file = str(both.write("in/deliveries.csv", ORDERS))
-    for words in ([file], [file, "--table", "deliveries"]):
-        printed = both.busco("ingest", *words, status=1)
+    for arguments in ([file], [file, "--table", "deliveries"]):
+        printed = both.busco("ingest", *arguments, status=1)
         assert "deliveries" in printed
-        assert "BUSCO_DBT_PROJECTS" in printed, "the variable that makes its project known"
+        assert "BUSCO_DBT_PROJECTS" in printed, "the variable that adds its project"
     both.busco("ingest", file, environment={"BUSCO_DBT_PROJECTS": "bakery"})
     both.write("bakery/models/marts/brought.sql", "select count(*) as n from {{ source('bronze', 'deliveries') }}")
     both.build("brought", project="bakery")
     assert both.query("select n from busco_gold.brought") == [("2",)]
 
 
-def test_a_source_that_two_projects_say_differently_is_refused_with_both_names(both: Platform) -> None:
+def test_a_source_that_two_projects_declare_differently_is_refused_with_both_names(both: Platform) -> None:
     both.write("bakery/models/sources.yml", SHARED.replace("grain: [id]", "grain: [id, day]"))
     file = str(both.write("in/orders.csv", ORDERS))
     for command in (["dbt", "parse"], ["ingest", file]):
@@ -174,7 +174,7 @@ def test_a_source_that_two_projects_say_differently_is_refused_with_both_names(b
         assert "the dbt projects busco and bakery declare the source bronze.orders differently" in printed
 
 
-def test_two_projects_of_one_name_are_refused(both: Platform) -> None:
+def test_two_projects_with_the_same_name_are_refused(both: Platform) -> None:
     shutil.copytree(both.home / "bakery", both.home / "copy", ignore=shutil.ignore_patterns("dbt_packages"))
     shutil.copytree(both.home / "copy/vendor", both.home / "copy/dbt_packages")
     try:

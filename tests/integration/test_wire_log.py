@@ -1,4 +1,4 @@
-"""What the platform writes to the lake, as S3 sees it: each record under a condition, data files under none."""
+"""The platform's writes to the lake, as S3 receives them: records with a condition, data files without one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.loopback import WAY, serving
 from tests.platforms import ENVIRONMENT, Platform, csv_text
 
 HEADER = ("id", "customer", "amount", "day", "n")
-# written by Airflow's triggerer alone: in memory by tests/airflow's simulations, on the wire by its ECS tests
+# written only by Airflow's triggerer: tests/airflow checks them with an in-memory store, tests/ecs on the wire
 BY_AIRFLOW = {"_lake/env/*/runs/*/ended-*.json", "_lake/env/*/runs/*/followers/*"}
-# written where there are several dbt projects, by the same function as docs/index.html
+# written only if there are several dbt projects, by the same function as docs/index.html
 OF_SEVERAL = {"docs/projects/*"}
 
 
 @pytest.fixture
 def wire(mini: Platform) -> Iterator[Proxy]:
-    """A log of all that this process writes, by boto3 and by DuckDB, on its way to the local AWS."""
+    """Logs everything that this process writes to the local AWS, with boto3 and with DuckDB."""
     log = Proxy(str(mini.settings.endpoint_url))
     with serving(log.handler(), WAY) as url, mock.patch.dict(os.environ, {"BUSCO_ENDPOINT_URL": url}):
         get_settings.cache_clear()
@@ -55,6 +55,6 @@ def test_each_record_is_written_under_a_condition(mini: Platform, wire: Proxy) -
     keys = [path.partition("?")[0].removeprefix(f"/{bucket}/") for path, _ in wire.puts]
     patterns = {*WRITTEN_ONCE, *SWAPPED} - BY_AIRFLOW - OF_SEVERAL
     assert [one for one in patterns if not any(fnmatchcase(key, one) for key in keys)] == []
-    # DuckDB's COPY knows no condition, and no pattern may ask its files for one
+    # DuckDB's COPY supports no conditions, so no pattern may require one for its files
     for layer in ("bronze/", "silver/", "gold/"):
         assert any(key.startswith(layer) for key in keys), layer
