@@ -110,12 +110,12 @@ class Stack:
             command, cwd=self.home, env=own, capture_output=True, text=True, check=False, timeout=limit, input=given
         )
 
-    def compose(self, *words: str, check: bool = True, limit: float = 600, given: str | None = None) -> str:
-        return self.call("docker", "compose", *words, check=check, limit=limit, given=given)
+    def compose(self, *arguments: str, check: bool = True, limit: float = 600, given: str | None = None) -> str:
+        return self.call("docker", "compose", *arguments, check=check, limit=limit, given=given)
 
-    def failing(self, *words: str) -> str:
+    def failing(self, *arguments: str) -> str:
         """Runs a Compose command that has to fail; returns the output of both streams."""
-        done = self._done(["docker", "compose", *words])
+        done = self._done(["docker", "compose", *arguments])
         assert done.returncode != 0, done.stdout
         return done.stdout + done.stderr
 

@@ -94,7 +94,7 @@ def test_connections_from_env_are_created_once_and_no_secret_is_printed(stack: S
     assert stack.compose(*command).splitlines()[-1] == "setup_connections: nothing to change"
     assert stack.api("GET", "api/v1/connections/lake")["host"] == "example.com"
     assert stack.api("GET", "api/v1/variables/team")["value"] == "canary"
-    broken = [word.replace('{"team"', '{"team') for word in command]
+    broken = [part.replace('{"team"', '{"team') for part in command]
     printed = stack.failing(*broken)
     assert "AIRFLOW_VARIABLES is not valid JSON" in printed
     assert "canary" not in printed
@@ -256,7 +256,7 @@ def test_a_viewer_reads_dags_and_docs_with_all_tables_and_types_but_can_change_n
     models = {name: node for name, node in catalog["nodes"].items() if name.startswith("model.busco.")}
     assert len(models) == 20
     assert all(column["type"] for node in models.values() for column in node["columns"].values())
-    assert may(page, stack, "clear") == may(page, stack, "connections") == may(page, stack, "trigger") == 403
+    assert {status_of(page, stack, what) for what in ("clear", "connections", "trigger")} == {403}
     page.context.close()
 
 
@@ -265,9 +265,9 @@ def test_on_call_clears_and_triggers_but_sees_no_connections_variables_or_pools(
 ) -> None:
     page = browser.new_page()
     log_in(page, stack, users("OnCall"), "OnCall")
-    assert may(page, stack, "clear") == 200
+    assert status_of(page, stack, "clear") == 200
     for resource in ("connections", "variables"):
-        assert may(page, stack, resource) == 403
+        assert status_of(page, stack, resource) == 403
     body = {"name": "x", "slots": 1}
     assert page.request.post(f"{stack.url}/api/v1/pools", data=body).status == 403
     body = {"connection_id": "x", "conn_type": "http"}
@@ -279,7 +279,7 @@ def test_on_call_clears_and_triggers_but_sees_no_connections_variables_or_pools(
     page.context.close()
 
 
-def may(page: Page, stack: Stack, what: str) -> int:
+def status_of(page: Page, stack: Stack, what: str) -> int:
     """Returns the HTTP status that the logged-in user gets for a request."""
     run = stack.runs()[0]["dag_run_id"]
     if what == "clear":

@@ -114,8 +114,8 @@ def test_airflow_s_image_contains_dags_configuration_and_graph() -> None:
     options = ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--tmpfs", "/opt/airflow:mode=1777"]
     options += ["--env", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=sqlite:////opt/airflow/airflow.db"]
     options += ["--env", "AIRFLOW__CORE__EXECUTOR=SequentialExecutor", "--env", "BUSCO_LAKE_BUCKET=lake"]
-    words = ["sh", "-c", f'airflow db migrate >/dev/null && python -c "{program}"']
-    command = ["docker", "run", "--rm", *options, "busco-airflow:local", *words]
+    arguments = ["sh", "-c", f'airflow db migrate >/dev/null && python -c "{program}"']
+    command = ["docker", "run", "--rm", *options, "busco-airflow:local", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr[-2000:]
     names = ["ecs_check", "example", "lakehouse", "maintenance", "operations"]

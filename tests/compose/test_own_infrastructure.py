@@ -43,7 +43,7 @@ def test_a_run_uses_existing_resources_that_env_names_instead_of_our_templates(s
     ours = objects(aws, "busco-lake-000000000000-us-east-1")
     stack.set(**own)
     stack.compose("up", "--detach", "--wait")
-    with_names = ["exec", "-T", *[word for name, value in own.items() for word in ("-e", f"{name}={value}")]]
+    with_names = ["exec", "-T", *[part for name, value in own.items() for part in ("-e", f"{name}={value}")]]
     report = json.loads(stack.compose("exec", "-T", "airflow-worker", "busco", "doctor", "--format", "json"))
     assert report["ok"], report
     stack.compose(*with_names, "local-aws", "busco", "sample", "--orders", "500", "--out", "/var/lib/busco/own")

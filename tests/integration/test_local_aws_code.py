@@ -194,7 +194,7 @@ def test_a_topic_delivers_to_no_url_and_no_function(server: Server, elsewhere: s
 
 
 @pytest.mark.parametrize(
-    ("service", "operation", "given"),
+    ("service", "operation", "parameters"),
     [
         ("glue", "create_job", {"Name": "a", "Role": "a", "Command": {"Name": "pythonshell", "ScriptLocation": "/a"}}),
         ("glue", "start_job_run", {"JobName": "a"}),
@@ -213,15 +213,15 @@ def test_a_topic_delivers_to_no_url_and_no_function(server: Server, elsewhere: s
         ("ecs", "create_service", {"serviceName": "a", "taskDefinition": "busco-dbt-small", "desiredCount": 1}),
         ("athena", "start_session", {"WorkGroup": "busco", "EngineConfiguration": {"MaxConcurrentDpus": 2}}),
     ],
-    ids=lambda given: given if isinstance(given, str) else "",
+    ids=lambda parameters: parameters if isinstance(parameters, str) else "",
 )  # fmt: skip
 def test_operations_that_run_code_or_call_other_services_are_refused_by_name(
-    server: Server, service: str, operation: str, given: dict[str, Any]
+    server: Server, service: str, operation: str, parameters: dict[str, Any]
 ) -> None:
     client = server.client(service)
     name = client.meta.method_to_api_mapping[operation]
     with pytest.raises(botocore.exceptions.ClientError, match=f"{name} is not available here"):
-        getattr(client, operation)(**given)
+        getattr(client, operation)(**parameters)
 
 
 @pytest.mark.parametrize("service", ["lambda", "stepfunctions", "codebuild", "cloudcontrol", "batch", "databrew"])
@@ -231,14 +231,14 @@ def test_services_that_the_templates_do_not_use_are_refused_by_name(server: Serv
         "lambda": "list_functions", "stepfunctions": "list_state_machines", "codebuild": "list_projects",
         "batch": "describe_job_queues", "databrew": "list_jobs",
     }  # fmt: skip
-    ask = (
+    call = (
         (lambda: client.list_resources(TypeName="AWS::Lambda::Function"))
         if service == "cloudcontrol"
         else getattr(client, listing[service])
     )
     signed = client.meta.service_model.signing_name
     with pytest.raises(botocore.exceptions.ClientError, match=f"{signed} is not available here"):
-        ask()
+        call()
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def lake(server: Server) -> str:
     return read_env_file(env_file(server.settings.state))["BUSCO_LAKE_BUCKET"]
 
 
-def given(server: Server, role: str) -> Credentials:
+def credentials_of(server: Server, role: str) -> Credentials:
     """Returns a role's credentials, as an SDK finds them in the role's environment."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     variables = read_env_file(env_file(server.settings.state, role))
@@ -67,7 +67,7 @@ def owner(server: Server) -> Credentials:
     return Credentials(pair.key, pair.secret)
 
 
-def ask(
+def send(
     server: Server,
     who: Credentials | None,
     service: str,
@@ -125,7 +125,7 @@ def test_the_owners_key_with_another_secret_is_refused(server: Server) -> None:
 
 def test_unsigned_requests_are_refused(server: Server, lake: str) -> None:
     for service, path in (("s3", f"/{lake}/a"), ("s3", "/"), ("sts", "/?Action=GetCallerIdentity"), ("iam", "/")):
-        status, text = ask(server, None, service, "GET", path)
+        status, text = send(server, None, service, "GET", path)
         assert (status, "must be signed" in text) == (403, True), path
 
 
@@ -143,9 +143,9 @@ def test_a_request_that_was_changed_after_signing_is_refused(server: Server, lak
             one, "url", f"{one.url}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={who.access_key}/a/b/s3/c"
         ),
     }
-    assert ask(server, who, **put)[0] == 200
+    assert send(server, who, **put)[0] == 200
     for name, change in changes.items():
-        assert ask(server, who, **put, change=change)[0] in (400, 403), name
+        assert send(server, who, **put, change=change)[0] in (400, 403), name
     assert as_client(server, "s3", who).get_object(Bucket=lake, Key="signed")["Body"].read() == b"mine"
 
 
@@ -164,7 +164,7 @@ def test_unauthenticated_and_too_long_bodies_are_not_read(server: Server, lake: 
         pair = Credentials(pair.access_key, "x" * 40)
     path = f"/{lake}/gold/long"
     signed_body = b"" if who == "a long body" else b"not the body that follows"
-    assert ask(server, None if who == "nobody" else pair, "s3", "PUT", path, signed_body, change=keep)[0] in (200, 403)
+    assert send(server, None if who == "nobody" else pair, "s3", "PUT", path, signed_body, change=keep)[0] in (200, 403)
     signed.pop("Content-Length", None)
     host, port = urlsplit(server.endpoint).netloc.split(":")
     size = 600 << 20
@@ -193,7 +193,7 @@ def test_unauthenticated_and_too_long_bodies_are_not_read(server: Server, lake: 
 def test_an_old_request_is_refused(server: Server) -> None:
     real = botocore.auth.get_current_datetime
     with mock.patch("botocore.auth.get_current_datetime", lambda *a, **k: real(*a, **k).replace(year=2020)):
-        assert ask(server, owner(server), "s3", "GET")[0] == 403
+        assert send(server, owner(server), "s3", "GET")[0] == 403
 
 
 def test_a_presigned_url_is_valid_only_for_its_operation_and_time(server: Server, lake: str) -> None:
@@ -202,14 +202,14 @@ def test_a_presigned_url_is_valid_only_for_its_operation_and_time(server: Server
     url = s3.generate_presigned_url("get_object", {"Bucket": lake, "Key": "shared"}, ExpiresIn=60)
     split = urlsplit(url)
     path = f"{split.path}?{split.query}"
-    assert ask(server, None, "s3", "GET", path) == (200, "x")
-    assert ask(server, None, "s3", "GET", path.replace("/shared", "/signed"))[0] == 403
-    assert ask(server, None, "s3", "PUT", path)[0] == 403
-    assert ask(server, None, "s3", "GET", path.replace("X-Amz-Expires=60", "X-Amz-Expires=6000"))[0] == 403
+    assert send(server, None, "s3", "GET", path) == (200, "x")
+    assert send(server, None, "s3", "GET", path.replace("/shared", "/signed"))[0] == 403
+    assert send(server, None, "s3", "PUT", path)[0] == 403
+    assert send(server, None, "s3", "GET", path.replace("X-Amz-Expires=60", "X-Amz-Expires=6000"))[0] == 403
     real = botocore.auth.get_current_datetime
     with mock.patch("botocore.auth.get_current_datetime", lambda *a, **k: real(*a, **k).replace(year=2020)):
         late = s3.generate_presigned_url("get_object", {"Bucket": lake, "Key": "shared"}, ExpiresIn=60)
-    assert ask(server, None, "s3", "GET", late.removeprefix(server.endpoint))[0] == 403
+    assert send(server, None, "s3", "GET", late.removeprefix(server.endpoint))[0] == 403
 
 
 def test_the_owners_keys_are_private_and_survive_a_restart(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_process_with_a_role_has_that_role(server: Server, who: str, logical: 
     cloudformation = server.client("cloudformation")
     found = cloudformation.describe_stack_resource(StackName="busco-ecs", LogicalResourceId=logical)
     name = found["StackResourceDetail"]["PhysicalResourceId"]
-    role = given(server, who)
+    role = credentials_of(server, who)
     arn = as_client(server, "sts", role).get_caller_identity()["Arn"]
     assert arn == f"arn:aws:sts::000000000000:assumed-role/{name}/busco-{who}"
 
@@ -262,7 +262,7 @@ def test_settings_with_a_role_ignore_the_owners_keys(server: Server) -> None:
 
 
 def test_a_role_can_do_only_what_its_policy_allows(server: Server, lake: str) -> None:
-    runner, airflow = given(server, "runner"), given(server, "airflow")
+    runner, airflow = credentials_of(server, "runner"), credentials_of(server, "airflow")
     s3 = as_client(server, "s3", runner)
     s3.put_object(Bucket=lake, Key="gold/t/a.parquet", Body=b"x")
     assert s3.get_object(Bucket=lake, Key="gold/t/a.parquet")["Body"].read() == b"x"
@@ -296,7 +296,7 @@ def role_of(server: Server, output: str) -> str:
 
 
 def test_the_requests_that_airflow_sends_to_ecs_and_logs_are_allowed(server: Server) -> None:
-    airflow = given(server, "airflow")
+    airflow = credentials_of(server, "airflow")
     ecs, logs = as_client(server, "ecs", airflow), as_client(server, "logs", airflow)
     assert code_of(lambda: ecs.describe_task_definition(taskDefinition="busco-dbt-small")) == "ok"
     assert code_of(lambda: ecs.list_tasks(cluster="busco")) == "ok"
@@ -351,7 +351,9 @@ def test_ambiguous_requests_are_refused(
     glue, table = server.client("glue"), {"DatabaseName": "busco_gold", "Name": "kept"}
     if code_of(lambda: glue.get_table(**table)) != "ok":
         glue.create_table(DatabaseName="busco_gold", TableInput={"Name": "kept"})
-    status, text = ask(server, given(server, "runner"), service, method, path.format(lake=lake), body, headers)
+    status, text = send(
+        server, credentials_of(server, "runner"), service, method, path.format(lake=lake), body, headers
+    )
     assert status in (400, 403), text
     kept = server.client("s3").get_object(Bucket=lake, Key="gold/t/a.parquet")["Body"].read()
     assert kept == b"kept"
@@ -374,10 +376,10 @@ def test_no_path_is_served_as_root_without_its_signature(server: Server, path: s
     ):
         forged = {**headers, "Authorization": FORGED.format(key=key, service=service)}
         for method in ("POST", "GET", "PUT", "DELETE"):
-            status, text = ask(server, None, service, method, path, body, forged)
+            status, text = send(server, None, service, method, path, body, forged)
             assert status in (400, 403, 404), (service, method, text)
     address = f"/v4/anything?Action=CreateUser&UserName=evil&X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential={key}"
-    assert ask(server, None, "iam", "GET", f"{address}/20261130/us-east-1/iam/aws4_request")[0] in (400, 403, 404)
+    assert send(server, None, "iam", "GET", f"{address}/20261130/us-east-1/iam/aws4_request")[0] in (400, 403, 404)
     assert code_of(lambda: server.client("iam").get_user(UserName="evil")) == "NoSuchEntity"
 
 
@@ -404,9 +406,9 @@ def test_a_role_can_not_become_root_with_a_second_key_in_its_signature(
         set_header("Authorization", changed)(request)
 
     for method, body in (("PUT", b"evil"), ("DELETE", b"")):
-        assert ask(server, given(server, role), "s3", method, key, body, change=twice)[0] in (400, 403)
+        assert send(server, credentials_of(server, role), "s3", method, key, body, change=twice)[0] in (400, 403)
     body = b"Action=GetSessionToken&Version=2011-06-15"
-    assert ask(server, given(server, role), "sts", body=body, headers=FORM, change=twice)[0] in (400, 403)
+    assert send(server, credentials_of(server, role), "sts", body=body, headers=FORM, change=twice)[0] in (400, 403)
 
 
 @pytest.mark.parametrize("role", ["runner", "ingest", "airflow"])
@@ -414,10 +416,10 @@ def test_a_role_can_not_become_root_with_a_second_key_in_its_signature(
 def test_a_role_can_not_combine_two_s3_operations_in_one_request(
     server: Server, lake: str, role: str, other: str
 ) -> None:
-    who, key = given(server, role), f"/{lake}/_lake/env/prod/current.json"
+    who, key = credentials_of(server, role), f"/{lake}/_lake/env/prod/current.json"
     own = {"runner": "silver/x", "ingest": "bronze/x"}.get(role, "silver/x")
     for method, named in (("POST", "uploads="), ("POST", "uploadId=x"), ("PUT", "partNumber=1&uploadId=x")):
-        assert ask(server, who, "s3", method, f"{key}?{other}=&{named}", b"evil")[0] in (400, 403, 404), named
+        assert send(server, who, "s3", method, f"{key}?{other}=&{named}", b"evil")[0] in (400, 403, 404), named
     # the role can't add a part to the owner's upload, or complete it, under either key
     s3 = server.client("s3")
     s3.put_object(Bucket=lake, Key=own, Body=b"evil")
@@ -425,22 +427,22 @@ def test_a_role_can_not_combine_two_s3_operations_in_one_request(
     try:
         for path in (f"/{lake}/{own}", key):
             copied = {"x-amz-copy-source": f"/{lake}/{own}"}
-            part = ask(server, who, "s3", "PUT", f"{path}?partNumber=1&uploadId={upload}", headers=copied)
-            done = ask(server, who, "s3", "POST", f"{path}?uploadId={upload}", b"<CompleteMultipartUpload/>")
+            part = send(server, who, "s3", "PUT", f"{path}?partNumber=1&uploadId={upload}", headers=copied)
+            done = send(server, who, "s3", "POST", f"{path}?uploadId={upload}", b"<CompleteMultipartUpload/>")
             assert (part[0], done[0]) == (403, 403), path
     finally:
         s3.abort_multipart_upload(Bucket=lake, Key="_lake/env/prod/current.json", UploadId=upload)
 
 
 def test_a_role_can_not_copy_a_version_that_it_can_not_read(server: Server, lake: str) -> None:
-    s3, who = server.client("s3"), given(server, "runner")
+    s3, who = server.client("s3"), credentials_of(server, "runner")
     version = s3.put_object(Bucket=lake, Key="silver/t/old", Body=b"secret")["VersionId"]
     s3.put_object(Bucket=lake, Key="silver/t/old", Body=b"clean")
     for query in ("versionId", "%76ersionId", "x=1&versionId", "versionId=a&versionId", "VersionId"):
         source = {"x-amz-copy-source": f"/{lake}/silver/t/old?{query}={version}"}
-        assert ask(server, who, "s3", "PUT", f"/{lake}/silver/t/out", headers=source)[0] == 403, query
+        assert send(server, who, "s3", "PUT", f"/{lake}/silver/t/out", headers=source)[0] == 403, query
     copied = {"x-amz-copy-source": f"/{lake}/silver/t/old"}
-    assert ask(server, who, "s3", "PUT", f"/{lake}/silver/t/out", headers=copied)[0] == 200
+    assert send(server, who, "s3", "PUT", f"/{lake}/silver/t/out", headers=copied)[0] == 200
     assert s3.get_object(Bucket=lake, Key="silver/t/out")["Body"].read() == b"clean"
 
 
@@ -448,8 +450,8 @@ def test_a_role_can_not_copy_a_version_that_it_can_not_read(server: Server, lake
 def test_requests_with_a_content_encoding_are_refused(server: Server, encoding: str) -> None:
     headers = {**FORM, "Content-Encoding": encoding}
     body = b"1a;Action=GetCallerIdentity\r\nAction=AssumeRole&RoleArn=a\r\n0\r\n\r\n"
-    for who in (owner(server), given(server, "runner")):
-        assert ask(server, who, "sts", body=body, headers=headers)[0] == 400
+    for who in (owner(server), credentials_of(server, "runner")):
+        assert send(server, who, "sts", body=body, headers=headers)[0] == 400
 
 
 def test_no_key_makes_athena_copy_an_object_outside_of_its_own_folder(
@@ -473,7 +475,7 @@ def test_no_key_makes_athena_copy_an_object_outside_of_its_own_folder(
 
 def test_credentials_survive_a_restart_and_expire(tmp_path: Path) -> None:
     first = started(tmp_path / "state")
-    role = given(first, "runner")
+    role = credentials_of(first, "runner")
     assert code_of(as_client(first, "sts", role).get_caller_identity) == "ok"
     first.kill()
     second = started(tmp_path / "state")
@@ -495,9 +497,9 @@ def test_credentials_survive_a_restart_and_expire(tmp_path: Path) -> None:
 def test_nobody_gets_credentials_without_the_secret(server: Server) -> None:
     role = "latest/meta-data/iam/security-credentials/"
     for path in ("/_busco/instance/", "/_busco/instance/guessed/", "/_busco/instance//"):
-        assert ask(server, None, "s3", "GET", f"{path}{role}")[0] == 404
+        assert send(server, None, "s3", "GET", f"{path}{role}")[0] == 404
     for path in ("/latest/meta-data/iam/security-credentials/", "/v2/credentials/any", "/v4/guessed-token/task"):
-        assert ask(server, None, "s3", "GET", path)[0] in (403, 404), path
+        assert send(server, None, "s3", "GET", path)[0] in (403, 404), path
 
 
 def test_an_athena_query_can_read_only_what_its_caller_can_read(server: Server, lake: str) -> None:
@@ -508,8 +510,8 @@ def test_an_athena_query_can_read_only_what_its_caller_can_read(server: Server, 
     trust = {"Statement": [{"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::000000000000:root"},
                             "Action": "sts:AssumeRole"}]}  # fmt: skip
     arn = iam.create_role(RoleName="asks", AssumeRolePolicyDocument=json.dumps(trust))["Role"]["Arn"]
-    may = {"Statement": [{"Effect": "Allow", "Action": ["athena:*", "glue:*"], "Resource": "*"}]}
-    iam.put_role_policy(RoleName="asks", PolicyName="a", PolicyDocument=json.dumps(may))
+    policy = {"Statement": [{"Effect": "Allow", "Action": ["athena:*", "glue:*"], "Resource": "*"}]}
+    iam.put_role_policy(RoleName="asks", PolicyName="a", PolicyDocument=json.dumps(policy))
     found = server.client("sts").assume_role(RoleArn=arn, RoleSessionName="asks")["Credentials"]
     who = Credentials(found["AccessKeyId"], found["SecretAccessKey"], found["SessionToken"])
     athena = as_client(server, "athena", who)
@@ -529,7 +531,7 @@ def test_an_athena_query_can_read_only_what_its_caller_can_read(server: Server, 
 @pytest.mark.parametrize("role", ["runner", "ingest"])
 def test_only_airflow_can_send_alerts(server: Server, role: str) -> None:
     topic = read_env_file(env_file(server.settings.state))["BUSCO_ALERTS_TOPIC"]
-    sns = as_client(server, "sns", given(server, role))
+    sns = as_client(server, "sns", credentials_of(server, role))
     for call in (
         lambda: sns.publish(TopicArn=topic, Message="all is well"),
         lambda: sns.subscribe(TopicArn=topic, Protocol="email", Endpoint="a@example.com"),
@@ -537,7 +539,7 @@ def test_only_airflow_can_send_alerts(server: Server, role: str) -> None:
         lambda: sns.delete_topic(TopicArn=topic),
     ):
         assert code_of(call) in ("AuthorizationError", "AccessDenied")
-    airflow = as_client(server, "sns", given(server, "airflow"))
+    airflow = as_client(server, "sns", credentials_of(server, "airflow"))
     assert code_of(lambda: airflow.publish(TopicArn=topic, Message="a run failed")) == "ok"
 
 
@@ -554,7 +556,7 @@ def reader(server: Server) -> Credentials:
     return Credentials(key["AccessKeyId"], key["SecretAccessKey"])
 
 
-def answered(server: Server, who: Credentials, sql: str, place: str = "") -> tuple[str, str]:
+def run_query(server: Server, who: Credentials, sql: str, place: str = "") -> tuple[str, str]:
     """Runs a query; returns its state, and the reason that its caller sees or, if it succeeded, the first value."""
     athena = as_client(server, "athena", who)
     more: Any = {"ResultConfiguration": {"OutputLocation": place}} if place else {}
@@ -584,23 +586,23 @@ def test_a_reader_s_queries_read_only_allowed_data_and_change_nothing(
     files = {"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": "*"}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [files]})
     server.client("iam").put_user_policy(UserName="reader", PolicyName="files", PolicyDocument=policy)
-    assert answered(server, reader, "SELECT x FROM for_readers") == ("SUCCEEDED", "7")
+    assert run_query(server, reader, "SELECT x FROM for_readers") == ("SUCCEEDED", "7")
     s3.put_object(Bucket=lake, Key="_lake/quarantine/s.t/a.csv/1.csv", Body=b"Maria,maria@example.com\n")
     place = {"Location": f"s3://{lake}/_lake/quarantine/s.t/a.csv/", "Columns": [{"Name": "a", "Type": "string"}]}
     if code_of(lambda: glue.get_table(DatabaseName="busco_gold", Name="peek")) != "ok":
         glue.create_table(DatabaseName="busco_gold", TableInput={"Name": "peek", "StorageDescriptor": place})
-    assert answered(server, owner(server), "SELECT a FROM peek")[0] == "SUCCEEDED"
-    state, reason = answered(server, reader, "SELECT a FROM peek")
+    assert run_query(server, owner(server), "SELECT a FROM peek")[0] == "SUCCEEDED"
+    state, reason = run_query(server, reader, "SELECT a FROM peek")
     assert (state, "403" in reason) == ("FAILED", True)
     for sql in (
         f"CREATE EXTERNAL TABLE mine (a string) LOCATION 's3://{lake}/_lake/quarantine/s.t/a.csv/'",
         "DROP TABLE for_readers",
     ):
-        state, reason = answered(server, reader, sql)
+        state, reason = run_query(server, reader, sql)
         assert (state, "only the account owner" in reason) == ("FAILED", True), sql
     assert code_of(lambda: glue.get_table(DatabaseName="busco_gold", Name="for_readers")) == "ok"
     releases = f"s3://{lake}/_lake/env/prod/releases/"
-    assert answered(server, reader, "SELECT 1 AS evil", releases) == ("SUCCEEDED", "1")
+    assert run_query(server, reader, "SELECT 1 AS evil", releases) == ("SUCCEEDED", "1")
     assert "Contents" not in s3.list_objects_v2(Bucket=lake, Prefix="_lake/env/prod/releases/"), (
         "results go to the workgroup's location"
     )
@@ -625,6 +627,6 @@ def test_a_query_can_read_nothing_but_tables(server: Server, lake: str, sql: str
     if code_of(lambda: server.client("glue").get_table(DatabaseName="busco_gold", Name="for_owner")) != "ok":
         metadata, columns = iceberg_helper.write_table(server.client("s3"), lake, "gold/for_owner", "SELECT 7 AS x")
         iceberg_helper.show(server.client("glue"), "busco_gold", "for_owner", metadata, columns)
-    state, reason = answered(server, owner(server), sql.format(lake=lake))
+    state, reason = run_query(server, owner(server), sql.format(lake=lake))
     assert state == "FAILED"
     assert "refused before it runs" in reason or "a string is not a table" in reason, reason

@@ -89,7 +89,7 @@ def changed(tmp_path: Path) -> tuple[str, ...]:
     return ("--volume", f"{folder}:{PROJECT}:ro")
 
 
-# -- who runs, and where it writes -----------------------------------------------------------------------------------
+# -- its user and where it writes ------------------------------------------------------------------------------------
 
 
 def test_it_runs_as_an_unprivileged_user(image: str) -> None:
