@@ -68,7 +68,7 @@ def test_doctor_passes_in_the_airflow_and_the_dbt_image_and_detects_a_paused_bro
         "DuckDB",
     }
     assert "1 workers respond" in passed["broker"]
-    # and it reports a problem
+    # doctor reports a broker that doesn't respond
     stack.compose("pause", "redis")
     try:
         report = json.loads(

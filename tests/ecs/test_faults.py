@@ -145,7 +145,7 @@ def test_a_model_that_runs_out_of_memory_twice_fails_while_other_models_are_buil
     assert states["models.customers.run"] == "success"
     assert "ran out of memory" in driver.log(run, "models.fct.run")
     assert_states_match(driver, run)
-    # clears the task and the tasks downstream that it blocked
+    # clear the task and the tasks downstream that it blocked
     driver.clear(run, "models.fct.run")
     assert_succeeds(driver, run)
 

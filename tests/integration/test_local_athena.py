@@ -245,7 +245,7 @@ FILE = "/etc/hostname"
         f"SET allowed_paths = ['{FILE}']; SELECT * FROM read_text('{FILE}')",
     ],
 )
-def test_a_query_can_not_read_or_write_files_of_the_server(tables: Server, sql: str) -> None:
+def test_a_query_cannot_read_or_write_files_of_the_server(tables: Server, sql: str) -> None:
     refusals = r"(?i)permission|cannot|locked|refused before it runs|a string is not a table"
     with pytest.raises(AssertionError, match=refusals):
         print(tables.query(sql))

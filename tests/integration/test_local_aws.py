@@ -120,7 +120,7 @@ def test_no_request_can_wipe_the_lake(server: Server, lake: str) -> None:
     ],
     ids=str,
 )
-def test_a_page_in_a_browser_can_not_send_requests_to_it(server: Server, headers: dict[str, str]) -> None:
+def test_a_page_in_a_browser_cannot_send_requests_to_it(server: Server, headers: dict[str, str]) -> None:
     address = server.endpoint.removeprefix("http://")
     for method, path in (("OPTIONS", "/"), ("GET", "/_busco/identity"), ("POST", "/")):
         connection = http.client.HTTPConnection(address, timeout=10)
@@ -178,7 +178,7 @@ def test_the_variables_file_is_private_and_names_everything(server: Server) -> N
     assert ("local AWS", f"running, pid {server.process.pid}") in aws.status(server.settings)
 
 
-def test_commands_that_need_a_running_local_aws_say_how_to_start_it(state: Path) -> None:
+def test_an_error_says_how_to_start_a_local_aws_that_is_not_running(state: Path) -> None:
     server = started(state)
     process = server.process
     aws.down(server.settings, quiet)

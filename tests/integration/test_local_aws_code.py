@@ -257,7 +257,7 @@ def test_services_that_the_templates_do_not_use_are_refused_by_name(server: Serv
     ],
     ids=lambda attack: attack[:24],
 )
-def test_an_athena_query_can_not_read_files_or_contact_other_servers(
+def test_an_athena_query_cannot_read_files_or_contact_other_servers(
     server: Server, elsewhere: str, tmp_path: Path, attack: str
 ) -> None:
     file = tmp_path / "written"
@@ -307,7 +307,7 @@ except OSError as refused:
         ("socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('127.0.0.1', 9))", "can't connect to 127.0.0.1:9"),
     ],
 )
-def test_the_process_can_not_start_processes_or_connect_to_other_servers(attack: str, message: str) -> None:
+def test_the_process_cannot_start_processes_or_connect_to_other_servers(attack: str, message: str) -> None:
     code = CONFINED.format(reachable=[("127.0.0.1", 8)], writable=[], attack=attack)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, message in done.stdout) == (9, True), done.stdout + done.stderr

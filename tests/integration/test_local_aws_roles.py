@@ -395,7 +395,7 @@ def test_no_path_is_served_as_root_without_its_signature(server: Server, path: s
         "AWS4-HMAC-SHA256 Credential={own}, {rest} Credential=test/{scope}",
     ],
 )
-def test_a_role_can_not_become_root_with_a_second_key_in_its_signature(
+def test_a_role_cannot_become_root_with_a_second_key_in_its_signature(
     server: Server, lake: str, role: str, header: str
 ) -> None:
     key = f"/{lake}/_lake/env/prod/current.json"
@@ -413,7 +413,7 @@ def test_a_role_can_not_become_root_with_a_second_key_in_its_signature(
 
 @pytest.mark.parametrize("role", ["runner", "ingest", "airflow"])
 @pytest.mark.parametrize("other", ["select", "acl", "tagging", "versionId", "uploads", "annotation", "%73elect"])
-def test_a_role_can_not_combine_two_s3_operations_in_one_request(
+def test_a_role_cannot_combine_two_s3_operations_in_one_request(
     server: Server, lake: str, role: str, other: str
 ) -> None:
     who, key = credentials_of(server, role), f"/{lake}/_lake/env/prod/current.json"
@@ -434,7 +434,7 @@ def test_a_role_can_not_combine_two_s3_operations_in_one_request(
         s3.abort_multipart_upload(Bucket=lake, Key="_lake/env/prod/current.json", UploadId=upload)
 
 
-def test_a_role_can_not_copy_a_version_that_it_can_not_read(server: Server, lake: str) -> None:
+def test_a_role_cannot_copy_a_version_that_it_cannot_read(server: Server, lake: str) -> None:
     s3, who = server.client("s3"), credentials_of(server, "runner")
     version = s3.put_object(Bucket=lake, Key="silver/t/old", Body=b"secret")["VersionId"]
     s3.put_object(Bucket=lake, Key="silver/t/old", Body=b"clean")

@@ -123,7 +123,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 
 
 @pytest.mark.parametrize("name", BEYOND)
-def test_a_model_with_dates_that_readers_can_not_represent_is_refused_with_columns_and_rows(
+def test_a_model_with_dates_that_readers_cannot_represent_is_refused_with_columns_and_rows(
     built: Built, name: str
 ) -> None:
     error = built.error_of(name)

@@ -203,13 +203,13 @@ def test_a_seed_that_plain_dbt_duckdb_refuses_is_refused(seeded: Seeded, name: s
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_type_that_tables_can_not_store_is_refused_with_where_to_set_another(seeded: Seeded, name: str) -> None:
+def test_a_type_that_tables_cannot_store_is_refused_with_where_to_set_another(seeded: Seeded, name: str) -> None:
     error = seeded.results[f"seed.busco.{name}"].error
     assert REFUSED[name][2] in error
     assert "column_types" in error
 
 
-def test_personal_data_that_can_not_be_converted_in_a_seed_is_not_shown(seeded: Seeded) -> None:
+def test_personal_data_that_cannot_be_converted_in_a_seed_is_not_shown(seeded: Seeded) -> None:
     result = seeded.results["seed.busco.secret"]
     assert result.status == "error"
     keys = [key for key in seeded.platform.store.keys("_lake/env/prod/runs") if "secret" in key]

@@ -130,7 +130,7 @@ def test_memory_limits_of_the_container_and_of_run_task_apply(lab: Lab) -> None:
     assert [(task["cpu"], task["memory"]) for task in tasks] == [("512", "256"), ("512", "256"), ("256", "64")]
 
 
-def test_a_container_runs_as_its_user_and_can_t_gain_privileges(seen: dict[str, Any]) -> None:
+def test_a_container_runs_as_its_user_and_cannot_gain_privileges(seen: dict[str, Any]) -> None:
     assert (seen["ids"], seen["first"]) == ([10001, 10001], "docker-init")
     assert (int(seen["status"]["CapBnd"], 16), seen["status"]["NoNewPrivs"]) == (0, "1")
 
@@ -410,7 +410,7 @@ def test_the_status_lists_the_running_tasks_and_sigterm_stops_them(lab: Lab) -> 
     aws.down(lab.server.settings, quiet)
 
 
-def test_a_docker_engine_that_can_t_be_reached_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_docker_engine_that_cannot_be_reached_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/absent.sock")
     with pytest.raises(BuscoError, match="Docker can't be reached at unix:") as refused:
         aws.up(settings_of(tmp_path / "state"), quiet, docker=True)
