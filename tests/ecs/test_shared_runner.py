@@ -89,7 +89,7 @@ def test_a_model_that_runs_out_of_memory_is_built_alone_in_the_next_size(driver:
     alone = next(runner for runner in others if FCT in runner.nodes)
     assert (alone.kind, alone.size, alone.memory) == ("solo", "medium", 8192)
     log = driver.log(run, "models.fct.run")
-    assert "a runner of size medium is started" in log
+    assert "starting a runner of size medium" in log
     assert "4 GB" in log
 
 

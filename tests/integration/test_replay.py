@@ -148,7 +148,7 @@ def test_a_fix_is_tried_on_the_runs_data_although_prod_has_published_since(faile
 
 
 def test_the_query_that_a_replay_prints_shows_the_table_that_it_built(failed: Failed, fixed: Fixed) -> None:
-    (command,) = re.findall(r"^look at it: busco (.*)$", fixed.printed, re.MULTILINE)
+    (command,) = re.findall(r"^to look at it: busco (.*)$", fixed.printed, re.MULTILINE)
     printed = failed.platform.busco(*shlex.split(command), "--format", "csv")
     assert printed.splitlines()[0] == "id,number,days"
     assert sorted(printed.splitlines()[1:]) == ["1,1,1", "x2,,1"]

@@ -48,7 +48,9 @@ REPRODUCED_BY = {
         "test_a_deferred_task_whose_run_s_pin_can_not_be_read_says_so_and_what_to_do",
     ),
     "`docs`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
-    '`publish`: "published by another run': ("test_one_of_two_concurrent_publishers_wins_and_the_other_says_what_to_do",),
+    '`publish`: "published by another run': (
+        "test_one_of_two_concurrent_publishers_wins_and_the_other_says_what_to_do",
+    ),
     'in `publish`: "can\'t assume …"': (
         "test_if_the_role_is_denied_an_error_is_raised_or_the_own_credentials_are_used",
     ),
@@ -67,9 +69,7 @@ REPRODUCED_BY = {
     ),
     '"runner 1 is gone: it sent no heartbeats': ("test_a_container_that_hangs_is_stopped_and_replaced",),
     '"… starting a runner of size medium': ("test_a_model_that_runs_out_of_memory_is_built_alone_in_the_next_size",),
-    'red: "ended without a result': (
-        "test_a_model_that_runs_out_of_memory_twice_fails_while_other_models_are_built",
-    ),
+    'red: "ended without a result': ("test_a_model_that_runs_out_of_memory_twice_fails_while_other_models_are_built",),
     'red: "its runner could not start"': (
         "test_a_permanent_error_fails_at_once_with_its_reason_and_frees_the_slot",
         "test_a_run_survives_failures_of_ecs",
@@ -94,9 +94,7 @@ REPRODUCED_BY = {
         "test_a_task_with_an_image_that_is_not_the_platform_s_fails_to_start",
     ),
     '"can\'t read" or "permission denied"': ("test_folders_are_made_readable_by_all_and_owned_by_the_airflow_user",),
-    "no run and no tables": (
-        "test_the_next_up_completes_an_interrupted_first_load_even_from_a_read_only_folder",
-    ),
+    "no run and no tables": ("test_the_next_up_completes_an_interrupted_first_load_even_from_a_read_only_folder",),
     "an import error of `parse_check.py`": (
         "test_while_a_project_can_not_be_parsed_dbt_s_message_is_an_import_error_and_the_last_good_graph_stays",
     ),
