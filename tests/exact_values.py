@@ -228,7 +228,7 @@ class Sample:
     canonical: bool
 
 
-def said(kind: DataType, random: Random) -> Sample:
+def random_text(kind: DataType, random: Random) -> Sample:
     """Returns a random text for a column of a type."""
     if isinstance(kind, ListOf):
         return _list(kind, random)
@@ -364,7 +364,7 @@ def _part(kind: DataType, random: Random) -> Sample:
     """Returns an element, a key or a value: bare if possible, otherwise in quotes."""
     if random.random() < 0.1:
         return Sample(random.choice(["NULL", "null", "Null"]), None, True)
-    inner = said(kind, random)
+    inner = random_text(kind, random)
     text = inner.text
     canonical = inner.canonical
     if _is_json_list(kind):
@@ -386,7 +386,7 @@ def _element(kind: DataType, random: Random) -> Sample:
         return _part(kind, random)
     if random.random() < 0.1:
         return Sample("NULL", None, True)
-    inner = said(kind, random)
+    inner = random_text(kind, random)
     # an empty text is not an element, and an open bracket could be closed by a later one
     text = "''" if inner.text.strip() in ("", "[1") else inner.text
     return Sample(random.choice(_SPACES) + text + random.choice(_SPACES), inner.value, inner.canonical)

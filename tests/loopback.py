@@ -41,7 +41,7 @@ def _free_port() -> int:
 
 
 # The port of a proxy in front of a local AWS: each local AWS that tests start also accepts requests for this port
-WAY = _free_port()
+PROXY_PORT = _free_port()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from busco.project import Project
 from busco.projects import all_contracts
 from busco.settings import Settings, get_settings
 from tests import warm
-from tests.loopback import WAY
+from tests.loopback import PROXY_PORT
 
 if TYPE_CHECKING:
     from busco.ingest.ingest import Report
@@ -152,7 +152,7 @@ def platform(home: Path, project: Path, served: Path | None = None) -> Iterator[
     if not (home / "deploy/aws").exists():
         (home / "deploy/aws").symlink_to(ROOT / "deploy/aws")
     with mock.patch.dict(
-        os.environ, {**neutral_environment(), "BUSCO_HOME": str(home), "BUSCO_AWS_PORT": str(WAY)}, clear=True
+        os.environ, {**neutral_environment(), "BUSCO_HOME": str(home), "BUSCO_AWS_PORT": str(PROXY_PORT)}, clear=True
     ):
         get_settings.cache_clear()
         if served is None:

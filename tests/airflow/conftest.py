@@ -17,7 +17,7 @@ from busco.orchestration import ecs
 from busco.settings import get_settings
 from tests.airflow.driver import ROOT, Driver, platform
 from tests.airflow.fault_proxy import Proxy
-from tests.loopback import WAY, serving
+from tests.loopback import PROXY_PORT, serving
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def sessions(driver: Driver) -> Callable[[], Any]:
 @pytest.fixture
 def proxy(driver: Driver) -> Iterator[Proxy]:
     made = Proxy(str(get_settings().endpoint_url))
-    with serving(made.handler(), WAY) as url, mock.patch.dict("os.environ", {"BUSCO_ENDPOINT_URL": url}):
+    with serving(made.handler(), PROXY_PORT) as url, mock.patch.dict("os.environ", {"BUSCO_ENDPOINT_URL": url}):
         get_settings.cache_clear()
         with mock.patch.object(ecs.asyncio, "sleep", _soon):
             yield made

@@ -25,7 +25,7 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import Release
 from busco.settings import get_settings
 from tests import warm
-from tests.loopback import WAY
+from tests.loopback import PROXY_PORT
 
 DAG = "lakehouse"
 ENVIRONMENT = EnvironmentLayout("prod")
@@ -144,7 +144,7 @@ def platform(home: Path, project: Path, files: str | None = ORDERS, **variables:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}
     own = {
         "BUSCO_HOME": str(home),
-        "BUSCO_AWS_PORT": str(WAY),
+        "BUSCO_AWS_PORT": str(PROXY_PORT),
         "BUSCO_DBT_PYTHON": str(ROOT / ".venv-dbt/bin/python"),
         # a test that saves a file triggers the parsing itself
         "BUSCO_KEEP_GRAPH": "false",

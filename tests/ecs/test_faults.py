@@ -35,7 +35,7 @@ from tests.ecs.runs import (
     run_out_of_memory,
     start_slow_run,
 )
-from tests.loopback import WAY, serving
+from tests.loopback import PROXY_PORT, serving
 
 pytestmark = pytest.mark.long
 TASKS = ("models.orders.run", "models.fct.run", "models.months.run", "models.customers.run")
@@ -245,7 +245,7 @@ def through(proxy: Proxy) -> Iterator[None]:
         airflow.down(get_settings(), lambda _: None)
         airflow.up(get_settings(), lambda _: None)
 
-    with serving(proxy.handler(), WAY) as url:
+    with serving(proxy.handler(), PROXY_PORT) as url:
         with mock.patch.dict(os.environ, {"BUSCO_ENDPOINT_URL": url}):
             restarted()
             yield

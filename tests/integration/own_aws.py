@@ -16,7 +16,7 @@ import psutil
 
 from busco.embedded import aws, keys, processes
 from busco.settings import Settings
-from tests.loopback import WAY
+from tests.loopback import PROXY_PORT
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ def quiet(_: str) -> None:
 
 
 def settings_of(state: Path, home: Path = ROOT) -> Settings:
-    return Settings(home=home, state_dir=state, aws_port=WAY)
+    return Settings(home=home, state_dir=state, aws_port=PROXY_PORT)
 
 
 @dataclass

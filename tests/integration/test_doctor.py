@@ -20,7 +20,7 @@ from botocore.credentials import Credentials
 from busco.aws import client
 from tests import warm
 from tests.integration.conftest import MINI
-from tests.loopback import WAY, Handler, serving
+from tests.loopback import PROXY_PORT, Handler, serving
 from tests.platforms import ROOT, Platform, platform
 
 NAMES = [
@@ -412,7 +412,7 @@ def altered(upstream: str, drop: tuple[str, ...] = (), date: str = "", refuse: s
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = pass_on
 
-    with serving(Proxy, WAY) as url:
+    with serving(Proxy, PROXY_PORT) as url:
         yield url
 
 

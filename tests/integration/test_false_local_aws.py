@@ -18,7 +18,7 @@ from own_aws import Server, quiet, settings_of, started
 from busco.embedded import aws, instances, keys, processes, provisioned
 from busco.errors import BuscoError
 from tests.airflow.fault_proxy import Proxy
-from tests.loopback import WAY, Handler, serving
+from tests.loopback import PROXY_PORT, Handler, serving
 
 TAKES = """
 import socket, sys
@@ -92,7 +92,7 @@ def test_a_request_that_is_signed_for_another_port_is_refused(server: Server) ->
     """A process on a port that clients still use could pass on their requests with the original signatures."""
     pair = keys.owner(server.settings.state)
     assert server.client("sts").get_caller_identity()["Arn"].endswith(":root")
-    for port, accepted in ((0, False), (WAY, True)):
+    for port, accepted in ((0, False), (PROXY_PORT, True)):
         with serving(Proxy(server.endpoint).handler(), port) as url:
             sts = aws.client("sts", url, "us-east-1", pair)
             if accepted:  # a port at which the local AWS is configured to be published

@@ -23,7 +23,7 @@ from busco.lake.engine import connect
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Delivery
 from busco.settings import get_settings
-from tests.exact_values import TYPES, said, same
+from tests.exact_values import TYPES, random_text, same
 from tests.platforms import Platform, csv_text
 
 HEADER = ("id", "customer", "amount", "day", "n")
@@ -494,7 +494,7 @@ def test_values_of_every_type_in_parquet_equal_those_in_the_texts(mini: Platform
     columns = {f"c{number}": kind for number, kind in enumerate(TYPES)}
     declare(mini, "things", {"id": "INTEGER", **columns})
     random = Random(14)
-    cases = [(column, said(types.parse(kind), random)) for column, kind in columns.items() for _ in range(20)]
+    cases = [(column, random_text(types.parse(kind), random)) for column, kind in columns.items() for _ in range(20)]
     cases = [(column, case) for column, case in cases if case.text]
     lines = [
         [row, *(case.text if column == one else None for one in columns)] for row, (column, case) in enumerate(cases, 1)

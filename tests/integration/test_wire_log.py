@@ -18,7 +18,7 @@ from busco.lake.layout import SWAPPED, WRITTEN_ONCE
 from busco.lake.records import Selection
 from busco.settings import get_settings
 from tests.airflow.fault_proxy import Proxy
-from tests.loopback import WAY, serving
+from tests.loopback import PROXY_PORT, serving
 from tests.platforms import ENVIRONMENT, Platform, csv_text
 
 HEADER = ("id", "customer", "amount", "day", "n")
@@ -32,7 +32,7 @@ OF_SEVERAL = {"docs/projects/*"}
 def wire(mini: Platform) -> Iterator[Proxy]:
     """Logs everything that this process writes to the local AWS, with boto3 and with DuckDB."""
     log = Proxy(str(mini.settings.endpoint_url))
-    with serving(log.handler(), WAY) as url, mock.patch.dict(os.environ, {"BUSCO_ENDPOINT_URL": url}):
+    with serving(log.handler(), PROXY_PORT) as url, mock.patch.dict(os.environ, {"BUSCO_ENDPOINT_URL": url}):
         get_settings.cache_clear()
         yield log
     get_settings.cache_clear()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from busco.ingest import exact
 from busco.lake import types
-from tests.exact_values import TYPES, said, same
+from tests.exact_values import TYPES, random_text, same
 
 # the assertion shows the failing text; shrinking the random numbers behind it takes long and adds nothing
 PHASES = (Phase.explicit, Phase.generate)
@@ -45,7 +45,7 @@ def read(db: duckdb.DuckDBPyConnection, kind: types.DataType, texts: Sequence[st
 def test_a_text_is_parsed_exactly_or_not_at_all_and_canonical_texts_are_parsed(
     db: duckdb.DuckDBPyConnection, name: str, random: Random
 ) -> None:
-    texts = [said(KINDS[name], random) for _ in range(300)]
+    texts = [random_text(KINDS[name], random) for _ in range(300)]
     for one, found in zip(texts, read(db, KINDS[name], [one.text for one in texts]), strict=True):
         if found is None:
             assert not one.canonical, f"{one} was not read"
@@ -59,7 +59,7 @@ def test_a_text_is_parsed_exactly_or_not_at_all_and_canonical_texts_are_parsed(
 def test_no_text_raises_an_error_that_would_reject_the_whole_file(
     db: duckdb.DuckDBPyConnection, name: str, random: Random
 ) -> None:
-    texts = [said(KINDS[name], random).text for _ in range(300)]
+    texts = [random_text(KINDS[name], random).text for _ in range(300)]
     for _ in range(3):
         texts = [damaged(text, random) for text in texts]
     assert len(read(db, KINDS[name], texts)) == len(texts)
