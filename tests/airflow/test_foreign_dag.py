@@ -1,4 +1,4 @@
-"""The DAG of somebody else's dbt project, beside that of the platform's own."""
+"""The DAG of a foreign dbt project, next to the DAG of the platform's own project."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ bakery = lakehouse_dag("bakery", "bakery", description="Builds the bakery's tabl
 
 
 def add_bakery(home: Path) -> None:
-    """The bakery's project with its packages, as `dbt deps` puts them, and its DAG."""
+    """Adds the bakery's project, with its packages where `dbt deps` puts them, and its DAG."""
     shutil.copytree(ROOT / "tests/projects/foreign", home / "bakery")
     shutil.copytree(home / "bakery/vendor", home / "bakery/dbt_packages")
     (home / "dags/bakery.py").write_text(DAG_FILE)
@@ -33,7 +33,7 @@ def add_bakery(home: Path) -> None:
 
 @pytest.fixture(scope="module")
 def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What Airflow makes of the two projects' DAG files, in a process of its own."""
+    """Returns what Airflow makes of the DAG files of both projects, parsed in a separate process."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(ROOT / "tests/projects/mini/dbt_project", home / "dbt_project")
     shutil.copytree(ROOT / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
@@ -64,7 +64,7 @@ def test_the_graph_of_a_foreign_project_is_the_one_that_was_reviewed(parsed: dic
     graph = json.dumps(parsed["dags"]["bakery"], indent=1, sort_keys=True) + "\n"
     if os.environ.get(UPDATE):
         SNAPSHOT.write_text(graph)
-    assert json.loads(graph) == json.loads(SNAPSHOT.read_text()), f"{UPDATE}=1 writes it anew"
+    assert json.loads(graph) == json.loads(SNAPSHOT.read_text()), f"{UPDATE}=1 rewrites it"
 
 
 def test_the_tests_of_an_ephemeral_model_have_a_task_that_follows_them(parsed: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ def test_the_tests_of_an_ephemeral_model_have_a_task_that_follows_them(parsed: d
 
 
 @pytest.mark.slow
-def test_a_run_of_a_foreign_project_is_published_beside_the_other_and_again_in_part(driver: Driver) -> None:
+def test_publishing_a_foreign_project_keeps_the_other_tables_and_works_for_a_selection(driver: Driver) -> None:
     add_bakery(driver.home)
     driver.busco("dbt", "--project-dir", "bakery", "parse")
     driver.api.wait_for_dag("bakery", limit=60)

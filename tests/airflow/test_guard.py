@@ -1,4 +1,4 @@
-"""Whose page has sent a request, and who has guessed how often."""
+"""Which site's page sent a request, and how failed logins are counted."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ URL = "https://airflow.example.com"
 HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "airflow.example.com", "web"})
 
 
-def refused(asked: str, url: str = "", secure: bool = False, method: str = "POST", **said: str) -> bool:
-    fields = {name.replace("_", "-"): value for name, value in said.items()}
-    return is_of_another_site(method, fields, {asked}, HOSTS, url, secure)
+def refused(host: str, url: str = "", secure: bool = False, method: str = "POST", **fields: str) -> bool:
+    headers = {name.replace("_", "-"): value for name, value in fields.items()}
+    return is_of_another_site(method, headers, {host}, HOSTS, url, secure)
 
 
 @pytest.mark.parametrize(
-    ("asked", "origin"),
+    ("host", "origin"),
     [
         ("127.0.0.1:8080", "http://127.0.0.1:8080"),
         ("LOCALHOST:8080", "http://localhost:8080"),
         ("[::1]:8080", "http://[::1]:8080"),
         ("localhost", "http://localhost"),
         ("localhost:80", "http://localhost"),
-        # behind a proxy that ends https and passes Host on, or its own name for this server
+        # behind a proxy that terminates TLS and passes on either the Host header or its own name for this server
         ("airflow.example.com", "https://airflow.example.com"),
         ("airflow.example.com:443", "https://airflow.example.com"),
         ("web:8080", "https://airflow.example.com"),
         ("localhost:8080", "https://localhost:8080"),
     ],
 )
-def test_a_server_s_own_page_is_answered(asked: str, origin: str) -> None:
-    assert not refused(asked, URL, Origin=origin)
-    assert not refused(asked, URL, Origin=origin, Sec_Fetch_Site="same-origin")
+def test_requests_from_the_server_s_own_pages_are_accepted(host: str, origin: str) -> None:
+    assert not refused(host, URL, Origin=origin)
+    assert not refused(host, URL, Origin=origin, Sec_Fetch_Site="same-origin")
 
 
 @pytest.mark.parametrize(
-    ("asked", "origin"),
+    ("host", "origin"),
     [
         ("127.0.0.1:8080", "http://127.0.0.1:9999"),
         ("127.0.0.1:8080", "http://127.0.0.1"),
@@ -57,42 +57,42 @@ def test_a_server_s_own_page_is_answered(asked: str, origin: str) -> None:
         ("localhost:8080", "http://"),
     ],
 )
-def test_another_page_is_refused_and_may_read(asked: str, origin: str) -> None:
+def test_a_page_of_another_site_can_read_but_cannot_write(host: str, origin: str) -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE", "QUERY", "post"):
-        assert refused(asked, URL, method=method, Origin=origin)
-    assert refused(asked, URL, Origin=origin, Sec_Fetch_Site="cross-site")
+        assert refused(host, URL, method=method, Origin=origin)
+    assert refused(host, URL, Origin=origin, Sec_Fetch_Site="cross-site")
     for method in ("GET", "HEAD", "OPTIONS"):
-        assert not refused(asked, URL, method=method, Origin=origin)
+        assert not refused(host, URL, method=method, Origin=origin)
 
 
-def test_where_a_browser_says_it_the_site_decides_and_a_page_of_no_known_name_is_refused() -> None:
+def test_sec_fetch_site_decides_if_sent_and_origins_with_unknown_hosts_are_refused() -> None:
     for site in ("same-site", "cross-site", "same-origin, cross-site", "Same-Origin"):
         assert refused("localhost:8080", Sec_Fetch_Site=site)
         assert refused("localhost:8080", Sec_Fetch_Site=site, Origin="http://localhost:8080")
     assert refused("localhost:8080", Sec_Fetch_Site="same-origin", Origin="https://evil.example.com")
-    # a proxy's other name of BUSCO_WEB_HOSTS, and a page that passes no address on
+    # another name from BUSCO_WEB_HOSTS that a proxy uses, and a page that does not reveal its address
     assert not refused("web:8080", Sec_Fetch_Site="same-origin", Origin="https://airflow.example.com")
     assert not refused("web:8080", Sec_Fetch_Site="same-origin", Origin="null")
 
 
-def test_what_is_no_browser_says_nothing_and_is_answered() -> None:
+def test_requests_that_no_page_sent_are_accepted() -> None:
     assert not refused("localhost:8080")
     assert not refused("localhost:8080", Sec_Fetch_Site="none")
 
 
-def test_a_plain_page_is_none_of_a_server_that_is_asked_by_https() -> None:
+def test_an_http_page_is_refused_by_a_server_that_is_reached_over_https() -> None:
     assert refused("localhost:8080", secure=True, Origin="http://localhost:8080")
     assert not refused("localhost:8080", secure=True, Origin="https://localhost:8080")
 
 
-def test_failures_count_by_user_and_address_and_in_a_larger_number_by_user() -> None:
+def test_failed_logins_are_limited_per_user_and_address_and_less_strictly_per_user() -> None:
     failed = FailedLogins()
     for _ in range(10):
         assert not failed.too_many("1", "Boss")
         failed.count("1", "bOSS")
     assert failed.too_many("1", "boss")
     assert not failed.too_many("1", "other")
-    assert not failed.too_many("2", "boss"), "one guesser keeps nobody out"
+    assert not failed.too_many("2", "boss"), "a guesser at one address does not lock the user out at another"
     for number in range(90):
         failed.count(f"10.0.0.{number}", "boss")
     assert failed.too_many("2", "BOSS")

@@ -1,4 +1,4 @@
-"""A saved file of the dbt project shows in Airflow's graph; while it can't be parsed, the last good graph stays."""
+"""Saving a file of the dbt project updates Airflow's graph; while it can't be parsed, the last good graph stays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMIT = 60.0
 
 @pytest.fixture
 def kept(driver: Driver) -> Iterator[Driver]:
-    """The platform with its keeper; its graph is parsed."""
+    """The platform with its keeper running, after its graph has been parsed."""
     settings = get_settings()
     state = settings.state.resolve()
     driver.api.wait_for_dag(DAG, LIMIT)
@@ -30,7 +30,7 @@ def graph(driver: Driver) -> set[str]:
 
 
 def errors(driver: Driver) -> dict[str, str]:
-    """Airflow's import errors, by the file's name."""
+    """Returns Airflow's import errors by file name."""
     found = driver.api.call("GET", "importErrors")["import_errors"]
     return {error["filename"].rpartition("/")[2]: error["stack_trace"] for error in found}
 
@@ -49,7 +49,7 @@ def test_a_model_that_is_saved_is_in_the_graph_and_one_that_is_deleted_is_not(ke
 
 
 @pytest.mark.slow
-def test_while_a_project_can_not_be_parsed_dbt_s_message_is_an_import_error_and_the_last_good_graph_stays(
+def test_an_unparsable_project_is_an_import_error_and_the_last_good_graph_stays(
     kept: Driver,
 ) -> None:
     before = graph(kept)
@@ -68,15 +68,15 @@ def test_while_a_project_can_not_be_parsed_dbt_s_message_is_an_import_error_and_
     assert graph(kept) == before
 
 
-def test_what_was_saved_while_no_keeper_ran_is_parsed_when_it_starts(driver: Driver) -> None:
+def test_changes_saved_while_no_keeper_ran_are_parsed_when_it_starts(driver: Driver) -> None:
     settings = get_settings()
     state, manifest = settings.state.resolve(), settings.manifest_path
     driver.busco("dbt", "parse")
-    known = manifest.stat().st_mtime_ns
+    before = manifest.stat().st_mtime_ns
     file = driver.home / "dbt_project/models/gold/fct.sql"
     file.touch()
     processes.start(state, keeper.NAME, *keeper.command(settings), settings.home)
     try:
-        driver.wait(lambda: manifest.stat().st_mtime_ns != known, LIMIT)
+        driver.wait(lambda: manifest.stat().st_mtime_ns != before, LIMIT)
     finally:
         processes.stop(state, keeper.NAME)

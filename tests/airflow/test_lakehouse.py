@@ -1,4 +1,4 @@
-"""The DAG `lakehouse` as on-call knows it: what is red, why, and what clearing does. Each test leaves it green."""
+"""The DAG `lakehouse` as on-call sees it: what is red, why, and what clearing does. Each test leaves it green."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def deliver(driver: Driver, name: str, day: int) -> None:
 
 
 def session_of(pid: int) -> int:
-    """A process's session; a runner is in one of its own, whoever started it."""
+    """Returns a process's session id, or 0 if it is gone. A runner is in a session of its own, whatever started it."""
     try:
         return os.getsid(pid)
     except OSError:
@@ -53,7 +53,7 @@ def session_of(pid: int) -> int:
 
 
 def slow(numbers: int) -> str:
-    """The model's SQL, taking as long as it takes to count so many numbers."""
+    """Returns SQL for the model that runs as long as it takes to count so many numbers."""
     return (
         "select day, sum(n) as n, sum(amount) as amount, count(*) as orders, list(id order by id) as ids "
         f"from {{{{ ref('v_orders') }}}} where (select count(*) from range({numbers}) r(i) where i % 7 = 3) > 0 "
@@ -62,12 +62,12 @@ def slow(numbers: int) -> str:
 
 
 def graph(driver: Driver) -> set[str]:
-    """The tasks of the DAG as Airflow has it now."""
+    """Returns the tasks of the DAG that Airflow currently has."""
     return {task["task_id"] for task in driver.api.call("GET", f"dags/{DAG}/tasks")["tasks"]}
 
 
 def red(driver: Driver, run: str) -> set[str]:
-    """The tasks of a run that failed by themselves."""
+    """Returns the tasks of a run that failed themselves, without those that failed because of an upstream task."""
     return {task for task, state in driver.states(run).items() if state == "failed"}
 
 
@@ -85,12 +85,12 @@ def test_a_green_run_publishes_and_shows_its_tables_in_glue(driver: Driver) -> N
     own = {table for table, version in release.tables.items() if version.project in ("", "busco")}
     assert own == {"bronze.orders", "silver.orders", "gold.fct"}
     assert driver.busco("query", "--format", "csv", "select count(*) as n from busco_gold.fct") == "n\n2\n"
-    assert runners(driver, run) == ["shared"], "one process built it all"
+    assert runners(driver, run) == ["shared"], "one process built everything"
     assert "2 rows" in driver.log(run, "models.fct.run")
 
 
 def alerts(driver: Driver) -> Callable[[], list[dict[str, str]]]:
-    """What is sent to the topic of alerts from now on: gives what has come since."""
+    """Subscribes to the alerts topic. Returns a function that returns all alerts received since then."""
     settings = get_settings()
     sqs = client("sqs", settings)
     queue = sqs.create_queue(QueueName="alerts")["QueueUrl"]
@@ -101,17 +101,17 @@ def alerts(driver: Driver) -> Callable[[], list[dict[str, str]]]:
     client("sns", settings).subscribe(TopicArn=settings.alerts_topic, Protocol="sqs", Endpoint=arn)
     received: list[dict[str, str]] = []
 
-    def come() -> list[dict[str, str]]:
+    def receive() -> list[dict[str, str]]:
         answer = sqs.receive_message(QueueUrl=queue, MaxNumberOfMessages=10, WaitTimeSeconds=1)
         for message in answer.get("Messages", []):
             received.append(json.loads(message["Body"]))
             sqs.delete_message(QueueUrl=queue, ReceiptHandle=message["ReceiptHandle"])
         return received
 
-    return come
+    return receive
 
 
-def test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_finishes_the_run(
+def test_a_broken_model_is_the_only_red_task_with_one_alert_and_clearing_it_finishes_the_run(
     driver: Driver,
 ) -> None:
     sent = alerts(driver)
@@ -153,10 +153,10 @@ def test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_f
     driver.green(run)
     release = driver.live()
     assert release.run == run_key(DAG, run)
-    assert release.tables["silver.orders"].version == built, "what was green is not built again"
+    assert release.tables["silver.orders"].version == built, "a model that succeeded is not built again"
     assert driver.tries(run)["models.orders_run"] == 1
     assert driver.tries(run)["models.fct.run"] == 2
-    assert min(driver.durations(run).values()) >= 0, "a try that was cleared lends the next one no time of its end"
+    assert min(driver.durations(run).values()) >= 0, "a cleared try does not pass its end time on to the next one"
     assert len(sent()) == 1
 
 
@@ -171,7 +171,7 @@ def test_a_failed_test_is_the_red_task_and_clearing_its_model_finishes_the_run(d
     finally:
         driver.write(FCT, whole)
     assert state == "failed"
-    # dbt's unit test of the model notices first
+    # dbt's unit test of the model is the first to fail
     assert red(driver, run) == {"models.fct.run"}
     assert "unit_test" in driver.log(run, "models.fct.run") or "sums" in driver.log(run, "models.fct.run")
     assert driver.live() == before
@@ -184,14 +184,14 @@ def test_a_model_cleared_alone_after_its_tests_is_not_published_untested(driver:
     deliver(driver, "alone", 4)
     deliver(driver, "alone-too", 4)
     before = driver.live()
-    # a hold, so that the run is whole and green but not published yet
+    # a hold, so the run completes and is green but is not published yet
     driver.busco("release", "rollback", before.release, "--reason", "to look at it first")
     held = driver.live()
     run, state = driver.run()
     assert state == "success"
     assert driver.states(run)["publish"] == "skipped"
     whole = driver.write(FCT, "")
-    # days with several orders come twice now: its unit test has none, the data has one
+    # days with several orders now appear twice: the unit test has no such day, the data has one
     driver.write(FCT, f"{whole}\nunion all\n{whole}\nhaving count(*) > 1")
     try:
         driver.clear(run, "models.fct.run", downstream=False)
@@ -199,7 +199,7 @@ def test_a_model_cleared_alone_after_its_tests_is_not_published_untested(driver:
         driver.wait(lambda: driver.states(run)["models.fct.run"] == "success")
     finally:
         driver.write(FCT, whole)
-    assert driver.states(run)["models.fct.test"] == "success", "of the version before"
+    assert driver.states(run)["models.fct.test"] == "success", "its result is that of the previous version"
     driver.busco("release", "resume", "--no-start")
     driver.clear(run, "publish")
     assert driver.finish(run) == "failed"
@@ -262,7 +262,7 @@ def test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_
 
 
 @pytest.mark.long
-def test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own(driver: Driver) -> None:
+def test_failed_docs_and_a_missing_glue_database_are_red_tasks_of_their_own(driver: Driver) -> None:
     deliver(driver, "docs", 11)
     before = driver.live()
     glue, database = client("glue", get_settings()), get_settings().database("gold")
@@ -288,14 +288,14 @@ def test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_
     assert red(driver, run) == {"glue"}
     assert f"the Glue database {database} does not exist" in driver.log(run, "glue")
     release = driver.live()
-    assert release.run == run_key(DAG, run), "what is live does not wait for Glue"
+    assert release.run == run_key(DAG, run), "publishing does not wait for Glue"
     driver.clear(run, "glue")
     driver.green(run)
     shown = glue.get_table(DatabaseName=database, Name="fct")["Table"]
     assert shown["Parameters"]["metadata_location"].endswith(release.tables["gold.fct"].metadata)
 
 
-def test_what_is_not_selected_ends_skipped(driver: Driver) -> None:
+def test_tasks_that_are_not_selected_end_skipped(driver: Driver) -> None:
     run, state = driver.run(select="orders typo_model")
     assert state == "success"
     states = driver.states(run)
@@ -320,11 +320,11 @@ def test_rollback_holds_publishing_until_resume_starts_a_new_run(driver: Driver)
     history = releases.history(driver.store, ENVIRONMENT)
     old = next(release for release in history if release.tables["silver.orders"].rows != rows)
     deliver(driver, "rolled", 6)
-    said = {"release": old.release, "reason": "wrong prices", "who": "the boss"}
-    _, state = driver.run("operations", action="rollback", **said)
+    parameters = {"release": old.release, "reason": "wrong prices", "who": "the boss"}
+    _, state = driver.run("operations", action="rollback", **parameters)
     assert state == "success"
     assert driver.live().rolled_back_to == old.release
-    assert driver.live().who == "admin", "the user of Airflow's event log, whatever the run says"
+    assert driver.live().who == "admin", "the user in Airflow's event log, not the one in the run's parameters"
     count = "select count(*) as n from busco_silver.orders"
     assert driver.busco("query", "--format", "csv", count) == f"n\n{old.tables['silver.orders'].rows}\n"
     held, state = driver.run()
@@ -344,7 +344,7 @@ def test_rollback_holds_publishing_until_resume_starts_a_new_run(driver: Driver)
     "victim",
     ["runner", "triggerer", "scheduler"],
 )
-def test_a_run_ends_right_when_a_process_is_killed_under_it(driver: Driver, victim: str) -> None:
+def test_a_run_succeeds_although_one_of_its_processes_is_killed(driver: Driver, victim: str) -> None:
     deliver(driver, f"killed-{victim}", {"runner": 7, "triggerer": 8, "scheduler": 9}[victim])
     whole = driver.write(FCT, slow(300_000_000))
     try:
@@ -369,8 +369,8 @@ def test_a_run_ends_right_when_a_process_is_killed_under_it(driver: Driver, vict
     assert len(built) == 1, "nothing is built twice"
 
 
-def at_work(driver: Driver) -> tuple[str, Runner]:
-    """A run whose runner is at gold.fct, which its task follows; and that runner."""
+def building_fct(driver: Driver) -> tuple[str, Runner]:
+    """Starts a run and waits until its runner builds gold.fct and the task follows it. Returns run and runner."""
     run = driver.start(full_refresh=True)
     driver.wait(lambda: driver.states(run).get("models.v_orders_run") == "success")
     driver.wait(lambda: driver.states(run).get("models.fct.run") == "deferred")
@@ -381,7 +381,7 @@ def at_work(driver: Driver) -> tuple[str, Runner]:
 def test_marking_a_following_task_failed_stops_its_runner(driver: Driver) -> None:
     whole = driver.write(FCT, slow(100_000_000_000))
     try:
-        run, runner = at_work(driver)
+        run, runner = building_fct(driver)
         driver.api.set_state(DAG, run, "models.fct.run", "failed")
         driver.wait(lambda: not processes.process_alive(runner.pid, runner.started), 30)
         assert driver.finish(run) == "failed"
@@ -390,14 +390,14 @@ def test_marking_a_following_task_failed_stops_its_runner(driver: Driver) -> Non
 
 
 @pytest.mark.long
-def test_marking_a_run_failed_ends_what_is_deferred_after_the_mark_and_clearing_it_finishes_it(
+def test_a_task_deferred_after_its_run_was_marked_failed_ends_and_clearing_finishes_the_run(
     driver: Driver, sessions: Any
 ) -> None:
     whole = driver.write(FCT, slow(100_000_000_000))
     try:
-        run, runner = at_work(driver)
+        run, runner = building_fct(driver)
         driver.api.call("PATCH", f"dags/{DAG}/dagRuns/{run}", {"state": "failed"})
-        # what the scheduler writes that had read the task before the mark
+        # what a scheduler writes that read the task before the run was marked
         late = FollowTrigger("fct.test", ["test.busco.late"], [], "tests of gold.fct").serialize()
         with sessions() as session:
             defer(session, run, "models.fct.test", *late)
@@ -406,7 +406,7 @@ def test_marking_a_run_failed_ends_what_is_deferred_after_the_mark_and_clearing_
         assert driver.api.dag_run(DAG, run)["state"] == "failed"
         assert driver.states(run)["models.fct.test"] == "failed"
         assert "its DAG run was marked failed" in driver.log(run, "models.fct.test")
-        assert len(open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()) == 1, "no other one was started"
+        assert len(open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()) == 1, "no other runner was started"
     finally:
         driver.write(FCT, whole)
     driver.clear(run, *(task for task, state in driver.states(run).items() if state != "success"), downstream=False)
@@ -416,9 +416,9 @@ def test_marking_a_run_failed_ends_what_is_deferred_after_the_mark_and_clearing_
 
 def defer(session: Any, run: str, task: str, classpath: str, arguments: dict[str, Any]) -> None:
     """Defers a task, as Airflow's scheduler does (`models/taskinstance.py`, `_defer_task`)."""
-    said = {"class": classpath, "arguments": json.dumps(BaseSerialization.serialize(arguments))}
-    made = "insert into trigger (classpath, kwargs, created_date) values (:class, :arguments, now()) returning id"
-    trigger = session.execute(text(made), said).scalar_one()
+    parameters = {"class": classpath, "arguments": json.dumps(BaseSerialization.serialize(arguments))}
+    insert = "insert into trigger (classpath, kwargs, created_date) values (:class, :arguments, now()) returning id"
+    trigger = session.execute(text(insert), parameters).scalar_one()
     deferred = "state = 'deferred', trigger_id = :trigger, try_number = 1, start_date = now(), end_date = null"
     where = f"dag_id = '{DAG}' and run_id = :run and task_id = :task"
     values = {"run": run, "task": task, "trigger": trigger}
@@ -426,9 +426,9 @@ def defer(session: Any, run: str, task: str, classpath: str, arguments: dict[str
 
 
 @pytest.mark.long
-def test_dags_test_runs_the_same_graph_in_one_process(driver: Driver) -> None:
+def test_airflow_dags_test_runs_the_same_graph_in_one_process(driver: Driver) -> None:
     settings = get_settings()
-    # a scheduler would take up the run that `dags test` makes
+    # a scheduler would pick up the run that `dags test` creates
     for service in ("scheduler", "triggerer"):
         processes.stop(settings.state, service)
     deliver(driver, "tested", 10)
@@ -440,5 +440,5 @@ def test_dags_test_runs_the_same_graph_in_one_process(driver: Driver) -> None:
         assert done.returncode == 0, done.stdout[-5000:]
         release = driver.live()
         assert release.run.startswith("lakehouse.manual__2024-02-02")
-    assert release.epoch == 2, "the second one begins anew"
+    assert release.epoch == 2, "the second command starts a new epoch"
     airflow.up(settings, lambda _: None)

@@ -1,4 +1,4 @@
-"""The links of a task, as on-call opens them: Airflow's webserver with the platform's plugin, over a local AWS."""
+"""A task's links as on-call opens them: Airflow's webserver with the platform's plugin, on a local AWS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TASK, NODE, KEY = "models.fct.run", "model.busco.fct", "fct"
 LINKS = {"log stream", "ECS task", "Athena table", "dbt docs"}
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EVIL = "<script>alert('1')</script>"
-# Airflow's own state of the task in each run, and which try it is
+# the tasks' state in Airflow and their try number, for each run
 RUNS: dict[str, list[Any]] = {
     "unpinned": ["scheduled", 1], "waiting": ["deferred", 1], "ordered": ["deferred", 1], "ecs": ["deferred", 1],
     "local": ["deferred", 1], "elsewhere": ["deferred", 1], "foreign": ["deferred", 1], "expired": ["deferred", 1],
@@ -51,7 +51,7 @@ RUNS: dict[str, list[Any]] = {
 
 @dataclass
 class Web:
-    """A platform whose webserver runs; models run as ECS tasks of its local AWS, which has no Docker."""
+    """A platform with a running webserver; models run as ECS tasks of its local AWS, which has no Docker."""
 
     driver: Driver
     url: str
@@ -59,21 +59,21 @@ class Web:
     sessions: dict[str, requests.Session] = field(default_factory=dict)
 
     def session(self, user: str = "viewer") -> requests.Session:
-        """A browser in which `user` has logged in, once: Airflow lets nobody try that often."""
+        """Returns a session in which `user` is logged in. Logs in only once, because Airflow limits logins."""
         if user in self.sessions:
             return self.sessions[user]
         self.sessions[user] = logged_in(self.url, user, user)
         return self.sessions[user]
 
     def links(self, run: str, task: str = TASK) -> dict[str, str]:
-        """A task's links, as Airflow's UI is given them."""
+        """Returns a task's links as Airflow's UI receives them."""
         path = f"api/v1/dags/{DAG}/dagRuns/{run}/taskInstances/{task}/links"
         answer = self.session().get(f"{self.url}/{path}", timeout=60)
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
     def open(self, name: str, run: str, task: str = TASK) -> str:
-        """What a reader sees who follows a task's link."""
+        """Returns the page that a reader sees after following a task's link."""
         answer = self.session().get(self.links(run, task)[name], timeout=60)
         assert answer.status_code == 200, answer.text
         return answer.text
@@ -88,13 +88,13 @@ class Web:
         return save_pin(self.driver.store, ENVIRONMENT, pin)
 
     def register(self, run: Run, number: int = 1, **more: Any) -> Runner:
-        said: dict[str, Any] = {"kind": "shared", "launcher": "ecs", "host": "h", "pid": 1, "started": 0, **more}
-        runner = Runner(number=number, token=new_id(), **said)
+        values: dict[str, Any] = {"kind": "shared", "launcher": "ecs", "host": "h", "pid": 1, "started": 0, **more}
+        runner = Runner(number=number, token=new_id(), **values)
         run.store.create(run.layout.runner(number), runner)
         return runner
 
     def run_task(self, token: str = "") -> str:
-        """Starts an ECS task of the platform's; gives its ARN."""
+        """Starts one of the platform's ECS tasks. Returns its ARN."""
         answer = client("ecs", self.settings).run_task(
             cluster=self.settings.ecs_cluster,
             taskDefinition=self.settings.ecs_task_definition_small,
@@ -103,7 +103,7 @@ class Web:
         return str(answer["tasks"][0]["taskArn"])
 
     def prints(self, arn: str, *lines: str) -> None:
-        """What the container of an ECS task prints."""
+        """Writes lines to the log stream of an ECS task, as if its container had printed them."""
         logs, stream = client("logs", self.settings), log_stream(self.settings, arn)
         logs.create_log_stream(logGroupName=self.settings.ecs_log_group, logStreamName=stream)
         now = int(time.time() * 1000)
@@ -117,7 +117,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     shutil.copytree(ROOT / "tests/projects/mini/dbt_project", home / "dbt_project")
     shutil.copytree(ROOT / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     (home / "plugins").mkdir()
-    # the plugin that the package names, whatever this environment's installation knows of it
+    # the plugin that pyproject.toml names, even if this environment's installed entry points are older
     module, _, name = PACKAGE["project"]["entry-points"]["airflow.plugins"]["busco"].partition(":")
     (home / "plugins/busco_plugin.py").write_text(f"from {module} import {name}\n")
     (home / "deploy").symlink_to(ROOT / "deploy")
@@ -149,7 +149,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
             driver.busco("ingest", str(home / "in"))
             driver.busco("dbt", "build", "--publish")
             settings = get_settings()
-            runs = {run: {TASK: said, "models.v_orders_run": said, "docs": said} for run, said in RUNS.items()}
+            runs = {run: {TASK: state, "models.v_orders_run": state, "docs": state} for run, state in RUNS.items()}
             command = [sys.executable, str(ROOT / "tests/airflow/web.py"), str(port), json.dumps(runs)]
             with (home / "web.log").open("wb") as log:
                 process = subprocess.Popen(command, cwd=home, stdout=log, stderr=subprocess.STDOUT)
@@ -172,7 +172,7 @@ def answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
         return False
 
 
-def asked(run: str) -> pages.TaskTry:
+def task_try(run: str) -> pages.TaskTry:
     return pages.TaskTry(DAG, run, KEY, (NODE,), "model gold.fct", 1, "deferred")
 
 
@@ -183,13 +183,15 @@ def reloads(page: str) -> bool:
 # -- the links --------------------------------------------------------------------------------------------------------
 
 
-def test_a_task_has_the_links_of_what_it_is_about(web: Web) -> None:
+def test_a_task_has_only_the_links_that_apply_to_it(web: Web) -> None:
     assert set(web.links("waiting")) == LINKS
-    assert set(web.links("waiting", "models.v_orders_run")) == LINKS - {"Athena table"}, "a view is no table there"
+    assert set(web.links("waiting", "models.v_orders_run")) == LINKS - {"Athena table"}, (
+        "a view is not a table in Athena"
+    )
     assert set(web.links("waiting", "docs")) == {"log stream", "ECS task"}
 
 
-def test_a_link_names_the_try_and_costs_no_connection(web: Web) -> None:
+def test_a_link_names_the_try_and_opens_no_connection(web: Web) -> None:
     from airflow.models.taskinstancekey import TaskInstanceKey
     from airflow.serialization.serialized_objects import SerializedBaseOperator
 
@@ -198,8 +200,8 @@ def test_a_link_names_the_try_and_costs_no_connection(web: Web) -> None:
     task = FollowOperator(
         task_id="t", key="t", nodes=[NODE], along=[], label="l", table="gold.fct", unique_id=NODE, project="busco"
     )  # fmt: skip
-    said = SerializedBaseOperator.serialize_operator(task)["_operator_extra_links"]
-    assert {key: value for link in said for key, value in link.items()} == {
+    serialized = SerializedBaseOperator.serialize_operator(task)["_operator_extra_links"]
+    assert {key: value for link in serialized for key, value in link.items()} == {
         "busco.orchestration.links.LogStream": {},
         "busco.orchestration.links.EcsTaskLink": {},
         "busco.orchestration.links.AthenaTable": {"table": "gold.fct"},
@@ -215,7 +217,7 @@ def test_a_link_names_the_try_and_costs_no_connection(web: Web) -> None:
         }  # fmt: skip
 
 
-def test_whoever_may_not_read_the_dag_may_not_read_its_pages(web: Web) -> None:
+def test_users_who_cannot_read_the_dag_cannot_read_its_pages(web: Web) -> None:
     anonymous = requests.Session()
     anonymous.trust_env = False
     for name, address in web.links("waiting").items():
@@ -228,13 +230,13 @@ def test_whoever_may_not_read_the_dag_may_not_read_its_pages(web: Web) -> None:
     assert urlsplit(anonymous.get(docs, timeout=60).url).path == "/login/"
 
 
-def test_a_page_of_what_airflow_does_not_have_is_not_found(web: Web) -> None:
+def test_pages_of_unknown_dags_runs_and_tasks_are_not_found(web: Web) -> None:
     address = web.links("waiting")["log stream"]
     for old, new in ((TASK, "models.nothing"), ("waiting", "no_run"), (DAG, "nothing"), (TASK, "pin")):
         assert web.session("admin").get(address.replace(old, new), timeout=60).status_code == 404, new
 
 
-def test_the_package_brings_the_pages_templates() -> None:
+def test_the_package_contains_the_templates_of_the_pages() -> None:
     folder = ROOT / "src/busco/orchestration"
     packed = {
         file
@@ -247,7 +249,7 @@ def test_the_package_brings_the_pages_templates() -> None:
 # -- log stream and ECS task ------------------------------------------------------------------------------------------
 
 
-def test_before_there_is_a_runner_a_page_says_so_and_loads_itself_anew(web: Web) -> None:
+def test_before_there_is_a_runner_the_pages_say_so_and_reload(web: Web) -> None:
     def says(run: str, *words: str) -> None:
         for name in ("log stream", "ECS task"):
             page = web.open(name, run)
@@ -262,7 +264,7 @@ def test_before_there_is_a_runner_a_page_says_so_and_loads_itself_anew(web: Web)
     says("waiting", "waiting for a slot", f"BUSCO_MAX_ECS_TASKS={web.settings.max_ecs_tasks}")
 
 
-def test_a_task_that_ended_without_a_runner_has_a_page_that_says_so_once(web: Web) -> None:
+def test_the_page_of_a_task_that_ended_without_a_runner_says_so_and_does_not_reload(web: Web) -> None:
     web.pinned("refused")
     page = web.open("log stream", "refused")
     assert "Try 1 had no runner. Its state in Airflow: failed." in page
@@ -280,7 +282,7 @@ def test_an_ecs_task_is_shown_before_its_container_has_registered_itself(web: We
     assert reloads(page)
 
 
-def test_the_log_stream_and_the_ecs_task_are_shown_while_the_task_runs_and_after_it_was_stopped(web: Web) -> None:
+def test_log_stream_and_ecs_task_are_shown_while_the_task_runs_and_after_it_was_stopped(web: Web) -> None:
     arn = web.run_task()
     run = web.pinned("ecs")
     web.register(run, arn=arn, size="small", cpu=512, memory=4096)
@@ -288,14 +290,14 @@ def test_the_log_stream_and_the_ecs_task_are_shown_while_the_task_runs_and_after
     web.prints(arn, *(f"line {number} of dbt" for number in range(1, 1101)), EVIL)
     page = web.open("log stream", "ecs")
     assert "line 1100 of dbt" in page
-    assert "line 101 of dbt\n" not in page, "the last 1,000 only"
+    assert "line 101 of dbt\n" not in page, "only the last 1,000 lines are shown"
     assert "line 102 of dbt\n" in page
     assert html.escape(EVIL, quote=False).replace("'", "&#39;") in page
     assert EVIL not in page
     assert reloads(page)
     page = web.open("ECS task", "ecs")
-    for said in (arn, "RUNNING", "0.5 vCPU, 4,096 MiB", "small"):
-        assert said in page
+    for text in (arn, "RUNNING", "0.5 vCPU, 4,096 MiB", "small"):
+        assert text in page
     assert reloads(page)
     client("ecs", web.settings).stop_task(cluster=web.settings.ecs_cluster, task=arn, reason="by <on-call>")
     page = web.open("ECS task", "ecs")
@@ -311,8 +313,8 @@ def test_an_ecs_task_that_ecs_has_forgotten_is_shown_from_the_records(web: Web) 
     ending = Ending(number=1, reason="it ran out of memory: 30,720 MiB", hint="give it more", out_of_memory=True)
     run.store.create(run.layout.ending(1), ending)
     page = web.open("ECS task", "expired")
-    for said in ("ECS no longer has this task", arn, "large", ending.reason, ending.hint):
-        assert said in page
+    for text in ("ECS no longer has this task", arn, "large", ending.reason, ending.hint):
+        assert text in page
 
 
 def test_each_try_s_link_leads_to_the_runner_of_that_try(web: Web) -> None:
@@ -335,31 +337,31 @@ def test_a_local_runner_s_log_is_shown_if_it_is_on_this_host(web: Web) -> None:
     host, folder = this_host(web.settings.state), web.settings.state / "log/runners"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "one.log").write_text("".join(f"line {number}\n" for number in range(1, 1501)))
-    said = {"launcher": "local", "pid": os.getpid(), "started": time.time()}
-    web.register(web.pinned("local"), host=host, log=str(folder / "one.log"), **said)
+    process = {"launcher": "local", "pid": os.getpid(), "started": time.time()}
+    web.register(web.pinned("local"), host=host, log=str(folder / "one.log"), **process)
     page = web.open("log stream", "local")
     assert "line 501\n" in page
     assert "line 500\n" not in page
     assert "line 1500\n" in page
 
     elsewhere = web.pinned("elsewhere")
-    web.register(elsewhere, host="another", log=str(folder / "one.log"), **said)
+    web.register(elsewhere, host="another", log=str(folder / "one.log"), **process)
     elsewhere.put_result(Result(node=NODE, runner=1, status="error"), f"dbt's log {EVIL}")
     page = web.open("log stream", "elsewhere")
     assert "line 501\n" not in page
     assert "dbt&#39;s log &lt;script&gt;" in page
 
-    # whatever a record says, no other file of this host is shown
+    # no other file of this host is shown, whatever the record says
     secret = web.settings.state / "log/runners/../secret"
     secret.resolve().write_text("a secret")
-    web.register(web.pinned("foreign"), host=host, log=str(secret), **said)
+    web.register(web.pinned("foreign"), host=host, log=str(secret), **process)
     assert "a secret" not in web.open("log stream", "foreign")
 
 
-def test_where_models_run_as_processes_the_ecs_page_says_so(web: Web) -> None:
-    said = {"launcher": "local", "host": this_host(web.settings.state), "pid": os.getpid(), "started": time.time()}
-    web.register(web.pinned("process"), **said)
-    page = pages.ecs_page(web.settings.model_copy(update={"execution": "local"}), asked("process"))
+def test_the_ecs_page_says_so_if_models_run_as_processes(web: Web) -> None:
+    process = {"launcher": "local", "host": this_host(web.settings.state), "pid": os.getpid(), "started": time.time()}
+    web.register(web.pinned("process"), **process)
+    page = pages.ecs_page(web.settings.model_copy(update={"execution": "local"}), task_try("process"))
     assert isinstance(page, pages.Page)
     assert "Models run as processes" in page.texts[0]
     assert str(os.getpid()) in dict(page.facts)["process"]
@@ -381,7 +383,7 @@ def test_the_athena_page_has_the_live_version_its_columns_and_a_query_that_runs(
     assert (answer.columns, len(answer.rows)) == (("day", "orders", "n", "amount", "ids"), 2)
 
 
-def test_the_docs_link_leads_to_the_model_s_place_in_the_live_release_s_docs(web: Web) -> None:
+def test_the_docs_link_leads_to_the_model_in_the_docs_of_the_live_release(web: Web) -> None:
     browser, address = web.session(), web.links("waiting")["dbt docs"]
     first = browser.get(address, timeout=60, allow_redirects=False)
     assert urlsplit(first.headers["Location"]).fragment == f"!/model/{NODE}"
@@ -391,7 +393,7 @@ def test_the_docs_link_leads_to_the_model_s_place_in_the_live_release_s_docs(web
     stored = web.driver.store.get(f"{release.docs}index.html")
     assert stored is not None
     assert page.content == stored.body
-    # apart from Airflow: without its cookies
+    # isolated from Airflow: the page has no access to its cookies
     sandbox = page.headers["Content-Security-Policy"].split(";")[0].split()
     assert sandbox[0] == "sandbox"
     assert "allow-same-origin" not in sandbox
@@ -405,17 +407,17 @@ def test_the_docs_link_leads_to_the_model_s_place_in_the_live_release_s_docs(web
 def test_on_aws_the_links_lead_to_the_console(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     arn = "arn:aws:ecs:us-east-1:000000000000:task/busco/0123456789abcdef0123456789abcdef"
     web.register(web.pinned("on_aws"), arn=arn)
-    # the lake's records are read as ever; any other service would be AWS's own
+    # the lake's records still come from the local S3; calls to any other service would go to AWS itself
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", str(web.settings.endpoint_url))
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     settings = web.settings.model_copy(update={"endpoint_url": None})
     console = "https://us-east-1.console.aws.amazon.com"
-    log = pages.log_page(settings, asked("on_aws"))
+    log = pages.log_page(settings, task_try("on_aws"))
     assert isinstance(log, str)
     assert log.startswith(f"{console}/cloudwatch/home")
     assert "$252Fbusco$252Fdbt" in log
     assert log.endswith("0123456789abcdef0123456789abcdef")
-    task = pages.ecs_page(settings, asked("on_aws"))
+    task = pages.ecs_page(settings, task_try("on_aws"))
     assert isinstance(task, str)
     assert task.startswith(f"{console}/ecs/v2/clusters/busco/tasks/0123456789abcdef0123456789abcdef")
     table = pages.table_page(settings, "gold.fct")
@@ -427,7 +429,7 @@ def test_on_aws_the_links_lead_to_the_console(web: Web, monkeypatch: pytest.Monk
 # -- which runner -----------------------------------------------------------------------------------------------------
 
 
-def test_the_runner_of_a_link_is_the_one_whose_result_the_task_has_taken() -> None:
+def test_a_link_leads_to_the_runner_whose_result_the_task_used() -> None:
     async def story() -> Lab:
         lab = Lab({**a_model("a"), **a_model("b", "a")}, bad={"model.p.b": "error"})
         assert (await lab.follow("model.p.a")).state == "success"
@@ -442,26 +444,26 @@ def test_the_runner_of_a_link_is_the_one_whose_result_the_task_has_taken() -> No
     assert second.runner is not None
     assert (first.runner.number, [result.status for result in first.results]) == (1, ["error"])
     assert (second.runner.number, [result.status for result in second.results]) == (2, ["success"])
-    assert third.runner is None, "a try that has not begun has none yet"
+    assert third.runner is None, "a try that has not started has no runner yet"
 
 
-def test_a_try_has_neither_the_runner_of_another_try_alone_nor_one_that_its_results_came_after() -> None:
+def test_a_runner_for_another_try_and_one_that_is_newer_than_the_result_are_not_shown() -> None:
     lab = Lab({**a_model("a"), **a_model("b", "a")})
     run, node = lab.run, "model.p.b"
 
     def register(number: int, **more: Any) -> None:
-        said = {"kind": "shared", "launcher": "ecs", "host": "h", "pid": 1, "started": 0, "token": new_id(), **more}
-        run.store.create(run.layout.runner(number), Runner(number=number, **said))
+        values = {"kind": "shared", "launcher": "ecs", "host": "h", "pid": 1, "started": 0, "token": new_id(), **more}
+        run.store.create(run.layout.runner(number), Runner(number=number, **values))
 
     def runner_of(attempt: int) -> int:
         found = whereabouts(run, "b", [node], attempt).runner
         return found.number if found else 0
 
-    # try 1 was cleared while a runner was at it alone: that one is not for try 2
+    # try 1 was cleared while a runner worked for it alone: that runner is not for try 2
     register(1, kind="solo", nodes=(node,), task="b", attempt=1)
     run.store.create(run.layout.follower("b"), Follower(task="b", attempt=2))
     assert (runner_of(1), runner_of(2)) == (1, 0)
-    # a shared runner gave try 2 its result, the one after it is for try 3
+    # a shared runner reported the result of try 2; the next runner is for try 3
     register(2)
     run.put_result(Result(node=node, runner=2, status="error"))
     assert (runner_of(1), runner_of(2)) == (1, 2)
@@ -470,7 +472,7 @@ def test_a_try_has_neither_the_runner_of_another_try_alone_nor_one_that_its_resu
     assert stored is not None
     run.store.swap(run.layout.follower("b"), Follower(task="b", attempt=3, after=2, again=True), stored.etag)
     assert (runner_of(2), runner_of(3)) == (2, 3)
-    # gone before it came to the task: what is ordered in its stead is what the task waits for
+    # it was lost before it reached the task, which now waits for the replacement that has been ordered
     run.store.create(run.layout.ending(3), Ending(number=3, reason="a spot interruption", passing=True))
     run.store.create(run.layout.order("shared", 4), Order(name="shared", generation=4, kind="shared"))
     found = whereabouts(run, "b", [node], 3)
@@ -478,11 +480,11 @@ def test_a_try_has_neither_the_runner_of_another_try_alone_nor_one_that_its_resu
     assert found.order is not None
 
 
-def test_the_runner_that_is_at_a_task_goes_before_one_that_is_to_come_to_it() -> None:
+def test_the_runner_that_runs_a_task_takes_precedence_over_one_that_has_not_reached_it() -> None:
     run, node = Lab(a_model("b")).run, "model.p.b"
     for number in (1, 2):
-        said = {"kind": "shared", "launcher": "ecs", "host": "h", "pid": 1, "started": 0, "token": new_id()}
-        run.store.create(run.layout.runner(number), Runner(number=number, **said))
+        values = {"kind": "shared", "launcher": "ecs", "host": "h", "pid": 1, "started": 0, "token": new_id()}
+        run.store.create(run.layout.runner(number), Runner(number=number, **values))
     run.put_result(Result(node=node, runner=1, status="running"))
     found = whereabouts(run, "b", [node], 1)
     assert found.runner is not None
@@ -491,4 +493,4 @@ def test_the_runner_that_is_at_a_task_goes_before_one_that_is_to_come_to_it() ->
     run.store.create(run.layout.ending(1), Ending(number=1, reason="it was killed"))
     found = whereabouts(run, "b", [node], 1)
     assert found.runner is not None
-    assert found.runner.number == 1, "the other one does not care for it"
+    assert found.runner.number == 1, "the other runner does not cover the task"

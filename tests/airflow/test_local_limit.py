@@ -1,4 +1,4 @@
-"""BUSCO_MAX_LOCAL_RUNNERS is how many runners there are at most on a machine, however many orders come at once."""
+"""BUSCO_MAX_LOCAL_RUNNERS limits the runners on a machine, however many orders arrive at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT = 2
 
 
 class Process:
-    """A process that lives until it is told to end."""
+    """A fake process that lives until `is_over` is set."""
 
     pid, is_over = 0, False
 
@@ -29,15 +29,15 @@ class Process:
 
 
 class Machine:
-    """A launcher whose processes are none, and take `seconds` to start, or fail to."""
+    """A launcher with fake processes, each of which takes `seconds` to start or fails to start."""
 
     def __init__(self, tmp_path: Path) -> None:
         self.launcher = LocalLauncher(Settings(home=tmp_path, max_local_runners=LIMIT))
         self.processes: list[Process] = []
         self.seconds, self.failures, self.most = 0.005, 0, 0
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
-    def _start(self, words: list[str]) -> LocalProcess:
+    def _start(self, command: list[str]) -> LocalProcess:
         time.sleep(self.seconds)
         if self.failures:
             self.failures -= 1
@@ -45,14 +45,14 @@ class Machine:
         made: Any = Process()
         self.processes.append(made)
         self.most = max(self.most, len(self.living()))
-        return LocalProcess(made, Path(words[-1]))
+        return LocalProcess(made, Path(command[-1]))
 
     def living(self) -> list[Process]:
         return [process for process in self.processes if not process.is_over]
 
     def start(self, number: int) -> Awaitable[LocalProcess]:
         order = Order(name=f"m{number}/1", generation=1, kind="solo")
-        return self.launcher.start(PIN, order, self.said.append)
+        return self.launcher.start(PIN, order, self.messages.append)
 
 
 def play(machine: Machine, story: Callable[[], Awaitable[None]]) -> None:
@@ -67,7 +67,7 @@ def play(machine: Machine, story: Callable[[], Awaitable[None]]) -> None:
         asyncio.run(bounded())
 
 
-def test_orders_that_come_in_one_turn_of_the_loop_do_not_exceed_the_limit(tmp_path: Path) -> None:
+def test_orders_in_one_iteration_of_the_event_loop_do_not_exceed_the_limit(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
 
     async def story() -> None:
@@ -81,10 +81,10 @@ def test_orders_that_come_in_one_turn_of_the_loop_do_not_exceed_the_limit(tmp_pa
     play(machine, story)
     assert len(machine.processes) == 10
     assert machine.most == LIMIT
-    assert any("BUSCO_MAX_LOCAL_RUNNERS" in line for line in machine.said)
+    assert any("BUSCO_MAX_LOCAL_RUNNERS" in line for line in machine.messages)
 
 
-def test_a_start_that_failed_or_was_cancelled_takes_no_place(tmp_path: Path) -> None:
+def test_a_failed_or_cancelled_start_does_not_count_towards_the_limit(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.failures = LIMIT
 

@@ -1,4 +1,4 @@
-"""What is read in Airflow's logs, by a page or in a terminal, has no orders to a terminal."""
+"""Airflow's logs contain no terminal escape sequences, whether they are read on a page or in a terminal."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_each_line_of_airflow_s_logs_is_escaped(module: ModuleType, handler: str
     assert not [char for char in written if char != "\n" and not char.isprintable()]
 
 
-def test_the_webserver_s_access_log_has_what_clients_send_as_words(tmp_path: Path) -> None:
-    """By gunicorn itself, set up as the platform sets it up."""
-    said = airflow._webserver_files(tmp_path)["GUNICORN_CMD_ARGS"]
+def test_the_webserver_s_access_log_escapes_what_clients_send(tmp_path: Path) -> None:
+    """Runs gunicorn itself, configured as the platform configures it."""
+    arguments = airflow._webserver_files(tmp_path)["GUNICORN_CMD_ARGS"]
     image = re.search(r'GUNICORN_CMD_ARGS="([^"]+)"', (ROOT / "Dockerfile.airflow").read_text())
     assert image is not None
-    assert image[1] in said
+    assert image[1] in arguments
     log = tmp_path / "access.log"
     app = tmp_path / "hello.py"
     app.write_text("def app(environ, start):\n    start('200 OK', [])\n    return [b'']\n")
@@ -63,7 +63,7 @@ def test_the_webserver_s_access_log_has_what_clients_send_as_words(tmp_path: Pat
         f"127.0.0.1:{port}",
         "hello:app",
     ]
-    variables = {**os.environ, "GUNICORN_CMD_ARGS": said}
+    variables = {**os.environ, "GUNICORN_CMD_ARGS": arguments}
     with subprocess.Popen(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

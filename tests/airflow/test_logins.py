@@ -1,4 +1,4 @@
-"""Who may log in, and with which roles: by password, and by an OpenID Connect provider."""
+"""Who can log in, and with which roles: with a password, and through an OpenID Connect provider."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.loopback import serving
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "src/busco/orchestration/webserver_config.py"
 ROLES = {"data-oncall": ["OnCall"], "data-admins": ["Admin"]}
-# A webserver on SQLite, with the roles of a platform that was set up.
+# A webserver on SQLite, with the roles that the platform's setup creates.
 SERVER = """
 import sys
 from airflow.utils import db
@@ -65,17 +65,17 @@ class Web:
     home: Path
 
     def log_in(self) -> requests.Session:
-        """A browser of whoever the provider says it is."""
+        """Returns a session of the person that the provider currently authenticates."""
         browser = requests.Session()
         browser.trust_env = False
         answer = browser.get(f"{self.url}/login/OpenID", timeout=60)
         assert answer.status_code == 200, answer.text
         return browser
 
-    def ask(self, question: str, *values: str) -> set[str]:
-        """The first column of an answer of Airflow's database."""
+    def query(self, statement: str, *values: str) -> set[str]:
+        """Returns the first column of a query's result from Airflow's database."""
         with closing(sqlite3.connect(f"file:{self.home}/airflow.db?mode=ro", uri=True)) as database:
-            return {row[0] for row in database.execute(question, values)}
+            return {row[0] for row in database.execute(statement, values)}
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
 
 @contextmanager
 def webserver(home: Path, **variables: str) -> Iterator[Web]:
-    """A webserver whose people come from a provider of its own; it starts as in its image."""
+    """A webserver with its own identity provider; it is started as in its image."""
     provider = Provider()
     with serving(provider.handler()) as url, socket.socket() as free:
         provider.url = url
@@ -108,7 +108,7 @@ def webserver(home: Path, **variables: str) -> Iterator[Web]:
             "OAUTH_CLIENT_ID": CLIENT,
             "OAUTH_CLIENT_SECRET": SECRET,
             "OAUTH_ROLES": json.dumps(ROLES),
-            # what the entrypoint calls is this environment's
+            # the commands that the entrypoint calls are this environment's
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
@@ -142,26 +142,26 @@ def person(name: str, *groups: str) -> dict[str, Any]:
     return {"sub": name, "name": f"{name} Silva", "email": f"{name}@example.com", "groups": list(groups)}
 
 
-def test_a_person_s_groups_at_the_provider_are_his_roles_at_each_login(web: Web) -> None:
+def test_each_login_sets_a_person_s_roles_from_the_groups_at_the_provider(web: Web) -> None:
     web.provider.person = person("ana", "data-oncall", "something-else")
     browser = web.log_in()
-    assert web.ask(OF_A_PERSON, "ana") == {"OnCall", "Public"}
+    assert web.query(OF_A_PERSON, "ana") == {"OnCall", "Public"}
     assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 403
-    # moved to another team since
+    # she has moved to another team
     web.provider.person = person("ana", "data-admins")
     browser = web.log_in()
-    assert web.ask(OF_A_PERSON, "ana") == {"Admin", "Public"}
+    assert web.query(OF_A_PERSON, "ana") == {"Admin", "Public"}
     assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 200
 
 
 @pytest.mark.slow
-def test_whoever_has_no_group_of_ours_may_not_log_in_unless_the_settings_say_so(web: Web, tmp_path: Path) -> None:
+def test_people_in_none_of_our_groups_cannot_log_in_unless_the_settings_allow_it(web: Web, tmp_path: Path) -> None:
     web.provider.person = person("rui", "something-else")
     browser = web.log_in()
-    assert web.ask(OF_A_PERSON, "rui") == set(), "no account is made"
+    assert web.query(OF_A_PERSON, "rui") == set(), "no account is created"
     assert "/login" in browser.get(f"{web.url}/home", timeout=60).url
     assert browser.get(f"{web.url}/api/v1/dags", timeout=60).status_code == 401
-    # one who had a group, and has none any more
+    # someone who was in a group and is in none any more
     web.provider.person = person("eva", "data-admins")
     assert web.log_in().get(f"{web.url}/api/v1/dags", timeout=60).status_code == 200
     web.provider.person = person("eva")
@@ -169,7 +169,7 @@ def test_whoever_has_no_group_of_ours_may_not_log_in_unless_the_settings_say_so(
     with webserver(tmp_path, OAUTH_DEFAULT_ROLE="Viewer", OAUTH_ROLES="") as open_to_all:
         open_to_all.provider.person = person("rui")
         browser = open_to_all.log_in()
-        assert open_to_all.ask(OF_A_PERSON, "rui") == {"Viewer"}
+        assert open_to_all.query(OF_A_PERSON, "rui") == {"Viewer"}
         assert browser.get(f"{open_to_all.url}/api/v1/dags", timeout=60).status_code == 200
         assert browser.get(f"{open_to_all.url}/api/v1/connections", timeout=60).status_code == 403
 
@@ -183,7 +183,7 @@ def test_whoever_has_no_group_of_ours_may_not_log_in_unless_the_settings_say_so(
         ({"BUSCO_PLATFORM": "aws", "AIRFLOW_ADMIN_PASSWORD": "admin"}, "AIRFLOW_ADMIN_PASSWORD is a well-known"),
     ],
 )
-def test_a_webserver_does_not_start_with_a_login_that_nobody_meant(
+def test_a_webserver_does_not_start_with_an_invalid_or_unsafe_login_configuration(
     variables: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AIRFLOW_LOGIN", "OAUTH_ROLES", "OAUTH_DEFAULT_ROLE"):
@@ -192,13 +192,13 @@ def test_a_webserver_does_not_start_with_a_login_that_nobody_meant(
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
     app = Flask(__name__)
-    # as Airflow reads it (2.10.5, airflow/www/app.py): silent means that no file is no error
+    # as Airflow reads it (2.10.5, airflow/www/app.py): with silent, a missing file is not an error
     with app.app_context(), pytest.raises(BuscoError, match=says):
         app.config.from_pyfile(str(CONFIG), silent=True)
     get_settings.cache_clear()
 
 
-def test_a_set_up_on_aws_refuses_a_password_that_everybody_knows_also_one_of_an_earlier_start(web: Web) -> None:
+def test_setup_on_aws_refuses_a_well_known_password_even_one_from_an_earlier_start(web: Web) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
     own = {
         **kept,
@@ -208,7 +208,7 @@ def test_a_set_up_on_aws_refuses_a_password_that_everybody_knows_also_one_of_an_
         "AIRFLOW_ADMIN_USERNAME": "old",
         "PYTHONWARNINGS": "ignore",
     }
-    for more, what in (
+    for more, expected in (
         ({"AIRFLOW_ADMIN_PASSWORD": "admin"}, "AIRFLOW_ADMIN_PASSWORD"),
         ({}, "the password of Airflow's user old"),
         ({"AIRFLOW_LOGIN": "pasword"}, "AIRFLOW_LOGIN is 'pasword'"),
@@ -217,26 +217,26 @@ def test_a_set_up_on_aws_refuses_a_password_that_everybody_knows_also_one_of_an_
         done = subprocess.run(
             command, env={**own, **more}, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
         )
-        assert done.returncode == 1, what
-        assert what in done.stderr.splitlines()[-2], done.stderr[-2000:]
+        assert done.returncode == 1, expected
+        assert expected in done.stderr.splitlines()[-2], done.stderr[-2000:]
 
 
-def test_the_image_s_configuration_names_a_file_that_is_there() -> None:
-    said = configparser.ConfigParser(interpolation=None)
-    said.read(ROOT / "config/airflow.cfg")
-    # Dockerfile.airflow: the package lies in /opt/busco/lib
-    assert said["webserver"]["config_file"] == f"/opt/busco/lib/{CONFIG.relative_to(ROOT / 'src')}"
+def test_the_image_s_configuration_names_an_existing_file() -> None:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(ROOT / "config/airflow.cfg")
+    # Dockerfile.airflow: the package is installed in /opt/busco/lib
+    assert config["webserver"]["config_file"] == f"/opt/busco/lib/{CONFIG.relative_to(ROOT / 'src')}"
     assert CONFIG.is_file()
 
 
-def test_a_token_that_is_not_the_provider_s_lets_nobody_in(web: Web) -> None:
+def test_a_token_of_another_issuer_lets_nobody_in(web: Web) -> None:
     web.provider.person = {**person("eve", "data-admins"), "iss": "https://elsewhere.example.com"}
     browser = web.log_in()
-    assert web.ask(OF_A_PERSON, "eve") == set()
+    assert web.query(OF_A_PERSON, "eve") == set()
     assert "/login" in browser.get(f"{web.url}/home", timeout=60).url
 
 
-def test_where_people_log_in_by_a_provider_no_password_opens_the_api(web: Web) -> None:
+def test_the_api_accepts_no_password_if_people_log_in_through_a_provider(web: Web) -> None:
     anybody = requests.Session()
     anybody.trust_env = False
     anybody.auth = ("local", "known")
@@ -244,11 +244,11 @@ def test_where_people_log_in_by_a_provider_no_password_opens_the_api(web: Web) -
 
 
 @pytest.mark.slow
-def test_behind_a_proxy_cookies_want_https_and_addresses_are_the_proxy_s(web: Web, tmp_path: Path) -> None:
+def test_behind_a_proxy_cookies_require_https_and_addresses_are_the_proxy_s(web: Web, tmp_path: Path) -> None:
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "airflow.example.com"}
 
-    def asked(url: str) -> tuple[str, str]:
-        """The session's cookie, and where the provider is to send a person back to."""
+    def start_login(url: str) -> tuple[str, str]:
+        """Returns the session cookie and the address to which the provider is asked to redirect the person."""
         browser = requests.Session()
         browser.trust_env = False
         answer = browser.get(f"{url}/login/OpenID", headers=forwarded, allow_redirects=False, timeout=60)
@@ -256,11 +256,11 @@ def test_behind_a_proxy_cookies_want_https_and_addresses_are_the_proxy_s(web: We
 
     known_as = "https://airflow.example.com"
     with webserver(tmp_path, AIRFLOW_BEHIND_PROXY="true", AIRFLOW__WEBSERVER__BASE_URL=known_as) as proxied:
-        cookie, back = asked(proxied.url)
+        cookie, back = start_login(proxied.url)
         for name in ("Host", "X-Forwarded-Host"):
             other = requests.get(f"{proxied.url}/health", headers={**forwarded, name: "evil.example.com"}, timeout=60)
             assert other.status_code == 403, name
-        # what a browser sends for a page, in the name of nobody
+        # what a browser sends for a page if nobody is logged in
         for origin, status in (
             (known_as, 401), (known_as.replace("https", "http"), 403), ("https://wiki.example.com", 403),
         ):  # fmt: skip
@@ -270,32 +270,36 @@ def test_behind_a_proxy_cookies_want_https_and_addresses_are_the_proxy_s(web: We
             assert answer.status_code == status, origin
     assert all(word in cookie for word in ("Secure", "HttpOnly", "SameSite=Lax"))
     assert back == "https://airflow.example.com/oauth-authorized/OpenID"
-    # whoever is not behind one believes nobody's headers
-    cookie, back = asked(web.url)
+    # a webserver that is not behind a proxy ignores these headers
+    cookie, back = start_login(web.url)
     assert "Secure" not in cookie
     assert back == f"{web.url}/oauth-authorized/OpenID"
 
 
-def test_on_call_may_pause_trigger_clear_and_mark_and_stock_roles_are_airflow_s_own(web: Web) -> None:
+def test_on_call_can_pause_trigger_clear_and_mark_and_stock_roles_are_unchanged(web: Web) -> None:
     from airflow.providers.fab.auth_manager.security_manager.override import FabAirflowSecurityManagerOverride as Stock
     from airflow.security import permissions
 
-    on_call = web.ask(OF_A_ROLE, "OnCall")
-    assert on_call - web.ask(OF_A_ROLE, "Viewer") == {
+    on_call = web.query(OF_A_ROLE, "OnCall")
+    assert on_call - web.query(OF_A_ROLE, "Viewer") == {
         "can_edit DAGs", "can_create DAG Runs", "can_edit DAG Runs", "can_edit Task Instances",
     }  # fmt: skip
-    assert not [one for one in on_call if one.startswith("can_delete ")]
+    assert not [permission for permission in on_call if permission.startswith("can_delete ")]
     for resource in (permissions.RESOURCE_CONNECTION, permissions.RESOURCE_VARIABLE, permissions.RESOURCE_POOL):
-        assert not [one for one in on_call if one.split(" ", 1)[1] == resource and not one.startswith("can_read ")]
+        assert not [
+            permission
+            for permission in on_call
+            if permission.split(" ", 1)[1] == resource and not permission.startswith("can_read ")
+        ]
     for config in Stock.ROLE_CONFIGS:
         stock = {f"{action} {resource}" for action, resource in config["perms"]}
-        # an admin has the pages of Flask-AppBuilder besides
-        found = web.ask(OF_A_ROLE, config["role"])
+        # an admin also has the pages of Flask-AppBuilder
+        found = web.query(OF_A_ROLE, config["role"])
         assert found >= stock if config["role"] == "Admin" else found == stock, config["role"]
 
 
 @pytest.mark.parametrize(
-    ("claims", "wanted"),
+    ("claims", "expected"),
     [
         (
             {"sub": "1", "given_name": "Ana", "family_name": "Silva", "email": "a@x", "groups": ["g"]},
@@ -308,5 +312,5 @@ def test_on_call_may_pause_trigger_clear_and_mark_and_stock_roles_are_airflow_s_
         ({"sub": "3"}, {"username": "3", "first_name": "3", "last_name": "", "email": "3", "role_keys": []}),
     ],
 )
-def test_a_person_is_known_by_what_never_changes(claims: dict[str, Any], wanted: dict[str, Any]) -> None:
-    assert user_info(claims, "groups") == wanted
+def test_the_user_name_is_the_claim_that_never_changes(claims: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert user_info(claims, "groups") == expected

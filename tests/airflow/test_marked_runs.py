@@ -1,4 +1,4 @@
-"""A task whose DAG run is over, or that Airflow has taken away, ends its runner, whatever Airflow forgets to say."""
+"""A task whose DAG run is over, or that was cleared, stops its runner even if Airflow does not report it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _quick() -> Iterator[None]:
     ("state", "end"),
     [("failed", "TaskFailedEvent"), ("success", "TaskSkippedEvent"), ("deleted", "TaskSkippedEvent")],
 )
-def test_a_task_that_still_waits_in_a_run_that_is_over_ends_with_its_runner(state: str, end: str) -> None:
+def test_a_task_that_still_waits_in_a_run_that_is_over_ends_and_so_does_its_runner(state: str, end: str) -> None:
     async def story() -> None:
         tasks = Tasks(Lab(GRAPH, slow={S: 100}))
         with tasks.here():
@@ -64,7 +64,7 @@ def test_a_task_that_still_waits_in_a_run_that_is_over_ends_with_its_runner(stat
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_a_task_that_is_deferred_after_its_run_was_marked_starts_no_runner_and_stops_what_runs(
+def test_a_task_deferred_after_its_run_was_marked_starts_no_runner_and_stops_the_current_one(
     is_restarted: bool,
 ) -> None:
     async def story() -> None:
@@ -73,13 +73,13 @@ def test_a_task_that_is_deferred_after_its_run_was_marked_starts_no_runner_and_s
             s = tasks.defer(S, 1)
             await until(lambda: tasks.lab.watch.followers.get("s/1"))
             if is_restarted:
-                # another triggerer has the task, and does not know yet who started the runner
+                # another triggerer takes over the task, and has not read yet what started the runner
                 tasks.lab.watch = tasks.lab.another_watch()
-            # the model is marked and cancelled; another task was deferred meanwhile, which nobody marks
+            # the model's task is marked and cancelled; meanwhile another task was deferred, which is not marked
             tasks.waiting = {2}
             s.cancel()
             await asyncio.gather(s, return_exceptions=True)
-            assert tasks.lab.living, "another task of the run seems to follow it"
+            assert tasks.lab.living, "another task of the run still seems to follow the runner"
             tasks.state = "failed"
             await tasks.defer(JOINT, 2)
             assert kind(tasks.events["joint"]) == "TaskFailedEvent"
@@ -88,7 +88,7 @@ def test_a_task_that_is_deferred_after_its_run_was_marked_starts_no_runner_and_s
     run(story())
 
 
-def test_a_task_that_was_cleared_in_a_paused_dag_stops_its_runner_and_ends_nothing() -> None:
+def test_clearing_a_task_in_a_paused_dag_stops_its_runner_but_does_not_end_the_task() -> None:
     async def story() -> None:
         tasks = Tasks(Lab(GRAPH, slow={S: 100}))
         with tasks.here():
@@ -105,7 +105,7 @@ def test_a_task_that_was_cleared_in_a_paused_dag_stops_its_runner_and_ends_nothi
     run(story())
 
 
-def test_a_run_that_goes_on_is_left_alone_whatever_becomes_of_the_database() -> None:
+def test_a_run_in_progress_is_left_alone_while_the_database_is_down() -> None:
     async def story() -> None:
         tasks = Tasks(Lab(GRAPH, slow={S: 0.3}))
         with tasks.here():
@@ -118,17 +118,17 @@ def test_a_run_that_goes_on_is_left_alone_whatever_becomes_of_the_database() -> 
     run(story())
 
 
-def test_a_thousand_tasks_of_a_run_ask_the_database_together() -> None:
+def test_a_thousand_tasks_of_a_run_share_their_database_queries() -> None:
     async def story() -> None:
         tasks = Tasks(Lab(GRAPH))
         tasks.waiting = set(range(1000))
         with tasks.here(), mock.patch.object(dag_runs, "_EVERY", 0.5):
-            asking = [asyncio.create_task(dag_runs.unwanted("d", "r", FOLLOW, number)) for number in range(1000)]
+            queries = [asyncio.create_task(dag_runs.unwanted("d", "r", FOLLOW, number)) for number in range(1000)]
             await asyncio.sleep(0)
             await until(lambda: tasks.questions)
             tasks.state = "failed"
-            await asyncio.gather(*asking)
-            # one for those that come while one is being answered, not one for each
+            await asyncio.gather(*queries)
+            # tasks that ask while a query is running share the next one
             assert tasks.questions < 50
 
     run(story())
@@ -139,26 +139,24 @@ def test_a_thousand_tasks_of_a_run_ask_the_database_together() -> None:
 
 @pytest.mark.parametrize("moment", ["gathered", "ordered", "starting", "started"])
 @pytest.mark.parametrize("others", [False, True])
-def test_a_joint_test_that_is_cancelled_before_its_runner_registers_leaves_none_behind(
-    moment: str, others: bool
-) -> None:
+def test_a_joint_test_that_is_cancelled_before_its_runner_registers_leaves_no_runner(moment: str, others: bool) -> None:
     async def story() -> None:
         lab = Lab({**GRAPH, **a_test("tj", "s", "x")}, per_model=True, joint=frozenset({JOINT}), slow={JOINT: 100})
         tasks = Tasks(lab)
-        goes_on, start, put = asyncio.Event(), lab.start, lab.objects.put
+        proceed, start, put = asyncio.Event(), lab.start, lab.objects.put
         reached: list[str] = []
 
-        async def slow_start(*asked: Any) -> Any:
+        async def slow_start(*arguments: Any) -> Any:
             reached.append("starting")
             if moment == "starting":
-                await goes_on.wait()
-            return await start(*asked)
+                await proceed.wait()
+            return await start(*arguments)
 
         async def slow_put(key: str, body: str, etag: str | None) -> Any:
             if key.startswith(lab.run.layout.orders):
                 reached.append("ordered")
                 if moment == "ordered":
-                    await goes_on.wait()
+                    await proceed.wait()
             return await put(key, body, etag)
 
         done = {
@@ -174,13 +172,13 @@ def test_a_joint_test_that_is_cancelled_before_its_runner_registers_leaves_none_
             tasks.waiting.discard(1)
             joint.cancel()
             await asyncio.gather(joint, return_exceptions=True)
-            goes_on.set()
+            proceed.set()
             lab.slow.clear()
             if other is not None:
                 await other
-                assert kind(tasks.events["tj"]) == "TaskSuccessEvent", "one that is still wanted goes on"
+                assert kind(tasks.events["tj"]) == "TaskSuccessEvent", "the test that was not cancelled continues"
             else:
-                # a look or two later nothing has begun for it
+                # after a few more polls, no runner has started for it
                 for _ in range(3):
                     await asyncio.sleep(0.02)
                 assert lab.run.runners() == []
@@ -189,15 +187,15 @@ def test_a_joint_test_that_is_cancelled_before_its_runner_registers_leaves_none_
     run(story())
 
 
-def test_a_local_runner_whose_start_is_cancelled_half_way_is_ended(tmp_path: Path) -> None:
+def test_a_local_runner_whose_start_is_cancelled_halfway_is_stopped(tmp_path: Path) -> None:
     async def story() -> None:
         launcher = LocalLauncher(Settings(home=tmp_path))
-        goes_on, begun = threading.Event(), threading.Event()
+        proceed, begun = threading.Event(), threading.Event()
         made: list[subprocess.Popen[bytes]] = []
 
         def slow_start(_: list[str]) -> LocalProcess:
             begun.set()
-            goes_on.wait(10)
+            proceed.wait(10)
             made.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
             return LocalProcess(made[0], tmp_path / "log")
 
@@ -207,7 +205,7 @@ def test_a_local_runner_whose_start_is_cancelled_half_way_is_ended(tmp_path: Pat
             starting = asyncio.create_task(launcher.start(lab.watch.pin, order, print))
             await until(begun.is_set)
             starting.cancel()
-            asyncio.get_running_loop().call_later(0.02, goes_on.set)
+            asyncio.get_running_loop().call_later(0.02, proceed.set)
             with pytest.raises(asyncio.CancelledError):
                 await starting
         try:
@@ -223,7 +221,7 @@ def test_a_local_runner_whose_start_is_cancelled_half_way_is_ended(tmp_path: Pat
 
 @pytest.fixture
 def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty database of Airflow's, in memory."""
+    """An empty in-memory Airflow database."""
     engine = create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
     tables = [model.__table__ for model in (DagRun, TaskInstance, Trigger)]
     Base.metadata.create_all(engine, tables=tables)
@@ -233,25 +231,32 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def a_run(database: Any, dag: str, state: str | None, *tasks: tuple[str | None, str]) -> None:
-    """A DAG run of state `state` (None: it was deleted) with tasks: the state of each, and the class of its trigger."""
+    """Inserts a DAG run (state None: it was deleted) and its tasks, each with its state and its trigger's class."""
     if state is not None:
         database.execute(
             DagRun.__table__.insert().values(
                 dag_id=dag, run_id="r", state=state, execution_date=NOW, run_type="manual", log_template_id=1
             )
         )
-    for number, (of, classpath) in enumerate(tasks):
+    for number, (task_state, classpath) in enumerate(tasks):
         trigger = None
         if classpath:
             made = database.execute(
                 Trigger.__table__.insert().values(classpath=classpath, kwargs="{}", created_date=NOW)
             )
             (trigger,) = made.inserted_primary_key
-        values = {"dag_id": dag, "run_id": "r", "task_id": f"t{number}", "map_index": -1, "state": of, "pool": "p"}
+        values = {
+            "dag_id": dag,
+            "run_id": "r",
+            "task_id": f"t{number}",
+            "map_index": -1,
+            "state": task_state,
+            "pool": "p",
+        }
         database.execute(TaskInstance.__table__.insert().values(**values, pool_slots=1, trigger_id=trigger))
 
 
-def test_a_sensor_of_somebody_else_s_follows_no_runner(database: Any) -> None:
+def test_a_sensor_that_is_not_ours_is_not_counted_as_a_follower(database: Any) -> None:
     a_run(database, "d", "running", ("deferred", FOLLOW), ("deferred", "airflow.Sensor"), ("success", FOLLOW))
     assert dag_runs.ask("d", "r", FOLLOW) == Asked("running", frozenset({1}))
 
@@ -274,7 +279,7 @@ def test_a_run_that_was_deleted_is_over(database: Any) -> None:
         ("success", [("success", "")], False),
     ],
 )
-def test_a_run_that_goes_on_keeps_its_runner_though_no_task_of_it_has_a_state_yet(
+def test_a_run_keeps_its_runner_while_it_is_in_progress_and_has_unfinished_tasks(
     database: Any, state: str, tasks: list[tuple[str | None, str]], is_followed: bool
 ) -> None:
     a_run(database, "d", state, *tasks)

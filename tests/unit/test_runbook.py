@@ -30,11 +30,11 @@ REPRODUCED_BY = {
     ),
     "429 from Airflow or Flower": (
         "test_after_ten_wrong_passwords_a_user_s_right_one_is_not_tried_and_other_users_are",
-        "test_failures_count_by_user_and_address_and_in_a_larger_number_by_user",
+        "test_failed_logins_are_limited_per_user_and_address_and_less_strictly_per_user",
     ),
     '400 "the body is too long"': ("test_a_trigger_that_the_event_log_reads_differently_is_refused",),
     "411 or 413 from Airflow": ("test_a_body_without_a_length_and_one_that_is_too_long_are_not_read",),
-    "a model's `run`": ("test_a_broken_model_is_exactly_the_red_task_with_one_alert_and_clearing_it_finishes_the_run",),
+    "a model's `run`": ("test_a_broken_model_is_the_only_red_task_with_one_alert_and_clearing_it_finishes_the_run",),
     "a model's `test`": ("test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed",),
     "a test over several models": (
         "test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed",
@@ -47,7 +47,7 @@ REPRODUCED_BY = {
         "test_a_deferred_task_whose_run_s_records_can_not_be_read_says_so_and_what_to_do",
         "test_a_deferred_task_whose_run_s_pin_can_not_be_read_says_so_and_what_to_do",
     ),
-    "`docs`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
+    "`docs`": ("test_failed_docs_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '`publish`: "published by another run': (
         "test_one_of_two_concurrent_publishers_wins_and_the_other_says_what_to_do",
     ),
@@ -57,7 +57,7 @@ REPRODUCED_BY = {
     '`publish`: "these tests have not passed': (
         "test_a_model_cleared_alone_after_its_tests_is_not_published_untested",
     ),
-    "`glue`": ("test_docs_that_can_not_be_made_and_a_missing_glue_database_are_red_tasks_of_their_own",),
+    "`glue`": ("test_failed_docs_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '"waiting for a slot': ("test_each_model_has_a_container_and_no_more_run_at_once_than_there_are_slots",),
     '"the slot was taken away': (
         "test_an_owner_that_stalled_and_lost_its_slot_stops_its_task_and_requests_a_slot_again",
@@ -96,7 +96,7 @@ REPRODUCED_BY = {
     '"can\'t read" or "permission denied"': ("test_folders_are_made_readable_by_all_and_owned_by_the_airflow_user",),
     "no run and no tables": ("test_the_next_up_completes_an_interrupted_first_load_even_from_a_read_only_folder",),
     "an import error of `parse_check.py`": (
-        "test_while_a_project_can_not_be_parsed_dbt_s_message_is_an_import_error_and_the_last_good_graph_stays",
+        "test_an_unparsable_project_is_an_import_error_and_the_last_good_graph_stays",
     ),
     "AccessDenied on RunTask": ("test_a_role_can_do_only_what_its_policy_allows",),
     '"Host refused"': (
@@ -105,8 +105,8 @@ REPRODUCED_BY = {
     ),
     '400 "contains a NUL': ("test_a_run_with_a_text_that_no_database_takes_is_refused_by_name",),
     'a service ends with "AIRFLOW_LOGIN': (
-        "test_a_webserver_does_not_start_with_a_login_that_nobody_meant",
-        "test_a_set_up_on_aws_refuses_a_password_that_everybody_knows_also_one_of_an_earlier_start",
+        "test_a_webserver_does_not_start_with_an_invalid_or_unsafe_login_configuration",
+        "test_setup_on_aws_refuses_a_well_known_password_even_one_from_an_earlier_start",
     ),
 }
 
