@@ -92,7 +92,7 @@ def test_failed_logins_are_limited_per_user_and_address_and_less_strictly_per_us
         failed.count("1", "bOSS")
     assert failed.too_many("1", "boss")
     assert not failed.too_many("1", "other")
-    assert not failed.too_many("2", "boss"), "a guesser at one address does not lock the user out at another"
+    assert not failed.too_many("2", "boss"), "a guesser does not lock the user out at other addresses"
     for number in range(90):
         failed.count(f"10.0.0.{number}", "boss")
     assert failed.too_many("2", "BOSS")

@@ -81,7 +81,7 @@ def test_a_green_run_publishes_and_shows_its_tables_in_glue(driver: Driver) -> N
     assert driver.states(run) == dict.fromkeys(TASKS, "success")
     release = driver.live()
     assert release.run == run_key(DAG, run)
-    # other projects may have published on this platform
+    # other projects may have been published on this platform
     own = {table for table, version in release.tables.items() if version.project in ("", "busco")}
     assert own == {"bronze.orders", "silver.orders", "gold.fct"}
     assert driver.busco("query", "--format", "csv", "select count(*) as n from busco_gold.fct") == "n\n2\n"
@@ -397,7 +397,7 @@ def test_a_task_deferred_after_its_run_was_marked_failed_ends_and_clearing_finis
     try:
         run, runner = building_fct(driver)
         driver.api.call("PATCH", f"dags/{DAG}/dagRuns/{run}", {"state": "failed"})
-        # what a scheduler writes that read the task before the run was marked
+        # as written by a scheduler that read the task before the run was marked
         late = FollowTrigger("fct.test", ["test.busco.late"], [], "tests of gold.fct").serialize()
         with sessions() as session:
             defer(session, run, "models.fct.test", *late)

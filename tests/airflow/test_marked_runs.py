@@ -73,7 +73,7 @@ def test_a_task_deferred_after_its_run_was_marked_starts_no_runner_and_stops_the
             s = tasks.defer(S, 1)
             await until(lambda: tasks.lab.watch.followers.get("s/1"))
             if is_restarted:
-                # another triggerer takes over the task, and has not read yet what started the runner
+                # another triggerer takes over the task; it has not read the run's records yet
                 tasks.lab.watch = tasks.lab.another_watch()
             # the model's task is marked and cancelled; meanwhile another task was deferred, which is not marked
             tasks.waiting = {2}

@@ -1,5 +1,7 @@
-"""What OnCall may and may not, whom a rollback names, and what a hostile page or a guesser gets: asked of Airflow's
-webserver with the platform's configuration, by its pages and its API."""
+"""What OnCall may do, whom a rollback names, and what hostile pages and password guessers can achieve.
+
+The tests use the pages and the API of Airflow's webserver with the platform's configuration.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ class Web:
         return self.browsers[user]
 
     def post(self, user: str, path: str, **fields: Any) -> requests.Response:
-        """What a page's button sends."""
+        """Sends what a button on a page sends."""
         browser = self.browser(user)
         return browser.post(
             f"{self.url}{path}", data={"csrf_token": self.tokens[user], **fields}, timeout=60, allow_redirects=False
@@ -67,7 +69,7 @@ class Web:
         return self.browser(user).request(method, f"{self.url}/api/v1/{path}", timeout=60, **more)
 
     def run(self, user: str = "ana", run: str = "") -> str:
-        """A run that a user has triggered; its id."""
+        """Triggers a run as a user. Returns its id."""
         answer = self.api(
             user, "POST", f"dags/{DAG}/dagRuns", {"conf": CONF, "dag_run_id": run or f"run-{uuid4().hex}"}
         )
@@ -83,7 +85,7 @@ class Web:
         return str(self.api("boss", "GET", path).json()["state"])
 
     def key(self, run: str) -> str:
-        """A run's number, by which lists know it."""
+        """Returns the number that identifies a run in lists."""
         import sqlite3
 
         with sqlite3.connect(f"file:{self.home}/airflow.db?mode=ro", uri=True) as database:
@@ -127,14 +129,15 @@ def _later(web: Web) -> None:
     web.lab("aged")
 
 
-# -- what OnCall may --------------------------------------------------------------------------------------------------
+# -- what OnCall may do -----------------------------------------------------------------------------------------------
 
 
-def test_on_call_loses_what_it_might_do_before_and_keeps_what_a_dag_file_gives(web: Web) -> None:
+def test_on_call_loses_earlier_permissions_and_keeps_those_that_a_dag_file_grants(web: Web) -> None:
     from airflow.providers.fab.auth_manager.security_manager.override import FabAirflowSecurityManagerOverride as Stock
 
-    wanted = {*ON_CALL_MAY, *Stock.VIEWER_PERMISSIONS, ("can_edit", "DAG:operations")}
-    assert Logins("", None, web.home).ask(OF_A_ROLE, "OnCall") == {f"{what} {of}" for what, of in wanted}  # type: ignore[arg-type]
+    expected = {*ON_CALL_MAY, *Stock.VIEWER_PERMISSIONS, ("can_edit", "DAG:operations")}
+    logins = Logins("", None, web.home)  # type: ignore[arg-type]
+    assert logins.query(OF_A_ROLE, "OnCall") == {f"{action} {resource}" for action, resource in expected}
 
 
 DELETING: dict[str, Callable[[Web, str], requests.Response]] = {
@@ -161,7 +164,7 @@ def _task_key(run: str) -> str:
 
 
 @pytest.mark.parametrize("what", DELETING)
-def test_on_call_deletes_and_makes_nothing_but_runs(web: Web, what: str) -> None:
+def test_on_call_can_create_nothing_but_runs_and_can_delete_nothing(web: Web, what: str) -> None:
     run = web.run()
     web.lab("ended", run=run)
     before = web.lab("counts")
@@ -173,9 +176,9 @@ def test_on_call_deletes_and_makes_nothing_but_runs(web: Web, what: str) -> None
 def test_on_call_pauses_and_triggers_by_page_and_api(web: Web) -> None:
     for paused in (True, False):
         assert web.api("ana", "PATCH", f"dags/{DAG}", {"is_paused": paused}).json()["is_paused"] is paused
-    for said, paused in (("false", True), ("true", False)):
-        # what the page says is what is now
-        web.post("ana", f"/paused?is_paused={said}&dag_id={DAG}")
+    for current, paused in (("false", True), ("true", False)):
+        # the page sends the current state
+        web.post("ana", f"/paused?is_paused={current}&dag_id={DAG}")
         assert web.api("boss", "GET", f"dags/{DAG}").json()["is_paused"] is paused
     run = f"form-{uuid4().hex}"
     web.post("ana", f"/dags/{DAG}/trigger", run_id=run, conf=json.dumps(CONF))
@@ -196,17 +199,17 @@ CLEARING: dict[str, Callable[[Web, str, str], requests.Response]] = {
     "list: task instances": lambda web, user, run: web.post(
         user, "/taskinstance/action_post", action="clear", rowid=_task_key(run)
     ),
-    "list: runs, another DAG besides": lambda web, user, run: web.post(
+    "list: runs, and another DAG": lambda web, user, run: web.post(
         user, "/dagrun/action_post", action="clear", rowid=web.key(run), dag_id="other"
     ),
-    "list: task instances, another DAG besides": lambda web, user, run: web.post(
+    "list: task instances, and another DAG": lambda web, user, run: web.post(
         user, "/taskinstance/action_post", action="clear", rowid=_task_key(run), dag_id="other", run_id="other"
     ),
 }  # fmt: skip
 
 
-# of a run that has not ended, which is not queued again
-GOES_ON = ("api: a task", "list: task instances", "list: task instances, another DAG besides")
+# these do not queue the run again if it has not ended
+GOES_ON = ("api: a task", "list: task instances", "list: task instances, and another DAG")
 
 
 def _clear(web: Web, user: str, run: str, path: str) -> requests.Response:
@@ -231,7 +234,7 @@ def test_on_call_marks_by_page_and_api(web: Web) -> None:
     assert web.state(run) == "failed"
 
 
-# -- who it was -------------------------------------------------------------------------------------------------------
+# -- who triggered it -------------------------------------------------------------------------------------------------
 
 TRIGGERING: dict[str, Callable[[Web, str], Any]] = {
     "api": lambda web, run: web.api("bob", "POST", f"dags/{DAG}/dagRuns", {"conf": CONF, "dag_run_id": run}),
@@ -253,37 +256,37 @@ TRIGGERING: dict[str, Callable[[Web, str], Any]] = {
 
 
 @pytest.mark.parametrize("way", TRIGGERING)
-def test_a_run_is_of_the_user_who_has_triggered_it_whatever_it_says(web: Web, way: str) -> None:
+def test_the_user_who_triggered_a_run_is_named_whatever_its_configuration_says(web: Web, way: str) -> None:
     web.run("boss")
     before = web.newest()
     run = f"run-{uuid4().hex}"
-    # an attempt of ana's at the same id, long ago
+    # ana tried to use the same id long ago
     web.api("ana", "POST", f"dags/{DAG}/dagRuns", {"conf": "no object", "dag_run_id": run})
     web.lab("aged")
     answer = TRIGGERING[way](web, run)
     made = web.newest()
     if made == before:
-        assert answer.status_code in (400, 415), "Airflow may refuse what it does not understand"
+        assert answer.status_code in (400, 415), "Airflow may refuse this content type"
         assert "that the event does not keep" in way
         return
     assert web.lab("who", run=made) == "bob"
 
 
-def test_one_who_is_lured_to_the_form_is_not_named_alone(web: Web) -> None:
+def test_a_user_who_was_lured_to_the_form_is_not_the_only_one_named(web: Web) -> None:
     run = f"run-{uuid4().hex}"
     web.browser("ana").get(f"{web.url}/dags/{DAG}/trigger?run_id={run}&conf=%7B%7D", timeout=60)
     assert web.lab("who", run=web.run("bob", run)) == "bob or ana"
     web.browser("ana").get(f"{web.url}/dags/{DAG}/trigger?run_id={run}", timeout=60)
-    assert web.lab("who", run=run) == "bob or ana", "what comes after the run has not made it"
+    assert web.lab("who", run=run) == "bob or ana", "an event that is newer than the run did not create it"
 
 
-def test_one_who_only_looks_at_the_form_is_not_named(web: Web) -> None:
+def test_a_user_who_only_opens_the_form_is_not_named(web: Web) -> None:
     web.browser("ana").get(f"{web.url}/dags/{DAG}/trigger", timeout=60)
     web.post("bob", f"/dags/{DAG}/trigger", conf=json.dumps(CONF))
     assert web.lab("who", run=web.newest()) == "bob"
 
 
-# what Airflow's event log would read differently from Airflow, or not in time
+# requests that Airflow's event log would read differently from Airflow itself, or would not record in time
 MISLEADING: dict[str, Callable[[Web], requests.Response]] = {
     "form, dag_run_id": lambda web: web.post("bob", _FORM, dag_run_id="manual__other", conf=json.dumps(CONF)),
     "form, dag_run_id in the address": lambda web: web.post(
@@ -309,28 +312,28 @@ def _conf(keys: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("way", MISLEADING)
-def test_a_trigger_that_the_event_log_reads_differently_is_refused(web: Web, way: str) -> None:
+def test_a_trigger_request_that_the_event_log_would_read_differently_is_refused(web: Web, way: str) -> None:
     web.run("boss")
     before = web.newest()
     assert MISLEADING[way](web).status_code == 400
     assert web.newest() == before
 
 
-def test_as_many_keys_as_a_run_may_have_are_taken(web: Web) -> None:
+def test_a_configuration_with_the_maximum_number_of_keys_is_accepted(web: Web) -> None:
     assert web.api("bob", "POST", _RUNS, {"conf": _conf(100)}).status_code == 200
     assert web.lab("who", run=web.newest()) == "bob"
 
 
 @pytest.mark.parametrize("way", ["api", "api, no id", "form", "form, no id"])
-def test_a_run_that_takes_long_to_make_is_of_its_user(web: Web, way: str) -> None:
+def test_a_run_that_takes_long_to_create_still_names_its_user(web: Web, way: str) -> None:
     TRIGGERING[way](web, f"run-{uuid4().hex}")
-    most = conf.getint("webserver", "web_server_worker_timeout")
-    web.lab("earlier", owner="bob", seconds=str(most - 10))
+    longest = conf.getint("webserver", "web_server_worker_timeout")
+    web.lab("earlier", owner="bob", seconds=str(longest - 10))
     assert web.lab("who", run=web.newest()) == "bob"
 
 
 @pytest.mark.parametrize("way", ["api", "form"])
-def test_an_event_that_names_this_very_run_counts_whatever_its_age(web: Web, way: str) -> None:
+def test_an_event_that_names_exactly_this_run_counts_whatever_its_age(web: Web, way: str) -> None:
     run = f"run-{uuid4().hex}"
     web.browser("ana").get(f"{web.url}/dags/{DAG}/trigger?conf=%7B%7D", timeout=60)
     TRIGGERING[way](web, run)
@@ -338,20 +341,20 @@ def test_an_event_that_names_this_very_run_counts_whatever_its_age(web: Web, way
     assert web.lab("who", run=run) == "ana or bob"
 
 
-def test_a_run_that_was_queued_again_by_the_api_is_of_whoever_did_it(web: Web) -> None:
+def test_a_run_that_was_queued_again_through_the_api_names_the_user_who_did_it(web: Web) -> None:
     run = web.run("bob")
     web.api("bob", "PATCH", f"{_RUNS}/{run}", {"state": "failed"})
     body = {"dry_run": False, "dag_run_id": run, "task_ids": [TASK], "only_failed": False, "reset_dag_runs": False}
     assert web.api("bob", "POST", f"dags/{DAG}/clearTaskInstances", body).status_code == 200
     web.lab("aged")
-    # bob waits until ana has something to do with the form
+    # bob waits until ana has used the form
     web.browser("ana").get(f"{web.url}/dags/{DAG}/trigger?conf=%7B%7D", timeout=60)
     assert web.api("bob", "PATCH", f"{_RUNS}/{run}", {"state": "queued"}).status_code == 200
     assert web.lab("who", run=run).split(" or ")[0] == "bob"
 
 
 @pytest.mark.parametrize("way", CLEARING)
-def test_a_task_that_another_one_clears_is_the_other_one_s(web: Web, way: str) -> None:
+def test_a_task_that_another_user_clears_names_that_user(web: Web, way: str) -> None:
     run = web.run("ana")
     assert web.lab("who", run=run) == "ana"
     web.lab("ended", run=run, **({"goes_on": ""} if way in GOES_ON else {}))
@@ -362,7 +365,7 @@ def test_a_task_that_another_one_clears_is_the_other_one_s(web: Web, way: str) -
 
 
 @pytest.mark.parametrize("more", [f"dag_id={DAG}2", "dag_run_id=no", "task_id=glue"])
-def test_a_clearing_that_names_something_else_besides_is_refused(web: Web, more: str) -> None:
+def test_a_clear_request_that_also_names_something_else_is_refused(web: Web, more: str) -> None:
     run = web.run("ana")
     web.lab("ended", run=run)
     assert _clear(web, "bob", run, f"/clear?{more}").status_code == 400
@@ -370,21 +373,21 @@ def test_a_clearing_that_names_something_else_besides_is_refused(web: Web, more:
 
 
 @pytest.mark.parametrize("way", GOES_ON)
-def test_a_clearing_whose_task_waits_long_is_still_its_user_s(web: Web, way: str) -> None:
+def test_a_cleared_task_that_waits_long_still_names_the_user_who_cleared_it(web: Web, way: str) -> None:
     other = web.run("ana")
     web.lab("ended", run=other)
     run = web.run("ana")
     web.lab("ended", run=run, goes_on="")
     web.lab("aged")
     CLEARING[way](web, "bob", run)
-    # bob has paused the DAG, and goes on when ana has cleared something
+    # bob has paused the DAG, and resumes it after ana has cleared a task
     web.lab("aged")
     CLEARING["page: a task"](web, "ana", other)
     assert web.lab("taken", run=run) == "yes"
     assert "bob (cleared)" in web.lab("who", run=run).split(" or ")
 
 
-def test_a_clearing_that_waits_for_another_person_to_queue_the_run_is_still_its_user_s(web: Web) -> None:
+def test_a_cleared_task_still_names_its_user_if_another_user_queues_the_run(web: Web) -> None:
     run = web.run("ana")
     web.lab("ended", run=run)
     web.lab("aged")
@@ -398,36 +401,36 @@ def test_a_clearing_that_waits_for_another_person_to_queue_the_run_is_still_its_
 
 
 @pytest.mark.parametrize("kind", ["scheduled", "manual"])
-def test_where_nobody_has_asked_the_run_itself_is_named(web: Web, kind: str) -> None:
+def test_if_no_user_triggered_a_run_the_run_itself_is_named(web: Web, kind: str) -> None:
     run = web.lab("made", kind=kind)
     assert web.lab("who", run=run) == f"airflow:{DAG}/{run}"
 
 
-def test_a_name_of_the_command_line_is_told_from_a_user_s(web: Web) -> None:
+def test_a_name_from_the_command_line_is_distinguished_from_a_user_s_name(web: Web) -> None:
     run = f"run-{uuid4().hex}"
     web.lab("command", run=run)
-    # the operating system's, whatever LOGNAME says
+    # the name comes from the operating system, not from LOGNAME
     assert web.lab("who", run=run) == f"{pwd.getpwuid(os.getuid()).pw_name} (command line)"
 
 
-# -- a page of another site in the browser of somebody who is logged in -----------------------------------------------
+# -- a page of another site in the browser of a user who is logged in -------------------------------------------------
 
 MALLORY = {"username": "mallory", "password": "mallory", "first_name": "m", "last_name": "m", "email": "m@example.com"}
 FORGED: dict[str, Callable[[Web, dict[str, str]], requests.Response]] = {
-    "a new admin": lambda web, said: web.browser("boss").post(
-        f"{web.url}/auth/fab/v1/users", data=json.dumps({**MALLORY, "roles": [{"name": "Admin"}]}), headers=said,
+    "a new admin": lambda web, headers: web.browser("boss").post(
+        f"{web.url}/auth/fab/v1/users", data=json.dumps({**MALLORY, "roles": [{"name": "Admin"}]}), headers=headers,
         timeout=60,
     ),
-    "a run": lambda web, said: web.api("boss", "POST", _RUNS, data=json.dumps({"conf": CONF}), headers=said),
-    "a variable": lambda web, said: web.api(
-        "boss", "POST", "variables", data=json.dumps({"key": "k", "value": "v"}), headers=said
+    "a run": lambda web, headers: web.api("boss", "POST", _RUNS, data=json.dumps({"conf": CONF}), headers=headers),
+    "a variable": lambda web, headers: web.api(
+        "boss", "POST", "variables", data=json.dumps({"key": "k", "value": "v"}), headers=headers
     ),
-    "a deleted DAG": lambda web, said: web.api("boss", "DELETE", f"dags/{DAG}", data="", headers=said),
-    "a paused DAG": lambda web, said: web.api(
-        "boss", "PATCH", f"dags/{DAG}", data=json.dumps({"is_paused": True}), headers=said
+    "a deleted DAG": lambda web, headers: web.api("boss", "DELETE", f"dags/{DAG}", data="", headers=headers),
+    "a paused DAG": lambda web, headers: web.api(
+        "boss", "PATCH", f"dags/{DAG}", data=json.dumps({"is_paused": True}), headers=headers
     ),
-    "a page's form": lambda web, said: web.browser("boss").post(
-        f"{web.url}{_FORM}", data={"csrf_token": web.tokens["boss"], "conf": json.dumps(CONF)}, headers=said,
+    "a page's form": lambda web, headers: web.browser("boss").post(
+        f"{web.url}{_FORM}", data={"csrf_token": web.tokens["boss"], "conf": json.dumps(CONF)}, headers=headers,
         timeout=60, allow_redirects=False,
     ),
 }  # fmt: skip
@@ -436,28 +439,28 @@ FOREIGN = {
     "another port of this machine": {**TEXT, "Origin": "http://127.0.0.1:9999"},
     "another name of this machine": {**TEXT, "Origin": "http://localhost:{port}"},
     "another site": {**TEXT, "Origin": "https://evil.example.com"},
-    "nobody's page": {**TEXT, "Origin": "null"},
+    "a page without an origin": {**TEXT, "Origin": "null"},
     "a name that looks alike": {**TEXT, "Origin": "http://127.0.0.1:{port}.example.com"},
-    "the same site, said alone": {**TEXT, "Sec-Fetch-Site": "same-site"},
-    "another site, said alone": {**TEXT, "Sec-Fetch-Site": "cross-site"},
+    "the same site, Sec-Fetch-Site alone": {**TEXT, "Sec-Fetch-Site": "same-site"},
+    "another site, Sec-Fetch-Site alone": {**TEXT, "Sec-Fetch-Site": "cross-site"},
     "JSON, another port": {"Content-Type": "application/json", "Origin": "http://127.0.0.1:9999"},
-    "as browsers say it": {**TEXT, "Origin": "http://127.0.0.1:9999", "Sec-Fetch-Site": "same-site"},
+    "as browsers send it": {**TEXT, "Origin": "http://127.0.0.1:9999", "Sec-Fetch-Site": "same-site"},
 }
 
 
 @pytest.mark.parametrize("page", FOREIGN)
-def test_a_page_of_another_site_changes_nothing_in_the_name_of_whoever_is_logged_in(web: Web, page: str) -> None:
+def test_a_page_of_another_site_changes_nothing_on_behalf_of_the_user_who_is_logged_in(web: Web, page: str) -> None:
     web.browser("boss")
     before, port = web.lab("counts"), web.url.rpartition(":")[2]
-    said = {name: value.replace("{port}", port) for name, value in FOREIGN[page].items()}
+    headers = {name: value.replace("{port}", port) for name, value in FOREIGN[page].items()}
     for what, forge in FORGED.items():
-        of_a_form = {name: value for name, value in said.items() if name != "Content-Type"}
-        answer = forge(web, of_a_form if what == "a page's form" else said)
+        form_headers = {name: value for name, value in headers.items() if name != "Content-Type"}
+        answer = forge(web, form_headers if what == "a page's form" else headers)
         assert answer.status_code == 403, what
         assert "Page refused" in answer.text, what
     assert web.lab("counts") == before
     assert web.api("boss", "GET", f"dags/{DAG}").json()["is_paused"] is False
-    names = [one["username"] for one in web.browser("boss").get(f"{web.url}/auth/fab/v1/users").json()["users"]]
+    names = [user["username"] for user in web.browser("boss").get(f"{web.url}/auth/fab/v1/users").json()["users"]]
     assert "mallory" not in names
 
 
@@ -465,30 +468,30 @@ def test_a_page_of_another_site_changes_nothing_in_the_name_of_whoever_is_logged
     "kind", ["text/plain", "text/plain; x=application/json", "", "application/csp-report", "text/json", "nonsense",
              "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
 )  # fmt: skip
-def test_the_api_takes_what_is_json_by_its_type_alone(web: Web, kind: str) -> None:
+def test_the_api_accepts_only_the_content_type_of_json(web: Web, kind: str) -> None:
     before = web.lab("counts")
-    # a browser posts each of these for any page without asking first
+    # a browser sends most of these for any page without a preflight request
     for what in ("a new admin", "a run", "a variable"):
         answer = FORGED[what](web, {"Content-Type": kind} if kind else {})
-        # stock Airflow's own answers
+        # stock Airflow's own status codes
         assert answer.status_code in (400, 415), what
     assert web.lab("counts") == before
 
 
-def test_airflow_s_own_pages_and_what_is_no_browser_are_answered(web: Web) -> None:
+def test_airflow_s_own_pages_and_clients_other_than_browsers_are_accepted(web: Web) -> None:
     json_type = {"Content-Type": "application/json"}
-    for said in (
+    for headers in (
         {}, {"Origin": web.url}, {"Origin": web.url, "Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"},
         {"Origin": "null", "Sec-Fetch-Site": "same-origin"},
     ):  # fmt: skip
-        assert FORGED["a run"](web, {**json_type, **said}).status_code == 200, said
-        assert FORGED["a page's form"](web, said).status_code == 302, said
-    # whoever only reads may come from wherever
+        assert FORGED["a run"](web, {**json_type, **headers}).status_code == 200, headers
+        assert FORGED["a page's form"](web, headers).status_code == 302, headers
+    # requests that only read are accepted from anywhere
     linked = {"Origin": "https://wiki.example.com", "Sec-Fetch-Site": "cross-site"}
     assert web.browser("boss").get(f"{web.url}/dags/{DAG}/grid", headers=linked, timeout=60).status_code == 200
 
 
-def test_no_page_is_in_a_frame_of_another_site(web: Web) -> None:
+def test_no_page_can_be_framed_by_another_site(web: Web) -> None:
     for path in ("/home", _FORM, "/login/", "/api/v1/dags", "/no-such-page"):
         answer = web.browser("boss").get(f"{web.url}{path}", timeout=60)
         assert answer.headers["X-Frame-Options"] == "SAMEORIGIN", path
@@ -499,19 +502,19 @@ def test_a_body_without_a_length_and_one_that_is_too_long_are_not_read(web: Web)
         nobody.trust_env = False
         for path in ("/health", "/login/", f"/api/v1/{_RUNS}", "/no-such-page"):
             for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded"):
-                said = {"Content-Type": kind}
+                headers = {"Content-Type": kind}
                 for body, status in (((b"[]" for _ in range(2)), 411), (b"[" + b"[]," * 5_000_000 + b"0]", 413)):
                     began = time.monotonic()
-                    answer = nobody.post(f"{web.url}{path}", data=body, headers=said, timeout=60)
+                    answer = nobody.post(f"{web.url}{path}", data=body, headers=headers, timeout=60)
                     assert answer.status_code == status, (path, kind)
                     assert time.monotonic() - began < 10
 
 
-# -- guessers of passwords --------------------------------------------------------------------------------------------
+# -- password guessing ------------------------------------------------------------------------------------------------
 
 
 class _From(HTTPAdapter):
-    """Asks from one of this machine's own addresses."""
+    """Sends requests from one of this machine's own addresses."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -537,14 +540,14 @@ def test_wrong_passwords_count_for_the_user_however_the_name_is_written(web: Web
     assert guess(web, "viewer", "viewer") == 200
 
 
-def test_wrong_passwords_count_by_the_login_page_and_by_the_api_alike(web: Web) -> None:
+def test_wrong_passwords_on_the_login_page_and_in_the_api_count_together(web: Web) -> None:
     mine = "127.0.2.1"
     assert [guess(web, "spread", "wrong", mine) for _ in range(6)] == [401] * 6
-    # the page's own limit is five
+    # the page's own rate limit is five
     assert [_by_the_page(web, "spread", "wrong", mine) for _ in range(4)] == [302] * 4
     assert guess(web, "spread", "spread", mine) == 429
     assert _by_the_page(web, "Spread", "spread", mine) == 429
-    assert guess(web, "spread", "spread", "127.0.2.2") == 200, "one guesser keeps nobody out"
+    assert guess(web, "spread", "spread", "127.0.2.2") == 200, "a guesser does not lock the user out at other addresses"
 
 
 def _by_the_page(web: Web, user: str, password: str, address: str) -> int:

@@ -1,4 +1,4 @@
-"""The graph that Airflow has from a kept outline is the one that Cosmos renders, and only of this manifest."""
+"""The graph that Airflow builds from a cached outline is the one that Cosmos renders from the same manifest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.synthetic import manifest
 
 ROOT = Path(__file__).parents[2]
 
-# What Airflow makes of the DAG file in a process of its own, and whether Cosmos had anything to do with it.
+# Parses the DAG file as Airflow does, in a separate process, and reports whether Cosmos was involved.
 PARSE = """
 import json, logging, sys
 logging.disable(logging.CRITICAL)
@@ -24,12 +24,12 @@ from airflow.models import DagBag
 from airflow.serialization.serialized_objects import SerializedDAG
 
 bag = DagBag(sys.argv[1], include_examples=False, read_dags_from_db=False)
-said = {"errors": bag.import_errors, "rendered": "cosmos.converter" in sys.modules}
+result = {"errors": bag.import_errors, "rendered": "cosmos.converter" in sys.modules}
 if "lakehouse" in bag.dags:
-    said["dag"] = SerializedDAG.to_dict(bag.dags["lakehouse"])["dag"]
-print(json.dumps(said))
+    result["dag"] = SerializedDAG.to_dict(bag.dags["lakehouse"])["dag"]
+print(json.dumps(result))
 """
-# The same project's graph as Cosmos renders it into a DAG, and as it comes from the outline, for several manifests.
+# For each manifest, builds the graph as Cosmos renders it into a DAG, and as it comes from the outline.
 COMPARE = """
 import json, logging, sys
 logging.disable(logging.CRITICAL)
@@ -67,8 +67,8 @@ def run(home: Path, code: str, *arguments: str) -> Any:
 
 
 def parse(home: Path) -> dict[str, Any]:
-    said: dict[str, Any] = run(home, PARSE, str(ROOT / "dags/lakehouse.py"))
-    return said
+    result: dict[str, Any] = run(home, PARSE, str(ROOT / "dags/lakehouse.py"))
+    return result
 
 
 def tasks_of(dag: dict[str, Any]) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def tasks_of(dag: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rendered:
-    """A state folder whose project was rendered once, and what that gave."""
+    """A state folder whose project was rendered once, and the result of that."""
 
     home: Path
-    said: dict[str, Any]
+    result: dict[str, Any]
 
     @property
     def outline(self) -> Path:
@@ -115,7 +115,7 @@ def test_the_graph_from_an_outline_is_the_one_that_cosmos_renders_task_by_task(h
         assert fresh == kept
         assert kept["_task_group"] == rendered["_task_group"]
         assert {**kept, "tasks": None} == {**rendered, "tasks": None}
-        # but for the DAG's params, which Airflow copies into each task
+        # except for the DAG's params, which Airflow copies into each task
         expected = {
             name: {key: value for key, value in task.items() if key != "params" or name in ("before", "after")}
             for name, task in tasks_of(rendered).items()
@@ -125,7 +125,7 @@ def test_the_graph_from_an_outline_is_the_one_that_cosmos_renders_task_by_task(h
 
 
 def test_an_unchanged_manifest_is_not_rendered_again(rendered: Rendered) -> None:
-    first, again = rendered.said, parse(rendered.home)
+    first, again = rendered.result, parse(rendered.home)
     assert (first["errors"], again["errors"]) == ({}, {})
     assert (first["rendered"], again["rendered"]) == (True, False)
     assert again["dag"] == first["dag"]
@@ -133,18 +133,18 @@ def test_an_unchanged_manifest_is_not_rendered_again(rendered: Rendered) -> None
     assert {task["owner"] for task in tasks_of(again["dag"]).values()} == {"data-platform"}
 
 
-def test_a_changed_manifest_is_rendered_anew(home: Path) -> None:
+def test_a_changed_manifest_is_rendered_again(home: Path) -> None:
     before = tasks_of(parse(home)["dag"])
     changed = manifest(20, 14)
     renamed = json.dumps(changed).replace("silver_0_0", "silver_new")
     (home / "manifest.json").write_text(renamed)
-    said = parse(home)
-    assert said["rendered"]
-    assert {name.replace("silver_0_0", "silver_new") for name in before} == tasks_of(said["dag"]).keys()
-    # and the way back is known still
+    result = parse(home)
+    assert result["rendered"]
+    assert {name.replace("silver_0_0", "silver_new") for name in before} == tasks_of(result["dag"]).keys()
+    # the outline of the previous manifest is still cached
     (home / "manifest.json").write_text(json.dumps(changed))
-    said = parse(home)
-    assert (said["rendered"], tasks_of(said["dag"])) == (False, before)
+    result = parse(home)
+    assert (result["rendered"], tasks_of(result["dag"])) == (False, before)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_changed_manifest_is_rendered_anew(home: Path) -> None:
         "a folder",
     ],
 )
-def test_an_outline_that_is_not_as_it_was_written_is_no_graph(rendered: Rendered, damage: str) -> None:
+def test_an_outline_that_was_damaged_is_not_used(rendered: Rendered, damage: str) -> None:
     path = rendered.outline
     written = path.read_bytes()
     if damage == "cut off":
@@ -168,8 +168,8 @@ def test_an_outline_that_is_not_as_it_was_written_is_no_graph(rendered: Rendered
     else:
         path.unlink()
         path.mkdir()
-    said = parse(rendered.home)
-    assert (said["errors"], said["rendered"], said["dag"]) == ({}, True, rendered.said["dag"])
+    result = parse(rendered.home)
+    assert (result["errors"], result["rendered"], result["dag"]) == ({}, True, rendered.result["dag"])
     if damage == "a folder":
         path.rmdir()
         path.write_bytes(written)
@@ -180,18 +180,20 @@ def test_an_outline_that_is_not_as_it_was_written_is_no_graph(rendered: Rendered
     ("name", "value"),
     [("BUSCO_EXECUTION", "ecs"), pytest.param("AIRFLOW__COSMOS__ENABLE_CACHE", "False", marks=pytest.mark.long)],
 )
-def test_other_settings_of_ours_or_cosmos_s_are_rendered_anew(rendered: Rendered, name: str, value: str) -> None:
+def test_the_graph_is_rendered_again_if_our_or_cosmos_s_settings_change(
+    rendered: Rendered, name: str, value: str
+) -> None:
     other = f"import os; os.environ[{name!r}] = {value!r}\n{PARSE}"
     assert run(rendered.home, other, str(ROOT / "dags/lakehouse.py"))["rendered"]
 
 
-def test_a_project_that_was_never_parsed_says_so(home: Path) -> None:
+def test_a_project_that_was_never_parsed_is_an_import_error(home: Path) -> None:
     (home / "manifest.json").unlink()
     (error,) = parse(home)["errors"].values()
     assert "the dbt project was never parsed here" in error
 
 
-def test_outlines_of_old_manifests_are_taken_away(home: Path) -> None:
+def test_outlines_of_old_manifests_are_removed(home: Path) -> None:
     for number in range(12):
         old = home / f"manifest.{number}.outline.json"
         old.write_text("old")

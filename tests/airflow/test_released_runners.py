@@ -1,4 +1,4 @@
-"""What a task that was cleared or marked leaves behind: no runner that nobody needs. What others need goes on."""
+"""Clearing or marking a task stops the runners that no other task needs; those that others need continue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T, N1, N2 = "test.p.t", "test.p.n1", "test.p.n2"
 PAIR = {**a_model("a"), **a_model("b")}
 
 
-def begun(lab: Lab, *nodes: str, **more: Any) -> asyncio.Task[Ended]:
+def follow(lab: Lab, *nodes: str, **more: Any) -> asyncio.Task[Ended]:
     return asyncio.create_task(lab.follow(*nodes, **more))
 
 
@@ -31,18 +31,18 @@ async def until(ready: Callable[[], Any]) -> None:
 
 
 def later_ones_wait(order: Order) -> float:
-    """The first runner of an order registers itself at once, a later one after a while, as on ECS."""
+    """Makes the first runner of an order register at once and later ones after a delay, as on ECS."""
     return 0.01 if order.generation == 1 else 5
 
 
-# -- whose runner is ended --------------------------------------------------------------------------------------------
+# -- which runners are stopped ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ecs", [False, True])
-def test_the_replacement_of_a_lost_runner_is_ended_before_it_registers(ecs: bool) -> None:
+def test_the_replacement_of_a_lost_runner_is_stopped_before_it_registers(ecs: bool) -> None:
     async def story() -> None:
         lab = Lab(a_model("a"), ecs=ecs, slow={A: 100}, pending=later_ones_wait)
-        a = begun(lab, A)
+        a = follow(lab, A)
         await until(lambda: lab.watch.followers.get("a/1") == 1)
         lab._kill(1)
         await until(lambda: len(lab.started) == 2)
@@ -54,24 +54,24 @@ def test_the_replacement_of_a_lost_runner_is_ended_before_it_registers(ecs: bool
     simulate(story())
 
 
-def test_the_replacement_of_a_lost_runner_is_ended_while_others_follow_another_runner() -> None:
+def test_the_replacement_of_a_lost_runner_is_stopped_while_others_follow_another_runner() -> None:
     async def story() -> None:
         lab = Lab(PAIR, ecs=True, slow={B: 100}, pending=later_ones_wait)
         assert (await lab.follow(A)).state == "success"
         lab.slow[A] = 100
-        again, b = begun(lab, A, attempt=2), begun(lab, B)
+        again, b = follow(lab, A, attempt=2), follow(lab, B)
         await until(lambda: len(lab.run.runners()) == 2 and all(lab.watch.followers.values()))
         lab._kill(lab.run.runners()[0].pid)
         await until(lambda: lab.started[2:] == ["shared"])
         await lab.clear(b, "b/1", elsewhere=1)
         await asyncio.sleep(10)
-        assert list(lab.living) == [2], "the runner of the task that goes on"
+        assert list(lab.living) == [2], "the runner of the task that was not cleared"
         again.cancel()
 
     simulate(story())
 
 
-def test_a_runner_is_ended_although_the_last_task_of_its_run_waited_for_another_one() -> None:
+def test_a_runner_is_stopped_although_the_last_task_of_its_run_waited_for_another_runner() -> None:
     async def story() -> None:
         lab = Lab({**PAIR, **a_test("t", "a")}, ecs=True, per_model=True, slow={T: 100})
         start = lab.start
@@ -83,7 +83,7 @@ def test_a_runner_is_ended_although_the_last_task_of_its_run_waited_for_another_
 
         with mock.patch.object(lab, "start", no_place):
             assert (await lab.follow(A, along=[T])).state == "success"
-            t, b = begun(lab, T), begun(lab, B)
+            t, b = follow(lab, T), follow(lab, B)
             await until(lambda: lab.watch.followers == {"t/1": 1, "b/1": 0} and "b/1" in lab.watch.orders)
             await lab.clear(t, "t/1")
             await lab.clear(b, "b/1")
@@ -92,14 +92,14 @@ def test_a_runner_is_ended_although_the_last_task_of_its_run_waited_for_another_
     simulate(story())
 
 
-def test_the_runner_of_joint_tests_goes_on_for_one_that_follows_it_without_having_asked_for_it() -> None:
+def test_the_runner_of_joint_tests_continues_for_a_follower_that_did_not_order_it() -> None:
     async def story() -> None:
         graph = {**a_model("s"), **a_model("x"), **a_test("n1", "s", "x"), **a_test("n2", "s", "x")}
         lab = Lab(graph, ecs=True, per_model=True, joint=frozenset({N1, N2}), slow={N1: 50, N2: 50})
-        first, second = begun(lab, N1), begun(lab, N2)
+        first, second = follow(lab, N1), follow(lab, N2)
         await until(lambda: lab.watch.followers == {"n1/1": 1, "n2/1": 1})
         await lab.clear(second, "n2/1", elsewhere=1)
-        again = begun(lab, N2, attempt=2)
+        again = follow(lab, N2, attempt=2)
         await until(lambda: lab.watch.followers == {"n1/1": 1, "n2/2": 1})
         await lab.clear(first, "n1/1", elsewhere=1)
         assert (await again).state == "success"
@@ -108,13 +108,13 @@ def test_the_runner_of_joint_tests_goes_on_for_one_that_follows_it_without_havin
     simulate(story())
 
 
-def test_a_runner_that_another_triggerer_has_ordered_next_is_ended_too() -> None:
+def test_a_replacement_that_another_triggerer_ordered_is_stopped_too() -> None:
     async def story() -> None:
         lab = Lab(a_model("a"), ecs=True, slow={A: 100}, pending=later_ones_wait)
         theirs = lab.another_watch()
-        a, moved = begun(lab, A), begun(lab, A, task="moved", watch=theirs)
+        a, moved = follow(lab, A), follow(lab, A, task="moved", watch=theirs)
         await until(lambda: lab.watch.followers.get("a/1") == 1 == theirs.followers.get("moved/1"))
-        # this triggerer's follower is busy while the other one has the runner replaced
+        # this triggerer's follower does nothing while the other triggerer replaces the runner
         a.cancel()
         lab._kill(1)
         await until(lambda: len(lab.started) == 2)
@@ -128,7 +128,7 @@ def test_a_runner_that_another_triggerer_has_ordered_next_is_ended_too() -> None
     simulate(story())
 
 
-# -- whatever the moment ----------------------------------------------------------------------------------------------
+# -- at any moment ----------------------------------------------------------------------------------------------------
 
 GRAPH = {**PAIR, **a_model("c", "a"), **a_model("d", "b", "c"), **a_test("tc", "c"), **a_test("j", "a", "b")}
 BEFORE = {"a": "", "b": "", "c": "a", "d": "bc", "tc": "c", "j": "ab"}
@@ -137,7 +137,7 @@ NODE = {name: ("model.p." if len(name) == 1 and name != "j" else "test.p.") + na
 
 @dataclass
 class Stories:
-    """A run in which runners are killed and tasks are cleared at random, until everything ends at once."""
+    """A run in which runners are killed and tasks are cleared at random, until all of its tasks are cleared at once."""
 
     chance: random.Random
     done: set[str] = field(default_factory=set)
@@ -156,7 +156,7 @@ class Stories:
         )
 
     async def run(self) -> list[int]:
-        """Gives the runners that are left alive."""
+        """Returns the runners that are left alive."""
         now = asyncio.get_running_loop().time
         end = now() + self.chance.uniform(1, 12)
         while now() < end:
@@ -164,7 +164,7 @@ class Stories:
             if self.chance.random() < 0.5 and len(self.lab.started) < 20:
                 await self._disturb()
         self.lab.slow = dict.fromkeys(NODE.values(), 1000.0)
-        # a run between two levels of its graph has nobody who could end anything
+        # between two levels of its graph, a run has no task that could stop a runner
         await self._go_on(0.05)
         while not self.going and len(self.done) < len(BEFORE):
             await self._go_on(0.05)
@@ -185,15 +185,15 @@ class Stories:
             if name not in self.done and name not in self.going and self.done.issuperset(parents):
                 self.tries[name] += 1
                 along = [NODE["tc"]] if name == "c" else []
-                self.going[name] = begun(self.lab, NODE[name], attempt=self.tries[name], restarts=5, along=along)
+                self.going[name] = follow(self.lab, NODE[name], attempt=self.tries[name], restarts=5, along=along)
 
     async def _disturb(self) -> None:
-        what = self.chance.choice(["kill", "kill", "clear", "clear what is done"])
+        what = self.chance.choice(["kill", "kill", "clear", "clear a finished task"])
         if what == "kill" and self.lab.living:
             self.lab._kill(self.chance.choice(list(self.lab.living)))
         elif what == "clear" and self.going:
             await self._clear(self.chance.choice(list(self.going)), len(self.going) - 1)
-        elif what == "clear what is done" and self.done:
+        elif what == "clear a finished task" and self.done:
             cleared = [self.chance.choice(sorted(self.done))]
             cleared += [name for name, parents in BEFORE.items() if {*parents} & {*cleared}]
             self.done -= {*cleared}
@@ -204,7 +204,7 @@ class Stories:
         await self.lab.clear(self.going.pop(name), f"{name}/{self.tries[name]}", elsewhere)
 
 
-def test_whatever_moment_everything_ends_at_no_runner_is_left_alive() -> None:
+def test_no_runner_is_left_alive_whenever_all_tasks_are_cleared() -> None:
     for seed in range(150):
         alive = simulate(Stories(random.Random(seed)).run())
         assert not alive, f"seed {seed}"

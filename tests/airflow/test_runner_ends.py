@@ -1,4 +1,4 @@
-"""A task's page says how its runner has ended: by its own records first, by what others saw of it second."""
+"""A task's page shows how its runner ended, from the runner's own records or else from what others observed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GONE = "its process is gone for an unknown reason: it was killed, it ran out of 
 
 @dataclass
 class Shown:
-    """The page "ECS task" of a task, as facts."""
+    """The facts on a task's page "ECS task"."""
 
     page: pages.Page
 
@@ -42,14 +42,14 @@ class Shown:
 
     @property
     def end(self) -> tuple[str | None, str | None]:
-        """How the runner has ended, and what to do."""
+        """Returns how the runner ended, and what to do about it."""
         names = [name for name, _ in self.page.facts]
-        assert names.count("ended") <= 1, "it ends once"
+        assert names.count("ended") <= 1, "the end is shown at most once"
         return self.facts.get("ended"), self.facts.get("what to do")
 
 
 def shown(lab: Lab, settings: Settings, state: str = "failed", task: dict[str, Any] | None = None) -> Shown:
-    asked = pages.TaskTry("d", "r", "s", (NODE,), "model silver.s", 1, state)
+    task_try = pages.TaskTry("d", "r", "s", (NODE,), "model silver.s", 1, state)
     ecs = mock.Mock()
     ecs.describe_tasks.return_value = {"tasks": [task] if task else []}
     ecs.list_tasks.return_value = {"taskArns": [ARN] if task else []}
@@ -58,13 +58,13 @@ def shown(lab: Lab, settings: Settings, state: str = "failed", task: dict[str, A
         mock.patch.object(pages, "run_key", return_value="r"),
         mock.patch.object(pages, "client", return_value=ecs),
     ):
-        page = pages.ecs_page(settings, asked)
+        page = pages.ecs_page(settings, task_try)
     assert isinstance(page, pages.Page)
     return Shown(page)
 
 
 def registered(lab: Lab, settings: Settings, is_ecs: bool, process: Any = None) -> Runner:
-    """A runner, which is a living process unless another one is given."""
+    """Registers a runner, by default with this living process as its own."""
     pid = process.pid if process else psutil.Process().pid
     started = 0.0 if process else psutil.Process().create_time()
     runner = Runner(
@@ -92,7 +92,7 @@ def stopped(code: int | None, reason: str = "", stop_code: str = "EssentialConta
 @pytest.mark.parametrize("is_ecs", [False, True])
 @pytest.mark.parametrize("is_noted", [False, True])
 @pytest.mark.parametrize("code", [0, 1])
-def test_a_runner_that_has_done_its_work_has_ended_by_itself_whatever_became_of_its_models(
+def test_a_runner_that_completed_its_work_ended_normally_even_if_its_models_failed(
     tmp_path: Path, is_ecs: bool, is_noted: bool, code: int
 ) -> None:
     lab, settings = Lab(a_model("s")), a_settings(tmp_path, is_ecs)
@@ -100,17 +100,17 @@ def test_a_runner_that_has_done_its_work_has_ended_by_itself_whatever_became_of_
     lab.run.put_result(Result(node=NODE, runner=1, status="error" if code else "success"))
     lab.run.put_result(Result(node=RUNNER_NODE, runner=1, status="success", plan=(NODE,)))
     if is_noted:
-        # as whoever saw it gone wrote down
+        # as recorded by the triggerer that noticed that it was gone
         seen = Ending(number=1, reason="it was killed, or ran out of memory", hint="give it more")
         lab.run.store.create(lab.run.layout.ending(1), seen)
     task = stopped(code) if is_ecs else None
     assert shown(lab, settings, "failed" if code else "success", task).end == (NORMAL, None)
     if is_ecs:
-        assert shown(lab, settings).end == (NORMAL, None), "ECS has forgotten it"
+        assert shown(lab, settings).end == (NORMAL, None), "ECS no longer has the task"
 
 
 @pytest.mark.parametrize("is_ecs", [False, True])
-def test_a_runner_that_could_not_work_says_why_itself(tmp_path: Path, is_ecs: bool) -> None:
+def test_a_runner_that_could_not_work_is_shown_with_the_error_that_it_reported(tmp_path: Path, is_ecs: bool) -> None:
     lab, settings = Lab(a_model("s")), a_settings(tmp_path, is_ecs)
     registered(lab, settings, is_ecs, mock.Mock(pid=2**22 + 1))
     lab.run.put_result(Result(node=RUNNER_NODE, runner=1, status="error", error="dbt can't parse the project\n  → fix"))
@@ -120,7 +120,7 @@ def test_a_runner_that_could_not_work_says_why_itself(tmp_path: Path, is_ecs: bo
 
 
 @pytest.mark.parametrize("is_ecs", [False, True])
-def test_a_runner_at_work_has_not_ended(tmp_path: Path, is_ecs: bool) -> None:
+def test_a_runner_that_is_still_working_has_not_ended(tmp_path: Path, is_ecs: bool) -> None:
     lab, settings = Lab(a_model("s")), a_settings(tmp_path, is_ecs)
     registered(lab, settings, is_ecs)
     task = {"taskArn": ARN, "lastStatus": "RUNNING", "desiredStatus": "RUNNING"} if is_ecs else None
@@ -130,7 +130,7 @@ def test_a_runner_at_work_has_not_ended(tmp_path: Path, is_ecs: bool) -> None:
     assert ("running" in answer.facts["process"]) if not is_ecs else answer.facts["status"].startswith("RUNNING")
 
 
-def test_a_local_runner_that_is_gone_without_a_result_was_killed(tmp_path: Path) -> None:
+def test_a_local_runner_that_is_gone_without_a_result_is_shown_with_the_recorded_reason(tmp_path: Path) -> None:
     lab, settings = Lab(a_model("s")), a_settings(tmp_path, False)
     registered(lab, settings, False, mock.Mock(pid=2**22 + 1))
     assert shown(lab, settings).end == (GONE, None)
@@ -147,7 +147,7 @@ def test_a_local_runner_that_is_gone_without_a_result_was_killed(tmp_path: Path)
         (stopped(2), "exited with code 2"),
     ],
 )
-def test_an_ecs_task_that_is_gone_without_a_result_has_ended_as_ecs_says(
+def test_an_ecs_task_that_is_gone_without_a_result_is_shown_with_the_reason_from_ecs(
     tmp_path: Path, task: dict[str, Any], words: str
 ) -> None:
     lab, settings = Lab(a_model("s")), a_settings(tmp_path, True)
@@ -159,7 +159,7 @@ def test_an_ecs_task_that_is_gone_without_a_result_has_ended_as_ecs_says(
 
 @pytest.mark.parametrize("state", ["deferred", "failed"])
 @pytest.mark.parametrize("is_ecs", [False, True])
-def test_a_runner_that_never_registered_itself(tmp_path: Path, is_ecs: bool, state: str) -> None:
+def test_the_page_of_a_runner_that_never_registered_says_so(tmp_path: Path, is_ecs: bool, state: str) -> None:
     lab, settings = Lab(a_model("s")), a_settings(tmp_path, is_ecs)
     order = Order(name="shared", generation=1, kind="shared", token="t")
     lab.run.store.create(lab.run.layout.order("shared", 1), order)
@@ -173,7 +173,7 @@ def test_a_runner_that_never_registered_itself(tmp_path: Path, is_ecs: bool, sta
 
 @contextmanager
 def a_child(tmp_path: Path, code: str) -> Iterator[tuple[LocalLauncher, Runner, subprocess.Popen[bytes]]]:
-    """A launcher with a runner that it has started."""
+    """Yields a launcher, a runner that it started, and the runner's process."""
     settings = a_settings(tmp_path, False)
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     try:
@@ -197,21 +197,19 @@ def a_child(tmp_path: Path, code: str) -> Iterator[tuple[LocalLauncher, Runner, 
         ("input()", signal.SIGTERM, "its process was terminated by signal 15"),
     ],
 )
-def test_a_launcher_writes_down_how_a_process_of_its_own_has_ended(
-    tmp_path: Path, code: str, sent: int, words: str
-) -> None:
+def test_a_launcher_records_how_its_own_process_ended(tmp_path: Path, code: str, sent: int, words: str) -> None:
     with a_child(tmp_path, code) as (launcher, runner, process):
         if sent:
             assert asyncio.run(launcher.look([runner], [])) == {}
             process.send_signal(sent)
         process.wait(20)
         assert asyncio.run(launcher.look([runner], []))[1].reason == words
-        # another triggerer, or this one restarted, has not seen it
+        # another triggerer, or this one after a restart, did not see it end
         assert asyncio.run(LocalLauncher(launcher.settings).look([runner], []))[1].reason == GONE
 
 
 @pytest.mark.parametrize("is_registered", [False, True])
-def test_a_local_runner_that_its_launcher_stopped_did_not_end_by_itself(tmp_path: Path, is_registered: bool) -> None:
+def test_a_local_runner_that_its_launcher_stopped_is_recorded_as_stopped(tmp_path: Path, is_registered: bool) -> None:
     with a_child(tmp_path, "input()") as (launcher, runner, _):
         asyncio.run(launcher.stop(runner, "cleared") if is_registered else launcher.children[0].stop("cleared"))
         assert asyncio.run(launcher.look([runner], []))[1].reason == "its process was stopped: cleared"

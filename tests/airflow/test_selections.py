@@ -1,4 +1,4 @@
-"""Where models run on ECS, an ECS task reads a run's selection: Airflow's machine need not have dbt."""
+"""If models run on ECS, an ECS task resolves a run's selection, so Airflow's machine does not need dbt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.synthetic import manifest
 
 @pytest.fixture
 def select(proxy: Proxy, sessions: Any) -> Iterator[Callable[[str], list[str]]]:
-    """Reads the selection `fct` for a run, which it is given, by ECS tasks."""
+    """Yields a function that resolves the selection `fct` for the given run with ECS tasks."""
     settings = get_settings().model_copy(update={"execution": "ecs", "runner_restarts": 1})
     project = Project(manifest(20, 0))
     async_aws._clients.clear()
@@ -37,19 +37,19 @@ def attempt(run: str) -> list[str]:
     return ["lakehouse", run, "1", "origin"]
 
 
-def answer(driver: Driver, run: str, generation: int, **said: Any) -> None:
-    """Writes what the ECS task of a generation writes."""
+def answer(driver: Driver, run: str, generation: int, **fields: Any) -> None:
+    """Writes the record that the ECS task of a generation would write."""
     token = token_of("prod", *attempt(run), "select", generation)
-    driver.store.create(ENVIRONMENT.selection(token), Selection(select="fct", **said))
+    driver.store.create(ENVIRONMENT.selection(token), Selection(select="fct", **fields))
 
 
 def gone(code: str, reason: str, exit_code: int | None = None) -> Fault:
-    """Every task has stopped."""
+    """Returns a fault that makes ECS report every task as stopped."""
     containers = [{"name": "dbt", "exitCode": exit_code}] if exit_code is not None else []
 
-    def stopped(asked: dict[str, Any]) -> Answer:
-        said = {"lastStatus": "STOPPED", "stopCode": code, "stoppedReason": reason, "containers": containers}
-        return 200, {"tasks": [{"taskArn": arn, **said} for arn in asked["tasks"]], "failures": []}
+    def stopped(request: dict[str, Any]) -> Answer:
+        state = {"lastStatus": "STOPPED", "stopCode": code, "stoppedReason": reason, "containers": containers}
+        return 200, {"tasks": [{"taskArn": arn, **state} for arn in request["tasks"]], "failures": []}
 
     return stopped
 
@@ -58,7 +58,7 @@ DONE = gone("EssentialContainerExited", "Essential container in task exited", 0)
 SPOT = gone("SpotInterruption", "Your Spot Task was interrupted.")
 
 
-def test_where_models_run_on_ecs_an_ecs_task_reads_a_selection(
+def test_if_models_run_on_ecs_an_ecs_task_resolves_the_selection(
     driver: Driver, proxy: Proxy, select: Callable[[str], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     models = list(Project(manifest(20, 0)).nodes)
@@ -66,7 +66,7 @@ def test_where_models_run_on_ecs_an_ecs_task_reads_a_selection(
     proxy.fail("DescribeTasks", DONE, DONE)
     assert select("good") == models
     assert "'typo' in the selection matches nothing" in caplog.text
-    # the same try again, after its worker was killed: the task that it had started is the one
+    # the same try again, after its worker was killed: it uses the task that was already started
     assert select("good") == models
     assert proxy.calls.count("RunTask") == 1
     answer(driver, "nothing", 1, error="the selection 'fct' matches nothing\n  → try it")
@@ -79,7 +79,7 @@ def test_where_models_run_on_ecs_an_ecs_task_reads_a_selection(
         select("newer")
 
 
-def test_a_selection_s_task_that_is_interrupted_is_replaced(
+def test_an_interrupted_ecs_task_of_a_selection_is_replaced(
     driver: Driver, proxy: Proxy, select: Callable[[str], list[str]]
 ) -> None:
     models = list(Project(manifest(20, 0)).nodes)
@@ -88,7 +88,7 @@ def test_a_selection_s_task_that_is_interrupted_is_replaced(
     assert select("spot") == models
 
 
-def test_a_selection_that_no_ecs_task_can_read_fails_the_pin_with_ecs_s_words(
+def test_a_selection_that_no_ecs_task_can_resolve_fails_the_pin_with_ecs_s_message(
     driver: Driver, proxy: Proxy, select: Callable[[str], list[str]]
 ) -> None:
     proxy.fail("RunTask", error("ClientException", "ECS was unable to assume the role 'arn:aws:iam::1:role/gone'"))

@@ -1,4 +1,4 @@
-"""When a runner counts as one that hangs."""
+"""When a runner counts as hung."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Clock:
         return self.now
 
 
-def heard(silence: Silence, clock: Clock, beats: dict[int, str], seconds: float, every: float = 1.0) -> list[int]:
-    """All that were named within so many seconds of looks."""
+def poll(silence: Silence, clock: Clock, beats: dict[int, str], seconds: float, every: float = 1.0) -> list[int]:
+    """Polls for so many seconds. Returns all runners that were reported as silent, in order."""
     found = []
     for _ in range(int(seconds / every)):
         clock.now += every
@@ -25,23 +25,23 @@ def heard(silence: Silence, clock: Clock, beats: dict[int, str], seconds: float,
 def test_a_runner_is_silent_when_its_heartbeat_has_not_changed_for_the_limit() -> None:
     clock = Clock()
     silence = Silence(10, clock)
-    assert heard(silence, clock, {1: "a", 2: "a"}, 10) == []
-    assert heard(silence, clock, {1: "b", 2: "a"}, 1) == [2]
-    # it is named again when it has been silent for as long again
-    assert heard(silence, clock, {1: "b", 2: "a"}, 9) == []
-    assert heard(silence, clock, {1: "c", 2: "a"}, 1) == [2]
+    assert poll(silence, clock, {1: "a", 2: "a"}, 10) == []
+    assert poll(silence, clock, {1: "b", 2: "a"}, 1) == [2]
+    # it is reported again after it has been silent for the limit once more
+    assert poll(silence, clock, {1: "b", 2: "a"}, 9) == []
+    assert poll(silence, clock, {1: "c", 2: "a"}, 1) == [2]
 
 
-def test_time_in_which_nobody_looked_counts_for_little() -> None:
+def test_time_without_polls_hardly_counts() -> None:
     clock = Clock()
     silence = Silence(10, clock)
     silence.hear({1: "a"})
     clock.now += 3600
     assert silence.hear({1: "a"}) == []
-    assert heard(silence, clock, {1: "a"}, 7) == []
-    assert heard(silence, clock, {1: "a"}, 1) == [1]
+    assert poll(silence, clock, {1: "a"}, 7) == []
+    assert poll(silence, clock, {1: "a"}, 1) == [1]
 
 
-def test_without_a_limit_nobody_is_silent() -> None:
+def test_without_a_limit_no_runner_is_silent() -> None:
     clock = Clock()
-    assert heard(Silence(0, clock), clock, {1: "a"}, 100_000, 1000) == []
+    assert poll(Silence(0, clock), clock, {1: "a"}, 100_000, 1000) == []

@@ -1,4 +1,4 @@
-"""The table of places in PostgreSQL does, step for step, what the one in memory does that places.py is tested with."""
+"""The slot table in PostgreSQL behaves, step by step, like the one in memory that places.py is tested with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.places_world import Memory
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_table_in_postgresql_and_the_one_in_memory_answer_alike(sessions: Any, seed: int) -> None:
+def test_the_slot_tables_in_postgresql_and_in_memory_behave_alike(sessions: Any, seed: int) -> None:
     chance, now = random.Random(seed), [1_700_000_000.0]
     limit = chance.randint(1, 3)
     memory = Memory(limit, lambda: now[0])
@@ -38,7 +38,7 @@ def test_the_table_in_postgresql_and_the_one_in_memory_answer_alike(sessions: An
         )
         expected, answer = getattr(memory, step)(*arguments), getattr(slots, step)(*arguments)
         if step == "ask":
-            assert numbers.setdefault(answer.number, expected.number) == expected.number, "a row is one row"
+            assert numbers.setdefault(answer.number, expected.number) == expected.number, "the same row in both tables"
             assert (answer.has_one, answer.ahead, answer.taken, answer.arn) == (
                 expected.has_one, expected.ahead, expected.taken, expected.arn,
             )  # fmt: skip
@@ -49,7 +49,7 @@ def test_the_table_in_postgresql_and_the_one_in_memory_answer_alike(sessions: An
         assert slots.holders() == memory.holders()
         if expected:
             seen.add(step)
-    assert len(seen) >= 6, "most steps were taken, not only refused"
+    assert len(seen) >= 6, "most kinds of steps succeeded at least once"
 
 
 _OF_AN_EARLIER_RELEASE = """
@@ -64,7 +64,7 @@ create table busco_ecs_slot (
 """
 
 
-def test_a_table_of_an_earlier_release_keeps_its_places_and_they_are_not_given_back(sessions: Any) -> None:
+def test_a_table_of_an_earlier_release_keeps_its_slots_and_they_are_not_given_back(sessions: Any) -> None:
     with sessions() as session:
         session.execute(text(_OF_AN_EARLIER_RELEASE))
         session.execute(text("insert into busco_ecs_slot (token, label, is_taken) values ('old', 'label', true)"))
@@ -73,7 +73,7 @@ def test_a_table_of_an_earlier_release_keeps_its_places_and_they_are_not_given_b
     assert not slots.give_back("old", "start"), "a triggerer of the earlier release may be starting its task"
     assert slots.ask("new", "label", "start").has_one
     assert slots.give_back("new", "start")
-    # a triggerer of the earlier release goes on beside this one
+    # a triggerer of the earlier release is still running next to this one
     with sessions() as session:
         session.execute(text("insert into busco_ecs_slot (token, label) values ('older', 'label')"))
     assert slots.ask("older", "label", "start").has_one

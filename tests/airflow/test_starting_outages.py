@@ -1,4 +1,4 @@
-"""Starting a runner while ECS, or Airflow's database, can't be reached: tasks wait, and none of them fails for it."""
+"""Starting a runner while ECS or Airflow's database cannot be reached: tasks wait instead of failing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.airflow.lab import Lab, a_model
 from tests.airflow.simulation import simulate
 from tests.unit.places_world import Memory
 
-AWAY: list[type[BotoCoreError]] = [
+UNREACHABLE: list[type[BotoCoreError]] = [
     EndpointConnectionError,
     ConnectTimeoutError,
     ReadTimeoutError,
@@ -59,18 +59,18 @@ def now() -> float:
 
 
 class Client:
-    """ECS, or CloudWatch's logs, which raises `error` until `until`."""
+    """ECS or CloudWatch Logs; every call raises `error` until `until`."""
 
     def __init__(self, error: type[BotoCoreError], until: float) -> None:
         self.error, self.until, self.started = error, until, list[str]()
 
     def __getattr__(self, name: str) -> Any:
-        async def call(**asked: Any) -> dict[str, Any]:
+        async def call(**arguments: Any) -> dict[str, Any]:
             await asyncio.sleep(0.01)
             if now() < self.until:
                 raise self.error(**_WORDS)
             if name == "run_task":
-                self.started.append(asked["clientToken"])
+                self.started.append(arguments["clientToken"])
             return {"tasks": [{"taskArn": "arn:1"}]} if name == "run_task" else {}
 
         return call
@@ -78,10 +78,10 @@ class Client:
 
 @pytest.fixture
 def in_one_thread() -> Iterator[None]:
-    async def ask(function: Any, *arguments: Any) -> Any:
+    async def call(function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
-    with mock.patch.object(asyncio, "to_thread", ask):
+    with mock.patch.object(asyncio, "to_thread", call):
         yield
 
 
@@ -91,7 +91,7 @@ async def on_ecs(error: type[BotoCoreError], seconds: float) -> tuple[EcsLaunche
     async def async_client(*_: Any) -> Client:
         return client
 
-    # of the test that runs: its event loop ends with it
+    # for the current test only, because the client belongs to its event loop
     mock.patch.object(ecs, "async_client", async_client).start()
     slots: Any = Memory(1, now)
     return EcsLauncher(Settings(ecs_cluster="c", ecs_container="dbt"), slots), client
@@ -104,25 +104,25 @@ def _real_clients_afterwards() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("in_one_thread")
-@pytest.mark.parametrize("error", AWAY, ids=lambda error: error.__name__)
-def test_a_start_waits_half_an_hour_for_an_ecs_that_can_not_be_reached(error: type[BotoCoreError]) -> None:
+@pytest.mark.parametrize("error", UNREACHABLE, ids=lambda error: error.__name__)
+def test_a_start_waits_half_an_hour_while_ecs_cannot_be_reached(error: type[BotoCoreError]) -> None:
     async def story() -> None:
-        said: list[str] = []
+        messages: list[str] = []
         launcher, client = await on_ecs(error, 10 * MINUTE)
-        await launcher.start_command(["doctor"], "token", "label", said.append)
+        await launcher.start_command(["doctor"], "token", "label", messages.append)
         assert len(client.started) == 1
-        assert "no response from ECS" in said[0]
+        assert "no response from ECS" in messages[0]
         launcher, _ = await on_ecs(error, 60 * MINUTE)
         began = now()
         with pytest.raises(CannotStart, match="tried for 30 minutes"):
-            await launcher.start_command(["doctor"], "token", "label", said.append)
+            await launcher.start_command(["doctor"], "token", "label", messages.append)
         assert now() - began < 35 * MINUTE
 
     simulate(story())
 
 
 @pytest.mark.usefixtures("in_one_thread")
-def test_a_request_that_is_wrong_ends_a_start_at_once() -> None:
+def test_an_invalid_request_fails_a_start_at_once() -> None:
     async def story() -> None:
         launcher, _ = await on_ecs(ParamValidationError, 60 * MINUTE)
         began = now()
@@ -134,8 +134,8 @@ def test_a_request_that_is_wrong_ends_a_start_at_once() -> None:
 
 
 @pytest.mark.usefixtures("in_one_thread")
-@pytest.mark.parametrize("error", AWAY, ids=lambda error: error.__name__)
-def test_an_order_that_waits_in_line_stays_there_while_ecs_can_not_be_reached(error: type[BotoCoreError]) -> None:
+@pytest.mark.parametrize("error", UNREACHABLE, ids=lambda error: error.__name__)
+def test_an_order_keeps_its_place_in_line_while_ecs_cannot_be_reached(error: type[BotoCoreError]) -> None:
     async def story() -> None:
         launcher, client = await on_ecs(error, 10 * MINUTE)
         launcher.slots.ask("other", "label", "start")
@@ -150,8 +150,8 @@ def test_an_order_that_waits_in_line_stays_there_while_ecs_can_not_be_reached(er
     simulate(story())
 
 
-@pytest.mark.parametrize("error", AWAY, ids=lambda error: error.__name__)
-def test_output_that_can_not_be_read_is_none(error: type[BotoCoreError]) -> None:
+@pytest.mark.parametrize("error", UNREACHABLE, ids=lambda error: error.__name__)
+def test_output_that_cannot_be_read_is_empty(error: type[BotoCoreError]) -> None:
     async def story() -> None:
         launcher, _ = await on_ecs(error, MINUTE)
         assert await launcher.output("arn:aws:ecs:::task/c/1") == ""
@@ -159,8 +159,8 @@ def test_output_that_can_not_be_read_is_none(error: type[BotoCoreError]) -> None
     simulate(story())
 
 
-class Away(Lab):
-    """A lab in which the database is away until `until` where a runner is to be started."""
+class Unavailable(Lab):
+    """A lab whose database is unavailable until `until` when a runner is started."""
 
     until = 0.0
 
@@ -174,9 +174,9 @@ NODES = {uid: node for number in range(2) for uid, node in a_model(f"m{number}")
 
 
 @pytest.mark.parametrize("is_resumed", [False, True])
-def test_all_tasks_wait_for_a_database_that_is_away_for_ten_minutes(is_resumed: bool) -> None:
+def test_all_tasks_wait_while_the_database_is_unavailable_for_ten_minutes(is_resumed: bool) -> None:
     async def story() -> None:
-        lab = Away(NODES, ecs=True)
+        lab = Unavailable(NODES, ecs=True)
         lab.until = now() + 10 * MINUTE
         if is_resumed:
             begun = asyncio.create_task(lab.follow("model.p.m0"))
@@ -185,29 +185,29 @@ def test_all_tasks_wait_for_a_database_that_is_away_for_ten_minutes(is_resumed: 
             await asyncio.wait([begun])
             await lab.restart()
         ended = await asyncio.gather(*(lab.follow(node) for node in NODES))
-        assert [one.state for one in ended] == ["success"] * len(NODES)
+        assert [end.state for end in ended] == ["success"] * len(NODES)
 
     simulate(story())
 
 
-def test_a_database_that_stays_away_fails_all_tasks_together_and_with_its_error() -> None:
+def test_a_database_that_stays_unavailable_fails_all_tasks_together_with_its_error() -> None:
     async def story() -> None:
-        lab = Away(NODES, ecs=True)
+        lab = Unavailable(NODES, ecs=True)
         lab.until, began = 1e6, now()
         ended = await asyncio.gather(*(lab.follow(node) for node in NODES))
-        assert {one.state for one in ended} == {"failed"}
-        assert all("the database is away" in one.text for one in ended)
+        assert {end.state for end in ended} == {"failed"}
+        assert all("the database is away" in end.text for end in ended)
         assert 30 * MINUTE <= now() - began < 31 * MINUTE
 
     simulate(story())
 
 
-def test_what_fails_after_hours_in_line_has_all_of_the_patience() -> None:
+def test_a_start_that_fails_after_hours_in_line_is_retried_for_the_full_time() -> None:
     async def story() -> None:
         outages = [(120 * MINUTE, 140 * MINUTE), (260 * MINUTE, 289 * MINUTE)]
 
         async def started() -> str:
-            """Waits in line until the next outage, and begins there again after it."""
+            """Waits in line until the next outage, and joins the line again after it."""
             at = now() - began
             if any(since <= at < until for since, until in outages):
                 raise OperationalError("select", {}, Exception("the database is away"))

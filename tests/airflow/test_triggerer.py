@@ -1,4 +1,4 @@
-"""What `busco.orchestration.triggerer` overrides of Airflow's is what was read when it was written."""
+"""The Airflow code that `busco.orchestration.triggerer` replaces is still the code that was reviewed for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from airflow.jobs.triggerer_job_runner import TriggererJobRunner, TriggerRunner
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_airflow_s_own_loops_are_those_that_ours_replace(function: object, digest: str) -> None:
-    """Another digest: read Airflow's loop again, change ours where it needs it, and set the digest anew."""
+def test_the_loops_that_we_replace_are_unchanged_in_airflow(function: object, digest: str) -> None:
+    """If a digest differs, read Airflow's loop again, change ours where necessary, and update the digest."""
     source = inspect.getsource(function)  # type: ignore[arg-type]
     assert hashlib.sha256(source.encode()).hexdigest()[:16] == digest, source

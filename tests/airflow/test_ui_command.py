@@ -18,11 +18,11 @@ AIRFLOW, AWS = "http://127.0.0.1:8080", "http://127.0.0.1:4566"
 
 
 def test_each_address_is_printed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def child(words: list[str], stdout: Any = None, **_: Any) -> subprocess.CompletedProcess[str]:
-        """`busco aws up`, whose result is the endpoint, and `busco dbt parse`."""
+    def child(command: list[str], stdout: Any = None, **_: Any) -> subprocess.CompletedProcess[str]:
+        """Stands in for `busco aws up`, which prints the endpoint, and for `busco dbt parse`."""
         if stdout is not subprocess.DEVNULL:
-            print(AWS if "aws" in words else "parsed", file=stdout or sys.stdout)
-        return subprocess.CompletedProcess(words, 0)
+            print(AWS if "aws" in command else "parsed", file=stdout or sys.stdout)
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setenv("BUSCO_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(demo.subprocess, "run", child)

@@ -1,4 +1,4 @@
-"""One watch for each epoch of a run that is followed here, and the trigger that is its follower."""
+"""A triggerer has one watch per epoch that it follows; the triggers of that epoch share it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NODES = {**a_model("s"), **a_model("g", "s"), **a_model("k", "g"), **a_test("tg"
 
 
 def watching(story: Any) -> None:
-    """Runs a story with a lab whose lake the watches of this process read."""
+    """Runs a story with a lab; the watches of this process read the lab's lake."""
 
-    async def told() -> None:
+    async def play() -> None:
         lab = Lab(NODES)
         settings = lab.watch.settings
         for run in ("r", "other", "third"):
@@ -43,27 +43,27 @@ def watching(story: Any) -> None:
         ):
             await story(lab, settings)
 
-    simulate(told())
+    simulate(play())
 
 
 def test_an_epoch_has_one_watch_however_its_followers_come_and_go() -> None:
     async def story(lab: Lab, settings: Any) -> None:
         delays = iter([0.0, 0.01, 0.02, 0.003] * 1000)
         lab.s3.delay = lambda: next(delays)
-        wanted: list[Coroutine[Any, Any, Any]] = []
+        calls: list[Coroutine[Any, Any, Any]] = []
         for number in range(40):
-            wanted.append(watches.watch(settings, ("r", "other", "third")[number % 3], f"task/{number}"))
-        found = await asyncio.gather(*wanted)
-        assert len({id(one) for one in found}) == 3
-        for number, one in enumerate(found):
-            one.leave(f"task/{number}")
-        # one that nobody follows any more is kept until another run comes
+            calls.append(watches.watch(settings, ("r", "other", "third")[number % 3], f"task/{number}"))
+        found = await asyncio.gather(*calls)
+        assert len({id(watch) for watch in found}) == 3
+        for number, watch in enumerate(found):
+            watch.leave(f"task/{number}")
+        # a watch without followers is kept until another run is followed
         assert await watches.watch(settings, "r", "later") in found
 
     watching(story)
 
 
-def test_a_watch_is_kept_for_who_has_found_it_and_has_not_begun() -> None:
+def test_a_watch_is_kept_for_a_follower_that_has_found_it_but_has_not_started() -> None:
     async def story(lab: Lab, settings: Any) -> None:
         mine = await watches.watch(settings, "r", "s/1")
         await watches.watch(settings, "other", "s/1")
@@ -71,17 +71,19 @@ def test_a_watch_is_kept_for_who_has_found_it_and_has_not_begun() -> None:
         mine.leave("s/1")
         mine.leave("g/1")
         await watches.watch(settings, "third", "s/1")
-        assert await watches.watch(settings, "r", "k/1") is not mine, "its records are not kept for ever"
+        assert await watches.watch(settings, "r", "k/1") is not mine, (
+            "the records of a run without followers are not kept forever"
+        )
 
     watching(story)
 
 
-def test_a_watch_that_is_dropped_while_a_follower_is_on_its_way_to_it_is_not_given_to_it() -> None:
+def test_a_follower_does_not_get_a_watch_that_is_dropped_while_the_follower_looks_it_up() -> None:
     async def story(lab: Lab, settings: Any) -> None:
         for ticks in range(-15, 15):
             known = await watches.watch(settings, "r", "before")
             known.leave("before")
-            for key in [key for key, one in watches._watches.items() if one is not known]:
+            for key in [key for key, watch in watches._watches.items() if watch is not known]:
                 del watches._watches[key]
 
             async def later(run: str, turns: int) -> Any:
@@ -89,10 +91,10 @@ def test_a_watch_that_is_dropped_while_a_follower_is_on_its_way_to_it_is_not_giv
                     await asyncio.sleep(0)
                 return await watches.watch(settings, run, "mine")
 
-            # the other run's watch is made, and this one's is dropped, in every turn of the loop
+            # the other run's watch is created, and this run's dropped, in each possible iteration of the event loop
             mine, other = await asyncio.gather(later("r", max(0, ticks)), later("other", max(0, -ticks)))
             theirs = await watches.watch(settings, "r", "theirs")
-            assert mine is theirs, f"two pollers where the other run comes {ticks} turns earlier"
+            assert mine is theirs, f"two pollers if the other run comes {ticks} iterations earlier"
             other.leave("mine")
             mine.leave("mine")
             mine.leave("theirs")
@@ -116,7 +118,7 @@ def test_a_run_is_found_although_reading_its_pin_fails_at_first() -> None:
 
 
 def events_of(trigger: FollowTrigger, settings: Any) -> Coroutine[Any, Any, list[Any]]:
-    """What a trigger of the lab's run yields."""
+    """Returns the events that a trigger of the lab's run yields."""
 
     async def yielded() -> list[Any]:
         with (
@@ -140,16 +142,16 @@ def a_trigger() -> FollowTrigger:
 def test_a_deferred_task_ends_with_its_result_although_each_kind_of_call_fails_at_first() -> None:
     async def story(lab: Lab, settings: Any) -> None:
         failing = [Failing(operation, times=2) for operation in ("LIST", "GET", "PUT", "DescribeTasks", "RunTask")]
-        lab.s3.fault = lambda call: next((fault for one in failing if (fault := one(call))), None)
+        lab.s3.fault = lambda call: next((fault for failure in failing if (fault := failure(call))), None)
         (event,) = await events_of(a_trigger(), settings)
         assert event == {"state": "success", "text": "s: ok, 0.0 s", "details": "log of model.p.s"}
-        assert not any(one.times for one in failing)
-        assert (await watches.watch(settings, "r", "g/1")).followers == {"g/1": 0}, "it follows no more"
+        assert not any(failure.times for failure in failing)
+        assert (await watches.watch(settings, "r", "g/1")).followers == {"g/1": 0}, "the trigger no longer follows"
 
     watching(story)
 
 
-def test_a_deferred_task_whose_run_s_pin_can_not_be_read_says_so_and_what_to_do() -> None:
+def test_a_deferred_task_whose_pin_cannot_be_read_says_so_and_what_to_do() -> None:
     async def story(lab: Lab, settings: Any) -> None:
         lab.s3.fault = Failing("LIST")
         (event,) = await events_of(a_trigger(), settings)
@@ -160,7 +162,7 @@ def test_a_deferred_task_whose_run_s_pin_can_not_be_read_says_so_and_what_to_do(
     watching(story)
 
 
-def test_a_deferred_task_whose_run_s_records_can_not_be_read_says_so_and_what_to_do() -> None:
+def test_a_deferred_task_whose_records_cannot_be_read_says_so_and_what_to_do() -> None:
     async def story(lab: Lab, settings: Any) -> None:
         lab.s3.fault = Failing("LIST", lab.run.layout.results)
         (event,) = await events_of(a_trigger(), settings)

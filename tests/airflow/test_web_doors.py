@@ -1,4 +1,4 @@
-"""What a hostile page in a browser, a guesser of passwords, and a user of another DAG get from Airflow: nothing."""
+"""Hostile pages in a browser, password guessers and users of another DAG get nothing from Airflow."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ select nextval('ab_permission_view_id_seq'), p.id, made.id from ab_permission p,
 
 @pytest.fixture(scope="module")
 def url(driver: Driver) -> str:
-    """Airflow's address, where the project's docs are published and users have been made."""
+    """Returns Airflow's address, after the project's docs were published and the users were created."""
     live = driver.live()
     if live is None or "busco" not in live.all_docs:
         driver.green(driver.start())
     api, base = driver.api.session, driver.api.base
     of_all = ("Website", "DAG Runs", "Task Instances", f"DAG:{OTHER}")
     actions = [{"action": {"name": "can_read"}, "resource": {"name": name}} for name in of_all]
-    # as `airflow sync-perm --include-dags` makes it
+    # as `airflow sync-perm --include-dags` creates it
     with closing(Postgres(get_settings().state).connect()) as database, database, database.cursor() as cursor:
         cursor.execute(PERMISSION, {"view": f"DAG:{OTHER}"})
     made = api.post(f"{base}/auth/fab/v1/roles", json={"name": "Other", "actions": actions}, timeout=60)
     assert made.status_code in (200, 409), made.text
     for name, role in (("other", "Other"), ("watcher", "Viewer"), ("guessed", "Viewer")):
         user = {"username": name, "password": name, "first_name": "x", "last_name": "x", "email": f"{name}@e.com"}
-        said = api.post(f"{base}/auth/fab/v1/users", json={**user, "roles": [{"name": role}]}, timeout=60)
-        assert said.status_code in (200, 409), said.text
+        response = api.post(f"{base}/auth/fab/v1/users", json={**user, "roles": [{"name": role}]}, timeout=60)
+        assert response.status_code in (200, 409), response.text
     return airflow.url(get_settings())
 
 
 @pytest.fixture(scope="module")
 def browsers(url: str) -> Callable[[str], requests.Session]:
-    """A browser in which a user has logged in, once: Airflow lets nobody try that often."""
+    """Returns a function that returns a user's session. Each logs in only once, because Airflow limits logins."""
     return functools.cache(lambda user: logged_in(url, user, user))
 
 
-def asked(url: str, path: str, **more: Any) -> requests.Response:
+def get(url: str, path: str, **more: Any) -> requests.Response:
     session = requests.Session()
     session.trust_env = False
     return session.get(f"{url}/{path}", timeout=60, allow_redirects=False, **more)
@@ -74,30 +74,32 @@ def asked(url: str, path: str, **more: Any) -> requests.Response:
     ["evil.example.com", "evil.example.com:{port}", "127.0.0.1.evil.example.com", "localhost.evil.example.com",
      "evil@127.0.0.1", "0x7f000001", "", "169.254.169.254"],
 )  # fmt: skip
-def test_a_page_whose_name_was_rebound_to_this_machine_is_refused_everywhere(url: str, host: str) -> None:
-    said = {"Host": host.format(port=urlsplit(url).port), "X-Forwarded-Host": "localhost"}
+def test_a_host_name_that_was_rebound_to_this_machine_is_refused_everywhere(url: str, host: str) -> None:
+    headers = {"Host": host.format(port=urlsplit(url).port), "X-Forwarded-Host": "localhost"}
     for path in PATHS:
-        answer = asked(url, path, headers=said, auth=("admin", "admin"))
+        answer = get(url, path, headers=headers, auth=("admin", "admin"))
         assert answer.status_code in (400, 403), path
         assert "BUSCO_WEB_HOSTS" in answer.text or answer.status_code == 400, path
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:{port}", "127.0.0.1", "127.0.0.1:{port}", "[::1]:{port}"])
-def test_this_machine_s_own_names_are_answered(url: str, host: str) -> None:
-    assert asked(url, "health", headers={"Host": host.format(port=urlsplit(url).port)}).status_code == 200
+def test_this_machine_s_own_names_are_accepted(url: str, host: str) -> None:
+    assert get(url, "health", headers={"Host": host.format(port=urlsplit(url).port)}).status_code == 200
 
 
 # -- passwords --------------------------------------------------------------------------------------------------------
 
 
-def test_after_ten_wrong_passwords_a_user_s_right_one_is_not_tried_and_other_users_are(url: str) -> None:
+def test_ten_wrong_passwords_lock_out_that_user_but_no_other_user(url: str) -> None:
     for _ in range(15):
-        assert asked(url, "api/v1/dags", auth=("watcher", "watcher")).status_code == 200, "what succeeds is not counted"
-    tried = [asked(url, "api/v1/dags", auth=("guessed", f"wrong {number}")).status_code for number in range(12)]
+        assert get(url, "api/v1/dags", auth=("watcher", "watcher")).status_code == 200, (
+            "successful logins are not counted"
+        )
+    tried = [get(url, "api/v1/dags", auth=("guessed", f"wrong {number}")).status_code for number in range(12)]
     assert tried == [401] * 10 + [429] * 2
-    answer = asked(url, "api/v1/dags", auth=("guessed", "guessed"))
+    answer = get(url, "api/v1/dags", auth=("guessed", "guessed"))
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "60")
-    assert asked(url, "api/v1/dags", auth=("watcher", "watcher")).status_code == 200
+    assert get(url, "api/v1/dags", auth=("watcher", "watcher")).status_code == 200
 
 
 def test_the_admin_s_password_is_that_of_the_latest_start(
@@ -106,15 +108,15 @@ def test_the_admin_s_password_is_that_of_the_latest_start(
     try:
         monkeypatch.setenv("AIRFLOW_ADMIN_PASSWORD", "another one")
         airflow.up(get_settings(), lambda _: None)
-        assert asked(url, "api/v1/dags", auth=("admin", "another one")).status_code == 200
-        assert asked(url, "api/v1/dags", auth=("admin", "admin")).status_code == 401
-        assert AirflowApi(get_settings()).call("GET", "dags")["total_entries"], "the command knows it too"
+        assert get(url, "api/v1/dags", auth=("admin", "another one")).status_code == 200
+        assert get(url, "api/v1/dags", auth=("admin", "admin")).status_code == 401
+        assert AirflowApi(get_settings()).call("GET", "dags")["total_entries"], "the command uses the new one too"
     finally:
         monkeypatch.delenv("AIRFLOW_ADMIN_PASSWORD")
         airflow.up(get_settings(), lambda _: None)
-        # a new password ends the sessions of the one before
+        # a new password ends the sessions that were opened with the old one
         driver.browsers.clear()
-    assert asked(url, "api/v1/dags", auth=("admin", "admin")).status_code == 200
+    assert get(url, "api/v1/dags", auth=("admin", "admin")).status_code == 200
 
 
 # -- docs -------------------------------------------------------------------------------------------------------------
@@ -126,12 +128,12 @@ def test_every_page_with_docs_is_sandboxed_and_none_is_in_airflow_s_origin(
     browser = browsers("watcher")
     mine = f"/busco/dbt_docs_page?dag_id={DAG}&project=busco"
     pages = {mine}
-    # Cosmos's own, which has the docs in Airflow's origin, leads to the platform's
+    # Cosmos's own page, which would have the docs in Airflow's origin, leads to the platform's page
     for path in ("dbt_docs", "dbt_docs_index.html", "manifest.json", "catalog.json", "dbt_docs_index.html?x=1", ""):
         answer = browser.get(f"{url}/cosmos/{path}", timeout=60)
         assert urlsplit(answer.url).path == "/busco/docs", path
         assert "model.busco" not in answer.text, path
-        # one project's docs are in a frame, those of several are links
+        # the docs of a single project are shown in a frame; several projects are linked
         frames = re.findall(r"<iframe[^>]*>", answer.text)
         assert all('sandbox="allow-scripts allow-popups allow-downloads"' in frame for frame in frames), path
         linked = {html.unescape(found) for found in re.findall(r'"(/busco/dbt_docs_page[^"]*)"', answer.text)}
@@ -148,22 +150,24 @@ def test_every_page_with_docs_is_sandboxed_and_none_is_in_airflow_s_origin(
         assert not {"allow-same-origin", "allow-forms", "allow-top-navigation"} & set(sandbox)
 
 
-def test_a_user_of_another_dag_reads_no_project_s_docs(url: str, browsers: Callable[[str], requests.Session]) -> None:
+def test_a_user_of_another_dag_cannot_read_the_docs_of_any_project(
+    url: str, browsers: Callable[[str], requests.Session]
+) -> None:
     browser = browsers("other")
-    for dag, wanted in ((OTHER, 404), (DAG, 302)):
+    for dag, expected in ((OTHER, 404), (DAG, 302)):
         page = browser.get(f"{url}/busco/dbt_docs_page?dag_id={dag}&project=busco", timeout=60, allow_redirects=False)
-        assert page.status_code == wanted, dag
+        assert page.status_code == expected, dag
         assert "model.busco" not in page.text
     for path in ("busco/docs", "cosmos/dbt_docs_index.html", "cosmos/manifest.json"):
         page = browser.get(f"{url}/{path}", timeout=60)
         assert page.status_code == 200
         assert "No docs are available" in page.text
         assert "dbt_docs_page" not in page.text
-    # whoever may read the project's DAG is led to it
+    # a user who can read the project's DAG gets the link
     assert f"dag_id={DAG}&amp;project=busco" in browsers("watcher").get(f"{url}/busco/docs").text
 
 
-# -- texts that no database takes -------------------------------------------------------------------------------------
+# -- text that no database accepts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,7 @@ def test_a_user_of_another_dag_reads_no_project_s_docs(url: str, browsers: Calla
         ({"note": f"x{NUL}"}, "NUL"),
     ],
 )
-def test_a_run_with_a_text_that_no_database_takes_is_refused_by_name(
+def test_a_run_with_text_that_no_database_accepts_is_refused_with_the_reason(
     url: str, driver: Driver, body: dict[str, Any], says: str
 ) -> None:
     before = driver.api.call("GET", f"dags/{DAG}/dagRuns")["total_entries"]
@@ -196,15 +200,13 @@ def test_a_run_with_a_text_that_no_database_takes_is_refused_by_name(
     [f"api/v1/dags/{DAG}%00/dagRuns", f"api/v1/dags/{DAG}/dagRuns/a%00b", f"dags/{DAG}/grid?dag_run_id=a%00b",
      f"dags/{DAG}/grid?dag_run_id={'a' * 300}", f"busco/log_stream?dag_id={DAG}&task_id=docs&dag_run_id=%00"],
 )  # fmt: skip
-def test_an_address_with_such_a_text_is_refused(
-    url: str, path: str, browsers: Callable[[str], requests.Session]
-) -> None:
+def test_an_address_with_such_text_is_refused(url: str, path: str, browsers: Callable[[str], requests.Session]) -> None:
     browser = browsers("admin") if not path.startswith("api") else None
-    answer = browser.get(f"{url}/{path}", timeout=60) if browser else asked(url, path, auth=("admin", "admin"))
+    answer = browser.get(f"{url}/{path}", timeout=60) if browser else get(url, path, auth=("admin", "admin"))
     assert answer.status_code == 400
 
 
-def test_the_form_refuses_such_texts_too(url: str, browsers: Callable[[str], requests.Session]) -> None:
+def test_the_form_refuses_such_text_too(url: str, browsers: Callable[[str], requests.Session]) -> None:
     browser = browsers("admin")
     form = browser.get(f"{url}/dags/{DAG}/trigger", timeout=60).text
     token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', form)
@@ -212,18 +214,18 @@ def test_the_form_refuses_such_texts_too(url: str, browsers: Callable[[str], req
     for more, status in (({"run_id": f"a{NUL}"}, 400), ({"run_id": "a" * 200_000}, 400), ({"conf": NUL}, 400)):
         sent = {"csrf_token": token[1], "conf": "{}", **more}
         assert browser.post(f"{url}/dags/{DAG}/trigger", data=sent, timeout=60).status_code == status, list(more)
-    # what is a parameter's is said on the form, and starts nothing
+    # an invalid parameter is reported on the form, and no run starts
     for conf in ('{"select": "a\\u0000"}', f'{{"select": "{"f" * 5000}"}}'):
         sent = {"csrf_token": token[1], "conf": conf}
-        said = browser.post(f"{url}/dags/{DAG}/trigger", data=sent, timeout=60, allow_redirects=False)
-        assert said.status_code == 200
-        assert "select" in said.text
-        assert "Invalid input" in said.text
+        response = browser.post(f"{url}/dags/{DAG}/trigger", data=sent, timeout=60, allow_redirects=False)
+        assert response.status_code == 200
+        assert "select" in response.text
+        assert "Invalid input" in response.text
 
 
-def test_a_login_and_a_body_of_nonsense_are_refused(url: str) -> None:
+def test_malformed_credentials_and_a_malformed_body_are_refused(url: str) -> None:
     nul = base64.b64encode(f"ad{NUL}min:x".encode()).decode()
-    assert asked(url, "api/v1/dags", headers={"Authorization": f"Basic {nul}"}).status_code == 400
+    assert get(url, "api/v1/dags", headers={"Authorization": f"Basic {nul}"}).status_code == 400
     deep = "[" * 200_000
     answer = requests.post(
         f"{url}/api/v1/dags/{DAG}/dagRuns", data=deep, headers={"Content-Type": "application/json"},

@@ -15,7 +15,9 @@ REPRODUCED_BY = {
     '`pin`: "another project': (
         "test_a_table_of_another_project_in_the_live_release_is_refused_before_anything_is_built",
     ),
-    '`pin`: "the ECS task that reads': ("test_a_selection_that_no_ecs_task_can_read_fails_the_pin_with_ecs_s_words",),
+    '`pin`: "the ECS task that reads': (
+        "test_a_selection_that_no_ecs_task_can_resolve_fails_the_pin_with_ecs_s_message",
+    ),
     '`pin`, `publish`: "has no id': ("test_two_projects_with_one_name_do_not_drop_each_other_s_tables",),
     '`publish`: "this may be another project"': (
         "test_a_publish_that_may_belong_to_another_project_fails_and_suggests_both_fixes",
@@ -25,14 +27,14 @@ REPRODUCED_BY = {
         "test_a_run_is_published_only_for_the_project_that_it_was_pinned_for",
     ),
     '"Page refused" (403) from Airflow': (
-        "test_a_page_of_another_site_changes_nothing_in_the_name_of_whoever_is_logged_in",
+        "test_a_page_of_another_site_changes_nothing_on_behalf_of_the_user_who_is_logged_in",
         "test_a_page_of_another_site_can_not_change_anything_with_the_browser_s_login",
     ),
     "429 from Airflow or Flower": (
-        "test_after_ten_wrong_passwords_a_user_s_right_one_is_not_tried_and_other_users_are",
+        "test_ten_wrong_passwords_lock_out_that_user_but_no_other_user",
         "test_failed_logins_are_limited_per_user_and_address_and_less_strictly_per_user",
     ),
-    '400 "the body is too long"': ("test_a_trigger_that_the_event_log_reads_differently_is_refused",),
+    '400 "the body is too long"': ("test_a_trigger_request_that_the_event_log_would_read_differently_is_refused",),
     "411 or 413 from Airflow": ("test_a_body_without_a_length_and_one_that_is_too_long_are_not_read",),
     "a model's `run`": ("test_a_broken_model_is_the_only_red_task_with_one_alert_and_clearing_it_finishes_the_run",),
     "a model's `test`": ("test_failed_tests_of_one_and_of_several_models_are_red_tasks_until_they_are_fixed",),
@@ -44,8 +46,8 @@ REPRODUCED_BY = {
         "test_a_model_that_runs_out_of_memory_twice_fails_while_other_models_are_built",
     ),
     'any task: "calls to AWS kept failing"': (
-        "test_a_deferred_task_whose_run_s_records_can_not_be_read_says_so_and_what_to_do",
-        "test_a_deferred_task_whose_run_s_pin_can_not_be_read_says_so_and_what_to_do",
+        "test_a_deferred_task_whose_records_cannot_be_read_says_so_and_what_to_do",
+        "test_a_deferred_task_whose_pin_cannot_be_read_says_so_and_what_to_do",
     ),
     "`docs`": ("test_failed_docs_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '`publish`: "published by another run': (
@@ -100,10 +102,10 @@ REPRODUCED_BY = {
     ),
     "AccessDenied on RunTask": ("test_a_role_can_do_only_what_its_policy_allows",),
     '"Host refused"': (
-        "test_a_page_whose_name_was_rebound_to_this_machine_is_refused_everywhere",
+        "test_a_host_name_that_was_rebound_to_this_machine_is_refused_everywhere",
         "test_a_rebound_host_name_is_refused_and_known_ones_are_accepted",
     ),
-    '400 "contains a NUL': ("test_a_run_with_a_text_that_no_database_takes_is_refused_by_name",),
+    '400 "contains a NUL': ("test_a_run_with_text_that_no_database_accepts_is_refused_with_the_reason",),
     'a service ends with "AIRFLOW_LOGIN': (
         "test_a_webserver_does_not_start_with_an_invalid_or_unsafe_login_configuration",
         "test_setup_on_aws_refuses_a_well_known_password_even_one_from_an_earlier_start",
