@@ -363,7 +363,7 @@ def test_the_ecs_page_says_so_if_models_run_as_processes(web: Web) -> None:
     web.register(web.pinned("process"), **process)
     page = pages.ecs_page(web.settings.model_copy(update={"execution": "local"}), task_try("process"))
     assert isinstance(page, pages.Page)
-    assert "Models run as processes" in page.texts[0]
+    assert "Models run as local processes" in page.texts[0]
     assert str(os.getpid()) in dict(page.facts)["process"]
 
 
