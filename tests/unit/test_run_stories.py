@@ -92,12 +92,12 @@ def test_failed_tests_lost_runners_and_runners_that_did_not_start_are_reported(l
     ]
     assert texts(report)[-1] == "task g, try 2, ordered a runner of size large to build model g again"
     assert report.now == (
-        "the runner that task g, try 2, ordered 30 s ago has not started: it waits for a slot, is being started, or "
-        "could not start; the log of the task in Airflow says which",
+        "the runner that task g, try 2, ordered 30 s ago has not started: it is waiting for a slot, is being started, "
+        "or could not start; the task's log in Airflow says which",
         "failed: test t",
         "1 node skipped because of failures upstream",
-        "started and not finished: gold.g",
-        "not published, and no runner is working: the next step is a task in Airflow, or one to be cleared there",
+        "started but not finished: gold.g",
+        "not published, and no runner is working: wait for the next task in Airflow, or clear the one that failed",
     )
 
 
@@ -109,7 +109,7 @@ def test_a_run_in_progress_reports_the_current_node_and_the_last_heartbeat(lake:
     run.put_result(Result(node="model.busco.g", runner=1, status="running"))
     beat = Heartbeat(number=1, beat=1, written_at=lake.at)
     lake.store.put(run.layout.heartbeat(1), beat)
-    assert lake.tell(run).now == ("runner 1 is at model g; its last heartbeat was 30 s ago",)
+    assert lake.tell(run).now == ("runner 1 is working on model g; its last heartbeat was 30 s ago",)
 
 
 def test_a_fenced_result_is_reported_but_is_not_a_failure(lake: Clocked) -> None:
@@ -128,7 +128,7 @@ def test_a_run_that_is_on_hold_rolled_back_or_live_again_is_reported_as_such(lak
     with pytest.raises(releases.OnHold):
         lake.publish(held)
     assert lake.tell(held).now == (f"not published: on hold since {_hold(lake):%Y-%m-%d %H:%M} UTC by ana: wrong sums",)
-    assert lake.tell(first).now == (f"the run is published, and live again by the rollback {lake.live().release}",)
+    assert lake.tell(first).now == (f"the run was published, and rollback {lake.live().release} made it live again",)
     assert lake.tell(second).now[0].endswith(f"which was rolled back by {lake.live().release}")
     status = {summary.pin.run: summary.status for summary in summaries(lake.store, ENVIRONMENT)}
     assert status[held.name] == "not published: on hold"

@@ -35,16 +35,23 @@ from busco.lake.runs import Run, epochs, newest_epoch
 
 _Kind = TypeVar("_Kind", bound=LakeRecord)
 
-_NAMED = 3  # nodes that a sentence names before it only counts the rest
-# An event that is written when another one in the same second is: what leads to what.
+_NAMED = 3  # how many nodes a sentence lists by name; the rest are only counted
+# The order of events within the same second: a cause comes before its effects.
 _ORDER_OF_KINDS = ("pinned", "ordered", "registered", "result", "followed", "ended", "published")
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened: `at` is UTC, `kind` one of pinned, ordered, registered, result, followed, ended and
-    published, and `text` a line for people. `status` is a node's (Result) or, for what happened to a runner, success or
-    error; it is empty where an event is neither good nor bad. `node` is the dbt unique id that a result is about."""
+    """One thing that happened.
+
+    Attributes:
+        at: when it happened (UTC).
+        kind: one of pinned, ordered, registered, result, followed, ended and published.
+        text: one line that describes the event.
+        status: the status of a result, or `error` if a runner ended without reporting success; empty for an event that
+            is neither good nor bad.
+        node: the dbt unique id of a result's node.
+    """
 
     at: datetime
     kind: str
@@ -63,8 +70,8 @@ class Story:
 
     Attributes:
         epochs: all epochs of the run.
-        events: the oldest first.
-        now: sentences on what the run does at this moment, why it waits, or how it ended.
+        events: oldest first.
+        now: sentences that say what the run is doing now, what it is waiting for, or how it ended.
     """
 
     pin: Pin
@@ -78,8 +85,8 @@ def read_story(store: ObjectStore, environment: EnvironmentLayout, run: str, epo
 
     Args:
         run: its key.
-        epoch: None for its newest one that was pinned.
-        now: the time (UTC) that ages are counted from.
+        epoch: the epoch to read; None for the newest one with a pin.
+        now: the current time (UTC), used to compute ages.
 
     Raises:
         BuscoError: the run has no such epoch.
@@ -109,7 +116,7 @@ class _Reader:
         self.live = read_live(run.store, run.environment)
 
     def _records(self, folder: str, kind: type[_Kind]) -> list[tuple[datetime, _Kind]]:
-        """The records whose keys begin so, with the times at which they were stored."""
+        """Returns the records whose keys begin with `folder`, each with the time at which it was stored."""
         begin = f"{self.layout.prefix}{folder}"
         keys = [key for key in self.times if key.startswith(begin) and key.endswith(".json")]
         found = self.run.store.read_many(keys, kind)
@@ -154,7 +161,7 @@ class _Reader:
 
     def _followed(self) -> list[Event]:
         return [
-            Event(at, "followed", f"task {one.task}, try {one.attempt}, took the result of runner {one.runner}")
+            Event(at, "followed", f"task {one.task}, try {one.attempt}, used the result of runner {one.runner}")
             for at, one in self.followers
             if one.runner and one.attempt > 1
         ]
@@ -168,7 +175,7 @@ class _Reader:
         return found
 
     def _finished(self, ending: Ending) -> bool:
-        """Whether a runner reported success before it ended; one that ended without was lost, or could not work."""
+        """Whether a runner reported success before it ended. A runner that did not was lost, or failed."""
         own = (result for _, result in self.results if result.node == RUNNER_NODE and result.runner == ending.number)
         return any(result.status in GOOD for result in own)
 
@@ -193,7 +200,7 @@ class _Reader:
         return [*self._working(), *self._waiting(), *self._failed(), *self._next()]
 
     def _release(self) -> list[str]:
-        """Sentences on the release that the run became; empty where it became none."""
+        """Returns sentences about the release that the run was published as; empty if it was not published."""
         mine = (self.run.pin.run, self.run.pin.epoch)
         position = next(
             (n for n, one in enumerate(self.releases) if one.kind == "publish" and (one.run, one.epoch) == mine), None
@@ -205,12 +212,12 @@ class _Reader:
             return [f"the run is published: {release.release} is live"]
         rolled = [one for one in self.releases[:position] if one.kind == "rollback"]
         if self.live.release.rolled_back_to == release.release:
-            return [f"the run is published, and live again by the rollback {self.live.release.release}"]
+            return [f"the run was published, and rollback {self.live.release.release} made it live again"]
         by = f"rolled back by {rolled[-1].release}" if rolled else f"replaced by {self.releases[position - 1].release}"
         return [f"the run was published as {release.release}, which was {by}"]
 
     def _alive(self) -> list[Runner]:
-        """The runners that have neither reported their own end nor were seen gone."""
+        """Returns the runners that have not reported their own end and have no record of an ending."""
         own = {one.runner for _, one in self.results if one.node == RUNNER_NODE and one.status in FINAL}
         over = own | self.endings.keys()
         return [runner for number, (_, runner) in sorted(self.runners.items()) if number not in over]
@@ -223,7 +230,7 @@ class _Reader:
                 for _, result in self.results
                 if (result.runner, result.status) == (runner.number, "running") and result.node != RUNNER_NODE
             )
-            at = f"is at {_listed(nodes)}" if nodes else "reports no node in progress"
+            at = f"is working on {_listed(nodes)}" if nodes else "reports no node in progress"
             beat = self.beats.get(runner.number)
             heard = f"its last heartbeat was {_age(self.now, beat)} ago" if beat else "it has sent no heartbeat"
             lines.append(f"runner {runner.number} {at}; {heard}")
@@ -233,8 +240,8 @@ class _Reader:
         registered = {(runner.order, runner.generation) for _, runner in self.runners.values()}
         newest = {order.name: (at, order) for at, order in sorted(self.orders, key=lambda one: one[1].generation)}
         return [
-            f"the runner that {_name(order)} ordered {_age(self.now, at)} ago has not started: it waits for a slot, "
-            "is being started, or could not start; the log of the task in Airflow says which"
+            f"the runner that {_name(order)} ordered {_age(self.now, at)} ago has not started: it is waiting for a "
+            "slot, is being started, or could not start; the task's log in Airflow says which"
             for at, order in newest.values()
             if (order.name, order.generation) not in registered
         ]
@@ -250,7 +257,7 @@ class _Reader:
             lines.append(f"{count(skipped, 'node')} skipped because of failures upstream")
         unfinished = sorted(entry.table for entry in self.entries if entry.version is None)
         if unfinished and not self._alive():
-            lines.append(f"started and not finished: {_listed(unfinished)}")
+            lines.append(f"started but not finished: {_listed(unfinished)}")
         return lines
 
     def _next(self) -> list[str]:
@@ -262,12 +269,12 @@ class _Reader:
         if not self.orders and not self.runners:
             return ["no task has ordered a runner yet"]
         return [
-            "not published, and no runner is working: the next step is a task in Airflow, or one to be cleared there"
+            "not published, and no runner is working: wait for the next task in Airflow, or clear the one that failed"
         ]
 
 
 def _name(order: Order) -> str:
-    """Who ordered a runner."""
+    """Returns who ordered a runner."""
     if order.task:
         return f"task {order.task}, try {order.attempt},"
     return "the run" if order.name == "shared" else order.name
@@ -303,7 +310,10 @@ def _outcome(result: Result) -> str:
 
 
 def _short(node: str) -> str:
-    """`model.busco.fct_orders` as `model fct_orders`, a test without the hash at the end of its id; `docs` as it is."""
+    """Returns `model fct_orders` for `model.busco.fct_orders`, and tests without the hash at the end of their ids.
+
+    Other ids, such as `docs`, are returned unchanged.
+    """
     parts = node.split(".", 2)
     if len(parts) < 3:
         return node
@@ -329,7 +339,7 @@ def _age(now: datetime, then: datetime) -> str:
 
 
 def shortened(events: Iterable[Event]) -> list[Event]:
-    """The events, with one line for each series of nodes that succeeded one after another; for runs with many nodes."""
+    """Returns the events with each series of consecutive successes as one line, for runs with many nodes."""
     made: list[Event] = []
     series: list[Event] = []
 
