@@ -76,7 +76,7 @@ def test_nothing_can_be_published_or_rolled_back_in_a_replay_environment() -> No
         releases.publish(copied, AUDIT, "test", "")
     with pytest.raises(BuscoError, match="nothing can be published in replay_ana"):
         releases.rollback(lake.store, OWN, "r1", "test", "why")
-    with pytest.raises(BuscoError, match="prod is not an environment for replays"):
+    with pytest.raises(BuscoError, match="prod is not a replay environment"):
         replays.order(run, ["model.busco.g"])
 
 

@@ -90,11 +90,11 @@ def publish(
     Safe to repeat: a run that has already been published is found in the history. If two publishers write at the same
     time, one of them wins; the other starts over from the new live release.
 
-    Returns the new release, or the one that this run has already become.
+    Returns the new release, or the one that this run was already published as.
 
     Args:
         take_over: publish even if the live project of that name may be a different one (`busco.lake.owners`).
-        say: receives messages about dropped or taken over tables, before and after the write.
+        say: receives messages about tables that are dropped or taken over, before and after the write.
 
     Raises:
         OnHold: publishing is on hold; `resume` will list the run (P3).
@@ -174,15 +174,15 @@ def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str
 def resume(store: ObjectStore, environment: EnvironmentLayout, request: str = "") -> Hold | None:
     """Lifts the hold and returns it, with the runs that were skipped during it; returns None if there is none (P8).
 
-    Safe to repeat with the same `request`, even if the caller was killed after the write: current.json keeps the hold
-    that was lifted last and the request that lifted it, and that hold is returned again.
+    Safe to repeat with the same `request`, even if the caller was killed after the write: current.json keeps the
+    most recently lifted hold and the request that lifted it, and that hold is returned again.
 
     Args:
         request: identifies the source of the request, such as a DAG run; empty if it is never repeated.
 
     Raises:
-        BuscoError: there is a hold that the caller cannot have meant, because it was set after the first one was read,
-            or after this request lifted another one.
+        BuscoError: the caller cannot have meant the current hold, because it was set after another hold was read here,
+            or after this request lifted another hold.
     """
     meant: Hold | None = None
     while True:
@@ -214,7 +214,7 @@ def _other_hold(lifted: Hold, current: Hold) -> BuscoError:
 
 
 def _swap(store: ObjectStore, environment: EnvironmentLayout, live: Live | None, **changes: object) -> bool:
-    """Writes current.json if it is unchanged since it was read, and returns whether it was (P2).
+    """Writes current.json if it has not changed since it was read (P2); returns whether it was written.
 
     Args:
         changes: the fields of `Current` to change. The hold is removed unless it is one of them.
@@ -232,10 +232,10 @@ def _swap(store: ObjectStore, environment: EnvironmentLayout, live: Live | None,
 
 
 def _refuse_replay(environment: EnvironmentLayout) -> None:
-    """Rejects replays: they were pinned by a run in another environment and are only for the user who started them."""
+    """Rejects replays: they are copies of runs in another environment, and only for the user who started them."""
     if environment.is_replay:
         raise BuscoError(
-            f"nothing can be published in {environment.environment}: it is an environment for replays",
+            f"nothing can be published in {environment.environment}: it is a replay environment",
             "fix the model, then clear its task in the original run",
         )
 
@@ -249,7 +249,7 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, audit
     """Returns the release that this epoch was published as, if it is in the history since the run's base (P3).
 
     Raises:
-        Skipped: it is, but it has been rolled back or replaced by another one, or the run has rebuilt tables since.
+        Skipped: that release has been rolled back or replaced, or the run has rebuilt tables since it was published.
     """
     release: Release | None = live.release
     newer: list[Release] = []
@@ -282,7 +282,7 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, audit
 
 
 def _is_in(entry: Entry, published: Version | None, built: bool) -> bool:
-    """Returns whether a run's release matches this entry. For kept tables, the release may have another version."""
+    """Returns whether a run's release matches this entry. For kept tables, the release may have a different version."""
     if entry.version is None:
         return False
     return published is not None and published.version == entry.version.version if built else entry.kept

@@ -95,7 +95,7 @@ def copy(source: Run, environment: EnvironmentLayout) -> Run:
 def order(run: Run, nodes: Sequence[str]) -> Order:
     """Writes the order for the replay's runner: it runs these nodes, and builds models even if nothing has changed."""
     if not run.environment.is_replay:
-        raise BuscoError(f"{run.environment.environment} is not an environment for replays")
+        raise BuscoError(f"{run.environment.environment} is not a replay environment")
     made = Order(name=ORDER, generation=1, kind="solo", nodes=tuple(nodes), rebuild=True)
     run.store.create(run.layout.order(made.name, made.generation), made)
     return made
