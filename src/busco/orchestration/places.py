@@ -52,8 +52,8 @@ class Place:
     """An order's slot, or its position in the queue: `ahead` is the number of orders ahead of it, 0 if it is next or
     has a slot.
 
-    `number` is the row's id, which changes if the slot is lost and requested again. `arn` is the task in the slot, ''
-    until it is known.
+    `number` is the row's id, which changes if the slot is lost and requested again. `arn` is the task in the slot, or
+    '' until it is known.
     """
 
     has_one: bool
@@ -231,7 +231,7 @@ class Places:
                 delay = min(delay * 2, 60)
             return ""
         except BaseException:
-            # otherwise the slot is checked when its heartbeat is stale
+            # if a task may have been started, keep the slot: it is checked when its heartbeat is stale
             if not is_calling and not is_unknown:
                 await asyncio.shield(_in_thread(self.table.give_back, token, start))
             raise
@@ -240,8 +240,8 @@ class Places:
         """Calls RunTask and records its result, as `_taken` does.
 
         The call continues if its waiter is cancelled: ECS may have received the request, in which case the task needs
-        its slot, and `discard` needs the ARN. It is not decided here whether the task is stopped, since another
-        triggerer may need it.
+        its slot, and `discard` needs the ARN. Whether to stop the task is not decided here, since another triggerer may
+        need it.
         """
 
         async def call() -> str:

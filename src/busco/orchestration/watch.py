@@ -1,4 +1,4 @@
-"""Answers the queries of a run's tasks and starts and stops runners for them, one `Watch` per run and process."""
+"""Answers queries of a run's tasks, and starts and stops runners for them. Each process has one `Watch` per run."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class Watch(Polled):
         registered since the last poll. The generation and the token of the order are set here.
 
         Args:
-            before: the newest generation of each order when the requesting try began. Failures up to then do not count
-                against it.
+            before: the newest generation of each order when the requesting try began; failures up to that generation
+                are not counted.
             follower: the name of the requesting try.
 
         Raises:
@@ -116,10 +116,10 @@ class Watch(Polled):
                 last = await self._resumed(newest, say)
             if last is not None and not self._registered_and_gone(last.order):
                 if last.resumed:
-                    # its end time is not known here, but whether it was ordered before the try began is
+                    # when it ended is not known here, but it is known whether it was ordered before the try began
                     is_waiting = last.order.generation > before.get(name, 0)
                 else:
-                    # a follower that waited here for the lock has waited for this runner, even if it has ended by now
+                    # a follower that waited for the lock has waited for this runner, which may have ended by now
                     is_waiting = last.ended_at is None or last is not at_call
                 if is_waiting:
                     last.waiting.add(follower)
@@ -136,7 +136,7 @@ class Watch(Polled):
             try:
                 await self._put(self.layout.order(name, generation), order, None)
             except Conflict:
-                # another triggerer starts this runner: the next poll will show it
+                # another triggerer is starting this runner: the next poll will show it
                 return
             self.orders[name] = order
             self.launched[name] = Launched(order, await self._started(order, say), waiting={follower})
@@ -150,7 +150,7 @@ class Watch(Polled):
         return launched.handle.passing() and in_vain <= self.settings.runner_restarts
 
     async def _why(self, launched: Launched) -> str:
-        """Returns why a runner ended. The reason is read only once, as a hundred followers may have waited for it."""
+        """Returns why a runner ended. The reason is read only once, since many followers may have waited for it."""
         if launched.why is None:
             launched.why = await text_for_log("the reason why its runner ended", launched.handle.why)
         return launched.why
@@ -181,7 +181,7 @@ class Watch(Polled):
         return any((r.order, r.generation) == (order.name, order.generation) for r in self.runners.values())
 
     def _registered_and_gone(self, order: Order) -> bool:
-        """Whether the runner of an order has registered and was then seen gone or given up."""
+        """Whether the runner of an order has registered, and has since been found gone or been given up."""
         known = [n for n, r in self.runners.items() if (r.order, r.generation) == (order.name, order.generation)]
         return bool(known) and all(self.gone(number) for number in known)
 
@@ -240,7 +240,7 @@ class Watch(Polled):
         return report if report and report.status in FINAL else None
 
     async def read_log(self, node: str, runner: int) -> str:
-        """Returns dbt's log of a node, '' if there is none. Never raises, since only a task's log needs it."""
+        """Returns dbt's log of a node, or '' if there is none. Never raises, since only a task's log needs it."""
 
         async def read() -> str:
             stored = await self.objects.get(self.layout.log(node, runner))
@@ -249,7 +249,7 @@ class Watch(Polled):
         return await text_for_log(f"dbt's log of {node}", read)
 
     async def tail(self, runner: Runner) -> str:
-        """Returns the end of a runner's output, '' if there is none. Never raises, since only a task's log needs it."""
+        """Returns the end of a runner's output, or ''. Never raises, since only a task's log needs it."""
         return await text_for_log(f"the output of runner {runner.number}", lambda: self.launcher.tail(runner))
 
     async def read_follower(self, task: str) -> tuple[Follower, str] | None:
@@ -280,11 +280,11 @@ class Watch(Polled):
         runner that is alive or being started is stopped.
 
         Args:
-            elsewhere: how many other tasks of the run Airflow waits for. If there are fewer followers here, the others
-                follow in another triggerer.
+            elsewhere: the number of other tasks of the run that Airflow is waiting for. If there are fewer followers
+                here, the remaining tasks follow in another triggerer.
 
         Raises:
-            Exception: a runner could not be stopped for as long as `patiently` retries; all others were stopped.
+            Exception: a runner could not be stopped, despite the retries of `patiently`; all others were stopped.
         """
         number, node = self.followers.pop(name, 0), self._gathers.pop(name, "")
         if elsewhere > len(self.followers):
@@ -321,7 +321,7 @@ class Watch(Polled):
         return [name for name, nodes in tests.items() if node in nodes and not needed & {*nodes}]
 
     async def abandon(self, name: str, reason: str) -> None:
-        """Stops the runner of the order `name`, also if it is still being started, has not registered yet, or was
+        """Stops the runner of the order `name`, even if it is still being started, has not registered yet, or was
         started by another triggerer."""
         if name in self._starting:
             starting, _ = self._starting[name]
@@ -362,10 +362,10 @@ class Watch(Polled):
 
 
 async def _all(*ends: Coroutine[Any, Any, None]) -> None:
-    """Awaits all of them, even if some fail.
+    """Awaits all coroutines, even if some fail.
 
     Raises:
-        Exception: the error of the first one that failed.
+        Exception: the error of the first coroutine that failed.
     """
     for found in await asyncio.gather(*ends, return_exceptions=True):
         if isinstance(found, BaseException):

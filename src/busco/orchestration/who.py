@@ -2,11 +2,11 @@
 
 Airflow (2.10.5) writes an event to its table `log`, with the logged-in user as `owner`, before it handles a request
 (`airflow/www/decorators.py`, `action_logging`). The DAG run that the request creates or clears records when it was
-queued (`queued_at`; `models/dagrun.py`, `set_state`). So a run's event was written shortly before that time, at most as
-long before as a request can take. It names its run only if the caller chose the run's id, and the caller controls all
-of its other fields except the owner. Therefore, an event is ruled out only if Airflow itself would have applied it to
-another run or DAG (`busco.orchestration.guard` rejects requests with two ids). If events of several users remain, all
-of them are named: a user can hide among others, but can never make somebody else appear to be the only one.
+queued (`queued_at`; `models/dagrun.py`, `set_state`). So a run's event was written before that time, by no more
+than the time that a request can take. It names its run only if the caller chose the run's id, and the caller controls
+all of its other fields except the owner. Therefore, an event is ruled out only if Airflow itself would have applied it
+to another run or DAG (`busco.orchestration.guard` rejects requests with two ids). If events of several users remain,
+all of them are named: a user can hide among others, but can never make somebody else appear to be the only one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _AGAIN = frozenset(
     | {f"action_{name}" for name in ("clear", "clear_downstream", "set_queued", "set_running", "set_retry")}
     | {"dagrun.edit", "taskinstance.edit"}
 )  # fmt: skip
-# Those that may affect another DAG than the event's: lists identify it by a row's key, regardless of other parameters,
+# Those that may affect a DAG other than the event's: lists identify it by a row's key, regardless of other parameters,
 # and the command line accepts a pattern.
 _OF_ANY = frozenset(name for name in _AGAIN if name.startswith(("action_", "cli_")) or name.endswith(".edit"))
 # Those that queue a run without clearing anything.
