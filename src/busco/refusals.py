@@ -54,7 +54,7 @@ def check(
         verbose, command: as for `problems.refusal`.
 
     Raises:
-        BuscoError: the project has problems; the message lists them, with the way to fix each.
+        BuscoError: the project has problems; the message lists them, and says how to fix each one.
     """
     problems = list(_problems(project))
     if problems:
@@ -208,7 +208,7 @@ def _model_problems(project: Project, node: Mapping[str, Any]) -> Iterator[Probl
     if (size := meta_of(node).get("ecs")) and size not in SIZES:
         yield Problem.of(node, f"meta ecs {{}} is not a size; write {', '.join(SIZES[:-1])} or {SIZES[-1]}", size)
     if config.get("database"):
-        text = "database {} is refused; remove it, and set the table's layer by +schema"
+        text = "database {} is refused; remove it, and set the table's layer with +schema"
         yield Problem.of(node, text, config["database"])
     if config.get("grants"):
         yield Problem(node, "grants are refused, because AWS controls who can read a table (IAM, Lake Formation)")
@@ -333,7 +333,7 @@ def _source_problems(project: Project) -> Iterator[Problem]:
             text = "{} is not a valid name in Glue and Athena; use only a-z, 0-9 and _ (identifier)"
             yield Problem.of(source, text, name)
         if (other := makers.setdefault(table_name(source), uid)) != uid:
-            text = "{} uses the table {} too; give one of them another table by its identifier"
+            text = "{} uses the table {} too; give one of them a different identifier"
             yield Problem.of(source, text, other, table_name(source))
         settings = {**source.get("config", {}), **(source.get("source_meta") or {}), **meta_of(source)}
         for key in sorted({"external_location", "plugin"} & {key for key, value in settings.items() if value}):

@@ -47,7 +47,7 @@ TARGETS = {
     "logs": "Logs_20140328",
     "sqs": "AmazonSQS",
 }
-# Services with the query protocol, which has the operation in the form; SQS supports both protocols.
+# Services with the query protocol, which puts the operation in the form; SQS supports both protocols.
 FORMS = ("cloudformation", "iam", "sns", "sqs", "sts")
 # For services that can also run code, keep sessions or deliver data to others: the operations that were reviewed and do
 # none of that. Other services can't do so, or are restricted elsewhere (CloudFormation: busco.embedded.provisioned).

@@ -232,7 +232,8 @@ def pick_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",))
 def hold_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",), fixed: int = 0) -> int:
     """Reserves a port for `name` on all of the addresses: its previous one if possible, else a new one.
 
-    Until `release_port`, no other user can bind the port, whether `name` runs or not: an idle process keeps it bound.
+    Until `release_port` is called, no other user can bind the port, whether or not `name` is running: an idle process
+    keeps it bound.
     `name` itself can still bind it with `bound`, because Linux lets several processes of the same user, and no others,
     share a port (socket(7), SO_REUSEPORT).
 
@@ -303,15 +304,15 @@ def _holder(name: str) -> str:
 
 
 def running(state: Path) -> list[str]:
-    """Returns the names of all running processes of the state folder."""
+    """Returns the names of all running processes that are recorded in the state folder."""
     return sorted(file.stem for file in (state / "run").glob("*.json") if find(state, file.stem) is not None)
 
 
 def listens(process: Process, port: int) -> bool:
     """Whether this process or a descendant of it listens on 127.0.0.1:`port`.
 
-    Another user of this machine could have taken the port and imitate our process, so call this before sending anything
-    there that they could misuse.
+    Another user of this machine could take the port and imitate our process, so call this before sending anything there
+    that they could misuse.
     """
     try:
         root = psutil.Process(process.pid)

@@ -1,4 +1,4 @@
-"""Reads a file's rows as a relation, and counts them and those that do not fit."""
+"""Reads a file's rows as a relation, and counts the rows and how many of them do not fit."""
 
 from __future__ import annotations
 
@@ -105,7 +105,10 @@ def _direct(
 
 
 def unreadable(error: duckdb.Error | UnicodeDecodeError) -> Refused:
-    """Turns DuckDB's error into a refusal; keeps only the kind of most errors, whose text quotes the file's content."""
+    """Turns DuckDB's error into a refusal.
+
+    For most errors only the kind is kept, because their text quotes the file's content.
+    """
     kind = type(error).__name__.removesuffix("Exception").removesuffix("Error")
     if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
         kind = re.sub(r"\s+", " ", str(error).splitlines()[0])
@@ -146,7 +149,7 @@ def _sifted(
 
 
 def first_problem(connection: duckdb.DuckDBPyConnection, file: SourceFile, found: Survey) -> str:
-    """Returns where a file first fails to fit, and why, without the value; '' if the file has no rows."""
+    """Describes the first value or line that does not fit, without quoting it; '' if the file has no rows."""
     problems = checks.problems_sql(file.contract)
     sql = (
         f"select _source_row as row, p.column as what, p.reason from "

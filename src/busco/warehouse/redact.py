@@ -69,7 +69,7 @@ class Redactor:
         self._known: dict[str, frozenset[str]] = {}
 
     def allow(self, text: str) -> None:
-        """Allows a message of the platform to be shown unchanged, because it contains no values."""
+        """Allows one of the platform's own messages to be shown unchanged, because it contains no values."""
         self._allowed.add(_squeezed(text))
 
     def mark_indirect_reader(self, node: str) -> None:

@@ -133,7 +133,7 @@ def _me(settings: Settings, order: Order, log: str) -> Runner:
     task = this_task()
     if order.name and task is None and in_ecs():
         raise BuscoError(
-            "the ECS task metadata endpoint does not respond: nobody could find this runner", "start it again"
+            "the ECS task metadata endpoint does not respond, so nobody could find this runner", "start it again"
         )
     return Runner(
         number=0,
@@ -157,7 +157,7 @@ def _me(settings: Settings, order: Order, log: str) -> Runner:
 
 
 def _register(run: Run, me: Runner) -> Runner | None:
-    """Registers this process, unless a live runner does the same work: n + 1 starts only after n has ended (R9)."""
+    """Registers this process, unless a live runner has the same work: n + 1 starts only after n has ended (R9)."""
     while True:
         known, endings = run.runners(), run.endings()
         for other in known:
