@@ -183,7 +183,7 @@ def test_D3_two_simultaneous_ingests_of_one_file_make_one_delivery(mini: Platfor
 def test_D4_ingest_is_refused_in_environments_other_than_prod(mini: Platform) -> None:
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
     printed = mini.busco("ingest", str(file), status=1, environment={"BUSCO_ENVIRONMENT": "dev_ana"})
-    assert "bronze can be written only in environment prod" in printed
+    assert "bronze can be written only in the environment prod" in printed
 
 
 def test_values_of_columns_with_personal_data_are_hidden_in_the_output_of_ingest(mini: Platform) -> None:

@@ -226,8 +226,8 @@ class _Reader:
     def _hidden_json(self, text: str) -> str:
         """Returns a JSON array's string with placeholders for the characters that DuckDB would interpret.
 
-        DuckDB would drop the quotes of the elements, so that the string "1" became the number 1, and would read the
-        JSON null as NULL. The result is NULL if the string cannot be JSON or already contains a placeholder.
+        DuckDB would drop the quotes of the elements, so that the string "1" would become the number 1, and would
+        read the JSON null as NULL. The result is NULL if the string cannot be JSON or already contains a placeholder.
         """
 
         def hidden_part(part: str) -> str:
@@ -262,7 +262,7 @@ class _Reader:
             time = time_pattern(kind, r"(?:T|\s+)", r"\d{1,2}", _ZONE if zoned else _UTC)
             read = moment(kind, text, _EPOCH + _WIDE_DAY + time).value()
             if zoned:
-                # separate branches, because DuckDB reads a time without a zone in the zone of the time before it
+                # separate branches, because DuckDB reads a time without a zone in the zone of the preceding time
                 named = f"regexp_matches({text}, {_NAMED})"
                 return f"case when {named} then {self._in_zone(text, read)} else {read} end"
             return read

@@ -42,7 +42,7 @@ class SourceFile:
     """A file to ingest.
 
     Attributes:
-        path: where its bytes are read; within `opened`, the open file, even if its name refers to another by then.
+        path: where its bytes are read; within `opened`, the open file, even if its name now refers to another file.
         name: its path below the given folder, without a compression suffix (D1).
         folder: the given folder; None if the file itself was given.
         follow_links: whether the folder, the file and the folders in between may be links.
@@ -129,7 +129,7 @@ def find(
     """Returns the files to ingest, and the paths that can't be ingested, each with the reason.
 
     A folder means all CSV files below it. Files are sorted by name, so that deliveries arrive in the same order
-    each time. The second list also has unreadable paths, so that one of them does not stop the others.
+    each time. The second list includes unreadable paths, so that one of them does not stop the others.
 
     People who deliver files must not be able to choose what else is read from this machine: a link to a file or a
     folder, whether given directly or found below a folder, is refused unless `follow_links` is set.
@@ -148,7 +148,7 @@ def find(
             elif contract is None:
                 known = ", ".join(sorted(c.table for c in contracts))
                 unknown.append(
-                    (file, f"its name matches no table ({known}); specify it with --table. {OTHER_PROJECTS}")
+                    (file, f"its name matches no table ({known}); specify the table with --table. {OTHER_PROJECTS}")
                 )
             elif wrong := _long_name(contract, name):
                 unknown.append((file, wrong))

@@ -13,7 +13,8 @@ from busco.ingest.formats import another_encoding, another_format
 from busco.ingest.refused import Refused
 from busco.lake.deliveries import Contract
 
-# Limits the names in a message, and their characters: a supposed header can be a single word of a megabyte.
+# The maximum number of names in a message, and of characters per name: what is read as the header can be a single word
+# of a megabyte.
 _SHOWN = 100
 # The line that tells Excel which separator a file uses. Excel never writes it, but programs that export to Excel do.
 _SEPARATOR_LINE = re.compile(r"(?i)sep=(.?)")
@@ -29,7 +30,7 @@ _DIFFERENCES: dict[str, Callable[[str], str]] = {
 def read_header(path: Path, head: bytes, compressed: bool, contract: Contract) -> tuple[str, ...]:
     """Returns the column names in the header.
 
-    Messages never contain the file's values, which the first line has if the header is missing.
+    Messages never contain the file's values, which are on the first line if the header is missing.
 
     Args:
         head: the beginning of the file's decompressed content, without a byte-order mark or leading blank lines.
@@ -88,7 +89,7 @@ def _check_separator(header: Sequence[str], columns: int) -> None:
         commas = "" if found[1] in ("", ",") else ", and separate values with commas"
         raise Refused(f"the first line is Excel's `{found[0]}`, not the header: delete it{commas}")
     if len(header) == 1 and columns > 1:
-        for delimiter, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        for delimiter, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
             if delimiter in header[0]:
                 raise Refused(f"wrong delimiter: the header uses {name}, not commas")
 

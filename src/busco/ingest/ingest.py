@@ -59,7 +59,7 @@ def ingest(
     """
     if settings.environment != "prod":
         raise BuscoError(
-            f"bronze can be written only in environment prod, not in {settings.environment}",
+            f"bronze can be written only in the environment prod, not in {settings.environment}",
             "unset BUSCO_ENVIRONMENT to ingest",
         )
     files, unknown = find(paths, contracts, table, follow_links)

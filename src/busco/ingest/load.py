@@ -23,7 +23,7 @@ from busco.lake.records import Delivery, utc_now
 from busco.lake.types import literal
 
 _CHANGED = "it changed while it was being read"
-# maximum number of characters shown of a quarantined value
+# how many characters of a quarantined value are shown
 _SHOWN = 100
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class Refused(Exception):
-    """A source file is refused as a whole; the message has the reason."""
+    """A source file is refused as a whole; the message gives the reason."""
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def readable() -> Iterator[None]:
         raise Refused(f"broken gzip: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refused("it must first be rewritten below BUSCO_STATE_DIR, and that disk is full") from error
+            raise Refused("it must first be rewritten below BUSCO_STATE_DIR, but that disk is full") from error
         # O_NOFOLLOW fails with ELOOP; ENOTDIR means that a folder has become a link or a file (open(2))
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise Refused("it, or a folder above it, became a link while it was being ingested") from error

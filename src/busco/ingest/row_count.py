@@ -66,7 +66,7 @@ class RowCount:
         """Counts the rows in the next chunk.
 
         Raises:
-            Refused: a row is over the limit. The message has its number; the first row after the header is row 1.
+            Refused: a row is over the limit. The message gives its number; the first row after the header is row 1.
         """
         if self._first is not None:
             self._first += chunk

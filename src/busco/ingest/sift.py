@@ -33,9 +33,10 @@ _LONG = 100_000
 
 
 def sift(path: Path, content: Content, target: Path, tick: Callable[[], None]) -> int:
-    """Writes a file's rows to `target`, a CSV that begins with `COLUMNS`, which hold the line of an unparsable row.
+    """Writes a file's rows to `target`, a CSV whose first columns are `COLUMNS`.
 
-    Rows are numbered from 1; the header and blank lines are not counted.
+    These are the row's number, and, if the row can't be parsed, its line and the reason; its values are then empty. Rows
+    are numbered from 1; the header and blank lines are not counted.
 
     Args:
         tick: called regularly; an exception that it raises stops the work.
@@ -93,7 +94,7 @@ class _Encoding:
 
 
 class _Lines:
-    """The file's physical lines for the reader, each with the blank lines after it; `taken` has the current row's."""
+    """The file's physical lines, each with the blank lines after it; `taken` has the lines of the current row."""
 
     def __init__(self, text: TextIO, longest: int, tick: Callable[[], None]) -> None:
         self.row, self.ending = 0, ""
