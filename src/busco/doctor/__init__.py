@@ -1,6 +1,6 @@
-"""Checks, one thing after another, that a process of the platform has what it needs, and reports what it saw.
+"""Checks, one thing after another, that a process of the platform has what it needs, and reports what it found.
 
-A check is a function in a module of this package. It returns what it saw. It raises `Skipped` if there is nothing to
+A check is a function in a module of this package. It returns what it found. It raises `Skipped` if there is nothing to
 check, and any other error if something is wrong.
 """
 
@@ -22,7 +22,7 @@ from busco.settings import Settings
 
 State = Literal["ok", "failed", "skipped"]
 
-# A person waits for the result, so a slower response is reported as an error.
+# Someone is waiting for the result, so a slower response is reported as an error.
 _FAIL_FAST: dict[str, Any] = {
     "retries": {"mode": "standard", "total_max_attempts": 2},
     "connect_timeout": 2,
@@ -31,7 +31,7 @@ _FAIL_FAST: dict[str, Any] = {
 
 
 class Skipped(Exception):
-    """There is nothing to check here; the message has the reason."""
+    """There is nothing to check here; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: what it saw, and how to fix what is wrong."""
+    """The result of a check: what it found, and how to fix what is wrong."""
 
     name: str
     state: State

@@ -26,7 +26,7 @@ def _service(around: Surroundings) -> None:
 
 
 def keys(around: Surroundings) -> str:
-    """The key for connections is valid, sessions are signed with a secret, and no login is publicly known."""
+    """The key for connections is valid, a secret signs sessions, and the admin's password is not a well-known one."""
     from cryptography.fernet import Fernet
 
     _service(around)
@@ -116,7 +116,9 @@ def broker(around: Surroundings) -> str:
     """Celery's broker responds, and so do workers."""
     _service(around)
     if os.environ.get("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor") != "CeleryExecutor" or not os.environ.get(_BROKER):
-        raise Skipped("Celery is not used: no CeleryExecutor, or AIRFLOW__CELERY__BROKER_URL is not set")
+        raise Skipped(
+            "Celery is not used: the executor is not CeleryExecutor, or AIRFLOW__CELERY__BROKER_URL is not set"
+        )
     from celery import Celery
     from kombu.exceptions import OperationalError
 

@@ -22,7 +22,7 @@ from busco.settings import LAYERS, require_lake
 
 # S3 rejects requests from a clock that is off by 15 minutes (S3 API reference, RequestTimeTooSkewed).
 _SKEW, _REFUSED = 60.0, 15
-_RACES = 5  # if several doctors run at once, one of them wins each time
+_RACES = 5  # if `busco doctor` runs several times at once, one of them wins each time
 
 
 def first_answer(around: Surroundings) -> tuple[str, str, float]:

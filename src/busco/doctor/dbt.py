@@ -23,7 +23,7 @@ _PACKAGES = ("dbt-core", "dbt-duckdb", "pyiceberg")
 
 
 def projects(around: Surroundings) -> str:
-    """dbt can parse each project, and a parse in the image matches the project in it."""
+    """dbt can parse each project, and a parse that is stored in the image matches the project."""
     parsed = "; ".join(map(_parsed, around.settings.of_all_projects()))
     code = code_version(around.settings)
     return parsed + (f"; code {code}" if code else "")
@@ -39,7 +39,7 @@ def _parsed(settings: Settings) -> str:
         raise Skipped(f"{settings.dbt_project_dir} reads the environment (env_var), so it is parsed at each start")
     raise BuscoError(
         f"{settings.baked_dir} has no parse of the current {settings.dbt_project}: each start parses it again",
-        "rebuild the image (make image), and mount no other project over its own",
+        "rebuild the image (make image), and do not mount another project over the one in it",
     )
 
 

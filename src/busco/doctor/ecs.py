@@ -33,7 +33,7 @@ def task_definitions(around: Surroundings) -> str:
         if architecture != settings.ecs_cpu_architecture:
             raise BuscoError(
                 f"{name} is for {architecture}, but BUSCO_ECS_CPU_ARCHITECTURE is {settings.ecs_cpu_architecture}",
-                "set CpuArchitecture of deploy/aws/ecs.yaml, and this variable, to the image's architecture",
+                "set CpuArchitecture in deploy/aws/ecs.yaml, and this variable, to the image's architecture",
             )
         lines.append(f"{size} {name}")
     return ", ".join(lines)

@@ -35,7 +35,7 @@ _NEEDED = ("lake_bucket", "landing_bucket", "logs_bucket", "airflow_url")
 
 
 def variables(around: Surroundings) -> str:
-    """Every variable BUSCO_… is known, and on AWS those without a default are set."""
+    """Every BUSCO_… variable is known, and on AWS those without a default are set."""
     known = {f"BUSCO_{name.upper()}" for name in Settings.model_fields} | _NOT_SETTINGS
     given = {name for name in os.environ if name.startswith("BUSCO_")}
     if unknown := sorted(given - known):
@@ -66,7 +66,7 @@ def files(around: Surroundings) -> str:
         if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
             raise BuscoError(
                 f"user {os.getuid()} cannot read {folder}",
-                "give it to AIRFLOW_UID: scripts/set_local_dir_permission.sh",
+                "make AIRFLOW_UID its owner: scripts/set_local_dir_permission.sh",
             )
         lines.append(f"{folder} is readable")
     # the disk check writes to the state folder
@@ -84,7 +84,7 @@ def files(around: Surroundings) -> str:
 def manifest(around: Surroundings) -> str:
     """Each dbt project's manifest, from which Airflow draws its graph, exists and can be read.
 
-    Where people work on the project, the manifest must not be older than the project.
+    On development machines, the manifest must not be older than the project.
     """
     return "; ".join(map(_parsed, around.settings.of_all_projects()))
 
@@ -92,7 +92,9 @@ def manifest(around: Surroundings) -> str:
 def _parsed(settings: Settings) -> str:
     path = settings.manifest_path
     if not path.is_file():
-        raise BuscoError(f"{settings.dbt_project_dir} was never parsed here: {path} is missing", "run: busco dbt parse")
+        raise BuscoError(
+            f"{settings.dbt_project_dir} has not been parsed here: {path} is missing", "run: busco dbt parse"
+        )
     written = path.stat().st_mtime
     when = datetime.fromtimestamp(written, UTC)
     # in an image the project never changes, and its files' times are those of a checkout
