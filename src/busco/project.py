@@ -63,7 +63,7 @@ class Project:
             return cls(json.loads(path.read_text()))
         except FileNotFoundError as error:
             raise BuscoError(
-                "the dbt project was never parsed here",
+                "the dbt project has not been parsed here",
                 "run: busco dbt parse (for another project, add --project-dir FOLDER)",
             ) from error
         except ValueError as error:

@@ -190,7 +190,7 @@ def test_the_graph_is_rendered_again_if_our_or_cosmos_s_settings_change(
 def test_a_project_that_was_never_parsed_is_an_import_error(home: Path) -> None:
     (home / "manifest.json").unlink()
     (error,) = parse(home)["errors"].values()
-    assert "the dbt project was never parsed here" in error
+    assert "the dbt project has not been parsed here" in error
 
 
 def test_outlines_of_old_manifests_are_removed(home: Path) -> None:

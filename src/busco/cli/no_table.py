@@ -75,7 +75,7 @@ def _in_projects(settings: Settings, schema: str, table: str) -> str:
 
 def _projects(settings: Settings) -> Iterable[Project]:
     for one in settings.of_all_projects():
-        # skip a project that was never parsed here
+        # skip a project that has not been parsed here
         with suppress(BuscoError):
             yield Project.read(one.manifest_path)
 

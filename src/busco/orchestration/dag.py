@@ -48,7 +48,7 @@ def lakehouse_dag(
         kwargs: arguments of `airflow.DAG` that override the ones set here (`schedule`, `tags`).
 
     Raises:
-        BuscoError: the project was never parsed here.
+        BuscoError: the project has not been parsed here.
     """
     given: dict[str, Any] = {
         "schedule": None,

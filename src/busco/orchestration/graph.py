@@ -38,7 +38,7 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
     this once for each manifest.
 
     Raises:
-        BuscoError: the project was never parsed here.
+        BuscoError: the project has not been parsed here.
     """
     project = Project.of(settings)
     with tempfile.TemporaryDirectory() as folder:

@@ -79,7 +79,7 @@ def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
     try:
         key = _key(manifest, given)
     except FileNotFoundError as error:
-        raise BuscoError("the dbt project was never parsed here", "run: busco dbt parse") from error
+        raise BuscoError("the dbt project has not been parsed here", "run: busco dbt parse") from error
     kept = manifest.with_name(f"{manifest.stem}.{key}.outline.json")
     outline = _load(kept)
     if outline is None:

@@ -23,7 +23,7 @@ def dbt_tasks(settings: Settings, group_id: str) -> TaskGroup:
     Reads only the manifest and its outline: runs no dbt and opens no connection.
 
     Raises:
-        BuscoError: the project was never parsed here.
+        BuscoError: the project has not been parsed here.
     """
 
     def render() -> TaskGroup:
