@@ -233,9 +233,8 @@ def hold_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",),
     """Reserves a port for `name` on all of the addresses: its previous one if possible, else a new one.
 
     Until `release_port` is called, no other user can bind the port, whether or not `name` is running: an idle process
-    keeps it bound.
-    `name` itself can still bind it with `bound`, because Linux lets several processes of the same user, and no others,
-    share a port (socket(7), SO_REUSEPORT).
+    keeps it bound. `name` itself can still bind it with `bound`, because Linux lets several processes of the same user,
+    and no others, share a port (socket(7), SO_REUSEPORT).
 
     Args:
         fixed: the required port; 0 for any.

@@ -1,7 +1,7 @@
 """Combines a run's versions with the live release into a new release (rules P4 to P7).
 
-A run only changes parts of the live release that are still as they were in the run's base. Anything that differs from
-the base was published later, possibly by newer code. It stays as it is; a run that is incompatible with it is rejected.
+A run changes only those parts of the live release that are still the same as in the run's base. Anything that differs
+from the base was published later, possibly by newer code. It is kept; a run that is incompatible with it is rejected.
 """
 
 from __future__ import annotations
@@ -131,10 +131,11 @@ def _dropped(
 ) -> frozenset[str]:
     """Returns the project's live tables that its code no longer defines and that are unchanged since the base (P7).
 
-    `owned` are the identities of the project's tables in the live release.
-
     A table that was rebuilt since the base stays. So does a table that was used to build one of the remaining tables,
     because another run has read it.
+
+    Args:
+        owned: the identities whose tables in the live release belong to the project.
     """
     gone = {
         table

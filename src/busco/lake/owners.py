@@ -110,10 +110,10 @@ def refuse_claimed(owner: Owner, tables: Collection[str], live: Release | None, 
 
 
 def unproven(owner: Owner, live: Release | None, owned: Collection[str]) -> dict[str, Version]:
-    """Returns the project's live tables that are not proven to be its own.
+    """Returns the live tables under the project's name that are not proven to be its own.
 
-    These are all of them, unless the project's id and dbt name have been published together. The project may replace
-    them only if what it publishes resembles them, or with `--take-over`.
+    These are all of its tables, unless the project's id and dbt name have been published together. The project may
+    replace them only if what it publishes resembles them, or with `--take-over`.
     """
     if live is None:
         return {}

@@ -41,7 +41,7 @@ def failed_run(context: Any) -> None:
 
 
 def _nodes(dag: Any, task_id: str) -> list[str]:
-    """The dbt nodes of a task; empty for pin, publish and the like."""
+    """Returns the dbt nodes of a task; empty for pin, publish and the like."""
     return list(getattr(dag.get_task(task_id), "nodes", []) if dag.has_task(task_id) else [])
 
 
@@ -52,7 +52,7 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
         failed: the failed tasks, each with its dbt nodes.
     """
     names = [task.removeprefix("models.").removesuffix(".run").removesuffix("_run") for task in sorted(failed)]
-    subject = f"{dag_id} failed: {', '.join(names) or 'no task'}".encode("ascii", "replace").decode()
+    subject = f"{dag_id} failed: {', '.join(names) or 'no task failed'}".encode("ascii", "replace").decode()
     lines = [f"DAG run {dag_id} / {run_id} has failed. The previous release stays live.", ""]
     run = _run(settings, dag_id, run_id)
     results = run.latest_results() if run else {}
@@ -76,7 +76,7 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
 
 
 def stale_of(settings: Settings, pin: Pin, nodes: list[str]) -> tuple[str, ...]:
-    """The gold tables that stay stale after these nodes failed; empty if the project can't be read here."""
+    """Returns the gold tables that stay stale after these nodes failed; empty if the project can't be read here."""
     try:
         project = Project.read(settings.of_project(pin.project_dir).manifest_path)
     except BuscoError:
@@ -93,6 +93,6 @@ def _run(settings: Settings, dag_id: str, run_id: str) -> Run | None:
 
 
 def _why(result: Result) -> list[str]:
-    """The first lines of an error, in which personal data is already masked."""
+    """Returns the first lines of an error, in which personal data is already masked."""
     lines = (result.error or result.message).strip().splitlines()[:4]
     return [*lines, f"at {result.where}"] if result.where else lines

@@ -36,7 +36,7 @@ def pin(
 
     Raises:
         AirflowFailException: the selection matches nothing or contains options, deliveries are outdated, the project
-            was never parsed, or another project has published a table of the same name or uses this project's name.
+            has not been parsed, or another project has published a table of the same name or uses this project's name.
     """
     settings, store, environment = _lake()
     settings = settings.of_project(project_dir)
@@ -72,7 +72,7 @@ def pin(
     log.info("pinned run=%s epoch=%s base=%s deliveries=%s rows=%s", key, run.pin.epoch, run.pin.base, deliveries, rows)
     if project.contracts and not deliveries:
         log.warning(
-            "The lake is empty: nothing was ever ingested, so all tables of this run will be empty too. "
+            "The lake is empty: nothing has been ingested yet, so all tables of this run will be empty too. "
             "Ingest data with `busco ingest PATH`; `busco sample --out FOLDER` generates sample data. In Docker "
             "Compose, run `docker compose exec local-aws busco …`. Then trigger the DAG again."
         )
@@ -85,7 +85,7 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
     Raises:
         AirflowSkipException: publishing is on hold, or the run was superseded or rolled back.
         AirflowFailException: publishing was refused. The message states what to clear or, if this may not be the
-            project whose tables are live under its name, both ways out (`busco.lake.owners`).
+            project whose tables are live under its name, both possible fixes (`busco.lake.owners`).
     """
     settings, store, environment = _lake(publishes=True)
     try:
@@ -110,7 +110,7 @@ def show() -> None:
     """Updates Glue and the docs page to show the live release.
 
     Raises:
-        AirflowSkipException: the environment is not prod, or nothing was ever published.
+        AirflowSkipException: the environment is not prod, or nothing is published yet.
         AirflowFailException: a Glue database is missing.
     """
     settings, store, environment = _lake(publishes=True)
@@ -121,7 +121,7 @@ def show() -> None:
     except BuscoError as error:
         raise _failed(error) from error
     if shown is None:
-        raise AirflowSkipException("nothing was ever published")
+        raise AirflowSkipException("nothing is published yet")
     log.info(
         "shown release=%s created=%s updated=%s deleted=%s unchanged=%s",
         shown.release,
@@ -136,12 +136,12 @@ def live_release() -> str:
     """Logs the release that readers see, and returns its id.
 
     Raises:
-        AirflowSkipException: nothing was ever published.
+        AirflowSkipException: nothing is published yet.
     """
     _, store, environment = _lake()
     live = releases.read_live(store, environment)
     if live is None:
-        raise AirflowSkipException("nothing was ever published")
+        raise AirflowSkipException("nothing is published yet")
     release = live.release
     log.info("live release=%s run=%s tables=%s", release.release, release.run, len(release.tables))
     return release.release
@@ -181,12 +181,12 @@ def resume(context: Any) -> list[str]:
         log.info("there is no hold")
         return []
     by = printable(f"{hold.who} ({hold.reason})")
-    log.info("resumed; the hold was set by %s; runs skipped meanwhile: %s", by, list(hold.skipped))
+    log.info("resumed; the hold was set by %s; runs skipped in the meantime: %s", by, list(hold.skipped))
     return list(hold.skipped)
 
 
 def _lake(publishes: bool = False) -> tuple[Settings, ObjectStore, EnvironmentLayout]:
-    """The configured lake; accessed with the publisher role if `publishes` is set."""
+    """Opens the configured lake, with the publisher role if `publishes` is set."""
     settings = get_settings()
     try:
         require_lake(settings)

@@ -1,4 +1,4 @@
-"""How a task follows a run: which runner's results count for it, and when it has a runner started.
+"""How a task follows a run: which runner's results count for it, and when it orders a runner.
 
 A task follows the run's shared runner unless that runner has already reported a result for it or is gone. In that case,
 another shared runner is started for the remaining work, or, if the task was cleared or retried or a shared runner is
@@ -352,7 +352,7 @@ def _praise(result: Result) -> str:
     name = result.node.split(".", 2)[-1]
     if result.status == "warn":
         return f"warning: {name}: {result.message}"
-    outcome = f"{name}: {'kept as it is' if result.kept else result.message or 'ok'}"
+    outcome = f"{name}: {'kept' if result.kept else result.message or 'ok'}"
     rows = f", {result.rows} rows" if result.rows is not None else ""
     return f"{outcome}{rows}, {result.seconds:.1f} s"
 

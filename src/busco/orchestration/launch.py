@@ -46,7 +46,7 @@ class Launcher(Protocol):
     """Starts, watches and stops runners. There is one implementation for each value of BUSCO_EXECUTION."""
 
     async def start(self, pin: Pin, order: Order, say: Say) -> Starting:
-        """Starts `busco runner` for an order; if the limit on runners is reached, reports this and waits for a place.
+        """Starts `busco runner` for an order; if the limit on runners is reached, reports this and waits.
 
         Raises:
             CannotStart: waiting won't help.
@@ -78,7 +78,7 @@ def client_token(environment: str, pin: Pin, name: str, generation: int) -> str:
 
 
 def token_of(*parts: str | int) -> str:
-    """Returns 32 hexadecimal digits that only depend on `parts`."""
+    """Returns 32 hexadecimal digits that depend only on `parts`."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -130,7 +130,7 @@ class LocalLauncher:
                 say(f"waiting: {taken} runners are active on this machine (BUSCO_MAX_LOCAL_RUNNERS)")
                 reported = True
             await asyncio.sleep(0.5)
-        # no await since the check above, so that no other task can use the free place
+        # no await since the check above, so that no other task can take the free place
         self._starting += 1
         starting = asyncio.create_task(self._begin(command(pin, order)))
         try:

@@ -182,7 +182,7 @@ class FollowTrigger(BaseTrigger):
         """Stops the task's runner unless another task follows it. If the DAG run is over, returns how the task ends.
 
         Otherwise, the task was cleared or marked: this trigger must not end it, and waits for the triggerer to cancel
-        the trigger. For a cleared task, that happens only when it is scheduled again, in a paused DAG perhaps never.
+        the trigger. For a cleared task, that happens only when it is scheduled again; in a paused DAG, perhaps never.
         """
         from busco.orchestration.follow import SHARED, Ended
         from busco.orchestration.patience import to_the_end
