@@ -35,7 +35,7 @@ _LONG = 100_000
 def sift(path: Path, content: Content, target: Path, tick: Callable[[], None]) -> int:
     """Writes a file's rows to `target`, a CSV whose first columns are `COLUMNS`.
 
-    These are the row's number, and, if the row can't be parsed, its line and the reason; its values are then empty. Rows
+    These are the row's number and, if the row can't be parsed, its line and the reason; its values are then empty. Rows
     are numbered from 1; the header and blank lines are not counted.
 
     Args:
