@@ -24,20 +24,23 @@ def aws_command() -> None:
 
 
 @aws_command.command("up")
-@click.option("--lake", help="the local lake to serve; default: the last one")
+@click.option("--lake", help="the local lake to serve; default: the one that was served last")
 @click.option(
     "--docker/--no-docker",
     default=None,
-    help="whether its ECS runs tasks as containers; default: as last time, initially as BUSCO_EXECUTION requires",
+    help="run ECS tasks as containers; default: the last choice, or, the first time, what BUSCO_EXECUTION requires",
 )
 def aws_up(lake: str | None, docker: bool | None) -> None:
-    """Start it if it isn't running, deploy deploy/aws/, and show the live release in Glue."""
+    """Start the local AWS if it isn't running, deploy deploy/aws/, and show the live release in Glue."""
     echo(aws.up(get_settings(), say, lake=lake, after_start=_show_live_release, docker=docker))
 
 
 @aws_command.command("serve")
 def aws_serve() -> None:
-    """Run it in the foreground and keep Airflow's graph up to date, until SIGTERM. Its container runs this command."""
+    """Run the local AWS in the foreground and keep Airflow's graph up to date, until SIGTERM.
+
+    The local AWS's container runs this command.
+    """
     from busco.embedded.serve import serve
 
     serve(get_settings(), say, _show_live_release)
@@ -53,25 +56,25 @@ def aws_ready() -> int:
 
 @aws_command.command("filled")
 def aws_filled() -> int:
-    """Exit with status 0 if any file was ever ingested into the lake that it serves, otherwise 1."""
+    """Exit with status 0 if any file has been ingested into the local AWS's lake, otherwise 1."""
     _, store, _ = opened()
     return 0 if next(iter(store.keys("_lake/deliveries/")), None) is not None else 1
 
 
 @aws_command.command("down")
 def aws_down() -> None:
-    """Stop it; its S3 objects are kept."""
+    """Stop the local AWS; its S3 objects are kept."""
     aws.down(get_settings(), say)
 
 
 @aws_command.command("status")
 def aws_status() -> None:
-    """Show whether it is running, and where."""
+    """Show whether the local AWS is running, and where."""
     for name, state in aws.status(get_settings()):
         echo(f"{name}: {state}")
 
 
 @aws_command.command("env")
 def aws_env() -> None:
-    """Print variables that point aws, boto3 or a notebook to it: eval "$(busco aws env)"."""
+    """Print variables that point the AWS CLI, boto3 or a notebook to the local AWS: eval "$(busco aws env)"."""
     exact(aws.env_lines(get_settings()))

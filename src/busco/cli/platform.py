@@ -19,19 +19,19 @@ def airflow_command() -> None:
 
 @airflow_command.command("up")
 def airflow_up() -> None:
-    """Start whatever isn't running: PostgreSQL, scheduler, triggerer, webserver (admin/admin)."""
+    """Start whatever isn't running: PostgreSQL, the scheduler, the triggerer, the webserver (admin/admin)."""
     echo(airflow.up(get_settings(), say))
 
 
 @airflow_command.command("down")
 def airflow_down() -> None:
-    """Stop all of it; its database is kept."""
+    """Stop Airflow and its PostgreSQL; the database is kept."""
     airflow.down(get_settings(), say)
 
 
 @airflow_command.command("status")
 def airflow_status() -> None:
-    """Show which parts of it are running."""
+    """Show which parts of Airflow are running."""
     for name, state in airflow.status(get_settings()):
         echo(f"{name}: {state}")
 
@@ -51,7 +51,7 @@ def ui_command() -> None:
 
 @click.command("down")
 def down_command() -> None:
-    """Stop everything that runs here; data and history are kept."""
+    """Stop everything that is running here; data and history are kept."""
     settings = get_settings()
     airflow.down(settings, say)
     # only dbt's environment has the code that stops containers
@@ -59,7 +59,7 @@ def down_command() -> None:
 
 
 @click.command("demo")
-@click.option("--data", help="a folder of files in the sources' schema, instead of generated ones")
+@click.option("--data", help="a folder of files in the sources' schema, to use instead of generated data")
 @click.option(
     "--orders", default=100_000, show_default=True, type=click.IntRange(min=1), help="number of orders to generate"
 )
