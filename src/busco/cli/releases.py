@@ -44,7 +44,7 @@ def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
 
 
 def publishing(settings: Settings) -> ObjectStore:
-    """Returns the lake's store with the publishing role; with the caller's own role if it may not assume that one."""
+    """Returns the lake's store with the publishing role, or with the caller's own if it may not assume that role."""
     return ObjectStore(publisher_client("s3", settings, or_own=True), settings.lake_bucket)
 
 
@@ -165,7 +165,7 @@ def rollback(release_id: str, reason: str) -> None:
 @release_command.command("resume")
 @click.option("--start/--no-start", default=True, help="start a new run in Airflow, if it is running")
 def resume(start: bool) -> None:
-    """End the hold, list the runs that were skipped meanwhile, and start a new run."""
+    """End the hold, list the runs that were skipped during it, and start a new run."""
     settings, _, environment = lake()
     store = publishing(settings)
     hold = releases.resume(store, environment)
@@ -175,10 +175,10 @@ def resume(start: bool) -> None:
         if live is not None and (last := live.current.resumed) is not None:
             skipped = ", ".join(last.hold.skipped) or "none"
             by = printable(f"{last.hold.who} ({last.hold.reason})")
-            echo(f"the last hold was set by {by}; skipped meanwhile: {skipped}")
+            echo(f"the last hold was set by {by}; skipped in the meantime: {skipped}")
         return
     by = printable(f"{hold.who} ({hold.reason})")
-    echo(f"the hold by {by} is over; skipped meanwhile: {', '.join(hold.skipped) or 'none'}")
+    echo(f"the hold by {by} has ended; skipped in the meantime: {', '.join(hold.skipped) or 'none'}")
     if not start:
         return
     from busco.cli.platform import start_run

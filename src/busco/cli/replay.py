@@ -73,7 +73,7 @@ class Code:
     type=click.Choice(["run", "here"]),
     default="run",
     show_default=True,
-    help="the run's commit, or the files here, to try a fix on the run's data",
+    help="which code to run: the run's commit, or the files here, to try a fix on the run's data",
 )
 @click.option(
     "--tests/--no-tests", default=True, show_default=True, help="also run the models' own tests (unit tests always run)"
@@ -87,8 +87,8 @@ def replay_command(run_name: str, models: tuple[str, ...], which: str, tests: bo
     """Rebuild models of a run on this machine, as they were built in the run.
 
     MODEL is a name (fct_orders), a table (gold.fct_orders), or a dbt unique id. RUN is the run's key, Airflow's
-    <DAG>/<run id>, or a part of it. The models read exactly the versions that the run's models read. The results go to
-    an environment of your own: the run is not changed, and nothing is published.
+    <DAG>/<run id>, or a unique part of either. The models read exactly the versions that the run's models read. The
+    results go to an environment of your own: the run is not changed, and nothing is published.
     """
     if out is not None and len(models) > 1:
         raise click.UsageError("--out accepts only the table of a single model")
@@ -170,7 +170,7 @@ def _code_version(source: Run, models: Sequence[str]) -> str:
 
 
 def _missing(settings: Settings, source: Run, models: Sequence[str], version: str) -> BuscoError:
-    """Returns the error that a commit is not in this clone, with hints; the command for its image can be run as is."""
+    """Returns the error for a commit that is not in this clone. The hinted command for its image can be run as is."""
     commit = version.removesuffix("+")
     shallow = worktrees.is_shallow(settings.home)
     fetch = "this clone is shallow: git fetch --unshallow" if shallow else "git fetch --all"
@@ -259,7 +259,7 @@ def _names(project: Project, uid: str) -> set[str]:
 
 
 def _check_inputs(project: Project, source: Run, chosen: Sequence[str], run_name: str) -> None:
-    """Warns if a model would read something other than it would have read in the run.
+    """Warns if a model would read something other than what it would have read in the run.
 
     Raises:
         BuscoError: the run started to build a parent but has no version of it.

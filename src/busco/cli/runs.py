@@ -1,4 +1,4 @@
-"""`busco run`: the runs in the lake, and what happened in one of them."""
+"""`busco run`: shows the runs in the lake, and what happened in one of them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from busco.text import json_text, printable
 
 @click.group("run")
 def run_command() -> None:
-    """The runs in the lake: list them, or show what happened in one, from its records."""
+    """List the runs in the lake, or show what happened in one of them, according to its records."""
 
 
 @run_command.command("list")
-@click.option("-n", "most", default=20, show_default=True, type=click.IntRange(min=1), help="how many, newest first")
+@click.option("-n", "most", default=20, show_default=True, type=click.IntRange(min=1), help="maximum number of runs")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def list_runs(most: int, form: str) -> None:
-    """The runs of this environment, the one that was pinned last first."""
+    """List the runs in this environment, the most recently pinned first."""
     _, store, environment = lake()
     found = summaries(store, environment)[:most]
     if form == "json":
@@ -46,14 +46,14 @@ def list_runs(most: int, form: str) -> None:
 
 @run_command.command("show")
 @click.argument("run_name", metavar="RUN")
-@click.option("--epoch", type=click.IntRange(min=1), help="an epoch of the run; the newest one without it")
-@click.option("--all", "everything", is_flag=True, help="a line for every node, also for those that succeeded")
+@click.option("--epoch", type=click.IntRange(min=1), help="the epoch to show; default: the newest")
+@click.option("--all", "everything", is_flag=True, help="print a line for every node, including those that succeeded")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def show(run_name: str, epoch: int | None, everything: bool, form: str) -> None:
-    """What happened in a run: which runner was started for what, results, endings, and why it waits.
+    """Show what happened in a run: why each runner was started, results, how runners ended, and what the run waits for.
 
-    RUN is the run's key, Airflow's <DAG>/<run id>, or a part of it that only one run has. Times are UTC: when S3 stored
-    each record.
+    RUN is the run's key, Airflow's <DAG>/<run id>, or a unique part of either. Each time (UTC) is when S3 stored the
+    record.
     """
     _, store, environment = lake()
     run = replays.find(store, environment, run_name)
@@ -83,7 +83,7 @@ def show(run_name: str, epoch: int | None, everything: bool, form: str) -> None:
 
 
 def _pin(pin: Pin) -> dict[str, object]:
-    """What a list of runs says of one, as JSON."""
+    """Returns the fields that describe a run in JSON output."""
     return {
         "run": pin.run,
         "epoch": pin.epoch,

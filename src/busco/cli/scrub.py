@@ -14,14 +14,14 @@ from busco.warehouse.personal import of_version
 
 
 @click.command("scrub")
-@click.option("--dry-run", is_flag=True, help="only list the objects that have such values")
+@click.option("--dry-run", is_flag=True, help="only list the objects that contain such values")
 def scrub_command(dry_run: bool) -> None:
     """Remove the smallest and largest values of personal columns from delivery records and Iceberg manifests.
 
-    They were written before the columns were marked `meta: {pii: true}`, or by an earlier version of the platform.
-    First rebuild and publish everything, so that the tables in the live release don't have them; all bounds are removed
-    from versions that are not live. Requires permission to overwrite and delete objects below `_lake/`, including their
-    earlier versions.
+    These bounds were written before the columns were marked `meta: {pii: true}`, or by an earlier version of the
+    platform. First rebuild and publish everything, so that the tables in the live release no longer have such bounds;
+    versions that are not live lose all bounds. Requires permission to overwrite and delete objects below `_lake/`,
+    including their earlier versions.
     """
     settings, store, _ = lake()
     projects = ensure_manifests(settings)
