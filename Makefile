@@ -58,7 +58,7 @@ demo: setup ## run the main job on generated data, or on DATA=<folder>
 ui: setup ## start everything that isn't running, print the URLs
 	@.venv/bin/busco ui
 
-down: ## stop everything that runs here; keeps all data
+down: ## stop everything that is running here; keeps all data
 	@if test -x .venv/bin/busco; then .venv/bin/busco down; fi
 
 test: setup-dev ## run the unit, dbt and integration tests (no Docker, about 10 minutes); ALL=1 adds the slow ones

@@ -255,7 +255,7 @@ def test_the_error_for_a_missing_table_lists_what_exists(live: Platform, busco: 
     assert status == 1
     assert not re.search(r"schema\W.*does not exist", printed, re.IGNORECASE)
     assert "silver.v_orders is a view of the dbt project busco: Glue and Athena show only tables" in printed
-    assert "there are busco_bronze, busco_gold, busco_silver" in run("select * from busco_golf.fct")[1]
+    assert "the databases are busco_bronze, busco_gold, busco_silver" in run("select * from busco_golf.fct")[1]
     status, printed = run("select nothing_of_this_name from busco_gold.fct")
     assert (status, "has the tables" in printed) == (1, False)
 

@@ -50,7 +50,7 @@ def test_a_view_of_the_project_is_identified_together_with_the_tables_that_it_re
     settings: Settings, error: str, sql: str
 ) -> None:
     assert advice(settings, error, sql, lambda: TABLES) == (
-        "silver.v_orders is a view of the dbt project busco: Glue and Athena show only tables, no views; "
+        "silver.v_orders is a view of the dbt project busco: Glue and Athena show only tables, not views; "
         "query what it reads (busco_silver.orders), or materialize it as a table"
     )
 
@@ -64,7 +64,7 @@ def test_a_view_of_the_project_is_identified_together_with_the_tables_that_it_re
         (ATHENA.format("busco_bronze.e"), "busco_bronze has the tables orders"),
         (ATHENA.format("main.e"), "main.e is an ephemeral model of the dbt project bakery"),
         ("SCHEMA_NOT_FOUND: line 1:15: Schema 'busco_golf' does not exist",
-         "there is no database busco_golf; there are busco_bronze, busco_gold, busco_silver"),
+         "there is no database busco_golf; the databases are busco_bronze, busco_gold, busco_silver"),
         (NO_SCHEMA.format("busco_golf.x"), "there is no database busco_golf; there are"),
     ],
 )  # fmt: skip

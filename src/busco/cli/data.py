@@ -51,8 +51,9 @@ def sample_command(orders: int, seed: int, out: Path) -> None:
 def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links: bool) -> None:
     """Load CSV files (plain or gzip), and folders of them, into bronze.
 
-    A file that was ingested before is skipped. A file that does not fit is refused as a whole, and the others continue;
-    a row that does not fit its types is quarantined. Exits with status 1 if a file was refused.
+    A file that was ingested before is skipped. A file that does not match its table's contract is refused as a whole,
+    without affecting the others; a row whose values do not fit their types is quarantined. Exits with status 1 if any
+    file was refused.
     """
     from busco.ingest.ingest import ingest
     from busco.projects import all_contracts
@@ -127,7 +128,7 @@ _DBT_HELP = """Usage: busco dbt [--project-dir FOLDER] COMMAND …
   build   build and test models in a new run (busco dbt build --help)
   parse   parse the project and update Airflow's graph; without --project-dir, also the projects in BUSCO_DBT_PROJECTS
           (busco dbt parse --help)
-  ls, compile, show, docs, debug, …   dbt's own commands, on the live release, read only
+  ls, compile, show, docs, debug, …   dbt's own commands, on the live release, read-only
 """
 
 
@@ -154,9 +155,9 @@ def parse_command(project_dir: Path | None, verbose: bool) -> None:
 @click.option(
     "--take-over",
     is_flag=True,
-    help="with --publish: also take over or drop live tables of a dbt project of this name that may be a different one",
+    help="with --publish: also take over or drop live tables that may belong to a different dbt project of this name",
 )
-@click.option("--run", "run_key", help="work on this run instead of starting one; rebuilds what is selected")
+@click.option("--run", "run_key", help="rebuild what is selected in this run, instead of starting a new run")
 @_VERBOSE
 def build_command(
     select: str,
@@ -167,7 +168,7 @@ def build_command(
     run_key: str | None,
     verbose: bool,
 ) -> int:
-    """Build and test models in a new run, on the live release and all deliveries.
+    """Build and test models in a new run, based on the live release and all deliveries.
 
     Nobody sees the result unless it is published.
     """
@@ -273,7 +274,7 @@ def _parse(projects: list[Settings], verbose: bool) -> None:
 
 
 def _pass_on(arguments: list[str]) -> None:
-    """Runs any other dbt command on the live release, read only; offline if there is no lake.
+    """Runs any other dbt command on the live release, read-only; offline if there is no lake.
 
     A command without a target folder (debug, deps, init) doesn't read the project, which may be what is broken.
     """
@@ -445,7 +446,7 @@ def _answer(record: str, found: Selection) -> None:
 @click.command("bake")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def bake_command(folder: Path) -> None:
-    """Parse the projects into a folder of an image, so that its processes (BUSCO_BAKED_DIR) needn't parse them."""
+    """Parse the projects into a folder of an image, so that its processes (BUSCO_BAKED_DIR) don't have to."""
     from busco.warehouse.dbt import opened
 
     for settings in get_settings().of_all_projects():

@@ -23,7 +23,7 @@ from busco.text import guard
 VERBS: dict[str, tuple[str, Side | None, str]] = {
     "demo": ("platform", "airflow", "run the whole pipeline once: files, Airflow, models, tests, release, Athena"),
     "ui": ("platform", "airflow", "start whatever isn't running, and print the URLs"),
-    "down": ("platform", "airflow", "stop everything that runs here"),
+    "down": ("platform", "airflow", "stop everything that is running here"),
     "aws": ("local_aws", "dbt", "manage the local AWS: up, down, status, env"),
     "airflow": ("platform", "airflow", "manage the embedded Airflow: up, down, status"),
     "sample": ("data", "dbt", "generate the files of a sample marketplace"),
@@ -88,7 +88,7 @@ class _ReaderGone(Exception):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command. Exits with status 1 and a message for an error that the user can fix, 2 for wrong usage."""
+    """Runs the command. Exits with status 1 and a message for an error that the user can fix, 2 for incorrect usage."""
     guard()
     gc.set_threshold(*_COLLECT_AFTER)
     atexit.register(gc.freeze)

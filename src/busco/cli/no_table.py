@@ -24,7 +24,7 @@ _DUCKDB_TABLE = re.compile(r'Table with name "?([^"\n]+?)"? does not exist')
 
 
 def advice(settings: Settings, error: str, sql: str, tables: Callable[[], Iterable[str]]) -> str:
-    """Returns what to do about a query of a table or database that does not exist; '' for any other error.
+    """Returns what to do about a query that names a table or database that does not exist; '' for any other error.
 
     Args:
         error: the message from Athena or DuckDB.
@@ -56,7 +56,7 @@ def _about(settings: Settings, database: str, table: str, tables: Callable[[], I
 
 
 def _in_projects(settings: Settings, schema: str, table: str) -> str:
-    """Describes what a dbt project has by that name if it is not a published table; '' if no project has any."""
+    """Describes what the name refers to in a dbt project, if not to a published table; '' if to nothing."""
     for project in _projects(settings):
         for uid, node in project.nodes.items():
             if node["resource_type"] not in ("model", "seed") or table_name(node).lower() != f"{schema}.{table}":
@@ -69,7 +69,7 @@ def _in_projects(settings: Settings, schema: str, table: str) -> str:
                 return f"{what}, but has not been published yet: busco dbt build --publish"
             reads = ", ".join(database_table(settings, one) for one in sorted(project.parents(uid)))
             instead = f"query what it reads ({reads}), or " if reads else ""
-            return f"{what}: Glue and Athena show only tables, no views; {instead}materialize it as a table"
+            return f"{what}: Glue and Athena show only tables, not views; {instead}materialize it as a table"
     return ""
 
 
@@ -112,4 +112,4 @@ def _databases(database: str, tables: Callable[[], Iterable[str]]) -> str:
     known = sorted({name.split(".", 1)[0] for name in tables()})
     if not known:
         return f"there is no database {database}: nothing is published yet"
-    return f"there is no database {database}; there are {', '.join(known)}"
+    return f"there is no database {database}; the databases are {', '.join(known)}"
