@@ -157,7 +157,7 @@ def parse_command(project_dir: Path | None, verbose: bool) -> None:
     is_flag=True,
     help="with --publish: also take over or drop live tables that may belong to a different dbt project of this name",
 )
-@click.option("--run", "run_key", help="rebuild what is selected in this run, instead of starting a new run")
+@click.option("--run", "run_key", help="rebuild the selected nodes in this existing run, instead of starting a new one")
 @_VERBOSE
 def build_command(
     select: str,

@@ -23,7 +23,7 @@ def doctor_command(form: str) -> int:
     """Check what this process needs (variables, keys, Airflow's database and broker, S3, SQS, Glue, ECS, roles, the
     image, manifest, clock, memory, disk, DuckDB), and suggest fixes. Exits with status 1 if a check failed.
 
-    In a dbt container, it checks the environment in which models run: the DAG `ecs_check` runs it there.
+    Run it in a dbt container to check the environment in which models run; the DAG `ecs_check` does this on ECS.
     """
     # hide the INFO messages of the libraries that are checked
     logging.disable(logging.INFO)

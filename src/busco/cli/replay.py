@@ -302,7 +302,7 @@ def _build(code: Code, run: Run) -> int:
 
 
 def _report(settings: Settings, source: Run, nodes: Sequence[str], results: dict[str, Result]) -> None:
-    """Prints each node's result beside the one in the run, and errors as the nodes' tasks show them."""
+    """Prints each node's result next to the one in the run, and errors as the nodes' tasks show them."""
     then = source.latest_results()
     rows = []
     for node in nodes:

@@ -50,7 +50,7 @@ def list_runs(most: int, form: str) -> None:
 @click.option("--all", "everything", is_flag=True, help="print a line for every node, including those that succeeded")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def show(run_name: str, epoch: int | None, everything: bool, form: str) -> None:
-    """Show what happened in a run: why each runner was started, results, how runners ended, and what the run waits for.
+    """Show what happened in a run: why each runner was started, results, how runners ended, and what it is waiting for.
 
     RUN is the run's key, Airflow's <DAG>/<run id>, or a unique part of either. Each time (UTC) is when S3 stored the
     record.

@@ -18,7 +18,7 @@ from busco.settings import get_settings
 _RETRY: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
 _ON_CALL = (
     "If a task fails, open its log: it begins with the error and how to fix it. Then clear the task with *Downstream*: "
-    "finished models are not rebuilt. The previous release stays live meanwhile."
+    "finished models are not rebuilt. The previous release stays live in the meantime."
 )
 
 
