@@ -52,7 +52,7 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
         failed: the failed tasks, each with its dbt nodes.
     """
     names = [task.removeprefix("models.").removesuffix(".run").removesuffix("_run") for task in sorted(failed)]
-    subject = f"{dag_id} failed: {', '.join(names) or 'no task failed'}".encode("ascii", "replace").decode()
+    subject = f"{dag_id} failed: {', '.join(names) or 'no failed task'}".encode("ascii", "replace").decode()
     lines = [f"DAG run {dag_id} / {run_id} has failed. The previous release stays live.", ""]
     run = _run(settings, dag_id, run_id)
     results = run.latest_results() if run else {}

@@ -143,7 +143,7 @@ _RULES = (
         "setup",
         r"ResourceInitializationError|CannotCreateVolumeError",
         "ECS could not set up the task",
-        "fix the cause that the reason gives, then clear the task",
+        "fix the problem that ECS reports, then clear the task",
     ),
     _rule(
         "memory",
