@@ -65,7 +65,7 @@ def test_a_view_of_the_project_is_identified_together_with_the_tables_that_it_re
         (ATHENA.format("main.e"), "main.e is an ephemeral model of the dbt project bakery"),
         ("SCHEMA_NOT_FOUND: line 1:15: Schema 'busco_golf' does not exist",
          "there is no database busco_golf; the databases are busco_bronze, busco_gold, busco_silver"),
-        (NO_SCHEMA.format("busco_golf.x"), "there is no database busco_golf; there are"),
+        (NO_SCHEMA.format("busco_golf.x"), "there is no database busco_golf; the databases are"),
     ],
 )  # fmt: skip
 def test_a_missing_name_is_explained_with_what_it_refers_to_or_with_what_exists(
