@@ -46,14 +46,6 @@ def aws_serve() -> None:
     serve(get_settings(), say, _show_live_release)
 
 
-@aws_command.command("ready")
-def aws_ready() -> int:
-    """Exit with status 0 if `serve` has started everything, otherwise 1: for a container's health check."""
-    from busco.embedded.serve import ready
-
-    return 0 if ready(get_settings()) else 1
-
-
 @aws_command.command("filled")
 def aws_filled() -> int:
     """Exit with status 0 if any file has been ingested into the local AWS's lake, otherwise 1."""

@@ -7,9 +7,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
-from busco.embedded import aws, docker_engine, keeper, processes
+from busco.embedded import aws, docker_engine, health, keeper, processes
 from busco.embedded.starter import LostError, TaskStarter
 from busco.errors import BuscoError
 from busco.settings import Settings, get_settings
@@ -30,7 +29,8 @@ def serve(settings: Settings, say: Say, after_start: Callable[[], None]) -> None
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda *_: stop.set())
     state = settings.state.resolve()
-    _ready(state).unlink(missing_ok=True)
+    ready = health.record(state)
+    ready.unlink(missing_ok=True)
     try:
         aws.up(settings, say, after_start=after_start)
         settings = get_settings()
@@ -41,7 +41,7 @@ def serve(settings: Settings, say: Say, after_start: Callable[[], None]) -> None
             keeper.parse(graph, say)
         keeping = threading.Thread(target=keeper.keep, args=(graph, stop, say), name="keeper", daemon=True)
         keeping.start()
-        _ready(state).write_text(json.dumps({"pid": os.getpid()}))
+        ready.write_text(json.dumps({"pid": os.getpid(), "endpoint": settings.endpoint_url}))
         while not stop.wait(1.0):
             if processes.find(state, aws.NAME) is None:
                 raise BuscoError("the local AWS exited unexpectedly", f"see {state / 'log' / aws.NAME}.log")
@@ -49,18 +49,8 @@ def serve(settings: Settings, say: Say, after_start: Callable[[], None]) -> None
                 raise BuscoError("the keeper of Airflow's graph stopped unexpectedly", "see its last log lines above")
     finally:
         stop.set()
-        _ready(state).unlink(missing_ok=True)
+        ready.unlink(missing_ok=True)
         aws.down(settings, say, grace=GRACE)
-
-
-def ready(settings: Settings) -> bool:
-    """Whether the local AWS in the foreground has started completely and answers."""
-    try:
-        pid = int(json.loads(_ready(settings.state).read_text())["pid"])
-        os.kill(pid, 0)
-    except (OSError, ValueError, KeyError):
-        return False
-    return dict(aws.status(settings))["local AWS"].startswith("running")
 
 
 def _code_of_tasks(starter: TaskStarter) -> str:
@@ -69,7 +59,3 @@ def _code_of_tasks(starter: TaskStarter) -> str:
     except LostError as error:
         return f"ECS tasks can't be started yet: {error}"
     return f"ECS tasks run the code in {' and '.join(sorted(about.folders.values())) or about.image}"
-
-
-def _ready(state: Path) -> Path:
-    return state / "run" / "serve.ready.json"
