@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from busco.errors import BuscoError
 from busco.ingest.load import Loaded
 from busco.lake import releases
 from busco.settings import get_settings
@@ -126,7 +127,7 @@ def test_a_build_names_what_matches_nothing_and_shows_dbt_s_own_selection_errors
     live: Platform, busco: Command
 ) -> None:
     before = live.live().release
-    status, printed = busco("dbt", "build", "--select", "days typo_model")
+    status, printed = busco("dbt", "build", "--select", "days", "--select", "typo_model")
     assert status == 0
     assert "'typo_model' in the selection matches nothing" in printed
     status, printed = busco("dbt", "build", "--select", "typo, model")
@@ -141,6 +142,25 @@ def test_a_build_names_what_matches_nothing_and_shows_dbt_s_own_selection_errors
     assert status == 0
     assert "'typo_model' in the selection matches nothing" in printed
     assert live.live().release == before
+
+
+@pytest.mark.parametrize(
+    ("select", "exclude", "message"),
+    [
+        ("days", "days typo", "the selection 'days' matches only what is excluded by 'days typo'"),
+        ("typo", "days", "the selection 'typo' matches nothing"),
+        ("days_in_fct", "", "matches only tests that are left out, because gold.days, gold.fct was never built"),
+    ],
+)
+def test_the_error_for_a_selection_without_nodes_says_why_there_are_none(
+    live: Platform, select: str, exclude: str, message: str
+) -> None:
+    with opened(live.settings) as dbt:
+        dbt.parse()
+        with pytest.raises(BuscoError) as refused:
+            dbt.select(select, exclude, built=set())
+        assert message in refused.value.message
+        assert dbt.select("fct days", "days typo").notes == ("'typo' in the exclusion matches nothing",)
 
 
 def test_a_single_model_is_published_with_the_tests_that_it_shares_with_others(live: Platform, busco: Command) -> None:

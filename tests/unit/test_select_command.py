@@ -1,4 +1,5 @@
-"""`busco select --record`: what an ECS task records for a run that is about to be pinned."""
+"""How commands read selections: `busco dbt build`'s options, and `busco select --record`, whose result an ECS task
+records for a run that is about to be pinned."""
 
 from __future__ import annotations
 
@@ -25,6 +26,60 @@ def store() -> Iterator[ObjectStore]:
     made = ObjectStore(MemoryS3(), "lake")
     with mock.patch.object(data, "lake", return_value=(None, made, ENVIRONMENT)):
         yield made
+
+
+# -- busco dbt build --------------------------------------------------------------------------------------------------
+
+
+def build(*arguments: str) -> tuple[Result, list[tuple[str, str]]]:
+    """Runs the command up to the selection; also returns what dbt was asked to select and to exclude."""
+    asked = []
+
+    def stop(selected: str, excluded: str, built: object) -> None:
+        asked.append((selected, excluded))
+        raise BuscoError("far enough")
+
+    with mock.patch("busco.warehouse.dbt.opened") as opened:
+        opened.return_value.__enter__.return_value.select.side_effect = stop
+        opened.return_value.__exit__.return_value = False
+        return CliRunner().invoke(data.build_command, arguments), asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (("-s", "fct"), ("fct", "")),
+        (("--select", "people", "--select", "days"), ("people days", "")),
+        (("-s", "a b", "--select=c", "-sd", "-m", "e", "--models", "f", "--model=g"), ("a b c d e f g", "")),
+        (("-s", "a,b", "--exclude", "c", "--exclude=d e"), ("a,b", "c d e")),
+        (("--exclude", "c"), ("*", "c")),
+    ],
+)
+def test_repeated_selections_are_united_as_in_dbt(
+    store: ObjectStore, arguments: tuple[str, ...], asked: tuple[str, str]
+) -> None:
+    assert build(*arguments)[1] == [asked]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("-s", ""), "--select is empty"),
+        (("--select= ",), "--select is empty"),
+        (("-s", "fct", "-s", ""), "--select is empty"),
+        (("-s", "fct", "--exclude", ""), "--exclude is empty"),
+    ],
+)
+def test_an_empty_selection_is_wrong_usage_and_does_not_build_everything(
+    store: ObjectStore, arguments: tuple[str, ...], named: str
+) -> None:
+    result, asked = build("--publish", *arguments)
+    assert (result.exit_code, asked) == (2, [])
+    assert named in result.output
+    assert ("without --select, everything is built" in result.output) == ("--select" in named)
+
+
+# -- busco select -----------------------------------------------------------------------------------------------------
 
 
 def select(outcome: object) -> Result:

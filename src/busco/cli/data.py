@@ -145,9 +145,24 @@ def parse_command(project_dir: Path | None, verbose: bool) -> None:
     _parse([get_settings()] if project_dir else get_settings().of_all_projects(), verbose)
 
 
+def _united(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str:
+    """Unites the values of a repeated option, like dbt.
+
+    Raises:
+        UsageError: one of them is empty, like an unset variable of a shell.
+    """
+    if all(value.strip() for value in values):
+        return " ".join(values)
+    otherwise = "everything is built" if option.name == "select" else "nothing is left out"
+    raise click.UsageError(f"--{option.name} is empty; without --{option.name}, {otherwise}", ctx)
+
+
 @click.command("build")
-@click.option("-s", "--select", default="", help="what to build (dbt's syntax); default: everything")
-@click.option("--exclude", default="", help="what to leave out (dbt's syntax)")
+@click.option(
+    "-s", "--select", "-m", "--models", "--model", "select",
+    multiple=True, callback=_united, help="what to build (dbt's syntax); default: everything",
+)  # fmt: skip
+@click.option("--exclude", multiple=True, callback=_united, help="what to leave out (dbt's syntax)")
 @click.option("--full-refresh", is_flag=True, help="build models even if nothing changed")
 @click.option(
     "--publish", is_flag=True, help="if everything succeeds, make the result the live release and show it in Glue"

@@ -171,8 +171,8 @@ class Dbt:
             built: the tables of the live release; if None, no test is left out.
 
         Raises:
-            BuscoError: the selection matches nothing, dbt can't read it, or part of it looks like an option
-                (`selectors`).
+            BuscoError: the selection matches nothing, or only what is excluded or left out; dbt can't read it, or part
+                of it looks like an option (`selectors`).
         """
         # pass each one as a single value: dbt splits it itself, and can't mistake a part of it for an option
         included, excluded = " ".join(selectors(select)), " ".join(selectors(exclude))
@@ -195,15 +195,23 @@ class Dbt:
             raise BuscoError(f"dbt can't read the selection {select!r}:\n{result.exception or 'see the log above'}")
         lines = result.result if isinstance(result.result, list) else []
         found = [str(json.loads(line)["unique_id"]) for line in lines if line.startswith("{")]
-        notes = [f"{part!r} in the selection matches nothing" for part in dict.fromkeys(unmatched)]
+        words, excluded_words = included.split(), excluded.split()
+        notes = []
+        for part in dict.fromkeys(unmatched):
+            where = "exclusion" if part in excluded_words and part not in words else "selection"
+            notes.append(f"{part!r} in the {where} matches nothing")
+        reason = "matches nothing"
         if found and built is not None and self.project is not None:
             found, left_out = _testable(self.project, found, built)
             notes += left_out
+            reason = f"matches only tests that are {'; '.join(left_out)}"
+        elif excluded and not set(words) <= set(unmatched):
+            reason = f"matches only what is excluded by {exclude!r}"
         if not found:
             hint = "to try it, use: busco dbt ls --select …"
             if any("," in part for part in unmatched):
                 hint = f"a comma means both, as in tag:finance,gold.*; separate alternatives with spaces; {hint}"
-            raise BuscoError(f"the selection {select!r} matches nothing", hint)
+            raise BuscoError(f"the selection {select!r} {reason}", hint)
         return Selected(tuple(found), tuple(notes))
 
     def invoke(
