@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from typing import Any
 
@@ -9,11 +10,13 @@ import boto3
 import botocore.loaders
 import botocore.session
 from botocore.config import Config
-from botocore.credentials import CredentialProvider, CredentialResolver, DeferredRefreshableCredentials
+from botocore.credentials import CredentialProvider, CredentialResolver, RefreshableCredentials
 from botocore.exceptions import ClientError
 
 from busco.errors import BuscoError
 from busco.settings import Settings
+
+log = logging.getLogger(__name__)
 
 CLIENT_CONFIG: dict[str, Any] = {
     "retries": {"mode": "adaptive", "max_attempts": 8},
@@ -50,13 +53,15 @@ def publisher_client(service: str, settings: Settings, or_own: bool = False) -> 
     """
     if not settings.publisher_role_arn:
         return client(service, settings)
-    given = assumed(settings.publisher_role_arn, settings.region, settings.endpoint_url)
     try:
+        given = assumed(settings.publisher_role_arn, settings.region, settings.endpoint_url)
+        # the role may have been changed since this process assumed it
         given.get_frozen_credentials()
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("AccessDenied", "AccessDeniedException"):
             raise
         if or_own:
+            log.debug("not allowed to assume %s; using the own credentials", settings.publisher_role_arn)
             return client(service, settings)
         raise BuscoError(
             f"can't assume {settings.publisher_role_arn}: {error.response['Error'].get('Message', error)}",
@@ -81,7 +86,11 @@ class _Given(CredentialProvider):  # type: ignore[misc, unused-ignore]
 
 @lru_cache
 def assumed(role: str, region: str, endpoint_url: str | None) -> Any:
-    """Returns the credentials of a role, which are fetched on first use and refreshed before they expire."""
+    """Returns the credentials of a role, which are refreshed before they expire.
+
+    Raises:
+        ClientError: this process may not assume the role.
+    """
     sts = _client("sts", region, endpoint_url, None)
 
     def fetch() -> dict[str, str]:
@@ -93,7 +102,9 @@ def assumed(role: str, region: str, endpoint_url: str | None) -> Any:
             "expiry_time": found["Expiration"].isoformat(),
         }
 
-    return DeferredRefreshableCredentials(fetch, _Given.METHOD)
+    # fetched here rather than on first use: botocore logs any error of a refresh with its traceback, even if it is
+    # handled
+    return RefreshableCredentials.create_from_metadata(fetch(), fetch, _Given.METHOD)
 
 
 def _client(service: str, region: str, endpoint_url: str | None, credentials: Any, **config: Any) -> Any:

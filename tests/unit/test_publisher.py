@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,27 @@ def test_if_the_role_is_denied_an_error_is_raised_or_the_own_credentials_are_use
         publisher_client("s3", settings())
     assert "BUSCO_PUBLISHER_ROLE_ARN" in refused.value.hint
     assert signer(publisher_client("s3", settings(), or_own=True)) == "OWN"
+
+
+@pytest.mark.parametrize("or_own", [True, False])
+def test_a_denied_role_causes_no_warning_and_no_traceback(
+    sts: Sts, caplog: pytest.LogCaptureFixture, or_own: bool
+) -> None:
+    sts.error_code = "AccessDenied"
+    with caplog.at_level(logging.DEBUG), suppress(BuscoError):
+        publisher_client("s3", settings(), or_own=or_own)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING or record.exc_info] == []
+    own = [record.getMessage() for record in caplog.records if record.name == "busco.aws"]
+    assert own == ([f"not allowed to assume {ROLE}; using the own credentials"] if or_own else [])
+
+
+def test_a_role_that_is_denied_after_it_was_assumed_is_reported(sts: Sts, caplog: pytest.LogCaptureFixture) -> None:
+    sts.lasts = timedelta(minutes=5)
+    s3 = publisher_client("s3", settings(), or_own=True)
+    sts.error_code = "AccessDenied"
+    with pytest.raises(ClientError, match="AccessDenied"):
+        signer(s3)
+    assert "Refreshing temporary credentials failed" in caplog.text
 
 
 def test_an_sts_outage_is_not_mistaken_for_a_denied_role(sts: Sts) -> None:
