@@ -46,7 +46,8 @@ if ! docker compose up --detach --wait --wait-timeout 300; then
     done < <(docker compose ps --all --format '{{.Service}} {{.State}} {{or .Health "-"}} {{.ExitCode}}') >&2
     exit 1
 fi
-value() { sed -n "s/^$1=//p" .env | tail -1; }
+# shellcheck source=scripts/lib/env.sh
+. scripts/lib/env.sh
 # names the process that loads the initial data, and what it loads; removed once loading has succeeded
 begun=.busco/first-data.begun
 if [[ -f $begun ]] && kill -0 "$(sed -n 1p $begun)" 2>/dev/null; then
@@ -71,6 +72,6 @@ elif [[ $first != 0 ]]; then
     fi
 fi
 printf 'Airflow    http://127.0.0.1:%s   (user %s, password: AIRFLOW_ADMIN_PASSWORD in .env)\n' \
-    "$(value AIRFLOW_PORT)" "$(value AIRFLOW_ADMIN_USERNAME)"
-printf 'Flower     http://127.0.0.1:%s   (the same login)\n' "$(value FLOWER_PORT)"
-printf 'local AWS  http://127.0.0.1:%s\n' "$(value BUSCO_AWS_PORT)"
+    "$(env_get AIRFLOW_PORT)" "$(env_get AIRFLOW_ADMIN_USERNAME)"
+printf 'Flower     http://127.0.0.1:%s   (the same login)\n' "$(env_get FLOWER_PORT)"
+printf 'local AWS  http://127.0.0.1:%s\n' "$(env_get BUSCO_AWS_PORT)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates .env from .env.example, with fresh random keys and passwords and this machine's user and Docker group, mode 600.
 # An existing .env keeps its values, except that placeholders (<random>, <user>, …) are filled in and variables that are
-# new in .env.example are added.
+# new in .env.example are added. If there is a placeholder that can't be filled in, nothing is changed.
 # usage: scripts/make_env.sh [--fill]
 #   --fill   only fill in the placeholders in an existing .env
 set -euo pipefail
@@ -9,9 +9,19 @@ if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,6s/^# //p' "$0"; exit 
 fill=${1:-}
 if [[ -n $fill && $fill != --fill ]]; then sed -n '5,6s/^# //p' "$0" >&2; exit 2; fi
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib/env.sh
+. scripts/lib/env.sh
 umask 077
-scratch=$(mktemp .env.XXXXXX)
+# if .env is a link, its target is written
+target=.env
+if [[ -L .env ]] && ! target=$(readlink -f .env); then
+    echo ".env is a link to $(readlink .env), whose folder doesn't exist; create the folder, or remove the link" >&2
+    exit 1
+fi
+if [[ -n $fill && ! -f $target ]]; then exit 0; fi
+scratch=$(mktemp "${target%"${target##*/}"}.env.XXXXXX")
 trap 'rm -f "$scratch"' EXIT
+placeholder='<(random|fernet|user|project|docker-group)>'
 secret() { od -An -tx1 -N24 /dev/urandom | tr -d ' \n'; }
 socket=${DOCKER_HOST:-unix:///var/run/docker.sock}
 socket=${socket#unix://}
@@ -30,40 +40,55 @@ filled() {
 }
 added=0
 replaced=0
-if [[ -f .env ]]; then
+number=0
+refused=0
+names=' '
+if [[ -f $target ]]; then
     # also handles Windows line endings and a missing line ending at the end of the file
     while IFS= read -r line || [[ -n $line ]]; do
+        number=$((number + 1))
         end=
+        unread=$line
         if [[ $line == *$'\r' ]]; then end=${fill:+$'\r'} line=${line%$'\r'}; fi
-        # drop the keys of earlier versions, which local-aws doesn't accept
-        if [[ -z $fill && $line =~ ^AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)=busco-local$ ]]; then continue; fi
-        if [[ $line =~ ^([A-Z][A-Z0-9_]*)=(\<[a-z-]+\>)$ ]]; then
-            value=$(filled "${BASH_REMATCH[2]}")
-            if [[ $value != "${BASH_REMATCH[2]}" ]]; then replaced=$((replaced + 1)); fi
-            line=${BASH_REMATCH[1]}=$value
+        if env_line "$line"; then
+            # drop the keys of earlier versions, which local-aws doesn't accept
+            if [[ -z $fill && $env_name =~ ^AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)$ && $env_value == busco-local ]]; then
+                continue
+            fi
+            names+="$env_name "
+            value=$(filled "$env_value")
+            if [[ $value != "$env_value" ]]; then replaced=$((replaced + 1)); fi
+            line=$env_before$value$env_after
+            unread=$value
+        elif [[ $line =~ ^[[:space:]]*# ]]; then
+            unread=
+        fi
+        if [[ $unread =~ $placeholder ]]; then
+            printf ".env, line %s: can't fill in %s, because it is not the whole value; write %s=%s, or a value of your own\n" \
+                "$number" "${BASH_REMATCH[0]}" "${env_name:-NAME}" "${BASH_REMATCH[0]}" >&2
+            refused=1
         fi
         printf '%s%s\n' "$line" "$end" >>"$scratch"
-    done <.env
+    done <"$target"
+    if ((refused)); then exit 1; fi
     if [[ -n $fill ]] && ((replaced == 0)); then exit 0; fi
-elif [[ -n $fill ]]; then
-    exit 0
 fi
 while [[ -z $fill ]] && IFS= read -r line; do
     if [[ $line =~ ^([A-Z][A-Z0-9_]*)=(.*)$ ]]; then
-        if grep -q "^${BASH_REMATCH[1]}=" "$scratch"; then continue; fi
+        if [[ $names == *" ${BASH_REMATCH[1]} "* ]]; then continue; fi
         line=${BASH_REMATCH[1]}=$(filled "${BASH_REMATCH[2]}")
         added=$((added + 1))
-    elif [[ -f .env ]]; then
+    elif [[ -f $target ]]; then
         continue
     fi
     printf '%s\n' "$line" >>"$scratch"
 done <.env.example
 # leave the file alone if nothing has changed
-if [[ -f .env ]] && cmp -s "$scratch" .env; then
-    chmod 600 .env
+if [[ -f $target ]] && cmp -s "$scratch" "$target"; then
+    chmod 600 "$target"
     exit 0
 fi
 chmod 600 "$scratch"
-mv "$scratch" .env
+mv "$scratch" "$target"
 if ((replaced)); then echo "filled in $replaced placeholders in .env"; fi
 if ((added)); then echo "wrote $added variables to .env"; fi

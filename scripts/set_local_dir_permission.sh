@@ -6,7 +6,12 @@ set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 uid=${AIRFLOW_UID:-}
-if [[ -z $uid && -f .env ]]; then uid=$(sed -n 's/^AIRFLOW_UID=\([0-9][0-9]*\)$/\1/p' .env); fi
+# shellcheck source=scripts/lib/env.sh
+. scripts/lib/env.sh
+if [[ -z $uid && -f .env ]]; then
+    uid=$(env_get AIRFLOW_UID)
+    if [[ ! $uid =~ ^[0-9]+$ ]]; then uid=; fi
+fi
 uid=${uid:-$(id -u)}
 if (($# == 0)); then set -- dags plugins config src dbt_project deploy; fi
 for folder in "$@"; do

@@ -338,6 +338,83 @@ def test_filling_in_a_copy_of_the_example_changes_only_its_placeholders(copy: Pa
     assert "busco-local" not in (copy / ".env").read_text().replace("busco-local-", "")
 
 
+# Each line, and what replaces the placeholder in it; the forms are those that Compose reads as NAME=VALUE
+# (compose-go, dotenv/parser.go).
+FILLED = {
+    'COMPOSE_PROJECT_NAME="<project>"': 'COMPOSE_PROJECT_NAME="{}"',
+    "A=<random> ": "A={} ",
+    "B=<random> # mine": "B={} # mine",
+    "export DOCKER_GID=<docker-group>": "export DOCKER_GID={}",
+    "KEY = <random>": "KEY = {}",
+    "\tC: '<fernet>'# mine": "\tC: '{}'# mine",
+    "D=<random>\r": "D={}\r",
+    "\ufeffE=<random>": "\ufeffE={}",
+}
+# Lines that Compose reads as another value, or not at all.
+NOT_FILLED = {
+    "A=<random># mine": "A=<random>",
+    "A=<random>\t# mine": "A=<random>",
+    'A=" <random>"': "A=<random>",
+    'A="<random>': "A=<random>",
+    "export URL=redis://:<random>@redis": "URL=<random>",
+    "A=${B:-<user>}": "A=<user>",
+    "A B=<random>": "NAME=<random>",
+    'A="1" B=<random>': "A=<random>",
+}
+UNCHANGED = ["A='x' # <random>", "A=x # <random>", "  # A=<random>", "A=<mine>", "A=", "A", "A=a<b", 'A="<b>"']
+
+
+@pytest.mark.parametrize("line", FILLED)
+def test_a_placeholder_is_filled_in_however_compose_lets_it_be_written(copy: Path, line: str) -> None:
+    env = copy / ".env"
+    env.write_bytes(f"{line}\nZ=1\n".encode())
+    assert run(copy, "scripts/make_env.sh", "--fill").stdout == "filled in 1 placeholders in .env\n"
+    filled = env.read_bytes().decode()
+    before, _, after = FILLED[line].partition("{}")
+    assert re.fullmatch(rf"{re.escape(before)}[\w=-]+{re.escape(after)}\nZ=1\n", filled)
+    assert stat.S_IMODE(env.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("options", [["--fill"], []])
+def test_placeholders_that_cannot_be_filled_in_are_refused_with_their_lines(copy: Path, options: list[str]) -> None:
+    env = copy / ".env"
+    env.write_text("\n".join(["B=<random>", *NOT_FILLED, *UNCHANGED]))
+    before = env.read_bytes()
+    done = run(copy, "scripts/make_env.sh", *options, check=False)
+    assert done.returncode == 1
+    reported = done.stderr.splitlines()
+    assert len(reported) == len(NOT_FILLED)
+    for number, (line, written) in enumerate(zip(reported, NOT_FILLED.values(), strict=True), start=2):
+        assert line.startswith(f".env, line {number}: ")
+        assert f"write {written}" in line
+    assert env.read_bytes() == before
+    env.write_text("\n".join(UNCHANGED))
+    assert run(copy, "scripts/make_env.sh", "--fill").stdout == ""
+    assert env.read_text() == "\n".join(UNCHANGED)
+
+
+@pytest.mark.parametrize("options", [["--fill"], []])
+def test_a_linked_env_file_stays_a_link_and_its_target_is_filled_in(
+    copy: Path, tmp_path_factory: pytest.TempPathFactory, options: list[str]
+) -> None:
+    target = tmp_path_factory.mktemp("secrets") / "mine.env"
+    target.write_text("REDIS_PASSWORD=<random>\n")
+    (copy / ".env").symlink_to(target)
+    run(copy, "scripts/make_env.sh", *options)
+    assert (copy / ".env").readlink() == target
+    assert re.match(r"REDIS_PASSWORD=\w{48}\n", target.read_text())
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert [path.name for path in target.parent.iterdir()] == ["mine.env"]
+
+
+def test_a_variable_that_is_set_in_another_form_is_not_set_a_second_time(copy: Path) -> None:
+    # Compose uses the last value
+    (copy / ".env").write_text("export AIRFLOW_UID=7\nREDIS_PASSWORD = mine\n")
+    run(copy, "scripts/make_env.sh")
+    text = (copy / ".env").read_text()
+    assert (text.count("AIRFLOW_UID"), text.count("REDIS_PASSWORD")) == (1, 1)
+
+
 @pytest.mark.parametrize(
     "script", [*sorted(path.name for path in (ROOT / "scripts").glob("*.sh")), "setup_connections.py"]
 )
@@ -363,6 +440,15 @@ def test_folders_are_made_readable_by_all_and_owned_by_the_airflow_user(copy: Pa
     found = (folder / "a.py").stat()
     assert (str(found.st_uid), stat.S_IMODE(found.st_mode)) == (owner, 0o644)
     assert run(copy, "env", f"AIRFLOW_UID={owner}", "scripts/set_local_dir_permission.sh", "dags").stdout == ""
+
+
+@pytest.mark.parametrize("line", ["AIRFLOW_UID=7", 'export AIRFLOW_UID = "7" # Airflow'])
+def test_the_airflow_user_is_read_from_the_env_file(copy: Path, line: str) -> None:
+    (copy / "dags").mkdir()
+    (copy / ".env").write_text(f"{line}\n")
+    done = run(copy, "env", "-u", "AIRFLOW_UID", "scripts/set_local_dir_permission.sh", "dags", check=False)
+    # only root can change the owner
+    assert ("now owned by user 7" if os.getuid() == 0 else "doesn't belong to user 7") in done.stdout + done.stderr
 
 
 def test_the_entrypoint_sets_airflows_proxy_options_only_behind_a_proxy(copy: Path) -> None:
