@@ -13,6 +13,7 @@ from airflow.exceptions import AirflowFailException
 
 from busco.lake import releases
 from busco.lake.layout import run_key
+from busco.lake.owners import id_lines
 from busco.orchestration import control
 from busco.project import Project
 from busco.settings import Settings
@@ -129,7 +130,7 @@ def test_a_publish_that_may_belong_to_another_project_fails_and_suggests_both_fi
     with pytest.raises(AirflowFailException, match="would drop 2 of these 3 tables: gold.g, gold.h") as refused:
         control.publish("lakehouse", "other", "ana")
     for text in (str(refused.value), caplog.text):
-        assert "vars:\n  busco_project_id: busco-2" in text
+        assert id_lines("busco-2") in text
         assert "busco dbt build --publish --take-over" in text
     assert publishing.live() == before
 

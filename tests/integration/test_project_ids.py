@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from busco.aws import client
+from busco.lake.owners import id_lines
 from busco.lake.records import Release
 from busco.settings import get_settings
 from tests.platforms import Platform
@@ -63,7 +64,7 @@ def test_two_projects_with_one_name_do_not_drop_each_other_s_tables(shop: Platfo
     other_folder(shop, visits="select 1 as n", views="select 2 as n")
     printed = publish(shop, "other", status=1)
     assert "would drop 2 of these 2 tables: gold.fct, silver.orders" in printed
-    assert "vars:\n  busco_project_id: busco-2\n" in printed
+    assert id_lines("busco-2") in printed
     assert "busco dbt --project-dir other build --publish --take-over" in printed
     assert shop.live() == before
     assert "vars" not in (shop.home / "other/dbt_project.yml").read_text()
@@ -101,7 +102,7 @@ def test_take_over_lists_the_tables_that_it_takes_over_and_drops(shop: Platform)
             f"taking over the live tables of the dbt project busco: {lost}\n",
             f"publishing drops tables that the dbt project no longer defines: {lost}\n",
             f"dropped by {release.release}: {lost}\n",
-            "vars:\n  busco_project_id: busco\n",
+            f"{id_lines('busco')}\n",
             f"published {release.release}\n",
         )
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from busco import refusals
@@ -172,7 +173,7 @@ def test_without_ids_take_over_gives_another_folder_the_name_and_suggests_an_id(
         f"publishing drops tables that the dbt project no longer defines: {listed}",
         f"dropped by {release.release}: {listed}",
     ]
-    assert other.messages[3].endswith("vars:\n  busco_project_id: shop")
+    assert other.messages[3].endswith(id_lines("shop"))
 
 
 def test_if_another_project_of_the_name_has_an_id_the_one_without_needs_one_and_keeps_its_tables(lake: Lake) -> None:
@@ -460,5 +461,10 @@ def test_a_suggested_id_is_valid_and_unused() -> None:
     assert suggested_id("shop", ()) == "shop"
     assert suggested_id("shop", {"shop", "shop-2"}) == "shop-3"
     refusals.check(project({"busco_project_id": suggested_id("Été" * 40, {""})}))
-    assert id_lines("2024").endswith('busco_project_id: "2024"')
-    assert id_lines("on").endswith('"on"')
+
+
+@pytest.mark.parametrize("identity", ["shop", "2024", "on"])
+def test_the_lines_for_an_id_are_valid_yaml_and_say_what_to_do_if_the_project_has_vars(identity: str) -> None:
+    assert yaml.safe_load(id_lines(identity)) == {"vars": {"busco_project_id": identity}}
+    # YAML keeps only one of two keys `vars`, so a second one would remove the project's own
+    assert "if dbt_project.yml already has vars, set the id there" in id_lines(identity)

@@ -194,9 +194,9 @@ def suggested_id(name: str, taken: Collection[str]) -> str:
 
 
 def id_lines(identity: str) -> str:
-    """Returns the lines for dbt_project.yml that set a project's id."""
+    """Returns the lines for dbt_project.yml that set a project's id, also in a project that has other vars."""
     value = f'"{identity}"' if _NO_TEXT.fullmatch(identity) else identity
-    return f"vars:\n  {ID_VARIABLE}: {value}"
+    return f"vars:  # if dbt_project.yml already has vars, set the id there\n  {ID_VARIABLE}: {value}"
 
 
 def _own_models(unique_ids: Iterable[str], name: str) -> set[str]:
