@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import duckdb
 import pytest
@@ -20,6 +21,8 @@ from busco.lake.types import DataType, ListOf, MapOf, Primitive, Struct, parse
 from busco.lake.versions import iceberg_schema
 from busco.project import Project
 from busco.warehouse import model_sql
+
+ROOT = Path(__file__).parents[2]
 
 # DuckDB's canonical name → the names in Iceberg and Glue (docs/iceberg.md, "Types"; Amazon Athena User Guide, "Iceberg
 # data types")
@@ -162,6 +165,25 @@ def test_every_duckdb_type_is_either_kept_or_refused_with_the_cast_to_write(db: 
     named -= {"ARRAY", "ENUM", "LIST", "MAP", "STRUCT", "TYPE"}
     known = {name.partition("(")[0] for name in (*KEPT, *REFUSED, "NULL")}
     assert named - known == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "kept", "refused"),
+    [
+        ("iceberg.md", "read the same values of: ([^.]*)", "Not supported: ([^.]*)"),
+        ("modelling.md", "have in common: ([^.]*)", r"([^.]*) are refused in\s+the same way"),
+    ],
+)
+def test_the_pages_about_types_list_the_integers_that_tables_can_store_and_those_that_are_refused(
+    page: str, kept: str, refused: str
+) -> None:
+    integers = {name for name in KEPT if name.endswith(("INT", "INTEGER"))}
+    text = re.sub(r"\([^)]*\)", "", (ROOT / "docs" / page).read_text())
+    stored, others = (set(re.findall("[A-Z_]+", re.findall(words, text)[0])) for words in (kept, refused))
+    assert integers <= stored
+    assert not stored & REFUSED.keys()
+    assert {"UINTEGER", "UBIGINT"} <= others
+    assert not others & KEPT.keys()
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
