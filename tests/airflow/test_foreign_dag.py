@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from busco.embedded.airflow import environment
+from busco.settings import Settings
 from tests.airflow.driver import Driver
 from tests.airflow.test_dags import PARSE, ROOT, UPDATE
 
@@ -48,6 +50,24 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("platform", ["image", "embedded"])
+def test_a_dag_file_that_does_not_mention_airflow_is_parsed_too(tmp_path: Path, platform: str) -> None:
+    folder = tmp_path / "dags"
+    folder.mkdir()
+    (folder / "bakery.py").write_text(DAG_FILE.replace(", by Airflow", ""))
+    own = {"AIRFLOW_CONFIG": str(ROOT / "config/airflow.cfg"), "AIRFLOW_HOME": str(tmp_path)}
+    own |= {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/airflow.db"}
+    own |= {"AIRFLOW__LOGGING__REMOTE_LOGGING": "False"}
+    if platform == "embedded":
+        own = environment(Settings(home=tmp_path, platform="embedded"))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
+    script = "import sys; from airflow.utils import file; print(file.list_py_file_paths(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder)], env={**kept, **own}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == str([str(folder / "bakery.py")])
 
 
 def test_each_project_has_a_dag_of_its_own(parsed: dict[str, Any]) -> None:

@@ -179,6 +179,8 @@ def environment(settings: Settings) -> dict[str, str]:
         "CORE__PARALLELISM": "4",
         "CORE__LOAD_EXAMPLES": "False",
         "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        # By default, a file without the word "airflow" is skipped silently, although `lakehouse_dag` makes a DAG.
+        "CORE__DAG_DISCOVERY_SAFE_MODE": "False",
         "CORE__FERNET_KEY": fernet,
         # A DAG file that takes longer is broken: Cosmos takes a second or two for 1,000 models.
         "CORE__DAGBAG_IMPORT_TIMEOUT": "60",
