@@ -9,12 +9,13 @@ import importlib
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
 
 from busco import __version__
-from busco.environments import Side, hand_over, here
+from busco.environments import Side, code_version, hand_over, here
 from busco.errors import BuscoError
 from busco.settings import get_settings, require_project
 from busco.text import guard
@@ -73,8 +74,23 @@ class Verbs(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in VERBS.items() if name not in _HIDDEN])
 
 
+def _say_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Prints the version, and the commit of the code if it is known."""
+    if not asked or ctx.resilient_parsing:
+        return
+    commit = ""
+    # the version is printed whatever is wrong with the settings
+    with suppress(BuscoError):
+        commit = code_version(get_settings())
+    _output().echo(f"busco {__version__}" + (f" (commit {commit})" if commit else ""))
+    ctx.exit()
+
+
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="busco")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_say_version,
+    help="Show the version and exit.",
+)  # fmt: skip
 def cli() -> None:
     """The Busco data platform: dbt models on DuckDB over S3 and Iceberg, tested and published together.
 
