@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import threading
 import time
@@ -12,9 +13,10 @@ from unittest import mock
 
 import duckdb
 import pytest
-from botocore.credentials import Credentials
+from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
+from botocore.exceptions import ClientError
 
-from busco.lake import engine
+from busco.lake import credentials, engine
 from busco.settings import get_settings, read_env_file
 from tests.expiring import Expiring, expiring
 from tests.integration.own_aws import wait_for
@@ -79,6 +81,19 @@ def test_a_connection_gets_new_keys_before_the_old_ones_expire(mini: Platform) -
         wait_for(lambda: key(in_transaction) != first, limit=SECONDS)
         assert time.time() < container.keys[first]
         assert key(connection.cursor()) == key(connection)
+
+
+def test_keys_are_renewed_after_aws_has_refused_a_renewal(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = ClientError({"Error": {"Code": "Throttling", "Message": "rate exceeded"}}, "AssumeRole")
+    source = mock.Mock(spec=RefreshableCredentials)
+    source.get_frozen_credentials.side_effect = itertools.chain(
+        [refusal], itertools.repeat(ReadOnlyCredentials("new", "s", "t"))
+    )
+    monkeypatch.setattr(credentials, "_SOON", 0.01)
+    with duckdb.connect() as connection:
+        connection.execute(f"load '{engine.extension_file('httpfs')}'")
+        credentials._Renewal(connection, source, None).start()
+        wait_for(lambda: connection.cursor().sql("select current_setting('s3_access_key_id')").fetchall() == [("new",)])
 
 
 def test_the_renewal_thread_of_a_deleted_connection_ends(mini: Platform) -> None:

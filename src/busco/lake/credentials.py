@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 import boto3
 import duckdb
 from botocore.credentials import RefreshableCredentials
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from busco.errors import BuscoError
 from busco.lake.types import literal
@@ -66,7 +66,7 @@ class _Renewal(threading.Thread):
         while not self._ended.wait(_SOON if self._credentials.refresh_needed(refresh_in=_NEAR) else _OFTEN):
             try:
                 fresh = self._credentials.get_frozen_credentials()
-            except (BotoCoreError, OSError, KeyError, ValueError) as error:
+            except (BotoCoreError, ClientError, OSError, KeyError, ValueError) as error:
                 # botocore has already retried; the current credentials may still be valid for a while.
                 log.warning("could not renew the AWS credentials, will retry: %s", error)
                 continue
