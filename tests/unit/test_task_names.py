@@ -1,4 +1,4 @@
-"""Each dbt node has a unique name in Airflow, whatever name dbt allows it."""
+"""Each dbt node has a unique name in Airflow and a unique key in a run's records, whatever name dbt allows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from busco.orchestration.task_names import MAX_NAME, SOURCES_TASK, renamed, task_names
+from busco.lake.layout import EnvironmentLayout, RunLayout
+from busco.lake.records import DOCS_NODE
+from busco.orchestration.task_names import MAX_NAME, SOURCES_KEY, SOURCES_TASK, renamed, task_keys, task_names
 from busco.project import Project
 
 
@@ -98,6 +100,72 @@ def test_all_ids_are_unique_and_valid_in_airflow(nodes: set[tuple[str, str, str]
     assert len(found) == len(set(found))
     # GROUP_KEY_REGEX in utils/helpers.py of Airflow 2.10.5, without letters of other scripts
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,200}", task_id) for task_id in found)
+
+
+# -- keys in a run's records ------------------------------------------------------------------------------------------
+
+
+def keys(made: Project) -> list[str]:
+    """Returns the keys of all tasks of a run: models and seeds, the tests of each, joint tests, sources, and docs."""
+    found = [DOCS_NODE, SOURCES_KEY]
+    for uid, key in task_keys(made).items():
+        found += [key] if uid.startswith("test.") else [key, f"{key}.test"]
+    return found
+
+
+def test_the_keys_of_ordinary_names_are_the_names() -> None:
+    made = project("model.p.orders", "seed.p.states", "model.p.dim.v2", "test.p.sums.abc", parents={
+        "test.p.sums.abc": ["model.p.orders", "seed.p.states"],
+    })  # fmt: skip
+    assert task_keys(made) == {
+        "model.p.orders": "orders", "seed.p.states": "states", "model.p.dim.v2": "dim.v2", "test.p.sums.abc": "sums.abc",
+    }  # fmt: skip
+
+
+def test_an_analysis_has_no_task_and_so_takes_no_model_s_name_or_key() -> None:
+    made = project("analysis.p.orders", "model.p.orders")
+    assert task_names(made) == {"model.p.orders": "orders"}
+    assert task_keys(made) == {"model.p.orders": "orders"}
+
+
+def test_a_model_whose_name_ends_in_test_does_not_share_the_key_of_another_model_s_tests() -> None:
+    found = task_keys(project("model.p.a", "model.p.a.test"))
+    assert found["model.p.a"] == "a"
+    assert re.fullmatch(r"a\.test\.[0-9a-f]{8}", found["model.p.a.test"])
+
+
+def test_a_test_over_two_models_does_not_share_the_key_of_a_model_s_tests() -> None:
+    parents = {"test.p.a.test": ["model.p.a", "model.p.b"]}
+    found = keys(project("model.p.a", "model.p.b", *parents, parents=parents))
+    assert len(found) == len(set(found))
+
+
+def test_keys_of_a_package_s_nodes_never_change_those_of_the_project() -> None:
+    found = task_keys(project("model.p.a.test", "model.b.a", "seed.b.a.test"))
+    assert found["model.p.a.test"] == "a.test"
+
+
+ODD_NAMES = st.one_of(
+    st.sampled_from(["docs", "shared", "sources", "sources.test", "tests", "tests/x", "a", "A", "a_test", "tests/1"]),
+    st.lists(st.sampled_from(["a", "b", "docs", "test", "v1", "tests/x", "sources"]), min_size=1, max_size=4).map(
+        ".".join
+    ),
+    NAMES,
+)
+
+
+@given(st.sets(st.tuples(st.sampled_from(["model", "seed", "test"]), st.sampled_from("pq"), ODD_NAMES), max_size=14))
+def test_two_tasks_of_a_run_never_share_a_key(nodes: set[tuple[str, str, str]]) -> None:
+    both = ["model.p.x1", "model.p.x2"]
+    uids = [f"{kind}.{package}.{name}" for kind, package, name in sorted(nodes)]
+    made = project(*both, *uids, parents={uid: both for uid in uids if uid.startswith("test.")})
+    found = keys(made)
+    assert len(found) == len(set(found))
+    # the objects of a run's records, and the orders for one task, for joint tests, and for the shared runner
+    layout = EnvironmentLayout("prod").epoch("r", 1)
+    objects = {RunLayout(layout).follower(key) for key in found}
+    orders = {RunLayout(layout).order(name, 1) for name in ("shared", *(f"{key}/{n}" for key in found for n in (1, 2)))}
+    assert (len(objects), len(orders)) == (len(found), 2 * len(found) + 1)
 
 
 def test_the_manifest_for_cosmos_has_the_new_names_and_each_maps_back_to_its_node(tmp_path: Path) -> None:

@@ -24,8 +24,6 @@ from busco.settings import Settings
 
 # A runner without a result after this time is stuck: the task fails, and its runner is stopped.
 _LIMIT = timedelta(hours=6)
-# the key of the task that runs all tests on sources alone
-SOURCES = "sources.test"
 _PROFILES = Path(busco.warehouse.__file__).parent / "dbt_package" / "profiles.yml"
 Converter = Callable[..., BaseOperator]
 
@@ -94,15 +92,15 @@ def node_converter(project: Project, names: Mapping[str, str], known: Mapping[st
         unit_tests.setdefault(model, []).append(test)
 
     joint = {f"{names[uid]}_test": uid for uid in project.joint_tests}
+    keys = task_names.task_keys(project)
 
     def convert(dag: DAG, task_group: TaskGroup | None, node: DbtNode, task_id: str, **_: Any) -> BaseOperator:
         # For a test over several models, Cosmos (1.15.1) passes whichever node it processed last. The task id, which is
         # derived from the name that the test was given, identifies the test.
         uid = joint.get(task_id) or known[node.unique_id]
-        key = uid.split(".", 2)[2]
         place: dict[str, Any] = {"task_id": task_id, "dag": dag, "task_group": task_group}
         if uid in project.tests:
-            return _follow(place, key, [uid], [], f"test {project.tests[uid]['name']}", joint=True)
+            return _follow(place, keys[uid], [uid], [], f"test {project.tests[uid]['name']}", joint=True)
         found = project.node(uid)
         if found["config"]["materialized"] == "ephemeral" and task_id != "test":
             return EmptyOperator(**place, trigger_rule="none_failed")
@@ -113,8 +111,9 @@ def node_converter(project: Project, names: Mapping[str, str], known: Mapping[st
         }  # fmt: skip
         name = f"{found['schema']}.{found['alias']}"
         if task_id == "test":
-            return _follow(place, f"{key}.test", own, [], f"tests of {name}", **about)
-        return _follow(place, key, [uid, *unit_tests.get(uid, [])], own, f"{found['resource_type']} {name}", **about)
+            return _follow(place, task_names.tests_key(keys[uid]), own, [], f"tests of {name}", **about)
+        nodes = [uid, *unit_tests.get(uid, [])]
+        return _follow(place, keys[uid], nodes, own, f"{found['resource_type']} {name}", **about)
 
     return convert
 
@@ -136,7 +135,7 @@ def _tests_gate(project: Project, group: TaskGroup) -> None:
     for task in followers:
         for test in task.nodes:
             if test not in project.tests or (
-                test not in project.joint_tests and task.trigger_kwargs["task"] != SOURCES
+                test not in project.joint_tests and task.trigger_kwargs["task"] != task_names.SOURCES_KEY
             ):
                 continue
             gated = project.gates[test]
@@ -152,4 +151,4 @@ def _source_tests(project: Project, group: TaskGroup) -> None:
     tests = sorted(test for source in project.sources for test in project.own_tests.get(source, ()))
     if tests:
         place = {"task_id": task_names.SOURCES_TASK, "task_group": group, "dag": group.dag}
-        _follow(place, SOURCES, tests, [], "tests of the sources")
+        _follow(place, task_names.SOURCES_KEY, tests, [], "tests of the sources")

@@ -1,7 +1,9 @@
-"""Assigns Airflow names to the nodes of a dbt project, and writes the manifest that Cosmos renders.
+"""Assigns Airflow names and keys in a run's records to the nodes of a dbt project, and writes the manifest that Cosmos
+renders.
 
 dbt accepts names that Airflow rejects (`orders_&_items(total)`, 240 characters). Cosmos maps different names to the
 same one (`orders.v1` and `orders_v1`), and numbers long ones. So each node gets its name here, before Cosmos sees it.
+A name can also end like the key of another model's tests (`orders.test`), so each node gets its key here, too.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from busco.lake.records import DOCS_NODE
 from busco.project import Project
 
-# the task of all tests that read only sources
+# the task of all tests that read only sources, and its key
 SOURCES_TASK = "sources_test"
+SOURCES_KEY = "sources.test"
 MAX_NAME = 180
 """In characters. Airflow allows 250 for a task's id (2.10.5, utils/helpers.py, validate_key), of which 65 are reserved
 for the enclosing groups and `.test`, and 200 for a group's id (validate_group_key)."""
@@ -38,21 +42,58 @@ def task_names(project: Project) -> dict[str, str]:
     """
     taken = {SOURCES_TASK}
     names: dict[str, str] = {}
-    joint = set(project.joint_tests)
-    rendered = [uid for uid, node in project.nodes.items() if node["resource_type"] != "test" or uid in joint]
-    # on a conflict, the project's own node takes precedence over a package's, and a model over a test
-    for uid in sorted(
-        rendered, key=lambda uid: (uid in joint, project.nodes[uid]["package_name"] != project.name, uid)
-    ):
-        node = project.nodes[uid]
-        own = str(node["name"]) if uid in joint else uid.split(".", 2)[2].replace(".", "_")
+    for uid, node in _with_tasks(project):
+        own = str(node["name"]) if node["resource_type"] == "test" else uid.split(".", 2)[2].replace(".", "_")
         name = own
         if _REFUSED.search(own) or len(own) > MAX_NAME or taken & set(_ids(node, own)):
-            digest = hashlib.sha256(uid.encode()).hexdigest()[:_HASH]
-            name = f"{_REFUSED.sub('_', own)[: MAX_NAME - _HASH - 1]}_{digest}"
+            name = f"{_REFUSED.sub('_', own)[: MAX_NAME - _HASH - 1]}_{_digest(uid)}"
         taken.update(_ids(node, name))
         names[uid] = name
     return names
+
+
+def task_keys(project: Project) -> dict[str, str]:
+    """Returns the key of each model, seed and joint test: the name of its task in a run's records.
+
+    This is the node's name, with its version, if no other task of the run has this key; otherwise the name is followed
+    by a hash of the unique id. A node keeps its key unless the project gets another node that takes precedence. The own
+    tests of a model or seed have the key `tests_key(key)`, which is reserved even while there are none.
+
+    Returns:
+        unique id → key.
+    """
+    taken = {DOCS_NODE, SOURCES_KEY}
+    keys: dict[str, str] = {}
+    for uid, node in _with_tasks(project):
+        key = uid.split(".", 2)[2]
+        if taken & set(_keys(node, key)):
+            key = f"{key}.{_digest(uid)}"
+        taken.update(_keys(node, key))
+        keys[uid] = key
+    return keys
+
+
+def tests_key(key: str) -> str:
+    """Returns the key of the own tests of the model or seed with this key."""
+    return f"{key}.test"
+
+
+def _with_tasks(project: Project) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns the models, seeds and joint tests. On a conflict, the project's own node takes precedence over a
+    package's, and a model over a test; those with precedence come first."""
+    joint = set(project.joint_tests)
+    kinds = ("model", "seed")
+    found = [(uid, node) for uid, node in project.nodes.items() if node["resource_type"] in kinds or uid in joint]
+    return sorted(found, key=lambda one: (one[0] in joint, one[1]["package_name"] != project.name, one[0]))
+
+
+def _digest(uid: str) -> str:
+    return hashlib.sha256(uid.encode()).hexdigest()[:_HASH]
+
+
+def _keys(node: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Returns the keys of a node's tasks."""
+    return (key,) if node["resource_type"] == "test" else (key, tests_key(key))
 
 
 def _ids(node: Mapping[str, Any], name: str) -> Iterator[str]:
