@@ -88,6 +88,16 @@ def test_a_shortened_name_is_readable_and_unique_by_its_hash() -> None:
     assert name == "test.p.orders_&_items(total)"
 
 
+def test_accents_are_removed_from_a_name_instead_of_the_letters() -> None:
+    """Airflow's metrics, and SNS subjects, accept ASCII only."""
+    (name,) = task_names(project("model.p.café_não_pago")).values()
+    assert re.fullmatch("cafe_nao_pago_[0-9a-f]{8}", name)
+    composed, decomposed = task_names(project("model.p.caf\u00e9", "model.p.cafe\u0301")).values()
+    assert composed != decomposed
+    (name,) = task_names(project("model.p.счета")).values()
+    assert re.fullmatch("_+[0-9a-f]{8}", name)
+
+
 NAMES = st.text(alphabet="ab_.-&é (", min_size=1, max_size=6).filter(lambda name: name.strip(".") == name != "")
 
 
@@ -118,7 +128,8 @@ def test_the_keys_of_ordinary_names_are_the_names() -> None:
         "test.p.sums.abc": ["model.p.orders", "seed.p.states"],
     })  # fmt: skip
     assert task_keys(made) == {
-        "model.p.orders": "orders", "seed.p.states": "states", "model.p.dim.v2": "dim.v2", "test.p.sums.abc": "sums.abc",
+        "model.p.orders": "orders", "seed.p.states": "states", "model.p.dim.v2": "dim.v2",
+        "test.p.sums.abc": "sums.abc",
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ MAX_NAME = 180
 """In characters. Airflow allows 250 for a task's id (2.10.5, utils/helpers.py, validate_key), of which 65 are reserved
 for the enclosing groups and `.test`, and 200 for a group's id (validate_group_key)."""
 _HASH = 8  # characters of the hash that makes a shortened or changed name unique
+# Airflow itself accepts letters of all languages, but its metrics don't, and neither do the subjects of SNS messages.
 _REFUSED = re.compile(r"[^A-Za-z0-9_-]+")
 _RENDERED = ("model", "seed", "test")
 
@@ -46,7 +48,7 @@ def task_names(project: Project) -> dict[str, str]:
         own = str(node["name"]) if node["resource_type"] == "test" else uid.split(".", 2)[2].replace(".", "_")
         name = own
         if _REFUSED.search(own) or len(own) > MAX_NAME or taken & set(_ids(node, own)):
-            name = f"{_REFUSED.sub('_', own)[: MAX_NAME - _HASH - 1]}_{_digest(uid)}"
+            name = f"{_readable(own)[: MAX_NAME - _HASH - 1]}_{_digest(uid)}"
         taken.update(_ids(node, name))
         names[uid] = name
     return names
@@ -85,6 +87,12 @@ def _with_tasks(project: Project) -> list[tuple[str, Mapping[str, Any]]]:
     kinds = ("model", "seed")
     found = [(uid, node) for uid, node in project.nodes.items() if node["resource_type"] in kinds or uid in joint]
     return sorted(found, key=lambda one: (one[0] in joint, one[1]["package_name"] != project.name, one[0]))
+
+
+def _readable(name: str) -> str:
+    """Returns a name without the characters that an Airflow name can't have; letters lose their accents."""
+    plain = "".join(one for one in unicodedata.normalize("NFKD", name) if not unicodedata.combining(one))
+    return _REFUSED.sub("_", plain)
 
 
 def _digest(uid: str) -> str:
