@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # if up to this many nodes have a problem, each is listed; if more do, this many of their files are named
@@ -19,47 +19,63 @@ class Problem:
         node: the node in the manifest, for its file.
         text: what is wrong.
         kind: the same text without the node's own details; if empty, `text` applies to all nodes with this problem.
+        setting: what fixes it, if that is not in the node's own files only: the name of a config, or `macro` for a
+            macro.
     """
 
     node: Mapping[str, Any]
     text: str
     kind: str = ""
+    setting: str = ""
 
     @classmethod
     def of(cls, node: Mapping[str, Any], kind: str, *own: object) -> Problem:
         """Returns a problem whose text is `kind`, with each `{}` replaced by one of the node's own details."""
         return cls(node, kind.format(*own), kind.format(*("…" for _ in own)))
 
+    def fixed_by(self, setting: str) -> Problem:
+        """Returns this problem with what fixes it, as `setting`."""
+        return replace(self, setting=setting)
+
     @property
     def file(self) -> str:
         return str(self.node["original_file_path"]).removeprefix("./")
 
     @property
-    def line(self) -> str:
-        return f"{self.file}: {self.text}"
+    def package(self) -> str:
+        """The dbt project or package that the node belongs to; '' for a file that is not a node's."""
+        return str(self.node.get("package_name") or "")
+
+    def place(self, project: str) -> str:
+        """Returns the node's file, preceded by its package if that is not the project itself."""
+        return self.file if self.package in ("", project) else f"{self.package}: {self.file}"
+
+    def line(self, project: str) -> str:
+        return f"{self.place(project)}: {self.text}"
 
 
-def refusal(problems: Iterable[Problem], verbose: bool = False, command: str = "busco dbt parse") -> str:
+def refusal(problems: Iterable[Problem], project: str, verbose: bool = False, command: str = "busco dbt parse") -> str:
     """Returns the message that refuses a project: a line for each problem, or one line for more than three of a kind.
 
     Args:
+        project: the dbt name of the project.
         verbose: list each problem on its own line, however many there are.
         command: the command that parses the project, as a user types it.
     """
     found = list(problems)
-    lines = [problem.line for problem in found] if verbose else _grouped(found)
+    lines = [problem.line(project) for problem in found] if verbose else _grouped(found, project)
     if len(lines) < len(found):
         lines.append(f"(to list all of them: {command} --verbose)")
     return "\n    ".join(["the lake can't build this dbt project:", *lines])
 
 
 def some(files: Iterable[str]) -> str:
-    """Returns the first few files, followed by `…` if there are more: `a, b, c, …`."""
-    unique = list(dict.fromkeys(files))
+    """Returns the first few files in order, followed by `…` if there are more: `a, b, c, …`."""
+    unique = sorted(set(files))
     return ", ".join([*unique[:SHOWN], *(["…"] if len(unique) > SHOWN else [])])
 
 
-def _grouped(problems: Sequence[Problem]) -> list[str]:
+def _grouped(problems: Sequence[Problem], project: str) -> list[str]:
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind or problem.text, []).append(problem)
@@ -68,11 +84,11 @@ def _grouped(problems: Sequence[Problem]) -> list[str]:
         # identical texts (all about one schema) are more helpful than the text of their kind (about any schema)
         texts = Counter(problem.text for problem in found)
         alike = [text for text, number in texts.items() if number > SHOWN]
-        lines += [_line(text, [problem for problem in found if problem.text == text]) for text in alike]
+        lines += [_line(text, [problem for problem in found if problem.text == text], project) for text in alike]
         rest = [problem for problem in found if texts[problem.text] <= SHOWN]
-        lines += [_line(kind, rest)] if len(rest) > SHOWN else [problem.line for problem in rest]
+        lines += [_line(kind, rest, project)] if len(rest) > SHOWN else [problem.line(project) for problem in rest]
     return lines
 
 
-def _line(text: str, found: Sequence[Problem]) -> str:
-    return f"{len(found):,} nodes ({some(problem.file for problem in found)}): {text}"
+def _line(text: str, found: Sequence[Problem], project: str) -> str:
+    return f"{len(found):,} nodes ({some(problem.place(project) for problem in found)}): {text}"

@@ -32,6 +32,8 @@ _VOLATILE = frozenset(
     | {"root_path", "contract_checksum", "relation_name", "injected_sql", "deferred", "defer_relation"}
 )
 TABLE_KINDS = frozenset({"lake", "seed"})
+# the schemas of the project's tables
+LAYERS = ("silver", "gold")
 # How a seed's file is converted to types and values: by dbt's own macros. This is part of a seed's fingerprint. Change
 # it when the same file would produce different types or values, so that no seed is kept with the old ones.
 SEED_READER = "dbt"

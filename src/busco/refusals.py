@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from busco.errors import BuscoError
+from busco.fixes import fixes, yaml_file
 from busco.lake import layout, types
 from busco.lake.owners import ID_VARIABLE
-from busco.lake.records import DOCS_NODE
-from busco.problems import Problem, refusal, some
-from busco.project import PLATFORM_PACKAGES, TABLE_KINDS, Project, meta_of, table_name
+from busco.problems import Problem, refusal
+from busco.project import LAYERS, PLATFORM_PACKAGES, TABLE_KINDS, Project, meta_of, table_name
 from busco.settings import PROJECT_ID, PROJECT_ID_WORDS, SIZES
 
 _ALLOWED = frozenset({"lake", "view", "ephemeral", "seed"})
-_LAYERS = ("silver", "gold")
 # the names that Glue and Athena accept: they convert other names to these, or refuse them
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,254}")
-# names of the platform's own tasks in a run; the tests of a model `sources` would clash with the task for source tests
-_TAKEN = {DOCS_NODE: "the docs task", "sources": "the task for source tests"}
 _OWN_MACROS = re.compile(
     r"materialization_(lake|seed|view|test|unit)_\w+|busco_(make_version|step|check_names|load_seed)"
     r"|(duckdb__)?get_create_view_as_sql"
@@ -34,11 +31,8 @@ _WHY = {
 _ENVIRONMENT = layout.EnvironmentLayout("e" * 31)
 _MANY = 999_999
 _RUN = layout.RunLayout(_ENVIRONMENT.epoch("r" * layout.MAX_RUN_BYTES, _MANY))
-# the longest prefix that a DAG can put before a model's name in the task id
-_GROUP = "g" * 60 + "."
-
-_CONFIG_CALL = re.compile(r"\bconfig\s*\(")
-_MATERIALIZED = re.compile(r"\bmaterialized\b['\"]?\s*[=:]")
+# what follows a node's name in the longest key of its tasks: a hash, and the name of its tests
+_KEY_END = f".{'0' * 8}.test"
 
 
 def check(
@@ -58,105 +52,8 @@ def check(
     """
     problems = list(_problems(project))
     if problems:
-        advice = _advice(project, [one.node for one in problems if isinstance(one, _Materialized)], project_file or {})
-        raise BuscoError(refusal(problems, verbose, command), "\n  → ".join(advice))
-
-
-class _Materialized(Problem):
-    """A node whose materialization is refused."""
-
-
-def _advice(project: Project, models: Sequence[Mapping[str, Any]], project_file: Mapping[str, Any]) -> Iterator[str]:
-    """Yields where to set the materialization of models so that it takes effect.
-
-    A config in the SQL or YAML of one of the project's own models overrides dbt_project.yml, which in turn overrides
-    everything in a package's files (dbt-core 1.11, context/context_config.py).
-    """
-    own: dict[str, list[str]] = {}
-    at_once: dict[str, Any] = {}
-    for node in models:
-        fqn = node.get("fqn") or [node.get("package_name", project.name)]
-        place, configured = _configured(project_file.get("models"), fqn, "materialized")
-        if node.get("package_name", project.name) == project.name and (file := _own_config(node, configured)):
-            own.setdefault(file, []).append(file)
-            continue
-        level = at_once
-        for name in place:
-            level = level.setdefault(name, {})
-        level["+materialized"] = "lake"
-    if at_once:
-        yield _at_once(at_once)
-    if own:
-        number = sum(map(len, own.values()))
-        have = "have their own configs, which override" if number > 1 else "has its own config, which overrides"
-        yield (
-            f"{number:,} model{'s' if number > 1 else ''} ({some(own)}) {have} dbt_project.yml: "
-            "write materialized='lake' there"
-        )
-
-
-def _at_once(settings: Mapping[str, Any]) -> str:
-    """Returns advice to put `settings` under `models:` in dbt_project.yml, with a line for each package if there are
-    several."""
-    where = "for all models at once, in dbt_project.yml"
-    if len(settings) == 1:
-        return f"{where}: models: {_flow(settings)}"
-    return "\n        ".join([f"{where}, under models:", *(f"{name}: {_flow(one)}" for name, one in settings.items())])
-
-
-def _flow(settings: Any) -> str:
-    """Returns one line of YAML."""
-    if not isinstance(settings, Mapping):
-        return str(settings)
-    return "{" + ", ".join(f"{name}: {_flow(one)}" for name, one in settings.items()) + "}"
-
-
-def _configured(settings: Any, fqn: Sequence[str], key: str) -> tuple[Sequence[str], Any]:
-    """Returns where dbt_project.yml sets a model's `key`, as a prefix of its fully qualified name, and the value.
-
-    If it is set at several levels, the deepest one counts. If it is not set, returns the model's package and None.
-
-    Args:
-        settings: the content of `models:`.
-    """
-    place, found = fqn[:1], None
-    for depth in range(len(fqn) + 1):
-        if not isinstance(settings, Mapping):
-            break
-        for name in (key, f"+{key}"):
-            # a folder can have the same name as a setting
-            if isinstance(settings.get(name), str):
-                place, found = fqn[:depth], settings[name]
-        settings = settings.get(fqn[depth]) if depth < len(fqn) else None
-    return place, found
-
-
-def _own_config(node: Mapping[str, Any], configured: Any) -> str:
-    """Returns the file in which a model of the project sets its own materialization, or '' if it doesn't.
-
-    Args:
-        configured: the materialization in dbt_project.yml.
-    """
-    if any(_MATERIALIZED.search(call) for call in _config_calls(node.get("raw_code") or "")):
-        return Problem(node, "").file
-    if configured is None:
-        return _yaml_file(node)
-    return (_yaml_file(node) or Problem(node, "").file) if configured == "lake" else ""
-
-
-def _config_calls(code: str) -> Iterator[str]:
-    """Yields the text between the parentheses of each `config(…)` in a model's code."""
-    for call in _CONFIG_CALL.finditer(code):
-        end, depth = call.end(), 1
-        while depth and end < len(code):
-            depth += {"(": 1, ")": -1}.get(code[end], 0)
-            end += 1
-        yield code[call.end() : end]
-
-
-def _yaml_file(node: Mapping[str, Any]) -> str:
-    """Returns the file of a node's YAML, or '' if it has none."""
-    return (node.get("patch_path") or "").split("://")[-1]
+        advice = fixes(project, problems, project_file or {})
+        raise BuscoError(refusal(problems, project.name, verbose, command), "\n  → ".join(advice))
 
 
 def _problems(project: Project) -> Iterator[Problem]:
@@ -175,13 +72,16 @@ def _problems(project: Project) -> Iterator[Problem]:
             yield from _test_problems(node)
         elif kind in ("model", "seed"):
             yield from _model_problems(project, node)
-            is_table = node["config"]["materialized"] in TABLE_KINDS
-            if is_table and (other := makers.setdefault(table_name(node), uid)) != uid:
-                yield Problem.of(node, "{} builds the table {} too; give one of them an alias", other, table_name(node))
+            # DuckDB ignores the case of names
+            relation = table_name(node).lower()
+            is_relation = _is_table(node) or node["config"]["materialized"] == "view"
+            if is_relation and (other := makers.setdefault(relation, uid)) != uid:
+                text = "{} builds {} too; give one of them an alias"
+                yield Problem.of(node, text, other, relation).fixed_by("alias")
         for parent in node.get("depends_on", {}).get("nodes", []):
             if parent.startswith("model.") and parent not in project.nodes:
-                text = "reads {}, whose file is empty, so dbt never builds it; write its SQL, or delete the file"
-                yield Problem.of(node, text, parent)
+                text = "{} reads {}, whose file is empty, so dbt never builds it; write its SQL, or delete the file"
+                yield Problem.of(node, text, node["name"], parent)
     for function in project.manifest.get("functions", {}).values():
         yield Problem(function, "functions are refused, because a model that runs alone can't use them; write a macro")
     for macro in project.manifest.get("macros", {}).values():
@@ -190,7 +90,6 @@ def _problems(project: Project) -> Iterator[Problem]:
             yield Problem.of(macro, text, macro["name"])
     yield from _id_problems(project)
     yield from _source_problems(project)
-    yield from _name_problems(project)
     yield from _key_problems(project)
 
 
@@ -201,8 +100,7 @@ def _model_problems(project: Project, node: Mapping[str, Any]) -> Iterator[Probl
         return
     if materialized not in _ALLOWED:
         text = f"is refused; {_WHY.get(materialized, '')}write materialized='lake' (or view, ephemeral)"
-        yield _Materialized.of(node, f"materialization {{}} {text}", materialized)
-        return
+        yield Problem.of(node, f"materialization {{}} {text}", materialized).fixed_by("materialized")
     if "macro.dbt.is_incremental" in node.get("depends_on", {}).get("macros", []):
         yield Problem(node, "is_incremental() is always false for lake models, which are rebuilt in full; remove it")
     if (size := meta_of(node).get("ecs")) and size not in SIZES:
@@ -214,36 +112,45 @@ def _model_problems(project: Project, node: Mapping[str, Any]) -> Iterator[Probl
         yield Problem(node, "grants are refused, because AWS controls who can read a table (IAM, Lake Formation)")
     if config.get("sql_header"):
         yield Problem(node, "sql_header is refused, because nothing would run it; write a pre_hook")
-    if materialized in TABLE_KINDS:
+    if _is_table(node):
         schema, name = table_name(node).split(".", 1)
-        if schema not in _LAYERS:
+        if schema not in LAYERS:
             yield _schema_problem(project, node, schema)
         if not _NAME.fullmatch(name):
             yield _table_name_problem(project, node, name)
-    elif materialized == "view" and node["schema"] == "bronze":
+    elif materialized == "view" and node["schema"].lower() == "bronze":
         yield Problem(node, "schema bronze is reserved for sources; write another +schema")
     by = config.get("partition_by") or ()
     hidden = {name.lower() for name, column in node.get("columns", {}).items() if meta_of(column).get("pii")}
     for name in [by] if isinstance(by, str) else by:
         if str(name).lower() in hidden:
             yield Problem.of(node, f"{personal_partition('{}')}; partition by another column", name)
-    place = {"original_file_path": _yaml_file(node) or node["original_file_path"]}
+    place = {**node, "original_file_path": yaml_file(node) or node["original_file_path"]}
     yield from _constraint_problems(node, place)
     yield from _type_problems(node, place)
     yield from _mark_problems(node, place)
 
 
+def _is_table(node: Mapping[str, Any]) -> bool:
+    """Whether a model or seed is a table, or will be one when its materialization is fixed: all of its problems are
+    reported together."""
+    materialized = node["config"]["materialized"]
+    return materialized in TABLE_KINDS or materialized not in _ALLOWED
+
+
 def _schema_problem(project: Project, node: Mapping[str, Any], schema: str) -> Problem:
-    layers = " or ".join(_LAYERS)
+    layers = " or ".join(LAYERS)
     configured = node["config"].get("schema")
     macro = _deciding_macro(project, node, "schema") if configured and configured != schema else ""
     if not macro:
-        return Problem.of(node, f"schema {{}} is not a layer for tables; write +schema: {layers}", schema)
+        text = f"schema {{}} is not a layer for tables; write +schema: {layers}"
+        return Problem.of(node, text, schema).fixed_by("schema")
     text = f"schema {{}} is not a layer for tables: {macro} derives it from +schema: {{}}; "
-    if configured in _LAYERS:
-        return Problem.of(node, f"{text}make the macro return the value of +schema", schema, configured)
-    text = f"{text}write +schema: {layers}, and make the macro return that value"
-    return Problem.of(node, text, schema, configured)
+    if configured in LAYERS:
+        text = f"{text}make the macro return the value of +schema"
+    else:
+        text = f"{text}write +schema: {layers}, and make the macro return that value"
+    return Problem.of(node, text, schema, configured).fixed_by("macro")
 
 
 def _table_name_problem(project: Project, node: Mapping[str, Any], name: str) -> Problem:
@@ -251,9 +158,9 @@ def _table_name_problem(project: Project, node: Mapping[str, Any], name: str) ->
     macro = _deciding_macro(project, node, "alias") if configured and configured != name else ""
     if not macro:
         text = "{} is not a valid name in Glue and Athena; use only a-z, 0-9 and _ (alias)"
-        return Problem.of(node, text, name)
+        return Problem.of(node, text, name).fixed_by("alias")
     text = f"{{}} is not a valid name in Glue and Athena: {macro} derives it from alias: {{}}; "
-    return Problem.of(node, f"{text}make the macro return only a-z, 0-9 and _", name, configured)
+    return Problem.of(node, f"{text}make the macro return only a-z, 0-9 and _", name, configured).fixed_by("macro")
 
 
 def _deciding_macro(project: Project, node: Mapping[str, Any], component: str) -> str:
@@ -296,7 +203,7 @@ def _mark_problems(node: Mapping[str, Any], place: Mapping[str, Any]) -> Iterato
 
 
 def _type_problems(node: Mapping[str, Any], place: Mapping[str, Any]) -> Iterator[Problem]:
-    if node["config"]["materialized"] in TABLE_KINDS:
+    if _is_table(node):
         columns = node.get("columns", {}).items()
         refused = types.refused((name, column["data_type"]) for name, column in columns if column.get("data_type"))
         for names, error in refused:
@@ -317,7 +224,7 @@ def _test_problems(test: Mapping[str, Any]) -> Iterator[Problem]:
 def _source_problems(project: Project) -> Iterator[Problem]:
     makers: dict[str, str] = {}
     for uid, source in sorted(project.sources.items()):
-        if source["schema"] in _LAYERS:
+        if source["schema"] in LAYERS:
             yield Problem.of(
                 source,
                 "source schema {} is refused: ingest only writes bronze, and tables of another dbt project can't be "
@@ -350,21 +257,10 @@ def _id_problems(project: Project) -> Iterator[Problem]:
             yield Problem({"original_file_path": "dbt_project.yml"}, text)
 
 
-def _name_problems(project: Project) -> Iterator[Problem]:
-    """Yields names that are not unique: Airflow's tasks and a run's records use a node's name without its package."""
-    known = dict(_TAKEN)
-    tested = {uid for uid, node in project.nodes.items() if node["resource_type"] in ("model", "seed")}
-    for uid in (*sorted(tested), *project.joint_tests):
-        name = uid.split(".", 2)[2]
-        if (other := known.setdefault(name, uid)) != uid:
-            text = "the name {} is already used by {}; rename one of them (alias keeps a table's name)"
-            yield Problem.of(project.node(uid), text, name, other)
-
-
 def _key_problems(project: Project) -> Iterator[Problem]:
     """Yields names that are too long for one of their object keys in some environment, run or runner."""
     for uid, node in (*project.nodes.items(), *project.manifest.get("unit_tests", {}).items()):
-        task = f"{_GROUP}{uid.split('.', 2)[-1]}.test/{_MANY}"
+        task = f"{uid.split('.', 2)[-1]}{_KEY_END}/{_MANY}"
         table = project.table_of(uid)
         metadata = partial(_ENVIRONMENT.metadata, table, layout.new_id()) if table else str
         yield from _too_long(node, partial(_RUN.log, uid, _MANY), partial(_RUN.order, task, _MANY), metadata)

@@ -24,6 +24,27 @@ from busco.orchestration.dag import lakehouse_dag
 
 bakery = lakehouse_dag("bakery", "bakery", description="Builds the bakery's tables", tags=["bakery"], doc_md=__doc__)
 '''
+# nodes whose tasks could be taken for those of other nodes
+ODD = {
+    "odd/dbt_project.yml": "name: odd\nmodels: {+materialized: lake, odd: {+schema: gold}, pkgq: {+schema: silver}}",
+    "odd/models/a.sql": "select 1 as id",
+    "odd/models/a.test.sql": "{{ config(alias='a_test') }} select 2 as id",
+    "odd/models/docs.sql": "select 3 as id",
+    "odd/models/all.yml": "models: [{name: a, columns: [{name: id, data_tests: [unique]}]},"
+    " {name: a.test, columns: [{name: id, data_tests: [unique]}]}]",
+    "odd/tests/a.test.test.sql": "select * from {{ ref('odd', 'a') }} join {{ ref('docs') }} using (id)",
+    "odd/packages.yml": "packages: [{local: dbt_packages/pkgq}]",
+    "odd/dbt_packages/pkgq/dbt_project.yml": "name: pkgq",
+    "odd/dbt_packages/pkgq/models/a.sql": "select 4 as id",
+    "dags/odd.py": DAG_FILE.replace("bakery", "odd"),
+}
+
+
+def add_odd(home: Path) -> None:
+    for path, text in ODD.items():
+        file = home / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
 
 def add_bakery(home: Path) -> None:
@@ -40,8 +61,9 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     shutil.copytree(ROOT / "tests/projects/mini/dbt_project", home / "dbt_project")
     shutil.copytree(ROOT / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     add_bakery(home)
+    add_odd(home)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
-    own = {"BUSCO_HOME": str(home), "AIRFLOW_HOME": str(home / "airflow"), "BUSCO_DBT_PROJECTS": "bakery"}
+    own = {"BUSCO_HOME": str(home), "AIRFLOW_HOME": str(home / "airflow"), "BUSCO_DBT_PROJECTS": "bakery,odd"}
     command = [str(ROOT / ".venv-dbt/bin/python"), "-m", "busco", "dbt", "parse"]
     subprocess.run(command, env={**kept, **own}, check=True, capture_output=True, cwd=home)
     done = subprocess.run(
@@ -73,7 +95,11 @@ def test_a_dag_file_that_does_not_mention_airflow_is_parsed_too(tmp_path: Path, 
 def test_each_project_has_a_dag_of_its_own(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
     shipped = {path.stem: path.name for path in (ROOT / "dags").glob("*.py") if path.stem != "parse_check"}
-    assert {name: dag["file"] for name, dag in parsed["dags"].items()} == {"bakery": "bakery.py", **shipped}
+    assert {name: dag["file"] for name, dag in parsed["dags"].items()} == {
+        "bakery": "bakery.py",
+        "odd": "odd.py",
+        **shipped,
+    }
     both = {"models.fct.run", "models.revenue.run"}
     assert both & parsed["dags"]["lakehouse"]["tasks"].keys() == {"models.fct.run"}
     assert both & parsed["dags"]["bakery"]["tasks"].keys() == {"models.revenue.run"}
@@ -92,6 +118,16 @@ def test_the_tests_of_an_ephemeral_model_have_a_task_that_follows_them(parsed: d
     assert tasks["models.int_completed_orders.run"]["trigger"] is None
     followed = tasks["models.int_completed_orders.test"]["trigger"]["nodes"]
     assert [node.split(".")[2] for node in followed] == ["accepted_values_int_completed_orders_status__completed"]
+
+
+def test_two_tasks_of_a_dag_never_share_a_key_in_the_run_s_records(parsed: dict[str, Any]) -> None:
+    triggers = {name: task["trigger"] for name, task in parsed["dags"]["odd"]["tasks"].items() if task["trigger"]}
+    tasks = {name: trigger["task"] for name, trigger in triggers.items()}
+    nodes = {node for trigger in triggers.values() for node in trigger["nodes"]}
+    assert {"model.odd.a", "model.odd.a.test", "model.odd.docs", "model.pkgq.a", "test.odd.a.test.test"} <= nodes
+    assert (tasks["models.a.run"], tasks["models.a.test"]) == ("a", "a.test")
+    assert len(tasks) == 8
+    assert len(set(tasks.values())) == len(tasks), tasks
 
 
 @pytest.mark.slow

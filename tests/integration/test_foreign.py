@@ -162,7 +162,6 @@ REFUSED = {
         "{{ config(schema='gold', alias='Monthly Report') }} select 1 as a",
         "is not a valid name in Glue",
     ),
-    "models/a/docs.sql": ("{{ config(schema='gold') }} select 1 as a", "is already used by the docs task"),
     "models/a/in_bronze.sql": (
         "{{ config(materialized='view', schema='bronze') }} select 1 as a",
         "schema bronze is reserved for sources",
@@ -213,7 +212,6 @@ REFUSED = {
     ),
     "tests/kept.sql": ("{{ config(store_failures=true) }} select * from {{ ref('days') }}", "store_failures of kept"),
     "tests/nothing.sql": ("select 1 where false", "nothing reads no model"),
-    "tests/people.sql": ("select * from {{ ref('days') }} join {{ ref('people') }} on false", "rename one of them"),
 }
 HELPERS = {
     "functions/twice.yml": (
@@ -256,13 +254,21 @@ def test_hooks_for_a_whole_run_are_refused_at_parse(refusal: list[str]) -> None:
 
 def test_the_fix_that_all_models_need_is_stated_once(refusal: list[str]) -> None:
     """dbt_project.yml already sets the materialization, but these models override it in their own files."""
-    assert refusal[-1].startswith("  → 4 models (models/a/")
-    assert "which override dbt_project.yml: write materialized='lake' there" in refusal[-1]
-    assert not [line for line in refusal if "for all models at once" in line]
+    advice = [line for line in refusal if line.startswith("  → ")]
+    assert advice[0] == (
+        "  → for all models at once, in dbt_project.yml: models: {bakery: {+schema: gold}} (or +schema: silver)"
+    )
+    assert advice[1].startswith("  → 4 models (models/a/")
+    assert "which override dbt_project.yml: write materialized='lake' there" in advice[1]
+    assert advice[2] == (
+        "  → 1 model (models/a/layer.sql) has its own config, which overrides dbt_project.yml: "
+        "write schema='silver' or schema='gold' there"
+    )
+    assert len(advice) == 3
 
 
 def test_nothing_in_the_original_project_is_refused(refusal: list[str]) -> None:
-    named = {line.strip().split(": ")[0] for line in refusal[1:-1]}
+    named = {line.strip().split(": ")[0] for line in refusal[1:] if not line.startswith("  → ")}
     assert named == {*REFUSED, "dbt_project.yml"}
 
 

@@ -62,6 +62,11 @@ def test_verbose_output_names_every_model() -> None:
     assert not any("--verbose" in line for line in lines)
 
 
+def test_the_files_in_a_line_are_in_order() -> None:
+    nodes = tables(5)
+    assert refusal(*nodes[3:], *nodes[:3])[0] == refusal(*nodes)[0]
+
+
 @pytest.mark.parametrize("number", [1, 3])
 def test_up_to_three_models_of_a_kind_are_all_named(number: int) -> None:
     lines = refusal(*tables(number))
@@ -173,12 +178,94 @@ def test_both_fixes_are_suggested_if_both_are_needed_and_long_file_lists_are_sho
     own = [model(f"own/m{n}", config={"materialized": "table"}, raw_code=CALLS[0]) for n in range(30)]
     at_once, files = advice(*tables(2), *own, file={"shop": {"a": {"+materialized": "table"}}})
     assert at_once == f"{AT_ONCE}: models: {{shop: {{a: {{+materialized: lake}}}}}}"
-    assert "30 models (models/own/m0.sql, models/own/m1.sql, models/own/m2.sql, …)" in files
+    assert "30 models (models/own/m0.sql, models/own/m1.sql, models/own/m10.sql, …)" in files
 
 
-def test_no_advice_for_all_models_is_given_unless_a_materialization_is_refused() -> None:
-    lines = refusal(model("a", schema="marts"))
-    assert not [line for line in lines if line.startswith("→")]
+# -- a table's schema -------------------------------------------------------------------------------------------------
+
+
+def test_a_schema_that_is_no_layer_is_reported_with_the_file_and_the_key_that_set_it() -> None:
+    marts = model("a/m", schema="marts", config={"schema": "marts"})
+    assert advice(marts, file={"shop": {"a": {"+schema": "marts"}}}) == [
+        f"{AT_ONCE}: models: {{shop: {{a: {{+schema: gold}}}}}} (or +schema: silver)"
+    ]
+    unset = model("a/m", schema="main", config={"schema": None})
+    assert advice(unset) == [f"{AT_ONCE}: models: {{shop: {{+schema: gold}}}} (or +schema: silver)"]
+    call = {"raw_code": "{{ config(schema='marts') }} select 1"}
+    (line,) = advice(model("a/m", schema="marts", config={"schema": "marts"}, **call))
+    assert line == (
+        "1 model (models/a/m.sql) has its own config, which overrides dbt_project.yml: "
+        "write schema='silver' or schema='gold' there"
+    )
+    (line,) = advice({**unset, "patch_path": "shop://models/all.yml"})
+    assert line.startswith(AT_ONCE), "a YAML file that sets no schema is not where to change it"
+
+
+def test_a_seed_s_schema_is_set_in_the_section_for_seeds() -> None:
+    seed = {**model("ref", schema="main", config={"materialized": "seed", "schema": None}), "resource_type": "seed"}
+    assert advice(seed) == [
+        "for all seeds at once, in dbt_project.yml: seeds: {shop: {+schema: gold}} (or +schema: silver)"
+    ]
+
+
+# -- packages ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_package_s_models_are_reported_with_the_package_and_all_that_they_need_at_once() -> None:
+    node = model("gold/pkm", "pkgm", schema="main", config={"materialized": "table", "schema": None})
+    lines = refusal(node)
+    assert lines == [
+        "pkgm: models/gold/pkm.sql: materialization table is refused; write materialized='lake' (or view, ephemeral)",
+        "pkgm: models/gold/pkm.sql: schema main is not a layer for tables; write +schema: silver or gold",
+        f"→ {AT_ONCE}: models: {{pkgm: {{+materialized: lake, +schema: gold}}}} (or +schema: silver)",
+    ]
+
+
+def test_a_package_is_named_if_many_of_its_models_share_a_line() -> None:
+    lines = refusal(*tables(5, package="pkgm"))
+    files = ", ".join(f"pkgm: models/a/table_000{n}.sql" for n in range(3))
+    assert lines[0].startswith(f"5 nodes ({files}, …): materialization table")
+
+
+def test_a_package_s_table_gets_its_alias_in_dbt_project_yml() -> None:
+    """A view and a table whose names differ only by case are the same relation to DuckDB, but not to dbt."""
+    view = model("gold/a", "pkgq", alias="A", config={"materialized": "view"})
+    assert refusal(model("gold/a"), view) == [
+        "pkgq: models/gold/a.sql: model.shop.a builds gold.a too; give one of them an alias",
+        "→ files of packages can't be changed (pkgq); in dbt_project.yml, set their aliases: "
+        "models: {pkgq: {gold: {a: {+alias: pkgq_a}}}}",
+    ]
+
+
+def test_a_node_of_a_package_that_no_setting_fixes_is_to_be_disabled() -> None:
+    python = model("gold/p", "pkgq", language="python")
+    granted = [model(f"gold/g{n}", "pkgq", config={"grants": {"select": ["bi"]}, "materialized": "table"})
+               for n in range(5)]  # fmt: skip
+    assert refusal(python)[-1] == (
+        "→ files of packages can't be changed (pkgq); in dbt_project.yml, disable what is refused: "
+        "models: {pkgq: {gold: {p: {+enabled: false}}}}"
+    )
+    lines = refusal(*granted)
+    assert not [line for line in lines if AT_ONCE in line], "a disabled model needs no materialization"
+    assert lines[-5:] == [
+        "→ files of packages can't be changed (pkgq); in dbt_project.yml, disable what is refused:",
+        *(f"models: {{pkgq: {{gold: {{g{n}: {{+enabled: false}}}}}}}}" for n in range(3)),
+        "… (5 in total)",
+    ]
+
+
+def test_two_nodes_of_different_packages_can_have_the_same_name() -> None:
+    other = model("gold/a", "pkgq", schema="silver", config={"schema": "silver"})
+    assert refusal(model("gold/a"), other, model("b", schema="marts"))[0].startswith("models/b.sql: ")
+
+
+# -- empty models -----------------------------------------------------------------------------------------------------
+
+
+def test_each_test_of_an_empty_model_is_named() -> None:
+    tests = [{**a_test(name), "config": {}, "depends_on": {"nodes": ["model.shop.empty"]}} for name in ("one", "two")]
+    text = "reads model.shop.empty, whose file is empty, so dbt never builds it; write its SQL, or delete the file"
+    assert refusal(*tests) == [f"models/all.yml: {name} {text}" for name in ("one", "two")]
 
 
 # -- a project's own macro --------------------------------------------------------------------------------------------
@@ -209,10 +296,10 @@ def test_both_problems_are_reported_if_a_schema_is_no_layer_and_a_macro_changes_
 def test_a_macro_that_changes_nothing_or_is_not_used_is_not_blamed() -> None:
     plain = "models/a.sql: schema marts is not a layer for tables; write +schema: silver or gold"
     own = macro("generate_schema_name")
-    assert refusal(model("a", schema="marts", config={"schema": "marts"}), macros=own) == [plain]
-    assert refusal(model("a", schema="marts", config={"schema": None}), macros=own) == [plain]
-    assert refusal(model("a", schema="marts"), macros=macro("generate_schema_name", "dbt_utils")) == [plain]
-    assert refusal(model("a", schema="marts"), macros=macro("generate_schema_name", "dbt")) == [plain]
+    assert refusal(model("a", schema="marts", config={"schema": "marts"}), macros=own)[0] == plain
+    assert refusal(model("a", schema="marts", config={"schema": None}), macros=own)[0] == plain
+    assert refusal(model("a", schema="marts"), macros=macro("generate_schema_name", "dbt_utils"))[0] == plain
+    assert refusal(model("a", schema="marts"), macros=macro("generate_schema_name", "dbt"))[0] == plain
 
 
 def test_a_package_s_own_macro_decides_for_its_models() -> None:

@@ -42,7 +42,7 @@ def check(dbt: Dbt) -> None:
         if name.lower() in found.get(uid, frozenset())
     ]
     if problems:
-        raise BuscoError(refusal(problems, dbt.verbose, dbt.parse_command))
+        raise BuscoError(refusal(problems, project.name, dbt.verbose, dbt.parse_command))
 
 
 def _is_partitioned(project: Project, uid: str) -> bool:
