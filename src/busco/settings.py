@@ -248,9 +248,16 @@ class Settings(BaseSettings):
 
     def of_all_projects(self) -> list[Settings]:
         """Returns these settings for each dbt project of the platform, starting with its own."""
-        folders = [folder.strip() for folder in self.dbt_projects.split(",") if folder.strip()]
-        found = {one.dbt_project: one for one in (self.of_project(self.dbt_project), *map(self.of_project, folders))}
+        found = {one.dbt_project: one for one in (self.of_project(self.dbt_project), *self._further_projects())}
         return list(found.values())
+
+    def _further_projects(self) -> list[Settings]:
+        return [self.of_project(folder.strip()) for folder in self.dbt_projects.split(",") if folder.strip()]
+
+    @property
+    def is_further_project(self) -> bool:
+        """Whether the dbt project is one of those that BUSCO_DBT_PROJECTS names."""
+        return self.dbt_project in {one.dbt_project for one in self._further_projects()}
 
     @property
     def manifest_path(self) -> Path:
@@ -357,6 +364,12 @@ def require_project(settings: Settings) -> None:
         BuscoError: there is no dbt project.
     """
     if not (settings.dbt_project / "dbt_project.yml").is_file():
+        if settings.is_further_project:
+            raise BuscoError(
+                f"BUSCO_DBT_PROJECTS names {settings.dbt_project_dir}, where dbt_project.yml does not exist "
+                f"({settings.dbt_project})",
+                "correct the folder in BUSCO_DBT_PROJECTS, relative to BUSCO_HOME, or remove it",
+            )
         raise BuscoError(
             f"BUSCO_HOME is {settings.home}, where {settings.dbt_project_dir}/dbt_project.yml does not exist",
             "set BUSCO_HOME to the project's folder, or unset it and run the command inside the project",

@@ -138,6 +138,84 @@ def test_R6_a_package_s_macro_is_part_of_a_table_s_fingerprint(bakery: Platform)
     }  # fmt: skip
 
 
+# -- names that other platforms would not accept ----------------------------------------------------------------------
+
+ODD = {
+    "odd/dbt_project.yml": """
+name: odd
+models:
+  odd: {+materialized: lake, +schema: gold}
+  pkgq: {+materialized: lake, +schema: gold, gold: {a: {+alias: pkgq_a}}}
+""",
+    "odd/models/gold/a.sql": "select 1 as id",
+    "odd/models/gold/a.test.sql": "{{ config(alias='a_test') }} select id from {{ ref('a') }}",
+    "odd/models/gold/docs.sql": "select 3 as id",
+    "odd/models/gold/sources.sql": "select 4 as id",
+    "odd/models/gold/shared.sql": "select 5 as id",
+    "odd/models/gold/empty.sql": "",
+    "odd/models/gold/all.yml": "models: [{name: a, columns: [{name: id, data_tests: [unique]}]}]",
+    "odd/models/gold/commented.sql": "-- {{ ref('a') }}\n{% if false %} select 1 as id {% endif %} /* later */",
+    "odd/tests/a.sql": "select * from {{ ref('a') }} join {{ ref('docs') }} using (id)",
+    "odd/tests/b.test.sql": "select * from {{ ref('pkgq', 'a') }} join {{ ref('odd', 'a') }} using (id)",
+    "odd/packages.yml": "packages: [{local: dbt_packages/pkgq}]",
+    "odd/dbt_packages/pkgq/dbt_project.yml": "name: pkgq",
+    "odd/dbt_packages/pkgq/models/gold/a.sql": "{{ config(materialized='table') }} select 2 as id",
+}
+
+
+@pytest.fixture(scope="module")
+def odd(bakery: Platform) -> Platform:
+    for path, text in ODD.items():
+        bakery.write(path, text)
+    return bakery
+
+
+def test_nodes_with_the_same_name_are_all_built_and_a_package_s_table_has_the_alias_of_the_project(
+    odd: Platform,
+) -> None:
+    run, outcome = odd.built("* commented", project="odd")
+    assert outcome.statuses.pop("model.odd.commented") == "error"
+    assert set(outcome.statuses.values()) == {"success"}, outcome.statuses
+    tables = {"a", "a_test", "docs", "sources", "shared", "pkgq_a"}
+    assert {f"gold.{name}" for name in tables} == {table for table, entry in run.entries().items() if entry.version}
+    error = run.latest_results()["model.odd.commented"].error
+    assert "model.odd.commented is empty: without comments and Jinja, no SQL is left" in error
+    assert "→ write a select" in error
+    assert "LINE" not in error
+
+
+def test_a_selection_of_only_an_empty_model_matches_nothing(odd: Platform) -> None:
+    text = "the selection 'empty' matches nothing that dbt builds: left out, because the file is empty: model.odd.empty"
+    assert text in odd.busco("dbt", "--project-dir", "odd", "build", "--select", "empty", status=1)
+    # the DAG's pin runs this command
+    assert text in odd.busco("select", "--project-dir", "odd", "--", "empty", status=1)
+
+
+def test_a_selection_of_an_empty_model_and_others_notes_what_is_left_out(odd: Platform) -> None:
+    printed = odd.busco("select", "--project-dir", "odd", "--", "empty docs")
+    assert json.loads(printed.splitlines()[0]) == ["model.odd.docs"]
+    assert "left out, because the file is empty: model.odd.empty" in printed
+
+
+def test_a_project_that_is_missing_is_reported_with_the_variable_that_names_it(odd: Platform) -> None:
+    environment = {"BUSCO_DBT_PROJECTS": "nope"}
+    for command in (["dbt", "parse"], ["ingest", "dbt_project"]):
+        printed = odd.busco(*command, status=1, environment=environment)
+        assert "BUSCO_DBT_PROJECTS names nope, where dbt_project.yml does not exist" in printed
+        assert "→ correct the folder in BUSCO_DBT_PROJECTS" in printed
+
+
+def test_dbt_s_error_about_two_nodes_for_one_table_says_how_to_name_a_package_s_table(odd: Platform) -> None:
+    file = odd.home / "odd/dbt_project.yml"
+    whole = file.read_text()
+    file.write_text(whole.replace(", gold: {a: {+alias: pkgq_a}}", ""))
+    try:
+        printed = odd.busco("dbt", "--project-dir", "odd", "parse", status=1)
+    finally:
+        file.write_text(whole)
+    assert "in dbt_project.yml: models: {pkgq: {gold: {a: {+alias: pkgq_a}}}}" in printed
+
+
 # -- what can't run on the lake ---------------------------------------------------------------------------------------
 
 REFUSED = {

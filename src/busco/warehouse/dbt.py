@@ -30,8 +30,8 @@ from busco.processes import clear_left_behind, own_name
 from busco.project import Project, is_ignored
 from busco.projects import all_contracts
 from busco.selection import selectors
-from busco.settings import Settings
-from busco.warehouse import baked, environment, package
+from busco.settings import Settings, require_project
+from busco.warehouse import baked, dbt_errors, environment, package, selectable
 from busco.warehouse.console import Console, Shown, shown_by
 from busco.warehouse.redact import HIDDEN, Redactor
 
@@ -89,8 +89,9 @@ class Dbt:
         """Parses the project, or uses the parse from the image, and checks it against the lake's rules (`refusals`).
 
         Raises:
-            BuscoError: dbt can't parse the project (with dbt's message), or a model is refused.
+            BuscoError: there is no project, dbt can't parse it (with dbt's message), or a model is refused.
         """
+        require_project(self.settings)
         if (found := baked.find(self.settings)) is not None:
             self.manifest, self.parsed_by = found.manifest(), "image"
             self.project = found.project.with_id(self.settings.project_id)
@@ -184,6 +185,7 @@ class Dbt:
         if excluded:
             arguments += ["--exclude", excluded]
         unmatched: list[str] = []
+        ignored: list[str] = []
 
         def note(event: Any) -> None:
             if event.info.name == "NoNodesForSelectionCriteria":
@@ -201,14 +203,21 @@ class Dbt:
             where = "exclusion" if part in excluded_words and part not in words else "selection"
             notes.append(f"{part!r} in the {where} matches nothing")
         reason = "matches nothing"
+        if self.project is not None:
+            found, ignored = selectable.built(self.project, found)
+            notes += ignored
         if found and built is not None and self.project is not None:
-            found, left_out = _testable(self.project, found, built)
+            found, left_out = selectable.testable(self.project, found, built)
             notes += left_out
             reason = f"matches only tests that are {'; '.join(left_out)}"
         elif excluded and not set(words) <= set(unmatched):
             reason = f"matches only what is excluded by {exclude!r}"
         if not found:
             hint = "to try it, use: busco dbt ls --select …"
+            if ignored:
+                raise BuscoError(
+                    f"the selection {select!r} matches nothing that dbt builds: {'; '.join(ignored)}", hint
+                )
             if any("," in part for part in unmatched):
                 hint = f"a comma means both, as in tag:finance,gold.*; separate alternatives with spaces; {hint}"
             raise BuscoError(f"the selection {select!r} {reason}", hint)
@@ -258,8 +267,8 @@ class Dbt:
         return self.redactor.text("", text) if self.redactor else text
 
     def advice(self, reason: str) -> str:
-        """Returns what to do about dbt's error; see `about_packages`."""
-        return about_packages(self.settings, reason)
+        """Returns what to do about dbt's error; see `dbt_errors.advice`."""
+        return dbt_errors.advice(self.settings, reason)
 
     def without_results(self, name: str) -> str:
         """Returns the manifest that dbt wrote, or a page that embeds it, without compiled SQL that was built from query
@@ -310,17 +319,6 @@ class Dbt:
         say(f"the files from dbt's target folder are in {last}")
 
 
-def about_packages(settings: Settings, error: str) -> str:
-    """Returns what to do about a dbt error that suggests `dbt deps`; '' for any other error."""
-    if "dbt deps" not in error:
-        return ""
-    install = settings.dbt_command("deps")
-    if "calling a macro" not in error:
-        return install
-    # dbt can't distinguish a macro of a missing package from a misspelled name
-    return f"correct the macro's name; or, if it belongs to a package, add the package to packages.yml, then {install}"
-
-
 def _compiled_files(node: Mapping[str, Any]) -> list[Path]:
     """Returns the files below `compiled` that may contain a node's SQL. For generic and unit tests, they are below the
     YAML file."""
@@ -341,18 +339,6 @@ def options_of(arguments: Sequence[str]) -> frozenset[str] | None:
     if isinstance(found, click.Group):
         return frozenset() if any(argument.startswith("-") for argument in arguments) else None
     return frozenset(str(option.name) for option in found.params)
-
-
-def _testable(project: Project, found: Sequence[str], built: Collection[str]) -> tuple[list[str], list[str]]:
-    """Returns the selection without the tests that read a table which was never built, and a note that lists them."""
-    have = {table for node in (*found, *project.sources) if (table := project.table_of(node))} | set(built)
-    missing = {node: lacking for node in found if node in project.tests and (lacking := project.parents(node) - have)}
-    notes = []
-    if missing:
-        names = sorted(str(project.node(node)["name"]) for node in missing)
-        tables = ", ".join(sorted(frozenset().union(*missing.values())))
-        notes.append(f"left out, because {tables} was never built: {', '.join(names)}")
-    return [node for node in found if node not in missing], notes
 
 
 @contextmanager
@@ -425,6 +411,7 @@ def ensure_manifests(settings: Settings) -> list[Project]:
 
 def ensure_manifest(settings: Settings) -> Project:
     """Returns the project as it is on disk: from the manifest, or by parsing it again if any of its files is newer."""
+    require_project(settings)
     path = settings.manifest_path
     if path.is_file():
         made = path.stat().st_mtime

@@ -133,6 +133,11 @@ class Guard:
             BuscoError, duckdb.ParserException: as for `check`.
         """
         types, statements = self._check(sql, node)
+        if not statements:
+            raise BuscoError(
+                f"{node or 'this SQL'} is empty: without comments and Jinja, no SQL is left",
+                "write a select; or, to keep the file without building the model: {{ config(enabled=false) }}",
+            )
         is_query = len(statements) == 1 and types[-1:] == ["SELECT"] and {*types} <= {"SELECT", "CREATE"}
         if not is_query or word(statements[0][0]) not in _QUERIES | {"("}:
             raise self._refusal(sql, node, None, "a model's SQL must be a single query (select)")

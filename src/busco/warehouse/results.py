@@ -11,9 +11,9 @@ from busco.lake.budget import explained
 from busco.lake.records import Result, Status, utc_now
 from busco.lake.runs import Run
 from busco.project import Project
+from busco.warehouse import dbt_errors
 from busco.warehouse.console import message as shown_message
 from busco.warehouse.console import node_of
-from busco.warehouse.dbt import about_packages
 from busco.warehouse.redact import Redactor
 from busco.warehouse.session import Session
 
@@ -89,7 +89,7 @@ class Reporter:
         bad = status in ("failed", "error")
         if bad and (explanation := explained(message, self.session.budget)):
             message = str(explanation)
-        elif bad and (advice := about_packages(self.session.settings, message)):
+        elif bad and (advice := dbt_errors.advice(self.session.settings, message)):
             message = f"{message.rstrip()}\n  → {advice}"
         text, where = located(message, self.project, node, self.session.sql.get(node, "")) if bad else ("", "")
         record = Result(
