@@ -105,6 +105,9 @@ def say_wrong(error: click.ClickException) -> None:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Decimal):
+        # str() writes 0.0000000 as 0E-7
+        return format(value, "f")
     # Athena's format for VARBINARY
     return value.hex(" ") if isinstance(value, bytes) else str(value)
 
@@ -114,8 +117,6 @@ def _json(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Decimal):
-        return format(value, "f")
     if isinstance(value, Mapping):
         return {str(key): _json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -244,11 +244,12 @@ def test_both_engines_return_the_same_json_and_csv(live: Platform, busco: Comman
     sql = (
         "select cast(1.50 as decimal(12,2)) as d, 1 as i, cast('nan' as double) as nan, cast(0.25 as double) as f, "
         "1 = 1 as yes, cast(null as integer) as none, timestamp '2018-01-01 10:00:00' as t, date '2018-01-01' as day, "
-        "'ü\"' as s"
+        "'ü\"' as s, 'ab'::blob as b, cast(0 as decimal(38,10)) as zero, timestamptz '2018-01-01 10:00:00+02' as tz"
     )
     expected = [
         {"d": "1.50", "i": 1, "nan": None, "f": 0.25, "yes": True, "none": None}
-        | {"t": "2018-01-01 10:00:00", "day": "2018-01-01", "s": 'ü"'}
+        | {"t": "2018-01-01 10:00:00", "day": "2018-01-01", "s": 'ü"', "b": "61 62", "zero": "0.0000000000"}
+        | {"tz": "2018-01-01 08:00:00+00:00"}
     ]
     printed = {
         engine: busco("query", "--engine", engine, "--format", "json", sql)[1] for engine in ("athena", "duckdb")
@@ -258,6 +259,7 @@ def test_both_engines_return_the_same_json_and_csv(live: Platform, busco: Comman
     csv = {engine: busco("query", "--engine", engine, "--format", "csv", sql)[1] for engine in ("athena", "duckdb")}
     assert csv["athena"] == csv["duckdb"]
     assert ",true," in csv["duckdb"]
+    assert ",61 62,0.0000000000," in csv["duckdb"]
     status, message = busco("query", "--engine", "duckdb", "--format", "json", "select 1 as a, 2 as a")
     assert (status, "two columns are named 'a'" in message) == (1, True)
 

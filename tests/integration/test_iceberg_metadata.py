@@ -295,7 +295,7 @@ def test_every_reader_returns_exactly_the_rows_of_the_model(lake: Lake, table: s
 @pytest.mark.parametrize("table", MODELS)
 def test_athena_returns_exactly_the_rows_of_the_model(lake: Lake, table: str) -> None:
     names = lake.rows[table].column_names
-    # as text, because Athena's API returns text; cast in SQL, because the emulator formats some values differently
+    # as text, because Athena's API returns text; cast in SQL, because Athena formats some values differently
     texts = ", ".join(f"cast({types.quoted(name)} as varchar) as {types.quoted(name)}" for name in names)
     with duckdb.connect(":memory:") as plain:
         plain.execute("set timezone = 'UTC'")

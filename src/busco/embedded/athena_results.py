@@ -6,17 +6,19 @@ requesting the rows. MiniStack names `<location><query id>.csv` but writes `<loc
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from busco.embedded import ministack_contract, policies
+from busco.embedded.athena_values import ColumnType
 
 # The MiniStack functions that are wrapped or called here, with their parameters in the version this was written for.
 EXPECTED = {
     "services.athena._start_query_execution": ["data"],
     "services.athena._save_query_results": ["query_id"],
-    "services.athena._datum_text": ["value"],
+    "services.athena._get_query_results": ["data"],
     "services.s3._put_object": ["bucket_name", "key", "body", "headers"],
 }
 
@@ -30,7 +32,7 @@ def install() -> None:
     from ministack.services import athena
 
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_athena_clients.py")
-    original = athena._start_query_execution
+    original, original_results = athena._start_query_execution, athena._get_query_results
 
     def start(data: dict[str, Any]) -> Any:
         place = location(data, athena._workgroups)
@@ -42,8 +44,13 @@ def install() -> None:
         if execution is not None and (failure := _save(execution)):
             execution["Status"].update(State="FAILED", StateChangeReason=failure)
 
+    def results(data: dict[str, Any]) -> Any:
+        status, headers, body = original_results(data)
+        return (status, headers, _with_column_types(body)) if status == 200 else (status, headers, body)
+
     athena._start_query_execution = start
     athena._save_query_results = save
+    athena._get_query_results = results
 
 
 def location(request: dict[str, Any], workgroups: Any) -> str:
@@ -69,12 +76,21 @@ def as_csv(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> byte
     return "".join(f"{line(row)}\n" for row in (columns, *rows)).encode()
 
 
+def _with_column_types(body: bytes) -> bytes:
+    """Returns the answer of GetQueryResults with each column's type separated from its precision and scale."""
+    answer = json.loads(body)
+    for column in answer["ResultSet"]["ResultSetMetadata"]["ColumnInfo"]:
+        kind = ColumnType.parse(column["Type"])
+        if kind.precision:
+            column.update(Type=kind.name, Precision=kind.precision, Scale=kind.scale)
+    return json.dumps(answer).encode()
+
+
 def _save(execution: dict[str, Any]) -> str:
     """Writes a query's result with its caller's permissions; returns the reason if that fails, else an empty string."""
-    from ministack.services import athena, s3
+    from ministack.services import s3
 
     found = execution.get("_results") or {"columns": [], "rows": []}
-    rows = [[None if value is None else athena._datum_text(value) for value in row] for row in found["rows"]]
     types = execution.get("_column_types") or []
     target = urlsplit(execution["ResultConfiguration"]["OutputLocation"])
     bucket, key = target.netloc, target.path.lstrip("/")
@@ -83,7 +99,7 @@ def _save(execution: dict[str, Any]) -> str:
     # Athena writes its metadata as undocumented protobuf. This file has names and types as text, for people to read.
     metadata = "\n".join([",".join(found["columns"]), ",".join(types)]).encode()
     for name, body, kind in (
-        (key, as_csv(found["columns"], rows), "text/csv"),
+        (key, as_csv(found["columns"], found["rows"]), "text/csv"),
         (f"{key}.metadata", metadata, "binary/octet-stream"),
     ):
         status, *_ = s3._put_object(bucket, name, body, {"content-type": kind, "content-length": str(len(body))})

@@ -191,6 +191,7 @@ def main() -> None:
 
     from busco.embedded import (
         athena_iceberg,
+        athena_queries,
         athena_results,
         docker_engine,
         local_ecs,
@@ -215,6 +216,7 @@ def main() -> None:
         known = secret_of_stack if who == "airflow" and secret_of_stack else keys.instance(state, who)
         instances.add(known, f"busco-{who}", policies.output(stacks.ECS, output))
     endpoint = f"http://127.0.0.1:{given.port}"
+    athena_queries.install()
     athena_iceberg.install(athena_iceberg.Reader(endpoint, given.region))
     athena_results.install()
 
