@@ -240,6 +240,18 @@ def test_each_engine_accepts_only_a_single_read_only_statement(live: Platform, b
         assert (status, "1 row" in printed) == (0, True), printed
 
 
+@pytest.mark.parametrize("engine", ["athena", "duckdb"])
+def test_each_engine_shows_describes_and_explains(live: Platform, busco: Command, engine: str) -> None:
+    for sql, expected in (
+        ("show databases", "busco_gold" if engine == "athena" else "memory"),
+        ("show tables from busco_gold", "fct"),
+        ("describe busco_gold.fct", "amount"),
+        ("explain select day from busco_gold.fct", "day"),
+    ):
+        status, printed = busco("query", "--engine", engine, sql)
+        assert (status, expected in printed) == (0, True), printed
+
+
 def test_both_engines_return_the_same_json_and_csv(live: Platform, busco: Command) -> None:
     sql = (
         "select cast(1.50 as decimal(12,2)) as d, 1 as i, cast('nan' as double) as nan, cast(0.25 as double) as f, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import duckdb
@@ -240,6 +241,23 @@ def test_a_syntax_error_is_reported_by_duckdb_itself(guard: Guard) -> None:
 def test_sql_other_than_a_single_query_is_refused_as_a_model(guard: Guard, sql: str) -> None:
     with pytest.raises((BuscoError, duckdb.ParserException)):
         guard.check_question(sql)
+
+
+def test_a_refusal_speaks_of_models_only_to_those_who_write_them(guard: Guard) -> None:
+    for sql, of_a_model, of_a_query in (
+        ("show tables", "a model's SQL must be a single query", "only a query can run here"),
+        (f"select * from '{POINTER}'", "use ref() and source()", "it names a path; read tables by their names"),
+    ):
+        with pytest.raises(BuscoError, match=re.escape(of_a_model)):
+            guard.check_question(sql, "model.p.m")
+        with pytest.raises(BuscoError, match=re.escape(of_a_query)):
+            guard.check_question(sql)
+
+
+def test_explain_is_refused_for_what_it_does_with_or_without_analyze(guard: Guard) -> None:
+    for sql in ("explain select 1", "explain analyze select 1"):
+        with pytest.raises(BuscoError, match="EXPLAIN returns a plan, and EXPLAIN ANALYZE runs the query"):
+            guard.check(sql)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +21,13 @@ from urllib.parse import urlsplit
 import duckdb
 
 from busco.embedded import ministack_contract, policies
+from busco.embedded.athena_catalog import CATALOG
+from busco.embedded.athena_checks import check_query
 from busco.embedded.door import CALLER
-from busco.errors import BuscoError
 from busco.lake.engine import extension_file
 from busco.warehouse.guard import Guard
 
 EXTENSIONS = ("httpfs", "avro", "iceberg")
-CATALOG = "awsdatacatalog"
 
 # The MiniStack functions that are wrapped or called here, with their parameters in the version this was written for.
 EXPECTED = {
@@ -106,7 +106,7 @@ def install(reader: Reader) -> None:
     original_run = athena._run_duckdb
 
     async def rewrite(query: str, database: str | None, catalog: str | None = None) -> tuple[str, Any, list[str]]:
-        _check_query(guard, query, athena._sql_tokens(query))
+        check_query(guard, query, list(athena._sql_tokens(query)))
         context = (database or "default").lower()
         views = _iceberg_views(athena, query, glue._tables, context)
         token = _left_to_views.set((context, frozenset(views)))
@@ -157,25 +157,6 @@ def install(reader: Reader) -> None:
     athena._rewrite_data_paths = rewrite
     athena._attach_s3_table_buckets = attach
     athena._table_references = references
-
-
-def _check_query(guard: Guard, query: str, tokens: Iterable[tuple[str, str, int, int]]) -> None:
-    """Rejects a query with anything that Athena doesn't support: table functions, paths, multiple statements.
-
-    DuckDB supports them, and would read what they name with this process's permissions and network access.
-
-    Raises:
-        ValueError: the query is rejected; the message is the reason.
-    """
-    try:
-        guard.check_question(query)
-    except BuscoError as error:
-        raise ValueError(error.message) from error
-    previous = ""
-    for kind, text, _, _ in tokens:
-        if kind == "str" and (previous in ("from", "join") or (previous == "," and "://" in text)):
-            raise ValueError(f"a string is not a table: {text}")
-        previous = text.lower()
 
 
 def _objects_at(location: str) -> Iterator[str]:

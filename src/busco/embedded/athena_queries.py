@@ -15,6 +15,8 @@ from typing import Any
 import duckdb
 
 from busco.embedded import ministack_contract
+from busco.embedded.athena_catalog import result_of
+from busco.embedded.athena_checks import check_statement, explained
 from busco.embedded.athena_values import column_type, text
 
 # The MiniStack functions that are wrapped, replaced or called here, with their parameters in the version this was
@@ -22,6 +24,8 @@ from busco.embedded.athena_values import column_type, text
 EXPECTED = {
     "services.athena._run_duckdb": ["query", "database", "catalog"],
     "services.athena._rewrite_data_paths": ["query", "database", "catalog"],
+    "services.athena._sql_tokens": ["sql"],
+    "services.athena._Cursor": ["text"],
     "services.athena._attach_s3_table_buckets": ["conn", "buckets"],
 }
 
@@ -37,7 +41,14 @@ def install() -> None:
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_athena_clients.py")
 
     async def run(query: str, database: str | None, catalog: str | None = None) -> dict[str, Any]:
-        rewritten, buckets, folders = await athena._rewrite_data_paths(query, database, catalog)
+        tokens = list(athena._sql_tokens(query))
+        check_statement(tokens)
+        # awswrangler's describe_table puts the database's name in backticks
+        database = (database or "default").strip("`")
+        if listed := result_of(query, database):
+            return listed
+        plan_of = explained(query, tokens)
+        rewritten, buckets, folders = await athena._rewrite_data_paths(plan_of or query, database, catalog)
 
         def execute() -> dict[str, Any]:
             try:
@@ -48,6 +59,8 @@ def install() -> None:
                     # Athena's sessions are in UTC.
                     connection.execute("SET TimeZone = 'UTC'")
                     athena._attach_s3_table_buckets(connection, buckets)
+                    if plan_of:
+                        return _plan(connection, rewritten)
                     return _result(connection, rewritten)
             finally:
                 for folder in folders:
@@ -56,6 +69,12 @@ def install() -> None:
         return await asyncio.to_thread(execute)
 
     athena._run_duckdb = run
+
+
+def _plan(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
+    found = _result(connection, f"EXPLAIN {sql}")
+    lines = [[line] for row in found["rows"] for line in str(row[1]).splitlines()]
+    return {"columns": ["Query Plan"], "column_types": ["varchar"], "rows": lines}
 
 
 def _result(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:

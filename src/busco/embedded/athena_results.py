@@ -7,11 +7,14 @@ requesting the rows. MiniStack names `<location><query id>.csv` but writes `<loc
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from busco.embedded import ministack_contract, policies
+from busco.embedded.athena_catalog import is_utility
+from busco.embedded.athena_checks import first_word
 from busco.embedded.athena_values import ColumnType
 
 # The MiniStack functions that are wrapped or called here, with their parameters in the version this was written for.
@@ -19,6 +22,8 @@ EXPECTED = {
     "services.athena._start_query_execution": ["data"],
     "services.athena._save_query_results": ["query_id"],
     "services.athena._get_query_results": ["data"],
+    "services.athena._detect_statement_type": ["query"],
+    "services.athena._sql_tokens": ["sql"],
     "services.s3._put_object": ["bucket_name", "key", "body", "headers"],
 }
 
@@ -36,7 +41,17 @@ def install() -> None:
 
     def start(data: dict[str, Any]) -> Any:
         place = location(data, athena._workgroups)
-        return original({**data, "ResultConfiguration": {"OutputLocation": place}} if place else data)
+        answer = original({**data, "ResultConfiguration": {"OutputLocation": place}} if place else data)
+        if answer[0] == 200:
+            execution = athena._executions[json.loads(answer[2])["QueryExecutionId"]]
+            if execution["StatementType"] == "UTILITY":
+                result = execution["ResultConfiguration"]
+                result["OutputLocation"] = f"{result['OutputLocation'].removesuffix('.csv')}.txt"
+        return answer
+
+    def statement_type(query: str) -> str:
+        first = first_word(list(athena._sql_tokens(query)))
+        return "UTILITY" if is_utility(first) else "DDL" if first in ("create", "drop", "alter") else "DML"
 
     async def save(query_id: str) -> None:
         # Nothing is awaited, so that a client that sees the query as succeeded also finds its result.
@@ -51,6 +66,7 @@ def install() -> None:
     athena._start_query_execution = start
     athena._save_query_results = save
     athena._get_query_results = results
+    athena._detect_statement_type = statement_type
 
 
 def location(request: dict[str, Any], workgroups: Any) -> str:
@@ -76,6 +92,11 @@ def as_csv(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> byte
     return "".join(f"{line(row)}\n" for row in (columns, *rows)).encode()
 
 
+def as_text(rows: Sequence[Sequence[str | None]]) -> bytes:
+    """Formats the rows of SHOW, DESCRIBE and EXPLAIN the way Athena does: a line each, with tabs between the values."""
+    return "".join("\t".join(re.sub(r"[\t\r\n]", " ", value or "") for value in row) + "\n" for row in rows).encode()
+
+
 def _with_column_types(body: bytes) -> bytes:
     """Returns the answer of GetQueryResults with each column's type separated from its precision and scale."""
     answer = json.loads(body)
@@ -98,8 +119,10 @@ def _save(execution: dict[str, Any]) -> str:
         return f"Access denied when writing output to url: s3://{bucket}/{key}"
     # Athena writes its metadata as undocumented protobuf. This file has names and types as text, for people to read.
     metadata = "\n".join([",".join(found["columns"]), ",".join(types)]).encode()
+    is_text = key.endswith(".txt")
+    content = as_text(found["rows"]) if is_text else as_csv(found["columns"], found["rows"])
     for name, body, kind in (
-        (key, as_csv(found["columns"], found["rows"]), "text/csv"),
+        (key, content, "text/plain" if is_text else "text/csv"),
         (f"{key}.metadata", metadata, "binary/octet-stream"),
     ):
         status, *_ = s3._put_object(bucket, name, body, {"content-type": kind, "content-length": str(len(body))})

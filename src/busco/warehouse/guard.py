@@ -32,8 +32,8 @@ _ALLOWED = frozenset(
     {"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE_INTO", "TRANSACTION", "VACUUM", "ANALYZE", "CREATE", "DROP"}
     | {"ALTER", "SET"}
 )
-_QUERIES = frozenset({"select", "with", "from", "pivot", "pivot_wider", "unpivot", "values", "describe", "summarize"})
-_FIRST = _QUERIES | frozenset(
+QUERIES = frozenset({"select", "with", "from", "pivot", "pivot_wider", "unpivot", "values", "describe", "summarize"})
+_FIRST = QUERIES | frozenset(
     {"(", "show", "table", "insert", "update", "delete", "truncate", "merge", "begin", "start", "commit", "end"}
     | {"rollback", "abort", "vacuum", "analyze", "create", "drop", "alter", "comment", "set", "reset"}
 )
@@ -139,8 +139,9 @@ class Guard:
                 "write a select; or, to keep the file without building the model: {{ config(enabled=false) }}",
             )
         is_query = len(statements) == 1 and types[-1:] == ["SELECT"] and {*types} <= {"SELECT", "CREATE"}
-        if not is_query or word(statements[0][0]) not in _QUERIES | {"("}:
-            raise self._refusal(sql, node, None, "a model's SQL must be a single query (select)")
+        if not is_query or word(statements[0][0]) not in QUERIES | {"("}:
+            reason = "a model's SQL must be a single query (select)" if node else "only a query can run here"
+            raise self._refusal(sql, node, None, reason)
         self._record(statements, node)
 
     # -- the rules ----------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ class Guard:
         if bad:
             raise self._refusal(text, node, None, _why(bad[0]))
         for token, after in zip_longest(found, found[1:]):
-            if reason := self._token_refused(token, after):
+            if reason := self._token_refused(token, after, node):
                 raise self._refusal(text, node, token, reason)
         for statement in statements:
             problem = scopes.own_problem(statement) or (self.scope and self.scope.refused(node, statement))
@@ -201,20 +202,20 @@ class Guard:
         made.execute("set autoinstall_known_extensions = false; set enable_external_access = false")
         return made
 
-    def _token_refused(self, token: Token, after: Token | None) -> str:
+    def _token_refused(self, token: Token, after: Token | None, node: str) -> str:
         if token.kind == "string_const":
-            return self._string_refused(token.text)
+            return self._string_refused(token.text, node)
         if token.kind not in ("identifier", "keyword"):
             return ""
         name = token.name
         if "s3:/" in name:
             # a table's name, to which DuckDB would append what follows a dot
-            return _path_reason()
+            return _path_reason(node)
         if name in _VIEWS or (name in REFUSED and after is not None and after.text.startswith("(")):
             return f"{name}: {REFUSED[name]}"
         return ""
 
-    def _string_refused(self, text: str) -> str:
+    def _string_refused(self, text: str, node: str) -> str:
         """Returns why a string is refused, since it can be used as a table: `from 's3://…'`."""
         if not self._lake:
             return ""
@@ -223,7 +224,7 @@ class Guard:
             with self._lock:
                 row = self._parser.execute(f"select {text}").fetchone()
             text = str(row[0]) if row else text
-        return _path_reason() if self._lake in text else ""
+        return _path_reason(node) if self._lake in text else ""
 
     # -- the platform's own statements --------------------------------------------------------------------------------
 
@@ -268,7 +269,7 @@ def _why(kind: str) -> str:
         "PREPARE": "PREPARE hides what is run; write the statement itself",
         "EXECUTE": "EXECUTE hides what is run; write the statement itself",
         "CALL": "CALL runs a function for its side effects; write a select",
-        "EXPLAIN": "EXPLAIN ANALYZE runs what it explains; use busco query",
+        "EXPLAIN": "EXPLAIN returns a plan, and EXPLAIN ANALYZE runs the query; explain it with busco query",
         "SET": "USE changes settings of the connection",
     }.get(kind, "models cannot use this kind of statement")
 
@@ -297,7 +298,9 @@ def _beginning(sql: str) -> int:
     return comment.end() if comment else 0
 
 
-def _path_reason() -> str:
+def _path_reason(node: str) -> str:
+    if not node:
+        return "it names a path; read tables by their names"
     return "it names a path in the lake; use ref() and source() to read tables"
 
 

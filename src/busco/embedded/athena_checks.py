@@ -1,0 +1,90 @@
+"""Refuses SQL that the local Athena doesn't run, in the words of somebody who queries tables.
+
+The rules for a query are those for a model's SQL (`busco.warehouse.guard`). DuckDB would read the files and addresses
+that a query names with this process's permissions and network access.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from busco.errors import BuscoError
+from busco.warehouse.guard import QUERIES, Guard
+
+AVAILABLE = "queries (SELECT, WITH, VALUES), EXPLAIN of a query, DESCRIBE, SHOW DATABASES, SHOW TABLES and SHOW COLUMNS"
+
+_INSTEAD = {
+    "CREATE TABLE AS": "only releases make tables; run the query itself (awswrangler: ctas_approach=False)",
+    "UNLOAD": "results go to the workgroup's location only; run the query itself (awswrangler: unload_approach=False)",
+}
+# the words after which the kind of object tells more than the first word
+_OF_OBJECTS = frozenset({"create", "drop", "alter", "show"})
+
+Token = tuple[str, str, int, int]
+"""A token of `ministack.services.athena._sql_tokens`: its kind, its text, and where it begins and ends."""
+
+
+def refusal(reason: str) -> ValueError:
+    """Returns the error for a statement that is refused, with what is available instead."""
+    return ValueError(f"this SQL is refused before it runs: {reason}. Available: {AVAILABLE}")
+
+
+def first_word(tokens: Sequence[Token]) -> str:
+    """Returns a statement's first word in lower case, after any parentheses; '' if something else comes first."""
+    kind, text = next(((kind, text) for kind, text, _, _ in tokens if text != "("), ("", ""))
+    return text if kind == "name" else ""
+
+
+def check_statement(tokens: Sequence[Token]) -> None:
+    """Checks that the SQL is a single statement of a kind that is available.
+
+    Raises:
+        ValueError: it isn't; the message has the reason and what is available.
+    """
+    last = len(tokens) - 1
+    if any(text == ";" and kind == "punct" and number < last for number, (kind, text, _, _) in enumerate(tokens)):
+        raise refusal("only one statement can run at a time")
+    first = first_word(tokens)
+    if first in ("show", "desc", "explain") or first in QUERIES:
+        return
+    words = [text for kind, text, _, _ in tokens if kind == "name"]
+    name = " ".join(words[: 2 if first in _OF_OBJECTS else 1]).upper() or "this"
+    if name == "CREATE TABLE" and "as" in words and "select" in words:
+        name = "CREATE TABLE AS"
+    raise refusal(f"{name} is not available here" + (f": {_INSTEAD[name]}" if name in _INSTEAD else ""))
+
+
+def explained(query: str, tokens: Sequence[Token]) -> str:
+    """Returns the query that EXPLAIN is to explain; '' for any other statement.
+
+    Raises:
+        ValueError: EXPLAIN has options, or no query follows it.
+    """
+    if first_word(tokens) != "explain":
+        return ""
+    inner = tokens[1:]
+    if inner and inner[0][1] == "analyze":
+        raise refusal("EXPLAIN ANALYZE is not available here, because it runs what it explains")
+    if len(inner) > 1 and inner[0][1] == "(" and inner[1][1] in ("format", "type", "analyze"):
+        raise refusal("EXPLAIN with options is not available here")
+    if first_word(inner) not in QUERIES - {"describe", "summarize"}:
+        raise refusal("EXPLAIN is followed by a query")
+    return query[inner[0][2] :]
+
+
+def check_query(guard: Guard, query: str, tokens: Sequence[Token]) -> None:
+    """Refuses a query with anything that Athena doesn't support: table functions, paths, several statements.
+
+    Raises:
+        ValueError: the query is refused; the message is the reason.
+    """
+    check_statement(tokens)
+    try:
+        guard.check_question(query)
+    except BuscoError as error:
+        raise ValueError(error.message) from error
+    previous = ""
+    for kind, text, _, _ in tokens:
+        if kind == "str" and (previous in ("from", "join") or (previous == "," and "://" in text)):
+            raise ValueError(f"a string is not a table: {text}")
+        previous = text.lower()
