@@ -159,7 +159,7 @@ def test_clients_read_the_result_of_show_and_describe(tables: Server) -> None:
         "poll_interval": 0.1,
     }
     assert connect(**options).cursor().execute("SHOW TABLES").fetchall() == [("days",), ("orders",)]
-    frame = connect(cursor_class=PandasCursor, **options).cursor().execute("DESCRIBE orders").as_pandas()
+    frame: Any = connect(cursor_class=PandasCursor, **options).cursor().execute("DESCRIBE orders").as_pandas()
     assert frame.to_numpy().tolist() == COLUMNS
     described = awswrangler.athena.describe_table("orders", "busco_gold", workgroup="busco")
     assert described[["Column Name", "Type", "Comment"]].to_numpy().tolist() == COLUMNS

@@ -1,4 +1,4 @@
-"""Runs queries in the local Athena: with Athena's types and texts in the result.
+"""Runs queries in the local Athena: with Athena's types and texts in the result, and with parameters (`?`).
 
 It replaces the function with which MiniStack runs a query in DuckDB, because that function keeps neither the types of
 nested values nor a decimal's precision. The functions that `busco.embedded.athena_iceberg` puts in place of MiniStack's
@@ -8,8 +8,11 @@ own check the query and find its tables.
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import duckdb
@@ -22,12 +25,23 @@ from busco.embedded.athena_values import column_type, text
 # The MiniStack functions that are wrapped, replaced or called here, with their parameters in the version this was
 # written for.
 EXPECTED = {
+    "services.athena._start_query_execution": ["data"],
     "services.athena._run_duckdb": ["query", "database", "catalog"],
     "services.athena._rewrite_data_paths": ["query", "database", "catalog"],
     "services.athena._sql_tokens": ["sql"],
     "services.athena._Cursor": ["text"],
     "services.athena._attach_s3_table_buckets": ["conn", "buckets"],
+    "core.responses.error_response_json": ["code", "message", "status", "extra", "message_key", "content_type"],
 }
+
+# A parameter's value is a literal (Athena User Guide, "Use parameterized queries"), never an expression.
+_STRING = r"'(?:[^']|'')*'"
+_LITERAL = re.compile(
+    rf"{_STRING}|(?:date|time|timestamp|decimal)\s*{_STRING}|[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|true|false|null",
+    re.IGNORECASE,
+)
+
+_parameters: ContextVar[tuple[str, ...]] = ContextVar("_parameters", default=())
 
 
 def install() -> None:
@@ -36,9 +50,22 @@ def install() -> None:
     Raises:
         RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
+    from ministack.core.responses import error_response_json
     from ministack.services import athena
 
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_athena_clients.py")
+    original = athena._start_query_execution
+
+    def start(data: dict[str, Any]) -> Any:
+        given = tuple(str(one) for one in data.get("ExecutionParameters") or ())
+        if wrong := refused_parameter(given):
+            return error_response_json("InvalidRequestException", wrong, 400)
+        # The task that runs the query is created by this call, and starts with a copy of the context.
+        token = _parameters.set(given)
+        try:
+            return original(data)
+        finally:
+            _parameters.reset(token)
 
     async def run(query: str, database: str | None, catalog: str | None = None) -> dict[str, Any]:
         tokens = list(athena._sql_tokens(query))
@@ -60,25 +87,45 @@ def install() -> None:
                     connection.execute("SET TimeZone = 'UTC'")
                     athena._attach_s3_table_buckets(connection, buckets)
                     if plan_of:
-                        return _plan(connection, rewritten)
-                    return _result(connection, rewritten)
+                        return _plan(connection, rewritten, _parameters.get())
+                    return _result(connection, rewritten, _parameters.get())
             finally:
                 for folder in folders:
                     shutil.rmtree(folder, ignore_errors=True)
 
         return await asyncio.to_thread(execute)
 
+    athena._start_query_execution = start
     athena._run_duckdb = run
 
 
-def _plan(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
-    found = _result(connection, f"EXPLAIN {sql}")
+def refused_parameter(parameters: Sequence[str]) -> str:
+    """Returns why the values of a query's parameters are refused; '' if they aren't."""
+    for number, given in enumerate(parameters, 1):
+        if not _LITERAL.fullmatch(given.strip()):
+            return (
+                f"ExecutionParameters: value {number} is not an SQL literal; write a string in single quotes ('paid'), "
+                "and a date as DATE '2018-01-01'"
+            )
+    return ""
+
+
+def _plan(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[str]) -> dict[str, Any]:
+    found = _result(connection, f"EXPLAIN {sql}", parameters)
     lines = [[line] for row in found["rows"] for line in str(row[1]).splitlines()]
     return {"columns": ["Query Plan"], "column_types": ["varchar"], "rows": lines}
 
 
-def _result(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
-    found = connection.execute(sql)
+def _result(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[str]) -> dict[str, Any]:
+    names = {name for one in connection.extract_statements(sql) for name in one.named_parameters}
+    if not all(name.isdecimal() for name in names):
+        raise ValueError("INVALID_PARAMETER_USAGE: parameters are written as ?, without a name")
+    if len(names) != len(parameters):
+        counts = f"expected {len(names)} but found {len(parameters)}"
+        raise ValueError(f"INVALID_PARAMETER_USAGE: Incorrect number of parameters: {counts}")
+    # DuckDB binds the values, so they cannot become a part of the statement.
+    values = [connection.execute(f"SELECT {one}").fetchall()[0][0] for one in parameters]
+    found = connection.execute(sql, values) if values else connection.execute(sql)
     columns = found.description or []
     types = [column[1] for column in columns]
     return {

@@ -22,8 +22,10 @@ EXPECTED = {
     "services.athena._start_query_execution": ["data"],
     "services.athena._save_query_results": ["query_id"],
     "services.athena._get_query_results": ["data"],
+    "services.athena._get_workgroup": ["data"],
     "services.athena._detect_statement_type": ["query"],
     "services.athena._sql_tokens": ["sql"],
+    "core.responses.error_response_json": ["code", "message", "status", "extra", "message_key", "content_type"],
     "services.s3._put_object": ["bucket_name", "key", "body", "headers"],
 }
 
@@ -34,13 +36,18 @@ def install() -> None:
     Raises:
         RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
+    from ministack.core.responses import error_response_json
     from ministack.services import athena
 
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_athena_clients.py")
     original, original_results = athena._start_query_execution, athena._get_query_results
+    original_workgroup = athena._get_workgroup
 
     def start(data: dict[str, Any]) -> Any:
         place = location(data, athena._workgroups)
+        if place and not (place.startswith("s3://") and urlsplit(place).netloc):
+            reason = f"outputLocation is not a valid S3 path: {place}; write s3://<bucket>/<prefix>/"
+            return error_response_json("InvalidRequestException", reason, 400)
         answer = original({**data, "ResultConfiguration": {"OutputLocation": place}} if place else data)
         if answer[0] == 200:
             execution = athena._executions[json.loads(answer[2])["QueryExecutionId"]]
@@ -48,6 +55,10 @@ def install() -> None:
                 result = execution["ResultConfiguration"]
                 result["OutputLocation"] = f"{result['OutputLocation'].removesuffix('.csv')}.txt"
         return answer
+
+    def workgroup(data: dict[str, Any]) -> Any:
+        status, headers, body = original_workgroup(data)
+        return (status, headers, _with_defaults(body)) if status == 200 else (status, headers, body)
 
     def statement_type(query: str) -> str:
         first = first_word(list(athena._sql_tokens(query)))
@@ -66,7 +77,18 @@ def install() -> None:
     athena._start_query_execution = start
     athena._save_query_results = save
     athena._get_query_results = results
+    athena._get_workgroup = workgroup
     athena._detect_statement_type = statement_type
+
+
+def _with_defaults(body: bytes) -> bytes:
+    """Returns the answer of GetWorkGroup with the settings that Athena always returns, and `location` assumes."""
+    answer = json.loads(body)
+    configuration = answer["WorkGroup"].setdefault("Configuration", {})
+    for name in ("EnforceWorkGroupConfiguration", "PublishCloudWatchMetricsEnabled", "RequesterPaysEnabled"):
+        configuration.setdefault(name, False)
+    configuration.setdefault("ResultConfiguration", {})
+    return json.dumps(answer).encode()
 
 
 def location(request: dict[str, Any], workgroups: Any) -> str:
