@@ -199,7 +199,10 @@ class _Sync:
         self._still_live(f"{database}.{name}")
 
     def _show_docs(self, release: Release) -> None:
-        """Shows a single project's page as `docs/index.html`; for several, it links to a page for each project."""
+        """Shows a single project's page as `docs/index.html`.
+
+        If there are several projects, `docs/index.html` links to a page for each of them.
+        """
         pages = {
             name: stored.body
             for name, prefix in sorted(release.docs_by_project().items())
@@ -212,7 +215,10 @@ class _Sync:
             self._show_page("docs/index.html", _contents(pages) if len(pages) > 1 else next(iter(pages.values())))
 
     def _show_page(self, key: str, page: bytes) -> None:
-        """Writes a page only if it has not changed since before the release check, to keep a newer sync's page."""
+        """Writes a page if it has not changed since it was read.
+
+        It is read before the live release is checked, so a newer sync's page is never overwritten.
+        """
         while True:
             shown = self.store.get(key)
             if shown is not None and shown.body == page:

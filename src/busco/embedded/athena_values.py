@@ -1,8 +1,8 @@
-"""Athena's types and texts for DuckDB's: the one place where a value in a result of the local Athena becomes text.
+"""Converts DuckDB's types and values to Athena's: the only place where the local Athena turns values into text.
 
 Sources: the names of types are those that GetQueryResults returns, as listed in PyAthena's `converter.py`. A timestamp
 or time has as many decimal places as its type (Trino, "Data types": `timestamp(P)`); DuckDB's types with microseconds
-correspond to `timestamp(6)`, which Iceberg's timestamps have in Trino ("Iceberg connector", "Type mapping"). Floating
+correspond to `timestamp(6)`, the type of Iceberg's timestamps in Trino ("Iceberg connector", "Type mapping"). Floating
 point numbers have the format of Java's `Double.toString`. Arrays, maps and rows have the format of Java's collections.
 """
 
@@ -50,9 +50,9 @@ _MICROSECONDS = 6
 
 @dataclass(frozen=True)
 class ColumnType:
-    """A column's type in Athena; `precision` and `scale` are for decimals.
+    """A column's type in Athena.
 
-    Its text has both, such as `decimal(12,2)`.
+    `precision` and `scale` are for decimals, whose text includes both, such as `decimal(12,2)`.
     """
 
     name: str
@@ -145,7 +145,7 @@ def _with_places(moment: str, kind: str) -> str:
 
 
 def _shortest(value: float) -> str:
-    """Returns the shortest text that is this value as a 32-bit number, which Python holds with 64 bits."""
+    """Returns the shortest text that stands for this 32-bit number, which Python stores as a 64-bit one."""
     if not math.isfinite(value):
         return repr(value)
     candidates = (f"{value:.{digits}g}" for digits in range(1, 10))

@@ -154,7 +154,7 @@ def _workgroup(given: dict[str, Any]) -> str:
 
 
 def _one_subresource(request: Request) -> None:
-    """Checks that an S3 request names at most one sub-resource and, if it names an upload, its own object's upload.
+    """Checks that an S3 request names at most one sub-resource, and no upload of another object.
 
     Raises:
         Refusal: it names several sub-resources, one that no role needs, or another object's upload.

@@ -83,7 +83,7 @@ def _load(
 ) -> Loaded:
     """
     Args:
-        named: the file under its name, for the records and the report.
+        named: the file with its original path, for the records and the report.
         file: the same file, opened.
         before: its state when it was opened.
     """
@@ -185,7 +185,7 @@ def _quarantine(
     found: Survey,
     attempt: str,
 ) -> tuple[str, ...]:
-    """Writes the values and lines that do not fit to quarantine; returns the first of them for the report."""
+    """Quarantines the values and lines that do not fit the contract; returns the first of them for the report."""
     contract = file.contract
     if not found.bad and not found.lines:
         return ()

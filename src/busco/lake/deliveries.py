@@ -97,8 +97,8 @@ def bronze_version(
     under different contracts are left out. So are older deliveries with dates or times that readers don't support,
     which an earlier release of ingest accepted; these are logged.
 
-    Records are read only if the table has changed since `known`. In that case, records that `known` does not list are
-    read and, if the contract has dates or times, so are those that are not the newest of their file.
+    Records are read only if the table has changed since `known`. If it has, the records that `known` does not list are
+    read. If the contract has dates or times, the records of each file's older deliveries are read as well.
     """
     if known is not None and known.version in (_identity(contract, keys), _identity(contract, keys, known.deliveries)):
         return known

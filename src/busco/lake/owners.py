@@ -43,7 +43,8 @@ class Owner:
     def owned(self, live: Release | None, take_over: bool = False) -> frozenset[str]:
         """Returns the identities whose tables in the live release belong to this project.
 
-        These are its own identity and, with `take_over`, that of the project without an id that has its dbt name.
+        These are its own identity and, with `take_over`, the identity of the project without an id that has the same
+        dbt name.
 
         Raises:
             BuscoError: it has no id, and a project with an id uses its name.
@@ -67,7 +68,7 @@ def refuse_used_name(owner: Owner, names: Mapping[str, str]) -> None:
         names: the projects with an id: identity → dbt name.
 
     Raises:
-        BuscoError: this project has no id, and one of those projects has its name as id or dbt name.
+        BuscoError: this project has no id, and its name is the id or the dbt name of one of those projects.
     """
     users = sorted(identity for identity, name in names.items() if owner.name in (identity, name))
     if users and not owner.has_id:
@@ -194,12 +195,15 @@ def suggested_id(name: str, taken: Collection[str]) -> str:
 
 
 def id_lines(identity: str) -> str:
-    """Returns the lines for dbt_project.yml that set a project's id, also in a project that has other vars."""
+    """Returns the lines that set a project's id in dbt_project.yml, with a comment for files that already have vars."""
     value = f'"{identity}"' if _NO_TEXT.fullmatch(identity) else identity
     return f"vars:  # if dbt_project.yml already has vars, set the id there\n  {ID_VARIABLE}: {value}"
 
 
 def _own_models(unique_ids: Iterable[str], name: str) -> set[str]:
-    """Returns the ids of the project's own models and seeds (not its packages') without its name, which can change."""
+    """Returns the ids of the project's own models and seeds, not of those in its packages.
+
+    The project's name is removed from the ids because it can change.
+    """
     parts = [unique_id.split(".", 2) for unique_id in unique_ids]
     return {f"{part[0]}.{part[2]}" for part in parts if len(part) == 3 and part[1] == name}

@@ -1,8 +1,8 @@
 """Finds and stops ECS tasks that nobody follows any more, using Airflow's database and the lake's records.
 
 Normally, the task that follows a runner stops it. A runner is left behind if that was impossible: Airflow was down, or
-could not reach ECS, when the run was cleared, marked or deleted. Nobody waits for such a runner's output, but it costs
-money and occupies a slot.
+could not reach ECS, when the run was cleared, deleted, or marked as success or failed. Nobody waits for such a runner's
+output, but it costs money and occupies a slot.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GRACE = timedelta(minutes=2)
-# Seconds. Between two levels of its graph, a run briefly has no task that follows, so a runner is checked twice.
+# Seconds. Between two levels of its graph, a run briefly has no task that follows a runner, so a runner is checked
+# twice.
 _AGAIN = 20.0
 _MOST = 100  # the most tasks that DescribeTasks accepts per call (API reference, DescribeTasks)
 

@@ -152,8 +152,10 @@ def _parts(text: str) -> frozenset[str]:
 
 
 def of_version(project: Project, version: Version) -> frozenset[str]:
-    """Returns a version's columns with personal data. If its record doesn't list them, these are all of its columns,
-    unless the table reads no personal data."""
+    """Returns a version's columns with personal data.
+
+    If its record doesn't list them, returns all columns, or none if the table is known to read no personal data.
+    """
     if version.personal is not None:
         return frozenset(version.personal)
     known = version.unique_id in project.nodes or version.unique_id in project.sources

@@ -171,7 +171,7 @@ class Session:
     def check_header(self, job: Mapping[str, Any]) -> None:
         """Refuses a seed if dbt would load one of its columns under a different name than in the header (`a`, `a_2`).
 
-        `job` has the file's path and delimiter, so that the file is read as dbt reads it, and dbt's column names.
+        `job` has dbt's column names, and the file's path and delimiter, so that the file is read the way dbt reads it.
         """
         if job["file"] not in self.project.seed_files:
             raise BuscoError(f"{job['file']} is not a seed of this project", "do not call store_relation")
@@ -232,8 +232,9 @@ class Session:
     def wrote(self, job: dict[str, Any]) -> None:
         """Processes COPY's result. Input: `stats`; output: `count_sql`, queries that count rows in the written files.
 
-        `count_sql` maps `nulls` (NULLs in nested not_null columns; docs/iceberg.md, "null counts") and `beyond` (dates
-        and times that may be out of range) to a query; it is usually empty. `commit` gets the results in `counted`.
+        `count_sql` has up to two queries, by name: `nulls` counts NULLs in nested not_null columns (docs/iceberg.md,
+        "null counts"), and `beyond` counts dates and times that may be out of range. It is usually empty. `commit`
+        gets the results in `counted`.
         """
         store, columns = self._store(), job["columns"]
         job["files"] = model_sql.written_files(job.pop("stats"), store.url(""))
@@ -249,9 +250,9 @@ class Session:
         job["count_sql"] = {name: query for name, query in queries.items() if query}
 
     def commit(self, job: dict[str, Any]) -> None:
-        """Creates a version from the files that COPY wrote: checks values, writes metadata, enters it (R4, R5).
+        """Creates a version from the files that COPY wrote, and enters it in the run (R4, R5).
 
-        Output: `view_sql`.
+        Before that, checks the values and writes the version's metadata. Output: `view_sql`.
         """
         from busco.lake import versions
 
