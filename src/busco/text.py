@@ -19,6 +19,11 @@ from typing import Any
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
+def count(number: int, one: str, many: str = "") -> str:
+    """`1 node`, `2,000 nodes`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def printable(text: str) -> str:
     """Returns text as one line, in which line ends, control characters and characters that reorder text are escaped."""
     return text if text.isprintable() else "".join(map(_escaped, text))

@@ -67,7 +67,7 @@ def test_doctor_passes_in_the_airflow_and_the_dbt_image_and_detects_a_paused_bro
         "manifest",
         "DuckDB",
     }
-    assert "1 workers respond" in passed["broker"]
+    assert "1 worker responding" in passed["broker"]
     # doctor reports a broker that doesn't respond
     stack.compose("pause", "redis")
     try:

@@ -180,7 +180,7 @@ def test_personal_data_in_a_hook_s_table_is_hidden_in_other_models_that_read_it(
 
 @pytest.mark.parametrize("name", ["named", "twice", "fields", "typed"])
 def test_a_column_named_after_a_value_is_refused_without_showing_its_name(written: Written, name: str) -> None:
-    assert "of the SQL has a name or type that is neither in the code" in written.result(f"model.busco.{name}").error
+    assert "have names or types that are neither in the code" in written.result(f"model.busco.{name}").error
 
 
 def test_a_unit_test_of_a_model_that_runs_queries_shows_no_values(written: Written) -> None:

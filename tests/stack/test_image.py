@@ -275,5 +275,8 @@ def test_doctor_fails_if_the_image_has_no_parse_of_a_project_mounted_over_its_ow
     image: str, lake: Platform, changed: tuple[str, ...]
 ) -> None:
     printed = docker("run", "--rm", *HARDENED, *of(lake), *changed, image, "doctor", status=1)
-    assert "dbt projects failed: /opt/busco/baked has no parse of the current /opt/busco/dbt_project" in printed
+    assert (
+        "dbt projects failed: the parse stored in /opt/busco/baked is not of the current /opt/busco/dbt_project"
+        in printed
+    )
     assert "→ rebuild the image (make image)" in printed

@@ -177,7 +177,7 @@ def test_a_long_name_in_a_refusal_is_truncated(lake: FolderLake) -> None:
         ("\ufeffa,ção", r"missing column a (table t); the header has '\ufeffa' instead: correct the spaces"),
         (
             "A,Ção",
-            "missing columns a, ção (table t); the header has 'A' and 'Ção' instead: correct the upper and lower case",
+            "missing columns a, ção (table t); the header has 'A' and 'Ção' instead: correct the capitalization",
         ),
         (
             "a,cedilha",

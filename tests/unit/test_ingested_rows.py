@@ -197,7 +197,7 @@ def test_a_file_is_refused_with_both_counts_if_the_reader_loses_rows(lake: Folde
     monkeypatch.setattr(survey.checks, "reader_sql", lambda *given: f"(from {reader_sql(*given)} limit 2)")
     done = lake.ingest(b"a,b\n" + b"x,y\n" * 5)
     assert done.outcome == "refused"
-    assert "it has 5 rows but 2 would be accounted for, so nothing was ingested" in done.reason
+    assert "it has 5 rows but busco accounted for 2, so nothing was ingested" in done.reason
     assert lake.deliveries == []
 
 
@@ -213,7 +213,7 @@ def test_a_file_is_refused_if_rows_are_lost_between_checking_and_writing(lake: F
     for content in (b"a,b\nx,1\ny,2\n", b"a,b\nx,1\ny,z\nz,y\n"):
         done = lake.ingest(content, ("a VARCHAR", "b INTEGER"))
         assert done.outcome == "refused"
-        assert "would be accounted for" in done.reason
+        assert "busco accounted for" in done.reason
     assert lake.deliveries == []
 
 

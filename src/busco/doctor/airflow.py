@@ -11,6 +11,7 @@ import os
 from busco.doctor import Skipped, Surroundings
 from busco.errors import BuscoError
 from busco.orchestration.access import refuse_known
+from busco.text import count
 
 _FERNET, _SECRET = "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY"
 _DATABASE, _BROKER = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CELERY__BROKER_URL"
@@ -139,4 +140,4 @@ def broker(around: Surroundings) -> str:
     names = sorted(name for answer in answers for name in answer)
     if not names:
         raise BuscoError(f"{where} responds, but no worker does", "start one: docker compose up -d airflow-worker")
-    return f"{where}: {len(names)} workers respond ({', '.join(names)})"
+    return f"{where}: {count(len(names), 'worker')} responding ({', '.join(names)})"

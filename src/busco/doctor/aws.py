@@ -19,6 +19,7 @@ from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.records import Current
 from busco.settings import LAYERS, require_lake
+from busco.text import count
 
 # S3 rejects requests from a clock that is off by 15 minutes (S3 API reference, RequestTimeTooSkewed).
 _SKEW, _REFUSED = 60.0, 15
@@ -112,7 +113,7 @@ def conditional_writes(around: Surroundings) -> str:
         raise BuscoError(f"s3://{bucket}/{key}: every write with If-Match and the object's current ETag was rejected")
     if _written(store, key, etag):
         raise _ignored("If-Match", bucket)
-    return f"s3://{bucket}/{key}: If-None-Match and If-Match are honored (written, and rejected with 412)"
+    return f"s3://{bucket}/{key}: If-None-Match and If-Match are honored (a write against the condition gets 412)"
 
 
 def landing_bucket(around: Surroundings) -> str:
@@ -151,7 +152,7 @@ def queue(around: Surroundings) -> str:
                     f"{settings.landing_bucket} notifies {arn} of new files, but there is no such queue",
                     "create the queue, or fix the bucket's notification configuration",
                 ) from error
-        lines.append(f"{name}: {waiting['Attributes']['ApproximateNumberOfMessages']} messages waiting")
+        lines.append(f"{name}: {count(int(waiting['Attributes']['ApproximateNumberOfMessages']), 'message')} waiting")
     return "; ".join(lines)
 
 
@@ -183,7 +184,7 @@ def ecs_cluster(around: Surroundings) -> str:
         raise BuscoError(
             f"the cluster {settings.ecs_cluster} does not exist", "deploy deploy/aws/ecs.yaml, or set BUSCO_ECS_CLUSTER"
         ) from error
-    return f"{settings.ecs_cluster}: {len(found)} tasks running"
+    return f"{settings.ecs_cluster}: {count(len(found), 'task')} running"
 
 
 @contextmanager

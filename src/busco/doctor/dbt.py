@@ -38,7 +38,8 @@ def _parsed(settings: Settings) -> str:
     if baked.stamp(settings.dbt_project) is None:
         raise Skipped(f"{settings.dbt_project_dir} reads the environment (env_var), so it is parsed at each start")
     raise BuscoError(
-        f"{settings.baked_dir} has no parse of the current {settings.dbt_project}: each start parses it again",
+        f"the parse stored in {settings.baked_dir} is not of the current {settings.dbt_project}, so each start parses "
+        "the project again",
         "rebuild the image (make image), and do not mount another project over the one in it",
     )
 

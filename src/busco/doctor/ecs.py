@@ -28,7 +28,10 @@ def task_definitions(around: Surroundings) -> str:
     for size, found in _definitions(around).items():
         name = f"{found['family']}:{found['revision']}"
         if settings.ecs_container not in {one["name"] for one in found["containerDefinitions"]}:
-            raise BuscoError(f"{name} has no container {settings.ecs_container}", "set BUSCO_ECS_CONTAINER to its name")
+            raise BuscoError(
+                f"{name} has no container {settings.ecs_container}",
+                "set BUSCO_ECS_CONTAINER to the name of the container that runs busco",
+            )
         architecture = found.get("runtimePlatform", {}).get("cpuArchitecture", "X86_64")
         if architecture != settings.ecs_cpu_architecture:
             raise BuscoError(
@@ -145,5 +148,5 @@ def _in_docker(around: Surroundings, name: str) -> set[str]:
     except ImportError:
         found = None
     if found is None:
-        raise Skipped(f"{name} is not in ECR, and this process has no Docker")
+        raise Skipped(f"{name} is not in ECR, and this process has no access to Docker")
     return {_ARCHITECTURES.get(found, found)}

@@ -150,4 +150,4 @@ def disk(around: Surroundings) -> str:
             "free up space there, put BUSCO_STATE_DIR on a larger disk, or give the task more ephemeral storage",
         )
     spill = given.spill if around.settings.duckdb_spill_limit else size(int(given.spill.rstrip("B")))
-    return f"{folder}: {size(given.free)} free, of which DuckDB may spill {spill}"
+    return f"{folder}: {size(given.free)} free, of which DuckDB can use {spill} to spill"

@@ -22,7 +22,7 @@ _INVISIBLE = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]+")
 # differences between names that look the same to a person, each with the function that removes the difference
 _DIFFERENCES: dict[str, Callable[[str], str]] = {
     "the spaces": lambda name: _INVISIBLE.sub("", name),
-    "the upper and lower case": str.casefold,
+    "the capitalization": str.casefold,
     "the Unicode form (to NFC)": lambda name: unicodedata.normalize("NFC", name),
 }
 

@@ -130,7 +130,10 @@ def _refuse_empty(connection: duckdb.DuckDBPyConnection, file: SourceFile, found
     """
     if file.contract.delivery == "full" and found.rows == found.bad:
         first = first_problem(connection, file, found)
-        raise Refused(f"no row fits{first}: a full delivery without rows would leave the previous file's rows in place")
+        raise Refused(
+            f"no row fits the contract{first}: "
+            "a full delivery without rows would leave the previous file's rows in place"
+        )
 
 
 def _write(

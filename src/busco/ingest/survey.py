@@ -67,7 +67,7 @@ def check_rows(content: Content, found: int) -> None:
     """Raises `Refused` unless a reader found as many rows as were counted independently."""
     if found != content.rows:
         raise Refused(
-            f"it has {content.rows:,} row{'' if content.rows == 1 else 's'} but {found:,} would be accounted for, so "
+            f"it has {content.rows:,} row{'' if content.rows == 1 else 's'} but busco accounted for {found:,}, so "
             "nothing was ingested; this is a bug in busco: keep the file and report it"
         )
 

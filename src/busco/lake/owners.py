@@ -179,8 +179,8 @@ def after(owner: Owner, live: Release | None, release: Release, take_over: bool 
         )
     if take_over and not owner.has_id:
         yield (
-            f"add an id to its dbt_project.yml, so that no other project named {owner.name} can be mistaken for "
-            f"it:\n{id_lines(suggested_id(owner.name, release.names))}"
+            f"add an id to this project's dbt_project.yml, so that no other project named {owner.name} can be mistaken "
+            f"for it:\n{id_lines(suggested_id(owner.name, release.names))}"
         )
 
 

@@ -10,7 +10,7 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import FINAL, RUNNER_NODE, Pin, Release, Result
 from busco.lake.releases import Live, history, read_live
 from busco.lake.runs import newest_epoch
-from busco.lake.story import count
+from busco.text import count
 
 
 @dataclass(frozen=True)

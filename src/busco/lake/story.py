@@ -32,6 +32,7 @@ from busco.lake.records import (
 )
 from busco.lake.releases import history, read_live
 from busco.lake.runs import Run, epochs, newest_epoch
+from busco.text import count
 
 _Kind = TypeVar("_Kind", bound=LakeRecord)
 
@@ -324,11 +325,6 @@ def _short(node: str) -> str:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
-
-
-def count(number: int, one: str, many: str = "") -> str:
-    """`1 node`, `2,000 nodes`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _age(now: datetime, then: datetime) -> str:

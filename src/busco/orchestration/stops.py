@@ -92,7 +92,7 @@ _RULES = (
         "disk",
         r"CannotPullContainer.*no space left on device",
         "the image does not fit on the task's disk",
-        "increase the ephemeralStorage of this size in deploy/aws/ecs.yaml",
+        "increase ephemeralStorage for this task size in deploy/aws/ecs.yaml",
     ),
     _rule(
         "network",
@@ -155,7 +155,7 @@ _RULES = (
         "disk",
         r"no space left on device",
         "the task's disk is full",
-        "increase the ephemeralStorage of this size in deploy/aws/ecs.yaml, or add memory so that DuckDB spills less",
+        "increase ephemeralStorage for this task size in deploy/aws/ecs.yaml, or add memory so that DuckDB spills less",
     ),
     _rule(
         "capacity",
@@ -203,7 +203,7 @@ _RULES = (
         "permission",
         r"AccessDenied|not authorized to perform",
         "the role that starts tasks is not allowed to do this",
-        "grant it the policy of the starting role in deploy/aws/ecs.yaml",
+        "attach StartTasksPolicy from deploy/aws/ecs.yaml to it",
     ),
     _rule(
         "network",
@@ -268,7 +268,7 @@ def stop_reason(
     if stop_code == "UserInitiated":
         why = _first_line(stopped_reason)
         text = f"somebody stopped the task: {why}" if why else "somebody stopped the task without giving a reason"
-        return Stop("person", text, "clear the task when it should run again")
+        return Stop("person", text, "to run it again, clear the task")
     for rule in _RULES:
         found = rule.pattern.search(details)
         if found is None:

@@ -188,7 +188,9 @@ class FollowTrigger(BaseTrigger):
         from busco.orchestration.patience import to_the_end
 
         cause = f"its DAG run was {'deleted' if found.state == 'deleted' else f'marked {found.state}'}"
-        reason = f"{self.label}: {cause if found.is_over else 'it was cleared or marked in Airflow'}"
+        reason = (
+            f"{self.label}: {cause if found.is_over else 'it was cleared, or marked as success or failed, in Airflow'}"
+        )
         self._is_released = True
         release = watched.release(follow.slot, SHARED, reason, self._elsewhere(found))
         await to_the_end(f"stopping the runners of {self.label}", release)
@@ -218,7 +220,7 @@ class FollowTrigger(BaseTrigger):
             if self.trigger_id in found.waiting:
                 return
             elsewhere = self._elsewhere(found)
-        reason = f"{self.label} was cleared or marked in Airflow"
+        reason = f"{self.label} was cleared, or marked as success or failed, in Airflow"
         await watched.release(follow.slot, SHARED, reason, elsewhere)
 
     def _elsewhere(self, found: Any) -> int:

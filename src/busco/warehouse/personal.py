@@ -92,8 +92,9 @@ class Personal:
         strange = [str(at) for at, column in enumerate(given, 1) if not _parts(" ".join(column)) <= known]
         if strange:
             raise BuscoError(
-                f"column {', '.join(strange)} of the SQL has a name or type that is neither in the code nor in "
-                "what it reads: it may contain personal data, which would be in the table's metadata",
+                f"the SQL's columns at these positions have names or types that are neither in the code nor in the "
+                f"tables that the SQL reads: {', '.join(strange)}. They may contain personal data, which would end up "
+                "in the table's metadata",
                 "write the names in the SQL, or list them under the model's `columns:`",
             )
 
@@ -173,8 +174,8 @@ def partition_columns(node: Mapping[str, Any]) -> tuple[str, ...]:
 def partition_problem(name: str) -> str:
     """Returns what is wrong with a partition by personal data and what to do about it, in one line."""
     return (
-        f"{personal_partition(name)}; partition by another column; if it is derived from personal data but contains "
-        f"none, declare that in the model's YAML: {{name: {name}, config: {{meta: {{pii: false}}}}}}"
+        f"{personal_partition(name)}; partition by another column; if {name} is derived from personal data but "
+        f"contains none, declare that in the model's YAML: {{name: {name}, config: {{meta: {{pii: false}}}}}}"
     )
 
 

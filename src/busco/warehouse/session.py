@@ -144,7 +144,9 @@ class Session:
         `job` is the materialization's dictionary. Input: `node`, `sql`; output: `keep`, and `view_sql` if it is kept.
         """
         if self.run is None or self.store is None:
-            raise BuscoError("models with materialization lake can be built only in a run", "use: busco dbt build")
+            raise BuscoError(
+                "models with the materialization `lake` can be built only in a run", "use: busco dbt build"
+            )
         unique_id = str(job["node"])
         self.sql[unique_id] = str(job["sql"])
         table = self.project.table_of(unique_id)
