@@ -1,7 +1,7 @@
-"""Checks, one thing after another, that a process of the platform has what it needs, and reports what it found.
+"""Checks, one item after another, that a process of the platform has what it needs, and reports the findings.
 
-A check is a function in a module of this package. It returns what it found. It raises `Skipped` if there is nothing to
-check, and any other error if something is wrong.
+A check is a function in a module of this package; its docstring states what the check verifies. It returns a
+description of what it found, and raises `Skipped` if there is nothing to check, or another error if something is wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from busco.settings import Settings
 
 State = Literal["ok", "failed", "skipped"]
 
-# Someone is waiting for the result, so a slower response is reported as an error.
+# Someone is waiting for the result, so a response that takes longer than this is reported as an error.
 _FAIL_FAST: dict[str, Any] = {
     "retries": {"mode": "standard", "total_max_attempts": 2},
     "connect_timeout": 2,
@@ -39,8 +39,8 @@ class Check:
     """A check: `function` is `<module of this package>.<name>`.
 
     Args:
-        side: the Python environment that it needs; None for either.
-        needs: the checks that must have succeeded; otherwise this one would only repeat their errors.
+        side: the Python environment that the check needs; None if it runs in both.
+        needs: the checks that must have succeeded before; otherwise this one would only repeat their errors.
         fix: what to do if the error itself doesn't say.
     """
 
@@ -77,7 +77,7 @@ class Surroundings:
 
     @cached_property
     def answered(self) -> tuple[str, str, float]:
-        """S3's first response: its endpoint, its Date header, and when it arrived, in seconds since the epoch."""
+        """S3's first response: the endpoint, the Date header, and the time of arrival in seconds since the epoch."""
         from busco.doctor import aws
 
         return aws.first_answer(self)

@@ -1,7 +1,8 @@
-"""Checks what Airflow's services need besides AWS: keys, the database, Celery's broker. Airflow's environment only.
+"""Checks what Airflow's services need besides AWS: keys, the database, Celery's broker.
 
-The checks read Airflow's own variables, AIRFLOW__<SECTION>__<KEY>. A process without them is not an Airflow service;
-the embedded platform has its own keys and database, and no broker.
+These checks run only in Airflow's environment. They read Airflow's own variables, AIRFLOW__<SECTION>__<KEY>. They are
+skipped in a process without these variables, which is not an Airflow service, and on the embedded platform, which has
+its own keys and database, and no broker.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def keys(around: Surroundings) -> str:
     if not fernet:
         raise BuscoError(f"{_FERNET} is not set: connections would be stored in the database unencrypted", _NEW_KEY)
     try:
-        # there are several, separated by commas, during a rotation (Airflow docs, "Rotating encryption keys")
+        # during a rotation, there are several keys, separated by commas (Airflow docs, "Rotating encryption keys")
         for one in fernet.split(","):
             Fernet(one.strip().encode())
     except ValueError as error:
@@ -51,7 +52,7 @@ def keys(around: Surroundings) -> str:
 
 
 def database(around: Surroundings) -> str:
-    """Airflow's database responds, has the tables of this Airflow version, and its secrets can be decrypted."""
+    """Airflow's database responds and has the tables of this Airflow version, and its connections can be decrypted."""
     _service(around)
     from airflow.utils.db import check_migrations
     from sqlalchemy import create_engine, text
@@ -86,10 +87,10 @@ def database(around: Surroundings) -> str:
 
 
 def _readable() -> int:
-    """Returns how many connections in the database this process can decrypt.
+    """Decrypts the connections in the database; returns their number.
 
     Raises:
-        BuscoError: it can't decrypt some of them.
+        BuscoError: some of them can't be decrypted with this process's key.
     """
     from airflow.exceptions import AirflowException
     from airflow.models import Connection

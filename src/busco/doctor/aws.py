@@ -21,13 +21,13 @@ from busco.lake.records import Current
 from busco.settings import LAYERS, require_lake
 from busco.text import count
 
-# S3 rejects requests from a clock that is off by 15 minutes (S3 API reference, RequestTimeTooSkewed).
+# S3 rejects the requests of a machine whose clock is off by 15 minutes (S3 API reference, RequestTimeTooSkewed).
 _SKEW, _REFUSED = 60.0, 15
-_RACES = 5  # if `busco doctor` runs several times at once, one of them wins each time
+_RACES = 5  # attempts; in each, one of several simultaneous `busco doctor` processes succeeds
 
 
 def first_answer(around: Surroundings) -> tuple[str, str, float]:
-    """Sends S3 a request without credentials: any response counts, even an error."""
+    """Sends S3 a request without credentials and returns the value of `Surroundings.answered`; errors count too."""
     settings = require_lake(around.settings)
     s3 = around.client("s3", signature_version=UNSIGNED)
     try:
@@ -65,7 +65,7 @@ def clock(around: Surroundings) -> str:
 
 
 def role(around: Surroundings) -> str:
-    """There are credentials, and AWS can identify their owner."""
+    """There are credentials, and STS identifies their owner unless it can't be reached."""
     found = boto3.session.Session(region_name=around.settings.region).get_credentials()
     if found is None:
         raise BuscoError(
@@ -173,7 +173,7 @@ def glue_databases(around: Surroundings) -> str:
 
 
 def ecs_cluster(around: Surroundings) -> str:
-    """The cluster exists, and its tasks can be listed."""
+    """The ECS cluster exists, and its tasks can be listed."""
     settings = around.settings
     if settings.execution == "local":
         raise Skipped("BUSCO_EXECUTION is local: models run on this machine")
@@ -189,7 +189,7 @@ def ecs_cluster(around: Surroundings) -> str:
 
 @contextmanager
 def allowed(action: str, hint: str = "run doctor as the role that deployed the platform") -> Iterator[None]:
-    """Raises Skipped if this role lacks the permission to look."""
+    """Raises Skipped if this role lacks the permission for the requests in the `with` block."""
     try:
         yield
     except ClientError as error:
@@ -202,14 +202,14 @@ def _look_at_database(glue: Any, name: str) -> None:
     try:
         glue.get_database(Name=name)
     except glue.exceptions.AccessDeniedException:
-        # Airflow's role can only list a database's tables, which fails too if the database does not exist
+        # Airflow's role can only list a database's tables, which also fails if the database does not exist
         glue.get_tables(DatabaseName=name, MaxResults=1)
 
 
 def _written(store: ObjectStore, key: str, etag: str | None) -> bool:
     """Returns whether S3 accepted a conditional write; False only if S3 reports that the condition failed.
 
-    A 409 means that another write is in progress; the store then retries.
+    A 409 response means that another write is in progress; the store then retries.
     """
     body = f'{{"id": "{new_id()}"}}'.encode()
     try:

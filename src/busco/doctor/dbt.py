@@ -1,4 +1,4 @@
-"""Checks the dbt projects, DuckDB and its extensions. dbt's environment only."""
+"""Checks the dbt projects, and DuckDB with its extensions. These checks run only in dbt's environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = ("dbt-core", "dbt-duckdb", "pyiceberg")
 
 
 def projects(around: Surroundings) -> str:
-    """dbt can parse each project, and a parse that is stored in the image matches the project."""
+    """dbt can parse each project; in an image, the stored result of a parse matches the project."""
     parsed = "; ".join(map(_parsed, around.settings.of_all_projects()))
     code = code_version(around.settings)
     return parsed + (f"; code {code}" if code else "")
@@ -55,7 +55,7 @@ def extensions(around: Surroundings) -> str:  # noqa: ARG001 (the signature of e
 
 
 def lake(around: Surroundings) -> str:
-    """DuckDB reads the lake with its own client and this process's credentials."""
+    """DuckDB can read the lake with its own S3 client and this process's credentials."""
     settings = around.settings
     url = f"s3://{settings.lake_bucket}/{EnvironmentLayout(settings.environment).doctor}"
     with connect(settings) as connection:

@@ -14,7 +14,7 @@ from busco.settings import SIZES
 _ECR = re.compile(
     r"^(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/(?P<name>[^:@]+)(:(?P<tag>[^@]+))?(@(?P<digest>.+))?$"
 )
-# Docker's architecture names, with ECS's (OCI image specification, "platform"; ECS API, RuntimePlatform)
+# Docker's names of architectures, with ECS's names (OCI image specification, "platform"; ECS API, RuntimePlatform)
 _ARCHITECTURES = {"amd64": "X86_64", "arm64": "ARM64"}
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -67,7 +67,7 @@ def roles(around: Surroundings) -> str:
 
 
 def image(around: Surroundings) -> str:
-    """The image of the task definitions exists, and is built for their architecture."""
+    """The image of each task definition exists, and is built for that definition's architecture."""
     lines = {}
     for found in _definitions(around).values():
         container = next(

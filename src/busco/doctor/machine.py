@@ -25,12 +25,13 @@ _SMALL = 512 * MIB
 _SETTLING = 15  # seconds; a change that is more recent may not have been parsed yet
 
 
-# for starting and building the platform, not for its processes (.env.example, docs/deploying.md)
+# variables for building and starting the platform, which are not settings of its processes (.env.example,
+# docs/deploying.md)
 _NOT_SETTINGS = {
     "BUSCO_AIRFLOW_PYTHON", "BUSCO_AWS_PORT", "BUSCO_BUILD", "BUSCO_CODE_VERSION", "BUSCO_DBT_PYTHON",
     "BUSCO_SCREENSHOTS", "BUSCO_UPDATE_SNAPSHOTS", "BUSCO_VERSION",
 }  # fmt: skip
-# what a process on AWS can't find out by itself
+# the settings that a process on AWS can't find out by itself
 _NEEDED = ("lake_bucket", "landing_bucket", "logs_bucket", "airflow_url")
 
 
@@ -52,7 +53,7 @@ def variables(around: Surroundings) -> str:
 
 
 def files(around: Surroundings) -> str:
-    """No other user can read .env, and this user can read and write what it needs to."""
+    """No other user can read .env, and this user can read and write the folders that the process needs."""
     settings, lines = around.settings, []
     secret = settings.home / ".env"
     if secret.is_file():
@@ -69,7 +70,7 @@ def files(around: Surroundings) -> str:
                 "make AIRFLOW_UID its owner: scripts/set_local_dir_permission.sh",
             )
         lines.append(f"{folder} is readable")
-    # the disk check writes to the state folder
+    # the state folder is not checked here, because the disk check writes to it
     if airflow := os.environ.get("AIRFLOW_HOME"):
         logs = Path(airflow) / "logs"
         if logs.is_dir() and not os.access(logs, os.W_OK | os.X_OK):

@@ -1,10 +1,11 @@
-"""Runs the local AWS: MiniStack on one port, with S3 stored in one lake's folder and corrections to Athena and ECS.
+"""Runs the local AWS: MiniStack on one port, with corrections to Athena and ECS, and with S3 in one lake's folder.
 
-It listens on loopback and, in a Compose stack, on the stack's own network. ECS tasks have fewer permissions, so they
-connect to a separate address: this machine's address on Docker's bridge or, in a stack, a separate port.
+The server listens on loopback and, in a Compose stack, on the stack's own network. ECS tasks have fewer permissions
+than other clients, so they connect elsewhere: to this machine's address on Docker's bridge or, in a stack, to a
+separate port.
 
-`busco.embedded.aws.up` starts it as `python -m busco.embedded.local_aws_server`. It writes only below the state folder
-and connects to nothing outside of this machine.
+`busco.embedded.aws.up` starts the server as `python -m busco.embedded.local_aws_server`. The process writes only below
+the state folder and connects to nothing outside of this machine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from busco.embedded.door import SERVICES, guarded
 from busco.embedded.instances import ROLES, Instances
 from busco.text import guard
 
-# Shorter than lake.yaml's OldVersionDays, which is meant for AWS: a laptop's disk is small.
+# Days to keep old versions of objects. Fewer than lake.yaml's OldVersionDays, which is meant for AWS, because a
+# laptop's disk is small.
 OLD_VERSION_DAYS = 7
 STACK_SECRET = "LOCAL_AWS_AIRFLOW_SECRET"  # noqa: S105 (a variable in a stack's .env)
 # Seconds that ECS tasks get to stop when the container that runs this process is stopped. Less than serve.GRACE.
@@ -69,11 +71,11 @@ def environment(
         "PERSIST_STATE": "0",
         "STATE_DIR": str(scratch / "ministack-state"),
         "LOG_LEVEL": "WARNING",
-        # No MQTT or SFTP listeners. MiniStack never gets Docker either: only a starter runs containers.
+        # No MQTT or SFTP listeners, and no access to Docker: only a starter runs containers.
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "DOCKER_HOST": f"unix://{scratch}/no-docker.sock",
-        # MiniStack evaluates policies; this key pair is root's.
+        # AUTH makes MiniStack evaluate policies; the key pair is its root user's.
         "AUTH": "true",
         "AWS_ACCESS_KEY_ID": pair.key,
         "AWS_SECRET_ACCESS_KEY": pair.secret,
@@ -104,10 +106,10 @@ def adopt_buckets(provisioners: Any) -> None:
 
 
 def lock_folder(lock: Path) -> None:
-    """Locks this lake's folder for the lifetime of the process, so that no other process serves it.
+    """Locks a lake's folder for the lifetime of this process, so that no other process serves the lake.
 
     Raises:
-        SystemExit: another process serves it, for example one whose parent was killed before it recorded the pid.
+        SystemExit: another process serves the lake, for example one whose parent was killed before recording its pid.
     """
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -120,7 +122,7 @@ def lock_folder(lock: Path) -> None:
 
 
 def engine_addresses(docker_host: str) -> list[Address]:
-    """Returns the addresses of a Docker engine or a starter, for a TCP host both by name and by IP address.
+    """Returns the addresses of a Docker engine or a starter; a TCP host is listed both by name and by IP address.
 
     `docker_host` is `unix:///var/run/docker.sock`, `starter:///run/busco/starter.sock` or `tcp://host:port`.
     """
@@ -132,7 +134,7 @@ def engine_addresses(docker_host: str) -> list[Address]:
 
 
 def _listeners(port: int, *addresses: str) -> list[socket.socket]:
-    """Returns a bound socket for each of the addresses that is not empty.
+    """Returns a socket bound to the port for each non-empty address.
 
     Raises:
         SystemExit: another program uses the port.
@@ -179,8 +181,8 @@ def main() -> None:
     repaired = s3_intents.repair(folder / "s3-intents")
     s3_intents.expire_versions(folder / "s3", OLD_VERSION_DAYS)
 
-    # Imported here because these dependencies are only in dbt's environment, while `busco.embedded.aws` imports this
-    # module in Airflow's too.
+    # Imported here because these dependencies are only in dbt's environment, while `busco.embedded.aws` also imports
+    # this module in Airflow's environment.
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
     from ministack.app import app
@@ -236,7 +238,7 @@ def main() -> None:
     pid = os.getpid()
     print(f"event=local_aws_start lake={given.lake} endpoint={endpoint} pid={pid} repaired={repaired}", flush=True)
     names = [one for one in (given.address, given.host_name, tasks.hostname, given.tasks_name) if one]
-    # The only other peer that this process connects to is the one that starts containers.
+    # Apart from itself, this process connects only to the Docker engine or starter that runs ECS tasks.
     others = engine_addresses(given.docker_host) if given.docker_host else []
     confine([("127.0.0.1", given.port), *others], [folder, Path(variables["TMPDIR"])])
     print("event=local_aws_confined", flush=True)

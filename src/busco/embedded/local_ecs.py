@@ -1,9 +1,9 @@
-"""Makes the local ECS run tasks like Fargate: limits, user, read-only root, volumes, reasons, exit codes, full logs.
+"""Makes the local ECS run tasks as Fargate does: limits, user, read-only root, volumes, exit codes, reasons, all logs.
 
-MiniStack starts a container per task but passes few of the definition's properties to Docker, reports a stopped task as
-STOPPED before its containers have stopped, and loses the end of their output. Here a task becomes STOPPED only after
-its containers have ended, their output is in CloudWatch Logs, and Docker has nothing left of it. Only a starter
-(`busco.embedded.starter`) talks to Docker; this module has no Docker client.
+MiniStack starts a task's containers but passes few of the definition's properties to Docker, reports a stopped task as
+STOPPED before its containers have stopped, and loses the end of the containers' output. With this module, a task
+becomes STOPPED only after its containers have ended, their output is in CloudWatch Logs, and nothing of the task is
+left in Docker. Only a starter (`busco.embedded.starter`) talks to Docker; this module has no Docker client.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from busco.embedded import ecs_containers, ministack_contract, task_shape
 from busco.embedded.ecs_roles import TaskRoles
 from busco.embedded.starter import LostError, PullError, StartError, TaskStarter
 
-# The functions of ministack.services.ecs that this module replaces or wraps, with the parameters that they had when it
-# was written.
+# The functions of ministack.services.ecs that this module replaces or wraps, with the parameters that they had when the
+# module was written.
 EXPECTED = {
     "_get_docker": [],
     "_run_task": ["data"],
@@ -70,7 +70,7 @@ def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
     """Corrects `ministack.services.ecs` in this process. Call it before serving requests.
 
     Args:
-        endpoint: the URL of the local AWS for containers.
+        endpoint: the URL at which containers reach the local AWS.
         starter: starts the containers.
         roles: issues role credentials to tasks.
 
@@ -88,7 +88,7 @@ def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
 
 
 class _LocalEcs:
-    """Replaces MiniStack's functions; each method is named after the function that it replaces."""
+    """Replaces MiniStack's functions; each public method is named after the function that it replaces."""
 
     def __init__(self, ecs: Any, endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
         self._ecs, self._starter, self._roles = ecs, starter, roles
@@ -99,7 +99,7 @@ class _LocalEcs:
         self._forwarders: dict[str, threading.Thread] = {}
 
     def get_docker(self) -> object | None:
-        """Returns a placeholder for MiniStack's Docker client, with none of its methods; None if no starter answers."""
+        """Returns a placeholder with none of the methods of MiniStack's Docker client; None if no starter answers."""
         try:
             self._starter.about()
         except LostError:
@@ -192,7 +192,7 @@ class _LocalEcs:
         return token
 
     def build_run_kwargs(self, cdef: Any, td: Any, env: dict[str, str], *rest: Any) -> dict[str, Any]:
-        """Returns the order for the starter. Tasks of services come here too, although they bypass RunTask."""
+        """Returns the order for the starter. It is also called for tasks of services, although they bypass RunTask."""
         task_arn = rest[EXPECTED["_build_run_kwargs"].index("task_arn") - 3]
         overrides = (self._ecs._tasks.get(task_arn) or {}).get("overrides") or {}
         definition = task_shape.registered(td)
@@ -211,7 +211,7 @@ class _LocalEcs:
             raise RuntimeError(f"CannotStartContainerError: {error}") from error
 
     def _open_log(self, cdef: Any, task_arn: str) -> None:
-        """Creates the container's log stream; without one, Fargate does not start a container."""
+        """Creates a container's log stream; Fargate does not start a container without one."""
         ecs = self._ecs
         config = ecs._awslogs_config(cdef, task_arn.rpartition("/")[2], "")
         if config and config["stream"]:
@@ -233,7 +233,7 @@ class _LocalEcs:
         try:
             self._ecs._cleanup_task_resources(task, client)
         finally:
-            # Has no effect on a task that is already being stopped: the code that stops it marks it.
+            # Has no effect on a task that is already stopping: `_finish` marks that task as STOPPED.
             self._ecs._mark_task_stopped(task["taskArn"], task, reason, "TaskFailedToStart")
 
     # end -------------------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class _LocalEcs:
             self._finish(task)
 
     def _mark_stopping(self, task: dict[str, Any], reason: str, code: str) -> bool:
-        """Marks a task as stopping, with the reason. Returns False if it is stopping already."""
+        """Marks a task as stopping, with the reason. Returns False if the task is stopping already."""
         ecs, arn = self._ecs, task["taskArn"]
         with ecs.resource_lock("ecs-task", arn):
             if not ecs._task_is_active(arn, task):
@@ -331,7 +331,7 @@ class _LocalEcs:
         return self._launched.setdefault(task["taskArn"], threading.Event())
 
     def _limits(self, task_arn: str, td: Any, cdef: Any) -> tuple[ecs_containers.Limits, ecs_containers.Limits]:
-        """Returns the limits of the task and of the container."""
+        """Returns the limits of a task and of one of its containers."""
         overrides = (self._ecs._tasks.get(task_arn) or {}).get("overrides") or {}
         own: Iterable[Any] = overrides.get("containerOverrides") or ()
         override: dict[str, Any] = next((one for one in own if one.get("name") == cdef["name"]), {})
@@ -339,7 +339,7 @@ class _LocalEcs:
         return task, ecs_containers.container_limits(cdef, task, override)
 
     def _outcome(self, identifier: str) -> tuple[int | None, str]:
-        """Stops a container if it still runs; returns its exit code and the reason, in the wording of ECS."""
+        """Stops a container if it still runs; returns its exit code and, after an error, the reason as ECS words it."""
         try:
             ended = self._starter.end(identifier)
         except LostError as error:

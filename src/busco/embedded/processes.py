@@ -53,8 +53,8 @@ def find(state: Path, name: str) -> Process | None:
     return process if process.alive() else None
 
 
-# The child waits for a line on stdin until its record is written. If we are killed before that, it ends, so there is
-# never a process without a record.
+# The child waits for a line on stdin, which we send once the child's record is written. If we are killed before that,
+# the child ends, so there is never a process without a record.
 _GATE = ("/bin/sh", "-c", 'read -r go && exec "$@" </dev/null', "sh")
 
 
@@ -69,12 +69,12 @@ def start(
 ) -> Process:
     """Starts a process in its own session, with its output in `<state>/log/<name>.log`, and records it.
 
-    Only the process's user can read its log and the files that it writes. If the process is running already, it is
-    returned. Children that a dead process of this name left behind are ended first.
+    Only the process's user can read its log and the files that it writes. If a process of this name is already running,
+    that one is returned. Children that a dead process of this name left behind are ended first.
 
     Args:
-        user: the uid to run it as, with that user's primary group; None for our own.
-        descriptors: file descriptors that it inherits.
+        user: the uid to run the process as, with that user's primary group; None for our own.
+        descriptors: file descriptors that the process inherits.
     """
     if running := find(state, name):
         return running
@@ -135,7 +135,7 @@ def stop(state: Path, name: str, grace: float = 20.0) -> bool:
 def wait_ended(family: Sequence[psutil.Process], limit: float) -> list[psutil.Process]:
     """Waits up to `limit` seconds for processes to end; returns those that have not.
 
-    A zombie counts as ended: in a container whose first process reaps late or never, it stays a zombie.
+    A zombie counts as ended: in a container whose first process reaps children late or never, it stays a zombie.
     """
 
     def lives(process: psutil.Process) -> bool:
@@ -168,7 +168,7 @@ def _end_session(state: Path, name: str) -> bool:
         process = psutil.Process(record.pid)
         if abs(process.create_time() - record.started) >= 1.0:
             return False
-        # It was killed but has not ended yet, so it may still hold locks and ports.
+        # The recorded process was killed but has not ended yet, so it may still hold locks and ports.
         wait_ended([process], 10)
     left = []
     for pid in psutil.pids():
@@ -207,7 +207,7 @@ def log_tail(process: Process, lines: int = 15) -> str:
 
 
 def pick_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",)) -> int:
-    """Picks a port for `name` that is free on all of the addresses: its previous one if possible, else a new one.
+    """Picks a port for `name` that is free on all of the addresses: the previous port if possible, else a new one.
 
     The port is kept in `<state>/ports.json`, so that it stays the same after a restart.
     """
@@ -230,11 +230,11 @@ def pick_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",))
 
 
 def hold_port(state: Path, name: str, addresses: Sequence[str] = ("127.0.0.1",), fixed: int = 0) -> int:
-    """Reserves a port for `name` on all of the addresses: its previous one if possible, else a new one.
+    """Reserves a port for `name` on all of the addresses: the previous port if possible, else a new one.
 
-    Until `release_port` is called, no other user can bind the port, whether or not `name` is running: an idle process
-    keeps it bound. `name` itself can still bind it with `bound`, because Linux lets several processes of the same user,
-    and no others, share a port (socket(7), SO_REUSEPORT).
+    Until `release_port` is called, no other user can bind the port, whether or not `name` is running, because an idle
+    process keeps the port bound. `name` itself can still bind it with `bound`, because Linux lets several processes of
+    the same user, and no others, share a port (socket(7), SO_REUSEPORT).
 
     Args:
         fixed: the required port; 0 for any.
@@ -310,8 +310,8 @@ def running(state: Path) -> list[str]:
 def listens(process: Process, port: int) -> bool:
     """Whether this process or a descendant of it listens on 127.0.0.1:`port`.
 
-    Another user of this machine could take the port and imitate our process, so call this before sending anything there
-    that they could misuse.
+    Another user of this machine could take the port and imitate our process, so call this before sending anything
+    to the port that such a user could misuse.
     """
     try:
         root = psutil.Process(process.pid)

@@ -1,7 +1,7 @@
-"""Limits the local CloudFormation to the resource types that our templates use; it refuses all others by name.
+"""Limits the local CloudFormation to the resource types that our templates use; its errors name the types it refuses.
 
-MiniStack provisions every type that it supports, including types of services that the local AWS does not offer. A
-Lambda function and a custom resource that calls it would run code in the local AWS's process.
+MiniStack provisions every type that it supports, including types of services that the local AWS does not offer. For
+example, a Lambda function and a custom resource that calls the function would run code in the local AWS's process.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ PROVISIONED = frozenset(
 # Identifies the list: a local AWS that runs with an older list is restarted.
 REVIEWED = hashlib.sha256(" ".join(sorted(PROVISIONED)).encode()).hexdigest()[:16]
 CUSTOM = "AWS::CloudFormation::CustomResource"  # the type of a resource that specifies none
-# the operations that accept a template; ExecuteChangeSet uses the one given to CreateChangeSet
+# the operations that accept a template; ExecuteChangeSet uses the template given to CreateChangeSet
 _WITH_TEMPLATE = ("CreateStack", "UpdateStack", "CreateChangeSet")
-# The functions of ministack that this module wraps or calls, with the parameters that they had when it was written.
+# The functions of ministack that this module wraps or calls, with their parameters when the module was written.
 EXPECTED = {
     "services.cloudformation.custom_resource.invoke_custom_resource": [
         *("request_type", "logical_id", "props", "stack_name", "stack_id", "resource_type", "physical_id", "old_props"),
@@ -66,7 +66,7 @@ def install() -> None:
                 try:
                     template = engine._parse_template(text)
                 except Exception:
-                    return original(params)  # reports what is wrong with it
+                    return original(params)  # reports what is wrong with the template
                 if found := unreviewed(template):
                     why = f"the local AWS cannot create {', '.join(found)}: see busco.embedded.provisioned"
                     return helpers._error("ValidationError", why)
@@ -85,7 +85,7 @@ def install() -> None:
 
 
 def unreviewed(template: Any) -> list[str]:
-    """Returns a template's resource types and macros that are not supported, regardless of its conditions."""
+    """Returns the unsupported resource types and macros in a template, even those that its conditions exclude."""
     if not isinstance(template, Mapping):
         return []
     found = {key for key in _keys(template) if key.startswith(("Fn::Transform", "Fn::ForEach"))}

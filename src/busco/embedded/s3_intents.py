@@ -1,10 +1,10 @@
 """Makes the local S3's writes survive kill -9: an object's data and metadata change together or not at all.
 
-MiniStack writes an object's data file first and its sidecar (`.meta.json`: ETag, size, version id) second. If it were
-killed in between, it would serve new data under the old ETag, and a later `If-Match` with that ETag would overwrite
-data that its writer never saw. So each write first records its intent: the new sidecar and the data's hash. The next
-start completes the intent if the data were written, and discards it otherwise. This protects against a killed process
-but not against a power failure, because nothing is synced to disk.
+MiniStack writes an object's data file first and its sidecar (`.meta.json`: ETag, size, version id) second. If MiniStack
+were killed in between, it would then serve the new data under the old ETag, and a client that had seen only the old
+data could overwrite the new data by using `If-Match` with that ETag. So each write first records an intent: the new
+sidecar and the data's hash. The next start completes the write if its data are on disk, and discards it otherwise. This
+protects against a killed process but not against a power failure, because nothing is synced to disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from busco.embedded import ministack_contract
 
-# The functions of ministack that this module wraps or calls, with the parameters that they had when it was written.
+# The functions of ministack that this module wraps or calls, with their parameters when the module was written.
 EXPECTED = {
     "services.s3._persist_object": ["bucket", "key", "obj"],
     "services.s3._object_disk_path": ["bucket", "key", "account_id"],
@@ -30,8 +30,8 @@ EXPECTED = {
 def install(s3: Any, intents: Path) -> None:
     """Records an intent for each write of MiniStack's S3 service, `ministack.services.s3`.
 
-    `intents` is a folder beside that of the objects. Call `repair` on it before importing the service, because the
-    import loads all objects.
+    `intents` is a folder beside the objects' folder. Call `repair` on `intents` before importing the service, because
+    the import loads all objects.
 
     Raises:
         RuntimeError: the installed MiniStack is not the one that this correction was written for.
@@ -51,8 +51,8 @@ def install(s3: Any, intents: Path) -> None:
         _write(intent, {"data": path, "md5": _md5(body), "sidecar": sidecar})
         original(bucket, key, obj)
         intent.unlink()
-        # MiniStack keeps each version's bytes in memory until it restarts, so it would hold the whole lake. Where there
-        # are none in memory, it reads them from disk.
+        # MiniStack keeps each version's bytes in memory until it restarts, so the whole lake would end up in memory.
+        # Bytes that are not in memory are read from disk.
         versions = s3._object_versions.get((bucket, key))
         if versions and versions[-1]["version_id"] == obj.get("version_id"):
             versions[-1]["data"] = None
@@ -64,7 +64,7 @@ def install(s3: Any, intents: Path) -> None:
 def expire_versions(objects: Path, days: float) -> int:
     """Deletes versions that were overwritten or deleted more than `days` days ago; returns their number.
 
-    S3's lifecycle rules do this on AWS; MiniStack does not support them. Like `repair`, call this before importing the
+    On AWS, S3's lifecycle rules do this; MiniStack does not support them. Like `repair`, call this before importing the
     service, because the import forgets versions whose bytes are missing.
 
     Args:

@@ -1,4 +1,4 @@
-"""Makes the local S3 reject keys that are too long, as S3 does and MiniStack does not."""
+"""Makes the local S3 reject keys that are too long, as AWS's S3 does but MiniStack does not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from busco.embedded import ministack_contract
 from busco.lake.layout import MAX_KEY_BYTES, key_bytes
 
-# The functions of ministack that this module wraps or calls, with the parameters that they had when it was written.
+# The functions of ministack that this module wraps or calls, with their parameters when the module was written.
 EXPECTED = {
     "services.s3.handle_request": [
         *("method", "path", "headers", "body", "query_params", "signed_path", "enforce_bucket_region", "internal"),
@@ -19,7 +19,7 @@ EXPECTED = {
 
 
 def install(s3: Any) -> None:
-    """Adds the check to each request to MiniStack's S3 service, `ministack.services.s3`.
+    """Checks the key's length in each request to MiniStack's S3 service, `ministack.services.s3`.
 
     Reading or writing a key that is too long returns S3's error (API reference, "Error responses", KeyTooLongError).
 

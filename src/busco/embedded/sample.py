@@ -1,4 +1,4 @@
-"""Generates a fictional online marketplace in Brazil: nine files in the Olist data set's schema, including its quirks.
+"""Generates a fictional online marketplace in Brazil: nine files with the schema and the quirks of the Olist data set.
 
 A seed produces the same bytes on every machine. The code therefore avoids whatever depends on the machine's C library
 (logarithms, powers) or zlib (compression).
@@ -37,7 +37,10 @@ class _Product(NamedTuple):
 
 
 class _Order(NamedTuple):
-    """An order of a kind in fixed.KINDS. Times are in seconds since the first day, `promised` in days since then."""
+    """An order; `kind` is one of fixed.KINDS, or empty for an ordinary order.
+
+    Times are in seconds since the first day; `promised` is in days since then.
+    """
 
     id: str
     kind: str
@@ -51,7 +54,7 @@ class _Order(NamedTuple):
 
 
 class _Review(NamedTuple):
-    """A review without its order. `created` is in days since the first day, `answered` in seconds."""
+    """A review without its order. `created` is in days since the first day, `answered` in seconds since then."""
 
     id: str
     score: int
@@ -72,9 +75,9 @@ def write_sample(
 
     Writes nine gzip files of UTF-8 CSV with Olist's names and headers. Purchases are from 2016-09-01 to 2018-10-31,
     times are local (America/Sao_Paulo) without a zone, and amounts are in BRL with two decimals. An id has 32
-    hexadecimal digits. Some rows are delivered twice, and the later one is correct. Some items, payments and reviews
-    refer to orders that are missing. When all files are complete, they are renamed to their final names, replacing
-    older ones.
+    hexadecimal digits. Some records occur in two rows, of which the later one is correct. Some items, payments and
+    reviews refer to orders that are missing. When all files are complete, they are renamed to their final names,
+    replacing older files.
 
     Args:
         orders: number of distinct orders; there are a third as many products and 3 % as many sellers.
@@ -83,7 +86,7 @@ def write_sample(
         progress: called with a file's name and number of rows when the file is complete.
 
     Returns:
-        Number of rows of each file by its name, without the header.
+        The number of rows of each file, without its header, by file name.
 
     Raises:
         BuscoError: `orders` is less than 1, or `out` is not writable.
@@ -101,7 +104,7 @@ def write_sample(
 
 
 class _File:
-    """A gzip file being written. Its deflate blocks are stored, because compressed output depends on zlib's build."""
+    """A gzip file being written. Its deflate blocks are uncompressed: compressed ones depend on zlib's build."""
 
     def __init__(self, path: Path, header: str) -> None:
         self.rows = 0
@@ -177,7 +180,7 @@ class _Files:
 
 
 def _write_places(files: _Files, orders: int, rng: random.Random) -> list[_Place]:
-    """Writes geolocation; returns all zip prefixes, also those missing from the file, with the south-east first."""
+    """Writes the geolocation file; returns all zip prefixes, even those missing from the file, the south-east first."""
     wanted, weights = max(80, orders // 20), sum(city.weight for city in fixed.CITIES)
     places: list[_Place] = []
     for city in fixed.CITIES:
@@ -202,7 +205,7 @@ def _write_places(files: _Files, orders: int, rng: random.Random) -> list[_Place
 
 
 def _write_products(files: _Files, orders: int, places: list[_Place], rng: random.Random) -> list[_Product]:
-    """Writes translation, sellers and products; returns the products, of which earlier ones are sold more often."""
+    """Writes the files of translations, sellers and products; returns the products, the best-selling ones first."""
     files[fixed.TRANSLATION].lines += [f"{c.name},{c.english}\n" for c in fixed.CATEGORIES if c.english]
     files.finish(fixed.TRANSLATION)
     sellers = _ids(rng, max(8, orders * 3 // 100))
@@ -214,7 +217,7 @@ def _write_products(files: _Files, orders: int, places: list[_Place], rng: rando
     files.finish(fixed.SELLERS)
     products = []
     for number, product_id in enumerate(_ids(rng, max(60, orders // 3))):
-        # Each category has a product, however small the sample.
+        # Each category has at least one product, however small the sample.
         draw = number if number < len(fixed.CATEGORIES) else int(len(fixed.CATEGORIES) * rng.random() * rng.random())
         category = fixed.CATEGORIES[draw]
         seller = sellers[int(len(sellers) * rng.random() * rng.random())]

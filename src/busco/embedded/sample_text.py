@@ -1,7 +1,7 @@
 """The fixed data of the fictional marketplace: its files, map, goods, kinds of orders, calendar and phrases.
 
-Cities, their rough coordinates and ranges of zip prefixes are public geography. All sentences were written for this
-sample.
+The cities, their rough coordinates and their ranges of zip prefixes are public geography. All sentences were written
+for this sample.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ DAYS = [(FIRST + timedelta(days=day)).isoformat() for day in range(1100)]
 
 
 class City(NamedTuple):
-    """A city: its position in degrees, zip prefixes from `first` to `end` (excluded), weight, and days of transport."""
+    """A city: its position in degrees, zip prefixes, weight (relative number of prefixes), and days of transport.
+
+    Its zip prefixes are from `first` to `end`, which is excluded.
+    """
 
     name: str
     state: str
@@ -172,8 +175,9 @@ CATEGORIES = (
     Category("computadores_montados", "", 1100, 6900),
 )
 
-# Kinds of special orders: their share of all orders, and the minimum number (fewer in small samples). An order has at
-# most one kind; all others are ordinary delivered orders. The first seven kinds are statuses.
+# The kinds of special orders, each with its share of all orders and its minimum number (fewer in small samples). An
+# order has at most one kind; orders without a kind are ordinary delivered orders. The first seven kinds are also
+# statuses.
 KINDS = {
     "shipped": (0.011, 2),
     "canceled": (0.006, 3),
@@ -196,7 +200,7 @@ KINDS = {
     "review unanswered": (0.001, 2),
 }
 
-# How many of the steps approved, shipped and delivered an order with this status has reached.
+# For each status: how many of the steps (approved, shipped, delivered) an order with that status has completed.
 STATUSES = {"created": 0, "approved": 1, "processing": 1, "invoiced": 1, "unavailable": 1, "shipped": 2, "canceled": 0}
 WITHOUT_ITEMS = {"created": 1.0, "unavailable": 1.0, "canceled": 0.3}
 # Cumulative shares of orders with up to 1, 2 and 3 items; the rest have 4.
@@ -215,7 +219,7 @@ SCORES = {
     "never": (0.68, 0.76, 0.83, 0.89),
 }
 
-# By mood of the customer: happy (score 4 or 5), neutral (3), unhappy (1 or 2).
+# Titles and sentences of reviews by the customer's mood: happy (score 4 or 5), neutral (3), unhappy (1 or 2).
 TITLES = (
     ("Recomendo a loja", "Amei!", "Nota dez", "Tudo certo, obrigada", "Voltarei a comprar", "Show 👏"),
     ("Razoável", "Mais ou menos", "Esperava mais", "Bom, mas demorou"),
@@ -271,7 +275,7 @@ def day_weights() -> Iterator[float]:
 
 
 def draw_kinds(orders: int, rng: random.Random) -> dict[int, str]:
-    """Draws the special orders: returns the kind of each by its order number, counting from 0."""
+    """Draws which orders are special; returns the kind of each one by its number, counting from 0."""
     kinds: list[str] = []
     for kind, (share, least) in KINDS.items():
         kinds += [kind] * max(int(share * orders), min(least, orders // 50))
@@ -279,7 +283,7 @@ def draw_kinds(orders: int, rng: random.Random) -> dict[int, str]:
 
 
 def moment(seconds: int | None) -> str:
-    """Formats a time in seconds since the first day; empty for None."""
+    """Formats a time given in seconds since the first day; returns an empty string for None."""
     if seconds is None:
         return ""
     minutes, second = divmod(seconds % DAY, 60)

@@ -1,4 +1,4 @@
-"""Runs the local AWS and the graph's keeper as one foreground process, for a Docker Compose container."""
+"""Runs the local AWS and the keeper of Airflow's graph in the foreground, for a Docker Compose container."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from busco.embedded.starter import LostError, TaskStarter
 from busco.errors import BuscoError
 from busco.settings import Settings, get_settings
 
-# Seconds to stop ECS tasks on shutdown. The container's stop_grace_period in docker-compose.yml is somewhat longer.
+# Seconds that the local AWS gets to stop ECS tasks on shutdown. The container's stop_grace_period in docker-compose.yml
+# is somewhat longer.
 GRACE = 60.0
 
 Say = Callable[[str], None]
@@ -23,7 +24,7 @@ def serve(settings: Settings, say: Say, after_start: Callable[[], None]) -> None
     """Starts the local AWS and the keeper of Airflow's graph, and stops both on SIGTERM.
 
     Raises:
-        BuscoError: the local AWS did not start, or it or the keeper exited.
+        BuscoError: the local AWS did not start, or one of the two exited.
     """
     stop = threading.Event()
     for one in (signal.SIGTERM, signal.SIGINT):

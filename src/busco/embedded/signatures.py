@@ -1,7 +1,7 @@
 """Verifies the signature of every request, for all keys and services, before MiniStack handles it.
 
-MiniStack verifies signatures too, but not those made with its root key, `test` or any account number, nor those of
-requests that it serves before it has determined the service. It also trusts the body hash that a request states.
+MiniStack verifies signatures too, but not if the access key is its root user's, `test` or any account number, and not
+for requests that it serves before it has determined the service. It also trusts the body hash that a request states.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from busco.embedded.door import CALLER, Refusal, Request
 from busco.embedded.instances import Instances
 from busco.embedded.keys import Pair
 
-# The functions of ministack that this module calls, with the parameters that they had when it was written.
+# The functions of ministack that this module calls, with the parameters that they had when the module was written.
 EXPECTED = {
     "core.sigv4.parse_query_signature": ["query_params"],
     "core.sigv4.parse_header_signature": ["headers"],
@@ -38,7 +38,7 @@ _UNHASHED = ("UNSIGNED-PAYLOAD", "STREAMING-UNSIGNED-PAYLOAD-TRAILER", "STREAMIN
 
 
 class Signatures:
-    """Verifies requests.
+    """The local AWS's `busco.embedded.door.Watch`: authenticates and authorizes requests.
 
     Args:
         owner: the account owner's key pair.
@@ -67,7 +67,8 @@ class Signatures:
     def expects(self, request: Request) -> None:
         """See busco.embedded.door.Watch.
 
-        A request to S3 states its body's hash, if any, in a header, so its signature can be verified before the body.
+        A request to S3 states its body's hash, if any, in a header, so its signature can be verified before the
+        body is read.
         """
         found, secret, presigned = self._signed(request)
         if presigned or (request.service == "s3" and "x-amz-content-sha256" in request.headers):
@@ -188,7 +189,8 @@ def _register(given: Any, role: str, name: str) -> None:
 
 
 def _verify(request: Request, found: Any, secret: str, presigned: bool, body: bytes) -> None:
-    """
+    """Verifies a request's signature with the secret of its key.
+
     Raises:
         Refusal: the signature is wrong or has expired.
     """

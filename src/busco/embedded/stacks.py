@@ -27,7 +27,7 @@ class Stack:
     Args:
         name: the stack's name, one of TEMPLATES.
         template: its template's text.
-        parameters: values of the template's parameters; the others use their defaults.
+        parameters: values of the template's parameters; parameters not listed here use their defaults.
         inputs: further parameters, each set to the output with the same name from an earlier stack.
     """
 
@@ -50,7 +50,8 @@ def of_settings(settings: Settings) -> list[Stack]:
     lake = {
         "GluePrefix": settings.glue_prefix,
         "WorkgroupName": settings.athena_workgroup,
-        # The bucket policies reject plain HTTP, which the local AWS uses, and use condition keys that it does not have.
+        # The bucket policies reject plain HTTP, which the local AWS uses, and use condition keys that the local AWS
+        # does not have.
         "BucketPolicies": "none",
     }
     ecs = {"DbtImage": settings.dbt_image, "CpuArchitecture": settings.ecs_cpu_architecture}
@@ -77,7 +78,7 @@ def deploy_all(cloudformation: Any, stacks: Sequence[Stack]) -> dict[str, str]:
 
 
 def deploy(cloudformation: Any, stack: str, template: str, parameters: Mapping[str, str]) -> dict[str, str]:
-    """Creates or updates a stack and waits until it is done.
+    """Creates or updates a stack and waits until the operation is done.
 
     Returns:
         The stack's outputs.
@@ -106,7 +107,7 @@ def deploy(cloudformation: Any, stack: str, template: str, parameters: Mapping[s
     except botocore.exceptions.ClientError as error:
         if "No updates are to be performed" not in str(error):
             raise BuscoError(f"stack {stack}: {error}", f"fix {TEMPLATES[stack]}") from error
-        # A failed update was rolled back to this same template.
+        # An earlier update failed and was rolled back to this same template.
         good.add("UPDATE_ROLLBACK_COMPLETE")
     settled = _settled(cloudformation, stack)
     if settled is None or settled["StackStatus"] not in good:

@@ -1,9 +1,9 @@
 """Starts, waits for, stops and removes the containers of ECS tasks, and reads their output.
 
 The starter validates every order itself (`task_shape`), as if the client were hostile, and touches no containers but
-its own. In Docker Compose it is a separate service, the only one with access to Docker's socket (`starter_service`). On
-a laptop it is part of the local AWS's process, which has its developer's access to Docker anyway: a second process of
-the same user would add no isolation.
+its own. In Docker Compose, the starter is a separate service, the only one with access to Docker's socket
+(`starter_service`). On a laptop, it is part of the local AWS's process, which has the developer's access to Docker
+anyway: a second process of the same user would add no isolation.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class About:
 
     Args:
         image: the image that tasks run.
-        architecture: its processor architecture as Docker names it (`amd64`); empty if the image is not available
-            locally.
+        architecture: the image's processor architecture as Docker names it (`amd64`); empty if the image is not
+            available locally.
         folders: the folders mounted into each container: path in the container → folder on Docker's host.
     """
 
@@ -65,7 +65,7 @@ class About:
 
 
 class TaskStarter(Protocol):
-    """The interface of a starter to the local ECS, whether in the same process or behind a socket."""
+    """The interface that a starter offers to the local ECS, whether in the same process or behind a socket."""
 
     def about(self) -> About:
         """Returns the starter's configuration.
@@ -96,7 +96,7 @@ class TaskStarter(Protocol):
         """
 
     def lines(self, container: str) -> Iterator[Lines]:
-        """Yields a container's output until it ends, like `ecs_containers.lines`.
+        """Yields a container's output until the container ends, like `ecs_containers.lines`.
 
         Raises:
             LostError: the container no longer exists, or Docker does not answer.
@@ -123,7 +123,7 @@ class DockerStarter:
         """
         Args:
             client: a docker-py client.
-            rules: the settings that are the same for all of its containers.
+            rules: the settings that are the same for all of the starter's containers.
         """
         self._client = client
         self._rules = rules
@@ -147,7 +147,7 @@ class DockerStarter:
 
         try:
             validated = task_shape.order(order)
-            # Check everything that needs no request to Docker first.
+            # First check everything that can be checked without a request to Docker.
             task_shape.docker_arguments(validated, self._rules, 1, ())
             image = self._image(validated.definition.runtimePlatform.cpuArchitecture)
             declared = (image.attrs.get("Config") or {}).get("Volumes") or {}
@@ -240,7 +240,7 @@ class DockerStarter:
         return found
 
     def _image(self, architecture: str) -> Any:
-        """Returns the local image, whatever its platform; if there is none, pulls it from the registry in its name."""
+        """Returns the local image, whatever its platform; if there is none, pulls it from the registry in the name."""
         from docker.errors import DockerException, ImageNotFound
 
         name, platform = self._rules.image, "linux/arm64" if architecture == "ARM64" else "linux/amd64"

@@ -1,4 +1,4 @@
-"""The local AWS's client for Docker Compose's starter (`starter_service`): its verbs over a Unix socket."""
+"""The local AWS's client that calls Docker Compose's starter (`starter_service`) over a Unix socket."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class _Connection(http.client.HTTPConnection):
 class SocketStarter:
     """A `starter.TaskStarter` behind a socket.
 
-    Requests about a container are retried while the starter restarts, because it finds its containers again. Otherwise
-    the client could treat a running container as ended or never started.
+    Requests about a container are retried while the starter restarts, because the starter then finds its containers
+    again. Without retries, the client could treat a running container as ended or never started.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Docker Compose's starter: the only process with access to Docker's socket; it serves the local AWS on a Unix socket.
 
-Run as `python -m busco.embedded.starter_service`. The protocol is HTTP: POST /<verb> with JSON, with the verbs of
-`starter.TaskStarter`. The starter has no network and validates everything that it starts, so a compromised local AWS
-can only start ordinary tasks and has no other access to the machine.
+It is run as `python -m busco.embedded.starter_service`. The protocol is HTTP: POST /<verb> with a JSON object, where a
+verb is a method of `starter.TaskStarter`. The starter has no network and validates everything that it starts, so a
+compromised local AWS can only start ordinary tasks and has no other access to the machine.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def serve(path: Path, starter: TaskStarter) -> _Server:
 
 
 def mounts_of_this_container(client: Any, targets: Collection[str]) -> dict[str, str]:
-    """Finds which of these paths are mounted into this process's container from folders on Docker's host.
+    """Finds which of the target paths in this process's container are mounts of folders on Docker's host.
 
     Args:
         client: a docker-py client.

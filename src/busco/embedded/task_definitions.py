@@ -1,4 +1,4 @@
-"""Makes the local CloudFormation register task definitions with all of their template's properties.
+"""Makes the local CloudFormation register task definitions with all of the properties in the template.
 
 MiniStack drops the runtime platform and the disk size. It also leaves nested names (volumes, Linux parameters) in the
 templates' PascalCase, while the ECS API and the code that runs containers use camelCase.
@@ -20,7 +20,7 @@ _NUMBERS = ("SizeInGiB", "StopTimeout", "StartTimeout", "SoftLimit", "HardLimit"
 
 
 def install(provisioners: Any) -> None:
-    """Corrects `ministack.services.cloudformation.provisioners`, for the first revision and for later ones.
+    """Corrects `ministack.services.cloudformation.provisioners`, for a definition's first revision and for later ones.
 
     Raises:
         RuntimeError: the installed MiniStack is not the one that this correction was written for.

@@ -1,8 +1,9 @@
 """Validates what can run as an ECS task on the local AWS, and converts it to arguments for Docker.
 
-Both places that start containers use it: the local AWS's process on a laptop, and Docker Compose's starter. A task
-definition can have the properties that those in `deploy/aws/ecs.yaml` have, and no others: a field that is missing from
-these models is refused by name. Settings with which a container could harm the machine are constants, not fields.
+Both places that start containers use this module: the local AWS's process on a laptop, and Docker Compose's starter. A
+task definition can have only the properties that the definitions in `deploy/aws/ecs.yaml` have: a field that the models
+below do not define is refused, with an error that names it. Settings with which a container could harm the machine
+are constants, not fields.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from busco.embedded import ecs_containers
 
 USER = "10001:10001"  # the image's user (Dockerfile.dbt)
-SCRATCH = "/tmp"  # noqa: S108  (in the container: the task's own volume, the only place that it can write to)
+SCRATCH = "/tmp"  # noqa: S108  (in the container: the task's own volume, the only place that is writable)
 # the folders of our image that can be replaced by mounts in development (Dockerfile.dbt)
 MOUNTED = ("/opt/busco/dbt_project", "/opt/busco/lib/busco")
 MOST_PROCESSES = 4096
@@ -30,7 +31,7 @@ _DESCRIBED = ("taskDefinitionArn", "status", "registeredAt", "registeredBy", "de
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,255}$")]
 Text = Annotated[str, StringConstraints(max_length=32_768)]
 Arn = Annotated[str, StringConstraints(max_length=2048)]
-# `1024`, `1 vCPU`, `0.5 GB`
+# for example `1024`, `1 vCPU` or `0.5 GB`
 Amount = Annotated[str, StringConstraints(pattern=r"(?i)^\d{1,6}(\.\d+)?( ?(vcpu|gb))?$")]
 
 
@@ -39,7 +40,7 @@ class RefusedError(Exception):
 
 
 class _Shape(BaseModel):
-    """Ignores fields that are null or empty, and refuses unknown ones."""
+    """The base of all models: ignores fields that are null or empty, and refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
@@ -81,7 +82,7 @@ class Volume(_Shape):
 
 
 class LogConfiguration(_Shape):
-    """Not passed to Docker: the local ECS itself copies a container's output to CloudWatch Logs."""
+    """A container's logging. It is not passed to Docker: the local ECS itself copies the output to CloudWatch Logs."""
 
     logDriver: Literal["awslogs"]
     options: dict[str, Text] = {}
@@ -152,7 +153,7 @@ class Order(_Shape):
 
     Args:
         task: the task's ARN.
-        definition: its task definition, as registered.
+        definition: the task's definition, as registered.
         overrides: RunTask's overrides of the definition.
         container: the name of the container to start.
         environment: all environment variables of the container.
@@ -183,7 +184,7 @@ class Rules:
     Args:
         image: the only image that tasks can run.
         network: the only network that tasks are on.
-        owner: the label that marks the starter's containers.
+        owner: the value of the label by which the starter recognizes its own containers.
         folders: folders mounted read-only into each container: path in the container → folder on Docker's host.
     """
 
@@ -199,7 +200,7 @@ def registered(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refused(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
-    """Returns why a task cannot run here, regardless of its image; empty if it can.
+    """Returns why a task cannot run here, regardless of its image; an empty string if it can.
 
     Args:
         definition: the task definition as ECS describes it.
@@ -217,7 +218,7 @@ def order(given: Mapping[str, Any]) -> Order:
     """Validates an order.
 
     Raises:
-        RefusedError: it does not have the reviewed shape.
+        RefusedError: the order does not have the reviewed shape.
     """
     try:
         return Order.model_validate(given)
@@ -231,8 +232,8 @@ def docker_arguments(given: Order, rules: Rules, cpus: int, declared: Collection
     Args:
         given: the validated order.
         rules: the starter's rules.
-        cpus: the number of Docker's CPUs. Containers get at most that many, because Docker refuses those that request
-            more, while ECS would place them elsewhere.
+        cpus: the number of CPUs that Docker has. A container gets at most that many, because Docker refuses a container
+            that requests more, while ECS would place it elsewhere.
         declared: the folders that the image declares as volumes. As on Fargate, a volume mounted at one of these starts
             with the image's content and ownership; a volume mounted elsewhere starts empty.
 
