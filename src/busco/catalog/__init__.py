@@ -1,1 +1,1 @@
-"""Exposes the live release to consumers: Glue tables, the docs page, and queries in both engines."""
+"""Exposes the live release to consumers: Glue tables, the docs page, and queries in Athena."""

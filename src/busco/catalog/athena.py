@@ -29,7 +29,7 @@ class Answer:
     def typed(self) -> list[tuple[Any, ...]]:
         """Returns the rows with numbers, booleans and timestamps converted to their columns' types, as DuckDB would.
 
-        Arrays, maps and rows stay text, because Athena doesn't report the types of their elements.
+        Values of the types ARRAY, MAP and ROW stay text, because Athena doesn't report the types of their elements.
         """
         readers = [_reader(kind) for kind in self.types]
         return [
@@ -66,7 +66,7 @@ def query(athena: Any, sql: str, workgroup: str, database: str) -> Answer:
         database: the database for unqualified names.
 
     Raises:
-        BuscoError: Athena rejected the query or it failed, with Athena's reason.
+        BuscoError: Athena rejected the query, or the query failed; the message has Athena's reason.
     """
     try:
         started = athena.start_query_execution(

@@ -30,7 +30,7 @@ class _MovedOn(Exception):
     """Another release went live while tables were being switched.
 
     `deleted` is the table (such as `busco_gold.fct_orders`) that has just been deleted and may be in the new release;
-    empty if there is none.
+    '' if there is no such table.
     """
 
     def __init__(self, deleted: str = "") -> None:
@@ -59,7 +59,7 @@ def sync(
     """Makes Glue and `docs/index.html` show the live release; returns None if nothing has been published yet.
 
     Safe to repeat and to kill: anything that is already correct is left alone (G2). If another release goes live in the
-    meantime, it starts over (G1).
+    meantime, the sync starts over (G1).
 
     Args:
         glue: a boto3 Glue client.
@@ -112,10 +112,10 @@ class _Sync:
         return f"{self.database_of(layer)}.{name}"
 
     def _projects(self, release: Release) -> list[tuple[str, Project]]:
-        """Returns the names and dbt projects that describe the release's tables.
+        """Returns the dbt projects that describe the release's tables, each with its name.
 
-        The manifest of the published run comes last: if its project's docs are from a newer run (P7), it may have
-        tables that the docs lack.
+        The published run's manifest comes last: it may have tables that the docs of its project lack, if those docs
+        are from a newer run (P7).
         """
         described = [*release.docs_by_project().items(), (release.project, release.docs)]
         return [
@@ -130,7 +130,10 @@ class _Sync:
             raise _MovedOn(deleted)
 
     def _switch(self, version: Version, release: Release, projects: Sequence[tuple[str, Project]]) -> None:
-        """Switches a table: GetTable, current.json, UpdateTable with that VersionId; starts over on a conflict (G1)."""
+        """Switches a table to the release's version; starts over on a conflict (G1).
+
+        It calls GetTable, reads current.json, and calls UpdateTable with the VersionId from GetTable.
+        """
         layer, name = split_table(version.table)
         database = self.database_of(layer)
         wanted = self._input(version, release, projects)
@@ -215,9 +218,9 @@ class _Sync:
             self._show_page("docs/index.html", _contents(pages) if len(pages) > 1 else next(iter(pages.values())))
 
     def _show_page(self, key: str, page: bytes) -> None:
-        """Writes a page if it has not changed since it was read.
+        """Writes a page; starts over if the stored page has changed since it was read.
 
-        It is read before the live release is checked, so a newer sync's page is never overwritten.
+        The stored page is read before the live release is checked, so a newer sync's page is never overwritten.
         """
         while True:
             shown = self.store.get(key)

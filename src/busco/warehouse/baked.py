@@ -1,8 +1,8 @@
-"""The parse that is baked into an image, so that a process running an unchanged project need not parse it again.
+"""Saves a parse in an image and finds it again, so that a process need not parse an unchanged project.
 
-The folder contains dbt's partial parse, the project's manifest, and a stamp of everything that a parse depends on. If
-the stamp doesn't match (for example, because a development project is mounted over the image's), only the partial parse
-is used: dbt starts from it and checks it file by file.
+The folder `settings.baked_dir` contains dbt's partial parse, the project's manifest, and a stamp of everything that a
+parse depends on. If the stamp doesn't match the project on disk (for example, because a development project is mounted
+over the image's), only the partial parse is used: dbt starts from it and compares it with the project file by file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Baked:
         return Project.read(self.folder / _MANIFEST)
 
     def manifest(self) -> Any:
-        """Returns dbt's own manifest, as its parser would if no file had changed since the partial parse."""
+        """Returns dbt's own manifest, as dbt's parser would if no file had changed since the partial parse."""
         from dbt.contracts.graph.manifest import Manifest
         from dbt.parser.manifest import extended_mashumuro_decoder
         from dbt_common.invocation import get_invocation_id
@@ -58,7 +58,7 @@ class Baked:
 
 
 def find(settings: Settings) -> Baked | None:
-    """Returns the parse in `settings.baked_dir`, if it was made from exactly this project and these versions of dbt."""
+    """Returns the parse in `settings.baked_dir`, if it is of exactly this project and by these versions of dbt."""
     folder = _folder(settings)
     if folder is None or not (folder / _STAMP).is_file():
         return None
@@ -67,7 +67,7 @@ def find(settings: Settings) -> Baked | None:
 
 
 def partial_parse(settings: Settings) -> Path | None:
-    """Returns the image's partial parse, from which dbt can start whatever has changed since."""
+    """Returns the image's partial parse, from which dbt can start no matter what has changed since then."""
     folder = _folder(settings)
     path = folder / PARTIAL_PARSE if folder else None
     return path if path is not None and path.is_file() else None
@@ -80,8 +80,8 @@ def _folder(settings: Settings) -> Path | None:
 def save(folder: Path, settings: Settings, project: Project, parsed: Path) -> bool:
     """Writes `project`, and dbt's partial parse from the file `parsed`, to `folder` for use as BUSCO_BAKED_DIR.
 
-    Returns False if only the partial parse can be used later: the project reads environment variables, so its files
-    alone don't determine the result of a parse.
+    Returns False if only the partial parse can be used later, because the project reads environment variables, so that
+    its files alone don't determine the result of a parse.
     """
     folder = settings.project_part(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def save(folder: Path, settings: Settings, project: Project, parsed: Path) -> bo
 def stamp(project: Path) -> str | None:
     """Returns a hash of everything that a parse of the project depends on: its path, its files and those of the
     platform's package, the versions of dbt, and dbt's environment variables. Returns None if the project uses
-    `env_var`, since it then depends on other variables too."""
+    `env_var`, since a parse then depends on other variables too."""
     digest = hashlib.sha256()
     chosen = sorted((name, value) for name, value in os.environ.items() if _CHOOSES.match(name))
     packages = [(name, version(name)) for name in _PACKAGES]

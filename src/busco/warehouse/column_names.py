@@ -1,11 +1,11 @@
 """Checks that the column names of a model, a view or a seed are unique, ignoring case.
 
 DuckDB lets a SELECT return the same column name twice. When such a SELECT becomes a table, a view, a subquery or a CTE,
-DuckDB renames the second column: `a`, `a_1`. The top-level SELECT is therefore described on its own, where duplicate
-names are still visible. A column that was renamed in a subquery is recognized by its name: there is an `a_1` beside
-`a`, and `a_1` appears neither in the SQL, nor in the YAML, nor as a column or struct field in a relation that the SQL
-reads. SQL whose column names come from data or from a pattern (`pivot`, `columns(…)`) can return any name, so it is not
-checked for renamed columns. DuckDB, Glue and Athena all treat `a` and `A` as the same name.
+DuckDB renames the second column: `a`, `a_1`. The top-level SELECT is therefore described on its own, so that its
+duplicate names are still visible. A column that was renamed in a subquery is recognized by its name: there is an `a_1`
+beside `a`, and `a_1` appears neither in the SQL, nor in the YAML, nor as a column or struct field in a relation that
+the SQL reads. SQL whose column names come from data or from a pattern (`pivot`, `columns(…)`) can return any name, so
+it is not checked for renamed columns. DuckDB, Glue and Athena all treat `a` and `A` as the same name.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def check(names: Sequence[str], what: str = "the SQL") -> None:
     """Checks that the names are unique.
 
     Args:
-        what: where the names come from, as the message puts it.
+        what: the subject of the message, such as `the seed's header`.
 
     Raises:
-        BuscoError: some names are not; the message lists them.
+        BuscoError: some names are not unique; the message lists them.
     """
     spellings: dict[str, list[str]] = {}
     for name in names:
@@ -49,8 +49,8 @@ def check(names: Sequence[str], what: str = "the SQL") -> None:
 def check_header(header: Sequence[str], names: Sequence[str]) -> None:
     """Checks that dbt loads every column of a seed under the name that the header gives it.
 
-    dbt (agate) names an unnamed column after the letter of its position, `a` for the first, and appends a number to a
-    name that an earlier column has: `,a` becomes `a, a_2`.
+    dbt (agate) names an unnamed column by the letter of its position (`a` for the first column), and appends a number
+    to a name that an earlier column already has: the header `,a` becomes `a, a_2`.
 
     Args:
         header: the names in the file; '' for an unnamed column.
@@ -76,8 +76,8 @@ def perhaps_renamed(names: Sequence[str], sql: str, documented: Iterable[str] = 
     """Returns the names that DuckDB may have derived from a duplicate, each mapped to the name it was derived from.
 
     Args:
-        sql: the compiled SQL. Names that occur in it, even in comments, are never in the result; if it derives names
-            from data or from a pattern, the result is empty.
+        sql: the compiled SQL. Names that occur in it, even in comments, are never in the result; if the SQL derives
+            names from data or from a pattern, the result is empty.
         documented: the columns in the YAML, which are never in the result either.
     """
     if _MAKES_NAMES.search(_NOT_KEYWORDS.sub(" ", sql)):
@@ -96,7 +96,7 @@ def perhaps_renamed(names: Sequence[str], sql: str, documented: Iterable[str] = 
 
 
 def known_sql(names: Iterable[str], relations: Iterable[tuple[str, str]]) -> str:
-    """Returns a query for those names, in lower case, that some relation has as a column or as a field of a struct.
+    """Returns a query for those of the names, in lower case, that a relation has as a column or as a struct field.
 
     Args:
         relations: the schema and name of each relation.
@@ -116,7 +116,7 @@ def known_sql(names: Iterable[str], relations: Iterable[tuple[str, str]]) -> str
 
 
 def check_renamed(renamed: dict[str, str], known: Iterable[str]) -> None:
-    """Checks the names that DuckDB may have made up against the names in the relations that the SQL reads.
+    """Checks that each name that DuckDB may have made up is, in fact, a name in a relation that the SQL reads.
 
     Raises:
         BuscoError: some names can only come from DuckDB; the message lists them.

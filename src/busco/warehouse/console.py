@@ -1,6 +1,6 @@
 """Prints dbt's console output: the same lines in the same format, with personal values hidden.
 
-dbt's own logger would print messages unfiltered, so it is silenced (`--log-level none`) and this callback prints.
+dbt's own logger would print messages unfiltered, so it is silenced (`--log-level none`), and `Console` prints them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def message(event: Any, redactor: Redactor | None, prints_result: bool = False) 
     """Returns an event's message with personal values hidden.
 
     Args:
-        redactor: None if no project was parsed; no model runs then.
+        redactor: None if no project was parsed, in which case no model runs.
         prints_result: whether the command's purpose is to print something (ls, show, …).
     """
     text, name, node = str(event.info.msg or ""), str(event.info.name), node_of(event)
@@ -79,7 +79,7 @@ class Console:
         line = text if is_result else f"{datetime.now(UTC):%H:%M:%S}  {text}"
         try:
             with self._lock:
-                # a requested result is data for programs; a build's log is for terminals, wherever it is written
+                # a requested result is data for programs; a build's log is for terminals, even if it goes to a file
                 (output.exact if is_result and self.prints_result else output.echo)(line)
         except OSError as error:
             self.problem = error

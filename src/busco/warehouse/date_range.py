@@ -1,10 +1,11 @@
 """Checks that a table's dates and times are between 0001-01-01 and 9999-12-31 (in UTC if they have a time zone).
 
 DuckDB also supports infinity, years BC and years after 9999. Iceberg's types could hold some of these values, but its
-readers cannot: pyiceberg fails to read the table, and Athena shows a different value (docs/iceberg.md, "Types").
+readers don't support them: pyiceberg fails to read the table, and Athena shows a different value (docs/iceberg.md,
+"Types").
 
-COPY's own statistics usually prove that a table has no such values (`busco.lake.dates`), so the check needs no query.
-Rows are counted only if the statistics show such a value or are inconclusive.
+COPY's own statistics usually prove that a table has no such values (`busco.lake.dates`), so no query is needed. Rows
+are counted only if the statistics show such a value or are inconclusive.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _RANGES = {
     "timestamp": ("timestamp '0001-01-01 00:00:00'", "timestamp '9999-12-31 23:59:59.999999'"),
     "timestamptz": ("timestamptz '0001-01-01 00:00:00+00'", "timestamptz '9999-12-31 23:59:59.999999+00'"),
 }
-# If there are more files than this, the query names their folder instead, so that it stays readable.
+# If there are more files than this, the query for the rows names the files' folder instead, to stay readable.
 _NAMED_FILES = 3
 
 Url = Callable[[str], str]
@@ -35,14 +36,14 @@ Url = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Suspects:
-    """Columns that have, or may have, values out of range, and the keys of the files that may contain them."""
+    """Columns that have, or may have, values out of range, and the keys of the files that may contain such values."""
 
     columns: tuple[str, ...]
     kinds: tuple[types.DataType, ...]
     files: tuple[str, ...]
 
     def count_sql(self, url: Url) -> str:
-        """Returns a query for the number of rows with such a value in each column. `url` turns a key into a URL."""
+        """Returns a query that counts, for each column, the rows with such a value. `url` turns a key into a URL."""
         counts = (
             f"count(*) filter (where {where}) as {types.quoted(name)}"
             for name, where in zip(self.columns, self._conditions(), strict=True)
@@ -50,7 +51,7 @@ class Suspects:
         return f"select {', '.join(counts)} from {_files_sql([url(key) for key in self.files])}"
 
     def find_sql(self, url: Url) -> str:
-        """Returns a query for the rows with such values."""
+        """Returns a query for the rows with such a value in any of the columns."""
         files = self.files
         if len(files) > _NAMED_FILES:
             files = (f"{commonpath(files)}/**/*.parquet",)
@@ -62,7 +63,7 @@ class Suspects:
 
 
 def suspects(columns: Sequence[Column], files: Sequence[WrittenFile]) -> Suspects | None:
-    """Returns what COPY's statistics don't prove to be in range; None if they prove everything, as they usually do."""
+    """Returns the columns that COPY's statistics don't prove to be in range; None if there are none, as is usual."""
     found: dict[str, types.DataType] = {}
     where: dict[str, None] = {}
     for column in columns:
@@ -76,16 +77,17 @@ def suspects(columns: Sequence[Column], files: Sequence[WrittenFile]) -> Suspect
 
 
 def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run: str, advice: str) -> None:
-    """Refuses the table if any rows were counted. The message shows no values, since they may be personal data.
+    """Refuses the table if any rows were counted. The message shows no values, since values may be personal data.
 
     Args:
         table: `<layer>.<name>`.
         counted: the result of `count_sql`: the number of rows by column.
-        run: the run's key, so that the query works before anything is published.
+        run: the run's key, so that the command in the message works before anything is published.
         advice: what to do about such rows.
 
     Raises:
-        BuscoError: with the columns, the number of rows for each, and a command that shows the rows.
+        BuscoError: rows were counted; the message has the columns, the number of rows for each, and a command that
+            shows the rows.
     """
     counts = {name: int(counted[name]) for name in found.columns if int(counted[name])}
     if not counts:
@@ -102,7 +104,8 @@ def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run
 
 
 def _beyond_sql(kind: types.DataType, value: str, depth: int = 0) -> str:
-    """Returns a condition, never NULL, that a value contains a date or time out of range; '' if it can't."""
+    """Returns a condition, never NULL, that is true if a value contains a date or time out of range; '' if no value of
+    the type can."""
     if isinstance(kind, types.Primitive):
         if not dates.is_date_or_time(kind):
             return ""

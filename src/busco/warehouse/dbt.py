@@ -38,12 +38,12 @@ from busco.warehouse.redact import HIDDEN, Redactor
 package.register()
 environment.install()
 
-# dbt's own telemetry would access the network at each command
+# dbt's telemetry and version check would access the network for each command
 os.environ.setdefault("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
 os.environ.setdefault("DBT_VERSION_CHECK", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
-# Files in the target folder that dbt's messages refer to, or that help to debug a failed build.
+# Files and folders in the target folder that dbt's messages refer to, or that help to debug a failed build.
 _WORTH_KEEPING = (
     "compiled",
     "run_results.json",
@@ -61,7 +61,8 @@ class Selected:
 
     Attributes:
         nodes: the unique ids of models, seeds, tests and unit tests.
-        notes: one sentence for each part of the selection that matched nothing, and one for tests that were left out.
+        notes: one sentence for each part of the selection or exclusion that matched nothing, and one for each reason
+            why nodes were left out.
     """
 
     nodes: tuple[str, ...]
@@ -69,7 +70,7 @@ class Selected:
 
 
 class Dbt:
-    """dbt for one project, with its own target folder, so that several processes can run at the same time.
+    """Runs dbt for one project, in a target folder of its own, so that several processes can run at the same time.
 
     Processes share the partial parse: each one reads it from the state folder and writes it back after parsing.
     `parsed_by` is `dbt` if this process parsed the project, or `image` if the parse came with the image (`baked`).
@@ -86,7 +87,7 @@ class Dbt:
         self.redactor: Redactor | None = None
 
     def parse(self) -> Project:
-        """Parses the project, or uses the parse from the image, and checks it against the lake's rules (`refusals`).
+        """Parses the project or uses the image's parse, and checks the project against the lake's rules (`refusals`).
 
         Raises:
             BuscoError: there is no project, dbt can't parse it (with dbt's message), or a model is refused.
@@ -140,7 +141,7 @@ class Dbt:
         """Refuses partitions by personal data, as far as they can be detected before anything is built.
 
         Raises:
-            BuscoError: there are some; the message lists each model and column.
+            BuscoError: there are such partitions; the message lists each model and column.
         """
         # imported here because it loads more of dbt than a parse needs
         from busco.warehouse import partitions
@@ -152,7 +153,7 @@ class Dbt:
         manifest["vars"] = self._project_file().get("vars", {})
         manifest["nodes"] = {uid: node for uid, node in manifest["nodes"].items() if not is_ignored(node)}
         for node in manifest["nodes"].values():
-            # for a seed above 1 MiB, dbt's checksum covers only the path; its fingerprint must cover the content (R6)
+            # for a seed above 1 MiB, dbt's checksum covers only the path; the fingerprint must cover the content (R6)
             if node["resource_type"] == "seed" and node["checksum"]["name"] == "path":
                 folder = Path(node.get("root_path") or self.settings.dbt_project)
                 content = (folder / node["original_file_path"]).read_bytes()
@@ -160,22 +161,23 @@ class Dbt:
         return Project(manifest).with_id(self.settings.project_id)
 
     def select(self, select: str, exclude: str = "", built: Collection[str] | None = None) -> Selected:
-        """Returns the models, seeds, tests and unit tests that `select` matches (in dbt's syntax).
+        """Returns the models, seeds, tests and unit tests that `select`, in dbt's syntax, matches.
 
         Neither of dbt's modes for selecting tests works here. `eager` selects every test of a selected model, even if
         the test's other parents were never built, so no selection would work on an empty lake. `buildable` selects only
-        tests whose parents are all selected or ancestors of the selection, so the model could not be published over a
-        live release, because publishing requires every test of what was built. This method therefore selects eagerly,
-        then leaves out tests with a parent that was never built, and notes which ones.
+        tests whose parents are all selected or ancestors of the selection, so a selected model could lack some of its
+        tests and then not be published over a live release, because publishing requires every test of what was built.
+        This method therefore uses `eager`, leaves out the tests with a parent that was never built, and lists them in
+        a note.
 
         Args:
             built: the tables of the live release; if None, no test is left out.
 
         Raises:
-            BuscoError: the selection matches nothing, or only what is excluded or left out; dbt can't read it, or part
-                of it looks like an option (`selectors`).
+            BuscoError: the selection matches nothing, or only what is excluded or left out; or dbt can't read it; or a
+                part of it looks like an option (`selectors`).
         """
-        # pass each one as a single value: dbt splits it itself, and can't mistake a part of it for an option
+        # pass each of the two as a single value, which dbt splits, so that dbt can't mistake a part of it for an option
         included, excluded = " ".join(selectors(select)), " ".join(selectors(exclude))
         if not included:
             raise BuscoError("the selection is empty", "to try one, use: busco dbt ls --select …")
@@ -228,10 +230,10 @@ class Dbt:
     ) -> dbtRunnerResult:
         """Runs a dbt command. Its log goes to standard output without colors, with values of pii columns hidden.
 
-        The files that a failed build wrote are kept (`keep`).
+        If a build or test fails, the files that it wrote are kept (`keep`).
 
         Args:
-            shown: how much of the log to show; by default, as dbt's own options among the arguments specify.
+            shown: how much of the log to show; by default, as much as dbt's own options among the arguments specify.
 
         Raises:
             KeyboardInterrupt: the command was interrupted; dbt itself would report this as an error.
@@ -241,16 +243,16 @@ class Dbt:
         flags = ["--no-use-colors", "--log-level-file", "none", "--no-send-anonymous-usage-stats"]
         flags += ["--log-path", str(self.target), "--no-version-check"]
         if self.parsed_by == "image" and arguments[0] in ("build", "test"):
-            # nobody can read these files after the container has exited, and the manifest is large
+            # nobody can read dbt's JSON files after the container has exited, and the manifest is large
             flags.append("--no-write-json")
         console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
         runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
         given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
-        # overrides the project's own profile, which is for running it elsewhere
+        # overrides the project's own profile, which is for running the project elsewhere
         given["profile"] = package.PROFILE
         options = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
         with _interrupting():
-            # last, so that no other option re-enables dbt's own logger
+            # `--log-level` comes last, so that no other option re-enables dbt's own logger
             result = runner.invoke([*flags, *arguments, *options, "--log-level", "none"])
         if isinstance(result.exception, KeyboardInterrupt):
             raise result.exception
@@ -293,7 +295,7 @@ class Dbt:
                 file.write_text(HIDDEN)
 
     def keep(self) -> None:
-        """Saves dbt's output where it outlives this process, replacing any earlier output, and prints the folder."""
+        """Copies dbt's files to a folder that outlives this process, in place of earlier files, and prints the path."""
         found = [self.target / name for name in _WORTH_KEEPING if (self.target / name).exists()]
         if not found:
             return
@@ -320,8 +322,8 @@ class Dbt:
 
 
 def _compiled_files(node: Mapping[str, Any]) -> list[Path]:
-    """Returns the files below `compiled` that may contain a node's SQL. For generic and unit tests, they are below the
-    YAML file."""
+    """Returns the files below `compiled` that may contain a node's SQL. For generic and unit tests, those files are
+    below a folder with the YAML file's name."""
     package, file, path = Path(node["package_name"]), Path(node["original_file_path"]), node["path"]
     below = path if node["resource_type"] != "unit_test" else file.parent / f"{node['name']}.sql"
     return [package / file, package / path, package / file / below]
@@ -344,7 +346,8 @@ def options_of(arguments: Sequence[str]) -> frozenset[str] | None:
 @contextmanager
 def _interrupting() -> Iterator[None]:
     """Makes SIGINT stop dbt promptly. dbt interrupts its connections once and then waits for its threads, so a query
-    that a thread starts later would run to completion. This keeps interrupting the connections until dbt stops."""
+    that a thread starts later would run to completion. This context manager keeps interrupting the connections until
+    dbt stops."""
     usual = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or usual is not signal.default_int_handler:
         yield
@@ -355,7 +358,7 @@ def _interrupting() -> Iterator[None]:
         while not ended.wait(0.1):
             adapters: list[Any] = list(FACTORY.adapters.values())
             for adapter in adapters:
-                # if a connection is closed or the list changes meanwhile, the next round catches the rest
+                # if a connection is closed or the list changes meanwhile, the next round interrupts the rest
                 with contextlib.suppress(Exception):
                     adapter.cancel_open_connections()
 
@@ -391,7 +394,7 @@ def opened(settings: Settings, verbose: bool = False) -> Iterator[Dbt]:
 
 
 def write_manifest(settings: Settings, project: Project) -> Path:
-    """Replaces the manifest atomically, so that Airflow shows the graph of `project`."""
+    """Replaces the manifest atomically, and has Airflow parse the DAGs again, to show the graph of `project`."""
     path = settings.manifest_path
     replace_file(path, json.dumps(project.manifest).encode())
     ask_for_parse(settings)
@@ -410,7 +413,8 @@ def ensure_manifests(settings: Settings) -> list[Project]:
 
 
 def ensure_manifest(settings: Settings) -> Project:
-    """Returns the project as it is on disk: from the manifest, or by parsing it again if any of its files is newer."""
+    """Returns the project as it is on disk: from the manifest, or by a new parse if one of the project's files is newer
+    than the manifest or there is no manifest."""
     require_project(settings)
     path = settings.manifest_path
     if path.is_file():

@@ -1,4 +1,4 @@
-"""What to do about errors with which dbt refuses to parse or run a project."""
+"""Suggests fixes for the errors with which dbt refuses to parse or run a project."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import PurePosixPath
 from busco.fixes import package_setting, suggested_alias
 from busco.settings import Settings
 
-# one of two nodes with the same relation (dbt-core 1.11, exceptions.py, AmbiguousAliasError)
+# the line for one of the two nodes in dbt's message about nodes with the same relation (dbt-core 1.11, exceptions.py,
+# AmbiguousAliasError)
 _NODE = re.compile(r"^\s*- (model|seed)\.([^.\s]+)\.(\S+) \(([^)]+)\)$", re.MULTILINE)
 
 
 def advice(settings: Settings, error: str) -> str:
-    """Returns what to do about a dbt error; '' if dbt's message says so itself."""
+    """Returns what to do about a dbt error; '' if there is nothing to add to dbt's own message."""
     if "with the database representation" in error and (nodes := _NODE.findall(error)):
         return _about_one_table(nodes)
     return _about_packages(settings, error)

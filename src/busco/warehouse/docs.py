@@ -13,8 +13,8 @@ from busco.project import Project
 from busco.warehouse.dbt import Dbt
 from busco.warehouse.session import Session
 
-# The page's code that highlights search results, and its replacement. The original treats all text as HTML, even when
-# there is no search; the replacement escapes the text (page of dbt-core 1.11; `n.highlight` of its search results).
+# The code that highlights search results in the docs page of dbt-core 1.11 (`n.highlight`), and its replacement. The
+# original treats all text as HTML, even when there is no search; the replacement escapes the text.
 _HIGHLIGHTING = {
     "if(!n.query||!t)return e.trustAsHtml(t);let i=": (
         "const busco=t=>String(t).replace(/[&<>\"']/g,(t=>`&#${t.charCodeAt(0)};`));"
@@ -29,7 +29,7 @@ _HIGHLIGHTING = {
 
 
 def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[str, str]:
-    """Generates and uploads the docs. Returns the version of each table that they describe.
+    """Generates and uploads the docs. Returns the version of each table that the docs describe.
 
     Raises:
         BuscoError: dbt failed, or the catalog lacks a table that has a version. In particular, an empty catalog is an

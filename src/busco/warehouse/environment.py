@@ -16,11 +16,11 @@ PLUGIN = "lake"
 
 
 class GuardedCursor:
-    """A cursor with only those methods that dbt uses, because a project's Jinja can get one from `adapter.add_query`.
+    """A cursor with only those methods that dbt uses, because a project's Jinja can get it from `adapter.add_query`.
 
     Args:
-        check: raises if SQL may not run; otherwise, returns whether its results may contain personal data.
-        fetched: called with the column names when rows are fetched that may contain personal data.
+        check: raises if the SQL must not run; otherwise, returns whether its results may contain personal data.
+        fetched: called with the column names when rows that may contain personal data are fetched.
     """
 
     def __init__(self, cursor: Any, check: Callable[[str], bool], fetched: Callable[[Sequence[str]], None]) -> None:
@@ -95,6 +95,6 @@ class GuardedEnvironment(LocalEnvironment):
 
 
 def install() -> None:
-    """Makes dbt-duckdb use this environment in this process. dbt-duckdb has no setting for it, so this replaces its
-    factory function; a test opens a connection through dbt and checks its cursor."""
+    """Makes dbt-duckdb use `GuardedEnvironment` in this process. dbt-duckdb has no setting for its environment, so its
+    factory function is replaced; a test opens a connection through dbt and checks the connection's cursor."""
     environments.create = GuardedEnvironment  # type: ignore[assignment]

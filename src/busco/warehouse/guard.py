@@ -3,10 +3,11 @@
 Everything that dbt sends to DuckDB passes through this module: models, hooks, tests, `run_query` and `statement` in
 Jinja, and the platform's own statements, which are granted one by one (`Guard.grant`). DuckDB's own parser determines
 the type of a statement, and DuckDB's own lexer determines function names and strings. Comments, quoting, multiple
-statements in one text and Unicode spaces therefore can't make the guard see a different statement than DuckDB runs.
+statements in one text and Unicode spaces therefore can't make the guard see a different statement than the one that
+DuckDB runs.
 
 DuckDB's own settings are a second line of defense (`busco.lake.engine.close`): a statement that got past the guard
-could still open only the tables' own files. Decision 024 describes what each of the two protects.
+could still open only the tables' own files. Decision 024 describes what the guard and the settings each protect.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _FIRST = QUERIES | frozenset(
     | {"rollback", "abort", "vacuum", "analyze", "create", "drop", "alter", "comment", "set", "reset"}
 )
 _OBJECTS = frozenset({"table", "view", "macro", "function", "schema", "type", "sequence", "index"})
-# first word → the words that can come between it and the kind of object, and the allowed kinds
+# first word → the words that can come between the first word and the kind of object, and the allowed kinds of object
 _KINDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "create": (frozenset({"or", "replace", "temp", "temporary", "unique", "recursive"}), _OBJECTS),
     "drop": (frozenset(), _OBJECTS),
@@ -64,10 +65,10 @@ _REASONS = {
     "it reads the memory of this process": "arrow_scan arrow_scan_dumb pandas_scan python_map_function seq_scan",
 }
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
-# These are views as well, which can be read without parentheses.
+# Some refused functions are also views, which can be read without parentheses.
 _VIEWS = frozenset({"pg_settings", "duckdb_settings", "duckdb_secrets", "duckdb_logs"})
 
-# an optional comment that dbt adds before or after a statement (`query-comment`), with spaces and a semicolon
+# what dbt may add before or after a statement: a comment (`query-comment`), spaces and a semicolon, all optional
 _COMMENT = re.compile(r"\s*(?:/\*(?:(?!/\*|\*/).)*\*/)?\s*;?\s*", re.DOTALL)
 # The statement with which dbt-duckdb loads a seed's file (its macro `duckdb__load_csv_rows`).
 _NAME = r'(?:"(?:[^"]|"")*"|\w+)'
@@ -86,7 +87,8 @@ class Guard:
     Args:
         bucket: the lake's bucket; '' if there is none.
         seeds: the files that dbt may load as seeds.
-        redactor: hides the values of pii columns. The guard registers its refusals there, as they contain no values.
+        redactor: hides the values of pii columns. The guard registers its refusals with the redactor as messages that
+            contain no values.
         scope: what the SQL of the project's nodes may name; None if there is no project.
     """
 
@@ -127,7 +129,7 @@ class Guard:
         return False
 
     def check_question(self, sql: str, node: str = "") -> None:
-        """Refuses a model's SQL unless it is a single query, since it is embedded in another statement.
+        """Refuses a model's SQL unless it is a single query, since the SQL is embedded in another statement.
 
         Raises:
             BuscoError, duckdb.ParserException: as for `check`.
@@ -147,7 +149,8 @@ class Guard:
     # -- the rules ----------------------------------------------------------------------------------------------------
 
     def _check(self, sql: str, node: str) -> tuple[list[str], list[list[Token]]]:
-        """Checks the statements. Returns their types, as DuckDB runs them, and the tokens of each, as written."""
+        """Checks the statements. Returns the types of the statements that DuckDB runs, and each statement's tokens as
+        written."""
         types, text = self._parsed(sql, node)
         found = list(tokens(text))
         statements = [one for one in split(found) if one]
@@ -187,7 +190,7 @@ class Guard:
             # DuckDB's own message already has the line
             raise
         except (duckdb.Error, RuntimeError) as error:
-            # parsing it requires files or extensions (IMPORT DATABASE, PRAGMA)
+            # parsing this SQL requires files or extensions (IMPORT DATABASE, PRAGMA)
             raise self._refusal(sql, node, None, str(error).splitlines()[0]) from error
         if not _odd_spaces(sql):
             return types, sql
@@ -209,14 +212,14 @@ class Guard:
             return ""
         name = token.name
         if "s3:/" in name:
-            # a table's name, to which DuckDB would append what follows a dot
+            # a path as a table's name: if a dot and another name follow, DuckDB would append them to the path
             return _path_reason(node)
         if name in _VIEWS or (name in REFUSED and after is not None and after.text.startswith("(")):
             return f"{name}: {REFUSED[name]}"
         return ""
 
     def _string_refused(self, text: str, node: str) -> str:
-        """Returns why a string is refused, since it can be used as a table: `from 's3://…'`."""
+        """Returns why a string is refused; '' if it isn't. A string can be used as a table: `from 's3://…'`."""
         if not self._lake:
             return ""
         if not _PLAIN_STRING.fullmatch(text):
@@ -275,7 +278,7 @@ def _why(kind: str) -> str:
 
 
 def _refused(statement: list[Token], bad: list[str]) -> str:
-    """Returns why a statement is refused by its first words; '' if it isn't. `bad` has the refused types in the SQL."""
+    """Returns why a statement's first words are refused; '' if they aren't. `bad` has the SQL's refused types."""
     first = word(statement[0])
     if first == "pragma":
         return "PRAGMA shows and changes settings; select from the function pragma_… instead"
@@ -293,7 +296,7 @@ def _refused(statement: list[Token], bad: list[str]) -> str:
 
 
 def _beginning(sql: str) -> int:
-    """Returns the position in the text after any leading white space and comment."""
+    """Returns the position of the first character after any leading white space and comment."""
     comment = _COMMENT.match(sql)
     return comment.end() if comment else 0
 

@@ -13,7 +13,7 @@ from busco.lake.layout import RunLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Heartbeat, utc_now
 
-_EVERY = 10.0  # seconds: a thousand writes in three hours, half a cent on S3
+_EVERY = 10.0  # seconds; a thousand writes in three hours, which cost half a cent on S3
 
 
 @contextmanager

@@ -1,14 +1,15 @@
-"""Determines which columns of a model contain personal data, by column lineage of its compiled SQL with SQLGlot.
+"""Determines which columns of a model contain personal data, from SQLGlot's column lineage of the model's compiled SQL.
 
-A column contains personal data if its expression reads a personal column: `lower(email)`, `max(email)`,
-`{'mail': email}`, also through CTEs, subqueries, `*`, aliases, joins and unions. Clauses that only select, group or
-order rows pass no values on: conditions, join keys, GROUP BY, a window's PARTITION BY and ORDER BY, FILTER. Row counts
-(`count` and similar functions) pass none on either. Everything else does, including `length(email)` and
-`email is null`; an author who knows better can override this in the YAML.
+A column contains personal data if its expression reads a personal column, directly or through CTEs, subqueries, `*`,
+aliases, joins and unions: `lower(email)`, `max(email)`, `{'mail': email}`. Clauses that only select, group or order
+rows pass no values on: conditions, join keys, GROUP BY, a window's PARTITION BY and ORDER BY, FILTER. Row counts
+(`count` and similar functions) pass none on either. Everything else passes values on, including `length(email)` and
+`email is null`; a model's author who knows better can override the result in the YAML.
 
 SQLGlot doesn't follow everything that DuckDB supports, and sometimes misses a column silently. So a query is undecided
 if it contains anything that SQLGlot's lineage is known to miss (`_BLIND`, `_is_blind`) or that SQLGlot can't parse or
-resolve; a test compares both with DuckDB's actual results. All columns of an undecided query count as personal.
+resolve. All columns of an undecided query count as personal. A test compares the columns of decided queries with
+DuckDB's actual results.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ logging.getLogger("sqlglot").setLevel(logging.ERROR)
 
 # Row counts, whatever their arguments.
 _COUNTS = (exp.Count, exp.CountIf, exp.ApproxDistinct)
-# Whole rows as values (`select t from t`), columns by position or pattern, column names derived from values, and
-# summaries of a table's values.
+# What SQLGlot's lineage can't follow: whole rows as values (`select t from t`), columns by position or pattern, column
+# names derived from values, and summaries of a table's values.
 _BLIND = (exp.TableColumn, exp.PositionalColumn, exp.Columns, exp.Star, exp.Pivot, exp.Summarize, exp.Command)
-# Expressions in which an identifier is a name. In a comprehension, the body's identifiers are columns.
+# Expressions in which an identifier is a name. (SQLGlot parses the identifiers in a comprehension's body as columns.)
 _NAMING = (
     *(exp.Column, exp.Table, exp.Alias, exp.Aliases, exp.TableAlias, exp.PropertyEQ, exp.Kwarg, exp.Dot, exp.Lambda),
     *(exp.Comprehension, exp.DataType, exp.ColumnDef),
@@ -52,7 +53,7 @@ _FROM_ELSEWHERE = frozenset({"getvariable", "getenv", "current_setting", "query"
 
 @dataclass(frozen=True)
 class Relation:
-    """A table or view that SQL can read: the name and DuckDB type of each column, and which ones are personal."""
+    """A table or view that SQL can read: the name and DuckDB type of each column, and which columns are personal."""
 
     columns: tuple[tuple[str, str], ...]
     personal: frozenset[str]
@@ -82,7 +83,7 @@ def passed_on(sql: str, columns: Sequence[str], relations: Relations) -> frozens
     Args:
         sql: one SELECT in DuckDB's dialect.
         columns: the names of the query's columns according to DuckDB, in order.
-        relations: the relations that it can read. Anything else that it reads counts as personal.
+        relations: the relations that the query can read. Anything else that it reads counts as personal.
     """
     try:
         found = decided(sql, relations)
@@ -97,7 +98,7 @@ def passed_on(sql: str, columns: Sequence[str], relations: Relations) -> frozens
 
 
 def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
-    """Returns each column of a query and whether it contains values of personal columns.
+    """Returns the name of each column of a query, and whether the column contains values of personal columns.
 
     Names are in lower case; an unnamed column is called `_col_0`, `_col_1`, and so on.
 
@@ -123,13 +124,13 @@ def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
     except Undecided:
         raise
     except Exception as error:
-        # a failure of SQLGlot must not fail the model: only DuckDB decides whether its SQL is valid
+        # a failure of SQLGlot must not fail the model: only DuckDB decides whether the SQL is valid
         raise Undecided from error
     return tuple((name, any(_personal(leaf, relations) for leaf in _leaves(node))) for name, node in nodes.items())
 
 
 def named_by_values(sql: str, relations: Relations) -> bool:
-    """Returns whether a pivot names columns after the values of a personal column, or may do so."""
+    """Returns whether a pivot in the SQL names, or may name, columns after the values of a personal column."""
     if "pivot" not in sql.lower():
         return False
     try:
@@ -142,7 +143,7 @@ def named_by_values(sql: str, relations: Relations) -> bool:
 
 def _is_named_by_values(pivot: exp.Pivot, statement: exp.Expr, relations: Relations) -> bool:
     if pivot.args.get("unpivot"):
-        # its column names are written in the SQL
+        # the column names of an unpivot are written in the SQL
         return False
     columns = [*pivot.expressions, *(pivot.args.get("fields") or ())]
     if not all(_is_literal_list(one) for one in columns if isinstance(one, exp.In)):
@@ -180,15 +181,15 @@ def _in_scope(pivot: exp.Pivot, statement: exp.Expr) -> list[exp.CTE]:
     for owner in around:
         for clause in statement.find_all(exp.With):
             if clause.parent is owner:
-                # a CTE that contains the pivot can read only the CTEs before it
+                # a pivot inside a CTE can read only the CTEs before that one
                 before = itertools.takewhile(lambda cte: all(cte is not one for one in around), clause.expressions)
                 found += before
     return found
 
 
 def _counts_as_numbers(query: exp.Expr) -> exp.Query:
-    """Returns the query with each count replaced with a number, and without the parts of expressions that only select
-    or order rows."""
+    """Returns the query with each count replaced with a number, and without the parts of expressions that only select,
+    group or order rows."""
 
     def plain(node: exp.Expr) -> exp.Expr:
         if isinstance(node, _COUNTS):
@@ -207,7 +208,7 @@ def _counts_as_numbers(query: exp.Expr) -> exp.Query:
 
 
 def _check_tables(query: exp.Query) -> None:
-    """Removes the database from table names, because there is only one database.
+    """Checks that SQLGlot can follow the query's tables. Removes the database from their names, as there is only one.
 
     Raises:
         Undecided: a table alias renames columns by position, a CTE is recursive, or a union matches columns by name.
@@ -236,7 +237,7 @@ def _schema(query: exp.Query, relations: Relations) -> MappingSchema:
 def _is_blind(node: exp.Expr) -> bool:
     """Whether SQLGlot's lineage would miss what this part of the query reads."""
     if isinstance(node, exp.Anonymous | exp.AnonymousAggFunc):
-        # it may be a macro, which can read anything
+        # a function that isn't DuckDB's own may be a macro, which can read anything
         return node.name.lower() not in functions() - _FROM_ELSEWHERE
     if isinstance(node, exp.Dot):
         # in `trim(email).upper()`, what precedes the dot is the call's first argument
@@ -284,18 +285,18 @@ def _leaves(node: Node) -> list[Node]:
 
 
 def _personal(leaf: Node, relations: Relations) -> bool:
-    """Whether a column's lineage ends at a personal column, or at something unknown."""
+    """Whether a leaf of a column's lineage is a personal column or something unknown."""
     end = leaf.expression
     if isinstance(end, exp.Table) and isinstance(end.this, exp.Identifier):
         relation = relations.get((end.db.lower(), end.name.lower()))
         name = exp.to_column(leaf.name, dialect=_DIALECT).name.lower()
         return relation is None or name in relation.hidden or name not in relation.names
     if isinstance(end, exp.Table):
-        # a table function: only a series of constants is harmless, others read files or the catalog
+        # a table function: only a series of constants is harmless; other functions read files or the catalog
         return not (isinstance(end.this, exp.GenerateSeries) and _is_constant(end))
     if isinstance(leaf.source, exp.UDTF):
         return not _is_constant(leaf.source)
-    # a projection without columns
+    # of all other leaves, only a projection without columns is harmless
     return not (leaf.source.find(exp.Select) and _is_constant(end) and not isinstance(end, exp.Identifier))
 
 

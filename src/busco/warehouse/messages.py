@@ -1,4 +1,4 @@
-"""The kinds, patterns and words of the known messages of DuckDB and dbt (DuckDB 1.5.5, dbt 1.11)."""
+"""The kinds, patterns and words of the messages that `redact` recognizes (DuckDB 1.5.5, dbt 1.11)."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ strptime format must be a constant
 strftime format must be a constant
 """
 
-# Each message starts with one of these and ` Error:` (DuckDB's Exception::ExceptionTypeToString).
+# Each message of DuckDB starts with one of these, followed by ` Error:` (DuckDB's Exception::ExceptionTypeToString).
 KINDS = (
     "Out of Range|Conversion|Unknown Type|Decimal|Mismatch Type|Divide by Zero|Object Size|Invalid type|Serialization|"
     "TransactionContext|Not implemented|Expression|Catalog|Parser|Planner|Scheduler|Executor|Constraint|Index|Stat|"
@@ -117,7 +117,7 @@ KINDS = (
     "Permission|Parameter Not Resolved|Parameter Not Allowed|Dependency|Missing Extension|HTTP|Extension Autoloading|"
     "Sequence|Invalid Configuration"
 )
-# Messages about names and syntax. They can contain data through a pivot's columns or a query in Jinja.
+# Messages about names and syntax. They can contain data that comes from a pivot's columns or from a query in Jinja.
 OF_CODE = ("Binder", "Catalog", "Parser", "Syntax", "Parameter Not Resolved", "Parameter Not Allowed", "Dependency")
 # dbt's own messages, about Jinja and YAML. They can contain query results if the Jinja runs a query.
 OF_THE_PROJECT = ("Compilation", "Parsing", "Validation", "Dependency", "Contract")

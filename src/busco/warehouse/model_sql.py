@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 # Integer types that tables can't hold, but that can be cast to a contract's exact type: DuckDB checks for overflow.
 _WIDE = frozenset({"HUGEINT", "UHUGEINT", "UBIGINT", "UINTEGER", "BIGNUM"})
 _EXACT = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "DECIMAL"})
-# COPY starts a new file when one exceeds this size, which suits engines that read from S3.
+# COPY starts a new file when the current one exceeds this size. Files of this size suit engines that read from S3.
 _FILE_BYTES = "256MB"
-# No percent-encoded value is longer than this many bytes, except text (VARCHAR, JSON). NULL has its own folder name.
+# Only percent-encoded text (VARCHAR, JSON) can be longer than this many bytes. NULL has a folder name of its own.
 _ENCODED_VALUE = 64
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _WRITTEN = re.compile(r"[\w.~%=/-]+", re.ASCII)
@@ -35,8 +35,8 @@ def columns(given: Sequence[tuple[str, str]], required: Sequence[Column]) -> tup
         required: the contract's columns; empty if no contract is enforced.
 
     Raises:
-        BuscoError: SQL and contract differ, or a table can't hold a type; the message lists the columns and the casts
-            to write.
+        BuscoError: the SQL and the contract differ, or a table can't hold one of the types; the message lists the
+            columns and the casts to write.
     """
     names = [name for name, _ in given]
     if not required:
@@ -69,7 +69,7 @@ def columns(given: Sequence[tuple[str, str]], required: Sequence[Column]) -> tup
 
 
 def _as_written(column: str, kind: types.DataType) -> str:
-    """Returns the expression with which COPY writes a column of a type.
+    """Returns the expression with which COPY writes a column of type `kind`.
 
     DuckDB's Parquet writer fails on infinity in a TIMESTAMP_S without naming the column. A cast to the file's own type
     preserves the infinity, so that `date_range` finds it in the written files.
@@ -113,7 +113,7 @@ def partition_columns(partition_by: Any, table: Sequence[Column]) -> tuple[str, 
     """Returns the model's `partition_by` as column names.
 
     Raises:
-        BuscoError: one of them is not a column of the table, or has a nested type or BLOB.
+        BuscoError: one of them is not a column of the table, or has a nested type or the type BLOB.
     """
     names = tuple([partition_by] if isinstance(partition_by, str) else partition_by or ())
     kinds = {column.name: types.parse(column.type, column.name) for column in table}
@@ -130,8 +130,8 @@ def copy_sql(
 ) -> str:
     """Returns the COPY statement that writes a version's files below `url` and returns their statistics.
 
-    A newline follows the model's SQL, so that it terminates a comment on the last line. The statement fails if the keys
-    of a partition's files would be too long for S3.
+    A newline follows the model's SQL, to terminate a comment on its last line. The statement fails if the keys of a
+    partition's files would be too long for S3.
     """
     fields = types.field_ids_sql([(column.name, types.parse(column.type, column.name)) for column in table])
     options = [f"format parquet, compression zstd, return_stats, field_ids {fields}"]
@@ -139,7 +139,8 @@ def copy_sql(
         by = ", ".join(types.quoted(name) for name in partition_by)
         options.append(f"partition_by ({by}), write_partition_columns true")
     else:
-        # opens each file when its first row arrives, with the credentials current at that time, not at the start
+        # with these options, DuckDB opens each file when its first row arrives, with the credentials current at that
+        # time, not at the start
         options.append(f"file_size_bytes '{_FILE_BYTES}', write_empty_file false")
     query = f"select {', '.join(expressions)} from (\n{sql}\n)"
     if partition_by and (checked := _fitting_partitions(table, partition_by, url)):
@@ -148,8 +149,9 @@ def copy_sql(
 
 
 def _fitting_partitions(table: Sequence[Column], partition_by: Sequence[str], url: str) -> str:
-    """Returns an expression for the first partition column that fails if the path of the row's partition is too long;
-    '' if no path can be. DuckDB encodes the path's names and values as `url_encode` does (a test compares the two).
+    """Returns an expression that replaces the first partition column and fails if the path of the row's partition is
+    too long; '' if no path can be too long. DuckDB encodes the path's names and values as `url_encode` does (a test
+    compares the two).
 
     The message does not contain the value, which may be personal data.
     """
@@ -178,14 +180,14 @@ def _is_text(kind: types.DataType) -> bool:
 def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
     """Returns COPY's RETURN_STATS rows as files; `prefix` is the bucket's URL.
 
-    Files without rows are left out: a version without files is a typed empty relation (Q1).
-    dbt returns rows of (filename, count, file_size_bytes, footer_size_bytes, column_statistics, partition_keys),
+    Files without rows are left out; if no files remain, the version is a typed empty relation (Q1).
+    dbt returns each row as (filename, count, file_size_bytes, footer_size_bytes, column_statistics, partition_keys),
     with maps as JSON text.
 
     Raises:
         BuscoError: two partitions have the same folder.
     """
-    # imported here because pyiceberg is a tenth of all imports at startup, and is needed only after a build
+    # imported here because pyiceberg would be a tenth of all imports at startup, and is needed only after a build
     from busco.lake.versions import WrittenFile
 
     files = []
@@ -213,7 +215,7 @@ def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
 
 def is_below(folder: str, key: str) -> bool:
     """Whether `key` is a valid key for a file that COPY writes for the version in `folder`. Partition names and values
-    in it are percent-encoded; a `?` is not allowed, because DuckDB would parse what follows it as options."""
+    in the key are percent-encoded; a `?` is not allowed, because DuckDB would parse what follows it as options."""
     return key.startswith(f"{folder}/") and _WRITTEN.fullmatch(key) is not None and "/../" not in key
 
 
@@ -227,7 +229,7 @@ def check_not_null(table: Sequence[Column], files: Sequence[WrittenFile], nested
     """Checks the contract's not_null constraints against COPY's own null counts.
 
     Raises:
-        BuscoError: a column that must not be NULL has NULLs; the message has their number.
+        BuscoError: a column that must not be NULL has NULLs; the message says how many.
     """
     problems = []
     for column in table:
@@ -245,7 +247,8 @@ def check_not_null(table: Sequence[Column], files: Sequence[WrittenFile], nested
 
 
 def null_sql(table: Sequence[Column], urls: Sequence[str]) -> str:
-    """Returns a query that counts the NULLs of nested not_null columns in the written files; '' if there are none."""
+    """Returns a query that counts the NULLs of nested not_null columns in the written files; '' if there is no such
+    column or no file."""
     nested = [c.name for c in table if c.required and types.is_nested(types.parse(c.type, c.name))]
     if not nested or not urls:
         return ""

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 def check(dbt: Dbt) -> None:
     """Refuses models that are partitioned by a column which their SQL derives from personal data.
 
-    The partitioned models and their ancestors are compiled on empty tables. A model is not checked here, but when it is
-    built, before it writes anything (`personal.check_partitions`), if its SQL is built from query results or if it
-    reads a relation with undocumented columns.
+    The partitioned models and their ancestors are compiled on empty tables. If a model's SQL is built from query
+    results, or if the model reads a relation with undocumented columns, it is not checked here, but when it is built,
+    before it writes anything (`personal.check_partitions`).
 
     Raises:
-        BuscoError: there are some; the message lists each model and column.
+        BuscoError: there are such models; the message lists each model and column.
     """
     project = dbt.project
     if project is None:

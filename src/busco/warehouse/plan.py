@@ -15,8 +15,12 @@ _BAD = frozenset({"failed", "error"})
 
 @dataclass(frozen=True)
 class Plan:
-    """`nodes` are built or tested; DOCS_NODE among them stands for the docs. `blocked` are skipped; each one is mapped
-    to the name of the failed model or test that blocks it. Nodes are dbt unique ids."""
+    """The remaining work of a run. Nodes are dbt unique ids.
+
+    Attributes:
+        nodes: the nodes to build or test; DOCS_NODE stands for the docs.
+        blocked: the nodes to skip, each mapped to the name of the failed model or test that blocks it.
+    """
 
     nodes: tuple[str, ...]
     blocked: Mapping[str, str]
@@ -30,9 +34,9 @@ class Plan:
 def plan(run: Run, project: Project, elsewhere: frozenset[str] = frozenset()) -> Plan:
     """Returns the remaining work of a run.
 
-    A node is done if it has a final result for the versions that are now in the run. If a table was rebuilt since, the
-    tests and models that read its old version are not done. A failed node is done, too: it is rebuilt only if somebody
-    clears its task.
+    A node is done if it has a final result for the versions that are now in the run. If a table was rebuilt since then,
+    the tests and models that read its old version are not done. A failed node is done, too: it is rebuilt only if
+    somebody clears its task.
 
     Args:
         elsewhere: nodes for other runners (`for_other_runners`); they and the nodes downstream of them are left out.
@@ -75,7 +79,8 @@ def plan(run: Run, project: Project, elsewhere: frozenset[str] = frozenset()) ->
 
 def for_other_runners(run: Run) -> frozenset[str]:
     """Returns the nodes that a shared runner must leave alone. Either a live runner for a single task is still working
-    on them, or a runner ran out of memory while it was building them, so each one gets a larger runner of its own."""
+    on them, or a runner ran out of memory while it was building them. In the latter case, each node gets a larger
+    runner of its own."""
     results, endings = run.results(), run.endings()
     final = [result for result in results if result.status in FINAL]
     reported = {(result.node, result.runner) for result in final}

@@ -1,4 +1,4 @@
-"""The dbt-duckdb plugin behind the `lake` materialization: it handles records, while dbt's connection runs the SQL."""
+"""The dbt-duckdb plugin of the `lake` materialization: it handles the run's records; dbt's connection runs the SQL."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from busco.warehouse.guard import Guard
 from busco.warehouse.scope import Scope
 from busco.warehouse.session import Session, quoted_relation
 
-# The session of this process. It is global because dbt creates plugins itself, so it can't be passed to them.
+# The session of this process. It is global because dbt creates plugins itself, so a session can't be passed to them.
 _active: Session | None = None
 _guard = Guard()
 
-# The keys of a step's dictionary that macros set. All other keys are restored from what earlier steps returned.
+# The keys of a step's dictionary that macros set. All other keys are restored as earlier steps left them.
 _GIVEN = frozenset({"node", "step", "sql", "described", "known", "stats", "counted", "file", "delimiter", "names"})
 
 # the columns of the query that dbt runs for a test
@@ -46,7 +46,7 @@ def activate(session: Session | None) -> None:
 
 
 def check(sql: str) -> bool:
-    """Refuses statements that a project's SQL may not run (`busco.warehouse.guard`).
+    """Refuses statements that a project must not run (`busco.warehouse.guard`).
 
     Returns:
         Whether the results may contain personal data.
@@ -69,7 +69,7 @@ def _checked(query: str, what: str) -> None:
 
 def rows_fetched(names: Sequence[str]) -> None:
     """Records that the current node's Jinja fetched rows that may contain personal data. dbt itself fetches rows only
-    for tests, which are row counts and are ignored here.
+    for tests; those rows are counts, and are ignored here.
 
     Args:
         names: the names of the fetched columns.
@@ -105,7 +105,7 @@ class Plugin(BasePlugin):
             conn.execute(f"create schema if not exists {types.quoted(schema)}")
         for schema, name, query, is_ours in _active.relations():
             if not is_ours:
-                # it contains types from the project's YAML
+                # the query contains types from the project's YAML
                 _checked(query, f"{schema}.{name}")
             conn.execute(f"create or replace view {quoted_relation(schema, name)} as {query}")
         store = _active.store
@@ -113,7 +113,7 @@ class Plugin(BasePlugin):
         engine.close(conn, folders, sorted(_active.project.seed_files))
 
     def store(self, target_config: TargetConfig) -> None:
-        """Runs the step of the materialization that the dictionary `target_config.config` names as `step`.
+        """Runs a step of the materialization: the one that the key `step` of `target_config.config` names.
 
         The project's Jinja can also call this method, with any dictionary. Therefore the node must be the current one,
         results of earlier steps are not read from the dictionary, and only statements that the steps build are granted.
@@ -154,7 +154,7 @@ class Plugin(BasePlugin):
             raise DbtRuntimeError(str(error)) from error
 
     def _grant(self, step: str, job: dict[str, Any], node: Mapping[str, Any]) -> None:
-        """Grants the statements that a step has built, and those that dbt's macros build after it."""
+        """Grants the statements that a step has built, and those that dbt's macros build after that step."""
         relation, scope = str(node["relation_name"]), _guard.scope
         assert scope is not None
         if step == "check_sql":

@@ -1,11 +1,11 @@
-"""Removes values from the errors of models that read personal data.
+"""Removes values from error messages about models that read personal data.
 
 DuckDB quotes a value that it can't convert, and the value may itself contain quotes, newlines or anything else.
 Therefore the filter doesn't try to find and remove values; it shows only text from an allowlist:
 
 - of a message about data (conversions, ranges, constraints, files, `error(…)`): its kind, and the constant words of the
   patterns in `SHAPES`;
-- of a message about code (binder, catalog, parser): words of DuckDB, of the project's code, and of its names;
+- of a message about code (binder, catalog, parser): words of DuckDB, of the project's code, and of the project's names;
 - of an echoed line of SQL: the whole line, if it contains only such words.
 
 Everything else is replaced by `•••`. The messages are those of DuckDB 1.5.5.
@@ -28,7 +28,7 @@ from busco.warehouse.messages import KINDS, MESSAGE_WORDS, OF_CODE, OF_THE_MACHI
 HIDDEN = "•••"
 
 _KIND = re.compile(rf"\A((?:{KINDS}) Error: )(.*)\Z", re.DOTALL)
-# dbt's first line of a message, `Runtime Error in model orders (models/…)`, and the lines that it appends
+# the line that dbt puts before a message, `Runtime Error in model orders (models/…)`, and the lines that dbt appends
 _HEAD = re.compile(
     r"\A(\s*)((?:Runtime|Compilation|Database|Internal|Parsing|Validation|Dependency|Contract|Connection|Unhandled|"
     r"Encountered an|RPC) [eE]rror:?)([^\n]*)(?:\n|\Z)"
@@ -38,17 +38,17 @@ _ECHO = re.compile(r"\s*^LINE (\d{1,5}): ([^\n]*)\n( *\^)\s*\Z", re.MULTILINE)
 _CALL = re.compile(r"An error occurred \((\w{1,40})\) when calling the (\w{1,40}) operation")
 _COUNT = re.compile(r"Got \d+ results?, configured to (?:fail|warn) if [!<>=]+ ?\d+")
 _FRAME = re.compile(r'  File "[^"\n]+", line \d+, in \w+')
-# every non-ASCII character counts as part of a word: names in any script, emojis
+# every non-ASCII character counts as part of a word, so that words include names in any script, and emojis
 _WORD = re.compile(r"(?:\w|[^\x00-\x7f])+")
 _SIZE = re.compile(r"\(\d{1,2}(?:, ?\d{1,2})?\)|\[\d{0,2}\]")
 # macros that can bring query results into a model's SQL or into dbt's log
 _QUERY_MACROS = frozenset({"macro.dbt.run_query", "macro.dbt.statement", "macro.dbt.load_result"})
-# methods of `adapter` that return no values; any other use of it, including assigning it to a variable, may
+# methods of `adapter` that return no values; any other use of `adapter` may, even if it is only assigned to a variable
 _HARMLESS = (
     "dispatch|quote|quote_as_configured|type|get_relation|load_relation|get_columns_in_relation|get_missing_columns"
 )
 _RUNS_QUERY = re.compile(rf"\b(?:run_query|load_result|statement|add_query)\b|\badapter\b(?!\s*\.\s*(?:{_HARMLESS})\b)")
-# holes are greedy, so that everything up to the last occurrence of the constant text counts as the value
+# holes are greedy, so that everything up to the last occurrence of the next constant text counts as the value
 _HOLES = {"…": r"(?:.*)", "<>": r"([\w .,()\[\]\":]+)"}
 
 
@@ -90,8 +90,8 @@ class Redactor:
         """Whether values are hidden in messages about a node, because it or one of its ancestors has pii columns.
 
         Messages about no node, or about one that isn't in the project (hooks, inline queries), are filtered if any node
-        has pii columns. A unit test's rows are code from its YAML, unless they come from a query or its model's Jinja
-        runs queries.
+        has pii columns. The rows of a unit test are code from its YAML, so they are not hidden, unless they come from a
+        query or the tested model's Jinja runs queries.
         """
         project = self.project
         if node in self._indirect:
@@ -127,7 +127,7 @@ class Redactor:
     # -- filtering ------------------------------------------------------------------------------------------------
 
     def text(self, node: str, text: str) -> str:
-        """Returns an error message, or another text from dbt, without values if the node's values are hidden.
+        """Returns an error message, or another text from dbt; if the node's values are hidden, the text is filtered.
 
         Args:
             node: the unique id; '' if the text is about no node.
@@ -196,7 +196,7 @@ class Redactor:
         return "\n".join([first, *inner])
 
     def _body(self, node: str, text: str) -> str:
-        """Filters a message without dbt's frame."""
+        """Filters the part of a message that is left without the lines that dbt adds (`_HEAD`, `_BELOW`)."""
         if not text.strip() or _squeezed(text) in self._allowed or _COUNT.fullmatch(text.strip()):
             return text
         found = _KIND.match(text.strip())
@@ -231,7 +231,7 @@ class Redactor:
 
     def _of_code(self, node: str, content: str) -> str:
         """Hides the part of each line from the first to the last unknown word, extended to the first and last quote.
-        Known words in between may belong to the same value."""
+        Known words in between are hidden too, because they may belong to the same value."""
         known = self._words(node)
 
         def shown(line: str) -> str:

@@ -1,4 +1,4 @@
-"""Turns the events that dbt reports while it runs into results and logs for the followers."""
+"""Converts the events of a running dbt command to results and logs, which the run's followers read."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _STATUS: dict[str, Status] = {
     "runtime error": "error",
     "skipped": "skipped",
 }
-# DuckDB's position in a statement, and the text of that line (long lines are truncated with dots)
+# the line number that DuckDB reports, and the text of that line (long lines are truncated with dots)
 _LINE = re.compile(r"\bLINE (\d+): ?(.*)")
 
 
 class Reporter:
-    """A dbt event callback that collects each node's log lines and writes its result when it finishes (R8, R9).
+    """A dbt event callback that collects each node's log lines and, when the node finishes, writes its result (R8, R9).
 
-    dbt's threads call it, and dbt swallows a callback's exceptions. So an exception is kept in `problem` and raised by
-    `check`.
+    dbt's threads call a reporter, and dbt swallows the exceptions that it raises. So an exception is kept in `problem`,
+    and `check` raises it.
     """
 
     def __init__(self, run: Run, session: Session, project: Project, redactor: Redactor, code_version: str) -> None:
@@ -84,7 +84,7 @@ class Reporter:
             try:
                 reads = self.session.reads(node)
             except BuscoError as error:
-                # the test ran on an empty placeholder for a table that doesn't exist, so its result is meaningless
+                # the test ran on an empty placeholder for a table that doesn't exist: the test's result is meaningless
                 status, message = "error", str(error)
         bad = status in ("failed", "error")
         if bad and (explanation := explained(message, self.session.budget)):
@@ -120,11 +120,12 @@ class Reporter:
 def located(message: str, project: Project, node: str, sql: str) -> tuple[str, str]:
     """Replaces DuckDB's line number in dbt's error with the line number in the model's compiled SQL.
 
-    DuckDB counts lines in a statement that has lines of dbt and of this platform before the model's SQL. The line is
-    therefore found by its text.
+    DuckDB counts lines in a statement in which lines from dbt and from this platform precede the model's SQL. The line
+    is therefore found by its text.
 
     Returns:
-        The error, and `<file>:<line>` of the compiled SQL if DuckDB names a line; otherwise, the node's file.
+        The error, and the place to look: `<file>:<line>` if the line was found, otherwise only the file. For a model,
+        this is the file with the compiled SQL.
     """
     properties = project.node(node)
     path = str(properties["original_file_path"])

@@ -39,7 +39,7 @@ from busco.warehouse.session import Session, write_bronze_metadata
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a runner: the status of each node, by unique id."""
+    """The outcome of a runner: its number, and the status of each node by unique id."""
 
     number: int
     statuses: dict[str, str]
@@ -61,7 +61,7 @@ def open_store(settings: Settings) -> tuple[ObjectStore, EnvironmentLayout]:
 
 
 def work(settings: Settings, run_key: str, nodes: Sequence[str] | None = None, rebuild: bool = False) -> Outcome | None:
-    """Calls `serve` without an order, for `nodes` (dbt unique ids) or for everything remaining in the newest epoch."""
+    """Calls `serve` with an unnamed order for `nodes` (dbt unique ids) or for all that remains in the newest epoch."""
     order = Order(
         name="", generation=0, kind="shared" if nodes is None else "solo", nodes=tuple(nodes or ()), rebuild=rebuild
     )
@@ -72,8 +72,8 @@ def serve(settings: Settings, run: Run, order: Order, log: str = "") -> Outcome 
     """Builds nodes of a run and writes their results.
 
     Args:
-        order: specifies the nodes: either it lists them, or (`shared`) they are all nodes of the run without a result,
-            followed by the docs.
+        order: specifies the nodes to build: those that it lists or, if its kind is `shared`, all nodes of the run
+            without a result, and then the docs.
         log: the file with this process's output, recorded so that people can find it.
 
     Returns:
@@ -114,7 +114,7 @@ def _serve(settings: Settings, run: Run, order: Order, me: Runner) -> Outcome:
             say(f"{line} parsed_by={dbt.parsed_by}")
             base = run.base()
             if not run.environment.is_replay:
-                # bronze metadata belongs to prod, and replays are read by DuckDB, which doesn't need it
+                # bronze metadata belongs to prod; replays are read by DuckDB, which doesn't need that metadata
                 write_bronze_metadata(settings, run, run.pin.bronze, base)
             models = frozenset(n for n in todo.nodes if project.table_of(n)) if order.rebuild else frozenset()
             session = Session(settings, project, run.store, run, base, me.number, models, dbt.redactor)
@@ -157,7 +157,7 @@ def _me(settings: Settings, order: Order, log: str) -> Runner:
 
 
 def _register(run: Run, me: Runner) -> Runner | None:
-    """Registers this process, unless a live runner has the same work: n + 1 starts only after n has ended (R9)."""
+    """Registers this process, unless a runner with the same work is alive: such runners work one after another (R9)."""
     while True:
         known, endings = run.runners(), run.endings()
         for other in known:

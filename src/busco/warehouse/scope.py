@@ -5,7 +5,7 @@ declarations (`ref()`, `source()`) to determine whether it reads personal data, 
 what must be built first. SQL that names any other table is therefore refused. So is SQL that would replace a table or
 one of DuckDB's functions, because later models and tests would use the replacement.
 
-Other nodes can read what a hook creates without declaring it. If the hook's node reads personal data, every node that
+What a hook creates can be read by nodes that do not declare it. If the hook's node reads personal data, every node that
 names such an object counts as reading personal data, too.
 """
 
@@ -51,14 +51,14 @@ class Scope:
         self._lock = threading.Lock()
         # the names of objects created by nodes that read personal data
         self._made: set[str] = set()
-        # nodes that are creating their own view or seed, and nodes that have started to
+        # nodes that are creating their own view or seed now, and nodes that have ever started to do so
         self._making: set[str] = set()
         self._began: set[str] = set()
 
     # -- a node's own relation ----------------------------------------------------------------------------------------
 
     def begin(self, node: str) -> None:
-        """Lets a node's statements create its own relation, once, until `end` or until dbt puts the view in place."""
+        """Lets a node's SQL create the node's relation, once, until `end` or until dbt puts the view in place."""
         with self._lock:
             if node not in self._began:
                 self._began.add(node)
@@ -88,7 +88,7 @@ class Scope:
 
     def is_personal(self, statement: Sequence[Token]) -> bool:
         """Whether a statement's results may contain personal data: it names a table that contains or is derived from
-        personal data, or an object created by a node that reads some. Column names and types are not data."""
+        personal data, or an object created by a node that reads such data. Column names and types are not data."""
         hidden = self._made_names() | self._views
         return any(
             any(pair in self._personal for pair in _pairs(parts)) or not hidden.isdisjoint(parts)
@@ -108,8 +108,8 @@ class Scope:
                 self._made |= made
 
     def names_hook_objects(self, node: str, statement: Sequence[Token]) -> bool:
-        """Whether a node's statement names an object created by a node that reads personal data, or, without its
-        schema, a view over personal data that the node doesn't declare."""
+        """Whether a statement of `node` names an object created by a node that reads personal data, or names, without
+        its schema, a view over personal data that `node` doesn't declare."""
         declared = {name for schema, name in self._declared(node) or () if schema == _MAIN}
         hidden = self._made_names() | (self._views - declared)
         return any(not hidden.isdisjoint(parts) for _, parts in names(statement))
@@ -139,7 +139,7 @@ class Scope:
         )
 
     def _is_dbts_own(self, node: str, verb: str, touched: set[Relation]) -> bool:
-        """Whether the statement is dbt's own, which creates the node's relation."""
+        """Whether a statement is one of those with which dbt itself creates the node's relation."""
         if node not in self.project.nodes:
             return False
         schema, name = _split(table_name(self.project.nodes[node]))
@@ -160,7 +160,7 @@ class Scope:
     # -- the project's declarations -----------------------------------------------------------------------------------
 
     def _declared(self, node: str) -> frozenset[Relation] | None:
-        """Returns the relations that a node may name; None if it is not a node of the project."""
+        """Returns the relations that `node` may name; None if `node` is not in the project."""
         project = self.project
         if node in project.unit_tests:
             model = project.unit_tests[node]

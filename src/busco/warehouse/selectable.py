@@ -1,4 +1,4 @@
-"""Leaves out what a selection matches but dbt can't build."""
+"""Removes the nodes that dbt can't build or test from the nodes that a selection matches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits SQL into the tokens of DuckDB's own lexer, and finds the names in it."""
+"""Splits SQL into the tokens of DuckDB's own lexer, and finds the names in the SQL."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def word(token: Token) -> str:
 
 
 def tokens(text: str) -> Iterator[Token]:
-    """Yields DuckDB's tokens. Each extends to the start of the next, so it can include trailing spaces or comments."""
+    """Yields DuckDB's tokens. Each one extends to the start of the next, so it can end with spaces or comments."""
     content = text.encode()
     found = duckdb.tokenize(text)
     ends = [*(start for start, _ in found), len(content)][1:]
@@ -60,8 +60,8 @@ def split(tokens: list[Token]) -> Iterator[list[Token]]:
 
 
 def names(statement: Sequence[Token]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yields each name in a statement: the index of its first token, and its dotted parts in lower case. `silver."A"`
-    is `("silver", "a")`. Keywords and strings count as names too, because DuckDB accepts them as table names."""
+    """Yields each name in a statement: the index of its first token, and its dotted parts in lower case: `("silver",
+    "a")` for `silver."A"`. Keywords and strings count as names too, because DuckDB accepts them as table names."""
     index = 0
     while index < len(statement):
         start, parts = index, [statement[index].name] if _is_name(statement[index]) else []

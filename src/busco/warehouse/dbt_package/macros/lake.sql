@@ -8,7 +8,7 @@
 {% endmaterialization %}
 
 
-{#  `agate_table` is set for a seed only: it is loaded before `sql` runs.  #}
+{#  `agate_table` is set only for a seed, which is loaded before `sql` runs.  #}
 {% macro busco_make_version(sql, agate_table=none) %}
     {% set relation = this.incorporate(type='view') %}
     {% set job = {'node': model.unique_id, 'sql': sql} %}
