@@ -1,6 +1,6 @@
-"""Shows dbt's message as an import error while the dbt project can't be parsed; Airflow keeps the last good graph.
+"""Shows dbt's message as an import error in Airflow while the dbt project can't be parsed.
 
-This file defines no DAG.
+Meanwhile, Airflow uses the graph of the last good parse. This file defines no DAG.
 """
 
 from busco.errors import BuscoError

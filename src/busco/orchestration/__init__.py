@@ -1,1 +1,1 @@
-"""What runs inside Airflow: the graph, triggers that follow runners, and the tasks around them."""
+"""The code that runs inside Airflow: the dbt graph as tasks, the triggers that follow runners, and the other tasks."""

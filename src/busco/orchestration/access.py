@@ -9,9 +9,10 @@ from busco.errors import BuscoError
 from busco.settings import get_settings
 
 ON_CALL = "OnCall"
-# What OnCall can do in addition to the stock Viewer role: pause, trigger, clear and mark (Airflow 2.10.5,
-# `airflow/www/auth.py` and `api_connexion/security.py` list the permissions that each method requires). OnCall can
-# neither delete history nor report a dataset as changed.
+# The permissions that OnCall has in addition to those of the stock Viewer role: to pause and trigger DAGs, to clear
+# tasks, and to mark tasks and runs as success or failed. In Airflow 2.10.5, `airflow/www/auth.py` and
+# `api_connexion/security.py` show which permissions each method requires. OnCall can neither delete history nor report
+# a dataset as changed.
 ON_CALL_MAY = frozenset(
     {
         ("can_edit", "DAGs"),
@@ -28,7 +29,7 @@ def login_kind() -> Literal["password", "oauth"]:
     """Returns the login method: AIRFLOW_LOGIN, or `password` if it is not set.
 
     Raises:
-        BuscoError: AIRFLOW_LOGIN has any other value; a misspelt one never falls back to passwords.
+        BuscoError: AIRFLOW_LOGIN is neither `password` nor `oauth`; a misspelt value must not fall back to passwords.
     """
     kind = os.environ.get("AIRFLOW_LOGIN") or "password"
     if kind not in ("password", "oauth"):
@@ -45,7 +46,10 @@ def admin() -> tuple[str, str]:
 
 
 def development_admin() -> tuple[str, str]:
-    """The admin of a platform that only listens on 127.0.0.1: admin / admin, unless the environment overrides it."""
+    """Returns the admin's name and password for a platform that only listens on 127.0.0.1.
+
+    Both are `admin`, unless the environment overrides them.
+    """
     name, password = admin()
     return name, password or "admin"
 
@@ -66,8 +70,9 @@ def refuse_known(password: str, what: str = "AIRFLOW_ADMIN_PASSWORD") -> None:
 def set_up(username: str, password: str, email: str = "admin@example.com") -> None:
     """Migrates Airflow's database, syncs the roles, and creates or updates the admin.
 
-    Safe to run again: the admin is created if no user has that name. If the password differs, it is changed, which ends
-    that user's sessions. Without a password, no user is changed.
+    It is safe to run again: the admin is only created if there is no user named `username`. If that user has another
+    password, the password is changed, which ends the user's sessions. If `password` is empty, no user is created or
+    changed.
 
     Raises:
         BuscoError: on AWS, the admin has a well-known password.
@@ -98,9 +103,9 @@ def set_up(username: str, password: str, email: str = "admin@example.com") -> No
 def keep_roles(manager: Any) -> None:
     """Resets the stock roles to Airflow's definitions, and creates or resets OnCall.
 
-    OnCall can view everything that a Viewer can, and can pause, trigger, clear and mark all DAGs, including
-    `operations`. Any other permission that it was granted is removed, except those that a DAG file grants on its own
-    DAG (`access_control`).
+    OnCall can view everything that a Viewer can. It can also pause and trigger all DAGs, including `operations`, clear
+    their tasks, and mark tasks and runs as success or failed. Any other permission of the role is removed, except
+    permissions on a single DAG, which that DAG's file grants (`access_control`).
 
     Args:
         manager: Flask-AppBuilder's security manager.
@@ -117,7 +122,7 @@ def keep_roles(manager: Any) -> None:
 
 
 def main() -> None:
-    """Sets up Airflow's login from AIRFLOW_ADMIN_USERNAME, _PASSWORD and _EMAIL.
+    """Sets up logins to Airflow, with the admin from AIRFLOW_ADMIN_USERNAME, _PASSWORD and _EMAIL.
 
     No admin is created without a password, or if users log in through an identity provider (AIRFLOW_LOGIN=oauth).
     """

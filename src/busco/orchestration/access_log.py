@@ -1,6 +1,7 @@
-"""The webserver's access log, escaped by `busco.text`: clients can send anything as a path or a header.
+"""Escapes the webserver's access log (`busco.text`), since clients can send anything as a path or a header.
 
-GUNICORN_CMD_ARGS (`--logger-class`) makes gunicorn use it; Airflow's command leaves that variable alone.
+gunicorn uses the class below because GUNICORN_CMD_ARGS specifies it (`--logger-class`); Airflow's command, which starts
+gunicorn, does not change that variable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One alert for each failed DAG run: which models failed and why, which tables stay stale, and what to do."""
+"""Sends one alert for each failed DAG run: which models failed and why, which tables stay stale, and what to do."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from busco.text import shown
 
 log = logging.getLogger(__name__)
 
-_SUBJECT = 100  # characters, ASCII (SNS API reference, Publish)
+_SUBJECT = 100  # maximum length of a subject, in ASCII characters (SNS API reference, Publish)
 _LISTED = 20
 
 
 def failed_run(context: Any) -> None:
-    """A DAG's `on_failure_callback`: publishes the alert to the configured topic.
+    """Publishes the alert for a failed DAG run to the configured topic.
 
-    It never raises; its own failures are logged by Airflow's DAG processor.
+    The function is a DAG's `on_failure_callback`. It never raises: if the alert can't be sent, the error goes to the
+    log of Airflow's DAG processor.
     """
     try:
         settings = get_settings()
@@ -41,7 +42,7 @@ def failed_run(context: Any) -> None:
 
 
 def _nodes(dag: Any, task_id: str) -> list[str]:
-    """Returns the dbt nodes of a task; empty for pin, publish and the like."""
+    """Returns the dbt nodes of a task; the list is empty for pin, publish and the like."""
     return list(getattr(dag.get_task(task_id), "nodes", []) if dag.has_task(task_id) else [])
 
 
@@ -76,7 +77,7 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
 
 
 def stale_of(settings: Settings, pin: Pin, nodes: list[str]) -> tuple[str, ...]:
-    """Returns the gold tables that stay stale after these nodes failed; empty if the project can't be read here."""
+    """Returns the gold tables that stay stale after these nodes failed, or () if the project can't be read here."""
     try:
         project = Project.read(settings.of_project(pin.project_dir).manifest_path)
     except BuscoError:
@@ -93,6 +94,6 @@ def _run(settings: Settings, dag_id: str, run_id: str) -> Run | None:
 
 
 def _why(result: Result) -> list[str]:
-    """Returns the first lines of an error, in which personal data is already masked."""
+    """Returns the first lines of a result's error, in which personal data is already masked, and where it occurred."""
     lines = (result.error or result.message).strip().splitlines()[:4]
     return [*lines, f"at {result.where}"] if result.where else lines

@@ -1,4 +1,4 @@
-"""Non-blocking AWS clients for triggers: one for each service and event loop."""
+"""Provides non-blocking AWS clients to triggers, one for each service and event loop."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from busco.settings import Settings
 
 Answer = TypeVar("Answer")
 
-# Concurrent S3 calls per event loop. Signing a request and parsing its response take a millisecond or two of the
-# loop's time: a thousand tasks that all call S3 in one iteration would block the loop for seconds.
+# The maximum number of concurrent S3 calls in an event loop. Signing a request and parsing its response take a
+# millisecond or two of the loop's time: a thousand tasks that all call S3 in one iteration would block the loop for
+# seconds.
 _AT_ONCE = 6
 
 
@@ -38,17 +39,17 @@ _LOADER = botocore.loaders.create_loader()
 
 
 async def shared(what: Hashable, ask: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Coalesces concurrent identical requests: all callers that arrive before one is sent share its response.
+    """Coalesces concurrent identical requests: all callers that arrive before a request is sent share its response.
 
-    A request is sent once the previous one has completed. No caller gets a response to a request that was sent before
-    its own call.
+    The next request is sent once the previous one has completed. A caller never gets the response to a request that was
+    sent before the call.
     """
     key = (id(asyncio.get_running_loop()), what)
 
     async def answer() -> Answer:
         if key in _in_flight:
             await asyncio.wait([_in_flight[key]])
-        # callers that arrive from here on need a new request: this one may miss what changes after it is sent
+        # callers that arrive from here on need a new request: this one may miss changes made after it is sent
         _in_flight[key] = _queued.pop(key)
         try:
             return await ask()
@@ -78,7 +79,7 @@ async def _make(service: str, settings: Settings) -> None:
         session = get_session()
         session.register_component("data_loader", _LOADER)
         if service == "s3":
-            # nothing here uses the timestamps in S3's responses, and parsing them is three quarters of a listing's cost
+            # nothing here uses the timestamps in S3's responses, and parsing them takes 3/4 of a listing's time
             session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
         context = session.create_client(
             service,
@@ -87,13 +88,16 @@ async def _make(service: str, settings: Settings) -> None:
             config=AioConfig(**CLIENT_CONFIG),
         )
         _clients[key] = await context.__aenter__()
-        # everything that Airflow has loaded by now stays for good; scanning it in each full collection would block the
-        # loop for 0.1 s
+        # the objects that Airflow has loaded by now stay in memory for good; scanning them in each full garbage
+        # collection would block the loop for 0.1 s
         gc.freeze()
 
 
 async def forget_clients() -> None:
-    """Closes this event loop's clients. Callers with a loop of their own need this: a later loop may reuse its id."""
+    """Closes this event loop's clients.
+
+    Code that runs its own event loop must call this before the loop ends, since a later loop may have the same id.
+    """
     loop = id(asyncio.get_running_loop())
     for key in [key for key in _clients if key[1] == loop]:
         await _clients.pop(key).close()
@@ -133,11 +137,13 @@ class AsyncObjects:
                 return await body.read(), answer["ETag"]
 
     async def put(self, key: str, body: str, etag: str | None) -> None:
-        """Creates an object (etag None) or replaces it if its ETag matches. It can be retried after a failure: a write
-        whose response was lost is recognised by its content.
+        """Creates an object if `etag` is None; otherwise, replaces the object if it still has that ETag.
+
+        The call can be repeated after a failure: if an earlier write succeeded but its response was lost, the write is
+        recognised by its content.
 
         Raises:
-            Conflict: the object exists or has another ETag, and its content differs.
+            Conflict: the object already exists or no longer has that ETag, and its content is not `body`.
             ClientError: S3 refuses for another reason. 409 ConditionalRequestConflict is one of these: another
                 conditional write or a delete was in progress, so it is unknown whether the object exists (S3 user
                 guide, "Conditional writes").
@@ -148,7 +154,7 @@ class AsyncObjects:
                 await self.s3.put_object(Bucket=self.settings.lake_bucket, Key=key, Body=body.encode(), **condition)
             return
         except ClientError as error:
-            # If-Match on a key that does not exist is a 404
+            # S3 responds to If-Match on a key that does not exist with 404
             if error.response["Error"]["Code"] not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                 raise
         found = await self.get(key)
@@ -156,7 +162,7 @@ class AsyncObjects:
             raise Conflict(key)
 
     async def etags(self, prefix: str, delimiter: str = "") -> dict[str, str]:
-        """Returns the ETags of the objects under a prefix; only of its direct children if `delimiter` is a slash."""
+        """Returns the ETags of the objects under a prefix; with the delimiter `/`, those in subfolders are left out."""
         found: dict[str, str] = {}
         async for page in self._pages(prefix, delimiter):
             found.update({item["Key"]: item["ETag"] for item in page.get("Contents", [])})

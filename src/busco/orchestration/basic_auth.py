@@ -23,11 +23,10 @@ def init_app(app: Flask) -> None:
 
 
 def requires_authentication(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Calls the function if the username and password are correct; otherwise responds with 401, or with 429 after too
-    many failed attempts.
+    """Decorates an endpoint so that it is only called if the username and password are correct.
 
-    If users log in through an identity provider (AIRFLOW_LOGIN=oauth), nobody has a password, and it always responds
-    with 401.
+    Otherwise, the response is 401, or 429 after too many failed attempts. If users log in through an identity provider
+    (AIRFLOW_LOGIN=oauth), nobody has a password, and the response is always 401.
     """
 
     @wraps(function)

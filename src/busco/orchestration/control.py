@@ -1,4 +1,4 @@
-"""The tasks around the graph, run by Airflow's workers: pin, publish, Glue, and what on-call triggers."""
+"""The tasks that Airflow's workers run around the dbt graph: pin, publish, Glue, and the operations of on-call."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ log = logging.getLogger(__name__)
 def pin(
     dag_id: str, run_id: str, attempt: int, origin: str, select: str, full_refresh: bool, project_dir: str = ""
 ) -> str:
-    """Pins the run, with the task's try number as its epoch (R1), and returns the run's key.
+    """Pins the run, with the task's try number as the run's epoch (R1), and returns the run's key.
 
     Args:
         project_dir: the dbt project's folder, relative to the platform's home; empty for the platform's own project.
 
     Raises:
         AirflowFailException: the selection matches nothing or contains options, deliveries are outdated, the project
-            has not been parsed, or another project has published a table of the same name or uses this project's name.
+            has not been parsed, or another project has published a table with the same name or uses this project's
+            name.
     """
     settings, store, environment = _lake()
     settings = settings.of_project(project_dir)
@@ -84,8 +85,9 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
 
     Raises:
         AirflowSkipException: publishing is on hold, or the run was superseded or rolled back.
-        AirflowFailException: publishing was refused. The message states what to clear or, if this may not be the
-            project whose tables are live under its name, both possible fixes (`busco.lake.owners`).
+        AirflowFailException: publishing was refused. The message states which task to clear. If the tables that are
+            live under this project's name may belong to another project, it states both possible fixes
+            (`busco.lake.owners`).
     """
     settings, store, environment = _lake(publishes=True)
     try:
@@ -163,13 +165,13 @@ def rollback(release: str, reason: str, who: str) -> str:
 
 
 def resume(context: Any) -> list[str]:
-    """Lifts the hold, and returns the runs that were skipped while it was in effect.
+    """Lifts the hold on publishing, and returns the runs that were skipped while the hold was in effect.
 
-    Safe to repeat: if an earlier try of the task lifted the hold and died, this one returns the same runs. If there is
-    no hold, it does nothing and succeeds, so that the new run is started.
+    It is safe to repeat: if an earlier try of the task lifted the hold and died, the next try returns the same runs. If
+    there is no hold, the task does nothing and succeeds, so that the DAG still starts a new run.
 
     Raises:
-        AirflowFailException: another hold was set in the meantime; this DAG run does not lift it.
+        AirflowFailException: another hold was set in the meantime; this DAG run does not lift that one.
     """
     _, store, environment = _lake(publishes=True)
     run = context["dag_run"]
@@ -197,6 +199,6 @@ def _lake(publishes: bool = False) -> tuple[Settings, ObjectStore, EnvironmentLa
 
 
 def _failed(error: BuscoError) -> AirflowFailException:
-    """Logs the error, and returns the exception that fails the task: Airflow's own log would begin with a traceback."""
+    """Logs the error, and returns the exception that fails the task; Airflow's own log would begin with a traceback."""
     log.error("%s", error)
     return AirflowFailException(str(error))

@@ -1,4 +1,4 @@
-"""What a run's ECS tasks used, and approximately cost."""
+"""Computes what a run's ECS tasks used, and approximately what they cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from busco.settings import Settings
 
 @dataclass(frozen=True)
 class RunCost:
-    """The cost of a run's ECS tasks so far; `unknown` counts those whose times ECS no longer has."""
+    """The cost of a run's ECS tasks so far; `unknown` counts the tasks whose times ECS no longer has."""
 
     tasks: int
     cost: Cost
@@ -30,7 +30,10 @@ class RunCost:
 
 
 def run_cost(settings: Settings, run: Run) -> RunCost:
-    """Adds up what the run's epoch has used: each ECS task from its image pull until it stopped, or until now."""
+    """Adds up what the ECS tasks of the run's epoch have used.
+
+    Each task counts from its image pull until it stopped, or until now if it is still running.
+    """
     endings, runners = run.endings(), [runner for runner in run.runners() if runner.arn]
     open_ones = [runner for runner in runners if runner.number not in endings]
     times = {runner.arn: times for runner, times in _times(settings, open_ones).items()}
@@ -49,7 +52,7 @@ def run_cost(settings: Settings, run: Run) -> RunCost:
 
 
 def _times(settings: Settings, runners: list[Runner]) -> dict[Runner, tuple[datetime | None, datetime | None]]:
-    """The start and end times of tasks that no process has recorded as ended yet."""
+    """Returns the start and end times of tasks whose end is not recorded yet; for a running task, the end is now."""
     found: dict[Runner, tuple[datetime | None, datetime | None]] = {}
     ecs: Any = client("ecs", settings) if runners else None
     for start in range(0, len(runners), 100):

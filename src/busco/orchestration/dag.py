@@ -1,4 +1,4 @@
-"""The DAG of a dbt project: pin → the dbt graph → docs → publish → Glue."""
+"""Defines the DAG of a dbt project: pin → the dbt graph → docs → publish → Glue."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def lakehouse_dag(
 ) -> DAG:
     """Returns a DAG that builds a dbt project on the lake, tests it, and publishes its tables together.
 
-    It only reads the project's manifest: it does not run dbt or open a connection.
+    The function only reads the project's manifest: it does not run dbt or open a connection.
 
     Args:
-        dag_id: the name of its file.
+        dag_id: the DAG's id, which is also the name of the DAG's file.
         project_dir: the dbt project's folder, relative to the platform's home; None for the platform's own project.
         doc_md: what the DAG is for; instructions for on-call are appended.
-        kwargs: arguments of `airflow.DAG` that override the ones set here (`schedule`, `tags`).
+        kwargs: further arguments for `airflow.DAG`; they override the ones that are set here, such as `schedule`.
 
     Raises:
-        BuscoError: the project has not been parsed here.
+        BuscoError: the project has not been parsed on this machine.
     """
     given: dict[str, Any] = {
         "schedule": None,

@@ -1,10 +1,11 @@
-"""The state of DAG runs, and of their tasks that follow runners, in Airflow's database.
+"""Reads the state of DAG runs, and of their tasks that follow runners, from Airflow's database.
 
-Airflow (2.10.5) marks a DAG run as failed in many transactions: it skips the tasks that have not started one by one,
-and sets the run's own state last (`airflow/api/common/mark_tasks.py`, `set_dag_run_state_to_failed`). In between, the
-scheduler may defer a task that it read before the task was skipped (`models/dagrun.py`, `schedule_tis`), and overwrite
-the mark. Most often this is a test over several models, which becomes ready as soon as those are skipped. The task then
-waits in a triggerer although the run is no longer scheduled. Each trigger therefore checks whether it is still needed.
+Airflow (2.10.5) marks a DAG run as failed in many transactions: one by one, it marks the tasks that have not started as
+skipped, and it sets the run's own state last (`airflow/api/common/mark_tasks.py`, `set_dag_run_state_to_failed`). In
+between, the scheduler may defer a task that it had read before the task was marked (`models/dagrun.py`,
+`schedule_tis`), and thereby overwrite the mark. This happens most often to a test over several models, which becomes
+ready as soon as those models are skipped. Such a task then waits in a triggerer although its run is no longer
+scheduled. Each trigger therefore checks whether it is still needed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from busco.orchestration.async_aws import shared
 
 log = logging.getLogger(__name__)
 
-_EVERY = 2.0  # seconds between two queries, each for all of a run's tasks in this process
+_EVERY = 2.0  # seconds between two queries for a run; each serves all of the run's tasks in this process
 _FORGOTTEN = 60.0  # seconds after which a cached result that no task has refreshed is dropped
 _OVER = frozenset({"failed", "success"})
 _DELETED = "deleted"
@@ -25,7 +26,7 @@ _DELETED = "deleted"
 
 @dataclass(frozen=True)
 class Asked:
-    """A DAG run: its state (`deleted` if it no longer exists), and the triggers that its tasks wait for."""
+    """The state of a DAG run (`deleted` if the run no longer exists), and the triggers that its tasks wait for."""
 
     state: str
     waiting: frozenset[int]
@@ -40,10 +41,11 @@ _latest: dict[tuple[int, str, str], tuple[float, Asked]] = {}
 
 
 def ask(dag_id: str, run_id: str, classpath: str) -> Asked:
-    """Queries Airflow's database.
+    """Queries Airflow's database for a DAG run's state, and for the triggers that its tasks wait for.
 
     Args:
-        classpath: the class of the triggers to include; others, such as a sensor's, do not follow a runner.
+        classpath: the import path of the trigger class to include; other triggers, such as a sensor's, do not follow a
+            runner.
     """
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance
@@ -68,12 +70,12 @@ def ask(dag_id: str, run_id: str, classpath: str) -> Asked:
 
 
 async def unwanted(dag_id: str, run_id: str, classpath: str, trigger_id: int, wait: bool = True) -> Asked | None:
-    """Waits until the DAG run is over or its task no longer waits for this trigger, and returns what it found.
+    """Waits until the DAG run is over or no task of the run waits for this trigger, and returns the run's state.
 
-    If a query fails, it tries again.
+    A query that fails is retried.
 
     Args:
-        wait: if False, it queries once, and returns None if the trigger is still needed.
+        wait: if False, query only once, and return None if the trigger is still needed or the query failed.
     """
     while True:
         try:
@@ -92,8 +94,10 @@ def _needs(found: Asked, trigger_id: int) -> bool:
 
 
 async def _asked(dag_id: str, run_id: str, classpath: str, trigger_id: int) -> Asked:
-    """Returns the run's current state, or a recently cached one if that still needs the trigger: one query serves a
-    thousand tasks of a run."""
+    """Returns the run's state; a recently cached state is used if the trigger was still needed at that time.
+
+    With the cache, one query serves a thousand tasks of a run.
+    """
     loop = asyncio.get_running_loop()
     key, now = (id(loop), dag_id, run_id), loop.time()
     asked_at, found = _latest.get(key, (0.0, None))
@@ -107,7 +111,7 @@ async def _asked(dag_id: str, run_id: str, classpath: str, trigger_id: int) -> A
 
 
 async def ask_now(dag_id: str, run_id: str, classpath: str) -> Asked:
-    """Returns a state that was queried after this call; concurrent calls for the same run share one query."""
+    """Returns the run's state from a query sent after this call; concurrent calls for the same run share one query."""
     answer: Asked = await shared(("dag run", dag_id, run_id), lambda: asyncio.to_thread(ask, dag_id, run_id, classpath))
     return answer
 
@@ -115,8 +119,8 @@ async def ask_now(dag_id: str, run_id: str, classpath: str) -> Asked:
 def active_runs() -> frozenset[tuple[str, str]]:
     """Returns the active DAG runs that have unfinished tasks, as pairs of DAG id and run id.
 
-    A task that the scheduler has not reached yet has no state. Between two levels of its graph, all unfinished tasks of
-    a run can be in that state.
+    Unfinished tasks include those without a state, which the scheduler has not reached yet: between two levels of a
+    run's graph, these can be the only unfinished tasks.
     """
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance

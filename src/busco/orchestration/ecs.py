@@ -26,14 +26,18 @@ log = logging.getLogger(__name__)
 
 _EVERY = 1.5  # seconds between two checks of the same ECS task
 _MOST = 100  # the most tasks that one DescribeTasks call accepts (API reference, DescribeTasks)
-# DescribeTasks may not return a task that ECS has just started for `UNSEEN` seconds. If a task that it returned before
-# is missing for this many seconds, it has expired, or ECS was restarted.
+# If DescribeTasks has returned a task before, and then does not return it for this many seconds, the task has expired,
+# or ECS was restarted. A task that ECS has just started can be missing for longer (`UNSEEN`).
 _VANISHED = 4.0
 
 
 @dataclass
 class Seen:
-    """What is known about an ECS task; times are monotonic clock readings."""
+    """What is known about an ECS task; times are monotonic clock readings.
+
+    Attributes:
+        ever: whether DescribeTasks has ever returned the task.
+    """
 
     looked_at: float = 0.0
     missing_since: float | None = None
@@ -66,13 +70,14 @@ class EcsTask:
 
 @dataclass
 class EcsLauncher:
-    """Starts one ECS task for each order, limited by the number of places.
+    """Starts one ECS task for each order, in a limited number of slots.
 
     The task's `startedBy` contains the order's token. If another triggerer, or this one after a restart, starts the
-    order again, it gets the same task. What really protects a table from two runners is its entry (R4).
+    order again, it gets the same task. But what protects a table from two runners in all cases is the table's entry
+    (R4).
 
     Args:
-        stale: seconds without a heartbeat after which a place without a task is investigated.
+        stale: seconds without a heartbeat after which a slot without a known task is checked.
     """
 
     settings: Settings
@@ -89,14 +94,14 @@ class EcsLauncher:
         return await self.start_command(command(pin, order), order.token, f"{pin.run} {order.name}", say, order.size)
 
     async def start_command(self, words: Sequence[str], token: str, label: str, say: Say, size: str = "") -> EcsTask:
-        """Waits for a place, then starts `busco <words>` in the dbt image, at most once per token.
+        """Waits for a slot, then starts `busco <words>` in the dbt image, at most once per token.
 
         Args:
-            token: at most 32 characters: it is the prefix of an ECS client token.
-            label: how its place is listed.
+            token: at most 32 characters, because it is the prefix of an ECS client token.
+            label: the text that lists show for the slot.
 
         Raises:
-            CannotStart: waiting won't help.
+            CannotStart: the task can't be started, and waiting won't help.
         """
 
         async def run(client_token: str) -> str:
@@ -108,7 +113,7 @@ class EcsLauncher:
         return EcsTask(self, arn)
 
     async def end_of(self, task: EcsTask) -> Ending:
-        """Waits until a task has ended; if the wait is interrupted, stops the task."""
+        """Waits until a task has ended, and returns how; if the wait is interrupted, stops the task."""
         try:
             while (ending := self.seen(task.arn).ending) is None:
                 await asyncio.sleep(_EVERY)
@@ -152,7 +157,7 @@ class EcsLauncher:
         }
         return request | placement(settings)
 
-    # -- queries for the places (places.Tasks) ------------------------------------------------------------------------
+    # -- queries for the slots (places.Tasks) -------------------------------------------------------------------------
 
     async def of(self, token: str) -> list[str]:
         ecs, cluster = await async_client("ecs", self.settings), self.settings.ecs_cluster
@@ -180,7 +185,7 @@ class EcsLauncher:
         found = set()
         for holder in holders:
             seen = self.seen(holder.arn)
-            # if a task that was started long ago is missing from ECS, it has expired: it can't be too new to be visible
+            # a task that was started long ago and is missing from ECS has expired: it can't be too new to be visible
             if seen.ending or (seen.missing_since is not None and holder.seconds > self.places.stale):
                 found.add(holder.arn)
         return found
@@ -202,11 +207,11 @@ class EcsLauncher:
         return gone
 
     async def _see(self, arns: Sequence[str]) -> None:
-        """Refreshes what is known about tasks, and frees the places of those that have stopped."""
+        """Refreshes what is known about tasks, and frees the slots of those that have stopped."""
         await asyncio.to_thread(self.slots.gone, await self._describe(arns))
 
     async def _describe(self, arns: Sequence[str]) -> list[str]:
-        """Describes the tasks that were not described recently, and returns those newly found to have ended."""
+        """Describes the tasks that were not described recently, and returns those newly found to be over."""
         now = time.monotonic()
         due = [arn for arn in arns if self.seen(arn).ending is None and now - self.seen(arn).looked_at >= _EVERY]
         if not due:
@@ -286,14 +291,15 @@ def _raises_unreachable() -> Iterator[None]:
         stop = Stop("api", f"the request is invalid: {error}", "check the BUSCO_ECS_* settings")
         raise Unreachable(stop) from error
     except BotoCoreError as error:
-        # This includes failed connections and missing credentials, whose provider may be unavailable. A task may have
-        # been started all the same: the client retries, and this is only the error of the last attempt.
+        # This includes failed connections, and missing credentials, because the provider of the credentials may be
+        # unavailable. A task may have been started nevertheless: the client retries, and the error only describes
+        # the last attempt.
         hint = "check that its endpoint is reachable, and that Airflow's machine has credentials"
         raise Unreachable(Stop("network", f"no response from ECS: {error}", hint, True), False) from error
 
 
 def _single_attempt(answer: Mapping[str, Any]) -> bool:
-    """Whether the client made only one attempt: an earlier one may have succeeded although its response was lost."""
+    """Whether the client made only one attempt; if not, an earlier one may have succeeded, with its response lost."""
     return not answer.get("ResponseMetadata", {}).get("RetryAttempts", 0)
 
 
@@ -303,7 +309,7 @@ def log_stream(settings: Settings, arn: str) -> str:
 
 
 def ending_of(task: Mapping[str, Any], container: str) -> Ending:
-    """Returns how a stopped task ended; `task` is from DescribeTasks, and its list of containers may be empty."""
+    """Returns how a stopped task ended; `task` comes from DescribeTasks, and may list no containers."""
     found = [one for one in task.get("containers") or [] if one.get("name") == container]
     state = found[0] if found else {}
     code, reason = state.get("exitCode"), str(state.get("reason") or "")
@@ -314,7 +320,7 @@ def ending_of(task: Mapping[str, Any], container: str) -> Ending:
         reason=stop.text,
         hint=stop.hint,
         out_of_memory=stop.kind == "memory",
-        # stopping a task by hand only ends that task; its models still have to be built
+        # a task that a person stopped is replaced too: its models still have to be built
         passing=stop.passing or stop.kind == "person",
         exit_code=code,
         started_at=_moment(task.get("pullStartedAt")) or _moment(task.get("startedAt")),

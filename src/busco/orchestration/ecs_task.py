@@ -8,7 +8,7 @@ from typing import Any
 
 from busco.settings import Settings, Size
 
-# prefix of `startedBy`, which marks the tasks that the platform started
+# prefix of `startedBy`; it identifies the tasks that the platform started
 STARTED_BY = "busco-"
 
 _EVERY = 5  # seconds between two checks by the trigger
@@ -17,15 +17,15 @@ _EVERY = 5  # seconds between two checks by the trigger
 def ecs_task_arguments(
     settings: Settings, command: Sequence[str], size: Size | None = None, timeout: timedelta = timedelta(hours=1)
 ) -> dict[str, Any]:
-    """Returns arguments of `EcsRunTaskOperator` that run `busco <command>` in the dbt image and copy its output to the
-    task's log.
+    """Returns the arguments for an `EcsRunTaskOperator` that runs `busco <command>` in the dbt image.
 
-    The credentials and the endpoint come from the process's environment, as everywhere in the platform.
+    The operator copies the command's output to the log of the Airflow task. The credentials and the endpoint come from
+    the process's environment, as everywhere in the platform.
 
     Args:
         size: the task definition's size; BUSCO_ECS_SIZE by default.
-        timeout: time limit for the ECS task; Airflow's `execution_timeout` does not count the time in which a task is
-            deferred.
+        timeout: the time limit for the ECS task; Airflow's `execution_timeout` does not count the time for which a task
+            is deferred.
     """
     where = placement(settings)
     return {
@@ -34,12 +34,12 @@ def ecs_task_arguments(
         "cluster": settings.ecs_cluster,
         "task_definition": task_definition(settings, size),
         "overrides": overrides(settings, command),
-        # the operator defaults to EC2; a strategy overrides the launch type
+        # the operator's default is EC2; a capacity provider strategy overrides the launch type
         "launch_type": settings.ecs_launch_type,
         "capacity_provider_strategy": where.get("capacityProviderStrategy"),
         "platform_version": where.get("platformVersion"),
         "network_configuration": where.get("networkConfiguration"),
-        # needed to find the log stream; ECS can't be queried for it, since a new task may not list its containers yet
+        # the operator needs the name to find the log stream; ECS may not list a new task's containers yet
         "container_name": settings.ecs_container,
         "awslogs_group": settings.ecs_log_group,
         "awslogs_region": settings.region,
@@ -51,9 +51,9 @@ def ecs_task_arguments(
 
 
 def overrides(settings: Settings, words: Sequence[str]) -> dict[str, Any]:
-    """Returns RunTask's `overrides` for `busco <words>`: the command, and the role for its job.
+    """Returns RunTask's `overrides` for `busco <words>`: the command, its environment and its IAM role.
 
-    They contain no secrets: ECS shows them to anyone who can call DescribeTasks.
+    ECS shows the overrides to anyone who can call DescribeTasks, so they contain no secrets.
     """
     override = {
         "name": settings.ecs_container,
@@ -70,7 +70,7 @@ def task_definition(settings: Settings, size: Size | str | None = None) -> str:
 
 
 def started_by(token: str) -> str:
-    """Returns `startedBy` for a runner's task, which tells the platform's tasks from others in the cluster."""
+    """Returns a task's `startedBy`, which distinguishes the platform's tasks from others in the cluster."""
     return f"{STARTED_BY}{token}"
 
 

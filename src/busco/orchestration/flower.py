@@ -1,7 +1,7 @@
-"""Flower behind the admin's login and a host check: `python -m busco.orchestration.flower`, with Flower's options.
+"""Runs Flower behind the admin's login and a host check: `python -m busco.orchestration.flower`, with Flower's options.
 
-Flower's own login leaves some pages open (metrics) and does not limit failed logins. Here, only the health check is
-open.
+Flower's own login leaves some pages open, such as the metrics, and does not limit failed logins. With this module, only
+the health check is open.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _OWN_LOGIN = "AIRFLOW__CELERY__FLOWER_BASIC_AUTH"
 
 
 def login() -> str:
-    """Returns Flower's `user:password`: Airflow's setting for it if set, otherwise the login of Airflow's admin.
+    """Returns Flower's login, `user:password`.
+
+    This is the login in Airflow's setting for Flower or, if that is not set, the login of Airflow's admin.
 
     Raises:
         BuscoError: neither is set, or, on AWS, the password is well known.
@@ -39,10 +41,10 @@ def login() -> str:
 
 
 class GuardedFlower(Flower):  # type: ignore[misc]
-    """Flower that requires a known host and, except for its health check, a valid login."""
+    """A Flower server that requires a known host and, except for the health check, a valid login."""
 
     def __init__(self, options: Any = None, **kwargs: Any) -> None:
-        # Flower's own check stays on: with a login configured, it also enables its API and refuses cross-site requests
+        # Flower's own login check stays on: with a login, Flower enables its API and refuses cross-site requests
         options.basic_auth = [login()]
         super().__init__(options=options, **kwargs)
         self._hosts, self._failed = allowed_hosts(), FailedLogins()
@@ -114,7 +116,7 @@ class _Refusal(ErrorHandler):
 
 
 def main() -> None:
-    """Runs Airflow's own command line, with GuardedFlower in place of its Flower."""
+    """Runs `airflow celery flower`, with GuardedFlower in place of Flower's own server."""
     from airflow.__main__ import main as airflow
 
     try:

@@ -1,8 +1,8 @@
-"""How a task follows a run: which runner's results count for it, and when it orders a runner.
+"""Decides, for a task that follows a run, which runners' results count, and when the task orders a new runner.
 
-A task follows the run's shared runner unless that runner has already reported a result for it or is gone. In that case,
-another shared runner is started for the remaining work, or, if the task was cleared or retried or a shared runner is
-busy, a runner for this task alone.
+A task follows the run's shared runner, unless that runner is gone or an earlier try of the task has already used the
+runner's result. In those cases, the task orders a new runner. If the task was cleared or retried, or a shared runner is
+busy, the new runner is for this task alone; otherwise, it is another shared runner for the remaining work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from busco.orchestration.launch import Say
 from busco.orchestration.watch import StartFailed, Watch
 from busco.settings import SIZES
 
-# the name under which the run's shared runner is started
+# the name of the order for the run's shared runner
 SHARED = "shared"
 _BAD = frozenset({"failed", "error"})
 
@@ -31,10 +31,10 @@ class Job:
         attempt: Airflow's try number.
         nodes: the unique ids whose results decide the task: a model with its unit tests, a model's tests, or one joint
             test.
-        along: further ids that a runner started for this task alone also runs: a model's own tests.
+        along: the unique ids of other nodes that a runner for this task alone also runs: a model's own tests.
         label: the task's name in its log.
         size: the size of an ECS task started for this task alone; '' means BUSCO_ECS_SIZE.
-        joint: whether it is a test over several models; if each model has its own runner, these tests share one.
+        joint: whether the task is a test over several models; if each model has its own runner, such tests share one.
     """
 
     task: str
@@ -69,8 +69,8 @@ class Follow:
 
     Args:
         restarts: how many times a lost runner is replaced.
-        per_model: each model has its own runner, instead of one shared runner for the run.
-        say: called with a line of text when the task has to wait for something.
+        per_model: whether each model has its own runner, instead of one shared runner for the run.
+        say: called with a line for the task's log, such as what the task waits for.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Follow:
         self._lost: list[int] = []
 
     async def run(self) -> Ended:
-        """Follows until there is a result.
+        """Follows the run until this try ends, and returns how it ended.
 
         Raises:
             Superseded: a later try of this task has started.
@@ -135,7 +135,7 @@ class Follow:
         return number > self._record.after and not earlier
 
     def _result(self, node: str) -> Result | None:
-        """Returns the first final result for a node that counts for this try."""
+        """Returns a node's first final result from a runner that counts for this try."""
         for number in sorted(self.watch.runners):
             result = self.watch.final(node, number) if self._counts(number) else None
             if result is None:
@@ -147,7 +147,10 @@ class Follow:
         return None
 
     def _failed_in(self, number: int) -> bool:
-        """Whether a node of this task itself failed in a runner: a failed unit test makes the runner skip the model."""
+        """Whether one of this task's own nodes failed in a runner.
+
+        For example, if a unit test fails, the runner skips the model.
+        """
         found = (self.watch.final(node, number) for node in self.job.nodes)
         return any(result is not None and result.status in _BAD for result in found)
 
@@ -166,8 +169,8 @@ class Follow:
     # -- the record of this task's progress ---------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        """Takes the task over from its earlier tries, or continues this try after a restart of its triggerer, with the
-        record that it started with.
+        """Writes this try's record, based on an earlier try's record if there is one; if the triggerer was restarted
+        during this try, reads the record that the try started with.
 
         Raises:
             Superseded: a later try of this task has started.
@@ -201,17 +204,17 @@ class Follow:
 
     @property
     def _newest_before(self) -> int:
-        """The newest runner when this try started."""
+        """The number of the newest runner when this try started; 0 if there was none."""
         return self._record.before or 0
 
     @property
     def _ordered_before(self) -> Mapping[str, int]:
-        """The newest generation of each order for several tasks when this try started."""
+        """By name, the orders for several tasks, each with its newest generation when this try started."""
         return self._record.orders
 
     @property
     def _past(self) -> frozenset[int]:
-        """Runners that were gone when this try started: their unfinished work must not fail this try."""
+        """The runners that were gone when this try started: their unfinished work must not fail this try."""
         return frozenset(self._record.past)
 
     async def _save(self, runner: int) -> None:
@@ -224,7 +227,7 @@ class Follow:
             try:
                 await self.watch.write_follower(record, found[1])
             except Conflict:
-                # a later try has started, or the same try in another triggerer
+                # another process wrote the record: a later try, or the same try in another triggerer
                 continue
             self._record = record
             return
@@ -253,14 +256,14 @@ class Follow:
             await watch.ensure(order, self.say, self._ordered_before, self.slot)
 
     def _size(self) -> str:
-        """Returns the size of a runner for this task alone: one above the largest in which it ran out of memory."""
+        """Returns the size of a runner for this task alone: the next larger size if the task ran out of memory."""
         size: str = self.job.size or self.watch.settings.ecs_size
         for number in self._out_of_memory():
             size = max(size, _next(self.watch.runners[number].size) or size, key=_rank)
         return size
 
     def _out_of_memory(self) -> list[int]:
-        """Returns the runners that ran out of memory while running this task."""
+        """Returns the numbers of the runners that ran out of memory while running this task."""
         return [
             number
             for number, ending in sorted(self.watch.endings.items())
@@ -277,7 +280,7 @@ class Follow:
     def _left_out(self) -> bool:
         """Whether a shared runner that started after this try leaves out a node of this task.
 
-        A shared runner considers a node done if it has a result, even one that doesn't count for this try.
+        A shared runner considers a node done if the node has a result, even one that doesn't count for this try.
         """
         shared = [n for n, r in self.watch.runners.items() if n > self._newest_before and r.kind == "shared"]
         return any(not all(self.watch.covers(n, node) for node in self.job.nodes) for n in shared)
@@ -362,6 +365,6 @@ def _rank(size: str) -> int:
 
 
 def _next(size: str) -> str:
-    """Returns the next larger size; '' for the largest, and for a runner that has no size."""
+    """Returns the next larger size; '' for the largest, and for a runner without a size."""
     rank = _rank(size)
     return SIZES[rank + 1] if 0 <= rank < len(SIZES) - 1 else ""

@@ -1,4 +1,4 @@
-"""The dbt graph as Airflow tasks: Cosmos renders the manifest, and our converters create the tasks."""
+"""Turns the dbt graph into Airflow tasks: Cosmos renders the manifest, and our converters create the tasks."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ Converter = Callable[..., BaseOperator]
 
 
 def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
-    """Returns a task group with a subgroup for each model, in which the model is followed by its tests; each test over
-    several models runs once, after all of them.
+    """Returns a task group with the tasks of the dbt graph.
 
-    It only reads the manifest: it does not run dbt or open a connection. DAG files use `tasks.dbt_tasks`, which calls
-    this once for each manifest.
+    The group has a subgroup for each model, in which the model's tests follow the model. A test over several models
+    runs once, after all of those models.
+
+    This function only reads the manifest: it does not run dbt or open a connection. DAG files use `tasks.dbt_tasks`,
+    which calls this function once for each manifest.
 
     Raises:
-        BuscoError: the project has not been parsed here.
+        BuscoError: the project has not been parsed on this machine.
     """
     project = Project.of(settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +47,7 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
         group = _rendered(settings, project, group_id, manifest, node_converter(project, names, known))
     _source_tests(project, group)
     _tests_gate(project, group)
-    # records which graph Airflow has: a run started on an older graph would change while it is running
+    # record which graph Airflow has loaded: a run that starts with an older graph would change while it is running
     group.dag.doc_md = f"{group.dag.doc_md or ''}\n\n{project.graph_mark}"
     return group
 
@@ -73,7 +75,7 @@ def _rendered(
                 DbtResourceType.SEED: converter,
                 DbtResourceType.TEST: converter,
             },
-            # True would make Cosmos call the converter for whole groups, and give two tasks the same name
+            # with True, Cosmos would call the converter for whole groups, and two tasks would have the same name
             node_conversion_by_task_group=False,
         ),
     )
@@ -85,7 +87,7 @@ def node_converter(project: Project, names: Mapping[str, str], known: Mapping[st
 
     Args:
         names: the result of `task_names.task_names`.
-        known: maps the unique ids that Cosmos read to the project's (`task_names.renamed`).
+        known: for each unique id that Cosmos read, the node's id in the project (`task_names.renamed`).
     """
     unit_tests: dict[str, list[str]] = {}
     for test, model in sorted(project.unit_tests.items()):
@@ -95,8 +97,8 @@ def node_converter(project: Project, names: Mapping[str, str], known: Mapping[st
     keys = task_names.task_keys(project)
 
     def convert(dag: DAG, task_group: TaskGroup | None, node: DbtNode, task_id: str, **_: Any) -> BaseOperator:
-        # For a test over several models, Cosmos (1.15.1) passes whichever node it processed last. The task id, which is
-        # derived from the name that the test was given, identifies the test.
+        # For a test over several models, Cosmos (1.15.1) passes whichever node it processed last. But the task id is
+        # derived from the test's name in `names`, and so identifies the test.
         uid = joint.get(task_id) or known[node.unique_id]
         place: dict[str, Any] = {"task_id": task_id, "dag": dag, "task_group": task_group}
         if uid in project.tests:
@@ -128,7 +130,7 @@ def _tests_gate(project: Project, group: TaskGroup) -> None:
     """Makes models wait for upstream tests, as they do in the runner's `dbt build`.
 
     A model that is downstream of all models of a joint test waits for that test. A model that is downstream of a source
-    with tests waits for those.
+    with tests waits for those tests.
     """
     followers = [task for task in group.iter_tasks() if isinstance(task, FollowOperator)]
     models = {task.nodes[0]: task for task in followers if task.nodes[0] not in project.tests}
@@ -147,7 +149,7 @@ def _tests_gate(project: Project, group: TaskGroup) -> None:
 
 
 def _source_tests(project: Project, group: TaskGroup) -> None:
-    """Adds one task for all tests on sources alone, since those belong to no model."""
+    """Adds one task for all tests that only concern sources, since those belong to no model."""
     tests = sorted(test for source in project.sources for test in project.own_tests.get(source, ()))
     if tests:
         place = {"task_id": task_names.SOURCES_TASK, "task_group": group, "dag": group.dag}

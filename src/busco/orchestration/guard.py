@@ -1,10 +1,12 @@
-"""Request checks that Airflow's webserver and Flower make before they handle a request.
+"""Checks requests to Airflow's webserver and to Flower before they are handled.
 
-A web page in a developer's browser can make its own name resolve to 127.0.0.1 (DNS rebinding). Such a request has the
-page's name in its Host header. A page served from another port of this machine, or from another name under the
-company's domain, counts as the same site: the browser sends the session cookie with the page's requests, and names the
-page's origin (Origin header). PostgreSQL rejects NUL characters in text, and ids are limited to 250 characters
-(`ID_LEN` in Airflow 2.10.5). Without a check here, requests that break these limits would end with status 500.
+A web page in a developer's browser can make its own name resolve to 127.0.0.1 (DNS rebinding). The page's requests then
+reach this machine, with the page's name in the Host header. A page served from another port of this machine, or from
+another name under the company's domain, counts as the same site: the browser sends the session cookie with the page's
+requests, and states the page's origin in the Origin header.
+
+PostgreSQL rejects NUL characters in text, and ids are limited to 250 characters (`ID_LEN` in Airflow 2.10.5). Without a
+check here, requests that break these limits would end with status 500.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ _MOST = 250  # maximum length of an id, in characters
 # endpoints that create a run (Airflow 2.10.5): the trigger form, and the REST API
 _FORM = "Airflow.trigger"
 _API = "/api/v1.airflow_api_connexion_endpoints_dag_run_endpoint_post_dag_run"
-# Limits for a request that creates a run. Airflow validates all keys again for each key: 20,000 take half a minute.
+# Limits for a request that creates a run. Airflow validates all keys again for each key; 20,000 keys take half a
+# minute.
 _MOST_BYTES = 65_536
 _MOST_KEYS = 100
 _FAILURES = parse("10 per minute")
@@ -47,8 +50,8 @@ _FAILURES_OF_A_USER = parse("100 per minute")
 def allowed_hosts(*urls: str) -> frozenset[str]:
     """Returns the host names, in lower case, by which a server can be reached.
 
-    These are the names that browsers and health checks on this machine use, the host of BUSCO_AIRFLOW_URL, and those in
-    BUSCO_WEB_HOSTS.
+    These are the names that browsers and health checks on this machine use, the host of BUSCO_AIRFLOW_URL, and the
+    names in BUSCO_WEB_HOSTS.
 
     Args:
         urls: further URLs whose hosts are allowed.
@@ -81,7 +84,7 @@ def is_of_another_site(
 
     Args:
         headers: the request's headers, with case-insensitive names.
-        addressed: the Host headers of the request: the browser's and a proxy's.
+        addressed: the request's Host headers: the one from the browser and, if there is one, the one from a proxy.
         hosts: the names from `allowed_hosts`.
         url: a URL that is known to be the server's regardless of the Host header, such as BUSCO_AIRFLOW_URL.
         secure: whether the request came over HTTPS.
@@ -140,17 +143,19 @@ class FailedLogins:
 def protect(app: Flask) -> None:
     """Installs the request checks in a webserver.
 
-    Unknown hosts and state-changing requests from other sites' pages are refused with 403. Text that the database would
-    reject, and trigger requests that Airflow and its event log would read differently, are refused with 400.
+    Requests for unknown hosts, and state-changing requests from other sites' pages, are refused with 403. Text that the
+    database would reject, and trigger requests from which Airflow and its event log would read different values, are
+    refused with 400.
 
-    Other sites can't embed the webserver's pages in a frame, which prevents clickjacking. Cosmos's own docs pages,
-    which are served to every user and in Airflow's origin, redirect to the platform's docs page.
+    Other sites can't embed the webserver's pages in a frame, which prevents clickjacking. Requests for Cosmos's own
+    docs pages are redirected to the platform's docs page, because Cosmos would serve its pages to every user and from
+    Airflow's origin.
     """
     hosts, url = allowed_hosts(conf.get("webserver", "base_url")), get_settings().airflow_url
 
     @app.before_request
     def refuse() -> Any:
-        # behind a proxy, both the name that the proxy forwards and the one that it used itself
+        # behind a proxy, check both the Host header that the proxy forwards and the one that it sends itself
         forwarded = request.environ.get("werkzeug.proxy_fix.orig", {}).get("HTTP_HOST")
         current = request.environ.get("HTTP_HOST", "")
         names = {current, forwarded or current}
@@ -161,7 +166,7 @@ def protect(app: Flask) -> None:
         if is_of_another_site(request.method, request.headers, names, hosts, url, request.is_secure):
             what = f"pages of {request.headers.get('Origin', 'another site')[:_MOST]!r} can't make changes in Airflow"
             return _refusal(403, "Page refused", f"{what}; Airflow's own address is set in BUSCO_AIRFLOW_URL")
-        # checked before the body is read: the library only limits forms, and anyone can send a body
+        # checked before the body is read: Werkzeug only limits the size of forms, and anyone can send a body
         if "Transfer-Encoding" in request.headers:
             return _refusal(411, "Length Required", "requests with a body must have a Content-Length")
         if (request.content_length or 0) > (request.max_content_length or math.inf):
@@ -192,9 +197,9 @@ def _wrong() -> str:
     """Returns what is wrong with the request's content, or '' if nothing is."""
     sent = request.get_data()  # before the form is parsed, which consumes the body
     try:
-        # Airflow's API only accepts a body with JSON's content type: a browser sends that for another site's page only
-        # after a preflight request, but sends plain text without one. `request.get_json` with `force` would cache what
-        # it parses, and the API would then use it.
+        # Airflow's API only accepts a body with JSON's content type. For another site's page, a browser sends that
+        # content type only after a preflight request, but sends plain text without one. `request.get_json` with `force`
+        # would parse plain text too and cache the result, and the API would then use it.
         body = _parsed(sent) if request.is_json else None
         texts = list(_texts(body))
         confs = [_parsed(text) for name, text in texts if name == "conf"]

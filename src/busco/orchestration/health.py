@@ -1,7 +1,9 @@
-"""Docker health checks for Airflow's services in this container: `python -m busco.orchestration.health triggerer`.
+"""Checks whether the Airflow service in this container is healthy, for Docker's health check.
+
+Usage: `python -m busco.orchestration.health scheduler|triggerer|worker`.
 
 Querying Airflow's database, or pinging the Celery worker directly, takes a fraction of a second. `airflow jobs check`
-and `celery inspect ping` would each use three seconds of CPU time, every few seconds.
+and `celery inspect ping` would each use three seconds of CPU time, and Docker repeats the check every few seconds.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ import os
 import socket
 import sys
 
-# The longest time since the last heartbeat, in seconds; services send one every five seconds (Airflow 2.10,
-# scheduler_heartbeat_sec, job_heartbeat_sec).
+# The maximum age of a healthy service's last heartbeat, in seconds; services send a heartbeat every five seconds
+# (Airflow 2.10, scheduler_heartbeat_sec, job_heartbeat_sec).
 LIMIT = 30
 
 
@@ -38,7 +40,7 @@ def answers(broker: str, host: str) -> bool:
     """Whether the Celery worker on this host responds.
 
     Args:
-        broker: URL of Celery's broker.
+        broker: the URL of Celery's broker.
     """
     from celery import Celery
 
@@ -47,7 +49,7 @@ def answers(broker: str, host: str) -> bool:
 
 
 def main() -> int:
-    """Returns the exit status: 0 if the service is alive."""
+    """Runs the check, and returns the exit status: 0 if the service is alive."""
     service = sys.argv[1] if len(sys.argv) == 2 else ""
     if service not in ("scheduler", "triggerer", "worker"):
         print("usage: python -m busco.orchestration.health scheduler|triggerer|worker", file=sys.stderr)

@@ -24,18 +24,18 @@ Say = Callable[[str], None]
 
 
 class Starting(Protocol):
-    """A runner that was started, and may not have registered itself yet."""
+    """A runner that has been started but may not have registered itself yet."""
 
     def alive(self) -> bool: ...
 
     def passing(self) -> bool:
-        """Whether it ended for a reason that may be temporary: no capacity, a Spot interruption, the network."""
+        """Whether the runner ended for a possibly temporary reason: no capacity, a Spot interruption, the network."""
 
     async def why(self) -> str:
-        """Returns why it is gone, with the end of its output if that is available."""
+        """Returns why the runner is gone, with the end of its output if the output is available."""
 
     async def stop(self, reason: str) -> None:
-        """Stops it, whether or not it has registered itself."""
+        """Stops the runner, whether or not it has registered itself."""
 
 
 class CannotStart(Exception):
@@ -46,23 +46,23 @@ class Launcher(Protocol):
     """Starts, watches and stops runners. There is one implementation for each value of BUSCO_EXECUTION."""
 
     async def start(self, pin: Pin, order: Order, say: Say) -> Starting:
-        """Starts `busco runner` for an order; if the limit on runners is reached, reports this and waits.
+        """Starts `busco runner` for an order; if the limit on runners is reached, reports that with `say` and waits.
 
         Raises:
-            CannotStart: waiting won't help.
+            CannotStart: the runner can't be started, and waiting won't help.
         """
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> Starting | None:
         """Returns the runner of an order that another triggerer, or this one before a restart, may have started.
 
-        Returns None if this launcher can't find out.
+        Returns None if this launcher can't find out whether there is such a runner.
         """
 
     async def discard(self, order: Order, reason: str) -> None:
         """Stops anything that may have been started for an order that has no `Starting`."""
 
     async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> Mapping[int, Ending]:
-        """Returns the endings of those `runners` that are gone, by number, and refreshes the state of `handles`."""
+        """Returns the endings of those `runners` that are gone, by number; refreshes the state of `handles`."""
 
     async def stop(self, runner: Runner, reason: str) -> None:
         """Stops a runner; it is not an error if the runner is already gone."""
@@ -72,8 +72,8 @@ class Launcher(Protocol):
 
 
 def client_token(environment: str, pin: Pin, name: str, generation: int) -> str:
-    """Returns 32 hexadecimal digits, which are the same for every process that starts a runner for the same order, so
-    that ECS starts only one task."""
+    """Returns 32 hexadecimal digits that identify an order; every process that starts a runner for the order uses the
+    same digits, so that ECS starts only one task."""
     return token_of(environment, pin.run, pin.epoch, pin.origin, name, generation)
 
 
@@ -83,14 +83,14 @@ def token_of(*parts: str | int) -> str:
 
 
 def command(pin: Pin, order: Order) -> list[str]:
-    """Returns the arguments for `busco`; their length does not depend on the number of nodes in the order."""
+    """Returns the `busco` arguments that run an order; their length does not depend on the order's number of nodes."""
     words = ["runner", "--run", pin.run, "--epoch", str(pin.epoch)]
     return [*words, "--order", order.name, "--generation", str(order.generation)]
 
 
 @dataclass
 class LocalProcess:
-    """A runner on this machine, in its own session so that it outlives the process that started it."""
+    """A runner that is a local process, in its own session so that it outlives the process that started it."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -130,7 +130,7 @@ class LocalLauncher:
                 say(f"waiting: {taken} runners are active on this machine (BUSCO_MAX_LOCAL_RUNNERS)")
                 reported = True
             await asyncio.sleep(0.5)
-        # no await since the check above, so that no other task can take the free place
+        # there must be no await between the check above and this line: another coroutine could take the free slot
         self._starting += 1
         starting = asyncio.create_task(self._begin(command(pin, order)))
         try:
@@ -141,13 +141,16 @@ class LocalLauncher:
             raise
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> None:  # noqa: ARG002
-        # only the process that started a runner can find it before it registers itself
+        # before a runner registers itself, only the process that started the runner can find it
         return None
 
     async def discard(self, order: Order, reason: str) -> None: ...
 
     async def _begin(self, words: list[str]) -> LocalProcess:
-        """Starts a process in a thread. Only the event loop changes `children`, since it also drops ended processes."""
+        """Starts a process from a thread.
+
+        The thread does not change `children`, because the event loop removes ended processes from that list.
+        """
         try:
             child = await asyncio.to_thread(self._start, words)
             self.children.append(child)
@@ -162,7 +165,7 @@ class LocalLauncher:
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [interpreter, "-m", "busco", *words, "--log", str(log)],
-                # use the role that a runner has as an ECS task, instead of Airflow's
+                # use the role that a runner has as an ECS task, instead of Airflow's role
                 env=without_airflow(dict(os.environ)) | {"BUSCO_LOCAL_ROLE": "runner"},
                 cwd=self.settings.home,
                 stdin=subprocess.DEVNULL,
@@ -179,7 +182,7 @@ class LocalLauncher:
     def _ending(self, runner: Runner) -> Ending:
         child = self._child(runner)
         if child is not None and child.stopped:
-            # its exit status is not available: stopping a process also reaps it
+            # the exit status is not available, since stopping a process also reaps it
             return Ending(number=runner.number, reason=f"its process was stopped: {child.stopped}")
         code = child.process.poll() if child is not None else None
         return Ending(number=runner.number, reason=process_ending(code), exit_code=code)
@@ -191,7 +194,7 @@ class LocalLauncher:
         return next((child for child in self.children if child.process.pid == runner.pid), None)
 
     def _alive(self, runner: Runner) -> bool:
-        # a runner on another host counts as gone: if it is alive, the entries' tokens block its writes (R4)
+        # a runner on another host counts as gone; if it is still alive, the entries' tokens block its writes (R4)
         return runner.host == this_host(self.settings.state) and process_alive(runner.pid, runner.started)
 
     async def stop(self, runner: Runner, reason: str) -> None:
@@ -210,7 +213,7 @@ def process_ending(code: int | None = None) -> str:
     """Describes how a runner's process ended.
 
     Args:
-        code: its exit status in `subprocess`'s format (negative for a signal); None if it isn't known.
+        code: the process's exit status in `subprocess`'s format (negative for a signal); None if it isn't known.
     """
     if code is None:
         return (
@@ -235,7 +238,7 @@ _launchers: dict[tuple[str, int], Launcher] = {}
 
 
 def launcher(settings: Settings) -> Launcher:
-    """Returns this event loop's launcher for BUSCO_EXECUTION; all runs share it, so that it can limit their runners."""
+    """Returns this event loop's launcher for BUSCO_EXECUTION; all runs share it, and with it the limit on runners."""
     key = (settings.execution, id(asyncio.get_running_loop()))
     if key not in _launchers:
         if settings.execution == "local":

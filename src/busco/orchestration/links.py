@@ -1,7 +1,8 @@
-"""The extra links of model, test and docs tasks: log stream, ECS task, Athena table, dbt docs.
+"""Defines the extra links of model, test and docs tasks in Airflow's UI: log stream, ECS task, Athena table, dbt docs.
 
-Airflow requests each link's URL whenever a user views a task, so it must be cheap to compute. It points to a page of
-`busco.orchestration.web`, which looks up the task's runner only when it is opened, even while the task is running.
+Airflow requests each link's URL whenever a user views a task, so the URL must be cheap to compute. The URL points to a
+page of `busco.orchestration.web`. The page looks up the task's runner when a user opens it, which also works while the
+task is running.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from airflow.models.taskinstancekey import TaskInstanceKey
 
 @attr.s(auto_attribs=True)
 class TaskLink(BaseOperatorLink):
-    """A page about one try of a task.
+    """A link to a page about one try of a task.
 
-    A serialized DAG stores the link's class and attributes. The webserver recreates the link from these if its plugin
+    A serialized DAG stores the link's class and attributes. The webserver recreates the link from them if a plugin
     registers the class.
     """
 
@@ -32,7 +33,7 @@ class TaskLink(BaseOperatorLink):
 
 @attr.s(auto_attribs=True)
 class LogStream(TaskLink):
-    """What the task's runner prints."""
+    """A link to the output of the task's runner."""
 
     name: ClassVar[str] = "log stream"
     page: ClassVar[str] = "log_stream"
@@ -40,7 +41,7 @@ class LogStream(TaskLink):
 
 @attr.s(auto_attribs=True)
 class EcsTaskLink(TaskLink):
-    """The ECS task in which the task's runner runs."""
+    """A link to the ECS task in which the task's runner runs."""
 
     name: ClassVar[str] = "ECS task"
     page: ClassVar[str] = "ecs_task"
@@ -48,7 +49,7 @@ class EcsTaskLink(TaskLink):
 
 @attr.s(auto_attribs=True)
 class AthenaTable(TaskLink):
-    """The table that the task builds or tests, `<layer>.<name>`, as it appears in Athena."""
+    """A link to the table that the task builds or tests, in Athena; `table` is `<layer>.<name>`."""
 
     name: ClassVar[str] = "Athena table"
     page: ClassVar[str] = "athena_table"
@@ -57,7 +58,7 @@ class AthenaTable(TaskLink):
 
 @attr.s(auto_attribs=True)
 class DbtDocs(TaskLink):
-    """The page of the task's model or seed in its project's dbt docs."""
+    """A link to the page of the task's model or seed in the project's dbt docs."""
 
     name: ClassVar[str] = "dbt docs"
     page: ClassVar[str] = "dbt_docs"
@@ -69,8 +70,8 @@ def task_links(table: str, unique_id: str, project: str) -> list[BaseOperatorLin
     """Returns a task's links.
 
     Args:
-        table: the task's table, or '' if it has none.
-        unique_id: the unique id of the task's model or seed, or '' if it has none.
+        table: the task's table, or '' if the task has none.
+        unique_id: the unique id of the task's model or seed, or '' if the task has none.
         project: the dbt project to whose graph the task belongs.
     """
     links: list[BaseOperatorLink] = [LogStream(), EcsTaskLink()]
@@ -82,7 +83,7 @@ def task_links(table: str, unique_id: str, project: str) -> list[BaseOperatorLin
 
 
 def page_url(page: str, ti_key: TaskInstanceKey) -> str:
-    """Returns a page's URL, which must be absolute for Airflow's UI."""
+    """Returns the URL of a page for a try of a task; Airflow's UI requires an absolute URL."""
     about = {
         "dag_id": ti_key.dag_id,
         "dag_run_id": ti_key.run_id,
