@@ -26,12 +26,12 @@ from audit import ROOT, SNAPSHOT, normalized, pinned
 from packaging.version import InvalidVersion, Version
 
 SOURCE = "https://github.com/pypa/advisory-database"
-# pypa's repository has a folder for each package; in GitHub's, only reviewed advisories are read
+# vulns/ in pypa's repository has a folder for each package; from GitHub's, only reviewed advisories are read
 FOLDERS = ("vulns/", "advisories/github-reviewed/")
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Writes the snapshot; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clone", nargs="?", type=Path, help="a local clone, with or without a work tree")
     clone = parser.parse_args().clone
@@ -50,11 +50,12 @@ def main() -> int:
 
 
 def snapshot(clone: Path, pins: Mapping[str, set[str]]) -> dict[str, Any]:
-    """Builds the snapshot from a clone's newest commit: `source`, `commit`, `date` (UTC day of the commit) and `pins`,
-    which maps `<name>==<version>` to the advisories that affect it: `id`, `aliases`, `fix_versions`.
+    """Builds the snapshot from a clone's newest commit: `source`, `commit`, `date` (UTC day of the commit) and `pins`.
+
+    `pins` maps each `<name>==<version>` to the advisories that affect it, each with `id`, `aliases` and `fix_versions`.
 
     Raises:
-        SystemExit: the clone has no OSV records of these packages.
+        SystemExit: the clone has no OSV records of the pinned packages.
     """
     commit, date = git(clone, "log", "-1", "--format=%H %cs", "HEAD").split()
     found: dict[str, list[dict[str, Any]]] = {
@@ -74,7 +75,7 @@ def snapshot(clone: Path, pins: Mapping[str, set[str]]) -> dict[str, Any]:
 
 
 def origin(clone: Path) -> str:
-    """Returns the clone's public origin; local paths and internal host names are not disclosed."""
+    """Returns the URL of the clone's origin if it is public; local paths and internal host names are not disclosed."""
     urls = subprocess.run(
         ["git", "-C", str(clone), "remote", "get-url", "origin"], capture_output=True, text=True, check=False
     ).stdout.strip()
@@ -82,7 +83,7 @@ def origin(clone: Path) -> str:
 
 
 def records(clone: Path, pins: Mapping[str, set[str]]) -> Iterator[dict[str, Any]]:
-    """Yields the newest commit's OSV records that may be about one of these packages, except withdrawn ones."""
+    """Yields the newest commit's OSV records, except withdrawn ones, that may be about a pinned package."""
     tree = git(clone, "ls-tree", "--name-only", "HEAD").split()
     folders = [folder.split("/")[0] for folder in FOLDERS if folder.split("/")[0] in tree]
     archive = subprocess.run(
@@ -104,7 +105,7 @@ def records(clone: Path, pins: Mapping[str, set[str]]) -> Iterator[dict[str, Any
 
 
 def packages(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields the PyPI packages in a record, each with a function that tells whether a version is affected."""
+    """Yields the PyPI packages in a record, each with a function that tells whether a version of it is affected."""
     for affected in record.get("affected", ()):
         if affected.get("package", {}).get("ecosystem") == "PyPI":
             yield (
@@ -123,7 +124,7 @@ def is_affected(version: str, affected: Mapping[str, Any]) -> bool:
 
 
 def in_range(version: Version, events: Iterable[Mapping[str, str]]) -> bool:
-    """Whether a range's events include a version."""
+    """Whether a version is inside a range, which is defined by its events."""
     inside = False
     for kind, text in sorted(
         ((kind, text) for event in events for kind, text in event.items()), key=lambda one: order(one[1])
@@ -144,7 +145,7 @@ def order(text: str) -> Version:
 
 
 def entry(record: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the parts of a record that the snapshot keeps: its id, its aliases, and the versions with a fix."""
+    """Returns the parts of a record that the snapshot keeps: its id, its aliases, and the package's fixed versions."""
     fixed = {
         event["fixed"]
         for affected in record["affected"]
@@ -162,7 +163,7 @@ def entry(record: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def text_of(made: Mapping[str, Any]) -> str:
-    """Formats the snapshot as JSON with a line per advisory, and per pin without any, so that its diff is readable."""
+    """Formats the snapshot as JSON with one line per advisory (or pin that has none), so that diffs are readable."""
     lines = []
     for pin, advisories in made["pins"].items():
         inside = ",\n".join(f"      {json.dumps(one)}" for one in advisories)

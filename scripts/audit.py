@@ -33,12 +33,12 @@ SNAPSHOT = ROOT / "requirements" / "advisories.json"
 OLD = 90
 # pip-audit's services; the first that responds is used
 SERVICES = ("pypi", "osv")
-# errors of requests if a service doesn't respond; any other failure is an error
+# the errors that `requests` raises if a service doesn't respond; any other failure of pip-audit ends the audit
 UNREACHED = re.compile(
     r"ConnectionError|ConnectTimeout|ReadTimeout|ProxyError|NameResolutionError|Max retries exceeded"
 )
 IMAGE = re.compile(r"^(?:ARG \w+_IMAGE=|\s*image: |FROM )(?:\$\{\w+:-)?([a-z][\w./-]*:[\w.-]+)", re.MULTILINE)
-# what a compiled file contains besides pins: comments, hashes, empty lines
+# what a compiled requirements file contains besides pins: comments, hashes, empty lines
 BESIDE = re.compile(r"\s*(?:#.*|--hash=\w+:[0-9a-f]+(?:\s*\\)?)?")
 PIN = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?==(?!=)([^\s;\\]+)", re.MULTILINE)
 
@@ -61,7 +61,7 @@ class Review:
 
 
 def main() -> int:
-    """Returns the exit status."""
+    """Audits the files; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("requirements", nargs="*", type=Path)
     files = parser.parse_args().requirements or sorted((ROOT / "requirements").glob("*.txt"))
@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def read_reviews(text: str) -> list[Review]:
-    """Reads the `[[reviewed]]` tables, each with id, package, version, reason and review.
+    """Reads the `[[reviewed]]` tables of reviewed.toml, each with id, package, version, reason and review.
 
     Raises:
         SystemExit: a field is missing or unknown, or a reason is empty.
@@ -106,7 +106,7 @@ def read_reviews(text: str) -> list[Review]:
 
 @dataclass(frozen=True)
 class ImageReview:
-    """A vulnerability in an image that has been reviewed; `image` is the image's name and tag. See `Review`."""
+    """A reviewed vulnerability in an image: `image` is the image's name and tag; for the other fields, see `Review`."""
 
     id: str
     image: str
@@ -115,7 +115,7 @@ class ImageReview:
 
 
 def read_images(text: str) -> list[ImageReview]:
-    """Reads the `[[images]]` tables of the reviewed list.
+    """Reads the `[[images]]` tables of reviewed.toml.
 
     Raises:
         SystemExit: a field is missing or unknown, or a reason is empty.
@@ -137,7 +137,7 @@ def used_images(root: Path) -> set[str]:
 
 
 def stale_images(reviews: Sequence[ImageReview], used: set[str], today: date) -> list[str]:
-    """Returns the problems with the list of images: unused ones, ones without a review, expired reviews."""
+    """Returns the problems with the image reviews: images that are not used or have no review, and expired reviews."""
     wrong = [f"{REVIEWED.name}: {one.id}: {one.image} is not used" for one in reviews if one.image not in used]
     wrong += [f"{REVIEWED.name}: {one} has not been reviewed" for one in sorted(used - {one.image for one in reviews})]
     return wrong + [
@@ -149,7 +149,7 @@ def pinned(files: Iterable[Path]) -> dict[str, set[str]]:
     """Returns the pinned versions of each package, by normalized PyPI name.
 
     Raises:
-        SystemExit: a line specifies a package other than as `name==version`, so that no advisory could be looked up.
+        SystemExit: a line doesn't specify a package as `name==version`, so no advisories could be looked up for it.
     """
     found: dict[str, set[str]] = {}
     for file in files:
@@ -167,7 +167,7 @@ def normalized(name: str) -> str:
 
 
 def stale(reviews: Sequence[Review], pins: dict[str, set[str]], today: date) -> list[str]:
-    """Returns the problems with the reviewed list itself."""
+    """Returns the problems with the reviews themselves: versions that are no longer pinned, and expired reviews."""
     wrong = []
     for one in reviews:
         if one.version not in pins.get(normalized(one.package), set()):
@@ -178,14 +178,14 @@ def stale(reviews: Sequence[Review], pins: dict[str, set[str]], today: date) -> 
 
 
 def in_ci() -> bool:
-    """Whether this runs in CI, where nobody reads the output."""
+    """Whether this script runs in CI, where nobody reads its output."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
 def from_snapshot(snapshot: Path, file: Path) -> tuple[list[dict[str, Any]] | None, str]:
     """Returns the snapshot's entries for a file's pins in pip-audit's format; None and the reason if a pin is missing.
 
-    A missing pin wasn't looked up when the snapshot was created, so having no advisories there means nothing.
+    A missing pin wasn't looked up when the snapshot was created, so it can't be reported as having no advisories.
     """
     if not snapshot.is_file():
         return None, f"there is no {snapshot.name}: run make audit-update"
@@ -198,7 +198,7 @@ def from_snapshot(snapshot: Path, file: Path) -> tuple[list[dict[str, Any]] | No
 
 
 def snapshot_review(snapshot: Path, reviewed: Path, today: date) -> tuple[str, bool]:
-    """Returns the snapshot's age as text, and whether [snapshot] in the reviewed list still accepts it today."""
+    """Returns the snapshot's age as text, and whether [snapshot] in reviewed.toml still accepts it today."""
     made = json.loads(snapshot.read_text())
     review = tomllib.loads(reviewed.read_text()).get("snapshot", {})
     age = (today - date.fromisoformat(made["date"])).days
@@ -215,7 +215,8 @@ def audited(file: Path, services: list[str]) -> tuple[list[dict[str, Any]] | Non
 
     Args:
         file: the requirements file.
-        services: the services to try. One that doesn't respond is removed: it wouldn't for the next file either.
+        services: the services to try. One that doesn't respond is removed from the list, because it wouldn't respond
+            for the next file either.
     """
     reasons = []
     for service in tuple(services):
@@ -236,7 +237,7 @@ def audited(file: Path, services: list[str]) -> tuple[list[dict[str, Any]] | Non
                 continue
             found: list[dict[str, Any]] = json.loads(output.read_text())["dependencies"]
         if found and all("skip_reason" in one for one in found):
-            # a mirror of the package index without vulnerability data has none of the packages
+            # a mirror of the package index that lacks vulnerability data skips every package
             reasons.append(f"{service}: has none of {len(found)} packages")
             services.remove(service)
             continue

@@ -7,8 +7,8 @@ set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-# Prints HOST:PORT of the URL in the variable $1, with $2 as the default port. Takes the variable's name, not the URL,
-# because the URL contains a password and arguments are visible to others.
+# Prints HOST:PORT of the URL in the variable named $1, with $2 as the default port. Accepts the variable's name, not
+# the URL, because the URL contains a password, and arguments are visible to other users.
 place() {
     python - "$1" "$2" <<'PYTHON'
 import os

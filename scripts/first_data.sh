@@ -7,11 +7,11 @@ cd "$(dirname "$0")/.."
 what=${1:-100000}
 folder=/var/lib/busco/incoming
 inside() { docker compose exec -T local-aws "$@"; }
-# files that are read-only here are read-only in the container too
+# chmod first: copies of files that are read-only on the host are read-only too
 tidy() { inside sh -c "if test -e $folder; then chmod -R u+rwX $folder && rm -rf $folder; fi"; }
 tidy
 if [[ -d $what ]]; then
-    # the copies belong to the container's user, whatever their owner and permissions are here
+    # the copies belong to the container's user, whatever the owners and permissions of the files on the host
     tar -C "$what" -cf - . | inside sh -c "mkdir -p $folder && tar --no-same-owner --no-same-permissions -xf - -C $folder"
 else
     inside busco sample --orders "$what" --out "$folder"

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 bin=.venv-dbt/bin
 failed=0
 check() { timed "$@" || failed=1; }
-# mypy runs once per environment, because it needs the libraries: a file is checked wherever its imports are installed
+# mypy needs the imported libraries, so it runs once per environment, on the files whose imports are installed there
 airflow_only='^src/busco/(orchestration/|embedded/(airflow|postgres|demo)|cli/platform|doctor/airflow)'
 dbt_only='^src/busco/(warehouse|ingest)/|^src/busco/lake/(engine|credentials|reading|versions|types|iceberg_io|scrub)|'
 dbt_only+='^src/busco/cli/(data|local_aws|replay|scrub)|'
@@ -17,7 +17,7 @@ dbt_only+='^src/busco/doctor/dbt|^src/busco/embedded/(aws|local_aws|stacks|athen
 mapfile -t dbt_side < <(git ls-files 'src/*.py' | grep -vE "$airflow_only")
 mapfile -t airflow_side < <(git ls-files 'src/*.py' | grep -vE "$dbt_only")
 mapfile -t shell < <(git ls-files '*.sh' '.ci/*')
-# the two slowest checks run in parallel: this one in the background
+# the two slowest checks (mypy) run in parallel: this one in the background
 lane "mypy (dbt's environment)" "$bin/mypy" --no-error-summary --cache-dir .mypy_cache/dbt "${dbt_side[@]}"
 check ruff "$bin/ruff" check --quiet .
 check "ruff format" "$bin/ruff" format --quiet --check .

@@ -19,7 +19,7 @@ while (($#)); do
 done
 if ((${#images[@]} == 0)); then images=(dbt local-aws airflow); fi
 cd "$(dirname "$0")/.."
-# so that a plain copy of .env.example works
+# fill in the placeholders, so that a plain copy of .env.example works
 scripts/make_env.sh --fill
 version=$(git rev-parse --short=12 HEAD)
 if [[ -n $(git status --porcelain) ]]; then version+=+; fi
@@ -50,7 +50,7 @@ for image in "${images[@]}"; do
         dbt) build busco-dbt --file Dockerfile.dbt --target runner ;;
         local-aws) build busco-local-aws --file Dockerfile.dbt --target local ;;
         airflow)
-            # its graph comes from dbt's image of the same commit, where it is baked in
+            # Airflow's graph is copied from dbt's image of the same commit, where it is baked in
             if [[ -z $(docker image ls --quiet "busco-dbt:$commit") ]]; then
                 build busco-dbt --file Dockerfile.dbt --target runner
             fi

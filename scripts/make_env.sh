@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/env.sh
 . scripts/lib/env.sh
 umask 077
-# if .env is a link, its target is written
+# if .env is a link, write to its target
 target=.env
 if [[ -L .env ]] && ! target=$(readlink -f .env); then
     echo ".env is a link to $(readlink .env), whose folder doesn't exist; create the folder, or remove the link" >&2
@@ -51,7 +51,7 @@ if [[ -f $target ]]; then
         unread=$line
         if [[ $line == *$'\r' ]]; then end=${fill:+$'\r'} line=${line%$'\r'}; fi
         if env_line "$line"; then
-            # drop the keys of earlier versions, which local-aws doesn't accept
+            # drop the AWS keys that earlier versions wrote: local-aws doesn't accept them
             if [[ -z $fill && $env_name =~ ^AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)$ && $env_value == busco-local ]]; then
                 continue
             fi

@@ -19,7 +19,7 @@ FIELDS = ("conn_type", "description", "host", "login", "password", "schema", "po
 
 
 def main() -> int:
-    """Returns the exit status: 2 if the environment can't be parsed."""
+    """Creates and updates both; returns the exit status, which is 2 if the environment can't be parsed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     try:
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def read(name: str) -> dict[str, Any]:
-    """Returns the JSON object in an environment variable; an empty one if it is not set.
+    """Returns the JSON object in an environment variable; an empty object if the variable is not set.
 
     Raises:
         ValueError: the value isn't a JSON object; the message doesn't show it because it may be secret.
@@ -54,7 +54,7 @@ def connection(name: str, given: object) -> Any:
     """Builds an Airflow connection.
 
     Raises:
-        ValueError: `given` is neither a URI nor an object with known fields only.
+        ValueError: `given` is neither a URI nor an object that has only known fields.
     """
     from airflow.models import Connection
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Returns the exit status: 1 if there is no report."""
+    """Prints the slowest tests; returns the exit status, which is 1 if there is no report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--number", type=int, default=10)
@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def slow(report: Path) -> list[tuple[float, str, str]]:
-    """Returns each test in a JUnit report: seconds including setup and teardown, suite name, test name."""
+    """Returns a tuple for each test in a JUnit report: seconds (with setup and teardown), suite name, test name."""
     # trusted input: pytest has just written this file
     cases = ElementTree.parse(report).getroot().iter("testcase")  # noqa: S314
     return [

@@ -17,7 +17,7 @@ if [[ ${1:-} == --all ]]; then
     shift
     chosen="not long"
 else
-    # most of the slow tests are Airflow's, so without them its lane has room for more
+    # most of the slow tests are Airflow's, so without them, Airflow's lane has room for more tests
     also+=(test_command test_doctor test_hidden_values test_ingest)
     chosen="not long and not slow"
 fi

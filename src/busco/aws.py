@@ -1,4 +1,4 @@
-"""Creates all AWS clients, with retries, timeouts, and the endpoint and region from the settings."""
+"""Creates the platform's AWS clients, with common retries and timeouts, and the region and endpoint of the settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client(service: str, settings: Settings, **config: Any) -> Any:
     """Returns a boto3 client for `service`, with the platform's retries and timeouts unless `config` (options for
     botocore's Config) overrides them.
 
-    Like all boto3 clients, it is thread-safe. If `settings.endpoint_url` is None, it uses AWS's own endpoint.
+    The client is thread-safe, like all boto3 clients. It uses AWS's own endpoint if `settings.endpoint_url` is None.
     """
     return _client(service, settings.region, settings.endpoint_url, None, **config)
 
@@ -45,17 +45,17 @@ def publisher_client(service: str, settings: Settings, or_own: bool = False) -> 
     they expire, and shared within the process.
 
     Args:
-        or_own: whether to fall back to the process's own credentials if it is not allowed to assume the role. This is
-            for people at the command line: S3 and Glue then check their own permissions.
+        or_own: whether to fall back to the process's own credentials if the process is not allowed to assume the role.
+            This is meant for people at the command line: S3 and Glue then check that person's own permissions.
 
     Raises:
-        BuscoError: this process is not allowed to assume the role.
+        BuscoError: this process is not allowed to assume the role, and `or_own` is False.
     """
     if not settings.publisher_role_arn:
         return client(service, settings)
     try:
         given = assumed(settings.publisher_role_arn, settings.region, settings.endpoint_url)
-        # the role may have been changed since this process assumed it
+        # refreshes credentials that are about to expire: the role may have changed since this process assumed it
         given.get_frozen_credentials()
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("AccessDenied", "AccessDeniedException"):
@@ -72,7 +72,7 @@ def publisher_client(service: str, settings: Settings, or_own: bool = False) -> 
 
 
 class _Given(CredentialProvider):  # type: ignore[misc, unused-ignore]
-    """Provides existing credentials, instead of botocore's search for credentials."""
+    """Provides existing credentials to botocore, so that it doesn't search for any."""
 
     METHOD = "assume-role"
 
@@ -86,7 +86,7 @@ class _Given(CredentialProvider):  # type: ignore[misc, unused-ignore]
 
 @lru_cache
 def assumed(role: str, region: str, endpoint_url: str | None) -> Any:
-    """Returns the credentials of a role, which are refreshed before they expire.
+    """Assumes a role and returns its credentials, which are refreshed before they expire.
 
     Raises:
         ClientError: this process may not assume the role.
@@ -102,8 +102,8 @@ def assumed(role: str, region: str, endpoint_url: str | None) -> Any:
             "expiry_time": found["Expiration"].isoformat(),
         }
 
-    # fetched here rather than on first use: botocore logs any error of a refresh with its traceback, even if it is
-    # handled
+    # fetched here rather than on first use: botocore logs any error in a refresh with its traceback, even if the error
+    # is handled
     return RefreshableCredentials.create_from_metadata(fetch(), fetch, _Given.METHOD)
 
 

@@ -1,4 +1,4 @@
-"""This container's resource limits and ECS task, from cgroups and the task metadata endpoint."""
+"""Reads this container's resource limits and ECS task from cgroups and the ECS task metadata endpoint."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-# The agent on the host responds within milliseconds; a starting process waits for it at most twice this long.
+# The ECS agent on the host responds within milliseconds; a starting process waits at most twice this long for each
+# response.
 _METADATA_SECONDS = 1.0
 _METADATA_TRIES = 2
 _MIB = 1 << 20
 # Without a limit, cgroup v1 reports the largest multiple of the page size that fits its counter (Linux,
 # Documentation/admin-guide/cgroup-v1/memory.rst); no container has an exbibyte of memory.
 _NO_LIMIT = 1 << 60
-# /proc/self/mountinfo writes these characters of a path as octal escapes (proc_pid_mountinfo(5)).
+# The paths in /proc/self/mountinfo contain octal escapes instead of these characters (proc_pid_mountinfo(5)).
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 
 
@@ -44,7 +45,7 @@ def in_ecs() -> bool:
 
 
 def this_task() -> TaskMetadata | None:
-    """Returns the ECS task of this process; None outside of ECS, or if its metadata endpoint does not respond."""
+    """Returns the ECS task of this process; None outside of ECS, or if the metadata endpoint does not respond."""
     uri = os.environ.get("ECS_CONTAINER_METADATA_URI_V4")
     return _task(uri) if uri else None
 
@@ -78,9 +79,14 @@ def cpu_limit(root: Path = Path("/")) -> float | None:
 
 
 def _settings(root: Path, controller: str, v2: str, v1: str) -> Iterator[str]:
-    """Yields a setting's text from this process's cgroup and its ancestors, if they are mounted.
+    """Yields the text of a setting in this process's cgroup and in each ancestor of that cgroup, if they are mounted.
 
-    It reads both v1 and v2, since both can be mounted at once. A v1 quota is followed by its period, as in v2's format.
+    Both cgroup v1 and v2 are read, since both can be mounted at once. A quota from v1 is followed by its period, as in
+    v2's format.
+
+    Args:
+        v2: the name of the setting's file in cgroup v2.
+        v1: its name in cgroup v1.
     """
     for folder, unified in _cgroups(root, controller):
         text = _text(folder / (v2 if unified else v1))
@@ -91,7 +97,7 @@ def _settings(root: Path, controller: str, v2: str, v1: str) -> Iterator[str]:
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Yields the folders of this process's cgroups for a controller, innermost first, and whether each is of v2."""
+    """Yields the folder of each of this process's cgroups for a controller, innermost first, and whether it is v2."""
     own: dict[str, str] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -112,8 +118,8 @@ def _cgroups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
 def _below(path: str, mounted: str) -> PurePosixPath:
     """Returns a cgroup's path relative to a mount whose root is the cgroup `mounted`.
 
-    A container without a cgroup namespace sees the host's paths; one with a namespace sees `..` for cgroups above its
-    own. In both cases, the mount's top folder is the container's cgroup.
+    A container without a cgroup namespace sees the host's paths; one with a namespace sees `..` in place of
+    cgroups above its own. In both cases, the mount's top folder is the container's cgroup.
     """
     if ".." in (parts := PurePosixPath(path).parts) or ".." in PurePosixPath(mounted).parts:
         return PurePosixPath()
@@ -139,7 +145,7 @@ def _integer(text: str) -> int | None:
 
 
 def _quota(text: str) -> float | None:
-    """Returns the CPUs in `<quota> <period>`, both in microseconds; `max` and -1 mean no limit."""
+    """Returns how many CPUs `<quota> <period>`, both in microseconds, allows; None for `max` and -1 (no limit)."""
     quota, _, period = text.partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 

@@ -1,4 +1,4 @@
-"""The two Python environments, Airflow's and dbt's: tells which one this is, and runs commands in the other."""
+"""Tells which Python environment (Airflow's or dbt's) this process runs in, and runs commands in the other one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def here(side: Side) -> bool:
 
 
 def python(settings: Settings, side: Side) -> Path:
-    """Returns the interpreter of an environment: this process's, BUSCO_<SIDE>_PYTHON, or the one in the project.
+    """Returns an environment's Python interpreter.
+
+    It is this process's own interpreter if the process runs in that environment; otherwise BUSCO_<SIDE>_PYTHON or, if
+    that is not set, the one in the project.
 
     Raises:
         BuscoError: the environment is not set up.
@@ -46,13 +49,12 @@ def hand_over(settings: Settings, side: Side, arguments: list[str]) -> NoReturn:
 
 
 def without_airflow(variables: dict[str, str]) -> dict[str, str]:
-    """Returns the environment variables for child processes other than Airflow: Airflow's contain secrets that no other
-    process needs."""
+    """Returns `variables` without Airflow's own, which contain secrets that only Airflow's processes need."""
     return {name: value for name, value in variables.items() if not name.startswith("AIRFLOW_")}
 
 
 def code_version(settings: Settings) -> str:
-    """Returns the commit of the running code, with `+` if any file differs from it; '' outside of git."""
+    """Returns the commit of the running code, followed by `+` if any file has changed since; '' outside of git."""
     if given := os.environ.get("BUSCO_CODE_VERSION"):
         return given
     git = ["git", "-C", str(settings.home)]
@@ -67,8 +69,8 @@ def code_version(settings: Settings) -> str:
 def ask_for_parse(settings: Settings) -> None:
     """Touches the DAG files, so that Airflow parses them again immediately.
 
-    Airflow parses files that are newer than its last parse first (`file_parsing_sort_mode`), and other files
-    periodically. If the files can't be touched, the change takes effect at the next periodic parse.
+    Airflow gives priority to files that were modified after it last parsed them (`file_parsing_sort_mode`), and parses
+    all files periodically. If the files can't be touched, changes take effect at the next periodic parse.
     """
     for file in (settings.home / "dags").glob("*.py"):
         with suppress(OSError):

@@ -6,8 +6,8 @@ from __future__ import annotations
 class BuscoError(Exception):
     """A problem that the user can fix: what is wrong, where, and what to do.
 
-    A command that raises it prints only this message and exits with status 1. Any other exception is a bug, and keeps
-    its traceback.
+    A command that raises this exception prints only its message and hint, and exits with status 1. Any other exception
+    is a bug, and is printed with its traceback.
 
     Args:
         message: what is wrong and where, in one or more lines.

@@ -9,7 +9,7 @@ from typing import Any
 from busco.problems import SHOWN, Problem, some
 from busco.project import LAYERS, Project
 
-# resource type → the section of dbt_project.yml with the settings of such nodes
+# resource type → the section of dbt_project.yml that configures nodes of that type
 _SECTIONS = {
     "model": "models",
     "seed": "seeds",
@@ -19,18 +19,18 @@ _SECTIONS = {
     "unit_test": "unit_tests",
 }
 _CONFIG_CALL = re.compile(r"\bconfig\s*\(")
-# setting → the value that fixes it, and how the value is written in a model's own file
+# setting → the value that fixes the problem (_VALUES), and how that value is written in a model's own file (_WRITTEN)
 _VALUES = {"materialized": "lake", "schema": LAYERS[-1]}
 _WRITTEN = {"materialized": "materialized='lake'", "schema": " or ".join(f"schema='{layer}'" for layer in LAYERS)}
 _Settings = dict[str, Any]
 
 
 def fixes(project: Project, problems: Sequence[Problem], project_file: Mapping[str, Any]) -> Iterator[str]:
-    """Yields what to write where, for the problems that a setting fixes, and for those of packages.
+    """Yields advice on what to write where, for the problems that a setting can fix and for those in packages.
 
     A config in the SQL or YAML of one of the project's own models overrides dbt_project.yml, which in turn overrides
     everything in a package's files (dbt-core 1.11, context/context_config.py). Nobody can change a package's files, so
-    if only such a change would fix a node of a package, the node has to be disabled.
+    a node of a package has to be disabled if no setting in dbt_project.yml can fix it.
 
     Args:
         project_file: the content of the project's dbt_project.yml.
@@ -67,7 +67,7 @@ def fixes(project: Project, problems: Sequence[Problem], project_file: Mapping[s
 
 
 def suggested_alias(package: str, name: str) -> str:
-    """Returns a table name for a package's model that no model of the project is likely to have."""
+    """Returns an alias for a package's model: a table name that no model of the project is likely to have."""
     return re.sub(r"[^a-z0-9_]", "_", f"{package}_{name}".lower())
 
 
@@ -79,12 +79,12 @@ def package_setting(section: str, fqn: Sequence[str], setting: str, value: str) 
 
 
 def _path(node: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the node's fully qualified name, or its package and name if it has none (macros and functions)."""
+    """Returns a node's fully qualified name; for macros and functions, which have none, the package and the name."""
     return tuple(node.get("fqn") or (node.get("package_name") or "", node.get("name") or ""))
 
 
 def _of_packages(what: str, problems: Sequence[Problem], setting: str) -> Iterator[str]:
-    """Yields advice on nodes of packages, with the settings of the first few of them."""
+    """Yields advice on nodes of packages, with the lines of dbt_project.yml that fix the first few of them."""
     lines = []
     for one in problems:
         if section := _SECTIONS.get(one.node.get("resource_type", "")):
@@ -107,7 +107,7 @@ def _put(settings: _Settings, place: Sequence[str], setting: str, value: str) ->
 
 
 def _at_once(section: str, settings: Mapping[str, Any]) -> str:
-    """Returns advice to put `settings` into a section of dbt_project.yml, with a line for each package if there are
+    """Returns advice to put `settings` into a section of dbt_project.yml, with a line for each package if it names
     several."""
     where = f"for all {section} at once, in dbt_project.yml"
     other = f" (or +schema: {' or '.join(LAYERS[:-1])})" if "+schema" in _flow(settings) else ""
@@ -118,16 +118,16 @@ def _at_once(section: str, settings: Mapping[str, Any]) -> str:
 
 
 def _flow(settings: Any) -> str:
-    """Returns one line of YAML."""
+    """Returns settings as one line of YAML."""
     if not isinstance(settings, Mapping):
         return str(settings)
     return "{" + ", ".join(f"{name}: {_flow(one)}" for name, one in settings.items()) + "}"
 
 
 def _configured(settings: Any, fqn: Sequence[str], key: str) -> tuple[Sequence[str], Any]:
-    """Returns where dbt_project.yml sets a node's `key`, as a prefix of its fully qualified name, and the value.
+    """Returns where dbt_project.yml sets a node's `key`, as a prefix of the node's fully qualified name, and the value.
 
-    If it is set at several levels, the deepest one counts. If it is not set, returns the node's package and None.
+    If the key is set at several levels, the deepest one counts. If it is not set, returns the node's package and None.
 
     Args:
         settings: the content of the section.
@@ -137,7 +137,7 @@ def _configured(settings: Any, fqn: Sequence[str], key: str) -> tuple[Sequence[s
         if not isinstance(settings, Mapping):
             break
         for name in (key, f"+{key}"):
-            # a folder can have the same name as a setting
+            # not a mapping, which would be the settings of a folder that has the same name as the key
             if isinstance(settings.get(name), str):
                 place, found = fqn[:depth], settings[name]
         settings = settings.get(fqn[depth]) if depth < len(fqn) else None
@@ -145,10 +145,10 @@ def _configured(settings: Any, fqn: Sequence[str], key: str) -> tuple[Sequence[s
 
 
 def _own_config(node: Mapping[str, Any], setting: str, configured: Any) -> str:
-    """Returns the file in which a model of the project sets its own value, or '' if it doesn't.
+    """Returns the file in which a model of the project configures the setting itself, or '' if it doesn't.
 
     Args:
-        configured: the value in dbt_project.yml.
+        configured: the value in dbt_project.yml, or None.
     """
     written = re.compile(rf"\b{setting}\b['\"]?\s*[=:]")
     if any(written.search(call) for call in _config_calls(node.get("raw_code") or "")):
@@ -170,5 +170,5 @@ def _config_calls(code: str) -> Iterator[str]:
 
 
 def yaml_file(node: Mapping[str, Any]) -> str:
-    """Returns the file of a node's YAML, or '' if it has none."""
+    """Returns the YAML file that describes a node, or '' if there is none."""
     return (node.get("patch_path") or "").split("://")[-1]

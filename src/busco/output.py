@@ -1,6 +1,6 @@
-"""The command's output: tables that fit the terminal, and full values if there is no terminal.
+"""Prints the command's output: tables that fit the terminal, or full values if the output doesn't go to a terminal.
 
-All output goes through this module, which escapes it with `busco.text`.
+All of the command's output goes through this module, which escapes it with `busco.text`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Returns a console for standard output; if that is not a terminal, each row is one line."""
+    """Returns a console for standard output; if that is not a terminal, each row of a table is one line."""
     return _Console(width=None if sys.stdout.isatty() else _UNFOLDED, highlight=False)
 
 
@@ -49,7 +49,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence
 
 
 def result(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> None:
-    """Prints a query's result as table, csv or json; NULL is empty in the first two, and null in json.
+    """Prints a query's result as a table, csv or json (`form`); NULL is empty in a table and in csv, and null in json.
 
     csv and json are meant for programs and contain the exact values. If csv goes to a terminal, its values are escaped
     as in a table; json has its own escapes.
@@ -89,14 +89,14 @@ def say(text: str) -> None:
 
 
 def exact(text: str) -> None:
-    """Prints text for a program, such as a shell that evaluates it; it is only escaped if it goes to a terminal."""
+    """Prints text for a program, such as a shell that evaluates it. The text is escaped only on a terminal."""
     # not with click, which removes anything that looks like an escape sequence
     sys.stdout.write(f"{shown(text) if sys.stdout.isatty() else text}\n")
     sys.stdout.flush()
 
 
 def say_wrong(error: click.ClickException) -> None:
-    """Prints Click's usage error, escaped because it quotes arguments that a user or a script passed."""
+    """Prints an error from Click, escaped because it quotes arguments that a user or a script passed."""
     message = io.StringIO()
     error.show(file=message)
     say(message.getvalue().removesuffix("\n"))

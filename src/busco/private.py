@@ -1,4 +1,4 @@
-"""Folders that only their owner can access."""
+"""Creates folders that only their owner can access, and restricts existing folders to their owner."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import stat
 from pathlib import Path
 
-# for processes whose files other users must not read
+# the umask of processes whose files other users must not read
 UMASK = 0o077
 
 
 def make_private(folder: Path) -> None:
-    """Creates a folder that only its owner can enter, whatever the umask; if it exists, restricts it to its owner.
+    """Creates a folder that only its owner can enter, whatever the umask; restricts an existing one to its owner.
 
     Its direct subfolders are restricted too, since other users may have entered them while the folder was open, and may
     still be in them. Deeper levels need no change: other users can't reach them.

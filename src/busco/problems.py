@@ -1,4 +1,4 @@
-"""Lists the problems of a dbt project's nodes: one line for each kind of problem if many nodes have it."""
+"""Lists the problems of a dbt project's nodes: a single line for each kind that many nodes have."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Problem:
     """What is wrong with a node, and what to do, in one line.
 
     Attributes:
-        node: the node in the manifest, for its file.
+        node: the node's entry in the manifest, which contains its file and package.
         text: what is wrong.
-        kind: the same text without the node's own details; if empty, `text` applies to all nodes with this problem.
-        setting: what fixes it, if that is not in the node's own files only: the name of a config, or `macro` for a
-            macro.
+        kind: the same text without the node's own details; if empty, `text` contains no such details.
+        setting: the config that fixes the problem, or `macro` if a macro has to be changed; empty if only a change in
+            the node's own files fixes it.
     """
 
     node: Mapping[str, Any]
@@ -34,7 +34,7 @@ class Problem:
         return cls(node, kind.format(*own), kind.format(*("…" for _ in own)))
 
     def fixed_by(self, setting: str) -> Problem:
-        """Returns this problem with what fixes it, as `setting`."""
+        """Returns this problem with the given `setting`, which fixes it."""
         return replace(self, setting=setting)
 
     @property
@@ -43,7 +43,7 @@ class Problem:
 
     @property
     def package(self) -> str:
-        """The dbt project or package that the node belongs to; '' for a file that is not a node's."""
+        """The dbt project or package that the node belongs to; '' if the problem's file belongs to no node."""
         return str(self.node.get("package_name") or "")
 
     def place(self, project: str) -> str:
@@ -55,7 +55,7 @@ class Problem:
 
 
 def refusal(problems: Iterable[Problem], project: str, verbose: bool = False, command: str = "busco dbt parse") -> str:
-    """Returns the message that refuses a project: a line for each problem, or one line for more than three of a kind.
+    """Returns the message that refuses a project: a line for each problem, or for each kind with more than three.
 
     Args:
         project: the dbt name of the project.
@@ -81,7 +81,7 @@ def _grouped(problems: Sequence[Problem], project: str) -> list[str]:
         kinds.setdefault(problem.kind or problem.text, []).append(problem)
     lines = []
     for kind, found in kinds.items():
-        # identical texts (all about one schema) are more helpful than the text of their kind (about any schema)
+        # a text that many nodes share (about the same schema) is more helpful than that of its kind (about any schema)
         texts = Counter(problem.text for problem in found)
         alike = [text for text, number in texts.items() if number > SHOWN]
         lines += [_line(text, [problem for problem in found if problem.text == text], project) for text in alike]

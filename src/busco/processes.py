@@ -1,4 +1,4 @@
-"""Identifies processes by pid and start time, so that a recycled pid is not mistaken for ours, and ends them by id."""
+"""Identifies processes by pid and start time, so that reused pids are not mistaken for them, and ends them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _EXITING = 0x4  # PF_EXITING among a process's flags (Linux, include/linux/sched
 
 
 def this_host(state: Path) -> str:
-    """Returns this machine's name in the lake's records: its host name when the state folder was created, plus a random
+    """Returns this machine's name in the lake's records: its host name at the time of the first call, plus a random
     suffix.
 
-    It is stored in `<state>/host`, because a laptop's host name changes with its network, and a container's with each
-    start.
+    The name is stored in `<state>/host`, because a laptop's host name changes with its network, and a container's
+    with each start.
     """
     path = state / "host"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
             file.write(f"{socket.gethostname()}-{secrets.token_hex(4)}")
-        with contextlib.suppress(FileExistsError):  # if two processes create it at the same time, the first one wins
+        with contextlib.suppress(FileExistsError):  # if two processes create it at once, the first one wins
             path.hardlink_to(file.name)
         Path(file.name).unlink()
     return path.read_text()
@@ -37,7 +37,8 @@ def this_host(state: Path) -> str:
 def own_name(prefix: str) -> str:
     """Returns a name for a folder that belongs to this process, so that `clear_left_behind` can tell when to remove it.
 
-    It includes the host, because containers that share the state folder have separate pids.
+    The name includes the host, because processes in different containers that share the state folder can have the
+    same pid.
     """
     return f"{prefix}-{os.getpid()}@{socket.gethostname()}-{secrets.token_hex(4)}"
 
@@ -53,8 +54,8 @@ def clear_left_behind(root: Path, prefix: str) -> None:
 def process_alive(pid: int, started: float) -> bool:
     """Whether the process with this pid and creation time (seconds since the epoch) is running.
 
-    Zombies don't count, and neither do processes that were killed: one with a lot of memory can take a while to exit
-    after SIGKILL.
+    Zombies don't count as running, and neither do processes that were killed: a process with a lot of memory can take a
+    while to exit after SIGKILL.
     """
     try:
         process = psutil.Process(pid)
@@ -69,7 +70,7 @@ def _is_dying(pid: int) -> bool:
     folder = Path(f"/proc/{pid}")
     try:
         status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line)
-        # after the command's name, which can contain any character
+        # the fields after the command's name, which can contain any character
         flags = int((folder / "stat").read_text().rpartition(")")[2].split()[6])
     except (OSError, ValueError, IndexError):
         return False
@@ -80,7 +81,7 @@ def _is_dying(pid: int) -> bool:
 def kill_tree(pid: int, grace: float = 20.0) -> None:
     """Ends a process and its descendants by id.
 
-    It sends SIGTERM to the process, and SIGKILL to all that are left after `grace` seconds.
+    It sends SIGTERM to the process only, and SIGKILL to whichever of them are still running after `grace` seconds.
     """
     try:
         root = psutil.Process(pid)

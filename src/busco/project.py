@@ -1,4 +1,4 @@
-"""A dbt project, read from its manifest: tables, parents, tests, contracts, fingerprints.
+"""Reads a dbt project from its manifest: tables, parents, tests, contracts, fingerprints.
 
 This module reads the manifest's JSON (dbt's public artifact, schema v12) and does not import dbt, so that it also works
 in Airflow's environment.
@@ -26,7 +26,7 @@ from busco.lake.owners import ID_VARIABLE, Owner
 from busco.lake.records import Column
 from busco.settings import Settings
 
-# These keys change with every parse or compilation, so they are not part of the project's content.
+# The values of these keys depend on the parse or compilation, so they are not part of the project's content.
 _VOLATILE = frozenset(
     {"created_at", "compiled", "compiled_code", "compiled_path", "extra_ctes", "extra_ctes_injected", "build_path"}
     | {"root_path", "contract_checksum", "relation_name", "injected_sql", "deferred", "defer_relation"}
@@ -34,16 +34,16 @@ _VOLATILE = frozenset(
 TABLE_KINDS = frozenset({"lake", "seed"})
 # the schemas of the project's tables
 LAYERS = ("silver", "gold")
-# How a seed's file is converted to types and values: by dbt's own macros. This is part of a seed's fingerprint. Change
-# it when the same file would produce different types or values, so that no seed is kept with the old ones.
+# What converts a seed's file to types and values: dbt's own macros. This constant is part of every seed's fingerprint.
+# Change it when the same file would produce different types or values, so that no version with the old ones is reused.
 SEED_READER = "dbt"
-# The rule for which columns have bounds in a table's metadata (busco.warehouse.lineage). It is part of the fingerprint
-# of every node that reads pii columns. Change it when the same SQL would produce fewer bounds, so that no version is
-# kept with the old ones.
+# The version of the rule for which columns have bounds in a table's metadata (busco.warehouse.lineage). This constant
+# is part of the fingerprint of every node that reads pii columns. Change it when the same SQL would produce fewer
+# bounds, so that no version with the old ones is reused.
 BOUNDS_RULE = 2
 # characters with a special meaning in selections (dbt-core 1.11, graph/selector_spec.py; fnmatch's wildcards)
 _SELECTION_SYNTAX = re.compile(r"[ ,+@*?\[\]]")
-# the platform's own dbt package (busco.warehouse.package), and those of dbt and its adapter
+# the platform's own dbt package (busco.warehouse.package), and the packages of dbt and its adapter
 PLATFORM_PACKAGE = "busco_lake"
 PLATFORM_PACKAGES = frozenset({"dbt", "dbt_duckdb", PLATFORM_PACKAGE})
 
@@ -86,8 +86,8 @@ class Project:
 
     @property
     def configured_ids(self) -> list[Any]:
-        """The values of the var `busco_project_id` in dbt_project.yml: first the project's own, then the one for all
-        projects. dbt uses the first."""
+        """The values of the var `busco_project_id` in dbt_project.yml: first the one for this project, then the one for
+        all projects. dbt uses the first that is set."""
         variables = self.manifest.get("vars") or {}
         places = (variables.get(self.name), variables) if variables else ()
         return [place[ID_VARIABLE] for place in places if isinstance(place, dict) and ID_VARIABLE in place]
@@ -108,7 +108,7 @@ class Project:
         return Owner(self.identity, self.name, bool(self.id))
 
     def with_id(self, given: str) -> Project:
-        """Returns this project with the setting BUSCO_PROJECT_ID as `given`, which can be empty."""
+        """Returns this project with `given`, which can be empty, as the value of the setting BUSCO_PROJECT_ID."""
         return Project({**self.manifest, "project_id": given})
 
     @property
@@ -204,10 +204,10 @@ class Project:
         return found
 
     def selector(self, unique_id: str) -> str:
-        """Returns a selection, in dbt's syntax, of exactly one node.
+        """Returns a selection, in dbt's syntax, that matches exactly one node.
 
-        It uses the node's fully qualified name. If that is also a prefix of another node's name (a folder or a test has
-        the same name as a model), it adds the resource type and the file.
+        The selection consists of the node's fully qualified name. If another node's name begins with the same name (a
+        folder or a test has the same name as a model), the resource type and the file are added.
         """
         node = self.node(unique_id)
         name = _selectable(".".join(node["fqn"]))
@@ -241,7 +241,7 @@ class Project:
         return frozenset(name for name, is_pii in self.pii_marks(unique_id).items() if is_pii)
 
     def pii_marks(self, unique_id: str) -> dict[str, bool]:
-        """Returns the node's columns whose YAML sets `pii`, with its value."""
+        """Returns the value of `pii` for each of a node's columns whose YAML sets it."""
         columns = self.node(unique_id).get("columns", {})
         return {name: bool(meta_of(column)["pii"]) for name, column in columns.items() if "pii" in meta_of(column)}
 
@@ -326,7 +326,7 @@ class Project:
 
     @cached_property
     def hash(self) -> str:
-        """A hash of the project's content, which is the same for two parses of the same files."""
+        """A hash of the project's content: the same for any two parses of the same files."""
         content = {
             kind: {uid: _stable(node) for uid, node in self.manifest.get(kind, {}).items()}
             for kind in ("nodes", "sources", "unit_tests", "exposures", "macros")
@@ -335,10 +335,10 @@ class Project:
 
     @cached_property
     def graph_mark(self) -> str:
-        """The line in a DAG's documentation that identifies the graph it was rendered from: a hash of the nodes, their
-        parents and materializations, which does not depend on the models' SQL."""
+        """The line in a DAG's documentation that identifies the graph it was rendered from: a hash of the nodes and of
+        their parents and materializations, but not of the models' SQL."""
         graph = {
-            # a seed has no parents
+            # the `depends_on` of a seed has no `nodes`
             uid: [sorted(node["depends_on"].get("nodes", [])), node["config"].get("materialized")]
             for uid, node in self.nodes.items()
         }
@@ -388,7 +388,7 @@ class Project:
     def _macros(self, node: Mapping[str, Any]) -> dict[str, str]:
         """Returns the SQL of all macros of the project and its packages that a node uses, directly or indirectly.
 
-        It leaves out the macros of dbt and the platform, since their versions cover those.
+        It leaves out the macros of dbt and of the platform, which change only with the versions of those.
         """
         macros = self.manifest["macros"]
         own = [uid for uid in self.macros_used(node) if macros[uid]["package_name"] not in PLATFORM_PACKAGES]
@@ -397,8 +397,8 @@ class Project:
     def code(self, unique_id: str) -> list[str]:
         """Returns the source texts from which a node's SQL is made.
 
-        These are its own text, those of the ephemeral models that become part of it, those of the macros that these
-        use, except dbt's and the platform's, and the project's variables.
+        These are the texts of the node itself, of the ephemeral models that become part of it, and of the macros that
+        any of them use (except dbt's and the platform's), and the project's variables.
         """
         node = self.nodes[unique_id]
         variables = json.dumps(self.manifest.get("vars", {}), ensure_ascii=False)
@@ -428,13 +428,13 @@ class Project:
 
 
 def _selectable(name: str) -> str:
-    """Returns a name in dbt's selection syntax, in which `?` replaces each special character: there is no escape."""
+    """Returns a name for dbt's selection syntax, which has no escapes: each special character is replaced by `?`."""
     return _SELECTION_SYNTAX.sub("?", name)
 
 
 def is_ignored(node: Mapping[str, Any]) -> bool:
-    """Whether dbt never runs a node in the manifest, because its file is empty or it is disabled, as is each test of a
-    disabled model (dbt-core 1.11, graph/selector.py, `_is_empty_node` and `_is_graph_member`)."""
+    """Whether dbt never runs a node that is in the manifest, because the node has an empty file or is disabled, as
+    every test of a disabled model is (dbt-core 1.11, graph/selector.py, `_is_empty_node` and `_is_graph_member`)."""
     empty = node["resource_type"] != "seed" and "raw_code" in node and not (node["raw_code"] or "").strip()
     return empty or node["config"].get("enabled") is False
 

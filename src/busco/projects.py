@@ -1,4 +1,4 @@
-"""Checks what several dbt projects on one lake must agree on."""
+"""Checks that dbt projects on one lake have different ids, and declare the sources that they share identically."""
 
 from __future__ import annotations
 

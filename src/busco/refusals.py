@@ -16,7 +16,7 @@ from busco.project import LAYERS, PLATFORM_PACKAGES, TABLE_KINDS, Project, meta_
 from busco.settings import PROJECT_ID, PROJECT_ID_WORDS, SIZES
 
 _ALLOWED = frozenset({"lake", "view", "ephemeral", "seed"})
-# the names that Glue and Athena accept: they convert other names to these, or refuse them
+# the names that Glue and Athena accept unchanged; they convert other names (to lower case) or refuse them
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,254}")
 _OWN_MACROS = re.compile(
     r"materialization_(lake|seed|view|test|unit)_\w+|busco_(make_version|step|check_names|load_seed)"
@@ -27,11 +27,11 @@ _WHY = {
     "snapshot": "snapshots are not supported; ",
 }
 
-# the longest values for the other parts of a key: settings.environment has at most 31 characters
+# the longest possible values of the other parts of an object key; settings.environment has at most 31 characters
 _ENVIRONMENT = layout.EnvironmentLayout("e" * 31)
 _MANY = 999_999
 _RUN = layout.RunLayout(_ENVIRONMENT.epoch("r" * layout.MAX_RUN_BYTES, _MANY))
-# what follows a node's name in the longest key of its tasks: a hash, and the name of its tests
+# what follows a node's name in the longest of its tasks' keys: a hash, and the suffix of the task for its tests
 _KEY_END = f".{'0' * 8}.test"
 
 
@@ -132,8 +132,10 @@ def _model_problems(project: Project, node: Mapping[str, Any]) -> Iterator[Probl
 
 
 def _is_table(node: Mapping[str, Any]) -> bool:
-    """Whether a model or seed is a table, or will be one when its materialization is fixed: all of its problems are
-    reported together."""
+    """Whether a model or seed is a table, or will be one once its refused materialization is fixed.
+
+    In both cases, it is checked as a table, so that all of its problems are reported together.
+    """
     materialized = node["config"]["materialized"]
     return materialized in TABLE_KINDS or materialized not in _ALLOWED
 
@@ -164,10 +166,10 @@ def _table_name_problem(project: Project, node: Mapping[str, Any], name: str) ->
 
 
 def _deciding_macro(project: Project, node: Mapping[str, Any], component: str) -> str:
-    """Describes the macro with which a project or package overrides how dbt derives a node's `schema` or `alias`.
+    """Describes the macro of a project or package that replaces dbt's own in deriving a node's `schema` or `alias`.
 
-    Returns '' if dbt's or the platform's own macro does it (dbt-core 1.11, parser/base.py, `RelationUpdate`). dbt's own
-    macro dispatches to an implementation in the project that is prefixed with the adapter's name or `default`.
+    Returns '' if the macro is dbt's or the platform's own (dbt-core 1.11, parser/base.py, `RelationUpdate`). dbt's
+    macro dispatches to any implementation in the project whose name has the adapter's name or `default` as a prefix.
     """
     package, name = node.get("package_name", project.name), f"generate_{component}_name"
     macros = {(one["package_name"], one["name"]): one for one in project.manifest.get("macros", {}).values()}
@@ -258,7 +260,7 @@ def _id_problems(project: Project) -> Iterator[Problem]:
 
 
 def _key_problems(project: Project) -> Iterator[Problem]:
-    """Yields names that are too long for one of their object keys in some environment, run or runner."""
+    """Yields a problem for each name that makes an object key too long in some environment, run or runner."""
     for uid, node in (*project.nodes.items(), *project.manifest.get("unit_tests", {}).items()):
         task = f"{uid.split('.', 2)[-1]}{_KEY_END}/{_MANY}"
         table = project.table_of(uid)

@@ -10,13 +10,11 @@ _HINT = 'separate names of models, tags and paths with spaces: fct_orders+ tag:f
 
 
 def selectors(text: object) -> list[str]:
-    """Splits a selection into its words; returns an empty list for an empty one.
-
-    Words are separated by any whitespace.
+    """Splits a selection into words, separated by any whitespace; returns an empty list if there are none.
 
     Raises:
         BuscoError: the selection is not text (for example, a list from YAML or JSON) or contains invisible characters,
-            or a word begins with a dash, so that it would be read as an option or looks like one.
+            or one of its words begins with a dash and so is, or looks like, an option.
     """
     if text is None:
         return []
@@ -27,7 +25,7 @@ def selectors(text: object) -> list[str]:
         shown = repr(word[:80])
         if not word.isprintable():
             raise BuscoError(f"the selection contains invisible characters in {shown}", _HINT)
-        # after quotes or brackets, it can still be an option in another syntax (JSON, YAML, a shell)
+        # a word with a dash after quotes or brackets can still be an option in another syntax (JSON, YAML, a shell)
         first = word.lstrip("'\"`[({,")[:1]
         if first == "\u2212" or (first and unicodedata.category(first) == "Pd"):
             raise BuscoError(f"the selection contains {shown}, which begins with a dash like an option", _HINT)

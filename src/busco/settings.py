@@ -1,4 +1,4 @@
-"""All settings of the platform: its environment variables, with types, defaults and descriptions."""
+"""Defines all settings of the platform: their environment variables, types, defaults and descriptions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from busco.private import make_private
 
 Layer = Literal["bronze", "silver", "gold"]
 LAYERS: tuple[Layer, ...] = ("bronze", "silver", "gold")
-# The task definitions in deploy/aws/ecs.yaml, smallest first.
+# The sizes of the task definitions in deploy/aws/ecs.yaml, smallest first.
 Size = Literal["small", "medium", "large"]
 SIZES: tuple[Size, ...] = ("small", "medium", "large")
-# The format of a dbt project's id, whether it is a var in dbt_project.yml or a setting.
+# The format of a dbt project's id, whether a var in dbt_project.yml or BUSCO_PROJECT_ID sets it.
 PROJECT_ID = r"[a-z0-9_-]{1,63}"
 PROJECT_ID_WORDS = "1 to 63 lower-case letters, digits, - and _"
 
@@ -40,7 +40,7 @@ def _home() -> Path:
 
 
 def _cpu_architecture() -> Literal["X86_64", "ARM64"]:
-    """Returns this machine's processor architecture by its name in ECS."""
+    """Returns this machine's processor architecture, as ECS names it."""
     return "ARM64" if machine().lower() in ("arm64", "aarch64") else "X86_64"
 
 
@@ -48,8 +48,8 @@ class Settings(BaseSettings):
     """The platform's settings.
 
     They are read from the environment (prefix `BUSCO_`) and, in the embedded platform, from the file that the local AWS
-    writes when it starts (`<state_dir>/aws.env`). Buckets are names, not ARNs; folders are absolute; none of the
-    settings is secret.
+    writes when it starts (`<state_dir>/aws.env`). Buckets are specified by name, not by ARN. Folders are absolute paths
+    unless their descriptions say otherwise. None of the settings is secret.
     """
 
     model_config = SettingsConfigDict(env_prefix="BUSCO_", extra="ignore")
@@ -231,12 +231,12 @@ class Settings(BaseSettings):
         return self.below_home(self.dbt_project_dir)
 
     def of_project(self, folder: Path | str | None, project_id: str | None = None) -> Settings:
-        """Returns these settings for a process that works on another dbt project, or the same one if `folder` is empty.
+        """Returns these settings for a process that works on another dbt project; if `folder` is empty, on this one.
 
         Args:
             folder: an absolute path, or one relative to home.
-            project_id: the id that a run was pinned with, which can be empty. If None, the setting is used, which only
-                applies to this process's own project.
+            project_id: the id that a run was pinned with, which can be empty. If None, the setting BUSCO_PROJECT_ID is
+                used, but only for this process's own project.
         """
         changes: dict[str, object] = {} if project_id is None else {"project_id": project_id}
         if folder:
@@ -247,7 +247,7 @@ class Settings(BaseSettings):
         return self.model_copy(update=changes) if changes else self
 
     def of_all_projects(self) -> list[Settings]:
-        """Returns these settings for each dbt project of the platform, starting with its own."""
+        """Returns these settings for each dbt project of the platform, starting with this process's own."""
         found = {one.dbt_project: one for one in (self.of_project(self.dbt_project), *self._further_projects())}
         return list(found.values())
 
@@ -256,7 +256,7 @@ class Settings(BaseSettings):
 
     @property
     def is_further_project(self) -> bool:
-        """Whether the dbt project is one of those that BUSCO_DBT_PROJECTS names."""
+        """Whether these settings' dbt project is one of those that BUSCO_DBT_PROJECTS names."""
         return self.dbt_project in {one.dbt_project for one in self._further_projects()}
 
     @property
@@ -266,16 +266,16 @@ class Settings(BaseSettings):
 
     @property
     def parse_error_path(self) -> Path:
-        """The file that contains dbt's message while a project can't be parsed."""
+        """The file that contains dbt's error message as long as a project can't be parsed."""
         return self.state / "parse_error.txt"
 
     @property
     def partial_parse_path(self) -> Path:
-        """The state that dbt's last parse of the project saved for the next one."""
+        """The file in which dbt's last parse of the project saved its state for the next parse."""
         return self.project_part(self.state) / "dbt" / "partial_parse.msgpack"
 
     def project_part(self, folder: Path) -> Path:
-        """Returns the part of a folder for files of this dbt project; for the default project, the folder itself."""
+        """Returns the subfolder for this dbt project's files; for the default project, the folder itself."""
         if self._is_default_project:
             return folder
         return folder / "projects" / quote(str(self.dbt_project_dir), safe="")
@@ -287,7 +287,7 @@ class Settings(BaseSettings):
     def dbt_command(self, words: str) -> str:
         """Returns a dbt command for this project, as a user types it in the working directory.
 
-        For a project other than the default one, it is like `busco dbt --project-dir x ls`.
+        For a project other than the default one, the command names its folder: `busco dbt --project-dir x ls`.
         """
         if self._is_default_project:
             return f"busco dbt {words}"
@@ -297,7 +297,8 @@ class Settings(BaseSettings):
 
     @property
     def maintenance_cron(self) -> str | None:
-        """The schedule of the DAG `maintenance`; None if models run on this machine: there is nothing to clean up."""
+        """The schedule of the DAG `maintenance`; None if it is not scheduled, or if models run on this machine,
+        where there is nothing to clean up."""
         return (self.maintenance_schedule or None) if self.execution != "local" else None
 
     def database(self, layer: str) -> str:
@@ -311,7 +312,7 @@ def env_file(state: Path, role: str = "") -> Path:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """Returns the variables in a file of `NAME=value` lines; empty if the file doesn't exist."""
+    """Returns the variables in a file of `NAME=value` lines; none if the file doesn't exist."""
     if not path.is_file():
         return {}
     lines = (line.strip() for line in path.read_text().splitlines())
@@ -323,9 +324,9 @@ def read_env_file(path: Path) -> dict[str, str]:
 def get_settings() -> Settings:
     """Returns this process's settings.
 
-    In the embedded platform, this adds the local AWS's variables (`aws.env`, or the role's file if BUSCO_LOCAL_ROLE is
-    set) to the process's environment, so that boto3 and child processes see them too. BUSCO_ variables that are already
-    set are kept.
+    In the embedded platform, this function also adds the local AWS's variables (`aws.env`, or the role's file if
+    BUSCO_LOCAL_ROLE is set) to the process's environment, so that boto3 and child processes see them too. BUSCO_
+    variables that are already set are kept.
 
     Raises:
         BuscoError: a variable has an invalid value, or the state folder can't be created or belongs to another user.
@@ -333,7 +334,7 @@ def get_settings() -> Settings:
     settings = _read()
     if settings.platform == "embedded":
         try:
-            # the folder for Airflow's graph is shared with Airflow's containers, which run as another user
+            # not the folder for Airflow's graph, which is shared with Airflow's containers: they run as another user
             if settings.graph_dir is None or settings.state != settings.below_home(settings.graph_dir):
                 make_private(settings.state)
         except OSError as error:
@@ -376,7 +377,7 @@ def require_project(settings: Settings) -> None:
         )
 
 
-# variables with other sources of credentials for SDKs (boto3 documentation, "Credentials")
+# variables that point SDKs to other credentials (boto3 documentation, "Credentials")
 _OTHER_CREDENTIALS = (
     "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",

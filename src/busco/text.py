@@ -2,7 +2,7 @@ r"""Escapes text from other sources before it is displayed: names, values, error
 
 A terminal interprets control characters as commands (move the cursor, clear the screen, change the title, send input as
 if typed), and some invisible characters change the order in which text is displayed (Unicode Standard Annex 9, section
-2; Boucher and Anderson, "Trojan Source", 2021). They are displayed as escapes, such as `\x1b`.
+2; Boucher and Anderson, "Trojan Source", 2021). Both are displayed as escapes, such as `\x1b`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def guard() -> None:
-    """Also escapes what Python itself prints: tracebacks, and logs from the root logger's and last-resort handlers."""
+    """Escapes what Python itself prints, too: tracebacks, and logs of the root logger's and last-resort handlers."""
     sys.excepthook = lambda kind, error, trace: print(
         shown("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr
     )

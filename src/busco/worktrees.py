@@ -18,7 +18,7 @@ _KEPT = 5
 
 
 def full_commit(home: Path, commit: str) -> str | None:
-    """Returns the full id of a commit, or None if this clone doesn't contain it.
+    """Returns the full id of a commit, or None if the clone at `home` doesn't contain the commit.
 
     Raises:
         BuscoError: `home` is not in a git repository.
@@ -32,7 +32,7 @@ def full_commit(home: Path, commit: str) -> str | None:
 
 
 def is_shallow(home: Path) -> bool:
-    """Whether this clone contains only the most recent part of the history."""
+    """Whether the clone at `home` contains only the most recent part of its history."""
     return _git(home, "rev-parse", "--is-shallow-repository").stdout.strip() == "true"
 
 
@@ -44,7 +44,7 @@ def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
     creation, it is recreated. The least recently used worktrees are removed if they are not in use.
 
     Raises:
-        BuscoError: git can't create the worktree; the message has git's reason.
+        BuscoError: git can't create the worktree; the message includes git's reason.
     """
     root.mkdir(parents=True, exist_ok=True)
     folder = root / commit[:12]
@@ -52,7 +52,7 @@ def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if not _is_whole(folder, commit):
             shutil.rmtree(folder, ignore_errors=True)
-            # twice: git still has a record of a worktree whose creation was killed, and may have locked it
+            # --force twice: if an earlier creation was killed, git still has a record of the worktree, perhaps locked
             made = _git(home, "worktree", "add", "--force", "--force", "--detach", str(folder), commit)
             if made.returncode:
                 raise BuscoError(f"git can't create a worktree for {commit[:12]}: {made.stderr.strip()}")
@@ -65,7 +65,7 @@ def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
 
 
 def _is_whole(folder: Path, commit: str) -> bool:
-    # in a folder that is not a worktree, git would find the worktree that contains the state folder
+    # compares the top level: in a folder that is not a worktree, git finds the repository around the state folder
     place = _git(folder, "rev-parse", "--show-toplevel", "HEAD") if folder.is_dir() else None
     if place is None or place.stdout.split("\n")[:2] != [str(folder.resolve()), commit]:
         return False
@@ -81,14 +81,14 @@ def _tidy(home: Path, root: Path) -> None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            # not with prune: other worktrees of this clone may be on a disk that is not mounted
+            # not `git worktree prune`, which would also forget worktrees on disks that are not mounted now
             _git(home, "worktree", "remove", "--force", "--force", str(folder))
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[int]:
-    """Opens a folder's lock file, whose locks are released when their holder dies; it is never removed."""
+    """Opens a folder's lock file, which is never removed; a lock on it is released when its holder dies."""
     descriptor = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
@@ -97,7 +97,7 @@ def _lock(folder: Path) -> Iterator[int]:
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # if the caller is a git hook, GIT_* variables refer to another repository
+    # if this process was started by a git hook, GIT_* variables refer to the repository of that hook
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), "-c", "core.hooksPath=/dev/null", *arguments]
     try:

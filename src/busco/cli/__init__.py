@@ -1,4 +1,4 @@
-"""The `busco` command; each verb is a thin call into the package."""
+"""The `busco` command, whose verbs are thin wrappers around the rest of the package."""
 
 from busco.cli.main import main
 

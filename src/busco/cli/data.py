@@ -1,4 +1,4 @@
-"""`busco ingest`, `sample`, `dbt`, `query`: the verbs that run in dbt's environment."""
+"""`busco sample`, `ingest`, `dbt`, `query`, `runner`, `select` and `bake`, which all run in dbt's environment."""
 
 from __future__ import annotations
 
@@ -146,10 +146,10 @@ def parse_command(project_dir: Path | None, verbose: bool) -> None:
 
 
 def _united(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> str:
-    """Unites the values of a repeated option, like dbt.
+    """Joins the values of a repeated option, as dbt does.
 
     Raises:
-        UsageError: one of them is empty, like an unset variable of a shell.
+        UsageError: a value is empty, for example because it is a shell variable that is not set.
     """
     if all(value.strip() for value in values):
         return " ".join(values)
@@ -289,9 +289,9 @@ def _parse(projects: list[Settings], verbose: bool) -> None:
 
 
 def _pass_on(arguments: list[str]) -> None:
-    """Runs any other dbt command on the live release, read-only; offline if there is no lake.
+    """Runs any other dbt command on the live release, read-only; if no lake is configured, runs it without one.
 
-    A command without a target folder (debug, deps, init) doesn't read the project, which may be what is broken.
+    For a command without a target folder (debug, deps, init), the project is not parsed: it may be what is broken.
     """
     from dbt.cli.exceptions import DbtUsageException
 
@@ -440,7 +440,7 @@ def select_command(project_dir: Path | None, record: str, selection: str) -> Non
             given = dbt.select(selection, built=built)
             found = Selection(select=selection, nodes=given.nodes, notes=given.notes)
     except BuscoError as error:
-        # this error is an answer too; after any other failure there is none, and the waiting task tries again
+        # this error is also an answer to the waiting task; after any other failure, the task gets none and tries again
         _answer(record, Selection(select=selection, error=str(error)))
         raise
     _answer(record, found)
@@ -450,11 +450,11 @@ def select_command(project_dir: Path | None, record: str, selection: str) -> Non
 
 
 def _answer(record: str, found: Selection) -> None:
-    """Writes a selection to the lake, if that was requested."""
+    """Writes the result of a selection to the lake if it was requested, that is, if `record` is not empty."""
     if record:
         _, store, environment = lake()
         with suppress(AlreadyExists):
-            # this command was started twice for the same try
+            # the record exists if this command was started twice for the same try
             store.create(environment.selection(record), found)
 
 
@@ -465,7 +465,7 @@ def bake_command(folder: Path) -> None:
     from busco.warehouse.dbt import opened
 
     for settings in get_settings().of_all_projects():
-        # ignore an earlier parse, which the base image may have
+        # ignore any earlier parse that the base image contains
         with opened(settings.model_copy(update={"baked_dir": None})) as dbt:
             whole = dbt.bake(folder)
         limit = "" if whole else ", as a starting point for dbt, because the project reads the environment (env_var)"

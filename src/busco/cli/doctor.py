@@ -25,9 +25,9 @@ def doctor_command(form: str) -> int:
 
     Run it in a dbt container to check the environment in which models run; the DAG `ecs_check` does this on ECS.
     """
-    # hide the INFO messages of the libraries that are checked
+    # hide the INFO messages of the libraries that the checks use
     logging.disable(logging.INFO)
-    # dbt prints parse errors to stdout
+    # dbt prints parse errors to stdout, which must contain only the findings
     with contextlib.redirect_stdout(sys.stderr):
         findings = list(examine(get_settings()))
     failed = [finding for finding in findings if finding.state == "failed"]

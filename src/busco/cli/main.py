@@ -1,4 +1,4 @@
-"""The entry point of the command: its verbs, and the exit status and message that each ends with."""
+"""The entry point of the `busco` command: runs its verbs, and turns errors into messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
 }
 _HIDDEN = frozenset({"runner", "select", "bake"})
 # Imports and dbt's manifest create hundreds of thousands of long-lived objects. With Python's default thresholds, the
-# garbage collector's passes over them, including the last one at exit, are a quarter of the CPU time of a one-model
+# garbage collector's passes over them, including the last one at exit, take a quarter of the CPU time of a one-model
 # runner.
 _COLLECT_AFTER = (100_000, 50, 100)
 
 
 class Verbs(click.Group):
-    """The verbs. Each is imported only when it is called, so `busco --help` imports no boto3."""
+    """The group of verbs. A verb's module is imported only when the verb runs, so `busco --help` imports no boto3."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [name for name in VERBS if name not in _HIDDEN]
@@ -100,11 +100,11 @@ def cli() -> None:
 
 
 class _ReaderGone(Exception):
-    """The reader of a pipe (`| head`) has closed it. Click would treat BrokenPipeError as a failure."""
+    """Replaces BrokenPipeError, which Click treats as a failure, when the reader of a pipe (`| head`) has closed it."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command. Exits with status 1 and a message for an error that the user can fix, 2 for incorrect usage."""
+    """Runs the command. An error that the user can fix ends it with status 1 and a message, incorrect usage with 2."""
     guard()
     gc.set_threshold(*_COLLECT_AFTER)
     atexit.register(gc.freeze)
@@ -144,14 +144,14 @@ def _fail(error: BuscoError) -> NoReturn:
 
 
 def _output() -> Any:
-    """Imports the output module only when something is printed: the import takes a tenth of a second."""
+    """Returns the output module, imported only when something is printed: the import takes a tenth of a second."""
     from busco import output
 
     return output
 
 
 def _flush() -> None:
-    """Writes the remaining output now: at interpreter exit, an error could no longer be reported."""
+    """Writes the remaining output now: an error while Python writes it at exit could no longer be reported."""
     try:
         sys.stdout.flush()
     except BrokenPipeError as error:
@@ -159,18 +159,18 @@ def _flush() -> None:
 
 
 def _close_output() -> None:
-    """Discards the remaining output: Python writes it at exit, and would fail again."""
+    """Discards the remaining output, since Python would try to write it at exit, and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unreachable(error: Exception) -> BuscoError | None:
-    """Converts botocore's or DuckDB's error that an endpoint is unreachable; returns None for any other error."""
+    """Converts an error of botocore or DuckDB about an unreachable endpoint; returns None for any other error."""
     from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError
 
     from busco.cli.releases import unreachable
 
     if isinstance(error, ConnectionClosedError | ConnectTimeoutError | EndpointConnectionError):
         return unreachable(get_settings(), str(error.kwargs.get("endpoint_url", "its endpoint")))
-    # DuckDB is not installed in every environment, so its error can be recognized only by the text
+    # DuckDB is not installed in every environment, so its errors can be recognized only by their text
     lost = re.match(r"IO Error: Could not (?:connect to server|establish connection) .* '(\S+)'", str(error))
     return unreachable(get_settings(), lost.group(1)) if lost else None

@@ -1,4 +1,4 @@
-"""Explains an error about a missing table: what the name refers to, or which tables there are."""
+"""Explains an error about a missing table: what the table's name refers to, or which tables exist."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def advice(settings: Settings, error: str, sql: str, tables: Callable[[], Iterab
 
 
 def _written_before(sql: str, table: str) -> str:
-    """Returns the database that a query names before a table; '' if it names none."""
+    """Returns the database that qualifies a table's name in a query; '' if the name is not qualified."""
     found = re.search(rf"(\w+)\"?\s*\.\s*\"?{re.escape(table)}\b", sql, re.IGNORECASE)
     return found[1].lower() if found else ""
 
@@ -56,7 +56,7 @@ def _about(settings: Settings, database: str, table: str, tables: Callable[[], I
 
 
 def _in_projects(settings: Settings, schema: str, table: str) -> str:
-    """Describes what the name refers to in a dbt project, if not to a published table; '' if to nothing."""
+    """Describes the node of a dbt project that an unknown table's name refers to; '' if there is no such node."""
     for project in _projects(settings):
         for uid, node in project.nodes.items():
             if node["resource_type"] not in ("model", "seed") or table_name(node).lower() != f"{schema}.{table}":
@@ -93,7 +93,7 @@ def glue_tables(settings: Settings) -> list[str]:
 
 
 def database_table(settings: Settings, table: str) -> str:
-    """Returns `busco_gold.fct` for `gold.fct`."""
+    """Returns a table's name in Glue: `busco_gold.fct` for `gold.fct`."""
     layer, name = table.split(".", 1)
     return f"{settings.database(layer)}.{name}"
 

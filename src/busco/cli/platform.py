@@ -1,4 +1,4 @@
-"""`busco demo`, `ui`, `down`, `airflow`: manages the embedded platform as a whole."""
+"""`busco demo`, `ui`, `down` and `airflow`, which manage the embedded platform as a whole."""
 
 from __future__ import annotations
 
@@ -69,5 +69,5 @@ def demo_command(data: str | None, orders: int) -> int:
 
 
 def start_run(settings: Settings) -> str | None:
-    """Starts a run of the DAG `lakehouse`; returns None if Airflow is not running here."""
+    """Starts a run of the DAG `lakehouse` and returns its id; returns None if Airflow is not running here."""
     return start_lakehouse(settings)

@@ -1,4 +1,4 @@
-"""`busco release`: shows what readers see, and rolls it back."""
+"""`busco release`: shows, checks and rolls back what readers see."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from busco.text import json_text, printable
 
 
 def me() -> str:
-    """Returns the current user as releases name them: the operating system's user, not LOGNAME or USER."""
+    """Returns the current user's name in releases: the operating system's user (not LOGNAME or USER) and the host."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container's user may have no name
@@ -33,7 +33,7 @@ def me() -> str:
 
 
 def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
-    """Returns the lake in this process's settings.
+    """Returns this process's settings, with the lake's store and the environment that they specify.
 
     Raises:
         BuscoError: no lake is configured, or the local AWS isn't running or isn't responding.
@@ -44,7 +44,7 @@ def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
 
 
 def publishing(settings: Settings) -> ObjectStore:
-    """Returns the lake's store with the publishing role, or with the caller's own if it may not assume that role."""
+    """Returns the lake's store, accessed with the publisher role or, if the caller can't assume it, as the caller."""
     return ObjectStore(publisher_client("s3", settings, or_own=True), settings.lake_bucket)
 
 
@@ -67,7 +67,7 @@ def unreachable(settings: Settings, endpoint: str) -> BuscoError:
 
 
 def named(release_id: str) -> str:
-    """Returns the given release id, which must not be empty: an empty id is a prefix of every id.
+    """Checks and returns a release id, which must not be empty: an empty id would be a prefix of every release's id.
 
     Raises:
         UsageError: the id is empty.
@@ -78,10 +78,10 @@ def named(release_id: str) -> str:
 
 
 def show_glue(settings: Settings, store: ObjectStore, environment: EnvironmentLayout) -> glue.Shown | None:
-    """Makes Glue show what is live, if there is anything to show.
+    """Makes Glue show what is live, if anything is; does nothing in environments other than prod.
 
     Args:
-        store: a store that can write the docs page (`publishing`).
+        store: the lake's store, with permission to write the docs page (`publishing`).
     """
     if environment.environment != "prod":
         return None
@@ -94,7 +94,7 @@ def release_command() -> None:
 
 
 def asked(release_id: str | None) -> tuple[ObjectStore, releases.Live, Release]:
-    """Returns the lake's store, what is live in it, and the release with that id (default: the live one).
+    """Returns the lake's store, what is live in it, and the release with the given id (default: the live one).
 
     Raises:
         BuscoError: nothing is published yet, or there is no such release.

@@ -29,9 +29,9 @@ from busco.project import Project, table_name
 from busco.settings import Settings
 from busco.warehouse.plan import buildable
 
-# the names of generic tests contain all their arguments
+# longer names are cut off: the names of generic tests contain all of their arguments
 _NAME_LENGTH = 70
-# credentials that a container gets from the shell; the command contains only their names
+# variables with credentials, whose values a container gets from the shell; the command contains only their names
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -43,11 +43,11 @@ class Code:
     commit: str = ""
 
     def variables(self, environment: str) -> dict[str, str]:
-        """Returns the environment of a process that runs this code."""
+        """Returns the environment variables of a process that runs this code in an environment of the lake."""
         made = without_airflow(dict(os.environ)) | {"BUSCO_ENVIRONMENT": environment, "BUSCO_HOME": str(self.home)}
         if not self.commit:
             return made
-        # a commit has its own state folder, and a parse of its own project
+        # the code of a commit has its own state folder, and its own parse of its own project
         for name in ("BUSCO_STATE_DIR", "BUSCO_BAKED_DIR", "BUSCO_DBT_PROJECT_DIR", "BUSCO_PROJECT_ID"):
             made.pop(name, None)
         made["BUSCO_CODE_VERSION"] = self.commit
@@ -163,14 +163,14 @@ def _code(settings: Settings, source: Run, models: Sequence[str], which: str) ->
 
 
 def _code_version(source: Run, models: Sequence[str]) -> str:
-    """Returns the version of the code that built the models in the run; a later runner may have had a newer one."""
+    """Returns the version of the code that built the models in the run; it can be newer than the version in the pin."""
     latest = source.latest_results()
     built = [latest[node].code_version for model in models if (node := _known(source, model)) in latest]
     return next((version for version in built if version), source.pin.code_version)
 
 
 def _missing(settings: Settings, source: Run, models: Sequence[str], version: str) -> BuscoError:
-    """Returns the error for a commit that is not in this clone. The hinted command for its image can be run as is."""
+    """Returns the error for a commit that is not in this clone. The docker command in its hint can be run as it is."""
     commit = version.removesuffix("+")
     shallow = worktrees.is_shallow(settings.home)
     fetch = "this clone is shallow: git fetch --unshallow" if shallow else "git fetch --all"
@@ -205,7 +205,7 @@ def _docker(settings: Settings, run: Run, version: str) -> str:
 
 
 def _known(source: Run, model: str) -> str:
-    """Returns a model's unique id from the run's records, which requires no code; '' if they don't have it."""
+    """Returns a model's unique id from the run's records, without its code; '' if they don't identify the model."""
     entries = {table: entry.version.unique_id for table, entry in source.entries().items() if entry.version}
     ids = {*source.latest_results(), *entries.values()}
     found = [uid for uid in ids if uid == model or uid.split(".")[-1] == model.split(".")[-1]]
@@ -216,7 +216,7 @@ def _known(source: Run, model: str) -> str:
 
 
 def _project(settings: Settings, code: Code, project_dir: str) -> Project:
-    """Returns the dbt project of that code; a commit's project is parsed once, by the commit's own code."""
+    """Returns the dbt project of the given code; a commit's project is parsed only once, by the commit's own code."""
     own = code.settings(settings, project_dir)
     if not code.commit:
         from busco.warehouse.dbt import opened
@@ -259,7 +259,7 @@ def _names(project: Project, uid: str) -> set[str]:
 
 
 def _check_inputs(project: Project, source: Run, chosen: Sequence[str], run_name: str) -> None:
-    """Warns if a model would read something other than what it would have read in the run.
+    """Warns if a model would read a different version of a parent than it would have read in the run.
 
     Raises:
         BuscoError: the run started to build a parent but has no version of it.
@@ -286,14 +286,14 @@ def _runner(run: Run) -> list[str]:
 
 
 def _build(code: Code, run: Run) -> int:
-    """Runs the order in a process of that code, which prints dbt's output; returns its exit status."""
+    """Carries out the order in a process that runs the given code and prints dbt's output; returns its exit status."""
     sys.stdout.flush()
     variables = code.variables(run.environment.environment)
     process = subprocess.Popen([sys.executable, "-m", "busco", *_runner(run)], cwd=code.home, env=variables)
     try:
         return process.wait()
     except KeyboardInterrupt:
-        # the terminal has interrupted it as well
+        # the terminal has interrupted that process as well
         process.wait()
         raise
 
@@ -302,7 +302,7 @@ def _build(code: Code, run: Run) -> int:
 
 
 def _report(settings: Settings, source: Run, nodes: Sequence[str], results: dict[str, Result]) -> None:
-    """Prints each node's result next to the one in the run, and errors as the nodes' tasks show them."""
+    """Prints each node's result in the replay next to its result in the run, and errors in the format of task logs."""
     then = source.latest_results()
     rows = []
     for node in nodes:
@@ -331,7 +331,7 @@ def _short(node: str) -> str:
 
 
 def _show(settings: Settings, run: Run, versions: Sequence[Version], out: Path | None) -> None:
-    """Prints how to look at the results; with `out`, writes the table to a local file."""
+    """Prints commands that query the results; if `out` is given, also writes the table to that local file."""
     environment = run.environment.environment
     for version in versions:
         layer, name = version.table.split(".", 1)
