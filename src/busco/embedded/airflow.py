@@ -29,14 +29,14 @@ Say = Callable[[str], None]
 SERVICES = ("scheduler", "triggerer", "webserver")
 WEB = "airflow-webserver"
 _LIMIT = 180.0
-# Given by name because importing it would import gunicorn.
+# The class is referenced by name, because importing it here would import gunicorn.
 _ACCESS_LOG = "--logger-class busco.orchestration.access_log.Logger"
 
 
 def up(settings: Settings, say: Say) -> str:
     """Starts every service that isn't running, waits until all are healthy, and returns the UI's URL.
 
-    Safe to run twice, and after a kill at any point.
+    Safe to run twice, and to run again after being killed at any point.
 
     Raises:
         BuscoError: a service doesn't start; the message includes the end of its log.
@@ -44,14 +44,14 @@ def up(settings: Settings, say: Say) -> str:
     state = settings.state
     with processes.locked(state, "airflow-up"):
         postgres = Postgres(state)
-        if postgres.is_of_earlier_version():  # PostgreSQL will restart, and the services can't run without it
+        if postgres.is_of_earlier_version():  # PostgreSQL will be restarted, and the services can't run without it
             _end_services(state, say)
         if processes.find(state, POSTGRES) is None:
             say("starting PostgreSQL")
         postgres.up()
         try:
             _up(settings, postgres, say)
-        except _Vanished:  # killed just before the call, but still listed as running when we checked
+        except _Vanished:  # a service was killed just before this call, but was still listed as running
             _up(settings, postgres, say)
     return url(settings)
 
@@ -63,7 +63,7 @@ class _Vanished(BuscoError):
 def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
     state = settings.state
     if processes.find(state, "webserver") is None:
-        # Processes left over from a killed webserver still hold its port.
+        # Processes that a killed webserver left behind can still be listening on its port.
         processes.stop(state, "webserver")
         processes.pick_port(state, WEB)
     variables = environment(settings)
@@ -87,17 +87,17 @@ def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
             if service not in missing and processes.find(state, service) is None:
                 raise _Vanished(error.message, error.hint) from None
             raise
-    # Airflow reports a service that was killed just before this call as healthy until its heartbeat is 30 s old.
+    # If a service was killed just before this call, Airflow reports it as healthy until its last heartbeat is 30 s old.
     for service in SERVICES:
         if processes.find(state, service) is None:
             raise _Vanished(f"Airflow's {service} exited while starting", f"see {state / 'log' / service}.log")
-    # The keeper starts last because the caller may have parsed the project while Airflow was starting.
+    # The keeper starts last: the caller may have parsed the project meanwhile, so the keeper needn't parse it again.
     if settings.keep_graph:
         processes.start(state, keeper.NAME, *keeper.command(settings), settings.home)
 
 
 def down(settings: Settings, say: Say) -> None:
-    """Stops all services, PostgreSQL last, and keeps the database. Waits for a start in progress to finish first."""
+    """Stops all services, PostgreSQL last, and keeps the database. First waits for any start in progress to finish."""
     state = settings.state
     if not (state / "run").is_dir():
         return
@@ -143,7 +143,7 @@ def status(settings: Settings) -> list[tuple[str, str]]:
 
 
 def url(settings: Settings) -> str:
-    """Returns the UI's URL, whether or not it is running."""
+    """Returns the UI's URL, whether or not the UI is running."""
     return f"http://127.0.0.1:{processes.known_port(settings.state, WEB)}"
 
 
@@ -163,9 +163,9 @@ def _report(api: AirflowApi) -> dict[str, Any] | None:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment for every embedded Airflow process and for Airflow's command line.
+    """Returns the environment for every embedded Airflow process and for Airflow's command line.
 
-    Its secrets (the database password and the keys) are stored under the state folder, in files with mode 600.
+    The secrets in it (the database password and the keys) are stored under the state folder, in files with mode 600.
     """
     state = settings.state
     home = state / "airflow"
@@ -175,16 +175,17 @@ def environment(settings: Settings) -> dict[str, str]:
         "CORE__DAGS_FOLDER": str(settings.home / "dags"),
         "CORE__PLUGINS_FOLDER": str(settings.home / "plugins"),
         "CORE__EXECUTOR": "LocalExecutor",
-        # Number of worker processes, all started up front. Few tasks need one: model tasks run in the triggerer.
+        # The number of worker processes, all started up front. Few tasks need one: model tasks run in the triggerer.
         "CORE__PARALLELISM": "4",
         "CORE__LOAD_EXAMPLES": "False",
         "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        # By default, a file without the word "airflow" is skipped silently, although `lakehouse_dag` makes a DAG.
+        # By default, Airflow silently skips files that don't contain the word "airflow", even if they define a DAG by
+        # calling `lakehouse_dag`.
         "CORE__DAG_DISCOVERY_SAFE_MODE": "False",
         "CORE__FERNET_KEY": fernet,
-        # A DAG file that takes longer is broken: Cosmos takes a second or two for 1,000 models.
+        # Seconds. A DAG file that takes longer to import is broken: Cosmos takes a second or two for 1,000 models.
         "CORE__DAGBAG_IMPORT_TIMEOUT": "60",
-        # Looking up the fully qualified name needs a name server, which is slow or impossible on an offline laptop.
+        # Looking up the fully qualified host name requires a name server; on an offline laptop, that is slow or fails.
         "CORE__HOSTNAME_CALLABLE": "socket.gethostname",
         "DATABASE__SQL_ALCHEMY_CONN": Postgres(state).dsn.replace("postgresql://", "postgresql+psycopg2://"),
         "DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
@@ -198,11 +199,13 @@ def environment(settings: Settings) -> dict[str, str]:
         "WEBSERVER__INSTANCE_NAME": "Busco (embedded)",
         "API__AUTH_BACKENDS": "busco.orchestration.basic_auth,airflow.api.auth.backend.session",
         "SCHEDULER__ALLOWED_RUN_ID_PATTERN": "^[A-Za-z0-9_.~:+-]{1,200}$",
-        # A DAG file is parsed again when its modification time is later than its last parse; `busco dbt parse` touches
-        # the files. Parsing 1,000 models costs half a second of CPU, and no other input changes without a touch.
+        # Airflow parses a DAG file again soon after the file is modified, and `busco dbt parse` touches the DAG files.
+        # Apart from that, it needn't parse the files often: parsing 1,000 models costs half a second of CPU time, and
+        # no other input of a DAG file changes without a touch.
         "SCHEDULER__FILE_PARSING_SORT_MODE": "modified_time",
         "SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "60",
-        # How soon Airflow notices a new DAG file, or a task whose upstream tasks are done: a laptop has few of either.
+        # Seconds until Airflow notices a new DAG file, or a task whose upstream tasks are done. Frequent checks are
+        # cheap, because a laptop has few of either.
         "SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
         "SCHEDULER__PARSING_PROCESSES": "1",
@@ -213,7 +216,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "LOGGING__LOGGING_CONFIG_CLASS": "busco.embedded.airflow_logging.LOGGING_CONFIG",
         "LOGGING__COLORED_CONSOLE_LOG": "False",
         "LOGGING__DAG_PROCESSOR_MANAGER_LOG_LOCATION": str(state / "log" / "airflow" / "dag_processor.log"),
-        # Model tasks run in the triggerer, as many at once as the graph is wide.
+        # Model tasks run in the triggerer; as many can run at once as the graph is wide.
         "TRIGGERER__DEFAULT_CAPACITY": "1000",
         "USAGE_DATA_COLLECTION__ENABLED": "False",
         "COSMOS__ENABLE_CACHE": "False",
@@ -225,7 +228,8 @@ def environment(settings: Settings) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("AIRFLOW", "PYTHONPATH", "VIRTUAL_ENV"))
     }
-    # Airflow has a role here too, which must be set before any of its code reads our settings.
+    # Airflow has an AWS role on the embedded platform too. The role's variables must be set before any of Airflow's
+    # code reads our settings.
     role = read_env_file(env_file(state, "airflow")) if settings.platform == "embedded" else {}
     return {
         **kept,
@@ -246,21 +250,21 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def command(service: str) -> list[str]:
-    """The command line of one of SERVICES."""
+    """Returns the command line of a service in SERVICES."""
     if service == "triggerer":
         return [sys.executable, "-m", "busco.orchestration.triggerer", "--skip-serve-logs"]
     airflow = str(Path(sys.executable).parent / "airflow")
-    # The webserver reads logs from local files; a log server would listen on every address.
+    # No log server is needed, because the webserver reads logs from local files; one would listen on every address.
     return [airflow, service] if service == "webserver" else [airflow, service, "--skip-serve-logs"]
 
 
 def _webserver_files(state: Path) -> dict[str, str]:
-    """Keeps the webserver's temporary files under the state folder.
+    """Returns the variables that keep the webserver's temporary files under the state folder.
 
     The webserver's cache has a fixed name. In the system's temporary folder, a cache that belongs to another user
-    delays each start by half a minute. The scheduler keeps the system's folder because the path of its socket must be
-    short. gunicorn's control socket is turned off: it isn't used here, and it would be in the user's home, shared by
-    all checkouts.
+    delays each start by half a minute. The scheduler uses the system's folder, because the path of the scheduler's
+    socket must be short. gunicorn's control socket is turned off, because it isn't used here and would be in the user's
+    home folder, shared by all checkouts.
     """
     folder = state / "airflow" / "tmp"
     folder.mkdir(parents=True, exist_ok=True)
@@ -268,10 +272,10 @@ def _webserver_files(state: Path) -> dict[str, str]:
 
 
 def _retire(postgres: Postgres, services: Sequence[str]) -> None:
-    """Marks the jobs of earlier schedulers and triggerers as failed in Airflow's database; none of them is running.
+    """Marks the jobs of services that are no longer running as failed in Airflow's database.
 
-    Airflow considers a killed job alive for another half minute. Until then its tasks and triggers would wait (a
-    worker's tasks even five minutes), and the health report would show the dead job as healthy.
+    Airflow considers a killed job alive for another half minute. Until then, the job's tasks and triggers would wait (a
+    worker's tasks for as long as five minutes), and the health report would show the dead job as healthy.
     """
     jobs = [f"{service.capitalize()}Job" for service in services]
     with closing(postgres.connect()) as connection, connection, connection.cursor() as cursor:
@@ -281,15 +285,16 @@ def _retire(postgres: Postgres, services: Sequence[str]) -> None:
 
 
 def _forget_pid(settings: Settings, service: str) -> None:
-    """Deletes a service's pid files: Airflow refuses to start while one exists, however old."""
+    """Deletes a service's pid files: Airflow refuses to start a service that has one, however old the file is."""
     for file in (settings.state / "airflow").glob(f"airflow-{service}*.pid"):
         file.unlink()
 
 
 def _migrate(settings: Settings, postgres: Postgres, variables: dict[str, str], say: Say) -> None:
-    """Creates or upgrades Airflow's tables and roles, once per version of each, and sets the admin's current password.
+    """Creates or upgrades Airflow's tables and roles, once per version of each, and sets the admin's password.
 
-    The versions are recorded in the database itself, so that a new one is never mistaken for one that is set up.
+    The versions are recorded in the database itself, so that a new database is never mistaken for one that is already
+    set up.
     """
     packages = ("apache-airflow", "apache-airflow-providers-fab")
     roles = hashlib.sha256(repr(sorted(ON_CALL_MAY)).encode()).hexdigest()[:8]

@@ -28,7 +28,7 @@ class AirflowApi:
         self.session.auth = development_admin()
 
     def health(self) -> dict[str, Any]:
-        """Airflow's health report, by service.
+        """Returns Airflow's health report, by service.
 
         Raises:
             OSError: nothing responds (requests' exceptions are OSErrors), or another process is listening on the port.
@@ -37,7 +37,7 @@ class AirflowApi:
         return dict(self.session.get(f"{self.base}/health", timeout=5).json())
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        """Sends a request to a path under /api/v1.
+        """Sends a request to a path under /api/v1 and returns the parsed response, or its text if it isn't JSON.
 
         Raises:
             BuscoError: Airflow rejects the request; the message includes Airflow's reason.
@@ -72,7 +72,7 @@ class AirflowApi:
         return str(self.call("POST", f"dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
     def wait_for_dag(self, dag_id: str, limit: float = _PATIENCE) -> dict[str, Any]:
-        """Waits until Airflow has parsed a DAG and returns its details.
+        """Waits until Airflow has loaded a DAG, then returns the DAG's details.
 
         Raises:
             BuscoError: the DAG can't be imported (the message includes the error), or Airflow doesn't load it within
@@ -101,7 +101,7 @@ class AirflowApi:
         return dict(self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}"))
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """All task instances of a run, across all pages."""
+        """Returns all task instances of a run, from all pages of the response."""
         found: list[dict[str, Any]] = []
         while True:
             page = self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", limit=100, offset=len(found))

@@ -1,4 +1,4 @@
-"""Task logs of the embedded Airflow: read from files, never from a log server, which would listen on every address."""
+"""Makes the embedded Airflow read task logs only from files, because a log server would listen on every address."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from busco.orchestration.log_text import with_shown_text
 class LocalTaskHandler(FileTaskHandler):
     """Reads task logs from files only.
 
-    The stock handler queries the log server of each running task. Here, that either adds an error to the end of each
-    page or reaches the log server of another Airflow on the same machine.
+    The stock handler queries a log server for each running task. Here, such a query either adds an error to the end of
+    each page of the log, or reaches the log server of another Airflow on the same machine.
     """
 
-    # Airflow reads this from the class itself, not from its bases; without it, triggers have no logs of their own.
+    # Airflow looks for this attribute in the class itself, not in its base classes. Without the attribute, triggers
+    # have no logs of their own.
     trigger_should_wrap = True
 
     def _read_from_logs_server(self, ti: Any, worker_log_rel_path: str) -> tuple[list[str], list[str]]:  # noqa: ARG002

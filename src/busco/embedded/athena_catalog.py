@@ -1,6 +1,6 @@
-"""Runs SHOW and DESCRIBE in the local Athena, from what is in Glue and what the caller's policies allow.
+"""Runs SHOW and DESCRIBE in the local Athena, for the part of Glue that the caller's policies allow.
 
-The syntax is that of the Athena User Guide, "DDL statements"; a pattern has `*` for any characters, and `|` between
+The syntax follows the Athena User Guide, "DDL statements". In a pattern, `*` matches any characters, and `|` separates
 alternatives.
 """
 
@@ -19,7 +19,7 @@ Result = dict[str, Any]
 
 
 def is_utility(first: str) -> bool:
-    """Whether statements that begin with a word are listed here, or explained, instead of queried."""
+    """Whether a statement whose first word is `first` lists or explains something instead of running a query."""
     return first in ("show", "describe", "desc", "explain")
 
 
@@ -27,12 +27,12 @@ def result_of(query: str, database: str) -> Result | None:
     """Returns the result of SHOW and DESCRIBE; None for any other statement.
 
     Args:
-        database: the database of unqualified names.
+        database: the database that unqualified names refer to.
 
     Raises:
-        ValueError: the statement has a form that isn't available.
+        ValueError: the statement has a form that isn't available here.
         LookupError: there is no such database or table.
-        PermissionError: the caller may not see it.
+        PermissionError: the caller isn't allowed to see the database or table.
     """
     from ministack.services import athena
 

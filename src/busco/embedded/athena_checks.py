@@ -1,7 +1,7 @@
-"""Refuses SQL that the local Athena doesn't run, in the words of somebody who queries tables.
+"""Refuses SQL that the local Athena doesn't run, with error messages written for people who query tables.
 
-The rules for a query are those for a model's SQL (`busco.warehouse.guard`). DuckDB would read the files and addresses
-that a query names with this process's permissions and network access.
+The rules for queries are the same as for the SQL of models (`busco.warehouse.guard`). Without them, DuckDB would use
+this process's permissions and network access to read any file or address that a query names.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _INSTEAD = {
     "CREATE TABLE AS": "only releases make tables; run the query itself (awswrangler: ctas_approach=False)",
     "UNLOAD": "results go to the workgroup's location only; run the query itself (awswrangler: unload_approach=False)",
 }
-# the words after which the kind of object tells more than the first word
+# First words that are followed by the kind of object; error messages name both words.
 _OF_OBJECTS = frozenset({"create", "drop", "alter", "show"})
 
 Token = tuple[str, str, int, int]
-"""A token of `ministack.services.athena._sql_tokens`: its kind, its text, and where it begins and ends."""
+"""A token of `ministack.services.athena._sql_tokens`: its kind, text, start and end."""
 
 
 def refusal(reason: str) -> ValueError:
-    """Returns the error for a statement that is refused, with what is available instead."""
+    """Returns the error for a statement that is refused; the message lists what is available instead."""
     return ValueError(f"this SQL is refused before it runs: {reason}. Available: {AVAILABLE}")
 
 
 def first_word(tokens: Sequence[Token]) -> str:
-    """Returns a statement's first word in lower case, after any parentheses; '' if something else comes first."""
+    """Returns a statement's first word in lower case, after any opening parentheses; '' if no word comes first."""
     kind, text = next(((kind, text) for kind, text, _, _ in tokens if text != "("), ("", ""))
     return text if kind == "name" else ""
 
@@ -39,7 +39,7 @@ def check_statement(tokens: Sequence[Token]) -> None:
     """Checks that the SQL is a single statement of a kind that is available.
 
     Raises:
-        ValueError: it isn't; the message has the reason and what is available.
+        ValueError: it isn't; the message states the reason and lists what is available.
     """
     last = len(tokens) - 1
     if any(text == ";" and kind == "punct" and number < last for number, (kind, text, _, _) in enumerate(tokens)):
@@ -55,7 +55,7 @@ def check_statement(tokens: Sequence[Token]) -> None:
 
 
 def explained(query: str, tokens: Sequence[Token]) -> str:
-    """Returns the query that EXPLAIN is to explain; '' for any other statement.
+    """Returns the query that an EXPLAIN statement explains; '' for any other statement.
 
     Raises:
         ValueError: EXPLAIN has options, or no query follows it.
@@ -73,10 +73,10 @@ def explained(query: str, tokens: Sequence[Token]) -> str:
 
 
 def check_query(guard: Guard, query: str, tokens: Sequence[Token]) -> None:
-    """Refuses a query with anything that Athena doesn't support: table functions, paths, several statements.
+    """Refuses a query that uses anything that Athena doesn't support: table functions, file paths, several statements.
 
     Raises:
-        ValueError: the query is refused; the message is the reason.
+        ValueError: the query is refused; the message states the reason.
     """
     check_statement(tokens)
     try:

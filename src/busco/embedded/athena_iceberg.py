@@ -1,12 +1,12 @@
-"""Lets the local Athena read Iceberg tables, which plain MiniStack would read as CSV files under the table's location.
+"""Lets the local Athena read Iceberg tables; plain MiniStack would read the files at a table's location as CSV.
 
 Each Iceberg table that a query names becomes a view over `iceberg_scan('<metadata_location>')` in the query's own
-DuckDB connection, with the table's database and name, in a catalog named `AwsDataCatalog` as in Athena. The query's
-text stays unchanged: DuckDB's binder resolves names (CTEs, quoting, qualified columns), so no text has to be rewritten.
-Each table's view is bound once per query, so the whole query sees one version of the table.
+DuckDB connection. The view has the table's database and name, in a catalog named `AwsDataCatalog` as in Athena. So the
+query's text needs no rewriting for these tables: DuckDB's binder resolves the names (CTEs, quoting, qualified columns).
+Each view is bound once per query, so the whole query sees one version of the table.
 
-A query can read S3 and the copies that MiniStack makes of other tables' files, but no other file that this process can
-read.
+A query can read S3 and the copies that MiniStack makes of other tables' files, but none of the other files that this
+process can read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from busco.warehouse.guard import Guard
 
 EXTENSIONS = ("httpfs", "avro", "iceberg")
 
-# The MiniStack functions that are wrapped or called here, with their parameters in the version this was written for.
+# The MiniStack functions wrapped or called here, with their parameters in the version this patch was written for.
 EXPECTED = {
     "services.athena._run_duckdb": ["query", "database", "catalog"],
     "services.athena._rewrite_data_paths": ["query", "database", "catalog"],
@@ -41,7 +41,7 @@ EXPECTED = {
     "services.athena._materialize_table_files": ["location", "workdirs"],
 }
 
-# DuckDB's error message for a missing table, in a schema that exists or doesn't
+# DuckDB's two error messages for a missing table: in a schema that is also missing, and in one that exists.
 _NO_TABLE = re.compile(
     r'Table with name (?:"(?P<whole>.+)" does not exist because schema "(?P<schema>.+)" does not exist'
     r"|(?P<table>.+?) does not exist)"
@@ -66,10 +66,10 @@ class Reader:
 
 
 class _Attachments(dict[str, str]):
-    """The table buckets that MiniStack passes on to be attached, plus what this patch adds to them.
+    """The table buckets that MiniStack attaches to a query's connection, plus what this patch adds to the connection.
 
-    `folders` are those where MiniStack has put copies of the query's other tables. An instance is always true, so that
-    MiniStack passes every query's connection to the patch.
+    `folders` contain MiniStack's copies of the query's other tables. An instance is always true, even without table
+    buckets, so that MiniStack passes every query's connection to the patch.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ def install(reader: Reader) -> None:
         _close(connection, buckets.folders)
 
     def ddl(statement: Any, database: str | None) -> Any:
-        # MiniStack's DDL checks neither Glue's permissions nor S3's.
+        # MiniStack runs DDL without checking permissions for Glue or S3.
         if not iam_evaluator.is_root_access_key(CALLER.get()):
             raise PermissionError("only the account owner can run DDL in Athena here; use Glue's API instead")
         return original_ddl(statement, database)
@@ -175,9 +175,9 @@ def _objects_at(location: str) -> Iterator[str]:
 def _iceberg_views(athena: Any, query: str, tables: Any, context: str) -> dict[Table, str]:
     """Returns the Iceberg tables that a query may refer to, each with the relation for its view.
 
-    A table counts as soon as its name appears anywhere in the query: an extra view (for a column with the name of a
-    table) costs little, while a missing one would fail the query. A query of `information_schema`, which lists the
-    existing views, also gets all other tables, as views with their columns but no rows.
+    A table is included if its name appears anywhere in the query: an extra view (because a column has the same name)
+    costs little, while a missing view would make the query fail. If a query names `information_schema`, which lists the
+    views that exist, all other Iceberg tables are included too, with their columns but without rows.
     """
     names = {text.lower() for kind, text, _, _ in athena._sql_tokens(query) if kind in ("name", "qname")}
     views: dict[Table, str] = {}
@@ -195,7 +195,7 @@ def _iceberg_views(athena: Any, query: str, tables: Any, context: str) -> dict[T
 
 
 def _in_glue(glue: Any) -> tuple[frozenset[str], frozenset[Table]]:
-    """Returns the databases and tables in Glue."""
+    """Returns the names of the databases and tables in Glue."""
     tables = [str(key).lower().partition("/") for key in list(glue._tables)]
     databases = frozenset(str(name).lower() for name in list(glue._databases))
     return databases, frozenset((database, name) for database, _, name in tables)
@@ -210,12 +210,13 @@ def _not_found(
 ) -> str:
     """Returns Athena's error message for a table or database that isn't in Glue; '' for any other error.
 
-    DuckDB's message is about the query's own connection, which has a schema only if there is a table to read in it.
+    DuckDB's own message describes the query's connection, which has a schema for a database only if the query reads a
+    table in that database.
 
     Args:
         error: DuckDB's error message.
         tokens: the query's tokens (`ministack.services.athena._sql_tokens`).
-        context: the database of unqualified names.
+        context: the database that unqualified names refer to.
     """
     found = _NO_TABLE.search(error)
     if found is None and _NO_CATALOG.lower() not in error.lower():
@@ -223,7 +224,7 @@ def _not_found(
     schema = (found["schema"] or "").lower() if found else ""
     table = (found["table"] or found["whole"]).lower().removeprefix(f"{schema}.") if found else ""
     databases, tables = in_glue
-    # A column can have the name of a table, so names that are qualified with a database are tried first.
+    # A column can have the same name as a table, so names that are qualified with a database are tried first.
     for start, *parts in sorted(_dotted(tokens), key=len, reverse=True):
         database, name = (parts[-2] if len(parts) > 1 else context), parts[-1]
         is_it = (name, schema or database) == (table, database) if found else parts[0] == CATALOG
@@ -237,7 +238,7 @@ def _not_found(
 
 
 def _dotted(tokens: Sequence[tuple[str, str, int, int]]) -> list[list[Any]]:
-    """Returns the names in a query, `a.b.c` as one name: each with its position and its parts in lower case."""
+    """Returns each name in a query as its position and lower-case parts; `a.b.c` is one name with three parts."""
     found: list[list[Any]] = []
     continues = False
     for kind, text, start, _ in tokens:
@@ -272,7 +273,7 @@ def _create_views(connection: duckdb.DuckDBPyConnection, reader: Reader, attachm
 
 
 def _keys_of_caller() -> tuple[str, str, str]:
-    """Returns the caller's key, secret and session token: as on AWS, a query reads what its caller is allowed to."""
+    """Returns the caller's key, secret and session token: as on AWS, a query can read only what its caller can."""
     from ministack.core import iam_evaluator
 
     found = iam_evaluator.resolve_credential(CALLER.get())

@@ -1,8 +1,8 @@
-"""Runs queries in the local Athena: with Athena's types and texts in the result, and with parameters (`?`).
+"""Runs queries, optionally with parameters (`?`), in the local Athena, and formats results as Athena does.
 
-It replaces the function with which MiniStack runs a query in DuckDB, because that function keeps neither the types of
-nested values nor a decimal's precision. The functions that `busco.embedded.athena_iceberg` puts in place of MiniStack's
-own check the query and find its tables.
+This module replaces the MiniStack function that runs a query in DuckDB, because that function keeps neither the types
+of nested values nor the precision of decimals. To check the query and find its tables, it calls the functions that
+`busco.embedded.athena_iceberg` installs in MiniStack.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from busco.embedded.athena_catalog import result_of
 from busco.embedded.athena_checks import check_statement, explained
 from busco.embedded.athena_values import column_type, text
 
-# The MiniStack functions that are wrapped, replaced or called here, with their parameters in the version this was
-# written for.
+# The MiniStack functions that are wrapped, replaced or called here, with their parameters in the version that this
+# patch was written for.
 EXPECTED = {
     "services.athena._start_query_execution": ["data"],
     "services.athena._run_duckdb": ["query", "database", "catalog"],
@@ -60,7 +60,7 @@ def install() -> None:
         given = tuple(str(one) for one in data.get("ExecutionParameters") or ())
         if wrong := refused_parameter(given):
             return error_response_json("InvalidRequestException", wrong, 400)
-        # The task that runs the query is created by this call, and starts with a copy of the context.
+        # The call below creates the task that runs the query, and the task starts with a copy of the context.
         token = _parameters.set(given)
         try:
             return original(data)
@@ -100,7 +100,7 @@ def install() -> None:
 
 
 def refused_parameter(parameters: Sequence[str]) -> str:
-    """Returns why the values of a query's parameters are refused; '' if they aren't."""
+    """Returns the reason why the values of a query's parameters are refused; '' if they are accepted."""
     for number, given in enumerate(parameters, 1):
         if not _LITERAL.fullmatch(given.strip()):
             return (
@@ -123,7 +123,7 @@ def _result(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Sequenc
     if len(names) != len(parameters):
         counts = f"expected {len(names)} but found {len(parameters)}"
         raise ValueError(f"INVALID_PARAMETER_USAGE: Incorrect number of parameters: {counts}")
-    # DuckDB binds the values, so they cannot become a part of the statement.
+    # DuckDB binds the values, so they can't become part of the statement.
     values = [connection.execute(f"SELECT {one}").fetchall()[0][0] for one in parameters]
     found = connection.execute(sql, values) if values else connection.execute(sql)
     columns = found.description or []

@@ -1,7 +1,8 @@
-"""Makes the local Athena write query results to the same location and in the same format as Athena.
+"""Makes the local Athena write query results to the same location and in the same format as Athena on AWS.
 
-Clients such as awswrangler and PyAthena's pandas cursor read the file that GetQueryExecution names instead of
-requesting the rows. MiniStack names `<location><query id>.csv` but writes `<location><query id>.csv/<query id>.csv`.
+Instead of requesting the rows, clients such as awswrangler and PyAthena's pandas cursor read the file that
+GetQueryExecution names. In plain MiniStack, GetQueryExecution names `<location><query id>.csv`, but the file is written
+to `<location><query id>.csv/<query id>.csv`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from busco.embedded.athena_catalog import is_utility
 from busco.embedded.athena_checks import first_word
 from busco.embedded.athena_values import ColumnType
 
-# The MiniStack functions that are wrapped or called here, with their parameters in the version this was written for.
+# The MiniStack functions wrapped or called here, with their parameters in the version this patch was written for.
 EXPECTED = {
     "services.athena._start_query_execution": ["data"],
     "services.athena._save_query_results": ["query_id"],
@@ -65,7 +66,7 @@ def install() -> None:
         return "UTILITY" if is_utility(first) else "DDL" if first in ("create", "drop", "alter") else "DML"
 
     async def save(query_id: str) -> None:
-        # Nothing is awaited, so that a client that sees the query as succeeded also finds its result.
+        # Nothing is awaited here, so that a client that sees that the query succeeded also finds its result.
         execution = athena._executions.get(query_id)
         if execution is not None and (failure := _save(execution)):
             execution["Status"].update(State="FAILED", StateChangeReason=failure)
@@ -82,7 +83,7 @@ def install() -> None:
 
 
 def _with_defaults(body: bytes) -> bytes:
-    """Returns the answer of GetWorkGroup with the settings that Athena always returns, and `location` assumes."""
+    """Adds to GetWorkGroup's response the settings that Athena always returns, with the defaults used by `location`."""
     answer = json.loads(body)
     configuration = answer["WorkGroup"].setdefault("Configuration", {})
     for name in ("EnforceWorkGroupConfiguration", "PublishCloudWatchMetricsEnabled", "RequesterPaysEnabled"):
@@ -92,10 +93,10 @@ def _with_defaults(body: bytes) -> bytes:
 
 
 def location(request: dict[str, Any], workgroups: Any) -> str:
-    """Returns the location of a query's result, ending in a slash; empty if neither request nor workgroup sets one.
+    """Returns a query's result location, with a trailing slash; '' if neither the request nor the workgroup sets one.
 
-    The workgroup's location wins if the workgroup enforces its configuration, else the request's (Athena User Guide,
-    "Override client-side settings").
+    The request's location takes precedence, unless the workgroup has one and enforces its configuration (Athena User
+    Guide, "Override client-side settings").
     """
     group = (workgroups.get(request.get("WorkGroup") or "primary") or {}).get("Configuration") or {}
     of_group = (group.get("ResultConfiguration") or {}).get("OutputLocation") or ""
@@ -115,12 +116,12 @@ def as_csv(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> byte
 
 
 def as_text(rows: Sequence[Sequence[str | None]]) -> bytes:
-    """Formats the rows of SHOW, DESCRIBE and EXPLAIN the way Athena does: a line each, with tabs between the values."""
+    """Formats the rows of SHOW, DESCRIBE and EXPLAIN as Athena does: one per line, with tabs between the values."""
     return "".join("\t".join(re.sub(r"[\t\r\n]", " ", value or "") for value in row) + "\n" for row in rows).encode()
 
 
 def _with_column_types(body: bytes) -> bytes:
-    """Returns the answer of GetQueryResults with each column's type separated from its precision and scale."""
+    """Separates each column's type from its precision and scale in GetQueryResults' response."""
     answer = json.loads(body)
     for column in answer["ResultSet"]["ResultSetMetadata"]["ColumnInfo"]:
         kind = ColumnType.parse(column["Type"])
@@ -130,7 +131,7 @@ def _with_column_types(body: bytes) -> bytes:
 
 
 def _save(execution: dict[str, Any]) -> str:
-    """Writes a query's result with its caller's permissions; returns the reason if that fails, else an empty string."""
+    """Writes a query's result with the caller's permissions; returns the reason if that fails, else an empty string."""
     from ministack.services import s3
 
     found = execution.get("_results") or {"columns": [], "rows": []}
@@ -139,7 +140,8 @@ def _save(execution: dict[str, Any]) -> str:
     bucket, key = target.netloc, target.path.lstrip("/")
     if policies.denied("s3:PutObject", f"arn:aws:s3:::{bucket}/{key}"):
         return f"Access denied when writing output to url: s3://{bucket}/{key}"
-    # Athena writes its metadata as undocumented protobuf. This file has names and types as text, for people to read.
+    # Athena's metadata file is in an undocumented protobuf format. This one has the columns' names and types as text,
+    # for people to read.
     metadata = "\n".join([",".join(found["columns"]), ",".join(types)]).encode()
     is_text = key.endswith(".txt")
     content = as_text(found["rows"]) if is_text else as_csv(found["columns"], found["rows"])

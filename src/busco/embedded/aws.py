@@ -43,22 +43,23 @@ def up(
     after_start: Callable[[], None] | None = None,
     docker: bool | None = None,
 ) -> str:
-    """Starts the local AWS if it isn't running and deploys its stacks if they differ from the templates.
+    """Starts the local AWS if it isn't running, and deploys its stacks if they differ from the templates.
 
-    Writes `<state>/aws.env`, with the owner's keys, and `<state>/aws-<role>.env` for processes that have a role. Safe
-    to run twice, concurrently, and after a kill at any point. The variables are also set in this process's environment
-    and the cache of `get_settings` is cleared, so that clients created from now on (including those that `after_start`
-    creates) reach the local AWS.
+    Writes `<state>/aws.env`, with the owner's keys, and `<state>/aws-<role>.env` for processes that have a role. Also
+    sets the variables in this process's environment and clears the cache of `get_settings`, so that clients created
+    from now on (including those that `after_start` creates) reach the local AWS. Safe to run twice, concurrently, and
+    again after being killed at any point.
 
     Args:
-        settings: where the state and the templates are, and the names to deploy.
+        settings: the locations of the state and the templates, and the templates' parameters.
         say: receives a line for each step.
-        lake: the local lake whose S3 objects to serve, `<state>/lakes/<lake>/`; None means the last one served,
-            initially `sample`. If another lake is being served, the local AWS restarts with this one, on the same port.
-        after_start: called once per start, after everything else, to restore what a start loses: everything except
-            S3's objects. Each `up` calls it again until it has returned once.
+        lake: the local lake whose S3 objects are served, from `<state>/lakes/<lake>/`; None means the lake that was
+            served last, initially `sample`. If the local AWS is serving another lake, it restarts with this one, on the
+            same port.
+        after_start: called once per start of the local AWS, after everything else, to restore the state that a restart
+            loses: everything except the objects in S3. If the call fails, the next `up` repeats it.
         docker: whether the local ECS runs tasks as containers; None keeps the last choice, initially what
-            BUSCO_EXECUTION needs. If this changes, the local AWS restarts.
+            BUSCO_EXECUTION needs. If the choice changes, the local AWS restarts.
 
     Returns:
         The endpoint, `http://127.0.0.1:<port>`.
@@ -106,10 +107,10 @@ def up(
 
 
 def down(settings: Settings, say: Say, grace: float = 10) -> None:
-    """Stops the local AWS and keeps its lakes. If it isn't running, only cleans up what it left behind.
+    """Stops the local AWS and keeps its lakes. If the local AWS isn't running, only cleans up what it left behind.
 
     Args:
-        grace: seconds in which the local AWS can stop its tasks and exit.
+        grace: how many seconds the local AWS has to stop its tasks and exit.
     """
     state = settings.state.resolve()
     with processes.locked(state, f"{NAME}-up"):
@@ -156,7 +157,7 @@ def env_lines(settings: Settings) -> str:
     if not variables or processes.find(settings.state.resolve(), NAME) is None:
         raise BuscoError("the local AWS is not running", "start it: busco aws up")
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    # The shell's own profile or session token would be combined with these credentials.
+    # Otherwise, SDKs would combine the shell's own profile or session token with these credentials.
     return "\n".join([*lines, "unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN"]) + "\n"
 
 
@@ -176,7 +177,7 @@ def client(service: str, endpoint: str, region: str, pair: keys.Pair) -> Any:
 
 
 def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) -> tuple[processes.Process, str]:
-    """Returns the server's process and endpoint, and starts or restarts the server first if necessary."""
+    """Starts or restarts the server if necessary, and returns its process and endpoint."""
     process = processes.find(state, NAME)
     if process:
         arguments = _arguments(process)
@@ -184,16 +185,16 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         identity = _identity(state, process)
         served = (identity.get("lake"), arguments.get("--docker-host", ""))
         image = arguments.get("--image", settings.dbt_image)
-        # A server from an earlier version has no owner or provisions other resources.
+        # A server that an earlier version started may have no owner, or may provision other resources.
         reviewed = identity.get("reviewed") == provisioned.REVIEWED
         if served == (lake, engine) and image == settings.dbt_image and reviewed:
             return process, endpoint
-    # Checked before anything is stopped, so that without Docker the running server continues.
+    # This comes before anything is stopped: if it fails because Docker can't be reached, a running server continues.
     own, for_tasks = _addresses(settings, engine)
     if process:
         without = "" if arguments.get("--docker-host") else ", without Docker"
         say(f"stopping the local AWS, which serves the lake {identity.get('lake', '(no response)')}{without}")
-    # Also needed if no process is running: it removes the record of a killed one.
+    # This is also needed if no server is running, because it removes the record of a killed one.
     processes.stop(state, NAME, grace=10)
     docker_engine.end_left(state)
     outside = [address for address in (own, for_tasks) if address]
@@ -221,12 +222,12 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
 
 
 def _addresses(settings: Settings, engine: str) -> tuple[str, str]:
-    """Returns the addresses besides loopback that the server listens on: its own in the Compose stack, and the one for
-    ECS tasks; either is empty if there is none.
+    """Returns the server's two addresses besides loopback: the one in the Compose stack, and the one for ECS tasks.
 
-    On a laptop, tasks reach the server at this machine's address on Docker's bridge. If the server runs in a container,
-    it has a name on the tasks' own network, and its other address is the one in the stack. That one can't be looked up
-    by name, because Docker resolves the stack's name for the container to both addresses.
+    An address is '' if there is none. On a laptop, tasks reach the server at this machine's address on Docker's bridge.
+    If the server runs in a container, the container has a name on the tasks' own network, and its other address is the
+    one in the stack. The address in the stack can't be looked up by name, because Docker resolves the container's name
+    in the stack to both addresses.
     """
     if not settings.local_aws_tasks_host:
         return "", docker_engine.bridge_address(engine) if engine else ""
@@ -253,8 +254,8 @@ def _identity(state: Path, process: processes.Process) -> dict[str, Any]:
     The result is empty if the server doesn't respond, or if the response comes from another process.
 
     Any user on this machine could have taken the port, and a pid is no secret. So the server must prove that it has the
-    owner's secret, with an HMAC over its answer and a random nonce that is valid for this request to this port only.
-    The listening socket must also belong to the process.
+    owner's secret, with an HMAC over its answer and a random nonce. The HMAC is valid for this request to this port
+    only. The listening socket must also belong to the process.
     """
     port = _arguments(process).get("--port", "0")
     nonce = secrets.token_hex(16)
@@ -275,7 +276,7 @@ def _identity(state: Path, process: processes.Process) -> dict[str, Any]:
 
 
 def _arguments(process: processes.Process) -> dict[str, str]:
-    """Returns the command-line arguments of the running server, which, unlike files, can't be out of date."""
+    """Returns the running server's command-line arguments; unlike files, they can't be out of date."""
     import psutil
 
     try:
@@ -306,7 +307,7 @@ def _variables_of(endpoint: str, region: str, outputs: Mapping[str, str]) -> dic
         "BUSCO_RUNNER_ROLE_ARN": outputs["RunnerRoleArn"],
         "BUSCO_INGEST_ROLE_ARN": outputs["IngestRoleArn"],
         "BUSCO_PUBLISHER_ROLE_ARN": outputs["PublisherRoleArn"],
-        # Requests to loopback must bypass the machine's proxy; programs differ in which of the two they read.
+        # Requests to loopback must bypass the machine's proxy; programs differ in which of the two variables they read.
         "NO_PROXY": around,
         "no_proxy": around,
     }
@@ -327,7 +328,7 @@ def _variables(settings: Settings) -> dict[str, str]:
 
 
 def _files(state: Path) -> list[Path]:
-    """Returns the variable files of a running local AWS: its owner's and each role's."""
+    """Returns the files with a running local AWS's variables: for its owner, for each role, and for no role."""
     return [env_file(state), *(env_file(state, role) for role in (*instances.ROLES, "none"))]
 
 

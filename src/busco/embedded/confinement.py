@@ -1,8 +1,8 @@
 """Confines the local AWS's process: no child processes, no connections except to known addresses, limited writes.
 
 MiniStack has services that run functions, jobs and builds, and others that deliver to URLs. The known ones are refused
-by name (`busco.embedded.door`, `busco.embedded.provisioned`); this module covers the unknown ones, whichever code a
-request reaches. It restricts Python code only: DuckDB has its own limits (`busco.embedded.athena_iceberg`).
+by name (`busco.embedded.door`, `busco.embedded.provisioned`); this module covers the unknown ones, whatever code a
+request reaches. It restricts Python code only; DuckDB has its own limits (`busco.embedded.athena_iceberg`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Address = tuple[str, int] | str
 _PROCESSES = (
     "subprocess.Popen", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "pty.spawn",
 )  # fmt: skip
-# Events that change a file or folder, with the positions of the path arguments and of the descriptors of the folders
-# that these are relative to (a descriptor of -1 means none).
+# Events that change a file or folder. Each pair has the position of a path argument, and the position of the descriptor
+# of the folder that the path is relative to (None if the event has no descriptor; a descriptor of -1 means no folder).
 _CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.chmod": ((0, 2),), "os.chown": ((0, 3),), "os.link": ((0, 2), (1, 3)), "os.mkdir": ((0, 2),),
     "os.remove": ((0, 1),), "os.rename": ((0, 2), (1, 3)), "os.rmdir": ((0, 1),), "os.symlink": ((1, 2),),
@@ -32,7 +32,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 
 
 class Refused(PermissionError):
-    """An operation that this process is not allowed to do. Callers of such operations expect an OSError."""
+    """Raised when an operation is not allowed in this process. Callers of such operations expect an OSError."""
 
 
 def confine(reachable: Collection[Address], writable: Collection[Path]) -> None:
@@ -65,10 +65,10 @@ def confine(reachable: Collection[Address], writable: Collection[Path]) -> None:
     folders = tuple(f"{os.path.realpath(folder)}{os.sep}" for folder in writable)
 
     def within(path: Any, folder: int = -1) -> None:
-        if isinstance(path, int):  # a descriptor: checked when it was opened
+        if isinstance(path, int):  # a descriptor, which was checked when it was opened
             return
         text = os.fsdecode(path)
-        # Links are resolved, except in the last part, which can itself be a link that is removed or replaced.
+        # Links are resolved, except in the last part of the path, which can itself be a link to be removed or replaced.
         whole = (_folder(folder) if folder >= 0 else Path.cwd()) / text
         found = str(whole.parent.resolve() / whole.name) if whole.name not in ("", "..") else str(whole.resolve())
         if not f"{found}{os.sep}".startswith(folders) and found != os.devnull:

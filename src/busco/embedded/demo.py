@@ -63,7 +63,7 @@ def start_platform(settings: Settings, say: Say, lake: str | None) -> str:
 def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int:
     """Runs the main job (ingest files into bronze, run the DAG, query Athena) and returns the exit status.
 
-    Generated data and each given folder get their own local lake, so that their data never mix.
+    Each data set, generated or from a folder, gets a local lake of its own, so that data sets never mix.
     """
     folder = Path(data).resolve() if data else None
     if folder is not None and not folder.is_dir():
@@ -74,7 +74,7 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
     get_settings.cache_clear()
     settings = get_settings()
     clock.step("local AWS")
-    # Airflow takes the longest to start, so files are ingested meanwhile.
+    # Airflow takes the longest to start, so the files are ingested while it starts.
     starting = InBackground(lambda: airflow.up(settings, lambda _: None))
     command(settings, "dbt", "parse")
     if folder is None:
@@ -107,7 +107,7 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
 
 
 def lake_name(folder: Path | None, orders: int) -> str:
-    """Returns the local lake's name for a data set: `sample`, `sample-5000`, or folder name and hash of the path."""
+    """Returns a data set's lake name: `sample`, `sample-5000`, or, for a folder, its name and a hash of its path."""
     if folder is None:
         return "sample" if orders == 100_000 else f"sample-{orders}"
     stem = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-")[:30]
@@ -126,7 +126,7 @@ def start_lakehouse(settings: Settings) -> str | None:
 def wait_for_graph(settings: Settings, api: Any) -> None:
     """Waits until Airflow has loaded the project's latest graph.
 
-    In a run that starts earlier, tasks would appear and disappear midway, and Airflow fails such a run.
+    In a run that starts earlier, tasks would appear and disappear midway, and Airflow would fail the run.
 
     Raises:
         BuscoError: Airflow doesn't load the graph in time.
@@ -137,7 +137,8 @@ def wait_for_graph(settings: Settings, api: Any) -> None:
     api.wait_for_dag(DAG)
     while mark not in (api.call("GET", f"dags/{DAG}/details")["doc_md"] or ""):
         if time.monotonic() > retry_at:
-            # A parse of the old manifest can finish after the DAG files were touched, so that they seem up to date.
+            # If Airflow finishes parsing the old manifest only after the DAG files are touched, it considers the files
+            # up to date.
             ask_for_parse(settings)
             retry_at = time.monotonic() + _RETRY_PARSE
         if time.monotonic() > deadline:
@@ -149,7 +150,7 @@ def wait_for_graph(settings: Settings, api: Any) -> None:
 
 
 def follow(api: Any, run_id: str) -> str:
-    """Waits for a run to end, showing its tasks live on a terminal; prints their states and returns the run's state."""
+    """Waits for a run to end, showing its tasks live on a terminal; prints their final states and returns the run's."""
     deadline = time.monotonic() + _LIMIT
     terminal = sys.stdout.isatty()
     with Live(console=console(), refresh_per_second=4, transient=True) if terminal else _Nothing() as live:
@@ -195,8 +196,8 @@ def say_failures(api: Any, run_id: str, say: Say) -> None:
 def command(settings: Settings, *arguments: str, to_stdout: bool = False, quiet: bool = False) -> None:
     """Runs `busco <arguments>` in dbt's environment.
 
-    Its standard output goes to standard error, to standard output (`to_stdout`), or nowhere (`quiet`). Progress
-    messages always go to standard error.
+    The command's standard output goes to standard error by default, to standard output with `to_stdout`, or nowhere
+    with `quiet`. Progress messages always go to standard error.
 
     Raises:
         BuscoError: the command failed; it has already printed the reason.
@@ -214,7 +215,7 @@ def command(settings: Settings, *arguments: str, to_stdout: bool = False, quiet:
 
 
 class Clock:
-    """Reports the duration of each step when it ends."""
+    """Reports the duration of each step when the step ends."""
 
     def __init__(self, say: Say) -> None:
         self.say, self.began = say, time.monotonic()
@@ -230,7 +231,7 @@ class Clock:
 
 
 class InBackground:
-    """Runs a call in its own thread; `result` waits for it, returns its value and re-raises its exception."""
+    """Runs a call in its own thread; `result` waits for the call, then returns its value or raises its exception."""
 
     def __init__(self, call: Callable[[], str]) -> None:
         self._value = ""

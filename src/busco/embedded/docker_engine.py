@@ -1,4 +1,4 @@
-"""Selects the Docker engine or starter for the local ECS's tasks, and the address at which they reach this machine."""
+"""Selects the Docker engine or starter for the local ECS's tasks, and the address at which tasks reach this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from busco.errors import BuscoError
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 OFF = "off"
-STARTER = "starter://"  # followed by the socket of a starter, which has access to Docker if this process doesn't
+STARTER = "starter://"  # followed by the path of the socket of a starter, which can access Docker even if we can't
 BRIDGE = "bridge"  # Docker's default network, which tasks use on a laptop
 ANSWER_LIMIT = 10.0
 
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 def wanted(
     state: Path, choice: bool | None, execution: str, starter: str = "", environment: Mapping[str, str] = os.environ
 ) -> str:
-    """Returns the engine for the local AWS: a URL as in DOCKER_HOST, or STARTER and its path; empty for none.
+    """Returns the engine for the local AWS: a URL as in DOCKER_HOST, or STARTER and a path; empty for none.
 
     Args:
         state: the platform's state folder.
-        choice: this call's explicit choice; None keeps the previous one.
-        execution: how models run, which decides if no choice was ever made.
-        starter: the socket of a starter; if set, the starter is used.
+        choice: whether to use an engine, if chosen explicitly; None keeps the previous choice.
+        execution: how models run; used only if no choice was ever made.
+        starter: the path of a starter's socket; if set, that starter is used.
         environment: contains DOCKER_HOST if the engine isn't at Docker's default address.
     """
     engine = environment.get("DOCKER_HOST") or DEFAULT_HOST
@@ -57,12 +57,12 @@ def remember(state: Path, engine: str, choice: bool | None) -> None:
 
 
 def connect(engine: str, state: Path, image: str) -> TaskStarter:
-    """Connects to what starts containers on an engine: Docker itself, or a starter.
+    """Connects to the component that starts containers: Docker itself, or a starter.
 
     Args:
         engine: the value from `wanted`.
         state: the platform's state folder, which identifies the owner of the containers.
-        image: the image that tasks run; a starter has its own setting for that.
+        image: the image that tasks run; a starter has its own setting for the image.
 
     Raises:
         LostError: Docker can't be reached.
@@ -99,7 +99,7 @@ def bridge_address(engine: str) -> str:
             f"Docker can't be reached at {engine}: {last}",
             "start Docker, or set DOCKER_HOST; without containers: busco aws up --no-docker",
         ) from error
-    # An engine that was never restarted reports only the interface; the gateway is that interface's address.
+    # An engine that was never restarted reports only its bridge's interface; the gateway is that interface's address.
     named = [one["Gateway"] for one in bridge["IPAM"]["Config"] or [] if "Gateway" in one]
     interface = bridge["Options"].get("com.docker.network.bridge.name", "docker0")
     here = {
@@ -117,10 +117,10 @@ def bridge_address(engine: str) -> str:
 
 
 def architecture(state: Path, name: str) -> str | None:
-    """Returns the CPU architecture, in Docker's spelling (`amd64`), of the image `name` that the local ECS runs.
+    """Looks up the CPU architecture of the image `name` that the local ECS runs.
 
     Returns:
-        None if there is no engine.
+        The architecture in Docker's spelling (`amd64`); None if there is no engine.
 
     Raises:
         BuscoError: the engine doesn't have the image, or Docker can't be reached.
@@ -141,11 +141,11 @@ def architecture(state: Path, name: str) -> str | None:
 
 
 def status(arguments: Mapping[str, str], ecs: Any) -> list[tuple[str, str]]:
-    """Returns what to show about a running local AWS: its engine, its address for containers, the running ECS tasks.
+    """Returns a running local AWS's engine, address for containers and running ECS tasks, as (name, value) pairs.
 
     Args:
-        arguments: the command-line arguments of its process.
-        ecs: a client of its ECS.
+        arguments: the command-line arguments of the local AWS's process.
+        ecs: a client of the local ECS.
     """
     engine, address = (arguments.get(f"--{name}", "") for name in ("docker-host", "tasks"))
     if not engine:
@@ -163,7 +163,7 @@ def status(arguments: Mapping[str, str], ecs: Any) -> list[tuple[str, str]]:
 
 
 def end_left(state: Path) -> None:
-    """Stops the containers that a killed local AWS left running on its engine, and nobody else's.
+    """Stops the containers that a killed local AWS of this state folder left running on its engine, and no others.
 
     Call this only while no local AWS of this state folder is running.
     """
@@ -177,7 +177,7 @@ def end_left(state: Path) -> None:
 
 
 def owner(state: Path) -> str:
-    """Returns the owner's name for containers of this state folder's local AWS; it doesn't depend on the port.
+    """Returns the name by which this state folder's local AWS owns containers; the name doesn't depend on the port.
 
     A different folder can later have the same path, so the name also includes a random id that is kept in the folder.
     """
@@ -193,7 +193,7 @@ def owner(state: Path) -> str:
 
 
 def owner_label(state: Path) -> str:
-    """Returns the label on all of these containers and their volumes."""
+    """Returns the label on all containers and volumes of this state folder's local AWS."""
     return f"{OWNER_LABEL}={owner(state)}"
 
 

@@ -18,15 +18,15 @@ from xml.sax.saxutils import escape
 
 # The services that our templates use or will use. All others (databases, Lambda, SFTP, message brokers …) are disabled.
 SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecs-metadata,ecr,monitoring,events"
-# The services that our tasks use, besides their metadata and their role's credentials.
+# The services that our ECS tasks use, besides their metadata and their role's credentials.
 TASK_SERVICES = ("s3", "glue", "logs", "sts")
 IDENTITY_PATH = "/_busco/identity"
 INSTANCE_PATH = "/_busco/instance/"
-# Requested without a signature: a container's requests about its task, whose path contains a secret of the container
-# (ECS Developer Guide, "Task metadata endpoint version 4").
+# The paths at which a container requests its task's metadata, without a signature: instead, the path contains a secret
+# of the container (ECS Developer Guide, "Task metadata endpoint version 4").
 METADATA_PATH = re.compile(r"/v4/[A-Za-z0-9_-]{8,}(/task|/stats|/task/stats)?")
-# Paths that MiniStack handles before it determines the service: its admin endpoints (a single request could delete the
-# lake), a registry, catalogs, load balancers, functions and access points.
+# Paths that MiniStack handles before it determines a request's service: its admin endpoints (a single request could
+# delete the lake), a registry, catalogs, load balancers, functions and access points.
 CLOSED_PATHS = (
     "/_",
     "/v2/",
@@ -47,10 +47,11 @@ TARGETS = {
     "logs": "Logs_20140328",
     "sqs": "AmazonSQS",
 }
-# Services with the query protocol, which puts the operation in the form; SQS supports both protocols.
+# Services with the query protocol, which puts the operation in the form parameters; SQS supports both protocols.
 FORMS = ("cloudformation", "iam", "sns", "sqs", "sts")
-# For services that can also run code, keep sessions or deliver data to others: the operations that were reviewed and do
-# none of that. Other services can't do so, or are restricted elsewhere (CloudFormation: busco.embedded.provisioned).
+# For services that can also run code, keep sessions or deliver data to others: the only operations offered, which were
+# reviewed and do none of that. Services that aren't listed here can't do any of that, or are restricted elsewhere
+# (CloudFormation: busco.embedded.provisioned).
 OFFERED = {
     "athena": (
         r"(BatchGet|Create|Delete|Get|List|Start|Stop|Update)"
@@ -74,11 +75,12 @@ OFFERED = {
         r"|(Put|Get|Filter)LogEvents|(Delete|Put)RetentionPolicy"
     ),
 }
-# Maximum bytes of a body: of an object or a part (SDKs and DuckDB send parts of at most 80 MB), and of anything else.
+# The maximum size of a body in bytes: of an S3 object or part (SDKs and DuckDB send parts of at most 80 MB), and of
+# any other body.
 MAX_OBJECT_BYTES = 512 << 20
 MAX_BODY_BYTES = 16 << 20
-SUBSCRIBERS = {"sqs", "email", "email-json"}  # email is only written to the log
-# A request's signature, in the exact form that the SDKs write, so that every parser reads the same fields.
+SUBSCRIBERS = {"sqs", "email", "email-json"}  # messages to email subscribers are only written to the log
+# The Authorization header, in the exact form that the SDKs write, so that every parser reads the same fields.
 _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256 Credential=(?P<credential>[A-Za-z0-9/_-]+), ?SignedHeaders=[a-z0-9;_-]+, ?Signature=[0-9a-f]{64}"
 )
@@ -86,7 +88,8 @@ _AUTHORIZATION = re.compile(
 _DECIDING = ("authorization", "content-type", "host", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
              "x-amz-target")  # fmt: skip
 
-# The access key of the current request once it is admitted, NOBODY before that; empty for the local AWS's own work.
+# The access key of the current request once the request is admitted, and NOBODY before that; empty while the local AWS
+# does work of its own.
 CALLER: ContextVar[str] = ContextVar("busco_caller", default="")
 NOBODY = "nobody"
 
@@ -118,7 +121,7 @@ class Request:
 
 
 class Refusal(Exception):
-    """The reason why a request is refused: AWS's error code and a message."""
+    """Raised to refuse a request, with AWS's error code, a message and the HTTP status."""
 
     def __init__(self, code: str, message: str, status: int = 403) -> None:
         super().__init__(message)
@@ -135,7 +138,7 @@ class Watch(Protocol):
         """Returns the response to an unsigned request at METADATA_PATH: status, content type and body."""
 
     def expects(self, asked: Request) -> None:
-        """Decides before the body is read whether to continue with a request; raises Refusal if not."""
+        """Decides, before the body is read, whether to continue with a request; raises Refusal if not."""
 
     def proof(self, nonce: str, identity: Mapping[str, Any]) -> str:
         """Returns the proof, for the client that chose `nonce`, that the owner's process serves the identity page."""
@@ -155,14 +158,15 @@ def guarded(
     """Wraps the app: adds the identity page, blocks MiniStack's admin endpoints, and rejects requests from web pages.
 
     A web page that is open in a browser on this machine must not reach the local AWS. Browsers send the Origin header
-    (Fetch standard, "Origin header"), which SDKs never do. A page whose domain was pointed to this address (DNS
-    rebinding) sends its own domain as Host, which is not one of our names. The port in Host must match too, so that a
-    process that took over a port where clients still expect the local AWS can't forward the requests signed for it.
+    (Fetch standard, "Origin header"); SDKs never do. A page whose domain was pointed to this address (DNS rebinding)
+    sends its own domain in the Host header, and that domain is not one of our names. The port in the Host header must
+    match too. Otherwise, a process that took over a port where clients still expect the local AWS could forward their
+    signed requests to us.
 
     Args:
         names: host names by which other machines and containers reach the app.
         tasks: the address and port for ECS tasks, where only TASK_SERVICES are available.
-        published: further ports on which the app is reachable, as published by Docker on a machine.
+        published: further ports at which the app is reachable, because Docker publishes them on the host.
     """
     known = {"127.0.0.1", "localhost", "::1", *names}
 
@@ -186,7 +190,7 @@ def guarded(
             status, text = watch.metadata(scope["method"], path)
             await _send(send, status, "text/plain", text.encode())
         elif METADATA_PATH.fullmatch(path) and scope["method"] == "GET":
-            # Only the path is passed on: MiniStack could attribute other parts of the request to another service.
+            # Only the path is passed on: from other parts of the request, MiniStack could infer another service.
             await _send(send, *await watch.task_metadata(path))
         elif path.startswith(CLOSED_PATHS) or path == "/v2":
             await _reply(send, 403, {"message": "not available here: see busco aws --help"})
@@ -195,7 +199,7 @@ def guarded(
                 announced = heading(scope, headers)
                 if of_task and announced.service not in TASK_SERVICES:
                     raise Refusal("AccessDenied", f"{announced.service} is not available to ECS tasks")
-                # A body is kept in memory only for a caller who has a valid key.
+                # A body is kept in memory only for a caller with a valid key.
                 watch.expects(announced)
                 body = await _body(receive, headers, MAX_OBJECT_BYTES if announced.service == "s3" else MAX_BODY_BYTES)
                 asked = request(scope, headers, body)
@@ -210,7 +214,7 @@ def guarded(
 
 
 def heading(scope: Scope, headers: Mapping[str, str]) -> Request:
-    """Parses a request except for its body, and so without its operation.
+    """Parses a request except for its body and its operation, which can be in the body.
 
     Raises:
         Refusal: the request isn't signed, or isn't in the form that the SDKs send.
@@ -220,7 +224,8 @@ def heading(scope: Scope, headers: Mapping[str, str]) -> Request:
         raise Refusal("InvalidRequest", f"the header {twice[0]} occurs more than once", 400)
     query = parse_qs(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
     service = _signed_service(headers, query)
-    # MiniStack decompresses a body only after it was checked here; SDKs compress requests to CloudWatch.
+    # Compressed bodies can't be checked here, because MiniStack decompresses them only later. SDKs compress requests to
+    # CloudWatch, so these are accepted.
     if "content-encoding" in headers and service not in ("s3", "monitoring"):
         raise Refusal("InvalidRequest", f"Content-Encoding is not supported for {service} here", 400)
     raw_path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
@@ -277,7 +282,7 @@ def offered(asked: Request) -> None:
 
 
 def _signed_service(headers: Mapping[str, str], query: Mapping[str, list[str]]) -> str:
-    """Returns the service that a request is signed for with Signature Version 4, in a header or, for S3, in the URL."""
+    """Returns the service that a request's signature (Version 4) names, in a header or, for S3, in the URL."""
     authorization = headers.get("authorization", "")
     in_query = [name for name in query if name.lower().startswith("x-amz-") or name in ("AWSAccessKeyId", "Signature")]
     presigned = any(name.lower() in ("x-amz-algorithm", "x-amz-credential", "x-amz-signature") for name in in_query)
@@ -314,7 +319,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _is_ours(host: str, known: Collection[str], ports: Collection[int]) -> bool:
-    """Whether a Host header names this server (buckets are in paths); a missing port means 80."""
+    """Whether a Host header names this server (bucket names are in the path, not the host); a missing port means 80."""
     named = urlsplit(f"//{host}")
     try:
         return not host or ((named.hostname or "") in known and (80 if named.port is None else named.port) in ports)
@@ -323,7 +328,7 @@ def _is_ours(host: str, known: Collection[str], ports: Collection[int]) -> bool:
 
 
 async def _body(receive: Receive, headers: Mapping[str, str], most: int) -> bytes:
-    """Reads a request's whole body into memory, as MiniStack does too.
+    """Reads a request's whole body into memory, as MiniStack also does.
 
     Args:
         most: the maximum number of bytes.

@@ -1,6 +1,6 @@
 """Translates ECS task definitions into container limits and environment variables, and reads container output.
 
-Follows the ECS documentation and has no side effects; `busco.embedded.local_ecs` applies the results.
+The functions follow the ECS documentation and have no side effects; `busco.embedded.local_ecs` applies their results.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def task_limits(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
 
 
 def container_limits(container: Mapping[str, Any], task: Limits, override: Mapping[str, Any]) -> Limits:
-    """Returns a container's limits, at most its task's; without limits of its own it can use all of the task's."""
+    """Returns a container's limits, at most the task's; without limits of its own, a container has the task's."""
     cpu = _vcpus(override.get("cpu") or container.get("cpu") or 0)
     memory = _mebibytes(override.get("memory") or container.get("memory") or 0)
     return Limits(task.cpu or cpu, min(filter(None, (memory, task.memory)), default=0))
@@ -48,7 +48,7 @@ def container_limits(container: Mapping[str, Any], task: Limits, override: Mappi
 def environment(
     given: Mapping[str, str], endpoint: str, region: str, launch_type: str, credentials: Mapping[str, str]
 ) -> dict[str, str]:
-    """Returns a container's variables, including those for reaching the local AWS and its role's credentials.
+    """Returns a container's variables, including the local AWS's endpoint and the variables in `credentials`.
 
     Variables from the task definition or RunTask take precedence.
     """
@@ -63,7 +63,7 @@ def environment(
 
 
 def roles(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
-    """Returns the ARNs of a task's role and of its execution role, if set."""
+    """Returns the ARNs of a task's role and execution role, if they are set."""
     names = ("taskRoleArn", "executionRoleArn")
     found = [overrides.get(name) or definition.get(name) for name in names]
     return [str(one) for one in found if one]
@@ -80,8 +80,8 @@ def lines(api: Any, container: str) -> Iterator[list[tuple[int, str]]]:
         container: the container's id.
 
     Returns:
-        For each line, its timestamp in milliseconds since the epoch (never decreasing) and its text. Empty lines are
-        left out, because CloudWatch Logs rejects them.
+        Batches with, for each line, its timestamp in milliseconds since the epoch (never decreasing) and its text.
+        Empty lines are left out, because CloudWatch Logs rejects them.
     """
     url = f"{api.base_url}/v{api.api_version}/containers/{container}/logs"
     query = {"stdout": 1, "stderr": 1, "follow": 1, "timestamps": 1}

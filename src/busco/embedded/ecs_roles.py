@@ -1,4 +1,4 @@
-"""IAM roles of the local ECS's tasks: checks which roles a task may use, and gives containers their credentials."""
+"""Manages the IAM roles of the local ECS's tasks: checks which roles a task may use, and issues their credentials."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SERVICE = "ecs-tasks.amazonaws.com"
 
 
 class TaskRoles:
-    """Gives each running task the credentials of its role, and revokes them when the task ends."""
+    """Provides each running task with its role's credentials, and revokes them when the task ends."""
 
     def __init__(self, known: instances.Instances) -> None:
         self._known = known
@@ -20,7 +20,7 @@ class TaskRoles:
 
     @staticmethod
     def refused(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[str, str] | None:
-        """Returns ECS's error code and reason if the task can't have one of its roles or the caller can't pass it."""
+        """Returns ECS's error code and reason if one of the roles can't be used by tasks, or passed by the caller."""
         from ministack.core.responses import get_account_id, get_region
 
         for role in ecs_containers.roles(definition, overrides):
@@ -29,7 +29,7 @@ class TaskRoles:
         return None
 
     def variables(self, task: Mapping[str, Any], definition: Mapping[str, Any], endpoint: str) -> dict[str, str]:
-        """Returns the variables by which a task's containers get its role's credentials while the task is running.
+        """Returns the variables with which containers get the credentials of their task's role while the task runs.
 
         Args:
             task: the task, with its ARN and RunTask's overrides.

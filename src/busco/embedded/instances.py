@@ -1,11 +1,11 @@
 """Issues short-lived role credentials through an instance metadata service like EC2's.
 
 SDKs fetch and renew credentials from a metadata service automatically (EC2 User Guide, "Retrieve security credentials
-from instance metadata"). AWS_EC2_METADATA_SERVICE_ENDPOINT points to this one; its path contains the secret of the
-client: an ECS task, or Airflow or a runner on this machine. ECS's own mechanism doesn't work for containers here,
-because SDKs accept only loopback and link-local addresses for it.
+from instance metadata"). The variable AWS_EC2_METADATA_SERVICE_ENDPOINT contains this service's URL, and the URL's path
+contains the client's secret. Clients are ECS tasks, and Airflow and runners on this machine. ECS's own mechanism can't
+be used for containers here, because SDKs restrict its endpoint to loopback and link-local addresses.
 
-Credentials are derived from the secret and the time and not stored, so they survive a restart of the local AWS.
+Credentials aren't stored, but derived from the secret and the time, so they survive a restart of the local AWS.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from datetime import UTC, datetime
 
 from busco.embedded.door import INSTANCE_PATH as PATH
 
-# Seconds: credentials are valid for one to two windows. SDKs renew them when 15 minutes are left.
+# The length of a window in seconds. Credentials are valid for one to two windows; SDKs renew them 15 minutes before
+# they expire.
 WINDOW = 1800
-# The roles of processes on this machine, with the stack output that has each role's ARN.
+# The roles of processes on this machine, each with the stack output that contains the role's ARN.
 ROLES = {"airflow": "AirflowRoleArn", "runner": "RunnerRoleArn", "ingest": "IngestRoleArn"}
 _ROLE_PATH = "latest/meta-data/iam/security-credentials/"
 _TOKEN_PATH = "latest/api/token"  # noqa: S105
 
-# Disables the sources that an SDK would try first; an empty key counts as not set.
+# Variables that disable the credential sources that SDKs would try first; an empty key counts as not set.
 _NO_OTHER = {
     "AWS_ACCESS_KEY_ID": "",
     "AWS_SECRET_ACCESS_KEY": "",
@@ -40,7 +41,7 @@ _NO_OTHER = {
 NOBODY = {**_NO_OTHER, "AWS_EC2_METADATA_DISABLED": "true"}
 
 RoleArn = Callable[[], str]
-"""Returns a role's current ARN, or '' if there is none: a restart of the local AWS creates roles with new names."""
+"""Returns a role's current ARN, or '' if there is none. A restart of the local AWS creates roles with new names."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class _Instance:
 
 
 def issued(secret: str, window: int) -> Credentials:
-    """Derives the credentials for the holder of `secret` in a window, which is numbered from the epoch."""
+    """Derives the credentials of the holder of `secret` for a window; windows are numbered from the epoch."""
 
     def part(name: str) -> bytes:
         return hmac.new(secret.encode(), f"{name} {window}".encode(), hashlib.sha256).digest()
@@ -71,7 +72,7 @@ def issued(secret: str, window: int) -> Credentials:
 
 
 class Instances:
-    """The registered instances (secrets with a role). Thread-safe."""
+    """The registered instances, each a secret with a role. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -95,7 +96,7 @@ class Instances:
         if known is None:
             return 404, "no such instance"
         if method == "PUT" and rest == _TOKEN_PATH:
-            return 200, "any"  # the secret in the path is what protects it
+            return 200, "any"  # any token will do: the secret in the path protects the credentials
         role = known.role()
         name = role.rpartition("/")[2]
         if method != "GET" or not role or rest not in (_ROLE_PATH, f"{_ROLE_PATH}{name}"):

@@ -22,10 +22,10 @@ from busco.settings import Settings, get_settings
 NAME = "keeper"
 Say = Callable[[str], None]
 
-# The files that dbt reads in a project (dbt reference, "dbt_project.yml": its paths).
+# The suffixes of the files that dbt reads in a project (dbt reference, "dbt_project.yml": the settings for paths).
 _READ = {".sql", ".yml", ".yaml", ".csv", ".md", ".py"}
 _WRITTEN = {"target", "logs", "dbt_packages", "dbt_internal_packages"}  # folders that dbt writes
-_SETTLED = 300  # milliseconds without another change: editors save several files at once, or a file twice
+_SETTLED = 300  # milliseconds to wait for more changes: editors may save several files at once, or a file twice
 _LOOK = 500  # milliseconds between checks of the stop event
 
 
@@ -52,7 +52,7 @@ def keep(settings: Settings, stop: threading.Event, say: Say) -> None:
         *projects, watch_filter=counts, stop_event=stop, step=_SETTLED, raise_interrupt=False, rust_timeout=_LOOK,
         yield_on_timeout=True,
     )  # fmt: skip
-    # Watching begins with the first `next`; files saved during the first parse then show up as changes after it.
+    # Watching begins with the first `next`, so that files saved during the first parse are reported after that parse.
     next(changes, None)
     if any(is_stale(folder, one.manifest_path) for folder, one in projects.items()):
         parse(settings, say)
@@ -91,7 +91,7 @@ def _counts(folder: Path, path: Path) -> bool:
 
 
 def is_stale(folder: Path, manifest: Path) -> bool:
-    """Whether the manifest is missing, or a file was saved, added or deleted after it was written."""
+    """Whether the manifest is missing, or a file was saved, added or deleted after the manifest was written."""
     if not manifest.is_file():
         return True
     written = manifest.stat().st_mtime
@@ -99,7 +99,7 @@ def is_stale(folder: Path, manifest: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the files that dbt reads in a project, and their folders: deleting a file changes its folder."""
+    """Yields the files that dbt reads in a project, and these files' folders: deleting a file changes its folder."""
     yield folder
     for path in folder.rglob("*"):
         if path.is_file() and _counts(folder, path):
@@ -108,7 +108,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def main() -> None:
-    """Runs until SIGTERM."""
+    """Runs the keeper until SIGTERM or SIGINT."""
     stop = threading.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda *_: stop.set())

@@ -1,7 +1,7 @@
-"""The secrets of a platform on this machine, kept across restarts in files with mode 600 under its state folder.
+"""Keeps a local platform's secrets across restarts, in files with mode 600 under the platform's state folder.
 
-The owner's key pair is for the developer, who is the account's admin. Every other process has a role, and requests its
-credentials from the local AWS with an instance secret (`busco.embedded.instances`).
+The owner's key pair is for the developer, who is the account's admin. Every other client has a role, and gets the
+role's credentials from the local AWS with an instance secret (`busco.embedded.instances`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def secret(path: Path) -> str:
         descriptor, scratch = tempfile.mkstemp(dir=path.parent)  # created with mode 600
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32))
-        # If two processes generate it at the same time, the first one's is kept.
+        # If two processes generate a secret at the same time, the one stored first is kept.
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(scratch)
         Path(scratch).unlink()
@@ -42,20 +42,20 @@ def secret(path: Path) -> str:
 
 
 def owner(state: Path) -> Pair:
-    """Returns the key pair of the account's owner; its access key has the format of an IAM user's."""
+    """Returns the key pair of the account's owner; the access key has the format of an IAM user's key."""
     kept = secret(state / "secrets" / "local-aws-owner")
     return Pair(f"AKIA{base64.b32encode(hashlib.sha256(kept.encode()).digest()).decode()[:16]}", kept)
 
 
 def instance(state: Path, who: str) -> str:
-    """Returns the secret that identifies one of busco.embedded.instances.ROLES."""
+    """Returns the secret that identifies processes with a role in `busco.embedded.instances.ROLES`."""
     return secret(state / "secrets" / f"local-aws-{who}")
 
 
 def renew_instances(state: Path, port: int, names: Iterable[str]) -> None:
-    """Deletes the instance secrets if they were generated for another port of the local AWS.
+    """Deletes the instance secrets if they were generated when the local AWS had another port.
 
-    Another process may be using that port now and may have received them.
+    Another process may be listening on the previous port now, and clients may have sent it their secrets.
     """
     made_for = state / "secrets" / "local-aws-port"
     if made_for.is_file() and made_for.read_text() == str(port):
@@ -67,13 +67,13 @@ def renew_instances(state: Path, port: int, names: Iterable[str]) -> None:
 
 
 def proof(pair: Pair, nonce: str, content: Mapping[str, object]) -> str:
-    """Returns a hexadecimal HMAC-SHA256 of `content` that proves to one client knowledge of the pair's secret.
+    """Returns a hexadecimal HMAC-SHA256 of `content`, which proves knowledge of the pair's secret to one client.
 
     Args:
         pair: the key pair.
-        nonce: the client's random text.
+        nonce: a random text that the client chose.
         content: a mapping that can be written as JSON.
     """
     text = json.dumps({**content, "nonce": nonce}, sort_keys=True)
-    # Requests are signed with a different key derived from the secret (AWS Signature Version 4 prefixes "AWS4").
+    # Request signatures derive a different key from the secret, with the prefix "AWS4" (AWS Signature Version 4).
     return hmac.new(f"busco identity {pair.secret}".encode(), text.encode(), hashlib.sha256).hexdigest()
