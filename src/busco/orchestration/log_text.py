@@ -12,14 +12,14 @@ from busco.text import shown
 
 
 class ShownFormatter(TimezoneAware):  # type: ignore[misc, unused-ignore]
-    """Airflow's formatter with control characters escaped: log lines quote models, files and user input."""
+    """Airflow's formatter, which also escapes control characters: log lines quote models, files and user input."""
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record))
 
 
 def with_shown_text(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a copy of an Airflow logging configuration with `ShownFormatter` for all lines, without colours."""
+    """Returns a copy of an Airflow logging configuration that uses `ShownFormatter` for all lines and no colours."""
     made = copy.deepcopy(config)
     for formatter in made["formatters"].values():
         formatter["class"] = f"{__name__}.{ShownFormatter.__name__}"

@@ -1,4 +1,4 @@
-"""The logging configuration of the Airflow image (config/airflow.cfg): stores task and trigger logs in S3.
+"""The Airflow image's logging configuration (see config/airflow.cfg), which stores task and trigger logs in S3.
 
 Our tasks run in the triggerer, but the Amazon provider's handler no longer captures trigger logs: Airflow 2.10 looks
 for `trigger_should_wrap` in the handler's own class (`airflow.jobs.triggerer_job_runner`), and provider 9.17 no longer
@@ -21,14 +21,14 @@ from busco.orchestration.log_text import with_shown_text
 
 
 class Uploads(S3RemoteLogIO):  # type: ignore[misc, unused-ignore]
-    """The provider's uploader, with one S3 client per process; deletes a local log once it is in S3."""
+    """The provider's uploader, changed to use one S3 client per process and to delete only the log that it uploaded."""
 
     @property
     def hook(self) -> S3Hook:
         return _hook(os.getpid())
 
     def upload(self, path: os.PathLike[str] | str, ti: Any) -> None:  # noqa: ARG002
-        """Appends a local log to its object in S3. A log that can't be written there stays on disk.
+        """Appends a local log to its object in S3. A log that can't be written to S3 stays on disk.
 
         Args:
             path: the log's path, relative to the local log folder.
@@ -38,12 +38,12 @@ class Uploads(S3RemoteLogIO):  # type: ignore[misc, unused-ignore]
             return
         name = local.relative_to(self.base_log_folder)
         if self.write(local.read_text(), f"{self.remote_base.rstrip('/')}/{name}") and self.delete_local_copy:
-            # the provider deletes the whole folder, including logs of other tries that are still being written
+            # the provider's `upload` deletes the whole folder, with logs of other tries that are still being written
             local.unlink(missing_ok=True)
 
 
 class TaskHandler(S3TaskHandler):  # type: ignore[misc, unused-ignore]
-    """The provider's handler, extended to trigger logs."""
+    """The provider's handler, extended to capture trigger logs."""
 
     trigger_should_wrap = True
 

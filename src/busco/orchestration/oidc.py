@@ -27,7 +27,7 @@ class OidcSecurityManager(FabAirflowSecurityManagerOverride):
     def auth_user_oauth(self, userinfo: Mapping[str, Any]) -> Any:
         """Returns the Airflow user, creating it at the first login.
 
-        Returns None if OAUTH_DEFAULT_ROLE is unset and OAUTH_ROLES maps none of the user's groups.
+        Returns None if OAUTH_DEFAULT_ROLE is unset and OAUTH_ROLES maps none of the user's groups to a role.
         """
         if not os.environ.get("OAUTH_DEFAULT_ROLE") and not self.get_roles_from_keys(userinfo["role_keys"]):
             log.warning("login refused user=%s: none of the user's groups is in OAUTH_ROLES", userinfo["username"])
@@ -41,7 +41,7 @@ def user_info(claims: Mapping[str, Any], groups: str) -> dict[str, Any]:
     The username is the subject (`sub`), which the provider never assigns to another person.
 
     Args:
-        groups: the claim that contains the user's groups: a list, or a single name.
+        groups: the name of the claim that contains the user's groups, as a list or as a single name.
     """
     member_of = claims.get(groups) or []
     name = str(claims.get("name") or claims.get("preferred_username") or claims["sub"])
@@ -50,7 +50,7 @@ def user_info(claims: Mapping[str, Any], groups: str) -> dict[str, Any]:
         "username": str(claims["sub"]),
         "first_name": str(claims.get("given_name") or first),
         "last_name": str(claims.get("family_name") or last),
-        # Airflow requires a unique e-mail address
+        # Airflow requires each user to have a unique e-mail address
         "email": str(claims.get("email") or claims["sub"]),
         "role_keys": [member_of] if isinstance(member_of, str) else [str(group) for group in member_of],
     }

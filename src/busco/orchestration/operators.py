@@ -24,11 +24,11 @@ class FollowOperator(BaseOperator):
     after transient errors (docs/architecture.md).
 
     Args:
-        key: the task's name within its run.
+        key: the task's name in the run's records.
         nodes: the dbt unique ids whose results decide the task's state.
-        along: further unique ids that a runner started for this task alone also processes.
+        along: the unique ids of further nodes to process if a runner is started for this task alone.
         label: the task's name in log messages.
-        size: the size of an ECS task started for this task alone; '' means BUSCO_ECS_SIZE.
+        size: the size of an ECS task that is started for this task alone; '' means BUSCO_ECS_SIZE.
         joint: whether the task is a test over several models.
         table: the table that the task builds or tests, `<layer>.<name>`; '' if there is none or more than one.
         unique_id: the model or seed that the task builds or tests; '' if there is none or more than one.
@@ -72,10 +72,10 @@ class FollowOperator(BaseOperator):
         )
 
     def execute(self, context: Context) -> None:
-        """Defers to the same trigger if a worker executes the task, as in `dags test` or a backfill."""
+        """Defers to the same trigger. Called only if a worker executes the task, as in `dags test` or a backfill."""
         instance = context["ti"]
         if instance.start_date is None:
-            # `dags test` sets none, and deferring adds the timeout to it (2.10.5, taskinstance.py, _defer_task)
+            # `dags test` does not set the start date, to which `_defer_task` adds the timeout (2.10.5, taskinstance.py)
             instance.start_date = timezone.utcnow()
         trigger = FollowTrigger(
             **self.trigger_kwargs,

@@ -2,7 +2,7 @@
 
 Airflow parses a DAG file in a new process every time (the scheduler in its loop, a worker for each task), so an
 in-memory cache would not survive. The outline is a JSON file that lists tasks, their arguments and their dependencies;
-reading it never executes code, whatever it contains.
+reading the file never executes code, whatever it contains.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from busco.orchestration.operators import FollowOperator
 log = logging.getLogger(__name__)
 
 _KINDS: dict[str, type[BaseOperator]] = {kind.__name__: kind for kind in (FollowOperator, EmptyOperator)}
-# Arguments that depend on where a task is added, not on the outline.
+# Arguments that outlines do not store, since they are determined by where a task is added.
 _PLACE = frozenset({"task_id", "dag", "task_group", "default_args", "params"})
-# How many outlines are kept per manifest: other platform versions may read it, and other task groups may render it.
+# The number of outlines to keep per manifest, which other task groups and other platform versions may render too.
 _KEPT = 8
 Render = Callable[[], TaskGroup]
 
@@ -48,10 +48,10 @@ class Outline:
 
     Attributes:
         doc: the text that the group adds to its DAG's documentation.
-        groups: each group's name and its parent's index, outermost first (its parent is -1).
-        tasks: each task's name, its group's index, its kind and its arguments.
+        groups: each group's name and its parent's index. The outermost group comes first, with -1 as its parent.
+        tasks: each task's name, the index of its group, the name of its operator class, and its arguments.
         waits: for each task, the indexes of its upstream tasks.
-        group_waits: for each group, the indexes of the groups and of the tasks that Airflow shows upstream of it.
+        group_waits: for each group, the indexes of the groups and those of the tasks that Airflow shows upstream of it.
         group_after: for each group, the indexes of the tasks that Airflow shows downstream of it.
     """
 
@@ -70,7 +70,7 @@ def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
 
     Args:
         manifest: the file from which `render` reads the graph.
-        given: everything else that the group depends on: its name and settings.
+        given: everything else that determines the group: its name and the settings.
         render: creates the group in the current DAG.
 
     Raises:
@@ -85,7 +85,7 @@ def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
     if outline is None:
         with (
             _no_collection(),
-            # a scratch DAG that Airflow does not register for this file
+            # a scratch DAG, which Airflow does not add to the DAGs of this file
             DAG(
                 "outline", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC"), auto_register=False
             ) as scratch,
@@ -146,7 +146,7 @@ def group_of(outline: Outline) -> TaskGroup:
             _KINDS[kind](task_id=name, dag=dag, task_group=groups[group], **arguments)
             for name, group, kind, arguments in outline.tasks
         ]
-    # write to the sets that `>>` fills: `>>` itself would walk a group's roots and leaves for each edge
+    # write directly to the sets that `>>` fills: `>>` itself would walk a group's roots and leaves for each edge
     for task, waits in zip(tasks, outline.waits, strict=True):
         for above in waits:
             task.upstream_task_ids.add(tasks[above].task_id)
@@ -165,7 +165,7 @@ def group_of(outline: Outline) -> TaskGroup:
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Pauses garbage collection. Rendering a manifest creates millions of objects that all stay alive until the end;
-    scanning them repeatedly for garbage would take half of the time."""
+    scanning them repeatedly for garbage would take half of the rendering time."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -177,9 +177,9 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def _without_params(dag: DAG) -> Iterator[None]:
-    """Hides the DAG's params while tasks are created. Airflow copies them into each task and validates every copy when
-    it serializes the DAG, which takes three quarters of that time for 1,000 models. A task's context contains the DAG's
-    params anyway (2.10.5, param.py, process_params)."""
+    """Hides the DAG's params while tasks are created. Airflow copies params into each task and validates every copy
+    when it serializes the DAG; with 1,000 models, this takes three quarters of the serialization time. A task's context
+    contains the DAG's params anyway (2.10.5, param.py, process_params)."""
     kept, dag.params = dag.params, ParamsDict()
     try:
         yield
@@ -190,7 +190,7 @@ def _without_params(dag: DAG) -> Iterator[None]:
 def _arguments(task: BaseOperator) -> dict[str, Any]:
     if type(task).__name__ not in _KINDS:
         raise TypeError(f"{task.task_id} is a {type(task).__name__}, which outlines do not support: see _KINDS")
-    # Airflow keeps an operator's constructor arguments for mapped tasks (2.10.5, baseoperator.py, apply_defaults)
+    # Airflow stores every operator's constructor arguments to support mapping (2.10.5, baseoperator.py, apply_defaults)
     given: Mapping[str, Any] = vars(task)["_BaseOperator__init_kwargs"]
     return {name: value for name, value in given.items() if name not in _PLACE}
 
@@ -204,7 +204,7 @@ def _key(manifest: Path, given: Sequence[str]) -> str:
     for module in sorted([*Path(__file__).parent.glob("*.py"), Path(__file__).parents[1] / "project.py"]):
         digest.update(module.read_bytes())
     versions = [importlib.metadata.version(name) for name in ("apache-airflow", "astronomer-cosmos")]
-    # from the configuration file and the environment: getsection misses a section that only variables define
+    # also read from the environment: `getsection` misses a section that is defined only by environment variables
     cosmos = {**(conf.getsection("cosmos") or {}), **{k: v for k, v in os.environ.items() if "__COSMOS__" in k}}
     digest.update(json.dumps([*given, versions, sorted(cosmos.items())], default=str).encode())
     return digest.hexdigest()[:20]
@@ -225,7 +225,7 @@ def _load(path: Path) -> Outline | None:
 
 
 def _keep(path: Path, outline: Outline, manifest: Path) -> None:
-    """Caches an outline for the next parse. A folder that is not writable is not an error."""
+    """Caches an outline for the next parse. If the folder is not writable, logs a warning instead of failing."""
     body = json.dumps(vars(outline), default=_encoded, separators=(",", ":"))
     try:
         descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")

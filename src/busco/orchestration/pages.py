@@ -1,4 +1,4 @@
-"""Builds the pages behind a task's links: AWS console URLs, or with a local endpoint, pages of the webserver."""
+"""Builds what a task's links open: URLs of the AWS console or, with a local endpoint, pages of Airflow's webserver."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from busco.processes import process_alive, this_host
 from busco.settings import Settings
 
 _LINES = 1000
-_MOST_BYTES = 4 << 20  # read from the end of a log file: enough for a thousand lines, unless they are very long
+_MOST_BYTES = 4 << 20  # bytes to read from the end of a log file: enough for 1,000 lines, unless they are very long
 _ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _TIMES = {
     "created": "createdAt",
@@ -42,8 +42,8 @@ _TIMES = {
 
 @dataclass(frozen=True)
 class TaskTry:
-    """One try of an Airflow task. `task` is its key within the run, `nodes` are the dbt unique ids whose results decide
-    its state, and `state` is its current state in Airflow ('' if it has none yet)."""
+    """One try of an Airflow task. `task` is the task's key within the run, `nodes` are the dbt unique ids whose results
+    decide the task's state, and `state` is the try's state in Airflow ('' if it has none yet)."""
 
     dag_id: str
     run_id: str
@@ -76,7 +76,7 @@ class Page:
 
 
 def log_page(settings: Settings, task_try: TaskTry) -> Page | str:
-    """Returns the last 1,000 lines of output of the task's runner; on AWS, the URL of its log stream."""
+    """Returns a page with the last 1,000 lines that the task's runner logged; on AWS, the URL of the log stream."""
     title = f"log stream of {task_try.label}"
     found = _found(settings, task_try, title)
     if isinstance(found, Page):
@@ -104,7 +104,7 @@ def log_page(settings: Settings, task_try: TaskTry) -> Page | str:
 
 
 def ecs_page(settings: Settings, task_try: TaskTry) -> Page | str:
-    """Returns a description of the ECS task that runs the task's runner; on AWS, the URL of its console page."""
+    """Returns a page that describes the ECS task of the task's runner; on AWS, the console URL of that ECS task."""
     title = f"ECS task of {task_try.label}"
     if settings.execution == "local":
         nothing = ("Models run as local processes (BUSCO_EXECUTION=local), so there is no ECS task.",)
@@ -133,7 +133,7 @@ def ecs_page(settings: Settings, task_try: TaskTry) -> Page | str:
 
 
 def _found(settings: Settings, task_try: TaskTry, title: str) -> tuple[Run, Whereabouts] | Page:
-    """Returns the run and the task's runner, or an order that ECS may have a task for; a page if there is neither."""
+    """Returns the run, and the task's runner or an order for which ECS has a task; a page if there is neither."""
     waits, key = not task_try.has_ended, run_key(task_try.dag_id, task_try.run_id)
     try:
         run = open_run(_store(settings), EnvironmentLayout(settings.environment), key)
@@ -167,7 +167,7 @@ def _waiting(settings: Settings, task_try: TaskTry, order: Order | None) -> str:
 
 
 def _arn(settings: Settings, where: Whereabouts) -> str:
-    """Returns the ARN of the runner's ECS task, from ECS while the runner has not registered; '' if there is none."""
+    """Returns the ARN of the runner's ECS task, '' if there is none. Until the runner has registered, queries ECS."""
     if where.runner is not None:
         return where.runner.arn
     if where.order is None or not where.order.token or settings.execution == "local":
@@ -183,7 +183,7 @@ def _arn(settings: Settings, where: Whereabouts) -> str:
 
 
 def _process_log(settings: Settings, task_try: TaskTry, run: Run, where: Whereabouts, title: str) -> Page:
-    """Shows a local runner's log file if it is on this host; otherwise dbt's log of the task's nodes from the lake."""
+    """Returns a page with a local runner's log file or, if the file is not on this host, dbt's log from the lake."""
     assert where.runner is not None
     runner, reloads = where.runner, not task_try.has_ended
     facts = _runner_facts(where, settings)
@@ -195,7 +195,9 @@ def _process_log(settings: Settings, task_try: TaskTry, run: Run, where: Whereab
 
 
 def _own_log(settings: Settings, name: str) -> str | None:
-    """Returns the last lines of a runner's log; None for any other file, even if a record names it."""
+    """Returns the last lines of a runner's log file; None if it can't be read.
+
+    Also returns None if `name`, which comes from a run's record, is any other file."""
     file = Path(name).resolve()
     if not name or not file.is_relative_to((settings.state / "log" / "runners").resolve()):
         return None
@@ -216,7 +218,7 @@ def _runner_facts(
 
     Args:
         settings: if given, details of a local runner's process are included.
-        seen: how the runner's task ended according to ECS; an ending in the records takes precedence, as it is older.
+        seen: how the runner's task ended according to ECS; an ending in the records is older and takes precedence.
     """
     runner = where.runner
     if runner is None:
@@ -240,8 +242,8 @@ def _runner_facts(
 
 
 def _end_facts(report: Result | None, ending: Ending | None) -> list[tuple[str, str]]:
-    """Returns how a runner ended. Its own report takes precedence over the ending that others recorded, which states
-    only that the runner is gone."""
+    """Returns how a runner ended. The runner's own report takes precedence over an ending that another process
+    recorded, since such an ending states only that the runner is gone."""
     if report is not None and report.status == "error":
         return [("ended", f"with an error: {report.error or report.message}")]
     if report is not None:
@@ -286,7 +288,7 @@ def _task_facts(task: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def table_page(settings: Settings, table: str) -> Page | str:
-    """Returns a table's description from Glue, as Athena sees it; on AWS, the URL of Athena's query editor."""
+    """Returns a page that describes a table as Athena sees it, from Glue; on AWS, the URL of Athena's query editor."""
     layer, name = split_table(table)
     database = settings.database(layer)
     if settings.endpoint_url is None:
@@ -327,9 +329,9 @@ def described_projects(settings: Settings) -> frozenset[str]:
 
 
 def docs_fragment(settings: Settings, project: str, unique_id: str) -> Page | str:
-    """Returns the URL fragment of a model or seed in its project's live docs, or a page if the project has no docs.
+    """Returns the URL fragment of a model or seed in a project's live docs, or a page if the project has no docs.
 
-    The node can also belong to a package that the project uses."""
+    The model or seed can also belong to a package that the project uses."""
     if project not in described_projects(settings):
         return Page(f"dbt docs of {unique_id}", ("There are no docs yet: its project has not been published.",))
     return f"#!/{unique_id.split('.')[0]}/{unique_id}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from airflow.models.param import Param
 
-# no control characters other than whitespace: neither PostgreSQL nor a command line accepts NUL
+# Rejects all control characters except whitespace; NUL, for example, is accepted neither by PostgreSQL nor in
+# command-line arguments.
 _TEXT = r"^[^\x00-\x08\x0e-\x1f\x7f]*$"
 
 
 def text_param(description: str, most: int) -> Param:
-    """Returns an optional text parameter. Airflow validates it however a run is triggered.
+    """Returns an optional text parameter. Airflow validates its value, no matter how the run is triggered.
 
     Args:
         most: the maximum length in characters.

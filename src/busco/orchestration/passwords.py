@@ -14,15 +14,15 @@ _failed = FailedLogins()
 
 
 class PasswordSecurityManager(FabAirflowSecurityManagerOverride):
-    """Airflow's security manager, which checks no more passwords after too many failed logins (webserver_config.py).
+    """Airflow's security manager, which stops checking passwords after too many failed logins (webserver_config.py).
 
-    The login page also has Flask-AppBuilder's own limit, per client address for any user (`AUTH_RATE_LIMIT`).
+    The login page also has Flask-AppBuilder's own limit per client address, regardless of the user (`AUTH_RATE_LIMIT`).
     """
 
     def auth_user_db(self, username: str | None, password: str | None) -> Any:
-        """Returns the user with this name or e-mail address and this password; None if they are wrong.
+        """Returns the user with this name or e-mail address; None if there is no such user or the password is wrong.
 
-        Failed logins are counted per user that Airflow finds, regardless of how the name is spelled.
+        Failed logins are counted for the user that Airflow finds, so all spellings of a user's name count together.
 
         Raises:
             TooManyRequests: too many logins have failed.

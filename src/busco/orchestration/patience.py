@@ -1,4 +1,4 @@
-"""Retries calls to S3 and ECS: one policy for the poller and for each follower's calls."""
+"""Retries calls to S3 and ECS, with the same policy for the poller and for every follower."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ EVERY = 0.3  # seconds between retries, and between two polls of a run's records
 FAILURES = 150  # consecutive failures allowed: about a minute if calls fail at once, longer if they time out
 _LOGGED = 30  # one in this many consecutive failures is logged
 _LONGEST_PAUSE = 10.0  # seconds between two attempts to start a runner
-# Seconds. A start that fails after running for longer than this had been waiting in the queue, since no single request
+# Seconds. A call to start a runner that fails only after more than this must have waited in the queue, since no request
 # takes this long; its half hour of retries then begins again.
 _WORKED = 300.0
-_FOR_THE_LOG = 20.0  # seconds that a task with a known result waits for text that only its log needs
+_FOR_THE_LOG = 20.0  # seconds that a task with a known result waits for text that is needed only for its log
 
 
 async def patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -54,7 +54,7 @@ async def patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
 async def start_patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
     """Returns the runner that a call starts or finds.
 
-    The call must be safe to repeat. It is retried for half an hour, as long as an order waits for ECS.
+    The call must be safe to repeat. It is retried for half an hour, the time for which orders also retry ECS.
 
     The limit is on time, not on attempts: a call can wait in the queue for hours before its first failure.
 
@@ -90,8 +90,9 @@ async def start_patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> A
 async def to_the_end(what: str, work: Coroutine[Any, Any, None]) -> None:
     """Waits until `work` has finished, even if the caller is cancelled. Errors in `work` are logged, not raised.
 
-    Airflow 2.10 cancels a trigger again every second until it ends (`TriggerRunner.cancel_triggers`), and fails the
-    task of a trigger that ends with any other exception (`TriggerRunner.cleanup_finished_triggers`).
+    Airflow 2.10 cancels a trigger again every second until the trigger ends (`TriggerRunner.cancel_triggers`), and
+    fails the task of a trigger that ends with an exception other than `CancelledError`
+    (`TriggerRunner.cleanup_finished_triggers`).
 
     Args:
         what: the name of the work in the log.
@@ -113,11 +114,11 @@ async def to_the_end(what: str, work: Coroutine[Any, Any, None]) -> None:
 
 
 async def text_for_log(what: str, read: Callable[[], Awaitable[str]]) -> str:
-    """Reads text that only a task's log needs. On failure, returns a line that says why instead of raising, since this
-    text must never affect the task's state.
+    """Reads text that only a task's log needs. On failure, returns a line that states the reason instead of raising,
+    since this text must never affect the task's state.
 
     Args:
-        what: the name of the text: `dbt's log of model.shop.orders`.
+        what: the name of the text, for example `dbt's log of model.shop.orders`.
     """
     try:
         async with asyncio.timeout(_FOR_THE_LOG):

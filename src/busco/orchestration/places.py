@@ -1,17 +1,18 @@
-"""Manages the limited slots for ECS tasks: how an order acquires a slot, keeps it while its task starts, and frees it.
+"""Manages the limited slots for ECS tasks: acquires one for an order, keeps it while the task starts, and frees it.
 
 A slot is a row of a table that all triggerers share (slots.py), in one of these states:
 
-    waiting    in the queue; the row is deleted if its order has not asked for the slot for a minute
-    granted    the order may start one task; its owner keeps the slot with a heartbeat while ECS starts the task
+    waiting    in the queue; the row is deleted if its order has not requested the slot for a minute
+    granted    the order may start one task; the owner (the process that does so) sends heartbeats until ECS starts it
     started    the ARN of the task is known; from here on, only ECS determines when the slot is free
     freed      there is no row
 
-Every step is a conditional update, so a process that comes second notices. A granted slot is freed by its owner if ECS
-has definitely started nothing, or by any process if its heartbeat is stale and ECS has no task for the order. The owner
-can be certain only if nobody else has requested the same slot: another triggerer may be starting the same order, or an
-earlier attempt may have started a task and lost the response. An owner that was too slow finds out after RunTask; it
-then stops the task that it started and requests a slot again.
+Every step is a conditional update, so the slower of two processes notices that its update had no effect. A granted slot
+is freed by its owner if ECS has definitely started nothing, or by any process if the slot's heartbeat is stale and ECS
+has no task for the order. The owner can be certain that nothing was started only if nobody else has requested the same
+slot: another triggerer may be starting the same order, or an earlier attempt may have started a task and lost the
+response. An owner that was too slow and lost its slot notices this after RunTask; it then stops the task that it
+started and requests a slot again.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from busco.orchestration.stops import Stop
 
 log = logging.getLogger(__name__)
 
-STALE = 60.0  # seconds without a heartbeat after which a granted slot is checked: its triggerer may have died
-FULL = 5.0  # seconds between two checks for slots to free, while an order waits for one
-_BEAT = 10.0  # seconds between two heartbeats of a granted slot; several are missed before the slot is stale
+STALE = 60.0  # seconds without a heartbeat after which a granted slot is checked: its owner may have died
+FULL = 5.0  # seconds between two checks for slots that can be freed, while an order waits for a slot
+_BEAT = 10.0  # seconds between two heartbeats of a granted slot; several must be missed before the slot is stale
 _ASK = 1.0  # seconds between two requests for a slot
-_ANSWER = 120.0  # seconds that a discarded order waits for a RunTask call in progress
+_ANSWER = 120.0  # seconds that `discard` waits for a RunTask call in progress
 # Seconds for which ECS may not list a task that it has just started (API reference, RunTask: "eventual consistency").
 UNSEEN = 20.0
 PATIENCE = 1800.0  # seconds that an order keeps retrying after transient errors: capacity, throttling, the network
-# ListTasks filters by desired status: the first list includes tasks that are being set up, the second those that are
+# ListTasks filters by desired status: RUNNING includes tasks that are being set up, and STOPPED includes tasks that are
 # being stopped but still run (API reference, ListTasks, desiredStatus).
 LISTED = ("RUNNING", "STOPPED")
 
@@ -49,11 +50,11 @@ def is_over(task: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """An order's slot, or its position in the queue: `ahead` is the number of orders ahead of it, 0 if it is next or
-    has a slot.
+    """An order's slot, or its position in the queue: `ahead` is the number of orders ahead of it, 0 if the order is
+    next or has a slot.
 
-    `number` is the row's id, which changes if the slot is lost and requested again. `arn` is the task in the slot, or
-    '' until it is known.
+    `taken` is the number of slots in use. `number` is the row's id, which changes if the slot is lost and requested
+    again. `arn` is the ARN of the task in the slot, '' until it is known.
     """
 
     has_one: bool
@@ -65,7 +66,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Holder:
-    """A slot in use: `arn` is '' until its task is known, `seconds` is the time since its owner's last heartbeat."""
+    """A slot in use: `arn` is '' until the slot's task is known, and `seconds` is the time since the last heartbeat."""
 
     token: str
     arn: str
@@ -95,23 +96,23 @@ class Table(Protocol):
 
 
 class Tasks(Protocol):
-    """The ECS operations that slots need. Every method raises `Unreachable` if ECS does not respond or refuses."""
+    """The ECS operations that slots need. Every method raises `Unreachable` if ECS refuses or does not respond."""
 
     async def of(self, token: str) -> list[str]:
-        """Returns the ARNs of an order's tasks; those that are not being stopped come first."""
+        """Returns the ARNs of an order's tasks; tasks that are not being stopped come first."""
 
     async def living(self, token: str) -> list[str]:
         """Returns the ARNs of an order's tasks that have not stopped."""
 
     async def over(self, holders: Collection[Holder]) -> set[str]:
-        """Returns the ARNs of the tasks that have stopped."""
+        """Returns the ARNs of the holders' tasks that have stopped."""
 
     async def stop_task(self, arn: str, reason: str) -> None:
-        """Stops a task. A task that ECS no longer has is not an error."""
+        """Stops a task; does nothing if ECS no longer has it."""
 
 
 class Unreachable(Exception):
-    """An ECS request failed; `stop` states why, and whether a retry may succeed.
+    """An ECS request failed; `stop` states why it failed and whether a retry may succeed.
 
     Args:
         sure: whether ECS has definitely started nothing.
@@ -122,7 +123,7 @@ class Unreachable(Exception):
         self.stop, self.sure = stop, sure
 
 
-# Calls RunTask once with this client token and returns the task's ARN. Raises Unreachable.
+# Calls RunTask once with the given client token and returns the task's ARN. Raises `Unreachable` on failure.
 Run = Callable[[str], Awaitable[str]]
 
 
@@ -136,7 +137,7 @@ class Places:
     def __init__(self, table: Table, tasks: Tasks, stale: float = STALE) -> None:
         self.table, self.tasks, self.stale = table, tasks, stale
         self._looked_at = -FULL
-        # the RunTask calls in progress, by the order's token; and the tasks that were started but got no slot
+        # the RunTask calls in progress, by the order's token; and the ARNs of tasks that were started but got no slot
         self._calling: dict[str, asyncio.Task[str]] = {}
         self._rejected: set[str] = set()
 
@@ -148,9 +149,9 @@ class Places:
         Starting the same order again, in another triggerer or after a restart, returns the same task.
 
         Raises:
-            CannotStart: the error is permanent, or the order has waited for too long.
+            CannotStart: ECS returned a permanent error, or transient errors have lasted for too long.
         """
-        # identifies this attempt: it cannot know whether an earlier attempt has started a task
+        # identifies this attempt, which cannot know whether an earlier attempt has started a task
         start = uuid.uuid4().hex
         while True:
             place = await self._granted(token, label, start, say)
@@ -163,10 +164,11 @@ class Places:
             say("the slot was taken away because its triggerer missed heartbeats; requesting another slot")
 
     async def discard(self, token: str, reason: str) -> None:
-        """Removes an order that is no longer needed from the queue and stops its tasks. Safe to repeat.
+        """Takes an order that is no longer needed out of the queue and stops the order's tasks. Safe to repeat.
 
-        ListTasks may not list a task that was started a moment ago. Therefore this waits for a RunTask call that is in
-        progress here, and polls the list while the order has a slot whose task is unknown. It does not free the slot.
+        ListTasks may not list a task that was started a moment ago. Therefore this method waits for a RunTask
+        call that is in progress in this process, and polls the list while the order has a slot whose task is unknown.
+        It does not free the slot.
 
         Raises:
             Unreachable: ECS does not respond.
@@ -186,7 +188,7 @@ class Places:
             await asyncio.sleep(_ASK)
 
     async def _granted(self, token: str, label: str, start: str, say: Say) -> Place:
-        """Waits in the queue for a slot."""
+        """Waits in the queue until the order has a slot, and returns the slot."""
         last = ""
         try:
             while True:
@@ -209,7 +211,7 @@ class Places:
     async def _task(self, token: str, start: str, client_token: str, run: Run, say: Say) -> str:
         """Retries RunTask until there is a task, and returns its ARN; '' if the slot was lost in the meantime."""
         began, delay = _now(), 1.0
-        # whether this call, or an earlier one, may have started a task that is not known here
+        # whether the current RunTask call, or an earlier one, may have started a task whose ARN is unknown
         is_calling = is_unknown = False
         try:
             while await _in_thread(self.table.keep, token):
@@ -231,17 +233,17 @@ class Places:
                 delay = min(delay * 2, 60)
             return ""
         except BaseException:
-            # if a task may have been started, keep the slot: it is checked when its heartbeat is stale
+            # if a task may have been started, keep the slot: any process checks it once its heartbeat is stale
             if not is_calling and not is_unknown:
                 await asyncio.shield(_in_thread(self.table.give_back, token, start))
             raise
 
     async def _call(self, token: str, client_token: str, run: Run) -> str:
-        """Calls RunTask and records its result, as `_taken` does.
+        """Calls RunTask, and records the started task in the slot with `_taken`.
 
         The call continues if its waiter is cancelled: ECS may have received the request, in which case the task needs
         its slot, and `discard` needs the ARN. Whether to stop the task is not decided here, since another triggerer may
-        need it.
+        need that task.
         """
 
         async def call() -> str:
@@ -297,9 +299,9 @@ class Places:
     # -- any process --------------------------------------------------------------------------------------------------
 
     async def free(self) -> list[str]:
-        """Frees the slots of stopped tasks, and slots granted to orders whose owner has died. Returns their tokens.
+        """Frees the slots of stopped tasks, and granted slots whose owner has died. Returns the tokens of these slots.
 
-        If ECS does not respond, nothing is freed."""
+        A slot is kept if ECS can't be queried about it."""
         freed: list[str] = []
         try:
             holders: list[Holder] = await _in_thread(self.table.holders)

@@ -1,4 +1,4 @@
-"""Reads the records of one epoch of a run, with one poller for all tasks that follow it."""
+"""Reads the records of one epoch of a run, with one poller that is shared by all tasks that follow the run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Launched:
     """A runner that was launched for an order.
 
     Attributes:
-        resumed: whether it was started by another triggerer, or by this one before a restart; it may have ended long
-            ago.
-        ended_at: the number of the poll that first saw it gone.
-        waiting: the followers that requested it before it was seen gone.
-        is_abandoned: whether it was stopped because nobody needed it, so that its end fails no task.
-        why: why it ended, once a follower has requested the reason.
+        resumed: whether the runner was started by another triggerer, or by this one before a restart. Such a runner may
+            have ended long ago.
+        ended_at: the number of the poll that found that the runner was gone; None until then.
+        waiting: the followers that requested the runner before it was found to be gone.
+        is_abandoned: whether the runner was stopped because nobody needed it, so that its end fails no task.
+        why: why the runner ended; None until a follower has requested the reason.
     """
 
     order: Order
@@ -45,11 +45,12 @@ class Launched:
 
 @dataclass
 class Polled:
-    """The state of one epoch of a run, kept up to date while it has followers.
+    """The state of one epoch of a run, kept up to date while the run has followers.
 
-    `orders` has the newest order of each name; `endings` has the runners that were seen gone; `followers` maps each try
-    of a task to the runner that it follows, 0 if none yet; `launched` has the runners that were launched here. All but
-    the last two reflect exactly the records at the last poll, and change within one turn of the event loop.
+    `orders` has the newest order of each name; `endings` has the endings of the runners that are known to be gone;
+    `followers` maps each try of a task to the number of the runner that the try follows, 0 if none yet; `launched` has
+    the runners that were launched here. All collections except the last two reflect exactly the records at the last
+    poll, and change within one turn of the event loop.
     """
 
     settings: Settings
@@ -71,11 +72,11 @@ class Polled:
         self._task: asyncio.Task[None] | None = None
         self._polls = 0
         self._silence = Silence(self.settings.runner_silence, lambda: asyncio.get_running_loop().time())
-        # silent runners; those of them still to be stopped; and those that were given up after a stop had no effect
+        # silent runners; those of them that are still to be stopped; and those given up after a stop had no effect
         self._silent: set[int] = set()
         self._to_stop: set[int] = set()
         self._given_up: set[int] = set()
-        # versions that were built in this run and rebuilt by a later runner
+        # versions that were built in this run and then replaced, since a later runner rebuilt their nodes
         self._replaced: set[str] = set()
 
     @property
@@ -84,7 +85,7 @@ class Polled:
         return self._polls
 
     def gone(self, number: int) -> bool:
-        """Whether a runner was seen gone."""
+        """Whether a runner is known to be gone."""
         return number in self.endings
 
     async def enter(self, name: str) -> None:
@@ -101,8 +102,8 @@ class Polled:
         self.followers.pop(name, None)
 
     async def changed(self) -> None:
-        """Waits for a poll of the records that begins after this call. Starts the poller if it is not running, since it
-        may have given up while the caller was busy elsewhere.
+        """Waits for a poll of the records that begins after this call. Starts the poller if it is not running:
+        the poller may have given up while the caller was busy elsewhere.
 
         Raises:
             Exception: the records could not be read; the state is then out of date.
@@ -116,14 +117,14 @@ class Polled:
     # -- the poller ---------------------------------------------------------------------------------------------------
 
     async def _poll(self) -> None:
-        """Polls the records while the run has followers. Ends if they can't be read and nobody is waiting."""
+        """Polls the records while the run has followers. Ends if the records can't be read and nobody is waiting."""
         now = asyncio.get_running_loop().time
         while self.followers:
             began, waited = now(), len(self._waiting)
             try:
                 asked = await patiently(f"reading the records of run {self.pin.run}", self._poll_for_waiters)
             except Exception as error:
-                # callers that came in between have not waited as long, and keep waiting
+                # callers that arrived later have not waited as long, so they keep waiting
                 failed, self._waiting = self._waiting[:waited], self._waiting[waited:]
                 for one in failed:
                     if not one.done():
@@ -133,7 +134,7 @@ class Polled:
                 return
             self._polls += 1
             await self._wake(asked)
-            # a task that has just begun need not wait for the next poll, but polls take at most half of the time
+            # a new follower starts the next poll early, but polling takes at most half of the time
             took = min(now() - began, EVERY)
             await asyncio.sleep(took)
             with contextlib.suppress(TimeoutError):
@@ -157,10 +158,10 @@ class Polled:
                 await asyncio.sleep(0)
 
     async def _poll_once(self) -> None:
-        """Updates the state from the records, or raises and leaves the state that followers see unchanged."""
+        """Updates the state from the records. On failure, raises and leaves the state that followers see unchanged."""
         # check liveness first, so that the listing includes everything that a runner wrote before it was seen gone
         await self._note_gone()
-        # not the whole epoch: the records of followers and tables would double the listing
+        # do not list the whole epoch: the records of followers and tables would double the listing
         etags = await self.objects.etags(self.layout.prefix, "/")
         for folder in (self.layout.orders, self.layout.results):
             etags |= await self.objects.etags(folder)
@@ -173,7 +174,7 @@ class Polled:
                 kind = self._kind(key)
                 if stored is not None and kind is not None:
                     records[key] = kind.model_validate_json(stored[0])
-        # from here on within one turn of the event loop, so that nobody sees half of a poll
+        # everything from here on happens within one turn of the event loop, so that nobody sees half of a poll
         for key, record in records.items():
             if isinstance(record, Result):
                 self.results[(record.node, record.runner)] = record
@@ -191,8 +192,8 @@ class Polled:
                 launched.ended_at = self._polls
 
     async def _note_gone(self) -> None:
-        """Records which runners are gone. The following listing then reads these endings like those that other
-        triggerers recorded: an ending counts once it is recorded, so that all triggerers use the same one."""
+        """Records which runners are gone. The next listing then reads these endings together with those that other
+        triggerers recorded: an ending counts only once it is recorded, so that all triggerers use the same one."""
         living = [runner for number, runner in self.runners.items() if not self.gone(number)]
         gone = dict(await self.launcher.look(living, [launched.handle for launched in self.launched.values()]))
         for number in self._silent - self.endings.keys():
@@ -206,8 +207,8 @@ class Polled:
                 await self.objects.put(self.layout.ending(number), ending.model_dump_json(), None)
 
     async def _stop_silent(self, etags: Mapping[str, str]) -> None:
-        """Stops hung runners. A runner that stays silent for the same time again is given up: its host is lost, so its
-        end will never be reported. If it resumes, the entries' tokens reject its writes (R4)."""
+        """Stops hung runners. A runner that then stays silent for the same time again is given up: its host is presumed
+        lost, so its end will never be reported. If the runner resumes, the entries' tokens reject its writes (R4)."""
         living = [number for number in self.runners if not self.gone(number)]
         keys = {number: self.layout.heartbeat(number) for number in living}
         for number in self._silence.hear({number: etags[key] for number, key in keys.items() if key in etags}):
@@ -221,7 +222,7 @@ class Polled:
             try:
                 await self.launcher.stop(self.runners[number], self._silence_text())
             except Exception as error:
-                # the next poll retries; other runners' results must not wait for this
+                # the next poll tries again to stop it; other runners' results must not wait for this
                 log.warning("run=%s runner=%s could not be stopped: %s", self.pin.run, number, error)
             else:
                 self._to_stop.discard(number)

@@ -1,4 +1,4 @@
-"""Resolves a run's `select` to dbt nodes, by running dbt where it is installed."""
+"""Resolves a run's `select` to dbt nodes by running dbt, either on this machine or in an ECS task."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def selected(settings: Settings, project: Project, select: str, attempt: Sequenc
 
 def _here(settings: Settings, select: str) -> list[str]:
     words = [str(python(settings, "dbt")), "-m", "busco", *_words(settings, select)]
-    # BUSCO_PROJECT_ID is the id of the platform's own project
+    # overridden, since BUSCO_PROJECT_ID in this process's environment is the id of the platform's own project
     variables = without_airflow(dict(os.environ)) | {"BUSCO_PROJECT_ID": settings.project_id}
     result = subprocess.run(words, capture_output=True, text=True, check=False, cwd=settings.home, env=variables)
     if result.returncode != 0:
@@ -80,7 +80,8 @@ def _on_ecs(settings: Settings, select: str, attempt: Sequence[str]) -> list[str
 
 
 async def _ask(settings: Settings, select: str, token: str, label: str) -> tuple[str, bool]:
-    """Runs an ECS task that records what a selection matches. Returns why it ended, and whether a retry may help."""
+    """Runs an ECS task that records what a selection matches. Returns why the task ended, and whether
+    a retry may help."""
     from busco.orchestration.async_aws import forget_clients
     from busco.orchestration.ecs import EcsLauncher
     from busco.orchestration.slots import Slots

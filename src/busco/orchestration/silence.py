@@ -1,4 +1,4 @@
-"""Detects hung runners: those that have written heartbeats and then stopped."""
+"""Detects hung runners: those that have written heartbeats but then stopped writing them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-# The most seconds that count between two polls: while S3 could not be read, it may not have been writable either, and
-# heartbeats go unseen while this machine is suspended.
+# The maximum number of seconds between two polls that count as silence. A longer gap proves nothing: while this process
+# can't read from S3, runners may be unable to write to it, and a machine that is suspended sees no heartbeats.
 _GAP = 2.0
 
 
 @dataclass
 class Silence:
-    """Tracks how long each runner has been silent, by this process's clock, as the clocks of two machines may differ.
+    """Tracks how long each runner has been silent, by this process's clock, since two machines' clocks may differ.
 
     Args:
         limit: seconds of silence after which a runner counts as hung; 0 disables the check.
@@ -28,7 +28,7 @@ class Silence:
         """Processes one poll of the heartbeats.
 
         Args:
-            beats: the ETag of each living runner's heartbeat, without runners that have never written one.
+            beats: the ETag of each living runner's heartbeat; runners that have never written a heartbeat are left out.
 
         Returns:
             the runners that have been silent for `limit` seconds since their last heartbeat, or since they were last

@@ -1,4 +1,4 @@
-"""The table of slots for ECS tasks, which limits concurrent tasks over all triggerers, first come, first served.
+"""The table of slots for ECS tasks, which limits concurrent tasks across all triggerers, first come, first served.
 
 A slot is a row in Airflow's database; places.py describes its states. Rows are read and changed under one advisory
 lock, so that two triggerers never grant the same slot, and each step returns whether the row was in the state that the
@@ -16,7 +16,7 @@ from sqlalchemy import text
 from busco.orchestration.places import Holder, Place
 
 _LOCK = 7_302_271_115  # the advisory lock's number: arbitrary, but not used for anything else in this database
-_FORGOTTEN = "interval '1 minute'"  # a waiting row that has not been requested for this long is abandoned
+_FORGOTTEN = "interval '1 minute'"  # a waiting row whose slot has not been requested for this long is abandoned
 _TABLE = """
 create table if not exists busco_ecs_slot (
     id bigserial primary key,
@@ -27,7 +27,7 @@ create table if not exists busco_ecs_slot (
     asked_at timestamptz not null default clock_timestamp()
 )
 """
-# Added after the first release. It is '' if several attempts, or an older release, have requested the slot.
+# A column that was added later. It is '' if several attempts, or an older version of the platform, requested the slot.
 _START = "alter table busco_ecs_slot add column if not exists start text not null default ''"
 _GRANTED = "token = :token and is_taken and task_arn = ''"
 
@@ -39,8 +39,8 @@ class Slots:
 
     Args:
         limit: the maximum number of concurrent ECS tasks.
-        sessions: opens a SQLAlchemy session on PostgreSQL that commits when it is closed.
-        now: returns an SQL expression for the current time, which tests replace.
+        sessions: opens a SQLAlchemy session on PostgreSQL; the session commits when it is closed.
+        now: returns an SQL expression for the current time; replaced in tests.
     """
 
     def __init__(self, limit: int, sessions: Sessions, now: Callable[[], str] = lambda: "clock_timestamp()") -> None:
@@ -57,11 +57,11 @@ class Slots:
     # -- the owner's steps --------------------------------------------------------------------------------------------
 
     def ask(self, token: str, label: str, start: str) -> Place:
-        """Requests a slot, or returns the one that `token` already has. Repeat until the slot is granted.
+        """Requests a slot for an order, or returns the order's existing slot. Repeat the call until a slot is granted.
 
         Args:
             start: identifies this attempt to start the order. An attempt can give a slot back only if no other attempt
-                has ever requested it.
+                has ever requested that slot.
         """
         with self._locked() as session:
             session.execute(
@@ -98,7 +98,7 @@ class Slots:
         return self._changed(f"update busco_ecs_slot set asked_at = {self._now()} where {_GRANTED}", token=token)
 
     def started(self, token: str, arn: str) -> bool:
-        """Granted → started: records the ECS task in the slot. Returns whether the slot is now this task's."""
+        """Granted → started: records the ECS task in the slot. Returns whether the task now has the slot."""
         return self._changed(
             f"update busco_ecs_slot set task_arn = :arn, asked_at = {self._now()}"
             " where token = :token and is_taken and task_arn in ('', :arn)",
@@ -111,7 +111,7 @@ class Slots:
         return self._changed("delete from busco_ecs_slot where token = :token and not is_taken", token=token)
 
     def give_back(self, token: str, start: str) -> bool:
-        """Waiting or granted → freed: for an attempt that started nothing, if no other one has requested the slot."""
+        """Waiting or granted → freed: for an attempt that started nothing, if no other has requested the slot."""
         return self._changed(
             "delete from busco_ecs_slot where token = :token and task_arn = '' and start = :start",
             token=token,
@@ -121,7 +121,10 @@ class Slots:
     # -- any process's steps ------------------------------------------------------------------------------------------
 
     def take_away(self, token: str, seconds: float) -> bool:
-        """Granted → freed: if the last heartbeat is older than `seconds`. ECS must have no task for the order."""
+        """Granted → freed: if the last heartbeat is older than `seconds`.
+
+        The caller makes sure that ECS has no task for the order.
+        """
         return self._changed(
             f"delete from busco_ecs_slot where {_GRANTED}"
             f" and asked_at < {self._now()} - make_interval(secs => :seconds)",

@@ -1,9 +1,10 @@
-"""Assigns Airflow names and keys in a run's records to the nodes of a dbt project, and writes the manifest that Cosmos
-renders.
+"""Assigns each node of a dbt project a name in Airflow and a key in a run's records, and writes the manifest that
+Cosmos renders.
 
 dbt accepts names that Airflow rejects (`orders_&_items(total)`, 240 characters). Cosmos maps different names to the
-same one (`orders.v1` and `orders_v1`), and numbers long ones. So each node gets its name here, before Cosmos sees it.
-A name can also end like the key of another model's tests (`orders.test`), so each node gets its key here, too.
+same one (`orders.v1` and `orders_v1`), and replaces long ones with numbers. So each node gets its name here, before
+Cosmos sees it. A node's name can also equal the key of another node's tests (`orders.test`), so each node gets its key
+here, too.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 from busco.lake.records import DOCS_NODE
 from busco.project import Project
 
-# the task of all tests that read only sources, and its key
+# the name and the key of the task for all tests that read only sources
 SOURCES_TASK = "sources_test"
 SOURCES_KEY = "sources.test"
 MAX_NAME = 180
-"""In characters. Airflow allows 250 for a task's id (2.10.5, utils/helpers.py, validate_key), of which 65 are reserved
-for the enclosing groups and `.test`, and 200 for a group's id (validate_group_key)."""
+"""In characters. Airflow allows 200 for a group's id (2.10.5, utils/helpers.py, validate_group_key) and 250 for a
+task's id (validate_key), of which 65 are reserved for the enclosing groups and `.test`."""
 _HASH = 8  # characters of the hash that makes a shortened or changed name unique
 # Airflow itself accepts letters of all languages, but its metrics don't, and neither do the subjects of SNS messages.
 _REFUSED = re.compile(r"[^A-Za-z0-9_-]+")
@@ -34,10 +35,10 @@ _RENDERED = ("model", "seed", "test")
 def task_names(project: Project) -> dict[str, str]:
     """Returns the Airflow name of each model, seed and joint test.
 
-    This is the node's own name if Airflow accepts it and no other node has it; otherwise a readable part of the name,
-    followed by a hash of the unique id. A node keeps its name unless the project gets another node with the same name.
-    Two nodes never share a task or a group: `<name>` is the group of a model with tests; `<name>_run`, `<name>_seed`
-    and `<name>_test` are tasks.
+    The Airflow name is the node's own name if Airflow accepts that name and no other node has it; otherwise, it is a
+    readable part of the name, followed by a hash of the unique id. A node keeps its Airflow name unless the project
+    gets another node with the same name. Two nodes never share a task or a group: `<name>` is the group of a model with
+    tests; `<name>_run`, `<name>_seed` and `<name>_test` are tasks.
 
     Returns:
         unique id → name.
@@ -57,9 +58,9 @@ def task_names(project: Project) -> dict[str, str]:
 def task_keys(project: Project) -> dict[str, str]:
     """Returns the key of each model, seed and joint test: the name of its task in a run's records.
 
-    This is the node's name, with its version, if no other task of the run has this key; otherwise the name is followed
-    by a hash of the unique id. A node keeps its key unless the project gets another node that takes precedence. The own
-    tests of a model or seed have the key `tests_key(key)`, which is reserved even while there are none.
+    The key is the node's name, including its version, if no other task of the run has this key; otherwise, a hash of
+    the unique id is appended. A node keeps its key unless the project gets another node that takes precedence over it.
+    A model's or seed's own tests have the key `tests_key(key)`, which is reserved even while there are no such tests.
 
     Returns:
         unique id → key.
@@ -76,13 +77,13 @@ def task_keys(project: Project) -> dict[str, str]:
 
 
 def tests_key(key: str) -> str:
-    """Returns the key of the own tests of the model or seed with this key."""
+    """Returns the key of the tests that belong to the model or seed with the given key."""
     return f"{key}.test"
 
 
 def _with_tasks(project: Project) -> list[tuple[str, Mapping[str, Any]]]:
-    """Returns the models, seeds and joint tests. On a conflict, the project's own node takes precedence over a
-    package's, and a model over a test; those with precedence come first."""
+    """Returns the models, seeds and joint tests, in the order of their precedence if their names conflict: models and
+    seeds before tests and, within each group, the project's own nodes before those of packages."""
     joint = set(project.joint_tests)
     kinds = ("model", "seed")
     found = [(uid, node) for uid, node in project.nodes.items() if node["resource_type"] in kinds or uid in joint]
@@ -90,7 +91,7 @@ def _with_tasks(project: Project) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _readable(name: str) -> str:
-    """Returns a name without the characters that an Airflow name can't have; letters lose their accents."""
+    """Returns a name with accents removed, and with underscores in place of characters that Airflow rejects."""
     plain = "".join(one for one in unicodedata.normalize("NFKD", name) if not unicodedata.combining(one))
     return _REFUSED.sub("_", plain)
 
@@ -116,7 +117,7 @@ def renamed(project: Project, names: Mapping[str, str], folder: Path) -> tuple[P
     """Writes a manifest that has only the fields that Cosmos reads, with nodes renamed to their Airflow names.
 
     Returns:
-        the file, and a mapping of its unique ids to the project's.
+        the manifest's path, and a mapping from the unique ids in this manifest to those in the project.
     """
     uids = {
         uid: f"{node['resource_type']}.{node['package_name']}.{names[uid]}" if uid in names else uid

@@ -1,4 +1,4 @@
-"""The building blocks of DAG files: the dbt graph's tasks, and the task that waits for its docs."""
+"""The building blocks of DAG files: the dbt graph's tasks, and the task that waits for the dbt docs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from busco.orchestration.operators import FollowOperator
 from busco.orchestration.outline import outlined
 from busco.settings import Settings
 
-# The run's own runner reports the docs at its end. If it has not done so within this time, it is stuck.
+# The run's own runner reports the docs when it ends. A runner that has not done so within this time is stuck.
 _LIMIT = timedelta(hours=6)
 
 
 def dbt_tasks(settings: Settings, group_id: str) -> TaskGroup:
-    """Returns a task group with one group per model, followed by its tests; a test over several models is one task,
-    downstream of all of them.
+    """Returns a task group with one group per model, which contains the model's task and, downstream of it, its tests.
 
-    Reads only the manifest and its outline: runs no dbt and opens no connection.
+    A test over several models is one task, downstream of all of them.
+
+    Reads only the manifest and its outline: does not run dbt or open connections.
 
     Raises:
         BuscoError: the project has not been parsed here.

@@ -1,4 +1,4 @@
-"""Runs `airflow triggerer` without its fixed one-second sleeps, so that a level of tasks costs 0.2 s instead of 2 s.
+"""Runs `airflow triggerer` without its fixed one-second sleeps, so that a level of tasks adds 0.2 s, not 2 s, to a run.
 
 Airflow 2.10's triggerer has two loops: one polls the database, the other runs the triggers. Each sleeps for a second
 per iteration, and no setting changes that. A task that starts and ends in the triggerer takes two iterations of the
@@ -17,7 +17,7 @@ from airflow.jobs.job import Job, perform_heartbeat
 from airflow.jobs.triggerer_job_runner import TriggererJobRunner, TriggerRunner
 from airflow.models.trigger import Trigger
 
-_POLL_EVERY = 0.2  # seconds; a poll takes a few small queries
+_POLL_EVERY = 0.2  # seconds; a poll makes a few small queries
 _CLEAN_EVERY = 5  # polls between two clean-ups of triggers that no task waits for
 
 
@@ -34,7 +34,7 @@ class _Events(deque[Any]):
 
 
 class PromptTriggerRunner(TriggerRunner):
-    """The loop that runs triggers, and starts and cancels them on request without delay."""
+    """The loop that runs triggers; starts and cancels them as soon as requested."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ class PromptTriggerRunner(TriggerRunner):
 
 
 class PromptTriggerer(TriggererJobRunner):
-    """The loop that polls the database, and writes trigger events to it without delay."""
+    """The loop that polls the database; writes trigger events to the database as soon as they occur."""
 
     trigger_runner: PromptTriggerRunner
 

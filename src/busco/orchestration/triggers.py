@@ -25,7 +25,7 @@ class FollowTrigger(BaseTrigger):
     """Follows a run's runners for one try of one task, and ends the task with their results.
 
     The arguments contain no secrets. `dag_id`, `run_id` and `attempt` are set only if a worker deferred the task
-    (`dags test`, backfill); otherwise they come from the task instance.
+    (`dags test`, backfill); otherwise, their values come from the task instance.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class FollowTrigger(BaseTrigger):
         yield self._event(ended.state, ended.text, ended.details)
 
     def _forget_earlier_end(self) -> None:
-        """Clears the end date that an earlier try, or a blocked state, has left: it would be before the start date.
+        """Clears the end date that an earlier try, or a blocked state, has left, which would be before the start date.
 
-        A worker clears it when it starts a task. Airflow 2.10 does not do so for a task that starts in the triggerer,
-        and `TaskInstance.set_state` keeps an existing end date.
+        A worker clears the end date when it starts a task. For a task that starts in the triggerer, Airflow 2.10 does
+        not clear it, and `TaskInstance.set_state` keeps an existing end date.
         """
         from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
@@ -123,17 +123,17 @@ class FollowTrigger(BaseTrigger):
                     trigger_id=self.trigger_id,
                 ).update({TaskInstance.end_date: None})
         except Exception as error:
-            # the only consequence is a wrong duration
+            # the only consequence of this error is a wrong duration
             self.log.warning("could not clear the end date of this task's earlier try: %s", error)
 
     def _stale(self, settings: Any, pin: Any) -> str:
-        """Returns the last line of a failure: the gold tables that stay stale because of it."""
+        """Returns the last line of a failure's text: the gold tables that stay stale because of it; '' if none do."""
         from busco.orchestration.alerts import stale_of
 
         try:
             tables = stale_of(settings, pin, self.nodes)
         except Exception as error:
-            # this is only for the log; the failure itself must be reported in any case
+            # this line is only for the log; the failure itself must be reported in any case
             self.log.warning("could not determine which tables stay stale: %s", error)
             return ""
         return f"\nstale until it is fixed: {', '.join(tables)}" if tables else ""
@@ -143,20 +143,20 @@ class FollowTrigger(BaseTrigger):
             return TriggerEvent({"state": state, "text": text, "details": details})
         (self.log.error if state == "failed" else self.log.info)("%s", text)
         if details:
-            # indented, because Airflow's log reader sorts lines that begin with a time, which would mix ours with dbt's
+            # indented: Airflow's log reader sorts lines that begin with a time, which would mix our lines with dbt's
             self.log.info("dbt's log:\n%s", textwrap.indent(details, "  "))
         if state == "success":
             return TaskSuccessEvent()
         return TaskSkippedEvent() if state == "skipped" else TaskFailedEvent()
 
     async def _followed(self, watched: Any, follow: Any) -> Any:
-        """Follows until the task or its DAG run ends. Airflow may leave a task waiting in a run that was marked failed
-        and is no longer scheduled (dag_runs.py)."""
+        """Follows the run's runners until the task or its DAG run ends. The DAG run is watched because Airflow may
+        leave a task waiting in a run that was marked failed and is no longer scheduled (dag_runs.py)."""
         from busco.orchestration import dag_runs
         from busco.orchestration.patience import to_the_end
 
         if self.task_instance is None:
-            # `dags test` has no triggerer
+            # in `dags test`, there is no triggerer
             return await follow.run()
         instance: Any = self.task_instance
 
@@ -173,7 +173,7 @@ class FollowTrigger(BaseTrigger):
                     return following.result()
                 found = over.result()
             finally:
-                # cancel starts in progress before releasing anything
+                # cancel any start of a runner that is in progress, before releasing anything
                 await to_the_end(f"cancelling {self.label}", _cancel(following, over))
         assert found is not None
         return await self._unwanted(watched, follow, found)
@@ -181,8 +181,9 @@ class FollowTrigger(BaseTrigger):
     async def _unwanted(self, watched: Any, follow: Any, found: Any) -> Any:
         """Stops the task's runner unless another task follows it. If the DAG run is over, returns how the task ends.
 
-        Otherwise, the task was cleared or marked: this trigger must not end it, and waits for the triggerer to cancel
-        the trigger. For a cleared task, that happens only when it is scheduled again; in a paused DAG, perhaps never.
+        Otherwise, the task was cleared, or marked with a state: this trigger must not end the task, so it waits for the
+        triggerer to cancel it. For a cleared task, the triggerer does so only once the task is scheduled again, which
+        may never happen in a paused DAG.
         """
         from busco.orchestration.follow import SHARED, Ended
         from busco.orchestration.patience import to_the_end
@@ -201,11 +202,11 @@ class FollowTrigger(BaseTrigger):
         return Ended("skipped", f"{self.label} did not finish: {cause}")
 
     async def _cancelled(self, watched: Any, follow: Any) -> None:
-        """Stops the runner if the task was cleared or marked and no other task follows it (R10).
+        """Stops the task's runner if the task was cleared, or marked with a state, and no other task follows it (R10).
 
-        Nothing is stopped if the triggerer shuts down, or if the trigger moves to another triggerer; Airflow's database
-        shows which case it is. Nothing is stopped either while the database can't be queried; on ECS, the maintenance
-        DAG stops runners that nobody follows."""
+        Nothing is stopped if the triggerer is shutting down, or if the trigger moves to another triggerer; Airflow's
+        database shows which case applies. If the database can't be queried, nothing is stopped either; on ECS, the
+        maintenance DAG stops runners that no task follows."""
         from busco.orchestration import dag_runs
         from busco.orchestration.follow import SHARED
         from busco.orchestration.patience import patiently
@@ -224,7 +225,7 @@ class FollowTrigger(BaseTrigger):
         await watched.release(follow.slot, SHARED, reason, elsewhere)
 
     def _elsewhere(self, found: Any) -> int:
-        """Returns how many other tasks of the DAG run follow a runner; 0 if it is over, as they all end soon."""
+        """Returns how many other tasks of the DAG run follow a runner; 0 if that run is over, as its tasks end soon."""
         return 0 if found.is_over else len(found.waiting - {self.trigger_id})
 
 

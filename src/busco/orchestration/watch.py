@@ -1,4 +1,4 @@
-"""Answers queries of a run's tasks, and starts and stops runners for them. Each process has one `Watch` per run."""
+"""Answers tasks' queries about a run, and starts and stops the run's runners. A process has one `Watch` per run."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ class Watch(Polled):
         super().__post_init__()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._plans: dict[int, tuple[Result, frozenset[str]]] = {}
-        # joint tests that need a runner; the asyncio task that returns the name of their shared order
+        # joint tests that need a runner; and the asyncio task that returns the name of these tests' shared order
         self._gathered: list[str] = []
         self._gathering: asyncio.Task[str] | None = None
         # runners that were stopped here because nobody needed them
         self._stopped: set[int] = set()
-        # the test that each follower requested a runner for; the starts in progress and their tests, by order name
+        # the joint test for which each follower requested a runner; the starts in progress with their tests, by order
         self._gathers: dict[str, str] = {}
         self._starting: dict[str, tuple[asyncio.Task[None], tuple[str, ...]]] = {}
 
     # -- queries and starting runners ---------------------------------------------------------------------------------
 
     def final(self, node: str, runner: int) -> Result | None:
-        """Returns a runner's final result for a node; None if there is none or it does not count, because it was fenced
-        off (R4) or a table that it read has been rebuilt since."""
+        """Returns a runner's final result for a node; None if there is no such result, or if it does not count because
+        another runner has taken over the node (R4) or because a table that the node read has since been rebuilt."""
         result = self.results.get((node, runner))
         if result is None or result.status not in FINAL or result.fenced:
             return None
@@ -85,7 +85,7 @@ class Watch(Polled):
         return known[1]
 
     def running(self, node: str, number: int) -> bool:
-        """Whether a runner was processing a node according to its last result."""
+        """Whether, according to the latest result that a runner reported for a node, the node is still in progress."""
         result = self.results.get((node, number))
         return result is not None and result.status not in FINAL
 
@@ -95,7 +95,7 @@ class Watch(Polled):
 
     async def ensure(self, order: Order, say: Say, before: Mapping[str, int] = _NONE, follower: str = "") -> None:
         """Starts a runner for an order, unless the last runner for an order of this name is alive or may have
-        registered since the last poll. The generation and the token of the order are set here.
+        registered since the last poll. This method sets the order's generation and token.
 
         Args:
             before: the newest generation of each order when the requesting try began; failures up to that generation
@@ -116,7 +116,7 @@ class Watch(Polled):
                 last = await self._resumed(newest, say)
             if last is not None and not self._registered_and_gone(last.order):
                 if last.resumed:
-                    # when it ended is not known here, but it is known whether it was ordered before the try began
+                    # it is unknown here when the runner ended, but not whether it was ordered before the try began
                     is_waiting = last.order.generation > before.get(name, 0)
                 else:
                     # a follower that waited for the lock has waited for this runner, which may have ended by now
@@ -126,7 +126,7 @@ class Watch(Polled):
                 # a poll that began before the runner ended may not have seen it register
                 if last.ended_at is None or self._polls < last.ended_at + 2:
                     return
-                # followers that waited for this runner fail with it; a task that comes later gets a new one
+                # followers that waited for this runner fail with it; a follower that comes later gets a new runner
                 is_mine = follower in last.waiting and not last.is_abandoned
                 if is_mine and not self._registered(last.order) and not self._starts_again(last, before):
                     raise StartFailed(await self._why(last))
@@ -142,15 +142,15 @@ class Watch(Polled):
             self.launched[name] = Launched(order, await self._started(order, say), waiting={follower})
 
     def _starts_again(self, launched: Launched, before: Mapping[str, int]) -> bool:
-        """Whether to replace a runner that ended before it registered: its error was transient, and not too many
-        runners have ended that way since the last one that registered, or since the requesting try began."""
+        """Whether to replace a runner that ended before it registered. It is replaced if its error was transient and
+        not too many runners have ended that way since the last one registered or since the requesting try began."""
         name = launched.order.name
         worked = max((runner.generation for runner in self.runners.values() if runner.order == name), default=0)
         in_vain = launched.order.generation - max(worked, before.get(name, 0))
         return launched.handle.passing() and in_vain <= self.settings.runner_restarts
 
     async def _why(self, launched: Launched) -> str:
-        """Returns why a runner ended. The reason is read only once, since many followers may have waited for it."""
+        """Returns why a runner ended. The reason is read only once, since many followers may wait for one runner."""
         if launched.why is None:
             launched.why = await text_for_log("the reason why its runner ended", launched.handle.why)
         return launched.why
@@ -163,8 +163,8 @@ class Watch(Polled):
             return Refused(str(error))
 
     async def _resumed(self, order: Order, say: Say) -> Launched | None:
-        """Returns the runner of an order that was not started here, or whose start was interrupted; None if it has
-        registered, or cannot be found from here."""
+        """Returns the runner of an order that was not started here, or whose start was interrupted; None if the runner
+        has registered or can't be found from here."""
         if self._registered(order):
             return None
         what = f"finding the runner of {order.name}"
@@ -181,17 +181,18 @@ class Watch(Polled):
         return any((r.order, r.generation) == (order.name, order.generation) for r in self.runners.values())
 
     def _registered_and_gone(self, order: Order) -> bool:
-        """Whether the runner of an order has registered, and has since been found gone or been given up."""
+        """Whether the runner of an order has registered, and has since been found to be gone or been given up."""
         known = [n for n, r in self.runners.items() if (r.order, r.generation) == (order.name, order.generation)]
         return bool(known) and all(self.gone(number) for number in known)
 
     async def gather(
         self, node: str, size: str, say: Say, before: Mapping[str, int] = _NONE, follower: str = ""
     ) -> None:
-        """Starts one runner for all joint tests that request one within two polls; `before` is as for `ensure`.
+        """Starts one runner for all joint tests for which a runner is requested within two polls.
 
         Args:
-            follower: the name of the requesting try. The runner is stopped when none of its requesters is left.
+            before: as for `ensure`.
+            follower: the name of the requesting try. The runner is stopped when no try that requested it is left.
 
         Raises:
             StartFailed: the runner could not be started.
@@ -235,12 +236,12 @@ class Watch(Polled):
         return {node for follower, node in self._gathers.items() if follower in self.followers}
 
     def runner_word(self, number: int) -> Result | None:
-        """Returns a runner's final report on itself; None if it ended without one."""
+        """Returns a runner's final report on itself; None if the runner has not written one."""
         report = self.results.get((RUNNER_NODE, number))
         return report if report and report.status in FINAL else None
 
     async def read_log(self, node: str, runner: int) -> str:
-        """Returns dbt's log of a node, or '' if there is none. Never raises, since only a task's log needs it."""
+        """Returns dbt's log of a node, or ''. Never raises, since only a task's log needs this text."""
 
         async def read() -> str:
             stored = await self.objects.get(self.layout.log(node, runner))
@@ -249,17 +250,17 @@ class Watch(Polled):
         return await text_for_log(f"dbt's log of {node}", read)
 
     async def tail(self, runner: Runner) -> str:
-        """Returns the end of a runner's output, or ''. Never raises, since only a task's log needs it."""
+        """Returns the end of a runner's output, or ''. Never raises, since only a task's log needs this text."""
         return await text_for_log(f"the output of runner {runner.number}", lambda: self.launcher.tail(runner))
 
     async def read_follower(self, task: str) -> tuple[Follower, str] | None:
-        """Returns the record of a task in this epoch, with its ETag."""
+        """Returns the follower record of a task in this epoch and the record's ETag; None if there is no record."""
         key = self.layout.follower(task)
         stored = await patiently(f"reading {key}", lambda: self.objects.get(key))
         return (Follower.model_validate_json(stored[0]), stored[1]) if stored else None
 
     async def write_follower(self, follower: Follower, etag: str | None) -> None:
-        """Writes the record of a task if the existing one still has `etag`, or, with None, if there is none yet.
+        """Writes a task's follower record if the stored one still has `etag` or, if `etag` is None, if none exists.
 
         Raises:
             Conflict: the record has changed.
@@ -275,13 +276,15 @@ class Watch(Polled):
     async def release(self, name: str, shared: str, reason: str, elsewhere: int = 0) -> None:
         """Stops the runners that a cancelled follower leaves behind (R10).
 
-        These are the runner of its own order, which has its name, and, if no other follower needs it, the runner that
-        it followed or that is being started under `shared` or for its joint test. When the last follower leaves, every
-        runner that is alive or being started is stopped.
+        These are the runner of the follower's own order, which has the same name as the follower, and the following
+        runners if no other follower needs them: the one that the follower followed, and those that are being started
+        under the order name `shared` or for the follower's joint test. When the last follower leaves, every runner that
+        is alive or being started is stopped.
 
         Args:
-            elsewhere: the number of other tasks of the run that Airflow is waiting for. If there are fewer followers
-                here, the remaining tasks follow in another triggerer.
+            elsewhere: the number of other tasks of the run that Airflow is waiting for. If this process has fewer
+                followers, the remaining tasks follow in another triggerer, and only the runner of the own order is
+                stopped.
 
         Raises:
             Exception: a runner could not be stopped, despite the retries of `patiently`; all others were stopped.
@@ -302,19 +305,19 @@ class Watch(Polled):
         if number == 0 and 0 not in followed and shared in self.orders and not self._registered(self.orders[shared]):
             unwanted.add(shared)
         ends = [self.abandon(order, reason) for order in unwanted]
-        # a follower without a runner may still choose this one
+        # a follower that has no runner yet may still choose this one
         if number and not {number, 0} & followed:
             ends.append(self._stop(self.runners[number], reason))
         await _all(*ends)
 
     def _under_way(self) -> set[str]:
-        """Returns the orders whose runner may be alive or may still be started."""
+        """Returns the names of the orders whose runner may be alive or may still be started."""
         registered = {(runner.order, runner.generation) for runner in self.runners.values()}
         unseen = {name for name, order in self.orders.items() if (name, order.generation) not in registered}
         return unseen | {name for name, one in self.launched.items() if one.handle.alive()} | set(self._starting)
 
     def _joint_orders(self, node: str) -> list[str]:
-        """Returns the orders that include a joint test and have no test that a follower still needs."""
+        """Returns the names of the orders that include the joint test `node` but none that a follower still needs."""
         tests = {name: nodes for name, (_, nodes) in self._starting.items()}
         tests |= {order.name: order.nodes for order in self.orders.values() if order.name.startswith(_TESTS)}
         needed = self._needed_tests()
@@ -342,13 +345,13 @@ class Watch(Polled):
         await _all(*ends)
 
     async def _stop(self, runner: Runner, reason: str) -> None:
-        """Stops a runner once, unless it has a follower by then."""
+        """Stops a runner unless a task has begun to follow it. Does nothing if the runner was already stopped here."""
         if runner.number in self._stopped:
             return
         self._stopped.add(runner.number)
 
         async def stop() -> None:
-            # a task that never requested this runner, or has begun in the meantime, may follow it
+            # a task that never requested this runner, or that has begun in the meantime, may be following it
             if runner.number in self.followers.values():
                 self._stopped.discard(runner.number)
             elif not self.gone(runner.number):

@@ -16,7 +16,9 @@ _watches: dict[tuple[int, str, int], Watch] = {}
 
 
 async def watch(settings: Settings, run: str, follower: str) -> Watch:
-    """Returns the watch of a run's newest epoch, after adding a follower to it. All followers in this process share it.
+    """Adds a follower to the watch of a run's newest pinned epoch, and returns this watch.
+
+    All followers of the run in this process share the same watch.
 
     Raises:
         LookupError: the run has no pin.
@@ -24,7 +26,7 @@ async def watch(settings: Settings, run: str, follower: str) -> Watch:
     """
     while True:
         watched: Watch = await shared(("watch", run), lambda: _watch(settings, run))
-        # the watch may have been dropped since it was found; from here on it has a follower and is kept
+        # the watch may have been dropped since it was found; once it has a follower, it is kept
         if _watches.get(_key(run, watched.pin.epoch)) is watched:
             watched.followers[follower] = 0
             return watched

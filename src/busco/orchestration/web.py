@@ -1,4 +1,4 @@
-"""The Airflow plugin that serves the pages behind tasks' links, to users who can read the DAG's tasks."""
+"""The Airflow plugin that serves the pages behind tasks' links to users who can read the tasks of the DAG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from busco.errors import BuscoError
 from busco.orchestration.links import AthenaTable, DbtDocs, EcsTaskLink, LogStream
 from busco.settings import Settings, get_settings, require_lake
 
-# dbt docs contain anything that a project's authors wrote, including scripts, so they are sandboxed without cookies.
+# dbt docs contain anything that a project's authors wrote, including scripts, so they run in a sandbox without cookies.
 _APART = {
     "Content-Security-Policy": "sandbox allow-scripts allow-popups allow-downloads; frame-ancestors 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -30,7 +30,7 @@ _APART = {
 
 
 class TaskPages(AirflowBaseView):
-    """The pages of `links.py`, each about one try of one task."""
+    """The pages that the links in `links.py` open, each for one try of one task, and the list of dbt docs."""
 
     default_view = "log_stream"
     route_base = "/busco"
@@ -79,7 +79,7 @@ class TaskPages(AirflowBaseView):
     @expose("/docs")  # type: ignore[untyped-decorator]
     @has_access_view()
     def docs(self) -> Any:
-        """Lists the docs of the projects whose DAGs the user can read; with only one project, shows its docs."""
+        """Lists the docs of the projects whose DAGs the user can read; if there is only one project, shows its docs."""
         from busco.orchestration import pages
 
         manager = get_auth_manager()
@@ -118,7 +118,7 @@ class TaskPages(AirflowBaseView):
         return dag.get_task(task_id)
 
     def _link(self, kind: type[Any]) -> Any:
-        """Returns the task's own link, so that its target comes from the DAG and not from the request."""
+        """Returns the task's link of type `kind` from the DAG, so that the request can't choose the link's target."""
         found = next((link for link in self._task().operator_extra_links if isinstance(link, kind)), None)
         return found or abort(404)
 
@@ -154,7 +154,7 @@ class TaskPages(AirflowBaseView):
     # -- the response -------------------------------------------------------------------------------------------------
 
     def _response(self, title: str, answer_of: Callable[[Settings], Any]) -> Any:
-        """Redirects to a URL, or renders a page."""
+        """Redirects to the URL, or renders the page, that `answer_of` returns. Errors are shown as pages."""
         from busco.orchestration.pages import Page
 
         try:
@@ -169,7 +169,7 @@ class TaskPages(AirflowBaseView):
 
 
 def _projects(dag: Any) -> set[str]:
-    """Returns the dbt projects whose graphs a DAG contains, from the DAG and not from the request."""
+    """Returns the dbt projects whose graphs a DAG contains, according to the DAG and not to the request."""
     links = (link for task in (dag.tasks if dag is not None else ()) for link in task.operator_extra_links)
     return {link.project for link in links if isinstance(link, DbtDocs) and link.project}
 

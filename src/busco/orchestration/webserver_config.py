@@ -1,14 +1,14 @@
-"""Configures logins and request filtering of Airflow's webserver, which loads this file as its `webserver_config.py`.
+"""Configures logins and request filtering for Airflow's webserver, which loads this file as its `webserver_config.py`.
 
-Only settings that differ from Flask-AppBuilder's defaults are set, all from the environment:
+Sets only what differs from Flask-AppBuilder's defaults, according to these environment variables:
 
 AIRFLOW_LOGIN           `password` (the default), or `oauth` for the OpenID Connect provider below
 OAUTH_ISSUER            the provider's issuer URL, https://…; it must serve <issuer>/.well-known/openid-configuration
 OAUTH_CLIENT_ID, OAUTH_CLIENT_SECRET
 OAUTH_NAME              the label of the login button (default: OpenID)
 OAUTH_ROLES_CLAIM       the claim that contains a user's groups (default: groups)
-OAUTH_ROLES             JSON: group → list of roles, {"data-oncall": ["OnCall"], "data-admins": ["Admin"]}
-OAUTH_DEFAULT_ROLE      a role for every user of the provider (Viewer, for example); if unset, only users in a group of
+OAUTH_ROLES             JSON that maps groups to lists of roles: {"data-oncall": ["OnCall"], "data-admins": ["Admin"]}
+OAUTH_DEFAULT_ROLE      a role for every user of the provider (Viewer, for example); if unset, only users in a group in
                         OAUTH_ROLES can log in
 OAUTH_SCOPES            the scopes to request in addition to `openid email profile` (default: groups)
 BUSCO_WEB_HOSTS         additional host names under which browsers reach the webserver
@@ -36,7 +36,7 @@ if login_kind() == "oauth":
     AUTH_TYPE = AUTH_OAUTH
     SECURITY_MANAGER_CLASS = OidcSecurityManager
     AUTH_USER_REGISTRATION = True
-    # Public has no permissions; users then get their roles from their groups
+    # Public has no permissions, so without a default role, users have only the roles of their groups
     AUTH_USER_REGISTRATION_ROLE = os.environ.get("OAUTH_DEFAULT_ROLE") or "Public"
     # roles are reset from the provider's groups at each login, so a manually assigned role lasts only until then
     AUTH_ROLES_SYNC_AT_LOGIN = True

@@ -15,7 +15,7 @@ _TESTS = "tests/"  # the prefix of the names of orders for tests over several mo
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """The runner of a task's try.
+    """The runner of one try of a task.
 
     Attributes:
         runner: the runner whose results count for the try, or will count; None if there is none yet.
@@ -98,13 +98,13 @@ class _Search:
         return next((runner for runner in self.mine if runner.number == number), None)
 
     def _active(self) -> Runner | None:
-        """Returns the newest runner not known to be gone, preferably one that has already reached the task."""
+        """Returns the newest runner that is not known to be gone, preferably one that has already reached the task."""
         living = [runner for runner in reversed(self.mine) if runner.number not in self.endings]
         reached = [runner for runner in living if self._reached(runner)]
         return next(iter([*reached, *(runner for runner in living if self._covers(runner))]), None)
 
     def _last(self) -> Runner | None:
-        """Returns the newest runner that reached the task; otherwise the newest one that was to reach it."""
+        """Returns the newest runner that reached the task or, if none did, the newest one that was to reach it."""
         reached = [runner for runner in reversed(self.mine) if self._reached(runner)]
         return next(iter([*reached, *(runner for runner in reversed(self.mine) if self._covers(runner))]), None)
 
@@ -118,12 +118,12 @@ class _Search:
             return any(node in runner.nodes for node in self.nodes)
         report = self.results.get((RUNNER_NODE, runner.number))
         if report is None or report.plan is None:
-            # it has not reported its plan yet, or ended before it did
+            # the runner has not reported its plan yet, or ended before reporting it
             return report is None or report.status in FINAL
         return any(node in report.plan for node in self.nodes)
 
     def _ordered(self) -> Order | None:
-        """Returns the newest order of a runner for the task, if that runner has not registered."""
+        """Returns an order for the task whose runner has not registered, preferably one that is not shared."""
         if self.follower is not None and self.follower.attempt > self.attempt:
             return None
         layout = self.run.layout

@@ -1,12 +1,13 @@
 """Determines who requested a task, from Airflow's own event log and never from a run's configuration.
 
 Airflow (2.10.5) writes an event to its table `log`, with the logged-in user as `owner`, before it handles a request
-(`airflow/www/decorators.py`, `action_logging`). The DAG run that the request creates or clears records when it was
-queued (`queued_at`; `models/dagrun.py`, `set_state`). So a run's event was written before that time, by no more
-than the time that a request can take. It names its run only if the caller chose the run's id, and the caller controls
-all of its other fields except the owner. Therefore, an event is ruled out only if Airflow itself would have applied it
-to another run or DAG (`busco.orchestration.guard` rejects requests with two ids). If events of several users remain,
-all of them are named: a user can hide among others, but can never make somebody else appear to be the only one.
+(`airflow/www/decorators.py`, `action_logging`). When a request creates or clears a DAG run, the run
+stores the time at which it was queued (`queued_at`; `models/dagrun.py`, `set_state`). So the event for a run precedes
+that time, by no more than a request's maximum duration. The event names the run only if the caller chose the run's id,
+and the caller controls all other fields of the event except the owner. Therefore, an event is ruled out only if Airflow
+itself would have applied it to another run or DAG (`busco.orchestration.guard` rejects requests with two ids). If
+events of several users remain, all of these users are named: a user can hide among others, but can never make it appear
+that only somebody else made the request.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-# Events that create a run: the UI's form, and the REST API, called by a browser (ui) or not.
+# Events that create a run: from the UI's form, the REST API (`ui.` if a browser called it), and the command line.
 _FORM = "trigger"
 _API = frozenset({"api.post_dag_run", "ui.post_dag_run"})
 _COMMAND = "cli_dag_trigger"
 _MADE = frozenset({_FORM, *_API, _COMMAND})
-# Events that rerun tasks, of one run or of many: REST API, a DAG's pages, lists.
+# Events that rerun tasks of one run or of many: from the REST API, a DAG's pages and the command line, and from lists.
 _AGAIN = frozenset(
     {f"{way}.{name}" for way in ("api", "ui") for name in (
         "clear_dag_run", "post_clear_task_instances", "update_dag_run_state", "post_set_task_instances_state",
@@ -31,12 +32,12 @@ _AGAIN = frozenset(
     | {f"action_{name}" for name in ("clear", "clear_downstream", "set_queued", "set_running", "set_retry")}
     | {"dagrun.edit", "taskinstance.edit"}
 )  # fmt: skip
-# Those that may affect a DAG other than the event's: lists identify it by a row's key, regardless of other parameters,
-# and the command line accepts a pattern.
+# Those of these events that may affect a DAG other than the one that they name: lists identify the DAG by a row's key,
+# regardless of other parameters, and the command line accepts a pattern.
 _OF_ANY = frozenset(name for name in _AGAIN if name.startswith(("action_", "cli_")) or name.endswith(".edit"))
-# Those that queue a run without clearing anything.
+# Events that queue a run without clearing anything.
 _QUEUED = frozenset({"dagrun_queued", "action_set_queued", "api.update_dag_run_state", "ui.update_dag_run_state"})
-# How long before its effect an event may have been written: the webserver's limit for a request (Airflow's
+# The longest time by which an event can precede its effect: the webserver's limit for a request (Airflow's
 # `web_server_worker_timeout`), which also leaves the command line enough time to start Airflow.
 _SPAN = timedelta(seconds=120)
 
@@ -44,9 +45,10 @@ _SPAN = timedelta(seconds=120)
 def who_is(context: Any) -> str:
     """Returns who requested a task of a DAG run, in the form that releases record.
 
-    This is the user who created the run, or who cleared the task since: `ana`, `ana (cleared)`, or `ana or bob` if it
-    could have been either; `root (command line)` for `airflow dags trigger`, with the operating system's user name. If
-    Airflow has no user (a schedule, another DAG, a cleaned event log), it is the run: `airflow:<dag_id>/<run_id>`.
+    This is the user who created the run, or who has since cleared the task: `ana`, `ana (cleared)`, or `ana or bob` if
+    it could have been either of them; for `airflow dags trigger`, it is `root (command line)`, with the operating
+    system's user name. If the event log names no user (for a schedule or another DAG, or because the log was
+    cleaned), this is the run itself: `airflow:<dag_id>/<run_id>`.
 
     Args:
         context: the task's Airflow context.
@@ -60,7 +62,7 @@ def who_is(context: Any) -> str:
 
 
 def _names(session: Any, run: Any, task: Any, retries: int) -> list[str]:
-    """Returns the distinct names, latest first."""
+    """Returns the distinct names of the users who may have requested the task, latest first."""
     cleared = task.max_tries > retries and task.try_number > 1
     if cleared:
         before, after = (
@@ -71,7 +73,7 @@ def _names(session: Any, run: Any, task: Any, retries: int) -> list[str]:
         queued = run.queued_at if run.queued_at and began and run.queued_at >= began else (after or task).queued_dttm
         if queued is None:
             return []
-        # the scheduler may have waited, for a paused DAG for example, or for somebody else to queue the run
+        # the scheduler may have waited: because the DAG was paused, for example, or until somebody else queued the run
         since = min(began or queued, queued - _SPAN)
         return _people(_events(session, since, queued, _AGAIN, run.dag_id), " (cleared)")
     if run.queued_at is None:
@@ -82,7 +84,7 @@ def _names(session: Any, run: Any, task: Any, retries: int) -> list[str]:
     requeued = _events(session, since, run.queued_at, _QUEUED, run.dag_id)
     made = _events(session, since, run.queued_at, _MADE, run.dag_id)
     if not any(_named(event) == run.run_id for event in made):
-        # the request took longer than `_SPAN`
+        # the request may have taken longer than `_SPAN`
         earlier = _events(session, None, since, _MADE, run.dag_id, naming=run.run_id)
         made += [event for event in earlier if _named(event) == run.run_id]
     web = [event for event in made if event.event != _COMMAND and _may_be_of(event, run)]
@@ -96,7 +98,7 @@ def _events(
     """Returns the events that may concern a DAG, latest first.
 
     Args:
-        naming: the id of a run that an event must mention; '' for any.
+        naming: the id of a run that the events must mention; '' for events of any run.
     """
     from airflow.models.log import Log
     from sqlalchemy import or_
@@ -112,7 +114,7 @@ def _events(
 
 def _may_be_of(event: Any, run: Any) -> bool:
     """Whether an event may have created this run."""
-    # opening the form sends no conf, so such an event cannot have created a run that has one
+    # merely opening the form sends no conf, so an event without a conf can't have created a run that has one
     if event.event == _FORM and run.conf and "conf" not in _parameters(event, {"conf": ""}):
         return False
     named = _named(event)
@@ -122,8 +124,8 @@ def _may_be_of(event: Any, run: Any) -> bool:
 def _named(event: Any) -> Any:
     """Returns the id of the run that an event names; None or '' if it names none.
 
-    The form reads the run's id from the same parameter as the event's `run_id`. The API reads it from the body, which
-    the event stores in `extra`, whereas the event's `run_id` comes from the URL.
+    The form reads the run's id from the request parameter that the event also stores as `run_id`. The API reads the
+    run's id from the body, which the event stores in `extra`, whereas the event's `run_id` comes from the URL.
     """
     return event.run_id if event.event in (_FORM, _COMMAND) else _parameters(event, {}).get("dag_run_id")
 
@@ -132,7 +134,7 @@ def _parameters(event: Any, otherwise: dict[str, Any]) -> dict[str, Any]:
     """Returns the request parameters that an event stores.
 
     Args:
-        otherwise: returned if they can't be parsed.
+        otherwise: the value to return if the parameters can't be parsed.
     """
     try:
         stored = json.loads(event.extra or "{}")
@@ -146,7 +148,7 @@ def _people(events: Iterable[Any], how: str = "") -> list[str]:
 
 
 def _try(session: Any, task: Any, number: int) -> Any:
-    """Returns an earlier try of a task; None if Airflow has no record of it."""
+    """Returns an earlier try of a task; None if Airflow has no record of that try."""
     from airflow.models.taskinstancehistory import TaskInstanceHistory as Tries
 
     found = session.query(Tries).filter_by(

@@ -1,4 +1,4 @@
-"""The details of a failure report: which tables stay stale, links to logs and consoles, and what the run cost."""
+"""Provides the details of a failure report: the tables that stay stale, links to logs and consoles, and costs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from busco.project import Project
 
 
 def stale_tables(project: Project, failed_nodes: Iterable[str]) -> tuple[str, ...]:
-    """Returns the gold tables whose new version is not published because of failed nodes, sorted.
+    """Returns, in sorted order, the gold tables whose new versions are not published because of failed nodes.
 
-    These are the failed models' own tables, the tables that a failed test reads, and everything downstream of either.
+    These are the failed models' own tables, the tables that failed tests read, and everything downstream of them.
 
     Args:
         failed_nodes: unique ids of models, seeds, tests and unit tests; ids that the project lacks are ignored.
@@ -43,8 +43,8 @@ def stale_tables(project: Project, failed_nodes: Iterable[str]) -> tuple[str, ..
 def log_stream_url(region: str, group: str, stream: str) -> str:
     """Returns the CloudWatch console URL of a log stream.
 
-    The console expects names in the URL fragment to be quoted twice, with `$` as the second percent sign: `/` becomes
-    `$252F`.
+    The console expects names in the URL fragment to be percent-encoded twice, with the `%` of the second encoding
+    written as `$`: `/` becomes `$252F`.
     """
 
     def twice(name: str) -> str:
@@ -63,7 +63,7 @@ def ecs_task_url(region: str, cluster: str, task_id: str) -> str:
 def athena_table_url(region: str, database: str, table: str, workgroup: str) -> str:
     """Returns the URL of Athena's query editor, with the table as a parameter.
 
-    AWS documents no such link to a table, so the editor may open without it; `glue_table_url` always shows the table.
+    AWS does not document such links, so the editor may open without the table; `glue_table_url` always shows it.
     """
     named = "&".join(
         f"{key}={quote(value, safe='')}"
@@ -73,13 +73,13 @@ def athena_table_url(region: str, database: str, table: str, workgroup: str) -> 
 
 
 def glue_table_url(region: str, database: str, table: str) -> str:
-    """Returns the Glue console URL of a table: its columns, its location, and a button to query it in Athena."""
+    """Returns the Glue console URL of a table, a page with its columns, its location and a button to query it."""
     path = f"v2/data-catalog/tables/view/{quote(table, safe='')}?database={quote(database, safe='')}"
     return f"{_console(region)}/glue/home?region={region}#/{path}"
 
 
 def _console(region: str) -> str:
-    """Returns the console's base URL in a region's AWS partition."""
+    """Returns the base URL of the AWS console for a region, which depends on the region's partition."""
     if region.startswith("cn-"):
         return f"https://{region}.console.amazonaws.cn"
     if region.startswith("us-gov-"):
@@ -111,9 +111,9 @@ def cost(cpu_units: int, memory_mib: int, seconds: float, price_vcpu_hour: float
     minute (AWS Fargate Pricing, "Pricing details"). Storage beyond the included 20 GB is not counted.
 
     Args:
-        cpu_units: the task's `cpu`, 1024 to a vCPU.
-        memory_mib: the task's `memory` in MiB, 1024 to what Fargate calls a GB.
-        seconds: from the start of the pull (`pullStartedAt`) to `stoppedAt`; 0 for a task that never started to pull.
+        cpu_units: the task's `cpu`; 1024 units are one vCPU.
+        memory_mib: the task's `memory` in MiB; Fargate calls 1024 MiB a GB.
+        seconds: the time from `pullStartedAt` to `stoppedAt`; 0 for a task that never started to pull its image.
     """
     billed = max(60, math.ceil(seconds)) if seconds > 0 else 0
     vcpu, gb = cpu_units / 1024 * billed, memory_mib / 1024 * billed
