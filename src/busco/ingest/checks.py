@@ -1,4 +1,4 @@
-"""Builds the SQL that reads a CSV as text and checks that each value fits its type (`exact` defines when it does)."""
+"""Builds the SQL that reads a CSV as text and checks that each value fits its column's type (as `exact` defines)."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from busco.lake.deliveries import Contract
 from busco.lake.records import Column
 from busco.lake.types import literal, quoted
 
-# Lines longer than this need a higher `max_line_size` in DuckDB's read_csv. Its buffer holds 16 such lines by default,
-# and DuckDB silently drops a last line that is longer than the buffer.
+# Lines longer than this need a higher `max_line_size` in DuckDB's read_csv. By default, the buffer of read_csv holds 16
+# such lines, and DuckDB silently drops a last line that is longer than the buffer.
 _MAX_LINE = 2_000_000
 _BUFFER = 16 * _MAX_LINE
 
 
 def reader_sql(path: str, columns: Mapping[str, str], compressed: bool, longest: int = 0) -> str:
-    """Returns a relation with a CSV file's values in file order. It fails on a line with a different number of values.
+    """Returns an SQL relation with a CSV file's rows, in file order.
 
-    DuckDB can lose or add rows without an error (long lines, blank lines): compare the count with `RowCount`.
+    Reading the relation fails if the number of values on a line differs from the number of columns. However, DuckDB can
+    lose or add rows without an error (long lines, blank lines), so the caller must compare the number of rows with
+    `RowCount`.
 
     Args:
         path: an absolute path, so that DuckDB interprets no `~` or URL scheme in it.
-        columns: the header's names, in header order, each with the type to read it as.
+        columns: the column names in header order, each with the type to read its values as.
         longest: length in bytes of the longest row, or an upper bound.
     """
     typed = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
     options = [
         literal(escaped(path)),
         "auto_detect = false, header = true, delim = ',', quote = '\"', escape = '\"', strict_mode = true",
-        # otherwise DuckDB would read a folder `day=2018-01-01` as a partition column
+        # otherwise DuckDB would turn a folder named `day=2018-01-01` into a partition column
         "hive_partitioning = false",
         f"columns = {{{typed}}}",
         f"compression = {literal('gzip' if compressed else 'none')}",
     ]
     if longest >= _MAX_LINE:
-        # DuckDB 1.5 accepts a buffer of only two such lines if a single thread reads the file
+        # if a single thread reads the file, DuckDB 1.5 accepts a buffer that holds as few as two such lines
         size = longest + 1000
         options.append(f"max_line_size = {size}, buffer_size = {max(_BUFFER, 2 * size)}, parallel = false")
     return f"read_csv({', '.join(options)})"
@@ -49,7 +51,7 @@ def escaped(path: str) -> str:
 
 
 def numbered_sql(reader: str) -> str:
-    """Returns the reader's rows with a 1-based `_source_row`; DuckDB counts neither the header nor blank lines.
+    """Returns the reader's rows with a 1-based `_source_row`, which counts neither the header nor blank lines.
 
     A window without ORDER BY numbers rows in file order, because DuckDB computes it in a single ordered stream.
     """
@@ -57,7 +59,7 @@ def numbered_sql(reader: str) -> str:
 
 
 def problems_sql(contract: Contract) -> str:
-    """Returns SQL for a row of text: a list of {column, value, reason}, empty if every value fits."""
+    """Returns SQL for a list of a text row's problems, each {column, value, reason}; empty if every value fits."""
     structs = []
     for column in contract.columns:
         for condition, reason in _conditions(column, column.name in contract.grain):

@@ -3,7 +3,8 @@
 DuckDB's casts change values to make them fit: `'1.5'` becomes the integer 2, `'0.7e-45'` the DECIMAL(4,1) 0.1, and
 `'2018-01-01 10:00:00.7'` the TIMESTAMP_S `10:00:01`; within a list, an element that does not fit becomes NULL. So each
 type has a pattern for the strings whose exact value it can hold, and DuckDB casts only those. A nested value is first
-split into strings with DuckDB's own grammar, and each string is then parsed as the type of its part.
+split into strings with DuckDB's own grammar; each string is then parsed as the type of the element, field, key or value
+that it represents.
 
 docs/producing.md lists the accepted strings for each type.
 """
@@ -47,15 +48,15 @@ _UTC = r"(?:Z| UTC| utc|[+-]00(?::?00(?::00)?)?)?"
 _NAMED = literal(r" ([A-Za-z][A-Za-z0-9_/+-]*)$")
 _ZONE = r"(?:Z|[+-](?:[01]\d|2[0-3])(?::?[0-5]\d(?::[0-5]\d)?)?| [A-Za-z][A-Za-z0-9_/+-]*)?"
 
-# Quoted strings that make up a whole element, name, key or value. DuckDB also accepts `"a" "b"` and `'it''s'`, but
-# drops the quotes, and `"\n"`, but drops the backslash.
+# Quoted strings that make up a whole element, name, key or value. DuckDB accepts other strings too, but changes them:
+# it drops the quotes in `"a" "b"` and `'it''s'`, and the backslash in `"\n"`.
 _STRING = r"""(?:"(?:[^"\\]|\\[^0-9A-Za-z])*"|'(?:[^'\\]|\\[^0-9A-Za-z])*')"""
 _OTHER = r"""(?:\\.|[^"'\\])*"""
 _STRINGS = rf"\\?[\[{{(,:=]\s*{_STRING}\s*(?:[,:=]\s*{_STRING}\s*)*[\]}}),:=]"
 _PARTS = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:[^"'\\]|\\.)+"""
 _BRACKET_IN_QUOTES = r"""["'][^"']*[\[\]{}()][^"']*["']"""
-# The characters with a meaning in DuckDB's grammar, and the placeholders that replace them while DuckDB reads a
-# string that contains them literally. The letter `l` is included because of the word null.
+# The characters that have a meaning in DuckDB's grammar, and the placeholders that replace them while DuckDB reads a
+# string in which they are meant literally. The letter `l` is included because of the word null.
 _SIGNS = "[]{}()\"'\\,l"
 _OTHERS = "".join(chr(0xE001 + at) for at in range(len(_SIGNS)))
 _BRACKETS = _SIGNS[:6]
@@ -75,14 +76,14 @@ def value_sql(kind: types.DataType, text: str) -> str:
 
 
 def fits_sql(kind: types.DataType, text: str) -> str:
-    """Returns SQL that tests whether `value_sql` of a non-NULL string has a value; faster where possible."""
+    """Returns SQL that tests whether a non-NULL string fits; where possible, the test is faster than `value_sql`."""
     if isinstance(kind, types.Primitive) and kind.name not in WIDE | {"VARCHAR"}:
         return strict(kind, stripped(kind, text)).fits()
     return f"{value_sql(kind, text)} is not null"
 
 
 def cast_sql(kind: types.DataType, text: str) -> str:
-    """Like `value_sql`, for strings that are known to fit; faster where possible."""
+    """Returns SQL for the value of a string that is known to fit; where possible, it is faster than `value_sql`."""
     if not isinstance(kind, types.Primitive) or kind.name in WIDE:
         return value_sql(kind, text)
     return text if kind.name == "VARCHAR" else f"cast({stripped(kind, text)} as {kind})"
@@ -95,7 +96,7 @@ class _Reader:
         self._numbers = itertools.count(1)
 
     def value(self, kind: types.DataType, text: str, inner: bool) -> str:
-        """With `inner`, the string is part of a nested value, to which DuckDB's wider grammar applies."""
+        """If `inner`, the string is part of a nested value, and DuckDB's wider grammar applies to it."""
         if isinstance(kind, types.ListOf):
             return self._list(kind, text)
         if isinstance(kind, types.Struct):
@@ -110,7 +111,7 @@ class _Reader:
         return self._let(inside, lambda t: self._wide(kind, t))
 
     def _let(self, expression: str, body: Callable[[str], str]) -> str:
-        """Computes an expression once for a body that uses it several times."""
+        """Returns SQL that computes an expression once, for a body that uses it several times."""
         name = self._name()
         return f"list_transform([{expression}], lambda {name}: {body(name)})[1]"
 
@@ -124,7 +125,8 @@ class _Reader:
     # -- nested types: a value fits if each part whose string is not NULL has a value ---------------------------------
     #
     # Each enclosing lambda doubles the time that DuckDB takes to bind an expression. So only one of the lambdas for a
-    # nested value encloses those for its parts: it turns each part into a pair of its value and whether it was given.
+    # nested value encloses the lambdas for its parts: the one that turns each part into a pair (`_pair`) of the part's
+    # value and whether its string was given, that is, not NULL.
 
     def _list(self, kind: types.ListOf, text: str) -> str:
         of_json = isinstance(kind.element, types.Primitive) and kind.element.name == "JSON"
@@ -152,10 +154,10 @@ class _Reader:
         return self._let(self._let(raw, fields), whole)
 
     def _each_field_once(self, names: Sequence[str], text: str) -> str:
-        """Returns SQL that tests that no field occurs twice in a struct's string. DuckDB would keep only the last one.
+        """Returns SQL that tests that no field occurs twice in a struct's string. DuckDB would keep only the last.
 
         The string must have as many entries as there are fields with a value. The word NULL is replaced first, in field
-        names too, so that a NULL field counts as one with a value.
+        names too, so that a field whose value is NULL counts as a field with a value.
         """
         changed = f"regexp_replace({text}, {literal(_NULL)}, {literal(_NOT_NULL)}, 'g')"
         given = f"try_cast({changed} as {_texts(map(_not_null, names))})"
@@ -181,8 +183,8 @@ class _Reader:
             ]
             return where(" and ".join(fits), f"map({keys}, {self._every(values, 'value')})")
 
-        # TRY_CAST would raise an error for a duplicate key. The entries are counted because DuckDB reads a key `,b`
-        # from `{a=1,,b=2}`.
+        # `try` is needed because even TRY_CAST raises an error for a duplicate key. The entries are counted because
+        # DuckDB reads a key `,b` from `{a=1,,b=2}`.
         raw = self._let(
             self._hidden(text),
             lambda hidden: f"{{'map': try(cast({hidden} as MAP(VARCHAR, VARCHAR))), 'entries': {_entries(hidden)}}}",
@@ -205,8 +207,8 @@ class _Reader:
     def _hidden(self, text: str) -> str:
         """Returns a nested value's string with placeholders for the brackets in its quoted strings.
 
-        Otherwise DuckDB drops quotes: it reads the one element of `[['}', ']']]` as `['}', ']]`. The result is NULL if
-        the quotes do not enclose whole strings, or if the string already contains a placeholder.
+        Without placeholders, DuckDB drops quotes: it reads the only element of `[['}', ']']]` as `['}', ']]`. The
+        result is NULL if the quotes do not enclose whole parts, or if the string already contains a placeholder.
         """
 
         def without_brackets(part: str) -> str:
@@ -226,8 +228,9 @@ class _Reader:
     def _hidden_json(self, text: str) -> str:
         """Returns a JSON array's string with placeholders for the characters that DuckDB would interpret.
 
-        DuckDB would drop the quotes of the elements, so that the string "1" would become the number 1, and would
-        read the JSON null as NULL. The result is NULL if the string cannot be JSON or already contains a placeholder.
+        Without placeholders, DuckDB would drop the quotes of JSON strings, which would turn the string "1" into the
+        number 1, and would read the JSON null as NULL. The result is NULL if the string cannot be JSON or already
+        contains a placeholder.
         """
 
         def hidden_part(part: str) -> str:
@@ -262,14 +265,17 @@ class _Reader:
             time = time_pattern(kind, r"(?:T|\s+)", r"\d{1,2}", _ZONE if zoned else _UTC)
             read = moment(kind, text, _EPOCH + _WIDE_DAY + time).value()
             if zoned:
-                # separate branches, because DuckDB reads a time without a zone in the zone of the preceding time
+                # separate branches, because DuckDB reads a time without a zone as if it had the preceding time's zone
                 named = f"regexp_matches({text}, {_NAMED})"
                 return f"case when {named} then {self._in_zone(text, read)} else {read} end"
             return read
         return narrow.value()
 
     def _plain(self, text: str) -> str:
-        """Returns a number without underscores or exponent: `1_5e-1` is `1.5`. DuckDB rounds 0.7e-45 up to 0.1."""
+        """Returns SQL that rewrites a number without underscores or exponent: `1_5e-1` becomes `1.5`.
+
+        DuckDB itself rounds 0.7e-45 up to 0.1.
+        """
 
         def moved(parts: str) -> str:
             digits = f"{parts}.whole || {parts}.part"
@@ -291,7 +297,7 @@ class _Reader:
         return f"case when contains(lower({text}), 'e') then {self._let(parts, moved)} else {number} end"
 
     def _in_zone(self, text: str, read: str) -> str:
-        """Returns a moment only if the clocks of its named zone showed the local time exactly once."""
+        """Returns SQL for a moment; NULL unless the clocks of its named zone show its local time exactly once."""
 
         def once(moment: str, zone: str, local: str) -> str:
             # the offsets one day before and one day after are those on either side of a clock change

@@ -25,7 +25,8 @@ from busco.lake.deliveries import OTHER_PROJECTS, Contract, check_source
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
 
-# the csv module limits values to 131,072 characters for the whole process; `Limits` limits rows instead
+# by default, the csv module rejects values of more than 131,072 characters; here, `Limits` limits rows instead (the
+# module's limit applies to the whole process)
 csv.field_size_limit(sys.maxsize)
 
 
@@ -42,9 +43,10 @@ class SourceFile:
     """A file to ingest.
 
     Attributes:
-        path: where its bytes are read; within `opened`, the open file, even if its name now refers to another file.
-        name: its path below the given folder, without a compression suffix (D1).
-        folder: the given folder; None if the file itself was given.
+        path: the path that the file is read from; within `opened`, the path of the open descriptor, which still refers
+            to the same file even if the file's name no longer does.
+        name: the file's path below the folder that the user gave, without a compression suffix (D1).
+        folder: the folder that the user gave; None if the user gave the file itself.
         follow_links: whether the folder, the file and the folders in between may be links.
     """
 
@@ -60,8 +62,8 @@ class Content:
     """The result of examining a file.
 
     Attributes:
-        sha256: the hash of its uncompressed content; `bytes` is the size of the same content.
-        header: its column names, in order.
+        sha256: the hash of the file's uncompressed content; `bytes` is the size of the same content.
+        header: the file's column names, in order.
         rows: the number of rows, excluding the header and blank lines (`RowCount`).
         longest: length in bytes of the longest row; only an upper bound if all rows are shorter than 1 MiB.
     """
@@ -75,7 +77,7 @@ class Content:
 
 
 def state(path: Path) -> tuple[int, ...]:
-    """Returns what changes when a file is modified or replaced: size in bytes, modification time, device, inode.
+    """Returns what reveals that a file was modified or replaced: its size in bytes, modification time, device, inode.
 
     Raises:
         Refused: the file no longer exists.
@@ -93,7 +95,7 @@ def opened(file: SourceFile) -> Iterator[SourceFile]:
     the meantime.
 
     Raises:
-        Refused: it can't be opened, is no longer a regular file, or has become a link.
+        Refused: the file can't be opened, is no longer a regular file, or has become a link.
     """
     with readable():
         descriptor = _open(file)
@@ -128,8 +130,8 @@ def find(
 ) -> tuple[list[SourceFile], list[tuple[Path, str]]]:
     """Returns the files to ingest, and the paths that can't be ingested, each with the reason.
 
-    A folder means all CSV files below it. Files are sorted by name, so that deliveries arrive in the same order
-    each time. The second list includes unreadable paths, so that one of them does not stop the others.
+    A folder stands for all CSV files below it, sorted by name, so that their deliveries are made in the same order each
+    time. The second list includes unreadable paths, so that an unreadable path does not stop the other files.
 
     People who deliver files must not be able to choose what else is read from this machine: a link to a file or a
     folder, whether given directly or found below a folder, is refused unless `follow_links` is set.
@@ -159,9 +161,9 @@ def find(
 
 
 def _below(path: Path, follow_links: bool) -> Iterator[tuple[Path, str]]:
-    """Yields the file itself, or everything in the folder that looks like a CSV file.
+    """Yields a file itself, or everything below a folder that looks like a CSV file, each path with its name.
 
-    Pipes and links that are not followed are included, so that they can be reported.
+    Pipes, and links that are not followed, are included so that they can be reported.
     """
     if not path.is_dir() or (path.is_symlink() and not follow_links):
         yield path, without_compression(path.name)
@@ -174,7 +176,7 @@ def _walk(folder: Path, follow_links: bool, above: frozenset[tuple[int, int]]) -
     """Yields the paths below a folder that are to be ingested or reported.
 
     Args:
-        above: device and inode of the folders above it; a link to one of them would form a loop.
+        above: device and inode of each folder above this one; a link to one of them would form a loop.
     """
     try:
         found = folder.stat()
@@ -246,7 +248,7 @@ def without_compression(name: str) -> str:
 
 
 def recognise(name: str, contracts: Iterable[Contract]) -> Contract | None:
-    """Returns the table for a file name: `orders.csv`, `olist_orders_dataset.csv`, `orders-2018-01.csv` → orders."""
+    """Returns the contract for a file name: `orders.csv`, `olist_orders_dataset.csv`, `orders-2018-01.csv` → orders."""
     stem = re.sub(r"\.csv$", "", Path(name).name, flags=re.IGNORECASE).lower()
     for contract in sorted(contracts, key=lambda c: -len(c.table)):
         if re.fullmatch(rf"(?:[a-z0-9]+_)?{re.escape(contract.table)}(?:_dataset)?(?:[-.].*)?", stem, re.DOTALL):
@@ -300,7 +302,7 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
 
 
 def decompress(path: Path, target: Path, tick: Callable[[], None]) -> None:
-    """Writes the content of a gzip that was examined before to a file.
+    """Decompresses a gzip file, which was examined before, to `target`.
 
     Args:
         tick: called regularly; an exception that it raises stops the work.

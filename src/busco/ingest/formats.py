@@ -14,7 +14,7 @@ import struct
 import zipfile
 from pathlib import Path
 
-# The first bytes of binary formats, with advice. Sources: each format's specification; `file`'s magic database.
+# Each binary format's first bytes and name, with advice. Sources: each format's specification; `file`'s magic database.
 _EXPORT = "export it as CSV"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "a Parquet file", _EXPORT),
@@ -37,14 +37,14 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 )
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-# the largest central directory of a zip that is read, and the size of the end record with its longest comment
+# the largest central directory that is read from a zip, and the maximum size of the end record with its comment
 _MAX_DIRECTORY_BYTES = 1 << 20
 _END_BYTES = 22 + 65_535 + 20  # plus the locator of the zip64 record
-# What `zipfile` can raise for a central directory that it can't read. Only the first is documented; ValueError is for
-# names that are flagged as UTF-8 but are not.
+# What `zipfile` can raise for a central directory that it can't read. Only the first is documented; ValueError is
+# raised for names that are flagged as UTF-8 but are not valid UTF-8.
 _BROKEN_ZIP = (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, EOFError, struct.error)
 _ERROR_PAGE = re.compile(rb"<Error>\s*<Code>(\w+)</Code>")
-# how JSON begins, if it is too long to parse here; in CSV, no quoted value begins after a bracket
+# the beginning of JSON that is too long to parse here; in CSV, no quoted value begins after a bracket
 _JSON = re.compile(r'(?:\{\s*"(?:[^"\\]|\\.)*"\s*:|\[\s*[\[{"]|\{\s*\}|\[\s*\])')
 
 
@@ -52,7 +52,7 @@ def another_format(path: Path, head: bytes, compressed: bool) -> str:
     """Returns what the file seems to be and what to deliver instead, in one sentence, or '' if it may be CSV.
 
     Args:
-        head: the beginning of its decompressed content, without a byte-order mark or leading blank lines.
+        head: the beginning of the file's decompressed content, without a byte-order mark or leading blank lines.
         compressed: whether the file itself is gzip.
     """
     found = _binary(path, head, compressed) or _text(head.lstrip())
@@ -85,7 +85,7 @@ def _zip(path: Path, head: bytes, compressed: bool) -> tuple[str, str]:
         with zipfile.ZipFile(io.BytesIO(head) if compressed else path) as archive:
             names = archive.namelist()
     except _BROKEN_ZIP:
-        # The zip is damaged, or only its beginning is available: each entry's header contains its name too.
+        # The zip is damaged, or only its beginning is available. The name of each entry is also in the entry's header.
         names = [name for name in ("xl/workbook.xml", "content.xml", "word/") if name.encode() in head]
     if any(name.startswith("xl/") for name in names):
         return "an Excel workbook (xlsx)", "save its sheet as CSV UTF-8"
@@ -95,7 +95,7 @@ def _zip(path: Path, head: bytes, compressed: bool) -> tuple[str, str]:
 
 
 def _directory_bytes(path: Path) -> int:
-    """Returns the size of a zip's central directory, according to the record at its end; 0 without such a record.
+    """Returns the size of a zip's central directory according to the zip's end record, or 0 if it has no such record.
 
     The directory of a zip64 archive counts as too large. Source: PKWARE, APPNOTE 4.3.15 and 16.
     """
@@ -135,7 +135,7 @@ def _json(text: str) -> tuple[str, str] | None:
     return None
 
 
-# Windows-1252 assigns characters to all but five of the bytes that are control codes in Latin-1
+# the five bytes to which Windows-1252 assigns no character; they are control codes in Latin-1
 _UNUSED_IN_WINDOWS = frozenset(b"\x81\x8d\x8f\x90\x9d")
 
 
@@ -143,7 +143,8 @@ def another_encoding(not_utf8: bytes) -> str:
     """Returns the likely encoding of text that contains these non-UTF-8 bytes, and how to convert it.
 
     The bytes don't distinguish CP850, the encoding of DOS programs, from Windows-1252: 0xC6 is ã in the first and Æ in
-    the second. Text converted from the wrong encoding is valid UTF-8 too, so only a person who looks at it notices.
+    the second. Text converted from the wrong encoding is valid UTF-8 too, so only a person who looks at it can notice
+    the mistake.
     """
     found = frozenset(not_utf8)
     if found & _UNUSED_IN_WINDOWS:

@@ -13,13 +13,13 @@ from busco.ingest.formats import another_encoding, another_format
 from busco.ingest.refused import Refused
 from busco.lake.deliveries import Contract
 
-# The maximum number of names in a message, and of characters per name: what is read as the header can be a single word
-# of a megabyte.
+# The maximum number of names in a message, and of characters per name. Both are needed because what is read as the
+# header can be anything, even a single word of a megabyte.
 _SHOWN = 100
 # The line that tells Excel which separator a file uses. Excel never writes it, but programs that export to Excel do.
 _SEPARATOR_LINE = re.compile(r"(?i)sep=(.?)")
 _INVISIBLE = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]+")
-# differences between names that look the same to a person, each with the function that removes the difference
+# differences between two names that people easily overlook, each with the function that removes the difference
 _DIFFERENCES: dict[str, Callable[[str], str]] = {
     "the spaces": lambda name: _INVISIBLE.sub("", name),
     "the capitalization": str.casefold,
@@ -30,7 +30,7 @@ _DIFFERENCES: dict[str, Callable[[str], str]] = {
 def read_header(path: Path, head: bytes, compressed: bool, contract: Contract) -> tuple[str, ...]:
     """Returns the column names in the header.
 
-    Messages never contain the file's values, which are on the first line if the header is missing.
+    Messages never contain values of the file, even if the header is missing and the first line contains values.
 
     Args:
         head: the beginning of the file's decompressed content, without a byte-order mark or leading blank lines.
@@ -84,7 +84,7 @@ def _check(header: Sequence[str], contract: Contract) -> None:
 
 
 def _check_separator(header: Sequence[str], columns: int) -> None:
-    """Raises `Refused` if the first line is Excel's `sep=` line, or has a separator other than commas."""
+    """Raises `Refused` if the first line is Excel's `sep=` line, or uses a separator other than commas."""
     if found := _SEPARATOR_LINE.fullmatch(",".join(header)):
         commas = "" if found[1] in ("", ",") else ", and separate values with commas"
         raise Refused(f"the first line is Excel's `{found[0]}`, not the header: delete it{commas}")
@@ -95,10 +95,10 @@ def _check_separator(header: Sequence[str], columns: int) -> None:
 
 
 def _instead(missing: Sequence[str], extra: Sequence[str], none: bool) -> str:
-    """Returns what the header has instead of the missing names, to append to the message; '' if nothing is similar.
+    """Returns what to append to a message about missing names: the similar names that the header has instead, if any.
 
     Args:
-        none: whether the header has none of the table's column names.
+        none: whether the header has none of the table's column names; it then probably is not the header.
     """
     pairs = [(name, other) for name in missing for other in extra if _equal(name, other, _DIFFERENCES)]
     if not pairs:
@@ -112,7 +112,7 @@ def _instead(missing: Sequence[str], extra: Sequence[str], none: bool) -> str:
 
 
 def _equal(name: str, other: str, differences: Iterable[str]) -> bool:
-    """Whether two names are equal apart from the given `_DIFFERENCES`."""
+    """Returns whether two names are equal apart from the given `_DIFFERENCES`."""
     for one in differences:
         name, other = _DIFFERENCES[one](name), _DIFFERENCES[one](other)
     return name == other

@@ -25,7 +25,7 @@ _AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Report:
-    """The result for each file, in the given order, and the paths that could not be ingested, with the reasons."""
+    """The result for each file, in the given order, and each path that could not be ingested, with the reason."""
 
     loaded: list[Loaded]
     unknown: list[tuple[Path, str]]
@@ -100,17 +100,17 @@ def ingest(
 
 
 class _Over(Exception):
-    """Stops reading a file after another one failed or the user interrupted the command."""
+    """Raised to stop reading a file after another file failed or the user interrupted the command."""
 
 
 def _interrupt(connections: list[duckdb.DuckDBPyConnection], loading: list[Future[None]]) -> None:
     """Interrupts DuckDB until all files in progress have stopped.
 
-    It does so repeatedly, because an interruption has no effect on queries that start after it.
+    The interruption is repeated because it has no effect on queries that start after it.
     """
     while wait(loading, timeout=0.05).not_done:
         for connection in tuple(connections):
-            # the connection has been closed: its file is done
+            # raised if the connection has been closed, because its file is done
             with contextlib.suppress(duckdb.ConnectionException):
                 connection.interrupt()
 

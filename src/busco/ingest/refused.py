@@ -1,4 +1,4 @@
-"""Defines the error that refuses a source file as a whole."""
+"""Defines the error for a source file that is refused as a whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Refused(Exception):
 
 @contextmanager
 def readable() -> Iterator[None]:
-    """Turns an error while a source file is read, or rewritten to scratch, into a refusal of the file.
+    """Turns errors in reading a source file, or in rewriting it to the scratch folder, into a refusal of the file.
 
     Raises:
         Refused: the file can't be read, its gzip is broken, or the scratch folder's disk is full.

@@ -1,10 +1,10 @@
-"""Counts a CSV's rows from its bytes, as a check on the readers of its values.
+"""Counts a CSV's rows from its bytes, as a check on the readers that parse its values.
 
 DuckDB has lost rows without an error, so no reader's own count is trusted. This count shares no code with DuckDB's
 reader or with Python's `csv`, but follows the same dialect as the latter (RFC 4180, `strict`):
 
 - a row ends at an LF, CRLF or CR outside of quotes, or at the end of the file; a blank line is not a row;
-- a quote opens only at the beginning of a value, and `""` within quotes is a literal quote;
+- a quote opens a quoted value only if the value begins with it; `""` within quotes is a literal quote;
 - a closing quote is followed by a comma or a line end. If other text follows it, the row is broken and ends with its
   line.
 """
@@ -50,7 +50,8 @@ class RowCount:
 
     Attributes:
         rows: rows counted so far, including the header.
-        longest: length in bytes of the longest row, without its line end; for rows below 1 MiB only an upper bound.
+        longest: length in bytes of the longest row, without its line end; only an upper bound if all rows are shorter
+            than 1 MiB.
     """
 
     def __init__(self, limit: int) -> None:
@@ -73,7 +74,7 @@ class RowCount:
             if len(self._first) < len(BOM) and BOM.startswith(self._first):
                 return
             chunk, self._first = self._first.removeprefix(BOM), None
-        # no piece is over the limit, so only a row that spans pieces can be
+        # no piece is over the limit, so a row can be over the limit only if it spans several pieces
         size = min(_PIECE, self._limit)
         for start in range(0, len(chunk), size):
             self._count(chunk[start : start + size])
@@ -97,7 +98,7 @@ class RowCount:
             self._check(self._done - self._row_began)
 
     def _skim(self, piece: bytes, at: int) -> int:
-        """Counts complete rows in bulk, from the beginning of a row; returns the position of the first row left."""
+        """Counts complete rows in bulk, starting at the beginning of a row; returns the position after them."""
         body = (piece[at:] if at else piece).lstrip(b"\r\n")
         rest = body
         if b'"' in body:
@@ -117,7 +118,7 @@ class RowCount:
         return at
 
     def _walk(self, piece: bytes, at: int, one: bool = False) -> int:
-        """Reads value by value to the end of the piece, or with `one` to the end of the row; returns its position."""
+        """Reads value by value to the end of the piece or, with `one`, of the row; returns the position reached."""
         while at < len(piece):
             if self._state is _ROW:
                 at = _LINE_ENDS.match(piece, at).end()  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Builds the SQL that parses a string as a scalar in a top-level column (`exact` handles nested values)."""
+"""Builds the SQL that parses the strings of top-level columns as scalars (`exact` handles nested values)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _NO_JSON = r"(?i)nan|inf|,\s*[\]}]"
 class Scalar:
     """How to parse a scalar: with `cast`, if all `texts` are true for the string and `accepted` is true for the value.
 
-    DuckDB evaluates an expression within AND or CASE each time that it occurs there, so `fits` uses the cast once.
+    If an expression occurs several times within AND or CASE, DuckDB evaluates it each time. So `fits` contains the cast
+    only once.
     """
 
     cast: str
@@ -62,7 +63,7 @@ def strict(kind: types.Primitive, text: str) -> Scalar:
         return moment(kind, text, _DAY + time_pattern(kind, "[ T]", r"\d{2}", ""))
     if kind.name == "JSON":
         # DuckDB accepts NaN, Infinity and a comma after the last element, which JSON does not allow. Outside of its
-        # strings, JSON never contains these letters.
+        # strings, valid JSON never contains the letters `nan` or `inf`.
         no_strings = f"regexp_replace({text}, {literal(JSON_STRING)}, '0', 'g')"
         return Scalar(read, (f"not regexp_matches({no_strings}, {literal(_NO_JSON)})",))
     return Scalar(read)
@@ -72,7 +73,8 @@ def time_pattern(kind: types.Primitive, separator: str, digits: str, zone: str) 
     """Returns a regular expression for an optional time of day.
 
     Args:
-        separator, digits, zone: patterns for what precedes it, its hour, minute and second, and what follows it.
+        separator, zone: patterns for what precedes and what follows the time of day.
+        digits: the pattern for each of the hour, the minute and the second.
     """
     seconds = rf"{digits}(?:\.\d{{0,{FRACTIONS[kind.name]}}}0*)?"
     return rf"(?:{separator}{digits}:{digits}(?::{seconds})?{zone})?"
@@ -95,14 +97,14 @@ def moment(kind: types.Primitive, text: str, pattern: str) -> Scalar:
 
 
 def stripped(kind: types.Primitive, text: str) -> str:
-    """Removes the spaces around a string, except for VARCHAR and BLOB, where they are part of the value."""
+    """Returns SQL that removes the spaces around a string, except for VARCHAR and BLOB, whose values include them."""
     if kind.name in ("VARCHAR", "BLOB"):
         return text
     return trimmed(text) if kind.name in WIDE | {"JSON"} else f"trim({text})"
 
 
 def trimmed(text: str) -> str:
-    """Removes spaces of any kind (the inner trim), tabs and line breaks around a string."""
+    """Returns SQL that removes spaces of any kind (the inner trim), tabs and line breaks around a string."""
     return f"trim(trim({text}), {_SPACE})"
 
 

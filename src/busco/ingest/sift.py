@@ -1,8 +1,8 @@
-"""Reads a file that DuckDB rejected, row by row: keeps the rows that parse, sets the others aside with a reason.
+"""Reads a file that DuckDB rejected, row by row: keeps the rows that parse, and sets the others aside with a reason.
 
 DuckDB's own list of rejected lines can't be used: it counts blank lines as rows, truncates the lines it quotes, and
 treats everything that an unclosed quote swallows as one line. So a file with any error is read again here, with
-Python's reader for the same dialect, and written to a file in which every row has its number.
+Python's reader for the same dialect, and rewritten to another file in which every row has its number.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _LONG = 100_000
 def sift(path: Path, content: Content, target: Path, tick: Callable[[], None]) -> int:
     """Writes a file's rows to `target`, a CSV whose first columns are `COLUMNS`.
 
-    These are the row's number and, if the row can't be parsed, its line and the reason; its values are then empty. Rows
-    are numbered from 1; the header and blank lines are not counted.
+    `COLUMNS` contain the row's number and, if the row can't be parsed, its line and the reason; the values of such a
+    row are left empty. Rows are numbered from 1; the header and blank lines are not counted.
 
     Args:
         tick: called regularly; an exception that it raises stops the work.
 
     Returns:
-        Length in bytes of the longest row written; 0 if all are well below DuckDB's limit.
+        The length in bytes of the longest row written, or 0 if all rows are well below DuckDB's limit.
 
     Raises:
         Refused: line endings are mixed, an unclosed quote swallowed other rows, most rows with non-ASCII characters are
@@ -85,7 +85,7 @@ class _Encoding:
         return not wrong
 
     def check(self) -> None:
-        """Raises `Refused` if most such rows are not UTF-8: then the file's encoding is wrong, not just a few rows."""
+        """Raises `Refused` if most rows with non-ASCII characters are not UTF-8: then the file has another encoding."""
         if 2 * self.not_utf8 > self.not_ascii:
             raise Refused(
                 f"{self.not_utf8:,} of the {self.not_ascii:,} rows with non-ASCII characters are not UTF-8: "
@@ -114,12 +114,12 @@ class _Lines:
         self.taken.clear()
 
     def end(self) -> None:
-        """Raises `Refused` if the row's line ending differs from those before it."""
+        """Raises `Refused` if the row's line ending differs from that of the rows before it."""
         line = self.taken[-1]
         if not self.ending and line[-1] in "\r\n":
             endings = line[len(line.rstrip("\r\n")) :]
             self.ending = "\r\n" if endings.startswith("\r\n") else endings[0]
-        # a line has line ends only after its text, so another kind can be found without splitting them
+        # a line has line ends only after its text, so a different line end can be found without splitting the line
         if self.ending == "\r\n":
             mixed = not line.count("\r") == line.count("\n") == line.count("\r\n")
         else:
@@ -207,7 +207,7 @@ def _problem(values: list[str], columns: int, taken: list[str]) -> str:
 
 
 def _is_row(line: str, columns: int) -> bool:
-    """Whether a line within quotes is a row by itself: then the quote was meant to end before it."""
+    """Returns whether a line within quotes is a row by itself: if so, the quote should have been closed before it."""
     try:
         values = next(csv.reader([line]), [])
     except csv.Error:

@@ -1,4 +1,4 @@
-"""Reads a file's rows as a relation, and counts the rows and how many of them do not fit."""
+"""Provides a file's rows as an SQL relation, and counts the rows and those that do not fit the contract."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Survey:
     """What a file contains.
 
     Attributes:
-        relation: a query for its rows as text, with `_source_row`.
+        relation: a query that returns the file's rows as text, with `_source_row`.
         broken: a query (row, line, reason) for the lines that are not rows; '' if there are none.
         rows: the number of rows in the relation; `bad` of them have a value that does not fit.
         lines: the number of lines that are not rows.
@@ -33,8 +33,8 @@ class Survey:
     lines: int = 0
 
 
-# What DuckDB raises for a file that it can't read as it is. The message quotes the line and may cut it in the middle of
-# a character, which Python can't decode.
+# What is raised for a file that DuckDB can't read as it is. DuckDB's message quotes the line and may cut it in the
+# middle of a character; Python can't decode such a message.
 _REJECTED = (duckdb.InvalidInputException, duckdb.NotImplementedException, UnicodeDecodeError)
 
 
@@ -45,13 +45,13 @@ def survey(
     scratch: Path,
     tick: Callable[[], None],
 ) -> Survey:
-    """Reads the whole file once.
+    """Reads the whole file and returns what it contains.
 
     DuckDB reads the file directly if it can. If it rejects a line or finds the wrong number of rows (it may read a
     blank line as a header or a row), the file is first sifted into `scratch` (`sift`).
 
     Raises:
-        Refused: the file can't be read even after that, or rows were lost.
+        Refused: the file can't be read even after sifting, or rows were lost.
     """
     found = _direct(connection, file, content, scratch, tick)
     if found is None or found.rows != content.rows:
@@ -79,7 +79,7 @@ def _direct(
     scratch: Path,
     tick: Callable[[], None],
 ) -> Survey | None:
-    """Reads the file directly with DuckDB; returns None if it rejects a line."""
+    """Reads the file directly with DuckDB; returns None if DuckDB rejects a line."""
 
     def read(path: Path, compressed: bool) -> Survey:
         columns = dict.fromkeys(content.header, "VARCHAR")
@@ -107,7 +107,7 @@ def _direct(
 def unreadable(error: duckdb.Error | UnicodeDecodeError) -> Refused:
     """Turns DuckDB's error into a refusal.
 
-    For most errors only the kind is kept, because their text quotes the file's content.
+    For most errors, only the kind of error is kept, because the error's text quotes the file's content.
     """
     kind = type(error).__name__.removesuffix("Exception").removesuffix("Error")
     if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):

@@ -26,9 +26,9 @@ class Audit:
         tests: unique id of each error-severity test → the tables that it reads.
         tables: every table that the project currently defines.
         project: the dbt project's identity: its id, or its dbt name if it has no id.
-        manifest_hash: the hash of the manifest that all of this comes from.
-        names: test unique id → the Airflow task that runs it, for messages.
-        unit_tests: unit test unique id → the table whose model it tests.
+        manifest_hash: the hash of the dbt manifest from which the audit was made.
+        names: unique id of each test → the Airflow task that runs the test, for messages.
+        unit_tests: unique id of each unit test → the table whose model is tested.
         dbt_name: the project's dbt name; if empty, it is the same as `project`.
         has_id: whether `project` is an id.
         models: the unique ids of all of the project's models and seeds.
@@ -45,15 +45,15 @@ class Audit:
     models: frozenset[str] = frozenset()
 
     def owner(self, folder: str = "") -> Owner:
-        """Returns the project as an owner of tables; `folder` is its path relative to the platform's home directory."""
+        """Returns the project as an owner; `folder` is the project's path relative to the platform's home directory."""
         return Owner(self.project, self.dbt_name or self.project, self.has_id, folder)
 
 
 def refuse_moved(run: Run, audit: Audit, base: Release | None, live: Release | None, built: dict[str, Version]) -> None:
-    """Rejects a run if a table that it depends on has changed in the live release since its base (P4 part 1, P6).
+    """Rejects a run if a table that it depends on has changed in the live release since the run's base (P4 part 1, P6).
 
-    This covers the tables that the run built, the tables that they were built from, and the tables that their tests
-    read: only a new pin could pick up the versions that are live now.
+    A run depends on the tables that it built, on their inputs, and on the tables that their tests read. Only a new pin
+    can pick up the versions of these tables that are live now.
     """
     shown = live.tables if live else {}
     based = base.tables if base else {}
@@ -84,7 +84,7 @@ def refuse_moved(run: Run, audit: Audit, base: Release | None, live: Release | N
 
 
 def refuse_inconsistent(built: dict[str, Version], tables: dict[str, Version]) -> None:
-    """Rejects built tables that were not made from exactly the versions in the new release (P4 part 2)."""
+    """Rejects built tables whose inputs were not exactly the versions in the new release (P4 part 2)."""
     wrong: dict[str, list[str]] = {}
     for table, version in built.items():
         for parent, used in version.inputs.items():
@@ -104,8 +104,8 @@ def refuse_inconsistent(built: dict[str, Version], tables: dict[str, Version]) -
 def refuse_untested(run: Run, audit: Audit, entries: dict[str, Entry], tables: dict[str, Version]) -> None:
     """Rejects a run whose tests have not all passed on exactly the versions to be published (P4 part 3).
 
-    This covers every error-severity test of a built table, and any failed test of the sources that the tables were
-    built from.
+    Every unit test and error-severity test of the tables that the run built must have passed, and no test of the
+    sources that these tables were built from may have failed.
     """
     built = {table for table, entry in entries.items() if not entry.kept}
     sources = {parent for table in built for parent in tables[table].inputs if parent.startswith("bronze.")}

@@ -1,4 +1,4 @@
-"""Removes the bounds of personal columns from file statistics, because more people can read metadata than tables."""
+"""Removes the bounds of personal columns from file statistics, because more people can read metadata than data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from busco.lake import dates
 from busco.lake.records import Column
 
-# The statistics from COPY that do not reveal a value of the column.
+# The names of the statistics from COPY that reveal no value of the column.
 _COUNTS = frozenset({"null_count", "num_values", "column_size_bytes", "has_nan", dates.PROVEN})
 _FIRST = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -18,7 +18,8 @@ def without_bounds(
 ) -> dict[str, dict[str, str]]:
     """Returns a file's statistics, as reported by COPY, reduced to counts for personal columns.
 
-    For dates and times it also keeps whether they are in the range that readers support (`dates.PROVEN`).
+    For personal dates and times, the result also states whether all values are in the range that readers support
+    (`dates.PROVEN`).
 
     Args:
         statistics: the statistics by quoted path, such as `"st"."a"`.

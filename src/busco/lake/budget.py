@@ -1,4 +1,4 @@
-"""Sets DuckDB's limits for memory, threads and disk in its container, and explains errors when they are too low."""
+"""Chooses DuckDB's limits for memory, threads and disk, and explains the errors that occur if a limit is too low."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from busco.settings import Settings
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
-# The memory used by Python, dbt, pyiceberg and the extensions, and the share of the rest that DuckDB gets. It doesn't
-# get all of it because its limit is not a hard one (measured: docs/decisions/009-memory-disk-and-credentials.md).
+# The memory used by Python, dbt, pyiceberg and the extensions, and the share of the rest that DuckDB gets. DuckDB
+# doesn't get all of the rest, because it can exceed its limit (measured:
+# docs/decisions/009-memory-disk-and-credentials.md).
 _OWN_BYTES = 350 * MIB
 _SHARE = 0.75
-# A container with less than this is too small for any model, but DuckDB still needs enough memory to report the error.
+# The minimum for DuckDB, but at most half of the container's memory. A container that leaves DuckDB less than this is
+# too small for any model, but DuckDB still needs enough memory to report the error.
 _LEAST_BYTES = 128 * MIB
 # Disk space left free for everything else on the same disk, such as dbt's target folder and ingest's scratch files.
 _FREE_SHARE, _FREE_BYTES = 0.1, 256 * MIB
@@ -37,8 +39,9 @@ _USED = re.compile(r"\([\d.]+ \w+/([\d.]+ \w+) used\)")
 class Budget:
     """The resources that a DuckDB instance in this process may use.
 
-    `memory` and `spill` use DuckDB's notation; empty means DuckDB's default, as does None for `threads`. `container` is
-    the container's memory limit and `free` the initial free space on the disk that holds `folder`, both in bytes.
+    `memory` and `spill` use DuckDB's notation; an empty string means DuckDB's default, and so does None for `threads`.
+    `container` is the container's memory limit and `free` the initial free space on the disk that holds `folder`, both
+    in bytes.
     """
 
     memory: str
@@ -52,9 +55,9 @@ class Budget:
 def budget(settings: Settings, among: int = 1) -> Budget:
     """Returns the budget of a new DuckDB instance.
 
-    It gets a share of the container's memory and of the free disk space below the state folder, unless the settings
-    specify the amounts, and all of the container's CPUs. It spills to a folder of its own: if two processes spill to
-    the same folder, one of them crashes.
+    The instance gets all of the container's CPUs, and a share of the container's memory and of the free disk space
+    below the state folder, unless the settings specify the amounts. It spills to a folder of its own, because if two
+    processes spill to the same folder, one of them crashes.
 
     Args:
         among: the number of DuckDB instances in this process that share the container at the same time.

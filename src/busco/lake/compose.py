@@ -1,7 +1,8 @@
 """Combines a run's versions with the live release into a new release (rules P4 to P7).
 
 A run changes only those parts of the live release that are still the same as in the run's base. Anything that differs
-from the base was published later, possibly by newer code. It is kept; a run that is incompatible with it is rejected.
+from the base was published later than the base, possibly by newer code. Such parts are kept, and a run that is
+incompatible with them is rejected.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ def compose(
         live: the live release, or None if nothing has been published yet.
         docs: the key prefix of the run's docs.
         release_id: the new release's id.
-        take_over: publish even if the live project of that name may be a different one (`busco.lake.owners`).
+        take_over: publish even if the live project with the same name may be a different one (`busco.lake.owners`).
 
     Raises:
         Skipped: the run was superseded (P6).
         BuscoError: a table is missing, has changed since the run's pin, was built from different versions, or is not
-            tested (P4, P6), with the tasks to clear; the run was pinned for another project; or tables belong, or may
-            belong, to another project, with suggested fixes.
+            tested (P4, P6; the hint lists the tasks to clear); the run was pinned for another project; or some tables
+            belong, or may belong, to another project (the hint suggests how to fix this).
     """
     if run.pin.project not in ("", audit.project):
         raise BuscoError(
@@ -64,7 +65,7 @@ def compose(
     shown, based = _tables(live), _tables(base)
     refuse_moved(run, audit, base, live, built)
 
-    # Versions that the run kept from its base are not added: for these tables, the live release decides.
+    # Versions that the run kept from its base are not added: these tables keep their versions in the live release.
     tables = {**shown, **built, **_bronze(run, built, shown, based)}
     dropped: frozenset[str] = frozenset()
     if everything and audit.manifest_hash == run.pin.manifest_hash:
@@ -110,8 +111,8 @@ def _bronze(
 ) -> dict[str, Version]:
     """Returns the pinned bronze versions that go into the release (P5).
 
-    These are the versions that a built table has read (`refuse_moved` ensures that no data is lost), and those of other
-    tables that have not changed since the run's base.
+    These are the versions that were read to build a table (`refuse_moved` ensures that no data is lost), and the
+    versions of those other bronze tables that have not changed in the live release since the run's base.
     """
     read = {parent for version in built.values() for parent in version.inputs}
     everything = run.pin.nodes is None
@@ -148,14 +149,14 @@ def _dropped(
 
 
 def _docs(project: str, docs: str, base: Release | None, live: Release | None) -> dict[str, str]:
-    """Returns each project's docs. The run's docs are used only if the live ones are unchanged since the base (P7)."""
+    """Returns each project's docs prefix: `docs` for `project`, unless its live docs differ from the base's (P7)."""
     shown = live.docs_by_project() if live else {}
     based = base.docs_by_project() if base else {}
     return shown if shown.get(project) != based.get(project) else {**shown, project: docs}
 
 
 def _stale(tables: Mapping[str, Version]) -> dict[str, tuple[str, ...]]:
-    """Returns the stale tables (P5), each with the inputs that are not in the release or are themselves stale."""
+    """Returns the stale tables (P5), each with the inputs that are stale or whose version is not in the release."""
     stale: dict[str, tuple[str, ...]] = {}
     for table, version in tables.items():
         differ = tuple(sorted(p for p, v in version.inputs.items() if p not in tables or tables[p].version != v))

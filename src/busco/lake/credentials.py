@@ -19,10 +19,11 @@ from busco.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# botocore refreshes credentials only on request, once they expire within 15 minutes. So they are requested twice a
-# minute, and more often if they are about to expire (the endpoint has failed, or credentials last only seconds).
+# botocore refreshes credentials only when they are requested, and only if they expire within 15 minutes. So they are
+# requested twice a minute, and more often if they are about to expire (because the credentials endpoint has failed, or
+# because they are valid for only a few seconds).
 _OFTEN, _SOON, _NEAR = 30.0, 2.0, 60
-# The settings that are updated on renewal; they stay writable when all others are locked (`engine.close`).
+# The settings that are updated on renewal; `engine.close` leaves them writable when it locks the configuration.
 RENEWED = ("s3_access_key_id", "s3_secret_access_key", "s3_session_token")
 
 
@@ -31,8 +32,9 @@ def give(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
 
     Credentials that expire are renewed for all connections to the same database until the last one is closed.
 
-    They are global settings rather than a secret: a secret is a catalog entry, and a transaction keeps using the one
-    that it started with, however long it runs. Settings are read each time a file is opened.
+    The credentials are stored in global settings, which DuckDB reads each time it opens a file. They are not stored in
+    a secret, because a secret is a catalog entry: a transaction keeps using the secret that existed when it started,
+    however long it runs.
 
     Raises:
         BuscoError: no credentials were found.

@@ -1,8 +1,8 @@
 """Checks that dates and times lie between 0001-01-01 and 9999-12-31 (UTC if they have a zone), using COPY's statistics.
 
 The statistics contain the minimum and maximum of every field, including nested fields, as printed by DuckDB: exact, and
-in UTC. Infinity sorts before or after all other values. So the statistics usually prove that all values are in range,
-or that at least one is not. If a field has no statistics, its rows must be checked.
+in UTC. An infinity sorts before or after all other values. So the statistics usually prove that all values are in
+range, or that at least one is not. If a field has no statistics, its values must be checked in the rows themselves.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from busco.lake.budget import Budget, budget
 from busco.lake.types import literal
 from busco.settings import Settings
 
-# A partitioned COPY keeps this many files open. If there are more partitions, it writes several files for each
-# (docs/iceberg.md: 365 partitions resulted in 1,465 files with a limit of 100, and in 365 with a limit of 400).
+# A partitioned COPY keeps up to this many files open. If there are more partitions, it writes several files for each of
+# them (docs/iceberg.md: 365 partitions resulted in 1,465 files with a limit of 100, and in 365 with a limit of 400).
 _OPEN_PARTITIONS = 1000
 # DuckDB 1.5 changes this setting itself while it runs a PIVOT without IN.
 SET_BY_PIVOT = "current_transaction_invalidation_policy"
@@ -33,10 +33,10 @@ CLOSED: dict[str, Any] = {
 
 
 def connect(settings: Settings, iceberg: bool = False, among: int = 1) -> duckdb.DuckDBPyConnection:
-    """Opens an in-memory DuckDB that can access the lake's S3 bucket and, with `iceberg`, use `iceberg_scan`.
+    """Opens an in-memory DuckDB database with access to the lake's bucket and, if `iceberg`, with `iceberg_scan`.
 
-    It downloads nothing at run time, uses UTC, does not preserve insertion order, and stays within the container's
-    limits. If this process has several such connections (`among`), they share the limits equally.
+    The database downloads nothing at run time, uses UTC, does not preserve insertion order, and stays within the
+    container's limits. If this process has several such connections (`among`), they share the limits equally.
     """
     given = budget(settings, among)
     connection = duckdb.connect(":memory:", config=config(given))
@@ -46,7 +46,7 @@ def connect(settings: Settings, iceberg: bool = False, among: int = 1) -> duckdb
 
 
 def config(given: Budget) -> dict[str, Any]:
-    """Returns DuckDB's settings for connecting: nothing is downloaded, and resources are limited to the budget."""
+    """Returns the settings to open DuckDB with: it downloads nothing, and its resources are limited to the budget."""
     options: dict[str, Any] = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
@@ -69,7 +69,7 @@ def prepare(connection: duckdb.DuckDBPyConnection, given: Budget) -> None:
 
 
 def reach(connection: duckdb.DuckDBPyConnection, settings: Settings, iceberg: bool = False) -> None:
-    """Loads the extensions from their wheels and sets up the connection with this process's S3 credentials."""
+    """Loads the extensions from their wheels and gives the connection this process's S3 credentials."""
     for name in ("httpfs", "avro", "iceberg") if iceberg else ("httpfs",):
         connection.execute(f"load {literal(str(extension_file(name)))}")
     credentials.give(connection, settings)

@@ -1,4 +1,4 @@
-"""Lets pyiceberg read and write its files as objects in a bucket, each one as a whole."""
+"""Lets pyiceberg read and write objects in the lake bucket, each one as a whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from busco.lake.objects import ObjectStore
 
 
 class Objects(FileIO):
-    """pyiceberg's file access to a lake bucket."""
+    """pyiceberg's file access to the lake bucket."""
 
     def __init__(self, store: ObjectStore) -> None:
         super().__init__()

@@ -48,7 +48,8 @@ SWAPPED = (
 
 # The maximum length of a key in UTF-8 (S3 User Guide, "Naming Amazon S3 objects").
 MAX_KEY_BYTES = 1024
-# The maximum length of a run's key, whether from Airflow or local; the rest is for other parts of its object keys.
+# The maximum length of a run's key in UTF-8, for Airflow's runs and local runs alike. The rest of an object key's
+# length is for its other parts.
 MAX_RUN_BYTES = 100
 
 
@@ -73,7 +74,7 @@ def fitting(key: str, kind: str, name: str) -> str:
 
 
 def key_bytes(key: str) -> int:
-    """Returns a key's length as S3 counts it. Names that are not valid UTF-8 count too, but are rejected elsewhere."""
+    """Returns a key's length as S3 counts it, even if the key contains a name that can't be encoded in UTF-8."""
     return len(key.encode(errors="surrogatepass"))
 
 
@@ -156,11 +157,11 @@ class EnvironmentLayout:
 
     @property
     def doctor(self) -> str:
-        """The object `busco doctor` tests conditional writes with; both roles in deploy/aws/ecs.yaml may write it."""
+        """The object that `busco doctor` tests writes with. Both roles in deploy/aws/ecs.yaml can write it."""
         return f"{self.root}doctor.json"
 
     def selection(self, token: str) -> str:
-        """The record of a selection that an ECS task has resolved for a run that is about to be pinned."""
+        """Returns the key of a selection's record, which an ECS task writes for a run that is about to be pinned."""
         return f"{self.root}selections/{token}.json"
 
     def release(self, release: str) -> str:
@@ -171,7 +172,7 @@ class EnvironmentLayout:
         return f"{self.root}iceberg/{table}"
 
     def metadata(self, table: str, version: str) -> str:
-        """Returns the key of a version's metadata; ClickHouse requires the number at the start (docs/iceberg.md)."""
+        """Returns the key of a version's metadata. ClickHouse requires the leading number (docs/iceberg.md)."""
         return fitting(f"{self.iceberg(table)}/metadata/00001-{version}.metadata.json", "table", table)
 
     def data(self, table: str, version: str) -> str:

@@ -1,4 +1,4 @@
-"""Access to a bucket with conditional writes, the only form of locking that the lake uses."""
+"""Reads and writes a bucket's objects. Conditional writes are the only form of locking that the lake uses."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class ObjectStore:
         client: a boto3 S3 client.
         bucket: the bucket's name.
 
-    All methods raise botocore's `ClientError` for any other S3 error; writes raise `BuscoError` if the key is too long
-    for S3. If a write is retried because its response was lost, an object that the first attempt wrote is recognized by
-    its content: everything that writes to a contended key includes a unique id.
+    All methods raise botocore's `ClientError` for S3 errors that they don't handle. Writes raise `BuscoError` if the
+    key is too long for S3. If a write is retried because its response was lost, an object that the first attempt wrote
+    is recognized by its content, because every object that is written to a contended key contains a unique id.
     """
 
     def __init__(self, client: Any, bucket: str) -> None:
@@ -83,7 +83,7 @@ class ObjectStore:
         """Returns the records under `keys`, in the same order. Up to 16 threads read them.
 
         Raises:
-            BuscoError: one of them does not exist.
+            BuscoError: one of the records does not exist.
         """
         with ThreadPoolExecutor(max_workers=16) as pool:
             found = list(pool.map(lambda key: self.read(key, model), keys))
@@ -96,7 +96,7 @@ class ObjectStore:
         """Writes an object that must not exist yet (If-None-Match: *) and returns its ETag.
 
         Raises:
-            AlreadyExists: it exists, with different content.
+            AlreadyExists: the object already exists with different content.
         """
         data = _bytes(body)
         for _ in range(_CONFLICT_TRIES):
@@ -108,14 +108,14 @@ class ObjectStore:
                 return found.etag
             if found is not None:
                 break
-            # It was deleted in the meantime.
+            # The object was deleted in the meantime.
         raise AlreadyExists(key)
 
     def swap(self, key: str, body: bytes | BaseModel, etag: str, content_type: str = "application/json") -> str:
         """Replaces the object if its ETag is still `etag` (If-Match) and returns the new ETag.
 
         Raises:
-            Moved: it has changed or no longer exists.
+            Moved: the object has changed or no longer exists.
         """
         data = _bytes(body)
         try:
@@ -151,10 +151,10 @@ class ObjectStore:
                 yield item["Key"]
 
     def modified(self, prefix: str, delimiter: str = "") -> dict[str, datetime]:
-        """When each object whose key begins with `prefix` was stored (UTC, whole seconds), by key.
+        """Returns when each object whose key starts with `prefix` was stored (UTC, whole seconds), by key.
 
         Args:
-            delimiter: with `/`, only the objects directly below `prefix`.
+            delimiter: `/` to include only the objects directly below `prefix`.
         """
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=prefix, Delimiter=delimiter
@@ -173,7 +173,7 @@ class ObjectStore:
             written: the objects' keys and sizes in bytes, as that client reported them.
 
         Raises:
-            BuscoError: S3 does not have one of them, or has it with a different size: something has overwritten it.
+            BuscoError: one of the objects is missing or has a different size, so something else has changed it.
         """
         found = self.sizes(prefix) if written else {}
         for key, size in written.items():

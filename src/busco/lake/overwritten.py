@@ -1,8 +1,8 @@
 """Finds data files that no longer match their records, and the object versions that still have the recorded content.
 
 Data files are written once, by DuckDB's COPY, which does not support conditional writes: anyone with a role that can
-write data files could overwrite them. But records contain the ETag that S3 returned for each file, and the lake bucket
-keeps old versions for some days.
+write data files could overwrite them. However, records contain the ETag that S3 returned for each file, and the lake
+bucket keeps old object versions for some days.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Overwritten:
 
 
 def overwritten(store: ObjectStore, tables: Iterable[Version]) -> list[Overwritten]:
-    """Returns the data files that are missing from S3 or have a different ETag or size there, by table and key.
+    """Returns the data files that are missing from S3 or have a different ETag or size there, sorted by table and key.
 
-    Each folder of data files is listed once. Records that were written before ETags were kept have none; for their
-    files, only the size is compared.
+    Each folder of data files is listed once. Records that were written before ETags were kept contain no ETags; for
+    their files, only the size is compared.
     """
     wanted = [(version.table, file) for version in tables for file in version.files]
     folders = sorted({file.key.rpartition("/")[0] + "/" for _, file in wanted})

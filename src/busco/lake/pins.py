@@ -36,15 +36,16 @@ def pin(
 
     Args:
         attempt: the try number of the pin task; each try begins an epoch (R1).
-        nodes: the dbt unique ids of the selection, or None if everything is selected.
+        nodes: the dbt unique ids of the selected nodes, or None if everything is selected.
         origin: distinguishes this DAG run from an earlier one with the same run id (see `Pin`).
-        project: the dbt project's identity; `project_dir` is its folder and `tables` are all of its tables.
-        project_id: its id, if it has one; `dbt_name` is its dbt name, empty if it is the same as `project`.
+        project: the dbt project's identity; `project_dir` is the project's folder, and `tables` are all of its tables.
+        project_id: the project's id, or empty if it has none; `dbt_name` is the project's dbt name, or empty if the
+            name is the same as `project`.
         take_over: whether the run will be published with `--take-over` (`busco.lake.owners`).
 
     Raises:
-        BuscoError: another project has published a table with the same name, or uses this project's dbt name; or some
-            deliveries were made under an outdated contract (the message lists the files to ingest again).
+        BuscoError: another project has published one of the tables, or uses this project's dbt name; or some deliveries
+            were made under an outdated contract (the message lists the files to ingest again).
     """
     live = read_live(store, environment)
     base = live.release if live else None
@@ -72,7 +73,7 @@ def pin(
 
 
 def _epoch(store: ObjectStore, environment: EnvironmentLayout, run: str, attempt: int, origin: str) -> int:
-    """Returns the epoch of a try: its number, offset by the epochs of deleted DAG runs with the same run id."""
+    """Returns the epoch of a try: the try number, plus the last epoch of deleted DAG runs with the same run id."""
     others = [
         epoch
         for epoch in epochs(store, environment, run)

@@ -22,13 +22,13 @@ from busco.settings import LAYERS, Settings
 
 @dataclass(frozen=True)
 class Seen:
-    """Tables that are not a release: those that a run's models read, and those that they built."""
+    """A set of tables that is not a release: the tables that a run's models read, and those that the models built."""
 
     tables: Mapping[str, Version]
 
 
 def open_release(settings: Settings, release: Release | Seen) -> duckdb.DuckDBPyConnection:
-    """Opens a connection with every table of a release, for example `busco_gold.fct_orders`."""
+    """Opens a connection that has a view of every table in a release, for example `busco_gold.fct_orders`."""
     connection = connect(settings)
     for database in map(settings.database, LAYERS):
         # Databases without tables are created too, because Glue also has them.
@@ -45,12 +45,13 @@ def query(settings: Settings, release: Release | Seen, sql: str) -> tuple[tuple[
     """Runs a query and returns its column names and rows.
 
     Raises:
-        BuscoError: it is not a single read-only statement (`check_question`), or DuckDB rejects it (with its reason).
+        BuscoError: the query is not a single read-only statement (`check_question`), or DuckDB rejects it (the message
+            contains DuckDB's reason).
     """
     check_question(sql)
     answer: Future[tuple[tuple[str, ...], list[tuple[Any, ...]]]] = Future()
     with open_release(settings, release) as connection:
-        # Run the query in its own thread: DuckDB only checks for signals between its tasks, which may mean never.
+        # Run the query in its own thread: DuckDB checks for signals only between its tasks, so it may never notice one.
         worker = threading.Thread(target=_execute, args=(connection, sql, answer), daemon=True)
         try:
             worker.start()
@@ -81,9 +82,9 @@ _EXPLAIN = re.compile(r"explain\b(\s+analyze\b)?(\s*\([^)]*\)(?=\s*\w))?", re.IG
 
 
 def check_question(sql: str) -> None:
-    """Rejects everything but a single read-only statement, for both engines.
+    """Rejects everything but a single read-only statement, whether DuckDB or Athena will run it.
 
-    If DuckDB can parse the statement, it determines the statement's type. If it can't (some syntax is specific to
+    If DuckDB can parse the query, DuckDB also determines the statement's type. Otherwise (some syntax is specific to
     Athena), the first word decides.
 
     Raises:

@@ -36,13 +36,13 @@ class DataFile(LakeRecord):
 
 
 class Version(LakeRecord):
-    """A table's content, which never changes once written (docs/protocol.md, R5), as readers and publishers need it.
+    """An immutable version of a table's content (docs/protocol.md, R5), with what readers and publishers need.
 
     `table` is `<layer>.<name>`; `inputs` maps each parent table to the exact version that was read (R6);
     `deliveries` are the keys of a bronze table's delivery records; `metadata` is the key of its Iceberg metadata.
-    `project` is the identity of the dbt project that made it. `personal` are the columns that contain, or might
-    contain, personal data and for which the metadata has no bounds; None in records that were written before this was
-    kept.
+    `project` is the identity of the dbt project that made the version. `personal` are the columns that contain, or
+    might contain, personal data and for which the metadata has no bounds; None in records that were written before this
+    field existed.
     """
 
     table: str
@@ -63,7 +63,7 @@ class Version(LakeRecord):
 
 
 class Delivery(LakeRecord):
-    """A delivery of a source file (D1, D3). Deliveries of the same file name are numbered (`number`); times are UTC.
+    """A delivery of a source file (D1, D3). Deliveries with the same file name are numbered (`number`). Times are UTC.
 
     `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file; for pii
     columns it contains only counts (`busco.lake.bounds`). `etag` is the Parquet file's ETag, as in `DataFile`.
@@ -89,11 +89,11 @@ class Delivery(LakeRecord):
 class Pin(LakeRecord):
     """What a run is based on (R2).
 
-    `nodes` are the dbt unique ids of the selection, or None if everything is selected. `origin` is Airflow's internal
-    id of the DAG run, which distinguishes it from a deleted DAG run with the same run id. `project` is the dbt
-    project's identity (its id or its dbt name), and `project_dir` its folder relative to the platform's home directory;
-    both are empty in records from before there were several projects. `project_id` is the project's id, empty if it has
-    none.
+    `nodes` are the dbt unique ids of the selected nodes, or None if everything is selected. `origin` is Airflow's
+    internal id of the DAG run, which distinguishes the DAG run from a deleted one with the same run id. `project` is
+    the dbt project's identity (its id or its dbt name), and `project_dir` is the project's folder, relative to the
+    platform's home directory; both are empty in records that were written before a lake could have several projects.
+    `project_id` is the project's id, or empty if it has none.
     """
 
     run: str
@@ -115,7 +115,7 @@ class Pin(LakeRecord):
 
 
 class Entry(LakeRecord):
-    """A table's entry in a run, which is also the fence (R4): `version` is only set while `token` is current."""
+    """A table's entry in a run. It also fences off runners (R4): only the runner that has `token` can set `version`."""
 
     table: str
     token: str
@@ -125,7 +125,7 @@ class Entry(LakeRecord):
 
 
 class Selection(LakeRecord):
-    """The result of resolving a selection (in dbt's syntax), written by a process with dbt for one without it.
+    """The result of resolving a selection (in dbt's syntax), written by a process that has dbt for one that doesn't.
 
     `nodes` are the dbt unique ids; if there are none, `error` states why. `notes` has a sentence for each part of the
     selection that matched nothing or was left out.
@@ -138,14 +138,14 @@ class Selection(LakeRecord):
 
 
 class Order(LakeRecord):
-    """An order to start a runner, written before the start (If-None-Match) so that every triggerer starts the same one.
+    """An order to start a runner, written before the start (If-None-Match) so that all triggerers start the same one.
 
     `name` identifies the requester: `shared`, or a task's key and try. Under each name, `generation` n + 1 is written
-    only after the runner of generation n has ended. `written` is a unique id of the write, which shows whose order it
-    is if two triggerers write the same one. `kind` is `shared` (everything in the run that has no result yet) or `solo`
-    (`nodes`, the dbt unique ids that the runner reports results for). With `rebuild`, models are built even if a
-    version could be kept (R7). `size` is the size of the runner's ECS task; `token` is part of the task's `startedBy`,
-    and its ECS client token starts with it.
+    only after the runner of generation n has ended. `written` is a unique id of the write, which shows which
+    triggerer's order was stored if two of them wrote the same order. `kind` is `shared` (the runner handles everything
+    in the run that has no result yet) or `solo` (it reports results for `nodes`, which are dbt unique ids). With
+    `rebuild`, models are built even if a version could be kept (R7). `size` is the size of the runner's ECS task;
+    `token` is part of that task's `startedBy`, and the task's ECS client token starts with `token`.
     """
 
     name: str
@@ -163,11 +163,12 @@ class Order(LakeRecord):
 class Runner(LakeRecord):
     """Runner n of a run (R9), with the information needed to check whether it is alive.
 
-    `kind` is `shared` (everything in the run that has no result yet: `nodes` is empty, and the result of RUNNER_NODE
-    contains the plan) or `solo` (`nodes` are the unique ids that it will report results for, usually for try `attempt`
-    of the task `task`). `order` and `generation` identify the order that it was started for. A process is identified by
-    its host (`processes.this_host`), pid and start time (seconds since the epoch); `log` is the file on that host with
-    its output. An ECS task is identified by its ARN; `cpu` is in CPU units (1024 per vCPU), `memory` in MiB.
+    `kind` is `shared` (the runner handles everything in the run that has no result yet; `nodes` is empty, and the
+    result of RUNNER_NODE contains the plan) or `solo` (`nodes` are the unique ids that the runner will report results
+    for, usually for try `attempt` of the task `task`). `order` and `generation` identify the order that the runner was
+    started for. A process is identified by its host (`processes.this_host`), pid and start time (seconds since the Unix
+    epoch); `log` is the file on that host that contains the output. An ECS task is identified by its ARN; `cpu` is in
+    CPU units (1024 per vCPU), `memory` in MiB.
     """
 
     number: int
@@ -198,12 +199,13 @@ class Heartbeat(LakeRecord):
 
 
 class Ending(LakeRecord):
-    """How runner n ended. The first process to notice writes it, once; only then is another runner of its kind started.
+    """How runner `number` ended. The record is written once, by the first process that notices the end.
 
-    `reason` describes the end in words, and `hint` what to do. `out_of_memory` means that the container was killed for
-    using too much memory; `passing` means that a retry may succeed (a spot interruption, a kill from outside, an ECS
-    restart). Times are UTC, as reported by ECS: the start of the image pull, when Fargate's billing begins, and the end
-    of the task.
+    Only then can another runner of the same kind be started. `reason` describes the end in words, and `hint` states
+    what to do. `out_of_memory` means that the container was killed for using too much memory; `passing` means that a
+    retry may succeed (after a spot interruption, a kill from outside, or an ECS restart). `started_at` is the start
+    of the image pull, which is when Fargate's billing begins, and `stopped_at` is the end of the task; both are UTC, as
+    reported by ECS.
     """
 
     number: int
@@ -216,8 +218,8 @@ class Ending(LakeRecord):
     stopped_at: datetime | None = None
 
 
-# The node name of a runner's result about itself: its plan, or why it ended before it could report on any node (the
-# project doesn't parse, …).
+# The node name of a runner's result about itself: its plan, or why it ended before it could report on any node (for
+# example, because the project doesn't parse).
 RUNNER_NODE = "runner"
 # The node name of results for the docs, which are handled like a node of the graph; no dbt unique id looks like this.
 DOCS_NODE = "docs"
@@ -226,14 +228,14 @@ DOCS_NODE = "docs"
 class Follower(LakeRecord):
     """An Airflow task's progress in following its run's runners, across all of its tries in an epoch.
 
-    `attempt` is Airflow's try number. Results of runners up to `after` do not count for this try. `runner` is the last
-    runner whose result the task has used, 0 if there is none yet. `again` means that an earlier try in the epoch had a
-    result, so this try builds again.
+    `attempt` is Airflow's try number. Results of runners with numbers up to `after` do not count for this try. `runner`
+    is the last runner whose result the task has used, or 0 if there is none yet. `again` means that an earlier try in
+    the epoch had a result, so this try must produce a new one.
 
-    The other fields describe the start of this try: `before` is the newest runner (0 if there was none), `past` are the
-    runners that had ended, and `orders` has the newest generation of each order that was for several tasks. They let a
-    try that continues in another triggerer make the same decisions. `before` is None in records that were written
-    before these fields existed.
+    The other fields describe the state when this try began: `before` is the newest runner at that time (0 if there was
+    none), `past` are the runners that had ended, and `orders` maps each order that several tasks share to its newest
+    generation. With these fields, a try that continues in another triggerer makes the same decisions. `before` is None
+    in records that were written before these fields existed.
     """
 
     task: str
@@ -256,8 +258,8 @@ class Result(LakeRecord):
 
     `reads` are the versions of all tables that the node read, and `made` is the version that it made or kept. `seconds`
     is wall time; `message` is one line, and `error` is the full text. `fenced` means that another runner has taken over
-    the node (R4), so this result does not count. A runner's result about itself has its `plan`: the nodes that it will
-    report results for.
+    the node (R4), so this result does not count. A runner's result about itself contains the `plan`: the nodes that the
+    runner will report results for.
     """
 
     node: str
@@ -287,7 +289,7 @@ class Hold(LakeRecord):
     skipped: tuple[str, ...] = ()
 
     def is_same(self, other: Hold) -> bool:
-        """Returns whether both are the same hold; runs are added to a hold while it is in effect."""
+        """Returns whether both records are of the same hold, ignoring `skipped`, which grows during a hold."""
         return (self.who, self.when, self.reason) == (other.who, other.when, other.reason)
 
 
@@ -299,7 +301,7 @@ class Resumed(LakeRecord):
 
 
 class Current(LakeRecord):
-    """The live release, the only object for readers that is replaced in place. `serial` increases with each swap."""
+    """Points to the live release. For readers, no other object is ever replaced. `serial` increases with each swap."""
 
     release: str
     serial: int
@@ -313,7 +315,7 @@ class Release(LakeRecord):
     `stale` maps each stale table to its inputs that differ from this release or are stale themselves (P5). `project` is
     the identity of the dbt project that was published, and `docs` the key prefix of its run's docs. `all_docs` has the
     docs prefix of each project with tables in this release; for the published project it is `docs`, unless newer docs
-    were already live. `names` maps the ids of those projects that have one to their dbt names.
+    were already live. `names` maps the id of each of these projects that has one to the project's dbt name.
     """
 
     release: str
@@ -337,7 +339,7 @@ class Release(LakeRecord):
     rolled_back_to: str | None = None
 
     def docs_by_project(self) -> dict[str, str]:
-        """Returns each project's docs prefix by identity; records without `all_docs` have only one project's docs."""
+        """Returns docs prefixes by project identity. Records without `all_docs` have the docs of only one project."""
         if self.all_docs or not self.docs:
             return self.all_docs
         return {version.project: self.docs for version in self.tables.values() if version.project}

@@ -1,4 +1,7 @@
-"""SQL to read a version in DuckDB: exactly its files, with its schema, without listing or opening any (Q1)."""
+"""Builds the SQL that reads a version in DuckDB: exactly its files, with its schema (Q1).
+
+Building the SQL neither lists nor opens any files.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ def select_sql(version: Version, bucket: str) -> str:
     """Returns a query for a version's rows.
 
     Columns are matched by field id if none of them is nested. DuckDB's `schema` option does not support ids for nested
-    fields, so tables with nested fields are read by name. The result is the same, because all files of a version have
-    exactly its schema (R5).
+    fields, so if there are any, all columns are matched by name. The result is the same, because all files of a version
+    have exactly the version's schema (R5).
     """
     if not version.files:
         return empty_sql(version.columns)

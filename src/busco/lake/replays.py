@@ -1,4 +1,4 @@
-"""Replays: copies of a run's records in a user's own environment, where its models can be rebuilt."""
+"""Replays: copies of a run's records in a user's own environment, where the run's models can be rebuilt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def environment_of(login: str) -> EnvironmentLayout:
 
 
 def find(store: ObjectStore, environment: EnvironmentLayout, name: str) -> Run:
-    """Returns the run that a user has named, in its newest epoch.
+    """Returns the run that a user's input refers to, in the run's newest epoch.
 
     Args:
         name: the run's key, Airflow's `<DAG>/<run id>`, or a part of either that identifies a single run.
@@ -82,18 +82,18 @@ def copy(source: Run, environment: EnvironmentLayout) -> Run:
             }
         )
         run = save_pin(store, environment, pin)
-        # Otherwise another replay of this run began at the same time and got this epoch.
+        # If the attempts differ, another replay of this run began at the same time and got this epoch: try again.
         if run.pin.attempt == pin.attempt:
             break
     for entry in entries.values():
-        # 0: any runner of the copy can take over the entry (R4).
+        # With runner 0, any runner of the copy can take over the entry (R4).
         own = entry.model_copy(update={"token": new_id(), "runner": 0})
         store.create(run.layout.entry(entry.table), own)
     return run
 
 
 def order(run: Run, nodes: Sequence[str]) -> Order:
-    """Writes the order for the replay's runner: it runs these nodes, and builds models even if nothing has changed."""
+    """Writes the order for the replay's runner: to run these nodes, and to build models even if nothing has changed."""
     if not run.environment.is_replay:
         raise BuscoError(f"{run.environment.environment} is not a replay environment")
     made = Order(name=ORDER, generation=1, kind="solo", nodes=tuple(nodes), rebuild=True)

@@ -1,4 +1,4 @@
-"""The runs that the lake has records of, each with a status for people."""
+"""Lists the runs that the lake has records of, each with a human-readable status."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from busco.text import count
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in a list, in its newest epoch that was pinned. `status` is a few words for people."""
+    """A run in a list, as of its newest pinned epoch. `status` is a short human-readable text."""
 
     pin: Pin
     status: str
 
 
 def summaries(store: ObjectStore, environment: EnvironmentLayout) -> list[Summary]:
-    """All runs that the lake has records of, the one that was pinned last first.
+    """Returns all runs that the lake has records of, starting with the one that was pinned last.
 
-    Reads two objects and makes two listings for each run.
+    For each run, this reads two objects and makes two listings.
     """
     live = read_live(store, environment)
     published = {(one.run, one.epoch): one for one in history(store, environment) if one.kind == "publish"}
@@ -61,7 +61,7 @@ def _status(
 
 
 def _numbers(keys: Iterable[str], prefix: str, name: str) -> set[int]:
-    """n of each `<prefix><name><n>.json`."""
+    """Returns the number n from each key `<prefix><name><n>.json`."""
     begin = f"{prefix}{name}"
     found = (key.removeprefix(begin).removesuffix(".json") for key in keys if key.startswith(begin))
     return {int(number) for number in found if number.isdigit()}

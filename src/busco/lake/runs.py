@@ -1,4 +1,4 @@
-"""Runs: what each one is based on, its runners, and the version of each table that it has made (rules R1 to R10)."""
+"""Reads and writes the records of a run: its pin, table entries, orders, runners and results (rules R1 to R10)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from busco.lake.records import FINAL, Ending, Entry, Order, Pin, Release, Result
 
 
 class TakenAway(Exception):
-    """Another runner now holds the table's entry, so this runner can no longer write it (R4)."""
+    """Another runner now holds the table's entry, so this runner can no longer write to it (R4)."""
 
 
 @dataclass(frozen=True)
 class Run:
     """One epoch of a run, with its records.
 
-    Everything that a run's runners share is stored below `layout.prefix`; a newer epoch is a separate `Run`.
+    Everything that the epoch's runners share is stored below `layout.prefix`. A newer epoch is a separate `Run`.
     """
 
     store: ObjectStore
@@ -56,7 +56,10 @@ class Run:
         return {entry.table: entry for entry in self.store.read_many(keys, Entry)}
 
     def take(self, table: str, runner: int) -> str:
-        """Writes a new token for `runner` into the table's entry and returns it, fencing off the previous holder (R4).
+        """Writes a new token for `runner` into a table's entry, which fences off the previous holder (R4).
+
+        Returns:
+            The token.
 
         Raises:
             TakenAway: a runner that was started later holds the entry.
@@ -116,7 +119,7 @@ class Run:
         return order
 
     def endings(self) -> dict[int, Ending]:
-        """Returns how runners of this epoch have ended, by the runner's number."""
+        """Returns the endings of this epoch's runners, by runner number."""
         keys = list(self.store.keys(f"{self.layout.prefix}ended-"))
         return {ending.number: ending for ending in self.store.read_many(keys, Ending)}
 
@@ -133,7 +136,7 @@ class Run:
         return self.store.read_many(keys, Result)
 
     def latest_results(self) -> dict[str, Result]:
-        """Returns each node's final result from the latest runner, ignoring runners that were fenced off (R4)."""
+        """Returns each node's final result from the latest runner that has one, ignoring fenced results (R4)."""
         latest: dict[str, Result] = {}
         for result in self.results():
             counts = result.status in FINAL and not result.fenced
@@ -200,7 +203,7 @@ def open_run(store: ObjectStore, environment: EnvironmentLayout, run: str, epoch
 
 
 def visible_versions(run: Run, base: Release | None, entries: Mapping[str, Entry]) -> dict[str, Version]:
-    """Returns the versions that the run's models read: the run's own, otherwise the base's; bronze as pinned."""
+    """Returns the versions that models read: the run's own, or else the base's; for bronze tables, the pinned ones."""
     versions = dict(base.tables) if base else {}
     versions.update(run.pin.bronze)
     versions.update({table: entry.version for table, entry in entries.items() if entry.version is not None})

@@ -1,8 +1,9 @@
-"""Removes values of personal data from metadata that was written before such values were left out.
+"""Removes values of personal data from metadata that was written when metadata still contained such values.
 
 Delivery records lose the bounds of pii columns, and Iceberg manifests lose those of personal columns. The record of a
-live version specifies which columns are personal. For all other versions this is no longer certain, because columns may
-have been marked since, so they lose all bounds, which only makes reading them slower. Data files are left alone.
+live version specifies which columns are personal. For all other versions, this is no longer certain, because columns
+may have been marked as personal since. So these versions lose all bounds, which only makes reading them slower. Data
+files are not changed.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from busco.lake.objects import ObjectStore, Stored
 from busco.lake.records import Delivery, Version
 from busco.lake.releases import read_live
 
-# The suffix for the name of a manifest that replaces one with bounds.
+# The suffix that is added to a manifest's name to name the copy without bounds.
 _CLEAN = ".clean.avro"
 
 
 @dataclass(frozen=True)
 class Scrubbed:
-    """The number of delivery records and of versions, and the keys of those that contained values."""
+    """How many delivery records and versions were checked, and the keys of those that contained values to remove."""
 
     deliveries: int
     with_values: tuple[str, ...]
@@ -42,9 +43,9 @@ class Scrubbed:
 def scrub(
     store: ObjectStore, contracts: Iterable[Contract], personal: Callable[[Version], Collection[str]], dry: bool = False
 ) -> Scrubbed:
-    """Removes values of personal data from the metadata of all environments. Safe to repeat and to kill.
+    """Removes values of personal data from the metadata of all environments. A scrub can be killed and repeated safely.
 
-    If the bucket keeps old versions of the replaced objects, they are deleted.
+    If the bucket keeps old versions of the replaced objects, these old versions are deleted.
 
     Args:
         contracts: the contracts of all sources; deliveries of any other source lose all bounds.
@@ -61,7 +62,7 @@ def scrub(
             if not dry:
                 store.swap(key, body, stored.etag)
         if not dry:
-            # This also covers a scrub that was killed.
+            # Purge unchanged records too: an earlier scrub may have been killed between its swap and its purge.
             store.purge(key)
     live: dict[str, Collection[str]] = {}
     metadata: list[str] = []
@@ -75,7 +76,7 @@ def scrub(
 
 
 def _delivery(key: str, stored: Stored, pii: Mapping[str, frozenset[str]]) -> bytes | None:
-    """Returns a delivery record without the bounds to remove, or None if it has none of them."""
+    """Returns a delivery record without the bounds of pii columns, or None if the record has no such bounds."""
     record = stored.parse(Delivery)
     table = key.removeprefix(layout.DELIVERIES).split("/", 1)[0]
     hidden = pii.get(table, frozenset(column.name for column in record.columns))
@@ -89,7 +90,7 @@ def _delivery(key: str, stored: Stored, pii: Mapping[str, frozenset[str]]) -> by
 def _version(store: ObjectStore, key: str, personal: Collection[str] | None, dry: bool) -> bool:
     """Removes bounds from a version's manifests and returns whether there were any.
 
-    The manifest list is replaced in a single write: before it, readers find the old manifests, and after it the new
+    The manifest list is replaced in a single write: before the write, readers find the old manifests; after it, the new
     ones. A reader that has read the old list but not yet its manifests fails, and succeeds when it retries.
     """
     stored = store.get(key)
@@ -115,7 +116,7 @@ def _version(store: ObjectStore, key: str, personal: Collection[str] | None, dry
             writer.add_manifests([new or old for new, old in zip(clean, manifests, strict=True)])
     if not dry:
         for now in (new or old for new, old in zip(clean, manifests, strict=True)):
-            # This also covers a scrub that was killed.
+            # Purge manifests of earlier scrubs too: such a scrub may have been killed before it purged them.
             if (original := now.manifest_path.removesuffix(_CLEAN)) != now.manifest_path:
                 store.purge(key_of(store, original), whole=True)
         store.purge(key_of(store, snapshot.manifest_list))
@@ -131,7 +132,12 @@ def _manifest(
     hidden: set[int],
     dry: bool,
 ) -> ManifestFile | None:
-    """Writes a copy of a manifest without the bounds of some fields, next to it; returns None if it has none."""
+    """Writes a copy of a manifest without the bounds of the `hidden` fields, next to the original.
+
+    Returns:
+        The copy, or None if the manifest has no such bounds. With `dry`, nothing is written, and the manifest itself
+        is returned instead of the copy.
+    """
     entries = manifest.fetch_manifest_entry(files)
     if not any(hidden & {*(e.data_file.lower_bounds or ()), *(e.data_file.upper_bounds or ())} for e in entries):
         return None

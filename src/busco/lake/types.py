@@ -1,7 +1,7 @@
-"""Column types: parses DuckDB's type names, decides which types tables can have, and returns their names in Glue.
+"""Parses DuckDB's type names, decides which types tables can have, and translates these types to Iceberg and Glue.
 
-The rules are in docs/iceberg.md, section "Types": tables can have the types that DuckDB, pyiceberg, ClickHouse and
-(according to its documentation) Athena read with the same values.
+The rules are in docs/iceberg.md, section "Types": tables can have the types whose values are read identically by
+DuckDB, pyiceberg, ClickHouse and (according to its documentation) Athena.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from busco.errors import BuscoError
 
-# DuckDB's name → the Iceberg primitive that holds all of its values
+# DuckDB's name of a type → the Iceberg primitive that holds all values of that type
 _PRIMITIVES: dict[str, str] = {
     "BOOLEAN": "boolean",
     "TINYINT": "int",
@@ -166,7 +166,7 @@ def refused(columns: Iterable[tuple[str, str]]) -> list[tuple[str, BuscoError]]:
 
 
 def parse_all(columns: Iterable[tuple[str, str]]) -> list[tuple[str, DataType]]:
-    """Returns the types of all columns.
+    """Returns the name and type of each column.
 
     Raises:
         BuscoError: tables can't store some types exactly; the message lists their columns and the casts to write.
@@ -188,7 +188,7 @@ def _columns(names: Sequence[str]) -> str:
 
 
 def shown(text: str) -> str:
-    """Returns a type, or a text that contains one, without the values of ENUMs, which may be personal data."""
+    """Returns a type's name, or a text that contains one, without the values of ENUMs, which may be personal data."""
     return _ENUM.sub("ENUM(…)", text)
 
 
@@ -216,7 +216,7 @@ def glue(kind: DataType) -> str:
 
 
 def field_id(path: tuple[str, ...], kind: DataType) -> int:
-    """Returns a field's id, which is stable across versions: a hash of its path and type family below 2^31 − 1000.
+    """Returns a field's id, which is stable across versions: a hash, below 2^31 − 1000, of its path and type family.
 
     int and long form one family, and float and double another, because Iceberg allows promotion within them. Ids from
     2147483447 are reserved (Iceberg specification, "Reserved Field IDs").
@@ -258,7 +258,7 @@ def check_fields(columns: Sequence[tuple[str, DataType]]) -> None:
     """Checks that readers can tell a table's fields apart, including nested ones.
 
     Raises:
-        BuscoError: two fields have the same id, names that differ only by case, or the same dotted path.
+        BuscoError: the names of two columns differ only by case, or two fields have the same id or dotted path.
     """
     taken: dict[int | str, tuple[str, ...]] = {}
     lowered: dict[str, str] = {}
@@ -293,7 +293,7 @@ def _ids(path: tuple[str, ...], kind: DataType) -> str:
 
 
 class _Parser:
-    """Parses `DECIMAL(12,2)`, `STRUCT(a INTEGER, "b c" VARCHAR[])[]`, `MAP(VARCHAR, DOUBLE)`."""
+    """Parses type names such as `DECIMAL(12,2)`, `STRUCT(a INTEGER, "b c" VARCHAR[])[]`, `MAP(VARCHAR, DOUBLE)`."""
 
     _TOKEN = re.compile(r'\s*(?:("(?:[^"]|"")*")|(\'(?:[^\']|\'\')*\')|([A-Za-z_][A-Za-z0-9_]*)|(\d+)|(.))')
 

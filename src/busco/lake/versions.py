@@ -1,4 +1,4 @@
-"""Writes a version's Iceberg metadata from what COPY reports: no catalog, no footer reads, no rewriting of data.
+"""Writes a version's Iceberg metadata from what COPY reports, without a catalog or any access to the data files.
 
 Some of the pyiceberg APIs used here are not guaranteed to be stable, hence the pin `~=0.12.0` and a contract test that
 reads the result with three independent implementations (docs/iceberg.md, "Writing a version").
@@ -85,8 +85,9 @@ _ICEBERG: dict[str, PrimitiveType] = {
 class WrittenFile:
     """A Parquet file as reported by COPY's RETURN_STATS.
 
-    `statistics` maps a quoted column path (`"st"."a"`) to `min`, `max`, `null_count`, `num_values`,
-    `column_size_bytes`, `has_nan` as text; `partition` maps partition columns to their values as text.
+    `statistics` maps each quoted column path (`"st"."a"`) to the column's statistics, as text: `min`, `max`,
+    `null_count`, `num_values`, `column_size_bytes`, `has_nan`. `partition` maps each partition column to its value in
+    this file, as text.
     """
 
     key: str
@@ -109,17 +110,17 @@ def write_metadata(
 ) -> None:
     """Writes the manifest, the manifest list and, last of all, `metadata.json` under `key` (R5).
 
-    An existing metadata.json is left alone: its name is the version's id, so its content is equivalent.
+    An existing metadata.json is not replaced: its name contains the version's id, so its content is equivalent.
 
     Args:
-        location: the table's location as a key prefix; it contains only metadata.
-        table_uuid: the same for all versions of a table.
+        location: the table's location as a key prefix; there is only metadata below it.
+        table_uuid: a UUID that is the same for all versions of the table.
         columns: the columns in order, with DuckDB's type names.
         files: the version's data files, possibly none.
         personal: the columns whose values must not be kept: they get counts but no bounds.
 
     Raises:
-        BuscoError: two columns have the same path.
+        BuscoError: readers could not tell two fields apart (`types.check_fields`).
     """
     schema = iceberg_schema(columns)
     spec = _partition_spec(schema, partition_by)
@@ -193,12 +194,12 @@ def _without_bounds(file: WrittenFile, columns: Sequence[Column], personal: Coll
 
 
 def _metrics(personal: Collection[str]) -> dict[str, str]:
-    """Returns the table properties that declare columns without bounds (Iceberg, "Write properties")."""
+    """Returns the table properties that declare which columns have no bounds (Iceberg, "Write properties")."""
     return {f"write.metadata.metrics.column.{name}": "counts" for name in sorted(personal)}
 
 
 def iceberg_schema(columns: Sequence[Column]) -> Schema:
-    """Returns the Iceberg schema of columns. Field ids and the schema's id are hashes, hence stable across versions.
+    """Returns the Iceberg schema of columns. All ids in it are hashes, so they are stable across versions.
 
     Raises:
         BuscoError: readers could not tell two fields apart (`types.check_fields`).
@@ -313,7 +314,7 @@ def _entry(
 
 
 def _find(schema: Schema, path: str) -> NestedField | None:
-    """Returns the field at a quoted path; in some writers' paths, lists and maps have an additional group."""
+    """Returns the field at a quoted path, ignoring the additional group that some writers put into lists and maps."""
     names = [part.replace('""', '"') for part in re.findall(r'"((?:[^"]|"")*)"', path)]
     for candidate in (names, [name for name in names if name not in ("key_value", "list")]):
         with contextlib.suppress(ValueError):
@@ -324,8 +325,8 @@ def _find(schema: Schema, path: str) -> NestedField | None:
 def _bound(known: Mapping[str, str], name: str, kind: IcebergType) -> bytes | None:
     """Returns a bound in Iceberg's single-value form, or None if the text does not determine it reliably.
 
-    Binary bounds are escaped, and NaN makes the bounds of a float meaningless. Both are left out, which only reduces
-    pruning.
+    Bounds of binary columns are escaped, and a NaN makes the bounds of a float column meaningless. Such bounds are left
+    out, which only reduces pruning.
     """
     text = known.get(name)
     if text is None or isinstance(kind, BinaryType) or known.get("has_nan") == "true":
