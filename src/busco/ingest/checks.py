@@ -59,7 +59,7 @@ def numbered_sql(reader: str) -> str:
 
 
 def problems_sql(contract: Contract) -> str:
-    """Returns SQL for a list of a text row's problems, each {column, value, reason}; empty if every value fits."""
+    """Returns SQL for a list of the problems in a row of text ({column, value, reason}); empty if every value fits."""
     structs = []
     for column in contract.columns:
         for condition, reason in _conditions(column, column.name in contract.grain):

@@ -96,7 +96,11 @@ class _Reader:
         self._numbers = itertools.count(1)
 
     def value(self, kind: types.DataType, text: str, inner: bool) -> str:
-        """If `inner`, the string is part of a nested value, and DuckDB's wider grammar applies to it."""
+        """Returns SQL for the value of a string.
+
+        Args:
+            inner: whether the string is part of a nested value; if so, DuckDB's wider grammar applies to it.
+        """
         if isinstance(kind, types.ListOf):
             return self._list(kind, text)
         if isinstance(kind, types.Struct):
@@ -318,7 +322,7 @@ def _field(struct: str, name: str) -> str:
 
 
 def _shown(text: str) -> str:
-    """Restores the characters that `_hidden` and `_hidden_json` replaced."""
+    """Returns SQL that restores the characters that `_hidden` and `_hidden_json` replaced."""
     return f"translate({text}, {literal(_OTHERS)}, {literal(_SIGNS)})"
 
 

@@ -149,7 +149,7 @@ def _sifted(
 
 
 def first_problem(connection: duckdb.DuckDBPyConnection, file: SourceFile, found: Survey) -> str:
-    """Describes the first value or line that does not fit, without quoting it; '' if the file has no rows."""
+    """Describes the first value or line that does not fit, without quoting it; '' if there is none."""
     problems = checks.problems_sql(file.contract)
     sql = (
         f"select _source_row as row, p.column as what, p.reason from "

@@ -18,8 +18,8 @@ def without_bounds(
 ) -> dict[str, dict[str, str]]:
     """Returns a file's statistics, as reported by COPY, reduced to counts for personal columns.
 
-    For personal dates and times, the result also states whether all values are in the range that readers support
-    (`dates.PROVEN`).
+    For personal columns with dates or times, the result also states whether all values are in the range that readers
+    support (`dates.PROVEN`).
 
     Args:
         statistics: the statistics by quoted path, such as `"st"."a"`.

@@ -157,7 +157,10 @@ class EnvironmentLayout:
 
     @property
     def doctor(self) -> str:
-        """The object that `busco doctor` tests writes with. Both roles in deploy/aws/ecs.yaml can write it."""
+        """The key of the object that `busco doctor` uses to test conditional writes.
+
+        Both roles in deploy/aws/ecs.yaml can write this object.
+        """
         return f"{self.root}doctor.json"
 
     def selection(self, token: str) -> str:

@@ -294,7 +294,7 @@ class Hold(LakeRecord):
 
 
 class Resumed(LakeRecord):
-    """The hold that was lifted last, kept so that the request that lifted it (`request`) can be repeated."""
+    """The hold that was lifted last, kept so that the request that lifted it (`request`) can safely be repeated."""
 
     hold: Hold
     request: str = ""

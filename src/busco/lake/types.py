@@ -166,7 +166,7 @@ def refused(columns: Iterable[tuple[str, str]]) -> list[tuple[str, BuscoError]]:
 
 
 def parse_all(columns: Iterable[tuple[str, str]]) -> list[tuple[str, DataType]]:
-    """Returns the name and type of each column.
+    """Returns the name and the parsed type of each column.
 
     Raises:
         BuscoError: tables can't store some types exactly; the message lists their columns and the casts to write.

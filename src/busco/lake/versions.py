@@ -249,7 +249,7 @@ def _partition_spec(schema: Schema, partition_by: Sequence[str]) -> PartitionSpe
                 source_id=schema.find_field(name).field_id,
                 field_id=_PARTITION_FIELD_ID + position,
                 transform=IdentityTransform(),
-                # Avro allows only ASCII letters in names; the column is identified by its id.
+                # Avro names can't contain other characters; the column is identified by its id.
                 name=name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) else f"partition_{position}",
             )
             for position, name in enumerate(partition_by)
