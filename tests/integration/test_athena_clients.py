@@ -37,7 +37,8 @@ def orders(server: Server) -> Iterator[Server]:
         "AWS_ENDPOINT_URL": server.endpoint, "AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret,
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_S3_ADDRESSING_STYLE": "path",
     }  # fmt: skip
-    with mock.patch.dict(os.environ, variables):
+    # awswrangler uses boto3's default session, which would keep the credentials of an earlier test module
+    with mock.patch.dict(os.environ, variables), mock.patch.object(boto3, "DEFAULT_SESSION", None):
         yield server
 
 

@@ -141,7 +141,8 @@ def environment(tables: Server) -> Iterator[None]:
         "AWS_ENDPOINT_URL": tables.endpoint, "AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret,
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_S3_ADDRESSING_STYLE": "path",
     }  # fmt: skip
-    with mock.patch.dict(os.environ, variables), warnings.catch_warnings():
+    session = mock.patch.object(boto3, "DEFAULT_SESSION", None)
+    with mock.patch.dict(os.environ, variables), session, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

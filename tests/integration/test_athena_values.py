@@ -109,7 +109,8 @@ def results(server: Server) -> Iterator[Results]:
         "schema_name": "busco_gold",
         "poll_interval": 0.1,
     }
-    with mock.patch.dict(os.environ, variables), warnings.catch_warnings():
+    session = mock.patch.object(boto3, "DEFAULT_SESSION", None)
+    with mock.patch.dict(os.environ, variables), session, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cursor = connect(cursor_class=DictCursor, **options).cursor().execute(SQL)
         rows = cursor.fetchall()
