@@ -145,8 +145,8 @@ def test_a_broken_model_is_the_only_red_task_with_one_alert_and_clearing_it_fini
     assert run in alert["Message"]
     assert 'Referenced column "nonsense" not found' in alert["Message"]
     assert "at models/gold/fct.sql:2" in alert["Message"]
-    assert "stale until it is fixed: gold.fct" in alert["Message"]
-    assert "stale until it is fixed: gold.fct" in log
+    assert "stale until this is fixed: gold.fct" in alert["Message"]
+    assert "stale until this is fixed: gold.fct" in log
 
     built = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).entries()["silver.orders"].version.version
     driver.clear(run, "models.fct.run")

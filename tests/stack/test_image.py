@@ -276,7 +276,7 @@ def test_doctor_fails_if_the_image_has_no_parse_of_a_project_mounted_over_its_ow
 ) -> None:
     printed = docker("run", "--rm", *HARDENED, *of(lake), *changed, image, "doctor", status=1)
     assert (
-        "dbt projects failed: the parse stored in /opt/busco/baked is not of the current /opt/busco/dbt_project"
+        "dbt projects failed: the parse stored in /opt/busco/baked does not match the current /opt/busco/dbt_project"
         in printed
     )
     assert "→ rebuild the image (make image)" in printed

@@ -108,7 +108,7 @@ def _readable() -> int:
                 closed.append(str(one.conn_id))
     if closed:
         raise BuscoError(
-            f"the connections {', '.join(closed)} were encrypted with another {_FERNET}",
+            f"{count(len(closed), 'connection')} encrypted with another {_FERNET}: {', '.join(closed)}",
             "append that key to this one, after a comma; or recreate the connections: scripts/setup_connections.py",
         )
     return good

@@ -113,7 +113,7 @@ def conditional_writes(around: Surroundings) -> str:
         raise BuscoError(f"s3://{bucket}/{key}: every write with If-Match and the object's current ETag was rejected")
     if _written(store, key, etag):
         raise _ignored("If-Match", bucket)
-    return f"s3://{bucket}/{key}: If-None-Match and If-Match are honored (a write against the condition gets 412)"
+    return f"s3://{bucket}/{key}: If-None-Match and If-Match are honored (a write whose condition fails gets a 412)"
 
 
 def landing_bucket(around: Surroundings) -> str:
@@ -121,7 +121,7 @@ def landing_bucket(around: Surroundings) -> str:
     bucket = around.settings.landing_bucket
     if not bucket:
         raise Skipped("BUSCO_LANDING_BUCKET is not set")
-    with allowed(f"listing {bucket}", "only the ingest role has it"):
+    with allowed(f"s3:ListBucket on {bucket}", "only the ingest role has it"):
         try:
             around.s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
         except ClientError as error:

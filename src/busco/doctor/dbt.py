@@ -38,8 +38,8 @@ def _parsed(settings: Settings) -> str:
     if baked.stamp(settings.dbt_project) is None:
         raise Skipped(f"{settings.dbt_project_dir} reads the environment (env_var), so it is parsed at each start")
     raise BuscoError(
-        f"the parse stored in {settings.baked_dir} is not of the current {settings.dbt_project}, so each start parses "
-        "the project again",
+        f"the parse stored in {settings.baked_dir} does not match the current {settings.dbt_project}, so the project "
+        "is parsed again at every start",
         "rebuild the image (make image), and do not mount another project over the one in it",
     )
 

@@ -20,6 +20,7 @@ from busco.errors import BuscoError
 from busco.lake.budget import MIB, budget, share_of, size
 from busco.project import Project
 from busco.settings import Settings
+from busco.text import count
 
 _SMALL = 512 * MIB
 _SETTLING = 15  # seconds; a change that is more recent may not have been parsed yet
@@ -49,7 +50,7 @@ def variables(around: Surroundings) -> str:
         needed = _NEEDED if here("airflow") else _NEEDED[:1]
         if missing := [f"BUSCO_{name.upper()}" for name in needed if not getattr(around.settings, name)]:
             raise BuscoError(f"not set: {', '.join(missing)}", "set them as described in .env.example")
-    return f"{len(given)} BUSCO_… variables are set, all known"
+    return f"{count(len(given), 'BUSCO_… variable')} set, all known"
 
 
 def files(around: Surroundings) -> str:
@@ -76,7 +77,7 @@ def files(around: Surroundings) -> str:
         if logs.is_dir() and not os.access(logs, os.W_OK | os.X_OK):
             raise BuscoError(
                 f"user {os.getuid()} cannot write to {logs}",
-                f"chown it to {os.getuid()}, or make it writable for group 0",
+                f"chown it to {os.getuid()}, or make it writable by group 0",
             )
         lines.append(f"{logs} is writable")
     return f"user {os.getuid()}: {', '.join(lines)}"
@@ -112,8 +113,8 @@ def _parsed(settings: Settings) -> str:
 
 def models(project: Project) -> str:
     """Returns a project's name and number of models."""
-    count = sum(node["resource_type"] == "model" for node in project.nodes.values())
-    return f"{project.name}: {count} models"
+    number = sum(node["resource_type"] == "model" for node in project.nodes.values())
+    return f"{project.name}: {count(number, 'model')}"
 
 
 def memory_and_cpu(around: Surroundings) -> str:

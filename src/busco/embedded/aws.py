@@ -338,7 +338,7 @@ def _write_variables(path: Path, variables: Mapping[str, str]) -> None:
 
 def _check_lake_name(lake: str) -> None:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,40}", lake):
-        raise BuscoError(f"{lake!r} is not a valid lake name", "use at most 41 of the characters a-z, 0-9, _ and -")
+        raise BuscoError(f"{lake!r} is not a valid lake name", "use up to 41 characters from a-z, 0-9, _ and -")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

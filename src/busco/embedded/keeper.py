@@ -1,7 +1,8 @@
 """Keeps Airflow's graph up to date: parses the dbt projects whenever one of their files is saved.
 
-Runs in dbt's environment. A successful parse replaces the manifest atomically. While parsing fails, the last good graph
-stays in effect, and dbt's message is saved for the DAG file `dags/parse_check.py`, which shows it as an import error.
+Runs in dbt's environment. A successful parse replaces the manifest atomically. If a parse fails, the last good graph
+stays in effect until one succeeds, and dbt's message is saved for the DAG file `dags/parse_check.py`, which shows it as
+an import error.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from busco.ingest.refused import Refused
 from busco.lake.deliveries import Contract
 
 # The maximum number of names in a message, and of characters per name. Both are needed because what is read as the
-# header can be anything, even a single word of a megabyte.
+# header can be anything, even a single word a megabyte long.
 _SHOWN = 100
 # The line that tells Excel which separator a file uses. Excel never writes it, but programs that export to Excel do.
 _SEPARATOR_LINE = re.compile(r"(?i)sep=(.?)")
@@ -30,7 +30,7 @@ _DIFFERENCES: dict[str, Callable[[str], str]] = {
 def read_header(path: Path, head: bytes, compressed: bool, contract: Contract) -> tuple[str, ...]:
     """Returns the column names in the header.
 
-    Messages never contain values of the file, even if the header is missing and the first line contains values.
+    Messages never contain values from the file, even if the header is missing and the first line contains values.
 
     Args:
         head: the beginning of the file's decompressed content, without a byte-order mark or leading blank lines.

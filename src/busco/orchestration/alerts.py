@@ -65,7 +65,7 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
         lines.append(f"and {len(failed) - _LISTED} more")
     if run is not None:
         if stale := stale_of(settings, run.pin, [node for nodes in failed.values() for node in nodes]):
-            lines += ["", f"stale until it is fixed: {', '.join(stale)}"]
+            lines += ["", f"stale until this is fixed: {', '.join(stale)}"]
         if settings.execution != "local":
             lines += ["", str(run_cost(settings, run))]
     lines += ["", "What to do: open the failed task's log, fix the error, and clear the task with Downstream."]

@@ -311,7 +311,7 @@ class Follow:
                 self.say(f"runner {runner.number} is gone: {ending.reason}; another runner takes over")
                 return None
             hint = f"  → {ending.hint or 'clear this task to start a new runner'}"
-        runners = f" ({len(self._lost)} runners)" if len(self._lost) > 1 else ""
+        runners = f" (the last of {len(self._lost)} runners)" if len(self._lost) > 1 else ""
         return Ended(
             "failed",
             f"{label} failed: its runner ended without a result{runners}\n{ending.reason}\n{hint}",

@@ -30,7 +30,7 @@ class Launched:
             have ended long ago.
         ended_at: the number of the poll that found that the runner was gone; None until then.
         waiting: the followers that requested the runner before it was found to be gone.
-        is_abandoned: whether the runner was stopped because nobody needed it, so that its end fails no task.
+        is_abandoned: whether the runner was stopped because nobody needed it; if so, its end fails no task.
         why: why the runner ended; None until a follower has requested the reason.
     """
 
@@ -72,7 +72,7 @@ class Polled:
         self._task: asyncio.Task[None] | None = None
         self._polls = 0
         self._silence = Silence(self.settings.runner_silence, lambda: asyncio.get_running_loop().time())
-        # silent runners; those of them that are still to be stopped; and those given up after a stop had no effect
+        # silent runners; those of them that are still to be stopped; and those given up on, since a stop had no effect
         self._silent: set[int] = set()
         self._to_stop: set[int] = set()
         self._given_up: set[int] = set()
@@ -159,7 +159,7 @@ class Polled:
 
     async def _poll_once(self) -> None:
         """Updates the state from the records. On failure, raises and leaves the state that followers see unchanged."""
-        # check liveness first, so that the listing includes everything that a runner wrote before it was seen gone
+        # check liveness first, so that the listing has everything that a runner wrote before it was found to be gone
         await self._note_gone()
         # do not list the whole epoch: the records of followers and tables would double the listing
         etags = await self.objects.etags(self.layout.prefix, "/")
@@ -193,7 +193,7 @@ class Polled:
 
     async def _note_gone(self) -> None:
         """Records which runners are gone. The next listing then reads these endings together with those that other
-        triggerers recorded: an ending counts only once it is recorded, so that all triggerers use the same one."""
+        triggerers recorded: an ending does not count until it is recorded, so that all triggerers use the same one."""
         living = [runner for number, runner in self.runners.items() if not self.gone(number)]
         gone = dict(await self.launcher.look(living, [launched.handle for launched in self.launched.values()]))
         for number in self._silent - self.endings.keys():
@@ -207,7 +207,7 @@ class Polled:
                 await self.objects.put(self.layout.ending(number), ending.model_dump_json(), None)
 
     async def _stop_silent(self, etags: Mapping[str, str]) -> None:
-        """Stops hung runners. A runner that then stays silent for the same time again is given up: its host is presumed
+        """Stops hung runners. A runner that then stays silent for as long again is given up on: its host is presumed
         lost, so its end will never be reported. If the runner resumes, the entries' tokens reject its writes (R4)."""
         living = [number for number in self.runners if not self.gone(number)]
         keys = {number: self.layout.heartbeat(number) for number in living}

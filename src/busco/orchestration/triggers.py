@@ -136,7 +136,7 @@ class FollowTrigger(BaseTrigger):
             # this line is only for the log; the failure itself must be reported in any case
             self.log.warning("could not determine which tables stay stale: %s", error)
             return ""
-        return f"\nstale until it is fixed: {', '.join(tables)}" if tables else ""
+        return f"\nstale until this is fixed: {', '.join(tables)}" if tables else ""
 
     def _event(self, state: str, text: str, details: str) -> TriggerEvent:
         if not self.end_task:

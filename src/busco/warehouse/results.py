@@ -35,8 +35,8 @@ _LINE = re.compile(r"\bLINE (\d+): ?(.*)")
 class Reporter:
     """A dbt event callback that collects each node's log lines and, when the node finishes, writes its result (R8, R9).
 
-    dbt's threads call a reporter, and dbt swallows the exceptions that it raises. So an exception is kept in `problem`,
-    and `check` raises it.
+    dbt calls a reporter from its own threads and swallows any exception that the reporter raises. So the exception is
+    kept in `problem`, and `check` raises it.
     """
 
     def __init__(self, run: Run, session: Session, project: Project, redactor: Redactor, code_version: str) -> None:
