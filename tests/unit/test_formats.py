@@ -191,7 +191,7 @@ def test_a_long_name_in_a_refusal_is_truncated(lake: FolderLake) -> None:
         (
             unicodedata.normalize("NFD", "A, ção"),
             f"missing columns a, ção (table t); the header has 'A' and '{unicodedata.normalize('NFD', ' ção')}' "
-            "instead: correct the spaces, the upper and lower case and the Unicode form (to NFC)",
+            "instead: correct the spaces, the capitalization and the Unicode form (to NFC)",
         ),
         ("Relatório,\n,\na,ção", f"missing columns a, ção (table t); {NONE}"),
         ("maria@example.com,Maria", f"missing columns a, ção (table t); {NONE}"),

@@ -90,7 +90,7 @@ def test_doctor_does_not_mistake_a_409_for_an_enforced_condition(ignored: str) -
     with pytest.raises(BuscoError, match="ignores"):
         conditional_writes(surroundings)
     surroundings.s3 = AnsweringS3(*["", CONFLICT] * 20)
-    assert "written, and rejected" in conditional_writes(surroundings)
+    assert "gets a 412" in conditional_writes(surroundings)
 
 
 def test_a_file_that_was_overwritten_right_after_it_was_written_is_not_recorded() -> None:

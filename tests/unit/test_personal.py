@@ -188,7 +188,7 @@ def test_a_column_name_that_may_come_from_a_query_result_is_refused_without_bein
     if not strange:
         personal.check_names("model.p.people", names)
         return
-    with pytest.raises(BuscoError, match=f"column {strange} of the SQL has a name") as refusal:
+    with pytest.raises(BuscoError, match=f"tables that the SQL reads: {strange}") as refusal:
         personal.check_names("model.p.people", names)
     assert "anary" not in str(refusal.value)
     # column names are not checked for a model whose SQL is not generated from query results
@@ -207,7 +207,7 @@ def test_all_columns_are_personal_if_jinja_received_query_results() -> None:
     redactor.mark_indirect_reader("model.p.people")
     # lineage finds the columns that come from a table created by a hook, but the names of those columns are unknown
     assert personal.columns("model.p.people", sql, given) == set()
-    with pytest.raises(BuscoError, match="column 1 of the SQL has a name"):
+    with pytest.raises(BuscoError, match="tables that the SQL reads: 1"):
         personal.check_names("model.p.people", [("Zqcanary", "INTEGER")])
     redactor.mark_queried("model.p.people")
     assert personal.columns("model.p.people", sql, given) == {"b"}
