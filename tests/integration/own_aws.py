@@ -6,11 +6,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import boto3
 import botocore.exceptions
 import psutil
 
@@ -87,3 +90,16 @@ def code_of(call: Callable[[], Any]) -> str:
     except botocore.exceptions.ClientError as error:
         return str(error.response["Error"]["Code"])
     return "ok"
+
+
+@contextmanager
+def owners_environment(server: Server) -> Iterator[None]:
+    """Gives this process the variables with which the owner's AWS clients reach a local AWS."""
+    pair = keys.owner(server.settings.state)
+    variables = {
+        "AWS_ENDPOINT_URL": server.endpoint, "AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret,
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_S3_ADDRESSING_STYLE": "path",
+    }  # fmt: skip
+    # awswrangler uses boto3's default session, which would keep the credentials of an earlier test module
+    with mock.patch.dict(os.environ, variables), mock.patch.object(boto3, "DEFAULT_SESSION", None):
+        yield

@@ -7,15 +7,14 @@ import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import boto3
 import iceberg_helper
 import pytest
 from botocore.exceptions import ClientError
-from own_aws import Server, wait_for
+from own_aws import Server, owners_environment, wait_for
 
-from busco.embedded import athena_results, keys
+from busco.embedded import athena_results
 
 ROWS = """
     SELECT 1::BIGINT AS order_id, 'a "quoted", text' AS status, 12.50::DECIMAL(18,2) AS amount, DATE '2018-01-01' AS day
@@ -29,16 +28,10 @@ SQL = "SELECT order_id, status, amount, day FROM orders ORDER BY order_id"
 @pytest.fixture(scope="module")
 def orders(server: Server) -> Iterator[Server]:
     """The table gold.orders, and the environment of a user of the local AWS."""
-    pair = keys.owner(server.settings.state)
     bucket = os.environ["BUSCO_LAKE_BUCKET"]
     metadata, columns = iceberg_helper.write_table(server.client("s3"), bucket, "gold/orders", ROWS, 1)
     iceberg_helper.show(server.client("glue"), "busco_gold", "orders", metadata, columns)
-    variables = {
-        "AWS_ENDPOINT_URL": server.endpoint, "AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret,
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_S3_ADDRESSING_STYLE": "path",
-    }  # fmt: skip
-    # awswrangler uses boto3's default session, which would keep the credentials of an earlier test module
-    with mock.patch.dict(os.environ, variables), mock.patch.object(boto3, "DEFAULT_SESSION", None):
+    with owners_environment(server):
         yield server
 
 

@@ -7,14 +7,11 @@ import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import boto3
 import iceberg_helper
 import pytest
-from own_aws import Server, code_of, wait_for
-
-from busco.embedded import keys
+from own_aws import Server, code_of, owners_environment, wait_for
 
 SELECT = "SELECT 1::BIGINT AS order_id, 'paid' AS status, DATE '2018-01-01' AS day"
 COLUMNS = [["order_id", "bigint", "about order_id"], ["status", "string", "about status"], ["day", "date", "about day"]]
@@ -136,13 +133,7 @@ def test_a_caller_sees_only_the_tables_that_their_policies_allow(tables: Server)
 
 @pytest.fixture
 def environment(tables: Server) -> Iterator[None]:
-    pair = keys.owner(tables.settings.state)
-    variables = {
-        "AWS_ENDPOINT_URL": tables.endpoint, "AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret,
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_S3_ADDRESSING_STYLE": "path",
-    }  # fmt: skip
-    session = mock.patch.object(boto3, "DEFAULT_SESSION", None)
-    with mock.patch.dict(os.environ, variables), session, warnings.catch_warnings():
+    with owners_environment(tables), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 

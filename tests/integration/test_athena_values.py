@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
-from unittest import mock
 
 import boto3
 import pytest
-from own_aws import Server
-
-from busco.embedded import keys
+from own_aws import Server, owners_environment
 
 SAME: Any = object()
 
@@ -98,19 +94,13 @@ def results(server: Server) -> Iterator[Results]:
     from pyathena.cursor import DictCursor
     from pyathena.pandas.cursor import PandasCursor
 
-    pair = keys.owner(server.settings.state)
-    variables = {
-        "AWS_ENDPOINT_URL": server.endpoint, "AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret,
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_S3_ADDRESSING_STYLE": "path",
-    }  # fmt: skip
     options: Any = {
         "region_name": "us-east-1",
         "work_group": "busco",
         "schema_name": "busco_gold",
         "poll_interval": 0.1,
     }
-    session = mock.patch.object(boto3, "DEFAULT_SESSION", None)
-    with mock.patch.dict(os.environ, variables), session, warnings.catch_warnings():
+    with owners_environment(server), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cursor = connect(cursor_class=DictCursor, **options).cursor().execute(SQL)
         rows = cursor.fetchall()
