@@ -1,4 +1,4 @@
-"""Runs the command `busco` in the test's own process."""
+"""Runs the `busco` command in the test's own process."""
 
 from __future__ import annotations
 

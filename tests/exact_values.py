@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from busco.lake.types import DataType, ListOf, MapOf, Primitive, Struct
 
-# the value of a text that denotes no value of its type
+# the value of a string that denotes no value of its type
 NOTHING = object()
 
 RANGES = {
@@ -161,7 +161,7 @@ def _time(kind: Primitive, text: str) -> Any:
 
 
 def _micros(text: str, zoned: bool) -> Fraction | None:
-    """Returns a text as microseconds since 1970, in UTC if the type has a time zone."""
+    """Returns a string as microseconds since 1970, in UTC if the type has a time zone."""
     found = _MOMENT.fullmatch(text)
     if not found:
         return None
@@ -216,12 +216,12 @@ def _json(text: str) -> Any:
     return text
 
 
-# -- texts ------------------------------------------------------------------------------------------------------------
+# -- text -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, its value, and whether ingest must accept it because it is the canonical text of a value of the type."""
+    """A string, its value, and whether ingest must accept it because it is the canonical text of a value."""
 
     text: str
     value: Any
@@ -350,7 +350,7 @@ def _odd(kind: Primitive, random: Random) -> str:
     return pick([day, day + time, day + time, day + time, pick(_MOMENTS)])
 
 
-# -- nested texts, in DuckDB's own notation ---------------------------------------------------------------------------
+# -- nested text, in DuckDB's own notation ----------------------------------------------------------------------------
 
 _SPACES = ["", "", " ", "  ", "\t", "\n"]
 

@@ -15,9 +15,10 @@ from unittest import mock
 from busco.aws import client
 from busco.embedded import aws
 from busco.lake import pins, releases
+from busco.lake.contents import read_version
 from busco.lake.layout import EnvironmentLayout, local_run_key
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Release, utc_now
+from busco.lake.records import Release, Version, utc_now
 from busco.lake.runs import Run, open_run
 from busco.project import Project
 from busco.projects import all_contracts
@@ -52,6 +53,10 @@ class Platform:
         live = releases.read_live(self.store, ENVIRONMENT)
         assert live is not None, "nothing is published"
         return live.release
+
+    def version(self, table: str) -> Version:
+        """Returns a table's version in the live release, with its columns and files."""
+        return read_version(self.store, self.live().tables[table])
 
     def write(self, path: str, text: str) -> Path:
         """Writes a file below home, such as a file of the project."""
@@ -132,7 +137,7 @@ class Platform:
     def duckdb(self, sql: str, release: Release | None = None) -> list[tuple[Any, ...]]:
         from busco.lake.reading import query
 
-        return query(self.settings, release or self.live(), sql)[1]
+        return query(self.settings, self.store, release or self.live(), sql)[1]
 
 
 def neutral_environment() -> dict[str, str]:
@@ -189,6 +194,20 @@ def with_bakery(made: Platform) -> Platform:
     """Adds the bakery's project beside the platform's own, and installs its packages."""
     shutil.copytree(BAKERY, made.home / "bakery")
     made.busco("dbt", "--project-dir", "bakery", "deps")
+    return made
+
+
+def with_parse(made: Platform, parsed: dict[str, bytes]) -> Platform:
+    """Parses the platform's project, or copies the files that an earlier call for the same project kept."""
+    from busco.warehouse.dbt import ensure_manifest, replace_file
+
+    kept = [made.settings.manifest_path, made.settings.state / "dbt/partial_parse.msgpack"]
+    for file in kept:
+        if file.name in parsed:
+            replace_file(file, parsed[file.name])
+    if not parsed:
+        ensure_manifest(made.settings)
+        parsed.update({file.name: file.read_bytes() for file in kept})
     return made
 
 

@@ -1,4 +1,4 @@
-{# Checks that each combination of values of the columns is unique. #}
+{# Checks that each combination of the columns' values is unique. #}
 {% test unique_combination(model, columns) %}
 select
     {{ columns | join(', ') }},
@@ -17,7 +17,7 @@ where not ({{ expression }})
 {% endtest %}
 
 
-{# Checks that every value matches a pattern (a regular expression) completely; NULL passes. #}
+{# Checks that a pattern (a regular expression) matches every value as a whole; NULL passes. #}
 {% test matches(model, column_name, pattern) %}
 select *
 from {{ model }}

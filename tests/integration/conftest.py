@@ -12,8 +12,7 @@ from own_aws import Server, quiet, started
 
 from busco.embedded import aws
 from busco.settings import get_settings
-from busco.warehouse.dbt import ensure_manifest, replace_file
-from tests.platforms import ROOT, Platform, neutral_environment, platform
+from tests.platforms import ROOT, Platform, neutral_environment, platform, with_parse
 
 MINI = ROOT / "tests/projects/mini"
 
@@ -62,14 +61,3 @@ def alone(tmp_path: Path, parsed: dict[str, bytes]) -> Iterator[Platform]:
     """The same, but with its own local AWS, for tests that restart it."""
     with platform(tmp_path, MINI) as made:
         yield with_parse(made, parsed)
-
-
-def with_parse(made: Platform, parsed: dict[str, bytes]) -> Platform:
-    kept = [made.settings.manifest_path, made.settings.state / "dbt/partial_parse.msgpack"]
-    for file in kept:
-        if file.name in parsed:
-            replace_file(file, parsed[file.name])
-    if not parsed:
-        ensure_manifest(made.settings)
-        parsed.update({file.name: file.read_bytes() for file in kept})
-    return made

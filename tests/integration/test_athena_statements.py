@@ -82,9 +82,9 @@ def test_explain_shows_the_plan_of_a_query_without_running_it(tables: Server) ->
         ("SELECT 1; SELECT 2", "only one statement can run at a time"),
         ("EXPLAIN ANALYZE SELECT 1", "EXPLAIN ANALYZE is not available here"),
         ("EXPLAIN (FORMAT JSON) SELECT 1", "EXPLAIN with options is not available here"),
-        ("EXPLAIN EXPLAIN SELECT 1", "EXPLAIN is followed by a query"),
-        ("EXPLAIN SHOW TABLES", "EXPLAIN is followed by a query"),
-        ("EXPLAIN COPY (SELECT 1) TO 'x.csv'", "EXPLAIN is followed by a query"),
+        ("EXPLAIN EXPLAIN SELECT 1", "EXPLAIN must be followed by a query"),
+        ("EXPLAIN SHOW TABLES", "EXPLAIN must be followed by a query"),
+        ("EXPLAIN COPY (SELECT 1) TO 'x.csv'", "EXPLAIN must be followed by a query"),
         ("EXPLAIN SELECT * FROM read_text('/etc/hostname')", "it reads or lists files"),
         ("EXPLAIN SELECT * FROM '/etc/some.csv'", "a string is not a table"),
         ("DESCRIBE SELECT 1", "DESCRIBE is not available here in this form"),
@@ -96,7 +96,7 @@ def test_explain_shows_the_plan_of_a_query_without_running_it(tables: Server) ->
         ("INSERT INTO orders SELECT * FROM orders", "INSERT is not available here"),
         ("WITH a AS (SELECT 1) INSERT INTO orders SELECT * FROM a", "only a query can run here"),
         ("SET x = 1", "SET is not available here"),
-        ('SELECT * FROM "s3://a/b.parquet"', "it names a path; read tables by their names"),
+        ('SELECT * FROM "s3://a/b.parquet"', "it names a path; read tables by name"),
     ],
 )  # fmt: skip
 def test_a_statement_that_does_not_work_is_refused_with_what_does(tables: Server, sql: str, message: str) -> None:

@@ -13,6 +13,8 @@ import pytest
 from tests.integration.conftest import MINI
 from tests.platforms import Platform, platform
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
@@ -69,6 +71,7 @@ def test_the_project_from_the_image_equals_the_one_that_dbt_parses(mini: Platfor
     assert len(by_dbt) > 3
 
 
+@pytest.mark.slow
 def test_tables_that_an_image_built_are_kept_by_a_process_that_parsed(mini: Platform, baked: dict[str, str]) -> None:
     """The fingerprints are equal, so a laptop keeps the tables of a release that was built in an image (R7)."""
     mini.busco("dbt", "build", "--publish", environment=baked)

@@ -88,7 +88,7 @@ def test_the_error_of_a_model_that_needs_a_package_says_how_to_install_it(live: 
     assert not outcome.good
     result = run.latest_results()["model.busco.packaged"]
     assert "'utils' is undefined" in result.error
-    assert result.error.splitlines()[-1].endswith("then busco dbt deps")
+    assert result.error.splitlines()[-1].endswith("then run: busco dbt deps")
 
 
 def test_a_selection_includes_tests_whose_other_tables_are_selected_or_were_ever_built(live: Platform) -> None:
@@ -133,7 +133,7 @@ def test_a_build_names_what_matches_nothing_and_shows_dbt_s_own_selection_errors
     status, printed = busco("dbt", "build", "--select", "typo, model")
     assert status == 1
     assert "the selection 'typo, model' matches nothing" in printed
-    assert "a comma means both" in printed
+    assert "a comma means that both must match" in printed
     status, printed = busco("dbt", "build", "--select", "nomethod:fct")
     assert status == 1
     assert "'nomethod' is not a valid method name" in printed
@@ -149,7 +149,7 @@ def test_a_build_names_what_matches_nothing_and_shows_dbt_s_own_selection_errors
     [
         ("days", "days typo", "the selection 'days' matches only what is excluded by 'days typo'"),
         ("typo", "days", "the selection 'typo' matches nothing"),
-        ("days_in_fct", "", "matches only tests that are left out, because gold.days, gold.fct was never built"),
+        ("days_in_fct", "", "matches only tests that are left out, because gold.days, gold.fct were never built"),
     ],
 )
 def test_the_error_for_a_selection_without_nodes_says_why_there_are_none(
@@ -311,14 +311,14 @@ def test_an_interrupted_query_ends_with_status_130(
 ) -> None:
     from busco.lake import reading
 
-    opening, ready = reading.open_release, threading.Event()
+    opening, ready = reading.open_versions, threading.Event()
 
     def open_and_signal(*arguments: object) -> object:
         connection = opening(*arguments)  # type: ignore[arg-type]
         ready.set()
         return connection
 
-    monkeypatch.setattr(reading, "open_release", open_and_signal)
+    monkeypatch.setattr(reading, "open_versions", open_and_signal)
     interrupt_when(ready)
     endless = "select count(*) from range(100000000000) as r(i) where hash(i) = 1"
     status, printed = busco("query", "--engine", "duckdb", endless)

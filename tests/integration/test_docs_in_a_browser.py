@@ -1,4 +1,4 @@
-"""dbt's docs page in a real browser: a project's texts are displayed as text and never executed."""
+"""dbt's docs page in a real browser: a project's text is displayed as text and never executed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The docs page of a project with these texts wherever a project can have text, and in the catalog's comments."""
+    """The docs page of a project with these strings wherever a project can have text, and in the catalog's comments."""
     home = tmp_path_factory.mktemp("docs")
     raw = f"{{% raw %}}{ALL}{{% endraw %}}"
     properties = {

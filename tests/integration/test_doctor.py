@@ -25,12 +25,13 @@ from tests.platforms import ROOT, Platform, platform
 
 NAMES = [
     "variables", "files", "keys", "database", "broker", "endpoint", "clock", "role", "lake bucket",
-    "conditional writes", "landing bucket", "queue", "Glue databases", "ECS cluster", "task definitions", "task roles",
-    "image", "manifest", "dbt projects", "memory and CPU", "disk", "DuckDB", "DuckDB on S3",
+    "conditional writes", "landing bucket", "queue", "Glue databases", "live release", "ECS cluster",
+    "task definitions", "task roles", "image", "manifest", "dbt projects", "memory and CPU", "disk", "DuckDB",
+    "DuckDB on S3",
 ]  # fmt: skip
 OF_AIRFLOW = {"keys", "database", "broker", "ECS cluster", "manifest"}
-# used only with models on ECS, and with a landing bucket that notifies a queue about new files
-UNUSED = {"queue", "task definitions", "task roles", "image"}
+# used only with models on ECS, with a landing bucket that notifies a queue about new files, and with a release
+UNUSED = {"live release", "queue", "task definitions", "task roles", "image"}
 OF_DBT = {"landing bucket", "dbt projects", "DuckDB", "DuckDB on S3"}
 
 
@@ -85,7 +86,7 @@ def test_in_dbts_environment_only_airflows_checks_and_unused_features_are_skippe
 
 def test_in_airflows_environment_only_dbts_checks_and_unused_features_are_skipped(live: Platform) -> None:
     checks = run_doctor(live, 0, "airflow", BUSCO_EXECUTION="ecs_shared")
-    assert named(checks, "skipped") == OF_DBT | {"keys", "database", "broker", "queue", "image"}
+    assert named(checks, "skipped") == OF_DBT | {"keys", "database", "broker", "queue", "image", "live release"}
     assert (
         checks["task definitions"]["seen"]
         == "small busco-dbt-small:1, medium busco-dbt-medium:1, large busco-dbt-large:1"
@@ -99,7 +100,7 @@ def test_the_table_has_a_line_for_each_check_and_a_summary(live: Platform) -> No
     printed = live.busco("doctor")
     for name in NAMES:
         assert any(line.startswith(f"{name} ") for line in printed.splitlines()), printed
-    assert printed.splitlines()[-1] == "14 ok, 0 failed, 9 skipped"
+    assert printed.splitlines()[-1] == "14 ok, 0 failed, 10 skipped"
 
 
 # -- something is wrong -----------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def test_an_unreachable_endpoint_is_the_only_failed_check(live: Platform) -> Non
     assert named(checks, "failed") == {"endpoint"}
     assert "http://127.0.0.1:1" in checks["endpoint"]["seen"]
     assert checks["endpoint"]["fix"] == "start it: busco aws up"
-    assert checks["conditional writes"]["seen"] == "needs: lake bucket"
+    assert checks["conditional writes"]["seen"] == "the check 'lake bucket' has to succeed first"
     printed = live.busco("doctor", status=1, environment=nowhere)
     assert "endpoint failed: the local AWS is not responding" in printed
     assert "→ start it: busco aws up" in printed
@@ -128,7 +129,9 @@ def test_a_missing_lake_bucket_is_named_with_the_template_to_deploy(live: Platfo
 def test_missing_glue_databases_are_named(live: Platform) -> None:
     checks = run_doctor(live, 1, BUSCO_GLUE_PREFIX="other_")
     assert named(checks, "failed") == {"Glue databases"}
-    assert checks["Glue databases"]["seen"] == "missing: other_bronze, other_silver, other_gold"
+    assert (
+        checks["Glue databases"]["seen"] == "these Glue databases do not exist: other_bronze, other_silver, other_gold"
+    )
     assert "BUSCO_GLUE_PREFIX" in checks["Glue databases"]["fix"]
 
 
@@ -240,7 +243,7 @@ def test_a_missing_or_invalid_key_fails(live: Platform, name: str, value: str, s
     assert checks["keys"]["state"] == "failed"
     assert checks["keys"]["seen"].startswith(f"{name} {seen}")
     assert value == "" or value not in checks["keys"]["seen"]
-    assert checks["database"]["seen"] == "needs: keys"
+    assert checks["database"]["seen"] == "the check 'keys' has to succeed first"
 
 
 def test_on_aws_a_well_known_admin_password_fails(live: Platform) -> None:

@@ -59,6 +59,7 @@ class Checked:
     def __post_init__(self) -> None:
         self.runner, self.ingest = self._like("runner"), self._like("ingest")
         self.airflow = self._assumed(self.outputs["AirflowRoleArn"])
+        self.reader = self._reader()
 
     def root(self, service: str) -> Any:
         return self.server.client(service)
@@ -70,6 +71,13 @@ class Checked:
         policy = iam.get_role_policy(RoleName=named, PolicyName="lake")["PolicyDocument"]
         role = iam.create_role(RoleName=duty, AssumeRolePolicyDocument=json.dumps(ANYBODY_IN_THE_ACCOUNT))["Role"]
         iam.put_role_policy(RoleName=duty, PolicyName="given", PolicyDocument=json.dumps(policy))
+        return self._assumed(role["Arn"])
+
+    def _reader(self) -> dict[str, str]:
+        """Returns credentials of a new role that has only ReadersPolicy."""
+        iam = self.root("iam")
+        role = iam.create_role(RoleName="reader", AssumeRolePolicyDocument=json.dumps(ANYBODY_IN_THE_ACCOUNT))["Role"]
+        iam.attach_role_policy(RoleName="reader", PolicyArn=self.outputs["ReadersPolicy"])
         return self._assumed(role["Arn"])
 
     def _assumed(self, role: str) -> dict[str, str]:
@@ -151,8 +159,67 @@ def test_each_duty_needs_no_more_than_its_role(checked: Checked) -> None:
         glue = publisher_client("glue", settings)
         glue.delete_table(DatabaseName="busco_gold", Name="fct")
         assert client("glue", settings).get_tables(DatabaseName="busco_gold")["TableList"] == []
+        assert "busco_gold.fct is missing" in in_airflow(checked, "release", "repair", "--check", status=1)
+        in_airflow(checked, "release", "repair")
+        assert len(client("glue", settings).get_tables(DatabaseName="busco_gold")["TableList"]) == 1
     with checked.acting_as(checked.runner):
         assert platform.duckdb("select count(*) from busco_gold.fct") == [(1,)]
+
+
+def in_airflow(checked: Checked, *arguments: str, status: int = 0) -> str:
+    """Runs the command in Airflow's environment, with this process's credentials."""
+    return python_in_airflow(checked, f"from busco.cli.main import main; main({list(arguments)!r})", status)
+
+
+def python_in_airflow(checked: Checked, code: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [str(ROOT / ".venv/bin/python"), "-c", code],
+        env=dict(os.environ), cwd=checked.platform.home, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_what_a_runners_role_overwrote_and_what_was_deleted_is_restored_by_the_publishers_role(
+    checked: Checked,
+) -> None:
+    lake, platform, sql = checked.outputs["LakeBucket"], checked.platform, "select * from busco_gold.fct"
+    with checked.acting_as(checked.runner) as settings:
+        before, s3 = platform.duckdb(sql), client("s3", settings)
+        (gold,), (silver,) = (platform.version(table).files for table in ("gold.fct", "silver.orders"))
+        s3.put_object(Bucket=lake, Key=gold.key, Body=b"x" * gold.bytes)
+    checked.root("s3").delete_object(Bucket=lake, Key=silver.key)
+    for who in (checked.runner, checked.ingest, checked.airflow, checked.reader):
+        with checked.acting_as(who) as settings:
+            s3 = client("s3", settings)
+            for older in checked.root("s3").list_object_versions(Bucket=lake, Prefix=gold.key)["Versions"]:
+                get = partial(s3.get_object, Bucket=lake, Key=gold.key, VersionId=older["VersionId"])
+                assert code_of(get) == "AccessDenied"
+            assert code_of(partial(s3.list_object_versions, Bucket=lake, Prefix=gold.key)) == "AccessDenied"
+    with checked.acting_as(checked.airflow):
+        printed = in_airflow(checked, "release", "repair")
+        assert f"gold.fct: the data file s3://{lake}/{gold.key} was overwritten at " in printed
+        assert f"silver.orders: the data file s3://{lake}/{silver.key} was deleted at " in printed
+        assert printed.count("restored from S3 object version ") == 2
+        in_airflow(checked, "release", "repair", "--check")
+    with checked.acting_as(checked.runner):
+        assert platform.duckdb(sql) == before
+        assert {file.key: file.etag for file in (gold, silver)} == {
+            key: platform.store.sizes(key)[key][0] for key in (gold.key, silver.key)
+        }
+
+
+def test_drift_is_found_and_repaired_by_airflows_task(checked: Checked) -> None:
+    with checked.acting_as(checked.airflow) as settings:
+        live = releases.read_live(checked.platform.store, ENVIRONMENT)
+        assert live is not None
+        lost = live.release.tables["silver.orders"].metadata
+        checked.root("s3").delete_object(Bucket=settings.lake_bucket, Key=lost)
+        code = "from busco.orchestration import control; control.{}"
+        assert "to repair them, run the `drift` DAG" in python_in_airflow(checked, code.format("check()"), 1)
+        python_in_airflow(checked, code.format("repair_drift('ana')"))
+        python_in_airflow(checked, code.format("check()"))
+        assert checked.platform.store.missing([lost]) == []
 
 
 def test_a_stolen_role_neither_publishes_nor_destroys(checked: Checked) -> None:

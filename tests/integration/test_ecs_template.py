@@ -70,6 +70,15 @@ WORKING = [
     f"{LAKE}/docs/r/1/manifest.json",
     f"{LAKE}/docs/r/1/index.html",
 ]
+# Records and metadata of versions.
+RECORDED = [
+    f"{METADATA}/00001-1a.metadata.json",
+    f"{METADATA}/1a.avro",
+    f"{LAKE}/_lake/env/prod/manifests/gold.fct_orders/1a.avro",
+    f"{LAKE}/_lake/env/prod/metadata/gold.fct_orders/1a/metadata/00001-1a.metadata.json",
+    f"{LAKE}/_lake/env/prod/pages/bronze.olist_orders/1a.json",
+    f"{LAKE}/_lake/env/prod/versions/gold.fct_orders/1a.json",
+]
 
 ALLOWED = [
     *cases(
@@ -99,15 +108,23 @@ ALLOWED = [
     ),
     *cases(
         "PublisherRoleArn",
-        *[("s3:GetObject", key) for key in (*PUBLISHING, *STEERING, *WORKING)],
+        *[("s3:GetObject", key) for key in (*PUBLISHING, *STEERING, *WORKING, DELIVERY)],
         *[("s3:PutObject", key) for key in PUBLISHING],
-        # an overwritten data file is restored from an earlier version
+        # what was overwritten or deleted is restored from an earlier version
         *[
             (action, key)
             for key in (BRONZE, GOLD)
             for action in ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:AbortMultipartUpload")
         ],
+        *[
+            (action, key)
+            for key in (DELIVERY, *RECORDED)
+            for action in ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject")
+        ],
         ("s3:ListBucketVersions", LAKE, {"s3:prefix": "gold/fct_orders/prod-1a/"}),
+        ("s3:ListBucketVersions", LAKE, {"s3:prefix": "_lake/env/prod/versions/gold.fct_orders/"}),
+        ("s3:ListBucketVersions", LAKE, {"s3:prefix": "_lake/deliveries/olist.orders/"}),
+        ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/deliveries/olist.orders/"}),
         ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/env/prod/runs/r/"}),
         ("s3:ListBucket", LAKE),
         *[
@@ -254,6 +271,10 @@ PULLING_AND_LOGGING = [("ecr:BatchGetImage", f"{ECR}/busco-dbt"), ("logs:PutLogE
 QUARANTINE = [(action, QUARANTINED) for action in ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject")]
 QUARANTINE += [("s3:ListBucket", LAKE, {"s3:prefix": "_lake/quarantine/"})]
 LANDED = [("s3:GetObject", f"{LANDING}/olist/orders/orders.csv"), ("s3:ListBucket", LANDING)]
+# Older versions of objects: only the publisher reads them.
+OLDER = [("s3:GetObjectVersion", key) for key in (DELIVERY, BRONZE, GOLD, *RECORDED)]
+OLDER += [("s3:ListBucketVersions", LAKE, {"s3:prefix": prefix}) for prefix in ("gold/", "_lake/env/prod/versions/")]
+OLDER += [("s3:ListBucketVersions", LAKE)]
 DENIED = [
     *[case for who in ROLES for case in cases(who, *FORBIDDEN_TO_ALL)],
     *cases("RunnerRoleArn", *STARTING, *CHANGING_GLUE, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
@@ -270,7 +291,8 @@ DENIED = [
     *cases("IngestRoleArn", *[("s3:PutObject", key) for key in (*PUBLISHING, *STEERING, *WORKING, GOLD)]),
     *cases("IngestRoleArn", ("s3:GetObject", GOLD), ("s3:GetObject", PUBLISHING[0])),
     *cases("PublisherRoleArn", *STARTING, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
-    *cases("PublisherRoleArn", *[("s3:PutObject", key) for key in (*STEERING, *WORKING, DELIVERY)]),
+    *cases("PublisherRoleArn", *[("s3:PutObject", key) for key in (*STEERING, *WORKING) if key not in RECORDED]),
+    *[case for who in ROLES if who != "PublisherRoleArn" for case in cases(who, *OLDER)],
     *cases("ExecutionRole", *STARTING, *CHANGING_GLUE, *QUARANTINE, *LANDED),
     *cases("ExecutionRole", ("s3:GetObject", GOLD), ("s3:ListBucket", LAKE), ("glue:GetTable", f"{GLUE}:{TABLES[2]}")),
     *cases("StartTasksPolicy", *CHANGING_GLUE, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
@@ -468,7 +490,7 @@ def test_each_size_is_larger_than_the_one_before(definitions: list[dict[str, Any
     assert sizes == [(1024, 4096, 21), (2048, 8192, 50), (4096, 16384, 100)]
 
 
-@pytest.mark.parametrize("repository", ["busco-dbt", "busco-airflow"])
+@pytest.mark.parametrize("repository", ["busco-dbt", "busco-airflow", "busco-nginx", "busco-certbot"])
 def test_images_are_scanned_and_keep_their_tags(server: Server, repository: str) -> None:
     ecr = server.client("ecr")
     (found,) = ecr.describe_repositories(repositoryNames=[repository])["repositories"]

@@ -201,7 +201,7 @@ def test_a_project_that_is_missing_is_reported_with_the_variable_that_names_it(o
     environment = {"BUSCO_DBT_PROJECTS": "nope"}
     for command in (["dbt", "parse"], ["ingest", "dbt_project"]):
         printed = odd.busco(*command, status=1, environment=environment)
-        assert "BUSCO_DBT_PROJECTS names nope, where dbt_project.yml does not exist" in printed
+        assert "BUSCO_DBT_PROJECTS names nope, but there is no dbt_project.yml in it" in printed
         assert "→ correct the folder in BUSCO_DBT_PROJECTS" in printed
 
 
@@ -226,14 +226,14 @@ REFUSED = {
     ),
     "models/a/mat.sql": (
         "{{ config(materialized='materialized_view') }} select 1 as a",
-        "materialized_view is refused",
+        "materialized_view is not allowed",
     ),
-    "models/a/own.sql": ("{{ config(materialized='scd') }} select 1 as a", "materialization scd is refused"),
+    "models/a/own.sql": ("{{ config(materialized='scd') }} select 1 as a", "materialization scd is not allowed"),
     "models/a/is_inc.sql": ("{% if is_incremental() %}{% endif %} select 1 as a", "is_incremental() is always false"),
-    "models/a/py.py": ("def model(dbt, session):\n    return 1\n", "Python models are refused"),
-    "models/a/where.sql": ("{{ config(database='other') }} select 1 as a", "database other is refused"),
-    "models/a/granted.sql": ("{{ config(grants={'select': ['bi']}) }} select 1 as a", "grants are refused"),
-    "models/a/header.sql": ("{{ config(sql_header='set x = 1;') }} select 1 as a", "sql_header is refused"),
+    "models/a/py.py": ("def model(dbt, session):\n    return 1\n", "Python models are not supported"),
+    "models/a/where.sql": ("{{ config(database='other') }} select 1 as a", "database other is not allowed"),
+    "models/a/granted.sql": ("{{ config(grants={'select': ['bi']}) }} select 1 as a", "grants are not supported"),
+    "models/a/header.sql": ("{{ config(sql_header='set x = 1;') }} select 1 as a", "sql_header is not supported"),
     "models/a/layer.sql": ("{{ config(schema='marts') }} select 1 as a", "schema marts is not a layer"),
     "models/a/no_layer.sql": ("select 1 as a", "schema main is not a layer"),
     "models/a/name.sql": (
@@ -252,10 +252,10 @@ REFUSED = {
         "sources: [{name: other, schema: gold, tables: [{name: fct}]}]",
         "tables of another dbt project can't be sources yet",
     ),
-    "models/a/raw.yml": ("sources: [{name: raw, tables: [{name: t}]}]", "source schema raw is refused"),
+    "models/a/raw.yml": ("sources: [{name: raw, tables: [{name: t}]}]", "source schema raw is not allowed"),
     "models/a/db.yml": (
         "sources: [{name: far, schema: bronze, database: far, tables: [{name: t}]}]",
-        "source database far is refused",
+        "source database far is not allowed",
     ),
     "models/a/files.yml": (
         "sources: [{name: files, schema: bronze, config: {meta: {external_location: 's3://b/{name}'}},"
@@ -264,11 +264,11 @@ REFUSED = {
     ),
     "models/a/long_source.yml": (
         f"sources: [{{name: {'s' * 1000}, schema: bronze, tables: [{{name: w}}]}}]",
-        "too long: one of its object keys would have",
+        "too long: one of its object keys would be",
     ),
     "models/a/long_test.yml": (
         f"unit_tests: [{{name: {'u' * 1000}, model: people, given: [], expect: {{rows: []}}}}]",
-        "too long: one of its object keys would have",
+        "too long: one of its object keys would be",
     ),
     "models/a/twice.yml": (
         "sources: [{name: more, schema: bronze, tables: [{name: u}]}]",
@@ -279,7 +279,7 @@ REFUSED = {
         " select 1 as id {% endsnapshot %}",
         "snapshots are not supported",
     ),
-    "functions/twice.sql": ("x * 2", "functions are refused"),
+    "functions/twice.sql": ("x * 2", "functions are not supported"),
     "macros/seed.sql": (
         "{% materialization seed, adapter='duckdb' %}{{ return({'relations': []}) }}{% endmaterialization %}",
         "materialization_seed_duckdb is reserved for the platform",
@@ -327,7 +327,7 @@ def test_an_unsupported_feature_is_refused_at_parse_with_the_reason(refusal: lis
 
 
 def test_hooks_for_a_whole_run_are_refused_at_parse(refusal: list[str]) -> None:
-    assert any("dbt_project.yml: on-run-start and on-run-end are refused" in line for line in refusal)
+    assert any("dbt_project.yml: on-run-start and on-run-end are not supported" in line for line in refusal)
 
 
 def test_the_fix_that_all_models_need_is_stated_once(refusal: list[str]) -> None:
@@ -337,10 +337,10 @@ def test_the_fix_that_all_models_need_is_stated_once(refusal: list[str]) -> None
         "  → for all models at once, in dbt_project.yml: models: {bakery: {+schema: gold}} (or +schema: silver)"
     )
     assert advice[1].startswith("  → 4 models (models/a/")
-    assert "which override dbt_project.yml: write materialized='lake' there" in advice[1]
+    assert "which override dbt_project.yml: write materialized='lake' in those configs" in advice[1]
     assert advice[2] == (
         "  → 1 model (models/a/layer.sql) has its own config, which overrides dbt_project.yml: "
-        "write schema='silver' or schema='gold' there"
+        "write schema='silver' or schema='gold' in that config"
     )
     assert len(advice) == 3
 

@@ -48,14 +48,16 @@ ATTACKS = {
     "prepares": ("{{ config(pre_hook=[\"prepare p as copy (select 1) to 'POINTER'\", 'execute p']) }} select 1 as a",
                  "PREPARE hides what is run"),
     "sets": ("{{ config(pre_hook=\"set s3_endpoint = 'evil.example'\") }} select 1 as a",
-             "SET and RESET change settings"),
+             "SET and RESET change the connection's settings"),
     "hides": ("{{ config(pre_hook='create secret (type s3)') }} select 1 as a", "create secret"),
     "environ": ("select content from read_text('/proc/self/environ')", "read_text: it reads or lists files"),
-    "settings": ("select value from duckdb_settings() where name like 's3_%'", "duckdb_settings: it shows settings"),
-    "setting": ("select current_setting('s3_secret_access_key') as a", "current_setting: it shows settings"),
+    "settings": ("select value from duckdb_settings() where name like 's3_%'",
+                 "duckdb_settings: it shows the connection's settings"),
+    "setting": ("select current_setting('s3_secret_access_key') as a",
+                "current_setting: it shows the connection's settings"),
     "path": ("select *\nfrom 's3://LAKE/gold/x.parquet'", "it names a path in the lake"),
     "glue": ("{% if execute %}{% do adapter.store_relation('glue|x', this, [], '', 'parquet', {}) %}{% endif %}"
-             " select 1 as a", "the plugin glue|x is refused"),
+             " select 1 as a", "the plugin glue|x is not allowed"),
     "forges": ("{% if execute %}{% do adapter.store_relation('lake', this, [], '', 'lake', {'step': 'begin',"
                " 'node': 'model.busco.fct', 'sql': 'select 1'}) %}{% endif %} select 1 as a",
                "can't run a step of model.busco.fct"),
@@ -168,7 +170,7 @@ def test_a_malicious_model_fails_with_the_reason_and_makes_no_version(built: Bui
 
 
 def test_a_refusal_names_the_model_and_the_line(built: Built) -> None:
-    assert "model.busco.pre_hook is refused before it runs" in built.of("pre_hook").error
+    assert "model.busco.pre_hook was rejected before it ran" in built.of("pre_hook").error
     assert "LINE 1: copy (select 1 as x) to" in built.of("pre_hook").error
     assert "LINE 2: from 's3://" in built.of("path").error
 

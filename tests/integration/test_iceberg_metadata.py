@@ -7,17 +7,15 @@ read, select_sql and Athena, are tested as well. All must return what a plain Du
 from __future__ import annotations
 
 import io
-import math
 import os
-import random
 import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from decimal import Decimal
 from functools import cached_property
+from itertools import permutations
 from typing import Any
 
 import chdb
@@ -36,90 +34,13 @@ from pyiceberg.types import ListType, MapType, StructType
 from busco.errors import BuscoError
 from busco.lake import types, versions
 from busco.lake.engine import connect
+from busco.lake.metadata_json import NONE, location_of
 from busco.lake.objects import ObjectStore
-from busco.lake.records import DataFile, Version
+from busco.lake.records import Version
 from busco.lake.relations import select_sql
 from busco.warehouse import model_sql
+from tests.extremes import MODELS, ODD, Dialect, Query, queries_of
 from tests.platforms import ENVIRONMENT, ROOT, Platform, platform
-
-# Every type that docs/iceberg.md lists as supported, with the extreme values that all readers can represent:
-# ClickHouse's dates have four-digit years, and DuckDB's JSON must be valid JSON.
-WIDE = r"""
-select * from (values
-    (1, true, (-128)::tinyint, (-32768)::smallint, (-2147483648)::integer, (-9223372036854775808)::bigint, 0::utinyint,
-     0::usmallint, '-inf'::float, '-inf'::double, (-99999.9999)::decimal(9, 4), (-0.01)::decimal(18, 2),
-     '-9999999999999999999999999999.9999999999'::decimal(38, 10), '', ''::blob, date '0001-01-01',
-     timestamp '1969-12-31 23:59:59.999999', timestamp_s '1969-12-31 23:59:59', timestamp_ms '1969-12-31 23:59:59.999',
-     timestamptz '0001-01-01 00:00:00.000001+00', 'small'::enum('small', 'big'), '{"a": [1, null]}'::json),
-    (2, false, 127, 32767, 2147483647, 9223372036854775807, 255, 65535, 'inf', 'inf', 99999.9999, 9999999999999999.99,
-     '9999999999999999999999999999.9999999999', 'é ü 漢字 🦆 ''a'' "b" \ ' || chr(10) || chr(0),
-     '\x00\xFF\x80a'::blob, '9999-12-31', '9999-12-31 23:59:59.999999', '9999-12-31 23:59:59',
-     '9999-12-31 23:59:59.999', '2018-01-01 00:00:00.1+03:30', 'big', '[]'),
-    (3, true, 0, 0, 0, 0, 1, 1, 'nan', 'nan', 0, 0, 0, 'NULL', 'a'::blob, '1969-12-31', '0001-01-01 00:00:00.000001',
-     '0001-01-01 00:00:00', '0001-01-01 00:00:00.001', '1969-12-31 23:59:59.999999+00', 'small', 'null'),
-    (4, true, 1, 1, 1, 1, 1, 1, 1.1::float, 0.1, 0.0001, 0.01, 0.0000000001, 'null', 'NULL'::blob, '1970-01-01',
-     '1970-01-01', '1970-01-01', '1970-01-01', '1970-01-01 00:00:00+00', 'small', '"é"'),
-    (5, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null, null,
-     null, null, null)
-) as t (k, a_bool, a_tiny, a_small, an_int, a_big, a_utiny, a_usmall, a_float, a_double, a_dec9, a_dec18, a_dec38,
-    a_text, a_blob, a_date, a_time, a_time_s, a_time_ms, a_zoned, an_enum, a_json)
-"""
-NESTED = """
-select * from (values
-    (1, [1, null], ['a', '', null], [[1], [], null], {'a': 1, 'Ü b': [date '1969-12-31', null]}, [{'x': 1.50}],
-     map {'k': 1, '': null}, map {1: [{'v': timestamp '1969-12-31 23:59:59.999999'}]}),
-    (2, [], [], [], {'a': null, 'Ü b': []}, [], map {}, map {}),
-    (3, null, null, null, null, null, null, null)
-) as t (k, a_list, texts, lists, a_struct, structs, a_map, maps)
-"""
-ODD = ["a/b=c %x", None, "", "é ü", "a+b", "NULL", "%2F", ".", "..", "a.b", " a", "a ", "A", "a", "a\nb", "a'b", 'a"b']
-ODD += ["a\\b", "a#?&:;b", "🦆", "é" * 100]
-TEXTS = ", ".join(f"({i}, {'null' if text is None else types.literal(text)})" for i, text in enumerate(ODD))
-# Values that grow with the partition, so bounds exclude most files. Some values are NULL; some files have only NULLs.
-BOUNDED = """
-with r as (select range as i, hash(range) % 7 = 0 or range // 100 = 5 as gone from range(1200))
-select
-    i as id,
-    case when i // 100 < 11 then 'p' || i // 100 end as part,
-    case when not gone then (i - 600)::integer end as n,
-    case when not gone then (i - 600) * 15372286728091293 end as big,
-    case when not gone then ((i - 600) * 123456789.0123456789)::decimal(38, 10) end as amount,
-    case when not gone then (i - 600) / 7 end as share,
-    case when not gone then ((i - 600) / 7)::float as small_share,
-    case when not gone then case when i % 50 = 0 then 'nan'::double else i / 3 end end as wild,
-    case when not gone then date '1969-01-01' + i::integer end as day,
-    case when not gone then timestamp '1969-06-01' + to_microseconds((i * 86399123457)::bigint) end as moment,
-    case when not gone
-        then timestamptz '1969-06-01 00:00:00+00' + to_microseconds((i * 43199123457)::bigint) end as zoned,
-    case when not gone then lpad(i::varchar, 5, 'é') || ' ü' end as word,
-    case when not gone then repeat(chr((96 + i // 50)::integer), 300) || i end as long_word,
-    case when not gone then repeat('x', 255) || chr((233 + i // 50)::integer) || repeat('🦆', 100) || i end as cut_word,
-    case when not gone then chr(1114111) || repeat(chr(1114111), 80) || i end as last_word,
-    case when not gone then i >= 300 end as flag
-from r
-""".replace("::float as small_share", "::float end as small_share")
-MODELS: dict[str, tuple[tuple[str, ...], str]] = {
-    "wide": ((), WIDE),
-    "nested": ((), NESTED),
-    "no_rows": ((), f"select * from ({NESTED}) where false"),
-    "no_rows_by_day": (("day",), "select 1 as k, date '2018-01-01' as day where false"),
-    "by_text": (("text",), f"select * from (values {TEXTS}) as t (k, text)"),
-    "by_day": (
-        ("day",),
-        "select i as k, case when i < 8 then date '1969-12-28' + i::integer end as day, 'x' as text"
-        " from range(18) as r (i)",
-    ),
-    "by_two": (
-        ("n", "text"),
-        "select n, text, n + 1 as m"
-        " from (values ((-2147483648)::integer), (0), (null)) as a (n), (values ('b/c'), ('')) as b (text)",
-    ),
-    "many": (
-        ("n",),
-        "select (i % 60)::integer as n, i as k, repeat('x', (i % 7)::integer) as text from range(240) as r (i)",
-    ),
-    "bounded": (("part",), BOUNDED),
-}
 
 Row = tuple[Any, ...]
 
@@ -186,7 +107,7 @@ class Lake:
         return self.chdb(f"{select} from {self.clickhouse_table(version)} where {where}")
 
     def clickhouse_table(self, version: Version) -> str:
-        location = ENVIRONMENT.iceberg(version.table)
+        location = location_of(version.metadata)
         settings = self.platform.settings
         source = ", ".join(
             types.literal(text)
@@ -230,7 +151,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
         outcome = made.build()
         assert outcome.good, outcome.statuses
         with connect(made.settings, iceberg=True) as db:
-            tables = {name: made.live().tables[f"gold.{name}"] for name in MODELS}
+            tables = {name: made.version(f"gold.{name}") for name in MODELS}
             yield Lake(made, made.store, db, tables)
 
 
@@ -242,13 +163,13 @@ def write(lake: Lake, name: str, sql: str, partition_by: tuple[str, ...] = ()) -
     partition_by = model_sql.partition_columns(partition_by, columns)
     copy = model_sql.copy_sql(selected, columns, partition_by, sql, store.url(ENVIRONMENT.data(table, version)))
     files = model_sql.written_files(lake.db.execute(copy).fetchall(), store.url(""))
-    location, metadata = ENVIRONMENT.iceberg(table), ENVIRONMENT.metadata(table, version)
-    versions.write_metadata(store, location, metadata, uuid.uuid4(), columns, partition_by, files, {}, ())
-    return Version(
-        table=table, version=version, columns=columns, partition_by=partition_by, metadata=metadata,
-        rows=sum(file.rows for file in files), bytes=sum(file.bytes for file in files),
-        files=tuple(DataFile(key=file.key, rows=file.rows, bytes=file.bytes) for file in files),
+    made = Version(
+        table=table, version=version, columns=columns, partition_by=partition_by,
+        metadata=ENVIRONMENT.metadata(table, version), rows=sum(file.rows for file in files),
+        bytes=sum(file.bytes for file in files), files=tuple(files), personal=(),
     )  # fmt: skip
+    versions.write_metadata(store, ENVIRONMENT, made, [versions.ManifestFiles(version, lambda: files)], NONE, {})
+    return made
 
 
 # -- the same rows ----------------------------------------------------------------------------------------------------
@@ -315,13 +236,13 @@ def test_each_partition_has_one_file_and_a_table_without_rows_has_none(lake: Lak
     files = {name: len(version.files) for name, version in lake.tables.items()}
     assert files == {
         "wide": 1, "nested": 1, "no_rows": 0, "no_rows_by_day": 0, "by_text": len(ODD), "by_day": 9, "by_two": 6,
-        "many": 60, "bounded": 12,
+        "many": 60, "bounded": 12, "code_points": 5,
     }  # fmt: skip
 
 
 # -- filters ----------------------------------------------------------------------------------------------------------
 
-SQL_OPERATORS: dict[str, Callable[[str, Any], Any]] = {
+EXPRESSIONS: dict[str, Callable[[str, Any], Any]] = {
     "=": expressions.EqualTo,
     "<": expressions.LessThan,
     "<=": expressions.LessThanOrEqual,
@@ -331,59 +252,15 @@ SQL_OPERATORS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Query:
-    column: str
-    operator: str
-    value: Any
-
-    def sql(self, clickhouse: bool = False) -> str:
-        if self.value is None:
-            return f"{self.column} is {'not ' if self.operator == '<>' else ''}null"
-        return f"{self.column} {self.operator} {self._literal(clickhouse)}"
-
-    def _literal(self, clickhouse: bool) -> str:
-        value = self.value
-        if isinstance(value, datetime):
-            text = types.literal(value.replace(tzinfo=None).isoformat(" ", "microseconds"))
-            if clickhouse:
-                return f"toDateTime64({text}, 6, 'UTC')"
-            return f"timestamptz {text[:-1]}+00'" if value.tzinfo else f"timestamp {text}"
-        if isinstance(value, date):
-            return f"toDate32('{value}')" if clickhouse else f"date '{value}'"
-        if isinstance(value, Decimal):
-            return f"toDecimal128('{value}', 10)" if clickhouse else f"'{value}'::decimal(38, 10)"
-        if isinstance(value, str):
-            return types.literal(value.replace("\\", "\\\\") if clickhouse else value)
-        if isinstance(value, float):
-            return f"{value!r}::double" if not clickhouse else f"toFloat64({value!r})"
-        return str(value).lower()
-
-    @property
-    def expression(self) -> Any:
-        if self.value is None:
-            return (expressions.NotNull if self.operator == "<>" else expressions.IsNull)(self.column)
-        return SQL_OPERATORS[self.operator](self.column, self.value)
+def expression(query: Query) -> Any:
+    if query.value is None:
+        return (expressions.NotNull if query.operator == "<>" else expressions.IsNull)(query.column)
+    return EXPRESSIONS[query.operator](query.column, query.value)
 
 
 @pytest.fixture(scope="module")
 def queries(lake: Lake) -> list[Query]:
-    """Equality and range queries with values from the table."""
-    rng, table = random.Random(7), lake.rows["bounded"]
-    made = []
-    for name in table.column_names:
-        values = [v for v in table[name].to_pylist() if v is not None and not (isinstance(v, float) and math.isnan(v))]
-        # DuckDB sorts NaN above all numbers, unlike the other readers; -0.0 is a separate matter
-        operators = ["="] if name == "wild" else list(SQL_OPERATORS)
-        if name in ("flag", "part"):
-            operators = ["=", "<>"]
-        made += [Query(name, "=", rng.choice(values)) for _ in range(4)]
-        made += [
-            Query(name, rng.choice(operators), rng.choice([values[0], values[-1], rng.choice(values)]))
-            for _ in range(6)
-        ]
-        made += [Query(name, "=", None), Query(name, "<>", None)]
-    return list(dict.fromkeys(made))
+    return queries_of(lake.rows["bounded"])
 
 
 @pytest.fixture(scope="module")
@@ -409,7 +286,7 @@ def test_pyiceberg_skips_no_file_with_a_matching_row(
     home = dict(lake.db.execute("select id, filename from bounded").fetchall())
     lost = {}
     for query, found in zip(queries, answers, strict=True):
-        planned = {task.file.file_path for task in lake.statics["bounded"].scan(query.expression).plan_files()}
+        planned = {task.file.file_path for task in lake.statics["bounded"].scan(expression(query)).plan_files()}
         if missing := {home[number] for number in found} - planned:
             lost[query] = missing
     assert lost == {}
@@ -420,10 +297,10 @@ def test_a_filter_loses_no_matching_row(
     lake: Lake, queries: list[Query], answers: list[list[int]], engine: str
 ) -> None:
     version, clickhouse = lake.tables["bounded"], engine == "clickhouse"
+    dialect: Dialect = "clickhouse" if clickhouse else "duckdb"
     table = lake.clickhouse_table(version) if clickhouse else lake.iceberg_scan(version)
     each = [
-        f"select {number} as query, id from {table} where {query.sql(clickhouse)}"
-        for number, query in enumerate(queries)
+        f"select {number} as query, id from {table} where {query.sql(dialect)}" for number, query in enumerate(queries)
     ]
     found: dict[Query, list[int]] = {query: [] for query in queries}
     for start in range(0, len(each), 40):
@@ -436,7 +313,7 @@ def test_a_filter_loses_no_matching_row(
 
 @pytest.mark.parametrize("text", ODD)
 def test_a_filter_on_the_partition_opens_only_the_file_with_its_value(lake: Lake, text: str | None) -> None:
-    (task,) = lake.statics["by_text"].scan(Query("text", "=", text).expression).plan_files()
+    (task,) = lake.statics["by_text"].scan(expression(Query("text", "=", text))).plan_files()
     (file,) = [f for f in lake.tables["by_text"].files if lake.store.url(f.key) == task.file.file_path]
     condition = Query("text", "=", text)
     found = lake.db.execute(f"select k, text from {lake.iceberg_scan(lake.tables['by_text'])} where {condition.sql()}")
@@ -447,7 +324,7 @@ def test_a_filter_on_a_bounded_column_opens_fewer_files(lake: Lake) -> None:
     table = lake.rows["bounded"]
     for name in set(table.column_names) - {"cut_word", "last_word", "flag", "wild"}:
         value = [v for v in table[name].to_pylist() if v is not None][3]
-        planned = list(lake.statics["bounded"].scan(Query(name, "=", value).expression).plan_files())
+        planned = list(lake.statics["bounded"].scan(expression(Query(name, "=", value))).plan_files())
         assert len(planned) <= 2, name
 
 
@@ -535,7 +412,8 @@ def test_the_metadata_lists_exactly_the_versions_files(lake: Lake, table: str) -
 
 def test_data_is_outside_the_location_and_excluded_from_garbage_collection(lake: Lake) -> None:
     for name, static in lake.statics.items():
-        assert static.location().endswith(f"/gold.{name}")
+        assert static.location() == lake.store.url(location_of(lake.tables[name].metadata))
+        assert lake.tables[name].version in static.location()
         assert not any(e.data_file.file_path.startswith(f"{static.location()}/") for e in lake.entries(name))
         assert static.properties["gc.enabled"] == "false"
 
@@ -591,19 +469,19 @@ def test_a_new_version_keeps_the_tables_uuid_and_schema_and_has_its_own_snapshot
     made = lake.platform
     made.model("gold/by_day", f"{{{{ config(partition_by=['day']) }}}}\n{MODELS['by_day'][1]} order by k")
     made.built("by_day")
-    keys = [key for key in made.store.keys(ENVIRONMENT.iceberg("gold.by_day")) if key.endswith(".metadata.json")]
+    keys = [key for key in made.store.keys(ENVIRONMENT.location("gold.by_day", "")) if key.endswith(".metadata.json")]
     (key,) = set(keys) - {lake.tables["by_day"].metadata}
     after = lake.static(lake.tables["by_day"].model_copy(update={"metadata": key})).metadata
-    assert (after.table_uuid, after.location, after.schemas) == (before.table_uuid, before.location, before.schemas)
+    assert (after.table_uuid, after.schemas) == (before.table_uuid, before.schemas)
+    locations = [f"{one.location}/" for one in (before, after)]
+    assert not any(one.startswith(other) for one, other in permutations(locations, 2)), "no location nests in another"
     assert after.current_snapshot_id != before.current_snapshot_id
 
 
 def test_existing_metadata_is_not_overwritten(lake: Lake) -> None:
     store, version = lake.store, lake.tables["by_day"]
     before = store.get(version.metadata)
-    versions.write_metadata(
-        store, ENVIRONMENT.iceberg(version.table), version.metadata, uuid.uuid4(), version.columns, (), [], {}, ()
-    )
+    versions.write_metadata(store, ENVIRONMENT, version, [], NONE, {"busco.version": version.version})
     assert store.get(version.metadata) == before
 
 
@@ -674,7 +552,7 @@ def test_a_value_that_equals_the_name_of_nulls_folder_is_kept_or_refused_beside_
     sql = "select * from (values (1, '__HIVE_DEFAULT_PARTITION__'), (2, 'b')) as t (k, p)"
     version = write(lake, "by_hive", sql, ("p",))
     assert lake.by_select_sql(version) == canonical(lake.db.execute(sql).to_arrow_table())
-    with pytest.raises(BuscoError, match="two partitions by p have the same folder"):
+    with pytest.raises(BuscoError, match="two values of p map to the same partition folder"):
         write(lake, "by_hive_and_null", f"{sql} union all select 3, null", ("p",))
 
 

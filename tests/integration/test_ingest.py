@@ -183,7 +183,7 @@ def test_D3_two_simultaneous_ingests_of_one_file_make_one_delivery(mini: Platfor
 def test_D4_ingest_is_refused_in_environments_other_than_prod(mini: Platform) -> None:
     file = mini.write("in/orders.csv", csv_text(HEADER, GOOD))
     printed = mini.busco("ingest", str(file), status=1, environment={"BUSCO_ENVIRONMENT": "dev_ana"})
-    assert "bronze can be written only in the environment prod" in printed
+    assert "bronze can be written to only in the prod environment" in printed
 
 
 def test_values_of_columns_with_personal_data_are_hidden_in_the_output_of_ingest(mini: Platform) -> None:
@@ -259,11 +259,11 @@ def test_a_file_that_is_too_large_or_can_t_be_split_reliably_into_rows_is_refuse
         (mini.home / "in" / name).write_bytes(text.encode())
     report = {done.file.name: done for done in mini.take(mini.home / "in").loaded}
     assert {name: done.reason for name, done in report.items()} == {
-        "orders-open.csv": "a quote opened on row 11 is never closed",
-        "orders-shut.csv": "a quote opened on row 11 is never closed",
+        "orders-open.csv": "a quote opened in row 11 is never closed",
+        "orders-shut.csv": "a quote opened in row 11 is never closed",
         "orders-long.csv": "row 1 is longer than 3,000,000 bytes (BUSCO_INGEST_ROW_BYTES)",
         "orders-huge.csv": (
-            "it has more than 4,000,000 bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise that limit"
+            "it is larger than 4,000,000 bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise that limit"
         ),
         "orders-mixed.csv": "line endings are mixed; make them all LF or CRLF",
         "orders-ragged.csv": "",
@@ -414,7 +414,7 @@ def declare(mini: Platform, table: str, columns: dict[str, str]) -> None:
     )
 
 
-# for each type: texts and their values; None if the row is quarantined
+# for each type: strings and their values; None if the row is quarantined
 EXACT = {
     "TIMESTAMP_S": {"2018-01-01 00:00:00.7": None, "2018-01-01 00:00:00.000": datetime(2018, 1, 1)},
     "TIMESTAMP_MS": {

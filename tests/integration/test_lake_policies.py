@@ -29,7 +29,10 @@ RUN = RunLayout(PROD.epoch("r", 1))
 ONCE = [
     layout.delivery("olist", "orders", "orders.csv", 1),
     PROD.metadata("gold.fct_orders", "1a"),
-    f"{PROD.iceberg('gold.fct_orders')}/metadata/1a.avro",
+    PROD.manifest("gold.fct_orders", "1a"),
+    PROD.version("gold.fct_orders", "1a"),
+    PROD.page("bronze.orders", "1a"),
+    f"{PROD.shared_location('gold.fct_orders')}/metadata/1a.avro",
     PROD.release("r20261124T101500-0f3c"),
     PROD.selection("0f3c"),
     RUN.pin,
@@ -192,6 +195,9 @@ WRITES: list[tuple[str, str]] = [
     ("s3:GetObjectVersion", f"{LAKE}/{layout.quarantine('olist', 'orders', 'orders.csv', '2b')}"),
 ]
 NOT_GRANTED: list[tuple[str, str]] = [
+    ("s3:GetObjectVersion", f"{LAKE}/{PROD.data('gold.fct_orders', '1a')}/a.parquet"),
+    ("s3:GetObjectVersion", f"{LAKE}/{PROD.metadata('gold.fct_orders', '1a')}"),
+    ("s3:ListBucketVersions", LAKE),
     ("s3:GetObject", f"{LAKE}/{layout.delivery('olist', 'orders', 'orders.csv', 1)}"),
     ("s3:GetObject", f"{LAKE}/{RUN.pin}"),
     ("s3:GetObject", f"{LAKE}/{EnvironmentLayout('dev_me').data('gold.fct_orders', '1a')}/a.parquet"),

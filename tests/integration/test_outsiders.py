@@ -59,7 +59,7 @@ def test_many_refused_models_share_one_line_and_verbose_lists_each_of_them(tmp_p
     write(tmp_path / "dbt_project", **{f"models/m{place}.sql": TABLE for place in range(12)})
     status, printed = busco("dbt", "parse")
     assert status == 1
-    for problem in ("materialization table is refused", "schema main is not a layer"):
+    for problem in ("materialization table is not allowed", "schema main is not a layer"):
         lines = [line for line in printed.splitlines() if problem in line]
         assert len(lines) == 1
         assert re.match(r"\s+12 nodes \(models/m\d+\.sql, models/m\d+\.sql, models/m\d+\.sql, …\): ", lines[0])
@@ -156,7 +156,7 @@ def test_the_suggested_command_installs_missing_packages(tmp_path: Path, busco) 
     write(tmp_path / "dbt_project")
     shutil.copytree(BAKERY, tmp_path / "bakery")
     status, printed = busco("dbt", "--project-dir", "bakery", "parse")
-    assert (status, printed.splitlines()[-1]) == (1, "  → busco dbt --project-dir bakery deps")
+    assert (status, printed.splitlines()[-1]) == (1, "  → run: busco dbt --project-dir bakery deps")
     assert busco("dbt", "--project-dir", "bakery", "deps")[0] == 0
     status, printed = busco("dbt", "--project-dir", "bakery", "parse")
     assert status == 0, printed
@@ -164,7 +164,7 @@ def test_the_suggested_command_installs_missing_packages(tmp_path: Path, busco) 
 
 def test_the_command_for_the_platform_s_own_project_names_no_folder(tmp_path: Path, busco) -> None:
     shutil.copytree(BAKERY, tmp_path / "dbt_project")
-    assert busco("dbt", "parse")[1].splitlines()[-1] == "  → busco dbt deps"
+    assert busco("dbt", "parse")[1].splitlines()[-1] == "  → run: busco dbt deps"
     assert busco("dbt", "deps")[0] == 0
     assert busco("dbt", "parse")[0] == 0
 
@@ -177,14 +177,14 @@ def test_the_suggested_command_names_the_right_folder_from_any_working_directory
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     hint = busco("dbt", "--project-dir", "../a bakery", "parse")[1].splitlines()[-1]
-    assert hint == f"  → busco dbt --project-dir '{tmp_path}/a bakery' deps"
+    assert hint == f"  → run: busco dbt --project-dir '{tmp_path}/a bakery' deps"
     monkeypatch.chdir(tmp_path / "a bakery")
-    assert busco("dbt", "--project-dir", ".", "parse")[1].splitlines()[-1] == "  → busco dbt --project-dir . deps"
+    assert busco("dbt", "--project-dir", ".", "parse")[1].splitlines()[-1] == "  → run: busco dbt --project-dir . deps"
 
 
 def test_the_command_is_also_suggested_for_packages_in_dependencies_yml(tmp_path: Path) -> None:
     write(tmp_path / "dbt_project", **{"dependencies.yml": "packages: [{local: utils}]"})
-    assert refused(tmp_path).hint == "busco dbt deps"
+    assert refused(tmp_path).hint == "run: busco dbt deps"
 
 
 @pytest.mark.parametrize(
@@ -202,11 +202,11 @@ def test_the_command_is_also_suggested_for_an_unknown_macro_that_a_package_could
     schema = "{name: shop, version: '1.0', config-version: 2, models: {+materialized: view}}"
     for folder in ("dbt_project", "shop"):
         write(tmp_path / folder, **{"dbt_project.yml": schema, **files})
-    assert busco("dbt", "compile")[1].splitlines()[-1].endswith("then busco dbt deps")
+    assert busco("dbt", "compile")[1].splitlines()[-1].endswith("then run: busco dbt deps")
     assert (
         busco("dbt", "--project-dir", "shop", "compile")[1]
         .splitlines()[-1]
-        .endswith("then busco dbt --project-dir shop deps")
+        .endswith("then run: busco dbt --project-dir shop deps")
     )
 
 

@@ -24,7 +24,9 @@ from busco.aws import client
 from busco.cli.scrub import scrub_command
 from busco.errors import BuscoError
 from busco.lake import versions
+from busco.lake.contents import read_versions
 from busco.lake.layout import new_id
+from busco.lake.metadata_json import NONE
 from busco.lake.records import Version
 from busco.warehouse.dbt import ensure_manifest
 from tests.integration.conftest import MINI
@@ -157,13 +159,15 @@ def test_a_persons_name_is_only_in_data_files_and_quarantine(written: Written) -
     rows = written.platform.duckdb("select person from busco_gold.renamed order by all")
     assert rows == [("Zqcanary Silva",), ("Zqcanary Souza",)]
     assert "quarantined" in written.printed
+    warning = "warning: gold.renamed: personal data may have been passed on to person; mark each of these columns"
+    assert warning in written.printed
     everything = {"printed": written.printed, "Glue": written.glue(), **written.objects(), **written.files()}
     assert len(everything) > 100
     assert [name for name, content in everything.items() if CANARY in content.lower()] == []
 
 
 def test_columns_with_personal_data_have_null_counts_but_no_bounds_and_others_have_both(written: Written) -> None:
-    tables = written.platform.live().tables
+    tables = read_versions(written.platform.store, written.platform.live().tables.values())
     assert {table: set(version.personal or ()) for table, version in tables.items()} == {
         "bronze.orders": {"customer"},
         "silver.orders": {"customer"},
@@ -218,17 +222,22 @@ def test_partitioning_by_a_column_derived_from_personal_data_is_refused_at_parse
 
 def test_scrub_removes_a_persons_name_from_old_metadata_which_stays_readable(written: Written) -> None:
     made = written.platform
-    store, version = made.store, made.live().tables["gold.renamed"]
+    store, version = made.store, made.version("gold.renamed")
     settings = made.settings
     s3 = client("s3", settings)
     s3.put_bucket_versioning(Bucket=settings.lake_bucket, VersioningConfiguration={"Status": "Enabled"})
-    key = ENVIRONMENT.metadata(version.table, new_id())
+    identity = new_id()
+    key = ENVIRONMENT.metadata(version.table, identity)
     (file,) = version.files
     statistics = {'"person"': {"min": "Zqcanary Silva", "max": "Zqcanary Souza", "null_count": "0", "num_values": "2"}}
-    old = versions.WrittenFile(file.key, file.rows, file.bytes, statistics, {})
-    table = ENVIRONMENT.iceberg(version.table)
-    uuid = static(made, version.metadata).metadata.table_uuid
-    versions.write_metadata(store, table, key, uuid, version.columns, (), [old], {}, ())
+    old = version.model_copy(
+        update={
+            "version": identity, "metadata": key, "personal": (),
+            "files": (file.model_copy(update={"statistics": statistics}),),
+        }
+    )  # fmt: skip
+    store.create(ENVIRONMENT.version(old.table, identity), old)
+    versions.write_metadata(store, ENVIRONMENT, old, [versions.ManifestFiles(identity, lambda: old.files)], NONE, {})
     (delivery,) = store.keys("_lake/deliveries/")
     record = json.loads(store.get(delivery).body)
     record["statistics"]['"customer"'] |= {"min": "Zqcanary Silva", "max": "Zqcanary Souza"}
@@ -239,7 +248,7 @@ def test_scrub_removes_a_persons_name_from_old_metadata_which_stays_readable(wri
     place = manifest.manifest_path.removeprefix(store.url(""))
     before = store.get(place).body
 
-    assert "1 of 1 delivery records and 1 of" in scrubbed("--dry-run")
+    assert "1 of 1 delivery records, 1 of 12 version records and 1 of" in scrubbed("--dry-run")
     assert written.bounds(version, key)["person"] == ("Zqcanary Silva", "Zqcanary Souza", 0)
     assert key in scrubbed()
 
@@ -250,6 +259,6 @@ def test_scrub_removes_a_persons_name_from_old_metadata_which_stays_readable(wri
     assert written.bounds(version)["n"] == (1, 2, 0)
     # an earlier scrub was killed before it deleted the old manifest
     store.put(place, before)
-    assert "0 of 1 delivery records and 0 of" in scrubbed()
+    assert "0 of 1 delivery records, 0 of 12 version records and 0 of" in scrubbed()
     assert store.get(place) is None
     assert made.query("select count(*) from busco_bronze.orders") == [("2",)]

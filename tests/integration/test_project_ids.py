@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,10 +10,15 @@ from pathlib import Path
 import pytest
 
 from busco.aws import client
+from busco.errors import BuscoError
 from busco.lake.owners import id_lines
 from busco.lake.records import Release
+from busco.project import Project
 from busco.settings import get_settings
+from busco.warehouse.session import write_bronze_metadata
 from tests.platforms import Platform
+
+pytestmark = pytest.mark.slow
 
 ORDERS = "id,customer,amount,day,n\na,x,1.50,2018-01-01,1\nb,y,2.25,2018-01-02,2\n"
 
@@ -57,7 +63,6 @@ def versions(made: Platform) -> dict[str, str]:
 OWN = ("silver.orders", "gold.fct")
 
 
-@pytest.mark.slow
 def test_two_projects_with_one_name_do_not_drop_each_other_s_tables(shop: Platform) -> None:
     publish(shop)
     before = shop.live()
@@ -129,7 +134,7 @@ def test_take_over_moves_tables_to_a_new_project_id_without_rebuilding_them(shop
     assert "taking over" not in publish(shop)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_project_keeps_its_tables_at_any_path_and_however_its_id_is_set(
     shop: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -154,6 +159,32 @@ def test_a_project_keeps_its_tables_at_any_path_and_however_its_id_is_set(
     assert shown["Description"] == "Days of orders"
 
 
+def test_a_renamed_project_s_sources_get_the_descriptions_that_the_key_of_their_metadata_names(shop: Platform) -> None:
+    identify(shop, "market")
+    publish(shop)
+    before = shop.live().tables["bronze.orders"]
+    settings, sources = shop.home / "dbt_project/dbt_project.yml", shop.home / "dbt_project/models/bronze/s.yml"
+    settings.write_text(settings.read_text().replace("name: busco", "name: store").replace("  busco:\n", "  store:\n"))
+    described = "- name: orders\n        description: All orders\n"
+    sources.write_text(sources.read_text().replace("- name: orders\n", described, 1))
+    run, outcome = shop.built()
+    assert outcome.good
+    pinned = run.pin.bronze["bronze.orders"]
+    assert pinned.version == before.version
+    assert pinned.metadata != before.metadata
+    metadata = shop.store.get(pinned.metadata)
+    assert metadata is not None
+    assert json.loads(metadata.body)["properties"]["comment"] == "All orders"
+    # the metadata that a run was pinned with is not written with different descriptions
+    shop.store.purge(pinned.metadata, whole=True)
+    sources.write_text(sources.read_text().replace("All orders", "Every order"))
+    shop.busco("dbt", "parse")
+    project = Project.of(shop.settings)
+    with pytest.raises(BuscoError, match="the descriptions of bronze.orders have changed since the run was pinned"):
+        write_bronze_metadata(shop.settings, project, run, run.pin.bronze, run.base())
+    assert shop.store.missing([pinned.metadata])
+
+
 def test_a_run_uses_the_project_id_of_its_pin_wherever_it_is_built(
     shop: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +205,7 @@ def test_a_run_uses_the_project_id_of_its_pin_wherever_it_is_built(
 def test_an_invalid_project_id_is_refused_at_parse_and_in_the_settings(shop: Platform) -> None:
     identify(shop, "My-Shop")
     printed = shop.busco("dbt", "parse", status=1)
-    assert "dbt_project.yml: busco_project_id 'My-Shop' is refused; write 1 to 63 lower-case letters" in printed
+    assert "dbt_project.yml: busco_project_id 'My-Shop' is not allowed; write 1 to 63 lower-case letters" in printed
     printed = shop.busco("dbt", "parse", status=1, environment={"BUSCO_PROJECT_ID": "My-Shop"})
     assert "BUSCO_PROJECT_ID is 'My-Shop': not a valid project id" in printed
 

@@ -14,6 +14,7 @@ import pytest
 from busco.aws import client
 from busco.catalog import athena
 from busco.embedded.sample import write_sample
+from busco.lake.contents import read_versions
 from busco.lake.runs import open_run
 from busco.warehouse.dbt import opened
 from tests.oracle import COLUMNS, KEYS
@@ -82,9 +83,10 @@ def by_athena(made: Platform, table: str, columns: list[str]) -> list[tuple[str 
 def compare(made: Platform, right: dict[str, pl.DataFrame]) -> None:
     release = made.live()
     assert set(KEYS) == {table for table in release.tables if not table.startswith("bronze.")}
+    versions = read_versions(made.store, release.tables.values())
     problems = []
     for table, key in KEYS.items():
-        columns = [column.name for column in release.tables[table].columns]
+        columns = [column.name for column in versions[table].columns]
         found = differences(right[table], columns, by_athena(made, table, columns), key)
         problems += [f"{table}: {problem}" for problem in found]
     assert problems == []
@@ -99,7 +101,8 @@ def test_all_20_tables_of_the_sample_equal_their_second_computation(
 def test_tables_have_the_expected_columns_in_order_with_the_expected_types(
     sample: tuple[Platform, dict[str, pl.DataFrame]],
 ) -> None:
-    release = sample[0].live()
+    made = sample[0]
+    versions = read_versions(made.store, made.live().tables.values())
     for table, groups in COLUMNS.items():
         expected = [
             (name, TYPES[kind])
@@ -107,9 +110,9 @@ def test_tables_have_the_expected_columns_in_order_with_the_expected_types(
             for name in names
             if name not in TECHNICAL
         ]
-        found = [(c.name, c.type) for c in release.tables[table].columns if c.name not in TECHNICAL]
+        found = [(c.name, c.type) for c in versions[table].columns if c.name not in TECHNICAL]
         assert found == expected, table
-        technical = [c.name for c in release.tables[table].columns if c.name in TECHNICAL]
+        technical = [c.name for c in versions[table].columns if c.name in TECHNICAL]
         silver = table.startswith("silver.") and table != "silver.locations"
         assert technical == (list(TECHNICAL) if silver else []), table
 
@@ -117,7 +120,8 @@ def test_tables_have_the_expected_columns_in_order_with_the_expected_types(
 def test_all_tables_with_a_purchase_month_but_marts_are_partitioned_by_it(
     sample: tuple[Platform, dict[str, pl.DataFrame]],
 ) -> None:
-    partitioned = {table: v.partition_by for table, v in sample[0].live().tables.items() if v.partition_by}
+    versions = read_versions(sample[0].store, sample[0].live().tables.values())
+    partitioned = {table: version.partition_by for table, version in versions.items() if version.partition_by}
     tables = ("silver.orders", "silver.order_items", "silver.order_payments", "gold.fct_orders", "gold.fct_order_items")
     assert partitioned == dict.fromkeys(tables, ("purchase_month",))
 

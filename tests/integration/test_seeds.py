@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from busco.lake.contents import read_version
 from busco.lake.engine import connect
 from busco.lake.records import Entry, Result
 from busco.lake.relations import select_sql
@@ -138,7 +139,7 @@ class Seeded:
     def of_lake(self, name: str) -> Described:
         version = self.entries[f"silver.{name}"].version
         assert version is not None, self.results[f"seed.busco.{name}"].error
-        return described(self.lake, select_sql(version, self.platform.store.bucket))
+        return described(self.lake, select_sql(read_version(self.platform.store, version), self.platform.store.bucket))
 
 
 def described(db: duckdb.DuckDBPyConnection, sql: str) -> Described:

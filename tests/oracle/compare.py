@@ -84,7 +84,7 @@ def _by_key(rows: Iterable[Row], key: Sequence[str]) -> tuple[dict[Key, Row], li
 
 
 class _NoValue(str):
-    """A text that is not a value of its column's type, and therefore equals no value."""
+    """A string that is not a value of its column's type, and therefore equals no value."""
 
 
 def _boolean(text: str) -> bool:
@@ -100,7 +100,7 @@ def _timestamp(text: str) -> datetime:
 
 
 def _parser(kind: pl.DataType) -> Callable[[str], Any]:
-    """Returns a function that parses a text as a value of the type."""
+    """Returns a function that parses a string as a value of the type."""
     if kind == pl.Boolean:
         return _boolean
     if kind == pl.Date:

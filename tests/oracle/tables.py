@@ -70,7 +70,7 @@ def recompute(folder: Path) -> Tables:
 
 
 def _schema(groups: str) -> dict[str, pl.DataType]:
-    """Parses columns and types from a text such as `text a b; date c`."""
+    """Parses columns and types from a string such as `text a b; date c`."""
     split = [group.split() for group in groups.split(";")]
     return {column: _TYPES[kind] for kind, *columns in split for column in columns}
 

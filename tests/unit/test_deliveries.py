@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from busco.errors import BuscoError
-from busco.lake import layout
+from busco.lake import deliveries, layout, records
+from busco.lake.contents import BRONZE, read_record, read_version
 from busco.lake.deliveries import Contract, read_deliveries
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Column, Delivery, Release, Version, utc_now
+from busco.lake.records import FORMAT, Column, DataFile, Delivery, Published, Release, Version, utc_now
 from tests.unit.memory_s3 import MemoryS3
 
 OLD = Contract("src", "orders", (Column(name="a", type="INTEGER"),), ("a",), "rows")
@@ -59,7 +62,7 @@ def deliver(
     return key
 
 
-def bronze(store: ObjectStore, contract: Contract, base: Version | None = None) -> Version:
+def published(store: ObjectStore, contract: Contract, base: Published | None = None) -> Published:
     release = None
     if base is not None:
         release = Release(
@@ -69,10 +72,14 @@ def bronze(store: ObjectStore, contract: Contract, base: Version | None = None) 
     return read_deliveries(store, [contract], release)["bronze.orders"]
 
 
+def bronze(store: ObjectStore, contract: Contract, base: Published | None = None) -> Version:
+    return read_version(store, published(store, contract, base))
+
+
 def test_R3_a_bronze_version_is_identified_by_its_deliveries_and_contract(store: ObjectStore) -> None:
     deliver(store, OLD, "a.csv", 1)
-    first = bronze(store, OLD)
-    assert bronze(store, OLD) == first
+    first = published(store, OLD)
+    assert published(store, OLD) == first
     second = deliver(store, OLD, "b.csv", 1)
     both = bronze(store, OLD, first)
     assert both.version != first.version
@@ -90,10 +97,10 @@ def test_R2_pinning_fails_and_names_the_files_with_another_contract(store: Objec
 def test_R2_a_file_ingested_again_under_the_new_contract_is_valid_in_every_later_pin(store: ObjectStore) -> None:
     deliver(store, OLD, "a.csv", 1)
     again = deliver(store, NEW, "a.csv", 2)
-    published = bronze(store, NEW)
-    assert published.deliveries == (again,)
+    assert bronze(store, NEW).deliveries == (again,)
+    base = published(store, NEW)
     another = deliver(store, NEW, "b.csv", 1)
-    assert bronze(store, NEW, published).deliveries == (again, another)
+    assert bronze(store, NEW, base).deliveries == (again, another)
 
 
 def test_R2_a_reverted_contract_does_not_bring_older_content_back(store: ObjectStore) -> None:
@@ -171,14 +178,14 @@ def test_an_older_delivery_is_kept_unless_its_statistics_prove_an_unsupported_da
 def test_a_delivery_with_an_unsupported_date_is_dropped_even_from_the_base_release(store: ObjectStore) -> None:
     bad = deliver(store, DATED, "a.csv", 1, INFINITE)
     good = deliver(store, DATED, "b.csv", 1, dated(GOOD))
-    base = bronze(store, DATED)
-    assert base.deliveries == (bad, good)
+    base = published(store, DATED)
+    assert read_version(store, base).deliveries == (bad, good)
     corrected = deliver(store, DATED, "a.csv", 2, dated(GOOD))
     assert bronze(store, DATED, base).deliveries == (corrected, good)
     # an older release of the platform, which did not check dates, published both deliveries of the file
-    both = base.model_copy(
-        update={"deliveries": (bad, corrected, good), "files": (base.files[0], *bronze(store, DATED).files)}
-    )
+    files = tuple(DataFile(key=key, rows=1, bytes=1) for key in (bad, corrected, good))
+    whole = bronze(store, DATED).model_copy(update={"deliveries": (bad, corrected, good), "files": files})
+    both = Published.model_validate(whole.model_dump(exclude={"format", "pages"}))
     another = deliver(store, DATED, "c.csv", 1, dated(GOOD))
     version = bronze(store, DATED, both)
     assert version.deliveries == (corrected, good, another)
@@ -191,7 +198,103 @@ def test_R3_dropping_a_delivery_changes_the_version_id(store: ObjectStore, monke
     for one, first in ((store, INFINITE), (other, dated(GOOD))):
         deliver(one, DATED, "a.csv", 1, first)
         deliver(one, DATED, "a.csv", 2, dated(GOOD))
-    without = bronze(store, DATED)
-    assert bronze(other, DATED).version != without.version
+    without = published(store, DATED)
+    assert published(other, DATED).version != without.version
     monkeypatch.setattr(store, "read_many", lambda *_: pytest.fail("records are read although nothing has changed"))
-    assert bronze(store, DATED, without) is without
+    assert published(store, DATED, without) == without
+
+
+def test_the_records_of_versions_and_pages_state_their_format(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(store, OLD, "a.csv", 1)
+    version = published(store, OLD)
+    keys = [version.record, BRONZE.page(version.table, read_record(store, version).pages[0].page)]
+    bodies = [json.loads(store.client.objects[key]) for key in keys]
+    assert [body.pop("format") for body in bodies] == [FORMAT, FORMAT]
+    # the first such records stated no format, but there were none in format 1; the next format's code can read them
+    for key, body in zip(keys, bodies, strict=True):
+        store.client.objects[key] = json.dumps(body).encode()
+    monkeypatch.setattr(records, "FORMAT", 3)
+    whole = read_version(store, version)
+    assert (whole.format, len(whole.files)) == (2, 1)
+
+
+# -- delivery records that an administrator has deleted ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("based", [True, False])
+def test_a_file_that_was_withdrawn_and_delivered_again_is_in_the_table(store: ObjectStore, based: bool) -> None:
+    first = deliver(store, OLD, "a.csv", 1)
+    base = published(store, OLD)
+    wrong = store.read(first, Delivery)
+    assert wrong is not None
+    del store.client.objects[first]
+    assert published(store, OLD, base).files == 0
+    # no delivery of the file is known any more, so the next one gets the same number
+    store.create(first, wrong.model_copy(update={"object": "bronze/src/orders/right.parquet", "rows": 5}))
+    version = bronze(store, OLD, base if based else None)
+    assert version.version != base.version
+    assert [file.key for file in version.files] == ["bronze/src/orders/right.parquet"]
+    assert version.rows == 5
+
+
+@pytest.mark.parametrize("outdated", [True, False])
+def test_the_delivery_before_a_withdrawn_one_counts_again(store: ObjectStore, outdated: bool) -> None:
+    older = OLD if outdated else DATED
+    deliver(store, older, "a.csv", 1, INFINITE)
+    deliver(store, DATED, "b.csv", 1, dated(GOOD))
+    newest = deliver(store, DATED, "a.csv", 2, dated(GOOD))
+    base = published(store, DATED)
+    assert base.files == 2
+    del store.client.objects[newest]
+    if outdated:
+        with pytest.raises(BuscoError, match=r"src\.orders: a\.csv"):
+            published(store, DATED, base)
+    else:
+        assert bronze(store, DATED, base) == bronze(store, DATED), "the base release must not change the result"
+        assert bronze(store, DATED, base).rows == 2
+
+
+def test_a_version_from_before_etags_were_part_of_its_id_is_kept_until_something_changes(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(store, OLD, "a.csv", 1)
+    monkeypatch.setattr(store, "sizes", lambda prefix: dict.fromkeys(store.keys(prefix), ("", 0)))
+    current = deliveries._identity
+    monkeypatch.setattr(
+        deliveries, "_identity", lambda contract, _: current(contract, sorted(store.keys("_lake/deliveries/")))
+    )
+    base = published(store, OLD)
+    whole = Published.model_validate(read_version(store, base).model_dump(exclude={"format", "pages"}))
+    monkeypatch.undo()
+    assert published(store, OLD, base) == base
+    moved = published(store, OLD, whole)
+    assert (moved.version, moved.inline) == (base.version, None)
+    assert read_version(store, moved).files == read_version(store, base).files
+    deliver(store, OLD, "b.csv", 1)
+    assert published(store, OLD, base) == published(store, OLD, whole) == published(store, OLD)
+
+
+def test_a_deleted_record_or_page_of_the_base_release_is_written_again(store: ObjectStore) -> None:
+    deliver(store, OLD, "a.csv", 1)
+    base = published(store, OLD)
+    before = dict(store.client.objects)
+    del store.client.objects[base.record]
+    assert published(store, OLD, base) == base
+    assert store.client.objects == before
+    for lost in (base.record, BRONZE.page(base.table, read_record(store, base).pages[0].page)):
+        del store.client.objects[lost]
+    deliver(store, OLD, "b.csv", 1)
+    assert published(store, OLD, base).files == 2
+
+
+def test_a_page_with_different_content_is_not_used(store: ObjectStore) -> None:
+    deliver(store, OLD, "a.csv", 1)
+    base = published(store, OLD)
+    key = BRONZE.page(base.table, read_record(store, base).pages[0].page)
+    stored = json.loads(store.client.objects[key])
+    stored["deliveries"][0]["object"] = "bronze/src/orders/other.parquet"
+    store.client.objects[key] = json.dumps(stored).encode()
+    with pytest.raises(BuscoError, match="already exists, but with different content"):
+        published(store, OLD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from busco.errors import BuscoError
 from busco.lake import pins, releases
-from busco.lake.records import Current, Release, Result
+from busco.lake.records import Current, Published, Release, Result
 from busco.lake.runs import Run, TakenAway
 from tests.unit.lake import AUDIT, ENVIRONMENT, PARENTS, TESTS, Lake, audit_of, others, version
 from tests.unit.memory_s3 import Killed
@@ -28,7 +29,7 @@ class Protocol(RuleBasedStateMachine):
         self.lake = Lake()
         self.runs: list[Run] = []
         self.serial = 0
-        # runs whose publish ended with "on hold", and runs that a `resume` has named
+        # runs whose publish ended with "put on hold", and runs that a `resume` has named
         self.held_back: set[str] = set()
         self.named: set[str] = set()
         # releases that the invariants have already checked, and the runs and epochs that were published
@@ -244,6 +245,15 @@ class Protocol(RuleBasedStateMachine):
         assert self.held_back <= {*self.named, *waiting}
 
     @invariant()
+    def each_change_of_a_version_is_attributed_to_the_release_that_made_it(self) -> None:
+        """G1 relies on this: a table whose version has changed since an older release names a newer release."""
+        for newer, older in itertools.pairwise([*releases.history(self.lake.store, ENVIRONMENT), None]):
+            before = older.tables if older else {}
+            for table, version_ in newer.tables.items():
+                stays = table in before and before[table].version == version_.version
+                assert version_.since == (before[table].since if stays else newer.release)
+
+    @invariant()
     def newer_releases_are_not_undone(self) -> None:
         for newer, older in self.published():
             run = self.lake.runs[newer.run, newer.epoch]
@@ -259,10 +269,11 @@ class Protocol(RuleBasedStateMachine):
         now, before, based = ({} if release is None else release.tables for release in (newer, older, base))
         for table in now.keys() | before.keys():
             if now.get(table) != before.get(table):
-                assert before.get(table) == based.get(table), f"{newer.release} changes {table}, which had moved"
+                was, base_was = (tables[table].version if table in tables else "" for tables in (before, based))
+                assert was == base_was, f"{newer.release} changes {table}, which had moved"
             if table.startswith("bronze."):
-                had, has = (set(tables[table].deliveries if table in tables else ()) for tables in (before, now))
-                assert has >= had, f"{newer.release} removes the deliveries {had - has}"
+                had, has = (tables[table].files if table in tables else 0 for tables in (before, now))
+                assert has >= had, f"{newer.release} removes {had - has} deliveries of {table}"
         docs_now, docs_before, docs_based = (
             {} if release is None else release.all_docs for release in (newer, older, base)
         )
@@ -344,13 +355,88 @@ def test_P2_a_lost_reply_to_the_swap_is_recognised(lake: Lake) -> None:
     assert len(list(releases.history(lake.store, ENVIRONMENT))) == 1
 
 
+def begun(lake: Lake) -> Run:
+    return pins.pin(lake.store, ENVIRONMENT, "later", 1, (), "hash")
+
+
+@pytest.mark.parametrize("published_before", [1, 2])
+def test_P2_a_run_is_not_published_if_its_base_was_live_and_current_json_is_missing(
+    lake: Lake, published_before: int
+) -> None:
+    for _ in range(published_before):
+        published(lake)
+    run = lake.pin()
+    lake.build_all(run, keep=True)
+    pointer, before = lake.s3.objects.pop(ENVIRONMENT.current), dict(lake.s3.objects)
+    with pytest.raises(BuscoError, match=r"current.json is missing, although a release has been published") as refused:
+        lake.publish(run)
+    assert refused.value.hint == "restore it: busco release repair"
+    assert lake.s3.objects == before
+    lake.s3.objects[ENVIRONMENT.current] = pointer
+    assert lake.publish(run).tables == lake.live().tables
+
+
+def test_P2_nothing_is_pinned_published_or_rolled_back_to_if_current_json_is_missing(lake: Lake) -> None:
+    first = lake.pin()
+    lake.build_all(first)
+    published(lake)
+    release = lake.live().release
+    published(lake)
+    del lake.s3.objects[ENVIRONMENT.current]
+    for act in (
+        lambda: begun(lake),
+        lambda: lake.publish(first),
+        lambda: releases.rollback(lake.store, ENVIRONMENT, release, "ana", "wrong prices"),
+        lambda: releases.resume(lake.store, ENVIRONMENT),
+        lambda: list(releases.history(lake.store, ENVIRONMENT)),
+    ):
+        with pytest.raises(BuscoError, match=r"current.json is missing"):
+            act()
+    assert ENVIRONMENT.current not in lake.s3.objects
+
+
+def test_P2_older_versions_of_current_json_show_that_the_only_release_was_live(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(lake)
+    del lake.s3.objects[ENVIRONMENT.current]
+    monkeypatch.setattr(releases, "versions", lambda _, key: ["a version"] if key == ENVIRONMENT.current else [])
+    with pytest.raises(BuscoError, match=r"current.json is missing"):
+        begun(lake)
+
+
+def test_P2_a_first_publish_that_was_killed_before_the_swap_is_repeated(lake: Lake) -> None:
+    run = lake.pin()
+    lake.build_all(run)
+    lake.s3.kill_at = 1
+    with pytest.raises(Killed):
+        lake.publish(run)
+    assert list(lake.store.keys(ENVIRONMENT.releases))
+    assert begun(lake).pin.base is None
+    assert lake.publish(run).release == lake.live().release
+
+
+def test_P2_a_first_release_that_goes_live_while_it_is_looked_for_is_found(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(lake)
+    pointer = lake.s3.objects.pop(ENVIRONMENT.current)
+
+    def written_meanwhile(*_: object) -> list[str]:
+        lake.s3.objects[ENVIRONMENT.current] = pointer
+        return ["a version"]
+
+    monkeypatch.setattr(releases, "versions", written_meanwhile)
+    assert begun(lake).pin.base == lake.live().release
+
+
 def test_P3_a_hold_skips_and_names_the_run_for_resume(lake: Lake) -> None:
     published(lake)
     first = lake.live().release
     releases.rollback(lake.store, ENVIRONMENT, first, "ana", "wrong prices")
     run = lake.pin()
     lake.build_all(run)
-    with pytest.raises(releases.Skipped, match="on hold .* by ana: wrong prices"):
+    with pytest.raises(releases.Skipped, match="put on hold at .* by ana: wrong prices"):
         lake.publish(run)
     hold = releases.resume(lake.store, ENVIRONMENT)
     assert hold is not None
@@ -543,8 +629,47 @@ def test_P8_rolling_back_needs_a_reason_and_a_release_that_was_live(lake: Lake) 
     published(lake)
     with pytest.raises(BuscoError, match="needs a reason"):
         releases.rollback(lake.store, ENVIRONMENT, lake.live().release, "me", " ")
-    with pytest.raises(BuscoError, match="does not match any release that was live"):
+    with pytest.raises(BuscoError, match="does not match any release that has been live"):
         releases.rollback(lake.store, ENVIRONMENT, "r2000", "me", "why")
+
+
+@pytest.mark.parametrize("lost", ["record", "record of a bronze table", "page"])
+def test_P9_a_release_without_a_record_or_page_is_neither_published_nor_rolled_back_to(lake: Lake, lost: str) -> None:
+    published(lake)
+    first = lake.live()
+    lake.deliveries += 1
+    run = lake.pin()
+    lake.build_all(run)
+    for tables in (run.pin.bronze | {t: e.version for t, e in run.entries().items() if e.version}, first.tables):
+        lose(lake, tables["gold.g" if lost == "record" else "bronze.b"], lost)
+    before = dict(lake.s3.objects)
+    problem = r"the records or the Iceberg metadata of these tables do not exist: \w+\.\w \(s3://lake/_lake/env/prod/"
+    with pytest.raises(BuscoError, match=problem) as refused:
+        lake.publish(run)
+    assert "clear the tasks of these tables" in refused.value.hint
+    with pytest.raises(BuscoError, match=problem) as refused:
+        releases.rollback(lake.store, ENVIRONMENT, first.release, "me", "wrong prices")
+    assert "busco release repair" in refused.value.hint
+    assert lake.s3.objects == before
+
+
+def test_P9_a_damaged_record_of_a_bronze_table_blocks_a_rollback_to_it_but_no_newer_version(lake: Lake) -> None:
+    published(lake)
+    first = lake.live()
+    lake.s3.objects[first.tables["bronze.b"].record] = b"not a record"
+    lake.deliveries += 1
+    published(lake)
+    with pytest.raises(BuscoError, match=r"the record of version b1 of bronze.b is damaged: s3://lake/") as refused:
+        releases.rollback(lake.store, ENVIRONMENT, first.release, "me", "wrong prices")
+    assert "busco release repair" in refused.value.hint
+
+
+def lose(lake: Lake, one: Published, lost: str) -> None:
+    """Deletes a version's record, or makes the record name a page that does not exist."""
+    body = lake.s3.objects.pop(one.record)
+    if lost == "page":
+        page = {"page": one.version, "deliveries": 1, "rows": 1, "bytes": 1}
+        lake.s3.objects[one.record] = json.dumps({**json.loads(body), "pages": [page]}).encode()
 
 
 def test_docs_of_a_release_from_before_several_projects_are_attributed_to_its_project(lake: Lake) -> None:

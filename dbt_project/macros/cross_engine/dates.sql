@@ -1,4 +1,4 @@
-{# Number of days from one timestamp to another, as DOUBLE including fractions of a day. #}
+{# The number of days from one timestamp to another, including fractions of a day, as DOUBLE. #}
 {% macro days_between(earlier, later) %}{{ return(adapter.dispatch('days_between')(earlier, later)) }}{% endmacro %}
 
 {% macro default__days_between(earlier, later) %}
@@ -14,7 +14,7 @@
 {% endmacro %}
 
 
-{# Number of calendar months from one month's first day to another's, as BIGINT. #}
+{# The number of calendar months from the first day of one month to the first day of another, as BIGINT. #}
 {% macro months_between(earlier, later) %}{{ return(adapter.dispatch('months_between')(earlier, later)) }}{% endmacro %}
 
 {% macro default__months_between(earlier, later) %}
@@ -24,7 +24,7 @@
 {% endmacro %}
 
 
-{# Select expression that returns one row for each day from the first to the last, both included, as DATE. #}
+{# A select expression that returns one row for each day from `first` to `last`, inclusive, as DATE. #}
 {% macro all_days(first, last) %}{{ return(adapter.dispatch('all_days')(first, last)) }}{% endmacro %}
 
 {% macro default__all_days(first, last) %}

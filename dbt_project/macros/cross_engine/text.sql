@@ -1,4 +1,4 @@
-{# Normalizes text: trimmed, in lower case, without accents. #}
+{# Normalizes text: trims it, converts it to lower case, and removes accents. #}
 {% macro plain_text(expression) %}{{ return(adapter.dispatch('plain_text')(expression)) }}{% endmacro %}
 
 {% macro default__plain_text(expression) %}
@@ -6,7 +6,7 @@
 {% endmacro %}
 
 
-{# Whether a text matches a pattern (a regular expression) completely. #}
+{# Whether a pattern (a regular expression) matches the whole text. #}
 {% macro full_match(expression, pattern) %}{{ return(adapter.dispatch('full_match')(expression, pattern)) }}{% endmacro %}
 
 {% macro default__full_match(expression, pattern) %}

@@ -66,7 +66,7 @@ def query(athena: Any, sql: str, workgroup: str, database: str) -> Answer:
         database: the database for unqualified names.
 
     Raises:
-        BuscoError: Athena rejected the query, or the query failed; the message has Athena's reason.
+        BuscoError: Athena rejected the query, or the query failed; the message contains Athena's reason.
     """
     try:
         started = athena.start_query_execution(
@@ -78,7 +78,7 @@ def query(athena: Any, sql: str, workgroup: str, database: str) -> Answer:
     try:
         _wait(athena, execution)
     except KeyboardInterrupt:
-        # Nobody is waiting for the result any more, and Athena charges for the data scanned.
+        # Nobody is waiting for the result anymore, and Athena charges for the data scanned.
         with contextlib.suppress(ClientError):
             athena.stop_query_execution(QueryExecutionId=execution)
         raise

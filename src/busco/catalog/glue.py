@@ -1,9 +1,10 @@
-"""Shows prod's live release in Glue; a single UpdateTable call switches a table's version (rules G1 to G3)."""
+"""Shows prod's live release in Glue; a single UpdateTable call switches a table's version (rules G1 to G4)."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,35 +13,34 @@ from urllib.parse import quote
 
 from botocore.exceptions import ClientError
 
+from busco.catalog.glue_calls import Calls, Unanswered, Unavailable, error_code
+from busco.catalog.glue_calls import client_options as client_options
+from busco.catalog.glue_entries import Entries, Unreadable
 from busco.errors import BuscoError
-from busco.lake import types
 from busco.lake.layout import EnvironmentLayout, docs_page, split_table
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
-from busco.lake.records import Current, Release, Version
-from busco.lake.releases import Live, read_live
-from busco.project import Project, table_name
+from busco.lake.records import Current, Release
+from busco.lake.releases import Live, missing_pointer, read_live
+from busco.settings import GLUE_CALLS
 
-# AWS Glue API reference: column comments have at most 255 characters, descriptions 2,048.
-_COMMENT, _DESCRIPTION = 255, 2048
-_MANAGED = "busco.managed"
 _HTML = "text/html; charset=utf-8"
+# The errors that mean that someone else has changed the table since it was read.
+_CONFLICTS = frozenset({"ConcurrentModificationException", "AlreadyExistsException", "EntityNotFoundException"})
+# While a sync still has tables to switch, it rechecks which release is live after this many seconds. The result does
+# not depend on this check, but the sooner a sync starts over, the sooner readers see the newest release.
+_CHECKED_EVERY = 1.0
+
+# The entries in Glue, by table (such as `gold.fct_orders`).
+Found = Mapping[str, dict[str, Any]]
 
 
 class _MovedOn(Exception):
-    """Another release went live while tables were being switched.
-
-    `deleted` is the table (such as `busco_gold.fct_orders`) that has just been deleted and may be in the new release;
-    '' if there is no such table.
-    """
-
-    def __init__(self, deleted: str = "") -> None:
-        super().__init__(deleted)
-        self.deleted = deleted
+    """Another release went live while tables were being switched."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The changes that a sync made, as table names such as `busco_gold.fct_orders`."""
+    """The changes that a sync made, as sorted table names such as `busco_gold.fct_orders`."""
 
     release: str
     created: tuple[str, ...]
@@ -55,151 +55,264 @@ def sync(
     environment: EnvironmentLayout,
     database_of: Callable[[str], str],
     layers: tuple[str, ...],
+    at_once: int = GLUE_CALLS,
 ) -> Shown | None:
     """Makes Glue and `docs/index.html` show the live release; returns None if nothing has been published yet.
 
-    Safe to repeat and to kill: anything that is already correct is left alone (G2). If another release goes live in the
-    meantime, the sync starts over (G1).
+    Only entries that differ from what they should be are written (G2), starting with those that must point to other
+    data. If another release goes live in the meantime, the sync starts over. It can be killed and repeated safely.
+
+    A sync that was overtaken never replaces what a newer release's sync has shown (G1). It reads all entries, with
+    their VersionIds, before it reads current.json. If a release that goes live later has a different version of a
+    table, the table's entry has to name a release that was not yet live when this sync read it (`Published.since`). So
+    the newer sync writes the entry, which changes its VersionId, and this sync's UpdateTable fails.
 
     Args:
-        glue: a boto3 Glue client.
+        glue: a boto3 Glue client with `client_options`.
         database_of: returns the Glue database of a layer.
+        at_once: the number of concurrent calls to Glue.
 
     Raises:
-        BuscoError: the environment is not prod (G1), or a database is missing.
+        BuscoError: the environment is not prod (G1), a database or current.json is missing, or the records or metadata
+            of some tables are missing; the entries of these tables are left unchanged (G4).
+        ClientError: Glue refused calls for some tables; all others show the live release.
+        ClientError, BotoCoreError: Glue is not responding, or has throttled every call for two minutes.
     """
     if environment.environment != "prod":
         raise BuscoError(f"Glue only shows prod, not {environment.environment}")
-    first = ""
-    while True:
-        live = read_live(store, environment)
-        if live is None:
-            return None
-        try:
-            return _Sync(glue, store, environment, database_of, live).run(layers, first)
-        except _MovedOn as moved:
-            first = moved.deleted
+    if read_live(store, environment) is None:
+        return None
+    calls = Calls(glue, at_once)
+    try:
+        while True:
+            found = read_entries(calls, database_of, layers)
+            live = _read_live(store, environment)
+            with contextlib.suppress(_MovedOn):
+                return _Sync(calls, store, environment, database_of, live).run(found)
+    except Unavailable as failed:
+        raise failed.error from failed
+
+
+def _read_live(store: ObjectStore, environment: EnvironmentLayout) -> Live:
+    """Returns the live release of an environment in which one was already live.
+
+    Raises:
+        BuscoError: current.json has been deleted.
+    """
+    live = read_live(store, environment)
+    if live is None:
+        raise missing_pointer(store, environment)
+    return live
+
+
+def read_entries(calls: Calls, database_of: Callable[[str], str], layers: tuple[str, ...]) -> Found:
+    """Returns all entries in the databases of all layers."""
+
+    def of_layer(layer: str) -> list[tuple[str, dict[str, Any]]]:
+        entries: list[tuple[str, dict[str, Any]]] = []
+        more: dict[str, str] = {}
+        while True:
+            try:
+                page = calls.read("get_tables", DatabaseName=database_of(layer), **more)
+            except ClientError as error:
+                if error_code(error) == "EntityNotFoundException":
+                    raise _no_database(database_of(layer)) from error
+                raise
+            entries += ((f"{layer}.{entry['Name']}", entry) for entry in page["TableList"])
+            if not page.get("NextToken"):
+                return entries
+            more = {"NextToken": page["NextToken"]}
+
+    return dict(entry for entries in calls.each(of_layer, layers) for entry in entries)
 
 
 class _Sync:
+    """Shows one release."""
+
     def __init__(
         self,
-        glue: Any,
+        calls: Calls,
         store: ObjectStore,
         environment: EnvironmentLayout,
         database_of: Callable[[str], str],
         live: Live,
     ) -> None:
-        self.glue, self.store, self.environment = glue, store, environment
+        self.calls, self.store, self.environment = calls, store, environment
         self.database_of, self.live = database_of, live
+        self.entries = Entries(store, environment, live.release)
         self.done: dict[str, list[str]] = {"created": [], "updated": [], "deleted": [], "unchanged": []}
+        self.unreadable: list[str] = []
+        self.checked = time.monotonic()
 
-    def run(self, layers: tuple[str, ...], first: str = "") -> Shown:
+    def run(self, found: Found) -> Shown:
+        """Shows the release.
+
+        Args:
+            found: all entries, read before `live`.
+
+        Raises:
+            _MovedOn: another release has gone live.
+        """
         release = self.live.release
-        projects = self._projects(release)
-        for table in sorted(release.tables, key=lambda table: (self._name(table) != first, table)):
-            self._switch(release.tables[table], release, projects)
-        for layer in layers:
-            self._delete_others(layer, release)
-        self._show_docs(release)
+        tables = sorted(release.tables)
+        right = self.calls.each(lambda table: self._is_right(table, found.get(table)), tables)
+        due = [table for table, is_right in zip(tables, right, strict=True) if not is_right]
+        for table in release.tables.keys() - due:
+            self._note("unchanged", table)
+        due.sort(key=lambda table: not self.entries.moves(table, found.get(table)))
+        self.unreadable += self._without_metadata(due)
+        readable = [table for table in due if table not in self.unreadable]
+        refused = self.calls.attempt(lambda table: self._switch_if_readable(table, found.get(table)), readable)
+        others = [
+            table
+            for table, entry in found.items()
+            if table not in release.tables and self.entries.is_ours(table, entry)
+        ]
+        refused += self.calls.attempt(self._delete, others)
+        refused += self.calls.attempt(self._show_docs, [release])
         self._still_live()
-        done = {kind: tuple(names) for kind, names in self.done.items()}
+        if refused:
+            raise refused[0]
+        if self.unreadable:
+            raise BuscoError(
+                "the records or the Iceberg metadata of these tables do not exist or can't be read: "
+                f"{', '.join(sorted(self.unreadable))}; all other tables show the live release",
+                "restore them: busco release repair",
+            )
+        done = {kind: tuple(sorted(names)) for kind, names in self.done.items()}
         return Shown(release=release.release, **done)
 
-    def _name(self, table: str) -> str:
-        """Returns a table's name in Glue, such as `busco_gold.fct_orders`."""
-        layer, name = split_table(table)
-        return f"{self.database_of(layer)}.{name}"
-
-    def _projects(self, release: Release) -> list[tuple[str, Project]]:
-        """Returns the dbt projects that describe the release's tables, each with its name.
-
-        The published run's manifest comes last: it may have tables that the docs of its project lack, if those docs
-        are from a newer run (P7).
-        """
-        described = [*release.docs_by_project().items(), (release.project, release.docs)]
-        return [
-            (name, Project(json.loads(stored.body)))
-            for name, prefix in dict.fromkeys(described)
-            if prefix and (stored := self.store.get(f"{prefix}manifest.json")) is not None
-        ]
-
-    def _still_live(self, deleted: str = "") -> None:
-        now = self.store.read(self.environment.current, Current)
-        if now is None or now.release != self.live.current.release:
-            raise _MovedOn(deleted)
-
-    def _switch(self, version: Version, release: Release, projects: Sequence[tuple[str, Project]]) -> None:
-        """Switches a table to the release's version; starts over on a conflict (G1).
-
-        It calls GetTable, reads current.json, and calls UpdateTable with the VersionId from GetTable.
-        """
-        layer, name = split_table(version.table)
-        database = self.database_of(layer)
-        wanted = self._input(version, release, projects)
-        while True:
-            found = self._get(database, name)
-            if found and _same(found, wanted):
-                self.done["unchanged"].append(f"{database}.{name}")
-                return
-            self._still_live()
-            try:
-                if found is None:
-                    self.glue.create_table(DatabaseName=database, TableInput=wanted)
-                    self.done["created"].append(f"{database}.{name}")
-                else:
-                    self.glue.update_table(
-                        DatabaseName=database, TableInput=wanted, VersionId=found["VersionId"], SkipArchive=True
-                    )
-                    self.done["updated"].append(f"{database}.{name}")
-                return
-            except ClientError as error:
-                if _code(error) == "EntityNotFoundException" and found is None:
-                    raise BuscoError(
-                        f"the Glue database {database} does not exist", "deploy deploy/aws/lake.yaml"
-                    ) from error
-                if _code(error) not in (
-                    "ConcurrentModificationException",
-                    "AlreadyExistsException",
-                    "EntityNotFoundException",
-                ):
-                    raise
-
-    def _get(self, database: str, name: str) -> dict[str, Any] | None:
+    def _is_right(self, table: str, found: dict[str, Any] | None) -> bool:
+        """Returns whether a table's entry already shows the release; false if this can't be determined."""
         try:
-            return dict(self.glue.get_table(DatabaseName=database, Name=name)["Table"])
-        except ClientError as error:
-            if _code(error) == "EntityNotFoundException":
-                return None
-            raise
+            return found is not None and self.entries.shows(table, found)
+        except (Unreadable, ClientError):
+            return False  # `switch` will fail in the same way, and that failure is reported
 
-    def _delete_others(self, layer: str, release: Release) -> None:
-        database = self.database_of(layer)
-        wanted = {split_table(table)[1] for table in release.tables if split_table(table)[0] == layer}
-        for page in self.glue.get_paginator("get_tables").paginate(DatabaseName=database):
-            for table in page["TableList"]:
-                if table["Name"] not in wanted and _is_ours(table):
-                    self._delete(database, table["Name"])
+    def _switch_if_readable(self, table: str, found: dict[str, Any] | None) -> None:
+        """Switches a table, unless the record of its version is missing or damaged (G4)."""
+        try:
+            self.switch(table, found)
+        except Unreadable:
+            self.unreadable.append(table)
 
-    def _delete(self, database: str, name: str) -> None:
-        """Deletes a table that the release does not have (G1).
+    def _without_metadata(self, tables: Sequence[str]) -> list[str]:
+        """Returns which of these tables have no metadata: Glue must not point to metadata that does not exist (G4)."""
+        by_key = {self.live.release.tables[table].metadata: table for table in tables}
+        return [by_key[key] for key in self.store.missing(by_key)]
+
+    def switch(self, table: str, found: dict[str, Any] | None) -> None:
+        """Switches a table to the release's version.
+
+        If someone else has changed the table since it was read, or a call gets no answer, the table is read again, then
+        current.json, and only then is the table written again.
+
+        Args:
+            found: the table's entry, read before `live`; None if there was none.
+        """
+        if time.monotonic() - self.checked > _CHECKED_EVERY:
+            self._still_live()
+        unanswered = ""
+        for attempt in itertools.count(1):
+            try:
+                self._note(self._write(table, found), table)
+                return
+            except Unanswered as lost:
+                unanswered = "created" if found is None else "updated"
+                self.calls.pause_after(attempt, lost)
+            except ClientError as error:
+                if error_code(error) == "EntityNotFoundException" and found is None:
+                    raise _no_database(self._database(table)) from error
+                if error_code(error) not in _CONFLICTS:
+                    error.add_note(f"the table is {self._name(table)}")
+                    raise
+            found = self._get(table)
+            self._still_live()
+            if found is not None and self.entries.shows(table, found):
+                self._note(unanswered or "unchanged", table)
+                return
+
+    def _write(self, table: str, found: dict[str, Any] | None) -> str:
+        """Writes a table's entry if nobody has changed it since it was read, and returns what was done."""
+        entry, database = self.entries.table_input(table, found), self._database(table)
+        if found is None:
+            self.calls.write("create_table", DatabaseName=database, TableInput=entry)
+            return "created"
+        # without VersionId, Glue would replace an entry that was written in the meantime
+        self.calls.write(
+            "update_table", DatabaseName=database, TableInput=entry, VersionId=found["VersionId"], SkipArchive=True
+        )
+        return "updated"
+
+    def _delete(self, table: str) -> None:
+        """Deletes a table that the release does not have.
 
         DeleteTable does not accept a VersionId. So the table is read again right before the call, because someone may
         have created a table of their own with that name. The live release is read again right after the call: if
-        another release is live, its sync may have just created the table, so this sync starts over with that table.
+        another release is live, its sync may have just created the table, so the table is created again at once.
         """
-        found = self._get(database, name)
-        if found is None or not _is_ours(found):
-            return
-        self._still_live()
+        lost: Unanswered | None = None
+        for attempt in itertools.count():
+            if lost is not None:
+                self.calls.pause_after(attempt, lost)
+            found = self._get(table)
+            if found is None and lost is not None:
+                self._note("deleted", table)
+            if found is None or not self.entries.is_ours(table, found):
+                return
+            self._still_live()
+            try:
+                self.calls.write("delete_table", DatabaseName=self._database(table), Name=split_table(table)[1])
+                self._note("deleted", table)
+                return
+            except Unanswered as error:
+                lost = error
+            except ClientError as error:
+                if error_code(error) != "EntityNotFoundException":
+                    error.add_note(f"the table is {self._name(table)}")
+                    raise
+                return
+            finally:
+                self._restore_if_live(table)
+
+    def _restore_if_live(self, table: str) -> None:
+        """Recreates a table that was just deleted, if another release has gone live and has that table."""
         try:
-            self.glue.delete_table(DatabaseName=database, Name=name)
+            self._still_live()
+        except _MovedOn:
+            while True:
+                found, live = self._get(table), _read_live(self.store, self.environment)
+                with contextlib.suppress(_MovedOn):
+                    if found is None and table in live.release.tables:
+                        newer = _Sync(self.calls, self.store, self.environment, self.database_of, live)
+                        newer._switch_if_readable(table, found)
+                    break
+            raise
+
+    def _get(self, table: str) -> dict[str, Any] | None:
+        try:
+            answer = self.calls.read("get_table", DatabaseName=self._database(table), Name=split_table(table)[1])
         except ClientError as error:
-            if _code(error) != "EntityNotFoundException":
-                raise
-        else:
-            self.done["deleted"].append(f"{database}.{name}")
-        self._still_live(f"{database}.{name}")
+            if error_code(error) == "EntityNotFoundException":
+                return None
+            raise
+        return dict(answer["Table"])
+
+    def _still_live(self) -> None:
+        now = self.store.read(self.environment.current, Current)
+        if now is None or now.release != self.live.current.release:
+            raise _MovedOn
+        self.checked = time.monotonic()
+
+    def _note(self, done: str, table: str) -> None:
+        self.done[done].append(self._name(table))
+
+    def _name(self, table: str) -> str:
+        """Returns a table's name in Glue, such as `busco_gold.fct_orders`."""
+        return f"{self._database(table)}.{split_table(table)[1]}"
+
+    def _database(self, table: str) -> str:
+        return self.database_of(split_table(table)[0])
 
     def _show_docs(self, release: Release) -> None:
         """Shows a single project's page as `docs/index.html`.
@@ -234,60 +347,9 @@ class _Sync:
                     self.store.swap(key, page, shown.etag, _HTML)
                 return
 
-    def _input(self, version: Version, release: Release, projects: Sequence[tuple[str, Project]]) -> dict[str, Any]:
-        node = _node(version, projects)
-        comments = {name: column.get("description", "") for name, column in node.get("columns", {}).items()}
-        columns = []
-        for column in version.columns:
-            described = {"Name": column.name, "Type": types.glue(types.parse(column.type, column.name))}
-            if comment := _short(comments.get(column.name, ""), _COMMENT):
-                described["Comment"] = comment
-            columns.append(described)
-        parameters = {
-            "table_type": "ICEBERG",
-            "metadata_location": self.store.url(version.metadata),
-            "EXTERNAL": "TRUE",
-            _MANAGED: "true",
-            "busco.release": release.release,
-            "busco.version": version.version,
-            "busco.rows": str(version.rows),
-            "busco.partition_by": ",".join(version.partition_by),
-            "busco.unique_id": version.unique_id,
-        }
-        if stale := release.stale.get(version.table):
-            parameters["busco.stale"] = ",".join(stale)
-        return {
-            "Name": split_table(version.table)[1],
-            "Description": _short(node.get("description", ""), _DESCRIPTION),
-            "TableType": "EXTERNAL_TABLE",
-            "Parameters": parameters,
-            "PartitionKeys": [],
-            "StorageDescriptor": {
-                "Columns": columns,
-                "Location": self.store.url(self.environment.iceberg(version.table)),
-                "InputFormat": "org.apache.hadoop.mapred.FileInputFormat",
-                "OutputFormat": "org.apache.hadoop.mapred.FileOutputFormat",
-                "SerdeInfo": {"SerializationLibrary": "org.apache.hadoop.hive.serde2.lazy.LazySimpleSerDe"},
-            },
-        }
 
-
-def _node(version: Version, projects: Sequence[tuple[str, Project]]) -> Mapping[str, Any]:
-    """Returns a table's node in its own dbt project or, for a bronze table, in a project that reads it."""
-    own = [project for name, project in projects if name == version.project] or [project for _, project in projects]
-    for project in own:
-        for uid in (version.unique_id, *project.sources):
-            try:
-                if table_name(project.node(uid)) == version.table:
-                    return project.node(uid)
-            except KeyError:
-                continue
-    return {}
-
-
-def _is_ours(table: Mapping[str, Any]) -> bool:
-    """Returns whether a table was created by a sync rather than by someone else."""
-    return bool(table.get("Parameters", {}).get(_MANAGED) == "true")
+def _no_database(database: str) -> BuscoError:
+    return BuscoError(f"the Glue database {database} does not exist", "deploy deploy/aws/lake.yaml")
 
 
 def _contents(names: Iterable[str]) -> bytes:
@@ -298,24 +360,3 @@ def _contents(names: Iterable[str]) -> bytes:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
         f"<body><h1>{title}</h1><ul>{listed}</ul></body></html>"
     ).encode()
-
-
-def _same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Returns whether a table already shows what it should (G2)."""
-    storage, target = found.get("StorageDescriptor", {}), wanted["StorageDescriptor"]
-    return bool(
-        found.get("Parameters") == wanted["Parameters"]
-        and found.get("Description", "") == wanted["Description"]
-        and storage.get("Location") == target["Location"]
-        and storage.get("Columns") == target["Columns"]
-    )
-
-
-def _short(text: str, most: int) -> str:
-    """Returns a text as a single line, cut to the length that Glue allows."""
-    flat = " ".join((text or "").split())
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))

@@ -1,4 +1,4 @@
-"""`busco sample`, `ingest`, `dbt`, `query`, `runner`, `select` and `bake`, which all run in dbt's environment."""
+"""`busco sample`, `ingest`, `dbt`, `query`, `runner`, `select` and `bake`, all of which run in dbt's environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from busco.lake.records import GOOD, Release, Selection, utc_now
 from busco.lake.runs import open_run, visible_versions
 from busco.output import console, echo, result, say, table
 from busco.settings import Settings, get_settings, require_project
-from busco.text import json_text, printable
+from busco.text import count, json_text, printable
 
 _FORMS = click.Choice(["table", "csv", "json"])
 _FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -80,7 +80,7 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links
         (
             one.file.name,
             one.file.contract.table,
-            "already known" if one.outcome == "known" else one.outcome,
+            "already ingested" if one.outcome == "known" else one.outcome,
             f"{one.rows:,}",
             f"{one.written:,}",
             f"{one.quarantined:,}",
@@ -149,7 +149,7 @@ def _united(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]
     """Joins the values of a repeated option, as dbt does.
 
     Raises:
-        UsageError: a value is empty, for example because it is a shell variable that is not set.
+        UsageError: a value is empty, for example because it comes from a shell variable that is not set.
     """
     if all(value.strip() for value in values):
         return " ".join(values)
@@ -163,14 +163,14 @@ def _united(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]
     multiple=True, callback=_united, help="what to build (dbt's syntax); default: everything",
 )  # fmt: skip
 @click.option("--exclude", multiple=True, callback=_united, help="what to leave out (dbt's syntax)")
-@click.option("--full-refresh", is_flag=True, help="build models even if nothing changed")
+@click.option("--full-refresh", is_flag=True, help="build every selected model, even if nothing has changed")
 @click.option(
     "--publish", is_flag=True, help="if everything succeeds, make the result the live release and show it in Glue"
 )
 @click.option(
     "--take-over",
     is_flag=True,
-    help="with --publish: also take over or drop live tables that may belong to a different dbt project of this name",
+    help="with --publish: also take over or drop live tables that may belong to another dbt project with the same name",
 )
 @click.option("--run", "run_key", help="rebuild the selected nodes in this existing run, instead of starting a new one")
 @_VERBOSE
@@ -192,7 +192,7 @@ def build_command(
     from busco.warehouse.runner import work
 
     if take_over and not publish:
-        raise click.UsageError("--take-over requires --publish: it affects only what is live")
+        raise click.UsageError("--take-over requires --publish, because it affects only live tables")
     settings, store, environment = lake()
     if run_key is not None:
         pin = open_run(store, environment, run_key).pin
@@ -280,7 +280,10 @@ def _parse(projects: list[Settings], verbose: bool) -> None:
         with opened(settings, verbose) as dbt:
             project = dbt.parse()
             dbt.check_partitions()
-        counts = f"{len(project.tables)} tables, {len(project.tests)} tests, {len(project.contracts)} sources"
+        counts = ", ".join(
+            count(len(found), one)
+            for found, one in ((project.tables, "table"), (project.tests, "test"), (project.contracts, "source"))
+        )
         echo(f"parsed {counts}" + (f" of {project.identity}" if len(projects) > 1 else ""))
         parsed.append(project)
     all_contracts(parsed)
@@ -303,7 +306,8 @@ def _pass_on(arguments: list[str]) -> None:
     options = options_of(arguments)
     if options is None:
         raise click.UsageError(
-            f"dbt has no command {' '.join(arguments)!r}, or it requires another argument; see: busco dbt --help"
+            f"dbt has no command {' '.join(arguments)!r}, or the command requires another argument; "
+            "see: busco dbt --help"
         )
     if loud := [word for word in arguments if word in ("-d", "--debug") or word.startswith("--log-format")]:
         raise click.UsageError(
@@ -319,7 +323,9 @@ def _pass_on(arguments: list[str]) -> None:
                 live = releases.read_live(store, environment)
                 base = live.release if live else None
             dbt.redactor = Redactor(project, typed=arguments)
-            plugin.activate(Session(settings, project, store, None, base, redactor=dbt.redactor))
+            # only `show` reads rows; the other commands need the tables' columns
+            nodes = None if arguments[0] == "show" else ()
+            plugin.activate(Session(settings, project, store, None, base, redactor=dbt.redactor, nodes=nodes))
         outcome = dbt.invoke(arguments)
         if arguments[0] in ("docs", "compile", "show", "source"):
             dbt.keep()
@@ -340,8 +346,8 @@ def _pass_on(arguments: list[str]) -> None:
 )
 @click.option("--format", "form", type=_FORMS, default="table", show_default=True)
 @click.option("--release", "release_id", help="read this release instead of the live one")
-@click.option("--env", "environment_name", help="read this environment of the lake")
-@click.option("--run", "run_key", help="read what this run's models read and built, published or not")
+@click.option("--env", "environment_name", help="read this lake environment")
+@click.option("--run", "run_key", help="read what this run's models read and built, even if it is not published")
 def query_command(
     sql: str,
     engine: str | None,
@@ -354,7 +360,7 @@ def query_command(
 
     The query is a single read-only statement. With --format json, both engines write integers, doubles and booleans as
     JSON values, decimals (with all digits), dates and times as strings, and NaN and infinity as null. DuckDB writes
-    arrays and rows as JSON, Athena in its own text format.
+    arrays and rows as JSON; Athena writes them in its own text format.
     """
     from busco.lake.reading import Seen, check_question
     from busco.lake.reading import query as read
@@ -391,13 +397,13 @@ def query_command(
             raise BuscoError(f"nothing is published yet{where}", "run: make demo, or: busco dbt build --publish")
         shown = live.release
     with _with_advice(settings, sql, lambda: [database_table(settings, table) for table in shown.tables]):
-        columns, rows = read(settings, shown, sql)
+        columns, rows = read(settings, store, shown, sql)
     result(columns, rows, form)
 
 
 @contextmanager
 def _with_advice(settings: Settings, sql: str, tables: Callable[[], Iterable[str]]) -> Iterator[None]:
-    """Adds a hint to the error of a query that reads a table that does not exist (`no_table.advice`)."""
+    """Adds a hint (`no_table.advice`) to the error of a query if the query reads a table that does not exist."""
     try:
         yield
     except BuscoError as error:
@@ -411,9 +417,9 @@ def _with_advice(settings: Settings, sql: str, tables: Callable[[], Iterable[str
 @click.option("--epoch", type=int, required=True)
 @click.option("--order", required=True, help="the name of the order to carry out")
 @click.option("--generation", type=int, required=True, help="the order's generation under that name")
-@click.option("--log", default="", help="where its output goes")
+@click.option("--log", default="", help="where the runner's output goes")
 def runner_command(run_key: str, epoch: int, order: str, generation: int, log: str) -> int:
-    """Run one runner of a run: carry out its order."""
+    """Carry out an order, as one of a run's runners."""
     from busco.lake.runs import open_run
     from busco.warehouse.runner import open_store, serve
 
@@ -440,7 +446,8 @@ def select_command(project_dir: Path | None, record: str, selection: str) -> Non
             given = dbt.select(selection, built=built)
             found = Selection(select=selection, nodes=given.nodes, notes=given.notes)
     except BuscoError as error:
-        # this error is also an answer to the waiting task; after any other failure, the task gets none and tries again
+        # this error is an answer too: the waiting task reports it; after any other failure, the task gets no answer and
+        # tries again
         _answer(record, Selection(select=selection, error=str(error)))
         raise
     _answer(record, found)
@@ -454,19 +461,19 @@ def _answer(record: str, found: Selection) -> None:
     if record:
         _, store, environment = lake()
         with suppress(AlreadyExists):
-            # the record exists if this command was started twice for the same try
+            # the record already exists if this command was started twice for the same try
             store.create(environment.selection(record), found)
 
 
 @click.command("bake")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def bake_command(folder: Path) -> None:
-    """Parse the projects into a folder of an image, so that its processes (BUSCO_BAKED_DIR) don't have to."""
+    """Parse the projects for an image, and save the results in FOLDER for the image's containers (BUSCO_BAKED_DIR)."""
     from busco.warehouse.dbt import opened
 
     for settings in get_settings().of_all_projects():
         # ignore any earlier parse that the base image contains
         with opened(settings.model_copy(update={"baked_dir": None})) as dbt:
             whole = dbt.bake(folder)
-        limit = "" if whole else ", as a starting point for dbt, because the project reads the environment (env_var)"
+        limit = "" if whole else ", only as a starting point, because the project reads environment variables (env_var)"
         echo(f"parsed for an image{limit}: {settings.project_part(folder)}")

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import click
 
 from busco import __version__
-from busco.doctor import examine
+from busco.doctor import CHECKS, examine
 from busco.environments import here
 from busco.output import echo, table
 from busco.settings import get_settings
@@ -19,17 +19,21 @@ from busco.text import json_text
 
 @click.command("doctor")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def doctor_command(form: str) -> int:
-    """Check what this process needs (variables, keys, Airflow's database and broker, S3, SQS, Glue, ECS, roles, the
-    image, manifest, clock, memory, disk, DuckDB), and suggest fixes. Exits with status 1 if a check failed.
+@click.option("--skip", multiple=True, metavar="CHECK", help="leave out this check; can be given several times")
+def doctor_command(form: str, skip: tuple[str, ...]) -> int:
+    """Check that this process has what it needs (variables, keys, Airflow's database and broker, S3, SQS, Glue, ECS,
+    roles, the image, manifest, clock, memory, disk, DuckDB), and suggest fixes. Exits with status 1 if a check fails.
 
-    Run it in a dbt container to check the environment in which models run; the DAG `ecs_check` does this on ECS.
+    Run this command in a dbt container to check the environment in which models run; on ECS, the DAG
+    `ecs_check` does this.
     """
+    if unknown := sorted(set(skip) - {check.name for check in CHECKS}):
+        raise click.BadParameter(f"there is no check {', '.join(unknown)}", param_hint="--skip")
     # hide the INFO messages of the libraries that the checks use
     logging.disable(logging.INFO)
     # dbt prints parse errors to stdout, which must contain only the findings
     with contextlib.redirect_stdout(sys.stderr):
-        findings = list(examine(get_settings()))
+        findings = list(examine(get_settings(), [check for check in CHECKS if check.name not in skip]))
     failed = [finding for finding in findings if finding.state == "failed"]
     if form == "json":
         side = "dbt" if here("dbt") else "airflow"

@@ -24,11 +24,11 @@ def aws_command() -> None:
 
 
 @aws_command.command("up")
-@click.option("--lake", help="the local lake to serve; default: the one that was served last")
+@click.option("--lake", help="the local lake to serve; default: the lake that was served last")
 @click.option(
     "--docker/--no-docker",
     default=None,
-    help="run ECS tasks as containers; default: the last choice, or, the first time, what BUSCO_EXECUTION requires",
+    help="run ECS tasks as containers; default: the previous choice or, the first time, what BUSCO_EXECUTION requires",
 )
 def aws_up(lake: str | None, docker: bool | None) -> None:
     """Start the local AWS if it isn't running, deploy deploy/aws/, and show the live release in Glue."""
@@ -68,5 +68,5 @@ def aws_status() -> None:
 
 @aws_command.command("env")
 def aws_env() -> None:
-    """Print variables that point the AWS CLI, boto3 or a notebook to the local AWS: eval "$(busco aws env)"."""
+    """Print variables that point the AWS CLI, boto3 or a notebook at the local AWS: eval "$(busco aws env)"."""
     exact(aws.env_lines(get_settings()))

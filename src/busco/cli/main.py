@@ -32,11 +32,11 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "dbt": ("data", "dbt", "run dbt on the lake: build, parse, ls, docs, …"),
     "query": ("data", "dbt", "query the lake with Athena or DuckDB"),
     "run": ("runs", None, "show the runs in the lake, and what happened in one: list, show"),
-    "release": ("releases", None, "manage what readers see: show, list, rollback, resume, check"),
-    "scrub": ("scrub", "dbt", "remove personal data from metadata that was written earlier"),
+    "release": ("releases", None, "manage what readers see: show, list, rollback, resume, repair"),
+    "scrub": ("scrub", "dbt", "remove personal data from existing metadata"),
     "replay": ("replay", "dbt", "rebuild models of a run on this machine, with the run's inputs"),
-    "doctor": ("doctor", None, "check what the platform needs, and suggest fixes"),
-    "runner": ("data", "dbt", "run one runner of a run (started by Airflow)"),
+    "doctor": ("doctor", None, "check that the platform has what it needs, and suggest fixes"),
+    "runner": ("data", "dbt", "carry out an order as one of a run's runners (started by Airflow)"),
     "select": ("data", "dbt", "print the nodes that a dbt selection matches, as JSON"),
     "bake": ("data", "dbt", "parse the projects for an image (Dockerfile.dbt)"),
 }
@@ -48,7 +48,7 @@ _COLLECT_AFTER = (100_000, 50, 100)
 
 
 class Verbs(click.Group):
-    """The group of verbs. A verb's module is imported only when the verb runs, so `busco --help` imports no boto3."""
+    """The group of verbs. A verb's module is imported only when the verb runs: `busco --help` does not import boto3."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [name for name in VERBS if name not in _HIDDEN]
@@ -79,7 +79,7 @@ def _say_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     if not asked or ctx.resilient_parsing:
         return
     commit = ""
-    # the version is printed whatever is wrong with the settings
+    # print the version even if the settings are invalid
     with suppress(BuscoError):
         commit = code_version(get_settings())
     _output().echo(f"busco {__version__}" + (f" (commit {commit})" if commit else ""))
@@ -100,11 +100,11 @@ def cli() -> None:
 
 
 class _ReaderGone(Exception):
-    """Replaces BrokenPipeError, which Click treats as a failure, when the reader of a pipe (`| head`) has closed it."""
+    """Replaces BrokenPipeError, which Click treats as a failure, when the reader of a pipe (`| head`) closes it."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command. An error that the user can fix ends it with status 1 and a message, incorrect usage with 2."""
+    """Runs the command. Exits with a message and status 1 for an error that the user can fix, 2 for incorrect usage."""
     guard()
     gc.set_threshold(*_COLLECT_AFTER)
     atexit.register(gc.freeze)
@@ -159,12 +159,12 @@ def _flush() -> None:
 
 
 def _close_output() -> None:
-    """Discards the remaining output, since Python would try to write it at exit, and fail again."""
+    """Discards the remaining output, because Python would try to write it at exit and fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unreachable(error: Exception) -> BuscoError | None:
-    """Converts an error of botocore or DuckDB about an unreachable endpoint; returns None for any other error."""
+    """Converts a botocore or DuckDB error about an unreachable endpoint; returns None for any other error."""
     from botocore.exceptions import ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError
 
     from busco.cli.releases import unreachable

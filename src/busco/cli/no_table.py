@@ -19,12 +19,12 @@ _NAME = r"[\"'`]?([^\s\"'`.]+)[\"'`]?"
 # Athena's messages (engine version 3; version 2 has no quotation marks)
 _ATHENA_TABLE = re.compile(rf"\bTable '?(?:\w+\.)?{_NAME}\.{_NAME} does not exist", re.IGNORECASE)
 _ATHENA_SCHEMA = re.compile(rf"\bSchema {_NAME} does not exist", re.IGNORECASE)
-# DuckDB's message; it names the schema only if there is no schema of that name
+# DuckDB's message, which names the schema only if that schema does not exist
 _DUCKDB_TABLE = re.compile(r'Table with name "?([^"\n]+?)"? does not exist')
 
 
 def advice(settings: Settings, error: str, sql: str, tables: Callable[[], Iterable[str]]) -> str:
-    """Returns what to do about a query that names a table or database that does not exist; '' for any other error.
+    """Returns advice for a query that names a table or database that does not exist; '' for any other error.
 
     Args:
         error: the message from Athena or DuckDB.

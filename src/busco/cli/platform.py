@@ -69,5 +69,5 @@ def demo_command(data: str | None, orders: int) -> int:
 
 
 def start_run(settings: Settings) -> str | None:
-    """Starts a run of the DAG `lakehouse` and returns its id; returns None if Airflow is not running here."""
+    """Starts a run of the `lakehouse` DAG and returns its id; returns None if Airflow is not running here."""
     return start_lakehouse(settings)

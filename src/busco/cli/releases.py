@@ -1,30 +1,34 @@
-"""`busco release`: shows, checks and rolls back what readers see."""
+"""`busco release`: shows, repairs and rolls back what readers see."""
 
 from __future__ import annotations
 
 import os
 import pwd
-import shlex
 import socket
+import sys
+from contextlib import suppress
 from urllib.parse import urlparse
 
 import click
 
 from busco.aws import client, publisher_client
-from busco.catalog import glue
+from busco.catalog import glue, repair
+from busco.catalog.glue_drift import Catalog
+from busco.environments import hand_over, here, python
 from busco.errors import BuscoError
 from busco.lake import releases
+from busco.lake.drift import Finding
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
-from busco.lake.overwritten import overwritten
 from busco.lake.records import Release
 from busco.output import echo, table
 from busco.settings import LAYERS, Settings, get_settings, require_lake
-from busco.text import json_text, printable
+from busco.text import count, json_text, printable
 
 
 def me() -> str:
-    """Returns the current user's name in releases: the operating system's user (not LOGNAME or USER) and the host."""
+    """Returns the current user's name as recorded in releases: the operating system's user (regardless of LOGNAME and
+    USER) and the host."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container's user may have no name
@@ -44,7 +48,8 @@ def lake() -> tuple[Settings, ObjectStore, EnvironmentLayout]:
 
 
 def publishing(settings: Settings) -> ObjectStore:
-    """Returns the lake's store, accessed with the publisher role or, if the caller can't assume it, as the caller."""
+    """Returns the lake's store, accessed with the publisher role or, if the caller can't assume it, with the caller's
+    own credentials."""
     return ObjectStore(publisher_client("s3", settings, or_own=True), settings.lake_bucket)
 
 
@@ -77,15 +82,25 @@ def named(release_id: str) -> str:
     return release_id
 
 
+def shown_in(settings: Settings, environment: EnvironmentLayout) -> Catalog | None:
+    """Returns the catalog that shows what is live, with the same credentials as `publishing`.
+
+    Returns None for environments other than prod, which no catalog shows.
+    """
+    if environment.environment != "prod":
+        return None
+    api = publisher_client("glue", settings, or_own=True, **glue.client_options(settings.glue_calls))
+    return Catalog(api, settings.database, LAYERS, settings.glue_calls)
+
+
 def show_glue(settings: Settings, store: ObjectStore, environment: EnvironmentLayout) -> glue.Shown | None:
     """Makes Glue show what is live, if anything is; does nothing in environments other than prod.
 
     Args:
         store: the lake's store, with permission to write the docs page (`publishing`).
     """
-    if environment.environment != "prod":
-        return None
-    return glue.sync(publisher_client("glue", settings, or_own=True), store, environment, settings.database, LAYERS)
+    catalog = shown_in(settings, environment)
+    return catalog.sync(store, environment) if catalog else None
 
 
 @click.group("release")
@@ -115,7 +130,8 @@ def show(release_id: str | None, as_json: bool) -> None:
     """Show the tables, versions and rows of the live release, or of the given one."""
     _, live, release = asked(release_id)
     if as_json:
-        echo(json_text(release.model_dump(mode="json"), indent=2))
+        tables = {name: version.model_copy(update={"inline": None}) for name, version in release.tables.items()}
+        echo(json_text(release.model_copy(update={"tables": tables}).model_dump(mode="json"), indent=2))
         return
     state = "live" if release.release == live.current.release else "not live"
     echo(printable(f"{release.release} ({state}), {_summary(release)}"))
@@ -135,7 +151,7 @@ def show(release_id: str | None, as_json: bool) -> None:
     "-n", "most", default=30, show_default=True, type=click.IntRange(min=1), help="maximum number of releases"
 )
 def list_releases(form: str, most: int) -> None:
-    """List the releases that were live, newest first."""
+    """List the releases that are or were live, newest first."""
     _, store, environment = lake()
     found: list[Release] = []
     for release in releases.history(store, environment):
@@ -163,7 +179,7 @@ def rollback(release_id: str, reason: str) -> None:
 
 
 @release_command.command("resume")
-@click.option("--start/--no-start", default=True, help="start a new run in Airflow, if it is running")
+@click.option("--start/--no-start", default=True, help="start a new run if Airflow is running")
 def resume(start: bool) -> None:
     """End the hold, list the runs that were skipped during it, and start a new run."""
     settings, _, environment = lake()
@@ -175,10 +191,10 @@ def resume(start: bool) -> None:
         if live is not None and (last := live.current.resumed) is not None:
             skipped = ", ".join(last.hold.skipped) or "none"
             by = printable(f"{last.hold.who} ({last.hold.reason})")
-            echo(f"the last hold was set by {by}; skipped in the meantime: {skipped}")
+            echo(f"the last hold was set by {by}; runs skipped in the meantime: {skipped}")
         return
     by = printable(f"{hold.who} ({hold.reason})")
-    echo(f"the hold by {by} has ended; skipped in the meantime: {', '.join(hold.skipped) or 'none'}")
+    echo(f"the hold set by {by} was lifted; runs skipped in the meantime: {', '.join(hold.skipped) or 'none'}")
     if not start:
         return
     from busco.cli.platform import start_run
@@ -187,36 +203,59 @@ def resume(start: bool) -> None:
     echo(f"started the run {started}" if started else "Airflow is not running; build with: busco dbt build --publish")
 
 
-@release_command.command("check")
-@click.argument("release_id", required=False)
-def check(release_id: str | None) -> None:
-    """Compare the data files of the live release, or of the given one, with what S3 reported when they were written.
+@release_command.command("repair")
+@click.option("--check", "only_check", is_flag=True, help="only compare; change nothing")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def repair_command(only_check: bool, form: str) -> None:
+    """Find what differs from the live release and the older releases that are kept, and repair it.
 
-    Prints each file that was overwritten or deleted, and how to restore it; exits with status 1 if there are any.
+    Compares Glue with the live release, and all data files, records and Iceberg metadata of these releases with what
+    was written. Restores overwritten and deleted objects from the older versions in the bucket, recreates lost
+    metadata from the records, and corrects Glue. Exits with status 1 if there are differences or, after a repair, if
+    any are left.
     """
-    store, _, release = asked(release_id)
-    versions = [version for _, version in sorted(release.tables.items())]
-    bad = overwritten(store, versions)
-    for one in bad:
-        echo(f"{one.table}: {store.url(one.file.key)} {'was overwritten' if one.etag else 'was deleted'}")
-        if not one.kept:
-            echo("  S3 no longer has a version with the original content: rebuild the table")
-        for newer in one.newer if one.kept else ():
-            echo(
-                f"  aws s3api delete-object --bucket {store.bucket} --key {shlex.quote(one.file.key)} "
-                f"--version-id {newer}"
-            )
-    files = sum(len(version.files) for version in versions)
-    if bad:
+    if not only_check:
+        _prefer_dbt()
+    settings, _, environment = lake()
+    store = publishing(settings)
+
+    def say(finding: Finding, done: str) -> None:
+        if form == "table":
+            echo(f"{finding.lines()[0]}\n  {done}")
+
+    catalog = shown_in(settings, environment)
+    if only_check:
+        report = repair.check(store, environment, catalog)
+    else:
+        report = repair.repair(store, environment, catalog, me(), here("dbt"), say)
+    if form == "json":
+        echo(json_text(report.as_json(), indent=2))
+    for finding in report.findings if form == "table" else ():
+        echo("\n".join(finding.lines()))
+    if report.unknown and form == "table":
+        echo(f"tables in the Glue databases that belong to no release (not changed): {', '.join(report.unknown)}")
+    if report.findings:
+        state = "found" if only_check else "left"
         raise BuscoError(
-            f"{len(bad)} of {files} data files of {release.release} have changed since they were written",
-            "an administrator can restore them: docs/operating.md, An overwritten data file",
+            f"{count(len(report.findings), 'difference')} {state}",
+            "repair them: busco release repair"
+            if only_check
+            else "for each, follow the advice above; see docs/operating.md, Drift",
         )
-    echo(f"{release.release}: all {files} data files are unchanged")
+    if form == "table":
+        echo(report.summary())
+
+
+def _prefer_dbt() -> None:
+    """Continues in dbt's environment if there is one: recreating lost metadata requires its Iceberg library."""
+    settings = get_settings()
+    with suppress(BuscoError):
+        if not here("dbt") and python(settings, "dbt").exists():
+            hand_over(settings, "dbt", sys.argv[1:])
 
 
 def _summary(release: Release) -> str:
     if release.kind == "rollback":
         return f"rollback to {release.rolled_back_to}: {release.reason}"
     dropped = f", dropped {', '.join(release.dropped)}" if release.dropped else ""
-    return f"{len(release.tables)} tables, {len(release.built)} built by {release.run}{dropped}"
+    return f"{count(len(release.tables), 'table')}, {len(release.built)} built by {release.run}{dropped}"

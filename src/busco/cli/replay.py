@@ -22,7 +22,7 @@ from busco.errors import BuscoError
 from busco.lake import replays
 from busco.lake.budget import budget, size
 from busco.lake.layout import EnvironmentLayout
-from busco.lake.records import GOOD, RUNNER_NODE, Result, Version
+from busco.lake.records import GOOD, RUNNER_NODE, Published, Result
 from busco.lake.runs import Run
 from busco.output import echo, say, table
 from busco.project import Project, table_name
@@ -31,7 +31,7 @@ from busco.warehouse.plan import buildable
 
 # longer names are cut off: the names of generic tests contain all of their arguments
 _NAME_LENGTH = 70
-# variables with credentials, whose values a container gets from the shell; the command contains only their names
+# variables with credentials: the docker command contains only their names, and Docker takes the values from the shell
 _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -43,11 +43,11 @@ class Code:
     commit: str = ""
 
     def variables(self, environment: str) -> dict[str, str]:
-        """Returns the environment variables of a process that runs this code in an environment of the lake."""
+        """Returns the environment variables of a process that runs this code in a lake environment."""
         made = without_airflow(dict(os.environ)) | {"BUSCO_ENVIRONMENT": environment, "BUSCO_HOME": str(self.home)}
         if not self.commit:
             return made
-        # the code of a commit has its own state folder, and its own parse of its own project
+        # a commit's code has its own state folder, its own project, and its own parse of that project
         for name in ("BUSCO_STATE_DIR", "BUSCO_BAKED_DIR", "BUSCO_DBT_PROJECT_DIR", "BUSCO_PROJECT_ID"):
             made.pop(name, None)
         made["BUSCO_CODE_VERSION"] = self.commit
@@ -91,10 +91,13 @@ def replay_command(run_name: str, models: tuple[str, ...], which: str, tests: bo
     results go to an environment of your own: the run is not changed, and nothing is published.
     """
     if out is not None and len(models) > 1:
-        raise click.UsageError("--out accepts only the table of a single model")
+        raise click.UsageError("--out can be used only with a single model")
     settings, store, environment = lake()
     if environment.is_replay:
-        raise BuscoError(f"BUSCO_ENVIRONMENT is {environment.environment}", "unset it to replay a run of prod")
+        raise BuscoError(
+            f"BUSCO_ENVIRONMENT is {environment.environment}, which contains only replays",
+            "unset it to replay a run of prod",
+        )
     source = replays.find(store, environment, run_name)
     with _code(settings, source, models, which) as code:
         project = _project(settings, code, source.pin.project_dir)
@@ -107,14 +110,14 @@ def replay_command(run_name: str, models: tuple[str, ...], which: str, tests: bo
             nodes = list(dict.fromkeys([*nodes, *units, *own]))
         run = replays.copy(source, _environment())
         replays.order(run, nodes)
-        commit = f"commit {code.commit}" if code.commit else "the files of this folder"
+        commit = f"commit {code.commit}" if code.commit else "the files in this folder"
         say(f"replaying {source.name} epoch {source.pin.epoch} in {run.environment.environment}, code: {commit}")
         status = _build(code, run)
     results = run.latest_results()
     if any(node not in results for node in nodes):
         killed = "; the process was killed (out of memory?)" if status < 0 else ""
         raise BuscoError(
-            f"the replay ended with results missing (exit status {status})", f"see the output above{killed}"
+            f"the replay ended before it produced all results (exit status {status})", f"see the output above{killed}"
         )
     # dbt always runs a model's unit tests before it builds the model
     nodes += sorted(results.keys() - {RUNNER_NODE, *nodes})
@@ -133,7 +136,7 @@ def _environment() -> EnvironmentLayout:
 
 @contextlib.contextmanager
 def _code(settings: Settings, source: Run, models: Sequence[str], which: str) -> Iterator[Code]:
-    """Yields the requested code, whose folder exists for the duration of the context."""
+    """Yields the requested code; its folder exists until the context ends."""
     if which == "here":
         yield Code(settings.home)
         return
@@ -170,11 +173,11 @@ def _code_version(source: Run, models: Sequence[str]) -> str:
 
 
 def _missing(settings: Settings, source: Run, models: Sequence[str], version: str) -> BuscoError:
-    """Returns the error for a commit that is not in this clone. The docker command in its hint can be run as it is."""
+    """Returns the error for a commit that is not in this clone. The docker command in its hint can be run as is."""
     commit = version.removesuffix("+")
     shallow = worktrees.is_shallow(settings.home)
     fetch = "this clone is shallow: git fetch --unshallow" if shallow else "git fetch --all"
-    hints = [fetch, "or replay it with the code here: --code here"]
+    hints = [fetch, "or replay the run with the code here: --code here"]
     nodes = [node for model in models if (node := _known(source, model))]
     if len(nodes) == len(models):
         run = replays.copy(source, _environment())
@@ -205,7 +208,7 @@ def _docker(settings: Settings, run: Run, version: str) -> str:
 
 
 def _known(source: Run, model: str) -> str:
-    """Returns a model's unique id from the run's records, without its code; '' if they don't identify the model."""
+    """Returns a model's unique id from the run's records alone; '' if they don't identify the model."""
     entries = {table: entry.version.unique_id for table, entry in source.entries().items() if entry.version}
     ids = {*source.latest_results(), *entries.values()}
     found = [uid for uid in ids if uid == model or uid.split(".")[-1] == model.split(".")[-1]]
@@ -286,7 +289,8 @@ def _runner(run: Run) -> list[str]:
 
 
 def _build(code: Code, run: Run) -> int:
-    """Carries out the order in a process that runs the given code and prints dbt's output; returns its exit status."""
+    """Carries out the order in a process that runs the given code and prints dbt's output. Returns the exit status of
+    that process."""
     sys.stdout.flush()
     variables = code.variables(run.environment.environment)
     process = subprocess.Popen([sys.executable, "-m", "busco", *_runner(run)], cwd=code.home, env=variables)
@@ -323,30 +327,31 @@ def _report(settings: Settings, source: Run, nodes: Sequence[str], results: dict
     numbers = {then[node].runner for node in nodes if node in then}
     had = sorted({runners[n].memory for n in numbers if n in runners and runners[n].memory})
     there = f"; the run's container had {' and '.join(f'{memory} MiB' for memory in had)}" if had else ""
-    echo(f"memory: DuckDB's limit here was {given.memory or '80 % of the machine'}{of}{there}")
+    echo(f"memory: DuckDB's limit here was {given.memory or '80% of the machine'}{of}{there}")
 
 
 def _short(node: str) -> str:
     return node.split(".", 2)[-1]
 
 
-def _show(settings: Settings, run: Run, versions: Sequence[Version], out: Path | None) -> None:
+def _show(settings: Settings, run: Run, versions: Sequence[Published], out: Path | None) -> None:
     """Prints commands that query the results; if `out` is given, also writes the table to that local file."""
     environment = run.environment.environment
     for version in versions:
         layer, name = version.table.split(".", 1)
         sql = f"select * from {settings.database(layer)}.{name} limit 20"
-        echo(f"to look at it: busco query --env {environment} --run {run.name} {shlex.quote(sql)}")
+        echo(f"to look at {version.table}: busco query --env {environment} --run {run.name} {shlex.quote(sql)}")
     if out is None:
         return
     if not versions:
         raise BuscoError(f"{out} was not written: no table was built")
+    from busco.lake.contents import read_version
     from busco.lake.engine import connect
     from busco.lake.relations import select_sql
     from busco.lake.types import literal
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with connect(settings) as connection:
-        made = select_sql(versions[0], settings.lake_bucket)
+        made = select_sql(read_version(run.store, versions[0]), settings.lake_bucket)
         connection.execute(f"copy ({made}) to {literal(str(out))} (format parquet)")
     echo(f"wrote {out}")

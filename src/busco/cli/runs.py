@@ -41,7 +41,7 @@ def list_runs(most: int, form: str) -> None:
     ]
     table(("run", "epoch", "pinned (UTC)", "selection", "status"), rows, right=(1,))
     if not rows:
-        echo("no run has been pinned in this environment; trigger the DAG lakehouse, or: busco dbt build --publish")
+        echo("no run has been pinned in this environment; trigger the lakehouse DAG, or run: busco dbt build --publish")
 
 
 @run_command.command("show")
@@ -50,10 +50,10 @@ def list_runs(most: int, form: str) -> None:
 @click.option("--all", "everything", is_flag=True, help="print a line for every node, including those that succeeded")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def show(run_name: str, epoch: int | None, everything: bool, form: str) -> None:
-    """Show what happened in a run: why each runner was started, results, how runners ended, and what it is waiting for.
+    """Show what happened in a run: why runners started, the results, how runners ended, and what it is waiting for.
 
-    RUN is the run's key, Airflow's <DAG>/<run id>, or a unique part of either. Each time (UTC) is when S3 stored the
-    record.
+    RUN is the run's key, Airflow's <DAG>/<run id>, or a unique part of either. Each record is shown with the time (UTC)
+    at which S3 stored it.
     """
     _, store, environment = lake()
     run = replays.find(store, environment, run_name)

@@ -1,10 +1,11 @@
-"""`busco scrub`: removes personal data from metadata that was written earlier."""
+"""`busco scrub`: removes personal data from existing metadata."""
 
 from __future__ import annotations
 
 import click
 
 from busco.cli.releases import lake
+from busco.errors import BuscoError
 from busco.lake.records import Version
 from busco.lake.scrub import scrub
 from busco.output import echo
@@ -14,7 +15,7 @@ from busco.warehouse.personal import of_version
 
 
 @click.command("scrub")
-@click.option("--dry-run", is_flag=True, help="only list the objects that contain such values")
+@click.option("--dry-run", is_flag=True, help="only list the objects that contain values to remove")
 def scrub_command(dry_run: bool) -> None:
     """Remove the smallest and largest values of personal columns from delivery records and Iceberg manifests.
 
@@ -35,10 +36,17 @@ def scrub_command(dry_run: bool) -> None:
         return frozenset(column.name for column in version.columns)
 
     done = scrub(store, all_contracts(projects), personal, dry_run)
-    for key in (*done.with_values, *done.with_bounds):
+    for key in (*done.with_values, *done.with_statistics, *done.with_bounds):
         echo(store.url(key))
     outcome = "have bounds to remove" if dry_run else "had bounds, which were removed"
     echo(
-        f"{len(done.with_values)} of {done.deliveries} delivery records and {len(done.with_bounds)} of {done.versions} "
-        f"table versions {outcome}"
+        f"{len(done.with_values)} of {done.deliveries} delivery records, {len(done.with_statistics)} of "
+        f"{done.versions} version records and {len(done.with_bounds)} of {done.metadata} metadata files {outcome}"
     )
+    if done.unchecked:
+        listed = "\n".join(f"    {store.url(key)}" for key in done.unchecked)
+        raise BuscoError(
+            f"these objects could not be checked, because they are damaged, name missing objects, or were written by "
+            f"another program:\n{listed}",
+            "repair them (busco release repair), delete what other programs have written, and scrub again",
+        )

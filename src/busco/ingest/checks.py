@@ -12,7 +12,7 @@ from busco.lake.records import Column
 from busco.lake.types import literal, quoted
 
 # Lines longer than this need a higher `max_line_size` in DuckDB's read_csv. By default, the buffer of read_csv holds 16
-# such lines, and DuckDB silently drops a last line that is longer than the buffer.
+# such lines, and DuckDB silently drops the last line if it is longer than the buffer.
 _MAX_LINE = 2_000_000
 _BUFFER = 16 * _MAX_LINE
 
@@ -59,7 +59,7 @@ def numbered_sql(reader: str) -> str:
 
 
 def problems_sql(contract: Contract) -> str:
-    """Returns SQL for a list of the problems in a row of text ({column, value, reason}); empty if every value fits."""
+    """Returns SQL for the list of problems ({column, value, reason}) in a row of text; the list can be empty."""
     structs = []
     for column in contract.columns:
         for condition, reason in _conditions(column, column.name in contract.grain):
@@ -91,4 +91,5 @@ def _conditions(column: Column, in_grain: bool) -> list[tuple[str, str]]:
 
 
 def _article(word: str) -> str:
-    return "an" if word[0] in "AEIOU" else "a"
+    # by sound: an INTEGER, but a UTINYINT
+    return "an" if word[0] in "AEIO" else "a"

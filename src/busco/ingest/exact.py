@@ -55,8 +55,8 @@ _OTHER = r"""(?:\\.|[^"'\\])*"""
 _STRINGS = rf"\\?[\[{{(,:=]\s*{_STRING}\s*(?:[,:=]\s*{_STRING}\s*)*[\]}}),:=]"
 _PARTS = r"""(?s)"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(?:[^"'\\]|\\.)+"""
 _BRACKET_IN_QUOTES = r"""["'][^"']*[\[\]{}()][^"']*["']"""
-# The characters that have a meaning in DuckDB's grammar, and the placeholders that replace them while DuckDB reads a
-# string in which they are meant literally. The letter `l` is included because of the word null.
+# The characters that have a special meaning in DuckDB's grammar, and the placeholders that replace them while DuckDB
+# reads a string in which they are meant literally. The letter `l` is included because of the word null.
 _SIGNS = "[]{}()\"'\\,l"
 _OTHERS = "".join(chr(0xE001 + at) for at in range(len(_SIGNS)))
 _BRACKETS = _SIGNS[:6]
@@ -129,8 +129,8 @@ class _Reader:
     # -- nested types: a value fits if each part whose string is not NULL has a value ---------------------------------
     #
     # Each enclosing lambda doubles the time that DuckDB takes to bind an expression. So only one of the lambdas for a
-    # nested value encloses the lambdas for its parts: the one that turns each part into a pair (`_pair`) of the part's
-    # value and whether its string was given, that is, not NULL.
+    # nested value encloses the lambdas for its parts: the one that turns each part into a pair (`_pair`), which
+    # contains the part's value and whether its string was given (not NULL).
 
     def _list(self, kind: types.ListOf, text: str) -> str:
         of_json = isinstance(kind.element, types.Primitive) and kind.element.name == "JSON"
@@ -158,10 +158,11 @@ class _Reader:
         return self._let(self._let(raw, fields), whole)
 
     def _each_field_once(self, names: Sequence[str], text: str) -> str:
-        """Returns SQL that tests that no field occurs twice in a struct's string. DuckDB would keep only the last.
+        """Returns SQL that tests whether a struct's string has each field at most once.
 
-        The string must have as many entries as there are fields with a value. The word NULL is replaced first, in field
-        names too, so that a field whose value is NULL counts as a field with a value.
+        DuckDB would keep only the last value of a repeated field. The string must have as many entries as there are
+        fields with a value. The word NULL is replaced first, in field names too, so that a field whose value is NULL
+        counts as a field with a value.
         """
         changed = f"regexp_replace({text}, {literal(_NULL)}, {literal(_NOT_NULL)}, 'g')"
         given = f"try_cast({changed} as {_texts(map(_not_null, names))})"
@@ -269,16 +270,16 @@ class _Reader:
             time = time_pattern(kind, r"(?:T|\s+)", r"\d{1,2}", _ZONE if zoned else _UTC)
             read = moment(kind, text, _EPOCH + _WIDE_DAY + time).value()
             if zoned:
-                # separate branches, because DuckDB reads a time without a zone as if it had the preceding time's zone
+                # separate branches, because DuckDB reads a time without a zone as if it had the previous time's zone
                 named = f"regexp_matches({text}, {_NAMED})"
                 return f"case when {named} then {self._in_zone(text, read)} else {read} end"
             return read
         return narrow.value()
 
     def _plain(self, text: str) -> str:
-        """Returns SQL that rewrites a number without underscores or exponent: `1_5e-1` becomes `1.5`.
+        """Returns SQL that rewrites a number so that it has no underscores or exponent: `1_5e-1` becomes `1.5`.
 
-        DuckDB itself rounds 0.7e-45 up to 0.1.
+        This is needed because DuckDB's own cast rounds 0.7e-45 up to 0.1.
         """
 
         def moved(parts: str) -> str:
@@ -301,7 +302,11 @@ class _Reader:
         return f"case when contains(lower({text}), 'e') then {self._let(parts, moved)} else {number} end"
 
     def _in_zone(self, text: str, read: str) -> str:
-        """Returns SQL for a moment; NULL unless the clocks of its named zone show its local time exactly once."""
+        """Returns SQL for the moment that a string with a named time zone represents.
+
+        The result is NULL unless the string's local time occurs exactly once in that zone: a clock change can skip or
+        repeat a local time.
+        """
 
         def once(moment: str, zone: str, local: str) -> str:
             # the offsets one day before and one day after are those on either side of a clock change

@@ -77,7 +77,7 @@ class Content:
 
 
 def state(path: Path) -> tuple[int, ...]:
-    """Returns what reveals that a file was modified or replaced: its size in bytes, modification time, device, inode.
+    """Returns values that change if a file is modified or replaced: size in bytes, modification time, device, inode.
 
     Raises:
         Refused: the file no longer exists.
@@ -131,7 +131,7 @@ def find(
     """Returns the files to ingest, and the paths that can't be ingested, each with the reason.
 
     A folder stands for all CSV files below it, sorted by name, so that their deliveries are made in the same order each
-    time. The second list includes unreadable paths, so that an unreadable path does not stop the other files.
+    time. The second list includes unreadable paths, so that they do not prevent the other files from being ingested.
 
     People who deliver files must not be able to choose what else is read from this machine: a link to a file or a
     folder, whether given directly or found below a folder, is refused unless `follow_links` is set.
@@ -161,7 +161,7 @@ def find(
 
 
 def _below(path: Path, follow_links: bool) -> Iterator[tuple[Path, str]]:
-    """Yields a file itself, or everything below a folder that looks like a CSV file, each path with its name.
+    """Yields a file itself or, for a folder, all paths below it that look like CSV files, each with its name.
 
     Pipes, and links that are not followed, are included so that they can be reported.
     """
@@ -235,7 +235,7 @@ def _long_name(contract: Contract, name: str) -> str:
         layout.delivery(contract.source, contract.table, name, 999_999)
         layout.quarantine(contract.source, contract.table, name, layout.new_id())
     except BuscoError as error:
-        return f"{error.message}; rename it, or ingest it from its own folder"
+        return f"{error.message}; rename it, or run busco ingest on the folder that contains it"
     return ""
 
 
@@ -284,7 +284,7 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
         at = 0
         while chunk := stream.read(_CHUNK):
             if not header:
-                # drop the blank lines before the header, of which there may be many
+                # drop the blank lines before the header; there may be many
                 head += chunk if head else chunk.removeprefix(BOM).lstrip(b"\r\n")
                 if len(head) >= _CHUNK // 2:
                     header = read_header(file.path, head, compressed, file.contract)
@@ -302,13 +302,13 @@ def examine(file: SourceFile, limits: Limits, progress: Callable[[int], None]) -
 
 
 def decompress(path: Path, target: Path, tick: Callable[[], None]) -> None:
-    """Decompresses a gzip file, which was examined before, to `target`.
+    """Decompresses an already examined gzip file to `target`.
 
     Args:
         tick: called regularly; an exception that it raises stops the work.
 
     Raises:
-        Refused: the gzip can't be read any more, or the disk is full (`readable`).
+        Refused: the gzip file can no longer be read, or the disk is full (`readable`).
     """
     with readable(), gzip.open(path) as stream, target.open("wb") as out:
         while chunk := stream.read(_CHUNK):
@@ -319,6 +319,6 @@ def decompress(path: Path, target: Path, tick: Callable[[], None]) -> None:
 def _check_size(size: int, limits: Limits) -> None:
     if size > limits.file_bytes:
         raise Refused(
-            f"it has more than {limits.file_bytes:,} bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise "
+            f"it is larger than {limits.file_bytes:,} bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise "
             "that limit"
         )

@@ -14,7 +14,8 @@ import struct
 import zipfile
 from pathlib import Path
 
-# Each binary format's first bytes and name, with advice. Sources: each format's specification; `file`'s magic database.
+# The first bytes and the name of each binary format, with advice. Sources: the formats' specifications; the magic
+# database of `file`.
 _EXPORT = "export it as CSV"
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "a Parquet file", _EXPORT),
@@ -23,13 +24,13 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"ARROW1\0\0", "an Arrow file", _EXPORT),
     (b"SQLite format 3\0", "an SQLite database", _EXPORT),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook in the old format (xls)", "save its sheet as CSV UTF-8"),
-    (b"%PDF-", "a PDF document", "deliver the data that it was made from as CSV"),
+    (b"%PDF-", "a PDF document", "deliver the data in it as CSV"),
     (b"BZh", "compressed with bzip2", "decompress it, or compress it with gzip instead"),
     (b"\xfd7zXZ\0", "compressed with xz", "decompress it, or compress it with gzip instead"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd", "decompress it, or compress it with gzip instead"),
     (b"\x04\x22\x4d\x18", "compressed with lz4", "decompress it, or compress it with gzip instead"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it and deliver the CSV files in it"),
-    (b"\x1f\x8b", "compressed twice with gzip", "compress it once"),
+    (b"\x1f\x8b", "compressed twice with gzip", "compress it only once"),
     (b"\xff\xfe\0\0", "UTF-32 text", "convert it to UTF-8: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
     (b"\0\0\xfe\xff", "UTF-32 text", "convert it to UTF-8: iconv -f UTF-32 -t UTF-8 OLD > NEW"),
     (b"\xff\xfe", "UTF-16 text", "convert it to UTF-8: iconv -f UTF-16 -t UTF-8 OLD > NEW"),
@@ -153,4 +154,4 @@ def another_encoding(not_utf8: bytes) -> str:
         latin = "" if any(byte < 0xA0 for byte in found) else "Latin-1 (ISO 8859-1) or "
         seems, command = f"{latin}Windows-1252, or CP850", "iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW (or -f CP850)"
     seems += " if a DOS program wrote it"
-    return f"it seems to be {seems}; convert it to UTF-8: {command}, and check the accents in NEW"
+    return f"the file seems to be {seems}; convert it to UTF-8: {command}, and check the accents in NEW"

@@ -19,7 +19,7 @@ _SHOWN = 100
 # The line that tells Excel which separator a file uses. Excel never writes it, but programs that export to Excel do.
 _SEPARATOR_LINE = re.compile(r"(?i)sep=(.?)")
 _INVISIBLE = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]+")
-# differences between two names that people easily overlook, each with the function that removes the difference
+# easily overlooked differences between two names, each with the function that removes the difference
 _DIFFERENCES: dict[str, Callable[[str], str]] = {
     "the spaces": lambda name: _INVISIBLE.sub("", name),
     "the capitalization": str.casefold,
@@ -98,11 +98,14 @@ def _instead(missing: Sequence[str], extra: Sequence[str], none: bool) -> str:
     """Returns what to append to a message about missing names: the similar names that the header has instead, if any.
 
     Args:
-        none: whether the header has none of the table's column names; it then probably is not the header.
+        none: whether the line has none of the table's column names, and therefore is probably not the header.
     """
     pairs = [(name, other) for name in missing for other in extra if _equal(name, other, _DIFFERENCES)]
     if not pairs:
-        unlike = "no name on the first line is a column of the table: is the header missing, or is it further down?"
+        unlike = (
+            "none of the names on the first line is a column of the table: is the header missing, or is it further "
+            "down?"
+        )
         return f"; {unlike}" if none else ""
     differ = [
         one for one in _DIFFERENCES if any(not _equal(*pair, [o for o in _DIFFERENCES if o != one]) for pair in pairs)

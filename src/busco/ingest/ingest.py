@@ -59,7 +59,7 @@ def ingest(
     """
     if settings.environment != "prod":
         raise BuscoError(
-            f"bronze can be written only in the environment prod, not in {settings.environment}",
+            f"bronze can be written to only in the prod environment, not in {settings.environment}",
             "unset BUSCO_ENVIRONMENT to ingest",
         )
     files, unknown = find(paths, contracts, table, follow_links)
@@ -110,7 +110,7 @@ def _interrupt(connections: list[duckdb.DuckDBPyConnection], loading: list[Futur
     """
     while wait(loading, timeout=0.05).not_done:
         for connection in tuple(connections):
-            # raised if the connection has been closed, because its file is done
+            # interrupt raises this if the connection has been closed because its file is done
             with contextlib.suppress(duckdb.ConnectionException):
                 connection.interrupt()
 

@@ -23,7 +23,7 @@ from busco.lake.records import Delivery, utc_now
 from busco.lake.types import literal
 
 _CHANGED = "it changed while it was being read"
-# how many characters of a quarantined value are shown
+# the maximum number of characters shown of a quarantined value
 _SHOWN = 100
 
 
@@ -55,8 +55,8 @@ def load(
     Args:
         connection: a DuckDB connection with access to the lake's S3, used only for this call.
         scratch: an existing folder for a file that has to be rewritten before DuckDB can read it.
-        progress: called with the bytes processed since the last call; a file counts three times: examined,
-            checked, written.
+        progress: called with the number of bytes processed since the last call; each byte counts three times, because
+            the file is examined, checked and written.
     """
     before: tuple[int, ...] = ()
     try:
@@ -85,7 +85,7 @@ def _load(
     Args:
         named: the file with its original path, for the records and the report.
         file: the same file, opened.
-        before: its state when it was opened.
+        before: the file's state when it was opened.
     """
     size = before[0]
     content = examine(file, limits, progress)
@@ -213,7 +213,7 @@ def _copy(connection: duckdb.DuckDBPyConnection, file: SourceFile, sql: str) -> 
     """Runs a COPY from the file to S3.
 
     Raises:
-        Refused: the file is not what the survey saw, or DuckDB can't read it.
+        Refused: the file has changed since the survey, or DuckDB can't read it.
         duckdb.Error: S3 failed.
     """
     try:

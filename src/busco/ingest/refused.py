@@ -27,9 +27,7 @@ def readable() -> Iterator[None]:
         raise Refused(f"broken gzip: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refused(
-                "busco has to write a copy of it below BUSCO_STATE_DIR first, but that disk is full"
-            ) from error
+            raise Refused("busco first has to write a copy of it to BUSCO_STATE_DIR, but the disk is full") from error
         # O_NOFOLLOW fails with ELOOP; ENOTDIR means that a folder has become a link or a file (open(2))
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise Refused("it, or a folder above it, became a link while it was being ingested") from error

@@ -5,8 +5,8 @@ reader or with Python's `csv`, but follows the same dialect as the latter (RFC 4
 
 - a row ends at an LF, CRLF or CR outside of quotes, or at the end of the file; a blank line is not a row;
 - a quote opens a quoted value only if the value begins with it; `""` within quotes is a literal quote;
-- a closing quote is followed by a comma or a line end. If other text follows it, the row is broken and ends with its
-  line.
+- a closing quote is followed by a comma or a line end. If other text follows it, the row is broken and ends at the
+  end of the line.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class RowCount:
         """Counts the rows in the next chunk.
 
         Raises:
-            Refused: a row is over the limit. The message gives its number; the first row after the header is row 1.
+            Refused: a row is over the limit. The message gives the row's number: 1 for the first row after the header.
         """
         if self._first is not None:
             self._first += chunk

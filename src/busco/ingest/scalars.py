@@ -24,10 +24,10 @@ _NO_JSON = r"(?i)nan|inf|,\s*[\]}]"
 
 @dataclass(frozen=True)
 class Scalar:
-    """How to parse a scalar: with `cast`, if all `texts` are true for the string and `accepted` is true for the value.
+    """How to parse a scalar: with `cast`, if the string meets the conditions `texts`, and the value meets `accepted`.
 
-    If an expression occurs several times within AND or CASE, DuckDB evaluates it each time. So `fits` contains the cast
-    only once.
+    If an expression occurs several times within AND or CASE, DuckDB evaluates it each time. Therefore, `fits` contains
+    the cast only once.
     """
 
     cast: str
@@ -83,13 +83,13 @@ def time_pattern(kind: types.Primitive, separator: str, digits: str, zone: str) 
 def moment(kind: types.Primitive, text: str, pattern: str) -> Scalar:
     """Returns how to parse a date or a time in the years 1 to 9999, which every reader of a table supports.
 
-    For DuckDB, year 0 is the year before year 1; other readers have no year 0.
+    In DuckDB, year 0 is the year before year 1; other readers have no year 0.
     """
     read = f"try_cast({text} as {kind})"
     texts = (matches(text, pattern), f"not starts_with({text}, '0000')")
     if kind.name == "DATE":
         return Scalar(read, texts)
-    # because of 24:00 or an offset, a moment can be in a different year than its string states
+    # because of 24:00 or an offset, a moment can be in a different year than the one in its string
     if kind.name == "TIMESTAMP WITH TIME ZONE":
         first, last = "'0001-01-01 00:00:00+00'", "'9999-12-31 23:59:59.999999+00'"
         return Scalar(read, texts, f"{read} between cast({first} as {kind}) and cast({last} as {kind})")

@@ -19,7 +19,7 @@ from busco.ingest.files import Content
 from busco.ingest.formats import another_encoding
 from busco.ingest.refused import Refused
 
-# the columns written before the file's own
+# the columns that precede the file's own columns in the output
 COLUMNS = ("_sifted_row", "_sifted_line", "_sifted_reason")
 
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
@@ -35,8 +35,8 @@ _LONG = 100_000
 def sift(path: Path, content: Content, target: Path, tick: Callable[[], None]) -> int:
     """Writes a file's rows to `target`, a CSV whose first columns are `COLUMNS`.
 
-    `COLUMNS` contain the row's number and, if the row can't be parsed, its line and the reason; the values of such a
-    row are left empty. Rows are numbered from 1; the header and blank lines are not counted.
+    These columns contain the row's number and, if the row can't be parsed, its line and the reason; the values of such
+    a row are left empty. Rows are numbered from 1; the header and blank lines are not counted.
 
     Args:
         tick: called regularly; an exception that it raises stops the work.
@@ -85,7 +85,7 @@ class _Encoding:
         return not wrong
 
     def check(self) -> None:
-        """Raises `Refused` if most rows with non-ASCII characters are not UTF-8: then the file has another encoding."""
+        """Raises `Refused` if most rows with non-ASCII characters are not UTF-8, so the file has another encoding."""
         if 2 * self.not_utf8 > self.not_ascii:
             raise Refused(
                 f"{self.not_utf8:,} of the {self.not_ascii:,} rows with non-ASCII characters are not UTF-8: "
@@ -216,7 +216,7 @@ def _is_row(line: str, columns: int) -> bool:
 
 
 def _never_closed(row: int) -> str:
-    where = f"on row {row}" if row else "in the header"
+    where = f"in row {row}" if row else "in the header"
     return f"a quote opened {where} is never closed"
 
 

@@ -33,8 +33,8 @@ class Survey:
     lines: int = 0
 
 
-# What is raised for a file that DuckDB can't read as it is. DuckDB's message quotes the line and may cut it in the
-# middle of a character; Python can't decode such a message.
+# The exceptions raised for a file that DuckDB can't read as it is. DuckDB's message quotes the line and may cut
+# it in the middle of a character; Python can't decode such a message.
 _REJECTED = (duckdb.InvalidInputException, duckdb.NotImplementedException, UnicodeDecodeError)
 
 

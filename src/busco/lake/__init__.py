@@ -1,4 +1,4 @@
 """The lake's protocol: deliveries, versions, runs and releases.
 
-Only `versions`, `scrub` and `iceberg_io` need pyiceberg.
+Only `versions`, `scrub`, `iceberg_io` and the modules that import them need pyiceberg.
 """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from busco.errors import BuscoError
+from busco.lake.contents import contains
 from busco.lake.owners import Owner
-from busco.lake.records import GOOD, Entry, Release, Result, Version
+from busco.lake.records import GOOD, Entry, Published, Release, Result
 from busco.lake.runs import Run
 
 
@@ -26,7 +28,7 @@ class Audit:
         tests: unique id of each error-severity test → the tables that it reads.
         tables: every table that the project currently defines.
         project: the dbt project's identity: its id, or its dbt name if it has no id.
-        manifest_hash: the hash of the dbt manifest from which the audit was made.
+        manifest_hash: the hash of the dbt manifest that the audit was derived from.
         names: unique id of each test → the Airflow task that runs the test, for messages.
         unit_tests: unique id of each unit test → the table whose model is tested.
         dbt_name: the project's dbt name; if empty, it is the same as `project`.
@@ -49,28 +51,28 @@ class Audit:
         return Owner(self.project, self.dbt_name or self.project, self.has_id, folder)
 
 
-def refuse_moved(run: Run, audit: Audit, base: Release | None, live: Release | None, built: dict[str, Version]) -> None:
-    """Rejects a run if a table that it depends on has changed in the live release since the run's base (P4 part 1, P6).
+def version_in(tables: Mapping[str, Published], table: str) -> str | None:
+    """Returns the id of a table's version in a release's tables, or None if the release does not have the table."""
+    return tables[table].version if table in tables else None
+
+
+def refuse_moved(
+    run: Run, audit: Audit, base: Release | None, live: Release | None, built: dict[str, Published]
+) -> None:
+    """Rejects a run if the live version of a table that it depends on is not the base release's (P4 part 1, P6).
 
     A run depends on the tables that it built, on their inputs, and on the tables that their tests read. Only a new pin
     can pick up the versions of these tables that are live now.
     """
     shown = live.tables if live else {}
     based = base.tables if base else {}
-
-    def version_in(tables: dict[str, Version], table: str) -> str | None:
-        return tables[table].version if table in tables else None
-
     watched = {*built, *(parent for version in built.values() for parent in version.inputs)}
     watched |= {table for reads in audit.tests.values() if reads & built.keys() for table in reads}
     moved = sorted(t for t in watched if version_in(shown, t) != version_in(based, t))
     ahead = [t for t in moved if not (t.startswith("bronze.") and version_in(shown, t) == run.pin.bronze[t].version)]
     if not ahead or live is None:
         return
-    contained = all(
-        set(pinned.deliveries) <= set(shown[table].deliveries if table in shown else ())
-        for table, pinned in run.pin.bronze.items()
-    )
+    contained = all(contains(run.store, shown.get(table), pinned) for table, pinned in run.pin.bronze.items())
     same = all(
         t in shown and t not in live.stale and shown[t].fingerprint == version.fingerprint
         for t, version in built.items()
@@ -83,8 +85,8 @@ def refuse_moved(run: Run, audit: Audit, base: Release | None, live: Release | N
     )
 
 
-def refuse_inconsistent(built: dict[str, Version], tables: dict[str, Version]) -> None:
-    """Rejects built tables whose inputs were not exactly the versions in the new release (P4 part 2)."""
+def refuse_inconsistent(built: dict[str, Published], tables: dict[str, Published]) -> None:
+    """Rejects built tables whose inputs are not exactly the versions in the new release (P4 part 2)."""
     wrong: dict[str, list[str]] = {}
     for table, version in built.items():
         for parent, used in version.inputs.items():
@@ -101,7 +103,7 @@ def refuse_inconsistent(built: dict[str, Version], tables: dict[str, Version]) -
         )
 
 
-def refuse_untested(run: Run, audit: Audit, entries: dict[str, Entry], tables: dict[str, Version]) -> None:
+def refuse_untested(run: Run, audit: Audit, entries: dict[str, Entry], tables: dict[str, Published]) -> None:
     """Rejects a run whose tests have not all passed on exactly the versions to be published (P4 part 3).
 
     Every unit test and error-severity test of the tables that the run built must have passed, and no test of the

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from busco.lake import dates
 from busco.lake.records import Column
 
-# The names of the statistics from COPY that reveal no value of the column.
+# The statistics from COPY that reveal none of the column's values.
 _COUNTS = frozenset({"null_count", "num_values", "column_size_bytes", "has_nan", dates.PROVEN})
 _FIRST = re.compile(r'"((?:[^"]|"")*)"')
 
@@ -16,7 +16,7 @@ _FIRST = re.compile(r'"((?:[^"]|"")*)"')
 def without_bounds(
     statistics: Mapping[str, Mapping[str, str]], columns: Sequence[Column], personal: Collection[str]
 ) -> dict[str, dict[str, str]]:
-    """Returns a file's statistics, as reported by COPY, reduced to counts for personal columns.
+    """Returns a file's statistics, as reported by COPY, with only counts for personal columns.
 
     For personal columns with dates or times, the result also states whether all values are in the range that readers
     support (`dates.PROVEN`).
@@ -24,7 +24,7 @@ def without_bounds(
     Args:
         statistics: the statistics by quoted path, such as `"st"."a"`.
         columns: the table's columns.
-        personal: case-insensitive names of the columns whose values must not be kept.
+        personal: the case-insensitive names of the columns whose values must not be kept.
     """
     hidden = {name.lower() for name in personal}
     dated = set(dates.paths(columns))

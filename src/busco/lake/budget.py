@@ -55,8 +55,8 @@ class Budget:
 def budget(settings: Settings, among: int = 1) -> Budget:
     """Returns the budget of a new DuckDB instance.
 
-    The instance gets all of the container's CPUs, and a share of the container's memory and of the free disk space
-    below the state folder, unless the settings specify the amounts. It spills to a folder of its own, because if two
+    The instance gets all of the container's CPUs, and a share of the container's memory and of the free space on the
+    state folder's disk, unless the settings specify the amounts. It spills to a folder of its own, because if two
     processes spill to the same folder, one of them crashes.
 
     Args:

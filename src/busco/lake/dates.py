@@ -28,7 +28,7 @@ def is_date_or_time(kind: types.DataType) -> bool:
 
 
 def paths(columns: Iterable[Column]) -> tuple[str, ...]:
-    """Returns the paths of all date and time fields, including nested ones, as in the statistics: `"b"."element"`."""
+    """Returns the paths of all date and time fields, nested ones too, as written in statistics: `"b"."element"`."""
     return tuple(
         ".".join(types.quoted(part) for part in path)
         for column in columns

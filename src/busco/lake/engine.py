@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ def config(given: Budget) -> dict[str, Any]:
         "temp_directory": str(given.folder),
         "preserve_insertion_order": "false",
         "partitioned_write_max_open_files": _OPEN_PARTITIONS,
+        # One HEAD request per file and process, not one per file and statement: data files never change.
+        "enable_http_metadata_cache": "true",
     }
     if given.memory:
         options["memory_limit"] = given.memory
@@ -64,7 +67,7 @@ def config(given: Budget) -> dict[str, Any]:
 def prepare(connection: duckdb.DuckDBPyConnection, given: Budget) -> None:
     """Applies the settings that DuckDB accepts only after connecting."""
     connection.execute("set global timezone = 'UTC'")
-    # If set at connect, DuckDB 1.5 accepts and shows this limit but does not enforce it.
+    # If this limit is set when connecting, DuckDB 1.5 accepts and shows it but does not enforce it.
     connection.execute(f"set global max_temp_directory_size = {literal(given.spill)}")
 
 
@@ -73,6 +76,23 @@ def reach(connection: duckdb.DuckDBPyConnection, settings: Settings, iceberg: bo
     for name in ("httpfs", "avro", "iceberg") if iceberg else ("httpfs",):
         connection.execute(f"load {literal(str(extension_file(name)))}")
     credentials.give(connection, settings)
+
+
+def create_view(connection: duckdb.DuckDBPyConnection, relation: str, queries: Sequence[str]) -> None:
+    """Creates or replaces a view of the first of these queries that DuckDB accepts.
+
+    Args:
+        relation: the view's quoted name, with its schema.
+
+    Raises:
+        duckdb.Error: DuckDB does not accept the last query either.
+    """
+    *others, last = [f"create or replace view {relation} as {query}" for query in queries]
+    for statement in others:
+        with contextlib.suppress(duckdb.Error):
+            connection.execute(statement)
+            return
+    connection.execute(last)
 
 
 def close(connection: duckdb.DuckDBPyConnection, folders: Sequence[str] = (), files: Sequence[str] = ()) -> None:
@@ -90,7 +110,7 @@ def close(connection: duckdb.DuckDBPyConnection, folders: Sequence[str] = (), fi
 
 
 def extension_file(name: str) -> Path:
-    """Returns the file of a DuckDB extension inside its wheel.
+    """Returns the path of a DuckDB extension in its wheel.
 
     Raises:
         BuscoError: the wheel is not installed, or it is for a different version of DuckDB.

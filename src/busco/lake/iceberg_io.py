@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from typing import Any
 
 from pyiceberg.io import FileIO, InputFile, InputStream, OutputFile, OutputStream
 
-from busco.errors import BuscoError
-from busco.lake.objects import ObjectStore
+from busco.lake.objects import AlreadyExists, ObjectStore
+
+# The length of the marker that follows an Avro file's header and each of its blocks.
+_SYNC = 16
 
 
 class Objects(FileIO):
@@ -28,22 +31,10 @@ class Objects(FileIO):
         raise NotImplementedError("files can only be deleted by key")
 
 
-def key_of(store: ObjectStore, url: str) -> str:
-    """Returns the key in an object's URL.
-
-    Raises:
-        BuscoError: the URL is in another bucket.
-    """
-    prefix = store.url("")
-    if not url.startswith(prefix):
-        raise BuscoError(f"{url} is not in the lake bucket {store.bucket}")
-    return url[len(prefix) :]
-
-
 class _ObjectInput(InputFile):
     def __init__(self, store: ObjectStore, url: str) -> None:
         super().__init__(url)
-        self.store, self.key = store, key_of(store, url)
+        self.store, self.key = store, store.key(url)
 
     def __len__(self) -> int:
         return len(self._body())
@@ -62,16 +53,19 @@ class _ObjectInput(InputFile):
 
 
 class ObjectOutput(OutputFile):
-    """A file that is written by a single conditional PUT when it is closed.
+    """An Avro file that is written by a single conditional PUT when it is closed.
 
-    An `exclusive` file never replaces an existing object: closing it raises AlreadyExists instead. Closing any other
-    file replaces the current object, or raises Moved if that object changes in the meantime.
+    The file's random sync marker is replaced by a hash of its key, so that equal content has the same ETag.
+
+    An `exclusive` file never replaces an existing object: closing it raises AlreadyExists instead or, with `keep`,
+    keeps the existing object, whose size is then the file's length. Closing any other file replaces the current object,
+    or raises Moved if that object changes in the meantime.
     """
 
-    def __init__(self, store: ObjectStore, url: str, exclusive: bool = True) -> None:
+    def __init__(self, store: ObjectStore, url: str, exclusive: bool = True, keep: bool = False) -> None:
         super().__init__(url)
-        self.store, self.exclusive, self.size = store, exclusive, 0
-        self.key = key_of(store, url)
+        self.store, self.exclusive, self.keep, self.size = store, exclusive, keep, 0
+        self.key = store.key(url)
 
     def __len__(self) -> int:
         return self.size
@@ -97,11 +91,18 @@ class _Stream(io.BytesIO):
         data = self.getvalue()
         super().close()
         self.target.size = len(data)
-        kind = "application/json" if self.target.key.endswith(".json") else "application/octet-stream"
+        data = data.replace(data[-_SYNC:], hashlib.sha256(self.target.key.encode()).digest()[:_SYNC])
+        kind = "application/octet-stream"
         store, key = self.target.store, self.target.key
         before = None if self.target.exclusive else store.get(key)
         if before is None:
-            store.create(key, data, kind)
+            try:
+                store.create(key, data, kind)
+            except AlreadyExists:
+                kept = store.get(key) if self.target.keep else None
+                if kept is None:
+                    raise
+                self.target.size = len(kept.body)
         else:
             store.swap(key, data, before.etag, kind)
 

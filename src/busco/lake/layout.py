@@ -1,4 +1,4 @@
-"""Defines where each object of the lake is stored: no other module builds keys.
+"""Defines the keys of the lake's objects. Other modules build only docs folders and the names of Avro files.
 
 Functions that build a key from a user-chosen name raise `BuscoError` if S3 would reject the key (`fitting`).
 """
@@ -17,8 +17,12 @@ from busco.errors import BuscoError
 DELIVERIES = "_lake/deliveries/"
 QUARANTINE = "_lake/quarantine/"
 ENVIRONMENTS = "_lake/env/"
+# Exists from the beginning of a scrub to its end. If it exists while no scrub is active, a scrub was interrupted.
+SCRUBBING = f"{ENVIRONMENTS}scrubbing.json"
 # The folders that contain only tables' data files; the SQL of a model may read nothing else.
 TABLE_FOLDERS = ("bronze/", "silver/", "gold/")
+# The value in the key of a partition's files if the partition column is NULL. DuckDB percent-encodes all other values.
+NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 # The prefix of environments in which a user rebuilds a run's models; nothing is ever published in them.
 REPLAYS = "replay_"
 
@@ -29,12 +33,16 @@ REPLAYS = "replay_"
 WRITTEN_ONCE = (
     "_lake/deliveries/*",
     "_lake/env/*/iceberg/*",
+    "_lake/env/*/manifests/*",
+    "_lake/env/*/metadata/*",
+    "_lake/env/*/pages/*",
     "_lake/env/*/releases/*",
     "_lake/env/*/runs/*/ended-*.json",
     "_lake/env/*/runs/*/orders/*",
     "_lake/env/*/runs/*/pin.json",
     "_lake/env/*/runs/*/runner-*.json",
     "_lake/env/*/selections/*",
+    "_lake/env/*/versions/*",
 )
 SWAPPED = (
     "_lake/env/*/current.json",
@@ -49,7 +57,7 @@ SWAPPED = (
 # The maximum length of a key in UTF-8 (S3 User Guide, "Naming Amazon S3 objects").
 MAX_KEY_BYTES = 1024
 # The maximum length of a run's key in UTF-8, for Airflow's runs and local runs alike. The rest of an object key's
-# length is for its other parts.
+# length is left for the key's other parts.
 MAX_RUN_BYTES = 100
 
 
@@ -67,9 +75,9 @@ def fitting(key: str, kind: str, name: str) -> str:
         return key
     shown = name if len(name) <= 80 else f"{name[:80]}…"
     raise BuscoError(
-        f"the name of the {kind} {shown} is too long: one of its object keys would have {size:,} bytes, but S3 allows "
-        f"only {MAX_KEY_BYTES:,}",
-        "shorten it",
+        f"the name of the {kind} {shown} is too long: one of its object keys would be {size:,} bytes long, but S3 "
+        f"allows only {MAX_KEY_BYTES:,}",
+        "shorten the name",
     )
 
 
@@ -137,6 +145,25 @@ def docs_page(project: str) -> str:
     return fitting(f"docs/projects/{project}.html", "dbt project", project)
 
 
+def version_of(metadata: str) -> str:
+    """Returns the id of the version that a metadata file with this key describes."""
+    return metadata.rpartition("/00001-")[2].removesuffix(".metadata.json").partition("-")[0]
+
+
+def listing(key: str) -> str:
+    """Returns a prefix whose listing contains an object together with all others of the same kind and table.
+
+    For silver and gold data files, the listing contains only files of the same environment.
+    """
+    parts = key.split("/")
+    if key.startswith(ENVIRONMENTS):  # _lake/env/<environment>/<kind>/<layer>.<table>/…, or …/releases/…
+        return "/".join(parts[: 4 if parts[3] == "releases" else 5]) + "/"
+    if key.startswith((DELIVERIES, "bronze/")):
+        return "/".join(parts[:3]) + "/"
+    environment, _, _ = parts[2].rpartition("-")
+    return f"{parts[0]}/{parts[1]}/{environment}-"
+
+
 @dataclass(frozen=True)
 class EnvironmentLayout:
     """The keys of one environment (`prod`, `dev_<user>`, …)."""
@@ -167,16 +194,68 @@ class EnvironmentLayout:
         """Returns the key of a selection's record, which an ECS task writes for a run that is about to be pinned."""
         return f"{self.root}selections/{token}.json"
 
-    def release(self, release: str) -> str:
-        return f"{self.root}releases/{release}.json"
+    @property
+    def releases(self) -> str:
+        """The folder of all releases."""
+        return f"{self.root}releases/"
 
-    def iceberg(self, table: str) -> str:
-        """Returns a table's Iceberg `location`, which contains metadata but no data (docs/iceberg.md)."""
+    def release(self, release: str) -> str:
+        return f"{self.releases}{release}.json"
+
+    def version(self, table: str, version: str) -> str:
+        """Returns the key of a version's own record."""
+        return fitting(f"{self.root}versions/{table}/{version}.json", "table", table)
+
+    @property
+    def versions(self) -> str:
+        """The folder of all versions' own records."""
+        return f"{self.root}versions/"
+
+    @property
+    def all_metadata(self) -> tuple[str, str]:
+        """The folders of all Iceberg metadata: the current one, and the one that was used in format 1."""
+        return f"{self.root}metadata/", f"{self.root}iceberg/"
+
+    def page(self, table: str, page: str) -> str:
+        """Returns the key of a page of a bronze table's deliveries."""
+        return fitting(f"{self.root}pages/{table}/{page}.json", "table", table)
+
+    def manifest(self, table: str, name: str) -> str:
+        """Returns the key of an Iceberg manifest, which several metadata files can share (docs/iceberg.md)."""
+        return fitting(f"{self.manifests}{table}/{name}.avro", "table", table)
+
+    def location(self, table: str, name: str) -> str:
+        """Returns the Iceberg `location` of one metadata file (R5): no other metadata and no data is stored below it.
+
+        Args:
+            name: the version's id, and a hash of its descriptions if it has any (`metadata`).
+        """
+        return f"{self.root}metadata/{table}/{name}"
+
+    def metadata(self, table: str, version: str, descriptions: str = "") -> str:
+        """Returns the key of a version's metadata. ClickHouse requires the leading number (docs/iceberg.md).
+
+        Args:
+            descriptions: the hash of the descriptions that the metadata contains; empty if it contains none.
+        """
+        name = f"{version}-{descriptions}" if descriptions else version
+        return fitting(f"{self.location(table, name)}/metadata/00001-{name}.metadata.json", "table", table)
+
+    @property
+    def manifests(self) -> str:
+        """The folder of all Iceberg manifests."""
+        return f"{self.root}manifests/"
+
+    def shared_location(self, table: str) -> str:
+        """Returns the Iceberg `location` that all of a table's versions shared in format 1.
+
+        The table's Iceberg UUID is still derived from it.
+        """
         return f"{self.root}iceberg/{table}"
 
-    def metadata(self, table: str, version: str) -> str:
-        """Returns the key of a version's metadata. ClickHouse requires the leading number (docs/iceberg.md)."""
-        return fitting(f"{self.iceberg(table)}/metadata/00001-{version}.metadata.json", "table", table)
+    def shared_metadata(self, table: str, version: str) -> str:
+        """Returns the key of the metadata that a version made in format 1 has in that location."""
+        return f"{self.shared_location(table)}/metadata/00001-{version}.metadata.json"
 
     def data(self, table: str, version: str) -> str:
         """Returns the folder of a version's data files."""
@@ -195,7 +274,7 @@ class EnvironmentLayout:
         """
         if key_bytes(run) > MAX_RUN_BYTES:
             raise BuscoError(
-                f"the run key {run[:80]}… has {key_bytes(run):,} bytes, but run keys have at most {MAX_RUN_BYTES}",
+                f"the run key {run[:80]}… is {key_bytes(run):,} bytes long, but at most {MAX_RUN_BYTES} are allowed",
                 "copy it from the first line of the run's log",
             )
         return f"{self.all_runs}{run}/"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -62,6 +62,41 @@ class ObjectStore:
     def url(self, key: str) -> str:
         return f"s3://{self.bucket}/{key}"
 
+    def key(self, url: str) -> str:
+        """Returns the key in an object's URL.
+
+        Raises:
+            BuscoError: the URL points to another bucket.
+        """
+        prefix = self.url("")
+        if not url.startswith(prefix):
+            raise BuscoError(f"{url} is not in the lake bucket {self.bucket}")
+        return url[len(prefix) :]
+
+    def occupied(self, key: str) -> BuscoError:
+        """Returns the error for an object that already exists, but with different content than its key determines.
+
+        This is never a lost reply or a concurrent write of the same object: something else has written it.
+        """
+        return BuscoError(
+            f"{self.url(key)} already exists, but with different content",
+            "use S3's access log to find out what wrote it; if nothing needs it, have an administrator delete it",
+        )
+
+    def missing(self, keys: Collection[str]) -> list[str]:
+        """Returns the keys for which no object exists, in the given order, using up to 16 threads."""
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            return [key for key, exists in zip(keys, pool.map(self._exists, keys), strict=True) if not exists]
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self.client.head_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if _code(error) in ("NoSuchKey", "404"):
+                return False
+            raise
+        return True
+
     def get(self, key: str) -> Stored | None:
         """Returns the object, or None if it does not exist."""
         try:
@@ -80,7 +115,7 @@ class ObjectStore:
         return None if stored is None else stored.parse(model)
 
     def read_many(self, keys: list[str], model: type[Record]) -> list[Record]:
-        """Returns the records under `keys`, in the same order. Up to 16 threads read them.
+        """Returns the records under `keys`, in the same order, using up to 16 threads.
 
         Raises:
             BuscoError: one of the records does not exist.
@@ -89,7 +124,7 @@ class ObjectStore:
             found = list(pool.map(lambda key: self.read(key, model), keys))
         for key, record in zip(keys, found, strict=True):
             if record is None:
-                raise BuscoError(f"a record of the lake is missing: {self.url(key)}")
+                raise BuscoError(f"a lake record is missing: {self.url(key)}")
         return [record for record in found if record is not None]
 
     def create(self, key: str, body: bytes | BaseModel, content_type: str = "application/json") -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from busco.errors import BuscoError
-from busco.lake.records import Release, Version
+from busco.lake.records import Published, Release
 from busco.settings import PROJECT_ID, Settings
 
 # The var in dbt_project.yml that contains a project's id.
@@ -29,7 +29,7 @@ class Owner:
     """A dbt project as the owner of tables in the lake.
 
     Attributes:
-        identity: its id, or its dbt name if it has no id; '' in records from before there were several projects.
+        identity: its id, or its dbt name if it has no id; '' in records that predate support for several projects.
         name: its dbt name.
         has_id: whether `identity` is an id.
         folder: its path relative to the platform's home directory, for messages; '' if it is unknown.
@@ -82,7 +82,7 @@ def refuse_used_name(owner: Owner, names: Mapping[str, str]) -> None:
 
 
 def refuse_claimed(owner: Owner, tables: Collection[str], live: Release | None, owned: Collection[str]) -> None:
-    """Rejects tables that belong to another project: each table in the lake belongs to exactly one.
+    """Rejects tables that belong to another project: each table in the lake belongs to exactly one project.
 
     Args:
         owner: the project that defines `tables`.
@@ -110,8 +110,8 @@ def refuse_claimed(owner: Owner, tables: Collection[str], live: Release | None, 
     )
 
 
-def unproven(owner: Owner, live: Release | None, owned: Collection[str]) -> dict[str, Version]:
-    """Returns the live tables under the project's name that are not proven to be its own.
+def unproven(owner: Owner, live: Release | None, owned: Collection[str]) -> dict[str, Published]:
+    """Returns the live tables under the project's name that are not proven to be this project's own.
 
     These are all of its tables, unless the project's id and dbt name have been published together. The project may
     replace them only if what it publishes resembles them, or with `--take-over`.
@@ -125,14 +125,15 @@ def unproven(owner: Owner, live: Release | None, owned: Collection[str]) -> dict
 def refuse_strange(
     owner: Owner, models: Collection[str], live: Release | None, owned: Collection[str], dropped: Collection[str]
 ) -> None:
-    """Rejects a project that does not resemble the live project of that name. Not called with `--take-over`.
+    """Rejects a project that does not resemble the live project of the same name. Not called with `--take-over`.
 
     Args:
         models: the unique ids of the project's models and seeds.
         dropped: the tables that publishing would drop.
 
     Raises:
-        BuscoError: more than half of the live tables would be dropped, or none of them was built by one of its models.
+        BuscoError: more than half of the live project's tables would be dropped, or none of them was built by one of
+            this project's models.
     """
     theirs = unproven(owner, live, owned)
     if not theirs or live is None:

@@ -12,10 +12,12 @@ from typing import Any
 import duckdb
 
 from busco.errors import BuscoError
-from busco.lake.engine import connect
+from busco.lake.contents import read_versions
+from busco.lake.engine import connect, create_view
 from busco.lake.layout import split_table
-from busco.lake.records import Release, Version
-from busco.lake.relations import select_sql
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Published, Release, Version
+from busco.lake.relations import view_queries
 from busco.lake.types import quoted
 from busco.settings import LAYERS, Settings
 
@@ -24,24 +26,33 @@ from busco.settings import LAYERS, Settings
 class Seen:
     """A set of tables that is not a release: the tables that a run's models read, and those that the models built."""
 
-    tables: Mapping[str, Version]
+    tables: Mapping[str, Published]
 
 
-def open_release(settings: Settings, release: Release | Seen) -> duckdb.DuckDBPyConnection:
-    """Opens a connection that has a view of every table in a release, for example `busco_gold.fct_orders`."""
+def open_versions(settings: Settings, versions: Mapping[str, Version], sql: str) -> duckdb.DuckDBPyConnection:
+    """Opens a connection that has a view of every table, for example `busco_gold.fct_orders`.
+
+    Args:
+        sql: the query that the connection is for. The first file of each table whose name occurs in it is opened, so
+            that DuckDB has the table's statistics. No files of other tables are opened.
+    """
+    named = sql.lower()
     connection = connect(settings)
     for database in map(settings.database, LAYERS):
         # Databases without tables are created too, because Glue also has them.
         connection.execute(f"create schema {quoted(database)}")
-    for table, version in sorted(release.tables.items()):
+    for table, version in sorted(versions.items()):
         layer, name = split_table(table)
-        schema = quoted(settings.database(layer))
-        connection.execute(f"create view {schema}.{quoted(name)} as {select_sql(version, settings.lake_bucket)}")
+        # Searching the query for the name can't miss a table, but parsing it could (Athena's syntax, EXPLAIN).
+        queries = view_queries(version, settings.lake_bucket, is_read=name.lower() in named)
+        create_view(connection, f"{quoted(settings.database(layer))}.{quoted(name)}", queries)
     connection.execute(f"set search_path = '{settings.database('gold')},main'")
     return connection
 
 
-def query(settings: Settings, release: Release | Seen, sql: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+def query(
+    settings: Settings, store: ObjectStore, release: Release | Seen, sql: str
+) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     """Runs a query and returns its column names and rows.
 
     Raises:
@@ -49,8 +60,9 @@ def query(settings: Settings, release: Release | Seen, sql: str) -> tuple[tuple[
             contains DuckDB's reason).
     """
     check_question(sql)
+    versions = read_versions(store, release.tables.values())
     answer: Future[tuple[tuple[str, ...], list[tuple[Any, ...]]]] = Future()
-    with open_release(settings, release) as connection:
+    with open_versions(settings, versions, sql) as connection:
         # Run the query in its own thread: DuckDB checks for signals only between its tasks, so it may never notice one.
         worker = threading.Thread(target=_execute, args=(connection, sql, answer), daemon=True)
         try:
@@ -106,5 +118,5 @@ def check_question(sql: str) -> None:
     else:
         reads = [statement.type for statement in statements] == [duckdb.StatementType.SELECT]
     if not reads:
-        more = " has several statements" if ";" in bare else f" begins with {begins!r}"
-        raise BuscoError(f"busco query is read-only, but this query{more}", f"use {_ALLOWED}")
+        wrong = "more than one statement" if ";" in bare else f"a statement that begins with {begins!r}"
+        raise BuscoError(f"busco query can't run {wrong}", f"use {_ALLOWED}")

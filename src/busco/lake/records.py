@@ -3,15 +3,54 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+
+from busco.errors import BuscoError
+
+# The format of the records that this code writes. It is raised when a change would keep older code from reading records
+# correctly, but not when a field is added that older code may ignore. This code also reads the previous format, and
+# writes it for runs that were pinned in that format (docs/protocol.md, "Formats").
+FORMAT = 2
 
 
 class LakeRecord(BaseModel):
-    """An immutable record. Fields added by later versions of the platform are ignored."""
+    """An immutable record. Fields that a later release of the platform added are kept when a record is copied.
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    Raises:
+        BuscoError: the record's `format` is neither this code's nor the previous one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    # The format of stored records that state none.
+    unnumbered: ClassVar[int] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_format(cls, data: Any, info: ValidationInfo) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if info.mode == "json" and "format" in cls.model_fields:
+            data = {"format": cls.unnumbered, **data}
+        found = data.get("format", FORMAT)
+        if found not in (FORMAT - 1, FORMAT):
+            kind = cls.__name__.lower()
+            raise BuscoError(
+                f"a {kind} record in the lake has format {found}, but this code reads only formats {FORMAT - 1} and "
+                f"{FORMAT}",
+                "nothing was changed; use the release of the platform that the lake was written with "
+                "(docs/upgrading.md, Formats)",
+            )
+        return data
 
 
 class Column(LakeRecord):
@@ -25,34 +64,68 @@ class Column(LakeRecord):
 class DataFile(LakeRecord):
     """A Parquet file: its key in the lake bucket, row count, size in bytes, and the ETag that S3 returned for it.
 
-    If the object has a different ETag, the file was overwritten (`busco.lake.overwritten`). The ETag is empty in
-    records that were written before ETags were kept.
+    If the object has a different ETag, the file was overwritten (`busco.lake.inventory`). The ETag is empty in records
+    that were written before ETags were recorded.
+
+    `partition` maps each partition column to its value in this file, as text; NULL has no entry. `statistics` maps each
+    quoted column path (`"st"."a"`) to what COPY's RETURN_STATS reports for it, as text: `min`, `max`, `null_count`,
+    `num_values`, `column_size_bytes`, `has_nan`. Records have no bounds for personal columns. Both are empty for the
+    files of bronze tables, whose statistics are in the delivery records, and in records of format 1.
     """
 
     key: str
     rows: int
     bytes: int
     etag: str = ""
+    partition: dict[str, str] = {}
+    statistics: dict[str, dict[str, str]] = {}
+
+
+class PageOfDeliveries(LakeRecord):
+    """A page as a bronze version's record names it: its id, and its numbers of deliveries, rows and bytes.
+
+    `corrected` is the number of deliveries that the page leaves out because of their dates (`Page`). `etag` is the ETag
+    that S3 returned for the page.
+    """
+
+    page: str
+    deliveries: int
+    rows: int
+    bytes: int
+    corrected: int = 0
+    etag: str = ""
 
 
 class Version(LakeRecord):
-    """An immutable version of a table's content (docs/protocol.md, R5), with what readers and publishers need.
+    """An immutable version of a table's content, with everything that is needed to read it (docs/protocol.md, R5).
 
-    `table` is `<layer>.<name>`; `inputs` maps each parent table to the exact version that was read (R6);
-    `deliveries` are the keys of a bronze table's delivery records; `metadata` is the key of its Iceberg metadata.
+    This is the version's own record, from which its Iceberg metadata can be recreated. `table` is `<layer>.<name>`.
+    `inputs` maps each parent table to the exact version that was read (R6). A version of a bronze table names `pages`
+    of deliveries instead of `files`.
+
     `project` is the identity of the dbt project that made the version. `personal` are the columns that contain, or
     might contain, personal data and for which the metadata has no bounds; None in records that were written before this
-    field existed.
+    field existed. If `busco scrub` has replaced the record, `replaces` is the ETag of the original record, which
+    releases continue to name.
+
+    `busco.lake.contents` fills three fields when it reads a version: `files` and `deliveries` (the keys of the delivery
+    records) of a bronze version, and `metadata`, which is the key of the Iceberg metadata that the release names
+    (`Published`). In format 1, where versions had no records of their own, these fields were stored. The first records
+    in format 2 state no format.
     """
 
+    unnumbered: ClassVar[int] = 2
+
+    format: int = FORMAT
     table: str
     version: str
     columns: tuple[Column, ...]
     partition_by: tuple[str, ...] = ()
     rows: int
     bytes: int
-    files: tuple[DataFile, ...]
-    metadata: str
+    files: tuple[DataFile, ...] = ()
+    pages: tuple[PageOfDeliveries, ...] = ()
+    metadata: str = ""
     inputs: dict[str, str] = {}
     fingerprint: str = ""
     unique_id: str = ""
@@ -60,13 +133,111 @@ class Version(LakeRecord):
     deliveries: tuple[str, ...] = ()
     personal: tuple[str, ...] | None = None
     made_at: datetime | None = None
+    replaces: str = ""
+
+
+class Published(LakeRecord):
+    """A table's version as pins, entries and releases name it. Its size does not depend on the number of files.
+
+    `record` is the key of the version's own record, and `etag` is the ETag that S3 returned for it. `files` is the
+    number of its data files, which for a bronze table is the number of its deliveries. `metadata` is the key of the
+    Iceberg metadata that readers get. `since` is the release that introduced the version, or the rollback that made it
+    live again; it is set only in releases, and is empty for versions that are older than this field. `inputs`,
+    `fingerprint`, `unique_id` and `project` are copied from the version, because P4 to P7 compare them for all tables;
+    `project` changes if another project takes over the table.
+
+    `inline` is the whole version, which records of format 1 contain; such a version has no record of its own, and
+    `record` is empty. It can only be written by `formats.encode`, so that a version without its files is never stored.
+    """
+
+    table: str
+    version: str
+    record: str = ""
+    etag: str = ""
+    rows: int
+    bytes: int
+    files: int
+    metadata: str
+    inputs: dict[str, str] = {}
+    fingerprint: str = ""
+    unique_id: str = ""
+    project: str = ""
+    since: str = ""
+    inline: Version | None = Field(default=None, exclude=True, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_format_1(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "columns" not in data:
+            return data
+        version = Version.model_validate({name: one for name, one in data.items() if name != "since"} | {"format": 1})
+        return cls._fields_of(version) | {"inline": version, "since": data.get("since", "")}
+
+    @model_serializer(mode="wrap")
+    def _refuse_inline(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        if self.inline is not None:
+            raise ValueError(f"{self.table} has no record of its own, so it must be encoded in format 1")
+        return dict(serialize(self))
+
+    @classmethod
+    def of(cls, version: Version, record: str, metadata: str, etag: str = "") -> Self:
+        """Returns a version as a release names it.
+
+        Args:
+            record, etag: the key and ETag of the version's own record.
+            metadata: the key of its Iceberg metadata.
+        """
+        return cls.model_validate({**cls._fields_of(version), "record": record, "metadata": metadata, "etag": etag})
+
+    @staticmethod
+    def _fields_of(version: Version) -> dict[str, Any]:
+        names = ("table", "version", "rows", "bytes", "metadata", "inputs", "fingerprint", "unique_id", "project")
+        count = sum(page.deliveries for page in version.pages) if version.pages else len(version.files)
+        return {name: getattr(version, name) for name in names} | {"files": count}
+
+
+class DeliveredFile(LakeRecord):
+    """A delivery in a page. `record` is the key of its delivery record, and `object` that of its Parquet file.
+
+    `etag` is the file's ETag, and `record_etag` that of the delivery record; the latter is empty in pages that were
+    written before it was recorded.
+
+    `in_range` says whether all dates and times are in the range that readers support; None if the statistics can't tell
+    or the contract has no dates or times.
+    """
+
+    record: str
+    object: str
+    rows: int
+    bytes: int
+    etag: str = ""
+    record_etag: str = ""
+    in_range: bool | None = None
+
+
+class Page(LakeRecord):
+    """A page of a bronze table's deliveries (R3), written once, under an id that is derived from its content.
+
+    Some deliveries in the page's range are not part of the table, because newer deliveries of the same files replace
+    them: `outdated` are the keys of the records that were made under another contract, and `corrected` are the keys of
+    those with dates or times that readers don't support.
+    """
+
+    unnumbered: ClassVar[int] = 2
+
+    format: int = FORMAT
+    table: str
+    deliveries: tuple[DeliveredFile, ...]
+    outdated: tuple[str, ...] = ()
+    corrected: tuple[str, ...] = ()
 
 
 class Delivery(LakeRecord):
     """A delivery of a source file (D1, D3). Deliveries with the same file name are numbered (`number`). Times are UTC.
 
     `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file; for pii
-    columns it contains only counts (`busco.lake.bounds`). `etag` is the Parquet file's ETag, as in `DataFile`.
+    columns it contains only counts (`busco.lake.bounds`). `etag` is the Parquet file's ETag, as in `DataFile`. If
+    `busco scrub` has replaced the record, `replaces` is the ETag of the original record.
     """
 
     table: str
@@ -84,6 +255,7 @@ class Delivery(LakeRecord):
     ingested_at: datetime
     source: str = ""
     etag: str = ""
+    replaces: str = ""
 
 
 class Pin(LakeRecord):
@@ -96,11 +268,12 @@ class Pin(LakeRecord):
     `project_id` is the project's id, or empty if it has none.
     """
 
+    format: int = FORMAT
     run: str
     epoch: int
     environment: str
     base: str | None
-    bronze: dict[str, Version]
+    bronze: dict[str, Published]
     manifest_hash: str
     select: str = ""
     nodes: tuple[str, ...] | None = None
@@ -117,10 +290,11 @@ class Pin(LakeRecord):
 class Entry(LakeRecord):
     """A table's entry in a run. It also fences off runners (R4): only the runner that has `token` can set `version`."""
 
+    format: int = FORMAT
     table: str
     token: str
     runner: int
-    version: Version | None = None
+    version: Published | None = None
     kept: bool = False
 
 
@@ -138,7 +312,7 @@ class Selection(LakeRecord):
 
 
 class Order(LakeRecord):
-    """An order to start a runner, written before the start (If-None-Match) so that all triggerers start the same one.
+    """An order to start a runner, written first (with If-None-Match) so that all triggerers start the same one.
 
     `name` identifies the requester: `shared`, or a task's key and try. Under each name, `generation` n + 1 is written
     only after the runner of generation n has ended. `written` is a unique id of the write, which shows which
@@ -167,7 +341,7 @@ class Runner(LakeRecord):
     result of RUNNER_NODE contains the plan) or `solo` (`nodes` are the unique ids that the runner will report results
     for, usually for try `attempt` of the task `task`). `order` and `generation` identify the order that the runner was
     started for. A process is identified by its host (`processes.this_host`), pid and start time (seconds since the Unix
-    epoch); `log` is the file on that host that contains the output. An ECS task is identified by its ARN; `cpu` is in
+    epoch); `log` is the file on that host with the process's output. An ECS task is identified by its ARN; `cpu` is in
     CPU units (1024 per vCPU), `memory` in MiB.
     """
 
@@ -289,19 +463,22 @@ class Hold(LakeRecord):
     skipped: tuple[str, ...] = ()
 
     def is_same(self, other: Hold) -> bool:
-        """Returns whether both records are of the same hold, ignoring `skipped`, which grows during a hold."""
+        """Returns whether both records describe the same hold, ignoring `skipped`, which grows during a hold."""
         return (self.who, self.when, self.reason) == (other.who, other.when, other.reason)
 
 
 class Resumed(LakeRecord):
-    """The hold that was lifted last, kept so that the request that lifted it (`request`) can safely be repeated."""
+    """The most recently lifted hold, kept so that the request that lifted it (`request`) can safely be repeated."""
 
     hold: Hold
     request: str = ""
 
 
 class Current(LakeRecord):
-    """Points to the live release. For readers, no other object is ever replaced. `serial` increases with each swap."""
+    """Points to the live release; `serial` increases with each swap.
+
+    Of all the objects that readers read, only this one is ever replaced.
+    """
 
     release: str
     serial: int
@@ -315,16 +492,17 @@ class Release(LakeRecord):
     `stale` maps each stale table to its inputs that differ from this release or are stale themselves (P5). `project` is
     the identity of the dbt project that was published, and `docs` the key prefix of its run's docs. `all_docs` has the
     docs prefix of each project with tables in this release; for the published project it is `docs`, unless newer docs
-    were already live. `names` maps the id of each of these projects that has one to the project's dbt name.
+    were already live. `names` maps the ids of these projects, if they have one, to dbt names.
     """
 
+    format: int = FORMAT
     release: str
     previous: str | None
     kind: Literal["publish", "rollback"]
     environment: str
     run: str
     epoch: int
-    tables: dict[str, Version]
+    tables: dict[str, Published]
     stale: dict[str, tuple[str, ...]] = {}
     dropped: tuple[str, ...] = ()
     built: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Reads, publishes and rolls back releases (rules P1 to P8)."""
+"""Reads, publishes and rolls back releases (rules P1 to P9)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from botocore.exceptions import ClientError
+
 from busco.errors import BuscoError
 from busco.lake.audits import Audit as Audit
 from busco.lake.audits import OnHold as OnHold
 from busco.lake.audits import Skipped as Skipped
-from busco.lake.compose import compose
+from busco.lake.compose import compose, with_since
+from busco.lake.contents import require_readable
+from busco.lake.formats import encode, in_own_place, upgrade
 from busco.lake.layout import EnvironmentLayout, stamp
+from busco.lake.object_versions import DENIED, versions
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.owners import after, before
-from busco.lake.records import Current, Entry, Hold, Pin, Release, Resumed, Version, utc_now
+from busco.lake.records import FORMAT, Current, Entry, Hold, Pin, Published, Release, Resumed, utc_now
 from busco.lake.runs import Run, newest_epoch
 from busco.text import printable
 
@@ -29,13 +34,49 @@ class Live:
 
 
 def read_live(store: ObjectStore, environment: EnvironmentLayout) -> Live | None:
-    """Returns the live release, or None if nothing has been published yet."""
+    """Returns the live release, or None if nothing has been published yet.
+
+    Raises:
+        BuscoError: the release's record or current.json is missing, although a release was live (P2).
+    """
     stored = store.get(environment.current)
+    if stored is None and _was_live(store, environment):
+        stored = store.get(environment.current)  # the first release may have gone live in the meantime
+        if stored is None:
+            raise missing_pointer(store, environment)
     if stored is None:
         return None
     current = stored.parse(Current)
     release = read_release(store, environment, current.release)
     return Live(current, release, stored.etag)
+
+
+def missing_pointer(store: ObjectStore, environment: EnvironmentLayout) -> BuscoError:
+    """Returns the error for a missing current.json in an environment in which a release was live."""
+    return BuscoError(
+        f"{store.url(environment.current)} is missing, although a release has been published; without this file, there "
+        "is no way to tell which release is live",
+        "restore it: busco release repair",
+    )
+
+
+def _was_live(store: ObjectStore, environment: EnvironmentLayout) -> bool:
+    """Returns whether a release was live, for an environment without current.json.
+
+    The record of a release also exists if its publisher was killed before it wrote current.json, but only the record of
+    a first release can have been written then. A caller without permission to list object versions can't tell this case
+    from a first release that did go live; publishers have that permission.
+    """
+    keys = list(store.keys(environment.releases))
+    if not keys:
+        return False
+    try:
+        if versions(store, environment.current):
+            return True
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in DENIED:
+            raise
+    return any(release.previous for release in store.read_many(keys, Release))
 
 
 def read_release(store: ObjectStore, environment: EnvironmentLayout, release_id: str) -> Release:
@@ -73,7 +114,7 @@ def resolve(store: ObjectStore, environment: EnvironmentLayout, release_id: str)
             found.append(release)
     if len(found) == 1:
         return found[0]
-    problem = "does not match any release that was live" if not found else "matches several releases"
+    problem = "does not match any release that has been live" if not found else "matches several releases"
     raise BuscoError(f"{release_id} {problem}", "see: busco release list")
 
 
@@ -93,21 +134,23 @@ def publish(
     Returns the new release, or the one that this run was already published as.
 
     Args:
-        take_over: publish even if the live project of that name may be a different one (`busco.lake.owners`).
+        take_over: publish even if the live project with the same name may be a different one (`busco.lake.owners`).
         say: receives messages about tables that are dropped or taken over, before and after the write.
 
     Raises:
         OnHold: publishing is on hold; `resume` will list the run (P3).
         Skipped: the run's release was rolled back (P3), or the run was superseded (P6).
-        BuscoError: a table has changed since the run's pin, inputs differ, or a test is missing (P4, P6), with the
-            tasks to clear; tables belong, or may belong, to another project, with suggested fixes; or the run is a
-            replay.
+        BuscoError: a table has changed since the run was pinned, inputs differ, a test is missing (P4, P6), or a
+            table's records or metadata are missing (P9), with the tasks to clear; current.json is missing (P2); tables
+            belong, or may belong, to another project, with suggested fixes; or the run is a replay.
     """
     store, environment = run.store, run.environment
     _refuse_replay(environment)
     base = run.base()
     while True:
         live = read_live(store, environment)
+        if live is None and run.pin.base is not None:
+            raise missing_pointer(store, environment)
         if live is not None and (published := _already(store, environment, run, audit, live)):
             for message in after(audit.owner(), live.release, published):
                 say(message)
@@ -127,7 +170,15 @@ def publish(
         owner = audit.owner(run.pin.project_dir)
         for message in before(owner, shown, release, take_over):
             say(message)
-        store.create(environment.release(release.release), release)
+        if run.pin.format == FORMAT:
+            release = release.model_copy(update={"tables": upgrade(store, environment, release.tables)})
+        shows = shown.tables if shown else {}
+        fresh = [
+            one for table, one in release.tables.items() if table not in shows or shows[table].metadata != one.metadata
+        ]
+        hint = "clear the tasks of these tables with Downstream; for bronze tables, clear pin"
+        require_readable(store, fresh, hint, [shows[one.table] for one in fresh if one.table in shows])
+        store.create(environment.release(release.release), encode(store, release, run.pin.format))
         if _swap(store, environment, live, release=release.release):
             for message in after(owner, shown, release, take_over):
                 say(message)
@@ -138,8 +189,8 @@ def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str
     """Publishes the content of an older release as a new release and sets a hold, in one swap (P8).
 
     Raises:
-        BuscoError: there is no such release, nothing has been published yet, no reason is given, or the environment is
-            for replays.
+        BuscoError: there is no such release, nothing has been published yet, no reason is given, the records or the
+            metadata of one of its tables are missing (P9), or the environment is for replays.
     """
     _refuse_replay(environment)
     if not reason.strip():
@@ -151,10 +202,13 @@ def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str
             raise BuscoError("nothing is published yet")
         if live.current.hold is not None and live.release.rolled_back_to == target.release:
             return live.release
+        made = new_release_id()
         release = target.model_copy(
             update={
-                "release": new_release_id(),
+                "format": FORMAT,
+                "release": made,
                 "previous": live.current.release,
+                "tables": upgrade(store, environment, with_since(target.tables, live.release.tables, made)),
                 "kind": "rollback",
                 "who": who,
                 "reason": reason,
@@ -164,6 +218,7 @@ def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str
                 "dropped": tuple(sorted(set(live.release.tables) - set(target.tables))),
             }
         )
+        require_readable(store, release.tables.values(), "restore them: busco release repair; then roll back again")
         store.create(environment.release(release.release), release)
         skipped = live.current.hold.skipped if live.current.hold else ()
         hold = Hold(who=who, when=utc_now(), reason=reason, skipped=skipped)
@@ -171,8 +226,36 @@ def rollback(store: ObjectStore, environment: EnvironmentLayout, release_id: str
             return release
 
 
+def renew(store: ObjectStore, environment: EnvironmentLayout, who: str) -> Release | None:
+    """Publishes the live release's content again, in the current format, if parts of it are in format 1.
+
+    A hold stays in effect. The new release names the same run as the one that it replaces.
+
+    Returns the new release, or None if there was nothing to publish.
+    """
+    while True:
+        live = read_live(store, environment)
+        if live is None or all(in_own_place(environment, one) is one for one in live.release.tables.values()):
+            return None
+        release = live.release.model_copy(
+            update={
+                "format": FORMAT,
+                "release": new_release_id(),
+                "previous": live.release.release,
+                "tables": upgrade(store, environment, live.release.tables),
+                "who": who,
+                "reason": live.release.reason or "the same content in the current format",
+                "created_at": utc_now(),
+            }
+        )
+        require_readable(store, release.tables.values(), "restore them: busco release repair")
+        store.create(environment.release(release.release), release)
+        if _swap(store, environment, live, release=release.release, hold=live.current.hold):
+            return release
+
+
 def resume(store: ObjectStore, environment: EnvironmentLayout, request: str = "") -> Hold | None:
-    """Lifts the hold and returns it, with the runs that were skipped during it; returns None if there is none (P8).
+    """Lifts the hold and returns it, with the runs that were skipped during it; returns None if there is no hold (P8).
 
     Safe to repeat with the same `request`, even if the caller was killed after the write: current.json keeps the
     most recently lifted hold and the request that lifted it, and that hold is returned again.
@@ -207,9 +290,10 @@ def resume(store: ObjectStore, environment: EnvironmentLayout, request: str = ""
 def _other_hold(lifted: Hold, current: Hold) -> BuscoError:
     skipped, by = ", ".join(lifted.skipped) or "none", printable(f"{lifted.who} ({lifted.reason})")
     return BuscoError(
-        f"publishing is on hold again, since {_by(current)}; the hold by {by} was lifted, and the runs skipped during "
-        f"it are: {skipped}",
-        "check that the new hold can be lifted, then resume again: busco release resume, or a new run of operations",
+        f"publishing was put on hold again at {_by(current)}; the hold set by {by} was lifted, and the runs skipped "
+        f"during it are: {skipped}",
+        "check that the new hold can be lifted, then resume again: busco release resume, or a new run of the "
+        "`operations` DAG",
     )
 
 
@@ -270,7 +354,7 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, audit
             f"already published as {release.release}, but these tables have been rebuilt since: {', '.join(rebuilt)}. "
             "To publish them too, clear pin"
         )
-    # A run that built no tables has published its deliveries.
+    # A run that built no tables has published only its deliveries.
     published = release.built or tuple(t for t in release.tables if _concerns(run.pin, release.tables[t]))
     mine = {table: release.tables[table].version for table in published}
     shown = {table: live.release.tables[table].version for table in mine if table in live.release.tables}
@@ -281,20 +365,20 @@ def _already(store: ObjectStore, environment: EnvironmentLayout, run: Run, audit
     return release
 
 
-def _is_in(entry: Entry, published: Version | None, built: bool) -> bool:
+def _is_in(entry: Entry, published: Published | None, built: bool) -> bool:
     """Returns whether a run's release matches this entry. For kept tables, the release may have a different version."""
     if entry.version is None:
         return False
     return published is not None and published.version == entry.version.version if built else entry.kept
 
 
-def _concerns(pin: Pin, version: Version) -> bool:
+def _concerns(pin: Pin, version: Published) -> bool:
     """Returns whether a table belongs to the run's project or is one of its sources."""
     return version.table in pin.bronze or not pin.project or version.project == pin.project
 
 
 def _hold_text(hold: Hold) -> str:
-    return f"on hold since {_by(hold)} (lift the hold with `busco release resume`)"
+    return f"put on hold at {_by(hold)} (lift the hold with `busco release resume`)"
 
 
 def _by(hold: Hold) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from busco.errors import BuscoError
+from busco.lake.formats import encode
 from busco.lake.layout import MAX_RUN_BYTES, REPLAYS, EnvironmentLayout, key_bytes, new_id, run_key, slug
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Order, utc_now
@@ -60,8 +61,8 @@ def copy(source: Run, environment: EnvironmentLayout) -> Run:
     """Begins an epoch of the run in `environment`, with copies of the source's current pin, entries and base release.
 
     The copies refer to the source's versions, whose files stay where they are. The base release is copied under the
-    same id, but no other release links to it. So the replay stays the same, whatever is published or garbage-collected
-    in the source's environment.
+    same id, but no other release links to it. So the replay stays the same, no matter what is published or
+    garbage-collected in the source's environment.
 
     Raises:
         BuscoError: the source's base release no longer exists.
@@ -88,12 +89,12 @@ def copy(source: Run, environment: EnvironmentLayout) -> Run:
     for entry in entries.values():
         # With runner 0, any runner of the copy can take over the entry (R4).
         own = entry.model_copy(update={"token": new_id(), "runner": 0})
-        store.create(run.layout.entry(entry.table), own)
+        store.create(run.layout.entry(entry.table), encode(store, own, pin.format))
     return run
 
 
 def order(run: Run, nodes: Sequence[str]) -> Order:
-    """Writes the order for the replay's runner: to run these nodes, and to build models even if nothing has changed."""
+    """Writes the order for the replay's runner, which runs these nodes and rebuilds even unchanged models."""
     if not run.environment.is_replay:
         raise BuscoError(f"{run.environment.environment} is not a replay environment")
     made = Order(name=ORDER, generation=1, kind="solo", nodes=tuple(nodes), rebuild=True)

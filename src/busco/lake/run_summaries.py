@@ -22,9 +22,9 @@ class Summary:
 
 
 def summaries(store: ObjectStore, environment: EnvironmentLayout) -> list[Summary]:
-    """Returns all runs that the lake has records of, starting with the one that was pinned last.
+    """Returns all runs that the lake has records of, starting with the most recently pinned one.
 
-    For each run, this reads two objects and makes two listings.
+    For each run, this reads at least two objects and makes up to two listings.
     """
     live = read_live(store, environment)
     published = {(one.run, one.epoch): one for one in history(store, environment) if one.kind == "publish"}

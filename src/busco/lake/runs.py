@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from busco.errors import BuscoError
+from busco.lake.formats import encode
 from busco.lake.layout import EnvironmentLayout, RunLayout, new_id, slug
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
-from busco.lake.records import FINAL, Ending, Entry, Order, Pin, Release, Result, Runner, Version
+from busco.lake.records import FINAL, Ending, Entry, Order, Pin, Published, Release, Result, Runner
 
 
 class TakenAway(Exception):
@@ -68,19 +69,21 @@ class Run:
         key = self.layout.entry(table)
         while True:
             found = self.store.get(key)
-            entry = Entry(table=table, token=token, runner=runner)
             try:
                 if found is None:
-                    self.store.create(key, entry)
+                    entry = Entry(table=table, token=token, runner=runner)
+                    self.store.create(key, encode(self.store, entry, self.pin.format))
                     return token
-                if found.parse(Entry).runner > runner:
+                entry = found.parse(Entry)
+                if entry.runner > runner:
                     raise TakenAway(table)
-                self.store.swap(key, entry, found.etag)
+                taken = {"token": token, "runner": runner, "version": None, "kept": False}
+                self._swap_entry(entry.model_copy(update=taken), found.etag)
                 return token
             except (AlreadyExists, Moved):
                 continue
 
-    def enter(self, table: str, token: str, version: Version, kept: bool) -> None:
+    def enter(self, table: str, token: str, version: Published, kept: bool) -> None:
         """Adds a version to the table's entry, if `token` is still current (R4).
 
         Raises:
@@ -93,10 +96,13 @@ class Run:
             if found is None or entry is None or entry.token != token:
                 raise TakenAway(table)
             try:
-                self.store.swap(key, entry.model_copy(update={"version": version, "kept": kept}), found.etag)
+                self._swap_entry(entry.model_copy(update={"version": version, "kept": kept}), found.etag)
                 return
             except Moved:
                 continue
+
+    def _swap_entry(self, entry: Entry, etag: str) -> None:
+        self.store.swap(self.layout.entry(entry.table), encode(self.store, entry, self.pin.format), etag)
 
     # -- runners and results -------------------------------------------------------------------------------------
 
@@ -157,7 +163,7 @@ def save_pin(store: ObjectStore, environment: EnvironmentLayout, pin: Pin) -> Ru
     """
     layout = RunLayout(environment.epoch(pin.run, pin.epoch))
     try:
-        store.create(layout.pin, pin)
+        store.create(layout.pin, encode(store, pin, pin.format))
     except AlreadyExists:
         found = store.read(layout.pin, Pin)
         if found is None:
@@ -202,7 +208,7 @@ def open_run(store: ObjectStore, environment: EnvironmentLayout, run: str, epoch
     return Run(store, environment, pin)
 
 
-def visible_versions(run: Run, base: Release | None, entries: Mapping[str, Entry]) -> dict[str, Version]:
+def visible_versions(run: Run, base: Release | None, entries: Mapping[str, Entry]) -> dict[str, Published]:
     """Returns the versions that models read: the run's own, or else the base's; for bronze tables, the pinned ones."""
     versions = dict(base.tables) if base else {}
     versions.update(run.pin.bronze)

@@ -1,4 +1,4 @@
-"""What happened in one epoch of a run, in the order in which its records were written.
+"""Describes what happened in one epoch of a run, in the order in which the records were written.
 
 Few records contain a time, since no rule of the protocol depends on a clock. The times here are those at which S3
 stored each record (LastModified): they come from one clock and have a resolution of one second.
@@ -85,7 +85,7 @@ def read_story(store: ObjectStore, environment: EnvironmentLayout, run: str, epo
     """Reads the story of a run.
 
     Args:
-        run: its key.
+        run: the run's key.
         epoch: the epoch to read; None for the newest one with a pin.
         now: the current time (UTC), used to compute ages.
 
@@ -97,7 +97,8 @@ def read_story(store: ObjectStore, environment: EnvironmentLayout, run: str, epo
     pin = None if number is None else store.read(RunLayout(environment.epoch(run, number)).pin, Pin)
     if pin is None:
         listed = ", ".join(map(str, known)) or "none"
-        raise BuscoError(f"run {run} has no epoch {epoch} that was pinned", f"its epochs are: {listed}")
+        which = f"epoch {epoch} of run {run}" if epoch else f"run {run}"
+        raise BuscoError(f"{which} does not exist or was never pinned", f"the run's epochs are: {listed}")
     return _Reader(Run(store, environment, pin), known, now).story()
 
 
@@ -133,19 +134,17 @@ class _Reader:
 
     def _pinned(self) -> Event:
         pin = self.run.pin
-        deliveries = sum(len(version.deliveries) for version in pin.bronze.values())
+        deliveries = sum(version.files for version in pin.bronze.values())
         rows = sum(version.rows for version in pin.bronze.values())
         selected = (
             f"the selection {pin.select!r} ({count(len(pin.nodes), 'node')})" if pin.nodes is not None else "everything"
         )
-        base = f"release {pin.base}" if pin.base else "the empty release"
-        text = (
-            f"pinned on {base}: {count(deliveries, 'delivery', 'deliveries')}, {rows:,} source rows; builds {selected}"
-        )
+        base = f"based on release {pin.base}" if pin.base else "without a base release"
+        text = f"pinned, {base}: {count(deliveries, 'delivery', 'deliveries')}, {rows:,} source rows; builds {selected}"
         return Event(self.times.get(self.layout.pin, pin.created_at), "pinned", text)
 
     def _ordered(self) -> list[Event]:
-        return [Event(at, "ordered", f"{_name(order)} ordered {_purpose(order)}") for at, order in self.orders]
+        return [Event(at, "ordered", f"{_name(order)} requested {_purpose(order)}") for at, order in self.orders]
 
     def _registered(self) -> list[Event]:
         return [
@@ -176,7 +175,7 @@ class _Reader:
         return found
 
     def _finished(self, ending: Ending) -> bool:
-        """Whether a runner reported success before it ended. A runner that did not was lost, or failed."""
+        """Returns whether a runner reported success before it ended; if not, it failed or was lost."""
         own = (result for _, result in self.results if result.node == RUNNER_NODE and result.runner == ending.number)
         return any(result.status in GOOD for result in own)
 
@@ -194,7 +193,7 @@ class _Reader:
 
     def _now(self) -> list[str]:
         if self.known and self.known[-1] > self.run.pin.epoch:
-            return [f"epoch {self.known[-1]} has replaced this epoch: pin was cleared"]
+            return [f"epoch {self.known[-1]} has replaced this epoch, because the pin task ran again"]
         lines = self._release()
         if lines:
             return lines
@@ -218,7 +217,7 @@ class _Reader:
         return [f"the run was published as {release.release}, which was {by}"]
 
     def _alive(self) -> list[Runner]:
-        """Returns the runners that have not reported their own end and have no record of an ending."""
+        """Returns the runners that have not reported their own end and have no ending record."""
         own = {one.runner for _, one in self.results if one.node == RUNNER_NODE and one.status in FINAL}
         over = own | self.endings.keys()
         return [runner for number, (_, runner) in sorted(self.runners.items()) if number not in over]
@@ -241,7 +240,7 @@ class _Reader:
         registered = {(runner.order, runner.generation) for _, runner in self.runners.values()}
         newest = {order.name: (at, order) for at, order in sorted(self.orders, key=lambda one: one[1].generation)}
         return [
-            f"the runner that {_name(order)} ordered {_age(self.now, at)} ago has not started: it is waiting for a "
+            f"the runner that {_name(order)} requested {_age(self.now, at)} ago has not started: it is waiting for a "
             "slot, is being started, or could not start; the task's log in Airflow says which"
             for at, order in newest.values()
             if (order.name, order.generation) not in registered
@@ -264,21 +263,23 @@ class _Reader:
     def _next(self) -> list[str]:
         hold = self.live.current.hold if self.live else None
         if hold is not None and self.run.pin.run in hold.skipped:
-            return [f"not published: on hold since {hold.when:%Y-%m-%d %H:%M} UTC by {hold.who}: {hold.reason}"]
+            return [
+                f"not published: {hold.who} put publishing on hold at {hold.when:%Y-%m-%d %H:%M} UTC: {hold.reason}"
+            ]
         if self._alive():
             return []
         if not self.orders and not self.runners:
-            return ["no task has ordered a runner yet"]
+            return ["no task has requested a runner yet"]
         return [
             "not published, and no runner is working: wait for the next task in Airflow, or clear the one that failed"
         ]
 
 
 def _name(order: Order) -> str:
-    """Returns who ordered a runner."""
+    """Returns who requested a runner."""
     if order.task:
         return f"task {order.task}, try {order.attempt},"
-    return "the run" if order.name == "shared" else order.name
+    return "the run"
 
 
 def _purpose(order: Order) -> str:
@@ -303,7 +304,7 @@ def _place(runner: Runner) -> str:
 def _outcome(result: Result) -> str:
     if result.node == RUNNER_NODE:
         return f"runner {result.runner} reported {result.status}{f': {result.message}' if result.message else ''}"
-    late = ", ignored: another runner had taken the node over" if result.fenced else ""
+    late = ", ignored because another runner had taken over the node" if result.fenced else ""
     rows = f", {result.rows:,} rows" if result.rows is not None else ""
     detail = "kept" if result.kept else result.message
     text = f"{_short(result.node)}: {result.status}{f' ({detail})' if detail else ''}{rows}"
@@ -335,7 +336,7 @@ def _age(now: datetime, then: datetime) -> str:
 
 
 def shortened(events: Iterable[Event]) -> list[Event]:
-    """Returns the events with each series of consecutive successes as one line, for runs with many nodes."""
+    """Returns the events, with each series of successes condensed into one line, for runs with many nodes."""
     made: list[Event] = []
     series: list[Event] = []
 
@@ -344,7 +345,12 @@ def shortened(events: Iterable[Event]) -> list[Event]:
             kinds = Counter(event.node.split(".", 1)[0].replace("_", " ") for event in series)
             counted = ", ".join(count(number, kind) for kind, number in sorted(kinds.items()))
             made.append(
-                Event(series[-1].at, "result", f"succeeded since {series[0].at:%H:%M:%S}: {counted}", "success")
+                Event(
+                    series[-1].at,
+                    "result",
+                    f"since {series[0].at:%H:%M:%S}, these have succeeded: {counted}",
+                    "success",
+                )
             )
         else:
             made.extend(series)

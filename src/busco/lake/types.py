@@ -169,7 +169,7 @@ def parse_all(columns: Iterable[tuple[str, str]]) -> list[tuple[str, DataType]]:
     """Returns the name and the parsed type of each column.
 
     Raises:
-        BuscoError: tables can't store some types exactly; the message lists their columns and the casts to write.
+        BuscoError: tables can't store some types exactly; the message lists the columns and the hint the casts.
     """
     given = list(columns)
     wrong = refused(given)
@@ -188,7 +188,7 @@ def _columns(names: Sequence[str]) -> str:
 
 
 def shown(text: str) -> str:
-    """Returns a type's name, or a text that contains one, without the values of ENUMs, which may be personal data."""
+    """Returns a type's name, or text that contains one, without the values of ENUMs, which may be personal data."""
     return _ENUM.sub("ENUM(…)", text)
 
 
@@ -258,13 +258,13 @@ def check_fields(columns: Sequence[tuple[str, DataType]]) -> None:
     """Checks that readers can tell a table's fields apart, including nested ones.
 
     Raises:
-        BuscoError: the names of two columns differ only by case, or two fields have the same id or dotted path.
+        BuscoError: the names of two columns differ only in case, or two fields have the same id or dotted path.
     """
     taken: dict[int | str, tuple[str, ...]] = {}
     lowered: dict[str, str] = {}
     for name, kind in columns:
         if other := lowered.get(name.lower()):
-            raise BuscoError(f"columns {other} and {name} differ only by case", "rename one of them")
+            raise BuscoError(f"columns {other} and {name} differ only in case", "rename one of them")
         lowered[name.lower()] = name
         for path, inner in fields((name,), kind):
             number, dotted = field_id(path, inner), ".".join(path)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
-import uuid
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -25,12 +25,13 @@ from pyiceberg.manifest import (
     FileFormat,
     ManifestEntry,
     ManifestEntryStatus,
+    ManifestFile,
+    read_manifest_list,
     write_manifest,
     write_manifest_list,
 )
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
-from pyiceberg.serializers import ToOutputFile
 from pyiceberg.table.metadata import TableMetadataV2
 from pyiceberg.table.refs import SnapshotRefType
 from pyiceberg.table.snapshots import Operation, Snapshot, SnapshotLogEntry, Summary
@@ -57,10 +58,12 @@ from pyiceberg.types import (
     TimestamptzType,
 )
 
-from busco.lake import bounds, types
-from busco.lake.iceberg_io import ObjectOutput
-from busco.lake.objects import AlreadyExists, ObjectStore
-from busco.lake.records import Column
+from busco.lake import types
+from busco.lake.iceberg_io import ObjectOutput, Objects
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.metadata_json import Descriptions, edited, location_of, snapshot_number, table_uuid, write
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Column, DataFile, Version
 
 _SEQUENCE = 1
 _PARTITION_FIELD_ID = 1000  # Iceberg specification: partition field ids start at 1000
@@ -82,66 +85,47 @@ _ICEBERG: dict[str, PrimitiveType] = {
 
 
 @dataclass(frozen=True)
-class WrittenFile:
-    """A Parquet file as reported by COPY's RETURN_STATS.
+class ManifestFiles:
+    """The data files of one manifest. `name` determines the manifest's content, so it is written only once.
 
-    `statistics` maps each quoted column path (`"st"."a"`) to the column's statistics, as text: `min`, `max`,
-    `null_count`, `num_values`, `column_size_bytes`, `has_nan`. `partition` maps each partition column to its value in
-    this file, as text.
+    `read` returns the files, with their statistics and partition values; it is called only if the manifest must be
+    written.
     """
 
-    key: str
-    rows: int
-    bytes: int
-    statistics: Mapping[str, Mapping[str, str]]
-    partition: Mapping[str, str]
+    name: str
+    read: Callable[[], Sequence[DataFile]]
 
 
 def write_metadata(
     store: ObjectStore,
-    location: str,
-    key: str,
-    table_uuid: uuid.UUID,
-    columns: Sequence[Column],
-    partition_by: Sequence[str],
-    files: Sequence[WrittenFile],
+    layout: EnvironmentLayout,
+    version: Version,
+    manifests: Sequence[ManifestFiles],
+    descriptions: Descriptions,
     properties: Mapping[str, str],
-    personal: Collection[str],
+    reused: str = "",
 ) -> None:
-    """Writes the manifest, the manifest list and, last of all, `metadata.json` under `key` (R5).
+    """Writes a version's manifests, its manifest list and, last of all, `metadata.json` under `version.metadata` (R5).
 
-    An existing metadata.json is not replaced: its name contains the version's id, so its content is equivalent.
+    An existing metadata.json is not replaced: its name contains the version's id, so its content is equivalent. The
+    manifests are stored outside of the version's location, because several metadata files can share them.
 
     Args:
-        location: the table's location as a key prefix; there is only metadata below it.
-        table_uuid: a UUID that is the same for all versions of the table.
-        columns: the columns in order, with DuckDB's type names.
-        files: the version's data files, possibly none.
-        personal: the columns whose values must not be kept: they get counts but no bounds.
+        layout: the keys of the environment that the metadata belongs to.
+        version: a version with its columns, personal columns, and the key of its metadata.
+        properties: additional table properties.
+        reused: the key of another version's metadata. Manifests that it names are not written again.
 
     Raises:
         BuscoError: readers could not tell two fields apart (`types.check_fields`).
     """
-    schema = iceberg_schema(columns)
-    spec = _partition_spec(schema, partition_by)
-    snapshot_id = int.from_bytes(uuid.uuid4().bytes[:8], "big") >> 1
-    now_ms = int((datetime.now(UTC) - _EPOCH).total_seconds() * 1000)
-    folder = store.url(f"{location}/metadata")
-    unique = uuid.uuid4().hex
-    manifests = []
-    entries = [_entry(store, _without_bounds(file, columns, personal), schema, spec, snapshot_id) for file in files]
-    if entries:
-        output = ObjectOutput(store, f"{folder}/{unique}-m0.avro")
-        with write_manifest(2, spec, schema, output, snapshot_id, "deflate") as writer:
-            for entry in entries:
-                writer.add(entry)
-        manifests.append(writer.to_manifest_file())
-    manifest_list = f"{folder}/snap-{snapshot_id}-{unique}.avro"
-    with write_manifest_list(
-        2, ObjectOutput(store, manifest_list), snapshot_id, None, _SEQUENCE, "deflate"
-    ) as list_writer:
-        list_writer.add_manifests(manifests)
-    rows = sum(file.rows for file in files)
+    schema = iceberg_schema(version.columns)
+    spec = _partition_spec(schema, version.partition_by)
+    location = location_of(version.metadata)
+    snapshot_id = snapshot_number(version.version)
+    manifest_list = store.url(f"{location}/metadata/snap-{snapshot_id}.avro")
+    write_list(store, manifest_list, version, write_manifests(store, layout, version, manifests, reused))
+    now_ms = int((_made_at(store, layout, version) - _EPOCH).total_seconds() * 1000)
     # pyiceberg's models are populated by alias, which the type checker can't follow.
     snapshot_fields: dict[str, Any] = {
         "snapshot-id": snapshot_id,
@@ -152,11 +136,11 @@ def write_metadata(
         "summary": Summary(
             Operation.APPEND,
             **{
-                "added-data-files": str(len(files)),
-                "added-records": str(rows),
-                "total-records": str(rows),
-                "total-data-files": str(len(files)),
-                "total-files-size": str(sum(file.bytes for file in files)),
+                "added-data-files": str(len(version.files)),
+                "added-records": str(version.rows),
+                "total-records": str(version.rows),
+                "total-data-files": str(len(version.files)),
+                "total-files-size": str(version.bytes),
                 "total-delete-files": "0",
                 "total-position-deletes": "0",
                 "total-equality-deletes": "0",
@@ -165,7 +149,7 @@ def write_metadata(
     }
     fields: dict[str, Any] = {
         "format-version": 2,
-        "table-uuid": table_uuid,
+        "table-uuid": table_uuid(layout, version.table),
         "location": store.url(location),
         "last-sequence-number": _SEQUENCE,
         "last-updated-ms": now_ms,
@@ -174,8 +158,8 @@ def write_metadata(
         "current-schema-id": schema.schema_id,
         "partition-specs": [spec],
         "default-spec-id": spec.spec_id,
-        "last-partition-id": _PARTITION_FIELD_ID + max(len(partition_by), 1) - 1,
-        "properties": {"gc.enabled": "false", **_metrics(personal), **properties},
+        "last-partition-id": _PARTITION_FIELD_ID + max(len(version.partition_by), 1) - 1,
+        "properties": {"gc.enabled": "false", **_metrics(hidden_columns(version)), **properties},
         "current-snapshot-id": snapshot_id,
         "snapshots": [Snapshot(**snapshot_fields)],
         "snapshot-log": [SnapshotLogEntry(**{"snapshot-id": snapshot_id, "timestamp-ms": now_ms})],
@@ -184,13 +168,80 @@ def write_metadata(
         "default-sort-order-id": UNSORTED_SORT_ORDER.order_id,
         "refs": {"main": {"snapshot-id": snapshot_id, "type": SnapshotRefType.BRANCH}},
     }
-    metadata = TableMetadataV2(**fields)
-    with contextlib.suppress(AlreadyExists):
-        ToOutputFile.table_metadata(metadata, ObjectOutput(store, store.url(key)), overwrite=False)
+    metadata = json.loads(TableMetadataV2(**fields).model_dump_json())
+    write(store, version.metadata, edited(metadata, store.url(location), descriptions))
 
 
-def _without_bounds(file: WrittenFile, columns: Sequence[Column], personal: Collection[str]) -> WrittenFile:
-    return replace(file, statistics=bounds.without_bounds(file.statistics, columns, personal))
+def write_manifests(
+    store: ObjectStore,
+    layout: EnvironmentLayout,
+    version: Version,
+    manifests: Sequence[ManifestFiles],
+    reused: str = "",
+) -> list[ManifestFile]:
+    """Writes a version's missing manifests, and returns all of its manifests that have files (`write_metadata`)."""
+    schema = iceberg_schema(version.columns)
+    spec = _partition_spec(schema, version.partition_by)
+    known = _manifests(store, reused) if reused else {}
+    found = []
+    for manifest in manifests:
+        key = layout.manifest(version.table, manifest.name)
+        found.append(known.get(store.url(key)) or _write_manifest(store, key, manifest, schema, spec))
+    return [manifest for manifest in found if manifest is not None]
+
+
+def write_list(store: ObjectStore, url: str, version: Version, manifests: Sequence[ManifestFile]) -> None:
+    """Writes a version's manifest list, unless it exists."""
+    output, snapshot_id = ObjectOutput(store, url, keep=True), snapshot_number(version.version)
+    with write_manifest_list(2, output, snapshot_id, None, _SEQUENCE, "deflate") as writer:
+        writer.add_manifests(list(manifests))
+
+
+def _made_at(store: ObjectStore, layout: EnvironmentLayout, version: Version) -> datetime:
+    """Returns the time a version was made. Bronze records don't contain it, so for bronze versions this is the time the
+    record was stored.
+
+    So the metadata has the same content whenever it is created again, unless it was made from a record in format 1.
+    """
+    record = layout.version(version.table, version.version)
+    return version.made_at or store.modified(record).get(record) or datetime.now(UTC)
+
+
+def hidden_columns(version: Version) -> tuple[str, ...]:
+    """Returns the columns whose values must not be kept in metadata: they get counts but no bounds.
+
+    If a record has no list of personal columns, it is older than that list, so any of its columns may be personal.
+    """
+    return tuple(column.name for column in version.columns) if version.personal is None else version.personal
+
+
+def _manifests(store: ObjectStore, metadata: str) -> dict[str, ManifestFile]:
+    """Returns the manifests that a metadata file names, by URL; none if the metadata does not exist."""
+    stored = store.get(metadata)
+    if stored is None:
+        return {}
+    (snapshot,) = json.loads(stored.body)["snapshots"]
+    listed = read_manifest_list(Objects(store).new_input(snapshot["manifest-list"]))
+    return {manifest.manifest_path: manifest for manifest in listed}
+
+
+def _write_manifest(
+    store: ObjectStore, key: str, manifest: ManifestFiles, schema: Schema, spec: PartitionSpec
+) -> ManifestFile | None:
+    """Writes a manifest unless it exists, and returns it; returns None if it would have no files."""
+    files = manifest.read()
+    if not files:
+        return None
+    # The snapshot that added the files. It need not exist, because engines remove old snapshots.
+    snapshot_id = snapshot_number(key)
+    with write_manifest(
+        2, spec, schema, ObjectOutput(store, store.url(key), keep=True), snapshot_id, "deflate"
+    ) as writer:
+        for file in files:
+            writer.add(_entry(store, file, schema, spec, snapshot_id))
+    result = writer.to_manifest_file()
+    result.sequence_number = result.min_sequence_number = _SEQUENCE
+    return result
 
 
 def _metrics(personal: Collection[str]) -> dict[str, str]:
@@ -258,9 +309,7 @@ def _partition_spec(schema: Schema, partition_by: Sequence[str]) -> PartitionSpe
     )
 
 
-def _entry(
-    store: ObjectStore, file: WrittenFile, schema: Schema, spec: PartitionSpec, snapshot_id: int
-) -> ManifestEntry:
+def _entry(store: ObjectStore, file: DataFile, schema: Schema, spec: PartitionSpec, snapshot_id: int) -> ManifestEntry:
     partition = []
     for field in spec.fields:
         column = schema.find_field(field.source_id)
@@ -271,6 +320,7 @@ def _entry(
     sizes: dict[int, int] = {}
     counts: dict[int, int] = {}
     nulls: dict[int, int] = {}
+    nans: dict[int, int] = {}
     lower: dict[int, bytes] = {}
     upper: dict[int, bytes] = {}
     for path, known in file.statistics.items():
@@ -281,6 +331,9 @@ def _entry(
         sizes[number] = int(known.get("column_size_bytes", 0))
         counts[number] = int(known.get("num_values", 0))
         nulls[number] = int(known.get("null_count", 0))
+        # COPY reports only whether there are NaNs, not how many.
+        if known.get("has_nan") == "false":
+            nans[number] = 0
         for kept, name in ((lower, "min"), (upper, "max")):
             bound = _bound(known, name, field_found.field_type)
             if bound is not None:
@@ -295,7 +348,7 @@ def _entry(
         column_sizes=sizes,
         value_counts=counts,
         null_value_counts=nulls,
-        nan_value_counts={},
+        nan_value_counts=nans,
         lower_bounds=lower,
         upper_bounds=upper,
         key_metadata=None,
@@ -323,7 +376,7 @@ def _find(schema: Schema, path: str) -> NestedField | None:
 
 
 def _bound(known: Mapping[str, str], name: str, kind: IcebergType) -> bytes | None:
-    """Returns a bound in Iceberg's single-value form, or None if the text does not determine it reliably.
+    """Returns a bound in Iceberg's single-value serialization, or None if the text does not determine it reliably.
 
     Bounds of binary columns are escaped, and a NaN makes the bounds of a float column meaningless. Such bounds are left
     out, which only reduces pruning.

@@ -58,7 +58,7 @@ class Baked:
 
 
 def find(settings: Settings) -> Baked | None:
-    """Returns the parse in `settings.baked_dir`, if it is of exactly this project and by these versions of dbt."""
+    """Returns the parse in `settings.baked_dir` if the installed versions of dbt made it from exactly this project."""
     folder = _folder(settings)
     if folder is None or not (folder / _STAMP).is_file():
         return None
@@ -67,7 +67,7 @@ def find(settings: Settings) -> Baked | None:
 
 
 def partial_parse(settings: Settings) -> Path | None:
-    """Returns the image's partial parse, from which dbt can start no matter what has changed since then."""
+    """Returns the image's partial parse, which dbt can start from no matter what has changed since then."""
     folder = _folder(settings)
     path = folder / PARTIAL_PARSE if folder else None
     return path if path is not None and path.is_file() else None
@@ -80,8 +80,8 @@ def _folder(settings: Settings) -> Path | None:
 def save(folder: Path, settings: Settings, project: Project, parsed: Path) -> bool:
     """Writes `project`, and dbt's partial parse from the file `parsed`, to `folder` for use as BUSCO_BAKED_DIR.
 
-    Returns False if only the partial parse can be used later, because the project reads environment variables, so that
-    its files alone don't determine the result of a parse.
+    Returns False if only the partial parse can be used later, because the project reads environment variables: its
+    files alone don't determine the result of a parse.
     """
     folder = settings.project_part(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -49,15 +49,15 @@ def check(names: Sequence[str], what: str = "the SQL") -> None:
 def check_header(header: Sequence[str], names: Sequence[str]) -> None:
     """Checks that dbt loads every column of a seed under the name that the header gives it.
 
-    dbt (agate) names an unnamed column by the letter of its position (`a` for the first column), and appends a number
-    to a name that an earlier column already has: the header `,a` becomes `a, a_2`.
+    dbt (agate) names an unnamed column after the letter for its position (`a` for the first column), and appends a
+    number to a name that an earlier column already has: the header `,a` becomes `a, a_2`.
 
     Args:
         header: the names in the file; '' for an unnamed column.
         names: the names under which dbt loads the same columns.
 
     Raises:
-        BuscoError: the header has a name twice, or dbt's name for an unnamed column is also another column's name.
+        BuscoError: the header contains a name twice, or dbt's name for an unnamed column is also another column's name.
     """
     check([name for name in header if name], "the seed's header")
     both = list(zip(header, names, strict=False))
@@ -96,7 +96,7 @@ def perhaps_renamed(names: Sequence[str], sql: str, documented: Iterable[str] = 
 
 
 def known_sql(names: Iterable[str], relations: Iterable[tuple[str, str]]) -> str:
-    """Returns a query for those of the names, in lower case, that a relation has as a column or as a struct field.
+    """Returns a query for the names that are columns or struct fields in one of the relations, in lower case.
 
     Args:
         relations: the schema and name of each relation.
@@ -122,9 +122,10 @@ def check_renamed(renamed: dict[str, str], known: Iterable[str]) -> None:
         BuscoError: some names can only come from DuckDB; the message lists them.
     """
     had = {name.lower() for name in known}
-    problems = [f"{name} is a second column named {of}" for name, of in renamed.items() if name.lower() not in had]
+    problems = [f"{name} was a second column named {of}" for name, of in renamed.items() if name.lower() not in had]
     if problems:
         raise BuscoError(
-            f"a subquery or CTE of the SQL returns a column name twice, and DuckDB renamed one: {', '.join(problems)}",
-            f"{_HINT}; if the column really has this name, write it in the SQL or list it under the model's `columns:`",
+            f"a subquery or CTE in the SQL returns a column name twice, and DuckDB renamed one: {', '.join(problems)}",
+            f"{_HINT}; if the column really has this name, write the name in the SQL or list it under the model's "
+            "`columns:`",
         )

@@ -15,7 +15,7 @@ from dbt_common.events.functions import env_scrubber
 from busco import output
 from busco.warehouse.redact import Redactor
 
-# Events with names, counts and states only; every other warning or error about a node contains free text.
+# Events that contain only names, counts and states. Every other warning or error about a node contains free text.
 _PLAIN = frozenset(
     {"LogStartLine", "LogModelResult", "LogTestResult", "LogSeedResult", "LogNodeNoOpResult", "LogFreshnessResult"}
     | {"LogHookStartLine", "LogHookEndLine", "LogCancelLine", "SkippingDetails", "LogSkipBecauseError", "NodeStart"}
@@ -57,7 +57,7 @@ def message(event: Any, redactor: Redactor | None, prints_result: bool = False) 
 
 
 class Console:
-    """A dbt event callback that prints, unbuffered, what dbt's own console logger would.
+    """A dbt event callback that prints, unbuffered, what dbt's own console logger would print.
 
     An output error (a closed pipe, a full disk) is kept for `check`, because dbt's threads can't end the command.
     """

@@ -1,8 +1,8 @@
 """Checks that a table's dates and times are between 0001-01-01 and 9999-12-31 (in UTC if they have a time zone).
 
-DuckDB also supports infinity, years BC and years after 9999. Iceberg's types could hold some of these values, but its
-readers don't support them: pyiceberg fails to read the table, and Athena shows a different value (docs/iceberg.md,
-"Types").
+DuckDB also supports infinity, BC dates and years after 9999. Iceberg's types could hold some of these values, but
+Iceberg readers don't support them: pyiceberg fails to read the table, and Athena shows a different value
+(docs/iceberg.md, "Types").
 
 COPY's own statistics usually prove that a table has no such values (`busco.lake.dates`), so no query is needed. Rows
 are counted only if the statistics show such a value or are inconclusive.
@@ -14,14 +14,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
-from typing import TYPE_CHECKING
 
 from busco.errors import BuscoError
 from busco.lake import dates, types
-from busco.lake.records import Column
-
-if TYPE_CHECKING:
-    from busco.lake.versions import WrittenFile
+from busco.lake.records import Column, DataFile
 
 _RANGES = {
     "date": ("date '0001-01-01'", "date '9999-12-31'"),
@@ -36,14 +32,14 @@ Url = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Suspects:
-    """Columns that have, or may have, values out of range, and the keys of the files that may contain such values."""
+    """Columns that have, or may have, out-of-range values, and the keys of the files that may contain them."""
 
     columns: tuple[str, ...]
     kinds: tuple[types.DataType, ...]
     files: tuple[str, ...]
 
     def count_sql(self, url: Url) -> str:
-        """Returns a query that counts, for each column, the rows with such a value. `url` turns a key into a URL."""
+        """Returns a query that counts each column's rows with out-of-range values. `url` turns a key into a URL."""
         counts = (
             f"count(*) filter (where {where}) as {types.quoted(name)}"
             for name, where in zip(self.columns, self._conditions(), strict=True)
@@ -51,7 +47,7 @@ class Suspects:
         return f"select {', '.join(counts)} from {_files_sql([url(key) for key in self.files])}"
 
     def find_sql(self, url: Url) -> str:
-        """Returns a query for the rows with such a value in any of the columns."""
+        """Returns a query that selects the rows with an out-of-range value in any of the columns."""
         files = self.files
         if len(files) > _NAMED_FILES:
             files = (f"{commonpath(files)}/**/*.parquet",)
@@ -62,8 +58,8 @@ class Suspects:
             yield _beyond_sql(kind, types.quoted(name)) or "false"
 
 
-def suspects(columns: Sequence[Column], files: Sequence[WrittenFile]) -> Suspects | None:
-    """Returns the columns that COPY's statistics don't prove to be in range; None if there are none, as is usual."""
+def suspects(columns: Sequence[Column], files: Sequence[DataFile]) -> Suspects | None:
+    """Returns the columns that COPY's statistics don't prove to be in range, or None if, as usual, there are none."""
     found: dict[str, types.DataType] = {}
     where: dict[str, None] = {}
     for column in columns:
@@ -77,17 +73,17 @@ def suspects(columns: Sequence[Column], files: Sequence[WrittenFile]) -> Suspect
 
 
 def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run: str, advice: str) -> None:
-    """Refuses the table if any rows were counted. The message shows no values, since values may be personal data.
+    """Refuses the table if `count_sql` counted any rows. The message shows no values, since they may be personal data.
 
     Args:
         table: `<layer>.<name>`.
-        counted: the result of `count_sql`: the number of rows by column.
+        counted: the result of `count_sql`: the number of rows for each column.
         run: the run's key, so that the command in the message works before anything is published.
         advice: what to do about such rows.
 
     Raises:
-        BuscoError: rows were counted; the message has the columns, the number of rows for each, and a command that
-            shows the rows.
+        BuscoError: there are such rows; the message lists the columns with the number of rows for each, and shows a
+            command that selects the rows.
     """
     counts = {name: int(counted[name]) for name in found.columns if int(counted[name])}
     if not counts:
@@ -104,8 +100,8 @@ def check(table: str, found: Suspects, counted: Mapping[str, int], url: Url, run
 
 
 def _beyond_sql(kind: types.DataType, value: str, depth: int = 0) -> str:
-    """Returns a condition, never NULL, that is true if a value contains a date or time out of range; '' if no value of
-    the type can."""
+    """Returns a condition that is true if a value contains an out-of-range date or time, and never NULL; '' if no value
+    of the type can contain one."""
     if isinstance(kind, types.Primitive):
         if not dates.is_date_or_time(kind):
             return ""
@@ -131,5 +127,5 @@ def _files_sql(urls: Sequence[str]) -> str:
 
 
 def _in_shell(text: str) -> str:
-    """Returns an argument in double quotes for a POSIX shell."""
+    """Returns a string as a double-quoted argument for a POSIX shell."""
     return '"' + re.sub(r'([\\"$`])', r"\\\1", text) + '"'

@@ -38,7 +38,7 @@ from busco.warehouse.redact import HIDDEN, Redactor
 package.register()
 environment.install()
 
-# dbt's telemetry and version check would access the network for each command
+# dbt's telemetry and version check would access the network on every command
 os.environ.setdefault("DBT_SEND_ANONYMOUS_USAGE_STATS", "false")
 os.environ.setdefault("DBT_VERSION_CHECK", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -90,7 +90,8 @@ class Dbt:
         """Parses the project or uses the image's parse, and checks the project against the lake's rules (`refusals`).
 
         Raises:
-            BuscoError: there is no project, dbt can't parse it (with dbt's message), or a model is refused.
+            BuscoError: there is no project, dbt can't parse it (the message includes dbt's message), or a model is
+                refused.
         """
         require_project(self.settings)
         if (found := baked.find(self.settings)) is not None:
@@ -153,7 +154,7 @@ class Dbt:
         manifest["vars"] = self._project_file().get("vars", {})
         manifest["nodes"] = {uid: node for uid, node in manifest["nodes"].items() if not is_ignored(node)}
         for node in manifest["nodes"].values():
-            # for a seed above 1 MiB, dbt's checksum covers only the path; the fingerprint must cover the content (R6)
+            # for a seed over 1 MiB, dbt's checksum covers only the path; the fingerprint must cover the content (R6)
             if node["resource_type"] == "seed" and node["checksum"]["name"] == "path":
                 folder = Path(node.get("root_path") or self.settings.dbt_project)
                 content = (folder / node["original_file_path"]).read_bytes()
@@ -221,7 +222,8 @@ class Dbt:
                     f"the selection {select!r} matches nothing that dbt builds: {'; '.join(ignored)}", hint
                 )
             if any("," in part for part in unmatched):
-                hint = f"a comma means both, as in tag:finance,gold.*; separate alternatives with spaces; {hint}"
+                both = "a comma means that both must match, as in tag:finance,gold.*"
+                hint = f"{both}; separate alternatives with spaces; {hint}"
             raise BuscoError(f"the selection {select!r} {reason}", hint)
         return Selected(tuple(found), tuple(notes))
 
@@ -295,7 +297,7 @@ class Dbt:
                 file.write_text(HIDDEN)
 
     def keep(self) -> None:
-        """Copies dbt's files to a folder that outlives this process, in place of earlier files, and prints the path."""
+        """Copies dbt's files to a folder that outlives this process, replacing earlier files, and prints the path."""
         found = [self.target / name for name in _WORTH_KEEPING if (self.target / name).exists()]
         if not found:
             return
@@ -394,7 +396,7 @@ def opened(settings: Settings, verbose: bool = False) -> Iterator[Dbt]:
 
 
 def write_manifest(settings: Settings, project: Project) -> Path:
-    """Replaces the manifest atomically, and has Airflow parse the DAGs again, to show the graph of `project`."""
+    """Replaces the manifest atomically, and has Airflow parse the DAGs again so that they show `project`'s graph."""
     path = settings.manifest_path
     replace_file(path, json.dumps(project.manifest).encode())
     ask_for_parse(settings)

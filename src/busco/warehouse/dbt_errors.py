@@ -1,4 +1,4 @@
-"""Suggests fixes for the errors with which dbt refuses to parse or run a project."""
+"""Suggests fixes for the errors that dbt reports when it can't parse or run a project."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def advice(settings: Settings, error: str) -> str:
 
 
 def _about_one_table(nodes: list[tuple[str, str, str, str]]) -> str:
-    """Returns what to do about two nodes that make the same table: a package's node gets its alias in
+    """Returns what to do about two nodes that create the same table. The alias of a package's node is set in
     dbt_project.yml."""
     kind, package, name, path = nodes[-1]
     fqn = [package, *PurePosixPath(path).with_suffix("").parts[1:]]
@@ -33,7 +33,7 @@ def _about_packages(settings: Settings, error: str) -> str:
     """Returns what to do about a dbt error that suggests `dbt deps`; '' for any other error."""
     if "dbt deps" not in error:
         return ""
-    install = settings.dbt_command("deps")
+    install = f"run: {settings.dbt_command('deps')}"
     if "calling a macro" not in error:
         return install
     # dbt can't distinguish a macro of a missing package from a misspelled name

@@ -16,7 +16,7 @@ PLUGIN = "lake"
 
 
 class GuardedCursor:
-    """A cursor with only those methods that dbt uses, because a project's Jinja can get it from `adapter.add_query`.
+    """A cursor with only the methods that dbt uses, since a project's Jinja can get a cursor from `adapter.add_query`.
 
     Args:
         check: raises if the SQL must not run; otherwise, returns whether its results may contain personal data.
@@ -84,17 +84,18 @@ class GuardedEnvironment(LocalEnvironment):
     def store_relation(self, plugin_name: str, target_config: TargetConfig) -> None:
         # dbt-duckdb would create its own plugins here, including one that writes to Glue
         if plugin_name != PLUGIN:
-            raise DbtRuntimeError(f"the plugin {plugin_name} is refused: only the platform writes a model's rows")
+            raise DbtRuntimeError(f"the plugin {plugin_name} is not allowed: only the platform writes a model's rows")
         super().store_relation(plugin_name, target_config)
 
     def load_source(self, plugin_name: str, source_config: SourceConfig) -> str:
-        raise DbtRuntimeError(f"the plugin {plugin_name} of {source_config.table_name()} is refused: ingest its files")
+        source = source_config.table_name()
+        raise DbtRuntimeError(f"the plugin {plugin_name} of {source} is not supported: ingest the source's files")
 
     def submit_python_job(self, handle: Any, parsed_model: dict[str, Any], compiled_code: str) -> Any:  # noqa: ARG002
-        raise DbtRuntimeError(f"the Python model {parsed_model.get('alias')} is refused: write it in SQL")
+        raise DbtRuntimeError(f"Python models are not supported: write {parsed_model.get('alias')} in SQL")
 
 
 def install() -> None:
-    """Makes dbt-duckdb use `GuardedEnvironment` in this process. dbt-duckdb has no setting for its environment, so its
+    """Makes dbt-duckdb use `GuardedEnvironment` in this process. dbt-duckdb has no setting for its environment, so the
     factory function is replaced; a test opens a connection through dbt and checks the connection's cursor."""
     environments.create = GuardedEnvironment  # type: ignore[assignment]

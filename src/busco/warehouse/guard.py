@@ -3,11 +3,12 @@
 Everything that dbt sends to DuckDB passes through this module: models, hooks, tests, `run_query` and `statement` in
 Jinja, and the platform's own statements, which are granted one by one (`Guard.grant`). DuckDB's own parser determines
 the type of a statement, and DuckDB's own lexer determines function names and strings. Comments, quoting, multiple
-statements in one text and Unicode spaces therefore can't make the guard see a different statement than the one that
+statements in one string and Unicode spaces therefore can't make the guard see a different statement than the one that
 DuckDB runs.
 
 DuckDB's own settings are a second line of defense (`busco.lake.engine.close`): a statement that got past the guard
-could still open only the tables' own files. Decision 024 describes what the guard and the settings each protect.
+could still open only the tables' own files. Decision 024 describes what the guard protects and what the settings
+protect.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _REASONS = {
         read_json_objects_auto read_ndjson read_ndjson_auto read_ndjson_objects read_parquet read_text parquet_scan
         parquet_metadata parquet_schema parquet_file_metadata parquet_full_metadata parquet_kv_metadata
         parquet_bloom_probe sniff_csv sql_auto_complete iceberg_scan iceberg_metadata iceberg_snapshots read_avro""",
-    "it shows settings and secrets of the connection": """
+    "it shows the connection's settings and secrets": """
         current_setting duckdb_settings duckdb_secrets which_secret pg_settings getenv""",
     "it reads or writes DuckDB's logs": """
         duckdb_logs duckdb_logs_parsed duckdb_log_contexts truncate_duckdb_logs enable_logging disable_logging
@@ -70,7 +71,7 @@ _VIEWS = frozenset({"pg_settings", "duckdb_settings", "duckdb_secrets", "duckdb_
 
 # what dbt may add before or after a statement: a comment (`query-comment`), spaces and a semicolon, all optional
 _COMMENT = re.compile(r"\s*(?:/\*(?:(?!/\*|\*/).)*\*/)?\s*;?\s*", re.DOTALL)
-# The statement with which dbt-duckdb loads a seed's file (its macro `duckdb__load_csv_rows`).
+# The statement that dbt-duckdb runs to load a seed's file (in its macro `duckdb__load_csv_rows`).
 _NAME = r'(?:"(?:[^"]|"")*"|\w+)'
 _SEED = re.compile(
     rf"copy\s+{_NAME}(?:\.{_NAME})*\s+from\s+'([^']*)'\s*\(format csv, header true, delimiter '[^']+'\)",
@@ -105,7 +106,7 @@ class Guard:
         self._lock = threading.Lock()
 
     def grant(self, sql: str) -> None:
-        """Allows exactly this statement of the platform to run once."""
+        """Allows exactly this statement, which the platform has built, to run once."""
         with self._lock:
             self._granted.add(sql.strip())
 
@@ -119,7 +120,7 @@ class Guard:
             Whether the results may contain personal data.
 
         Raises:
-            BuscoError: one of the statements is refused; the message has the node, the line and the reason.
+            BuscoError: one of the statements is refused; the message states the node, the line and the reason.
             duckdb.ParserException: DuckDB can't parse the SQL.
         """
         if not self._is_granted(sql) and not self._is_seed(sql):
@@ -187,7 +188,7 @@ class Guard:
                 types = [one.type.name for one in found]
                 queries = [one.query for one in found]
         except duckdb.ParserException:
-            # DuckDB's own message already has the line
+            # DuckDB's own message already names the line
             raise
         except (duckdb.Error, RuntimeError) as error:
             # parsing this SQL requires files or extensions (IMPORT DATABASE, PRAGMA)
@@ -195,7 +196,8 @@ class Guard:
         if not _odd_spaces(sql):
             return types, sql
         if not all(queries):
-            raise self._refusal(sql, node, None, "it has a pivot and non-ASCII spaces; replace them with plain spaces")
+            reason = "it has a pivot and non-ASCII spaces; replace these spaces with plain ones"
+            raise self._refusal(sql, node, None, reason)
         return types, ";".join(queries)
 
     @cached_property
@@ -212,7 +214,7 @@ class Guard:
             return ""
         name = token.name
         if "s3:/" in name:
-            # a path as a table's name: if a dot and another name follow, DuckDB would append them to the path
+            # a path is used as a table's name; if a dot and another name follow, DuckDB appends them to the path
             return _path_reason(node)
         if name in _VIEWS or (name in REFUSED and after is not None and after.text.startswith("(")):
             return f"{name}: {REFUSED[name]}"
@@ -254,7 +256,7 @@ class Guard:
             # the SQL may contain a query's results
             shown = HIDDEN
         error = BuscoError(
-            f"{node or 'this SQL'} is refused before it runs: {reason}\nLINE {number}: {shown[:_MAX_SHOWN]}",
+            f"{node or 'this SQL'} was rejected before it ran: {reason}\nLINE {number}: {shown[:_MAX_SHOWN]}",
             'see docs/modelling.md, section "What a model\'s SQL may do", for what to write instead',
         )
         if self._redactor is not None:
@@ -273,12 +275,13 @@ def _why(kind: str) -> str:
         "EXECUTE": "EXECUTE hides what is run; write the statement itself",
         "CALL": "CALL runs a function for its side effects; write a select",
         "EXPLAIN": "EXPLAIN returns a plan, and EXPLAIN ANALYZE runs the query; explain it with busco query",
-        "SET": "USE changes settings of the connection",
+        "SET": "USE changes the connection's settings",
     }.get(kind, "models cannot use this kind of statement")
 
 
 def _refused(statement: list[Token], bad: list[str]) -> str:
-    """Returns why a statement's first words are refused; '' if they aren't. `bad` has the SQL's refused types."""
+    """Returns why a statement's first words are refused; '' if they aren't. `bad` lists the SQL's refused statement
+    types."""
     first = word(statement[0])
     if first == "pragma":
         return "PRAGMA shows and changes settings; select from the function pragma_… instead"
@@ -291,7 +294,7 @@ def _refused(statement: list[Token], bad: list[str]) -> str:
     if kind in kinds:
         return ""
     if first in ("set", "reset"):
-        return "SET and RESET change settings of the connection; hooks can only use set variable"
+        return "SET and RESET change the connection's settings; hooks can only use `SET VARIABLE`"
     return f"{first} {kind} is not allowed; hooks can use {first} with: {', '.join(sorted(kinds))}"
 
 
@@ -303,12 +306,12 @@ def _beginning(sql: str) -> int:
 
 def _path_reason(node: str) -> str:
     if not node:
-        return "it names a path; read tables by their names"
+        return "it names a path; read tables by name"
     return "it names a path in the lake; use ref() and source() to read tables"
 
 
 def _odd_spaces(sql: str) -> bool:
-    """Returns whether a text has characters that DuckDB might convert to a space before its lexer sees them."""
+    """Returns whether the SQL contains characters that DuckDB might convert to a space before its lexer sees them."""
     return not sql.isascii() and any(
         ord(char) > 127 and (char.isspace() or unicodedata.category(char) in ("Zs", "Zl", "Zp", "Cf")) for char in sql
     )

@@ -1,4 +1,4 @@
-"""Writes a runner's heartbeats, by which its followers can distinguish a hung runner from a busy one."""
+"""Writes a runner's heartbeats, which let its followers distinguish a hung runner from a busy one."""
 
 from __future__ import annotations
 

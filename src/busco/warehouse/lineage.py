@@ -32,7 +32,7 @@ _DIALECT = "duckdb"
 # SQLGlot warns about unknown functions and types; this module decides what they mean for the lineage
 logging.getLogger("sqlglot").setLevel(logging.ERROR)
 
-# Row counts, whatever their arguments.
+# Row counts, regardless of their arguments.
 _COUNTS = (exp.Count, exp.CountIf, exp.ApproxDistinct)
 # What SQLGlot's lineage can't follow: whole rows as values (`select t from t`), columns by position or pattern, column
 # names derived from values, and summaries of a table's values.
@@ -100,7 +100,7 @@ def passed_on(sql: str, columns: Sequence[str], relations: Relations) -> frozens
 def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
     """Returns the name of each column of a query, and whether the column contains values of personal columns.
 
-    Names are in lower case; an unnamed column is called `_col_0`, `_col_1`, and so on.
+    Names are in lower case; unnamed columns are called `_col_0`, `_col_1`, and so on.
 
     Raises:
         Undecided: SQLGlot can't determine the lineage of part of the query.
@@ -171,7 +171,7 @@ def _is_literal_list(values: exp.In) -> bool:
 
 
 def _in_scope(pivot: exp.Pivot, statement: exp.Expr) -> list[exp.CTE]:
-    """Returns the CTEs that a pivot can read, those of the outermost query first."""
+    """Returns the CTEs that a pivot can read, starting with those of the outermost query."""
     around: list[exp.Expr] = []
     node: exp.Expr | None = pivot
     while node is not None:

@@ -109,7 +109,7 @@ strptime format must be a constant
 strftime format must be a constant
 """
 
-# Each message of DuckDB starts with one of these, followed by ` Error:` (DuckDB's Exception::ExceptionTypeToString).
+# Each message from DuckDB starts with one of these, followed by ` Error:` (DuckDB's Exception::ExceptionTypeToString).
 KINDS = (
     "Out of Range|Conversion|Unknown Type|Decimal|Mismatch Type|Divide by Zero|Object Size|Invalid type|Serialization|"
     "TransactionContext|Not implemented|Expression|Catalog|Parser|Planner|Scheduler|Executor|Constraint|Index|Stat|"

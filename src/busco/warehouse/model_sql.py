@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from busco.errors import BuscoError
 from busco.lake import types
-from busco.lake.layout import MAX_KEY_BYTES, key_bytes
-from busco.lake.records import Column
+from busco.lake.layout import MAX_KEY_BYTES, NULL_FOLDER, key_bytes
+from busco.lake.records import Column, DataFile
 
-if TYPE_CHECKING:
-    from busco.lake.versions import WrittenFile
-
-# Integer types that tables can't hold, but that can be cast to a contract's exact type: DuckDB checks for overflow.
+# Integer types that tables can't hold, but that can safely be cast to the type in a contract, because DuckDB's casts
+# fail on overflow.
 _WIDE = frozenset({"HUGEINT", "UHUGEINT", "UBIGINT", "UINTEGER", "BIGNUM"})
 _EXACT = frozenset({"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "DECIMAL"})
 # COPY starts a new file when the current one exceeds this size. Files of this size suit engines that read from S3.
 _FILE_BYTES = "256MB"
-# Only percent-encoded text (VARCHAR, JSON) can be longer than this many bytes. NULL has a folder name of its own.
+# Of all percent-encoded values, only text (VARCHAR, JSON) can be longer than this many bytes.
 _ENCODED_VALUE = 64
-_NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _WRITTEN = re.compile(r"[\w.~%=/-]+", re.ASCII)
 
 
@@ -69,7 +66,7 @@ def columns(given: Sequence[tuple[str, str]], required: Sequence[Column]) -> tup
 
 
 def _as_written(column: str, kind: types.DataType) -> str:
-    """Returns the expression with which COPY writes a column of type `kind`.
+    """Returns the expression that COPY uses to write a column of type `kind`.
 
     DuckDB's Parquet writer fails on infinity in a TIMESTAMP_S without naming the column. A cast to the file's own type
     preserves the infinity, so that `date_range` finds it in the written files.
@@ -121,7 +118,9 @@ def partition_columns(partition_by: Any, table: Sequence[Column]) -> tuple[str, 
         if name not in kinds:
             raise BuscoError(f"partition_by names {name}, which is not a column", "fix the model's config")
         if types.is_nested(kinds[name]) or str(kinds[name]) == "BLOB":
-            raise BuscoError(f"partition_by names {name}, a {kinds[name]}", "partition by a simple column")
+            raise BuscoError(
+                f"partition_by names {name}, whose type is {kinds[name]}", "partition by a column of a simple type"
+            )
     return names
 
 
@@ -139,8 +138,8 @@ def copy_sql(
         by = ", ".join(types.quoted(name) for name in partition_by)
         options.append(f"partition_by ({by}), write_partition_columns true")
     else:
-        # with these options, DuckDB opens each file when its first row arrives, with the credentials current at that
-        # time, not at the start
+        # with these options, DuckDB opens each file only when the file's first row arrives, so it uses the credentials
+        # that are current at that time
         options.append(f"file_size_bytes '{_FILE_BYTES}', write_empty_file false")
     query = f"select {', '.join(expressions)} from (\n{sql}\n)"
     if partition_by and (checked := _fitting_partitions(table, partition_by, url)):
@@ -163,21 +162,21 @@ def _fitting_partitions(table: Sequence[Column], partition_by: Sequence[str], ur
     if not texts and room >= _ENCODED_VALUE * len(partition_by):
         return ""
     columns = [types.quoted(column) for column in partition_by]
-    size = " + ".join(f"coalesce(length(url_encode(cast({c} as varchar))), {len(_NULL_FOLDER)})" for c in columns)
+    size = " + ".join(f"coalesce(length(url_encode(cast({c} as varchar))), {len(NULL_FOLDER)})" for c in columns)
     message = (
-        f"{'.'.join(folder.split('/')[:2])} has a partition by {', '.join(partition_by)} whose files would have keys "
-        f"longer than S3's limit of {MAX_KEY_BYTES:,} bytes. Shorten the values, or partition by another column; "
-        f"to find them, use: where {size} > {room}"
+        f"{'.'.join(folder.split('/')[:2])} is partitioned by {', '.join(partition_by)}, and the files of at least one "
+        f"partition would have keys longer than S3's limit of {MAX_KEY_BYTES:,} bytes. Shorten the values, or "
+        f"partition by another column; to find these values, use: where {size} > {room}"
     )
     return f"case when {size} > {room} then error({types.literal(message)}) else {columns[0]} end as {columns[0]}"
 
 
 def _is_text(kind: types.DataType) -> bool:
-    """Whether values of a type are text of any length; JSON values are, too."""
+    """Whether a type's values are text of any length (VARCHAR or JSON)."""
     return isinstance(kind, types.Primitive) and types.iceberg_name(kind) == "string"
 
 
-def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
+def written_files(stats: Any, prefix: str) -> list[DataFile]:
     """Returns COPY's RETURN_STATS rows as files; `prefix` is the bucket's URL.
 
     Files without rows are left out; if no files remain, the version is a typed empty relation (Q1).
@@ -187,14 +186,11 @@ def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
     Raises:
         BuscoError: two partitions have the same folder.
     """
-    # imported here because pyiceberg would be a tenth of all imports at startup, and is needed only after a build
-    from busco.lake.versions import WrittenFile
-
     files = []
     for row in stats:
         name, count, size, _, statistics, partition = tuple(row)[:6]
         files.append(
-            WrittenFile(
+            DataFile(
                 key=str(name).removeprefix(prefix),
                 rows=int(count),
                 bytes=int(size),
@@ -207,8 +203,8 @@ def written_files(stats: Any, prefix: str) -> list[WrittenFile]:
         # the message leaves out the value, which may be personal data
         by = ", ".join(part.split("=")[0] for part in doubled[0].split("/")[:-1] if "=" in part)
         raise BuscoError(
-            f"two partitions by {by} have the same folder",
-            "a value of the partition column is the same as the name of NULL's folder; replace that value",
+            f"two values of {by} map to the same partition folder",
+            "a value of the partition column equals the name of the folder for NULL; replace that value",
         )
     return sorted((file for file in files if file.rows), key=lambda file: file.key)
 
@@ -222,10 +218,11 @@ def is_below(folder: str, key: str) -> bool:
 def _map(value: Any) -> dict[str, Any]:
     if value is None or value == "":
         return {}
-    return dict(json.loads(value)) if isinstance(value, str) else dict(value)
+    found = json.loads(value) if isinstance(value, str) else value
+    return {name: one for name, one in found.items() if one is not None}
 
 
-def check_not_null(table: Sequence[Column], files: Sequence[WrittenFile], nested_nulls: Mapping[str, int]) -> None:
+def check_not_null(table: Sequence[Column], files: Sequence[DataFile], nested_nulls: Mapping[str, int]) -> None:
     """Checks the contract's not_null constraints against COPY's own null counts.
 
     Raises:

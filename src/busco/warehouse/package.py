@@ -8,14 +8,14 @@ from dbt.adapters.factory import FACTORY
 
 from busco.project import PLATFORM_PACKAGE
 
-# the folder with the package's dbt_project.yml and macros and the profile of every project, and the profile's name
+# the folder with the package's dbt_project.yml and macros, and with the profile that every project uses
 FOLDER = Path(__file__).with_name("dbt_package")
 PROFILE = "busco"
 
 
 def register() -> None:
-    """Makes dbt load the package as an internal one, like the adapter's macros. A project needs no `packages.yml`, no
-    copy and no `dbt deps` for it, and a project's own macros take precedence. Safe to call repeatedly.
+    """Makes dbt load the package as an internal package, like the adapter's. A project needs no `packages.yml`, no copy
+    and no `dbt deps` for it, and a project's own macros take precedence. Safe to call repeatedly.
 
     Only an internal package can override dbt's `seed` materialization. dbt's only public way to register one is a
     custom adapter, which would have to duplicate everything in dbt-duckdb.

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def check(dbt: Dbt) -> None:
-    """Refuses models that are partitioned by a column which their SQL derives from personal data.
+    """Refuses models that are partitioned by a column that their SQL derives from personal data.
 
     The partitioned models and their ancestors are compiled on empty tables. If a model's SQL is built from query
-    results, or if the model reads a relation with undocumented columns, it is not checked here, but when it is built,
+    results, or if the model reads a relation with undocumented columns, the model is checked later: when it is built,
     before it writes anything (`personal.check_partitions`).
 
     Raises:

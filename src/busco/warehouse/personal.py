@@ -77,10 +77,11 @@ class Personal:
         """Refuses column names, field names and ENUM values that may come from query results or from a hook's table.
 
         They would end up in the table's metadata, so they are refused before any message can show them. A name is
-        refused if one of its words is neither in the code nor in the names and types of the relations that are read.
+        refused if one of its words is neither in the code nor in the names and types of the relations that the SQL
+        reads.
 
         Raises:
-            BuscoError: there are some; the message has the columns' positions and how to fix them.
+            BuscoError: there are such names; the message lists the positions of their columns and says what to change.
         """
         if not self._any or not self._is_open(unique_id):
             return
@@ -102,15 +103,15 @@ class Personal:
         """Refuses a pivot by personal data, before any message can show the column names that it creates.
 
         Raises:
-            BuscoError: there is one; the hint says how to write it instead.
+            BuscoError: the SQL contains such a pivot; the hint says how to rewrite it.
         """
         if self._any and "pivot" in sql.lower():
             from busco.warehouse.lineage import named_by_values
 
             if named_by_values(sql, self._relations()):
                 raise BuscoError(
-                    "a pivot in the SQL names columns after values that are, or may be, personal data: these names "
-                    "would be in the table's metadata",
+                    "a pivot in the SQL names columns after values that are, or may be, personal data, and these names "
+                    "would end up in the table's metadata",
                     "write the values in the SQL, `pivot … on column in ('a', 'b')`, or pivot by another column",
                 )
 
@@ -147,7 +148,10 @@ class Personal:
 
 
 def _parts(text: str) -> frozenset[str]:
-    """Returns the words of a text and of the names in it, in lower case, without numbers of one or two digits."""
+    """Returns the words in a string, including those within names, in lower case.
+
+    Numbers of one or two digits are left out.
+    """
     found = frozenset(_PART.findall(text.lower()))
     return frozenset(part for part in found if not _SHORT_NUMBER.fullmatch(part))
 

@@ -34,7 +34,7 @@ class Plan:
 def plan(run: Run, project: Project, elsewhere: frozenset[str] = frozenset()) -> Plan:
     """Returns the remaining work of a run.
 
-    A node is done if it has a final result for the versions that are now in the run. If a table was rebuilt since then,
+    A node is done if it has a final result for the versions that are now in the run. If a table has been rebuilt since,
     the tests and models that read its old version are not done. A failed node is done, too: it is rebuilt only if
     somebody clears its task.
 
@@ -105,7 +105,7 @@ def for_other_runners(run: Run) -> frozenset[str]:
 
 def lives(runner: Runner, endings: Mapping[int, Ending]) -> bool:
     """Whether a runner may still be running. An ECS task counts as running until its ending is recorded, because the
-    role of the task can't query ECS. A local process is looked up by its id."""
+    task's role can't query ECS. A local process is looked up by its id."""
     if runner.number in endings:
         return False
     return runner.launcher == "ecs" or process_alive(runner.pid, runner.started)
@@ -133,7 +133,7 @@ def _is_current(project: Project, result: Result, entries: Mapping[str, Entry], 
 
 
 def _failed_models(project: Project, latest: Mapping[str, Result]) -> dict[str, str]:
-    """Maps each model that failed, or that was skipped because its unit test failed, to the name of what failed."""
+    """Maps each model that failed, or that was skipped because its unit test failed, to the name of the failed node."""
     failed = {}
     for node, result in latest.items():
         if result.status in _BAD:

@@ -1,8 +1,12 @@
-"""The dbt-duckdb plugin of the `lake` materialization: it handles the run's records; dbt's connection runs the SQL."""
+"""The dbt-duckdb plugin behind the `lake` materialization.
+
+The plugin reads and writes the run's records. All SQL runs on dbt's own connection.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import duckdb
@@ -25,15 +29,17 @@ from busco.warehouse.session import Session, quoted_relation
 _active: Session | None = None
 _guard = Guard()
 
-# The keys of a step's dictionary that macros set. All other keys are restored as earlier steps left them.
+# The keys of a step's dictionary that macros may set. All other keys are reset to the values from earlier steps.
 _GIVEN = frozenset({"node", "step", "sql", "described", "known", "stats", "counted", "file", "delimiter", "names"})
+
+_VIEWS_AT_ONCE = 8
 
 # the columns of the query that dbt runs for a test
 _OF_A_TEST = ("failures", "should_warn", "should_error")
 
 
 def activate(session: Session | None) -> None:
-    """Makes `session` the one that this process's connections use; None deactivates the current one."""
+    """Makes this process's connections use `session`; None deactivates the current session."""
     global _active, _guard
     # dbt-duckdb keeps its connection across commands, but a new session needs a new connection
     DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]
@@ -52,7 +58,7 @@ def check(sql: str) -> bool:
         Whether the results may contain personal data.
 
     Raises:
-        DbtRuntimeError: a statement is refused; the message has the node, the line and the reason.
+        DbtRuntimeError: a statement is refused; the message states the node, the line and the reason.
     """
     try:
         return _guard.check(sql, current_node())
@@ -69,7 +75,7 @@ def _checked(query: str, what: str) -> None:
 
 def rows_fetched(names: Sequence[str]) -> None:
     """Records that the current node's Jinja fetched rows that may contain personal data. dbt itself fetches rows only
-    for tests; those rows are counts, and are ignored here.
+    for tests; those rows contain only counts and are ignored here.
 
     Args:
         names: the names of the fetched columns.
@@ -103,25 +109,32 @@ class Plugin(BasePlugin):
             engine.reach(conn, _active.settings)
         for schema in sorted(_active.schemas()):
             conn.execute(f"create schema if not exists {types.quoted(schema)}")
-        for schema, name, query, is_ours in _active.relations():
+        views = []
+        for schema, name, queries, is_ours in _active.relations():
             if not is_ours:
                 # the query contains types from the project's YAML
-                _checked(query, f"{schema}.{name}")
-            conn.execute(f"create or replace view {quoted_relation(schema, name)} as {query}")
+                _checked(queries[0], f"{schema}.{name}")
+            views.append((quoted_relation(schema, name), queries))
+        # most of this time is spent waiting for S3, where DuckDB opens the first file of each table that is read
+        with ThreadPoolExecutor(max_workers=_VIEWS_AT_ONCE) as pool:
+            list(pool.map(lambda view: engine.create_view(conn.cursor(), *view), views))
         store = _active.store
         folders = [store.url(folder) for folder in TABLE_FOLDERS] if store is not None else []
         engine.close(conn, folders, sorted(_active.project.seed_files))
 
     def store(self, target_config: TargetConfig) -> None:
-        """Runs a step of the materialization: the one that the key `step` of `target_config.config` names.
+        """Runs the step of the materialization that the key `step` in `target_config.config` names.
 
-        The project's Jinja can also call this method, with any dictionary. Therefore the node must be the current one,
-        results of earlier steps are not read from the dictionary, and only statements that the steps build are granted.
+        The project's Jinja can also call this method, with any dictionary. Therefore, the dictionary must name the
+        current node, results of earlier steps are not read from it, and only statements that the steps build are
+        granted.
         """
         job = target_config.config
         try:
             if _active is None:
-                raise BuscoError("only the platform can build models with materialization lake", "use: busco dbt build")
+                raise BuscoError(
+                    "only the platform can build models with the `lake` materialization", "use: busco dbt build"
+                )
             node, step = current_node(), str(job["step"])
             if job["node"] != node:
                 raise BuscoError(f"{node} can't run a step of {job['node']}", "do not call store_relation")
@@ -150,7 +163,7 @@ class Plugin(BasePlugin):
                 _active.redactor.allow(str(error))
             raise DbtRuntimeError(str(error)) from error
         except duckdb.ParserException as error:
-            # the same message as when dbt runs the statement itself
+            # this is the message that dbt would show if it ran the statement itself
             raise DbtRuntimeError(str(error)) from error
 
     def _grant(self, step: str, job: dict[str, Any], node: Mapping[str, Any]) -> None:

@@ -5,7 +5,8 @@ Therefore the filter doesn't try to find and remove values; it shows only text f
 
 - of a message about data (conversions, ranges, constraints, files, `error(…)`): its kind, and the constant words of the
   patterns in `SHAPES`;
-- of a message about code (binder, catalog, parser): words of DuckDB, of the project's code, and of the project's names;
+- of a message about code (binder, catalog, parser): words from DuckDB's vocabulary, the project's code, and the
+  project's names;
 - of an echoed line of SQL: the whole line, if it contains only such words.
 
 Everything else is replaced by `•••`. The messages are those of DuckDB 1.5.5.
@@ -43,7 +44,8 @@ _WORD = re.compile(r"(?:\w|[^\x00-\x7f])+")
 _SIZE = re.compile(r"\(\d{1,2}(?:, ?\d{1,2})?\)|\[\d{0,2}\]")
 # macros that can bring query results into a model's SQL or into dbt's log
 _QUERY_MACROS = frozenset({"macro.dbt.run_query", "macro.dbt.statement", "macro.dbt.load_result"})
-# methods of `adapter` that return no values; any other use of `adapter` may, even if it is only assigned to a variable
+# methods of `adapter` that return no values; any other use of `adapter` counts as returning values, even if `adapter`
+# is only assigned to a variable
 _HARMLESS = (
     "dispatch|quote|quote_as_configured|type|get_relation|load_relation|get_columns_in_relation|get_missing_columns"
 )
@@ -53,7 +55,7 @@ _HOLES = {"…": r"(?:.*)", "<>": r"([\w .,()\[\]\":]+)"}
 
 
 class Redactor:
-    """Filters the messages of dbt and DuckDB about a project's nodes.
+    """Filters the messages from dbt and DuckDB about a project's nodes.
 
     Args:
         typed: code that the user typed, such as an inline query.
@@ -62,9 +64,9 @@ class Redactor:
     def __init__(self, project: Project, typed: Iterable[str] = ()) -> None:
         self.project, self.typed = project, tuple(typed)
         self._allowed: set[str] = set()
-        # nodes that were seen to read what a hook has created from personal data, though they don't declare it
+        # nodes found to read something that they don't declare and that a hook has created from personal data
         self._indirect: set[str] = set()
-        # nodes whose Jinja was seen to fetch values
+        # nodes whose Jinja has fetched values
         self._queried: set[str] = set()
         self._known: dict[str, frozenset[str]] = {}
 
@@ -89,9 +91,9 @@ class Redactor:
     def hides(self, node: str) -> bool:
         """Whether values are hidden in messages about a node, because it or one of its ancestors has pii columns.
 
-        Messages about no node, or about one that isn't in the project (hooks, inline queries), are filtered if any node
-        has pii columns. The rows of a unit test are code from its YAML, so they are not hidden, unless they come from a
-        query or the tested model's Jinja runs queries.
+        Messages that aren't about a node, or are about one that isn't in the project (hooks, inline queries), are
+        filtered if any node has pii columns. The rows of a unit test are code from its YAML, so they are not hidden,
+        unless they come from a query or the tested model's Jinja runs queries.
         """
         project = self.project
         if node in self._indirect:
@@ -110,7 +112,7 @@ class Redactor:
         return any(self.project.pii(uid) for uid in (*self.project.sources, *self.project.nodes))
 
     def runs_queries(self, node: str) -> bool:
-        """Whether a node's Jinja runs queries, so that their results may be in its SQL and its log messages."""
+        """Whether a node's Jinja runs queries, whose results may then be in the node's SQL and log messages."""
         nodes, units = self.project.nodes, self.project.unit_tests
         if node in self._queried:
             return True
@@ -127,17 +129,17 @@ class Redactor:
     # -- filtering ------------------------------------------------------------------------------------------------
 
     def text(self, node: str, text: str) -> str:
-        """Returns an error message, or another text from dbt; if the node's values are hidden, the text is filtered.
+        """Returns an error message or other text from dbt, filtered if the node's values must be hidden.
 
         Args:
-            node: the unique id; '' if the text is about no node.
+            node: the unique id; '' if the text isn't about a node.
         """
         if not text.strip() or not self.hides(node):
             return text
         return self._shown(node, text)
 
     def free(self, node: str, text: str) -> str:
-        """Returns a text from the project's `log()` or `print()`, hidden if it may contain query results."""
+        """Returns the text of a `log()` or `print()` call in the project, hidden if it may contain query results."""
         return HIDDEN if text.strip() and self.hides(node) and self.runs_queries(node) else text
 
     def artifact(self, content: str) -> str:
@@ -196,7 +198,7 @@ class Redactor:
         return "\n".join([first, *inner])
 
     def _body(self, node: str, text: str) -> str:
-        """Filters the part of a message that is left without the lines that dbt adds (`_HEAD`, `_BELOW`)."""
+        """Filters what remains of a message after the lines that dbt adds (`_HEAD`, `_BELOW`) are removed."""
         if not text.strip() or _squeezed(text) in self._allowed or _COUNT.fullmatch(text.strip()):
             return text
         found = _KIND.match(text.strip())
@@ -246,7 +248,10 @@ class Redactor:
         return "\n".join(shown(line) for line in content.split("\n"))
 
     def _is_code(self, node: str, line: str) -> bool:
-        """Whether a line that DuckDB echoes has only words of code. DuckDB truncates long lines, even within a word."""
+        """Whether a line that DuckDB echoes contains only words from the code.
+
+        DuckDB truncates long lines, even within a word.
+        """
         known = self._words(node)
         cut_left, cut_right = line.startswith("..."), line.endswith("...")
         found = list(_WORD.finditer(line))

@@ -1,4 +1,4 @@
-"""Converts the events of a running dbt command to results and logs, which the run's followers read."""
+"""Converts the events of a running dbt command into results and logs, which the run's followers read."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Reporter:
             try:
                 reads = self.session.reads(node)
             except BuscoError as error:
-                # the test ran on an empty placeholder for a table that doesn't exist: the test's result is meaningless
+                # the test read an empty placeholder for a table that doesn't exist, so the test's result is meaningless
                 status, message = "error", str(error)
         bad = status in ("failed", "error")
         if bad and (explanation := explained(message, self.session.budget)):
@@ -120,8 +120,8 @@ class Reporter:
 def located(message: str, project: Project, node: str, sql: str) -> tuple[str, str]:
     """Replaces DuckDB's line number in dbt's error with the line number in the model's compiled SQL.
 
-    DuckDB counts lines in a statement in which lines from dbt and from this platform precede the model's SQL. The line
-    is therefore found by its text.
+    DuckDB counts lines from the start of the whole statement, in which lines from dbt and from this platform precede
+    the model's SQL. The line is therefore found by its text.
 
     Returns:
         The error, and the place to look: `<file>:<line>` if the line was found, otherwise only the file. For a model,

@@ -28,6 +28,7 @@ from busco.lake.runs import Run, open_run
 from busco.processes import this_host
 from busco.project import Project
 from busco.settings import Settings, require_lake
+from busco.text import count
 from busco.warehouse import plugin
 from busco.warehouse.dbt import Dbt, opened, say
 from busco.warehouse.docs import make_docs
@@ -61,7 +62,7 @@ def open_store(settings: Settings) -> tuple[ObjectStore, EnvironmentLayout]:
 
 
 def work(settings: Settings, run_key: str, nodes: Sequence[str] | None = None, rebuild: bool = False) -> Outcome | None:
-    """Calls `serve` with an unnamed order for `nodes` (dbt unique ids) or for all that remains in the newest epoch."""
+    """Calls `serve` with an unnamed order for `nodes` (dbt unique ids) or all remaining nodes, in the newest epoch."""
     order = Order(
         name="", generation=0, kind="shared" if nodes is None else "solo", nodes=tuple(nodes or ()), rebuild=rebuild
     )
@@ -115,9 +116,9 @@ def _serve(settings: Settings, run: Run, order: Order, me: Runner) -> Outcome:
             base = run.base()
             if not run.environment.is_replay:
                 # bronze metadata belongs to prod; replays are read by DuckDB, which doesn't need that metadata
-                write_bronze_metadata(settings, run, run.pin.bronze, base)
+                write_bronze_metadata(settings, project, run, run.pin.bronze, base)
             models = frozenset(n for n in todo.nodes if project.table_of(n)) if order.rebuild else frozenset()
-            session = Session(settings, project, run.store, run, base, me.number, models, dbt.redactor)
+            session = Session(settings, project, run.store, run, base, me.number, models, dbt.redactor, todo.nodes)
             plugin.activate(session)
             outcome = _build(dbt, project, run, session, todo, me.kind)
         run.put_result(report("success"))
@@ -133,7 +134,8 @@ def _me(settings: Settings, order: Order, log: str) -> Runner:
     task = this_task()
     if order.name and task is None and in_ecs():
         raise BuscoError(
-            "the ECS task metadata endpoint does not respond, so nobody could find this runner", "start it again"
+            "the ECS task metadata endpoint is not responding, so followers would not be able to find this runner",
+            "start the runner again",
         )
     return Runner(
         number=0,
@@ -157,7 +159,7 @@ def _me(settings: Settings, order: Order, log: str) -> Runner:
 
 
 def _register(run: Run, me: Runner) -> Runner | None:
-    """Registers this process, unless a runner with the same work is alive: such runners work one after another (R9)."""
+    """Registers this process, unless a runner for the same work is alive: such runners work one after another (R9)."""
     while True:
         known, endings = run.runners(), run.endings()
         for other in known:
@@ -202,18 +204,23 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, k
         reporter.check()
         if result.exception is not None:
             reason = dbt.reason(result)
-            raise BuscoError(f"dbt ended without results: {reason}", dbt.advice(reason))
+            raise BuscoError(f"dbt exited without returning any results: {reason}", dbt.advice(reason))
     statuses: dict[str, str] = dict(reporter.statuses)
     for node in graph:
         if node not in statuses:
             raise BuscoError(
-                f"dbt reported no result for {node}", "if it was disabled or renamed, run: busco dbt parse"
+                f"dbt reported no result for {node}", "if the node was disabled or renamed, run: busco dbt parse"
             )
     if DOCS_NODE in todo.nodes:
         if all(status in GOOD for status in statuses.values()):
             statuses[DOCS_NODE] = _docs(dbt, project, run, session)
         elif kind == "solo":
             statuses[DOCS_NODE] = "skipped"
+    for node, columns in sorted(session.unmarked.items()):
+        say(
+            f"warning: {project.table_of(node)}: personal data may have been passed on to {', '.join(columns)}; mark "
+            "each of these columns with meta: {pii: true}, or with meta: {pii: false} if it contains none"
+        )
     return Outcome(session.runner, statuses)
 
 
@@ -233,7 +240,7 @@ def _check_parents(project: Project, session: Session, graph: Sequence[str]) -> 
     if missing:
         listed = "; ".join(f"{table} (read by {', '.join(names[:3])})" for table, names in missing.items())
         raise BuscoError(
-            f"no version of {listed}: it is neither in this run nor in its base release", "select it too: +<model>"
+            f"there is no version of {listed} in this run or its base release", "select the parents too: +<model>"
         )
 
 
@@ -241,6 +248,8 @@ def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:
     started = utc_now()
     # include other runners' versions: a new connection creates relations for everything that is visible now
     session.refresh()
+    # the docs describe only columns, so no rows are read
+    session.nodes = ()
     plugin.activate(session)
     run.put_result(Result(node=DOCS_NODE, runner=session.runner, status="running"))
     try:
@@ -259,7 +268,7 @@ def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:
         )
         return "error"
     seconds = (utc_now() - started).total_seconds()
-    text = f"docs of {len(described)} tables in {seconds:.1f} s"
+    text = f"generated docs for {count(len(described), 'table')} in {seconds:.1f} s"
     result = Result(
         node=DOCS_NODE,
         runner=session.runner,

@@ -5,8 +5,8 @@ declarations (`ref()`, `source()`) to determine whether it reads personal data, 
 what must be built first. SQL that names any other table is therefore refused. So is SQL that would replace a table or
 one of DuckDB's functions, because later models and tests would use the replacement.
 
-What a hook creates can be read by nodes that do not declare it. If the hook's node reads personal data, every node that
-names such an object counts as reading personal data, too.
+Objects that a hook creates can be read by nodes that do not declare them. If the hook's node reads personal data, every
+node that names such an object counts as reading personal data, too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from busco.warehouse.tokens import Token, names, word
 
 Relation = tuple[str, str]
 
-# the default schema, and the database that has all tables
+# the default schema, and the database that contains all tables
 _MAIN, _DATABASE = "main", "memory"
 # words between a statement's first word and the kind of object
 _BETWEEN = frozenset({"or", "replace", "temp", "temporary", "unique", "recursive"})
 _MADE = frozenset({"table", "view", "macro", "function", "type", "sequence"})
-# the suffixes of dbt's names for a view that it is creating and for one that it has replaced
+# the suffixes that dbt adds to the name of a view that it is creating and of a view that it has replaced
 _OF_DBT = re.compile(r"__dbt_(?:tmp|backup)$")
 # words that precede a table name
 _BEFORE_TABLES = frozenset(
@@ -58,7 +58,10 @@ class Scope:
     # -- a node's own relation ----------------------------------------------------------------------------------------
 
     def begin(self, node: str) -> None:
-        """Lets a node's SQL create the node's relation, once, until `end` or until dbt puts the view in place."""
+        """Allows a node's SQL to create the node's relation, until `end` is called or dbt has put the view in place.
+
+        Only the first call for a node has an effect.
+        """
         with self._lock:
             if node not in self._began:
                 self._began.add(node)
@@ -87,8 +90,8 @@ class Scope:
         return None
 
     def is_personal(self, statement: Sequence[Token]) -> bool:
-        """Whether a statement's results may contain personal data: it names a table that contains or is derived from
-        personal data, or an object created by a node that reads such data. Column names and types are not data."""
+        """Whether a statement's results may contain personal data, because the statement names a table that contains or
+        is derived from such data, or an object created by a node that reads it. Column names and types are not data."""
         hidden = self._made_names() | self._views
         return any(
             any(pair in self._personal for pair in _pairs(parts)) or not hidden.isdisjoint(parts)
@@ -108,8 +111,8 @@ class Scope:
                 self._made |= made
 
     def names_hook_objects(self, node: str, statement: Sequence[Token]) -> bool:
-        """Whether a statement of `node` names an object created by a node that reads personal data, or names, without
-        its schema, a view over personal data that `node` doesn't declare."""
+        """Whether a statement of `node` names an object created by a node that reads personal data, or refers to a view
+        over personal data by its name alone, without declaring that view."""
         declared = {name for schema, name in self._declared(node) or () if schema == _MAIN}
         hidden = self._made_names() | (self._views - declared)
         return any(not hidden.isdisjoint(parts) for _, parts in names(statement))
@@ -139,7 +142,7 @@ class Scope:
         )
 
     def _is_dbts_own(self, node: str, verb: str, touched: set[Relation]) -> bool:
-        """Whether a statement is one of those with which dbt itself creates the node's relation."""
+        """Whether a statement is one that dbt itself runs to create the node's relation."""
         if node not in self.project.nodes:
             return False
         schema, name = _split(table_name(self.project.nodes[node]))
@@ -216,7 +219,7 @@ class Scope:
 
 
 def own_problem(statement: Sequence[Token]) -> tuple[Token, str] | None:
-    """Returns the token at which a statement is refused for any node, and why; None if it isn't refused."""
+    """Returns the token at which a statement is refused in any node, and why; None if it isn't refused."""
     found = target(statement)
     if found is None or word(statement[0]) != "create":
         return None
@@ -257,7 +260,7 @@ def target(statement: Sequence[Token]) -> tuple[str, bool, int, tuple[str, ...]]
 
 
 def _made(statement: Sequence[Token]) -> Iterator[str]:
-    """Yields the names of what a statement creates or writes values to."""
+    """Yields the names of the objects that a statement creates or writes values to."""
     words = [word(one) for one in statement]
     if words[:1] == ["set"]:
         yield from _VARIABLES

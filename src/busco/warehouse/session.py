@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import threading
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,23 @@ from typing import Any
 import duckdb
 
 from busco.errors import BuscoError
-from busco.lake import engine, types
+from busco.lake import bounds, engine, types
 from busco.lake.budget import budget
+from busco.lake.contents import (
+    BRONZE,
+    complete,
+    read_pages,
+    read_record,
+    read_version,
+    read_versions,
+    write_record,
+)
+from busco.lake.formats import in_own_place, upgrade
 from busco.lake.layout import EnvironmentLayout, new_id
+from busco.lake.metadata_json import copy_metadata
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Column, DataFile, Delivery, Release, Version, utc_now
-from busco.lake.relations import empty_sql, select_sql
+from busco.lake.records import FORMAT, Column, DataFile, Delivery, Published, Release, Version, utc_now
+from busco.lake.relations import empty_sql, select_sql, view_queries
 from busco.lake.runs import Run, TakenAway, visible_versions
 from busco.project import Project, meta_of
 from busco.settings import Settings
@@ -44,10 +54,11 @@ class Session:
     """A dbt process's view of the lake, shared by its threads.
 
     Args:
-        run: the run that this process works for; if None, it reads `base` only and writes nothing.
+        run: the run that this process works for; if None, the process reads only `base` and writes nothing.
         base: the run's base release, or the live release; None for the empty release.
         runner: this process's number in the run.
         rebuild: the unique ids of models that are built even if a version could be kept.
+        nodes: the unique ids of all nodes that this process runs; None if they are not known.
         redactor: filters dbt's messages; the platform registers its own messages there as safe to show.
     """
 
@@ -61,30 +72,36 @@ class Session:
         runner: int = 0,
         rebuild: frozenset[str] = frozenset(),
         redactor: Redactor | None = None,
+        nodes: Collection[str] | None = None,
     ) -> None:
         self.redactor = redactor or Redactor(project)
         self.settings, self.project, self.store = settings, project, store
         self.run, self.base, self.runner, self.rebuild = run, base, runner, rebuild
+        self.nodes = nodes
         self.budget = budget(settings)
         self.made: dict[str, Made] = {}
         self.sql: dict[str, str] = {}
-        # the results of the steps of each node's materialization so far, by unique id
+        # the results so far of the steps of each node's materialization, by unique id
         self.decided: dict[str, dict[str, Any]] = {}
+        # columns that contain, or may contain, personal data although their YAML doesn't say so, by unique id
+        self.unmarked: dict[str, tuple[str, ...]] = {}
         # nodes that another runner took over while this one was building them
         self.fenced: set[str] = set()
         self._lock = threading.Lock()
         self._unbuilt: set[str] = set()
+        self._published: dict[str, Published] = {}
+        # whole versions, read when they are needed
         self._versions: dict[str, Version] = {}
         self.personal = Personal(project, self.version, self.redactor)
         self.refresh()
 
     def refresh(self) -> None:
-        """Reloads the visible versions: the run's, otherwise the base release's, and bronze as pinned (Q3)."""
+        """Reloads the visible versions: the run's or, failing that, the base release's, and bronze as pinned (Q3)."""
         if self.run is None:
-            self._versions = dict(self.base.tables) if self.base else {}
+            self._published = dict(self.base.tables) if self.base else {}
             return
         entries = self.run.entries()
-        self._versions = visible_versions(self.run, self.base, entries)
+        self._published = visible_versions(self.run, self.base, entries)
         self._unbuilt = {table for table, entry in entries.items() if entry.version is None}
 
     @property
@@ -92,8 +109,29 @@ class Session:
         return EnvironmentLayout(self.settings.environment)
 
     def version(self, table: str) -> Version | None:
+        """Returns a table's visible version, or None if it has none."""
+        self._read([table])
         with self._lock:
-            return self._versions.get(table)
+            return self._versions.get(table) if table in self._published else None
+
+    def _read(self, tables: Iterable[str]) -> None:
+        """Reads the whole versions of those tables that have not been read yet."""
+        with self._lock:
+            wanted = [
+                published
+                for table in tables
+                if (published := self._published.get(table)) is not None
+                and (table not in self._versions or self._versions[table].version != published.version)
+            ]
+        if not wanted or self.store is None:
+            return
+        found = read_versions(self.store, wanted)
+        with self._lock:
+            self._versions.update(
+                (table, version)
+                for table, version in found.items()
+                if self._published[table].version == version.version
+            )
 
     def reads(self, unique_id: str) -> dict[str, str]:
         """Returns the exact versions of all tables that a node reads (R6, R8).
@@ -103,22 +141,31 @@ class Session:
         """
         with self._lock:
             parents = self.project.parents(unique_id)
-            missing = sorted(p for p in parents if p not in self._versions or p in self._unbuilt)
+            missing = sorted(p for p in parents if p not in self._published or p in self._unbuilt)
             if missing:
                 where = f"in run {self.run.name} or its base release" if self.run else "in the live release"
-                raise BuscoError(f"{', '.join(missing)} has no version {where}", "build it first")
-            return {parent: self._versions[parent].version for parent in sorted(parents)}
+                tables = ", ".join(missing)
+                raise BuscoError(f"there is no version of {tables} {where}", f"build {tables} first")
+            return {parent: self._published[parent].version for parent in sorted(parents)}
 
     # -- relations ----------------------------------------------------------------------------------------------------
 
-    def relations(self) -> Iterator[tuple[str, str, str, bool]]:
-        """Yields the schema, name and query of every relation that models can read, and whether the query is free of
-        text from the project. The relations are created once, when dbt connects (Q3).
+    def relations(self) -> Iterator[tuple[str, str, tuple[str, ...], bool]]:
+        """Yields every relation that models can read: its schema and name, the queries that create it
+        (`engine.create_view`), and whether these queries are free of text from the project. The relations are created
+        once, when dbt connects (Q3).
 
         A table without a version is a typed empty relation, created from its contract, since unit tests read its
         columns.
+
+        Creating the relation of a table that `nodes` read opens the table's first file, so that DuckDB has the table's
+        statistics. This also applies to all tables if the nodes are not known, but not to tables that `nodes` build:
+        their relations are replaced before they are read.
         """
         project, bucket = self.project, self.store.bucket if self.store else ""
+        found = (project.table_of(unique_id) for unique_id in (*project.sources, *project.nodes))
+        self._read([table for table in found if table])
+        read = self._tables_read()
         for unique_id in (*project.sources, *project.nodes):
             node = project.node(unique_id)
             if unique_id in project.nodes and node["resource_type"] not in ("model", "seed"):
@@ -128,10 +175,20 @@ class Session:
             table = project.table_of(unique_id)
             version = self.version(table) if table else None
             if version is not None:
-                yield node["schema"], version.table.split(".", 1)[1], select_sql(version, bucket), True
+                queries = view_queries(version, bucket, is_read=read is None or table in read)
+                yield node["schema"], version.table.split(".", 1)[1], queries, True
             elif columns := project.columns(unique_id):
                 name = node.get("identifier") or node.get("alias") or node["name"]
-                yield node["schema"], name, empty_sql(columns), False
+                yield node["schema"], name, (empty_sql(columns),), False
+
+    def _tables_read(self) -> set[str] | None:
+        """Returns the tables that `nodes` read and don't build; None if the nodes are not known."""
+        if self.nodes is None:
+            return None
+        # a unit test reads its own rows, not those of its model's parents
+        nodes = [node for node in self.nodes if node in self.project.nodes]
+        read = {parent for node in nodes for parent in self.project.parents(node)}
+        return read - {self.project.table_of(node) for node in nodes}
 
     def schemas(self) -> set[str]:
         return {schema for schema, _, _, _ in self.relations()}
@@ -139,13 +196,13 @@ class Session:
     # -- creating a version -------------------------------------------------------------------------------------------
 
     def begin(self, job: dict[str, Any]) -> None:
-        """Takes the table's entry, and decides whether its version from the base release is kept (R4, R7).
+        """Takes the table's entry, and decides whether the table's version from the base release is kept (R4, R7).
 
-        `job` is the materialization's dictionary. Input: `node`, `sql`; output: `keep`, and `view_sql` if it is kept.
+        `job` is the materialization's dictionary. Input: `node`, `sql`; output: `keep` and, if it is true, `view_sql`.
         """
         if self.run is None or self.store is None:
             raise BuscoError(
-                "models with the materialization `lake` can be built only in a run", "use: busco dbt build"
+                "models with the `lake` materialization can be built only in a run", "use: busco dbt build"
             )
         unique_id = str(job["node"])
         self.sql[unique_id] = str(job["sql"])
@@ -166,9 +223,11 @@ class Session:
             # the unique id differs if the project was renamed, and docs and Glue comments refer to it
             and known.unique_id in ("", unique_id)
             and known.inputs == reads
+            # a version that has lost its metadata can't be read, so the table is built again
+            and self._has_metadata(known)
         )
         if job["keep"] and known is not None:
-            self._enter(job, known, kept=True)
+            self._keep(job, known)
 
     def check_header(self, job: Mapping[str, Any]) -> None:
         """Refuses a seed if dbt would load one of its columns under a different name than in the header (`a`, `a_2`).
@@ -204,7 +263,7 @@ class Session:
             column_names.check_renamed(job["renamed"], ())
 
     def check_renamed(self, job: Mapping[str, Any]) -> None:
-        """Refuses columns that a subquery of the SQL returned twice. Input: `known`, the result of `known_sql`."""
+        """Refuses columns that a subquery in the SQL returned twice. Input: `known`, the result of `known_sql`."""
         column_names.check_renamed(job["renamed"], [str(name) for name in job["known"]])
 
     def describe(self, job: dict[str, Any]) -> None:
@@ -222,6 +281,9 @@ class Session:
         partition_by = model_sql.partition_columns(node["config"].get("partition_by"), columns)
         personal = self.personal.columns(str(job["node"]), str(job["sql"]), job["given"])
         check_partitions(partition_by, personal)
+        marked = {name.lower() for name in self.project.pii_marks(str(job["node"]))}
+        if unmarked := tuple(sorted(name for name in personal if name.lower() not in marked)):
+            self.unmarked[str(job["node"])] = unmarked
         folder = self.environment.data(str(job["table"]), str(job["version"]))
         store = self._store()
         job.update(
@@ -234,9 +296,9 @@ class Session:
     def wrote(self, job: dict[str, Any]) -> None:
         """Processes COPY's result. Input: `stats`; output: `count_sql`, queries that count rows in the written files.
 
-        `count_sql` has up to two queries, by name: `nulls` counts NULLs in nested not_null columns (docs/iceberg.md,
-        "null counts"), and `beyond` counts dates and times that may be out of range. It is usually empty. `commit`
-        gets the results in `counted`.
+        `count_sql` is usually empty. It has up to two queries, by name: `nulls` counts NULLs in nested not_null columns
+        (docs/iceberg.md, "null counts"), and `beyond` counts rows with dates or times that are out of range.
+        `commit` gets the results in `counted`.
         """
         store, columns = self._store(), job["columns"]
         job["files"] = model_sql.written_files(job.pop("stats"), store.url(""))
@@ -257,6 +319,7 @@ class Session:
         Before that, checks the values and writes the version's metadata. Output: `view_sql`.
         """
         from busco.lake import versions
+        from busco.lake.manifests import manifests_of
 
         store, table, version_id = self._store(), str(job["table"]), str(job["version"])
         columns: tuple[Column, ...] = job["columns"]
@@ -267,19 +330,7 @@ class Session:
         model_sql.check_not_null(columns, files, counted.get("nulls") or {})
         folder = self.environment.data(table, version_id)
         etags = store.etags(f"{folder}/", {file.key: file.bytes for file in files})
-        location = self.environment.iceberg(table)
-        metadata = self.environment.metadata(table, version_id)
-        versions.write_metadata(
-            store,
-            location,
-            metadata,
-            table_uuid(location),
-            columns,
-            job["partition_by"],
-            files,
-            {"busco.version": version_id, "busco.run": self._run().name},
-            job["personal"],
-        )
+        personal = tuple(sorted(job["personal"]))
         version = Version(
             table=table,
             version=version_id,
@@ -288,21 +339,55 @@ class Session:
             rows=sum(file.rows for file in files),
             bytes=sum(file.bytes for file in files),
             files=tuple(
-                DataFile(key=file.key, rows=file.rows, bytes=file.bytes, etag=etags[file.key]) for file in files
+                file.model_copy(
+                    update={
+                        "etag": etags[file.key],
+                        "statistics": bounds.without_bounds(file.statistics, columns, personal),
+                    }
+                )
+                for file in files
             ),
-            metadata=metadata,
             inputs=job["reads"],
             fingerprint=str(job["fingerprint"]),
             unique_id=str(job["node"]),
             project=self.project.identity,
-            personal=tuple(sorted(job["personal"])),
+            personal=personal,
             made_at=utc_now(),
         )
-        self._enter(job, version, kept=False)
+        record = self.environment.version(table, version_id)
+        etag = write_record(store, record, version)
+        described = self.project.descriptions(str(job["node"]))
+        metadata = self.environment.metadata(table, version_id, described.hash)
+        version = version.model_copy(update={"metadata": metadata})
+        versions.write_metadata(
+            store,
+            self.environment,
+            version,
+            manifests_of(store, version, ()),
+            described,
+            {"busco.version": version_id, "busco.run": self._run().name},
+        )
+        self._enter(job, Published.of(version, record, metadata, etag), version, kept=False)
 
-    def _enter(self, job: dict[str, Any], version: Version, kept: bool) -> None:
-        self._fenced(lambda run: run.enter(version.table, str(job["token"]), version, kept), version.table)
+    def _keep(self, job: dict[str, Any], known: Published) -> None:
+        """Enters the version of the base release, with the project's current descriptions in its metadata (R7)."""
+        store = self._store()
+        if self._run().pin.format == FORMAT:
+            known = upgrade(store, self.environment, {known.table: known})[known.table]
+        descriptions = self.project.descriptions(str(job["node"]))
+        metadata = self.environment.metadata(known.table, known.version, descriptions.hash)
+        copy_metadata(store, known.metadata, metadata, descriptions)
+        known = known.model_copy(update={"metadata": metadata})
+        self._enter(job, known, read_version(store, known), kept=True)
+
+    def _has_metadata(self, known: Published) -> bool:
+        keys = {known.metadata, in_own_place(self.environment, known).metadata}
+        return len(self._store().missing(keys)) < len(keys)
+
+    def _enter(self, job: dict[str, Any], published: Published, version: Version, kept: bool) -> None:
+        self._fenced(lambda run: run.enter(version.table, str(job["token"]), published, kept), version.table)
         with self._lock:
+            self._published[version.table] = published
             self._versions[version.table] = version
             self._unbuilt.discard(version.table)
             self.made[str(job["node"])] = Made(version, kept, dict(job["reads"]))
@@ -328,58 +413,75 @@ class Session:
         return self.store
 
 
-def table_uuid(location: str) -> uuid.UUID:
-    """Returns a table's Iceberg UUID, which is the same for all of its versions."""
-    return uuid.uuid5(uuid.NAMESPACE_URL, f"busco:{location}")
-
-
-def write_bronze_metadata(settings: Settings, run: Run, pinned: Mapping[str, Version], base: Release | None) -> None:
+def write_bronze_metadata(
+    settings: Settings, project: Project, run: Run, pinned: Mapping[str, Published], base: Release | None
+) -> None:
     """Writes the Iceberg metadata of those pinned bronze versions that have none yet (R3).
 
     Raises:
-        BuscoError: a delivery has dates or times that readers do not support; an older `busco ingest` accepted them.
+        BuscoError: a delivery that an older version of `busco ingest` accepted has dates or times that readers do not
+            support; or a source's descriptions have changed since the run was pinned.
     """
-    known = {version.version for version in base.tables.values()} if base else set()
-    fresh = [version for version in pinned.values() if version.version not in known]
+    known = base.tables if base else {}
+    missing = {*run.store.missing([one.metadata for one in pinned.values()])}
+    fresh = [one for one in pinned.values() if one.metadata in missing]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        list(pool.map(lambda version: _bronze_metadata(settings, run, version), fresh))
+        list(pool.map(lambda one: _bronze_metadata(settings, project, run, one, known.get(one.table)), fresh))
 
 
-def _bronze_metadata(settings: Settings, run: Run, version: Version) -> None:
+def _bronze_metadata(
+    settings: Settings, project: Project, run: Run, published: Published, known: Published | None
+) -> None:
     store = run.store
-    if store.get(version.metadata) is not None:
+    # a kept version has the unique id that the source had when the version was made
+    unique_id = next((one.unique_id for one in project.contracts if one.name == published.table), published.unique_id)
+    descriptions = project.descriptions(unique_id)
+    described = BRONZE.metadata(published.table, published.version, descriptions.hash)
+    if published.metadata not in (described, BRONZE.shared_metadata(published.table, published.version)):
+        raise BuscoError(
+            f"the descriptions of {published.table} have changed since the run was pinned",
+            "start a new run (in Airflow, clear the pin task)",
+        )
+    if known is not None and known.version == published.version and not store.missing([known.metadata]):
+        copy_metadata(store, known.metadata, published.metadata, descriptions)
         return
     from busco.lake import versions
+    from busco.lake.manifests import manifests_of
 
-    deliveries: Sequence[Delivery] = store.read_many(list(version.deliveries), Delivery)
-    files = [
-        versions.WrittenFile(delivery.object, delivery.rows, delivery.bytes, delivery.statistics, {})
-        for delivery in deliveries
-    ]
-    if (suspects := date_range.suspects(version.columns, files)) is not None:
-        with engine.connect(settings) as connection:
-            counts = connection.execute(suspects.count_sql(store.url)).fetchone()
-        counted = dict(zip(suspects.columns, counts or (), strict=True))
-        names = sorted({one.file_name for one in deliveries if one.object in suspects.files})
-        more = f" and {len(names) - _NAMED_FILES} more" if len(names) > _NAMED_FILES else ""
-        advice = (
-            f"correct the dates in {', '.join(names[:_NAMED_FILES])}{more}, ingest the whole file again under the "
-            "same name, and start a new run (in Airflow, clear the pin task)"
-        )
-        date_range.check(version.table, suspects, counted, store.url, run.name, advice)
-    location = EnvironmentLayout("prod").iceberg(version.table)
+    record = read_record(store, published)
+    pages = read_pages(store, record.table, record.pages)
+    version = complete(published, record, pages)
+    unclear = [one.record for page in pages for one in page.deliveries if one.in_range is not True]
+    _check_dates(settings, run, version, unclear if pages else version.deliveries)
     versions.write_metadata(
         store,
-        location,
-        version.metadata,
-        table_uuid(location),
-        version.columns,
-        (),
-        files,
+        BRONZE,
+        version,
+        manifests_of(store, version, pages),
+        descriptions,
         {"busco.version": version.version},
-        # an older pin doesn't list the personal columns, so any column may be one
-        [column.name for column in version.columns] if version.personal is None else version.personal,
+        known.metadata if known is not None else "",
     )
+
+
+def _check_dates(settings: Settings, run: Run, version: Version, records: Sequence[str]) -> None:
+    """Refuses a bronze version if one of these deliveries has dates or times that readers don't support."""
+    store = run.store
+    deliveries = store.read_many(list(records), Delivery)
+    files = [DataFile(key=one.object, rows=one.rows, bytes=one.bytes, statistics=one.statistics) for one in deliveries]
+    suspects = date_range.suspects(version.columns, files)
+    if suspects is None:
+        return
+    with engine.connect(settings) as connection:
+        counts = connection.execute(suspects.count_sql(store.url)).fetchone()
+    counted = dict(zip(suspects.columns, counts or (), strict=True))
+    names = sorted({one.file_name for one in deliveries if one.object in suspects.files})
+    more = f" and {len(names) - _NAMED_FILES} more" if len(names) > _NAMED_FILES else ""
+    advice = (
+        f"correct the dates in {', '.join(names[:_NAMED_FILES])}{more}, ingest the whole file again under the "
+        "same name, and start a new run (in Airflow, clear the pin task)"
+    )
+    date_range.check(version.table, suspects, counted, store.url, run.name, advice)
 
 
 def quoted_relation(schema: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Splits SQL into the tokens of DuckDB's own lexer, and finds the names in the SQL."""
+"""Splits SQL into tokens with DuckDB's own lexer, and finds the names in it."""
 
 from __future__ import annotations
 
@@ -60,8 +60,9 @@ def split(tokens: list[Token]) -> Iterator[list[Token]]:
 
 
 def names(statement: Sequence[Token]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Yields each name in a statement: the index of its first token, and its dotted parts in lower case: `("silver",
-    "a")` for `silver."A"`. Keywords and strings count as names too, because DuckDB accepts them as table names."""
+    """Yields each name in a statement: the index of its first token, and its dotted parts in lower case, such as
+    `("silver", "a")` for `silver."A"`. Keywords and strings count as names too, because DuckDB accepts them as table
+    names."""
     index = 0
     while index < len(statement):
         start, parts = index, [statement[index].name] if _is_name(statement[index]) else []

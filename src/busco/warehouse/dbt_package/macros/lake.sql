@@ -1,6 +1,6 @@
 {#
     A model becomes one immutable version of its table: Parquet files with field ids, Iceberg metadata, and an entry in
-    the run's records. All SQL runs on dbt's own connection; the plugin `lake` (busco.warehouse.plugin) reads and writes
+    the run's records. All SQL runs on dbt's own connection; the `lake` plugin (busco.warehouse.plugin) reads and writes
     the records. `job` is a dictionary that each step of the plugin reads and updates.
 #}
 {% materialization lake, adapter='duckdb', supported_languages=['sql'] %}

@@ -10,7 +10,7 @@
 {% endmaterialization %}
 
 
-{#  Loads a seed into a table with the seed's name, in place of the view of the seed's last version.  #}
+{#  Loads a seed into a table with the seed's name, which replaces the view of the seed's previous version.  #}
 {% macro busco_load_seed(agate_table) %}
     {% do busco_step('check_header', {
         'node': model.unique_id, 'file': agate_table.original_abspath, 'delimiter': config.get('delimiter', ','),
