@@ -1,7 +1,7 @@
-"""Runs `busco doctor` in the dbt image as an ECS task: the first DAG to run on a new account.
+"""Runs `busco doctor` in the dbt image as an ECS task: the first DAG to run in a new account.
 
-Its log lists what the container found when it checked S3, Glue, its role, memory and disk, and what to fix. It is also
-the smallest DAG that runs an ECS task: copy this file and change the command.
+The task's log lists what the container found when it checked S3, Glue, its role, its memory and its disk, and what to
+fix. This is also the smallest DAG that runs an ECS task: copy this file and change the command.
 """
 
 from datetime import timedelta
@@ -23,9 +23,9 @@ with DAG(
     # no retries: the problems that doctor finds don't go away on their own
     default_args={"owner": "data-platform", "execution_timeout": timedelta(minutes=10), "retries": 0},
     tags=["operations", "ecs"],
-    doc_md=__doc__ + "\nIf `doctor` fails, the last lines of its log state which check failed and how to fix it; then "
-    "clear the task. If the log has no output from doctor, the container did not start, and the log has ECS's reason "
-    "(docs/operating.md).",
+    doc_md=__doc__ + "\nIf `doctor` fails, the last lines of its log state which check failed and how to fix the "
+    "problem; fix it, then clear the task. If the log has no output from doctor, the container did not start, and the "
+    "log states the reason that ECS reported (docs/operating.md).",
 ):
     EcsRunTaskOperator(
         task_id="doctor",

@@ -21,7 +21,7 @@ from airflow.decorators import dag, task
         "retry_exponential_backoff": True,
     },
     tags=["example"],
-    doc_md=__doc__ + "\n\nIf it fails, see its log: usually, the lake is unreachable. It is safe to clear.",
+    doc_md=__doc__ + "\n\nIf the task fails, see its log: usually, the lake is unreachable. The task is safe to clear.",
 )
 def example():
     @task

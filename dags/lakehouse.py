@@ -1,4 +1,4 @@
-"""Raw files → tested tables → one release: pin, the dbt graph, docs, publish, Glue.
+"""Builds tested tables from raw files and publishes them as one release: pin, the dbt graph, docs, publish, Glue.
 
 For another dbt project on the same lake, copy this file and pass the project's folder (docs/modelling.md).
 """

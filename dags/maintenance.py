@@ -19,8 +19,8 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=10), "retry_exponential_
     max_active_runs=1,
     default_args={"owner": "data-platform", "execution_timeout": timedelta(minutes=10)},
     tags=["operations"],
-    doc_md=__doc__ + "\n\nIts log has a line for each task that it stopped, with the run and the reason. If it fails, "
-    "ECS or the lake did not respond. The next run tries again; it is also safe to clear.",
+    doc_md=__doc__ + "\n\nThe log of `reap` has a line for each ECS task that was stopped, with the run and the "
+    "reason. If `reap` fails, ECS or the lake did not respond. The next run tries again; `reap` is also safe to clear.",
 )
 def maintenance():
     @task(**RETRY)

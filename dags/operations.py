@@ -22,11 +22,11 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_b
     tags=["operations"],
     params={
         "action": choice_param("what to do", "rollback", "resume"),
-        "release": text_param("rollback: the release (busco release list)", most=200),
+        "release": text_param("rollback: the release's id (see busco release list)", most=200),
         "reason": text_param("rollback: the reason, for the record", most=2000),
     },
     doc_md=__doc__ + "\n\n`rollback` needs a release and a reason. Runs continue to build, but nothing is published "
-    "until `resume`, which also starts a new run. If a task fails, its log states what is wrong; it is safe to clear.",
+    "until `resume`, which also starts a new run. If a task fails, its log says why; the task is safe to clear.",
 )
 def operations():
     @task.branch

@@ -3,7 +3,7 @@
 
 CLONE is a clone of github.com/pypa/advisory-database, or of another repository of OSV records (YAML or JSON) such as
 github.com/github/advisory-database; by default, the former is cloned. Before you commit the file, read its diff, review
-each advisory (reviewed.toml), and copy the file's commit to [snapshot] in reviewed.toml.
+each advisory (reviewed.toml), and copy the `commit` in it to [snapshot] in reviewed.toml.
 
 usage: scripts/advisories.py [CLONE]
 """
@@ -45,7 +45,7 @@ def main() -> int:
     SNAPSHOT.write_text(text_of(made))
     known = sum(map(len, made["pins"].values()))
     print(f"{SNAPSHOT.name}: {len(made['pins'])} pins, {known} advisories, from {made['date']} ({made['commit'][:12]})")
-    print("read its diff, and copy its commit to [snapshot] in requirements/reviewed.toml")
+    print("read the file's diff, and copy the commit in it to [snapshot] in requirements/reviewed.toml")
     return 0
 
 
@@ -105,7 +105,7 @@ def records(clone: Path, pins: Mapping[str, set[str]]) -> Iterator[dict[str, Any
 
 
 def packages(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields the PyPI packages in a record, each with a function that tells whether a version of it is affected."""
+    """Yields the PyPI packages in a record, each with a function that tells whether a version is affected."""
     for affected in record.get("affected", ()):
         if affected.get("package", {}).get("ecosystem") == "PyPI":
             yield (
@@ -163,7 +163,7 @@ def entry(record: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def text_of(made: Mapping[str, Any]) -> str:
-    """Formats the snapshot as JSON with one line per advisory (or pin that has none), so that diffs are readable."""
+    """Formats the snapshot as JSON with one line per advisory (or per pin without any), so that diffs are readable."""
     lines = []
     for pin, advisories in made["pins"].items():
         inside = ",\n".join(f"      {json.dumps(one)}" for one in advisories)

@@ -3,9 +3,9 @@
 
 reviewed.toml lists the vulnerabilities that have been reviewed. The exit status is 1 for a vulnerability without a
 review, for a package that the database doesn't have, and for a review that has expired or is for a version that is no
-longer pinned. If no database responds, the snapshot in requirements/advisories.json is used instead; it has nothing
-newer than its date (update it with make audit-update). A file that the snapshot doesn't cover is NOT AUDITED: it has no
-result. That is a failure if CI is set, and so is a snapshot without a review.
+longer pinned. If no database responds, the snapshot in requirements/advisories.json is used instead; it contains
+nothing newer than its date (update it with make audit-update). A file that the snapshot doesn't cover is NOT AUDITED:
+it has no result. That is a failure if CI is set, and so is a snapshot without a review.
 
 usage: scripts/audit.py [REQUIREMENTS...]     default: all of requirements/*.txt
 """
@@ -48,7 +48,7 @@ class Review:
     """A vulnerability that has been reviewed.
 
     Args:
-        id: its id in the database: GHSA-…, PYSEC-… or CVE-….
+        id: the vulnerability's id in the database: GHSA-…, PYSEC-… or CVE-….
         reason: why it doesn't affect us, or why we accept it.
         review: the day on which it has to be reviewed again.
     """
@@ -130,8 +130,8 @@ def read_images(text: str) -> list[ImageReview]:
 
 
 def used_images(root: Path) -> set[str]:
-    """Returns the third-party images that the Dockerfiles build on and docker-compose.yml starts, as name:tag."""
-    texts = [file.read_text() for file in (*root.glob("Dockerfile.*"), root / "docker-compose.yml")]
+    """Returns the third-party images that the Dockerfiles build on and the Compose files start, as name:tag."""
+    texts = [file.read_text() for file in (*root.glob("Dockerfile.*"), *root.glob("docker-compose*.yml"))]
     found = {one for text in texts for one in IMAGE.findall(text)}
     return {one for one in found if not one.startswith("busco-")}
 
@@ -237,8 +237,8 @@ def audited(file: Path, services: list[str]) -> tuple[list[dict[str, Any]] | Non
                 continue
             found: list[dict[str, Any]] = json.loads(output.read_text())["dependencies"]
         if found and all("skip_reason" in one for one in found):
-            # a mirror of the package index that lacks vulnerability data skips every package
-            reasons.append(f"{service}: has none of {len(found)} packages")
+            # pip-audit skips every package if a mirror of the package index has no vulnerability data
+            reasons.append(f"{service}: has no data on any of the {len(found)} packages")
             services.remove(service)
             continue
         return found, ""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stops the Docker Compose platform and deletes its volumes: the lake, Airflow's history and all logs. Asks first.
+# Asks for confirmation, then stops the Docker Compose platform and deletes its volumes (lake, Airflow's history, logs).
 # usage: scripts/compose_destroy.sh [--yes]
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi

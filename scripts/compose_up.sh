@@ -18,7 +18,7 @@ if ! docker compose version >/dev/null 2>&1; then
     exit 1
 fi
 scripts/make_env.sh
-# skips hidden files, such as editors' swap files, which can have any permissions because no container reads them
+# skip hidden files, such as editors' swap files, which can have any permissions because no container reads them
 closed=$(find dags plugins config deploy src dbt_project ! -name '.*' \( -type d ! -perm -005 -o -type f ! -perm -004 \) -print -quit)
 if [[ -n $closed ]]; then
     echo "$closed is not readable by the containers' users; fix its permissions: scripts/set_local_dir_permission.sh" >&2
@@ -48,7 +48,7 @@ if ! docker compose up --detach --wait --wait-timeout 300; then
 fi
 # shellcheck source=scripts/lib/env.sh
 . scripts/lib/env.sh
-# this file contains the pid of the process that loads the initial data, and what it loads; removed after success
+# contains the pid of the process that loads the initial data, and what it loads; the file is removed after success
 begun=.busco/first-data.begun
 if [[ -f $begun ]] && kill -0 "$(sed -n 1p $begun)" 2>/dev/null; then
     echo "the initial data is still being loaded; log: .busco/log/first-data.log"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Loads sample data, or the files in a folder, into the Docker Compose platform and starts a run of the DAG `lakehouse`.
+# Loads sample data, or the files in a folder, into the Docker Compose platform and starts a run of the `lakehouse` DAG.
 # usage: scripts/first_data.sh [ORDERS | FOLDER]     default 100000
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi

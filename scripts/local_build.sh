@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # Builds the images, tags each as <name>:<commit> and <name>:local, and prints their sizes:
 #   busco-dbt (a runner), busco-local-aws (the local AWS in Docker Compose), busco-airflow (Airflow's services)
+#   busco-nginx, busco-certbot (HTTPS in production)
 # Placeholders (<random>, <user>, …) in an existing .env are filled in; nothing else in it changes.
 # <commit> ends in `-dirty` if there are uncommitted changes. Docker's own variables select the engine.
-# usage: scripts/local_build.sh [--platform PLATFORM] [dbt|local-aws|airflow]...     default: all images
+# usage: scripts/local_build.sh [--platform PLATFORM] [dbt|local-aws|airflow|nginx|certbot]...
+#   default               the images of the development stack: dbt, local-aws, airflow
 #   --platform PLATFORM   target platform, as Docker writes it (linux/amd64, linux/arm64); default: this machine's
 set -euo pipefail
-usage() { sed -n '2,7s/^# //p' "$0"; }
+usage() { sed -n '2,9s/^# //p' "$0"; }
 options=()
 images=()
 while (($#)); do
     case $1 in
         -h | --help) usage; exit 0 ;;
         --platform) options+=(--platform "${2:?--platform needs a platform}"); shift 2 ;;
-        dbt | local-aws | airflow) images+=("$1"); shift ;;
+        dbt | local-aws | airflow | nginx | certbot) images+=("$1"); shift ;;
         *) usage >&2; exit 2 ;;
     esac
 done
@@ -26,9 +28,13 @@ if [[ -n $(git status --porcelain) ]]; then version+=+; fi
 commit=${version/+/-dirty}
 # shellcheck source=scripts/lib/images.sh
 . scripts/lib/images.sh
-base=$(sed -n 's/^ARG PYTHON_IMAGE=//p' Dockerfile.dbt)
-from=$(locked "$base")
-if [[ $from != "$base" ]]; then options+=(--build-arg "PYTHON_IMAGE=$from"); fi
+# based_on VARIABLE DOCKERFILE: sets $base to the public image, and $from to the same one with its digest, if it is locked
+based_on() {
+    base=$(sed -n "s/^ARG $1=//p" "$2")
+    from=$(locked "$base")
+    based=()
+    if [[ $from != "$base" ]]; then based=(--build-arg "$1=$from"); fi
+}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 size() { docker image inspect --format '{{.Size}}' "$1" 2>/dev/null || echo 0; }
@@ -36,7 +42,8 @@ build() {
     local name=$1 began=$SECONDS
     shift
     printf 'building %s\n' "$name:$commit"
-    if ! DOCKER_BUILDKIT=1 docker build --progress plain ${options[@]+"${options[@]}"} --build-arg "CODE_VERSION=$version" \
+    if ! DOCKER_BUILDKIT=1 docker build --progress plain ${options[@]+"${options[@]}"} \
+        ${based[@]+"${based[@]}"} --build-arg "CODE_VERSION=$version" \
         --tag "$name:$commit" --tag "$name:local" "$@" . >"$log" 2>&1; then
         tail -40 "$log" >&2
         echo "building $name failed; see the output above" >&2
@@ -46,7 +53,11 @@ build() {
         $((($(size "$name:$commit") - $(size "$from")) / 1000000)) "$base" $((SECONDS - began))
 }
 for image in "${images[@]}"; do
+    based_on PYTHON_IMAGE Dockerfile.dbt
     case $image in
+        nginx | certbot)
+            based_on "$(tr '[:lower:]' '[:upper:]' <<<"$image")_IMAGE" "Dockerfile.$image"
+            build "busco-$image" --file "Dockerfile.$image" ;;
         dbt) build busco-dbt --file Dockerfile.dbt --target runner ;;
         local-aws) build busco-local-aws --file Dockerfile.dbt --target local ;;
         airflow)

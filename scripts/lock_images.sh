@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Looks up the digest of each third-party image that is built on or started, and writes them to images.lock. From then on,
-# builds and `make up` use exactly these images; without the file, they use the tags. If the registry doesn't respond,
-# nothing is written: a digest is never guessed.
+# Looks up the digests of all third-party images that our images are based on or that Docker Compose starts, and writes
+# them to images.lock. From then on, builds and `make up` use exactly these images; without the file, they use the tags.
+# If the registry doesn't respond, nothing is written: a digest is never guessed.
 # usage: scripts/lock_images.sh
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi

@@ -2,12 +2,15 @@
 # Creates .env from .env.example, with fresh random keys and passwords and this machine's user and Docker group, mode 600.
 # An existing .env keeps its values, except that placeholders (<random>, <user>, …) are filled in and variables that are
 # new in .env.example are added. If there is a placeholder that can't be filled in, nothing is changed.
-# usage: scripts/make_env.sh [--fill]
-#   --fill   only fill in the placeholders in an existing .env
+# usage: scripts/make_env.sh [--fill | --production [--outputs FILE]...]
+#   --fill        only fill in the placeholders in an existing .env
+#   --production  create .env for docker-compose.prod.yml instead, from .env.production.example: values come from --outputs
+#                 (JSON of `aws cloudformation describe-stacks` or `terraform output -json`), or are asked for
 set -euo pipefail
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,6s/^# //p' "$0"; exit 0; fi
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,8s/^# //p' "$0"; exit 0; fi
 fill=${1:-}
-if [[ -n $fill && $fill != --fill ]]; then sed -n '5,6s/^# //p' "$0" >&2; exit 2; fi
+if [[ $fill == --production ]]; then exec python3 "$(dirname "$0")/production_env.py" "${@:2}"; fi
+if [[ -n $fill && $fill != --fill ]]; then sed -n '5,8s/^# //p' "$0" >&2; exit 2; fi
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/env.sh
 . scripts/lib/env.sh
@@ -90,5 +93,7 @@ if [[ -f $target ]] && cmp -s "$scratch" "$target"; then
 fi
 chmod 600 "$scratch"
 mv "$scratch" "$target"
-if ((replaced)); then echo "filled in $replaced placeholders in .env"; fi
-if ((added)); then echo "wrote $added variables to .env"; fi
+# counted NUMBER NOUN: `1 variable`, `2 variables`
+counted() { printf '%s %s' "$1" "$2$( (($1 == 1)) || echo s)"; }
+if ((replaced)); then echo "filled in $(counted "$replaced" placeholder) in .env"; fi
+if ((added)); then echo "wrote $(counted "$added" variable) to .env"; fi

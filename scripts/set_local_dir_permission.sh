@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the folders that Docker Compose mounts readable by the containers' users and owned and writable by AIRFLOW_UID
-# (from .env, else you). Needed only if you work on them as root or have copied them from another machine.
+# (from .env, or else your user). Needed only if you work on them as root or have copied them from another machine.
 # usage: scripts/set_local_dir_permission.sh [FOLDER...]     default: dags, plugins, config, src, dbt_project, deploy
 set -euo pipefail
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi

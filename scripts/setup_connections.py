@@ -19,7 +19,7 @@ FIELDS = ("conn_type", "description", "host", "login", "password", "schema", "po
 
 
 def main() -> int:
-    """Creates and updates both; returns the exit status, which is 2 if the environment can't be parsed."""
+    """Creates and updates connections and variables; returns the exit status: 2 if the environment can't be parsed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     try:

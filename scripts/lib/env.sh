@@ -2,7 +2,7 @@
 # Reads lines of .env as Docker Compose does (compose-go, dotenv/parser.go). Source this from the repository's root.
 
 # env_line LINE: splits `export NAME = "value" # comment` into $env_before (`export NAME = "`), $env_name, $env_value and
-# $env_after (`" # comment`); returns 1 if it doesn't set a variable on this line alone. Nothing is expanded.
+# $env_after (`" # comment`); returns 1 unless LINE by itself sets a variable. Nothing is expanded.
 env_line() {
     local rest bom=$'\xEF\xBB\xBF'
     local name='^[[:space:]]*(export[[:space:]]+)?([A-Za-z0-9_.-]+)[[:space:]]*[=:][[:space:]]*'
@@ -32,4 +32,22 @@ env_get() {
         if env_line "$line" && [[ $env_name == "$1" ]]; then value=$env_value; fi
     done <.env
     printf '%s' "$value"
+}
+
+# check_env [FILE]: exits with a message unless .env exists, only its owner can read it, and it accepts no local AWS
+check_env() {
+    local file=${1:-.env} mode
+    if [[ ! -f $file ]]; then
+        echo "$file does not exist; create it: scripts/make_env.sh --production" >&2
+        exit 1
+    fi
+    mode=$(stat -L -c %a "$file")
+    if [[ $mode != ?00 ]]; then
+        echo "others may read $file, which contains secrets (mode $mode); fix it: chmod 600 $file" >&2
+        exit 1
+    fi
+    if grep -qE '^[[:space:]]*(export[[:space:]]+)?BUSCO_TEST_ENDPOINT_ACCEPTED[[:space:]]*[=:]' "$file"; then
+        echo "$file sets BUSCO_TEST_ENDPOINT_ACCEPTED, which is for tests only; remove it" >&2
+        exit 1
+    fi
 }

@@ -1,4 +1,4 @@
-"""A fault-injecting proxy in front of the local AWS: it answers some ECS calls itself, and records all writes."""
+"""A fault-injecting proxy in front of the local AWS: it answers some ECS calls itself, and records reads and writes."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class Proxy:
         self.endpoint, self.calls = endpoint, list[str]()
         # for each object that was written: its path and the request's headers, with lower-case names
         self.puts: list[tuple[str, dict[str, str]]] = []
+        # the method (GET or HEAD) and path of each request that reads
+        self.reads: list[tuple[str, str]] = []
         self._faults: dict[str, list[Fault]] = {}
         self._tokens: dict[str, Forwarded] = {}
         self.lock = threading.Lock()
@@ -52,6 +54,8 @@ class Proxy:
                     if self.command == "PUT":
                         sent = {name.lower(): value for name, value in self.headers.items()}
                         proxy.puts.append((self.path, sent))
+                    if self.command in ("GET", "HEAD"):
+                        proxy.reads.append((self.command, self.path))
                     waiting = proxy._faults.get(action) or []
                     fault = waiting.pop(0) if waiting else None
                 faulty = fault(json.loads(body)) if fault else None

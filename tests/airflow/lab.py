@@ -22,10 +22,10 @@ from busco.lake.records import (
     Heartbeat,
     Order,
     Pin,
+    Published,
     Result,
     Runner,
     Status,
-    Version,
     utc_now,
 )
 from busco.lake.runs import TakenAway, save_pin
@@ -302,9 +302,9 @@ class Lab:
         say(node, status, made=made, reads=reads, error="" if status in GOOD else f"{node} is bad")
         return status
 
-    def _version(self, table: str, version: str, reads: dict[str, str]) -> Version:
-        return Version(
-            table=table, version=version, columns=(), rows=1, bytes=1, files=(), metadata="m", inputs=reads, project="p"
+    def _version(self, table: str, version: str, reads: dict[str, str]) -> Published:
+        return Published(
+            table=table, version=version, record="r", rows=1, bytes=1, files=1, metadata="m", inputs=reads, project="p"
         )
 
     def _reads(self, node: str | None) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Airflow's webserver with the platform's roles, the DAG `operations`, and test endpoints in place of a scheduler.
+"""Airflow's webserver with the platform's roles, the `operations` DAG, and test endpoints in place of a scheduler.
 
 usage: on_call_web.py <port>. It uses SQLite. Each user's password is the user name. URLs below /lab need no login.
 """
@@ -58,7 +58,7 @@ def _run(session: Any) -> tuple[Any, Any]:
 
 
 def _who() -> str:
-    """Returns the user that the task `rollback` of a run would name."""
+    """Returns the user that the `rollback` task of a run would name."""
     from airflow.utils.session import create_session
 
     from busco.orchestration import who

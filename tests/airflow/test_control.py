@@ -1,4 +1,4 @@
-"""The functions behind the tasks pin, publish, rollback and resume, called on a lake without Airflow."""
+"""The functions behind the pin, publish, rollback and resume tasks, called on a lake without Airflow."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def roles(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     created: list[str] = []
 
     def as_role(role: str) -> Any:
-        def made(service: str, settings: Settings) -> Any:
+        def made(service: str, settings: Settings, **_: Any) -> Any:
             created.append(f"{role} {service}")
-            return lake.s3 if service == "s3" else MemoryGlue(lambda _: None)
+            return lake.s3 if service == "s3" else MemoryGlue()
 
         return made
 

@@ -216,7 +216,7 @@ def test_a_task_that_ecs_does_not_return_is_gone_unless_it_was_only_just_started
         await launcher.look([], [handle])
         assert not handle.alive()
         assert handle.passing()
-        assert "ECS no longer has its task" in await handle.why()
+        assert "ECS no longer has the runner's task" in await handle.why()
         assert launcher.slots.holders() == []
 
     with mock.patch.multiple(ecs, _EVERY=0.0, _VANISHED=0.0):

@@ -315,6 +315,8 @@ def test_a_restart_keeps_the_data_and_removes_the_leftovers_of_a_killed_start(pl
     leftover = data.with_name("postgres-new.killed")
     (leftover / "data").mkdir(parents=True)
     platform.up()
+    platform.api.trigger("levels", {}, run_id="kept")
+    _wait(lambda: platform.api.dag_run("levels", "kept")["state"] == "success")
     assert not platform.on_call_may("can_delete DAG Runs")
     # as an earlier version of the platform left it
     with closing(Postgres(platform.settings.state).connect()) as connection, connection, connection.cursor() as cursor:
@@ -328,5 +330,5 @@ def test_a_restart_keeps_the_data_and_removes_the_leftovers_of_a_killed_start(pl
     assert platform.on_call_may("can_delete DAG Runs")
     assert "upgrading Airflow's database" in platform.up()
     assert not platform.on_call_may("can_delete DAG Runs")
-    assert platform.api.dag_run("levels", "mine")["state"] == "success"
+    assert platform.api.dag_run("levels", "kept")["state"] == "success"
     assert not leftover.exists()

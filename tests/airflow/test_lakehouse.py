@@ -1,4 +1,4 @@
-"""The DAG `lakehouse` as on-call sees it: what is red, why, and what clearing does. Each test leaves it green."""
+"""The `lakehouse` DAG as on-call sees it: what is red, why, and what clearing does. Each test leaves it green."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_broken_model_is_the_only_red_task_with_one_alert_and_clearing_it_fini
     assert "model gold.fct failed" in first
     assert "nonsense" in log
     assert "fct.sql:2" in log
-    assert "→ fix it, then clear this task" in log
+    assert "→ fix the error, then clear this task" in log
     assert "\x1b[" not in log
     assert driver.live() == before
     driver.wait(lambda: bool(sent()), 60)
@@ -405,7 +405,7 @@ def test_a_task_deferred_after_its_run_was_marked_failed_ends_and_clearing_finis
         driver.wait(lambda: not processes.process_alive(runner.pid, runner.started), 30)
         assert driver.api.dag_run(DAG, run)["state"] == "failed"
         assert driver.states(run)["models.fct.test"] == "failed"
-        assert "its DAG run was marked failed" in driver.log(run, "models.fct.test")
+        assert "its DAG run was marked as failed" in driver.log(run, "models.fct.test")
         assert len(open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()) == 1, "no other runner was started"
     finally:
         driver.write(FCT, whole)

@@ -36,6 +36,8 @@ from tests.airflow.driver import DAG, ENVIRONMENT, Driver, logged_in
 from tests.airflow.lab import Lab, a_model
 from tests.airflow.simulation import simulate
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TASK, NODE, KEY = "models.fct.run", "model.busco.fct", "fct"
 LINKS = {"log stream", "ECS task", "Athena table", "dbt docs"}
@@ -267,7 +269,7 @@ def test_before_there_is_a_runner_the_pages_say_so_and_reload(web: Web) -> None:
 def test_the_page_of_a_task_that_ended_without_a_runner_says_so_and_does_not_reload(web: Web) -> None:
     web.pinned("refused")
     page = web.open("log stream", "refused")
-    assert "Try 1 had no runner. Its state in Airflow: failed." in page
+    assert "Try 1 had no runner. State of the try in Airflow: failed." in page
     assert not reloads(page)
 
 
@@ -375,7 +377,7 @@ def test_the_athena_page_has_the_live_version_its_columns_and_a_query_that_runs(
     release = web.driver.live()
     assert release is not None
     assert release.tables["gold.fct"].version in page
-    assert release.release in page
+    assert release.tables["gold.fct"].since in page
     assert "decimal(18,2)" in page
     query = re.search(r"<pre[^>]*>(select.*?)</pre>", page, re.DOTALL)
     assert query

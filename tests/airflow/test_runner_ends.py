@@ -26,8 +26,8 @@ from tests.airflow.lab import Lab, a_model
 NODE = "model.p.s"
 ARN = "arn:aws:ecs:us-east-1:1:task/busco/1"
 NORMAL = "normally, after completing all of its work"
-KILLED = "its process was killed (signal 9), by a person or because the machine ran out of memory"
-GONE = "its process is gone for an unknown reason: it was killed, it ran out of memory, or its machine restarted"
+KILLED = "its process was killed (signal 9), either manually or because the machine ran out of memory"
+GONE = "its process is gone; it may have been killed or run out of memory, or its machine may have restarted"
 
 
 @dataclass
@@ -168,7 +168,7 @@ def test_the_page_of_a_runner_that_never_registered_says_so(tmp_path: Path, is_e
         assert "not registered yet" in found.facts["runner"]
         assert "the image does not exist" in str(found.end[0])
     text = " ".join(shown(lab, settings, state).page.texts)
-    assert ("was ordered" if state == "deferred" else "had no runner") in text
+    assert ("was requested" if state == "deferred" else "had no runner") in text
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Checks, one item after another, that a process of the platform has what it needs, and reports the findings.
+"""Checks that a platform process has what it needs, and reports what each check found.
 
 A check is a function in a module of this package; its docstring states what the check verifies. It returns a
 description of what it found, and raises `Skipped` if there is nothing to check, or another error if something is wrong.
@@ -31,7 +31,7 @@ _FAIL_FAST: dict[str, Any] = {
 
 
 class Skipped(Exception):
-    """There is nothing to check here; the message gives the reason."""
+    """There is nothing to check here; the message states the reason."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Check:
 
     Args:
         side: the Python environment that the check needs; None if it runs in both.
-        needs: the checks that must have succeeded before; otherwise this one would only repeat their errors.
+        needs: the checks that must succeed first; otherwise, this check would only repeat their errors.
         fix: what to do if the error itself doesn't say.
     """
 
@@ -77,7 +77,7 @@ class Surroundings:
 
     @cached_property
     def answered(self) -> tuple[str, str, float]:
-        """S3's first response: the endpoint, the Date header, and the time of arrival in seconds since the epoch."""
+        """S3's first response: the endpoint, the Date header, and the time of arrival as a Unix timestamp."""
         from busco.doctor import aws
 
         return aws.first_answer(self)
@@ -102,6 +102,7 @@ CHECKS: tuple[Check, ...] = (
     Check("landing bucket", "aws.landing_bucket", "dbt", needs=("endpoint", "role"), fix=_ROLE),
     Check("queue", "aws.queue", needs=("endpoint", "role"), fix=_ROLE),
     Check("Glue databases", "aws.glue_databases", needs=("endpoint", "role"), fix=_ROLE),
+    Check("live release", "aws.live_release", needs=("lake bucket", "Glue databases"), fix=_ROLE),
     Check("ECS cluster", "aws.ecs_cluster", "airflow", needs=("endpoint", "role"), fix=_ROLE),
     Check("task definitions", "ecs.task_definitions", needs=("endpoint", "role"), fix=_ROLE),
     Check("task roles", "ecs.roles", needs=("task definitions",), fix=_ROLE),
@@ -116,7 +117,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(settings: Settings, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
-    """Runs the checks in order; never raises the errors that they encounter."""
+    """Runs the checks in order, and yields a finding for each; an error in a check becomes a finding too."""
     around = Surroundings(settings)
     states: dict[str, State] = {}
     for check in checks:
@@ -130,7 +131,7 @@ def _run(check: Check, around: Surroundings, states: dict[str, State]) -> Findin
     if check.side is not None and not here(check.side):
         return Finding(check.name, "skipped", f"checked only in {check.side}'s environment")
     if missing is not None:
-        return Finding(check.name, "skipped", f"needs: {missing}")
+        return Finding(check.name, "skipped", f"the check '{missing}' has to succeed first")
     began = time.monotonic()
     module, _, name = check.function.partition(".")
     try:

@@ -1,8 +1,8 @@
 """Checks what Airflow's services need besides AWS: keys, the database, Celery's broker.
 
 These checks run only in Airflow's environment. They read Airflow's own variables, AIRFLOW__<SECTION>__<KEY>. They are
-skipped in a process without these variables, which is not an Airflow service, and on the embedded platform, which has
-its own keys and database, and no broker.
+skipped in a process without these variables, because it is not an Airflow service, and on the embedded platform,
+which has its own keys and database, and no broker.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import os
 from busco.doctor import Skipped, Surroundings
 from busco.errors import BuscoError
 from busco.orchestration.access import refuse_known
+from busco.orchestration.broker import url as broker_url
 from busco.text import count
 
 _FERNET, _SECRET = "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY"
 _DATABASE, _BROKER = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CELERY__BROKER_URL"
 _NEW_KEY = "generate one: python -c 'from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())'"
 _SHORT = 16  # characters; a shorter secret can be guessed
-_LIMIT = 5  # seconds to reach a server
+_LIMIT = 5  # seconds to wait for a server
 
 
 def _service(around: Surroundings) -> None:
@@ -32,7 +33,7 @@ def keys(around: Surroundings) -> str:
     from cryptography.fernet import Fernet
 
     _service(around)
-    fernet, secret = os.environ.get(_FERNET, ""), os.environ.get(_SECRET, "")
+    fernet, secret = _value(_FERNET), _value(_SECRET)
     if not fernet:
         raise BuscoError(f"{_FERNET} is not set: connections would be stored in the database unencrypted", _NEW_KEY)
     try:
@@ -49,6 +50,16 @@ def keys(around: Surroundings) -> str:
         )
     refuse_known(os.environ.get("AIRFLOW_ADMIN_PASSWORD", "-"))
     return f"{_FERNET} and {_SECRET} are set"
+
+
+def _value(name: str) -> str:
+    """Returns one of Airflow's settings from its variable, or, as Airflow does, from the secret that it names."""
+    if not os.environ.get(f"{name}_SECRET"):
+        return os.environ.get(name, "")
+    from airflow.configuration import conf
+
+    _, section, key = name.lower().split("__")
+    return str(conf.get(section, key))
 
 
 def database(around: Surroundings) -> str:
@@ -108,23 +119,25 @@ def _readable() -> int:
                 closed.append(str(one.conn_id))
     if closed:
         raise BuscoError(
-            f"{count(len(closed), 'connection')} encrypted with another {_FERNET}: {', '.join(closed)}",
-            "append that key to this one, after a comma; or recreate the connections: scripts/setup_connections.py",
+            f"{count(len(closed), 'connection')} can't be decrypted with this {_FERNET}: {', '.join(closed)}",
+            "append the key that encrypted them to this one, after a comma; or recreate them: "
+            "scripts/setup_connections.py",
         )
     return good
 
 
 def broker(around: Surroundings) -> str:
-    """Celery's broker responds, and so do workers."""
+    """Celery's broker responds, and so does at least one worker."""
     _service(around)
-    if os.environ.get("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor") != "CeleryExecutor" or not os.environ.get(_BROKER):
+    is_set = os.environ.get(_BROKER) or os.environ.get(f"{_BROKER}_CMD")
+    if os.environ.get("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor") != "CeleryExecutor" or not is_set:
         raise Skipped(
             "Celery is not used: the executor is not CeleryExecutor, or AIRFLOW__CELERY__BROKER_URL is not set"
         )
     from celery import Celery
     from kombu.exceptions import OperationalError
 
-    app = Celery(broker=os.environ[_BROKER])
+    app = Celery(broker=broker_url())
     app.conf.update(
         broker_connection_timeout=_LIMIT,
         broker_transport_options={"socket_connect_timeout": _LIMIT, "socket_timeout": _LIMIT},

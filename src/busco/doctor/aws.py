@@ -13,11 +13,13 @@ from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
 
 from busco import container
+from busco.catalog.glue_drift import Catalog
 from busco.doctor import Skipped, Surroundings
 from busco.errors import BuscoError
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.records import Current
+from busco.lake.releases import read_live
 from busco.settings import LAYERS, require_lake
 from busco.text import count
 
@@ -27,7 +29,7 @@ _RACES = 5  # attempts; in each, one of several simultaneous `busco doctor` proc
 
 
 def first_answer(around: Surroundings) -> tuple[str, str, float]:
-    """Sends S3 a request without credentials and returns the value of `Surroundings.answered`; errors count too."""
+    """Sends S3 a request without credentials and returns the value of `Surroundings.answered`; any response will do."""
     settings = require_lake(around.settings)
     s3 = around.client("s3", signature_version=UNSIGNED)
     try:
@@ -131,7 +133,7 @@ def landing_bucket(around: Surroundings) -> str:
 
 
 def queue(around: Surroundings) -> str:
-    """The queues that the landing bucket notifies of new files exist."""
+    """If the landing bucket notifies queues of new files, these queues exist."""
     settings = around.settings
     if not settings.landing_bucket:
         raise Skipped("BUSCO_LANDING_BUCKET is not set")
@@ -139,7 +141,7 @@ def queue(around: Surroundings) -> str:
         notifications = around.s3.get_bucket_notification_configuration(Bucket=settings.landing_bucket)
     arns = [one["QueueArn"] for one in notifications.get("QueueConfigurations", [])]
     if not arns:
-        raise Skipped(f"{settings.landing_bucket} notifies no queue of new files")
+        raise Skipped(f"{settings.landing_bucket} does not notify any queue about new files")
     sqs, lines = around.client("sqs"), []
     for arn in arns:
         _, _, _, _, account, name = arn.split(":")
@@ -167,9 +169,43 @@ def glue_databases(around: Surroundings) -> str:
             missing.append(database)
     if missing:
         raise BuscoError(
-            f"missing: {', '.join(missing)}", "deploy deploy/aws/lake.yaml, or set BUSCO_GLUE_PREFIX to yours"
+            f"these Glue databases do not exist: {', '.join(missing)}",
+            "deploy deploy/aws/lake.yaml, or set BUSCO_GLUE_PREFIX to the prefix of your databases",
         )
     return ", ".join(map(settings.database, LAYERS))
+
+
+def live_release(around: Surroundings) -> str:
+    """Glue points to the live release's metadata, all of which exists.
+
+    `busco release repair --check` compares everything.
+    """
+    settings, environment = around.settings, EnvironmentLayout(around.settings.environment)
+    store = ObjectStore(around.s3, settings.lake_bucket)
+    live = read_live(store, environment)
+    if live is None:
+        raise Skipped("nothing is published yet")
+    tables, wrong = live.release.tables, []
+    if environment.environment == "prod":
+        api = around.client("glue", max_pool_connections=settings.glue_calls)
+        entries = Catalog(api, settings.database, LAYERS, settings.glue_calls).entries()
+        shown = {table: entry.get("Parameters", {}).get("metadata_location") for table, entry in entries.items()}
+        wrong = [f"Glue does not show {table}" for table in sorted(tables) if table not in shown]
+        wrong += [
+            f"Glue does not show the released version of {table}"
+            for table, one in sorted(tables.items())
+            if table in shown and shown[table] != store.url(one.metadata)
+        ]
+    by_key = {one.metadata: table for table, one in sorted(tables.items())}
+    wrong += [f"the Iceberg metadata of {by_key[key]} does not exist" for key in store.missing(by_key)]
+    if wrong:
+        raise BuscoError(
+            f"{live.release.release}: {'; '.join(wrong)}",
+            "repair it: busco release repair. If a release went live a moment ago, wait until Glue shows it and "
+            "check again",
+        )
+    which = "the only table matches" if len(tables) == 1 else f"all {count(len(tables), 'table')} match"
+    return f"{live.release.release}: {which} the release"
 
 
 def ecs_cluster(around: Surroundings) -> str:
@@ -224,8 +260,8 @@ def _written(store: ObjectStore, key: str, etag: str | None) -> bool:
 
 def _ignored(header: str, bucket: str) -> BuscoError:
     return BuscoError(
-        f"the S3 service of {bucket} ignores {header}: two runs that publish at once would overwrite each other",
-        "use an S3 service with conditional writes: AWS's, or a newer version of this one",
+        f"the S3 service that hosts {bucket} ignores {header}: concurrent publishes would overwrite each other",
+        "use an S3 service that supports conditional writes: AWS's, or a newer version of this one",
     )
 
 

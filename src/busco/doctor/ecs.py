@@ -14,7 +14,7 @@ from busco.settings import SIZES
 _ECR = re.compile(
     r"^(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.amazonaws\.com(\.cn)?/(?P<name>[^:@]+)(:(?P<tag>[^@]+))?(@(?P<digest>.+))?$"
 )
-# Docker's names of architectures, with ECS's names (OCI image specification, "platform"; ECS API, RuntimePlatform)
+# Docker's names for architectures, and ECS's (OCI image specification, "platform"; ECS API, RuntimePlatform)
 _ARCHITECTURES = {"amd64": "X86_64", "arm64": "ARM64"}
 _INDEXES = (
     "application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json",

@@ -27,12 +27,12 @@ _SETTLING = 15  # seconds; a change that is more recent may not have been parsed
 
 
 # variables for building and starting the platform, which are not settings of its processes (.env.example,
-# docs/deploying.md)
+# docker-compose.prod.yml, docs/deploying.md)
 _NOT_SETTINGS = {
     "BUSCO_AIRFLOW_PYTHON", "BUSCO_AWS_PORT", "BUSCO_BUILD", "BUSCO_CODE_VERSION", "BUSCO_DBT_PYTHON",
-    "BUSCO_SCREENSHOTS", "BUSCO_UPDATE_SNAPSHOTS", "BUSCO_VERSION",
+    "BUSCO_REQUIRES", "BUSCO_SCREENSHOTS", "BUSCO_TEST_ENDPOINT_ACCEPTED", "BUSCO_UPDATE_SNAPSHOTS", "BUSCO_VERSION",
 }  # fmt: skip
-# the settings that a process on AWS can't find out by itself
+# the settings that a process on AWS can't determine by itself
 _NEEDED = ("lake_bucket", "landing_bucket", "logs_bucket", "airflow_url")
 
 
@@ -63,7 +63,7 @@ def files(around: Surroundings) -> str:
             raise BuscoError(
                 f"{secret} contains secrets, but other users can read it (mode {mode:o})", f"chmod 600 {secret}"
             )
-        lines.append(f"only its owner can read {secret}")
+        lines.append(f"{secret} is readable only by its owner")
     for folder in (settings.dbt_project, settings.home / "dags"):
         if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
             raise BuscoError(
@@ -126,11 +126,12 @@ def memory_and_cpu(around: Surroundings) -> str:
     if limit is None:
         if container.in_ecs() and not given:
             raise BuscoError(
-                "this container has no memory limit (cgroup, ECS task metadata): DuckDB would use 80 % of the host's",
+                "this container has no memory limit (cgroup, ECS task metadata): DuckDB would use 80% of the host's "
+                "memory",
                 "set the task definition's memory, or BUSCO_DUCKDB_MEMORY_LIMIT",
             )
         total = size(psutil.virtual_memory().total)
-        return f"no memory limit, {total} in total: DuckDB may use {given or '80 %'}; {processors}"
+        return f"no memory limit, {total} in total: DuckDB may use {given or '80%'}; {processors}"
     if limit < _SMALL and not given:
         raise BuscoError(
             f"{size(limit)} of memory: after Python and dbt, only {size(share_of(limit))} is left for DuckDB",

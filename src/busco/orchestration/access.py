@@ -21,7 +21,7 @@ ON_CALL_MAY = frozenset(
         ("can_edit", "Task Instances"),
     }
 )
-# the default of a development platform, and the passwords that an attacker tries first
+# the default password of a development platform, and those that an attacker would try first
 KNOWN_PASSWORDS = frozenset({"admin", "airflow", "password", "busco"})
 
 
@@ -63,16 +63,16 @@ def refuse_known(password: str, what: str = "AIRFLOW_ADMIN_PASSWORD") -> None:
     if get_settings().platform == "aws" and password in KNOWN_PASSWORDS:
         raise BuscoError(
             f"{what} is a well-known password",
-            "BUSCO_PLATFORM=aws refuses to start with it; set another one: openssl rand -hex 24",
+            "on AWS, the platform refuses to start with it; generate another one: openssl rand -hex 24",
         )
 
 
 def set_up(username: str, password: str, email: str = "admin@example.com") -> None:
     """Migrates Airflow's database, syncs the roles, and creates or updates the admin.
 
-    It is safe to run again: the admin is only created if there is no user named `username`. If that user has another
-    password, the password is changed, which ends the user's sessions. If `password` is empty, no user is created or
-    changed.
+    It is safe to run again: the admin is only created if there is no user named `username`. If that user's
+    password differs, the password is changed, which ends the user's sessions. If `password` is empty, no user is
+    created or changed.
 
     Raises:
         BuscoError: on AWS, the admin has a well-known password.

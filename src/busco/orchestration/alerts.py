@@ -1,4 +1,4 @@
-"""Sends one alert for each failed DAG run: which models failed and why, which tables stay stale, and what to do."""
+"""Sends one alert for each failed DAG run or check: what failed and why, which tables stay stale, and what to do."""
 
 from __future__ import annotations
 
@@ -34,11 +34,30 @@ def failed_run(context: Any) -> None:
         run = context["dag_run"]
         failed = {task.task_id: _nodes(context["dag"], task.task_id) for task in run.get_task_instances(state="failed")}
         subject, text = alert(settings, run.dag_id, run.run_id, failed)
-        log.error("%s\n%s", subject, text)
-        if settings.alerts_topic:
-            client("sns", settings).publish(TopicArn=settings.alerts_topic, Subject=subject, Message=text)
+        _send(settings, subject, text)
     except Exception:
         log.exception("the alert could not be sent")
+
+
+def failed_check(context: Any) -> None:
+    """Publishes the alert for a task whose exception states what was found and what to do.
+
+    The function is a task's `on_failure_callback`, which Airflow calls after the task's last try. It never raises.
+    """
+    try:
+        settings, run, task = get_settings(), context["dag_run"], context["task_instance"].task_id
+        lines = [f"{task} of DAG run {run.dag_id} / {run.run_id} has failed.", "", str(context["exception"])]
+        if settings.airflow_url:
+            lines += ["", f"{settings.airflow_url.rstrip('/')}/dags/{run.dag_id}/grid"]
+        _send(settings, f"{run.dag_id} failed: {task}", shown("\n".join(lines)) + "\n")
+    except Exception:
+        log.exception("the alert could not be sent")
+
+
+def _send(settings: Settings, subject: str, text: str) -> None:
+    log.error("%s\n%s", subject, text)
+    if settings.alerts_topic:
+        client("sns", settings).publish(TopicArn=settings.alerts_topic, Subject=subject, Message=text)
 
 
 def _nodes(dag: Any, task_id: str) -> list[str]:
@@ -53,7 +72,8 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
         failed: the failed tasks, each with its dbt nodes.
     """
     names = [task.removeprefix("models.").removesuffix(".run").removesuffix("_run") for task in sorted(failed)]
-    subject = f"{dag_id} failed: {', '.join(names) or 'no failed task'}".encode("ascii", "replace").decode()
+    reason = f": {', '.join(names)}" if names else ", although no task failed"
+    subject = f"{dag_id} failed{reason}".encode("ascii", "replace").decode()
     lines = [f"DAG run {dag_id} / {run_id} has failed. The previous release stays live.", ""]
     run = _run(settings, dag_id, run_id)
     results = run.latest_results() if run else {}
@@ -94,6 +114,21 @@ def _run(settings: Settings, dag_id: str, run_id: str) -> Run | None:
 
 
 def _why(result: Result) -> list[str]:
-    """Returns the first lines of a result's error, in which personal data is already masked, and where it occurred."""
+    """Returns the first lines of a result's error, and where it occurred. Personal data is already masked."""
     lines = (result.error or result.message).strip().splitlines()[:4]
     return [*lines, f"at {result.where}"] if result.where else lines
+
+
+def main() -> int:
+    """Publishes an alert from the host: `python -m busco.orchestration.alerts SUBJECT`, with its text on stdin."""
+    import sys
+
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m busco.orchestration.alerts SUBJECT <text")
+    subject = sys.argv[1].encode("ascii", "replace").decode()[:_SUBJECT]
+    _send(get_settings(), subject, shown(sys.stdin.read()))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -112,14 +112,14 @@ def _read_description(service: str) -> None:
 
 
 async def objects_of(settings: Settings) -> AsyncObjects:
-    """Returns the lake bucket's objects, accessed through this event loop's client."""
+    """Provides access to the lake bucket's objects through this event loop's client."""
     gate = _gates.setdefault(id(asyncio.get_running_loop()), asyncio.Semaphore(_AT_ONCE))
     return AsyncObjects(settings, await async_client("s3", settings), gate)
 
 
 @dataclass
 class AsyncObjects:
-    """The few S3 calls that triggers make, without blocking."""
+    """Makes the few S3 calls that triggers need, without blocking."""
 
     settings: Settings
     s3: Any
@@ -144,9 +144,9 @@ class AsyncObjects:
 
         Raises:
             Conflict: the object already exists or no longer has that ETag, and its content is not `body`.
-            ClientError: S3 refuses for another reason. 409 ConditionalRequestConflict is one of these: another
-                conditional write or a delete was in progress, so it is unknown whether the object exists (S3 user
-                guide, "Conditional writes").
+            ClientError: S3 refused the write for another reason, for example with 409 ConditionalRequestConflict:
+                another conditional write or a delete was in progress, so it is unknown whether the object exists (S3
+                user guide, "Conditional writes").
         """
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
         try:
@@ -154,7 +154,7 @@ class AsyncObjects:
                 await self.s3.put_object(Bucket=self.settings.lake_bucket, Key=key, Body=body.encode(), **condition)
             return
         except ClientError as error:
-            # S3 responds to If-Match on a key that does not exist with 404
+            # if the key does not exist, S3 responds to If-Match with 404
             if error.response["Error"]["Code"] not in ("PreconditionFailed", "412", "NoSuchKey", "404"):
                 raise
         found = await self.get(key)

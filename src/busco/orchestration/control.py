@@ -1,18 +1,21 @@
-"""The tasks that Airflow's workers run around the dbt graph: pin, publish, Glue, and the operations of on-call."""
+"""The tasks that Airflow's workers run around the dbt graph: pin, publish, Glue, and the on-call operations."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
-from airflow.exceptions import AirflowFailException, AirflowSkipException
+from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from busco.aws import client, publisher_client
-from busco.catalog import glue
+from busco.catalog import glue, repair
+from busco.catalog.glue_drift import Catalog
 from busco.environments import code_version
 from busco.errors import BuscoError
 from busco.lake import pins, releases
+from busco.lake.drift import Finding
 from busco.lake.layout import EnvironmentLayout, run_key
 from busco.lake.objects import ObjectStore
 from busco.lake.runs import open_run
@@ -21,9 +24,14 @@ from busco.orchestration.selections import selected
 from busco.project import Project
 from busco.selection import selectors
 from busco.settings import LAYERS, Settings, get_settings, require_lake
-from busco.text import printable
+from busco.text import count, printable
 
 log = logging.getLogger(__name__)
+
+# How on-call repairs the differences that a check has found.
+REPAIR = "to repair them, run the `drift` DAG with the action `repair`, or: busco release repair"
+# A failed check names at most this many findings; its log has all of them.
+_NAMED_FINDINGS = 20
 
 
 def pin(
@@ -68,7 +76,7 @@ def pin(
         )
     except BuscoError as error:
         raise _failed(error) from error
-    deliveries = sum(len(version.deliveries) for version in run.pin.bronze.values())
+    deliveries = sum(version.files for version in run.pin.bronze.values())
     rows = sum(version.rows for version in run.pin.bronze.values())
     log.info("pinned run=%s epoch=%s base=%s deliveries=%s rows=%s", key, run.pin.epoch, run.pin.base, deliveries, rows)
     if project.contracts and not deliveries:
@@ -85,9 +93,8 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
 
     Raises:
         AirflowSkipException: publishing is on hold, or the run was superseded or rolled back.
-        AirflowFailException: publishing was refused. The message states which task to clear. If the tables that are
-            live under this project's name may belong to another project, it states both possible fixes
-            (`busco.lake.owners`).
+        AirflowFailException: publishing was refused. The message states which task to clear or, if the tables that are
+            live under this project's name may belong to another project, both possible fixes (`busco.lake.owners`).
     """
     settings, store, environment = _lake(publishes=True)
     try:
@@ -113,13 +120,13 @@ def show() -> None:
 
     Raises:
         AirflowSkipException: the environment is not prod, or nothing is published yet.
-        AirflowFailException: a Glue database is missing.
+        AirflowFailException: a Glue database or a table's metadata is missing.
     """
     settings, store, environment = _lake(publishes=True)
     if environment.environment != "prod":
         raise AirflowSkipException(f"Glue only shows prod, not {environment.environment}")
     try:
-        shown = glue.sync(publisher_client("glue", settings), store, environment, settings.database, LAYERS)
+        shown = _catalog(settings).sync(store, environment)
     except BuscoError as error:
         raise _failed(error) from error
     if shown is None:
@@ -132,6 +139,60 @@ def show() -> None:
         len(shown.deleted),
         len(shown.unchanged),
     )
+
+
+def check() -> None:
+    """Compares the lake and Glue with the live release and the kept ones, and logs all differences (G4).
+
+    Raises:
+        AirflowSkipException: nothing is published yet.
+        AirflowException: there are differences. The task is retried, since a release that has just gone live may not be
+            shown in Glue yet.
+        AirflowFailException: Airflow is not allowed to assume the publisher role, or a Glue database is missing.
+    """
+    report = _compared(repair.check)
+    if report.findings:
+        named = [finding.lines()[0] for finding in report.findings[:_NAMED_FINDINGS]]
+        if len(named) < len(report.findings):
+            named.append(f"and {len(report.findings) - len(named)} more")
+        listed = "\n".join(named)
+        raise AirflowException(f"{count(len(report.findings), 'difference')} found; {REPAIR}\n{listed}")
+
+
+def repair_drift(who: str) -> int:
+    """Repairs differences from the live release and the kept ones, logs each repair, and returns the number of repairs.
+
+    Raises:
+        AirflowSkipException: nothing is published yet.
+        AirflowFailException: some differences could not be repaired, or one of the reasons listed for `check` applies.
+    """
+
+    def say(finding: Finding, done: str) -> None:
+        log.info("%s\n  %s", finding.lines()[0], done)
+
+    # Airflow's environment has no Iceberg library.
+    report = _compared(lambda store, environment, shown: repair.repair(store, environment, shown, who, False, say))
+    if report.findings:
+        left = count(len(report.findings), "difference")
+        raise AirflowFailException(f"{left} left; the log states what to do about each of them")
+    return len(report.repaired)
+
+
+def _compared(compare: Callable[[ObjectStore, EnvironmentLayout, Catalog | None], repair.Report]) -> repair.Report:
+    """Returns the report of a check or repair, after logging its findings."""
+    settings, store, environment = _lake(publishes=True)
+    try:
+        report = compare(store, environment, _catalog(settings) if environment.environment == "prod" else None)
+    except BuscoError as error:
+        raise _failed(error) from error
+    if not report.release and not report.findings:
+        raise AirflowSkipException("nothing is published yet")
+    for finding in report.findings:
+        log.error("%s", "\n".join(finding.lines()))
+    for name in report.unknown:
+        log.warning("the Glue table %s does not belong to any release; it is left alone", name)
+    log.info("compared releases=%s objects=%s tables=%s", report.releases, report.objects, report.tables)
+    return report
 
 
 def live_release() -> str:
@@ -183,7 +244,7 @@ def resume(context: Any) -> list[str]:
         log.info("there is no hold")
         return []
     by = printable(f"{hold.who} ({hold.reason})")
-    log.info("resumed; the hold was set by %s; runs skipped in the meantime: %s", by, list(hold.skipped))
+    log.info("the hold set by %s was lifted; runs skipped in the meantime: %s", by, list(hold.skipped))
     return list(hold.skipped)
 
 
@@ -198,7 +259,13 @@ def _lake(publishes: bool = False) -> tuple[Settings, ObjectStore, EnvironmentLa
     return settings, ObjectStore(s3, settings.lake_bucket), EnvironmentLayout(settings.environment)
 
 
+def _catalog(settings: Settings) -> Catalog:
+    """Returns the Glue catalog, accessed with the publisher role."""
+    api = publisher_client("glue", settings, **glue.client_options(settings.glue_calls))
+    return Catalog(api, settings.database, LAYERS, settings.glue_calls)
+
+
 def _failed(error: BuscoError) -> AirflowFailException:
-    """Logs the error, and returns the exception that fails the task; Airflow's own log would begin with a traceback."""
+    """Logs the error, and returns the exception that fails the task; Airflow itself would log a traceback first."""
     log.error("%s", error)
     return AirflowFailException(str(error))

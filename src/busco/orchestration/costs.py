@@ -30,9 +30,9 @@ class RunCost:
 
 
 def run_cost(settings: Settings, run: Run) -> RunCost:
-    """Adds up what the ECS tasks of the run's epoch have used.
+    """Returns the total usage and approximate cost of the ECS tasks of the run's epoch.
 
-    Each task counts from its image pull until it stopped, or until now if it is still running.
+    Each task counts from the start of its image pull until its end, or until now if it is still running.
     """
     endings, runners = run.endings(), [runner for runner in run.runners() if runner.arn]
     open_ones = [runner for runner in runners if runner.number not in endings]

@@ -17,8 +17,8 @@ from busco.settings import get_settings
 
 _RETRY: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
 _ON_CALL = (
-    "If a task fails, open its log: it begins with the error and how to fix it. Then clear the task with *Downstream*: "
-    "finished models are not rebuilt. The previous release stays live in the meantime."
+    "If a task fails, open its log, which begins with the error and how to fix it. Then clear the task with "
+    "*Downstream*: finished models are not rebuilt. The previous release stays live in the meantime."
 )
 
 
@@ -45,7 +45,7 @@ def lakehouse_dag(
         dag_id: the DAG's id, which is also the name of the DAG's file.
         project_dir: the dbt project's folder, relative to the platform's home; None for the platform's own project.
         doc_md: what the DAG is for; instructions for on-call are appended.
-        kwargs: further arguments for `airflow.DAG`; they override the ones that are set here, such as `schedule`.
+        kwargs: further arguments for `airflow.DAG`; they override those that are set here, such as `schedule`.
 
     Raises:
         BuscoError: the project has not been parsed on this machine.
@@ -59,8 +59,10 @@ def lakehouse_dag(
         "tags": ["dbt", "lake"],
         "on_failure_callback": _alert,
         "params": {
-            "select": text_param("dbt's selection syntax; empty builds everything", most=4000),
-            "full_refresh": Param(False, type="boolean", description="build models even if nothing changed"),
+            "select": text_param("what to build, in dbt's selection syntax; if empty, everything", most=4000),
+            "full_refresh": Param(
+                False, type="boolean", description="rebuild all selected models, even if nothing changed"
+            ),
         },
         **kwargs,
     }

@@ -3,9 +3,9 @@
 Airflow (2.10.5) marks a DAG run as failed in many transactions: one by one, it marks the tasks that have not started as
 skipped, and it sets the run's own state last (`airflow/api/common/mark_tasks.py`, `set_dag_run_state_to_failed`). In
 between, the scheduler may defer a task that it had read before the task was marked (`models/dagrun.py`,
-`schedule_tis`), and thereby overwrite the mark. This happens most often to a test over several models, which becomes
-ready as soon as those models are skipped. Such a task then waits in a triggerer although its run is no longer
-scheduled. Each trigger therefore checks whether it is still needed.
+`schedule_tis`), and thereby overwrite the mark. This happens most often to a joint test, which becomes ready as soon
+as its models are skipped. Such a task then waits in a triggerer although its run is no longer scheduled. Each trigger
+therefore checks whether it is still needed.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def ask(dag_id: str, run_id: str, classpath: str) -> Asked:
 
 
 async def unwanted(dag_id: str, run_id: str, classpath: str, trigger_id: int, wait: bool = True) -> Asked | None:
-    """Waits until the DAG run is over or no task of the run waits for this trigger, and returns the run's state.
+    """Waits until the DAG run is over or none of its tasks is waiting for this trigger, and returns the run's state.
 
     A query that fails is retried.
 

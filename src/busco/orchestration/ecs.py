@@ -73,8 +73,8 @@ class EcsLauncher:
     """Starts one ECS task for each order, in a limited number of slots.
 
     The task's `startedBy` contains the order's token. If another triggerer, or this one after a restart, starts the
-    order again, it gets the same task. But what protects a table from two runners in all cases is the table's entry
-    (R4).
+    order again, it gets the same task. However, only the token in a table's entry (R4) protects the table from two
+    runners in all cases.
 
     Args:
         stale: seconds without a heartbeat after which a slot without a known task is checked.
@@ -98,7 +98,7 @@ class EcsLauncher:
 
         Args:
             token: at most 32 characters, because it is the prefix of an ECS client token.
-            label: the text that lists show for the slot.
+            label: a description of the slot, for lists of slots.
 
         Raises:
             CannotStart: the task can't be started, and waiting won't help.
@@ -113,14 +113,14 @@ class EcsLauncher:
         return EcsTask(self, arn)
 
     async def end_of(self, task: EcsTask) -> Ending:
-        """Waits until a task has ended, and returns how; if the wait is interrupted, stops the task."""
+        """Waits until a task has ended, and returns its ending; if the wait is interrupted, stops the task."""
         try:
             while (ending := self.seen(task.arn).ending) is None:
                 await asyncio.sleep(_EVERY)
                 await self._see([task.arn])
             return ending
         except BaseException:
-            await task.stop("the process that waited for it was stopped")
+            await task.stop("the process that was waiting for this task was stopped")
             raise
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> EcsTask:
@@ -201,7 +201,9 @@ class EcsLauncher:
         await self._see(sorted(arns))
         gone: dict[int, Ending] = {}
         for runner in runners:
-            ending = self.seen(runner.arn).ending if runner.arn else Ending(number=0, reason="it is not an ECS task")
+            ending = (
+                self.seen(runner.arn).ending if runner.arn else Ending(number=0, reason="the runner is not an ECS task")
+            )
             if ending is not None:
                 gone[runner.number] = ending.model_copy(update={"number": runner.number})
         return gone
@@ -211,7 +213,7 @@ class EcsLauncher:
         await asyncio.to_thread(self.slots.gone, await self._describe(arns))
 
     async def _describe(self, arns: Sequence[str]) -> list[str]:
-        """Describes the tasks that were not described recently, and returns those newly found to be over."""
+        """Describes the tasks that were not described recently, and returns the ARNs of those found to have stopped."""
         now = time.monotonic()
         due = [arn for arn in arns if self.seen(arn).ending is None and now - self.seen(arn).looked_at >= _EVERY]
         if not due:
@@ -232,7 +234,7 @@ class EcsLauncher:
                 seen = self.seen(str(failure["arn"]))
                 seen.looked_at, seen.missing_since = now, seen.missing_since or now
                 if now - seen.missing_since >= (_VANISHED if seen.ever else UNSEEN):
-                    reason = "ECS no longer has its task: it has expired, or ECS was restarted"
+                    reason = "ECS no longer has the runner's task: it has expired, or ECS was restarted"
                     seen.ending = Ending(number=0, reason=reason, passing=True)
                     ended.append(str(failure["arn"]))
         return ended
@@ -244,7 +246,7 @@ class EcsLauncher:
             await self.stop_task(runner.arn, reason)
 
     async def stop_task(self, arn: str, reason: str) -> None:
-        """Calls StopTask; if ECS does not have the task, it has already ended.
+        """Calls StopTask; if ECS no longer has the task, the task has already ended.
 
         Raises:
             Unreachable: ECS refuses, or does not respond.
@@ -294,12 +296,12 @@ def _raises_unreachable() -> Iterator[None]:
         # This includes failed connections, and missing credentials, because the provider of the credentials may be
         # unavailable. A task may have been started nevertheless: the client retries, and the error only describes
         # the last attempt.
-        hint = "check that its endpoint is reachable, and that Airflow's machine has credentials"
+        hint = "check that the ECS endpoint is reachable, and that Airflow's machine has credentials"
         raise Unreachable(Stop("network", f"no response from ECS: {error}", hint, True), False) from error
 
 
 def _single_attempt(answer: Mapping[str, Any]) -> bool:
-    """Whether the client made only one attempt; if not, an earlier one may have succeeded, with its response lost."""
+    """Whether the client made only one attempt; if not, an earlier one, whose response was lost, may have succeeded."""
     return not answer.get("ResponseMetadata", {}).get("RetryAttempts", 0)
 
 
@@ -320,7 +322,7 @@ def ending_of(task: Mapping[str, Any], container: str) -> Ending:
         reason=stop.text,
         hint=stop.hint,
         out_of_memory=stop.kind == "memory",
-        # a task that a person stopped is replaced too: its models still have to be built
+        # a task that a person stopped is also replaced: its models still have to be built
         passing=stop.passing or stop.kind == "person",
         exit_code=code,
         started_at=_moment(task.get("pullStartedAt")) or _moment(task.get("startedAt")),

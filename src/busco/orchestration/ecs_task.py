@@ -1,4 +1,4 @@
-"""Builds RunTask's arguments from the settings, for runners and for ECS tasks of any DAG."""
+"""Builds the arguments of RunTask from the settings, for runners and for the ECS tasks of any DAG."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def ecs_task_arguments(
 
     Args:
         size: the task definition's size; BUSCO_ECS_SIZE by default.
-        timeout: the time limit for the ECS task; Airflow's `execution_timeout` does not count the time for which a task
-            is deferred.
+        timeout: the time limit for the ECS task; Airflow's `execution_timeout` does not include the time during
+            which a task is deferred.
     """
     where = placement(settings)
     return {
@@ -75,7 +75,7 @@ def started_by(token: str) -> str:
 
 
 def placement(settings: Settings) -> dict[str, Any]:
-    """Returns RunTask's arguments that determine where a task runs, and in which network."""
+    """Returns the RunTask arguments that determine where a task runs, and in which network."""
     found: dict[str, Any] = {}
     if settings.ecs_capacity_provider:
         found["capacityProviderStrategy"] = [{"capacityProvider": settings.ecs_capacity_provider, "weight": 1}]

@@ -35,7 +35,7 @@ def login() -> str:
     name, password = admin()
     found = os.environ.get(_OWN_LOGIN) or (f"{name}:{password}" if password else "")
     if not found:
-        raise BuscoError("Flower has no login", f"set AIRFLOW_ADMIN_PASSWORD, or {_OWN_LOGIN} to user:password")
+        raise BuscoError("Flower has no login", f"set AIRFLOW_ADMIN_PASSWORD, or set {_OWN_LOGIN} to user:password")
     refuse_known(found.partition(":")[2], "Flower's password")
     return found
 
@@ -44,7 +44,7 @@ class GuardedFlower(Flower):  # type: ignore[misc]
     """A Flower server that requires a known host and, except for the health check, a valid login."""
 
     def __init__(self, options: Any = None, **kwargs: Any) -> None:
-        # Flower's own login check stays on: with a login, Flower enables its API and refuses cross-site requests
+        # Flower's own login check stays on: if a login is set, Flower enables its API and refuses cross-site requests
         options.basic_auth = [login()]
         super().__init__(options=options, **kwargs)
         self._hosts, self._failed = allowed_hosts(), FailedLogins()
@@ -94,7 +94,7 @@ def _credentials(header: str) -> str:
 
 
 class _Unframed(OutputTransform):
-    """Forbids embedding any page in a frame, which prevents clickjacking."""
+    """Prevents clickjacking: browsers do not show any of the pages in a frame."""
 
     def transform_first_chunk(
         self,

@@ -20,6 +20,8 @@ from busco.settings import SIZES
 # the name of the order for the run's shared runner
 SHARED = "shared"
 _BAD = frozenset({"failed", "error"})
+# how a runner's message about a node that it skipped begins; the reason follows (dbt gives none)
+_SKIPPED = "skipped: "
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,12 @@ class Job:
     Attributes:
         task: the task's key within its run: `fct_orders`, `fct_orders.test`, `docs`.
         attempt: Airflow's try number.
-        nodes: the unique ids whose results decide the task: a model with its unit tests, a model's tests, or one joint
-            test.
+        nodes: the unique ids whose results determine the task's state: a model with its unit tests, a model's tests, or
+            one joint test.
         along: the unique ids of other nodes that a runner for this task alone also runs: a model's own tests.
         label: the task's name in its log.
         size: the size of an ECS task started for this task alone; '' means BUSCO_ECS_SIZE.
-        joint: whether the task is a test over several models; if each model has its own runner, such tests share one.
+        joint: whether the task is a joint test; if each model has its own runner, joint tests share one.
     """
 
     task: str
@@ -61,7 +63,7 @@ class Ended:
 
 
 class Superseded(Exception):
-    """A later try of the task is already following."""
+    """A later try of the task is already following the run."""
 
 
 class Follow:
@@ -127,8 +129,8 @@ class Follow:
     def _counts(self, number: int) -> bool:
         """Whether a runner's results count for this try.
 
-        Runners up to the last one whose result an earlier try used don't count, and neither do runners that were
-        started for an earlier try alone.
+        Two kinds of runners don't count: those that are no newer than a runner whose result an earlier try used, and
+        those that were started for an earlier try alone.
         """
         runner = self.watch.runners[number]
         earlier = runner.kind == "solo" and runner.task == self.job.task and runner.attempt < self.job.attempt
@@ -141,7 +143,8 @@ class Follow:
             if result is None:
                 continue
             if result.status == "skipped" and number <= self._newest_before and not self._failed_in(number):
-                # skipped because of an upstream failure that has been fixed since: otherwise, this task would not run
+                # ignore a skip caused by an upstream failure that has since been fixed; otherwise, this task would
+                # never run
                 continue
             return result
         return None
@@ -169,8 +172,9 @@ class Follow:
     # -- the record of this task's progress ---------------------------------------------------------------------------
 
     async def _open(self) -> None:
-        """Writes this try's record, based on an earlier try's record if there is one; if the triggerer was restarted
-        during this try, reads the record that the try started with.
+        """Writes this try's record, based on an earlier try's record if there is one.
+
+        If the triggerer was restarted during this try, this method instead reads the record that the try started with.
 
         Raises:
             Superseded: a later try of this task has started.
@@ -209,7 +213,7 @@ class Follow:
 
     @property
     def _ordered_before(self) -> Mapping[str, int]:
-        """By name, the orders for several tasks, each with its newest generation when this try started."""
+        """The newest generation of each order for several tasks when this try started, by the order's name."""
         return self._record.orders
 
     @property
@@ -286,7 +290,7 @@ class Follow:
         return any(not all(self.watch.covers(n, node) for node in self.job.nodes) for n in shared)
 
     async def _on_lost(self, runner: Runner) -> Ended | None:
-        """Handles a runner that is gone without having reported all results.
+        """Handles a runner that ended before it reported all results.
 
         Returns:
             how the task ends, or None to continue with another runner.
@@ -304,11 +308,11 @@ class Follow:
             if len(heavy) == 1 and larger:
                 self.say(f"{ending.reason}; starting a runner of size {larger} for {label} alone")
                 return None
-            hint = "  → give it more memory (meta: {ecs: large}), or make its query use less"
+            hint = "  → give the model more memory (meta: {ecs: large}), or make its query use less"
         else:
             times = len([number for number in self._lost if number not in self._past])
             if times <= self.restarts and (runner.kind == "shared" or ending.passing):
-                self.say(f"runner {runner.number} is gone: {ending.reason}; another runner takes over")
+                self.say(f"runner {runner.number} is gone: {ending.reason}; another runner will take over")
                 return None
             hint = f"  → {ending.hint or 'clear this task to start a new runner'}"
         runners = f" (the last of {len(self._lost)} runners)" if len(self._lost) > 1 else ""
@@ -331,7 +335,7 @@ class Follow:
         if skipped:
             return Ended(
                 "failed",
-                f"{self.job.label} failed: dbt skipped it: {skipped[0].message}\n"
+                f"{self.job.label} failed: {_why_skipped(skipped[0])}\n"
                 "  → fix and clear the upstream task that failed (marking it as success is not enough)",
                 details,
             )
@@ -347,8 +351,15 @@ class Follow:
         if result.status == "failed":
             lines.append("  → fix the data or the model so that its rows pass the test, then clear the model's task")
         else:
-            lines.append("  → fix it, then clear this task with Downstream; only missing results are rebuilt")
+            lines.append("  → fix the error, then clear this task with Downstream; only missing results are rebuilt")
         return "\n".join(lines)
+
+
+def _why_skipped(result: Result) -> str:
+    reason = result.message.removeprefix(_SKIPPED)
+    if not reason:
+        return "it was skipped"
+    return f"it was skipped{' because' if reason != result.message else ':'} {reason}"
 
 
 def _praise(result: Result) -> str:

@@ -22,7 +22,7 @@ from busco.orchestration.operators import FollowOperator
 from busco.project import Project
 from busco.settings import Settings
 
-# A runner without a result after this time is stuck: the task fails, and its runner is stopped.
+# If a task has no result after this time, its runner is considered stuck: the task fails, and the runner is stopped.
 _LIMIT = timedelta(hours=6)
 _PROFILES = Path(busco.warehouse.__file__).parent / "dbt_package" / "profiles.yml"
 Converter = Callable[..., BaseOperator]
@@ -31,8 +31,8 @@ Converter = Callable[..., BaseOperator]
 def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
     """Returns a task group with the tasks of the dbt graph.
 
-    The group has a subgroup for each model, in which the model's tests follow the model. A test over several models
-    runs once, after all of those models.
+    The group has a subgroup for each model, in which the model's tests follow the model. A joint test runs once, after
+    all of its models.
 
     This function only reads the manifest: it does not run dbt or open a connection. DAG files use `tasks.dbt_tasks`,
     which calls this function once for each manifest.
@@ -47,7 +47,8 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
         group = _rendered(settings, project, group_id, manifest, node_converter(project, names, known))
     _source_tests(project, group)
     _tests_gate(project, group)
-    # record which graph Airflow has loaded: a run that starts with an older graph would change while it is running
+    # record which graph Airflow has loaded, so that a caller can wait for a new graph before it starts a run: a run
+    # that starts with the old graph would change while it is running
     group.dag.doc_md = f"{group.dag.doc_md or ''}\n\n{project.graph_mark}"
     return group
 
@@ -82,8 +83,7 @@ def _rendered(
 
 
 def node_converter(project: Project, names: Mapping[str, str], known: Mapping[str, str]) -> Converter:
-    """Returns the converter that Cosmos calls for each model, for each model's tests, and for each test over several
-    models.
+    """Returns the converter that Cosmos calls for each model, for each model's tests, and for each joint test.
 
     Args:
         names: the result of `task_names.task_names`.
@@ -97,8 +97,8 @@ def node_converter(project: Project, names: Mapping[str, str], known: Mapping[st
     keys = task_names.task_keys(project)
 
     def convert(dag: DAG, task_group: TaskGroup | None, node: DbtNode, task_id: str, **_: Any) -> BaseOperator:
-        # For a test over several models, Cosmos (1.15.1) passes whichever node it processed last. But the task id is
-        # derived from the test's name in `names`, and so identifies the test.
+        # For a joint test, Cosmos (1.15.1) passes whichever node it processed last. However, the task id is derived
+        # from the test's name in `names`, so it identifies the test.
         uid = joint.get(task_id) or known[node.unique_id]
         place: dict[str, Any] = {"task_id": task_id, "dag": dag, "task_group": task_group}
         if uid in project.tests:
@@ -149,7 +149,7 @@ def _tests_gate(project: Project, group: TaskGroup) -> None:
 
 
 def _source_tests(project: Project, group: TaskGroup) -> None:
-    """Adds one task for all tests that only concern sources, since those belong to no model."""
+    """Adds one task for all tests that only concern sources, since such tests belong to no model."""
     tests = sorted(test for source in project.sources for test in project.own_tests.get(source, ()))
     if tests:
         place = {"task_id": task_names.SOURCES_TASK, "task_group": group, "dag": group.dag}

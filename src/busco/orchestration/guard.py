@@ -1,9 +1,9 @@
 """Checks requests to Airflow's webserver and to Flower before they are handled.
 
-A web page in a developer's browser can make its own name resolve to 127.0.0.1 (DNS rebinding). The page's requests then
-reach this machine, with the page's name in the Host header. A page served from another port of this machine, or from
-another name under the company's domain, counts as the same site: the browser sends the session cookie with the page's
-requests, and states the page's origin in the Origin header.
+A web page in a developer's browser can make its own host name resolve to 127.0.0.1 (DNS rebinding). The page's requests
+then reach this machine, with the page's host name in the Host header. A page served from another port of this machine,
+or from another host name under the company's domain, counts as the same site: the browser sends the session cookie with
+the page's requests, and states the page's origin in the Origin header.
 
 PostgreSQL rejects NUL characters in text, and ids are limited to 250 characters (`ID_LEN` in Airflow 2.10.5). Without a
 check here, requests that break these limits would end with status 500.
@@ -161,16 +161,16 @@ def protect(app: Flask) -> None:
         names = {current, forwarded or current}
         for host in names:
             if host_name(host) not in hosts:
-                what = f"{host[:_MOST]!r} is not a known name of this Airflow; allow it in BUSCO_WEB_HOSTS"
+                what = f"{host[:_MOST]!r} is not a known host name of this Airflow; add it to BUSCO_WEB_HOSTS"
                 return _refusal(403, "Host refused", what)
         if is_of_another_site(request.method, request.headers, names, hosts, url, request.is_secure):
-            what = f"pages of {request.headers.get('Origin', 'another site')[:_MOST]!r} can't make changes in Airflow"
+            what = f"pages from {request.headers.get('Origin', 'another site')[:_MOST]!r} can't make changes in Airflow"
             return _refusal(403, "Page refused", f"{what}; Airflow's own address is set in BUSCO_AIRFLOW_URL")
         # checked before the body is read: Werkzeug only limits the size of forms, and anyone can send a body
         if "Transfer-Encoding" in request.headers:
             return _refusal(411, "Length Required", "requests with a body must have a Content-Length")
         if (request.content_length or 0) > (request.max_content_length or math.inf):
-            return _refusal(413, "Content Too Large", "see allowed_payload_size in Airflow's configuration")
+            return _refusal(413, "Content Too Large", "the body exceeds allowed_payload_size in Airflow's settings")
         if wrong := _wrong():
             return _refusal(400, "Bad Request", wrong)
         if request.path == "/cosmos" or request.path.startswith("/cosmos/"):
@@ -194,7 +194,7 @@ def _refusal(status: int, title: str, detail: str) -> Response:
 
 
 def _wrong() -> str:
-    """Returns what is wrong with the request's content, or '' if nothing is."""
+    """Returns what is wrong with the request's content, or '' if it is valid."""
     sent = request.get_data()  # before the form is parsed, which consumes the body
     try:
         # Airflow's API only accepts a body with JSON's content type. For another site's page, a browser sends that
@@ -219,7 +219,7 @@ def _wrong() -> str:
     if request.endpoint not in (_FORM, _API):
         return ""
     if len(sent) > _MOST_BYTES:
-        return f"the body is too long: it has {len(sent):,} bytes; the limit for triggering a run is {_MOST_BYTES:,}"
+        return f"the body is too long: {len(sent):,} bytes; the limit for triggering a run is {_MOST_BYTES:,}"
     if isinstance(body, dict):
         confs.append(body.get("conf"))
     for given in confs:
@@ -229,13 +229,13 @@ def _wrong() -> str:
 
 
 def _wrong_run_id(given: list[str]) -> str:
-    """Returns what is wrong with the `dag_run_id` of a trigger request, or '' if nothing is."""
+    """Returns what is wrong with the `dag_run_id` of a trigger request, or '' if it is valid."""
     if request.endpoint == _FORM:
         # the form only reads `run_id`, but the event log takes the run's id from either field
         return "this form has no field dag_run_id; use run_id" if given else ""
     pattern = conf.get("scheduler", "allowed_run_id_pattern")
     for text in given:
-        # otherwise, Airflow (2.10.5) responds with status 500
+        # without this check, Airflow (2.10.5) would respond with status 500
         if text and not re2.match(pattern, text):
             return f"dag_run_id {text!r} does not match {pattern}"
     return ""
@@ -250,7 +250,7 @@ def _parsed(text: str | bytes) -> Any:
 
 
 def _texts(body: Any) -> Iterator[tuple[str, str]]:
-    """Yields each text in the request, with its name.
+    """Yields each string in the request, with its name.
 
     Args:
         body: the request's parsed body, if it is JSON.

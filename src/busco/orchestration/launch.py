@@ -62,7 +62,7 @@ class Launcher(Protocol):
         """Stops anything that may have been started for an order that has no `Starting`."""
 
     async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> Mapping[int, Ending]:
-        """Returns the endings of those `runners` that are gone, by number; refreshes the state of `handles`."""
+        """Returns the endings of those `runners` that are gone, by number, and refreshes the state of `handles`."""
 
     async def stop(self, runner: Runner, reason: str) -> None:
         """Stops a runner; it is not an error if the runner is already gone."""
@@ -72,7 +72,7 @@ class Launcher(Protocol):
 
 
 def client_token(environment: str, pin: Pin, name: str, generation: int) -> str:
-    """Returns 32 hexadecimal digits that identify an order; every process that starts a runner for the order uses the
+    """Returns 32 hexadecimal digits that identify an order. Every process that starts a runner for the order uses the
     same digits, so that ECS starts only one task."""
     return token_of(environment, pin.run, pin.epoch, pin.origin, name, generation)
 
@@ -83,7 +83,7 @@ def token_of(*parts: str | int) -> str:
 
 
 def command(pin: Pin, order: Order) -> list[str]:
-    """Returns the `busco` arguments that run an order; their length does not depend on the order's number of nodes."""
+    """Returns the `busco` arguments that start an order's runner; their length does not depend on the order's nodes."""
     words = ["runner", "--run", pin.run, "--epoch", str(pin.epoch)]
     return [*words, "--order", order.name, "--generation", str(order.generation)]
 
@@ -137,7 +137,7 @@ class LocalLauncher:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
             # nothing else has a reference to this process, so it must be stopped here
-            await (await starting).stop("it is no longer needed")
+            await (await starting).stop("the runner is no longer needed")
             raise
 
     async def resume(self, pin: Pin, order: Order, say: Say) -> None:  # noqa: ARG002
@@ -216,11 +216,9 @@ def process_ending(code: int | None = None) -> str:
         code: the process's exit status in `subprocess`'s format (negative for a signal); None if it isn't known.
     """
     if code is None:
-        return (
-            "its process is gone for an unknown reason: it was killed, it ran out of memory, or its machine restarted"
-        )
+        return "its process is gone; it may have been killed or run out of memory, or its machine may have restarted"
     if code == -signal.SIGKILL:
-        return "its process was killed (signal 9), by a person or because the machine ran out of memory"
+        return "its process was killed (signal 9), either manually or because the machine ran out of memory"
     if code < 0:
         return f"its process was terminated by signal {-code}"
     return f"its process exited on its own with exit code {code}"

@@ -1,8 +1,8 @@
 """Defines the extra links of model, test and docs tasks in Airflow's UI: log stream, ECS task, Athena table, dbt docs.
 
 Airflow requests each link's URL whenever a user views a task, so the URL must be cheap to compute. The URL points to a
-page of `busco.orchestration.web`. The page looks up the task's runner when a user opens it, which also works while the
-task is running.
+page of `busco.orchestration.web`. The page looks up the task's runner when a user opens the link, which also works
+while the task is running.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def task_links(table: str, unique_id: str, project: str) -> list[BaseOperatorLin
     Args:
         table: the task's table, or '' if the task has none.
         unique_id: the unique id of the task's model or seed, or '' if the task has none.
-        project: the dbt project to whose graph the task belongs.
+        project: the dbt project whose graph the task belongs to.
     """
     links: list[BaseOperatorLink] = [LogStream(), EcsTaskLink()]
     if table:

@@ -25,7 +25,7 @@ class OidcSecurityManager(FabAirflowSecurityManagerOverride):
         return user_info(claims, os.environ.get("OAUTH_ROLES_CLAIM", "groups"))
 
     def auth_user_oauth(self, userinfo: Mapping[str, Any]) -> Any:
-        """Returns the Airflow user, creating it at the first login.
+        """Returns the Airflow user, who is created at the first login.
 
         Returns None if OAUTH_DEFAULT_ROLE is unset and OAUTH_ROLES maps none of the user's groups to a role.
         """

@@ -25,11 +25,11 @@ class FollowOperator(BaseOperator):
 
     Args:
         key: the task's name in the run's records.
-        nodes: the dbt unique ids whose results decide the task's state.
+        nodes: the dbt unique ids whose results determine the task's state.
         along: the unique ids of further nodes to process if a runner is started for this task alone.
         label: the task's name in log messages.
         size: the size of an ECS task that is started for this task alone; '' means BUSCO_ECS_SIZE.
-        joint: whether the task is a test over several models.
+        joint: whether the task is a joint test.
         table: the table that the task builds or tests, `<layer>.<name>`; '' if there is none or more than one.
         unique_id: the model or seed that the task builds or tests; '' if there is none or more than one.
         project: the dbt project whose graph the task belongs to; users who can read the task can read that project's

@@ -1,4 +1,4 @@
-"""Builds the dbt graph's tasks from an outline cached next to the manifest, so that Cosmos renders each manifest once.
+"""Builds the dbt graph's tasks from an outline cached next to the manifest, so Cosmos renders each manifest only once.
 
 Airflow parses a DAG file in a new process every time (the scheduler in its loop, a worker for each task), so an
 in-memory cache would not survive. The outline is a JSON file that lists tasks, their arguments and their dependencies;
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 _KINDS: dict[str, type[BaseOperator]] = {kind.__name__: kind for kind in (FollowOperator, EmptyOperator)}
 # Arguments that outlines do not store, since they are determined by where a task is added.
 _PLACE = frozenset({"task_id", "dag", "task_group", "default_args", "params"})
-# The number of outlines to keep per manifest, which other task groups and other platform versions may render too.
+# The number of outlines to keep per manifest: other task groups and other platform versions may render it too.
 _KEPT = 8
 Render = Callable[[], TaskGroup]
 
@@ -51,7 +51,7 @@ class Outline:
         groups: each group's name and its parent's index. The outermost group comes first, with -1 as its parent.
         tasks: each task's name, the index of its group, the name of its operator class, and its arguments.
         waits: for each task, the indexes of its upstream tasks.
-        group_waits: for each group, the indexes of the groups and those of the tasks that Airflow shows upstream of it.
+        group_waits: for each group, the indexes of the groups and of the tasks that Airflow shows upstream of it.
         group_after: for each group, the indexes of the tasks that Airflow shows downstream of it.
     """
 

@@ -1,4 +1,4 @@
-"""Builds what a task's links open: URLs of the AWS console or, with a local endpoint, pages of Airflow's webserver."""
+"""Builds the targets of tasks' links: AWS console URLs or, with a local endpoint, pages of Airflow's webserver."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from busco.orchestration.whereabouts import Whereabouts, whereabouts
 from busco.orchestration.words import athena_table_url, ecs_task_url, log_stream_url
 from busco.processes import process_alive, this_host
 from busco.settings import Settings
+from busco.text import count
 
 _LINES = 1000
 _MOST_BYTES = 4 << 20  # bytes to read from the end of a log file: enough for 1,000 lines, unless they are very long
@@ -43,7 +44,7 @@ _TIMES = {
 @dataclass(frozen=True)
 class TaskTry:
     """One try of an Airflow task. `task` is the task's key within the run, `nodes` are the dbt unique ids whose results
-    decide the task's state, and `state` is the try's state in Airflow ('' if it has none yet)."""
+    determine the task's state, and `state` is the try's state in Airflow ('' if it has none yet)."""
 
     dag_id: str
     run_id: str
@@ -124,7 +125,7 @@ def ecs_page(settings: Settings, task_try: TaskTry) -> Page | str:
     answer = client("ecs", settings).describe_tasks(cluster=settings.ecs_cluster, tasks=[arn])
     described = (answer.get("tasks") or [None])[0]
     if described is None:
-        text = "ECS no longer has this task: it expired, or ECS was restarted. The details are from the run's records."
+        text = "ECS no longer has this task: it expired, or ECS was restarted. The details come from the run's records."
         facts = (("ECS task", arn), *_runner_facts(where))
         return Page(title, (text,), facts, reloads=where.ending is None and not task_try.has_ended)
     ended = ending_of(described, settings.ecs_container) if is_over(described) else None
@@ -139,7 +140,7 @@ def _found(settings: Settings, task_try: TaskTry, title: str) -> tuple[Run, Wher
         run = open_run(_store(settings), EnvironmentLayout(settings.environment), key)
     except BuscoError as error:
         if waits:
-            return Page(title, ("The run is not pinned yet; its pin task runs first.",), reloads=True)
+            return Page(title, ("The run is not pinned yet; its pin task has to finish first.",), reloads=True)
         return Page(title, (error.message, error.hint))
     where = whereabouts(run, task_try.task, task_try.nodes, task_try.attempt)
     if not where.is_selected:
@@ -147,27 +148,27 @@ def _found(settings: Settings, task_try: TaskTry, title: str) -> tuple[Run, Wher
     if where.runner is not None or (where.order is not None and _arn(settings, where)):
         return run, where
     if not waits:
-        return Page(title, (f"Try {task_try.attempt} had no runner. Its state in Airflow: {task_try.state}.",))
+        return Page(title, (f"Try {task_try.attempt} had no runner. State of the try in Airflow: {task_try.state}.",))
     return Page(title, (_waiting(settings, task_try, where.order),), reloads=True)
 
 
 def _waiting(settings: Settings, task_try: TaskTry, order: Order | None) -> str:
     if order is None:
         state = task_try.state or "not scheduled"
-        return f"No runner has been started for try {task_try.attempt} yet. Its state in Airflow: {state}."
+        return f"No runner has been started for try {task_try.attempt} yet. State of the try in Airflow: {state}."
     if settings.execution == "local":
         return (
-            f"Its runner ({order.name}) was ordered but has not registered yet: it is starting, or waiting for a slot "
-            f"(BUSCO_MAX_LOCAL_RUNNERS={settings.max_local_runners})."
+            f"A runner for the task ({order.name}) was requested but has not registered yet: it is starting, or "
+            f"waiting for another runner to end (BUSCO_MAX_LOCAL_RUNNERS={settings.max_local_runners})."
         )
     return (
-        f"Its runner ({order.name}) was ordered but has no ECS task yet: it is waiting for a slot "
+        f"A runner for the task ({order.name}) was requested but has no ECS task yet: it is waiting for a slot "
         f"(BUSCO_MAX_ECS_TASKS={settings.max_ecs_tasks}) or for ECS to start it. The task's log in Airflow shows which."
     )
 
 
 def _arn(settings: Settings, where: Whereabouts) -> str:
-    """Returns the ARN of the runner's ECS task, '' if there is none. Until the runner has registered, queries ECS."""
+    """Returns the ARN of the runner's ECS task, or '' if there is none. Queries ECS until the runner has registered."""
     if where.runner is not None:
         return where.runner.arn
     if where.order is None or not where.order.token or settings.execution == "local":
@@ -197,7 +198,7 @@ def _process_log(settings: Settings, task_try: TaskTry, run: Run, where: Whereab
 def _own_log(settings: Settings, name: str) -> str | None:
     """Returns the last lines of a runner's log file; None if it can't be read.
 
-    Also returns None if `name`, which comes from a run's record, is any other file."""
+    Also returns None if `name`, which comes from a run's record, is the path of any other file."""
     file = Path(name).resolve()
     if not name or not file.is_relative_to((settings.state / "log" / "runners").resolve()):
         return None
@@ -222,8 +223,8 @@ def _runner_facts(
     """
     runner = where.runner
     if runner is None:
-        ordered = f"ordered as {where.order.name}" if where.order else ""
-        return (("runner", f"{ordered}; not registered yet"), *_end_facts(where.report, seen))
+        requested = f"requested as {where.order.name}" if where.order else ""
+        return (("runner", f"{requested}; not registered yet"), *_end_facts(where.report, seen))
     facts = [("runner", f"{runner.number}, {_kind(runner)}")]
     if runner.size:
         facts.append(("size", runner.size))
@@ -254,7 +255,7 @@ def _end_facts(report: Result | None, ending: Ending | None) -> list[tuple[str, 
 
 
 def _kind(runner: Runner) -> str:
-    return "shared by the whole run" if runner.kind == "shared" else f"for {len(runner.nodes)} nodes only"
+    return "shared by the whole run" if runner.kind == "shared" else f"only for {count(len(runner.nodes), 'node')}"
 
 
 def _life(settings: Settings, runner: Runner, ending: Ending | None) -> str:
@@ -307,7 +308,7 @@ def table_page(settings: Settings, table: str) -> Page | str:
     )
     facts = [
         ("live version", parameters.get("busco.version", "")),
-        ("release", parameters.get("busco.release", "")),
+        ("introduced by release", parameters.get("busco.release", "")),
         ("rows", parameters.get("busco.rows", "")),
         ("partitioned by", parameters.get("busco.partition_by", "")),
         ("stale: built from older versions of", parameters.get("busco.stale", "")),
@@ -331,9 +332,9 @@ def described_projects(settings: Settings) -> frozenset[str]:
 def docs_fragment(settings: Settings, project: str, unique_id: str) -> Page | str:
     """Returns the URL fragment of a model or seed in a project's live docs, or a page if the project has no docs.
 
-    The model or seed can also belong to a package that the project uses."""
+    The model or seed may also belong to a package that the project uses."""
     if project not in described_projects(settings):
-        return Page(f"dbt docs of {unique_id}", ("There are no docs yet: its project has not been published.",))
+        return Page(f"dbt docs of {unique_id}", ("There are no docs yet: the project has not been published.",))
     return f"#!/{unique_id.split('.')[0]}/{unique_id}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow.models.param import Param
 
-# Rejects all control characters except whitespace; NUL, for example, is accepted neither by PostgreSQL nor in
+# Rejects all control characters except whitespace: NUL, for example, can be neither stored in PostgreSQL nor passed in
 # command-line arguments.
 _TEXT = r"^[^\x00-\x08\x0e-\x1f\x7f]*$"
 

@@ -20,7 +20,7 @@ EVERY = 0.3  # seconds between retries, and between two polls of a run's records
 FAILURES = 150  # consecutive failures allowed: about a minute if calls fail at once, longer if they time out
 _LOGGED = 30  # one in this many consecutive failures is logged
 _LONGEST_PAUSE = 10.0  # seconds between two attempts to start a runner
-# Seconds. A call to start a runner that fails only after more than this must have waited in the queue, since no request
+# Seconds. A call to start a runner that takes longer than this to fail must have waited in the queue, since no request
 # takes this long; its half hour of retries then begins again.
 _WORKED = 300.0
 _FOR_THE_LOG = 20.0  # seconds that a task with a known result waits for text that is needed only for its log
@@ -54,7 +54,7 @@ async def patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
 async def start_patiently(what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
     """Returns the runner that a call starts or finds.
 
-    The call must be safe to repeat. It is retried for half an hour, the time for which orders also retry ECS.
+    The call must be safe to repeat. It is retried for half an hour, as are an order's calls to ECS.
 
     The limit is on time, not on attempts: a call can wait in the queue for hours before its first failure.
 
@@ -122,7 +122,7 @@ async def text_for_log(what: str, read: Callable[[], Awaitable[str]]) -> str:
     """
     try:
         async with asyncio.timeout(_FOR_THE_LOG):
-            return await patiently(what, read)
+            return await patiently(f"reading {what}", read)
     except Exception as error:
         reason = f"no response within {_FOR_THE_LOG:.0f} s" if isinstance(error, TimeoutError) else error
         return f"({what} could not be read: {reason})"

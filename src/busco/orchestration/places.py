@@ -3,7 +3,7 @@
 A slot is a row of a table that all triggerers share (slots.py), in one of these states:
 
     waiting    in the queue; the row is deleted if its order has not requested the slot for a minute
-    granted    the order may start one task; the owner (the process that does so) sends heartbeats until ECS starts it
+    granted    the order may start one task; the owner (the process that starts it) sends heartbeats until it is started
     started    the ARN of the task is known; from here on, only ECS determines when the slot is free
     freed      there is no row
 
@@ -39,7 +39,7 @@ _ANSWER = 120.0  # seconds that `discard` waits for a RunTask call in progress
 UNSEEN = 20.0
 PATIENCE = 1800.0  # seconds that an order keeps retrying after transient errors: capacity, throttling, the network
 # ListTasks filters by desired status: RUNNING includes tasks that are being set up, and STOPPED includes tasks that are
-# being stopped but still run (API reference, ListTasks, desiredStatus).
+# being stopped but are still running (API reference, ListTasks, desiredStatus).
 LISTED = ("RUNNING", "STOPPED")
 
 
@@ -164,11 +164,11 @@ class Places:
             say("the slot was taken away because its triggerer missed heartbeats; requesting another slot")
 
     async def discard(self, token: str, reason: str) -> None:
-        """Takes an order that is no longer needed out of the queue and stops the order's tasks. Safe to repeat.
+        """Removes an order that is no longer needed from the queue, and stops the order's tasks. Safe to repeat.
 
-        ListTasks may not list a task that was started a moment ago. Therefore this method waits for a RunTask
-        call that is in progress in this process, and polls the list while the order has a slot whose task is unknown.
-        It does not free the slot.
+        ListTasks may not list a task that was started a moment ago. Therefore, this method waits for a RunTask call
+        that is in progress in this process, and polls the list while the order has a slot whose task is unknown. The
+        method does not free the slot.
 
         Raises:
             Unreachable: ECS does not respond.
@@ -233,7 +233,7 @@ class Places:
                 delay = min(delay * 2, 60)
             return ""
         except BaseException:
-            # if a task may have been started, keep the slot: any process checks it once its heartbeat is stale
+            # if a task may have been started, keep the slot: some process will check it once its heartbeat is stale
             if not is_calling and not is_unknown:
                 await asyncio.shield(_in_thread(self.table.give_back, token, start))
             raise
@@ -241,9 +241,9 @@ class Places:
     async def _call(self, token: str, client_token: str, run: Run) -> str:
         """Calls RunTask, and records the started task in the slot with `_taken`.
 
-        The call continues if its waiter is cancelled: ECS may have received the request, in which case the task needs
-        its slot, and `discard` needs the ARN. Whether to stop the task is not decided here, since another triggerer may
-        need that task.
+        The call continues even if its caller is cancelled: ECS may have received the request, in which case the task
+        needs its slot, and `discard` needs the ARN. Whether to stop the task is not decided here, since another
+        triggerer may need that task.
         """
 
         async def call() -> str:
@@ -301,7 +301,8 @@ class Places:
     async def free(self) -> list[str]:
         """Frees the slots of stopped tasks, and granted slots whose owner has died. Returns the tokens of these slots.
 
-        A slot is kept if ECS can't be queried about it."""
+        A slot is kept if ECS can't be queried about it.
+        """
         freed: list[str] = []
         try:
             holders: list[Holder] = await _in_thread(self.table.holders)

@@ -30,7 +30,7 @@ class Launched:
             have ended long ago.
         ended_at: the number of the poll that found that the runner was gone; None until then.
         waiting: the followers that requested the runner before it was found to be gone.
-        is_abandoned: whether the runner was stopped because nobody needed it; if so, its end fails no task.
+        is_abandoned: whether the runner was stopped because nobody needed it; if so, its ending does not fail any task.
         why: why the runner ended; None until a follower has requested the reason.
     """
 
@@ -47,10 +47,14 @@ class Launched:
 class Polled:
     """The state of one epoch of a run, kept up to date while the run has followers.
 
-    `orders` has the newest order of each name; `endings` has the endings of the runners that are known to be gone;
-    `followers` maps each try of a task to the number of the runner that the try follows, 0 if none yet; `launched` has
-    the runners that were launched here. All collections except the last two reflect exactly the records at the last
-    poll, and change within one turn of the event loop.
+    All collections except `followers` and `launched` exactly reflect the records as of the last poll, and change within
+    one turn of the event loop.
+
+    Attributes:
+        endings: the endings of the runners that are known to be gone.
+        orders: the newest order of each name.
+        followers: for each try of a task, the number of the runner that the try follows; 0 if there is none yet.
+        launched: the runners that were launched here.
     """
 
     settings: Settings
@@ -72,7 +76,7 @@ class Polled:
         self._task: asyncio.Task[None] | None = None
         self._polls = 0
         self._silence = Silence(self.settings.runner_silence, lambda: asyncio.get_running_loop().time())
-        # silent runners; those of them that are still to be stopped; and those given up on, since a stop had no effect
+        # all silent runners; those that still have to be stopped; and those given up on because stopping had no effect
         self._silent: set[int] = set()
         self._to_stop: set[int] = set()
         self._given_up: set[int] = set()
@@ -102,8 +106,9 @@ class Polled:
         self.followers.pop(name, None)
 
     async def changed(self) -> None:
-        """Waits for a poll of the records that begins after this call. Starts the poller if it is not running:
-        the poller may have given up while the caller was busy elsewhere.
+        """Waits for a poll of the records that begins after this call.
+
+        Starts the poller if it is not running: it may have given up while the caller was busy elsewhere.
 
         Raises:
             Exception: the records could not be read; the state is then out of date.
@@ -174,7 +179,7 @@ class Polled:
                 kind = self._kind(key)
                 if stored is not None and kind is not None:
                     records[key] = kind.model_validate_json(stored[0])
-        # everything from here on happens within one turn of the event loop, so that nobody sees half of a poll
+        # everything from here on happens within one turn of the event loop, so that nobody sees an incomplete poll
         for key, record in records.items():
             if isinstance(record, Result):
                 self.results[(record.node, record.runner)] = record
@@ -202,7 +207,7 @@ class Polled:
             elif number in self._given_up:
                 gone[number] = Ending(number=number, reason=self._silence_text(), passing=True)
         for number, ending in gone.items():
-            # a conflict means that another triggerer has recorded the ending already
+            # a conflict means that another triggerer has already recorded the ending
             with contextlib.suppress(Conflict):
                 await self.objects.put(self.layout.ending(number), ending.model_dump_json(), None)
 
@@ -212,7 +217,7 @@ class Polled:
         living = [number for number in self.runners if not self.gone(number)]
         keys = {number: self.layout.heartbeat(number) for number in living}
         for number in self._silence.hear({number: etags[key] for number, key in keys.items() if key in etags}):
-            log.warning("run=%s runner=%s sends no heartbeats, stopping it", self.pin.run, number)
+            log.warning("run=%s runner=%s has stopped sending heartbeats and will be stopped", self.pin.run, number)
             if number in self._silent:
                 self._given_up.add(number)
             self._silent.add(number)
@@ -240,7 +245,7 @@ class Polled:
         return everything - {version for _, version in newest.values()}
 
     def _kind(self, key: str) -> type[LakeRecord] | None:
-        """Returns the type of a record, None for records that followers do not need."""
+        """Returns the type of a record, or None for records that followers do not need."""
         name = key[len(self.layout.prefix) :]
         if not name.endswith(".json"):
             return None

@@ -76,10 +76,10 @@ def unfollowed(
     """Returns the tasks that nobody follows.
 
     Args:
-        tasks: the runners that ECS has.
+        tasks: the runners that are running in ECS.
         environment: the environment to check; runners of other environments belong to another Airflow.
         followed: the keys of the runs that are active in Airflow.
-        newest: each run's newest epoch (R1), None if the lake has no such run.
+        newest: each run's newest epoch (R1), or None if the lake has no such run.
         grace: the minimum age of a task; a younger task may not have been recorded as followed yet.
     """
     found = []
@@ -95,7 +95,7 @@ def unfollowed(
 
 
 def runner_task(task: Mapping[str, Any], container: str) -> RunnerTask | None:
-    """Converts a task from DescribeTasks to a runner; None if it is not one of our runners."""
+    """Converts a task from DescribeTasks to a runner; returns None if it is not one of our runners."""
     if not str(task.get("startedBy") or "").startswith(STARTED_BY):
         return None
     overrides = (task.get("overrides") or {}).get("containerOverrides") or []
@@ -111,8 +111,13 @@ def runner_task(task: Mapping[str, Any], container: str) -> RunnerTask | None:
 
 
 def reap() -> list[str]:
-    """Stops the runners that nobody follows and frees the slots of those that are gone. Returns the stopped runners'
-    runs. This is an Airflow task that runs in a worker."""
+    """Stops the runners that nobody follows, and frees the slots of those that are gone.
+
+    This is an Airflow task that runs in a worker.
+
+    Returns:
+        the run of each stopped runner.
+    """
     from busco.orchestration.slots import Slots
 
     settings = require_lake(get_settings())

@@ -75,13 +75,13 @@ def _on_ecs(settings: Settings, select: str, attempt: Sequence[str]) -> list[str
             return list(found.nodes)
         if not may_pass:
             break
-        log.warning("the ECS task that reads the selection is gone: %s; starting another one", why)
-    raise BuscoError(f"the ECS task that reads the selection ended without a result: {why}")
+        log.warning("the ECS task that resolves the selection is gone: %s; starting another one", why)
+    raise BuscoError(f"the ECS task that resolves the selection ended without a result: {why}")
 
 
 async def _ask(settings: Settings, select: str, token: str, label: str) -> tuple[str, bool]:
-    """Runs an ECS task that records what a selection matches. Returns why the task ended, and whether
-    a retry may help."""
+    """Runs an ECS task that records what a selection matches. Returns why the task ended, and whether a retry may
+    help."""
     from busco.orchestration.async_aws import forget_clients
     from busco.orchestration.ecs import EcsLauncher
     from busco.orchestration.slots import Slots

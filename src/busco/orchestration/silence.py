@@ -1,4 +1,4 @@
-"""Detects hung runners: those that have written heartbeats but then stopped writing them."""
+"""Detects hung runners: those that have stopped sending heartbeats."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-# The maximum number of seconds between two polls that count as silence. A longer gap proves nothing: while this process
-# can't read from S3, runners may be unable to write to it, and a machine that is suspended sees no heartbeats.
+# The maximum number of seconds that the gap between two polls adds to a silence. A longer gap proves nothing: while
+# this process can't read from S3, runners may be unable to write to it, and a suspended machine sees no heartbeats.
 _GAP = 2.0
 
 

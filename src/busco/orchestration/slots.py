@@ -27,7 +27,8 @@ create table if not exists busco_ecs_slot (
     asked_at timestamptz not null default clock_timestamp()
 )
 """
-# A column that was added later. It is '' if several attempts, or an older version of the platform, requested the slot.
+# A column that was added later. It is '' if the slot was requested by several attempts, or by an older version of the
+# platform.
 _START = "alter table busco_ecs_slot add column if not exists start text not null default ''"
 _GRANTED = "token = :token and is_taken and task_arn = ''"
 
@@ -111,7 +112,7 @@ class Slots:
         return self._changed("delete from busco_ecs_slot where token = :token and not is_taken", token=token)
 
     def give_back(self, token: str, start: str) -> bool:
-        """Waiting or granted → freed: for an attempt that started nothing, if no other has requested the slot."""
+        """Waiting or granted → freed: for an attempt that started nothing, if no other attempt requested the slot."""
         return self._changed(
             "delete from busco_ecs_slot where token = :token and task_arn = '' and start = :start",
             token=token,
@@ -123,7 +124,7 @@ class Slots:
     def take_away(self, token: str, seconds: float) -> bool:
         """Granted → freed: if the last heartbeat is older than `seconds`.
 
-        The caller makes sure that ECS has no task for the order.
+        The caller must make sure that ECS has no task for the order.
         """
         return self._changed(
             f"delete from busco_ecs_slot where {_GRANTED}"

@@ -53,27 +53,28 @@ _RULES = (
     _rule(
         "role",
         r"unable to assume the (service linked )?role|iam:PassRole",
-        "ECS cannot use one of the task's roles: it does not exist, may not be passed, or does not trust ecs-tasks",
+        "ECS cannot use one of the task's roles: it does not exist, does not trust ecs-tasks.amazonaws.com, or "
+        "iam:PassRole is not granted",
         _ROLES,
     ),
     _rule(
         "spot",
         r"SpotInterruption|TerminationNotice|Spot Task was interrupted",
         "AWS reclaimed the Fargate Spot capacity",
-        "no action needed: a new runner takes over; if this happens often, unset BUSCO_ECS_CAPACITY_PROVIDER",
+        "no action needed: a new runner will take over; if this happens often, unset BUSCO_ECS_CAPACITY_PROVIDER",
         True,
     ),
     _rule(
         "image",
         r"CannotPullContainer.*(access denied|not authorized|AccessDenied|no basic auth|403 Forbidden|401 Unauth)",
         "the task is not allowed to pull the image",
-        "grant the execution role ecr:GetAuthorizationToken, ecr:BatchGetImage and ecr:GetDownloadUrlForLayer on it",
+        "grant the execution role ecr:GetAuthorizationToken, ecr:BatchGetImage and ecr:GetDownloadUrlForLayer",
     ),
     _rule(
         "image",
         r"CannotPullContainer.*(not found|does not exist|manifest unknown)",
         "the image does not exist",
-        "push it with the tag in the task definition, or deploy a task definition with an existing image",
+        "push the image with the tag in the task definition, or deploy a task definition with an existing image",
     ),
     _rule(
         "image",
@@ -86,7 +87,7 @@ _RULES = (
         "image",
         r"CannotPullContainer.*(platform|architecture|exec format)",
         "the image is not built for the task's CPU architecture",
-        "build it for the architecture in the task definition's runtimePlatform",
+        "build the image for the architecture in the task definition's runtimePlatform",
     ),
     _rule(
         "disk",
@@ -112,7 +113,8 @@ _RULES = (
         r"ResourceInitializationError.*(timeout|timed out|deadline exceeded|dial tcp|no such host|connection refused|"
         r"check your task network|request canceled)",
         "the task could not reach AWS services during setup",
-        _EGRESS + "endpoints for ecr.api, ecr.dkr, S3, logs and secretsmanager; security groups must allow HTTPS out",
+        _EGRESS
+        + "endpoints for ecr.api, ecr.dkr, S3, logs and secretsmanager; security groups must allow outbound HTTPS",
         True,
     ),
     _rule(
@@ -137,7 +139,7 @@ _RULES = (
         "setup",
         r"ResourceInitializationError.*(secret|ssm|parameter).*(not found|can't find|invalid)",
         "a secret in the task definition does not exist",
-        "create it, or fix the task definition",
+        "create the secret, or fix the task definition",
     ),
     _rule(
         "setup",
@@ -149,7 +151,8 @@ _RULES = (
         "memory",
         r"OutOfMemory|out of memory|OOM ?kill|killed due to memory",
         "the container ran out of memory{memory}",
-        "give the model the next size (meta.ecs), or reduce its memory use: fewer columns, partitions or threads",
+        "give the model the next larger size (meta.ecs), or reduce its memory use with fewer columns, partitions or "
+        "threads",
     ),
     _rule(
         "disk",
@@ -181,7 +184,7 @@ _RULES = (
     _rule(
         "capacity",
         r"(?-i:\bAGENT\b)|agent.{0,20}(not connected|disconnected)",
-        "the instance chosen for the task has lost its ECS agent",
+        "the ECS agent on the instance chosen for the task is disconnected",
         "wait for a retry; if this persists, replace the instance",
         True,
     ),
@@ -203,7 +206,7 @@ _RULES = (
         "permission",
         r"AccessDenied|not authorized to perform",
         "the role that starts tasks is not allowed to do this",
-        "attach StartTasksPolicy from deploy/aws/ecs.yaml to it",
+        "attach StartTasksPolicy from deploy/aws/ecs.yaml to that role",
     ),
     _rule(
         "network",
@@ -280,7 +283,7 @@ def stop_reason(
         return Stop(
             "exit",
             f"the process was killed (signal 9), either by ECS or because it ran out of memory{had}",
-            "clear the task to start a new runner; if it happens again, use the next size (meta.ecs)",
+            "clear the task to start a new runner; if it happens again, use the next larger size (meta.ecs)",
             True,
         )
     if exit_code in _EXITS:
@@ -288,11 +291,11 @@ def stop_reason(
     if exit_code is not None:
         more = f": {container_reason.strip()}" if container_reason.strip() else ""
         return Stop(
-            "exit", f"the container exited with code {exit_code}{more}", "check the end of its log, then clear the task"
+            "exit", f"the container exited with code {exit_code}{more}", "check the end of the log, then clear the task"
         )
     why = _first_line(container_reason or stopped_reason)
     return Stop(
-        "unknown", f"the task stopped: {why or 'ECS gave no reason'}", "check the ECS task, then clear this one"
+        "unknown", f"the task stopped: {why or 'ECS gave no reason'}", "check the ECS task, then clear the Airflow task"
     )
 
 

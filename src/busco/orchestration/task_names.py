@@ -20,12 +20,12 @@ from typing import Any
 from busco.lake.records import DOCS_NODE
 from busco.project import Project
 
-# the name and the key of the task for all tests that read only sources
+# the name and the key of the task that runs all tests that read only sources
 SOURCES_TASK = "sources_test"
 SOURCES_KEY = "sources.test"
 MAX_NAME = 180
-"""In characters. Airflow allows 200 for a group's id (2.10.5, utils/helpers.py, validate_group_key) and 250 for a
-task's id (validate_key), of which 65 are reserved for the enclosing groups and `.test`."""
+"""The maximum length in characters. Airflow allows 200 for a group's id (2.10.5, utils/helpers.py, validate_group_key)
+and 250 for a task's id (validate_key); 65 of the latter are reserved for the enclosing groups and `.test`."""
 _HASH = 8  # characters of the hash that makes a shortened or changed name unique
 # Airflow itself accepts letters of all languages, but its metrics don't, and neither do the subjects of SNS messages.
 _REFUSED = re.compile(r"[^A-Za-z0-9_-]+")

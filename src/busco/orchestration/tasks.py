@@ -12,16 +12,17 @@ from busco.orchestration.operators import FollowOperator
 from busco.orchestration.outline import outlined
 from busco.settings import Settings
 
-# The run's own runner reports the docs when it ends. A runner that has not done so within this time is stuck.
+# The run's own runner reports the docs when it ends. A runner that has not done so within this time is considered
+# stuck.
 _LIMIT = timedelta(hours=6)
 
 
 def dbt_tasks(settings: Settings, group_id: str) -> TaskGroup:
-    """Returns a task group with one group per model, which contains the model's task and, downstream of it, its tests.
+    """Returns a task group with one group per model, which contains the model's task followed by the model's tests.
 
-    A test over several models is one task, downstream of all of them.
+    A joint test is one task, downstream of all of its models.
 
-    Reads only the manifest and its outline: does not run dbt or open connections.
+    The function reads only the manifest and its outline: it does not run dbt or open a connection.
 
     Raises:
         BuscoError: the project has not been parsed here.

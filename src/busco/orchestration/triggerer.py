@@ -1,4 +1,4 @@
-"""Runs `airflow triggerer` without its fixed one-second sleeps, so that a level of tasks adds 0.2 s, not 2 s, to a run.
+"""Runs `airflow triggerer` without its fixed one-second sleeps, so that a level of the graph adds 0.2 s, not 2 s.
 
 Airflow 2.10's triggerer has two loops: one polls the database, the other runs the triggers. Each sleeps for a second
 per iteration, and no setting changes that. A task that starts and ends in the triggerer takes two iterations of the
@@ -34,7 +34,7 @@ class _Events(deque[Any]):
 
 
 class PromptTriggerRunner(TriggerRunner):
-    """The loop that runs triggers; starts and cancels them as soon as requested."""
+    """The loop that runs triggers, starting and cancelling each of them as soon as requested."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -58,7 +58,7 @@ class PromptTriggerRunner(TriggerRunner):
 
 
 class PromptTriggerer(TriggererJobRunner):
-    """The loop that polls the database; writes trigger events to the database as soon as they occur."""
+    """The loop that polls the database, and writes trigger events to it as soon as they occur."""
 
     trigger_runner: PromptTriggerRunner
 

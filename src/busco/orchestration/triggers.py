@@ -74,7 +74,7 @@ class FollowTrigger(BaseTrigger):
             yield self._event("failed", f"{self.label} failed: {error}\n  → clear the pin task", "")
             return
         except Exception as error:
-            self.log.exception("reading the pin of run %s", run)
+            self.log.exception("could not read the pin of run %s", run)
             text = f"{self.label} failed: the pin of run {run} could not be read: {type(error).__name__}: {error}"
             yield self._event("failed", f"{text}\n  → clear this task when S3 is available again", "")
             return
@@ -90,12 +90,12 @@ class FollowTrigger(BaseTrigger):
         except BuscoError as error:
             ended = Ended("failed", f"{self.label} failed: {error}")
         except (BotoCoreError, ClientError) as error:
-            self.log.exception("following run %s", watched.pin.run)
+            self.log.exception("failed to follow run %s", watched.pin.run)
             text = f"{self.label} failed: calls to AWS kept failing: {type(error).__name__}: {error}"
             hint = "clear this task when S3 and ECS are available again; finished results are kept"
             ended = Ended("failed", f"{text}\n  → {hint}")
         except Exception as error:
-            self.log.exception("following run %s", watched.pin.run)
+            self.log.exception("failed to follow run %s", watched.pin.run)
             ended = Ended("failed", f"{self.label} failed: {type(error).__name__}: {error}")
         finally:
             watched.leave(job.slot)
@@ -104,7 +104,7 @@ class FollowTrigger(BaseTrigger):
         yield self._event(ended.state, ended.text, ended.details)
 
     def _forget_earlier_end(self) -> None:
-        """Clears the end date that an earlier try, or a blocked state, has left, which would be before the start date.
+        """Clears the end date left by an earlier try or a blocked state, since it would be before the start date.
 
         A worker clears the end date when it starts a task. For a task that starts in the triggerer, Airflow 2.10 does
         not clear it, and `TaskInstance.set_state` keeps an existing end date.
@@ -127,7 +127,7 @@ class FollowTrigger(BaseTrigger):
             self.log.warning("could not clear the end date of this task's earlier try: %s", error)
 
     def _stale(self, settings: Any, pin: Any) -> str:
-        """Returns the last line of a failure's text: the gold tables that stay stale because of it; '' if none do."""
+        """Returns the last line of a failure's text: the gold tables that it leaves stale, or '' if there are none."""
         from busco.orchestration.alerts import stale_of
 
         try:
@@ -151,7 +151,7 @@ class FollowTrigger(BaseTrigger):
 
     async def _followed(self, watched: Any, follow: Any) -> Any:
         """Follows the run's runners until the task or its DAG run ends. The DAG run is watched because Airflow may
-        leave a task waiting in a run that was marked failed and is no longer scheduled (dag_runs.py)."""
+        leave a task waiting in a run that was marked as failed and is no longer scheduled (dag_runs.py)."""
         from busco.orchestration import dag_runs
         from busco.orchestration.patience import to_the_end
 
@@ -173,7 +173,7 @@ class FollowTrigger(BaseTrigger):
                     return following.result()
                 found = over.result()
             finally:
-                # cancel any start of a runner that is in progress, before releasing anything
+                # before releasing anything, cancel the start of a runner if one is in progress
                 await to_the_end(f"cancelling {self.label}", _cancel(following, over))
         assert found is not None
         return await self._unwanted(watched, follow, found)
@@ -181,14 +181,14 @@ class FollowTrigger(BaseTrigger):
     async def _unwanted(self, watched: Any, follow: Any, found: Any) -> Any:
         """Stops the task's runner unless another task follows it. If the DAG run is over, returns how the task ends.
 
-        Otherwise, the task was cleared, or marked with a state: this trigger must not end the task, so it waits for the
-        triggerer to cancel it. For a cleared task, the triggerer does so only once the task is scheduled again, which
-        may never happen in a paused DAG.
+        Otherwise, the task was cleared, or marked as success or failed. This trigger must not end the task, so it waits
+        until the triggerer cancels this trigger. If the task was cleared, that happens only once the task is scheduled
+        again, which may never happen in a paused DAG.
         """
         from busco.orchestration.follow import SHARED, Ended
         from busco.orchestration.patience import to_the_end
 
-        cause = f"its DAG run was {'deleted' if found.state == 'deleted' else f'marked {found.state}'}"
+        cause = f"its DAG run was {'deleted' if found.state == 'deleted' else f'marked as {found.state}'}"
         reason = (
             f"{self.label}: {cause if found.is_over else 'it was cleared, or marked as success or failed, in Airflow'}"
         )
@@ -202,11 +202,12 @@ class FollowTrigger(BaseTrigger):
         return Ended("skipped", f"{self.label} did not finish: {cause}")
 
     async def _cancelled(self, watched: Any, follow: Any) -> None:
-        """Stops the task's runner if the task was cleared, or marked with a state, and no other task follows it (R10).
+        """Stops the task's runner if the task was cleared or marked with a state and no other task follows it (R10).
 
         Nothing is stopped if the triggerer is shutting down, or if the trigger moves to another triggerer; Airflow's
         database shows which case applies. If the database can't be queried, nothing is stopped either; on ECS, the
-        maintenance DAG stops runners that no task follows."""
+        maintenance DAG stops runners that no task follows.
+        """
         from busco.orchestration import dag_runs
         from busco.orchestration.follow import SHARED
         from busco.orchestration.patience import patiently
@@ -225,7 +226,7 @@ class FollowTrigger(BaseTrigger):
         await watched.release(follow.slot, SHARED, reason, elsewhere)
 
     def _elsewhere(self, found: Any) -> int:
-        """Returns how many other tasks of the DAG run follow a runner; 0 if that run is over, as its tasks end soon."""
+        """Returns how many other tasks of the DAG run follow a runner; 0 if the run is over, as they will end soon."""
         return 0 if found.is_over else len(found.waiting - {self.trigger_id})
 
 

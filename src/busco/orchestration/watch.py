@@ -49,20 +49,25 @@ class Watch(Polled):
         super().__post_init__()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._plans: dict[int, tuple[Result, frozenset[str]]] = {}
-        # joint tests that need a runner; and the asyncio task that returns the name of these tests' shared order
+        # joint tests that need a runner
         self._gathered: list[str] = []
+        # the asyncio task that returns the name of the order that these tests share
         self._gathering: asyncio.Task[str] | None = None
         # runners that were stopped here because nobody needed them
         self._stopped: set[int] = set()
-        # the joint test for which each follower requested a runner; the starts in progress with their tests, by order
+        # for each follower, the joint test for which it requested a runner
         self._gathers: dict[str, str] = {}
+        # by the name of the order: the starts in progress, each with the tests that the runner will run
         self._starting: dict[str, tuple[asyncio.Task[None], tuple[str, ...]]] = {}
 
     # -- queries and starting runners ---------------------------------------------------------------------------------
 
     def final(self, node: str, runner: int) -> Result | None:
-        """Returns a runner's final result for a node; None if there is no such result, or if it does not count because
-        another runner has taken over the node (R4) or because a table that the node read has since been rebuilt."""
+        """Returns a runner's final result for a node, or None if there is no result that counts.
+
+        A result does not count if another runner has taken over the node (R4), or if a table that the node read has
+        since been rebuilt.
+        """
         result = self.results.get((node, runner))
         if result is None or result.status not in FINAL or result.fenced:
             return None
@@ -85,7 +90,7 @@ class Watch(Polled):
         return known[1]
 
     def running(self, node: str, number: int) -> bool:
-        """Whether, according to the latest result that a runner reported for a node, the node is still in progress."""
+        """Whether a runner's latest result for a node shows that the node is still in progress."""
         result = self.results.get((node, number))
         return result is not None and result.status not in FINAL
 
@@ -94,8 +99,9 @@ class Watch(Polled):
         return any(r.kind == "shared" and not self.gone(n) for n, r in self.runners.items())
 
     async def ensure(self, order: Order, say: Say, before: Mapping[str, int] = _NONE, follower: str = "") -> None:
-        """Starts a runner for an order, unless the last runner for an order of this name is alive or may have
-        registered since the last poll. This method sets the order's generation and token.
+        """Starts a runner for an order, after setting the order's generation and token.
+
+        Does nothing if the last runner for an order of this name is alive or may have registered since the last poll.
 
         Args:
             before: the newest generation of each order when the requesting try began; failures up to that generation
@@ -116,7 +122,8 @@ class Watch(Polled):
                 last = await self._resumed(newest, say)
             if last is not None and not self._registered_and_gone(last.order):
                 if last.resumed:
-                    # it is unknown here when the runner ended, but not whether it was ordered before the try began
+                    # this process can't tell when the runner ended, but it knows whether the runner was ordered before
+                    # the try began
                     is_waiting = last.order.generation > before.get(name, 0)
                 else:
                     # a follower that waited for the lock has waited for this runner, which may have ended by now
@@ -152,7 +159,7 @@ class Watch(Polled):
     async def _why(self, launched: Launched) -> str:
         """Returns why a runner ended. The reason is read only once, since many followers may wait for one runner."""
         if launched.why is None:
-            launched.why = await text_for_log("the reason why its runner ended", launched.handle.why)
+            launched.why = await text_for_log("the reason why the runner ended", launched.handle.why)
         return launched.why
 
     async def _started(self, order: Order, say: Say) -> Starting:
@@ -163,8 +170,8 @@ class Watch(Polled):
             return Refused(str(error))
 
     async def _resumed(self, order: Order, say: Say) -> Launched | None:
-        """Returns the runner of an order that was not started here, or whose start was interrupted; None if the runner
-        has registered or can't be found from here."""
+        """Finds the runner of an order that was not started here, or whose start was interrupted. Returns None if the
+        runner has registered or can't be found from here."""
         if self._registered(order):
             return None
         what = f"finding the runner of {order.name}"
@@ -181,7 +188,7 @@ class Watch(Polled):
         return any((r.order, r.generation) == (order.name, order.generation) for r in self.runners.values())
 
     def _registered_and_gone(self, order: Order) -> bool:
-        """Whether the runner of an order has registered, and has since been found to be gone or been given up."""
+        """Whether the runner of an order has registered, and has since been found to be gone or given up on."""
         known = [n for n, r in self.runners.items() if (r.order, r.generation) == (order.name, order.generation)]
         return bool(known) and all(self.gone(number) for number in known)
 
@@ -192,7 +199,7 @@ class Watch(Polled):
 
         Args:
             before: as for `ensure`.
-            follower: the name of the requesting try. The runner is stopped when no try that requested it is left.
+            follower: the name of the requesting try. The runner is stopped once all tries that requested it have left.
 
         Raises:
             StartFailed: the runner could not be started.
@@ -260,10 +267,10 @@ class Watch(Polled):
         return (Follower.model_validate_json(stored[0]), stored[1]) if stored else None
 
     async def write_follower(self, follower: Follower, etag: str | None) -> None:
-        """Writes a task's follower record if the stored one still has `etag` or, if `etag` is None, if none exists.
+        """Replaces a task's follower record if it still has `etag`; if `etag` is None, creates the record.
 
         Raises:
-            Conflict: the record has changed.
+            Conflict: the record has changed, or already exists.
         """
         await self._put(self.layout.follower(follower.task), follower, etag)
 
@@ -276,18 +283,19 @@ class Watch(Polled):
     async def release(self, name: str, shared: str, reason: str, elsewhere: int = 0) -> None:
         """Stops the runners that a cancelled follower leaves behind (R10).
 
-        These are the runner of the follower's own order, which has the same name as the follower, and the following
-        runners if no other follower needs them: the one that the follower followed, and those that are being started
-        under the order name `shared` or for the follower's joint test. When the last follower leaves, every runner that
-        is alive or being started is stopped.
+        The runner of the follower's own order, which has the follower's name, is always stopped. The runner that the
+        follower was following, and any runner that is still being started for the order `shared` or for the follower's
+        joint test, are stopped unless another follower needs them. When the last follower leaves, every runner that is
+        alive or being started is stopped.
 
         Args:
             elsewhere: the number of other tasks of the run that Airflow is waiting for. If this process has fewer
-                followers, the remaining tasks follow in another triggerer, and only the runner of the own order is
-                stopped.
+                followers than that, some tasks are followed in another triggerer, and only the runner of the
+                follower's own order is stopped.
 
         Raises:
-            Exception: a runner could not be stopped, despite the retries of `patiently`; all others were stopped.
+            Exception: a runner could not be stopped, despite the retries of `patiently`. By then, the method has also
+                tried to stop the others.
         """
         number, node = self.followers.pop(name, 0), self._gathers.pop(name, "")
         if elsewhere > len(self.followers):
@@ -311,13 +319,13 @@ class Watch(Polled):
         await _all(*ends)
 
     def _under_way(self) -> set[str]:
-        """Returns the names of the orders whose runner may be alive or may still be started."""
+        """Returns the names of the orders whose runners may be alive or may still be started."""
         registered = {(runner.order, runner.generation) for runner in self.runners.values()}
         unseen = {name for name, order in self.orders.items() if (name, order.generation) not in registered}
         return unseen | {name for name, one in self.launched.items() if one.handle.alive()} | set(self._starting)
 
     def _joint_orders(self, node: str) -> list[str]:
-        """Returns the names of the orders that include the joint test `node` but none that a follower still needs."""
+        """Returns the names of the orders that include the joint test `node` but no test that a follower needs."""
         tests = {name: nodes for name, (_, nodes) in self._starting.items()}
         tests |= {order.name: order.nodes for order in self.orders.values() if order.name.startswith(_TESTS)}
         needed = self._needed_tests()

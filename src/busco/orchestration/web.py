@@ -169,7 +169,7 @@ class TaskPages(AirflowBaseView):
 
 
 def _projects(dag: Any) -> set[str]:
-    """Returns the dbt projects whose graphs a DAG contains, according to the DAG and not to the request."""
+    """Returns the dbt projects whose graphs a DAG contains, as stated by the DAG itself, not by the request."""
     links = (link for task in (dag.tasks if dag is not None else ()) for link in task.operator_extra_links)
     return {link.project for link in links if isinstance(link, DbtDocs) and link.project}
 

@@ -10,7 +10,7 @@ from busco.lake.records import DOCS_NODE, FINAL, RUNNER_NODE, Ending, Follower, 
 from busco.lake.runs import Run
 from busco.orchestration.follow import SHARED
 
-_TESTS = "tests/"  # the prefix of the names of orders for tests over several models (watch.py)
+_TESTS = "tests/"  # the prefix of the names of orders for joint tests (watch.py)
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Whereabouts:
 
     Attributes:
         runner: the runner whose results count for the try, or will count; None if there is none yet.
-        ending: how that runner ended, if it was seen gone.
+        ending: how that runner ended, if it was found to be gone.
         report: that runner's final report on itself; None if it has not written one.
         order: the order for the task's runner, if no runner has registered yet.
         results: the runner's results for the task's nodes so far.
@@ -39,7 +39,7 @@ def whereabouts(run: Run, task: str, nodes: Sequence[str], attempt: int) -> Wher
 
     Args:
         task: the task's key within its run.
-        nodes: the unique ids whose results decide the task's state.
+        nodes: the unique ids whose results determine the task's state.
         attempt: Airflow's try number.
     """
     chosen = run.pin.nodes
@@ -104,7 +104,7 @@ class _Search:
         return next(iter([*reached, *(runner for runner in living if self._covers(runner))]), None)
 
     def _last(self) -> Runner | None:
-        """Returns the newest runner that reached the task or, if none did, the newest one that was to reach it."""
+        """Returns the newest runner that reached the task or, if none did, the newest one that should have."""
         reached = [runner for runner in reversed(self.mine) if self._reached(runner)]
         return next(iter([*reached, *(runner for runner in reversed(self.mine) if self._covers(runner))]), None)
 
@@ -113,7 +113,7 @@ class _Search:
         return any(result is not None and result.status != "skipped" and not result.fenced for result in found)
 
     def _covers(self, runner: Runner) -> bool:
-        """Whether a runner reports, or was to report, results for the task's nodes."""
+        """Whether a runner reports, or should have reported, results for the task's nodes."""
         if runner.kind == "solo":
             return any(node in runner.nodes for node in self.nodes)
         report = self.results.get((RUNNER_NODE, runner.number))

@@ -3,7 +3,7 @@
 Airflow (2.10.5) writes an event to its table `log`, with the logged-in user as `owner`, before it handles a request
 (`airflow/www/decorators.py`, `action_logging`). When a request creates or clears a DAG run, the run
 stores the time at which it was queued (`queued_at`; `models/dagrun.py`, `set_state`). So the event for a run precedes
-that time, by no more than a request's maximum duration. The event names the run only if the caller chose the run's id,
+that time by no more than a request's maximum duration. The event names the run only if the caller chose the run's id,
 and the caller controls all other fields of the event except the owner. Therefore, an event is ruled out only if Airflow
 itself would have applied it to another run or DAG (`busco.orchestration.guard` rejects requests with two ids). If
 events of several users remain, all of these users are named: a user can hide among others, but can never make it appear
@@ -22,7 +22,7 @@ _FORM = "trigger"
 _API = frozenset({"api.post_dag_run", "ui.post_dag_run"})
 _COMMAND = "cli_dag_trigger"
 _MADE = frozenset({_FORM, *_API, _COMMAND})
-# Events that rerun tasks of one run or of many: from the REST API, a DAG's pages and the command line, and from lists.
+# Events that rerun tasks of one or many runs: from the REST API, a DAG's pages, the command line, and list views.
 _AGAIN = frozenset(
     {f"{way}.{name}" for way in ("api", "ui") for name in (
         "clear_dag_run", "post_clear_task_instances", "update_dag_run_state", "post_set_task_instances_state",
@@ -32,8 +32,8 @@ _AGAIN = frozenset(
     | {f"action_{name}" for name in ("clear", "clear_downstream", "set_queued", "set_running", "set_retry")}
     | {"dagrun.edit", "taskinstance.edit"}
 )  # fmt: skip
-# Those of these events that may affect a DAG other than the one that they name: lists identify the DAG by a row's key,
-# regardless of other parameters, and the command line accepts a pattern.
+# The subset of these events that may affect a DAG other than the one that they name: list views identify the DAG by a
+# row's key, regardless of other parameters, and the command line accepts a pattern.
 _OF_ANY = frozenset(name for name in _AGAIN if name.startswith(("action_", "cli_")) or name.endswith(".edit"))
 # Events that queue a run without clearing anything.
 _QUEUED = frozenset({"dagrun_queued", "action_set_queued", "api.update_dag_run_state", "ui.update_dag_run_state"})
@@ -43,11 +43,11 @@ _SPAN = timedelta(seconds=120)
 
 
 def who_is(context: Any) -> str:
-    """Returns who requested a task of a DAG run, in the form that releases record.
+    """Returns who requested a task of a DAG run, in the form in which it is stored in releases.
 
     This is the user who created the run, or who has since cleared the task: `ana`, `ana (cleared)`, or `ana or bob` if
     it could have been either of them; for `airflow dags trigger`, it is `root (command line)`, with the operating
-    system's user name. If the event log names no user (for a schedule or another DAG, or because the log was
+    system's user name. If the event log names no user (a schedule or another DAG created the run, or the log was
     cleaned), this is the run itself: `airflow:<dag_id>/<run_id>`.
 
     Args:
@@ -73,7 +73,8 @@ def _names(session: Any, run: Any, task: Any, retries: int) -> list[str]:
         queued = run.queued_at if run.queued_at and began and run.queued_at >= began else (after or task).queued_dttm
         if queued is None:
             return []
-        # the scheduler may have waited: because the DAG was paused, for example, or until somebody else queued the run
+        # the task may have been queued long after it was cleared: for example, because the DAG was paused, or because
+        # the run was not queued until somebody else requested it
         since = min(began or queued, queued - _SPAN)
         return _people(_events(session, since, queued, _AGAIN, run.dag_id), " (cleared)")
     if run.queued_at is None:

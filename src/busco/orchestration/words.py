@@ -63,7 +63,7 @@ def ecs_task_url(region: str, cluster: str, task_id: str) -> str:
 def athena_table_url(region: str, database: str, table: str, workgroup: str) -> str:
     """Returns the URL of Athena's query editor, with the table as a parameter.
 
-    AWS does not document such links, so the editor may open without the table; `glue_table_url` always shows it.
+    AWS does not document such links, so the editor may open without the table; the Glue console always shows it.
     """
     named = "&".join(
         f"{key}={quote(value, safe='')}"
@@ -73,7 +73,7 @@ def athena_table_url(region: str, database: str, table: str, workgroup: str) -> 
 
 
 def glue_table_url(region: str, database: str, table: str) -> str:
-    """Returns the Glue console URL of a table, a page with its columns, its location and a button to query it."""
+    """Returns the Glue console URL of a table's page, with its columns, its location and a button to query it."""
     path = f"v2/data-catalog/tables/view/{quote(table, safe='')}?database={quote(database, safe='')}"
     return f"{_console(region)}/glue/home?region={region}#/{path}"
 

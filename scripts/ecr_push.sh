@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Builds the images of production and pushes them to the repositories that .env names: DBT_IMAGE, AIRFLOW_IMAGE, NGINX_IMAGE
+# and CERTBOT_IMAGE, and the public images of Redis and PostgreSQL as REDIS_IMAGE and POSTGRES_IMAGE, so that the host
+# pulls everything from one registry. The local AWS is never pushed. A tag is never overwritten: an image that the
+# registry already has is skipped.
+# usage: scripts/ecr_push.sh [--platform PLATFORM] [--dry-run] [dev|prod]      default: prod
+#   prod                  tags are commits (those of nginx and certbot: that changed them last); refuses uncommitted changes
+#   dev                   tags are dev-<commit>, and with uncommitted changes dev-<commit>-<UTC>
+#   --platform PLATFORM   the host's platform: linux/amd64 or linux/arm64; default: this machine's
+#   --dry-run             only print what would be pushed
+set -euo pipefail
+usage() { sed -n '2,10s/^# //p' "$0"; }
+kind=prod
+dry=
+options=()
+while (($#)); do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --platform) options+=(--platform "${2:?--platform needs a platform}"); shift 2 ;;
+        --dry-run) dry=1; shift ;;
+        dev | prod) kind=$1; shift ;;
+        *) usage >&2; exit 2 ;;
+    esac
+done
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib/env.sh
+. scripts/lib/env.sh
+# shellcheck source=scripts/lib/images.sh
+. scripts/lib/images.sh
+check_env
+commit=$(git rev-parse --short=12 HEAD)
+changes=$(git status --porcelain)
+local_tag=$commit${changes:+-dirty}
+tag=$commit
+if [[ $kind == dev ]]; then
+    tag=dev-$commit${changes:+-$(date -u +%Y%m%dT%H%M%S)}
+elif [[ -n $changes ]]; then
+    printf 'there are uncommitted changes, so no commit describes the images:\n%s\ncommit them, or push a trial version: %s dev\n' \
+        "$changes" "$0" >&2
+    exit 1
+fi
+images=(dbt airflow nginx certbot)
+declare -A target
+for image in "${images[@]}"; do
+    name=${image^^}_IMAGE
+    target[$image]=$(env_get "$name")
+    if [[ -z ${target[$image]} || ${target[$image]} == *:* && ${target[$image]##*/} == *:* ]]; then
+        echo "$name in .env must name a repository without a tag: <account>.dkr.ecr.<region>.amazonaws.com/busco-$image" >&2
+        exit 1
+    fi
+done
+declare -A copies
+for name in redis postgres; do
+    public=$(used_images | grep "^$name:")
+    copy=$(env_get "${name^^}_IMAGE")
+    if [[ ${copy##*/} != *:* ]]; then
+        echo "${name^^}_IMAGE in .env must name a repository with a tag: <account>.dkr.ecr.<region>.amazonaws.com/busco-$public" >&2
+        exit 1
+    fi
+    copies[$public]=$copy
+done
+for image in "${images[@]}"; do target[$image]+=:$(release_tag "$image" "$tag"); done
+if [[ -n $dry ]]; then
+    for image in "${images[@]}"; do echo "would push ${target[$image]}"; done
+    for public in "${!copies[@]}"; do echo "would push ${copies[$public]} (the public $public)"; done
+    exit 0
+fi
+# log_in REGISTRY: a login to ECR lasts 12 hours; other registries are logged in to by the user
+log_in() {
+    local region
+    if [[ $1 =~ \.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com ]]; then
+        region=${BASH_REMATCH[1]}
+        aws ecr get-login-password --region "$region" | docker login --username AWS --password-stdin "$1" >/dev/null
+    fi
+}
+mapfile -t registries < <(printf '%s\n' "${target[@]}" "${copies[@]}" | cut -d / -f 1 | sort -u)
+for registry in "${registries[@]}"; do log_in "$registry"; done
+has() { docker manifest inspect ${insecure[@]+"${insecure[@]}"} "$1" >/dev/null 2>&1; }
+# a registry on this machine, for tests, has no TLS
+insecure=()
+if [[ ${registries[0]} =~ ^(localhost|127\.|172\.|10\.) ]]; then insecure=(--insecure); fi
+push() {
+    local from=$1 to=$2
+    if has "$to"; then
+        echo "$to already exists"
+        return
+    fi
+    docker tag "$from" "$to"
+    docker push --quiet "$to"
+}
+wanted=()
+for image in "${images[@]}"; do
+    if ! has "${target[$image]}"; then wanted+=("$image"); fi
+done
+if ((${#wanted[@]})); then scripts/local_build.sh ${options[@]+"${options[@]}"} "${wanted[@]}"; fi
+for image in "${images[@]}"; do push "busco-$image:$local_tag" "${target[$image]}"; done
+for public in "${!copies[@]}"; do
+    if has "${copies[$public]}"; then continue; fi
+    from=$(locked "$public")
+    docker image inspect "$from" >/dev/null 2>&1 || docker pull --quiet ${options[@]+"${options[@]}"} "$from"
+    push "$from" "${copies[$public]}"
+done
+version=
+if [[ $kind == dev ]]; then version="--version $tag "; fi
+printf 'deploy it: scripts/ec2_deploy.sh %s<ec2-host> <path-to-ssh-key.pem>\n' "$version"
+printf 'the runners: update the stack of deploy/aws/ecs.yaml with DbtImage=%s\n' "${target[dbt]}"

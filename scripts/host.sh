@@ -1,0 +1,512 @@
+#!/usr/bin/env bash
+# Runs on the production host, as root: deploys the release that scripts/ec2_deploy.sh has uploaded, and keeps the platform
+# running. Only one deployment, backup or restore runs at a time. A command that was interrupted can be run again.
+# usage: busco-host COMMAND
+#   deploy FOLDER [--dry-run]          deploy the files in FOLDER; a failed health check brings the old release back
+#   rollback [--restore-database] [--dry-run]
+#                                      deploy the previous release; over a migration only with --restore-database,
+#                                      which also restores the backup that was made before the migration
+#   start, stop                        start or stop all services; systemd runs this (busco.service)
+#   status                             print the releases, the services and the newest backup
+#   renew                              renew the certificate if it is due; cron runs this
+#   check                              check the certificate, the renewals, the backups and the disk, and send an alert
+#                                      about what is wrong; systemd runs this daily (busco-check.timer)
+#   heal                               restart services that are unhealthy; cron runs this
+set -euo pipefail
+usage() { sed -n '2,17s/^# \{0,1\}//p' "$0"; }
+self=$(readlink -f "$0")
+cd "$(dirname "$self")/.."
+# shellcheck source=scripts/lib/env.sh
+. scripts/lib/env.sh
+# shellcheck source=scripts/lib/host.sh
+. scripts/lib/host.sh
+# shellcheck source=scripts/lib/postgres.sh
+. scripts/lib/postgres.sh
+min_free=$((${BUSCO_MIN_FREE_GB:-5} * 1000000000))
+began=$SECONDS
+step() { printf '==> %s (%s s)\n' "$*" $((SECONDS - began)); }
+
+# -- what a deployment checks ------------------------------------------------------------------------------------------
+
+check_system() {
+    local ID='' VERSION_ID='' PRETTY_NAME=''
+    # shellcheck source=/dev/null
+    . /etc/os-release
+    case $ID-$VERSION_ID in
+        debian-13 | ubuntu-24.04) packages=(docker.io ca-certificates cron curl openssl) ;;
+        amzn-2023) packages=() ;;
+        *) die "${PRETTY_NAME:-this system} is not supported; use Debian 13 (tested), Ubuntu 24.04 or Amazon Linux 2023" ;;
+    esac
+    case $ID in
+        debian) packages+=(docker-cli docker-compose) ;;
+        ubuntu) packages+=(docker-compose-v2) ;;
+    esac
+}
+
+has_docker() { docker compose version >/dev/null 2>&1 && type crontab curl openssl >/dev/null 2>&1; }
+
+install_packages() {
+    if has_docker; then return; fi
+    if ((${#packages[@]} == 0)); then
+        die "Docker, Compose, cron, curl or openssl is missing; install them as docs/deploying.md describes for this system"
+    fi
+    step "install ${packages[*]}"
+    # another program, such as the first boot's updates, may be using apt
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -o DPkg::Lock::Timeout=300 -qq update
+    apt-get -o DPkg::Lock::Timeout=300 -qq install --yes --no-install-recommends "${packages[@]}" >/dev/null
+    # an automatic upgrade of containerd or Docker would stop all services
+    apt-mark hold docker.io containerd runc >/dev/null 2>&1 || true
+    systemctl enable --now docker cron >/dev/null 2>&1
+    has_docker || die "Docker Compose can't be run; see: docker compose version"
+}
+
+check_disk() {
+    local free folder
+    folder=$(docker info --format '{{.DockerRootDir}}')
+    free=$(df --output=avail --block-size=1 "$folder" | tail -n 1)
+    if ((free < min_free)); then
+        docker system df >&2 || true
+        die "only $((free / 1000000)) MB are free in $folder, but a deployment needs $((min_free / 1000000)) MB; enlarge the disk, or delete what is not needed (docker system df)"
+    fi
+}
+
+# vpc_ranges: the VPC's IPv4 ranges; if there is no instance metadata, the networks to which this machine is attached
+vpc_ranges() {
+    local imds=http://169.254.169.254/latest token mac
+    token=$(curl -fsS --noproxy '*' --max-time 2 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' "$imds/api/token" 2>/dev/null) || token=
+    if [[ -n $token ]]; then
+        mac=$(curl -fsS --noproxy '*' --max-time 5 -H "X-aws-ec2-metadata-token: $token" "$imds/meta-data/mac")
+        curl -fsS --noproxy '*' --max-time 5 -H "X-aws-ec2-metadata-token: $token" \
+            "$imds/meta-data/network/interfaces/macs/$mac/vpc-ipv4-cidr-blocks"
+        echo
+    else
+        ip -4 -o route show scope link | awk '$3 !~ /^(docker|br-|veth)/ && $1 ~ /\// { print $1 }'
+    fi
+}
+
+# docker_ranges: `NETWORK RANGE` for each network of Docker on this machine
+docker_ranges() {
+    # shellcheck disable=SC2016 # the dollar signs are Docker's
+    docker network ls --filter driver=bridge --quiet | xargs --no-run-if-empty docker network inspect \
+        --format '{{$n := .Name}}{{range .IPAM.Config}}{{$n}} {{.Subnet}}{{"\n"}}{{end}}' | grep -F . || true
+}
+
+check_networks() {
+    local vpc network range
+    for vpc in $(vpc_ranges); do
+        while read -r network range; do
+            if overlap "$vpc" "$range"; then
+                die "Docker's network $network ($range) overlaps the VPC's range $vpc, so the database may be unreachable" \
+                    "choose other ranges in /etc/docker/daemon.json (default-address-pools, bip), restart Docker, and remove the network"
+            fi
+        done < <(docker_ranges)
+    done
+}
+
+check_settings() {
+    local report
+    # The worker has all settings. The broker's workers and the database's tables may not exist yet
+    if ! report=$(compose run --rm --no-deps -T airflow-worker busco doctor --skip broker --skip database 2>&1); then
+        die "$report" "the settings are not right; fix .env, or the resources that it names, and deploy again"
+    fi
+}
+
+# -- starting a release ------------------------------------------------------------------------------------------------
+
+# changed_services: the services of the release in the working directory that are not running as it describes them
+changed_services() {
+    local service hash
+    declare -A running=()
+    while read -r service hash _; do running[$service]=$hash; done < <(
+        containers --all --format '{{.Label "com.docker.compose.service"}} {{.Label "com.docker.compose.config-hash"}} {{.State}}' |
+            awk '$3 == "running" || $1 == "airflow-init"'
+    )
+    while read -r service hash; do
+        if [[ ${running[$service]:-} != "$hash" ]]; then echo "$service"; fi
+    done < <(compose config --hash '*' | sort)
+}
+
+# up SECONDS SERVICE…: starts services of the release in the working directory, and waits until they are healthy
+up() {
+    local limit=$1 printed
+    shift
+    if ! printed=$(compose up --detach --no-deps --wait --wait-timeout "$limit" "$@" 2>&1); then
+        printf '%s\n' "$printed" >&2
+        return 1
+    fi
+}
+
+# own_services: the services that only the operator's override.yml has
+own_services() {
+    comm -23 <(compose config --services | sort) <(
+        docker compose --project-directory "$PWD" --file docker-compose.prod.yml config --services | sort
+    )
+}
+
+# up_needed: starts what the other containers wait for: the broker, and the operator's own services
+up_needed() {
+    local own
+    mapfile -t own < <(own_services)
+    up 240 redis ${own[@]+"${own[@]}"}
+}
+
+# run_init: migrates the database, and sets up roles and the admin
+run_init() {
+    local container status
+    compose up --detach --no-deps --force-recreate airflow-init >/dev/null 2>&1
+    container=$(compose ps --all --quiet airflow-init)
+    status=$(timeout "${BUSCO_MIGRATION_SECONDS:-900}" docker wait "$container") || {
+        docker kill "$container" >/dev/null 2>&1 || true
+        echo "airflow-init has not ended within ${BUSCO_MIGRATION_SECONDS:-900} s" >&2
+        return 1
+    }
+    if [[ $status != 0 ]]; then
+        docker logs --tail 40 "$container" >&2
+        return 1
+    fi
+}
+
+# start_services: brings every service to the release in the working directory. One that has not changed keeps running,
+# and one that has is replaced alone, so that the others keep working. The worker is the last, because it finishes its
+# tasks before it stops.
+start_services() {
+    local service
+    up 240 redis letsencrypt nginx-proxy || return 1
+    step "set up the database (airflow-init)"
+    run_init || return 1
+    for service in airflow-webserver airflow-scheduler airflow-triggerer flower; do
+        step "start $service"
+        up 240 "$service" || return 1
+    done
+    step "start airflow-worker, after its running tasks have ended"
+    up 900 airflow-worker || return 1
+    # containers of services that this release no longer has
+    compose up --detach --no-recreate --no-deps --remove-orphans redis >/dev/null 2>&1
+}
+
+# check_health: whether Airflow answers through nginx, and all its parts are healthy
+check_health() {
+    local domain answer='' deadline=$((SECONDS + 120))
+    domain=$(env_get BUSCO_DOMAIN)
+    while ((SECONDS < deadline)); do
+        answer=$(curl -fsS --insecure --noproxy '*' --max-time 10 --resolve "$domain:443:127.0.0.1" "https://$domain/health" 2>&1) &&
+            (($(grep -o '"status": *"healthy"' <<<"$answer" | wc -l) >= 3)) && return
+        sleep 2
+    done
+    printf 'https://%s/health answers: %s\n' "$domain" "$answer" >&2
+    return 1
+}
+
+# database_state: empty, current, behind or ahead (src/busco/orchestration/revision.py)
+database_state() {
+    local found
+    found=$(python_in_airflow -m busco.orchestration.revision) || die "Airflow's database can't be used; see the message above"
+    printf '%s' "${found##*$'\n'}"
+}
+
+show_unhealthy() {
+    containers --all --format '{{.Names}}: {{.Status}}' | grep -vF -e '(healthy)' -e 'Exited (0)' >&2 || true
+    local name
+    for name in $(containers --all --filter health=unhealthy --format '{{.Names}}'); do
+        printf -- '-- the end of the log of %s\n' "$name" >&2
+        docker logs --tail 20 "$name" >&2 2>&1 || true
+    done
+}
+
+# activate MIGRATES BACKUP: starts the release in the working directory and makes it the current one; if it does not get
+# healthy, brings the current one back, with the backup if the database was migrated
+activate() {
+    local migrates=$1 backup=$2 release old
+    release=$(basename "$PWD")
+    old=$(linked current)
+    if start_services && check_health; then
+        if [[ $old != "$release" ]]; then
+            if [[ -n $old ]]; then switch_link previous "$old"; fi
+            switch_link current "$release"
+        fi
+        touch "$busco/releases/$release"
+        return
+    fi
+    show_unhealthy
+    if [[ -z $old || $old == "$release" ]]; then
+        die "the release $release did not become healthy, and there is no other to go back to; fix the cause, and deploy again"
+    fi
+    step "the release did not become healthy: back to $old"
+    cd "$busco/releases/$old"
+    if [[ -n $migrates ]]; then
+        compose stop "${airflow_services[@]}" >/dev/null 2>&1
+        scripts/restore.sh --yes --no-start "$backup"
+    fi
+    if start_services && check_health; then
+        die "the release $release did not become healthy; $old runs again. The reason is above"
+    fi
+    show_unhealthy
+    die "the release $release did not become healthy, and neither did $old; see docs/deploying.md, \"If a deployment fails\""
+}
+
+# migrate_and_activate: activates the release in the working directory, after a backup and with everything stopped if it
+# migrates the database
+migrate_and_activate() {
+    local state backup=''
+    step "compare the database with the release"
+    state=$(database_state)
+    case $state in
+        ahead)
+            die "a newer Airflow has migrated the database, and this release can't run on it" \
+                "to go back over the migration, restore the backup that was made before it: ec2_deploy.sh --rollback --restore-database" ;;
+        behind)
+            step "stop Airflow, because the database must be migrated"
+            compose stop "${airflow_services[@]}" >/dev/null 2>&1
+            step "back up the database"
+            backup=$(scripts/backup.sh --quiet)
+            say "    $backup" ;;
+    esac
+    activate "$([[ $state == behind ]] && echo yes)" "$backup"
+}
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+deploy() {
+    local upload=$1 release version
+    check_system
+    install_packages
+    log_in
+    # uploads whose deployment never started
+    find "$busco/uploads" -mindepth 1 -maxdepth 1 -not -path "$upload" -mmin +60 -exec rm -rf {} +
+    cd "$upload"
+    check_env
+    version=$(env_get BUSCO_VERSION)
+    release=$version-$(find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-12)
+    step "release $release"
+    if [[ -d $busco/releases/$release ]]; then
+        rm -rf "$upload"
+    else
+        mkdir -p "$busco/releases"
+        mv -T "$upload" "$busco/releases/$release"
+    fi
+    cd "$busco/releases/$release"
+    check_disk
+    check_networks
+    step "pull the images"
+    { compose pull --quiet && docker pull --quiet "$(postgres_image)" >/dev/null; } || die "the images can't be pulled; were they pushed (scripts/ecr_push.sh)?"
+    if [[ -n $dry ]]; then
+        say "would replace: $(changed_services | tr '\n' ' ')"
+        say "the database is: $(database_state)"
+        return
+    fi
+    if [[ $(linked current) == "$release" && -z $(changed_services) ]]; then
+        step "nothing has changed"
+        check_health || { show_unhealthy; die "the platform is not healthy"; }
+        scripts/setup_systemd.sh >/dev/null
+        return
+    fi
+    step "check the settings from inside a container"
+    up_needed
+    check_networks
+    check_settings
+    migrate_and_activate
+    finish
+}
+
+rollback() {
+    local restore=$1 target backup state
+    target=$(linked previous)
+    if [[ -z $target ]]; then die "there is no previous release on this host"; fi
+    cd "$busco/releases/$target"
+    step "release $target"
+    state=$(database_state)
+    if [[ $state == ahead ]]; then
+        backup=$(scripts/restore.sh --newest "$(python_in_airflow -m busco.orchestration.revision --newest)")
+        if [[ -z $backup ]]; then
+            die "the database was migrated since $target, and there is no backup from before that"
+        fi
+        say "$target can't run on the migrated database. The backup from before the migration is $backup"
+        say "newer than this backup: $(cd "$busco/current" && scripts/restore.sh --newer "$backup")"
+        if [[ -z $restore ]]; then die "to lose what is newer, and go back: ec2_deploy.sh --rollback --restore-database"; fi
+    fi
+    if [[ -n $dry ]]; then
+        say "would replace: $(changed_services | tr '\n' ' ')"
+        return
+    fi
+    if [[ $state == ahead ]]; then
+        step "restore the database"
+        compose stop "${airflow_services[@]}" >/dev/null 2>&1
+        scripts/restore.sh --yes --no-start "$backup"
+    fi
+    migrate_and_activate
+    finish
+}
+
+finish() {
+    step "install the units and cron's jobs"
+    scripts/setup_systemd.sh >/dev/null
+    prune
+    step "healthy: https://$(env_get BUSCO_DOMAIN)"
+}
+
+# prune: removes all releases but the newest five and those that are linked, and the images that only they use
+prune() {
+    local name kept image
+    local -a names
+    local -A keep used
+    mapfile -t names < <(find "$busco/releases" -mindepth 1 -maxdepth 1 -printf '%T@ %f\n' | sort -rn | cut -d ' ' -f 2-)
+    for name in "${names[@]:0:5}" "$(linked current)" "$(linked previous)"; do
+        if [[ -n $name ]]; then keep[$name]=1; fi
+    done
+    for kept in "${!keep[@]}"; do
+        while read -r image; do used[$image]=1; done < <(images_of "$kept")
+    done
+    for name in "${names[@]}"; do
+        if [[ -n ${keep[$name]:-} ]]; then continue; fi
+        while read -r image; do
+            if [[ -z ${used[$image]:-} ]]; then docker image rm "$image" >/dev/null 2>&1 || true; fi
+        done < <(images_of "$name")
+        rm -rf "${busco:?}/releases/$name"
+    done
+}
+
+# images_of RELEASE: the images that a release names
+images_of() { (cd "$busco/releases/$1" && compose config --images 2>/dev/null); }
+
+# log_in: logs in to the registries in stdin, a line `registry user password` for each. The login is kept in memory
+log_in() {
+    local registry user password
+    export DOCKER_CONFIG=/run/busco/docker
+    install -d -m 700 /run/busco "$DOCKER_CONFIG"
+    while read -r registry user password; do
+        if [[ -z $registry ]]; then continue; fi
+        docker login --username "$user" --password-stdin "$registry" <<<"$password" >/dev/null 2>&1 ||
+            die "the login to $registry failed"
+    done <<<"${logins:-}"
+}
+
+start() {
+    local state services
+    cd "$busco/current"
+    check_env
+    if [[ -n ${1:-} ]]; then return; fi
+    up_needed
+    state=$(database_state)
+    if [[ $state == ahead ]]; then
+        die "the database was migrated by a deployment that did not end; run ec2_deploy.sh again"
+    fi
+    # airflow-init runs only in a deployment
+    mapfile -t services < <(compose config --services | grep -vx airflow-init)
+    compose up --detach --no-deps "${services[@]}"
+}
+
+status() {
+    local name
+    for name in current previous; do say "$name: $(linked "$name")"; done
+    if [[ -z $(linked current) ]]; then return; fi
+    cd "$busco/current"
+    if ! (flock --nonblock 9) 9>>"$lock_file"; then say "running: $(cat "$lock_file")"; fi
+    containers --all --format 'table {{.Label "com.docker.compose.service"}}\t{{.Status}}\t{{.Image}}'
+    say "newest backup: $(find "$backups" -name '*.dump' -printf '%f\n' 2>/dev/null | sort | tail -n 1)"
+}
+
+renew() {
+    cd "$busco/current"
+    # not all machines at once (Let's Encrypt's documentation, "Integration Guide")
+    if [[ ${1:-} == --wait ]]; then sleep $((RANDOM % 3600)); fi
+    printf '%s ' "$(date -u '+%Y-%m-%d %H:%M:%S UTC')"
+    if compose run --rm --no-deps -T letsencrypt renew; then
+        touch "$logs/renewed"
+    else
+        return 1
+    fi
+}
+
+check() {
+    local problems='' domain age
+    cd "$busco/current"
+    domain=$(env_get BUSCO_DOMAIN)
+    problems+=$(deploy/aws/check_ssl.sh --connect 127.0.0.1 "$domain" 2>&1 >/dev/null || true)
+    age=$((($(date +%s) - $(stat -c %Y "$logs/renewed" 2>/dev/null || stat -c %Y "$busco/current/.env")) / 3600))
+    if ((age > 48)); then
+        problems+=$'\n'"the last successful renewal job was $age hours ago: is cron running (systemctl status cron)? Its log is $logs/renew.log"
+    fi
+    if ! systemctl is-active --quiet cron 2>/dev/null && ! systemctl is-active --quiet crond 2>/dev/null; then
+        problems+=$'\n'"cron is not running, so neither renewals nor backups are made: systemctl enable --now cron"
+    fi
+    if [[ -z $(find "$backups" -name '*.dump' -mmin -2160 2>/dev/null) ]]; then
+        problems+=$'\n'"there is no backup of the last 36 hours; its log is $logs/backup.log"
+    fi
+    problems+=$'\n'$(check_disk 2>&1 || true)
+    problems=$(sed '/^$/d' <<<"$problems")
+    if [[ -n $problems ]]; then
+        alert "the platform on $domain needs attention" <<<"$problems"
+        return 1
+    fi
+    say "all is well"
+}
+
+# Docker restarts what exits, but not what hangs. A service gets three checks in a row before it is unhealthy.
+heal() {
+    local name
+    cd "$busco/current"
+    if ! (flock --nonblock 9) 9>>"$lock_file"; then return; fi
+    for name in $(containers --filter health=unhealthy --format '{{.Names}}'); do
+        alert "restarting $name" <<<"$name was unhealthy. The last output of its check: $(docker inspect --format '{{with .State.Health}}{{(index .Log 0).Output}}{{end}}' "$name" 2>/dev/null | head -c 500)"
+        docker restart --time 30 "$name" >/dev/null
+    done
+}
+
+# detached COMMAND…: runs a command so that it continues if the connection is lost, and prints its log until it ends
+detached() {
+    local log pid
+    install -d -m 700 "$logs" "$busco" "$busco/uploads"
+    log=$logs/$1-$(date -u +%Y%m%dT%H%M%SZ)-$$.log
+    : >"$log"
+    BUSCO_LOG=$log setsid "$self" --detached "$@" >"$log" 2>&1 </dev/null &
+    pid=$!
+    tail --pid="$pid" --lines=+1 --follow "$log" 2>/dev/null || true
+    wait "$pid"
+}
+
+dry=
+case ${1:-} in
+    -h | --help) usage; exit 0 ;;
+    '') usage >&2; exit 2 ;;
+esac
+require_root
+case $1 in
+    deploy | rollback)
+        logins=
+        if [[ $1 == deploy && ! -t 0 ]]; then logins=$(cat); fi
+        export logins
+        detached "$@"
+        exit ;;
+    --detached) shift ;;
+esac
+command=$1
+shift
+restore=
+folder=
+option=
+while (($#)); do
+    case $1 in
+        --dry-run) dry=1 ;;
+        --restore-database) restore=1 ;;
+        --wait | --check) option=$1 ;;
+        -*) usage >&2; exit 2 ;;
+        *) folder=$1 ;;
+    esac
+    shift
+done
+case $command in
+    deploy)
+        lock "deployment of $(basename "${folder:?deploy needs a folder}")"
+        deploy "$folder" ;;
+    rollback)
+        lock rollback
+        rollback "$restore" ;;
+    start) start "$option" ;;
+    stop) cd "$busco/current" && compose stop ;;
+    status) status ;;
+    renew) renew "$option" ;;
+    check) check ;;
+    heal) heal ;;
+    *) usage >&2; exit 2 ;;
+esac

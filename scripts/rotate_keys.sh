@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Replaces a key or password of the production platform in .env, and deploys it. Each step is safe to repeat: after an
+# interruption, run the same command again.
+# usage: scripts/rotate_keys.sh [--dry-run] WHAT <ec2-host> <path-to-ssh-key.pem>
+#   fernet     the key that encrypts connections and variables in Airflow's database: deploys the new and the old key,
+#              encrypts everything with the new one, and then deploys the new key alone
+#   session    the key that signs web sessions; everybody logs in again
+#   redis      the password of the broker
+#   admin      the password of the first admin, which is only in .env
+#   --dry-run  only print what would be done
+# The database's password: change it in RDS and in .env or in the secret that DB_PASSWORD_SECRET names, and deploy.
+set -euo pipefail
+usage() { sed -n '2,12s/^# \{0,1\}//p' "$0"; }
+dry=
+while (($#)); do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --dry-run) dry=1; shift ;;
+        -*) usage >&2; exit 2 ;;
+        *) break ;;
+    esac
+done
+if (($# != 3)); then usage >&2; exit 2; fi
+what=$1
+host=$2
+key=$3
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib/env.sh
+. scripts/lib/env.sh
+# shellcheck source=scripts/lib/ssh.sh
+. scripts/lib/ssh.sh
+case $what in
+    fernet) name=AIRFLOW__CORE__FERNET_KEY ;;
+    session) name=AIRFLOW__WEBSERVER__SECRET_KEY ;;
+    redis) name=REDIS_PASSWORD ;;
+    admin) name=AIRFLOW_ADMIN_PASSWORD ;;
+    *) usage >&2; exit 2 ;;
+esac
+check_env
+old=$(env_get "$name")
+if [[ -z $old ]]; then
+    echo "$name is not set in .env; if it is a secret in Secrets Manager or SSM, change it there, and restart the services" >&2
+    exit 1
+fi
+
+# set_value VALUE: replaces the variable in .env
+set_value() {
+    local scratch line
+    scratch=$(mktemp .env.XXXXXX)
+    while IFS= read -r line || [[ -n $line ]]; do
+        if env_line "$line" && [[ $env_name == "$name" ]]; then line=$name=$1; fi
+        printf '%s\n' "$line"
+    done <.env >"$scratch"
+    chmod 600 "$scratch"
+    mv "$scratch" .env
+}
+
+if [[ -n $dry ]]; then
+    case $what in
+        fernet) echo "would deploy the new and the old $name, encrypt the database's connections and variables with the new one, and deploy the new one alone" ;;
+        *) echo "would deploy a new $name" ;;
+    esac
+    exit 0
+fi
+if [[ $what != fernet ]]; then
+    set_value "$(openssl rand -hex 24)"
+    exec scripts/ec2_deploy.sh "$host" "$key"
+fi
+# an interrupted rotation left both keys in .env
+if [[ $old != *,* ]]; then set_value "$(openssl rand -base64 32 | tr '+/' '-_'),$old"; fi
+scripts/ec2_deploy.sh "$host" "$key"
+find_login "$host" "$key"
+echo "encrypt connections and variables with the new key"
+remote "sudo docker exec \$(sudo docker ps --quiet --filter label=com.docker.compose.service=airflow-scheduler) airflow rotate-fernet-key" >/dev/null
+both=$(env_get "$name")
+set_value "${both%%,*}"
+scripts/ec2_deploy.sh "$host" "$key"

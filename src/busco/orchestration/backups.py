@@ -1,0 +1,167 @@
+"""What a backup of Airflow's database needs besides PostgreSQL's own tools; scripts/backup.sh and restore.sh use it.
+
+python -m busco.orchestration.backups COMMAND
+
+pgpass        prints a line for libpq's password file with the database's password
+contents      prints, as JSON, what the database contains now, for `newer`
+newer         reads such JSON from stdin and prints how many rows of the database are newer than it
+put NAME      stores stdin as a backup in the logs bucket
+get NAME      prints a stored backup
+list          prints the names of the stored backups, the newest first
+
+A backup is two objects below `airflow-database/` in the logs bucket: <name>.dump, in pg_dump's custom format, and
+<name>.json, the contents. A name begins with the time in UTC, so names sort by age.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+from busco.errors import BuscoError
+from busco.orchestration import database, revision
+from busco.text import count
+
+PREFIX = "airflow-database/"
+_NAME = re.compile(r"\d{8}T\d{6}Z-[a-z0-9]+\.(dump|json)")
+# the tables that people fill, and by which column they know a row
+_NAMED = {"users": ("ab_user", "username"), "variables": ("variable", "key"), "connections": ("connection", "conn_id")}
+_ONE = {"dag_runs": "DAG run", "users": "user", "variables": "variable", "connections": "connection"}
+
+
+def pgpass(dsn: str) -> str:
+    """Returns the database's line in libpq's password file (PostgreSQL's documentation, "The Password File")."""
+    url = urlsplit(dsn)
+    fields = (url.hostname, str(url.port or 5432), url.path.lstrip("/"), url.username, database.password())
+    return ":".join(re.sub(r"([\\:])", r"\\\1", str(field)) for field in fields)
+
+
+def contents(dsn: str) -> dict[str, Any]:
+    """Returns what the database contains: its revision, the newest DAG run, and a hash of each row that people made.
+
+    Raises:
+        BuscoError: the database has no Airflow tables.
+    """
+    found = revision.of_database(dsn)
+    if found is None:
+        raise BuscoError("the database has no Airflow tables", "deploy first: scripts/ec2_deploy.sh")
+    with database.connect(dsn, connect_timeout=10) as connection, connection.cursor() as cursor:
+        cursor.execute("select coalesce(max(id), 0) from dag_run")
+        held: dict[str, Any] = {"revision": found, "dag_runs": cursor.fetchone()[0]}
+        for name, (table, key) in _NAMED.items():
+            # the names are this module's own constants
+            cursor.execute(f"select {key}, md5({_kept(table)}::text) from {table}")
+            held[name] = dict(cursor.fetchall())
+    return held
+
+
+def _kept(table: str) -> str:
+    # logging in changes these columns of a user
+    return "(to_jsonb(ab_user) - 'last_login' - 'login_count' - 'fail_login_count')" if table == "ab_user" else table
+
+
+def newer(dsn: str, backup: Mapping[str, Any]) -> dict[str, int]:
+    """Returns how many rows were added or changed since a backup, by kind: dag_runs, users, variables, connections.
+
+    Args:
+        backup: what `contents` returned when the backup was made.
+    """
+    now = contents(dsn)
+    with database.connect(dsn, connect_timeout=10) as connection, connection.cursor() as cursor:
+        cursor.execute("select count(*) from dag_run where id > %s", [backup["dag_runs"]])
+        found = {"dag_runs": int(cursor.fetchone()[0])}
+    for name in _NAMED:
+        found[name] = sum(backup[name].get(key) != value for key, value in now[name].items())
+    return found
+
+
+def put(name: str, body: BinaryIO) -> None:
+    """Stores a backup, encrypted with the bucket's default key."""
+    bucket().upload_fileobj(body, _key(name))
+
+
+def get(name: str, into: BinaryIO) -> None:
+    """Writes a stored backup to a file.
+
+    Raises:
+        BuscoError: there is no such backup.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        bucket().download_fileobj(_key(name), into)
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+            raise BuscoError(f"there is no backup {name}", "list the backups: scripts/restore.sh --list") from error
+        raise
+
+
+def names() -> list[str]:
+    """Returns the names of the complete backups, the newest first."""
+    found = {one.key.removeprefix(PREFIX) for one in bucket().objects.filter(Prefix=PREFIX)}
+    dumps = {one.removesuffix(".dump") for one in found if one.endswith(".dump")}
+    return sorted(dumps & {one.removesuffix(".json") for one in found if one.endswith(".json")}, reverse=True)
+
+
+def bucket() -> Any:
+    """Returns the logs bucket.
+
+    Raises:
+        BuscoError: BUSCO_LOGS_BUCKET is not set.
+    """
+    import boto3
+
+    name = os.environ.get("BUSCO_LOGS_BUCKET", "")
+    if not name:
+        raise BuscoError("BUSCO_LOGS_BUCKET is not set", "set it in .env")
+    return boto3.resource("s3").Bucket(name)
+
+
+def _key(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise BuscoError(f"{name!r} is not the name of a backup", "list the backups: scripts/restore.sh --list")
+    return PREFIX + name
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command; returns the exit status: 1 after an error message."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("pgpass", "contents", "newer", "put", "get", "list"))
+    parser.add_argument("name", nargs="?", default="")
+    given = parser.parse_args(arguments)
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    dsn = os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")
+    try:
+        match given.command:
+            case "pgpass":
+                print(pgpass(dsn))
+            case "contents":
+                print(json.dumps(contents(dsn)))
+            case "newer":
+                found = newer(dsn, json.load(sys.stdin))
+                print(", ".join(count(number, _ONE[kind]) for kind, number in found.items()))
+            case "put":
+                put(given.name, sys.stdin.buffer)
+            case "get":
+                get(given.name, sys.stdout.buffer)
+            case "list":
+                print("\n".join(names()))
+    except BuscoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (BotoCoreError, ClientError) as error:
+        hint = f"Airflow's role needs access to {PREFIX}* in the logs bucket (deploy/aws/ecs.yaml)"
+        print(f"error: {error}\n  → {hint}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

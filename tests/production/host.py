@@ -1,0 +1,268 @@
+"""A container that plays an EC2 host, and deployments to it. Containers on it play RDS, AWS and Let's Encrypt."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.compose.stack import ROOT, free_port
+from tests.production.stack import DOMAIN, Production, settings_of_the_example
+
+# a script that starts a machine in a container: `up NAME` prints its address and the path of a private key for the user
+# admin; `reboot`, `crash` and `down` do what they say
+PROGRAM = os.environ.get("BUSCO_TEST_EC2_HOST", "")
+GROUP = 2375  # of Docker's socket on the host, for the service that plays ECS
+OURS = ("airflow", "nginx", "certbot")
+# images that only the services of the tests use, by the names under which the host pulls them
+OTHERS = {
+    "postgres:16.3-alpine": "library/postgres:16.3-alpine",
+    "redis:7.2-alpine": "library/redis:7.2-alpine",
+    "busco-local-aws:local": "library/busco-local-aws:local",
+    "ghcr.io/letsencrypt/pebble:2.6.0": "library/pebble:2.6.0",
+}
+
+
+def docker(*arguments: str, given: bytes | None = None) -> str:
+    done = subprocess.run(["docker", *arguments], input=given, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().strip()
+
+
+@dataclass
+class Registry:
+    """A registry on this machine's port, in ECR's place."""
+
+    port: int
+
+    @property
+    def name(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def push(self, image: str, name: str) -> None:
+        """Pushes a local image under a name such as `busco-airflow:<tag>`."""
+        docker("tag", image, f"{self.name}/{name}")
+        docker("push", "--quiet", f"{self.name}/{name}")
+
+
+@contextmanager
+def registry() -> Iterator[Registry]:
+    name, port = f"busco-registry-{uuid.uuid4().hex[:8]}", free_port()
+    docker("run", "--detach", "--name", name, "--publish", f"127.0.0.1:{port}:5000", "registry:2")
+    try:
+        made = Registry(port)
+        for image, kept in OTHERS.items():
+            made.push(image, kept)
+        made.push("redis:7.2-alpine", "busco-redis:7.2-alpine")
+        made.push("postgres:16.3-alpine", "busco-postgres:16.3-alpine")
+        yield made
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+@dataclass
+class Checkout:
+    """A checkout from which an operator deploys."""
+
+    home: Path
+    registry: Registry
+
+    def git(self, *arguments: str) -> str:
+        own = ("-c", "user.name=a", "-c", "user.email=a@example.com")
+        done = subprocess.run(["git", *own, *arguments], cwd=self.home, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    @classmethod
+    def made(cls, home: Path, registry: Registry) -> Checkout:
+        """Copies the sources, with a .env for production, and with the authority of the tests' database as RDS's."""
+        Production.of(home, "busco", **_values(registry))
+        made = cls(home, registry)
+        (home / "deploy/rds/global-bundle.pem").write_text((home / "test/tls/ca.pem").read_text())
+        # a .env must not name the local AWS's account; the override on the host does
+        env = (home / ".env").read_text().replace("000000000000", "111122223333")
+        (home / ".env").write_text(env)
+        made.git("init", "--quiet")
+        (home / ".git/info/exclude").write_text("/test/\n")
+        made.commit("the first release")
+        return made
+
+    def commit(self, message: str) -> str:
+        """Commits everything; returns the version."""
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", message)
+        return self.git("rev-parse", "--short=12", "HEAD")
+
+    def release(self, message: str, airflow: str = "busco-airflow:local") -> str:
+        """Commits, and pushes images as `ecr_push.sh` would; returns the version."""
+        version = self.commit(message)
+        self.registry.push(airflow, f"busco-airflow:{version}")
+        for image in ("nginx", "certbot"):
+            command = f". scripts/lib/images.sh; release_tag {image} {version}"
+            done = subprocess.run(["bash", "-c", command], cwd=self.home, check=True, capture_output=True, text=True)
+            self.registry.push(f"busco-{image}:local", f"busco-{image}:{done.stdout.strip()}")
+        return version
+
+
+def _values(registry: Registry) -> dict[str, object]:
+    return {
+        **{f"{name.upper()}_IMAGE": f"{registry.name}/busco-{name}" for name in ("dbt", *OURS)},
+        "REDIS_IMAGE": f"{registry.name}/busco-redis:7.2-alpine",
+        "POSTGRES_IMAGE": f"{registry.name}/busco-postgres:16.3-alpine",
+        "TEST_FOLDER": "/opt/busco/test",
+        "DOCKER_GID": GROUP,
+    }
+
+
+@dataclass
+class Host:
+    """The machine, with its address and the key of the user admin."""
+
+    name: str
+    address: str
+    key: Path
+    tunnels: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def options(self) -> list[str]:
+        known = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR")
+        return ["-i", str(self.key), "-o", "BatchMode=yes", *known]
+
+    def ssh(self, command: str, check: bool = True, given: bytes | None = None, limit: float = 300) -> str:
+        """Runs a shell command as the user admin; returns its output."""
+        done = subprocess.run(
+            ["ssh", *self.options, f"admin@{self.address}", command], input=given, capture_output=True, check=False,
+            timeout=limit,
+        )  # fmt: skip
+        assert done.returncode == 0 or not check, (done.stdout + done.stderr).decode()
+        return done.stdout.decode().strip()
+
+    def connect(self, registry: Registry) -> None:
+        """Makes the registry reachable under the same address on the host, as long as the host is up."""
+        forwarded = f"{registry.port}:{registry.name}"
+        self.tunnels.append(
+            subprocess.Popen(
+                ["ssh", *self.options, "-N", "-R", forwarded, f"admin@{self.address}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+
+    def prepare(self, registry: Registry, checkout: Checkout) -> None:
+        """Prepares what only tests need: the registry in Docker Hub's place, and the override with its services."""
+        self.connect(registry)
+        self.ssh(f"sudo groupadd --system --gid {GROUP} docker")
+        daemon = f'{{"registry-mirrors": ["http://{registry.name}"]}}'
+        self.ssh("sudo mkdir -p /etc/docker /opt/busco && sudo tee /etc/docker/daemon.json", given=daemon.encode())
+        files = ["docker-compose.yml", "docker-compose.common.yml", "test"]
+        packed = subprocess.run(["tar", "-C", checkout.home, "-c", *files], check=True, capture_output=True).stdout
+        self.ssh("sudo tar -C /opt/busco -x --no-same-owner && sudo chmod 755 /opt/busco", given=packed)
+        # the local AWS is not part of a release: its image has no tag of a release, and its sources are in the image
+        self.ssh(r"sudo sed -i 's/busco-local-aws:.*/busco-local-aws:local/; /- \.\//d' /opt/busco/docker-compose.yml")
+        self.ssh("sudo tee /opt/busco/override.yml", given=_override(checkout).encode())
+
+    def run(self, action: str) -> None:
+        """Reboots or crashes the machine."""
+        for tunnel in self.tunnels:
+            tunnel.terminate()
+            tunnel.wait()
+        self.tunnels.clear()
+        printed = subprocess.run([PROGRAM, action, self.name], check=True, capture_output=True, text=True).stdout
+        self.address = printed.split()[0]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Requests a page over HTTPS from this machine; returns the status (0: no answer) and the body."""
+        done = subprocess.run(
+            ["curl", "--silent", "--insecure", "--noproxy", "*", "--max-time", "5", "--write-out", "\n%{http_code}",
+             "--resolve", f"{DOMAIN}:443:{self.address}", f"https://{DOMAIN}{path}"],
+            capture_output=True, check=False, text=True,
+        )  # fmt: skip
+        body, _, status = done.stdout.rpartition("\n")
+        return int(status or 0), body
+
+    def containers(self) -> dict[str, str]:
+        """Returns the id of each service's container."""
+        listed = self.ssh(
+            "sudo docker ps --filter label=com.docker.compose.project=busco --no-trunc "
+            "--format '{{.Label \"com.docker.compose.service\"}} {{.ID}}'"
+        )
+        return dict(line.split() for line in listed.splitlines())
+
+    def airflow(self, command: str) -> str:
+        """Runs Airflow's command line in the scheduler's container; returns its output."""
+        return self.ssh(f"sudo docker exec {self.containers()['airflow-scheduler']} airflow {command}")
+
+    def current(self) -> str:
+        return self.ssh("basename $(sudo readlink /opt/busco/current)")
+
+    def wait(self, ready: Callable[[], bool], limit: float = 120) -> None:
+        deadline = time.monotonic() + limit
+        while not ready():
+            assert time.monotonic() < deadline, f"the condition was not met within {limit} s"
+            threading.Event().wait(1)
+
+
+def _override(checkout: Checkout) -> str:
+    """Returns the tests' override for the host: real ports, the settings of the local AWS, images of the registry."""
+    text = (ROOT / "tests/production/override.yml").read_text()
+    text = re.sub(r"^    ports: !override .*\n", "", text, flags=re.MULTILINE)
+    text = text.replace("ghcr.io/letsencrypt/pebble:2.6.0", "pebble:2.6.0")
+    # Compose looks for extended files in the release's folder
+    text = text.replace("{ file: docker-compose.yml,", "{ file: /opt/busco/docker-compose.yml,")
+    given = "".join(f'  {name}: "{value}"\n' for name, value in _of_the_local_aws().items())
+    return text.replace("\nx-airflow: &airflow", f"{given}\nx-airflow: &airflow", 1)
+
+
+def _of_the_local_aws() -> dict[str, str]:
+    found = {name: value for name, value in settings_of_the_example().items() if "000000000000" in value}
+    return {**found, "AIRFLOW__LOGGING__REMOTE_BASE_LOG_FOLDER": f"s3://{found['BUSCO_LOGS_BUCKET']}/airflow"}
+
+
+@contextmanager
+def host() -> Iterator[Host]:
+    """Starts a machine, and removes it with its disk at the end."""
+    name = f"busco-{uuid.uuid4().hex[:8]}"
+    printed = subprocess.run([PROGRAM, "up", name], check=True, capture_output=True, text=True).stdout
+    address, key = printed.split()[:2]
+    made = Host(name, address, Path(key))
+    try:
+        yield made
+    finally:
+        for tunnel in made.tunnels:
+            tunnel.terminate()
+        subprocess.run([PROGRAM, "down", name], check=False, capture_output=True)
+
+
+def operator(
+    checkout: Checkout, made: Host, *options: str, key: Path | None = None, script: str = "ec2_deploy.sh"
+) -> tuple[int, str]:
+    """Runs one of the operator's scripts; returns its exit status and its output."""
+    known = checkout.home.parent / "home/.ssh"
+    known.mkdir(parents=True, exist_ok=True)
+    command = [str(checkout.home / "scripts" / script), *options, f"admin@{made.address}", str(key or made.key)]
+    wrapper = ssh_with(checkout, known / "known_hosts")
+    own = {**os.environ, "PATH": f"{wrapper}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, env=own, cwd=checkout.home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False, timeout=1200,
+    )  # fmt: skip
+    print(shlex.join(command), done.stdout, sep="\n")
+    return done.returncode, done.stdout
+
+
+def ssh_with(checkout: Checkout, known: Path) -> Path:
+    """Returns a folder with an `ssh` that remembers hosts in a file of the test's own."""
+    folder = checkout.home.parent / "bin"
+    folder.mkdir(exist_ok=True)
+    program = folder / "ssh"
+    program.write_text(f'#!/bin/sh\nexec /usr/bin/ssh -o UserKnownHostsFile={known} "$@"\n')
+    program.chmod(0o755)
+    return folder

@@ -1,0 +1,51 @@
+"""Runs of the DAG on ECS in production, started and followed through HTTPS."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.production.stack import DOMAIN, Production
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def loaded(stack: Production) -> Production:
+    """The stack, after the DAG's first run on sample data."""
+    stack.call("scripts/first_data.sh", "300", COMPOSE_FILE=":".join(stack.files))
+    stack.wait(lambda: bool(stack.runs()), 60)
+    run = stack.runs()[0]["dag_run_id"]
+    assert stack.finish(run) == "success", stack.task_states(run)
+    return stack
+
+
+def test_a_run_on_ecs_is_green_and_its_log_is_shown(loaded: Production) -> None:
+    run = loaded.runs()[0]["dag_run_id"]
+    assert set(loaded.task_states(run).values()) == {"success"}
+    assert "runner" in loaded.log(run, "models.fct_orders.run")
+
+
+def test_the_docs_of_the_live_release_are_shown_in_a_sandbox_behind_the_login(loaded: Production) -> None:
+    login = ["--user", f"{loaded.value('AIRFLOW_ADMIN_USERNAME')}:{loaded.value('AIRFLOW_ADMIN_PASSWORD')}"]
+    assert loaded.get("/docs/").status == 302
+    page = loaded.get("/busco/dbt_docs_page?dag_id=lakehouse&project=busco")
+    assert page.status in (302, 403)
+    # the API's login does not open pages: only a session does
+    assert loaded.get("/docs/", *login).status == 302
+    jar = loaded.home / "cookies"
+    form = loaded.get("/login/", "--cookie-jar", str(jar))
+    token = form.body.split('name="csrf_token" type="hidden" value="', 1)[1].split('"', 1)[0]
+    answer = loaded.get(
+        "/login/", "--cookie", str(jar), "--cookie-jar", str(jar), "--referer", f"https://{DOMAIN}/login/",
+        "--data-urlencode", f"csrf_token={token}",
+        "--data-urlencode", f"username={loaded.value('AIRFLOW_ADMIN_USERNAME')}",
+        "--data-urlencode", f"password={loaded.value('AIRFLOW_ADMIN_PASSWORD')}",
+    )  # fmt: skip
+    assert answer.status == 302, answer.body
+    docs = loaded.get("/docs/", "--cookie", str(jar))
+    assert docs.status == 200
+    assert "dbt_docs_page" in docs.body
+    shown = loaded.get("/busco/dbt_docs_page?dag_id=lakehouse&project=busco", "--cookie", str(jar))
+    assert shown.status == 200
+    assert shown.headers["content-security-policy"].startswith("sandbox")
+    assert "mart_" in shown.body

@@ -1,0 +1,230 @@
+"""The scripts that deploy to the production host, without a host: their checks and messages, and what they upload."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.compose.stack import Stack
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ("ec2_deploy.sh", "host.sh", "backup.sh", "restore.sh", "setup_systemd.sh", "rotate_keys.sh", "ecr_push.sh")
+REGISTRY = "111122223333.dkr.ecr.eu-west-1.amazonaws.com"
+# Plays ssh: answers as FAKE_SSH says, records the command, and stores what is uploaded.
+SSH = """#!/usr/bin/env bash
+printf '%s\\n' "${@: -1}" >>"$FAKE/commands"
+case ${FAKE_SSH:-} in
+    '') ;;
+    denied) echo "Permission denied (publickey)." >&2; exit 255 ;;
+    ubuntu-only) [[ $* == *ubuntu@* ]] || { echo "Permission denied (publickey)." >&2; exit 255; } ;;
+    *) echo "$FAKE_SSH" >&2; exit 255 ;;
+esac
+if [[ ${@: -1} == *"tar -C"* ]]; then cat >"$FAKE/upload.tar.gz"; echo /opt/busco/uploads/abcdefgh; fi
+if [[ ${@: -1} == *" deploy "* ]]; then cat >"$FAKE/logins"; fi
+"""
+AWS = """#!/usr/bin/env bash
+printf 'token of %s' "${@: -1}"
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with a .env for production, and a PATH on which ssh and aws are played."""
+    home = tmp_path / "checkout"
+    Stack.copied(home, "unused")
+    values = [
+        "BUSCO_DOMAIN=busco.example.com", "LETSENCRYPT_EMAIL=a@example.com", "DB_HOST=db.example.com",
+        "DB_NAME=airflow", "DB_USER=airflow", "DB_PASSWORD='a$b?c#d%e@f'", "BUSCO_VERSION=of-no-release",
+    ]  # fmt: skip
+    values += [f"{name}_IMAGE={REGISTRY}/busco-{name.lower()}" for name in ("DBT", "AIRFLOW", "NGINX", "CERTBOT")]
+    values += [
+        f"REDIS_IMAGE={REGISTRY}/busco-redis:7.2-alpine",
+        f"POSTGRES_IMAGE={REGISTRY}/busco-postgres:16.3-alpine",
+    ]
+    (home / ".env").write_text("\n".join(values) + "\n")
+    (home / ".env").chmod(0o600)
+    committed = ["-c", "user.name=a", "-c", "user.email=a@example.com", "commit", "--quiet", "--allow-empty"]
+    subprocess.run(["git", "-C", str(home), "init", "--quiet"], check=True)
+    subprocess.run(["git", "-C", str(home), "add", "--all"], check=True)
+    subprocess.run(["git", "-C", str(home), *committed, "--message", "of the test"], check=True)
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name, text in (("ssh", SSH), ("aws", AWS)):
+        (bin_ / name).write_text(text)
+        (bin_ / name).chmod(0o755)
+    (tmp_path / "key.pem").write_text("a key")
+    (tmp_path / "key.pem").chmod(0o600)
+    return home
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def deploy(checkout: Path, tmp_path: Path) -> Run:
+    def run(*options: str, ssh: str = "", host: str = "host.example.com") -> subprocess.CompletedProcess[str]:
+        own = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "FAKE": str(tmp_path), "FAKE_SSH": ssh}
+        return subprocess.run(
+            [checkout / "scripts/ec2_deploy.sh", *options, host, tmp_path / "key.pem"],
+            env=own, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_script_prints_its_usage(name: str) -> None:
+    done = subprocess.run([ROOT / "scripts" / name, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: " in done.stdout
+    assert "set -euo" not in done.stdout
+    refused = subprocess.run([ROOT / "scripts" / name, "--nonsense"], capture_output=True, text=True, check=False)
+    assert refused.returncode in (1, 2)
+
+
+def test_a_release_has_the_files_that_the_host_needs_and_nothing_else(deploy: Run, tmp_path: Path) -> None:
+    done = deploy()
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(tmp_path / "upload.tar.gz") as archive:
+        names = {member.name.removeprefix("./") for member in archive if member.isfile()}
+        modes = {member.mode & 0o077 for member in archive}
+        archive.extractall(tmp_path / "release", filter="data")
+    assert modes == {0}, "only root may read a release"
+    env = (tmp_path / "release/.env").read_text()
+    version = subprocess.run(
+        ["git", "-C", str(tmp_path / "checkout"), "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True,
+        text=True,
+    ).stdout.strip()  # fmt: skip
+    assert f"BUSCO_VERSION={version}\n" in env
+    assert "of-no-release" not in env
+    assert "DB_PASSWORD='a$b?c#d%e@f'" in env
+    assert not [name for name in names if name.startswith(("src/", "tests/", "dags/", ".git/"))]
+    # each file that a script of the release sources or runs is there
+    assert {"docker-compose.common.yml", "scripts/host.sh", "scripts/lib/drop_tables.sql", ".env"} <= names
+    used = re.findall(r"--file (docker-compose\S+\.yml)", (tmp_path / "release/scripts/lib/host.sh").read_text())
+    assert len(used) == 3
+    assert set(used) <= names
+    for script in [name for name in names if name.endswith(".sh")]:
+        for line in (tmp_path / "release" / script).read_text().splitlines():
+            if line.startswith(". scripts/lib/"):
+                assert line.split()[1] in names, (script, line)
+    assert (tmp_path / "logins").read_text() == f"{REGISTRY} AWS token of eu-west-1\n"
+
+
+def test_no_secret_is_in_an_argument(deploy: Run, tmp_path: Path) -> None:
+    assert deploy().returncode == 0
+    commands = (tmp_path / "commands").read_text()
+    assert "token of" not in commands
+    assert "a$b?c#d%e@f" not in commands
+
+
+def test_nginx_and_certbot_have_the_commit_that_changed_them_last(deploy: Run, tmp_path: Path, checkout: Path) -> None:
+    def versions() -> dict[str, str]:
+        assert deploy().returncode == 0
+        with tarfile.open(tmp_path / "upload.tar.gz") as archive:
+            member = archive.extractfile("./.env")
+            assert member is not None
+            lines = member.read().decode().splitlines()
+        return dict(line.split("=", 1) for line in lines if "_VERSION=" in line)
+
+    def commit(file: str) -> None:
+        with (checkout / file).open("a") as opened:
+            opened.write("\n")
+        own = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+        subprocess.run(["git", "-C", str(checkout), *own, "commit", "--quiet", "-am", file], check=True)
+
+    before = versions()
+    commit("README.md")
+    after = versions()
+    assert after["BUSCO_VERSION"] != before["BUSCO_VERSION"]
+    assert after["NGINX_VERSION"] == before["NGINX_VERSION"]
+    assert after["CERTBOT_VERSION"] == before["CERTBOT_VERSION"]
+    commit("deploy/nginx/nginx.conf")
+    last = versions()
+    assert last["NGINX_VERSION"] == last["BUSCO_VERSION"]
+    assert last["CERTBOT_VERSION"] == before["CERTBOT_VERSION"]
+
+
+def test_uncommitted_changes_are_refused_unless_a_trial_version_is_named(deploy: Run, checkout: Path) -> None:
+    (checkout / "README.md").write_text("changed")
+    refused = deploy()
+    assert refused.returncode == 1
+    assert "no commit describes this release" in refused.stderr
+    assert deploy("--version", "dev-abc").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("BUSCO_TEST_ENDPOINT_ACCEPTED=true", "BUSCO_TEST_ENDPOINT_ACCEPTED"),
+        ("AWS_ENDPOINT_URL=http://local-aws:4566", "AWS_ENDPOINT_URL is set"),
+        ("AIRFLOW_ADMIN_PASSWORD=admin", "AIRFLOW_ADMIN_PASSWORD is a well-known password"),
+        ("AIRFLOW__CORE__FERNET_KEY=short", "is not a Fernet key"),
+    ],
+)
+def test_what_production_refuses_is_refused_before_anything_is_uploaded(
+    deploy: Run, checkout: Path, tmp_path: Path, line: str, message: str
+) -> None:
+    with (checkout / ".env").open("a") as env:
+        env.write(line + "\n")
+    refused = deploy()
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert not (tmp_path / "upload.tar.gz").exists()
+
+
+def test_a_readable_env_is_refused(deploy: Run, checkout: Path, tmp_path: Path) -> None:
+    (checkout / ".env").chmod(0o640)
+    refused = deploy()
+    assert refused.returncode == 1
+    assert "chmod 600 .env" in refused.stderr
+    assert not (tmp_path / "upload.tar.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("ssh", "message"),
+    [
+        ("denied", "refuses the key"),
+        ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @", "ssh-keygen -R host.example.com"),
+        ("Load key: bad permissions", "chmod 600"),
+        ("ssh: connect to host host.example.com port 22: Connection timed out", "security group"),
+    ],
+)
+def test_a_login_that_fails_says_why(deploy: Run, ssh: str, message: str) -> None:
+    refused = deploy(ssh=ssh)
+    assert refused.returncode == 1
+    assert message in refused.stderr
+
+
+def test_the_user_of_the_distribution_is_found(deploy: Run) -> None:
+    assert "ubuntu@host.example.com" in deploy(ssh="ubuntu-only").stdout
+    refused = deploy(ssh="ubuntu-only", host="eve@host.example.com")
+    assert refused.returncode == 1
+    assert "for eve" in refused.stderr
+
+
+def test_restoring_the_database_needs_a_rollback(deploy: Run) -> None:
+    assert deploy("--restore-database").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("192.168.0.0/16", "192.168.3.0/24", True),
+        ("192.168.3.0/24", "192.168.0.0/16", True),
+        ("172.31.0.0/16", "172.17.0.0/16", False),
+        ("172.16.0.0/12", "172.18.0.0/16", True),
+        ("192.168.0.0/16", "172.18.0.0/16", False),
+        ("192.168.0.0/25", "192.168.0.128/25", False),
+        ("0.0.0.0/0", "172.16.0.0/12", True),
+    ],
+)
+def test_ranges_that_have_addresses_in_common_overlap(one: str, other: str, expected: bool) -> None:
+    command = f". scripts/lib/host.sh; overlap {one} {other}"
+    assert (subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 0) is expected
