@@ -6,7 +6,7 @@ AIRFLOW := .venv/bin/python
 DBT := .venv-dbt/bin/python
 PIP := -m pip --disable-pip-version-check --no-input install --quiet --no-deps
 
-.PHONY: help setup setup-dev demo ui down up stop destroy test test-stack image test-long audit audit-update bench lint fmt lock clean check-tools
+.PHONY: help setup setup-dev demo ui down up stop destroy test test-stack test-engines image test-long audit audit-update bench lint fmt lock clean check-tools
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,7 +14,7 @@ help: ## list these targets
 check-tools:
 	@scripts/check_tools.sh "$(PYTHON)"
 
-# A stamp is newer than the requirements that an environment was set up from, so nothing is set up twice.
+# A stamp is newer than the requirements from which an environment was set up, so nothing is set up twice.
 .venv/.stamp-airflow: requirements/airflow.txt pyproject.toml | check-tools
 	@echo "setting up Airflow's environment (.venv)"
 	@test -x $(AIRFLOW) || $(PYTHON) -m venv .venv
@@ -55,10 +55,10 @@ setup-dev: ## the same, plus the tools for tests and checks
 demo: setup ## run the main job on generated data, or on DATA=<folder>
 	@.venv/bin/busco demo $(if $(DATA),--data "$(DATA)") $(if $(ORDERS),--orders $(ORDERS))
 
-ui: setup ## start everything that isn't running, print the URLs
+ui: setup ## start everything that isn't running, and print the URLs
 	@.venv/bin/busco ui
 
-down: ## stop everything that is running here; keeps all data
+down: ## stop everything that is running here; all data is kept
 	@if test -x .venv/bin/busco; then .venv/bin/busco down; fi
 
 test: setup-dev ## run the unit, dbt and integration tests (no Docker, about 10 minutes); ALL=1 adds the slow ones
@@ -67,19 +67,22 @@ test: setup-dev ## run the unit, dbt and integration tests (no Docker, about 10 
 test-stack: setup-dev ## run tests with real containers (needs Docker)
 	@scripts/test_stack.sh
 
+test-engines: setup-dev ## run tests with your Trino and other engines (docs/contributing.md); ALL=1 adds the long ones
+	@scripts/test_engines.sh $(if $(ALL),--all)
+
 image: ## build the runner's image, busco-dbt:<commit> and busco-dbt:local
 	@scripts/local_build.sh dbt
 
 up: ## start the whole platform in Docker Compose: images, services, sample data, URLs
 	@scripts/compose_up.sh
 
-stop: ## stop the Compose platform; keeps data and history
+stop: ## stop the Compose platform; data and history are kept
 	@docker compose down
 
-destroy: ## stop it and delete all its data; asks first
+destroy: ## stop the Compose platform and delete all its data, after asking for confirmation
 	@scripts/compose_destroy.sh
 
-test-long: setup-dev ## run slow tests: real data in every execution mode, and others (needs Docker)
+test-long: setup-dev ## run the tests marked long: real data in every execution mode, and others (needs Docker)
 	@scripts/test_long.sh
 
 audit: setup-dev ## check pinned packages for known vulnerabilities
@@ -103,4 +106,5 @@ lock: setup-dev ## compile requirements/*.in
 			--universal --python-version 3.11 $$name.in --output-file $$name.txt || exit 1; done
 
 clean: down ## delete the environments and all local state
+	@if test -d .busco/engines; then scripts/test_engines.sh stop; fi
 	@rm -rf .venv .venv-dbt .busco

@@ -1,4 +1,4 @@
-"""Creates the platform's AWS clients, with common retries and timeouts, and the region and endpoint of the settings."""
+"""Creates the platform's AWS clients, with shared retry and timeout settings and the configured region and endpoint."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def client(service: str, settings: Settings, **config: Any) -> Any:
     return _client(service, settings.region, settings.endpoint_url, None, **config)
 
 
-def publisher_client(service: str, settings: Settings, or_own: bool = False) -> Any:
+def publisher_client(service: str, settings: Settings, or_own: bool = False, **config: Any) -> Any:
     """Returns a client that uses the publisher role (BUSCO_PUBLISHER_ROLE_ARN), which this process assumes.
 
     If no role is configured, the client uses the process's own credentials. The role's credentials are refreshed before
@@ -47,28 +47,29 @@ def publisher_client(service: str, settings: Settings, or_own: bool = False) -> 
     Args:
         or_own: whether to fall back to the process's own credentials if the process is not allowed to assume the role.
             This is meant for people at the command line: S3 and Glue then check that person's own permissions.
+        config: options for botocore's Config, as in `client`.
 
     Raises:
         BuscoError: this process is not allowed to assume the role, and `or_own` is False.
     """
     if not settings.publisher_role_arn:
-        return client(service, settings)
+        return client(service, settings, **config)
     try:
         given = assumed(settings.publisher_role_arn, settings.region, settings.endpoint_url)
-        # refreshes credentials that are about to expire: the role may have changed since this process assumed it
+        # refreshes credentials that are about to expire, which fails if this process can no longer assume the role
         given.get_frozen_credentials()
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("AccessDenied", "AccessDeniedException"):
             raise
         if or_own:
-            log.debug("not allowed to assume %s; using the own credentials", settings.publisher_role_arn)
-            return client(service, settings)
+            log.debug("not allowed to assume %s; using this process's own credentials", settings.publisher_role_arn)
+            return client(service, settings, **config)
         raise BuscoError(
             f"can't assume {settings.publisher_role_arn}: {error.response['Error'].get('Message', error)}",
-            "run Airflow with AirflowRole of deploy/aws/ecs.yaml, which alone can assume it, and set "
-            "BUSCO_PUBLISHER_ROLE_ARN to that stack's PublisherRoleArn",
+            "run Airflow with the role AirflowRole from deploy/aws/ecs.yaml, the only role that can assume the "
+            "publisher role, and set BUSCO_PUBLISHER_ROLE_ARN to that stack's PublisherRoleArn",
         ) from error
-    return _client(service, settings.region, settings.endpoint_url, given)
+    return _client(service, settings.region, settings.endpoint_url, given, **config)
 
 
 class _Given(CredentialProvider):  # type: ignore[misc, unused-ignore]
@@ -89,7 +90,7 @@ def assumed(role: str, region: str, endpoint_url: str | None) -> Any:
     """Assumes a role and returns its credentials, which are refreshed before they expire.
 
     Raises:
-        ClientError: this process may not assume the role.
+        ClientError: this process is not allowed to assume the role.
     """
     sts = _client("sts", region, endpoint_url, None)
 

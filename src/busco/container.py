@@ -1,4 +1,4 @@
-"""Reads this container's resource limits and ECS task from cgroups and the ECS task metadata endpoint."""
+"""Determines this container's resource limits and ECS task from cgroups and the ECS task metadata endpoint."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-# The ECS agent on the host responds within milliseconds; a starting process waits at most twice this long for each
-# response.
+# The ECS agent on the host normally responds within milliseconds. The timeout and the number of tries are low because
+# processes wait for the responses when they start.
 _METADATA_SECONDS = 1.0
 _METADATA_TRIES = 2
 _MIB = 1 << 20
-# Without a limit, cgroup v1 reports the largest multiple of the page size that fits its counter (Linux,
-# Documentation/admin-guide/cgroup-v1/memory.rst); no container has an exbibyte of memory.
+# If there is no limit, cgroup v1 reports the largest multiple of the page size that fits in its counter (Linux,
+# Documentation/admin-guide/cgroup-v1/memory.rst). No container has an exbibyte of memory.
 _NO_LIMIT = 1 << 60
 # The paths in /proc/self/mountinfo contain octal escapes instead of these characters (proc_pid_mountinfo(5)).
 _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
@@ -27,7 +27,8 @@ _ESCAPES = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))
 class TaskMetadata:
     """An ECS task, as described by its metadata endpoint.
 
-    `cpu` is in vCPUs. `memory` is in bytes: the smaller of the task's limit and this container's. None means no limit.
+    `cpu` is in vCPUs. `memory` is in bytes, and is the smaller of the task's and this container's limits. None means
+    no limit.
     """
 
     arn: str
@@ -57,7 +58,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
         root: the folder that contains /proc and /sys.
 
     Returns:
-        bytes, or None if there is no limit.
+        The limit in bytes, or None if there is none.
     """
     limits = [_integer(text) for text in _settings(root, "memory", "memory.max", "memory.limit_in_bytes")]
     task = this_task()
@@ -79,14 +80,14 @@ def cpu_limit(root: Path = Path("/")) -> float | None:
 
 
 def _settings(root: Path, controller: str, v2: str, v1: str) -> Iterator[str]:
-    """Yields the text of a setting in this process's cgroup and in each ancestor of that cgroup, if they are mounted.
+    """Yields a setting's value from this process's cgroup and from that cgroup's ancestors, if they are mounted.
 
     Both cgroup v1 and v2 are read, since both can be mounted at once. A quota from v1 is followed by its period, as in
     v2's format.
 
     Args:
         v2: the name of the setting's file in cgroup v2.
-        v1: its name in cgroup v1.
+        v1: the name of that file in cgroup v1.
     """
     for folder, unified in _cgroups(root, controller):
         text = _text(folder / (v2 if unified else v1))
@@ -97,7 +98,8 @@ def _settings(root: Path, controller: str, v2: str, v1: str) -> Iterator[str]:
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Yields the folder of each of this process's cgroups for a controller, innermost first, and whether it is v2."""
+    """Yields the folder of each of this process's cgroups for a controller, innermost first, and whether the cgroup
+    is v2."""
     own: dict[str, str] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -145,7 +147,7 @@ def _integer(text: str) -> int | None:
 
 
 def _quota(text: str) -> float | None:
-    """Returns how many CPUs `<quota> <period>`, both in microseconds, allows; None for `max` and -1 (no limit)."""
+    """Returns how many CPUs `<quota> <period>` (both in microseconds) allows; None for `max` or -1 (no limit)."""
     quota, _, period = text.partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
@@ -175,7 +177,7 @@ def _task(uri: str) -> TaskMetadata | None:
 
 
 def _metadata(uri: str) -> dict[str, Any] | None:
-    # without a proxy: the address is local to the host
+    # The address is local to the host, so a proxy must not be used.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(_METADATA_TRIES):
         try:

@@ -1,4 +1,4 @@
-"""Tells which Python environment (Airflow's or dbt's) this process runs in, and runs commands in the other one."""
+"""Determines which Python environment (Airflow's or dbt's) this process runs in, and runs commands in the other one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def python(settings: Settings, side: Side) -> Path:
     """Returns an environment's Python interpreter.
 
     It is this process's own interpreter if the process runs in that environment; otherwise BUSCO_<SIDE>_PYTHON or, if
-    that is not set, the one in the project.
+    that is not set, the interpreter in the project's `.venv` (Airflow) or `.venv-dbt` (dbt).
 
     Raises:
         BuscoError: the environment is not set up.

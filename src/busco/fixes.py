@@ -26,7 +26,7 @@ _Settings = dict[str, Any]
 
 
 def fixes(project: Project, problems: Sequence[Problem], project_file: Mapping[str, Any]) -> Iterator[str]:
-    """Yields advice on what to write where, for the problems that a setting can fix and for those in packages.
+    """Yields advice on what to write, and where, for problems that a setting can fix and for those in packages.
 
     A config in the SQL or YAML of one of the project's own models overrides dbt_project.yml, which in turn overrides
     everything in a package's files (dbt-core 1.11, context/context_config.py). Nobody can change a package's files, so
@@ -60,10 +60,10 @@ def fixes(project: Project, problems: Sequence[Problem], project_file: Mapping[s
         have = "have their own configs, which override" if number > 1 else "has its own config, which overrides"
         yield (
             f"{number:,} model{'s' if number > 1 else ''} ({some(files)}) {have} dbt_project.yml: "
-            f"write {_WRITTEN[setting]} there"
+            f"write {_WRITTEN[setting]} in {'those configs' if number > 1 else 'that config'}"
         )
-    yield from _of_packages("set their aliases", aliases, "alias")
-    yield from _of_packages("disable what is refused", list(disabled.values()), "enabled")
+    yield from _of_packages("set the nodes' aliases", aliases, "alias")
+    yield from _of_packages("disable the refused nodes", list(disabled.values()), "enabled")
 
 
 def suggested_alias(package: str, name: str) -> str:
@@ -91,13 +91,13 @@ def _of_packages(what: str, problems: Sequence[Problem], setting: str) -> Iterat
             value = suggested_alias(one.package, one.node["name"]) if setting == "alias" else "false"
             lines.append(package_setting(section, _path(one.node), setting, value))
     packages = sorted({one.package for one in problems})
-    advice = f"files of packages can't be changed ({some(packages)}); in dbt_project.yml, {what}"
+    advice = f"package files can't be edited ({some(packages)}); in dbt_project.yml, {what}"
     if lines:
         shown = sorted(lines)[:SHOWN]
         more = [f"… ({len(lines):,} in total)"] if len(lines) > SHOWN else []
         yield f"{advice}: {shown[0]}" if len(lines) == 1 else "\n        ".join([f"{advice}:", *shown, *more])
     elif problems:
-        yield f"files of packages can't be changed: remove {some(packages)} from packages.yml, or use another version"
+        yield f"package files can't be edited: remove {some(packages)} from packages.yml, or use a different version"
 
 
 def _put(settings: _Settings, place: Sequence[str], setting: str, value: str) -> None:
@@ -107,8 +107,8 @@ def _put(settings: _Settings, place: Sequence[str], setting: str, value: str) ->
 
 
 def _at_once(section: str, settings: Mapping[str, Any]) -> str:
-    """Returns advice to put `settings` into a section of dbt_project.yml, with a line for each package if it names
-    several."""
+    """Returns advice to put `settings` into a section of dbt_project.yml, with a line for each package if `settings`
+    names several."""
     where = f"for all {section} at once, in dbt_project.yml"
     other = f" (or +schema: {' or '.join(LAYERS[:-1])})" if "+schema" in _flow(settings) else ""
     if len(settings) == 1:
@@ -127,7 +127,8 @@ def _flow(settings: Any) -> str:
 def _configured(settings: Any, fqn: Sequence[str], key: str) -> tuple[Sequence[str], Any]:
     """Returns where dbt_project.yml sets a node's `key`, as a prefix of the node's fully qualified name, and the value.
 
-    If the key is set at several levels, the deepest one counts. If it is not set, returns the node's package and None.
+    If the key is set at several levels, the deepest level takes precedence. If it is not set, returns the node's
+    package and None.
 
     Args:
         settings: the content of the section.
@@ -137,7 +138,7 @@ def _configured(settings: Any, fqn: Sequence[str], key: str) -> tuple[Sequence[s
         if not isinstance(settings, Mapping):
             break
         for name in (key, f"+{key}"):
-            # not a mapping, which would be the settings of a folder that has the same name as the key
+            # a mapping here is not a value, but the settings of a folder that has the same name as the key
             if isinstance(settings.get(name), str):
                 place, found = fqn[:depth], settings[name]
         settings = settings.get(fqn[depth]) if depth < len(fqn) else None

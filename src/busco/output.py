@@ -27,7 +27,7 @@ _UNFOLDED = 10_000_000
 
 
 class _Console(Console):
-    """A Rich console that leaves the handling of a broken pipe to the command, instead of exiting the process."""
+    """A Rich console that lets the command handle a broken pipe, instead of exiting the process."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -79,12 +79,12 @@ def result(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> 
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Prints lines for people on standard output or standard error, without buffering."""
+    """Prints lines meant for people to standard output or standard error, without buffering."""
     click.echo(shown(text), err=err)
 
 
 def say(text: str) -> None:
-    """Prints a line of progress on standard error, so that standard output only contains the command's result."""
+    """Prints a progress message to standard error, so that standard output contains only the command's result."""
     echo(text, err=True)
 
 

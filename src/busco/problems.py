@@ -1,4 +1,4 @@
-"""Lists the problems of a dbt project's nodes: a single line for each kind that many nodes have."""
+"""Lists the problems of a dbt project's nodes; problems of the same kind share a line if many nodes have them."""
 
 from __future__ import annotations
 
@@ -55,11 +55,12 @@ class Problem:
 
 
 def refusal(problems: Iterable[Problem], project: str, verbose: bool = False, command: str = "busco dbt parse") -> str:
-    """Returns the message that refuses a project: a line for each problem, or for each kind with more than three.
+    """Returns the message that refuses a project: a line for each problem, or for each kind with more
+    than three problems.
 
     Args:
         project: the dbt name of the project.
-        verbose: list each problem on its own line, however many there are.
+        verbose: whether to list each problem on its own line, however many there are.
         command: the command that parses the project, as a user types it.
     """
     found = list(problems)
@@ -81,7 +82,7 @@ def _grouped(problems: Sequence[Problem], project: str) -> list[str]:
         kinds.setdefault(problem.kind or problem.text, []).append(problem)
     lines = []
     for kind, found in kinds.items():
-        # a text that many nodes share (about the same schema) is more helpful than that of its kind (about any schema)
+        # text that many nodes share and that names their schema is more helpful than `kind`, which names no schema
         texts = Counter(problem.text for problem in found)
         alike = [text for text, number in texts.items() if number > SHOWN]
         lines += [_line(text, [problem for problem in found if problem.text == text], project) for text in alike]

@@ -1,4 +1,4 @@
-"""Identifies processes by pid and start time, so that reused pids are not mistaken for them, and ends them."""
+"""Identifies processes (by pid and start time, because pids are reused) and ends them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def this_host(state: Path) -> str:
 
 
 def own_name(prefix: str) -> str:
-    """Returns a name for a folder that belongs to this process, so that `clear_left_behind` can tell when to remove it.
+    """Returns a name for a folder that belongs to this process, so that `clear_left_behind` can tell when to remove
+    the folder.
 
     The name includes the host, because processes in different containers that share the state folder can have the
     same pid.
@@ -44,7 +45,7 @@ def own_name(prefix: str) -> str:
 
 
 def clear_left_behind(root: Path, prefix: str) -> None:
-    """Removes the `own_name` folders under `root` that belong to dead processes of this host."""
+    """Removes the `own_name` folders under `root` that belong to dead processes on this host."""
     for left in root.glob(f"{prefix}-*@{socket.gethostname()}-*"):
         pid = left.name.removeprefix(f"{prefix}-").split("@")[0]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
@@ -52,7 +53,7 @@ def clear_left_behind(root: Path, prefix: str) -> None:
 
 
 def process_alive(pid: int, started: float) -> bool:
-    """Whether the process with this pid and creation time (seconds since the epoch) is running.
+    """Whether the process with this pid and creation time (a Unix timestamp) is running.
 
     Zombies don't count as running, and neither do processes that were killed: a process with a lot of memory can take a
     while to exit after SIGKILL.
@@ -79,9 +80,9 @@ def _is_dying(pid: int) -> bool:
 
 
 def kill_tree(pid: int, grace: float = 20.0) -> None:
-    """Ends a process and its descendants by id.
+    """Ends the process with this pid, and its descendants.
 
-    It sends SIGTERM to the process only, and SIGKILL to whichever of them are still running after `grace` seconds.
+    Sends SIGTERM to the process only, and SIGKILL to each of them that is still running after `grace` seconds.
     """
     try:
         root = psutil.Process(pid)

@@ -21,6 +21,7 @@ from busco.errors import BuscoError
 from busco.lake import types
 from busco.lake.audits import Audit
 from busco.lake.deliveries import TECHNICAL, Contract
+from busco.lake.metadata_json import Descriptions
 from busco.lake.objects import canonical_json
 from busco.lake.owners import ID_VARIABLE, Owner
 from busco.lake.records import Column
@@ -34,16 +35,17 @@ _VOLATILE = frozenset(
 TABLE_KINDS = frozenset({"lake", "seed"})
 # the schemas of the project's tables
 LAYERS = ("silver", "gold")
-# What converts a seed's file to types and values: dbt's own macros. This constant is part of every seed's fingerprint.
-# Change it when the same file would produce different types or values, so that no version with the old ones is reused.
+# The code that converts a seed's file to types and values: dbt's own macros. This constant is part of every seed's
+# fingerprint. Change it when the same file would produce different types or values, so that no version with the old
+# ones is kept.
 SEED_READER = "dbt"
-# The version of the rule for which columns have bounds in a table's metadata (busco.warehouse.lineage). This constant
-# is part of the fingerprint of every node that reads pii columns. Change it when the same SQL would produce fewer
-# bounds, so that no version with the old ones is reused.
+# The version of the rule that decides which columns have bounds in a table's metadata (busco.warehouse.lineage). This
+# constant is part of the fingerprint of every node that reads pii columns. Change it when the same SQL would produce
+# fewer bounds, so that no version with the old ones is kept.
 BOUNDS_RULE = 2
 # characters with a special meaning in selections (dbt-core 1.11, graph/selector_spec.py; fnmatch's wildcards)
 _SELECTION_SYNTAX = re.compile(r"[ ,+@*?\[\]]")
-# the platform's own dbt package (busco.warehouse.package), and the packages of dbt and its adapter
+# the platform's own dbt package (busco.warehouse.package), and the packages from dbt and its adapter
 PLATFORM_PACKAGE = "busco_lake"
 PLATFORM_PACKAGES = frozenset({"dbt", "dbt_duckdb", PLATFORM_PACKAGE})
 
@@ -151,6 +153,18 @@ class Project:
             return None
         return table_name(node) if node["config"]["materialized"] in TABLE_KINDS else None
 
+    def nodes_of(self, unique_id: str, table: str) -> list[str]:
+        """Returns the unique ids of this project's nodes that can describe a table, the best one first.
+
+        They are `unique_id`, and the sources with this table: a source's unique id contains its project's name, which
+        may have changed since, or be another project's.
+        """
+        candidates = dict.fromkeys([unique_id, *self.sources])
+        return [uid for uid in candidates if self._has(uid) and table_name(self.node(uid)) == table]
+
+    def _has(self, unique_id: str) -> bool:
+        return unique_id in self.sources or unique_id in self.nodes
+
     def parents(self, unique_id: str) -> frozenset[str]:
         """Returns the tables that a node reads, directly or through views and ephemeral models (R6)."""
         found: set[str] = set()
@@ -163,7 +177,7 @@ class Project:
         return frozenset(found)
 
     def relations_read(self, unique_id: str) -> frozenset[tuple[str, str]]:
-        """Returns the schema and name of the tables and views that a node's SQL reads, directly or through ephemeral
+        """Returns the schema and name of each table and view that a node's SQL reads, directly or through ephemeral
         models."""
         found: set[tuple[str, str]] = set()
         for parent in self.node(unique_id).get("depends_on", {}).get("nodes", []):
@@ -206,8 +220,8 @@ class Project:
     def selector(self, unique_id: str) -> str:
         """Returns a selection, in dbt's syntax, that matches exactly one node.
 
-        The selection consists of the node's fully qualified name. If another node's name begins with the same name (a
-        folder or a test has the same name as a model), the resource type and the file are added.
+        The selection consists of the node's fully qualified name. If another node's name begins with that name (because
+        a folder or a test has the same name as a model), the resource type and the file are added.
         """
         node = self.node(unique_id)
         name = _selectable(".".join(node["fqn"]))
@@ -235,6 +249,15 @@ class Project:
             own = {column.name for column in TECHNICAL}
             return (*(c for c in columns if c.name not in own), *TECHNICAL)
         return columns
+
+    def descriptions(self, unique_id: str) -> Descriptions:
+        """Returns the descriptions of a node and its columns; none if the project has no such node."""
+        try:
+            node = self.node(unique_id)
+        except KeyError:
+            return Descriptions()
+        columns = {name: str(column.get("description") or "") for name, column in node.get("columns", {}).items()}
+        return Descriptions(str(node.get("description") or ""), columns)
 
     def pii(self, unique_id: str) -> frozenset[str]:
         """Returns a node's columns that identify a person (`meta: {pii: true}`)."""
@@ -335,8 +358,8 @@ class Project:
 
     @cached_property
     def graph_mark(self) -> str:
-        """The line in a DAG's documentation that identifies the graph it was rendered from: a hash of the nodes and of
-        their parents and materializations, but not of the models' SQL."""
+        """The line in a DAG's documentation that identifies the graph from which the DAG was rendered: a hash of the
+        nodes and of their parents and materializations, but not of the models' SQL."""
         graph = {
             # the `depends_on` of a seed has no `nodes`
             uid: [sorted(node["depends_on"].get("nodes", [])), node["config"].get("materialized")]
@@ -347,9 +370,9 @@ class Project:
     def fingerprint(self, unique_id: str, engine: str) -> str:
         """Returns a hash of the code that builds a table (R6).
 
-        It covers the raw SQL, macros, variables, contract, configuration, the fingerprints of parents that are views,
-        ephemeral models or seeds, the engine's minor version, how seeds are read, and what the metadata can contain
-        about columns with personal data.
+        The hash covers the raw SQL, macros, variables, contract, configuration, the fingerprints of parents that are
+        views, ephemeral models or seeds, the engine's minor version, how seeds are read, and what the metadata can
+        contain about columns with personal data.
         """
         return self._fingerprint(unique_id, ".".join(engine.split(".")[:2]))
 
@@ -388,16 +411,16 @@ class Project:
     def _macros(self, node: Mapping[str, Any]) -> dict[str, str]:
         """Returns the SQL of all macros of the project and its packages that a node uses, directly or indirectly.
 
-        It leaves out the macros of dbt and of the platform, which change only with the versions of those.
+        Macros from dbt and the platform are left out: they change only with the version of dbt or of the platform.
         """
         macros = self.manifest["macros"]
         own = [uid for uid in self.macros_used(node) if macros[uid]["package_name"] not in PLATFORM_PACKAGES]
         return {uid: macros[uid]["macro_sql"] for uid in sorted(own) if macros[uid]["macro_sql"]}
 
     def code(self, unique_id: str) -> list[str]:
-        """Returns the source texts from which a node's SQL is made.
+        """Returns the pieces of source code from which a node's SQL is made.
 
-        These are the texts of the node itself, of the ephemeral models that become part of it, and of the macros that
+        This is the code of the node itself, of the ephemeral models that become part of it, and of the macros that
         any of them use (except dbt's and the platform's), and the project's variables.
         """
         node = self.nodes[unique_id]
@@ -420,7 +443,7 @@ class Project:
             found.add(uid)
             waiting += macros[uid].get("depends_on", {}).get("macros", [])
             if macros[uid]["package_name"] not in PLATFORM_PACKAGES:
-                # a dispatched macro looks its implementations up by name at run time, so the manifest doesn't list them
+                # a dispatched macro looks up its implementations by name at run time, so the manifest doesn't list them
                 stem = macros[uid]["name"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"duckdb__{stem}"]
                 waiting += [other for other, m in macros.items() if m["name"] == f"default__{stem}"]
@@ -433,8 +456,8 @@ def _selectable(name: str) -> str:
 
 
 def is_ignored(node: Mapping[str, Any]) -> bool:
-    """Whether dbt never runs a node that is in the manifest, because the node has an empty file or is disabled, as
-    every test of a disabled model is (dbt-core 1.11, graph/selector.py, `_is_empty_node` and `_is_graph_member`)."""
+    """Whether dbt never runs a node of the manifest, because the node's file is empty or the node is disabled, as every
+    test of a disabled model is (dbt-core 1.11, graph/selector.py, `_is_empty_node` and `_is_graph_member`)."""
     empty = node["resource_type"] != "seed" and "raw_code" in node and not (node["raw_code"] or "").strip()
     return empty or node["config"].get("enabled") is False
 
@@ -445,7 +468,7 @@ def table_name(node: Mapping[str, Any]) -> str:
 
 
 def meta_of(thing: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a node's or column's meta, which dbt 1.10 and later keep in `config`, and earlier versions beside it."""
+    """Returns a node's or column's meta, which dbt 1.10 and later keep in `config`, and earlier versions next to it."""
     return {**(thing.get("meta") or {}), **((thing.get("config") or {}).get("meta") or {})}
 
 
@@ -479,11 +502,11 @@ def _contract(project: Project, uid: str, source: Mapping[str, Any]) -> Contract
     delivery = str(meta.get("delivery") or "rows")
     unknown = sorted(set(grain) - {column.name for column in columns})
     if unknown:
-        raise BuscoError(f"{where}: grain names {', '.join(unknown)}, which is not a column", "fix meta.grain")
+        raise BuscoError(f"{where}: unknown columns in the grain: {', '.join(unknown)}", "fix meta.grain")
     if delivery not in ("rows", "full"):
         raise BuscoError(f"{where}: delivery is {delivery}", "set meta.delivery to rows or full")
     if delivery == "rows" and not grain:
-        raise BuscoError(f"{where}: delivery by rows requires a grain", "set meta.grain, or meta.delivery to full")
+        raise BuscoError(f"{where}: delivery mode 'rows' requires a grain", "set meta.grain, or meta.delivery to full")
     return Contract(
         source=str(source["source_name"]),
         table=str(source.get("identifier") or source["name"]),
@@ -492,6 +515,7 @@ def _contract(project: Project, uid: str, source: Mapping[str, Any]) -> Contract
         delivery=delivery,
         pii=project.pii(uid),
         unique_id=uid,
+        descriptions=project.descriptions(uid).hash,
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks that dbt projects on one lake have different ids, and declare the sources that they share identically."""
+"""Checks that dbt projects on one lake have different ids, and that they declare shared sources identically."""
 
 from __future__ import annotations
 

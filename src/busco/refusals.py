@@ -31,7 +31,7 @@ _WHY = {
 _ENVIRONMENT = layout.EnvironmentLayout("e" * 31)
 _MANY = 999_999
 _RUN = layout.RunLayout(_ENVIRONMENT.epoch("r" * layout.MAX_RUN_BYTES, _MANY))
-# what follows a node's name in the longest of its tasks' keys: a hash, and the suffix of the task for its tests
+# what follows the node's name in the longest of its tasks' keys: a hash, and the suffix of the task for tests
 _KEY_END = f".{'0' * 8}.test"
 
 
@@ -61,12 +61,16 @@ def _problems(project: Project) -> Iterator[Problem]:
     for uid, node in project.nodes.items():
         kind = node["resource_type"]
         if kind == "snapshot":
-            yield Problem(node, "snapshots are not supported; write a model with materialized='lake' over the history")
+            yield Problem(
+                node,
+                "snapshots are not supported; to keep history, write a model with materialized='lake' whose source has "
+                "every version of each row",
+            )
         elif kind == "operation":
             yield Problem(
                 node,
-                "on-run-start and on-run-end are refused, because a run has many dbt processes, and what these hooks "
-                "write is not kept; write a model, or a model's pre_hook",
+                "on-run-start and on-run-end are not supported, because a run has several dbt processes, and nothing "
+                "that these hooks write is kept; write a model, or a model's pre_hook, instead",
             )
         elif kind == "test":
             yield from _test_problems(node)
@@ -83,7 +87,8 @@ def _problems(project: Project) -> Iterator[Problem]:
                 text = "{} reads {}, whose file is empty, so dbt never builds it; write its SQL, or delete the file"
                 yield Problem.of(node, text, node["name"], parent)
     for function in project.manifest.get("functions", {}).values():
-        yield Problem(function, "functions are refused, because a model that runs alone can't use them; write a macro")
+        text = "functions are not supported, because a model that runs alone can't use them; write a macro"
+        yield Problem(function, text)
     for macro in project.manifest.get("macros", {}).values():
         if macro["package_name"] not in PLATFORM_PACKAGES and _OWN_MACROS.fullmatch(macro["name"]):
             text = "the macro {} is reserved for the platform; remove or rename it"
@@ -96,22 +101,23 @@ def _problems(project: Project) -> Iterator[Problem]:
 def _model_problems(project: Project, node: Mapping[str, Any]) -> Iterator[Problem]:
     config, materialized = node["config"], node["config"]["materialized"]
     if node.get("language", "sql") != "sql":
-        yield Problem(node, "Python models are refused; write the model in SQL")
+        yield Problem(node, "Python models are not supported; write the model in SQL")
         return
     if materialized not in _ALLOWED:
-        text = f"is refused; {_WHY.get(materialized, '')}write materialized='lake' (or view, ephemeral)"
+        text = f"is not allowed; {_WHY.get(materialized, '')}write materialized='lake' (or view, ephemeral)"
         yield Problem.of(node, f"materialization {{}} {text}", materialized).fixed_by("materialized")
     if "macro.dbt.is_incremental" in node.get("depends_on", {}).get("macros", []):
         yield Problem(node, "is_incremental() is always false for lake models, which are rebuilt in full; remove it")
     if (size := meta_of(node).get("ecs")) and size not in SIZES:
-        yield Problem.of(node, f"meta ecs {{}} is not a size; write {', '.join(SIZES[:-1])} or {SIZES[-1]}", size)
+        text = f"is not a valid size; use {', '.join(SIZES[:-1])} or {SIZES[-1]}"
+        yield Problem.of(node, f"`meta: {{{{ecs: {{}}}}}}` {text}", size)
     if config.get("database"):
-        text = "database {} is refused; remove it, and set the table's layer with +schema"
+        text = "database {} is not allowed; remove it, and set the table's layer with +schema"
         yield Problem.of(node, text, config["database"])
     if config.get("grants"):
-        yield Problem(node, "grants are refused, because AWS controls who can read a table (IAM, Lake Formation)")
+        yield Problem(node, "grants are not supported, because AWS controls who can read a table (IAM, Lake Formation)")
     if config.get("sql_header"):
-        yield Problem(node, "sql_header is refused, because nothing would run it; write a pre_hook")
+        yield Problem(node, "sql_header is not supported, because nothing would run it; write a pre_hook instead")
     if _is_table(node):
         schema, name = table_name(node).split(".", 1)
         if schema not in LAYERS:
@@ -119,7 +125,7 @@ def _model_problems(project: Project, node: Mapping[str, Any]) -> Iterator[Probl
         if not _NAME.fullmatch(name):
             yield _table_name_problem(project, node, name)
     elif materialized == "view" and node["schema"].lower() == "bronze":
-        yield Problem(node, "schema bronze is reserved for sources; write another +schema")
+        yield Problem(node, "schema bronze is reserved for sources; set a different +schema")
     by = config.get("partition_by") or ()
     hidden = {name.lower() for name, column in node.get("columns", {}).items() if meta_of(column).get("pii")}
     for name in [by] if isinstance(by, str) else by:
@@ -159,7 +165,7 @@ def _table_name_problem(project: Project, node: Mapping[str, Any], name: str) ->
     configured = node["config"].get("alias")
     macro = _deciding_macro(project, node, "alias") if configured and configured != name else ""
     if not macro:
-        text = "{} is not a valid name in Glue and Athena; use only a-z, 0-9 and _ (alias)"
+        text = "{} is not a valid name in Glue and Athena; set an alias that has only a-z, 0-9 and _"
         return Problem.of(node, text, name).fixed_by("alias")
     text = f"{{}} is not a valid name in Glue and Athena: {macro} derives it from alias: {{}}; "
     return Problem.of(node, f"{text}make the macro return only a-z, 0-9 and _", name, configured).fixed_by("macro")
@@ -201,7 +207,8 @@ def personal_partition(name: str) -> str:
 def _mark_problems(node: Mapping[str, Any], place: Mapping[str, Any]) -> Iterator[Problem]:
     for name, column in node.get("columns", {}).items():
         if not isinstance(meta_of(column).get("pii", False), bool):
-            yield Problem.of(place, "meta pii of {} is {}; write true or false", name, meta_of(column)["pii"])
+            text = "column {} has `meta: {{pii: {}}}`; use true or false"
+            yield Problem.of(place, text, name, repr(meta_of(column)["pii"]))
 
 
 def _type_problems(node: Mapping[str, Any], place: Mapping[str, Any]) -> Iterator[Problem]:
@@ -216,7 +223,7 @@ def _type_problems(node: Mapping[str, Any], place: Mapping[str, Any]) -> Iterato
 def _test_problems(test: Mapping[str, Any]) -> Iterator[Problem]:
     config = test["config"]
     if config.get("store_failures") or config.get("store_failures_as") in ("table", "view"):
-        text = "store_failures of {} is refused, because the failing rows would not be kept; remove it"
+        text = "store_failures of {} is not supported, because the failing rows would not be kept; remove it"
         yield Problem.of(test, text, test["name"])
     if not test["depends_on"]["nodes"]:
         text = "{} reads no model or source, so it can't check what is published; remove it"
@@ -229,33 +236,32 @@ def _source_problems(project: Project) -> Iterator[Problem]:
         if source["schema"] in LAYERS:
             yield Problem.of(
                 source,
-                "source schema {} is refused: ingest only writes bronze, and tables of another dbt project can't be "
-                "sources yet",
+                "source schema {} is not allowed: ingest writes only to bronze, and tables of another dbt project "
+                "can't be sources yet",
                 source["schema"],
             )
         elif source["schema"] != "bronze":
-            yield Problem.of(source, "source schema {} is refused: ingest only writes bronze", source["schema"])
+            yield Problem.of(source, "source schema {} is not allowed: ingest writes only to bronze", source["schema"])
         if source.get("database") not in (None, "", "memory"):
-            text = "source database {} is refused: ingest only writes bronze; remove it"
+            text = "source database {} is not allowed: ingest writes only to bronze; remove it"
             yield Problem.of(source, text, source["database"])
         if not _NAME.fullmatch(name := table_name(source).split(".", 1)[1]):
-            text = "{} is not a valid name in Glue and Athena; use only a-z, 0-9 and _ (identifier)"
+            text = "{} is not a valid name in Glue and Athena; set an identifier that has only a-z, 0-9 and _"
             yield Problem.of(source, text, name)
         if (other := makers.setdefault(table_name(source), uid)) != uid:
             text = "{} uses the table {} too; give one of them a different identifier"
             yield Problem.of(source, text, other, table_name(source))
         settings = {**source.get("config", {}), **(source.get("source_meta") or {}), **meta_of(source)}
         for key in sorted({"external_location", "plugin"} & {key for key, value in settings.items() if value}):
-            yield Problem(
-                source, f"{key} is refused, because a run can't pin external data; remove it, and ingest its files"
-            )
+            text = f"{key} is not supported, because a run can't pin external data; remove it, and ingest the files"
+            yield Problem(source, text)
         yield from _mark_problems(source, source)
 
 
 def _id_problems(project: Project) -> Iterator[Problem]:
     for found in project.configured_ids:
         if not isinstance(found, str) or not re.fullmatch(PROJECT_ID, found):
-            text = f"{ID_VARIABLE} {found!r} is refused; write {PROJECT_ID_WORDS}, in quotes if it is a number"
+            text = f"{ID_VARIABLE} {found!r} is not allowed; write {PROJECT_ID_WORDS}, in quotes if it is a number"
             yield Problem({"original_file_path": "dbt_project.yml"}, text)
 
 
@@ -277,5 +283,5 @@ def _too_long(node: Mapping[str, Any], *keys: Callable[[], str]) -> Iterator[Pro
         for key in keys:
             key()
     except BuscoError as error:
-        kind = f"a name is too long: one of its object keys would have more bytes than S3 allows; {error.hint}"
+        kind = f"a name is too long: one of its object keys would be longer than S3 allows; {error.hint}"
         yield Problem(node, f"{error.message}; {error.hint}", kind)

@@ -28,5 +28,7 @@ def selectors(text: object) -> list[str]:
         # a word with a dash after quotes or brackets can still be an option in another syntax (JSON, YAML, a shell)
         first = word.lstrip("'\"`[({,")[:1]
         if first == "\u2212" or (first and unicodedata.category(first) == "Pd"):
-            raise BuscoError(f"the selection contains {shown}, which begins with a dash like an option", _HINT)
+            raise BuscoError(
+                f"the selection contains {shown}, which begins with a dash and so looks like an option", _HINT
+            )
     return words

@@ -22,6 +22,7 @@ LAYERS: tuple[Layer, ...] = ("bronze", "silver", "gold")
 # The sizes of the task definitions in deploy/aws/ecs.yaml, smallest first.
 Size = Literal["small", "medium", "large"]
 SIZES: tuple[Size, ...] = ("small", "medium", "large")
+GLUE_CALLS = 32  # the default maximum number of simultaneous calls to Glue
 # The format of a dbt project's id, whether a var in dbt_project.yml or BUSCO_PROJECT_ID sets it.
 PROJECT_ID = r"[a-z0-9_-]{1,63}"
 PROJECT_ID_WORDS = "1 to 63 lower-case letters, digits, - and _"
@@ -36,7 +37,7 @@ def _home() -> Path:
         for folder in start.parents:
             if (folder / "dbt_project" / "dbt_project.yml").is_file():
                 return folder
-    raise BuscoError("can't find the project (no dbt_project/ here or above)", "set BUSCO_HOME to its folder")
+    raise BuscoError("can't find the project (no dbt_project/ here or above)", "set BUSCO_HOME to the project's folder")
 
 
 def _cpu_architecture() -> Literal["X86_64", "ARM64"]:
@@ -62,7 +63,7 @@ class Settings(BaseSettings):
         "Compose), or `aws`",
     )
     environment: str = Field(
-        default="prod", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="environment of the lake to work in"
+        default="prod", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="lake environment to work in"
     )
     local_role: Literal["", "airflow", "runner", "ingest", "none"] = Field(
         default="",
@@ -78,12 +79,18 @@ class Settings(BaseSettings):
         default=None,
         # ECS tasks get the SDKs' own variable, AWS_ENDPOINT_URL
         validation_alias=AliasChoices("BUSCO_ENDPOINT_URL", "AWS_ENDPOINT_URL"),
-        description="AWS endpoint, if it isn't AWS's own",
+        description="AWS endpoint to use instead of AWS's own",
     )
-    lake_bucket: str = Field(default="", description="bucket of the lake, for tables and records")
+    lake_bucket: str = Field(default="", description="lake bucket, for tables and records")
     landing_bucket: str = Field(default="", description="bucket where producers put raw files")
     logs_bucket: str = Field(default="", description="bucket for task logs and query results")
-    glue_prefix: str = Field(default="busco_", description="Glue database = this prefix + layer")
+    glue_prefix: str = Field(default="busco_", description="prefix of the Glue databases' names, before the layer")
+    glue_calls: int = Field(
+        default=GLUE_CALLS,
+        ge=1,
+        le=256,
+        description="maximum number of simultaneous calls to Glue while it is updated to show a release",
+    )
     athena_workgroup: str = Field(default="busco", description="Athena workgroup for `busco query`")
     dbt_project_dir: Path = Field(default=Path("dbt_project"), description="the dbt project, relative to home")
     dbt_projects: str = Field(
@@ -112,7 +119,7 @@ class Settings(BaseSettings):
     duckdb_spill_limit: str = Field(
         default="",
         pattern=r"^(\d+(\.\d+)? ?([KMGTkmgt][Ii]?)?[Bb])?$",
-        description="how much DuckDB can spill to disk (`50GB`); empty: most of the free space where it spills",
+        description="how much DuckDB can spill to disk (`50GB`); empty: most of the free space on that disk",
     )
     ingest_row_bytes: int = Field(
         default=32_000_000,
@@ -128,10 +135,12 @@ class Settings(BaseSettings):
     runner_silence: float = Field(
         default=300,
         ge=0,
-        description="seconds without a heartbeat (sent every ten) after which a runner is stopped and replaced; "
-        "0: never",
+        description="seconds without a heartbeat (sent every ten seconds) after which a runner is stopped and "
+        "replaced; 0: never",
     )
-    runner_restarts: int = Field(default=3, ge=0, description="how many times a run's lost shared runner is replaced")
+    runner_restarts: int = Field(
+        default=3, ge=0, description="how many times a run's shared runner is replaced if it is lost"
+    )
     max_local_runners: int = Field(
         default=2,
         ge=1,
@@ -140,14 +149,14 @@ class Settings(BaseSettings):
     airflow_url: str = Field(default="", description="base URL of Airflow's webserver")
     web_hosts: str = Field(
         default="",
-        description="further host names by which browsers reach Airflow and Flower, separated by commas; others are "
-        "refused",
+        description="further host names by which browsers reach Airflow and Flower, separated by commas; requests "
+        "with any other host name are refused",
     )
-    ecs_cluster: str = Field(default="busco", description="ECS cluster of the runners: name or ARN")
+    ecs_cluster: str = Field(default="busco", description="ECS cluster for runners: name or ARN")
     ecs_task_definition_small: str = Field(default="busco-dbt-small", description="task definition: family or ARN")
     ecs_task_definition_medium: str = Field(default="busco-dbt-medium", description="task definition: family or ARN")
     ecs_task_definition_large: str = Field(default="busco-dbt-large", description="task definition: family or ARN")
-    ecs_container: str = Field(default="dbt", description="container in these task definitions that runs busco")
+    ecs_container: str = Field(default="dbt", description="container that runs busco in these task definitions")
     ecs_cpu_architecture: Literal["X86_64", "ARM64"] = Field(
         default_factory=_cpu_architecture,
         description="processor architecture of the dbt image; this machine's by default",
@@ -157,11 +166,11 @@ class Settings(BaseSettings):
     ecs_launch_type: Literal["FARGATE", "EC2"] = Field(default="FARGATE", description="ECS launch type")
     ecs_capacity_provider: str = Field(
         default="",
-        description="capacity provider, which replaces the launch type; FARGATE_SPOT for tasks that can be interrupted",
+        description="capacity provider to use instead of the launch type; FARGATE_SPOT if tasks can be interrupted",
     )
     ecs_platform_version: str = Field(default="", description="Fargate platform version; empty: ECS's default")
-    ecs_subnets: str = Field(default="", description="subnets of the tasks, separated by commas")
-    ecs_security_groups: str = Field(default="", description="security groups of the tasks, separated by commas")
+    ecs_subnets: str = Field(default="", description="subnets for the tasks, separated by commas")
+    ecs_security_groups: str = Field(default="", description="security groups for the tasks, separated by commas")
     ecs_assign_public_ip: bool = Field(default=False, description="whether tasks get a public IP address")
     ecs_log_group: str = Field(default="/busco/dbt", description="CloudWatch log group for the tasks' output")
     ecs_log_prefix: str = Field(default="dbt", description="prefix of the log streams' names")
@@ -172,22 +181,25 @@ class Settings(BaseSettings):
         default="", description="role of the ECS tasks that ingest files; empty: the task definition's"
     )
     publisher_role_arn: str = Field(
-        default="", description="role that Airflow assumes to publish releases and update Glue; empty: its own"
+        default="", description="role that Airflow assumes to publish releases and update Glue; empty: Airflow's own"
     )
     max_ecs_tasks: int = Field(
         default=10, ge=1, description="maximum number of ECS tasks at once, across all triggerers"
     )
     maintenance_schedule: str = Field(
-        default="*/15 * * * *", description="cron schedule of the DAG `maintenance`; empty: not scheduled"
+        default="*/15 * * * *", description="cron schedule of the `maintenance` DAG; empty: not scheduled"
+    )
+    drift_schedule: str = Field(
+        default="0 5 * * *", description="cron schedule (UTC) of the `drift` DAG; empty: not scheduled"
     )
     local_aws_host: str = Field(
         default="",
-        description="name by which the platform's containers reach the local AWS, if it runs in a container itself",
+        description="host name by which the platform's containers reach a local AWS in a container",
     )
     local_aws_tasks_host: str = Field(
         default="",
-        description="name by which ECS tasks reach a local AWS in a container, on a network that only they share with "
-        "it; empty: they use this machine's address on Docker's bridge",
+        description="host name of a local AWS in a container, on the network that it shares only with ECS tasks; "
+        "empty: tasks use this machine's address on Docker's bridge",
     )
     starter: str = Field(
         default="",
@@ -195,11 +207,11 @@ class Settings(BaseSettings):
     )
     local_aws_port: int = Field(default=0, ge=0, le=65535, description="port of the local AWS; 0 picks a free one")
     aws_port: int = Field(
-        default=0, ge=0, le=65535, description="additional port of the local AWS, at which Docker publishes it"
+        default=0, ge=0, le=65535, description="port on which Docker publishes a local AWS in a container; 0: none"
     )
     graph_dir: Path | None = Field(
         default=None,
-        description="state folder of Airflow's services, to which a local AWS in a container writes their graph",
+        description="state folder of Airflow's services, to which a local AWS in a container writes Airflow's graph",
     )
     alerts_topic: str = Field(default="", description="ARN of the SNS topic for alerts; empty: no alerts")
     price_vcpu_hour: float = Field(default=0.04048, ge=0, description="price of a vCPU per hour, for estimates")
@@ -216,7 +228,7 @@ class Settings(BaseSettings):
     @classmethod
     def _longer_than_a_beat(cls, value: float) -> float:
         if 0 < value < 15:
-            raise ValueError("must be at least 15, since runners send a heartbeat every ten seconds, or 0 for never")
+            raise ValueError("must be 0 (never), or at least 15, since runners send a heartbeat every ten seconds")
         return value
 
     def below_home(self, path: Path) -> Path:
@@ -231,11 +243,13 @@ class Settings(BaseSettings):
         return self.below_home(self.dbt_project_dir)
 
     def of_project(self, folder: Path | str | None, project_id: str | None = None) -> Settings:
-        """Returns these settings for a process that works on another dbt project; if `folder` is empty, on this one.
+        """Returns these settings for a process that works on the dbt project in `folder`.
+
+        An empty `folder` means this process's own project.
 
         Args:
             folder: an absolute path, or one relative to home.
-            project_id: the id that a run was pinned with, which can be empty. If None, the setting BUSCO_PROJECT_ID is
+            project_id: the id, possibly empty, with which a run was pinned. If None, the setting BUSCO_PROJECT_ID is
                 used, but only for this process's own project.
         """
         changes: dict[str, object] = {} if project_id is None else {"project_id": project_id}
@@ -266,7 +280,7 @@ class Settings(BaseSettings):
 
     @property
     def parse_error_path(self) -> Path:
-        """The file that contains dbt's error message as long as a project can't be parsed."""
+        """The file that contains dbt's error message while a project can't be parsed."""
         return self.state / "parse_error.txt"
 
     @property
@@ -297,7 +311,7 @@ class Settings(BaseSettings):
 
     @property
     def maintenance_cron(self) -> str | None:
-        """The schedule of the DAG `maintenance`; None if it is not scheduled, or if models run on this machine,
+        """The schedule of the `maintenance` DAG; None if it is not scheduled, or if models run on this machine,
         where there is nothing to clean up."""
         return (self.maintenance_schedule or None) if self.execution != "local" else None
 
@@ -307,7 +321,7 @@ class Settings(BaseSettings):
 
 
 def env_file(state: Path, role: str = "") -> Path:
-    """Returns the file with the environment variables for access to the local AWS, as its owner or with a role."""
+    """Returns the file with the environment variables that give access to the local AWS, as its owner or in a role."""
     return state / (f"aws-{role}.env" if role else "aws.env")
 
 
@@ -334,7 +348,7 @@ def get_settings() -> Settings:
     settings = _read()
     if settings.platform == "embedded":
         try:
-            # not the folder for Airflow's graph, which is shared with Airflow's containers: they run as another user
+            # the folder for Airflow's graph must not be private: Airflow's containers use it too, as another user
             if settings.graph_dir is None or settings.state != settings.below_home(settings.graph_dir):
                 make_private(settings.state)
         except OSError as error:
@@ -355,7 +369,7 @@ def _read() -> Settings:
         for one in error.errors():
             name = f"BUSCO_{'_'.join(str(part) for part in one['loc']).upper()}"
             wrong.append(f"{name} is {one['input']!r}: {one['msg'].removeprefix('Value error, ')}")
-        raise BuscoError("\n".join(wrong), "correct it, or unset it to use the default") from error
+        raise BuscoError("\n".join(wrong), "correct the value, or unset the variable to use the default") from error
 
 
 def require_project(settings: Settings) -> None:
@@ -367,12 +381,12 @@ def require_project(settings: Settings) -> None:
     if not (settings.dbt_project / "dbt_project.yml").is_file():
         if settings.is_further_project:
             raise BuscoError(
-                f"BUSCO_DBT_PROJECTS names {settings.dbt_project_dir}, where dbt_project.yml does not exist "
+                f"BUSCO_DBT_PROJECTS names {settings.dbt_project_dir}, but there is no dbt_project.yml in it "
                 f"({settings.dbt_project})",
                 "correct the folder in BUSCO_DBT_PROJECTS, relative to BUSCO_HOME, or remove it",
             )
         raise BuscoError(
-            f"BUSCO_HOME is {settings.home}, where {settings.dbt_project_dir}/dbt_project.yml does not exist",
+            f"BUSCO_HOME is {settings.home}, but there is no {settings.dbt_project_dir}/dbt_project.yml in it",
             "set BUSCO_HOME to the project's folder, or unset it and run the command inside the project",
         )
 

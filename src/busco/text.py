@@ -20,7 +20,7 @@ _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def count(number: int, one: str, many: str = "") -> str:
-    """`1 node`, `2,000 nodes`."""
+    """Returns a number with its noun: `1 node`, `2,000 nodes`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
@@ -50,7 +50,8 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def guard() -> None:
-    """Escapes what Python itself prints, too: tracebacks, and logs of the root logger's and last-resort handlers."""
+    """Escapes Python's own output, too: tracebacks, and log lines from the root logger's handlers and the last-resort
+    handler."""
     sys.excepthook = lambda kind, error, trace: print(
         shown("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr
     )

@@ -38,7 +38,7 @@ def is_shallow(home: Path) -> bool:
 
 @contextmanager
 def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
-    """Yields `home` as of a commit, in a worktree `<root>/<commit>` that no other process removes meanwhile.
+    """Yields `home` as of a commit, in a worktree `<root>/<commit>`, which no other process removes while it is in use.
 
     An existing worktree is reused if it is complete and unchanged; otherwise, for example after an interrupted
     creation, it is recreated. The least recently used worktrees are removed if they are not in use.
@@ -52,7 +52,7 @@ def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         if not _is_whole(folder, commit):
             shutil.rmtree(folder, ignore_errors=True)
-            # --force twice: if an earlier creation was killed, git still has a record of the worktree, perhaps locked
+            # --force twice: if an earlier creation was killed, git still has a record of it, which may be locked
             made = _git(home, "worktree", "add", "--force", "--force", "--detach", str(folder), commit)
             if made.returncode:
                 raise BuscoError(f"git can't create a worktree for {commit[:12]}: {made.stderr.strip()}")
@@ -65,7 +65,8 @@ def checked_out(home: Path, root: Path, commit: str) -> Iterator[Path]:
 
 
 def _is_whole(folder: Path, commit: str) -> bool:
-    # compares the top level: in a folder that is not a worktree, git finds the repository around the state folder
+    # The top level is compared because, in a folder that is not a worktree, git would find the repository that contains
+    # the state folder.
     place = _git(folder, "rev-parse", "--show-toplevel", "HEAD") if folder.is_dir() else None
     if place is None or place.stdout.split("\n")[:2] != [str(folder.resolve()), commit]:
         return False
@@ -81,7 +82,7 @@ def _tidy(home: Path, root: Path) -> None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            # not `git worktree prune`, which would also forget worktrees on disks that are not mounted now
+            # not `git worktree prune`, which would also forget worktrees on disks that are currently not mounted
             _git(home, "worktree", "remove", "--force", "--force", str(folder))
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -97,7 +98,7 @@ def _lock(folder: Path) -> Iterator[int]:
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # if this process was started by a git hook, GIT_* variables refer to the repository of that hook
+    # if this process was started by a git hook, GIT_* variables refer to that hook's repository
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), "-c", "core.hooksPath=/dev/null", *arguments]
     try:

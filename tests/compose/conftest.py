@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from playwright.sync_api import Browser, Page
 
 from tests.chromium import chromium
 from tests.compose.stack import Stack
-from tests.left_out import leave_out
+from tests.left_out import leave_out, missing_for_compose
 
 ORDERS = "2000"
 BUILT = ("busco-dbt:local", "busco-local-aws:local", "busco-airflow:local")
@@ -24,19 +22,7 @@ SCREENSHOTS = Path(os.environ.get("BUSCO_SCREENSHOTS") or Path(__file__).parents
 
 
 def _missing() -> str:
-    if shutil.which("docker") is None or subprocess.run(["docker", "compose", "version"], check=False).returncode:
-        return "Docker with Compose v2 can't be reached"
-    for image in BUILT:
-        if not _succeeds("docker", "image", "inspect", image):
-            return f"the image {image} is missing: scripts/local_build.sh"
-    for image in PUBLIC:
-        if not _succeeds("docker", "image", "inspect", image) and not _succeeds("docker", "pull", "--quiet", image):
-            return f"the image {image} is missing and can't be pulled"
-    return ""
-
-
-def _succeeds(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return missing_for_compose(BUILT, PUBLIC, "scripts/local_build.sh")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

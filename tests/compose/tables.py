@@ -19,7 +19,7 @@ settings, store, environment = lake()
 live = releases.read_live(store, environment)
 assert live is not None, "nothing is published"
 for table in sorted(table for table in live.release.tables if not table.startswith("bronze.")):
-    columns, rows = query(settings, live.release, f"select columns(c -> c != '_ingested_at') from busco_{table}")
+    columns, rows = query(settings, store, live.release, f"select columns(c -> c != '_ingested_at') from busco_{table}")
     lines = sorted(" ".join(map(rounded, row)) for row in rows)
     digest = hashlib.sha256("\n".join([" ".join(columns), *lines]).encode()).hexdigest()
     print(table, len(rows), digest)

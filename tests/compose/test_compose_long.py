@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import uuid
 from pathlib import Path
 
 import pytest
 
-from tests.compose.stack import Stack, tables_of_demo
+from tests.compose.conftest import ORDERS
+from tests.compose.stack import ROOT, Stack, tables_of_demo
 
 pytestmark = pytest.mark.long
 
@@ -28,6 +30,32 @@ pytestmark = pytest.mark.long
 )
 def test_a_service_that_is_killed_during_a_run_restarts_and_the_run_succeeds(stack: Stack, service: str) -> None:
     stack.survives(lambda: stack.call("docker", "kill", "--signal", "KILL", stack.container(service)))
+
+
+def test_the_next_up_completes_an_interrupted_first_load_even_from_a_read_only_folder(
+    stack: Stack, tmp_path: Path
+) -> None:
+    before, runs = stack.tables(), len(stack.runs())
+    subprocess.run([ROOT / ".venv/bin/busco", "sample", "--orders", ORDERS, "--out", tmp_path / "in"], check=True)
+    (tmp_path / "in").chmod(0o555)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    begun = stack.home / ".busco/first-data.begun"
+    begun.write_text(f"{ended.pid}\n{tmp_path / 'in'}\n")
+    try:
+        stack.call("make", "up", "BUSCO_BUILD=0")
+        stack.wait(lambda: not begun.exists())
+    finally:
+        print((stack.home / ".busco/log/first-data.log").read_text())
+    assert stack.compose("exec", "-T", "local-aws", "ls", "/var/lib/busco/incoming", check=False) == ""
+    latest = stack.runs()
+    assert len(latest) == runs + 1
+    assert stack.finish(max(latest, key=lambda run: run["execution_date"])["dag_run_id"]) == "success"
+    assert stack.tables() == before
+    # after a completed load, `make up` loads nothing
+    stack.call("make", "up", "BUSCO_BUILD=0")
+    assert not begun.exists()
+    assert len(stack.runs()) == runs + 1
 
 
 def test_a_worker_that_is_removed_by_scaling_down_finishes_its_task_first(stack: Stack) -> None:

@@ -11,6 +11,7 @@ from busco.lake.layout import run_key
 from busco.lake.runs import open_run
 from tests.airflow.driver import DAG, ENVIRONMENT, Driver, platform
 from tests.ecs.conftest import PROJECT, Tasks
+from tests.ecs.runs import LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_each_model_has_a_container_and_no_more_run_at_once_than_there_are_slots
     counting.start()
     try:
         run = driver.start()
-        driver.green(run, limit=300)
+        driver.green(run, limit=LIMIT)
     finally:
         over.set()
         counting.join()
@@ -46,7 +47,7 @@ def test_each_model_has_a_container_and_no_more_run_at_once_than_there_are_slots
     driver.wait(lambda: not tasks.all(), 60)
     # a test that is cleared alone gets a runner that only runs tests
     driver.clear(run, "models.fct.test", downstream=False)
-    driver.green(run, limit=120)
+    driver.green(run, limit=LIMIT)
     again = open_run(driver.store, ENVIRONMENT, run_key(DAG, run)).runners()[len(runners) :]
     assert [runner.task for runner in again] == ["fct.test"]
     assert all(node.startswith("test.") for node in again[0].nodes)

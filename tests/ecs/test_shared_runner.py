@@ -55,7 +55,7 @@ def test_a_container_that_is_killed_is_replaced_and_finished_models_are_not_buil
     ended = assert_succeeds(driver, run, 2)
     assert results(driver, run, ORDERS)[0].runner == 1
     assert ended.endings()[1].exit_code == 137
-    assert "another runner takes over" in driver.log(run, "models.fct.run")
+    assert "another runner will take over" in driver.log(run, "models.fct.run")
 
 
 @pytest.mark.long
@@ -75,7 +75,7 @@ def test_a_container_that_hangs_is_stopped_and_replaced(driver: Driver, tasks: T
     assert_succeeds(driver, run, 2)
     log = driver.log(run, "models.fct.run")
     assert "no heartbeats for 20 s" in log
-    assert "another runner takes over" in log
+    assert "another runner will take over" in log
 
 
 @pytest.mark.long

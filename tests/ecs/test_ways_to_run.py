@@ -1,4 +1,4 @@
-"""The warehouse has the same tables in each execution mode."""
+"""The warehouse has the same tables in each execution mode. Docker Compose's tests compare containers with the demo."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from busco.lake.runs import open_run
 from busco.settings import get_settings
 from tests.airflow.driver import DAG, ENVIRONMENT, ROOT, Driver, platform
 
+pytestmark = pytest.mark.long
 LIMIT = 900.0
 DOUBLE = re.compile(r"-?\d+\.\d{6,}(e[-+]?\d+)?")
 
@@ -65,7 +66,6 @@ def test_a_container_builds_the_same_tables_of_the_warehouse_as_a_local_process(
     assert shared == local
 
 
-@pytest.mark.long
 @pytest.mark.skipif(not os.environ.get("OLIST_DIR"), reason="OLIST_DIR (the folder with Olist's CSV files) is not set")
 def test_real_data_produces_identical_tables_in_all_three_execution_modes(driver: Driver) -> None:
     driver.busco("ingest", os.environ["OLIST_DIR"])

@@ -7,11 +7,12 @@ from collections.abc import Collection
 from busco.lake import releases
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Column, DataFile, Pin, Release, Result, Version, utc_now
+from busco.lake.records import Column, DataFile, Pin, Published, Release, Result, Version, utc_now
 from busco.lake.runs import Run, save_pin
 from tests.unit.memory_s3 import MemoryS3
 
 ENVIRONMENT = EnvironmentLayout("prod")
+COLUMNS = (Column(name="a", type="INTEGER"),)
 # bronze.b → silver.s → gold.g; gold.h reads silver.s and bronze.b; no table reads bronze.c
 PARENTS = {"silver.s": ("bronze.b",), "gold.g": ("silver.s",), "gold.h": ("silver.s", "bronze.b")}
 TESTS = {f"test.{table}": frozenset({table}) for table in PARENTS} | {"test.joint": frozenset({"gold.g", "gold.h"})}
@@ -31,29 +32,55 @@ def manifest_hash(tables: Collection[str]) -> str:
 AUDIT = audit_of()
 
 
-def bronze(number: int, table: str = "bronze.b") -> Version:
-    """Returns the version of a bronze table that consists of its first `number` deliveries."""
+def bronze(store: ObjectStore, number: int, table: str = "bronze.b") -> Published:
+    """Writes the record of a bronze table's version that consists of its first `number` deliveries, and returns it."""
     deliveries = tuple(f"{table}/d{n}" for n in range(number))
-    files = tuple(DataFile(key=f"bronze/{d}", rows=1, bytes=1) for d in deliveries)
-    return version(table, {}, f"{table[-1]}{number}").model_copy(
-        update={"deliveries": deliveries, "files": files, "project": ""}
-    )
-
-
-def version(table: str, inputs: dict[str, str], identity: str | None = None, code: str = "f") -> Version:
-    return Version(
+    identity = f"{table[-1]}{number}"
+    record = Version(
         table=table,
-        version=identity or new_id(),
-        columns=(Column(name="a", type="INTEGER"),),
+        version=identity,
+        columns=COLUMNS,
+        rows=number,
+        bytes=number,
+        files=tuple(DataFile(key=f"bronze/{d}", rows=1, bytes=1) for d in deliveries),
+        deliveries=deliveries,
+    )
+    key = ENVIRONMENT.version(table, identity)
+    if store.get(key) is None:
+        store.create(key, record)
+    return Published.of(record, key, metadata(store, table, identity))
+
+
+def metadata(store: ObjectStore, table: str, identity: str) -> str:
+    """Writes an object in the place of a version's Iceberg metadata, and returns its key."""
+    key = ENVIRONMENT.metadata(table, identity)
+    if store.missing([key]):
+        store.create(key, b"{}")
+    return key
+
+
+def version(
+    table: str, inputs: dict[str, str], identity: str = "", code: str = "f", store: ObjectStore | None = None
+) -> Published:
+    """Returns a new version of a table without files, as entries name it. Its record and metadata are written
+    to `store`."""
+    identity = identity or new_id()
+    made = Version(
+        table=table,
+        version=identity,
+        columns=COLUMNS,
         rows=1,
         bytes=1,
-        files=(),
-        metadata="m",
         inputs=inputs,
         fingerprint=code,
         project="busco",
         unique_id=f"model.busco.{table.split('.')[1]}",
     )
+    key = ENVIRONMENT.version(table, identity)
+    if store is not None:
+        store.create(key, made)
+        metadata(store, table, identity)
+    return Published.of(made, key, ENVIRONMENT.metadata(table, identity))
 
 
 class Lake:
@@ -85,8 +112,8 @@ class Lake:
             environment="prod",
             base=live.release.release if live else None,
             bronze={
-                "bronze.b": bronze(self.deliveries),
-                "bronze.c": bronze(self.other_deliveries, "bronze.c"),
+                "bronze.b": bronze(self.store, self.deliveries),
+                "bronze.c": bronze(self.store, self.other_deliveries, "bronze.c"),
             },
             manifest_hash=audit.manifest_hash,
             nodes=nodes,
@@ -116,7 +143,7 @@ class Lake:
         if keep and known is not None and (known.inputs, known.fingerprint) == (inputs, code):
             run.enter(table, token, known, kept=True)
         else:
-            run.enter(table, token, version(table, inputs, code=code), kept=False)
+            run.enter(table, token, version(table, inputs, code=code, store=self.store), kept=False)
 
     def test(self, run: Run, test: str, passed: bool = True, runner: int = 1) -> None:
         seen = self.visible(run)
@@ -150,7 +177,7 @@ class Lake:
 def others(lake: Lake, table: str = "gold.o") -> tuple[Run, releases.Audit]:
     """Builds a full run of another project, which has one table. Returns the run and its audit."""
     run = lake.pin(project="other")
-    made = version(table, {}).model_copy(update={"project": "other"})
+    made = version(table, {}, store=lake.store).model_copy(update={"project": "other"})
     run.enter(table, run.take(table, 1), made, kept=False)
     audit = releases.Audit({}, frozenset({table}), "other", run.pin.manifest_hash)
     lake.audits[run.name, run.pin.epoch] = audit

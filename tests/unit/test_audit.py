@@ -175,10 +175,13 @@ def test_our_snapshot_covers_every_pin_and_has_been_reviewed() -> None:
 
 def test_each_third_party_image_is_reviewed_and_each_review_is_for_an_image_in_use() -> None:
     reviews, used = audit.read_images(audit.REVIEWED.read_text()), audit.used_images(ROOT)
-    assert used == {"python:3.11-slim-bookworm", "postgres:16.3-alpine", "redis:7.2-alpine"}
+    assert used == {
+        "python:3.11-slim-bookworm", "postgres:16.3-alpine", "redis:7.2-alpine", "nginx:1.27-alpine",
+        "certbot/certbot:v2.11.0",
+    }  # fmt: skip
     assert audit.stale_images(reviews, used, date.today()) == []
-    (first,) = audit.stale_images(reviews, {*used, "nginx:1.27"}, date.today())
-    assert "nginx:1.27 has not been reviewed" in first
+    (first,) = audit.stale_images(reviews, {*used, "other:1.0"}, date.today())
+    assert "other:1.0 has not been reviewed" in first
     assert any("is not used" in one for one in audit.stale_images(reviews, set(), date.today()))
 
 
@@ -235,7 +238,8 @@ DIGEST = "sha256:" + "a" * 64
 
 def lock(folder: Path, answer: str) -> subprocess.CompletedProcess[str]:
     """Runs scripts/lock_images.sh on a copy of the repository's files, with a `docker` that only runs `answer`."""
-    for name in ("docker-compose.yml", "Dockerfile.dbt", "Dockerfile.airflow", "scripts/lock_images.sh"):
+    files = (*ROOT.glob("docker-compose*.yml"), *ROOT.glob("Dockerfile.*"), ROOT / "scripts/lock_images.sh")
+    for name in (str(file.relative_to(ROOT)) for file in files):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text((ROOT / name).read_text())
     (folder / "scripts/lib").mkdir(exist_ok=True)

@@ -131,9 +131,9 @@ def test_text_that_only_looks_like_a_pivot_does_not_disable_the_check(sql: str) 
 def test_a_renamed_column_is_reported_with_the_column_that_it_duplicates() -> None:
     found = column_names.perhaps_renamed(["id", "id_1", "n"], "select * from j", documented=["n"])
     assert found == {"id_1": "id"}
-    with pytest.raises(BuscoError, match="id_1 is a second column named id") as refused:
+    with pytest.raises(BuscoError, match="id_1 was a second column named id") as refused:
         column_names.check_renamed(found, ["n"])
-    assert "write it in the SQL or list it under the model's `columns:`" in refused.value.hint
+    assert "write the name in the SQL or list it under the model's `columns:`" in refused.value.hint
     column_names.check_renamed(found, ["id_1"])
     assert column_names.perhaps_renamed(["id", "ID_1"], "select * from j", documented=["id_1"]) == {}
 

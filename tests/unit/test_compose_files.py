@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from busco.embedded.door import INSTANCE_PATH
 from busco.settings import Settings
+from tests import compose_files
 
 ROOT = Path(__file__).parents[2]
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+COMPOSE = compose_files.load("docker-compose.yml")
+SERVICES = compose_files.services("docker-compose.yml")
 LONG = sorted(SERVICES.keys() - {"airflow-init"})
 AIRFLOW = [name for name in LONG if name.startswith("airflow-") or name == "flower"]
 EXAMPLE = (ROOT / ".env.example").read_text().splitlines()
@@ -88,8 +88,8 @@ def test_the_compose_file_contains_no_secret() -> None:
         for variable, value in environment.items():
             if re.search(r"PASSWORD|SECRET|KEY|TOKEN", variable) and value is not None:
                 assert str(value).startswith("${"), f"{name}: {variable}"
-    text = (ROOT / "docker-compose.yml").read_text()
-    assert not re.search(r"://[^$\s]*:[^$@\s]+@", text), "a password in a URL"
+    for path in ROOT.glob("docker-compose*.yml"):
+        assert not re.search(r"://[^$\s]*:[^$@\s]+@", path.read_text()), f"a password in a URL of {path.name}"
 
 
 # -- networks, secrets and settings -----------------------------------------------------------------------------------
@@ -243,7 +243,8 @@ def test_a_setting_that_is_not_set_in_the_example_is_shown_with_its_default() ->
 
 
 def test_every_variable_that_compose_uses_is_in_the_example() -> None:
-    used = set(re.findall(r"\$\{([A-Z][A-Z0-9_]*)", (ROOT / "docker-compose.yml").read_text()))
+    texts = [(ROOT / name).read_text() for name in ("docker-compose.yml", "docker-compose.common.yml")]
+    used = {name for text in texts for name in re.findall(r"\$\{([A-Z][A-Z0-9_]*)", text)}
     # POSTGRES_IMAGE and REDIS_IMAGE come from images.lock, if it exists (scripts/compose_up.sh)
     assert used - {"PWD", "BUSCO_DBT_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"} <= variables().keys()
 
@@ -368,7 +369,7 @@ UNCHANGED = ["A='x' # <random>", "A=x # <random>", "  # A=<random>", "A=<mine>",
 def test_a_placeholder_is_filled_in_however_compose_lets_it_be_written(copy: Path, line: str) -> None:
     env = copy / ".env"
     env.write_bytes(f"{line}\nZ=1\n".encode())
-    assert run(copy, "scripts/make_env.sh", "--fill").stdout == "filled in 1 placeholders in .env\n"
+    assert run(copy, "scripts/make_env.sh", "--fill").stdout == "filled in 1 placeholder in .env\n"
     filled = env.read_bytes().decode()
     before, _, after = FILLED[line].partition("{}")
     assert re.fullmatch(rf"{re.escape(before)}[\w=-]+{re.escape(after)}\nZ=1\n", filled)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from busco.errors import BuscoError
 from busco.lake import dates, types
-from busco.lake.records import Column
-from busco.lake.versions import WrittenFile
+from busco.lake.records import Column, DataFile
 from busco.warehouse import date_range, model_sql
 
 # values in range, including the first and the last one, and values out of range, as DuckDB parses them
@@ -48,7 +47,7 @@ PLACES = {
 }
 
 
-def copied(db: duckdb.DuckDBPyConnection, sql: str, folder: Path) -> tuple[tuple[Column, ...], list[WrittenFile]]:
+def copied(db: duckdb.DuckDBPyConnection, sql: str, folder: Path) -> tuple[tuple[Column, ...], list[DataFile]]:
     """Writes a query's result as a model is written, and returns its columns and files."""
     described = [(str(row[0]), str(row[1])) for row in db.execute(f"describe ({sql})").fetchall()]
     columns, expressions = model_sql.columns(described, ())
@@ -116,7 +115,7 @@ def test_a_table_whose_statistics_prove_it_valid_is_not_read_again(
 def test_the_rows_of_a_column_without_statistics_are_counted(db: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:
     columns, (written,) = copied(db, "select date 'infinity' as d, 1 as n", tmp_path)
     for known in ({}, {'"d"': {"null_count": "0", "num_values": "1"}}):
-        bare = WrittenFile(written.key, written.rows, written.bytes, known, {})
+        bare = written.model_copy(update={"statistics": known})
         suspects = date_range.suspects(columns, [bare])
         assert suspects is not None
         assert suspects.columns == ("d",)

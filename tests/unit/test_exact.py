@@ -1,4 +1,4 @@
-"""Ingest parses a text as exactly the value that it states, or not at all (`busco.ingest.exact`)."""
+"""Ingest parses text as exactly the value that it states, or not at all (`busco.ingest.exact`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def db() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def read(db: duckdb.DuckDBPyConnection, kind: types.DataType, texts: Sequence[str]) -> list[Any]:
-    """Returns each text's value, None if it does not fit. Checks that the three SQL expressions agree."""
+    """Returns each string's value, None if it does not fit. Checks that the three SQL expressions agree."""
     value, fits, cast = (of(kind, "text") for of in (exact.value_sql, exact.fits_sql, exact.cast_sql))
     found = db.execute(
         f"select {value}, {fits}, case when {fits} then {cast} end from (select unnest($1) as text)", [list(texts)]
@@ -42,7 +42,7 @@ def read(db: duckdb.DuckDBPyConnection, kind: types.DataType, texts: Sequence[st
 @pytest.mark.parametrize("name", TYPES)
 @settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
 @given(random=st.randoms(use_true_random=True))
-def test_a_text_is_parsed_exactly_or_not_at_all_and_canonical_texts_are_parsed(
+def test_text_is_parsed_exactly_or_not_at_all_and_canonical_text_is_parsed(
     db: duckdb.DuckDBPyConnection, name: str, random: Random
 ) -> None:
     texts = [random_text(KINDS[name], random) for _ in range(300)]

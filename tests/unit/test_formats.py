@@ -131,7 +131,7 @@ def test_a_csv_whose_header_begins_like_another_format_is_read_as_csv(lake: Fold
     assert (done.outcome, done.written) == ("ingested", 1)
 
 
-NONE = "no name on the first line is a column of the table: is the header missing, or is it further down?"
+NONE = "none of the names on the first line is a column of the table: is the header missing, or is it further down?"
 
 
 @pytest.mark.parametrize("header", ["{a,b", "{id},name", "[a],b", "PKID,b", "ORCID,name", "BZhang,b", "<b>,c", '"{",b'])
@@ -223,7 +223,7 @@ def test_sep_is_an_ordinary_column_name_if_the_contract_has_it(lake: FolderLake)
 
 
 def encoded(rows: list[tuple[str, str]]) -> bytes:
-    """Returns a file with two columns; each row is given as a text and its encoding."""
+    """Returns a file with two columns; each row is given as a string and its encoding."""
     return b"a,b\n" + b"".join(f"{text},x\n".encode(encoding) for text, encoding in rows)
 
 
@@ -244,7 +244,7 @@ def test_a_file_that_is_mostly_not_utf_8_is_refused_with_its_likely_encoding(
     wrong, right, plain = (f'"{text}"', encoding), ("São", "utf-8"), ("Sao", "ascii")
     done = lake.ingest(encoded([wrong, plain, right, plain, wrong, plain, plain]))
     assert done.outcome == "refused"
-    start = f"2 of the 3 rows with non-ASCII characters are not UTF-8: it seems to be {seems}convert it to UTF-8"
+    start = f"2 of the 3 rows with non-ASCII characters are not UTF-8: the file seems to be {seems}convert it to UTF-8"
     assert done.reason.startswith(start)
     assert done.reason.endswith(" and check the accents in NEW")
     assert encoding.replace("cp", "").replace("latin-1", "1252") in done.reason
@@ -260,7 +260,7 @@ def test_rows_that_are_not_utf_8_are_quarantined_if_they_are_at_most_half(lake: 
 
 def test_a_header_that_is_not_utf_8_is_refused_with_its_likely_encoding(lake: FolderLake) -> None:
     done = lake.ingest("código,b\nx,y\n".encode("latin-1"), ("código VARCHAR", "b VARCHAR"))
-    assert done.reason.startswith("the header is not UTF-8: it seems to be Latin-1 (ISO 8859-1) or Windows-1252, or ")
+    assert done.reason.startswith("the header is not UTF-8: the file seems to be Latin-1 (ISO 8859-1) or Windows-1252")
     assert lake.ingest("código,b\nx,y\n".encode(), ("código VARCHAR", "b VARCHAR")).written == 1
 
 

@@ -194,7 +194,7 @@ def guard() -> Guard:
 
 @pytest.mark.parametrize("sql", [*WRITES, *REACHES, *READS])
 def test_statements_that_write_reach_out_or_read_anything_but_tables_are_refused(guard: Guard, sql: str) -> None:
-    with pytest.raises(BuscoError, match="is refused before it runs"):
+    with pytest.raises(BuscoError, match="was rejected before it ran"):
         guard.check(sql, "model.x.a")
 
 
@@ -207,7 +207,7 @@ def test_a_refusal_names_the_model_the_line_and_the_reason(guard: Guard) -> None
     with pytest.raises(BuscoError) as refusal:
         guard.check(f"select 'é';\n\n  copy (select 1)\n to '{POINTER}'", "model.shop.orders")
     message = str(refusal.value)
-    assert "model.shop.orders is refused before it runs: COPY reads and writes files" in message
+    assert "model.shop.orders was rejected before it ran: COPY reads and writes files" in message
     assert "LINE 3: copy (select 1)" in message
     assert "docs/modelling.md" in message
     with pytest.raises(BuscoError, match=r"read_text: it reads or lists files\nLINE 2: from read_text"):
@@ -246,7 +246,7 @@ def test_sql_other_than_a_single_query_is_refused_as_a_model(guard: Guard, sql: 
 def test_a_refusal_speaks_of_models_only_to_those_who_write_them(guard: Guard) -> None:
     for sql, of_a_model, of_a_query in (
         ("show tables", "a model's SQL must be a single query", "only a query can run here"),
-        (f"select * from '{POINTER}'", "use ref() and source()", "it names a path; read tables by their names"),
+        (f"select * from '{POINTER}'", "use ref() and source()", "it names a path; read tables by name"),
     ):
         with pytest.raises(BuscoError, match=re.escape(of_a_model)):
             guard.check_question(sql, "model.p.m")

@@ -89,7 +89,7 @@ def test_P3_if_a_resume_and_a_publish_overlap_the_run_is_published_or_named(lake
 
     for first, second in ((publish, lift), (lift, publish)):
         for _ in at_every_call(lake, first, second):
-            held = results["publish"].startswith("on hold")
+            held = results["publish"].startswith("put on hold")
             assert results["resume"] == ((run.name,) if held else ()), results
             assert held or lake.live().run == run.name
             seen.add(held)
@@ -111,7 +111,7 @@ def test_P8_if_a_rollback_and_a_publish_overlap_the_run_is_rolled_back_or_named(
         assert lake.live().rolled_back_to == first
         assert current(lake).hold is not None
         published = any(release.run == run.name for release in releases.history(lake.store, ENVIRONMENT))
-        assert outcomes[-1].startswith("published" if published else "on hold")
+        assert outcomes[-1].startswith("published" if published else "put on hold")
         assert resume(lake) == (() if published else (run.name,))
         seen.add(published)
     assert seen == {True, False}
@@ -119,7 +119,7 @@ def test_P8_if_a_rollback_and_a_publish_overlap_the_run_is_rolled_back_or_named(
 
 def test_P8_a_second_rollback_keeps_the_names_of_the_runs_that_were_held_back(lake: Lake) -> None:
     run = waiting(lake)
-    assert outcome(lake, run).startswith("on hold")
+    assert outcome(lake, run).startswith("put on hold")
     rolled_back(lake, "bob", "wrong currency")
     assert resume(lake) == (run.name,)
 
@@ -127,10 +127,10 @@ def test_P8_a_second_rollback_keeps_the_names_of_the_runs_that_were_held_back(la
 def test_P3_a_run_that_is_cleared_during_a_hold_is_named_once(lake: Lake) -> None:
     run = waiting(lake)
     for _ in range(2):
-        assert outcome(lake, run).startswith("on hold")
+        assert outcome(lake, run).startswith("put on hold")
     again = lake.pin(run=run.name, epoch=2)
     lake.build_all(again)
-    assert outcome(lake, again).startswith("on hold")
+    assert outcome(lake, again).startswith("put on hold")
     assert resume(lake) == (run.name,)
     assert outcome(lake, again).startswith("published")
 
@@ -138,7 +138,7 @@ def test_P3_a_run_that_is_cleared_during_a_hold_is_named_once(lake: Lake) -> Non
 @pytest.mark.parametrize("written", [False, True])
 def test_P8_a_resume_that_was_killed_names_the_runs_when_it_is_retried(lake: Lake, written: bool) -> None:
     run = waiting(lake)
-    assert outcome(lake, run).startswith("on hold")
+    assert outcome(lake, run).startswith("put on hold")
     lake.s3.kill_at, lake.s3.kill_after = 0, written
     with pytest.raises(Killed):
         resume(lake, "mine")
@@ -151,7 +151,7 @@ def test_P8_a_resume_that_was_killed_names_the_runs_when_it_is_retried(lake: Lak
 
 def test_P8_two_concurrent_resumes_both_name_the_runs(lake: Lake) -> None:
     run, named = waiting(lake), []
-    assert outcome(lake, run).startswith("on hold")
+    assert outcome(lake, run).startswith("put on hold")
     lake.s3.interrupt = lambda: named.append(resume(lake, "one"))
     named.append(resume(lake, "two"))
     assert named == [(run.name,), (run.name,)]
@@ -163,7 +163,7 @@ def test_P8_a_hold_that_was_set_during_a_resume_stays_in_effect(lake: Lake) -> N
         rolled_back(lake, "bob", "wrong currency")
 
     lake.s3.interrupt = replaced
-    with pytest.raises(BuscoError, match=r"bob: wrong currency; the hold by ana \(wrong prices\) was lifted"):
+    with pytest.raises(BuscoError, match=r"bob: wrong currency; the hold set by ana \(wrong prices\) was lifted"):
         resume(lake, "mine")
     hold = current(lake).hold
     assert hold is not None
@@ -173,7 +173,7 @@ def test_P8_a_hold_that_was_set_during_a_resume_stays_in_effect(lake: Lake) -> N
 def test_P8_a_retried_resume_does_not_lift_a_hold_that_was_set_in_the_meantime(lake: Lake) -> None:
     """A task whose worker died after the write is retried; a hold that was set in the meantime stays in effect."""
     run = waiting(lake)
-    assert outcome(lake, run).startswith("on hold")
+    assert outcome(lake, run).startswith("put on hold")
     assert resume(lake, "mine") == (run.name,)
     rolled_back(lake, "bob", "wrong currency")
     with pytest.raises(BuscoError, match=f"bob: wrong currency.*skipped during it are: {run.name}"):

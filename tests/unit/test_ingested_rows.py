@@ -136,7 +136,7 @@ def check(lake: FolderLake, header: str, body: list[str], ending: str, last: boo
     columns = [f"{name} VARCHAR" for name in header.split(",")]
     done = lake.ingest(gzip.compress(data) if pack else data, columns, f"{hashlib.sha256(data).hexdigest()}.csv")
     if done.outcome == "refused":
-        assert re.search("a quote opened on row . is never closed|line endings are mixed", done.reason)
+        assert re.search("a quote opened in row . is never closed|line endings are mixed", done.reason)
         return
     assert done.rows == done.written + done.quarantined == by_python(text) - 1
     if done.outcome == "ingested" and not done.quarantined:
@@ -189,7 +189,7 @@ def test_a_bad_row_with_line_ends_in_a_value_is_quarantined_alone(lake: FolderLa
 def test_a_file_with_an_open_quote_that_swallows_other_rows_is_refused(lake: FolderLake, text: str) -> None:
     row = f'{text},"open\nz,w\nz,", x"\n'.encode("utf-8" if text == "é" else "latin-1")
     done = lake.ingest("a,b\né,x\né,y\n".encode() + row + b"z,z\n")
-    assert (done.outcome, done.reason) == ("refused", "a quote opened on row 3 is never closed")
+    assert (done.outcome, done.reason) == ("refused", "a quote opened in row 3 is never closed")
 
 
 def test_a_file_is_refused_with_both_counts_if_the_reader_loses_rows(lake: FolderLake, monkeypatch) -> None:
@@ -339,7 +339,7 @@ def test_a_gzip_that_changes_while_it_is_read_again_is_refused(lake: FolderLake,
 
 def test_a_file_over_the_limit_is_refused_while_it_is_read(lake: FolderLake) -> None:
     content = b"a,b\n" + b"x,y\n" * 1_000_000
-    reason = "it has more than 100,000 bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise that limit"
+    reason = "it is larger than 100,000 bytes uncompressed (BUSCO_INGEST_FILE_BYTES); split it, or raise that limit"
     for packed in (content, gzip.compress(content), gzip.compress(content) + b"garbage"):
         assert lake.ingest(packed, file_bytes=100_000).reason == reason
     assert list(lake.scratch.iterdir()) == []
@@ -351,7 +351,7 @@ def test_nothing_of_an_uncompressed_file_over_the_limit_is_read(tmp_path: Path) 
     size = 4_000_000
     file.path.write_bytes(b"a\n" * (size // 2))
     read: list[int] = []
-    with pytest.raises(Refused, match="more than 3,999,999 bytes"):
+    with pytest.raises(Refused, match="larger than 3,999,999 bytes"):
         examine(file, Limits(100, size - 1), read.append)
     assert read == []
     assert examine(file, Limits(100, size), read.append).rows == size // 2 - 1

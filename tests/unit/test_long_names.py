@@ -72,13 +72,13 @@ def test_a_keys_length_is_counted_in_bytes_after_quoting(unit: str, size: int) -
 )
 def test_a_key_that_is_too_long_is_refused_with_the_name_that_it_contains(key: Any) -> None:
     assert key_bytes(key("n" * 700)) <= MAX_KEY_BYTES
-    with pytest.raises(BuscoError, match=r"n{70,80}… is too long: .* bytes, but S3 allows only 1,024"):
+    with pytest.raises(BuscoError, match=r"n{70,80}… is too long: .* bytes long, but S3 allows only 1,024"):
         key("n" * MAX_KEY_BYTES)
 
 
 def test_run_keys_have_a_limited_length_and_a_longer_key_is_refused() -> None:
     assert key_bytes(layout.run_key("é" * 250, "run" * 80)) <= layout.MAX_RUN_BYTES
-    with pytest.raises(BuscoError, match=f"the run key {'r' * 80}… has 101 bytes"):
+    with pytest.raises(BuscoError, match=f"the run key {'r' * 80}… is 101 bytes long"):
         open_run(ObjectStore(MemoryS3(), "lake"), ENVIRONMENT, "r" * 101)
 
 
@@ -163,7 +163,7 @@ def test_a_file_whose_name_is_too_long_is_refused_and_other_files_are_accepted(t
     assert [file.name for file in found] == ["orders.csv"]
     assert [file for file, _ in refused] == [deep / "orders.csv"]
     assert "the name of the file éééé" in refused[0][1]
-    assert "rename it, or ingest it from its own folder" in refused[0][1]
+    assert "rename it, or run busco ingest on the folder that contains it" in refused[0][1]
     assert len(find([deep], [ORDERS], None)[0]) == 1
 
 
@@ -217,7 +217,7 @@ def test_a_partition_is_refused_exactly_if_its_keys_would_be_too_long(
         missing -= len(values[position] or "")
     assert missing == 0
     if over:
-        with pytest.raises(duckdb.InvalidInputException, match="silver.orders has a partition by a b, é, c, d, e, f"):
+        with pytest.raises(duckdb.InvalidInputException, match="silver.orders is partitioned by a b, é, c, d, e, f"):
             copied(connection, tmp_path, columns, [*values, 1])
     else:
         assert copied(connection, tmp_path, columns, [*values, 1]) == [key()]
@@ -229,7 +229,7 @@ def test_a_partition_by_json_is_checked_like_one_by_text(connection: duckdb.Duck
     assert copied(connection, tmp_path, columns, [fitting, 1]) == [
         f"{FOLDER}/j={quote(fitting, safe='~')}/data_0.parquet"
     ]
-    with pytest.raises(duckdb.InvalidInputException, match="silver.orders has a partition by j whose files would have"):
+    with pytest.raises(duckdb.InvalidInputException, match="silver.orders is partitioned by j, and the files of"):
         copied(connection, tmp_path, columns, [f'["{"x" * MAX_KEY_BYTES}"]', 1])
 
 

@@ -70,7 +70,7 @@ def test_P7_a_table_that_a_newer_run_has_read_is_not_dropped_and_neither_are_its
     late = lake.pin()
     newer = lake.pin(nodes=("gold.n",))
     inputs = {"gold.g": lake.live().tables["gold.g"].version}
-    newer.enter("gold.n", newer.take("gold.n", 1), version("gold.n", inputs), kept=False)
+    newer.enter("gold.n", newer.take("gold.n", 1), version("gold.n", inputs, store=lake.store), kept=False)
     releases.publish(newer, releases.Audit({}, frozenset({*PARENTS, "gold.n"}), "busco", "newer"), "me", newer.docs)
     release = lake.publish(late)
     assert release.dropped == ("gold.h",)
@@ -96,6 +96,17 @@ def test_P7_a_run_that_kept_a_table_does_not_restore_it_after_a_rollback_removed
     releases.rollback(lake.store, ENVIRONMENT, without, "ana", "gold.h is wrong")
     releases.resume(lake.store, ENVIRONMENT)
     assert "gold.h" not in lake.publish(late).tables
+
+
+def test_P7_a_removed_table_is_dropped_if_a_rollback_has_restored_the_version_of_the_base(lake: Lake) -> None:
+    base = lake.live()
+    lake.tables -= {"gold.h"}
+    late = kept(lake)
+    lake.tables |= {"gold.h"}
+    lake.published()
+    releases.rollback(lake.store, ENVIRONMENT, base.release, "ana", "the newer versions are wrong")
+    releases.resume(lake.store, ENVIRONMENT)
+    assert lake.publish(late).dropped == ("gold.h",)
 
 
 def test_P3_publishing_a_run_that_took_newer_tables_can_be_repeated(lake: Lake) -> None:
@@ -142,12 +153,23 @@ def test_P5_a_run_that_built_nothing_does_not_restore_a_bronze_table_that_was_ro
     assert "bronze.c" not in lake.publish(late).tables
 
 
+def test_P5_deliveries_are_taken_over_if_a_rollback_has_restored_the_set_of_the_base(lake: Lake) -> None:
+    base = lake.live()
+    lake.other_deliveries += 1
+    late = kept(lake)
+    lake.other_deliveries += 1
+    lake.published(keep=True)
+    releases.rollback(lake.store, ENVIRONMENT, base.release, "ana", "the newest delivery is wrong")
+    releases.resume(lake.store, ENVIRONMENT)
+    assert lake.publish(late).tables["bronze.c"].files == 2
+
+
 def test_P5_newer_deliveries_stay_when_an_older_run_is_published(lake: Lake) -> None:
     late = kept(lake)
     lake.other_deliveries += 1
     lake.published(keep=True)
     newer = lake.live()
-    assert len(newer.tables["bronze.c"].deliveries) == 2
+    assert newer.tables["bronze.c"].files == 2
     assert differences(lake.publish(late), newer) == set()
 
 

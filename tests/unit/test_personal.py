@@ -11,14 +11,15 @@ from busco import refusals
 from busco.errors import BuscoError
 from busco.lake import dates
 from busco.lake.bounds import without_bounds
+from busco.lake.contents import read_version
 from busco.lake.deliveries import Contract, bronze_version
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Column, Version
+from busco.lake.records import Column, Published, Version
 from busco.project import Project
 from busco.projects import all_contracts
 from busco.warehouse.personal import Personal, of_version
 from busco.warehouse.redact import Redactor
-from tests.unit.lake import version as made
+from tests.unit.lake import COLUMNS as ONE
 from tests.unit.memory_s3 import MemoryS3
 
 COLUMNS = (
@@ -55,11 +56,12 @@ def test_marking_a_column_creates_a_new_bronze_version_with_the_same_files() -> 
     store = ObjectStore(MemoryS3(), "lake")
     plain = Contract("src", "orders", COLUMNS, ("id",), "rows")
     marked = replace(plain, pii=frozenset({"Born"}))
-    before, after = (bronze_version(store, one, [], None) for one in (plain, marked))
-    assert isinstance(before, Version)
-    assert isinstance(after, Version)
+    before, after = (bronze_version(store, one, {}, None) for one in (plain, marked))
+    assert isinstance(before, Published)
+    assert isinstance(after, Published)
     assert before.version != after.version
-    assert (before.fingerprint, before.personal, after.personal) == (after.fingerprint, (), ("Born",))
+    assert before.fingerprint == after.fingerprint
+    assert [read_version(store, one).personal for one in (before, after)] == [(), ("Born",)]
 
 
 def project(name: str = "p", marks: dict[str, Any] | None = None, config: dict[str, Any] | None = None) -> Project:
@@ -105,10 +107,14 @@ def test_marking_a_column_rebuilds_its_model_and_downstream_models_only() -> Non
         assert before.fingerprint(uid, engine) == unmarked.fingerprint(uid, engine), uid
 
 
+def whole(table: str) -> Version:
+    return Version(table=table, version="v", columns=ONE, rows=1, bytes=1)
+
+
 def test_all_columns_of_a_version_without_a_personal_record_are_personal_if_any_can_be() -> None:
     marked = project(marks={"email": True})
     people, other = (
-        made(table, {}).model_copy(update={"unique_id": f"model.p.{table.split('.')[1]}"})
+        whole(table).model_copy(update={"unique_id": f"model.p.{table.split('.')[1]}"})
         for table in ("silver.people", "gold.other")
     )
     assert of_version(marked, people) == {"a"}
@@ -119,7 +125,7 @@ def test_all_columns_of_a_version_without_a_personal_record_are_personal_if_any_
 
 
 def test_a_column_mark_takes_precedence_over_its_lineage() -> None:
-    tables = {"bronze.people": made("bronze.people", {}).model_copy(update={"personal": ("a",)})}
+    tables = {"bronze.people": whole("bronze.people").model_copy(update={"personal": ("a",)})}
     sql, given = 'select a as email, a as b, 1 as c from "bronze"."people"', [("email", "INTEGER"), ("b", "INTEGER")]
     given.append(("c", "INTEGER"))
 
@@ -146,7 +152,7 @@ def test_two_projects_must_mark_the_columns_of_a_source_the_same_way() -> None:
     [
         ({"email": True}, {"partition_by": ["day", "email"]}, "partition_by names email, which contains personal data"),
         ({"Email": True}, {"partition_by": "email"}, "partition_by names email, which contains personal data"),
-        ({"email": "false"}, {}, "meta pii of email is false; write true or false"),
+        ({"email": "false"}, {}, "column email has `meta: {pii: 'false'}`; use true or false"),
     ],
 )
 def test_invalid_marks_and_partitions_by_personal_columns_are_refused_at_parse(
@@ -183,7 +189,7 @@ def test_a_column_name_that_may_come_from_a_query_result_is_refused_without_bein
     asking = project(marks={"email": True})
     asking.nodes["model.p.people"].update(raw_code=ASKS, columns={"Listed Name": {}, "email": {}, "a": {}})
     asking.manifest["vars"] = {"kind": "of_things"}  # type: ignore[index]
-    tables = {"bronze.people": made("bronze.people", {})}
+    tables = {"bronze.people": whole("bronze.people")}
     personal = Personal(asking, tables.get)
     if not strange:
         personal.check_names("model.p.people", names)
@@ -198,7 +204,7 @@ def test_a_column_name_that_may_come_from_a_query_result_is_refused_without_bein
 
 
 def test_all_columns_are_personal_if_jinja_received_query_results() -> None:
-    tables = {"bronze.people": made("bronze.people", {}).model_copy(update={"personal": ("email",)})}
+    tables = {"bronze.people": whole("bronze.people").model_copy(update={"personal": ("email",)})}
     sql, given = 'select a as b from "bronze"."people"', [("b", "INTEGER")]
     redactor = Redactor(project(marks={"email": True}))
     personal = Personal(redactor.project, tables.get, redactor)

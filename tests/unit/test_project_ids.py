@@ -65,7 +65,7 @@ class Folder:
                 run.enter(table, token, known, kept=True)
             else:
                 update = {"project": self.identity, "unique_id": self.unique_id(table)}
-                run.enter(table, token, version(table, {}).model_copy(update=update), kept=False)
+                run.enter(table, token, version(table, {}, store=run.store).model_copy(update=update), kept=False)
 
     def publish(self, take_over: bool = False, only: Collection[str] | None = None) -> Release:
         run = self.pin(take_over, only)
@@ -129,7 +129,9 @@ def test_a_partial_run_of_another_folder_with_the_name_is_refused_although_it_dr
     run = other.pin(nodes=["gold.x"])
     other.build(run, ["gold.x"])
     shared = other.audit.models | {"model.dates.days"}
-    days = version("gold.days", {}).model_copy(update={"project": "shop", "unique_id": "model.dates.days"})
+    days = version("gold.days", {}, store=lake.store).model_copy(
+        update={"project": "shop", "unique_id": "model.dates.days"}
+    )
     both.tables = (*A, "gold.days")
     packaged = both.pin()
     both.build(packaged, A)
@@ -339,7 +341,9 @@ def test_tables_built_by_a_runner_from_before_ids_belong_to_the_project_of_their
     named = Folder(lake, A, id="one")
     run = named.pin()
     for table in A:
-        made = version(table, {}).model_copy(update={"project": "shop", "unique_id": named.unique_id(table)})
+        made = version(table, {}, store=run.store).model_copy(
+            update={"project": "shop", "unique_id": named.unique_id(table)}
+        )
         run.enter(table, run.take(table, 1), made, kept=False)
     assert owners(named.publish_run(run)) == dict.fromkeys(A, "one")
 
@@ -410,7 +414,7 @@ def test_an_invalid_id_is_refused_and_shown_when_the_project_is_parsed(value: An
     variables = {"busco_project_id": value}
     with pytest.raises(BuscoError) as refused:
         refusals.check(project({"shop": variables} if nested else variables))
-    assert f"dbt_project.yml: busco_project_id {value!r} is refused; write 1 to 63 lower-case" in str(refused.value)
+    assert f"dbt_project.yml: busco_project_id {value!r} is not allowed; write 1 to 63 lower-case" in str(refused.value)
 
 
 @pytest.mark.parametrize("value", ["a", "7", "-", "my_shop-2", "x" * 63])

@@ -103,7 +103,7 @@ def test_a_denied_role_causes_no_warning_and_no_traceback(
         publisher_client("s3", settings(), or_own=or_own)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING or record.exc_info] == []
     own = [record.getMessage() for record in caplog.records if record.name == "busco.aws"]
-    assert own == ([f"not allowed to assume {ROLE}; using the own credentials"] if or_own else [])
+    assert own == ([f"not allowed to assume {ROLE}; using this process's own credentials"] if or_own else [])
 
 
 def test_a_role_that_is_denied_after_it_was_assumed_is_reported(sts: Sts, caplog: pytest.LogCaptureFixture) -> None:

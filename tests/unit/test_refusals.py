@@ -50,7 +50,8 @@ def test_a_problem_of_a_thousand_models_is_one_line_with_their_number_and_three_
     lines = refusal(*tables(1000))
     files = "models/a/table_0000.sql, models/a/table_0001.sql, models/a/table_0002.sql"
     assert lines[0] == (
-        f"1,000 nodes ({files}, …): materialization table is refused; write materialized='lake' (or view, ephemeral)"
+        f"1,000 nodes ({files}, …): materialization table is not allowed; "
+        "write materialized='lake' (or view, ephemeral)"
     )
     assert len(lines) < 5
     assert any("busco dbt parse --verbose" in line for line in lines)
@@ -79,17 +80,17 @@ def test_each_kind_has_its_own_line_and_a_rare_one_is_not_lost_among_many() -> N
     schemas = [model(f"b/m{n}", schema="marts") for n in range(5)]
     lines = refusal(*tables(500), *tables(7, "incremental"), granted, *schemas, model("b/other", schema="other"))
     assert [line.split(" ")[0] for line in lines if "nodes (" in line] == ["500", "7", "5"]
-    assert any(line.startswith("models/a/granted.sql: grants are refused") for line in lines)
+    assert any(line.startswith("models/a/granted.sql: grants are not supported") for line in lines)
     assert any(line.startswith("5 nodes (") and "schema marts is not a layer" in line for line in lines)
     assert any(line.startswith("models/b/other.sql: schema other is not a layer") for line in lines)
 
 
 def test_problems_that_differ_only_in_the_node_s_name_share_a_line() -> None:
     lines = refusal(model("a"), *(a_test(f"t{n}") for n in range(40)))
-    assert lines[0].startswith("40 nodes (models/all.yml): store_failures of … is refused")
+    assert lines[0].startswith("40 nodes (models/all.yml): store_failures of … is not supported")
     assert len([line for line in lines if "store_failures" in line]) == 1
     lines = refusal(model("a"), *(a_test(f"t{n}") for n in range(3)))
-    assert [line for line in lines if "store_failures of t1 is refused" in line]
+    assert [line for line in lines if "store_failures of t1 is not supported" in line]
 
 
 def test_all_columns_of_a_model_with_the_same_unsupported_type_are_in_one_line() -> None:
@@ -195,7 +196,7 @@ def test_a_schema_that_is_no_layer_is_reported_with_the_file_and_the_key_that_se
     (line,) = advice(model("a/m", schema="marts", config={"schema": "marts"}, **call))
     assert line == (
         "1 model (models/a/m.sql) has its own config, which overrides dbt_project.yml: "
-        "write schema='silver' or schema='gold' there"
+        "write schema='silver' or schema='gold' in that config"
     )
     (line,) = advice({**unset, "patch_path": "shop://models/all.yml"})
     assert line.startswith(AT_ONCE), "a YAML file that sets no schema is not where to change it"
@@ -215,7 +216,8 @@ def test_a_package_s_models_are_reported_with_the_package_and_all_that_they_need
     node = model("gold/pkm", "pkgm", schema="main", config={"materialized": "table", "schema": None})
     lines = refusal(node)
     assert lines == [
-        "pkgm: models/gold/pkm.sql: materialization table is refused; write materialized='lake' (or view, ephemeral)",
+        "pkgm: models/gold/pkm.sql: materialization table is not allowed; "
+        "write materialized='lake' (or view, ephemeral)",
         "pkgm: models/gold/pkm.sql: schema main is not a layer for tables; write +schema: silver or gold",
         f"→ {AT_ONCE}: models: {{pkgm: {{+materialized: lake, +schema: gold}}}} (or +schema: silver)",
     ]
@@ -228,11 +230,11 @@ def test_a_package_is_named_if_many_of_its_models_share_a_line() -> None:
 
 
 def test_a_package_s_table_gets_its_alias_in_dbt_project_yml() -> None:
-    """A view and a table whose names differ only by case are the same relation to DuckDB, but not to dbt."""
+    """A view and a table whose names differ only in case are the same relation to DuckDB, but not to dbt."""
     view = model("gold/a", "pkgq", alias="A", config={"materialized": "view"})
     assert refusal(model("gold/a"), view) == [
         "pkgq: models/gold/a.sql: model.shop.a builds gold.a too; give one of them an alias",
-        "→ files of packages can't be changed (pkgq); in dbt_project.yml, set their aliases: "
+        "→ package files can't be edited (pkgq); in dbt_project.yml, set the nodes' aliases: "
         "models: {pkgq: {gold: {a: {+alias: pkgq_a}}}}",
     ]
 
@@ -242,13 +244,13 @@ def test_a_node_of_a_package_that_no_setting_fixes_is_to_be_disabled() -> None:
     granted = [model(f"gold/g{n}", "pkgq", config={"grants": {"select": ["bi"]}, "materialized": "table"})
                for n in range(5)]  # fmt: skip
     assert refusal(python)[-1] == (
-        "→ files of packages can't be changed (pkgq); in dbt_project.yml, disable what is refused: "
+        "→ package files can't be edited (pkgq); in dbt_project.yml, disable the refused nodes: "
         "models: {pkgq: {gold: {p: {+enabled: false}}}}"
     )
     lines = refusal(*granted)
     assert not [line for line in lines if AT_ONCE in line], "a disabled model needs no materialization"
     assert lines[-5:] == [
-        "→ files of packages can't be changed (pkgq); in dbt_project.yml, disable what is refused:",
+        "→ package files can't be edited (pkgq); in dbt_project.yml, disable the refused nodes:",
         *(f"models: {{pkgq: {{gold: {{g{n}: {{+enabled: false}}}}}}}}" for n in range(3)),
         "… (5 in total)",
     ]
@@ -314,3 +316,16 @@ def test_the_macro_that_derives_a_table_s_name_is_named_too() -> None:
     assert "Gold Report is not a valid name in Glue and Athena" in line
     assert "the project's macro generate_alias_name (macros/generate_alias_name.sql) derives it" in line
     assert "alias: report" in line
+
+
+@pytest.mark.parametrize("kind", ["lake", "seed", "source"])
+def test_a_table_whose_name_has_a_capital_letter_is_refused_because_glue_would_change_it(kind: str) -> None:
+    if kind == "source":
+        source = {**model("Fct"), "resource_type": "source", "schema": "bronze", "source_name": "shop"}
+        manifest = {"metadata": {"project_name": "shop"}, "nodes": {}, "sources": {"source.shop.shop.Fct": source}}
+        with pytest.raises(BuscoError, match="Fct is not a valid name in Glue and Athena; set an identifier"):
+            refusals.check(Project(manifest))
+    else:
+        node = model("Fct", resource_type="seed" if kind == "seed" else "model", config={"materialized": kind})
+        (line,) = refusal(node)
+        assert "Fct is not a valid name in Glue and Athena; set an alias" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -10,7 +11,10 @@ from hypothesis import strategies as st
 
 from busco.errors import BuscoError
 from busco.lake import releases, replays
+from busco.lake.contents import read_version
+from busco.lake.formats import encode
 from busco.lake.layout import run_key
+from busco.lake.records import Pin
 from busco.lake.runs import open_run, visible_versions
 from busco.settings import Settings
 from tests.unit.lake import AUDIT, ENVIRONMENT, Lake
@@ -86,3 +90,18 @@ def test_a_run_is_found_by_a_long_airflow_run_id() -> None:
     assert replays.find(lake.store, ENVIRONMENT, f"lakehouse/{run_id}").name == run.name
     with pytest.raises(BuscoError, match="there is no run lakehouse/x{200}"):
         replays.find(lake.store, ENVIRONMENT, f"lakehouse/{'x' * 200}")
+
+
+def test_a_version_without_a_record_of_its_own_is_only_stored_as_a_whole() -> None:
+    lake = Lake()
+    run = lake.pin()
+    whole = {table: read_version(lake.store, one).model_dump() for table, one in run.pin.bronze.items()}
+    old = run.pin.model_copy(
+        update={"format": 1, "bronze": Pin.model_validate(run.pin.model_dump() | {"bronze": whole}).bronze}
+    )
+    assert all(one.inline is not None for one in old.bronze.values())
+    with pytest.raises(ValueError, match="has no record of its own"):
+        lake.store.create("pin.json", old)
+    stored = encode(lake.store, old, 1)
+    assert "format" not in json.loads(stored)
+    assert Pin.model_validate_json(stored) == old

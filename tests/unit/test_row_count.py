@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from busco.ingest.refused import Refused
 from busco.ingest.row_count import RowCount
 
-# parts of CSV files, combined into valid and invalid texts; é, 漢 and 🐢 have two, three and four bytes
+# parts of CSV files, combined into valid and invalid text; é, 漢 and 🐢 have two, three and four bytes
 PIECES = [
     "a",
     "é",

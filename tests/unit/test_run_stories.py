@@ -64,8 +64,8 @@ def test_the_story_of_a_published_run_lists_events_from_pin_to_release_in_order(
         key=("pinned", "ordered", "registered", "result", "ended").index,
     )
     assert texts(report)[:3] == [
-        "pinned on the empty release: 2 deliveries, 2 source rows; builds everything",
-        "the run ordered a shared runner for everything without a result",
+        "pinned, without a base release: 2 deliveries, 2 source rows; builds everything",
+        "the run requested a shared runner for everything without a result",
         "runner 1 started (shared): process 7 on h",
     ]
     assert sum(event.node in AUDIT.tests for event in report.events) == len(AUDIT.tests)
@@ -90,10 +90,10 @@ def test_failed_tests_lost_runners_and_runners_that_did_not_start_are_reported(l
         "test t: failed (Got 3 results), 0.0 s, runner 1",
         "runner 1 ended: its process was killed (clear the task)",
     ]
-    assert texts(report)[-1] == "task g, try 2, ordered a runner of size large to build model g again"
+    assert texts(report)[-1] == "task g, try 2, requested a runner of size large to build model g again"
     assert report.now == (
-        "the runner that task g, try 2, ordered 30 s ago has not started: it is waiting for a slot, is being started, "
-        "or could not start; the task's log in Airflow says which",
+        "the runner that task g, try 2, requested 30 s ago has not started: it is waiting for a slot, is being "
+        "started, or could not start; the task's log in Airflow says which",
         "failed: test t",
         "1 node skipped because of failures upstream",
         "started but not finished: gold.g",
@@ -116,7 +116,7 @@ def test_a_fenced_result_is_reported_but_is_not_a_failure(lake: Clocked) -> None
     run = lake.pin()
     run.put_result(Result(node="model.busco.g", runner=1, status="error", fenced=True))
     (event,) = (event for event in lake.tell(run).events if event.kind == "result")
-    assert event.text.endswith("ignored: another runner had taken the node over")
+    assert event.text.endswith("ignored because another runner had taken over the node")
     assert not event.failed
 
 
@@ -127,7 +127,8 @@ def test_a_run_that_is_on_hold_rolled_back_or_live_again_is_reported_as_such(lak
     releases.rollback(lake.store, ENVIRONMENT, lake.live().previous or "", "ana", "wrong sums")
     with pytest.raises(releases.OnHold):
         lake.publish(held)
-    assert lake.tell(held).now == (f"not published: on hold since {_hold(lake):%Y-%m-%d %H:%M} UTC by ana: wrong sums",)
+    since = f"{_hold(lake):%Y-%m-%d %H:%M} UTC"
+    assert lake.tell(held).now == (f"not published: ana put publishing on hold at {since}: wrong sums",)
     assert lake.tell(first).now == (f"the run was published, and rollback {lake.live().release} made it live again",)
     assert lake.tell(second).now[0].endswith(f"which was rolled back by {lake.live().release}")
     status = {summary.pin.run: summary.status for summary in summaries(lake.store, ENVIRONMENT)}
@@ -145,9 +146,9 @@ def _hold(lake: Lake) -> datetime:
 def test_a_replaced_epoch_is_reported_and_for_a_missing_one_the_existing_ones_are_listed(lake: Clocked) -> None:
     lake.pin(run="r")
     newer = lake.pin(run="r", epoch=2)
-    assert lake.tell(newer, 1).now == ("epoch 2 has replaced this epoch: pin was cleared",)
+    assert lake.tell(newer, 1).now == ("epoch 2 has replaced this epoch, because the pin task ran again",)
     assert lake.tell(newer).pin.epoch == 2
-    with pytest.raises(BuscoError, match=r"has no epoch 3(?s:.*)its epochs are: 1, 2"):
+    with pytest.raises(BuscoError, match=r"epoch 3 of run r does not exist(?s:.*)epochs are: 1, 2"):
         lake.tell(newer, 3)
 
 
@@ -176,7 +177,7 @@ def test_consecutive_successes_share_one_line_and_all_other_results_have_their_o
     run.put_result(Result(node="model.busco.last", runner=1, status="success"))
     events = [event.text for event in story.shortened(lake.tell(run).events) if event.kind == "result"]
     assert events == [
-        "succeeded since 10:00:02: 5 models",
+        "since 10:00:06, these have succeeded: 5 models",
         "test t: warn (Got 1 result), 0.0 s, runner 1",
         "model last: success, 0.0 s, runner 1",
     ]

@@ -15,7 +15,7 @@ REPRODUCED_BY = {
     '`pin`: "another project': (
         "test_a_table_of_another_project_in_the_live_release_is_refused_before_anything_is_built",
     ),
-    '`pin`: "the ECS task that reads': (
+    '`pin`: "the ECS task that resolves': (
         "test_a_selection_that_no_ecs_task_can_resolve_fails_the_pin_with_ecs_s_message",
     ),
     '`pin`, `publish`: "has no id': ("test_two_projects_with_one_name_do_not_drop_each_other_s_tables",),
@@ -49,6 +49,35 @@ REPRODUCED_BY = {
         "test_a_deferred_task_whose_records_cannot_be_read_says_so_and_what_to_do",
         "test_a_deferred_task_whose_pin_cannot_be_read_says_so_and_what_to_do",
     ),
+    '"current.json is missing': (
+        "test_P2_nothing_is_pinned_published_or_rolled_back_to_if_current_json_is_missing",
+        "test_G1_no_table_is_deleted_if_current_json_is_missing",
+    ),
+    '`publish`, `glue`: "the records or': (
+        "test_P9_a_release_without_a_record_or_page_is_neither_published_nor_rolled_back_to",
+        "test_a_release_without_its_metadata_is_neither_published_nor_rolled_back_to",
+        "test_glue_never_points_to_metadata_that_does_not_exist",
+    ),
+    '"no version in the bucket has the original content"': (
+        "test_data_that_no_version_holds_is_named_with_what_to_do",
+        "test_what_nothing_can_restore_is_left_with_what_to_do",
+    ),
+    '"AWS refused PutObject"': (
+        "test_a_record_that_the_bucket_policy_protects_is_left_with_what_an_administrator_does",
+    ),
+    '"until busco scrub has finished"': (
+        "test_no_repair_brings_back_what_a_scrub_has_removed_wherever_the_scrub_was_killed",
+    ),
+    '"because its data file can\'t be restored either"': (
+        "test_a_deleted_delivery_record_is_not_restored_without_its_data_file",
+    ),
+    '"run this in dbt\'s environment"': ("test_what_nothing_can_restore_is_left_with_what_to_do",),
+    '"already exists, but with different content"': (
+        "test_an_object_that_something_else_has_written_under_the_key_of_a_version_is_not_used",
+        "test_a_page_with_different_content_is_not_used",
+    ),
+    '"use the publisher role"': ("test_what_nothing_can_restore_is_left_with_what_to_do",),
+    "a table is missing or was changed in Glue": ("test_a_check_is_tried_three_times_before_it_alerts",),
     "`docs`": ("test_failed_docs_and_a_missing_glue_database_are_red_tasks_of_their_own",),
     '`publish`: "published by another run': (
         "test_one_of_two_concurrent_publishers_wins_and_the_other_says_what_to_do",

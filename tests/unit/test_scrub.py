@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+import json
 import zlib
 from typing import Any
 
@@ -13,8 +13,9 @@ from pyiceberg.table.metadata import TableMetadataV2
 from busco.lake import layout, versions
 from busco.lake.deliveries import Contract
 from busco.lake.iceberg_io import Objects
+from busco.lake.metadata_json import NONE, location_of
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Column, Delivery, utc_now
+from busco.lake.records import Column, DataFile, Delivery, Version, utc_now
 from busco.lake.scrub import Scrubbed, scrub
 from tests.unit.lake import ENVIRONMENT
 from tests.unit.memory_s3 import Killed, MemoryS3
@@ -27,7 +28,7 @@ STATISTICS = {
     '"person"': {"min": "Zqcanary A", "max": "Zqcanary B", **COUNTS},
 }
 CONTRACT = Contract("src", "people", COLUMNS, ("id",), "rows", frozenset({"person"}))
-METADATA = ENVIRONMENT.metadata("gold.people", "v1")
+METADATA, RECORD = ENVIRONMENT.metadata("gold.people", "v1"), ENVIRONMENT.version("gold.people", "v1")
 
 
 class VersionedS3(MemoryS3):
@@ -86,17 +87,20 @@ def readable(body: bytes) -> bytes:
 @pytest.fixture
 def store() -> ObjectStore:
     made = ObjectStore(VersionedS3(), "lake")
-    file = versions.WrittenFile("gold/people/data_0.parquet", 3, 100, STATISTICS, {})
-    versions.write_metadata(
-        made, ENVIRONMENT.iceberg("gold.people"), METADATA, uuid.uuid4(), COLUMNS, (), [file], {}, ()
-    )
+    file = DataFile(key="gold/people/data_0.parquet", rows=3, bytes=100, statistics=STATISTICS)
+    version = Version(
+        table="gold.people", version="v1", columns=COLUMNS, rows=3, bytes=100, files=(file,), personal=(),
+        metadata=METADATA,
+    )  # fmt: skip
+    made.create(RECORD, version)
+    versions.write_metadata(made, ENVIRONMENT, version, [versions.ManifestFiles("v1", lambda: [file])], NONE, {})
     delivery = Delivery(
         table="bronze.people", file_name="people.csv", number=1, object="bronze/p", attempt="a", content_hash="c",
         contract_hash="h", columns=COLUMNS, rows=3, quarantined=0, bytes=100, statistics=STATISTICS,
         ingested_at=utc_now(),
     )  # fmt: skip
     made.create(layout.delivery("src", "people", "people.csv", 1), delivery)
-    assert made.client.everything().count(CANARY) == 4
+    assert made.client.everything().count(CANARY) == 6
     # The bucket policy lets nobody replace these objects, so it is relaxed while scrubbing.
     made.client.has_policy = False
     return made
@@ -120,8 +124,8 @@ def bounds(store: ObjectStore) -> tuple[dict[int, bytes], dict[int, int]]:
 def test_records_and_manifests_lose_their_values_and_keep_their_counts(store: ObjectStore) -> None:
     _, counts = bounds(store)
     found = scrubbed(store, dry=True)
-    assert (len(found.with_values), found.with_bounds) == (1, (METADATA,))
-    assert store.client.everything().count(CANARY) == 4
+    assert (len(found.with_values), found.with_statistics, found.with_bounds) == (1, (RECORD,), (METADATA,))
+    assert store.client.everything().count(CANARY) == 6
     assert scrubbed(store) == found
     assert CANARY not in store.client.everything()
     # The version is in no release, so it is not known which of its columns are personal.
@@ -133,7 +137,7 @@ def test_records_and_manifests_lose_their_values_and_keep_their_counts(store: Ob
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("write", range(3))
+@pytest.mark.parametrize("write", range(5))
 def test_a_scrub_that_was_killed_leaves_readable_metadata_and_is_finished_by_the_next(
     store: ObjectStore, write: int, after: bool
 ) -> None:
@@ -141,6 +145,36 @@ def test_a_scrub_that_was_killed_leaves_readable_metadata_and_is_finished_by_the
     with pytest.raises(Killed):
         scrubbed(store)
     bounds(store)
+    # From the first change on, repairs know that older versions can contain values that were removed.
+    changed = store.client.writes[-1] != layout.SCRUBBING and (write, after) != (0, False)
+    assert list(store.keys(layout.SCRUBBING)) or not changed
     scrubbed(store)
     assert CANARY not in store.client.everything()
     assert bounds(store)[0] == {}
+    assert list(store.keys(layout.SCRUBBING)) == []
+
+
+def test_metadata_of_other_programs_and_damaged_objects_are_listed_and_all_others_are_scrubbed(
+    store: ObjectStore,
+) -> None:
+    stored = store.get(METADATA)
+    assert stored is not None
+    content = json.loads(stored.body)
+    content["snapshots"] *= 2
+    committed = f"{location_of(METADATA)}/metadata/00002-0f3c.metadata.json"
+    content["snapshots"][1]["snapshot-id"] = 7
+    damaged = [
+        committed,
+        ENVIRONMENT.metadata("gold.people", "v2"),
+        ENVIRONMENT.metadata("gold.people", "v3"),
+        ENVIRONMENT.version("gold.people", "v2"),
+        layout.delivery("src", "people", "other.csv", 1),
+    ]
+    bodies = [json.dumps(content).encode(), b"x", stored.body.replace(b"snap-", b"lost-"), b"{}", b'{"format": 9}']
+    for key, body in zip(damaged, bodies, strict=True):
+        store.create(key, body)
+    found = scrubbed(store, dry=True)
+    assert set(found.unchecked) == set(damaged)
+    assert scrubbed(store) == found
+    assert (found.with_statistics, found.with_bounds) == ((RECORD,), (METADATA,))
+    assert CANARY not in store.client.everything()

@@ -126,7 +126,7 @@ def test_the_number_of_containers_is_limited(engine: Engine, monkeypatch: pytest
     starter = DockerStarter(engine, RULES)
     for number in range(2):
         starter.start(order(task=f"{TASK[:-1]}{number}"))
-    with pytest.raises(StartError, match="2 containers exist already"):
+    with pytest.raises(StartError, match="2 containers already exist"):
         starter.start(order())
 
 

@@ -93,7 +93,7 @@ PRIMITIVES: st.SearchStrategy[DataType] = st.sampled_from(
 
 
 def structs(inner: st.SearchStrategy[DataType]) -> st.SearchStrategy[DataType]:
-    # DuckDB rejects names that differ only by case.
+    # DuckDB rejects names that differ only in case.
     named = st.lists(st.tuples(NAMES, inner), min_size=1, max_size=4, unique_by=lambda field: field[0].casefold())
     return named.map(lambda fields: Struct(tuple(fields)))
 
@@ -335,7 +335,7 @@ def test_two_columns_with_one_field_id_are_an_error_that_names_both(monkeypatch:
 
 @pytest.mark.parametrize(("first", "second"), [("Day", "day"), ("day", "Day")])
 def test_columns_that_differ_only_by_case_are_an_error_that_names_both(first: str, second: str) -> None:
-    with pytest.raises(BuscoError, match=f"columns {first} and {second} differ only by case"):
+    with pytest.raises(BuscoError, match=f"columns {first} and {second} differ only in case"):
         types.field_ids_sql([(first, parse("DATE")), ("n", parse("INTEGER")), (second, parse("DATE"))])
 
 

@@ -26,13 +26,13 @@ STOPS = {
     "memory": (
         ("EssentialContainerExited", "Essential container in task exited"),
         ("OutOfMemoryError: Container killed due to memory usage", 137),
-        ("memory", "ran out of memory (it had 2 GB)", "next size", False),
+        ("memory", "ran out of memory (it had 2 GB)", "next larger size", False),
     ),
     "image that is not there": (
         ("TaskFailedToStart", f"CannotPullContainerError: pull image manifest has been retried 1 time(s): "
          f"failed to resolve ref {ECR}: {ECR}: not found"),
         ("", None),
-        ("image", "the image does not exist", "push it", False),
+        ("image", "the image does not exist", "push the image", False),
     ),
     "image without permission": (
         ("TaskFailedToStart", "CannotPullContainerError: Error response from daemon: pull access denied for busco, "
@@ -65,7 +65,7 @@ STOPS = {
         ("", None),
         ("capacity", "limit on Fargate tasks or vCPUs", "BUSCO_MAX_ECS_TASKS", True),
     ),
-    "agent": (("", "AGENT"), ("", None), ("capacity", "lost its ECS agent", "replace the instance", True)),
+    "agent": (("", "AGENT"), ("", None), ("capacity", "is disconnected", "replace the instance", True)),
     "role that ECS can't assume": (
         ("", "ECS was unable to assume the role 'arn:aws:iam::111122223333:role/busco-task' that was provided for this "
          "task. Please verify that the role being passed has the proper trust relationship and permissions"),
@@ -75,7 +75,7 @@ STOPS = {
     "role that may not be passed": (
         ("", "User: arn:aws:iam::111122223333:user/airflow is not authorized to perform: iam:PassRole on resource: x"),
         ("", None),
-        ("role", "may not be passed", "iam:PassRole", False),
+        ("role", "iam:PassRole is not granted", "iam:PassRole", False),
     ),
     "other permission": (
         ("", "User: x is not authorized to perform: ecs:RunTask on resource: y"),
@@ -85,7 +85,7 @@ STOPS = {
     "spot": (
         ("SpotInterruption", "Your Spot Task was interrupted."),
         ("", 143),
-        ("spot", "reclaimed the Fargate Spot capacity", "a new runner takes over", True),
+        ("spot", "reclaimed the Fargate Spot capacity", "a new runner will take over", True),
     ),
     "a person": (
         ("UserInitiated", "too slow: out of memory soon"),
@@ -130,7 +130,7 @@ STOPS = {
     "killed": (
         ("EssentialContainerExited", "Essential container in task exited"),
         ("", 137),
-        ("exit", "killed (signal 9), either by ECS or because it ran out of memory (it had 2 GB)", "next size", True),
+        ("exit", "killed (signal 9), either by ECS or because it ran out of memory (it had 2 GB)", "larger size", True),
     ),
     "exit code": (
         ("EssentialContainerExited", "Essential container in task exited"),

@@ -36,7 +36,7 @@ _ACCESS_LOG = "--logger-class busco.orchestration.access_log.Logger"
 def up(settings: Settings, say: Say) -> str:
     """Starts every service that isn't running, waits until all are healthy, and returns the UI's URL.
 
-    Safe to run twice, and to run again after being killed at any point.
+    Safe to call twice, and to call again after being killed at any point.
 
     Raises:
         BuscoError: a service doesn't start; the message includes the end of its log.
@@ -91,7 +91,8 @@ def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
     for service in SERVICES:
         if processes.find(state, service) is None:
             raise _Vanished(f"Airflow's {service} exited while starting", f"see {state / 'log' / service}.log")
-    # The keeper starts last: the caller may have parsed the project meanwhile, so the keeper needn't parse it again.
+    # The keeper starts last: the caller may have parsed the project in the meantime, so the keeper needn't parse it
+    # again.
     if settings.keep_graph:
         processes.start(state, keeper.NAME, *keeper.command(settings), settings.home)
 
@@ -201,7 +202,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "SCHEDULER__ALLOWED_RUN_ID_PATTERN": "^[A-Za-z0-9_.~:+-]{1,200}$",
         # Airflow parses a DAG file again soon after the file is modified, and `busco dbt parse` touches the DAG files.
         # Apart from that, it needn't parse the files often: parsing 1,000 models costs half a second of CPU time, and
-        # no other input of a DAG file changes without a touch.
+        # whenever another input of a DAG file changes, the file is touched.
         "SCHEDULER__FILE_PARSING_SORT_MODE": "modified_time",
         "SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "60",
         # Seconds until Airflow notices a new DAG file, or a task whose upstream tasks are done. Frequent checks are
@@ -216,7 +217,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "LOGGING__LOGGING_CONFIG_CLASS": "busco.embedded.airflow_logging.LOGGING_CONFIG",
         "LOGGING__COLORED_CONSOLE_LOG": "False",
         "LOGGING__DAG_PROCESSOR_MANAGER_LOG_LOCATION": str(state / "log" / "airflow" / "dag_processor.log"),
-        # Model tasks run in the triggerer; as many can run at once as the graph is wide.
+        # Model tasks run in the triggerer; this is how many can run at once.
         "TRIGGERER__DEFAULT_CAPACITY": "1000",
         "USAGE_DATA_COLLECTION__ENABLED": "False",
         "COSMOS__ENABLE_CACHE": "False",
@@ -254,7 +255,7 @@ def command(service: str) -> list[str]:
     if service == "triggerer":
         return [sys.executable, "-m", "busco.orchestration.triggerer", "--skip-serve-logs"]
     airflow = str(Path(sys.executable).parent / "airflow")
-    # No log server is needed, because the webserver reads logs from local files; one would listen on every address.
+    # The webserver reads logs from local files. A log server is not needed, and would listen on every address.
     return [airflow, service] if service == "webserver" else [airflow, service, "--skip-serve-logs"]
 
 
@@ -263,8 +264,8 @@ def _webserver_files(state: Path) -> dict[str, str]:
 
     The webserver's cache has a fixed name. In the system's temporary folder, a cache that belongs to another user
     delays each start by half a minute. The scheduler uses the system's folder, because the path of the scheduler's
-    socket must be short. gunicorn's control socket is turned off, because it isn't used here and would be in the user's
-    home folder, shared by all checkouts.
+    socket must be short. gunicorn's control socket is turned off, because it isn't used here and would be created in
+    the user's home folder, which all checkouts share.
     """
     folder = state / "airflow" / "tmp"
     folder.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ _PATIENCE = 60.0
 
 
 class AirflowApi:
-    """A client of the embedded Airflow, logged in as the admin. Times in responses are UTC."""
+    """A client for the embedded Airflow, logged in as the admin. Times in responses are UTC."""
 
     def __init__(self, settings: Settings) -> None:
         self._state, self._port = settings.state, processes.known_port(settings.state, "airflow-webserver")
@@ -90,7 +90,7 @@ class AirflowApi:
                 error = (own or errors)[0]
                 raise BuscoError(f"{error['filename']} can't be imported:\n{error['stack_trace'].strip()}")
             if waited > limit:
-                raise BuscoError(f"Airflow hasn't loaded the DAG {dag_id}", "look for import errors in the UI: make ui")
+                raise BuscoError(f"Airflow hasn't loaded the {dag_id} DAG", "look for import errors in the UI: make ui")
             time.sleep(0.5)
 
     def _find_dag(self, dag_id: str) -> dict[str, Any] | None:

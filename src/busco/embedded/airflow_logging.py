@@ -13,12 +13,12 @@ from busco.orchestration.log_text import with_shown_text
 class LocalTaskHandler(FileTaskHandler):
     """Reads task logs from files only.
 
-    The stock handler queries a log server for each running task. Here, such a query either adds an error to the end of
-    each page of the log, or reaches the log server of another Airflow on the same machine.
+    The stock handler queries a log server for each running task. Here, such a query would either add an error to the
+    end of each page of the log, or reach the log server of another Airflow on the same machine.
     """
 
     # Airflow looks for this attribute in the class itself, not in its base classes. Without the attribute, triggers
-    # have no logs of their own.
+    # would have no logs of their own.
     trigger_should_wrap = True
 
     def _read_from_logs_server(self, ti: Any, worker_log_rel_path: str) -> tuple[list[str], list[str]]:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""Runs SHOW and DESCRIBE in the local Athena, for the part of Glue that the caller's policies allow.
+"""Runs SHOW and DESCRIBE in the local Athena, for the databases and tables that the caller's policies allow.
 
 The syntax follows the Athena User Guide, "DDL statements". In a pattern, `*` matches any characters, and `|` separates
 alternatives.
@@ -24,7 +24,7 @@ def is_utility(first: str) -> bool:
 
 
 def result_of(query: str, database: str) -> Result | None:
-    """Returns the result of SHOW and DESCRIBE; None for any other statement.
+    """Returns the result of a SHOW or DESCRIBE statement; None for any other statement.
 
     Args:
         database: the database that unqualified names refer to.

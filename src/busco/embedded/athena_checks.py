@@ -14,7 +14,7 @@ from busco.warehouse.guard import QUERIES, Guard
 AVAILABLE = "queries (SELECT, WITH, VALUES), EXPLAIN of a query, DESCRIBE, SHOW DATABASES, SHOW TABLES and SHOW COLUMNS"
 
 _INSTEAD = {
-    "CREATE TABLE AS": "only releases make tables; run the query itself (awswrangler: ctas_approach=False)",
+    "CREATE TABLE AS": "only releases create tables; run the query itself (awswrangler: ctas_approach=False)",
     "UNLOAD": "results go to the workgroup's location only; run the query itself (awswrangler: unload_approach=False)",
 }
 # First words that are followed by the kind of object; error messages name both words.
@@ -25,8 +25,8 @@ Token = tuple[str, str, int, int]
 
 
 def refusal(reason: str) -> ValueError:
-    """Returns the error for a statement that is refused; the message lists what is available instead."""
-    return ValueError(f"this SQL is refused before it runs: {reason}. Available: {AVAILABLE}")
+    """Returns the error for a statement that is rejected; the message lists what is available instead."""
+    return ValueError(f"this SQL was rejected before it ran: {reason}. Available: {AVAILABLE}")
 
 
 def first_word(tokens: Sequence[Token]) -> str:
@@ -39,7 +39,7 @@ def check_statement(tokens: Sequence[Token]) -> None:
     """Checks that the SQL is a single statement of a kind that is available.
 
     Raises:
-        ValueError: it isn't; the message states the reason and lists what is available.
+        ValueError: the SQL is anything else; the message states the reason and lists what is available.
     """
     last = len(tokens) - 1
     if any(text == ";" and kind == "punct" and number < last for number, (kind, text, _, _) in enumerate(tokens)):
@@ -64,11 +64,11 @@ def explained(query: str, tokens: Sequence[Token]) -> str:
         return ""
     inner = tokens[1:]
     if inner and inner[0][1] == "analyze":
-        raise refusal("EXPLAIN ANALYZE is not available here, because it runs what it explains")
+        raise refusal("EXPLAIN ANALYZE is not available here, because it runs the query that it explains")
     if len(inner) > 1 and inner[0][1] == "(" and inner[1][1] in ("format", "type", "analyze"):
         raise refusal("EXPLAIN with options is not available here")
     if first_word(inner) not in QUERIES - {"describe", "summarize"}:
-        raise refusal("EXPLAIN is followed by a query")
+        raise refusal("EXPLAIN must be followed by a query")
     return query[inner[0][2] :]
 
 

@@ -1,4 +1,4 @@
-"""Lets the local Athena read Iceberg tables; plain MiniStack would read the files at a table's location as CSV.
+"""Lets the local Athena read Iceberg tables; unpatched, MiniStack would read the files at a table's location as CSV.
 
 Each Iceberg table that a query names becomes a view over `iceberg_scan('<metadata_location>')` in the query's own
 DuckDB connection. The view has the table's database and name, in a catalog named `AwsDataCatalog` as in Athena. So the
@@ -29,7 +29,7 @@ from busco.warehouse.guard import Guard
 
 EXTENSIONS = ("httpfs", "avro", "iceberg")
 
-# The MiniStack functions wrapped or called here, with their parameters in the version this patch was written for.
+# The MiniStack functions that this patch wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "services.athena._run_duckdb": ["query", "database", "catalog"],
     "services.athena._rewrite_data_paths": ["query", "database", "catalog"],
@@ -88,7 +88,7 @@ _left_to_views: ContextVar[tuple[str, frozenset[Table]]] = ContextVar("_left_to_
 
 
 def install(reader: Reader) -> None:
-    """Patches `ministack.services.athena` in this process; call it before the server starts.
+    """Patches `ministack.services.athena` in this process. Call this before serving requests.
 
     Raises:
         RuntimeError: the installed MiniStack is not the version that this patch was written for.

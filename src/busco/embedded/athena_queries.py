@@ -22,8 +22,8 @@ from busco.embedded.athena_catalog import result_of
 from busco.embedded.athena_checks import check_statement, explained
 from busco.embedded.athena_values import column_type, text
 
-# The MiniStack functions that are wrapped, replaced or called here, with their parameters in the version that this
-# patch was written for.
+# The MiniStack functions that this patch wraps, replaces or calls, with the parameters that they had when it was
+# written.
 EXPECTED = {
     "services.athena._start_query_execution": ["data"],
     "services.athena._run_duckdb": ["query", "database", "catalog"],
@@ -45,7 +45,7 @@ _parameters: ContextVar[tuple[str, ...]] = ContextVar("_parameters", default=())
 
 
 def install() -> None:
-    """Patches `ministack.services.athena` in this process; call it before `athena_iceberg.install`.
+    """Patches `ministack.services.athena` in this process. Call this before `athena_iceberg.install`.
 
     Raises:
         RuntimeError: the installed MiniStack is not the version that this patch was written for.
@@ -100,7 +100,7 @@ def install() -> None:
 
 
 def refused_parameter(parameters: Sequence[str]) -> str:
-    """Returns the reason why the values of a query's parameters are refused; '' if they are accepted."""
+    """Returns why the values of a query's parameters are refused; '' if they are accepted."""
     for number, given in enumerate(parameters, 1):
         if not _LITERAL.fullmatch(given.strip()):
             return (

@@ -1,8 +1,8 @@
 """Makes the local Athena write query results to the same location and in the same format as Athena on AWS.
 
 Instead of requesting the rows, clients such as awswrangler and PyAthena's pandas cursor read the file that
-GetQueryExecution names. In plain MiniStack, GetQueryExecution names `<location><query id>.csv`, but the file is written
-to `<location><query id>.csv/<query id>.csv`.
+GetQueryExecution names. Without this patch, GetQueryExecution names `<location><query id>.csv`, but MiniStack writes
+the file to `<location><query id>.csv/<query id>.csv`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from busco.embedded.athena_catalog import is_utility
 from busco.embedded.athena_checks import first_word
 from busco.embedded.athena_values import ColumnType
 
-# The MiniStack functions wrapped or called here, with their parameters in the version this patch was written for.
+# The MiniStack functions that this patch wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "services.athena._start_query_execution": ["data"],
     "services.athena._save_query_results": ["query_id"],
@@ -32,7 +32,7 @@ EXPECTED = {
 
 
 def install() -> None:
-    """Patches `ministack.services.athena` in this process; call it before the server starts.
+    """Patches `ministack.services.athena` in this process. Call this before serving requests.
 
     Raises:
         RuntimeError: the installed MiniStack is not the version that this patch was written for.
@@ -66,7 +66,7 @@ def install() -> None:
         return "UTILITY" if is_utility(first) else "DDL" if first in ("create", "drop", "alter") else "DML"
 
     async def save(query_id: str) -> None:
-        # Nothing is awaited here, so that a client that sees that the query succeeded also finds its result.
+        # Nothing is awaited here, so once a client sees that the query has succeeded, the result exists.
         execution = athena._executions.get(query_id)
         if execution is not None and (failure := _save(execution)):
             execution["Status"].update(State="FAILED", StateChangeReason=failure)
@@ -83,7 +83,7 @@ def install() -> None:
 
 
 def _with_defaults(body: bytes) -> bytes:
-    """Adds to GetWorkGroup's response the settings that Athena always returns, with the defaults used by `location`."""
+    """Adds the settings that Athena always returns to a GetWorkGroup response, with the defaults used by `location`."""
     answer = json.loads(body)
     configuration = answer["WorkGroup"].setdefault("Configuration", {})
     for name in ("EnforceWorkGroupConfiguration", "PublishCloudWatchMetricsEnabled", "RequesterPaysEnabled"):
@@ -131,7 +131,7 @@ def _with_column_types(body: bytes) -> bytes:
 
 
 def _save(execution: dict[str, Any]) -> str:
-    """Writes a query's result with the caller's permissions; returns the reason if that fails, else an empty string."""
+    """Writes a query's result with the caller's permissions; returns the reason if that fails, or an empty string."""
     from ministack.services import s3
 
     found = execution.get("_results") or {"columns": [], "rows": []}
@@ -140,7 +140,7 @@ def _save(execution: dict[str, Any]) -> str:
     bucket, key = target.netloc, target.path.lstrip("/")
     if policies.denied("s3:PutObject", f"arn:aws:s3:::{bucket}/{key}"):
         return f"Access denied when writing output to url: s3://{bucket}/{key}"
-    # Athena's metadata file is in an undocumented protobuf format. This one has the columns' names and types as text,
+    # Athena's metadata file is in an undocumented protobuf format. This one lists the columns' names and types as text,
     # for people to read.
     metadata = "\n".join([",".join(found["columns"]), ",".join(types)]).encode()
     is_text = key.endswith(".txt")

@@ -70,7 +70,7 @@ class ColumnType:
 
 
 def column_type(kind: Any) -> ColumnType:
-    """Returns Athena's type for a DuckDB type (`DuckDBPyType`); `varchar` if Athena has none like it."""
+    """Returns Athena's type for a DuckDB type (`DuckDBPyType`); `varchar` if Athena has no equivalent type."""
     if kind.id == "decimal":
         inner = dict(kind.children)
         return ColumnType("decimal", inner["precision"], inner["scale"])
@@ -107,7 +107,7 @@ def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def _map(value: dict[Any, Any], key: Any, element: Any) -> str:
-    # DuckDB returns two lists if Python can't use the keys in a dictionary.
+    # DuckDB returns two lists if the keys can't be used as keys of a Python dictionary.
     listed = key.id in ("list", "array", "struct", "map")
     items = zip(value["key"], value["value"], strict=True) if listed else value.items()
     return _pairs((_inner(name, key), _inner(one, element)) for name, one in items)
@@ -145,7 +145,7 @@ def _with_places(moment: str, kind: str) -> str:
 
 
 def _shortest(value: float) -> str:
-    """Returns the shortest text that stands for this 32-bit number, which Python stores as a 64-bit one."""
+    """Returns the shortest text that represents this 32-bit number, which Python stores as a 64-bit number."""
     if not math.isfinite(value):
         return repr(value)
     candidates = (f"{value:.{digits}g}" for digits in range(1, 10))

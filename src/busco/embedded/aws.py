@@ -47,7 +47,7 @@ def up(
 
     Writes `<state>/aws.env`, with the owner's keys, and `<state>/aws-<role>.env` for processes that have a role. Also
     sets the variables in this process's environment and clears the cache of `get_settings`, so that clients created
-    from now on (including those that `after_start` creates) reach the local AWS. Safe to run twice, concurrently, and
+    from now on (including those that `after_start` creates) reach the local AWS. Safe to call twice, concurrently, and
     again after being killed at any point.
 
     Args:
@@ -58,8 +58,8 @@ def up(
             same port.
         after_start: called once per start of the local AWS, after everything else, to restore the state that a restart
             loses: everything except the objects in S3. If the call fails, the next `up` repeats it.
-        docker: whether the local ECS runs tasks as containers; None keeps the last choice, initially what
-            BUSCO_EXECUTION needs. If the choice changes, the local AWS restarts.
+        docker: whether the local ECS runs tasks as containers; None keeps the last choice, initially the one
+            that BUSCO_EXECUTION requires. If the choice changes, the local AWS restarts.
 
     Returns:
         The endpoint, `http://127.0.0.1:<port>`.
@@ -185,16 +185,16 @@ def _started(settings: Settings, state: Path, lake: str, engine: str, say: Say) 
         identity = _identity(state, process)
         served = (identity.get("lake"), arguments.get("--docker-host", ""))
         image = arguments.get("--image", settings.dbt_image)
-        # A server that an earlier version started may have no owner, or may provision other resources.
+        # A server started by an earlier version may lack the owner's keys, or may provision other types of resources.
         reviewed = identity.get("reviewed") == provisioned.REVIEWED
         if served == (lake, engine) and image == settings.dbt_image and reviewed:
             return process, endpoint
-    # This comes before anything is stopped: if it fails because Docker can't be reached, a running server continues.
+    # This is done before anything is stopped, so that a running server is left alone if Docker can't be reached.
     own, for_tasks = _addresses(settings, engine)
     if process:
         without = "" if arguments.get("--docker-host") else ", without Docker"
         say(f"stopping the local AWS, which serves the lake {identity.get('lake', '(no response)')}{without}")
-    # This is also needed if no server is running, because it removes the record of a killed one.
+    # This is necessary even if no server is running, because it removes a killed server's record.
     processes.stop(state, NAME, grace=10)
     docker_engine.end_left(state)
     outside = [address for address in (own, for_tasks) if address]
@@ -254,7 +254,7 @@ def _identity(state: Path, process: processes.Process) -> dict[str, Any]:
     The result is empty if the server doesn't respond, or if the response comes from another process.
 
     Any user on this machine could have taken the port, and a pid is no secret. So the server must prove that it has the
-    owner's secret, with an HMAC over its answer and a random nonce. The HMAC is valid for this request to this port
+    owner's secret, with an HMAC over its response and a random nonce. The HMAC is valid for this request to this port
     only. The listening socket must also belong to the process.
     """
     port = _arguments(process).get("--port", "0")
@@ -328,7 +328,7 @@ def _variables(settings: Settings) -> dict[str, str]:
 
 
 def _files(state: Path) -> list[Path]:
-    """Returns the files with a running local AWS's variables: for its owner, for each role, and for no role."""
+    """Returns the paths of the files with a running local AWS's variables: for its owner, each role, and no role."""
     return [env_file(state), *(env_file(state, role) for role in (*instances.ROLES, "none"))]
 
 

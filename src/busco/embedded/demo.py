@@ -1,4 +1,4 @@
-"""Starts the whole platform, and runs the demo: the main job from end to end."""
+"""Starts the whole platform, and runs the demo: the main workflow from end to end."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ def start_platform(settings: Settings, say: Say, lake: str | None) -> str:
 
 
 def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int:
-    """Runs the main job (ingest files into bronze, run the DAG, query Athena) and returns the exit status.
+    """Runs the main workflow (ingest files into bronze, run the DAG, query Athena) and returns the exit status.
 
     Each data set, generated or from a folder, gets a local lake of its own, so that data sets never mix.
     """
     folder = Path(data).resolve() if data else None
     if folder is not None and not folder.is_dir():
-        raise BuscoError(f"{data} is not a folder", "make demo DATA=<folder of CSV files>")
+        raise BuscoError(f"{data} is not a folder", "run: make demo DATA=<folder of CSV files>")
     clock = Clock(say)
     lake = lake_name(folder, orders)
     command(settings, "aws", "up", "--lake", lake, quiet=True)
@@ -87,7 +87,7 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
     command(settings, "ingest", str(folder), to_stdout=True)
     clock.step("ingest")
     url = starting.result()
-    clock.step("Airflow (rest of startup)")
+    clock.step("Airflow (remaining startup)")
     api = AirflowApi(settings)
     wait_for_graph(settings, api)
     run_id = api.trigger(DAG, {})
@@ -115,7 +115,7 @@ def lake_name(folder: Path | None, orders: int) -> str:
 
 
 def start_lakehouse(settings: Settings) -> str | None:
-    """Starts a run of the DAG `lakehouse` and returns its id; None if the embedded Airflow isn't running."""
+    """Starts a run of the `lakehouse` DAG and returns its id; None if the embedded Airflow isn't running."""
     if not any(name == "webserver" and state.startswith("running") for name, state in airflow.status(settings)):
         return None
     api = AirflowApi(settings)
@@ -126,7 +126,7 @@ def start_lakehouse(settings: Settings) -> str | None:
 def wait_for_graph(settings: Settings, api: Any) -> None:
     """Waits until Airflow has loaded the project's latest graph.
 
-    In a run that starts earlier, tasks would appear and disappear midway, and Airflow would fail the run.
+    If a run started earlier, tasks would appear and disappear midway, and Airflow would fail the run.
 
     Raises:
         BuscoError: Airflow doesn't load the graph in time.
@@ -137,7 +137,7 @@ def wait_for_graph(settings: Settings, api: Any) -> None:
     api.wait_for_dag(DAG)
     while mark not in (api.call("GET", f"dags/{DAG}/details")["doc_md"] or ""):
         if time.monotonic() > retry_at:
-            # If Airflow finishes parsing the old manifest only after the DAG files are touched, it considers the files
+            # If Airflow was still parsing the old manifest when the DAG files were touched, it then considers the files
             # up to date.
             ask_for_parse(settings)
             retry_at = time.monotonic() + _RETRY_PARSE
@@ -162,7 +162,7 @@ def follow(api: Any, run_id: str) -> str:
             if state in _DONE:
                 break
             if time.monotonic() > deadline:
-                raise BuscoError(f"the run {run_id} took more than {_LIMIT:.0f} s", "check it in the UI: make ui")
+                raise BuscoError(f"the run {run_id} has not ended after {_LIMIT:.0f} s", "check it in the UI: make ui")
             time.sleep(0.5)
     console().print(state_table(api.task_instances(DAG, run_id)))
     return state
@@ -190,7 +190,7 @@ def say_failures(api: Any, run_id: str, say: Say) -> None:
             log = str(api.log(DAG, run_id, task["task_id"], task["try_number"]))
             shown = [line for line in log.splitlines() if "ERROR" in line or "→" in line or "Error" in line][:12]
             say(f"\n{task['task_id']} failed:\n" + "\n".join(shown or log.splitlines()[-15:]))
-    say("\nfix it, then clear the failed task in the UI: make ui")
+    say("\nfix the error, then clear the failed task in the UI: make ui")
 
 
 def command(settings: Settings, *arguments: str, to_stdout: bool = False, quiet: bool = False) -> None:

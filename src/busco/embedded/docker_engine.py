@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 def wanted(
     state: Path, choice: bool | None, execution: str, starter: str = "", environment: Mapping[str, str] = os.environ
 ) -> str:
-    """Returns the engine for the local AWS: a URL as in DOCKER_HOST, or STARTER and a path; empty for none.
+    """Returns the engine for the local AWS: a URL as in DOCKER_HOST, or STARTER followed by a path; '' for none.
 
     Args:
         state: the platform's state folder.
         choice: whether to use an engine, if chosen explicitly; None keeps the previous choice.
-        execution: how models run; used only if no choice was ever made.
+        execution: how models run; used only if no choice has ever been made.
         starter: the path of a starter's socket; if set, that starter is used.
         environment: contains DOCKER_HOST if the engine isn't at Docker's default address.
     """
@@ -97,9 +97,10 @@ def bridge_address(engine: str) -> str:
         last = str(error).strip().splitlines()[-1]
         raise BuscoError(
             f"Docker can't be reached at {engine}: {last}",
-            "start Docker, or set DOCKER_HOST; without containers: busco aws up --no-docker",
+            "start Docker, or set DOCKER_HOST; to run without containers: busco aws up --no-docker",
         ) from error
-    # An engine that was never restarted reports only its bridge's interface; the gateway is that interface's address.
+    # An engine that has never been restarted doesn't report the bridge's gateway, but only the interface that has the
+    # gateway's address.
     named = [one["Gateway"] for one in bridge["IPAM"]["Config"] or [] if "Gateway" in one]
     interface = bridge["Options"].get("com.docker.network.bridge.name", "docker0")
     here = {
@@ -112,7 +113,7 @@ def bridge_address(engine: str) -> str:
     raise BuscoError(
         f"Docker's bridge {interface} ({', '.join(named) or 'no address'}) is not on this machine: containers can't "
         "reach the local AWS",
-        "use a Docker engine that runs on this Linux; without containers: busco aws up --no-docker",
+        "use a Docker engine that runs on this machine; to run without containers: busco aws up --no-docker",
     )
 
 
@@ -132,9 +133,9 @@ def architecture(state: Path, name: str) -> str | None:
     try:
         about = connect(engine, state, name).about()
     except LostError as error:
-        raise BuscoError(f"Docker can't be reached at {engine}: {error}", "check that it is running") from error
+        raise BuscoError(f"Docker can't be reached at {engine}: {error}", "check that Docker is running") from error
     if about.image != name:
-        raise BuscoError(f"tasks here run the image {about.image}, not {name}", "set it with BUSCO_DBT_IMAGE")
+        raise BuscoError(f"ECS tasks run the image {about.image}, not {name}", "set the image with BUSCO_DBT_IMAGE")
     if not about.architecture:
         raise BuscoError(f"the Docker engine doesn't have the image {name}", "build it: make image")
     return about.architecture
@@ -157,7 +158,7 @@ def status(arguments: Mapping[str, str], ecs: Any) -> list[tuple[str, str]]:
                 tasks += ecs.describe_tasks(cluster=cluster, tasks=page["taskArns"])["tasks"]
     names = [" ".join(one[key].rpartition("/")[2] for key in ("taskDefinitionArn", "taskArn")) for one in tasks]
     return [
-        ("Docker", f"{engine}, containers reach it at http://{address}"),
+        ("Docker", f"{engine}, containers reach the local AWS at http://{address}"),
         ("ECS tasks", "\n  ".join([f"{len(names)} running", *names])),
     ]
 
@@ -177,7 +178,7 @@ def end_left(state: Path) -> None:
 
 
 def owner(state: Path) -> str:
-    """Returns the name by which this state folder's local AWS owns containers; the name doesn't depend on the port.
+    """Returns the name that marks containers as owned by this state folder's local AWS, whatever its port.
 
     A different folder can later have the same path, so the name also includes a random id that is kept in the folder.
     """

@@ -22,11 +22,11 @@ SERVICES = "s3,sts,iam,cloudformation,glue,athena,logs,sqs,sns,ecs,ecs-metadata,
 TASK_SERVICES = ("s3", "glue", "logs", "sts")
 IDENTITY_PATH = "/_busco/identity"
 INSTANCE_PATH = "/_busco/instance/"
-# The paths at which a container requests its task's metadata, without a signature: instead, the path contains a secret
-# of the container (ECS Developer Guide, "Task metadata endpoint version 4").
+# The paths at which a container requests its task's metadata. These requests are not signed; instead, the path contains
+# a per-container secret (ECS Developer Guide, "Task metadata endpoint version 4").
 METADATA_PATH = re.compile(r"/v4/[A-Za-z0-9_-]{8,}(/task|/stats|/task/stats)?")
-# Paths that MiniStack handles before it determines a request's service: its admin endpoints (a single request could
-# delete the lake), a registry, catalogs, load balancers, functions and access points.
+# Paths that MiniStack handles before it determines a request's service: its admin endpoints (where a single
+# request could delete the lake), a registry, catalogs, load balancers, functions and access points.
 CLOSED_PATHS = (
     "/_",
     "/v2/",
@@ -49,9 +49,9 @@ TARGETS = {
 }
 # Services with the query protocol, which puts the operation in the form parameters; SQS supports both protocols.
 FORMS = ("cloudformation", "iam", "sns", "sqs", "sts")
-# For services that can also run code, keep sessions or deliver data to others: the only operations offered, which were
-# reviewed and do none of that. Services that aren't listed here can't do any of that, or are restricted elsewhere
-# (CloudFormation: busco.embedded.provisioned).
+# The only operations offered by services that could also run code, keep sessions open or deliver data elsewhere. These
+# operations were reviewed and do none of that. Services that aren't listed here can't do any of that either, or are
+# restricted elsewhere (CloudFormation: busco.embedded.provisioned).
 OFFERED = {
     "athena": (
         r"(BatchGet|Create|Delete|Get|List|Start|Stop|Update)"
@@ -75,8 +75,8 @@ OFFERED = {
         r"|(Put|Get|Filter)LogEvents|(Delete|Put)RetentionPolicy"
     ),
 }
-# The maximum size of a body in bytes: of an S3 object or part (SDKs and DuckDB send parts of at most 80 MB), and of
-# any other body.
+# The maximum size of a request's body in bytes: for an S3 object or part (SDKs and DuckDB send parts of at most 80 MB),
+# and for any other request.
 MAX_OBJECT_BYTES = 512 << 20
 MAX_BODY_BYTES = 16 << 20
 SUBSCRIBERS = {"sqs", "email", "email-json"}  # messages to email subscribers are only written to the log
@@ -88,8 +88,8 @@ _AUTHORIZATION = re.compile(
 _DECIDING = ("authorization", "content-type", "host", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token",
              "x-amz-target")  # fmt: skip
 
-# The access key of the current request once the request is admitted, and NOBODY before that; empty while the local AWS
-# does work of its own.
+# The access key of the current request once the request is admitted, and NOBODY before that. It is empty while the
+# local AWS does work of its own.
 CALLER: ContextVar[str] = ContextVar("busco_caller", default="")
 NOBODY = "nobody"
 
@@ -141,7 +141,7 @@ class Watch(Protocol):
         """Decides, before the body is read, whether to continue with a request; raises Refusal if not."""
 
     def proof(self, nonce: str, identity: Mapping[str, Any]) -> str:
-        """Returns the proof, for the client that chose `nonce`, that the owner's process serves the identity page."""
+        """Returns proof, for the client that chose `nonce`, that the owner's process serves the identity page."""
 
     def admit(self, asked: Request) -> None:
         """Admits a complete request, or raises Refusal."""
@@ -157,7 +157,7 @@ def guarded(
 ) -> App:
     """Wraps the app: adds the identity page, blocks MiniStack's admin endpoints, and rejects requests from web pages.
 
-    A web page that is open in a browser on this machine must not reach the local AWS. Browsers send the Origin header
+    A web page that is open in a browser on this machine must not use the local AWS. Browsers send the Origin header
     (Fetch standard, "Origin header"); SDKs never do. A page whose domain was pointed to this address (DNS rebinding)
     sends its own domain in the Host header, and that domain is not one of our names. The port in the Host header must
     match too. Otherwise, a process that took over a port where clients still expect the local AWS could forward their
@@ -265,7 +265,7 @@ def offered(asked: Request) -> None:
     """Checks that the local AWS offers the requested operation at all, regardless of the caller.
 
     Raises:
-        Refusal: it doesn't; the message names the service or the operation.
+        Refusal: the operation isn't offered; the message names the service or the operation.
     """
     from ministack.core.router import detect_service
 
@@ -278,7 +278,7 @@ def offered(asked: Request) -> None:
         raise Refusal("AccessDenied", f"{asked.operation} is not available here")
     subscribing = (asked.service, asked.operation) == ("sns", "Subscribe")
     if subscribing and not SUBSCRIBERS.issuperset(asked.form.get("Protocol", [""])):
-        raise Refusal("InvalidParameter", "Invalid parameter: Protocol: topics here deliver to sqs only", 400)
+        raise Refusal("InvalidParameter", "Invalid parameter: Protocol: topics here deliver only to sqs and email", 400)
 
 
 def _signed_service(headers: Mapping[str, str], query: Mapping[str, list[str]]) -> str:
@@ -287,18 +287,18 @@ def _signed_service(headers: Mapping[str, str], query: Mapping[str, list[str]]) 
     in_query = [name for name in query if name.lower().startswith("x-amz-") or name in ("AWSAccessKeyId", "Signature")]
     presigned = any(name.lower() in ("x-amz-algorithm", "x-amz-credential", "x-amz-signature") for name in in_query)
     if not authorization and not presigned:
-        raise Refusal("MissingAuthenticationToken", 'requests must be signed: eval "$(busco aws env)"')
+        raise Refusal("MissingAuthenticationToken", 'requests must be signed; set the keys: eval "$(busco aws env)"')
     if (authorization and presigned) or not set(in_query).isdisjoint(("AWSAccessKeyId", "Signature")):
-        raise Refusal("AccessDenied", "a request must have exactly one signature, of Signature Version 4")
+        raise Refusal("AccessDenied", "a request must be signed exactly once, with AWS Signature Version 4")
     credential = query.get("X-Amz-Credential", [""])[0]
     if authorization:
         found = _AUTHORIZATION.fullmatch(authorization)
         credential = found["credential"] if found else ""
     elif any(len(query.get(name, ())) != 1 for name in PRESIGNED) or query[PRESIGNED[0]] != ["AWS4-HMAC-SHA256"]:
-        raise Refusal("AccessDenied", "a request must have exactly one signature, of Signature Version 4")
+        raise Refusal("AccessDenied", "a request must be signed exactly once, with AWS Signature Version 4")
     key, *scope = credential.split("/")
     if not key or len(scope) != 4 or scope[3] != "aws4_request":
-        raise Refusal("IncompleteSignature", "a request must have exactly one signature, of Signature Version 4", 400)
+        raise Refusal("IncompleteSignature", "a request must be signed exactly once, with AWS Signature Version 4", 400)
     if not authorization and scope[2] != "s3":
         raise Refusal("AccessDenied", f"presigned URLs are not supported for {scope[2]} here")
     return scope[2]
@@ -328,7 +328,7 @@ def _is_ours(host: str, known: Collection[str], ports: Collection[int]) -> bool:
 
 
 async def _body(receive: Receive, headers: Mapping[str, str], most: int) -> bytes:
-    """Reads a request's whole body into memory, as MiniStack also does.
+    """Reads a request's whole body into memory, as MiniStack does.
 
     Args:
         most: the maximum number of bytes.

@@ -39,7 +39,7 @@ def task_limits(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
 
 
 def container_limits(container: Mapping[str, Any], task: Limits, override: Mapping[str, Any]) -> Limits:
-    """Returns a container's limits, at most the task's; without limits of its own, a container has the task's."""
+    """Returns a container's limits, which never exceed the task's and are by default equal to the task's."""
     cpu = _vcpus(override.get("cpu") or container.get("cpu") or 0)
     memory = _mebibytes(override.get("memory") or container.get("memory") or 0)
     return Limits(task.cpu or cpu, min(filter(None, (memory, task.memory)), default=0))
@@ -72,15 +72,16 @@ def roles(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[s
 def lines(api: Any, container: str) -> Iterator[list[tuple[int, str]]]:
     """Yields a container's output from both streams until it exits, in batches of lines as they arrive.
 
-    Docker splits long lines into pieces at arbitrary bytes, even within a character. Like the ECS log driver, this
-    function splits lines at MAX_LINE_BYTES, so that a container that never ends a line can't fill the memory.
+    Docker splits long lines into pieces at arbitrary bytes, even within a character. This function joins the pieces.
+    Like the ECS log driver, it splits lines at MAX_LINE_BYTES, so that a container that never ends a line can't exhaust
+    the memory.
 
     Args:
         api: docker-py's `APIClient`.
         container: the container's id.
 
     Returns:
-        Batches with, for each line, its timestamp in milliseconds since the epoch (never decreasing) and its text.
+        Batches of lines, each with its timestamp in milliseconds since the Unix epoch (never decreasing) and its text.
         Empty lines are left out, because CloudWatch Logs rejects them.
     """
     url = f"{api.base_url}/v{api.api_version}/containers/{container}/logs"

@@ -20,7 +20,7 @@ class TaskRoles:
 
     @staticmethod
     def refused(definition: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[str, str] | None:
-        """Returns ECS's error code and reason if one of the roles can't be used by tasks, or passed by the caller."""
+        """Returns ECS's error code and reason if tasks can't use one of the roles, or the caller can't pass it."""
         from ministack.core.responses import get_account_id, get_region
 
         for role in ecs_containers.roles(definition, overrides):

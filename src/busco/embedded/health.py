@@ -1,6 +1,6 @@
 """Checks the health of the container that serves the local AWS; Docker runs `python -m busco.embedded.health`.
 
-The check runs every few seconds for as long as the container does, so it imports only the standard library and takes
+The check runs every few seconds while the container is running, so it imports only the standard library and takes
 0.05 s of CPU time. As a `busco` command that imported boto3, it took 0.6 s.
 """
 
@@ -17,7 +17,7 @@ _TIMEOUT = 8.0  # seconds; less than the health check's own timeout in docker-co
 
 
 def record(state: Path) -> Path:
-    """Returns the path of the file, with `serve`'s process id and endpoint, that exists while everything is running."""
+    """Returns the path of a file that exists while everything is running, and contains `serve`'s pid and endpoint."""
     return state / "run" / "serve.ready.json"
 
 

@@ -2,8 +2,8 @@
 
 SDKs fetch and renew credentials from a metadata service automatically (EC2 User Guide, "Retrieve security credentials
 from instance metadata"). The variable AWS_EC2_METADATA_SERVICE_ENDPOINT contains this service's URL, and the URL's path
-contains the client's secret. Clients are ECS tasks, and Airflow and runners on this machine. ECS's own mechanism can't
-be used for containers here, because SDKs restrict its endpoint to loopback and link-local addresses.
+contains the client's secret. The clients are ECS tasks, as well as Airflow and runners on this machine. ECS's own
+mechanism can't be used for containers here, because SDKs restrict its endpoint to loopback and link-local addresses.
 
 Credentials aren't stored, but derived from the secret and the time, so they survive a restart of the local AWS.
 """
@@ -46,7 +46,7 @@ RoleArn = Callable[[], str]
 
 @dataclass(frozen=True)
 class Credentials:
-    """Temporary credentials; `expires` is in seconds since the epoch."""
+    """Temporary credentials; `expires` is in seconds since the Unix epoch."""
 
     key: str
     secret: str
@@ -62,7 +62,7 @@ class _Instance:
 
 
 def issued(secret: str, window: int) -> Credentials:
-    """Derives the credentials of the holder of `secret` for a window; windows are numbered from the epoch."""
+    """Derives the credentials of the holder of `secret` for a window; windows are counted from the Unix epoch."""
 
     def part(name: str) -> bytes:
         return hmac.new(secret.encode(), f"{name} {window}".encode(), hashlib.sha256).digest()
@@ -129,7 +129,7 @@ class Instances:
 
 
 def variables(endpoint: str, secret: str) -> dict[str, str]:
-    """Returns the environment that makes SDKs get credentials only from the local AWS at `endpoint`."""
+    """Returns the variables that make SDKs get credentials only from the local AWS at `endpoint`."""
     return {
         "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"{endpoint}{PATH}{secret}",
         "AWS_EC2_METADATA_DISABLED": "false",

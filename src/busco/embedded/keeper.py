@@ -1,7 +1,7 @@
 """Keeps Airflow's graph up to date: parses the dbt projects whenever one of their files is saved.
 
-Runs in dbt's environment. A successful parse replaces the manifest atomically. If a parse fails, the last good graph
-stays in effect until one succeeds, and dbt's message is saved for the DAG file `dags/parse_check.py`, which shows it as
+Runs in dbt's environment. A successful parse replaces the manifest atomically. If a parse fails, Airflow keeps the last
+good graph until a parse succeeds, and dbt's message is saved for the DAG file `dags/parse_check.py`, which shows it as
 an import error.
 """
 
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 # The suffixes of the files that dbt reads in a project (dbt reference, "dbt_project.yml": the settings for paths).
 _READ = {".sql", ".yml", ".yaml", ".csv", ".md", ".py"}
-_WRITTEN = {"target", "logs", "dbt_packages", "dbt_internal_packages"}  # folders that dbt writes
+_WRITTEN = {"target", "logs", "dbt_packages", "dbt_internal_packages"}  # folders that dbt writes to
 _SETTLED = 300  # milliseconds to wait for more changes: editors may save several files at once, or a file twice
 _LOOK = 500  # milliseconds between checks of the stop event
 
@@ -41,7 +41,7 @@ def command(settings: Settings) -> tuple[list[str], dict[str, str]]:
 
 
 def keep(settings: Settings, stop: threading.Event, say: Say) -> None:
-    """Parses if a file was saved since the last parse, and then after every save, until `stop` is set."""
+    """Parses now if a file was saved since the last parse, and then after every save until `stop` is set."""
     from watchfiles import watch
 
     projects = {one.dbt_project.resolve(): one for one in settings.of_all_projects()}
@@ -63,7 +63,7 @@ def keep(settings: Settings, stop: threading.Event, say: Say) -> None:
 
 
 def parse(settings: Settings, say: Say) -> bool:
-    """Parses once, in a separate process so that no macro can end the keeper; returns whether it succeeded."""
+    """Parses once, in a separate process so that no macro can end the keeper; returns whether the parse succeeded."""
     began = time.monotonic()
     command_line = [sys.executable, "-m", "busco", "dbt", "parse"]
     # A project's macros run without credentials, as in an image build.
@@ -79,7 +79,7 @@ def parse(settings: Settings, say: Say) -> bool:
         scratch = file.with_name(f".{file.name}.{os.getpid()}")
         scratch.write_text(f"{message}\n")
         scratch.replace(file)
-        say(f"parsing failed; the last good graph stays in effect:\n{message}")
+        say(f"parsing failed (Airflow keeps the last good graph):\n{message}")
     ask_for_parse(settings)
     return done.returncode == 0
 
@@ -100,7 +100,7 @@ def is_stale(folder: Path, manifest: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Yields the files that dbt reads in a project, and these files' folders: deleting a file changes its folder."""
+    """Yields the files that dbt reads in a project, and their folders, whose mtime changes when a file is deleted."""
     yield folder
     for path in folder.rglob("*"):
         if path.is_file() and _counts(folder, path):

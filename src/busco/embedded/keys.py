@@ -71,7 +71,7 @@ def proof(pair: Pair, nonce: str, content: Mapping[str, object]) -> str:
 
     Args:
         pair: the key pair.
-        nonce: a random text that the client chose.
+        nonce: a random string that the client chose.
         content: a mapping that can be written as JSON.
     """
     text = json.dumps({**content, "nonce": nonce}, sort_keys=True)

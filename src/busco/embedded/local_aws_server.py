@@ -1,10 +1,10 @@
-"""Runs the local AWS: MiniStack on one port, with corrections to Athena and ECS, and with S3 in one lake's folder.
+"""Runs the local AWS: MiniStack on one port, with Athena and ECS patched, and with S3 stored in one lake's folder.
 
 The server listens on loopback and, in a Compose stack, on the stack's own network. ECS tasks have fewer permissions
-than other clients, so they connect elsewhere: to this machine's address on Docker's bridge or, in a stack, to a
-separate port.
+than other clients, so they connect to a separate address: this machine's address on Docker's bridge or, in a stack,
+the server's address on the tasks' own network.
 
-`busco.embedded.aws.up` starts the server as `python -m busco.embedded.local_aws_server`. The process writes only below
+`busco.embedded.aws.up` starts the server as `python -m busco.embedded.local_aws_server`. The process writes only under
 the state folder and connects to nothing outside of this machine.
 """
 
@@ -85,9 +85,9 @@ def environment(
 def adopt_buckets(provisioners: Any) -> None:
     """Lets a stack adopt existing buckets, as `ImportExistingResources` does on AWS.
 
-    After a restart, the emulator reloads the buckets but not the stack that created them, so creating the stack again
+    After a restart, MiniStack reloads the buckets but not the stack that created them, so creating the stack again
     would fail. The same happens after a failed first deployment, because the template retains its buckets. Unlike an
-    import, adoption applies the template's properties, because the emulator does not persist versioning.
+    import, adoption applies the template's properties, because MiniStack does not persist versioning.
 
     Args:
         provisioners: the module `ministack.services.cloudformation.provisioners`.
@@ -157,11 +157,11 @@ def main() -> None:
         "--docker-host", default="", help="the Docker engine or starter that runs ECS tasks (default: no ECS tasks)"
     )
     parser.add_argument("--image", default="", help="the image that ECS tasks run")
-    parser.add_argument("--address", default="", help="the address for the rest of its stack, in addition to loopback")
-    parser.add_argument("--host-name", default="", help="its host name within the stack")
-    parser.add_argument("--tasks", default="", help="address:port for ECS tasks, which can make fewer requests")
-    parser.add_argument("--tasks-name", default="", help="the host name or address that ECS tasks use for it")
-    parser.add_argument("--published", type=int, default=0, help="the port published to other clients (0: --port)")
+    parser.add_argument("--address", default="", help="the server's address within the stack, besides loopback")
+    parser.add_argument("--host-name", default="", help="the server's host name within the stack")
+    parser.add_argument("--tasks", default="", help="address:port for ECS tasks, which can use fewer services")
+    parser.add_argument("--tasks-name", default="", help="the host name or address that ECS tasks use for the server")
+    parser.add_argument("--published", type=int, default=0, help="the port that Docker publishes on the host (0: none)")
     given = parser.parse_args()
     state = given.state.resolve()
     folder = lake_folder(state, given.lake)
@@ -212,7 +212,7 @@ def main() -> None:
     task_definitions.install(provisioners)
     provisioned.install()
     policies.install(keys.owner(state).key)
-    # Whoever starts Airflow and the runners passes them these secrets; a stack's Airflow gets its secret from .env.
+    # The processes that start Airflow and the runners pass them these secrets; a stack's Airflow gets its from .env.
     instances = Instances()
     for who, output in ROLES.items():
         known = secret_of_stack if who == "airflow" and secret_of_stack else keys.instance(state, who)
@@ -247,7 +247,7 @@ def main() -> None:
     of_tasks = (tasks.hostname or "", tasks.port or 0) if given.tasks else None
     asyncio.run(serve(guarded(app, served, watch, names, of_tasks, [given.published]), config))  # type: ignore[arg-type]
     if starter is not None:
-        # In a stack, `down` waits for tasks; `make down` on a laptop does not.
+        # In a stack, `down` waits for tasks to stop; on a laptop, `make down` does not.
         starter.end_all(STACK_GRACE if given.host_name else local_ecs.SHUTDOWN_GRACE)
 
 

@@ -1,4 +1,4 @@
-"""Makes the local ECS run tasks as Fargate does: limits, user, read-only root, volumes, exit codes, reasons, all logs.
+"""Makes the local ECS run tasks as Fargate does: limits, user, read-only root, volumes, exit codes, reasons and logs.
 
 MiniStack starts a task's containers but passes few of the definition's properties to Docker, reports a stopped task as
 STOPPED before its containers have stopped, and loses the end of the containers' output. With this module, a task
@@ -21,8 +21,8 @@ from busco.embedded import ecs_containers, ministack_contract, task_shape
 from busco.embedded.ecs_roles import TaskRoles
 from busco.embedded.starter import LostError, PullError, StartError, TaskStarter
 
-# The functions of ministack.services.ecs that this module replaces or wraps, with the parameters that they had when the
-# module was written.
+# The functions of ministack.services.ecs that this module replaces or wraps, with the parameters that they had when it
+# was written.
 EXPECTED = {
     "_get_docker": [],
     "_run_task": ["data"],
@@ -67,7 +67,7 @@ class _Started:
 
 
 def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
-    """Corrects `ministack.services.ecs` in this process. Call it before serving requests.
+    """Patches `ministack.services.ecs` in this process. Call this before serving requests.
 
     Args:
         endpoint: the URL at which containers reach the local AWS.
@@ -75,7 +75,7 @@ def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
         roles: issues role credentials to tasks.
 
     Raises:
-        RuntimeError: the installed MiniStack is not the one that this correction was written for.
+        RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
     import ministack.services.ecs as ecs
 
@@ -125,7 +125,7 @@ class _LocalEcs:
         if not token:
             return self._run_task(data)
         if len(token) > MOST_TOKEN:
-            return refused("InvalidParameterException", f"clientToken longer than {MOST_TOKEN} characters", 400)
+            return refused("InvalidParameterException", f"clientToken must be at most {MOST_TOKEN} characters", 400)
         key = (ecs.get_account_id(), ecs.get_region(), token)
         parameters = {name: value for name, value in data.items() if name != "clientToken"}
         with ecs.resource_lock("busco-client-token", "/".join(key)):
@@ -192,7 +192,7 @@ class _LocalEcs:
         return token
 
     def build_run_kwargs(self, cdef: Any, td: Any, env: dict[str, str], *rest: Any) -> dict[str, Any]:
-        """Returns the order for the starter. It is also called for tasks of services, although they bypass RunTask."""
+        """Returns the order for the starter. MiniStack also calls this for tasks of services, which bypass RunTask."""
         task_arn = rest[EXPECTED["_build_run_kwargs"].index("task_arn") - 3]
         overrides = (self._ecs._tasks.get(task_arn) or {}).get("overrides") or {}
         definition = task_shape.registered(td)
@@ -264,7 +264,7 @@ class _LocalEcs:
             self._finish(task)
 
     def _mark_stopping(self, task: dict[str, Any], reason: str, code: str) -> bool:
-        """Marks a task as stopping, with the reason. Returns False if the task is stopping already."""
+        """Marks a task as stopping, with the reason. Returns False if the task is already stopping."""
         ecs, arn = self._ecs, task["taskArn"]
         with ecs.resource_lock("ecs-task", arn):
             if not ecs._task_is_active(arn, task):
@@ -339,7 +339,7 @@ class _LocalEcs:
         return task, ecs_containers.container_limits(cdef, task, override)
 
     def _outcome(self, identifier: str) -> tuple[int | None, str]:
-        """Stops a container if it still runs; returns its exit code and, after an error, the reason as ECS words it."""
+        """Stops a container if it is running; returns its exit code and, after an error, the reason as ECS words it."""
         try:
             ended = self._starter.end(identifier)
         except LostError as error:

@@ -1,8 +1,8 @@
 """Checks that the installed MiniStack is the version whose private functions this package replaces, wraps and calls.
 
-The `EXPECTED` of each module that corrects MiniStack lists the functions that the module relies on: their dotted names
-below `ministack`, with the parameters that they had when the module was written. The module calls `check` before it
-changes anything.
+Each module that patches MiniStack lists the functions that it relies on in `EXPECTED`: their dotted names below
+`ministack`, with the parameters that they had when the module was written. The module calls `check` before it changes
+anything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VERSION = "1.5.33"
 
 
 def check(corrector: str, expected: Mapping[str, Sequence[str]], test: str, version: str | None = None) -> None:
-    """Checks that the installed MiniStack is the one that a module was written for.
+    """Checks that the installed MiniStack is the version that a module was written for.
 
     Args:
         corrector: the module's name, for the message.
@@ -38,6 +38,6 @@ def check(corrector: str, expected: Mapping[str, Sequence[str]], test: str, vers
     if found != VERSION or changed:
         what = f"; changed or missing: {', '.join(changed)}" if changed else ""
         raise RuntimeError(
-            f"{corrector} corrects MiniStack {VERSION}, but {found} is installed{what}. Run {test} against the new "
+            f"{corrector} patches MiniStack {VERSION}, but {found} is installed{what}. Run {test} against the new "
             "version, then update busco.embedded.ministack_contract.VERSION."
         )

@@ -1,8 +1,8 @@
 """Restricts roles to what their policies allow, and refuses requests for which no policy would be evaluated.
 
 MiniStack evaluates the policies. This module adds what our policies need and MiniStack lacks: the resources and the
-cluster of ECS requests, log streams, Glue databases, queries' workgroups in Athena, the roles passed to RunTask, trust
-policies, and the refusal of operations that MiniStack maps to no permission.
+cluster of ECS requests, log streams, Glue databases, the workgroups of Athena queries, the roles passed to RunTask,
+trust policies, and the refusal of operations that MiniStack maps to no permission.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from busco.embedded import ministack_contract
 from busco.embedded.door import CALLER, PRESIGNED, Refusal, Request
 
-# The functions of ministack that this module wraps or calls, with the parameters that they had when it was written.
+# The MiniStack functions that this module wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "app.pin_request_origin": ["source_ip", "secure_transport"],
     "core.iam_actions.extract_resource_arn": [
@@ -48,19 +48,19 @@ _DETAILS = frozenset(
     | {"max-uploads", "part-number-marker", "partNumber", "prefix", "start-after", "upload-id-marker"}
     | {"version-id-marker", "x-id", *PRESIGNED, "X-Amz-Security-Token"}
 )
-# Athena's operations that name only a query
+# Athena operations whose requests name a query but not its workgroup
 _OF_EXECUTIONS = ("GetQueryExecution", "GetQueryResults", "GetQueryRuntimeStatistics", "StopQueryExecution")
 _COPY_SOURCE = re.compile(r"/?[^?]+(\?versionId=[A-Za-z0-9._-]+)?")
 
 
 def install(owner: str) -> None:
-    """Corrects `ministack` in this process. Call it before serving requests.
+    """Patches `ministack` in this process. Call this before serving requests.
 
     Args:
         owner: the access key of the account's owner.
 
     Raises:
-        RuntimeError: the installed MiniStack is not the one that this correction was written for.
+        RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
     from ministack import app
     from ministack.core import iam_actions, iam_evaluator
@@ -84,7 +84,7 @@ def install(owner: str) -> None:
             return f"{found}:log-stream:{_json(body).get('logStreamName') or ''}" if of_group else found
         operation = headers.get("x-amz-target", "").rpartition(".")[2]
         if service == "glue" and operation in ("GetDatabase", "UpdateDatabase", "DeleteDatabase"):
-            # MiniStack treats the name as a table's.
+            # MiniStack mistakes the database's name for a table's.
             return f"arn:aws:glue:{region}:{account}:database/{_json(body).get('Name') or ''}"
         if service == "athena" and operation in _OF_EXECUTIONS:
             # As on AWS, a query is authorized by its workgroup (Service Authorization Reference, Athena).
@@ -109,7 +109,7 @@ def install(owner: str) -> None:
 
 
 def check_caller(request: Request, key: str) -> None:
-    """Checks that MiniStack reads the same access key from a request as the one whose signature was verified.
+    """Checks that the access key that MiniStack reads from a request is the one whose signature was verified.
 
     Raises:
         Refusal: MiniStack reads a different key.
@@ -142,7 +142,7 @@ def check_covered(request: Request) -> None:
         request.service, request.method, request.path, request.headers, request.body, {**request.form, **request.query}
     )
     if action is None or (request.operation and action.rpartition(":")[2] != request.operation):
-        raise Refusal("AccessDenied", "the local AWS has no permission that covers this request")
+        raise Refusal("AccessDenied", "no permission on the local AWS covers this request")
 
 
 def _workgroup(given: dict[str, Any]) -> str:
@@ -157,7 +157,7 @@ def _one_subresource(request: Request) -> None:
     """Checks that an S3 request names at most one sub-resource, and no upload of another object.
 
     Raises:
-        Refusal: it names several sub-resources, one that no role needs, or another object's upload.
+        Refusal: the request names several sub-resources, one that no role needs, or another object's upload.
     """
     from ministack.services import s3
 
@@ -254,7 +254,7 @@ def trusts(role: str, service: str, arn: str = "") -> bool:
 
 
 def output(stack: str, name: str) -> Callable[[], str]:
-    """Returns a function that returns a stack's current output; empty if there is none."""
+    """Returns a function that looks up a stack's current output, or '' if there is none."""
 
     def value() -> str:
         from ministack.services import cloudformation

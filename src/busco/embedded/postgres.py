@@ -1,7 +1,7 @@
 """Runs a durable PostgreSQL server for Airflow on 127.0.0.1, from a wheel's binaries, and shuts it down cleanly.
 
 Airflow's role in PostgreSQL owns Airflow's database but is not a superuser, because superusers can run programs.
-Clients authenticate with SCRAM only, so they never reveal the password, whichever process listens on the port.
+Clients authenticate only with SCRAM, so they never reveal the password, no matter which process listens on the port.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ NAME = "postgres"
 USER = "airflow"
 DATABASE = "airflow"
 SUPERUSER = "postgres"
-# By default, libpq sends the password in clear text if the server requests that (PostgreSQL documentation, "Database
-# Connection Control Functions": require_auth). With SCRAM, both sides prove that they know the password,
-# but never send it.
+# By default, libpq sends the password in clear text if the server requests it (PostgreSQL documentation, "Database
+# Connection Control Functions": require_auth). With SCRAM, both sides prove that they know the password without
+# sending it.
 _ONLY_SCRAM = "require_auth=scram-sha-256"
 # PostgreSQL refuses to run as root. If we are root, we run it as this user, which we create if necessary.
 _UNPRIVILEGED = "busco-postgres"
@@ -46,9 +46,9 @@ _SEPARATED = "busco-roles"  # the file in the data folder that shows that Airflo
 class Postgres:
     """The PostgreSQL server of one state folder: its data, port and password.
 
-    When started as root, the server runs as an unprivileged user. If that user cannot reach the state folder, the data
-    are below /var/lib/busco instead; binaries that the user cannot reach are copied there. `<state>/postgres.location`
-    contains the path of the data.
+    When started as root, the server runs as an unprivileged user. If that user cannot access the state folder, the data
+    is stored under /var/lib/busco instead. Binaries that the user cannot access are also copied there. The path of the
+    data is in `<state>/postgres.location`.
     """
 
     def __init__(self, state: Path) -> None:
@@ -56,7 +56,7 @@ class Postgres:
         self.port = 0
 
     def up(self) -> None:
-        """Starts the server unless it is running; creates the database the first time.
+        """Starts the server if it isn't running, and creates the database the first time.
 
         Raises:
             BuscoError: the server did not start; the message includes the end of its log.
@@ -86,14 +86,14 @@ class Postgres:
         processes.wait_until(self.ready, running, "PostgreSQL", limit=60)
 
     def is_of_earlier_version(self) -> bool:
-        """Whether Airflow's role is still the superuser of the running server; `up` then migrates the server."""
+        """Whether Airflow's role is still the superuser of the running server; if so, `up` migrates the server."""
         location = self.state / "postgres.location"
         if processes.find(self.state, NAME) is None or not location.is_file():
             return False
         return not (Path(location.read_text().strip()) / _SEPARATED).exists()
 
     def down(self) -> None:
-        """Shuts the server down cleanly, so that its data are on disk."""
+        """Shuts the server down cleanly, so that all of its data is on disk."""
         process = processes.find(self.state, NAME)
         if process is not None:
             _shut_down(process.pid)
@@ -114,7 +114,7 @@ class Postgres:
             if "authentication failed" in str(error):
                 raise BuscoError(
                     f"PostgreSQL on port {self.port or self._port()} rejects the password in {self.state / 'secrets'}",
-                    f"restore that folder, or run make down and delete {self.state / NAME} with Airflow's history",
+                    f"restore that folder, or run make down and delete {self.state / NAME} (Airflow's history)",
                 ) from None
             return False
         return True
@@ -142,7 +142,7 @@ class Postgres:
         return hashlib.sha256(self._password().encode()).hexdigest()
 
     def _account(self) -> pwd.struct_passwd | None:
-        """Returns the user to run the server as: the unprivileged one if we are root, else None for our own."""
+        """Returns the user to run the server as: the unprivileged user if we are root, or None for our own user."""
         if os.geteuid() != 0:
             return None
         command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
@@ -167,7 +167,7 @@ class Postgres:
         self.state.mkdir(parents=True, exist_ok=True)
         if account is not None and not _reachable(self.state):
             elsewhere = _shared(hashlib.sha256(str(self.state.resolve()).encode()).hexdigest()[:16]) / NAME
-            # the data were created here while all users could reach the state folder
+            # the data was created here while all users could access the state folder
             if (data / "PG_VERSION").exists() and (not location.exists() or location.read_text() == f"{data}\n"):
                 _end_unrecorded(data)
                 _sweep(data)
@@ -177,7 +177,7 @@ class Postgres:
         return data
 
     def _check_owner(self, data: Path) -> None:
-        """Deletes data outside of the state folder that are left from a deleted state folder with the same path."""
+        """Deletes data outside of the state folder that belongs to a deleted state folder with the same path."""
         owner = data / _OWNER
         if data.parent == self.state or not owner.exists() or owner.read_text() == self._fingerprint():
             return
@@ -215,12 +215,12 @@ class Postgres:
         Args:
             steps: the database to connect to, and the SQL to run there.
         """
-        # By default, PostgreSQL logs failed statements with the passwords in them, and our errors show its output.
+        # By default, PostgreSQL logs failed statements including passwords, and our error messages show its output.
         quiet = ["-c", "log_min_error_statement=panic"]
         passwords = {"password": self._password(), "superuser_password": self._superuser_password()}
         database, sql = steps
         single_user = [str(_binaries(account is not None) / "postgres"), "--single", *quiet, "-D", str(data), database]
-        # In single-user mode, each line is a statement, and a failed one does not stop those after it.
+        # In single-user mode, each line is a statement, and the statements after a failed one still run.
         lines = [" ".join(part.split()) for part in sql.format_map(passwords).split(";\n")]
         output = _run(single_user, account, "\n".join([*lines, _IS_SEPARATED]) + "\n")
         if f'"{_SEPARATED}"' not in output:
@@ -250,9 +250,9 @@ _NEW = (
         create database {DATABASE} owner {USER};
         """,
 )
-# What `_separate` runs in a cluster of an earlier version, where Airflow's role is the superuser. The first role of a
-# cluster is always a superuser, so that role is renamed and Airflow gets a new one. A role cannot rename itself, so a
-# temporary superuser renames it.
+# What `_separate` runs in a cluster created by an earlier version, where Airflow's role is the superuser. The first
+# role of a cluster is always a superuser, so that role is renamed and Airflow gets a new one. A role cannot rename
+# itself, so a temporary superuser renames it.
 _TAKEN_OVER = (
     DATABASE,
     f"""begin;
@@ -299,10 +299,10 @@ def _move(data: Path, target: Path) -> None:
 
 
 def _sweep(data: Path) -> None:
-    """Removes what interrupted starts have left beside the data folder.
+    """Removes what interrupted starts have left next to the data folder.
 
-    An initdb whose parent was killed may still be writing there. It fails once its files are missing, and the next
-    sweep removes the rest.
+    If the process that started an initdb was killed, the initdb may still be writing there. It fails once its files are
+    missing, and the next sweep removes the rest.
     """
     for leftover in data.parent.glob(f"{NAME}-new.*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -348,14 +348,14 @@ def _binaries(for_another_user: bool) -> Path:
         for folder in (package, package.with_name(f"{_WHEEL}.libs")):
             if folder.exists():
                 shutil.copytree(folder, scratch / folder.name, symlinks=True, dirs_exist_ok=True)
-        with contextlib.suppress(OSError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process got there first
             scratch.rename(copy)
         shutil.rmtree(scratch, ignore_errors=True)
     return copy / _WHEEL / "pginstall" / "bin"
 
 
 def _shared(name: str) -> Path:
-    """Creates a folder below /var/lib/busco that other users can enter, regardless of our umask."""
+    """Creates a folder under /var/lib/busco that other users can enter, regardless of our umask."""
     folder = _SHARED / name
     folder.mkdir(parents=True, exist_ok=True)
     for part in (_SHARED, folder):

@@ -27,7 +27,7 @@ from busco.processes import process_alive
 class Process:
     """A process that we started.
 
-    `started` is its creation time from the kernel (seconds since the epoch), which distinguishes it from a later
+    `started` is its creation time from the kernel (seconds since the Unix epoch), which distinguishes it from a later
     process with the same pid.
     """
 
@@ -69,8 +69,8 @@ def start(
 ) -> Process:
     """Starts a process in its own session, with its output in `<state>/log/<name>.log`, and records it.
 
-    Only the process's user can read its log and the files that it writes. If a process of this name is already running,
-    that one is returned. Children that a dead process of this name left behind are ended first.
+    Only the process's user can read its log and the files that it writes. If a process with this name is already
+    running, it is returned instead. Children that a dead process with this name left behind are ended first.
 
     Args:
         user: the uid to run the process as, with that user's primary group; None for our own.
@@ -188,7 +188,7 @@ def wait_until(ready: Callable[[], bool], process: Process, what: str, limit: fl
     """Waits until `ready()` returns true.
 
     Raises:
-        BuscoError: the process ended first, or `limit` seconds passed; the message includes the end of its log.
+        BuscoError: the process ended first, or `limit` seconds passed; the message includes the end of the log.
     """
     deadline = time.monotonic() + limit
     while not ready():
@@ -280,7 +280,7 @@ def release_port(state: Path, name: str) -> None:
 
 
 def bound(port: int, addresses: Sequence[str]) -> list[socket.socket] | None:
-    """Returns sockets bound to a port on the addresses, or None if another user or program has the port.
+    """Returns sockets bound to a port on the addresses, or None if another user or program is using it.
 
     With port 0, any free port is used, the same for all addresses.
     """
@@ -332,16 +332,16 @@ def _has_listener(process: psutil.Process, port: int) -> bool:
     except psutil.AccessDenied:
         pass
     # In a container, root without CAP_SYS_PTRACE can't inspect other users' processes, and PostgreSQL runs as another
-    # user there. Every process can read which user owns the socket.
+    # user there. But any process can find out which user owns the socket.
     with contextlib.suppress(psutil.Error):
         return bool(process.uids().effective == _owner_of_listener(port))
     return False
 
 
 def _owner_of_listener(port: int) -> int | None:
-    """Returns the uid of the user who listens on 127.0.0.1:`port`; None if nobody does.
+    """Returns the uid of the user whose process listens on 127.0.0.1:`port`; None if no process does.
 
-    It is read from /proc/net/tcp (proc_pid_net(5)).
+    The uid is read from /proc/net/tcp (proc_pid_net(5)).
     """
     address = f"{int.from_bytes(socket.inet_aton('127.0.0.1'), sys.byteorder):08X}:{port:04X}"
     with contextlib.suppress(OSError):

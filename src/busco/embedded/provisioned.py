@@ -33,12 +33,12 @@ PROVISIONED = frozenset(
         "AWS::SNS::TopicPolicy",
     }
 )
-# Identifies the list: a local AWS that runs with an older list is restarted.
+# Identifies the list, so that a local AWS that is still running with an older list is restarted.
 REVIEWED = hashlib.sha256(" ".join(sorted(PROVISIONED)).encode()).hexdigest()[:16]
 CUSTOM = "AWS::CloudFormation::CustomResource"  # the type of a resource that specifies none
 # the operations that accept a template; ExecuteChangeSet uses the template given to CreateChangeSet
 _WITH_TEMPLATE = ("CreateStack", "UpdateStack", "CreateChangeSet")
-# The functions of ministack that this module wraps or calls, with their parameters when the module was written.
+# The MiniStack functions that this module wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "services.cloudformation.custom_resource.invoke_custom_resource": [
         *("request_type", "logical_id", "props", "stack_name", "stack_id", "resource_type", "physical_id", "old_props"),
@@ -50,10 +50,10 @@ EXPECTED = {
 
 
 def install() -> None:
-    """Corrects `ministack.services.cloudformation` in this process. Call it before serving requests.
+    """Patches `ministack.services.cloudformation` in this process. Call this before serving requests.
 
     Raises:
-        RuntimeError: the installed MiniStack is not the one that this correction was written for.
+        RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
     from ministack.services.cloudformation import custom_resource, engine, handlers, helpers, provisioners
 

@@ -3,7 +3,7 @@
 MiniStack writes an object's data file first and its sidecar (`.meta.json`: ETag, size, version id) second. If MiniStack
 were killed in between, it would then serve the new data under the old ETag, and a client that had seen only the old
 data could overwrite the new data by using `If-Match` with that ETag. So each write first records an intent: the new
-sidecar and the data's hash. The next start completes the write if its data are on disk, and discards it otherwise. This
+sidecar and the data's hash. The next start completes the write if its data is on disk, and discards it otherwise. This
 protects against a killed process but not against a power failure, because nothing is synced to disk.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from busco.embedded import ministack_contract
 
-# The functions of ministack that this module wraps or calls, with their parameters when the module was written.
+# The MiniStack functions that this module wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "services.s3._persist_object": ["bucket", "key", "obj"],
     "services.s3._object_disk_path": ["bucket", "key", "account_id"],
@@ -28,13 +28,13 @@ EXPECTED = {
 
 
 def install(s3: Any, intents: Path) -> None:
-    """Records an intent for each write of MiniStack's S3 service, `ministack.services.s3`.
+    """Makes MiniStack's S3 service, `ministack.services.s3`, record an intent for each write.
 
-    `intents` is a folder beside the objects' folder. Call `repair` on `intents` before importing the service, because
+    `intents` is a folder next to the objects' folder. Call `repair` on `intents` before importing the service, because
     the import loads all objects.
 
     Raises:
-        RuntimeError: the installed MiniStack is not the one that this correction was written for.
+        RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_s3.py")
     original = s3._persist_object
@@ -62,7 +62,7 @@ def install(s3: Any, intents: Path) -> None:
 
 
 def expire_versions(objects: Path, days: float) -> int:
-    """Deletes versions that were overwritten or deleted more than `days` days ago; returns their number.
+    """Deletes versions that were overwritten or deleted more than `days` days ago; returns how many.
 
     On AWS, S3's lifecycle rules do this; MiniStack does not support them. Like `repair`, call this before importing the
     service, because the import forgets versions whose bytes are missing.
@@ -79,7 +79,7 @@ def expire_versions(objects: Path, days: float) -> int:
 
 
 def repair(intents: Path) -> int:
-    """Completes or discards the writes that a killed server left unfinished; returns their number."""
+    """Completes or discards the writes that a killed server left unfinished; returns how many there were."""
     left = sorted(intents.glob("*.json"))
     for path in left:
         intent = json.loads(path.read_text())

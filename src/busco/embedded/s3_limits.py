@@ -7,7 +7,7 @@ from typing import Any
 from busco.embedded import ministack_contract
 from busco.lake.layout import MAX_KEY_BYTES, key_bytes
 
-# The functions of ministack that this module wraps or calls, with their parameters when the module was written.
+# The MiniStack functions that this module wraps or calls, with the parameters that they had when it was written.
 EXPECTED = {
     "services.s3.handle_request": [
         *("method", "path", "headers", "body", "query_params", "signed_path", "enforce_bucket_region", "internal"),
@@ -19,12 +19,12 @@ EXPECTED = {
 
 
 def install(s3: Any) -> None:
-    """Checks the key's length in each request to MiniStack's S3 service, `ministack.services.s3`.
+    """Makes MiniStack's S3 service, `ministack.services.s3`, check the length of the key in each request.
 
     Reading or writing a key that is too long returns S3's error (API reference, "Error responses", KeyTooLongError).
 
     Raises:
-        RuntimeError: the installed MiniStack is not the one that this check was written for.
+        RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_s3.py")
     original = s3.handle_request

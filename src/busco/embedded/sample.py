@@ -1,7 +1,7 @@
 """Generates a fictional online marketplace in Brazil: nine files with the schema and the quirks of the Olist data set.
 
-A seed produces the same bytes on every machine. The code therefore avoids whatever depends on the machine's C library
-(logarithms, powers) or zlib (compression).
+A seed produces the same bytes on every machine. The code therefore avoids everything that depends on the machine's C
+library (logarithms, powers) or zlib (compression).
 """
 
 from __future__ import annotations
@@ -73,20 +73,20 @@ def write_sample(
 ) -> dict[str, int]:
     """Writes a synthetic marketplace. The same number of orders and seed produce the same bytes on any machine.
 
-    Writes nine gzip files of UTF-8 CSV with Olist's names and headers. Purchases are from 2016-09-01 to 2018-10-31,
-    times are local (America/Sao_Paulo) without a zone, and amounts are in BRL with two decimals. An id has 32
-    hexadecimal digits. Some records occur in two rows, of which the later one is correct. Some items, payments and
-    reviews refer to orders that are missing. When all files are complete, they are renamed to their final names,
-    replacing older files.
+    Writes nine gzip files of UTF-8 CSV with Olist's names and headers. Purchases date from 2016-09-01 to 2018-10-31,
+    times are local (America/Sao_Paulo) without a time zone, and amounts are in BRL with two decimal places. An id has
+    32 hexadecimal digits. Some records appear in two rows; the later row is correct. Some items, payments and reviews
+    refer to orders that are missing. When all files are complete, they are renamed to their final names, replacing
+    older files.
 
     Args:
         orders: number of distinct orders; there are a third as many products and 3 % as many sellers.
-        seed: selects the marketplace; each seed has different ids.
+        seed: the random generator's seed; each seed produces a different marketplace, with different ids.
         out: folder to write to; created if missing.
         progress: called with a file's name and number of rows when the file is complete.
 
     Returns:
-        The number of rows of each file, without its header, by file name.
+        The number of rows in each file, excluding the header, by file name.
 
     Raises:
         BuscoError: `orders` is less than 1, or `out` is not writable.
@@ -104,7 +104,7 @@ def write_sample(
 
 
 class _File:
-    """A gzip file being written. Its deflate blocks are uncompressed: compressed ones depend on zlib's build."""
+    """A gzip file being written. Its deflate blocks are uncompressed: compressed ones would depend on zlib's build."""
 
     def __init__(self, path: Path, header: str) -> None:
         self.rows = 0
@@ -180,7 +180,7 @@ class _Files:
 
 
 def _write_places(files: _Files, orders: int, rng: random.Random) -> list[_Place]:
-    """Writes the geolocation file; returns all zip prefixes, even those missing from the file, the south-east first."""
+    """Writes the geolocation file; returns all zip prefixes, even those missing from the file, south-east first."""
     wanted, weights = max(80, orders // 20), sum(city.weight for city in fixed.CITIES)
     places: list[_Place] = []
     for city in fixed.CITIES:
@@ -205,7 +205,7 @@ def _write_places(files: _Files, orders: int, rng: random.Random) -> list[_Place
 
 
 def _write_products(files: _Files, orders: int, places: list[_Place], rng: random.Random) -> list[_Product]:
-    """Writes the files of translations, sellers and products; returns the products, the best-selling ones first."""
+    """Writes the files of translations, sellers and products; returns the products, best-selling first."""
     files[fixed.TRANSLATION].lines += [f"{c.name},{c.english}\n" for c in fixed.CATEGORIES if c.english]
     files.finish(fixed.TRANSLATION)
     sellers = _ids(rng, max(8, orders * 3 // 100))
@@ -315,7 +315,7 @@ class _Market:
         self._orders.add(line(order.status, order.delivered), instead_of=wrong)
 
     def _fill(self, order: _Order) -> int:
-        """Writes an order's items; returns the total to pay in cents, 0 if there are no items."""
+        """Writes an order's items; returns the total to pay in cents, or 0 if there are no items."""
         chance, total, product = self._random, 0, None
         share = 1.0 if order.kind == "payment not defined" else fixed.WITHOUT_ITEMS.get(order.status, 0.0)
         if chance() < share:

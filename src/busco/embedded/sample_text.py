@@ -44,9 +44,9 @@ DAYS = [(FIRST + timedelta(days=day)).isoformat() for day in range(1100)]
 
 
 class City(NamedTuple):
-    """A city: its position in degrees, zip prefixes, weight (relative number of prefixes), and days of transport.
+    """A city: its position in degrees, zip prefixes, weight (relative number of prefixes), and shipping time in days.
 
-    Its zip prefixes are from `first` to `end`, which is excluded.
+    Its zip prefixes range from `first` up to, but not including, `end`.
     """
 
     name: str
@@ -275,7 +275,7 @@ def day_weights() -> Iterator[float]:
 
 
 def draw_kinds(orders: int, rng: random.Random) -> dict[int, str]:
-    """Draws which orders are special; returns the kind of each one by its number, counting from 0."""
+    """Draws which orders are special; returns the kind of each by the order's number, counting from 0."""
     kinds: list[str] = []
     for kind, (share, least) in KINDS.items():
         kinds += [kind] * max(int(share * orders), min(least, orders // 50))

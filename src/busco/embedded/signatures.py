@@ -1,12 +1,13 @@
 """Verifies the signature of every request, for all keys and services, before MiniStack handles it.
 
-MiniStack verifies signatures too, but not if the access key is its root user's, `test` or any account number, and not
-for requests that it serves before it has determined the service. It also trusts the body hash that a request states.
+MiniStack verifies signatures too, but not if the access key is its root user's, `test` or any account number, nor for
+requests that it serves before it has determined the service. It also trusts the body hash that a request declares.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -17,11 +18,14 @@ from busco.embedded.door import CALLER, Refusal, Request
 from busco.embedded.instances import Instances
 from busco.embedded.keys import Pair
 
-# The functions of ministack that this module calls, with the parameters that they had when the module was written.
+# The MiniStack functions that this module calls, with the parameters that they had when it was written.
 EXPECTED = {
     "core.sigv4.parse_query_signature": ["query_params"],
     "core.sigv4.parse_header_signature": ["headers"],
     "core.sigv4.request_time_failure": ["signature", "now"],
+    "core.sigv4.header_signing_documents": [
+        *("signature", "method", "raw_path", "query_params", "headers", "body", "presigned"),
+    ],
     "core.sigv4.header_signature_failure": [
         *("signature", "secret", "method", "raw_path", "query_params", "headers", "body", "presigned", "explain"),
     ],
@@ -33,8 +37,8 @@ EXPECTED = {
 _UNKNOWN = 'the credentials have expired or are not for this local AWS; renew them in a shell: eval "$(busco aws env)"'
 _LONGEST = 7 * 24 * 3600  # seconds that a presigned URL can be valid (AWS Signature Version 4 for API requests)
 # what S3, and no other service, accepts in place of a body's hash (Amazon S3 API reference, "Authenticating Requests")
-_UNHASHED = ("UNSIGNED-PAYLOAD", "STREAMING-UNSIGNED-PAYLOAD-TRAILER", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
-             "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER")  # fmt: skip
+_IN_CHUNKS = ("STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER")
+_UNHASHED = ("UNSIGNED-PAYLOAD", "STREAMING-UNSIGNED-PAYLOAD-TRAILER", *_IN_CHUNKS)
 
 
 class Signatures:
@@ -45,7 +49,7 @@ class Signatures:
         instances: the processes and tasks that have a role.
 
     Raises:
-        RuntimeError: the installed MiniStack is not the one that this class was written for.
+        RuntimeError: the installed MiniStack is not the version that this class was written for.
     """
 
     def __init__(self, owner: Pair, instances: Instances, clock: Callable[[], float] = time.time) -> None:
@@ -53,7 +57,7 @@ class Signatures:
         self._owner, self._instances, self._clock = owner, instances, clock
 
     def verified(self, request: Request) -> str:
-        """Returns the access key with which the request is signed.
+        """Returns the access key that the request is signed with.
 
         Raises:
             Refusal: the signature is wrong or has expired, or the key does not exist.
@@ -67,11 +71,14 @@ class Signatures:
     def expects(self, request: Request) -> None:
         """See busco.embedded.door.Watch.
 
-        A request to S3 states its body's hash, if any, in a header, so its signature can be verified before the
-        body is read.
+        A request to S3 declares the hash of its body, if any, in a header, so the signature can be verified before the
+        body is read. If the body is signed in chunks, only the signature of the headers can be verified that early.
         """
         found, secret, presigned = self._signed(request)
-        if presigned or (request.service == "s3" and "x-amz-content-sha256" in request.headers):
+        stated = request.headers.get("x-amz-content-sha256") if request.service == "s3" else None
+        if stated in _IN_CHUNKS and not presigned and found.region_set is None:
+            _verify_headers(request, found, secret)
+        elif presigned or stated is not None:
             _verify(request, found, secret, presigned, b"")
 
     def _signed(self, request: Request) -> tuple[Any, str, bool]:
@@ -114,7 +121,7 @@ class Signatures:
         return keys.proof(self._owner, nonce, identity)
 
     def admit(self, request: Request) -> None:
-        """Accepts a request that the owner has signed, or a role's request for which policies will be evaluated."""
+        """Accepts a request if the owner signed it, or if a role did and that role's policies will be evaluated."""
         key = self.verified(request)
         policies.check_caller(request, key)
         if key != self._owner.key:
@@ -208,3 +215,24 @@ def _verify(request: Request, found: Any, secret: str, presigned: bool, body: by
     )
     if failure:
         raise Refusal(*failure)
+
+
+def _verify_headers(request: Request, found: Any, secret: str) -> None:
+    """Verifies the signature of the headers of a request whose body consists of separately signed chunks.
+
+    MiniStack's own function can verify the headers only together with the chunks (AWS Signature Version 4 for API
+    requests, "Transferring payload in multiple chunks").
+
+    Raises:
+        Refusal: the signature is wrong.
+    """
+    from ministack.core import sigv4
+
+    _, text = sigv4.header_signing_documents(
+        found, request.method, request.raw_path, request.query, request.headers, b""
+    )
+    key = f"AWS4{secret}".encode()
+    for part in (found.date_stamp, found.region, found.service, "aws4_request", text):
+        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
+    if not hmac.compare_digest(key.hex().encode(), found.signature.encode()):
+        raise Refusal("SignatureDoesNotMatch", "the signature does not match the request")

@@ -33,7 +33,7 @@ class PullError(Exception):
 
 
 class StartError(Exception):
-    """A container could not be created or started; the message is Docker's reason or the rule that refused it."""
+    """A container could not be created or started; the message is Docker's reason or the rule that was violated."""
 
 
 class LostError(Exception):
@@ -82,14 +82,14 @@ class TaskStarter(Protocol):
 
         Raises:
             PullError: the image is not available locally and can't be pulled.
-            StartError: Docker or a rule refused the order; nothing of the container is left.
+            StartError: Docker or a rule refused the order; no container is left behind.
         """
 
     def wait(self, container: str) -> None:
         """Waits until a container has ended or no longer exists, even if Docker fails meanwhile."""
 
     def end(self, container: str) -> Ended:
-        """Stops a container if it still runs (SIGTERM, then SIGKILL after its stop timeout); returns how it ended.
+        """Stops a container if it is running (SIGTERM, then SIGKILL after its stop timeout); returns how it ended.
 
         Raises:
             LostError: the container no longer exists, or Docker does not answer.
@@ -267,7 +267,7 @@ class DockerStarter:
                 return known
             there = self._client.containers.list(all=True, sparse=True, filters={"label": self._label})
             if len(there) >= MOST_CONTAINERS:
-                raise StartError(f"{len(there)} containers exist already, which is the limit")
+                raise StartError(f"{len(there)} containers already exist, which is the limit")
             made = self._client.containers.create(self._rules.image, **arguments)
             made.start()
         except (DockerException, OSError) as error:
@@ -309,7 +309,7 @@ def reason(error: Exception) -> str:
 
 
 def _quietly(call: Any, **arguments: Any) -> None:
-    """Calls Docker during cleanup, where errors are ignored."""
+    """Calls Docker for cleanup, and ignores errors."""
     from docker.errors import DockerException
 
     try:

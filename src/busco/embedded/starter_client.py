@@ -1,4 +1,4 @@
-"""The local AWS's client that calls Docker Compose's starter (`starter_service`) over a Unix socket."""
+"""The local AWS's client for Docker Compose's starter (`starter_service`), which listens on a Unix socket."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class _Connection(http.client.HTTPConnection):
 class SocketStarter:
     """A `starter.TaskStarter` behind a socket.
 
-    Requests about a container are retried while the starter restarts, because the starter then finds its containers
-    again. Without retries, the client could treat a running container as ended or never started.
+    Requests about a container are retried while the starter restarts, because a restarted starter finds its containers
+    again. Without retries, the client could treat a running container as one that has ended or was never started.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +46,7 @@ class SocketStarter:
         return About(**self._request("about", {}, _SHORT))
 
     def start(self, order: Mapping[str, Any]) -> str:
-        # If a response was lost, the repeated request returns the container that was started.
+        # If the response is lost, repeating the request returns the container that was already started.
         return str(self._request_patiently("start", order)["container"])
 
     def wait(self, container: str) -> None:
@@ -107,7 +107,7 @@ class SocketStarter:
         """Sends a request and returns the response.
 
         Args:
-            limit: time-out in seconds; None for requests that can take any time.
+            limit: timeout in seconds; None for requests that can take arbitrarily long.
 
         Raises:
             AwayError: the starter does not answer.
@@ -124,7 +124,7 @@ class SocketStarter:
     def _response(
         self, connection: http.client.HTTPConnection, verb: str, arguments: Mapping[str, Any]
     ) -> http.client.HTTPResponse:
-        """Sends a request and returns the response if it is a success.
+        """Sends a request and returns the response if the request succeeded.
 
         Raises:
             LostError, PullError, StartError: the starter reported this error.

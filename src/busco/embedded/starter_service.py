@@ -1,8 +1,8 @@
-"""Docker Compose's starter: the only process with access to Docker's socket; it serves the local AWS on a Unix socket.
+"""Docker Compose's starter, the only process with access to Docker's socket. It serves the local AWS on a Unix socket.
 
-It is run as `python -m busco.embedded.starter_service`. The protocol is HTTP: POST /<verb> with a JSON object, where a
-verb is a method of `starter.TaskStarter`. The starter has no network and validates everything that it starts, so a
-compromised local AWS can only start ordinary tasks and has no other access to the machine.
+Docker Compose runs `python -m busco.embedded.starter_service`. The protocol is HTTP: POST /<verb> with a JSON object,
+where a verb is a method of `starter.TaskStarter`. The starter has no network and validates everything that it starts,
+so a compromised local AWS can only start ordinary tasks and has no other access to the machine.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _lines(self, container: str) -> None:
         output = self.server.starter.lines(container)
-        # Read the first lines before sending the status, so that an error before them is reported as an error response.
+        # The first lines are read before the status is sent, so that a failure to read them becomes an error response.
         first = next(output, [])
         self.send_response(200)
         self.end_headers()
@@ -158,7 +158,7 @@ def main() -> int:
     parser.add_argument("--socket", type=Path, required=True, help="the Unix socket to serve the local AWS on")
     parser.add_argument("--image", required=True, help="the image that tasks run")
     parser.add_argument(
-        "--network", required=True, help="the network of tasks; also the label that marks this starter's containers"
+        "--network", required=True, help="the tasks' network, whose name also labels this starter's containers"
     )
     given = parser.parse_args()
     import docker

@@ -11,7 +11,7 @@ from typing import Any
 
 from busco.embedded import ministack_contract
 
-# The function of ministack that this module wraps, with the parameters that it had when the module was written.
+# The MiniStack function that this module wraps, with the parameters that it had when the module was written.
 EXPECTED = {"services.cloudformation.provisioners._ecs_task_def_create": ["logical_id", "props", "stack_name"]}
 # Maps whose keys are chosen by the user and are not API names (ECS API reference, LogConfiguration and others).
 _MAPS = ("Options", "DockerLabels", "DriverOpts", "Labels")
@@ -20,10 +20,10 @@ _NUMBERS = ("SizeInGiB", "StopTimeout", "StartTimeout", "SoftLimit", "HardLimit"
 
 
 def install(provisioners: Any) -> None:
-    """Corrects `ministack.services.cloudformation.provisioners`, for a definition's first revision and for later ones.
+    """Patches `ministack.services.cloudformation.provisioners`, for a definition's first revision and for later ones.
 
     Raises:
-        RuntimeError: the installed MiniStack is not the one that this correction was written for.
+        RuntimeError: the installed MiniStack is not the version that this patch was written for.
     """
     ministack_contract.check(__name__, EXPECTED, "tests/stack/test_local_ecs.py")
     original = provisioners._ecs_task_def_create

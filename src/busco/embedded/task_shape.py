@@ -1,4 +1,4 @@
-"""Validates what can run as an ECS task on the local AWS, and converts it to arguments for Docker.
+"""Validates ECS tasks before they run on the local AWS, and converts them to arguments for Docker.
 
 Both places that start containers use this module: the local AWS's process on a laptop, and Docker Compose's starter. A
 task definition can have only the properties that the definitions in `deploy/aws/ecs.yaml` have: a field that the models
