@@ -4,17 +4,18 @@
 # the new release does not become healthy, the old one is started again. Without a change, nothing restarts. It is safe to
 # interrupt: the host goes on by itself, and the next call finishes what is left.
 # usage: scripts/ec2_deploy.sh [--version TAG] [--dry-run] <ec2-host> <path-to-ssh-key.pem>
-#        scripts/ec2_deploy.sh --rollback [--restore-database] [--dry-run] <ec2-host> <path-to-ssh-key.pem>
+#        scripts/ec2_deploy.sh --rollback [--release NAME] [--restore-database] [--dry-run] <ec2-host> <path-to-ssh-key.pem>
 #        scripts/ec2_deploy.sh --status <ec2-host> <path-to-ssh-key.pem>
 #   <ec2-host>           host or user@host; default user: admin (Debian), ubuntu or ec2-user, whichever can log in
 #   --version TAG        deploy images with this tag (a trial version: ecr_push.sh dev); default: the commit
 #   --rollback           go back to the previous release; refused if the database was migrated since then
+#   --release NAME       with --rollback: go back to this release, one of those that --status lists
 #   --restore-database   with --rollback: also restore the backup that was made before the migration. First prints what
 #                        is newer than that backup, and would be lost
 #   --dry-run            upload, check and pull, and print what would be replaced; change nothing that runs
 #   --status             print the releases, the services and the newest backup
 set -euo pipefail
-usage() { sed -n '2,18s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,19s/^# \{0,1\}//p' "$0"; }
 version=
 command=deploy
 options=()
@@ -25,6 +26,7 @@ while (($#)); do
         --rollback) command=rollback ;;
         --status) command=status ;;
         --restore-database | --dry-run) options+=("$1") ;;
+        --release) options+=("$1" "${2:?--release needs a name}"); shift ;;
         -*) usage >&2; exit 2 ;;
         *) break ;;
     esac
@@ -40,10 +42,12 @@ cd "$(dirname "$0")/.."
 . scripts/lib/images.sh
 # shellcheck source=scripts/lib/ssh.sh
 . scripts/lib/ssh.sh
-if [[ " ${options[*]-} " == *" --restore-database "* && $command != rollback ]]; then
-    echo "--restore-database needs --rollback" >&2
-    exit 2
-fi
+for option in --restore-database --release; do
+    if [[ " ${options[*]-} " == *" $option "* && $command != rollback ]]; then
+        echo "$option needs --rollback" >&2
+        exit 2
+    fi
+done
 find_login "$host" "$key"
 if [[ $command != deploy ]]; then
     remote "sudo test -x $host_program" || {

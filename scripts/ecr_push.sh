@@ -6,17 +6,18 @@
 # usage: scripts/ecr_push.sh [--platform PLATFORM] [--dry-run] [dev|prod]      default: prod
 #   prod                  tags are commits (those of nginx and certbot: that changed them last); refuses uncommitted changes
 #   dev                   tags are dev-<commit>, and with uncommitted changes dev-<commit>-<UTC>
-#   --platform PLATFORM   the host's platform: linux/amd64 or linux/arm64; default: this machine's
+#   --platform PLATFORM   linux/amd64 or linux/arm64, the platform of the host and of the ECS tasks; default: that of
+#                         BUSCO_ECS_CPU_ARCHITECTURE in .env
 #   --dry-run             only print what would be pushed
 set -euo pipefail
-usage() { sed -n '2,10s/^# //p' "$0"; }
+usage() { sed -n '2,11s/^# //p' "$0"; }
 kind=prod
 dry=
-options=()
+platform=
 while (($#)); do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        --platform) options+=(--platform "${2:?--platform needs a platform}"); shift 2 ;;
+        --platform) platform=${2:?--platform needs a platform}; shift 2 ;;
         --dry-run) dry=1; shift ;;
         dev | prod) kind=$1; shift ;;
         *) usage >&2; exit 2 ;;
@@ -28,6 +29,13 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/images.sh
 . scripts/lib/images.sh
 check_env
+if [[ -z $platform ]]; then
+    case $(env_get BUSCO_ECS_CPU_ARCHITECTURE) in
+        X86_64) platform=linux/amd64 ;;
+        ARM64) platform=linux/arm64 ;;
+        *) echo "BUSCO_ECS_CPU_ARCHITECTURE in .env must be X86_64 or ARM64" >&2; exit 1 ;;
+    esac
+fi
 commit=$(git rev-parse --short=12 HEAD)
 changes=$(git status --porcelain)
 local_tag=$commit${changes:+-dirty}
@@ -92,15 +100,18 @@ wanted=()
 for image in "${images[@]}"; do
     if ! has "${target[$image]}"; then wanted+=("$image"); fi
 done
-if ((${#wanted[@]})); then scripts/local_build.sh ${options[@]+"${options[@]}"} "${wanted[@]}"; fi
+if ((${#wanted[@]})); then scripts/local_build.sh --platform "$platform" "${wanted[@]}"; fi
 for image in "${images[@]}"; do push "busco-$image:$local_tag" "${target[$image]}"; done
 for public in "${!copies[@]}"; do
     if has "${copies[$public]}"; then continue; fi
     from=$(locked "$public")
-    docker image inspect "$from" >/dev/null 2>&1 || docker pull --quiet ${options[@]+"${options[@]}"} "$from"
+    # an image that was pulled earlier may be for another platform
+    if [[ $(docker image inspect --format '{{.Os}}/{{.Architecture}}' "$from" 2>/dev/null) != "$platform" ]]; then
+        docker pull --quiet --platform "$platform" "$from"
+    fi
     push "$from" "${copies[$public]}"
 done
 version=
 if [[ $kind == dev ]]; then version="--version $tag "; fi
 printf 'deploy it: scripts/ec2_deploy.sh %s<ec2-host> <path-to-ssh-key.pem>\n' "$version"
-printf 'the runners: update the stack of deploy/aws/ecs.yaml with DbtImage=%s\n' "${target[dbt]}"
+printf 'then let new ECS tasks run the same commit: aws cloudformation deploy --stack-name busco-ecs --template-file deploy/aws/ecs.yaml --capabilities CAPABILITY_NAMED_IAM --parameter-overrides DbtImage=%s\n' "${target[dbt]}"

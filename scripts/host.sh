@@ -3,9 +3,9 @@
 # running. Only one deployment, backup or restore runs at a time. A command that was interrupted can be run again.
 # usage: busco-host COMMAND
 #   deploy FOLDER [--dry-run]          deploy the files in FOLDER; a failed health check brings the old release back
-#   rollback [--restore-database] [--dry-run]
-#                                      deploy the previous release; over a migration only with --restore-database,
-#                                      which also restores the backup that was made before the migration
+#   rollback [--release NAME] [--restore-database] [--dry-run]
+#                                      deploy the previous release, or the named one; over a migration only with
+#                                      --restore-database, which also restores the backup from before the migration
 #   start, stop                        start or stop all services; systemd runs this (busco.service)
 #   status                             print the releases, the services and the newest backup
 #   renew                              renew the certificate if it is due; cron runs this
@@ -268,7 +268,7 @@ migrate_and_activate() {
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 deploy() {
-    local upload=$1 release version
+    local upload=$1 release version state
     check_system
     install_packages
     log_in
@@ -291,8 +291,13 @@ deploy() {
     step "pull the images"
     { compose pull --quiet && docker pull --quiet "$(postgres_image)" >/dev/null; } || die "the images can't be pulled; were they pushed (scripts/ecr_push.sh)?"
     if [[ -n $dry ]]; then
+        if [[ -z $(linked current) ]]; then
+            say "this is the first deployment: it would start everything"
+            return
+        fi
+        state=$(database_state)
         say "would replace: $(changed_services | tr '\n' ' ')"
-        say "the database is: $(database_state)"
+        say "the database is: $state"
         return
     fi
     if [[ $(linked current) == "$release" && -z $(changed_services) ]]; then
@@ -310,9 +315,12 @@ deploy() {
 }
 
 rollback() {
-    local restore=$1 target backup state
-    target=$(linked previous)
+    local restore=$1 target=$2 backup state
+    if [[ -z $target ]]; then target=$(linked previous); fi
     if [[ -z $target ]]; then die "there is no previous release on this host"; fi
+    if [[ ! -d $busco/releases/$target ]]; then
+        die "there is no release $target on this host; it has:" "$(find "$busco/releases" -mindepth 1 -maxdepth 1 -printf '%f\n')"
+    fi
     cd "$busco/releases/$target"
     step "release $target"
     state=$(database_state)
@@ -400,6 +408,7 @@ status() {
     local name
     for name in current previous; do say "$name: $(linked "$name")"; done
     if [[ -z $(linked current) ]]; then return; fi
+    say "releases, the newest first: $(find "$busco/releases" -mindepth 1 -maxdepth 1 -printf '%T@ %f\n' | sort -rn | cut -d ' ' -f 2- | tr '\n' ' ')"
     cd "$busco/current"
     if ! (flock --nonblock 9) 9>>"$lock_file"; then say "running: $(cat "$lock_file")"; fi
     containers --all --format 'table {{.Label "com.docker.compose.service"}}\t{{.Status}}\t{{.Image}}'
@@ -430,7 +439,8 @@ check() {
     if ! systemctl is-active --quiet cron 2>/dev/null && ! systemctl is-active --quiet crond 2>/dev/null; then
         problems+=$'\n'"cron is not running, so neither renewals nor backups are made: systemctl enable --now cron"
     fi
-    if [[ -z $(find "$backups" -name '*.dump' -mmin -2160 2>/dev/null) ]]; then
+    # a new host has no backup before its first night; an unknown birth time is 0
+    if (($(date +%s) - $(stat -c %W "$busco") > 129600)) && [[ -z $(find "$backups" -name '*.dump' -mmin -2160 2>/dev/null) ]]; then
         problems+=$'\n'"there is no backup of the last 36 hours; its log is $logs/backup.log"
     fi
     problems+=$'\n'$(check_disk 2>&1 || true)
@@ -483,12 +493,14 @@ esac
 command=$1
 shift
 restore=
+release_name=
 folder=
 option=
 while (($#)); do
     case $1 in
         --dry-run) dry=1 ;;
         --restore-database) restore=1 ;;
+        --release) release_name=${2:?--release needs a name}; shift ;;
         --wait | --check) option=$1 ;;
         -*) usage >&2; exit 2 ;;
         *) folder=$1 ;;
@@ -501,7 +513,7 @@ case $command in
         deploy "$folder" ;;
     rollback)
         lock rollback
-        rollback "$restore" ;;
+        rollback "$restore" "$release_name" ;;
     start) start "$option" ;;
     stop) cd "$busco/current" && compose stop ;;
     status) status ;;

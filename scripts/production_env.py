@@ -31,6 +31,8 @@ _OUTPUT = re.compile(r"<output:([A-Za-z]+)>")
 # what Compose reads unchanged without quotes
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@+,=-]*")
 _SECRET = re.compile(r"PASSWORD|SECRET|KEY")
+# what nothing works without, and what the services' own checks do not cover
+_NEEDED = ("DB_HOST", "BUSCO_REGION", "LETSENCRYPT_EMAIL", "BUSCO_ECS_SUBNETS", "BUSCO_ECS_SECURITY_GROUPS")
 
 
 class Refused(Exception):
@@ -81,6 +83,9 @@ def write(found: Mapping[str, str], can_ask: bool) -> None:
         name, placeholder = match.groups()
         if name in before and not placeholder_of(before[name]):
             value: str | None = before[name]
+        elif before.get(f"{name}_SECRET"):
+            # the value is in Secrets Manager or SSM; a generated one would replace it
+            continue
         else:
             value = filled(name, placeholder, found, comment if can_ask else None)
         if value is None:
@@ -88,6 +93,9 @@ def write(found: Mapping[str, str], can_ask: bool) -> None:
             continue
         values[name] = value
         lines.append(f"{name}={quoted(value)}")
+        if name == "DB_PASSWORD" and not value and can_ask and not before.get("DB_PASSWORD_SECRET"):
+            values["DB_PASSWORD_SECRET"] = input("DB_PASSWORD_SECRET (name or ARN of the secret): ").strip()
+            lines.append(f"DB_PASSWORD_SECRET={quoted(values['DB_PASSWORD_SECRET'])}")
     if missing:
         raise Refused(
             "these values are missing; write them to .env as NAME=VALUE and run this again, or run it in a terminal:\n"
@@ -130,6 +138,7 @@ def check(values: Mapping[str, str]) -> None:
     for name in ("DB_USER", "DB_NAME"):
         if not re.fullmatch(r"[A-Za-z0-9_-]+", values.get(name, "")):
             wrong.append(f"{name} may only have letters, digits, _ and -")
+    wrong += [f"{name} is empty" for name in _NEEDED if not values.get(name)]
     if not values.get("DB_PASSWORD") and not values.get("DB_PASSWORD_SECRET"):
         wrong.append("DB_PASSWORD is not set, nor is DB_PASSWORD_SECRET")
     if bool(values.get("AWS_ACCESS_KEY_ID")) != bool(values.get("AWS_SECRET_ACCESS_KEY")):

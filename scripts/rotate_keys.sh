@@ -62,16 +62,24 @@ if [[ -n $dry ]]; then
     esac
     exit 0
 fi
+find_login "$host" "$key"
+# the code stays: a key must be replaceable at any time, and whatever is checked out here
+release=$(remote "basename \$(sudo readlink /opt/busco/current)")
+if [[ $release != *-* ]]; then
+    echo "nothing is deployed on $login" >&2
+    exit 1
+fi
+deploy() { scripts/ec2_deploy.sh --version "${release%-*}" "$host" "$key"; }
 if [[ $what != fernet ]]; then
     set_value "$(openssl rand -hex 24)"
-    exec scripts/ec2_deploy.sh "$host" "$key"
+    deploy
+    exit
 fi
 # an interrupted rotation left both keys in .env
 if [[ $old != *,* ]]; then set_value "$(openssl rand -base64 32 | tr '+/' '-_'),$old"; fi
-scripts/ec2_deploy.sh "$host" "$key"
-find_login "$host" "$key"
+deploy
 echo "encrypt connections and variables with the new key"
 remote "sudo docker exec \$(sudo docker ps --quiet --filter label=com.docker.compose.service=airflow-scheduler) airflow rotate-fernet-key" >/dev/null
 both=$(env_get "$name")
 set_value "${both%%,*}"
-scripts/ec2_deploy.sh "$host" "$key"
+deploy

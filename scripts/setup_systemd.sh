@@ -21,6 +21,7 @@ for option in "$@"; do
 done
 if [[ -z $dry ]]; then require_root; fi
 units=(busco.service busco-check.service busco-check.timer)
+# in /usr/sbin, because sudo on Amazon Linux finds nothing in /usr/local
 declare -A commands=([busco-host]=host.sh [busco-backup]=backup.sh [busco-restore]=restore.sh)
 if [[ -n $remove ]]; then
     if [[ -n $dry ]]; then
@@ -29,7 +30,7 @@ if [[ -n $remove ]]; then
     fi
     systemctl disable --quiet "${units[@]}" 2>/dev/null || true
     systemctl stop busco-check.timer 2>/dev/null || true
-    rm -f "${units[@]/#//etc/systemd/system/}" /etc/cron.d/busco /etc/logrotate.d/busco "${!commands[@]/#//usr/local/sbin/}"
+    rm -f "${units[@]/#//etc/systemd/system/}" /etc/cron.d/busco /etc/logrotate.d/busco "${!commands[@]/#//usr/sbin/}"
     systemctl daemon-reload
     say "removed"
     exit 0
@@ -46,7 +47,7 @@ for unit in "${units[@]}"; do put "deploy/aws/systemd/$unit" "/etc/systemd/syste
 put deploy/aws/systemd/busco.cron /etc/cron.d/busco
 put deploy/aws/systemd/busco.logrotate /etc/logrotate.d/busco
 if [[ -n $dry ]]; then exit 0; fi
-for command in "${!commands[@]}"; do ln -sfn "$busco/current/scripts/${commands[$command]}" "/usr/local/sbin/$command"; done
+for command in "${!commands[@]}"; do ln -sfn "$busco/current/scripts/${commands[$command]}" "/usr/sbin/$command"; done
 install -d -m 700 "$logs"
 if ((changed)); then systemctl daemon-reload; fi
 systemctl enable --quiet "${units[@]}"

@@ -25,13 +25,14 @@ used_images() {
     } | sort -u
 }
 
-# release_tag IMAGE TAG: the tag of one of our images in a release. nginx and certbot have the commit that changed them
-# last, so that most deployments leave them running; a trial version has its own images.
+# release_tag IMAGE TAG: the tag of one of our images in the release TAG, which is a commit or a trial version. nginx and
+# certbot have the commit that changed them last, so that most deployments leave them running; a trial version has its
+# own images.
 release_tag() {
     local paths=("Dockerfile.$1" images.lock) folder=$1
     if [[ $1 == certbot ]]; then folder=letsencrypt; fi
     case $1-$2 in
         *-dev-* | dbt-* | airflow-*) printf '%s\n' "$2" ;;
-        *) git log --max-count 1 --format=%h --abbrev=12 -- "${paths[@]}" "deploy/$folder" ;;
+        *) git log --max-count 1 --format=%h --abbrev=12 "$2" -- "${paths[@]}" "deploy/$folder" ;;
     esac
 }

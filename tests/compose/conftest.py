@@ -16,13 +16,15 @@ from tests.compose.stack import Stack
 from tests.left_out import leave_out, missing_for_compose
 
 ORDERS = "2000"
-BUILT = ("busco-dbt:local", "busco-local-aws:local", "busco-airflow:local")
+BUILT = (
+    "busco-dbt:local", "busco-local-aws:local", "busco-airflow:local", "busco-nginx:local", "busco-certbot:local",
+)  # fmt: skip
 PUBLIC = ("postgres:16.3-alpine", "redis:7.2-alpine")
 SCREENSHOTS = Path(os.environ.get("BUSCO_SCREENSHOTS") or Path(__file__).parents[2] / ".busco/screenshots")
 
 
 def _missing() -> str:
-    return missing_for_compose(BUILT, PUBLIC, "scripts/local_build.sh")
+    return missing_for_compose(BUILT, PUBLIC, "scripts/local_build.sh dbt local-aws airflow nginx certbot")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,12 @@ import pytest
 
 from tests.compose.stack import ROOT, Stack
 
-IMAGES = {"busco-dbt:local": "10001", "busco-local-aws:local": "10001", "busco-airflow:local": "50000"}
+IMAGES = {
+    "busco-dbt:local": "10001", "busco-local-aws:local": "10001", "busco-airflow:local": "50000",
+    "busco-nginx:local": "101", "busco-certbot:local": "101",
+}  # fmt: skip
+# those whose base image has Python and nothing else
+OURS = [name for name, user in IMAGES.items() if user != "101"]
 CANARY = "canary-4f1d-secret"
 # files in which a developer's machine could have a secret: none of them may get into a build
 PLANTED = (
@@ -99,6 +104,15 @@ def test_an_image_runs_as_an_ordinary_user_and_its_label_names_its_commit(image:
     assert re.fullmatch(r"[0-9a-f]{12}\+?", config["Labels"]["org.opencontainers.image.revision"])
 
 
+def test_no_program_in_an_image_gives_another_user_s_rights(image: str) -> None:
+    command = ["docker", "run", "--rm", "--network", "none", "--user", "0:0", "--entrypoint", "find", image]
+    done = subprocess.run(
+        [*command, "/", "-xdev", "-type", "f", "-perm", "/6000"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("image", OURS)
 def test_an_image_has_no_build_tools(image: str) -> None:
     script = "command -v gcc cc make git curl; ls -d /build /opt/busco/.git /opt/busco/tests"
     command = ["docker", "run", "--rm", "--entrypoint", "sh", image, "-c", script]

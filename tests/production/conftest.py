@@ -41,3 +41,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
     finally:
         print(made.compose("logs", "--tail", "60", check=False))
         made.compose("down", "--volumes", "--timeout", "5", check=False)
+
+
+@pytest.fixture(scope="session")
+def loaded(stack: Production) -> Production:
+    """The stack, after the DAG's first run on sample data."""
+    stack.call("scripts/first_data.sh", "300", COMPOSE_FILE=":".join(stack.files))
+    stack.wait(lambda: bool(stack.runs()), 60)
+    run = stack.runs()[0]["dag_run_id"]
+    assert stack.finish(run) == "success", stack.task_states(run)
+    return stack

@@ -117,6 +117,8 @@ def _values(registry: Registry) -> dict[str, object]:
         "REDIS_IMAGE": f"{registry.name}/busco-redis:7.2-alpine",
         "POSTGRES_IMAGE": f"{registry.name}/busco-postgres:16.3-alpine",
         "TEST_FOLDER": "/opt/busco/test",
+        "BUSCO_ECS_SUBNETS": "subnet-1",
+        "BUSCO_ECS_SECURITY_GROUPS": "sg-1",
         "DOCKER_GID": GROUP,
     }
 

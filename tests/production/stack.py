@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import shutil
 import socket
 import ssl
 import subprocess
@@ -62,6 +63,8 @@ class Production(Stack):
         (folder / "tls/pg_hba.conf").write_text("local all all trust\nhostssl all all all scram-sha-256\n")
         certificates.make(folder / "pebble", "pebble", "pebble")
         (folder / "pebble/config.json").write_text(json.dumps(PEBBLE))
+        (folder / "dags").mkdir()
+        shutil.copy(ROOT / "tests/production/load_dag.py", folder / "dags/load.py")
         # the users of the containers read them
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)

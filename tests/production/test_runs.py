@@ -9,16 +9,6 @@ from tests.production.stack import DOMAIN, Production
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture(scope="module")
-def loaded(stack: Production) -> Production:
-    """The stack, after the DAG's first run on sample data."""
-    stack.call("scripts/first_data.sh", "300", COMPOSE_FILE=":".join(stack.files))
-    stack.wait(lambda: bool(stack.runs()), 60)
-    run = stack.runs()[0]["dag_run_id"]
-    assert stack.finish(run) == "success", stack.task_states(run)
-    return stack
-
-
 def test_a_run_on_ecs_is_green_and_its_log_is_shown(loaded: Production) -> None:
     run = loaded.runs()[0]["dag_run_id"]
     assert set(loaded.task_states(run).values()) == {"success"}

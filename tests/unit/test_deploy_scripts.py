@@ -26,6 +26,7 @@ case ${FAKE_SSH:-} in
     *) echo "$FAKE_SSH" >&2; exit 255 ;;
 esac
 if [[ ${@: -1} == *"tar -C"* ]]; then cat >"$FAKE/upload.tar.gz"; echo /opt/busco/uploads/abcdefgh; fi
+if [[ ${@: -1} == *readlink* ]]; then echo "$FAKE_RELEASE"; fi
 if [[ ${@: -1} == *" deploy "* ]]; then cat >"$FAKE/logins"; fi
 """
 AWS = """#!/usr/bin/env bash
@@ -41,6 +42,8 @@ def checkout(tmp_path: Path) -> Path:
     values = [
         "BUSCO_DOMAIN=busco.example.com", "LETSENCRYPT_EMAIL=a@example.com", "DB_HOST=db.example.com",
         "DB_NAME=airflow", "DB_USER=airflow", "DB_PASSWORD='a$b?c#d%e@f'", "BUSCO_VERSION=of-no-release",
+        "BUSCO_REGION=eu-west-1", "BUSCO_ECS_SUBNETS=subnet-1", "BUSCO_ECS_SECURITY_GROUPS=sg-1",
+        "BUSCO_ECS_CPU_ARCHITECTURE=ARM64",
     ]  # fmt: skip
     values += [f"{name}_IMAGE={REGISTRY}/busco-{name.lower()}" for name in ("DBT", "AIRFLOW", "NGINX", "CERTBOT")]
     values += [
@@ -209,8 +212,61 @@ def test_the_user_of_the_distribution_is_found(deploy: Run) -> None:
     assert "for eve" in refused.stderr
 
 
-def test_restoring_the_database_needs_a_rollback(deploy: Run) -> None:
+def test_options_of_a_rollback_need_a_rollback(deploy: Run, tmp_path: Path) -> None:
     assert deploy("--restore-database").returncode == 2
+    assert deploy("--release", "abc-123").returncode == 2
+    assert deploy("--rollback", "--release", "abc-123").returncode == 0
+    assert "host.sh rollback --release abc-123" in (tmp_path / "commands").read_text()
+
+
+def test_a_key_is_replaced_without_deploying_the_code_that_is_checked_out(checkout: Path, tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        own = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@example.com", *arguments]
+        return subprocess.run(own, check=True, capture_output=True, text=True).stdout.strip()
+
+    with (checkout / ".env").open("a") as env:
+        env.write("REDIS_PASSWORD=old\n")
+    deployed = git("rev-parse", "--short=12", "HEAD")
+    git("commit", "--quiet", "--allow-empty", "--message", "not deployed yet")
+    own = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "FAKE": str(tmp_path)}
+    done = subprocess.run(
+        [checkout / "scripts/rotate_keys.sh", "redis", "host.example.com", tmp_path / "key.pem"],
+        env={**own, "FAKE_RELEASE": f"{deployed}-0123456789ab"}, capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(tmp_path / "upload.tar.gz") as archive:
+        member = archive.extractfile("./.env")
+        assert member is not None
+        uploaded = member.read().decode()
+    assert f"BUSCO_VERSION={deployed}\n" in uploaded
+    assert re.search(r"^REDIS_PASSWORD=[0-9a-f]{48}$", uploaded, re.MULTILINE)
+
+
+def test_files_of_a_deployment_are_no_changes_of_the_checkout(checkout: Path) -> None:
+    for name in ("stacks.json", "stacks-ecs.json", "aws.env", "busco.env", "key.pem", "files/orders.csv"):
+        (checkout / name).parent.mkdir(exist_ok=True)
+        (checkout / name).write_text("of an operator")
+    status = subprocess.run(
+        ["git", "-C", str(checkout), "status", "--porcelain"], check=True, capture_output=True, text=True
+    )
+    assert status.stdout == ""
+
+
+@pytest.mark.parametrize(("option", "platform"), [((), "linux/arm64"), (("--platform", "linux/amd64"), "linux/amd64")])
+def test_images_are_built_for_the_platform_of_the_tasks(
+    checkout: Path, tmp_path: Path, option: tuple[str, ...], platform: str
+) -> None:
+    built = "#!/usr/bin/env bash\nprintf '%s\\n' \"$*\" >\"$FAKE/built\"\nexit 3\n"
+    (checkout / "scripts/local_build.sh").write_text(built)
+    (tmp_path / "bin/docker").write_text("#!/usr/bin/env bash\n[[ $1 == login ]] && cat >/dev/null\n")
+    (tmp_path / "bin/docker").chmod(0o755)
+    own = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "FAKE": str(tmp_path)}
+    done = subprocess.run(
+        [checkout / "scripts/ecr_push.sh", *option, "dev"], env=own, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "built").read_text() == f"--platform {platform} dbt airflow nginx certbot\n"
 
 
 @pytest.mark.parametrize(

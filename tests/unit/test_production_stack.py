@@ -207,6 +207,18 @@ def test_outputs_and_answers_become_an_env_file_for_its_owner_only(copy: Path) -
     assert (copy / ".env").read_text() == before
 
 
+def test_a_key_that_is_a_secret_is_not_generated(copy: Path) -> None:
+    done = made(
+        copy, *outputs(copy), **ANSWERS,
+        AIRFLOW__CORE__FERNET_KEY_SECRET="fernet", DB_PASSWORD_SECRET="arn:aws:secretsmanager:eu-west-1:1:secret:db",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = values(copy)
+    assert found["AIRFLOW__CORE__FERNET_KEY_SECRET"] == "fernet"
+    assert found["DB_PASSWORD_SECRET"].endswith("secret:db")
+    assert not {"AIRFLOW__CORE__FERNET_KEY", "DB_PASSWORD"} & found.keys()
+
+
 def test_without_a_terminal_all_missing_values_are_listed_and_nothing_is_written(copy: Path) -> None:
     done = made(copy)
     assert done.returncode == 1
@@ -225,6 +237,8 @@ def test_without_a_terminal_all_missing_values_are_listed_and_nothing_is_written
         ("AIRFLOW__CORE__FERNET_KEY", "abc", "not a Fernet key"),
         ("BUSCO_DOMAIN", "Data.example.com", "host name in lower case"),
         ("DB_USER", "a b", "letters, digits"),
+        ("DB_HOST", "", "is empty"),
+        ("BUSCO_ECS_SUBNETS", "", "is empty"),
         ("AWS_ACCESS_KEY_ID", "AKIA", "together"),
     ],
 )
