@@ -33,7 +33,8 @@ if [[ -n $on_failure ]]; then
     # the messages go to cron's log, and to the alert
     failures=$(mktemp)
     status=0
-    "$0" >&1 2> >(tee "$failures" >&2) || status=$?
+    "$0" 2>"$failures" || status=$?
+    cat "$failures" >&2
     if ((status)); then alert "the backup of Airflow's database failed" <"$failures"; fi
     rm -f "$failures"
     exit "$status"
@@ -45,9 +46,13 @@ fi
 lock backup
 check_env
 install -d -m 700 "$backups"
+# of backups that failed or were killed
+rm -f "$backups"/*.part
 open_postgres
 contents=$(python_in_airflow -m busco.orchestration.backups contents)
-revision=$(sed -n 's/.*"revision": *"\([a-z0-9]*\)".*/\1/p' <<<"$contents")
+# the first key; names that people have chosen follow
+revision=$(sed -n 's/^{"revision": *"\([a-z0-9]*\)".*/\1/p' <<<"$contents")
+if [[ -z $revision ]]; then die "the database's revision can't be read"; fi
 name=$(date -u +%Y%m%dT%H%M%SZ)-$revision
 dump=$backups/$name.dump
 note "==> dump"
@@ -62,5 +67,4 @@ mv "$dump.part" "$dump"
 find "$backups" -name '*.dump' -printf '%f\n' | sort -r | tail -n +4 | while read -r old; do
     rm -f "${backups:?}/$old" "${backups:?}/${old%.dump}.json"
 done
-find "$backups" -name '*.part' -mmin +60 -delete
 say "$name"

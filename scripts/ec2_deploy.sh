@@ -48,13 +48,25 @@ for option in --restore-database --release; do
         exit 2
     fi
 done
+# registry user password, for each registry in ECR: the host needs no access to AWS of its own to pull
+logins() {
+    local registry region
+    for registry in $(for name in AIRFLOW NGINX CERTBOT REDIS POSTGRES; do env_get "${name}_IMAGE" | cut -d / -f 1; echo; done | sort -u); do
+        if [[ $registry =~ \.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com ]]; then
+            region=${BASH_REMATCH[1]}
+            printf '%s AWS %s\n' "$registry" "$(aws ecr get-login-password --region "$region")"
+        fi
+    done
+}
 find_login "$host" "$key"
 if [[ $command != deploy ]]; then
     remote "sudo test -x $host_program" || {
         echo "nothing is deployed on $login" >&2
         exit 1
     }
-    follow "$host_program" "$command" ${options[@]+"${options[@]}"} </dev/null
+    registry_logins=
+    if [[ $command == rollback && -f .env ]]; then registry_logins=$(logins); fi
+    follow "$host_program" "$command" ${options[@]+"${options[@]}"} <<<"$registry_logins"
     exit
 fi
 
@@ -83,16 +95,6 @@ printf 'BUSCO_VERSION=%s\nNGINX_VERSION=%s\nCERTBOT_VERSION=%s\n' "$version" "$(
     "$(release_tag certbot "$version")" >>"$scratch/.env"
 chmod -R go= "$scratch"
 
-# registry user password, for each registry in ECR: the host needs no access to AWS of its own to pull
-logins() {
-    local registry region
-    for registry in $(for name in AIRFLOW NGINX CERTBOT REDIS POSTGRES; do env_get "${name}_IMAGE" | cut -d / -f 1; echo; done | sort -u); do
-        if [[ $registry =~ \.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com ]]; then
-            region=${BASH_REMATCH[1]}
-            printf '%s AWS %s\n' "$registry" "$(aws ecr get-login-password --region "$region")"
-        fi
-    done
-}
 registry_logins=$(logins)
 printf 'upload release %s to %s\n' "$version" "$login"
 upload=$(tar -C "$scratch" --owner=0 --group=0 -cz . | remote "sudo sh -c 'umask 077 && mkdir -p /opt/busco/uploads && folder=\$(mktemp -d /opt/busco/uploads/XXXXXXXX) && tar -C \$folder -xz && echo \$folder'")

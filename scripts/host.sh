@@ -46,7 +46,16 @@ check_system() {
 has_docker() { docker compose version >/dev/null 2>&1 && type crontab curl openssl >/dev/null 2>&1; }
 
 install_packages() {
-    if has_docker; then return; fi
+    if ! has_docker; then install_docker; fi
+    # an automatic upgrade of containerd or Docker would stop all services
+    if type apt-mark >/dev/null 2>&1; then
+        dpkg-query --show --showformat '${Package}\n' docker.io docker-ce containerd containerd.io runc 2>/dev/null |
+            xargs --no-run-if-empty apt-mark hold >/dev/null
+    fi
+    systemctl enable --quiet docker
+}
+
+install_docker() {
     if ((${#packages[@]} == 0)); then
         die "Docker, Compose, cron, curl or openssl is missing; install them as docs/deploying.md describes for this system"
     fi
@@ -55,8 +64,6 @@ install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get -o DPkg::Lock::Timeout=300 -qq update
     apt-get -o DPkg::Lock::Timeout=300 -qq install --yes --no-install-recommends "${packages[@]}" >/dev/null
-    # an automatic upgrade of containerd or Docker would stop all services
-    apt-mark hold docker.io containerd runc >/dev/null 2>&1 || true
     systemctl enable --now docker cron >/dev/null 2>&1
     has_docker || die "Docker Compose can't be run; see: docker compose version"
 }
@@ -76,9 +83,9 @@ vpc_ranges() {
     local imds=http://169.254.169.254/latest token mac
     token=$(curl -fsS --noproxy '*' --max-time 2 -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' "$imds/api/token" 2>/dev/null) || token=
     if [[ -n $token ]]; then
-        mac=$(curl -fsS --noproxy '*' --max-time 5 -H "X-aws-ec2-metadata-token: $token" "$imds/meta-data/mac")
+        mac=$(curl -fsS --noproxy '*' --max-time 5 -H "X-aws-ec2-metadata-token: $token" "$imds/meta-data/mac") || return 1
         curl -fsS --noproxy '*' --max-time 5 -H "X-aws-ec2-metadata-token: $token" \
-            "$imds/meta-data/network/interfaces/macs/$mac/vpc-ipv4-cidr-blocks"
+            "$imds/meta-data/network/interfaces/macs/$mac/vpc-ipv4-cidr-blocks" || return 1
         echo
     else
         ip -4 -o route show scope link | awk '$3 !~ /^(docker|br-|veth)/ && $1 ~ /\// { print $1 }'
@@ -93,8 +100,9 @@ docker_ranges() {
 }
 
 check_networks() {
-    local vpc network range
-    for vpc in $(vpc_ranges); do
+    local vpc ranges network range
+    ranges=$(vpc_ranges) && [[ -n $ranges ]] || die "the VPC's address ranges can't be read from the instance metadata"
+    for vpc in $ranges; do
         while read -r network range; do
             if overlap "$vpc" "$range"; then
                 die "Docker's network $network ($range) overlaps the VPC's range $vpc, so the database may be unreachable" \
@@ -104,10 +112,12 @@ check_networks() {
     done
 }
 
+# check_settings STATE: runs `busco doctor` in a container of the worker, which has all settings. The broker's workers may
+# not run yet. In a database of this release, the connections must be readable with the given key
 check_settings() {
-    local report
-    # The worker has all settings. The broker's workers and the database's tables may not exist yet
-    if ! report=$(compose run --rm --no-deps -T airflow-worker busco doctor --skip broker --skip database 2>&1); then
+    local report skipped=(--skip broker)
+    if [[ $1 != current ]]; then skipped+=(--skip database); fi
+    if ! report=$(compose run --rm --no-deps -T airflow-worker busco doctor "${skipped[@]}" 2>&1); then
         die "$report" "the settings are not right; fix .env, or the resources that it names, and deploy again"
     fi
 }
@@ -144,18 +154,27 @@ own_services() {
     )
 }
 
-# up_needed: starts what the other containers wait for: the broker, and the operator's own services
+# up_needed: starts what the checks and the other containers need: the operator's own services, the broker, and what
+# answers meanwhile. Those that run already are not replaced
 up_needed() {
     local own
     mapfile -t own < <(own_services)
-    up 240 redis ${own[@]+"${own[@]}"}
+    up 240 --no-recreate redis letsencrypt nginx-proxy ${own[@]+"${own[@]}"}
 }
 
 # run_init: migrates the database, and sets up roles and the admin
 run_init() {
-    local container status
-    compose up --detach --no-deps --force-recreate airflow-init >/dev/null 2>&1
+    local before container status printed
+    before=$(compose ps --all --quiet airflow-init)
+    if ! printed=$(compose up --detach --no-deps --force-recreate airflow-init 2>&1); then
+        printf '%s\n' "$printed" >&2
+        return 1
+    fi
     container=$(compose ps --all --quiet airflow-init)
+    if [[ -z $container || $container == "$before" ]]; then
+        printf 'airflow-init was not started\n%s\n' "$printed" >&2
+        return 1
+    fi
     status=$(timeout "${BUSCO_MIGRATION_SECONDS:-900}" docker wait "$container") || {
         docker kill "$container" >/dev/null 2>&1 || true
         echo "airflow-init has not ended within ${BUSCO_MIGRATION_SECONDS:-900} s" >&2
@@ -214,10 +233,47 @@ show_unhealthy() {
     done
 }
 
-# activate MIGRATES BACKUP: starts the release in the working directory and makes it the current one; if it does not get
-# healthy, brings the current one back, with the backup if the database was migrated
+# stop_airflow: stops the services that use the database. From here on, a script that fails starts the current release
+# again (on_exit)
+stop_airflow() {
+    stopped=1
+    compose stop "${airflow_services[@]}" >/dev/null 2>&1
+}
+
+on_exit() {
+    local status=$?
+    if ((status)) && [[ -n ${stopped:-} && -n $(linked current) ]]; then
+        step "start $(linked current) again"
+        "$busco/current/scripts/host.sh" start || say "it did not start; see docs/deploying.md, \"If a deployment fails\""
+    fi
+    exit "$status"
+}
+trap on_exit EXIT
+
+# restore_for_this_release [BACKUP]: if a newer release has migrated the database, restores the backup from before that
+# for the release in the working directory. Without a BACKUP that was made just before the migration, backs up the
+# present database first, since people may have changed it since
+restore_for_this_release() {
+    local backup=${1:-} state
+    state=$(database_state)
+    if [[ $state != ahead ]]; then return; fi
+    stop_airflow
+    if [[ -z $backup ]]; then
+        backup=$(scripts/restore.sh --newest "$(python_in_airflow -m busco.orchestration.revision --newest)")
+        if [[ -z $backup ]]; then
+            die "the database was migrated, and there is no backup from before that for $(basename "$PWD")"
+        fi
+        step "back up the present database"
+        say "    $(scripts/backup.sh --quiet)"
+    fi
+    step "restore the database from $backup"
+    scripts/restore.sh --yes --no-start "$backup"
+}
+
+# activate BACKUP: starts the release in the working directory and makes it the current one; if it does not get healthy,
+# brings the current one back, with a backup if the database was migrated
 activate() {
-    local migrates=$1 backup=$2 release old
+    local backup=$1 release old
     release=$(basename "$PWD")
     old=$(linked current)
     if start_services && check_health; then
@@ -226,6 +282,7 @@ activate() {
             switch_link current "$release"
         fi
         touch "$busco/releases/$release"
+        stopped=
         return
     fi
     show_unhealthy
@@ -234,10 +291,8 @@ activate() {
     fi
     step "the release did not become healthy: back to $old"
     cd "$busco/releases/$old"
-    if [[ -n $migrates ]]; then
-        compose stop "${airflow_services[@]}" >/dev/null 2>&1
-        scripts/restore.sh --yes --no-start "$backup"
-    fi
+    restore_for_this_release "$backup"
+    stopped=
     if start_services && check_health; then
         die "the release $release did not become healthy; $old runs again. The reason is above"
     fi
@@ -245,24 +300,22 @@ activate() {
     die "the release $release did not become healthy, and neither did $old; see docs/deploying.md, \"If a deployment fails\""
 }
 
-# migrate_and_activate: activates the release in the working directory, after a backup and with everything stopped if it
-# migrates the database
+# migrate_and_activate STATE: activates the release in the working directory, after a backup and with everything stopped
+# if it migrates the database
 migrate_and_activate() {
-    local state backup=''
-    step "compare the database with the release"
-    state=$(database_state)
-    case $state in
+    local backup=''
+    case $1 in
         ahead)
             die "a newer Airflow has migrated the database, and this release can't run on it" \
                 "to go back over the migration, restore the backup that was made before it: ec2_deploy.sh --rollback --restore-database" ;;
         behind)
             step "stop Airflow, because the database must be migrated"
-            compose stop "${airflow_services[@]}" >/dev/null 2>&1
+            stop_airflow
             step "back up the database"
             backup=$(scripts/backup.sh --quiet)
             say "    $backup" ;;
     esac
-    activate "$([[ $state == behind ]] && echo yes)" "$backup"
+    activate "$backup"
 }
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -286,10 +339,11 @@ deploy() {
         mv -T "$upload" "$busco/releases/$release"
     fi
     cd "$busco/releases/$release"
+    # what failed deployments have left may fill the disk
+    prune
     check_disk
     check_networks
-    step "pull the images"
-    { compose pull --quiet && docker pull --quiet "$(postgres_image)" >/dev/null; } || die "the images can't be pulled; were they pushed (scripts/ecr_push.sh)?"
+    pull
     if [[ -n $dry ]]; then
         if [[ -z $(linked current) ]]; then
             say "this is the first deployment: it would start everything"
@@ -306,11 +360,12 @@ deploy() {
         scripts/setup_systemd.sh >/dev/null
         return
     fi
-    step "check the settings from inside a container"
+    step "check the settings and the database from inside a container"
     up_needed
     check_networks
-    check_settings
-    migrate_and_activate
+    state=$(database_state)
+    check_settings "$state"
+    migrate_and_activate "$state"
     finish
 }
 
@@ -323,6 +378,9 @@ rollback() {
     fi
     cd "$busco/releases/$target"
     step "release $target"
+    log_in
+    pull
+    if [[ -z $dry ]]; then up_needed; fi
     state=$(database_state)
     if [[ $state == ahead ]]; then
         backup=$(scripts/restore.sh --newest "$(python_in_airflow -m busco.orchestration.revision --newest)")
@@ -330,20 +388,26 @@ rollback() {
             die "the database was migrated since $target, and there is no backup from before that"
         fi
         say "$target can't run on the migrated database. The backup from before the migration is $backup"
-        say "newer than this backup: $(cd "$busco/current" && scripts/restore.sh --newer "$backup")"
+        say "newer than this backup: $(cd -P "$busco/current" && scripts/restore.sh --newer "$backup")"
         if [[ -z $restore ]]; then die "to lose what is newer, and go back: ec2_deploy.sh --rollback --restore-database"; fi
     fi
     if [[ -n $dry ]]; then
         say "would replace: $(changed_services | tr '\n' ' ')"
         return
     fi
-    if [[ $state == ahead ]]; then
-        step "restore the database"
-        compose stop "${airflow_services[@]}" >/dev/null 2>&1
-        scripts/restore.sh --yes --no-start "$backup"
-    fi
-    migrate_and_activate
+    # its keys and passwords may have been replaced since
+    check_settings "$state"
+    restore_for_this_release
+    state=$(database_state)
+    migrate_and_activate "$state"
     finish
+}
+
+# pull: fetches the images of the release in the working directory
+pull() {
+    step "pull the images"
+    { compose pull --quiet && docker pull --quiet "$(postgres_image)" >/dev/null; } ||
+        die "the images can't be pulled; were they pushed (scripts/ecr_push.sh)?"
 }
 
 finish() {
@@ -355,7 +419,7 @@ finish() {
 
 # prune: removes all releases but the newest five and those that are linked, and the images that only they use
 prune() {
-    local name kept image
+    local name kept image images
     local -a names
     local -A keep used
     mapfile -t names < <(find "$busco/releases" -mindepth 1 -maxdepth 1 -printf '%T@ %f\n' | sort -rn | cut -d ' ' -f 2-)
@@ -363,7 +427,9 @@ prune() {
         if [[ -n $name ]]; then keep[$name]=1; fi
     done
     for kept in "${!keep[@]}"; do
-        while read -r image; do used[$image]=1; done < <(images_of "$kept")
+        # without this list, images of a kept release could be removed
+        images=$(images_of "$kept") || return 0
+        while read -r image; do used[$image]=1; done <<<"$images"
     done
     for name in "${names[@]}"; do
         if [[ -n ${keep[$name]:-} ]]; then continue; fi
@@ -375,7 +441,7 @@ prune() {
 }
 
 # images_of RELEASE: the images that a release names
-images_of() { (cd "$busco/releases/$1" && compose config --images 2>/dev/null); }
+images_of() { (cd "$busco/releases/$1" && compose config --images 2>/dev/null && postgres_image); }
 
 # log_in: logs in to the registries in stdin, a line `registry user password` for each. The login is kept in memory
 log_in() {
@@ -391,9 +457,10 @@ log_in() {
 
 start() {
     local state services
-    cd "$busco/current"
+    cd -P "$busco/current"
     check_env
     if [[ -n ${1:-} ]]; then return; fi
+    lock "start of the services" 1200
     up_needed
     state=$(database_state)
     if [[ $state == ahead ]]; then
@@ -404,21 +471,29 @@ start() {
     compose up --detach --no-deps "${services[@]}"
 }
 
+# The worker first: to end its tasks, it needs the others. Something else may hold the lock, but a shutdown can't wait
+stop() {
+    cd -P "$busco/current"
+    (lock "stop of the services" 5) 2>/dev/null || say "another operation is running; stopping nevertheless"
+    compose stop airflow-worker
+    compose stop
+}
+
 status() {
     local name
     for name in current previous; do say "$name: $(linked "$name")"; done
     if [[ -z $(linked current) ]]; then return; fi
     say "releases, the newest first: $(find "$busco/releases" -mindepth 1 -maxdepth 1 -printf '%T@ %f\n' | sort -rn | cut -d ' ' -f 2- | tr '\n' ' ')"
-    cd "$busco/current"
-    if ! (flock --nonblock 9) 9>>"$lock_file"; then say "running: $(cat "$lock_file")"; fi
+    cd -P "$busco/current"
+    if [[ -e $lock_file ]] && ! (flock --nonblock 9) 9>>"$lock_file"; then say "running: $(cat "$lock_file")"; fi
     containers --all --format 'table {{.Label "com.docker.compose.service"}}\t{{.Status}}\t{{.Image}}'
     say "newest backup: $(find "$backups" -name '*.dump' -printf '%f\n' 2>/dev/null | sort | tail -n 1)"
 }
 
 renew() {
-    cd "$busco/current"
     # not all machines at once (Let's Encrypt's documentation, "Integration Guide")
     if [[ ${1:-} == --wait ]]; then sleep $((RANDOM % 3600)); fi
+    cd -P "$busco/current"
     printf '%s ' "$(date -u '+%Y-%m-%d %H:%M:%S UTC')"
     if compose run --rm --no-deps -T letsencrypt renew; then
         touch "$logs/renewed"
@@ -429,7 +504,7 @@ renew() {
 
 check() {
     local problems='' domain age
-    cd "$busco/current"
+    cd -P "$busco/current"
     domain=$(env_get BUSCO_DOMAIN)
     problems+=$(deploy/aws/check_ssl.sh --connect 127.0.0.1 "$domain" 2>&1 >/dev/null || true)
     age=$((($(date +%s) - $(stat -c %Y "$logs/renewed" 2>/dev/null || stat -c %Y "$busco/current/.env")) / 3600))
@@ -444,6 +519,8 @@ check() {
         problems+=$'\n'"there is no backup of the last 36 hours; its log is $logs/backup.log"
     fi
     problems+=$'\n'$(check_disk 2>&1 || true)
+    problems+=$'\n'$(check_health 2>&1 || true)
+    problems+=$'\n'$(not_running)
     problems=$(sed '/^$/d' <<<"$problems")
     if [[ -n $problems ]]; then
         alert "the platform on $domain needs attention" <<<"$problems"
@@ -452,15 +529,48 @@ check() {
     say "all is well"
 }
 
-# Docker restarts what exits, but not what hangs. A service gets three checks in a row before it is unhealthy.
-heal() {
-    local name
-    cd "$busco/current"
-    if ! (flock --nonblock 9) 9>>"$lock_file"; then return; fi
-    for name in $(containers --filter health=unhealthy --format '{{.Names}}'); do
-        alert "restarting $name" <<<"$name was unhealthy. The last output of its check: $(docker inspect --format '{{with .State.Health}}{{(index .Log 0).Output}}{{end}}' "$name" 2>/dev/null | head -c 500)"
-        docker restart --time 30 "$name" >/dev/null
+# not_running: a sentence for each service that should run but doesn't
+not_running() {
+    local service
+    for service in $(compose config --services | grep -vx airflow-init); do
+        if [[ -z $(containers --filter "label=com.docker.compose.service=$service" --filter status=running --quiet) ]]; then
+            say "the service $service is not running; its log: sudo docker compose -p $(project) logs $service"
+        fi
     done
+}
+
+# Docker restarts what exits, but not what hangs. A service gets three checks in a row before it is unhealthy, and is
+# restarted at most every ten minutes. If several are unhealthy, a restart of each would not help, since what they share
+# is the cause: the broker, which is then restarted, or the database or AWS, which are not ours to restart.
+heal() {
+    local name unhealthy
+    cd -P "$busco/current"
+    # a deployment or backup is at work, or the check of the minute before
+    if ! (lock heal 0) 2>/dev/null; then return; fi
+    lock heal 0
+    mapfile -t unhealthy < <(containers --filter health=unhealthy --format '{{.Label "com.docker.compose.service"}} {{.Names}}')
+    if ((${#unhealthy[@]} == 0)); then return; fi
+    if ((${#unhealthy[@]} > 1)); then
+        mapfile -t unhealthy < <(printf '%s\n' "${unhealthy[@]}" | grep '^redis ')
+        if ((${#unhealthy[@]} == 0)); then
+            alert_at_most_hourly "several services are unhealthy" <<<"$(containers --filter health=unhealthy --format '{{.Names}}: {{.Status}}')
+they share the database and AWS: are these reachable? See: sudo busco-host status"
+            return
+        fi
+    fi
+    name=${unhealthy[0]#* }
+    if (($(date +%s) - $(date --date "$(docker inspect --format '{{.State.StartedAt}}' "$name")" +%s) < 600)); then return; fi
+    alert_at_most_hourly "restarting $name" <<<"$name was unhealthy. The last output of its check: $(docker inspect --format '{{with .State.Health}}{{range .Log}}{{.Output}}{{"\n"}}{{end}}{{end}}' "$name" 2>/dev/null | tail -c 500)"
+    docker restart "$name" >/dev/null
+}
+
+# alert_at_most_hourly SUBJECT: sends an alert, unless one with this subject was sent within the last hour
+alert_at_most_hourly() {
+    local sent
+    sent=/run/busco/alerted-$(tr -c 'a-z0-9\n' - <<<"$1")
+    if [[ -n $(find "$sent" -mmin -60 2>/dev/null) ]]; then return; fi
+    alert "$1"
+    touch "$sent"
 }
 
 # detached COMMAND…: runs a command so that it continues if the connection is lost, and prints its log until it ends
@@ -484,7 +594,7 @@ require_root
 case $1 in
     deploy | rollback)
         logins=
-        if [[ $1 == deploy && ! -t 0 ]]; then logins=$(cat); fi
+        if [[ ! -t 0 ]]; then logins=$(cat); fi
         export logins
         detached "$@"
         exit ;;
@@ -515,7 +625,7 @@ case $command in
         lock rollback
         rollback "$restore" "$release_name" ;;
     start) start "$option" ;;
-    stop) cd "$busco/current" && compose stop ;;
+    stop) stop ;;
     status) status ;;
     renew) renew "$option" ;;
     check) check ;;

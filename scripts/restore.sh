@@ -43,11 +43,11 @@ stored() { python_in_airflow -m busco.orchestration.backups list; }
 fetch() {
     install -d -m 700 "$backups"
     if [[ ! -s $backups/$1 ]]; then
-        python_in_airflow -m busco.orchestration.backups get "$1" >"$backups/$1.part" || {
-            rm -f "$backups/$1.part"
-            return 1
-        }
-        mv "$backups/$1.part" "$backups/$1"
+        local scratch=$backups/fetched
+        install -d -m 700 "$scratch"
+        from_airflow "$scratch" "$1" get "$1"
+        mv "$scratch/$1" "$backups/$1"
+        rmdir "$scratch"
     fi
 }
 newer() {
@@ -85,14 +85,21 @@ if [[ -z $yes ]]; then
         scripts/backup.sh
     fi
 fi
+# on_exit: starts Airflow again after a failure
+on_exit() {
+    local status=$?
+    close_postgres
+    if ((status)) && [[ -n $start ]]; then
+        say "==> the restore failed and has changed nothing; start Airflow again"
+        scripts/host.sh start >/dev/null 2>&1 || say "Airflow did not start; see: busco-host status"
+    fi
+    exit "$status"
+}
+trap on_exit EXIT
 say "==> stop Airflow"
 compose stop "${airflow_services[@]}" >/dev/null 2>&1
 say "==> restore"
-{
-    # the tables of a newer revision, which the backup doesn't have, must not stay either
-    cat scripts/lib/drop_tables.sql
-    restore_statements <"$backups/$name.dump"
-} | postgres psql --quiet --set ON_ERROR_STOP=1 --single-transaction --file - >/dev/null
+replace_database "$backups/$name.dump"
 say "restored $name"
 if [[ -n $start ]]; then
     say "==> start Airflow"

@@ -45,14 +45,17 @@ fi
 
 # set_value VALUE: replaces the variable in .env
 set_value() {
-    local scratch line
-    scratch=$(mktemp .env.XXXXXX)
+    local scratch line target
+    target=$(readlink -f .env)
+    scratch=$(mktemp "$(dirname "$target")/.env.XXXXXX")
+    # shellcheck disable=SC2064 # the name of now
+    trap "rm -f '$scratch'" EXIT
     while IFS= read -r line || [[ -n $line ]]; do
         if env_line "$line" && [[ $env_name == "$name" ]]; then line=$name=$1; fi
         printf '%s\n' "$line"
     done <.env >"$scratch"
     chmod 600 "$scratch"
-    mv "$scratch" .env
+    mv "$scratch" "$target"
 }
 
 if [[ -n $dry ]]; then
@@ -69,6 +72,8 @@ if [[ $release != *-* ]]; then
     echo "nothing is deployed on $login" >&2
     exit 1
 fi
+project=$(env_get COMPOSE_PROJECT_NAME)
+project=${project:-busco}
 deploy() { scripts/ec2_deploy.sh --version "${release%-*}" "$host" "$key"; }
 if [[ $what != fernet ]]; then
     set_value "$(openssl rand -hex 24)"
@@ -79,7 +84,9 @@ fi
 if [[ $old != *,* ]]; then set_value "$(openssl rand -base64 32 | tr '+/' '-_'),$old"; fi
 deploy
 echo "encrypt connections and variables with the new key"
-remote "sudo docker exec \$(sudo docker ps --quiet --filter label=com.docker.compose.service=airflow-scheduler) airflow rotate-fernet-key" >/dev/null
+remote "sudo docker exec \$(sudo docker ps --quiet --filter label=com.docker.compose.project=$project --filter label=com.docker.compose.service=airflow-scheduler --filter label=com.docker.compose.oneoff=False) python -m busco.orchestration.rotation"
 both=$(env_get "$name")
 set_value "${both%%,*}"
 deploy
+echo "back up the database, since earlier backups need the old key"
+remote "sudo busco-backup --quiet"

@@ -11,7 +11,8 @@ busco=/opt/busco
 logs=/var/log/busco
 # shellcheck disable=SC2034
 backups=/var/backups/busco
-lock_file=/run/lock/busco.lock
+# in a folder of root's, so that no other user can hold the lock
+lock_file=/run/busco/lock
 # those that use Airflow's database, in the order in which they start
 # shellcheck disable=SC2034
 airflow_services=(airflow-webserver airflow-scheduler airflow-triggerer airflow-worker)
@@ -29,9 +30,11 @@ require_root() {
 
 # compose ARGUMENT…: Docker Compose with the files of the release in the working directory
 compose() {
-    local files=(--file docker-compose.prod.yml --file docker-compose.prod.letsencrypt.yml)
-    if [[ -e $busco/override.yml ]]; then files+=(--file "$busco/override.yml"); fi
-    files+=(--file docker-compose.prod.host.yml)
+    local file files=()
+    # an older release may lack a file that later ones have
+    for file in docker-compose.prod.yml docker-compose.prod.letsencrypt.yml "$busco/override.yml" docker-compose.prod.host.yml; do
+        if [[ -e $file ]]; then files+=(--file "$file"); fi
+    done
     docker compose --project-directory "$PWD" "${files[@]}" "$@"
 }
 
@@ -42,19 +45,24 @@ project() {
     printf '%s' "${name:-busco}"
 }
 
-# containers [OPTION…]: `docker ps` for the containers of the project
-containers() { docker ps --filter "label=com.docker.compose.project=$(project)" "$@"; }
+# containers [OPTION…]: `docker ps` for the containers of the project's services, without those of single commands
+containers() {
+    docker ps --filter "label=com.docker.compose.project=$(project)" --filter label=com.docker.compose.oneoff=False "$@"
+}
 
-# python_in_airflow ARGUMENT…: runs Python in a new container of this release's Airflow image, with the database's and
-# the platform's settings; stdin and stdout are the caller's
-python_in_airflow() { compose run --rm --no-deps -T airflow-scheduler python "$@"; }
+# python_in_airflow ARGUMENT…: runs Python in a new container of this release's Airflow image, after waiting for the
+# database, with the database's and the platform's settings; stdin and stdout are the caller's. The settings are the
+# triggerer's, which don't include the broker: it may be down.
+python_in_airflow() { compose run --rm --no-deps -T airflow-triggerer python "$@"; }
 
-# lock WHAT: makes this the only deployment, backup or restore on the host until the process ends; otherwise exits with
-# status 75 after naming the process that holds the lock. A process that the holder starts passes.
+# lock WHAT [SECONDS]: makes this the only deployment, backup, restore, start or stop on the host until the process ends.
+# Waits for at most SECONDS (10), and then exits with status 75 after naming the process that holds the lock. A process
+# that the holder starts passes.
 lock() {
     if [[ -n ${BUSCO_LOCK_HELD:-} ]]; then return; fi
+    install -d -m 700 "$(dirname "$lock_file")"
     exec 9>>"$lock_file"
-    if ! flock --nonblock 9; then
+    if ! flock --timeout "${2:-10}" 9; then
         printf 'another operation is running on this host: %s\nwait until it has ended, and try again\n' \
             "$(cat "$lock_file")" >&2
         exit 75
@@ -76,13 +84,14 @@ linked() {
     if target=$(readlink "$busco/$1") && [[ -d $busco/$target ]]; then basename "$target"; fi
 }
 
-# alert SUBJECT: sends stdin to the alerts topic. The text is also in the system's log, in case that sending fails
+# alert SUBJECT: sends stdin to the alerts topic, also while the database is down. The text is in the system's log as well,
+# in case that sending fails
 alert() {
     local text
     text=$(cat)
     logger --tag busco --priority daemon.err -- "$1: $text"
     printf '%s\n%s\n' "$1" "$text"
-    python_in_airflow -m busco.orchestration.alerts "$1" <<<"$text" >/dev/null 2>&1 ||
+    compose run --rm --no-deps -T --entrypoint python airflow-triggerer -m busco.orchestration.alerts "$1" <<<"$text" >/dev/null 2>&1 ||
         logger --tag busco --priority daemon.err "the alert could not be sent: $1"
 }
 

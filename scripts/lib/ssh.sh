@@ -26,10 +26,11 @@ find_login() {
     done
     if [[ $said == *"IDENTIFICATION HAS CHANGED"* || $said == *"Host key verification failed"* ]]; then
         printf '%s\n%s\n' "$said" "the host's key has changed: another machine may be answering. If you replaced the host, forget its old key: ssh-keygen -R ${host#*@}" >&2
+    elif [[ $said == *"UNPROTECTED PRIVATE KEY"* || $said == *"bad permissions"* ]]; then
+        # ssh then also says "Permission denied", since it has no other key
+        printf '%s\n' "others can read the key $key; fix it: chmod 600 $key" >&2
     elif [[ $said == *"Permission denied"* ]]; then
         printf '%s\n' "${host#*@} refuses the key $key for $(IFS=,; echo "${tried[*]}"); give the right key, or user@host" >&2
-    elif [[ $said == *"UNPROTECTED PRIVATE KEY"* || $said == *"bad permissions"* ]]; then
-        printf '%s\n' "others can read the key $key; fix it: chmod 600 $key" >&2
     else
         printf '%s\n%s\n' "$said" "${host#*@} can't be reached over SSH; check the address, and that its security group lets this machine reach port 22" >&2
     fi

@@ -56,8 +56,10 @@ def test_docker_restarts_a_service_that_crashes_and_the_run_succeeds(loaded: Pro
     loaded.wait(lambda: loaded.get("/health").status == 200)
     ends_well(loaded, run)
     loaded.wait(
-        lambda: "healthy"
-        == loaded.call("docker", "inspect", "--format", "{{.State.Health.Status}}", loaded.container(service)).strip()
+        lambda: (
+            loaded.call("docker", "inspect", "--format", "{{.State.Health.Status}}", loaded.container(service)).strip()
+            == "healthy"
+        )
     )
 
 

@@ -110,7 +110,7 @@ def test_a_release_has_the_files_that_the_host_needs_and_nothing_else(deploy: Ru
     assert not [name for name in names if name.startswith(("src/", "tests/", "dags/", ".git/"))]
     # each file that a script of the release sources or runs is there
     assert {"docker-compose.common.yml", "scripts/host.sh", "scripts/lib/drop_tables.sql", ".env"} <= names
-    used = re.findall(r"--file (docker-compose\S+\.yml)", (tmp_path / "release/scripts/lib/host.sh").read_text())
+    used = re.findall(r"(docker-compose\.prod\S*\.yml)\b", (tmp_path / "release/scripts/lib/host.sh").read_text())
     assert len(used) == 3
     assert set(used) <= names
     for script in [name for name in names if name.endswith(".sh")]:
@@ -195,7 +195,7 @@ def test_a_readable_env_is_refused(deploy: Run, checkout: Path, tmp_path: Path) 
     [
         ("denied", "refuses the key"),
         ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @", "ssh-keygen -R host.example.com"),
-        ("Load key: bad permissions", "chmod 600"),
+        ("WARNING: UNPROTECTED PRIVATE KEY FILE! Load key: bad permissions. Permission denied", "chmod 600"),
         ("ssh: connect to host host.example.com port 22: Connection timed out", "security group"),
     ],
 )
@@ -257,7 +257,7 @@ def test_files_of_a_deployment_are_no_changes_of_the_checkout(checkout: Path) ->
 def test_images_are_built_for_the_platform_of_the_tasks(
     checkout: Path, tmp_path: Path, option: tuple[str, ...], platform: str
 ) -> None:
-    built = "#!/usr/bin/env bash\nprintf '%s\\n' \"$*\" >\"$FAKE/built\"\nexit 3\n"
+    built = '#!/usr/bin/env bash\nprintf \'%s\\n\' "$*" >"$FAKE/built"\nexit 3\n'
     (checkout / "scripts/local_build.sh").write_text(built)
     (tmp_path / "bin/docker").write_text("#!/usr/bin/env bash\n[[ $1 == login ]] && cat >/dev/null\n")
     (tmp_path / "bin/docker").chmod(0o755)
@@ -284,3 +284,28 @@ def test_images_are_built_for_the_platform_of_the_tasks(
 def test_ranges_that_have_addresses_in_common_overlap(one: str, other: str, expected: bool) -> None:
     command = f". scripts/lib/host.sh; overlap {one} {other}"
     assert (subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 0) is expected
+
+
+@pytest.mark.parametrize(("status", "ends"), [(0, "commit;"), (137, "of the backup")])
+def test_a_restore_is_committed_only_after_the_whole_backup(tmp_path: Path, status: int, ends: str) -> None:
+    """The database gets everything up to the point at which pg_restore dies, and no COMMIT."""
+    (tmp_path / "dump").write_text("")
+    command = (
+        "set -euo pipefail; . scripts/lib/host.sh; . scripts/lib/postgres.sh;"
+        f" restore_statements() {{ echo 'of the backup'; return {status}; }};"
+        f" postgres() {{ cat >{tmp_path}/received; }}; replace_database {tmp_path}/dump"
+    )
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False)
+    assert done.returncode == status
+    received = (tmp_path / "received").read_text().splitlines()
+    assert received[0] == "begin;"
+    assert "drop table" in "".join(received)
+    assert received[-1] == ends
+
+
+def test_names_that_people_choose_do_not_change_what_a_backup_is_called() -> None:
+    line = re.search(r"^revision=\$\((sed .*) <<<", (ROOT / "scripts/backup.sh").read_text(), re.MULTILINE)
+    assert line
+    contents = '{"revision": "5f2621c13b39", "variables": {"revision": "0123456789abcdef"}}'
+    done = subprocess.run(["bash", "-c", f"{line[1]} <<<'{contents}'"], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "5f2621c13b39"

@@ -33,7 +33,7 @@ def test_the_stack_has_the_services_of_development_without_the_local_ones_and_ht
 
 def test_only_the_proxy_publishes_ports() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if service.get("ports")}
-    assert published == {"nginx-proxy": ["80:80", "443:443"]}
+    assert published == {"nginx-proxy": ["0.0.0.0:80:80", "0.0.0.0:443:443"]}
     assert not [name for name, service in SERVICES.items() if "network_mode" in service]
     assert COMPOSE["networks"]["data"] == {"internal": True}
 

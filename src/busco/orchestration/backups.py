@@ -1,6 +1,6 @@
 """What a backup of Airflow's database needs besides PostgreSQL's own tools; scripts/backup.sh and restore.sh use it.
 
-python -m busco.orchestration.backups COMMAND
+python -m busco.orchestration.backups [--output FILE] COMMAND
 
 pgpass        prints a line for libpq's password file with the database's password
 contents      prints, as JSON, what the database contains now, for `newer`
@@ -20,7 +20,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
@@ -123,6 +125,20 @@ def bucket() -> Any:
     return boto3.resource("s3").Bucket(name)
 
 
+@contextmanager
+def _output(path: Path | None) -> Iterator[BinaryIO]:
+    """Opens the file for its owner only; stdout if there is none. A file that could not be completed is removed."""
+    if path is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def _key(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise BuscoError(f"{name!r} is not the name of a backup", "list the backups: scripts/restore.sh --list")
@@ -134,6 +150,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("pgpass", "contents", "newer", "put", "get", "list"))
     parser.add_argument("name", nargs="?", default="")
+    parser.add_argument("--output", type=Path, help="write to this file, with mode 600, instead of stdout")
     given = parser.parse_args(arguments)
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -141,7 +158,8 @@ def main(arguments: list[str]) -> int:
     try:
         match given.command:
             case "pgpass":
-                print(pgpass(dsn))
+                with _output(given.output) as file:
+                    file.write(f"{pgpass(dsn)}\n".encode())
             case "contents":
                 print(json.dumps(contents(dsn)))
             case "newer":
@@ -150,7 +168,8 @@ def main(arguments: list[str]) -> int:
             case "put":
                 put(given.name, sys.stdin.buffer)
             case "get":
-                get(given.name, sys.stdout.buffer)
+                with _output(given.output) as file:
+                    get(given.name, file)
             case "list":
                 print("\n".join(names()))
     except BuscoError as error:
