@@ -81,10 +81,8 @@ def test_rows_that_change_during_a_rotation_are_not_overwritten(filled: str) -> 
 
 
 def test_values_of_an_unknown_key_are_named_and_nothing_is_lost(filled: str) -> None:
-    run(
-        filled,
-        f"insert into variable (key, val, is_encrypted) values ('lost', '{encrypted('x', Fernet.generate_key().decode())}', true)",
-    )
+    value = encrypted("x", Fernet.generate_key().decode())
+    run(filled, f"insert into variable (key, val, is_encrypted) values ('lost', '{value}', true)")
     with pytest.raises(BuscoError, match="1 value can't be decrypted with any of the keys: variable lost"):
         rotation.rotate(filled, [NEW, OLD])
     run(filled, "delete from variable where key = 'lost'")

@@ -202,6 +202,11 @@ class Host:
         """Runs Airflow's command line in the scheduler's container; returns its output."""
         return self.ssh(f"sudo docker exec {self.containers()['airflow-scheduler']} airflow {command}")
 
+    def sql(self, query: str) -> str:
+        """Runs a query on Airflow's database; returns its values without headings."""
+        container = self.containers()["postgres"]
+        return self.ssh(f"sudo docker exec {container} psql -U airflow -Atc {shlex.quote(query)}")
+
     def current(self) -> str:
         return self.ssh("basename $(sudo readlink /opt/busco/current)")
 

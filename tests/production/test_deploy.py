@@ -5,7 +5,9 @@ The machine is a container that plays an EC2 host: BUSCO_TEST_EC2_HOST names the
 
 from __future__ import annotations
 
+import base64
 import re
+import secrets
 import subprocess
 import threading
 import time
@@ -161,9 +163,7 @@ def test_a_deployment_that_is_killed_is_finished_by_the_next(machine: Host, chec
     machine.ssh("sudo pkill -KILL -f '[h]ost.sh --detached'")
     deploying.join()
     # what it had started, such as a Docker command, keeps the lock until it has ended
-    machine.wait(
-        lambda: machine.ssh("sudo flock --nonblock /run/lock/busco.lock true && echo free", check=False) == "free"
-    )
+    machine.wait(lambda: machine.ssh("sudo flock --nonblock /run/busco/lock true && echo free", check=False) == "free")
     status, printed = operator(checkout, machine)
     assert status == 0, printed
     assert machine.current().startswith(version)
@@ -259,21 +259,36 @@ def test_a_dead_cron_and_an_old_backup_are_noticed(machine: Host) -> None:
     assert "cron is not running" in printed
 
 
+def test_a_stopped_service_is_noticed(machine: Host) -> None:
+    machine.ssh("sudo docker stop busco-airflow-triggerer-1")
+    try:
+        printed = machine.ssh("sudo busco-host check 2>&1", check=False)
+    finally:
+        machine.ssh("sudo docker start busco-airflow-triggerer-1")
+    assert "airflow-triggerer is not running" in printed
+
+
 def test_a_service_that_hangs_is_restarted(machine: Host) -> None:
     container = machine.containers()["airflow-triggerer"]
-    machine.ssh(f"sudo docker pause {container}")
-    machine.wait(lambda: "Paused" not in machine.ssh(f"sudo docker ps --filter id={container}"), 240)
+    started = f"sudo docker inspect --format '{{{{.State.StartedAt}}}}' {container}"
+    # a service that has just been started is not restarted
+    machine.wait(lambda: int(machine.ssh(f"echo $(($(date +%s) - $(date --date $({started}) +%s)))")) > 600, 700)
+    before = machine.ssh(started)
+    # all of its processes stop, and its health checks, which are other processes, fail
+    machine.ssh(f"sudo kill -STOP $(sudo docker top {container} -o pid | tail -n +2)")
+    machine.wait(lambda: machine.ssh(started) != before, 300)
     machine.wait(lambda: "(healthy)" in machine.ssh(f"sudo docker ps --filter id={container}"), 240)
 
 
-def test_twenty_releases_keep_five_and_the_disk_flat(machine: Host, checkout: Checkout) -> None:
+def test_many_releases_keep_five_and_their_images(machine: Host, checkout: Checkout) -> None:
     for number in range(6):
         checkout.release(f"release {number}")
         assert operator(checkout, machine)[0] == 0
     kept = machine.ssh("sudo ls /opt/busco/releases").splitlines()
     assert len(kept) <= 6
     tags = machine.ssh("sudo docker images --format '{{.Repository}}:{{.Tag}}' | grep busco-airflow").splitlines()
-    assert len(tags) == len({one.partition("-")[0] for one in kept})
+    assert {tag.rpartition(":")[2] for tag in tags} == {one.partition("-")[0] for one in kept}
+    assert machine.ssh("basename $(sudo readlink /opt/busco/previous)") in kept
 
 
 def test_a_fernet_key_is_rotated_and_connections_stay_readable(machine: Host, checkout: Checkout) -> None:
@@ -283,3 +298,127 @@ def test_a_fernet_key_is_rotated_and_connections_stay_readable(machine: Host, ch
     assert status == 0, printed
     assert (checkout.home / ".env").read_text() != before
     assert "secret" in machine.airflow("connections get of_the_old_key -o json")
+    assert "," not in (checkout.home / ".env").read_text().split("AIRFLOW__CORE__FERNET_KEY=", 1)[1].splitlines()[0]
+
+
+def test_a_key_that_cannot_decrypt_the_connections_is_refused(machine: Host, checkout: Checkout) -> None:
+    env = checkout.home / ".env"
+    right, before = env.read_text(), machine.containers()
+    wrong = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+    env.write_text(re.sub(r"(?m)^(AIRFLOW__CORE__FERNET_KEY=).*$", rf"\g<1>{wrong}", right))
+    try:
+        status, printed = operator(checkout, machine)
+    finally:
+        env.write_text(right)
+    assert status == 1
+    assert "can't be decrypted" in printed
+    assert machine.containers() == before
+
+
+# -- migrations: an image whose Airflow has a further revision of the database's tables
+
+MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0123456789ab"
+down_revision = "{head}"
+branch_labels = None
+depends_on = None
+airflow_version = "2.10.6"
+
+
+def upgrade():
+    op.add_column("variable", sa.Column("of_the_test", sa.Integer(), nullable=True))
+
+
+def downgrade():
+    op.drop_column("variable", "of_the_test")
+"""
+
+
+def migrating(folder: Path, tag: str, further: str = "") -> str:
+    """Builds an image with a further migration; returns its name."""
+    head = docker(
+        "run", "--rm", "--entrypoint", "python", "busco-airflow:local", "-m", "busco.orchestration.revision", "--newest"
+    ).splitlines()[-1]
+    (folder / "migration.py").write_text(MIGRATION.format(head=head))
+    versions = "/opt/venv/lib/python3.11/site-packages/airflow/migrations/versions/9999_of_the_test.py"
+    (folder / "Dockerfile").write_text(
+        f"FROM busco-airflow:local\nUSER root\nCOPY --chmod=644 migration.py {versions}\n{further}\nUSER 50000:0\n"
+    )
+    docker("build", "--quiet", "--tag", f"busco-airflow:{tag}", str(folder))
+    return f"busco-airflow:{tag}"
+
+
+def columns(machine: Host) -> str:
+    return machine.sql("select count(*) from information_schema.columns where column_name = 'of_the_test'")
+
+
+def test_a_migration_that_does_not_become_healthy_is_undone_with_its_backup(
+    machine: Host, checkout: Checkout, tmp_path: Path
+) -> None:
+    before = machine.current()
+    machine.airflow("variables set before_the_migration 1")
+    broken = migrating(tmp_path, "migrating-broken", "RUN rm /opt/venv/bin/gunicorn")
+    checkout.release("a broken release that migrates", airflow=broken)
+    with Outage(machine) as outage:
+        status, printed = operator(checkout, machine)
+    assert status == 1
+    assert "restore the database from" in printed
+    assert machine.current() == before
+    assert machine.get("/health")[0] == 200
+    assert columns(machine) == "0"
+    assert "before_the_migration" in machine.airflow("variables list")
+    assert outage.silent == 0
+
+
+def test_a_rollback_over_a_migration_names_what_would_be_lost_and_restores_the_backup(
+    machine: Host, checkout: Checkout, tmp_path: Path
+) -> None:
+    before = machine.current()
+    version = checkout.release("a release that migrates", airflow=migrating(tmp_path, "migrating"))
+    status, printed = operator(checkout, machine)
+    assert status == 0, printed
+    assert machine.current().startswith(version)
+    assert columns(machine) == "1"
+    machine.airflow("variables set after_the_migration 1")
+    status, printed = operator(checkout, machine, "--rollback")
+    assert status == 1
+    assert "1 variable" in printed
+    assert "--restore-database" in printed
+    assert machine.current().startswith(version)
+    assert "after_the_migration" in machine.airflow("variables list")
+    status, printed = operator(checkout, machine, "--rollback", "--restore-database")
+    assert status == 0, printed
+    assert machine.current() == before
+    assert columns(machine) == "0"
+    assert "after_the_migration" not in machine.airflow("variables list")
+    # what was newer can still be read in the backup that was made before
+    assert "back up the present database" in printed
+
+
+def test_an_upgrade_under_load_loses_no_task_and_tries_none_twice(machine: Host, checkout: Checkout) -> None:
+    checkout.release("an upgrade under load")
+    machine.airflow("dags trigger load --run-id under_load")
+    machine.wait(
+        lambda: int(machine.sql("select count(*) from task_instance where dag_id = 'load' and state = 'success'")) > 3
+    )
+    status, printed = operator(checkout, machine)
+    assert status == 0, printed
+    ended = "select count(*) from dag_run where dag_id = 'load' and state in ('success', 'failed')"
+    machine.wait(lambda: machine.sql(ended) == "1", 600)
+    found = machine.sql("select distinct state || ' ' || try_number from task_instance where dag_id = 'load'")
+    assert found == "success 1"
+
+
+def test_the_services_start_by_themselves_when_the_database_is_back(machine: Host, images: Registry) -> None:
+    """After a reboot, the database can be unreachable for minutes."""
+    machine.ssh("sudo touch /opt/busco/test/tls/unreachable")
+    machine.run("reboot")
+    machine.connect(images)
+    machine.wait(lambda: machine.get("/health")[0] != 0, 300)
+    assert not threading.Event().wait(180)
+    assert machine.get("/health")[0] == 502
+    machine.ssh("sudo rm /opt/busco/test/tls/unreachable")
+    machine.wait(lambda: machine.get("/health")[1].count('"healthy"') >= 3, 300)
