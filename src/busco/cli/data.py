@@ -43,13 +43,15 @@ def sample_command(orders: int, seed: int, out: Path) -> None:
 
 
 @click.command("ingest")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True)
 @click.option(
     "--table", "table_name", help="the source table for all files; by default, inferred from each file's name"
 )
 @click.option("--follow-links", is_flag=True, help="follow links to files and folders; by default, they are refused")
-def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links: bool) -> None:
+def ingest_command(paths: tuple[str, ...], table_name: str | None, follow_links: bool) -> None:
     """Load CSV files (plain or gzip), and folders of them, into bronze.
+
+    PATHS can also be URLs of the landing bucket, such as s3://BUCKET/orders/; the key determines an object's table.
 
     A file that was ingested before is skipped. A file that does not match its table's contract is refused as a whole,
     without affecting the others; a row whose values do not fit their types is quarantined. Exits with status 1 if any
@@ -92,9 +94,9 @@ def ingest_command(paths: tuple[Path, ...], table_name: str | None, follow_links
     for one in report.loaded:
         for example in one.examples:
             say(printable(f"quarantined: {one.file.name}: {example}"))
-    refused = [(one.file.path, one.reason) for one in report.loaded if one.outcome == "refused"]
+    refused = [(one.file.label, one.reason) for one in report.loaded if one.outcome == "refused"]
     for path, reason in (*refused, *report.unknown):
-        say(f"refused: {printable(str(path))}: {printable(reason)}")
+        say(f"refused: {printable(path)}: {printable(reason)}")
     if not report.good:
         raise SystemExit(1)
 

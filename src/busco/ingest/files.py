@@ -21,6 +21,7 @@ from busco.ingest.refused import Refused, readable
 from busco.ingest.row_count import BOM, RowCount
 from busco.lake import layout
 from busco.lake.deliveries import OTHER_PROJECTS, Contract, check_source
+from busco.lake.records import Delivery
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
@@ -43,11 +44,12 @@ class SourceFile:
     """A file to ingest.
 
     Attributes:
-        path: the path that the file is read from; within `opened`, the path of the open descriptor, which still refers
-            to the same file even if the file's name no longer does.
+        path: the path that the file is read from; once it is `opened`, the path of the open descriptor, which still
+            refers to the same file even if the file's name no longer does.
         name: the file's path below the folder that the user gave, without a compression suffix (D1).
         folder: the folder that the user gave; None if the user gave the file itself.
         follow_links: whether the folder, the file and the folders in between may be links.
+        version: of a fetched object, the id of the version that was read; otherwise ''.
     """
 
     path: Path
@@ -55,6 +57,55 @@ class SourceFile:
     contract: Contract
     folder: Path | None = None
     follow_links: bool = False
+    version: str = ""
+
+    @property
+    def label(self) -> str:
+        """How messages name the file."""
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """The file's size in bytes; 0 if it can't be read."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """The fields of a delivery's record that say what it was made from."""
+        return {"source": self.path.name}
+
+    def is_in(self, _: Delivery) -> bool:
+        """Whether a delivery was made from this file's content, so that it need not be read: that isn't known here."""
+        return False
+
+    @contextmanager
+    def opened(self, _: Path) -> Iterator[SourceFile]:
+        """Opens the file and yields it with the path of the open descriptor (/proc/self/fd).
+
+        Everything that reads this path reads the same file, even if the file's name or a folder above it becomes a link
+        in the meantime.
+
+        Raises:
+            Refused: the file can't be opened, is no longer a regular file, or has become a link.
+        """
+        with readable():
+            descriptor = _open(self)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Refused(_not_regular(os.fstat(descriptor).st_mode))
+            yield replace(self, path=Path(f"/proc/self/fd/{descriptor}"))
+        finally:
+            os.close(descriptor)
+
+    def has_changed(self, before: tuple[int, ...]) -> bool:
+        """Whether the file was modified, replaced or deleted since it had the state `before`."""
+        try:
+            return state(self.path) != before
+        except Refused:
+            return True
 
 
 @dataclass(frozen=True)
@@ -85,26 +136,6 @@ def state(path: Path) -> tuple[int, ...]:
     with readable():
         found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
-
-
-@contextmanager
-def opened(file: SourceFile) -> Iterator[SourceFile]:
-    """Opens the file and yields it with the path of the open descriptor (/proc/self/fd).
-
-    Everything that reads this path reads the same file, even if the file's name or a folder above it becomes a link in
-    the meantime.
-
-    Raises:
-        Refused: the file can't be opened, is no longer a regular file, or has become a link.
-    """
-    with readable():
-        descriptor = _open(file)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Refused(_not_regular(os.fstat(descriptor).st_mode))
-        yield replace(file, path=Path(f"/proc/self/fd/{descriptor}"))
-    finally:
-        os.close(descriptor)
 
 
 def _open(file: SourceFile) -> int:
@@ -152,7 +183,7 @@ def find(
                 unknown.append(
                     (file, f"its name matches no table ({known}); specify the table with --table. {OTHER_PROJECTS}")
                 )
-            elif wrong := _long_name(contract, name):
+            elif wrong := long_name(contract, name):
                 unknown.append((file, wrong))
             else:
                 folder = path if file != path else None
@@ -229,7 +260,7 @@ def _no_name(name: str) -> str:
     return ""
 
 
-def _long_name(contract: Contract, name: str) -> str:
+def long_name(contract: Contract, name: str) -> str:
     """Returns why S3 would reject the object keys of a file's records, or '' if it accepts them."""
     try:
         layout.delivery(contract.source, contract.table, name, 999_999)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import duckdb
 
+from busco.aws import client
 from busco.errors import BuscoError
-from busco.ingest.files import Limits, find
+from busco.ingest.files import Limits, SourceFile, find
+from busco.ingest.landing import LandedObject, find_landed
 from busco.ingest.load import Loaded, load
 from busco.lake.deliveries import Contract
 from busco.lake.engine import connect
@@ -28,7 +30,7 @@ class Report:
     """The result for each file, in the given order, and each path that could not be ingested, with the reason."""
 
     loaded: list[Loaded]
-    unknown: list[tuple[Path, str]]
+    unknown: list[tuple[str, str]]
 
     @property
     def good(self) -> bool:
@@ -39,36 +41,49 @@ def ingest(
     settings: Settings,
     store: ObjectStore,
     contracts: Sequence[Contract],
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     table: str | None,
     started: Callable[[int], Callable[[int], None]],
     follow_links: bool = False,
 ) -> Report:
-    """Ingests files and folders into bronze (D1 to D4); a refused file does not affect the others.
+    """Ingests files, folders and objects of the landing bucket into bronze (D1 to D4).
+
+    A refused file does not affect the others.
 
     A failure of the lake, or an interruption by the user, stops the whole command.
 
     Args:
-        table: the table for all files; None to infer it from each file's name.
+        paths: paths, and URLs of the landing bucket: `s3://<bucket>/<prefix>`.
+        table: the table for all files; None to infer it from each file's name. An object's key determines its table.
         started: called with the number of bytes to process; returns a function that is called with the
             number of bytes processed since the last call.
         follow_links: whether links to files and folders are followed instead of refused.
 
     Raises:
-        BuscoError: the environment is not prod (D4), or there is no such table.
+        BuscoError: the environment is not prod (D4); there is no such table; a table is given for objects; or a URL is
+            not in the landing bucket, or nothing is there.
     """
     if settings.environment != "prod":
         raise BuscoError(
             f"bronze can be written to only in the prod environment, not in {settings.environment}",
             "unset BUSCO_ENVIRONMENT to ingest",
         )
-    files, unknown = find(paths, contracts, table, follow_links)
+    urls = [path for path in paths if isinstance(path, str) and path.startswith("s3://")]
+    if urls and table:
+        raise BuscoError(f"{urls[0]}: an object's key determines its table", "leave out --table")
+    given, unlisted = find([Path(path) for path in paths if path not in urls], contracts, table, follow_links)
+    files: list[SourceFile | LandedObject] = [*given]
+    unknown = [(str(path), reason) for path, reason in unlisted]
+    for url in urls:
+        landed, unaddressed = find_landed(client("s3", settings), settings.landing_bucket, url, contracts)
+        files += landed
+        unknown += unaddressed
     # files with the same name are loaded one after another, so that their deliveries are in order
     groups: dict[tuple[str, str], list[int]] = {}
     for position, file in enumerate(files):
         groups.setdefault((file.contract.table, file.name), []).append(position)
     limits = Limits(settings.ingest_row_bytes, settings.ingest_file_bytes)
-    report_done = started(3 * sum(_size(file.path) for file in files))
+    report_done = started(3 * sum(file.size for file in files))
     results: dict[int, Loaded] = {}
     connections: list[duckdb.DuckDBPyConnection] = []
     over = threading.Event()
@@ -113,10 +128,3 @@ def _interrupt(connections: list[duckdb.DuckDBPyConnection], loading: list[Futur
             # interrupt raises this if the connection has been closed because its file is done
             with contextlib.suppress(duckdb.ConnectionException):
                 connection.interrupt()
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import duckdb
 
 from busco.ingest import checks
-from busco.ingest.files import Content, Limits, SourceFile, examine, opened, state
+from busco.ingest.files import Content, Limits, SourceFile, examine, state
+from busco.ingest.landing import LandedObject
 from busco.ingest.refused import Refused
 from busco.ingest.survey import Survey, check_rows, first_problem, survey, unreadable
 from busco.lake import layout, types
@@ -31,7 +32,7 @@ _SHOWN = 100
 class Loaded:
     """The result for a file: rows read, written and quarantined; `known` means ingested before."""
 
-    file: SourceFile
+    file: SourceFile | LandedObject
     outcome: Literal["ingested", "known", "refused"]
     rows: int = 0
     written: int = 0
@@ -43,12 +44,14 @@ class Loaded:
 def load(
     connection: duckdb.DuckDBPyConnection,
     store: ObjectStore,
-    file: SourceFile,
+    file: SourceFile | LandedObject,
     scratch: Path,
     limits: Limits,
     progress: Callable[[int], None],
 ) -> Loaded:
-    """Ingests a file (D1 to D3). The file is streamed three times; memory is bounded by DuckDB's limit and one row.
+    """Ingests a file (D1 to D3). The file is read three times; memory is bounded by DuckDB's limit and one row.
+
+    An object in the landing bucket is fetched once. If it was ingested before, it isn't read at all.
 
     If something is wrong with the file, it is refused; if S3 fails, an exception is raised.
 
@@ -60,21 +63,29 @@ def load(
     """
     before: tuple[int, ...] = ()
     try:
-        with opened(file) as source, TemporaryDirectory(prefix="sifted-", dir=scratch) as folder:
+        _, newest = newest_delivery(store, file.contract, file.name)
+        if newest and file.is_in(newest):
+            progress(3 * file.size)
+            return _known(file, newest)
+        with file.opened(scratch) as source, TemporaryDirectory(prefix="sifted-", dir=scratch) as folder:
             before = state(source.path)
             try:
                 return _load(connection, store, file, source, before, Path(folder), limits, progress)
             except Refused as error:
                 # DuckDB's messages may contain the path of the open file
-                raise Refused(str(error).replace(str(source.path), file.path.name)) from error
+                raise Refused(str(error).replace(str(source.path), file.label.rpartition("/")[2])) from error
     except Refused as error:
-        return Loaded(file, "refused", reason=_CHANGED if before and _changed(file, before) else str(error))
+        return Loaded(file, "refused", reason=_CHANGED if before and file.has_changed(before) else str(error))
+
+
+def _known(file: SourceFile | LandedObject, newest: Delivery) -> Loaded:
+    return Loaded(file, "known", newest.rows + newest.quarantined, newest.rows, newest.quarantined)
 
 
 def _load(
     connection: duckdb.DuckDBPyConnection,
     store: ObjectStore,
-    named: SourceFile,
+    named: SourceFile | LandedObject,
     file: SourceFile,
     before: tuple[int, ...],
     scratch: Path,
@@ -83,7 +94,7 @@ def _load(
 ) -> Loaded:
     """
     Args:
-        named: the file with its original path, for the records and the report.
+        named: the file as it was given, for the records and the report.
         file: the same file, opened.
         before: the file's state when it was opened.
     """
@@ -94,16 +105,18 @@ def _load(
         number, newest = newest_delivery(store, file.contract, file.name)
         if newest and (newest.content_hash, newest.contract_hash) == (content.sha256, file.contract.hash):
             progress(2 * size)
-            return Loaded(named, "known", newest.rows + newest.quarantined, newest.rows, newest.quarantined)
+            return _known(named, newest)
         if found is None:
             found = survey(connection, file, content, scratch, lambda: progress(0))
             progress(size)
             _refuse_empty(connection, file, found)
         earliest = newest.ingested_at + timedelta(microseconds=1) if newest else None
         now = utc_now() if earliest is None else max(utc_now(), earliest)
-        delivery = _write(connection, store, file, content, found, number + 1, now, named.path.name)
+        delivery = _write(
+            connection, store, file, content, found, number + 1, now, named.origin | {"source_version": file.version}
+        )
         examples = _quarantine(connection, store, file, content, found, delivery.attempt)
-        if _changed(named, before):
+        if named.has_changed(before):
             raise Refused(_CHANGED)
         progress(size)
         try:
@@ -113,13 +126,6 @@ def _load(
             continue
         rows = delivery.rows + delivery.quarantined
         return Loaded(named, "ingested", rows, delivery.rows, delivery.quarantined, examples=examples)
-
-
-def _changed(file: SourceFile, before: tuple[int, ...]) -> bool:
-    try:
-        return state(file.path) != before
-    except Refused:
-        return True
 
 
 def _refuse_empty(connection: duckdb.DuckDBPyConnection, file: SourceFile, found: Survey) -> None:
@@ -144,7 +150,7 @@ def _write(
     found: Survey,
     number: int,
     ingested_at: datetime,
-    source: str,
+    origin: dict[str, str],
 ) -> Delivery:
     contract, attempt = file.contract, layout.new_id()[:16]
     key = layout.bronze_object(contract.source, contract.table, content.sha256, attempt)
@@ -176,7 +182,7 @@ def _write(
         etag=store.etags(key, {key: int(bytes_written)})[key],
         statistics=without_bounds(statistics, columns, contract.pii),
         ingested_at=ingested_at,
-        source=source,
+        **origin,
     )
 
 

@@ -237,7 +237,9 @@ class Delivery(LakeRecord):
 
     `statistics` is COPY's `column_statistics`, from which Iceberg metadata is made without opening the file; for pii
     columns it contains only counts (`busco.lake.bounds`). `etag` is the Parquet file's ETag, as in `DataFile`. If
-    `busco scrub` has replaced the record, `replaces` is the ETag of the original record.
+    `busco scrub` has replaced the record, `replaces` is the ETag of the original record. `source` is what was ingested:
+    a file's base name, or the URL of an object in the landing bucket. `source_version` and `source_etag` are the id and
+    the ETag of the object's version that was read.
     """
 
     table: str
@@ -254,6 +256,8 @@ class Delivery(LakeRecord):
     statistics: dict[str, dict[str, str]]
     ingested_at: datetime
     source: str = ""
+    source_version: str = ""
+    source_etag: str = ""
     etag: str = ""
     replaces: str = ""
 

@@ -1,0 +1,224 @@
+"""Files in the landing bucket: which table an object is for, and how its content is read.
+
+Producers write to `<source>/<table>/<file>`, or to `<table>/<file>` if only one source has a table with this name
+(docs/producing.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+from busco.errors import BuscoError
+from busco.ingest.files import SourceFile, long_name, without_compression
+from busco.ingest.refused import Refused, readable
+from busco.lake.deliveries import OTHER_PROJECTS, Contract
+from busco.lake.records import Delivery
+
+# Objects up to this size are held in memory, of which ingest needs room for two at once.
+_IN_MEMORY = 64 << 20
+_TRIES = 3
+# The reports for producers; written by the platform itself.
+REPORTS = "_reports/"
+_GONE = ("NoSuchKey", "NoSuchVersion", "404")
+
+
+@dataclass(frozen=True)
+class Address:
+    """The table that an object is for, and the object's name below the table's folder."""
+
+    contract: Contract
+    name: str
+
+
+class Ignored(Exception):
+    """The object is no delivery, and needs no report; the message says why."""
+
+
+class Unaddressed(Exception):
+    """The object is for no table; the message says why, and where it should be."""
+
+
+def address(key: str, size: int, contracts: Sequence[Contract]) -> Address:
+    """Returns the table and the file name that a key stands for.
+
+    Args:
+        size: the object's size in bytes.
+
+    Raises:
+        Ignored: the object is a report of the platform, or stands for a folder, as consoles create them.
+        Unaddressed: the key names no table, or only a table's folder.
+    """
+    if key.startswith(REPORTS):
+        raise Ignored("it is a report of the platform")
+    if key.endswith("/") and size == 0:
+        raise Ignored("it stands for a folder")
+    parts = key.split("/")
+    for contract in contracts:
+        if parts[:2] == [contract.source, contract.table]:
+            return _named(contract, parts[2:])
+    found = [contract for contract in contracts if contract.table == parts[0]]
+    if len(found) == 1 and parts[0] not in {contract.source for contract in contracts}:
+        return _named(found[0], parts[1:])
+    if len(found) > 1:
+        places = " or ".join(sorted(f"{contract.source}/{contract.table}/" for contract in found))
+        raise Unaddressed(f"several sources have a table {parts[0]}; deliver it to {places}")
+    known = ", ".join(sorted(f"{contract.source}/{contract.table}/" for contract in contracts))
+    raise Unaddressed(f"its folder is that of no table; the folders are {known}. {OTHER_PROJECTS}")
+
+
+def _named(contract: Contract, rest: Sequence[str]) -> Address:
+    if not rest or not rest[-1]:
+        raise Unaddressed(f"its name lacks a file; deliver it to {contract.source}/{contract.table}/<file>")
+    return Address(contract, "/".join(rest))
+
+
+@dataclass(frozen=True)
+class LandedObject:
+    """An object to ingest, as one version of it.
+
+    Attributes:
+        name: its name below the table's folder, without a compression suffix (D1).
+        version: the id of the version to read; '' to read the object as it is now, if it still has the ETag.
+        etag: the version's ETag, without quotes.
+        size: in bytes.
+    """
+
+    s3: Any
+    bucket: str
+    key: str
+    version: str
+    etag: str
+    size: int
+    name: str
+    contract: Contract
+
+    @property
+    def label(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+    def is_in(self, delivery: Delivery) -> bool:
+        """Whether a delivery was made from this object's content, so that it need not be read.
+
+        Equal ETags of one key mean equal content, for each kind of encryption and upload (S3 API Reference, "Object").
+        """
+        same = delivery.source == self.label and delivery.source_etag == self.etag
+        return same and delivery.contract_hash == self.contract.hash
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """The fields of a delivery's record that say what it was made from."""
+        return {"source": self.label, "source_etag": self.etag}
+
+    def has_changed(self, _: tuple[int, ...]) -> bool:
+        """Whether the fetched copy has changed: nobody else can change it."""
+        return False
+
+    @contextlib.contextmanager
+    def opened(self, scratch: Path) -> Iterator[SourceFile]:
+        """Fetches the object once, and yields it as a local file that nobody else can change.
+
+        A large object is copied to the disk: it is read three times, which would take longer over the network
+        (docs/decisions/037-reading-the-landing-bucket.md). The copy has no name, so it is gone with the process.
+
+        Raises:
+            Refused: the object was deleted or replaced before it could be read, or the disk is full.
+        """
+        with _space(self.size, scratch) as file:
+            version = self._fetch(file)
+            yield SourceFile(Path(f"/proc/self/fd/{file.fileno()}"), self.name, self.contract, version=version)
+
+    def _fetch(self, file: BinaryIO) -> str:
+        """Writes the object's content to a file; returns the id of the version, or '' if the bucket has no versions."""
+        chosen = {"VersionId": self.version} if self.version else {"IfMatch": f'"{self.etag}"'}
+        try:
+            for left in reversed(range(_TRIES)):
+                file.seek(0)
+                file.truncate()
+                try:
+                    answer = self.s3.get_object(Bucket=self.bucket, Key=self.key, **chosen)
+                    for chunk in answer["Body"].iter_chunks(1 << 20):
+                        with readable():  # only the disk's errors: those of S3 do not refuse the object
+                            file.write(chunk)
+                            file.flush()
+                    return str(answer.get("VersionId", ""))
+                except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                    # boto3 retries requests, but not the reading of an answer
+                    if not left:
+                        raise
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in _GONE or (code == "MethodNotAllowed" and self.version):  # the latter: a delete marker
+                raise Refused("it was deleted before it could be read") from error
+            if code in ("PreconditionFailed", "412"):
+                raise Refused("it was replaced before it could be read; run the command again") from error
+            raise
+
+
+@contextlib.contextmanager
+def _space(size: int, scratch: Path) -> Iterator[BinaryIO]:
+    if size <= _IN_MEMORY:
+        with os.fdopen(os.memfd_create("landed", os.MFD_CLOEXEC), "w+b") as memory:
+            yield memory
+    else:
+        with TemporaryFile(dir=scratch) as disk:
+            yield disk  # type: ignore[misc]
+
+
+def find_landed(
+    s3: Any, bucket: str, url: str, contracts: Sequence[Contract]
+) -> tuple[list[LandedObject], list[tuple[str, str]]]:
+    """Returns the objects below a URL of the landing bucket, and those that can't be ingested, each with the reason.
+
+    Args:
+        url: `s3://<landing bucket>/<prefix>`; the prefix is a folder or a whole key.
+
+    Raises:
+        BuscoError: the URL is not in the landing bucket, or nothing is there.
+    """
+    wanted, _, prefix = url.removeprefix("s3://").partition("/")
+    if not bucket or wanted != bucket:
+        what = f"only the landing bucket can be ingested from, not s3://{wanted}"
+        hint = f"use s3://{bucket}/, or download the files" if bucket else "set BUSCO_LANDING_BUCKET"
+        raise BuscoError(what, hint)
+    found: list[LandedObject] = []
+    unknown: list[tuple[str, str]] = []
+    seen = False
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for item in page.get("Contents", ()):
+            key = item["Key"]
+            # a prefix `orders` must not take `orders_old/` too
+            if prefix and not prefix.endswith("/") and key != prefix and not key.startswith(f"{prefix}/"):
+                continue
+            seen = True
+            landed = landed_object(s3, bucket, key, "", item["ETag"].strip('"'), item["Size"], contracts)
+            if isinstance(landed, LandedObject):
+                found.append(landed)
+            elif landed:
+                unknown.append((f"s3://{bucket}/{key}", landed))
+    if not seen:
+        raise BuscoError(f"there is nothing at {url}", f"list the bucket: aws s3 ls s3://{bucket}/ --recursive")
+    return found, unknown
+
+
+def landed_object(
+    s3: Any, bucket: str, key: str, version: str, etag: str, size: int, contracts: Sequence[Contract]
+) -> LandedObject | str:
+    """Returns an object to ingest; or why it can't be ingested; or '' if it is no delivery."""
+    try:
+        found = address(key, size, contracts)
+    except Ignored:
+        return ""
+    except Unaddressed as error:
+        return str(error)
+    name = without_compression(found.name)
+    if wrong := long_name(found.contract, name):
+        return wrong
+    return LandedObject(s3, bucket, key, version, etag, size, name, found.contract)

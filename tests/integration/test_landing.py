@@ -1,0 +1,180 @@
+"""Objects of the landing bucket are ingested like files: in the version that was named, and only if they are new."""
+
+from __future__ import annotations
+
+import gzip
+from typing import Any
+
+import pytest
+
+from busco.aws import client
+from busco.errors import BuscoError
+from busco.ingest import landing
+from busco.ingest.ingest import Report
+from busco.ingest.landing import LandedObject, landed_object
+from busco.lake.engine import connect
+from busco.lake.records import Delivery
+from busco.projects import all_contracts
+from busco.warehouse.dbt import ensure_manifests
+from tests.integration.test_ingest import GOOD, HEADER, deliveries, one, rows
+from tests.platforms import Platform, csv_text
+
+CONTENT = csv_text(HEADER, GOOD).encode()
+OTHER = csv_text(HEADER, GOOD[:1]).encode()
+
+
+class Landing:
+    """The landing bucket of a platform, which is empty when a test begins."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform, self.bucket = platform, platform.settings.landing_bucket
+        self.s3: Any = client("s3", platform.settings)
+        for page in self.s3.get_paginator("list_object_versions").paginate(Bucket=self.bucket):
+            for item in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
+                self.s3.delete_object(Bucket=self.bucket, Key=item["Key"], VersionId=item["VersionId"])
+
+    def put(self, key: str, body: bytes = CONTENT) -> str:
+        """Uploads an object; returns its version's id."""
+        return str(self.s3.put_object(Bucket=self.bucket, Key=key, Body=body)["VersionId"])
+
+    def take(self, prefix: str = "", table: str | None = None) -> Report:
+        """Ingests the objects below a prefix in this process."""
+        from busco.ingest.ingest import ingest
+
+        settings = self.platform.settings
+        contracts = all_contracts(ensure_manifests(settings))
+        url = f"s3://{self.bucket}/{prefix}"
+        return ingest(settings, self.platform.store, contracts, [url], table, lambda _: lambda _: None)
+
+    def version(self, key: str, version: str) -> LandedObject:
+        """Returns one version of an object, as an event names it."""
+        found = self.s3.head_object(Bucket=self.bucket, Key=key, VersionId=version)
+        contracts = all_contracts(ensure_manifests(self.platform.settings))
+        made = landed_object(
+            self.s3, self.bucket, key, version, found["ETag"].strip('"'), found["ContentLength"], contracts
+        )
+        assert isinstance(made, LandedObject), made
+        return made
+
+    def load(self, landed: LandedObject) -> Any:
+        from busco.ingest.files import Limits
+        from busco.ingest.load import load
+
+        with connect(self.platform.settings) as connection:
+            scratch = self.platform.settings.state / "spill"
+            return load(connection, self.platform.store, landed, scratch, Limits(10**6, 10**9), lambda _: None)
+
+
+@pytest.fixture
+def bucket(mini: Platform) -> Landing:
+    return Landing(mini)
+
+
+def newest(platform: Platform) -> Delivery:
+    return max(deliveries(platform), key=lambda delivery: delivery.number)
+
+
+def test_an_object_becomes_a_delivery_that_names_its_version(mini: Platform, bucket: Landing) -> None:
+    version = bucket.put("bronze/orders/2026/a b+c%é.csv")
+    assert (one(bucket.take()).outcome, one(bucket.take()).outcome) == ("ingested", "known")
+    (delivery,) = deliveries(mini)
+    assert delivery.file_name == "2026/a b+c%é.csv"
+    assert delivery.source == f"s3://{bucket.bucket}/bronze/orders/2026/a b+c%é.csv"
+    assert delivery.source_version == version
+    assert [row[0] for row in rows(mini, delivery)] == ["a", "b"]
+
+
+def test_an_object_that_was_ingested_is_not_read_again(
+    mini: Platform, bucket: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("orders/a.csv")
+    bucket.take()
+
+    def read(*_: object) -> str:
+        raise AssertionError("it was read again")
+
+    monkeypatch.setattr(LandedObject, "_fetch", read)
+    assert one(bucket.take("orders/")).outcome == "known"
+
+
+def test_the_short_and_the_long_folder_are_the_same_place(mini: Platform, bucket: Landing) -> None:
+    bucket.put("orders/a.csv")
+    bucket.take()
+    bucket.put("bronze/orders/a.csv")
+    report = bucket.take()
+    assert [one.outcome for one in report.loaded] == ["known", "known"]
+
+
+def test_compressed_and_plain_large_and_small_objects_give_the_same_rows(
+    mini: Platform, bucket: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("orders/plain.csv")
+    bucket.put("orders/packed.csv.gz", gzip.compress(CONTENT))
+    bucket.take()
+    monkeypatch.setattr(landing, "_IN_MEMORY", 0)
+    bucket.put("orders/on-disk.csv")
+    bucket.put("orders/packed-on-disk.csv.gz", gzip.compress(CONTENT))
+    assert bucket.take().good
+    found = [[row[:5] for row in rows(mini, delivery)] for delivery in deliveries(mini)]
+    assert len(found) == 4
+    assert all(content == found[0] for content in found)
+
+
+def test_each_version_is_read_as_it_was_even_after_an_overwrite(mini: Platform, bucket: Landing) -> None:
+    first = bucket.put("orders/a.csv", CONTENT)
+    second = bucket.put("orders/a.csv", OTHER)
+    assert bucket.load(bucket.version("orders/a.csv", first)).rows == 2
+    assert bucket.load(bucket.version("orders/a.csv", second)).rows == 1
+    assert newest(mini).source_version == second
+    assert len(deliveries(mini)) == 2
+
+
+def test_an_object_that_is_deleted_or_replaced_before_it_is_read_is_refused(mini: Platform, bucket: Landing) -> None:
+    gone = bucket.version("orders/a.csv", bucket.put("orders/a.csv"))
+    bucket.s3.delete_object(Bucket=bucket.bucket, Key=gone.key, VersionId=gone.version)
+    refused = bucket.load(gone)
+    assert (refused.outcome, refused.reason) == ("refused", "it was deleted before it could be read")
+    marker = bucket.put("orders/b.csv")
+    listed = bucket.version("orders/b.csv", marker)
+    unversioned = LandedObject(
+        listed.s3, listed.bucket, listed.key, "", listed.etag, listed.size, listed.name, listed.contract
+    )
+    bucket.put("orders/b.csv", OTHER)
+    assert "it was replaced before it could be read" in bucket.load(unversioned).reason
+    bucket.s3.delete_object(Bucket=bucket.bucket, Key="orders/b.csv")
+    assert bucket.load(unversioned).reason == "it was deleted before it could be read"
+    assert deliveries(mini) == []
+
+
+def test_a_bad_object_stops_no_other_and_is_named_by_its_url(mini: Platform, bucket: Landing) -> None:
+    bucket.put("orders/good.csv")
+    bucket.put("orders/empty.csv", b"")
+    bucket.put("orders/broken.csv.gz", gzip.compress(CONTENT)[:-9])
+    bucket.put("unknown/a.csv")
+    bucket.put("orders/", b"")
+    bucket.put("_reports/bronze/orders/a.json", b"{}")
+    printed = mini.busco("ingest", f"s3://{bucket.bucket}/", status=1)
+    assert f"refused: s3://{bucket.bucket}/orders/empty.csv: the file is empty" in printed
+    assert f"refused: s3://{bucket.bucket}/orders/broken.csv.gz: broken gzip" in printed
+    assert f"refused: s3://{bucket.bucket}/unknown/a.csv: its folder is that of no table" in printed
+    assert "_reports" not in printed
+    assert [delivery.file_name for delivery in deliveries(mini)] == ["good.csv"]
+
+
+def test_a_prefix_is_a_folder_or_a_whole_key(mini: Platform, bucket: Landing) -> None:
+    bucket.put("orders/a.csv")
+    bucket.put("orders/a.csv.old.csv", OTHER)
+    bucket.put("orders2/a.csv")
+    assert one(bucket.take("orders/a.csv")).file.name == "a.csv"
+    report = bucket.take("orders")
+    assert {loaded.file.name for loaded in report.loaded} == {"a.csv", "a.csv.old.csv"}
+    assert report.unknown == []
+
+
+def test_what_can_not_be_meant_is_refused_with_what_to_do(mini: Platform, bucket: Landing) -> None:
+    with pytest.raises(BuscoError, match="there is nothing at s3://"):
+        bucket.take("nothing/")
+    bucket.put("orders/a.csv")
+    with pytest.raises(BuscoError, match="an object's key determines its table"):
+        bucket.take("orders/", table="orders")
+    assert "only the landing bucket can be ingested from" in mini.busco("ingest", "s3://another/a.csv", status=1)
