@@ -340,6 +340,7 @@ deploy() {
     fi
     cd "$busco/releases/$release"
     # what failed deployments have left may fill the disk
+    touch .
     prune
     check_disk
     check_networks
@@ -403,11 +404,15 @@ rollback() {
     finish
 }
 
-# pull: fetches the images of the release in the working directory
+# pull: fetches those images of the release in the working directory that this host doesn't have; tags never change
 pull() {
+    local image images
     step "pull the images"
-    { compose pull --quiet && docker pull --quiet "$(postgres_image)" >/dev/null; } ||
-        die "the images can't be pulled; were they pushed (scripts/ecr_push.sh)?"
+    images=$(images_of "$(basename "$PWD")") || die "the Compose files of this release can't be read: docker compose config"
+    for image in $images; do
+        docker image inspect "$image" >/dev/null 2>&1 || docker pull --quiet "$image" >/dev/null ||
+            die "the image $image can't be pulled; was it pushed (scripts/ecr_push.sh)?"
+    done
 }
 
 finish() {
@@ -504,6 +509,8 @@ renew() {
 
 check() {
     local problems='' domain age
+    # during a deployment, services are stopped on purpose
+    (lock check 1800) || true
     cd -P "$busco/current"
     domain=$(env_get BUSCO_DOMAIN)
     problems+=$(deploy/aws/check_ssl.sh --connect 127.0.0.1 "$domain" 2>&1 >/dev/null || true)
