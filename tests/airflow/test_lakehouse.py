@@ -442,3 +442,37 @@ def test_airflow_dags_test_runs_the_same_graph_in_one_process(driver: Driver) ->
         assert release.run.startswith("lakehouse.manual__2024-02-02")
     assert release.epoch == 2, "the second command starts a new epoch"
     airflow.up(settings, lambda _: None)
+
+
+@pytest.mark.slow
+def test_a_model_that_a_deployment_adds_to_a_run_in_progress_is_built_or_named(driver: Driver) -> None:
+    """The DAG changes under the run; the run ends published with the new model, or red with what to clear."""
+    deliver(driver, "changed-graph", 13)
+    whole = driver.write(FCT, slow(1_500_000_000))
+    late = driver.home / "dbt_project/models/gold/late.sql"
+    try:
+        driver.busco("dbt", "parse")
+        run = driver.start(full_refresh=True)
+        driver.wait(lambda: bool(runners(driver, run)))
+        driver.write(str(late), "select day, n from {{ ref('fct') }}")
+        driver.busco("dbt", "parse")
+        driver.wait(lambda: "models.late_run" in graph(driver))
+        state = driver.finish(run)
+        print(state, driver.states(run))
+        if state == "failed":
+            log = driver.log(run, "publish") if driver.states(run)["publish"] == "failed" else ""
+            print(log)
+            assert "late" in log or "None" in set(map(str, driver.states(run).values()))
+            driver.clear(run, "pin")
+            driver.green(run)
+        live = driver.live()
+        assert live is not None
+        assert live.run == run_key(DAG, run)
+        assert "gold.late" in live.tables
+    finally:
+        late.unlink()
+        driver.write(FCT, whole)
+        driver.busco("dbt", "parse")
+        driver.wait(lambda: graph(driver) == TASKS)
+        _, state = driver.run()
+        assert state == "success"
