@@ -1,13 +1,21 @@
-"""The installed Chromium, for tests of web pages."""
+"""The installed Chromium, for tests of web pages.
+
+Chromium cancels its requests when a network interface appears or disappears on the machine (ERR_NETWORK_CHANGED), which
+happens each time that another test starts or stops a container. Such a request is repeated.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
+
+_CANCELLED = "ERR_NETWORK_CHANGED"
+_TIMES = 10
 
 
 @contextmanager
@@ -20,3 +28,37 @@ def chromium() -> Iterator[Browser]:
         opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield opened
         opened.close()
+
+
+def steady(page: Page) -> Page:
+    """Returns the page, whose `goto` repeats requests that Chromium cancels."""
+    original = page.goto
+
+    def goto(*arguments: Any, **options: Any) -> Any:
+        for left in reversed(range(_TIMES)):
+            try:
+                return original(*arguments, **options)
+            except Error as error:
+                if _CANCELLED not in str(error) or not left:
+                    raise
+        raise AssertionError
+
+    page.goto = goto  # type: ignore[method-assign]
+    return page
+
+
+def submit(page: Page, act: Callable[[], None], done: Callable[[], bool]) -> None:
+    """Calls `act`, which loads a form and submits it, and again if Chromium cancels that, until `done`."""
+    for _ in range(_TIMES):
+        act()
+        for _ in range(120):
+            if done():
+                return
+            page.wait_for_timeout(1000)
+            # a page that is being loaded has no content yet
+            with suppress(Error):
+                if page.url.startswith("chrome-error:") or _CANCELLED in page.content():
+                    break
+        else:
+            break
+    raise AssertionError(f"submitting the form at {page.url} had no effect")

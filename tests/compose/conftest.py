@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.chromium import chromium
+from tests.chromium import chromium, steady, submit
 from tests.compose.stack import Stack
 from tests.left_out import leave_out, missing_for_compose
 
@@ -63,7 +63,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page with the admin logged in; a screenshot of its final state is saved."""
     context = browser.new_context(viewport={"width": 1500, "height": 1000})
-    opened = context.new_page()
+    opened = steady(context.new_page())
     log_in(opened, stack, stack.value("AIRFLOW_ADMIN_USERNAME"), stack.value("AIRFLOW_ADMIN_PASSWORD"))
     yield opened
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
@@ -72,8 +72,10 @@ def page(browser: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iter
 
 
 def log_in(page: Page, stack: Stack, user: str, password: str) -> None:
-    page.goto(f"{stack.url}/login/")
-    page.fill("input[name=username]", user)
-    page.fill("input[name=password]", password)
-    page.click("input[type=submit]")
-    page.wait_for_url(lambda url: "/login" not in url)
+    def form() -> None:
+        page.goto(f"{stack.url}/login/")
+        page.fill("input[name=username]", user)
+        page.fill("input[name=password]", password)
+        page.click("input[type=submit]")
+
+    submit(page, form, lambda: page.url.startswith(stack.url) and "/login" not in page.url)

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
+from tests.chromium import steady, submit
 from tests.compose.conftest import ORDERS, log_in
 from tests.compose.stack import DAG, SERVICES, Stack, tables_of_demo
 from tests.compose.test_doors import assert_tasks_are_confined
@@ -141,10 +142,13 @@ def test_a_user_triggers_a_run_finds_and_fixes_a_broken_model_and_follows_links(
 def trigger(stack: Stack, page: Page) -> str:
     """Triggers the DAG in the UI; returns the run's id, escaped for URLs."""
     known = {run["dag_run_id"] for run in stack.runs()}
-    page.goto(f"{stack.url}/dags/{DAG}/grid")
-    page.get_by_label("Trigger DAG").first.click()
-    page.get_by_role("button", name="Trigger", exact=True).click()
-    stack.wait(lambda: len(stack.runs()) > len(known))
+
+    def form() -> None:
+        page.goto(f"{stack.url}/dags/{DAG}/grid")
+        page.get_by_label("Trigger DAG").first.click()
+        page.get_by_role("button", name="Trigger", exact=True).click()
+
+    submit(page, form, lambda: len(stack.runs()) > len(known))
     return next(run["dag_run_id"] for run in stack.runs() if run["dag_run_id"] not in known).replace("+", "%2B")
 
 
@@ -160,7 +164,7 @@ def follow_links(stack: Stack, page: Page, run: str) -> None:
         page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}")
         link = page.get_by_role("link", name=name)
         expect(link).to_be_visible(timeout=LONG)
-        opened = page.context.new_page()
+        opened = steady(page.context.new_page())
         opened.goto(str(link.get_attribute("href")))
         expect(opened.get_by_text(text).first).to_be_attached(timeout=LONG)
         picture(opened, f"link {name}")
@@ -235,7 +239,7 @@ def users(stack: Stack) -> Callable[[str], str]:
 def test_a_viewer_reads_dags_and_docs_with_all_tables_and_types_but_can_change_nothing(
     stack: Stack, browser: Browser, users: Callable[[str], str]
 ) -> None:
-    page = browser.new_context(viewport={"width": 1500, "height": 1000}).new_page()
+    page = steady(browser.new_context(viewport={"width": 1500, "height": 1000}).new_page())
     anonymous = page.goto(f"{stack.url}/cosmos/dbt_docs")
     assert "/login" in page.url, anonymous
     log_in(page, stack, users("Viewer"), "Viewer")
@@ -259,7 +263,7 @@ def test_a_viewer_reads_dags_and_docs_with_all_tables_and_types_but_can_change_n
 def test_on_call_clears_and_triggers_but_sees_no_connections_variables_or_pools(
     stack: Stack, browser: Browser, users: Callable[[str], str]
 ) -> None:
-    page = browser.new_page()
+    page = steady(browser.new_page())
     log_in(page, stack, users("OnCall"), "OnCall")
     assert status_of(page, stack, "clear") == 200
     for resource in ("connections", "variables"):
@@ -292,7 +296,7 @@ def test_flower_shows_the_worker(stack: Stack, browser: Browser) -> None:
     nobody = browser.new_context()
     assert nobody.request.get(f"{flower}/workers").status == 401
     nobody.close()
-    page = browser.new_context(http_credentials=login).new_page()
+    page = steady(browser.new_context(http_credentials=login).new_page())
     page.goto(f"{flower}/workers")
     expect(page.get_by_text("celery@").first).to_be_visible(timeout=LONG)
     picture(page, "flower")
