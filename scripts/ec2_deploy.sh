@@ -50,11 +50,12 @@ for option in --restore-database --release; do
 done
 # registry user password, for each registry in ECR: the host needs no access to AWS of its own to pull
 logins() {
-    local registry region
+    local registry region token
     for registry in $(for name in AIRFLOW NGINX CERTBOT REDIS POSTGRES; do env_get "${name}_IMAGE" | cut -d / -f 1; echo; done | sort -u); do
         if [[ $registry =~ \.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com ]]; then
             region=${BASH_REMATCH[1]}
-            printf '%s AWS %s\n' "$registry" "$(aws ecr get-login-password --region "$region")"
+            token=$(aws ecr get-login-password --region "$region") || return 1
+            printf '%s AWS %s\n' "$registry" "$token"
         fi
     done
 }
@@ -65,7 +66,8 @@ if [[ $command != deploy ]]; then
         exit 1
     }
     registry_logins=
-    if [[ $command == rollback && -f .env ]]; then registry_logins=$(logins); fi
+    # only needed if the host lacks an image
+    if [[ $command == rollback && -f .env ]]; then registry_logins=$(logins) || echo "going on without a login to the registry" >&2; fi
     follow "$host_program" "$command" ${options[@]+"${options[@]}"} <<<"$registry_logins"
     exit
 fi

@@ -49,10 +49,12 @@ install_packages() {
     if ! has_docker; then install_docker; fi
     # an automatic upgrade of containerd or Docker would stop all services
     if type apt-mark >/dev/null 2>&1; then
-        dpkg-query --show --showformat '${Package}\n' docker.io docker-ce containerd containerd.io runc 2>/dev/null |
-            xargs --no-run-if-empty apt-mark hold >/dev/null
+        # dpkg-query also lists packages that are not installed, and fails if it doesn't know one of them
+        { dpkg-query --show --showformat '${db:Status-Abbrev} ${Package}\n' docker.io docker-ce containerd containerd.io runc 2>/dev/null || true; } |
+            awk '$1 ~ /^.i/ { print $2 }' | xargs --no-run-if-empty apt-mark hold >/dev/null ||
+            say "Docker's packages could not be held; an automatic upgrade may restart all services"
     fi
-    systemctl enable --quiet docker
+    systemctl enable --quiet docker || true
 }
 
 install_docker() {
@@ -154,12 +156,13 @@ own_services() {
     )
 }
 
-# up_needed: starts what the checks and the other containers need: the operator's own services, the broker, and what
-# answers meanwhile. Those that run already are not replaced
+# up_needed: starts what the checks may need, such as the operator's own services, the broker, and what answers meanwhile.
+# Those that exist already are not replaced: a release does that later. If one of them is broken, this goes on, since the
+# release may be its correction
 up_needed() {
     local own
     mapfile -t own < <(own_services)
-    up 240 --no-recreate redis letsencrypt nginx-proxy ${own[@]+"${own[@]}"}
+    up 240 --no-recreate redis letsencrypt nginx-proxy ${own[@]+"${own[@]}"} || true
 }
 
 # run_init: migrates the database, and sets up roles and the admin
@@ -190,8 +193,9 @@ run_init() {
 # and one that has is replaced alone, so that the others keep working. The worker is the last, because it finishes its
 # tasks before it stops.
 start_services() {
-    local service
-    up 240 redis letsencrypt nginx-proxy || return 1
+    local service own
+    mapfile -t own < <(own_services)
+    up 240 redis letsencrypt nginx-proxy ${own[@]+"${own[@]}"} || return 1
     step "set up the database (airflow-init)"
     run_init || return 1
     for service in airflow-webserver airflow-scheduler airflow-triggerer flower; do
@@ -240,22 +244,40 @@ stop_airflow() {
     compose stop "${airflow_services[@]}" >/dev/null 2>&1
 }
 
+stopped=
+# the backup of the present database, once an older one has been restored over it
+present_backup=
+
 on_exit() {
     local status=$?
-    if ((status)) && [[ -n ${stopped:-} && -n $(linked current) ]]; then
-        step "start $(linked current) again"
-        "$busco/current/scripts/host.sh" start || say "it did not start; see docs/deploying.md, \"If a deployment fails\""
+    if ((status)) && [[ -n $stopped && -n $(linked current) ]]; then
+        step "start $(linked current) again" || true
+        cd -P "$busco/current"
+        if [[ -n $present_backup ]]; then scripts/restore.sh --yes --no-start "$present_backup" || true; fi
+        scripts/host.sh start || say "it did not start; see docs/deploying.md, \"If a deployment fails\"" || true
     fi
     exit "$status"
 }
 trap on_exit EXIT
+# otherwise the status in on_exit would be 0
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap '' PIPE
 
 # restore_for_this_release [BACKUP]: if a newer release has migrated the database, restores the backup from before that
 # for the release in the working directory. Without a BACKUP that was made just before the migration, backs up the
-# present database first, since people may have changed it since
+# present database first, since people may have changed it since. On the way back from such a restore, restores that
 restore_for_this_release() {
     local backup=${1:-} state
     state=$(database_state)
+    if [[ $state == behind && -n $present_backup ]]; then
+        stop_airflow
+        step "restore the database from $present_backup"
+        scripts/restore.sh --yes --no-start "$present_backup"
+        present_backup=
+        return
+    fi
     if [[ $state != ahead ]]; then return; fi
     stop_airflow
     if [[ -z $backup ]]; then
@@ -264,7 +286,8 @@ restore_for_this_release() {
             die "the database was migrated, and there is no backup from before that for $(basename "$PWD")"
         fi
         step "back up the present database"
-        say "    $(scripts/backup.sh --quiet)"
+        present_backup=$(scripts/backup.sh --quiet)
+        say "    $present_backup"
     fi
     step "restore the database from $backup"
     scripts/restore.sh --yes --no-start "$backup"
@@ -281,8 +304,10 @@ activate() {
             if [[ -n $old ]]; then switch_link previous "$old"; fi
             switch_link current "$release"
         fi
-        touch "$busco/releases/$release"
+        # prune keeps the newest of these
+        touch .healthy
         stopped=
+        present_backup=
         return
     fi
     show_unhealthy
@@ -292,8 +317,8 @@ activate() {
     step "the release did not become healthy: back to $old"
     cd "$busco/releases/$old"
     restore_for_this_release "$backup"
-    stopped=
     if start_services && check_health; then
+        stopped=
         die "the release $release did not become healthy; $old runs again. The reason is above"
     fi
     show_unhealthy
@@ -324,7 +349,6 @@ deploy() {
     local upload=$1 release version state
     check_system
     install_packages
-    log_in
     # uploads whose deployment never started
     find "$busco/uploads" -mindepth 1 -maxdepth 1 -not -path "$upload" -mmin +60 -exec rm -rf {} +
     cd "$upload"
@@ -340,8 +364,7 @@ deploy() {
     fi
     cd "$busco/releases/$release"
     # what failed deployments have left may fill the disk
-    touch .
-    prune
+    if [[ -z $dry ]]; then prune; fi
     check_disk
     check_networks
     pull
@@ -371,7 +394,7 @@ deploy() {
 }
 
 rollback() {
-    local restore=$1 target=$2 backup state
+    local restore=$1 target=$2 backup state newer
     if [[ -z $target ]]; then target=$(linked previous); fi
     if [[ -z $target ]]; then die "there is no previous release on this host"; fi
     if [[ ! -d $busco/releases/$target ]]; then
@@ -379,7 +402,6 @@ rollback() {
     fi
     cd "$busco/releases/$target"
     step "release $target"
-    log_in
     pull
     if [[ -z $dry ]]; then up_needed; fi
     state=$(database_state)
@@ -389,7 +411,8 @@ rollback() {
             die "the database was migrated since $target, and there is no backup from before that"
         fi
         say "$target can't run on the migrated database. The backup from before the migration is $backup"
-        say "newer than this backup: $(cd -P "$busco/current" && scripts/restore.sh --newer "$backup")"
+        newer=$(cd -P "$busco/current" && scripts/restore.sh --newer "$backup")
+        say "newer than this backup: $newer"
         if [[ -z $restore ]]; then die "to lose what is newer, and go back: ec2_deploy.sh --rollback --restore-database"; fi
     fi
     if [[ -n $dry ]]; then
@@ -410,7 +433,9 @@ pull() {
     step "pull the images"
     images=$(images_of "$(basename "$PWD")") || die "the Compose files of this release can't be read: docker compose config"
     for image in $images; do
-        docker image inspect "$image" >/dev/null 2>&1 || docker pull --quiet "$image" >/dev/null ||
+        if docker image inspect "$image" >/dev/null 2>&1; then continue; fi
+        log_in
+        docker pull --quiet "$image" >/dev/null ||
             die "the image $image can't be pulled; was it pushed (scripts/ecr_push.sh)?"
     done
 }
@@ -422,13 +447,14 @@ finish() {
     step "healthy: https://$(env_get BUSCO_DOMAIN)"
 }
 
-# prune: removes all releases but the newest five and those that are linked, and the images that only they use
+# prune: removes all releases but the one in the working directory, those that are linked, and the newest five that were
+# healthy; and the images that only the removed ones use
 prune() {
     local name kept image images
     local -a names
     local -A keep used
-    mapfile -t names < <(find "$busco/releases" -mindepth 1 -maxdepth 1 -printf '%T@ %f\n' | sort -rn | cut -d ' ' -f 2-)
-    for name in "${names[@]:0:5}" "$(linked current)" "$(linked previous)"; do
+    mapfile -t names < <(find "$busco/releases" -mindepth 1 -maxdepth 1 -printf '%f\n')
+    for name in $(healthy_releases | head -n 5) "$(linked current)" "$(linked previous)" "$(basename "$PWD")"; do
         if [[ -n $name ]]; then keep[$name]=1; fi
     done
     for kept in "${!keep[@]}"; do
@@ -445,6 +471,11 @@ prune() {
     done
 }
 
+# healthy_releases: the releases that were healthy, the newest first
+healthy_releases() {
+    find "$busco/releases" -mindepth 2 -maxdepth 2 -name .healthy -printf '%T@ %P\n' | sort -rn | cut -d ' ' -f 2- | cut -d / -f 1
+}
+
 # images_of RELEASE: the images that a release names
 images_of() { (cd "$busco/releases/$1" && compose config --images 2>/dev/null && postgres_image); }
 
@@ -458,6 +489,7 @@ log_in() {
         docker login --username "$user" --password-stdin "$registry" <<<"$password" >/dev/null 2>&1 ||
             die "the login to $registry failed"
     done <<<"${logins:-}"
+    logins=
 }
 
 start() {
@@ -465,11 +497,11 @@ start() {
     cd -P "$busco/current"
     check_env
     if [[ -n ${1:-} ]]; then return; fi
-    lock "start of the services" 1200
+    try_lock "start of the services" 1200 || die "another operation is running: $(cat "$lock_file")"
     up_needed
     state=$(database_state)
-    if [[ $state == ahead ]]; then
-        die "the database was migrated by a deployment that did not end; run ec2_deploy.sh again"
+    if [[ $state != current ]]; then
+        die "the database is not that of this release ($state): a deployment or a restore did not end; run ec2_deploy.sh again"
     fi
     # airflow-init runs only in a deployment
     mapfile -t services < <(compose config --services | grep -vx airflow-init)
@@ -479,7 +511,7 @@ start() {
 # The worker first: to end its tasks, it needs the others. Something else may hold the lock, but a shutdown can't wait
 stop() {
     cd -P "$busco/current"
-    (lock "stop of the services" 5) 2>/dev/null || say "another operation is running; stopping nevertheless"
+    try_lock "stop of the services" 5 || say "another operation is running; stopping nevertheless"
     compose stop airflow-worker
     compose stop
 }
@@ -488,7 +520,7 @@ status() {
     local name
     for name in current previous; do say "$name: $(linked "$name")"; done
     if [[ -z $(linked current) ]]; then return; fi
-    say "releases, the newest first: $(find "$busco/releases" -mindepth 1 -maxdepth 1 -printf '%T@ %f\n' | sort -rn | cut -d ' ' -f 2- | tr '\n' ' ')"
+    say "releases, the newest first: $(healthy_releases | tr '\n' ' ')"
     cd -P "$busco/current"
     if [[ -e $lock_file ]] && ! (flock --nonblock 9) 9>>"$lock_file"; then say "running: $(cat "$lock_file")"; fi
     containers --all --format 'table {{.Label "com.docker.compose.service"}}\t{{.Status}}\t{{.Image}}'
@@ -510,7 +542,7 @@ renew() {
 check() {
     local problems='' domain age
     # during a deployment, services are stopped on purpose
-    (lock check 1800) || true
+    try_lock check 1800 || true
     cd -P "$busco/current"
     domain=$(env_get BUSCO_DOMAIN)
     problems+=$(deploy/aws/check_ssl.sh --connect 127.0.0.1 "$domain" 2>&1 >/dev/null || true)
@@ -553,9 +585,10 @@ heal() {
     local name unhealthy
     cd -P "$busco/current"
     # a deployment or backup is at work, or the check of the minute before
-    if ! (lock heal 0) 2>/dev/null; then return; fi
-    lock heal 0
-    mapfile -t unhealthy < <(containers --filter health=unhealthy --format '{{.Label "com.docker.compose.service"}} {{.Names}}')
+    try_lock heal 0 || return 0
+    # the operator's own services are not ours to restart
+    mapfile -t unhealthy < <(containers --filter health=unhealthy --format '{{.Label "com.docker.compose.service"}} {{.Names}}' |
+        awk 'NR == FNR { own[$1]; next } !($1 in own)' <(own_services; echo) -)
     if ((${#unhealthy[@]} == 0)); then return; fi
     if ((${#unhealthy[@]} > 1)); then
         mapfile -t unhealthy < <(printf '%s\n' "${unhealthy[@]}" | grep '^redis ')

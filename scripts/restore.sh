@@ -44,10 +44,11 @@ fetch() {
     install -d -m 700 "$backups"
     if [[ ! -s $backups/$1 ]]; then
         local scratch=$backups/fetched
+        rm -rf "$scratch"
         install -d -m 700 "$scratch"
         from_airflow "$scratch" "$1" get "$1"
         mv "$scratch/$1" "$backups/$1"
-        rmdir "$scratch"
+        rm -rf "$scratch"
     fi
 }
 newer() {
@@ -89,17 +90,24 @@ fi
 on_exit() {
     local status=$?
     close_postgres
-    if ((status)) && [[ -n $start ]]; then
+    if ((status)) && [[ -n $start && -z $restored ]]; then
         say "==> the restore failed and has changed nothing; start Airflow again"
         scripts/host.sh start >/dev/null 2>&1 || say "Airflow did not start; see: busco-host status"
     fi
     exit "$status"
 }
 trap on_exit EXIT
+# a lost connection ends the script too
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap '' PIPE
+restored=
 say "==> stop Airflow"
 compose stop "${airflow_services[@]}" >/dev/null 2>&1
 say "==> restore"
 replace_database "$backups/$name.dump"
+restored=1
 say "restored $name"
 if [[ -n $start ]]; then
     say "==> start Airflow"

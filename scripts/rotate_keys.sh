@@ -23,7 +23,7 @@ done
 if (($# != 3)); then usage >&2; exit 2; fi
 what=$1
 host=$2
-key=$3
+key=$(readlink -f "$3")
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/env.sh
 . scripts/lib/env.sh
@@ -48,8 +48,6 @@ set_value() {
     local scratch line target
     target=$(readlink -f .env)
     scratch=$(mktemp "$(dirname "$target")/.env.XXXXXX")
-    # shellcheck disable=SC2064 # the name of now
-    trap "rm -f '$scratch'" EXIT
     while IFS= read -r line || [[ -n $line ]]; do
         if env_line "$line" && [[ $env_name == "$name" ]]; then line=$name=$1; fi
         printf '%s\n' "$line"
@@ -66,15 +64,30 @@ if [[ -n $dry ]]; then
     exit 0
 fi
 find_login "$host" "$key"
-# the code stays: a key must be replaceable at any time, and whatever is checked out here
-release=$(remote "basename \$(sudo readlink /opt/busco/current)")
-if [[ $release != *-* ]]; then
+# The code stays: a key must be replaceable at any time, and whatever is checked out here. So the release is made from the
+# commit that is deployed
+release=$(remote "sudo readlink /opt/busco/current" || true)
+if [[ $release != releases/*-* ]]; then
     echo "nothing is deployed on $login" >&2
     exit 1
 fi
+version=${release#releases/}
+version=${version%-*}
+commit=${version#dev-}
+commit=${commit%%-*}
+if ! git cat-file -e "$commit^{commit}" 2>/dev/null; then
+    echo "the commit $commit, which is deployed on $login, is not in this clone; fetch it: git fetch" >&2
+    exit 1
+fi
+worktree=$(mktemp -d)
+trap 'git worktree remove --force "$worktree" 2>/dev/null || rm -rf "$worktree"' EXIT
+git worktree add --quiet --detach "$worktree" "$commit"
 project=$(env_get COMPOSE_PROJECT_NAME)
 project=${project:-busco}
-deploy() { scripts/ec2_deploy.sh --version "${release%-*}" "$host" "$key"; }
+deploy() {
+    cp --dereference --preserve=mode .env "$worktree/.env"
+    "$worktree/scripts/ec2_deploy.sh" --version "$version" "$host" "$key"
+}
 if [[ $what != fernet ]]; then
     set_value "$(openssl rand -hex 24)"
     deploy

@@ -55,18 +55,26 @@ containers() {
 # triggerer's, which don't include the broker: it may be down.
 python_in_airflow() { compose run --rm --no-deps -T airflow-triggerer python "$@"; }
 
-# lock WHAT [SECONDS]: makes this the only deployment, backup, restore, start or stop on the host until the process ends.
-# Waits for at most SECONDS (10), and then exits with status 75 after naming the process that holds the lock. A process
-# that the holder starts passes.
+# lock WHAT: makes this the only deployment, backup, restore, start or stop on the host until the process ends. Waits for
+# at most ten seconds, and then exits with status 75 after naming the process that holds the lock.
 lock() {
+    case $1 in
+        # a start that waits for the database must not keep the deployment waiting that may correct the settings
+        deployment* | rollback | restore*)
+            if [[ $(systemctl is-active busco.service 2>/dev/null) == activating ]]; then systemctl stop busco.service; fi ;;
+    esac
+    try_lock "$1" 10 && return
+    printf 'another operation is running on this host: %s\nwait until it has ended, and try again\n' \
+        "$(cat "$lock_file")" >&2
+    exit 75
+}
+
+# try_lock WHAT SECONDS: takes the lock if it becomes free within SECONDS. A process that the holder starts has it too
+try_lock() {
     if [[ -n ${BUSCO_LOCK_HELD:-} ]]; then return; fi
     install -d -m 700 "$(dirname "$lock_file")"
     exec 9>>"$lock_file"
-    if ! flock --timeout "${2:-10}" 9; then
-        printf 'another operation is running on this host: %s\nwait until it has ended, and try again\n' \
-            "$(cat "$lock_file")" >&2
-        exit 75
-    fi
+    flock --timeout "$2" 9 || return 1
     printf '%s, by %s, since %s (process %s)%s\n' "$1" "${BUSCO_OPERATOR:-${SUDO_USER:-root}}" \
         "$(date -u '+%Y-%m-%d %H:%M:%S UTC')" "$$" "${BUSCO_LOG:+, log $BUSCO_LOG}" >"$lock_file"
     export BUSCO_LOCK_HELD=1

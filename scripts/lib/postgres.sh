@@ -27,7 +27,7 @@ close_postgres() {
 postgres_image() {
     local image
     image=$(env_get POSTGRES_IMAGE)
-    printf '%s' "${image:-postgres:16.3-alpine}"
+    printf '%s\n' "${image:-postgres:16.3-alpine}"
 }
 
 # postgres COMMAND…: runs psql, pg_dump or pg_restore for Airflow's database, in its network; stdin and stdout are the
@@ -59,8 +59,7 @@ replace_database() {
         echo 'begin;'
         # the tables of a newer revision, which the backup doesn't have, must not stay either
         cat scripts/lib/drop_tables.sql
-        restore_statements <"$1"
-        echo 'commit;'
+        restore_statements <"$1" && echo 'commit;'
     } | postgres psql --quiet --set ON_ERROR_STOP=1 --file - >/dev/null
 }
 
@@ -71,7 +70,7 @@ verify() {
     # of a backup that was killed; the lock admits one at a time
     docker rm --force --volumes "$name" >/dev/null 2>&1 || true
     docker run --detach --name "$name" --network none --env POSTGRES_HOST_AUTH_METHOD=trust --memory 512m \
-        --log-opt max-size=1m "$(postgres_image)" -c fsync=off -c wal_level=minimal -c max_wal_senders=0 \
+        --log-driver none "$(postgres_image)" -c fsync=off -c wal_level=minimal -c max_wal_senders=0 \
         -c max_wal_size=64MB >/dev/null
     # the image's first start ends with a restart; only the second server listens on TCP
     until docker exec "$name" pg_isready --quiet --host 127.0.0.1 --username postgres; do

@@ -227,11 +227,15 @@ def test_a_key_is_replaced_without_deploying_the_code_that_is_checked_out(checko
     with (checkout / ".env").open("a") as env:
         env.write("REDIS_PASSWORD=old\n")
     deployed = git("rev-parse", "--short=12", "HEAD")
-    git("commit", "--quiet", "--allow-empty", "--message", "not deployed yet")
+    with (checkout / "docker-compose.prod.yml").open("a") as compose:
+        compose.write("# not deployed yet\n")
+    git("commit", "--quiet", "--all", "--message", "not deployed yet")
+    with (checkout / "scripts/host.sh").open("a") as script:
+        script.write("# not even committed\n")
     own = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "FAKE": str(tmp_path)}
     done = subprocess.run(
         [checkout / "scripts/rotate_keys.sh", "redis", "host.example.com", tmp_path / "key.pem"],
-        env={**own, "FAKE_RELEASE": f"{deployed}-0123456789ab"}, capture_output=True, text=True, check=False,
+        env={**own, "FAKE_RELEASE": f"releases/{deployed}-0123456789ab"}, capture_output=True, text=True, check=False,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -239,6 +243,12 @@ def test_a_key_is_replaced_without_deploying_the_code_that_is_checked_out(checko
         member = archive.extractfile("./.env")
         assert member is not None
         uploaded = member.read().decode()
+        files = {
+            name: archive.extractfile(f"./{name}").read() for name in ("docker-compose.prod.yml", "scripts/host.sh")
+        }  # type: ignore[union-attr]
+    assert b"not deployed yet" not in files["docker-compose.prod.yml"]
+    assert b"not even committed" not in files["scripts/host.sh"]
+    assert git("worktree", "list").count("\n") == 0, "the copy of the deployed commit is removed"
     assert f"BUSCO_VERSION={deployed}\n" in uploaded
     assert re.search(r"^REDIS_PASSWORD=[0-9a-f]{48}$", uploaded, re.MULTILINE)
 
