@@ -6,12 +6,14 @@ import gzip
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest import landing
 from busco.ingest.ingest import Report
 from busco.ingest.landing import LandedObject, landed_object
+from busco.ingest.load import ingested_before
 from busco.lake.engine import connect
 from busco.lake.records import Delivery
 from busco.projects import all_contracts
@@ -97,12 +99,54 @@ def test_an_object_that_was_ingested_is_not_read_again(
     assert one(bucket.take("orders/")).outcome == "known"
 
 
-def test_the_short_and_the_long_folder_are_the_same_place(mini: Platform, bucket: Landing) -> None:
+def test_two_objects_that_are_the_same_file_are_refused(mini: Platform, bucket: Landing) -> None:
+    """Otherwise, each run would make a delivery of both, and the last one listed would win."""
     bucket.put("orders/a.csv")
+    bucket.put("orders/other.csv")
     bucket.take()
-    bucket.put("bronze/orders/a.csv")
+    bucket.put("bronze/orders/a.csv", OTHER)
+    bucket.put("orders/a.csv.gz", gzip.compress(OTHER))
     report = bucket.take()
-    assert [one.outcome for one in report.loaded] == ["known", "known"]
+    assert [(loaded.file.name, loaded.outcome) for loaded in report.loaded] == [("other.csv", "known")]
+    assert len(report.unknown) == 3
+    assert all("the same file of orders is also at s3://" in reason for _, reason in report.unknown)
+    assert len(deliveries(mini)) == 2
+
+
+def test_a_version_that_arrives_again_is_known_even_after_a_newer_one(mini: Platform, bucket: Landing) -> None:
+    versions = [bucket.put("orders/a.csv", content) for content in (CONTENT, OTHER, CONTENT)]
+    for version in versions[:2]:
+        assert ingested_before(mini.store, bucket.version("orders/a.csv", version)) is None
+        bucket.load(bucket.version("orders/a.csv", version))
+    for version in versions[:2]:
+        assert ingested_before(mini.store, bucket.version("orders/a.csv", version)) is not None
+    # content that returns is a new version, and a new delivery
+    assert ingested_before(mini.store, bucket.version("orders/a.csv", versions[2])) is None
+    assert bucket.load(bucket.version("orders/a.csv", versions[2])).outcome == "ingested"
+    assert len(deliveries(mini)) == 3
+
+
+def test_an_object_that_s3_does_not_let_anybody_read_stops_no_other(
+    mini: Platform, bucket: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from busco.ingest import ingest
+
+    bucket.put("orders/archived.csv")
+    bucket.put("orders/good.csv", OTHER)
+
+    def get_object(**arguments: Any) -> Any:
+        if "archived" in arguments["Key"]:
+            answer = {"Error": {"Code": "InvalidObjectState", "Message": "The operation is not valid"}}
+            raise ClientError(answer, "GetObject")  # type: ignore[arg-type]
+        return original(**arguments)
+
+    s3 = client("s3", mini.settings)
+    original = s3.get_object
+    monkeypatch.setattr(s3, "get_object", get_object)
+    monkeypatch.setattr(ingest, "client", lambda *_: s3)
+    archived, good = bucket.take().loaded
+    assert (archived.outcome, good.outcome) == ("refused", "ingested")
+    assert "InvalidObjectState" in archived.reason
 
 
 def test_compressed_and_plain_large_and_small_objects_give_the_same_rows(

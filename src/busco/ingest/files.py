@@ -21,7 +21,6 @@ from busco.ingest.refused import Refused, readable
 from busco.ingest.row_count import BOM, RowCount
 from busco.lake import layout
 from busco.lake.deliveries import OTHER_PROJECTS, Contract, check_source
-from busco.lake.records import Delivery
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 20
@@ -76,10 +75,6 @@ class SourceFile:
     def origin(self) -> dict[str, str]:
         """The fields of a delivery's record that say what it was made from."""
         return {"source": self.path.name}
-
-    def is_in(self, _: Delivery) -> bool:
-        """Whether a delivery was made from this file's content, so that it need not be read: that isn't known here."""
-        return False
 
     @contextmanager
     def opened(self, _: Path) -> Iterator[SourceFile]:

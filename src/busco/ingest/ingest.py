@@ -15,7 +15,7 @@ from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest.files import Limits, SourceFile, find
 from busco.ingest.landing import LandedObject, find_landed
-from busco.ingest.load import Loaded, load
+from busco.ingest.load import Loaded, ingested_before, load
 from busco.lake.deliveries import Contract
 from busco.lake.engine import connect
 from busco.lake.objects import ObjectStore
@@ -95,11 +95,17 @@ def ingest(
 
     def work(positions: list[int]) -> None:
         for position in positions:
+            file = files[position]
+            if isinstance(file, LandedObject) and (known := ingested_before(store, file)):
+                progress(3 * file.size)
+                results[position] = known
+                continue
             with connect(settings, among=min(_AT_ONCE, len(groups))) as connection:
                 connections.append(connection)
                 connection.execute("set preserve_insertion_order = true")
                 progress(0)
-                results[position] = load(connection, store, files[position], settings.state / "spill", limits, progress)
+                results[position] = load(connection, store, file, settings.state / "spill", limits, progress)
+                connections.remove(connection)
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         loading: list[Future[None]] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from busco.lake.records import Delivery
 # Objects up to this size are held in memory, of which ingest needs room for two at once.
 _IN_MEMORY = 64 << 20
 _TRIES = 3
+_ON_DISK = threading.Lock()
 # The reports for producers; written by the platform itself.
 REPORTS = "_reports/"
 _GONE = ("NoSuchKey", "NoSuchVersion", "404")
@@ -75,7 +77,8 @@ def address(key: str, size: int, contracts: Sequence[Contract]) -> Address:
 
 
 def _named(contract: Contract, rest: Sequence[str]) -> Address:
-    if not rest or not rest[-1]:
+    # names of deliveries become parts of keys, and clients resolve the parts `.` and `..`
+    if not rest or without_compression(rest[-1]) in ("", ".", ".."):
         raise Unaddressed(f"its name lacks a file; deliver it to {contract.source}/{contract.table}/<file>")
     return Address(contract, "/".join(rest))
 
@@ -104,13 +107,18 @@ class LandedObject:
     def label(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
 
-    def is_in(self, delivery: Delivery) -> bool:
-        """Whether a delivery was made from this object's content, so that it need not be read.
+    def delivery_in(self, deliveries: Sequence[Delivery]) -> Delivery | None:
+        """Returns the delivery that was made from this object, so that it need not be read; None if there is none.
 
-        Equal ETags of one key mean equal content, for each kind of encryption and upload (S3 API Reference, "Object").
+        A version is known by its id: an event about it can arrive again, and after a newer version. Without one, the
+        newest delivery counts, since older content that returns is a delivery of its own (D2). Equal ETags of one key
+        mean equal content, for each kind of encryption and upload (S3 API Reference, "Object").
         """
-        same = delivery.source == self.label and delivery.source_etag == self.etag
-        return same and delivery.contract_hash == self.contract.hash
+        made = [d for d in deliveries if d.source == self.label and d.contract_hash == self.contract.hash]
+        if self.version:
+            return next((d for d in made if (d.source_version, d.source_etag) == (self.version, self.etag)), None)
+        newest = max(deliveries, key=lambda d: d.number, default=None)
+        return newest if newest in made and newest is not None and newest.source_etag == self.etag else None
 
     @property
     def origin(self) -> dict[str, str]:
@@ -137,29 +145,39 @@ class LandedObject:
 
     def _fetch(self, file: BinaryIO) -> str:
         """Writes the object's content to a file; returns the id of the version, or '' if the bucket has no versions."""
-        chosen = {"VersionId": self.version} if self.version else {"IfMatch": f'"{self.etag}"'}
-        try:
-            for left in reversed(range(_TRIES)):
-                file.seek(0)
-                file.truncate()
-                try:
-                    answer = self.s3.get_object(Bucket=self.bucket, Key=self.key, **chosen)
-                    for chunk in answer["Body"].iter_chunks(1 << 20):
-                        with readable():  # only the disk's errors: those of S3 do not refuse the object
-                            file.write(chunk)
-                            file.flush()
-                    return str(answer.get("VersionId", ""))
-                except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
-                    # boto3 retries requests, but not the reading of an answer
-                    if not left:
-                        raise
-        except ClientError as error:
-            code = error.response["Error"]["Code"]
-            if code in _GONE or (code == "MethodNotAllowed" and self.version):  # the latter: a delete marker
-                raise Refused("it was deleted before it could be read") from error
-            if code in ("PreconditionFailed", "412"):
-                raise Refused("it was replaced before it could be read; run the command again") from error
-            raise
+        # the id `null` of a bucket without versions can name different content later
+        chosen = {"IfMatch": f'"{self.etag}"', **({"VersionId": self.version} if self.version else {})}
+        tries = 1
+        while True:
+            file.seek(0)
+            file.truncate()
+            try:
+                answer = self.s3.get_object(Bucket=self.bucket, Key=self.key, **chosen)
+                for chunk in answer["Body"].iter_chunks(1 << 20):
+                    with readable():  # only the disk's errors: those of S3 do not refuse the object
+                        file.write(chunk)
+                        file.flush()
+                return str(answer.get("VersionId", ""))
+            except (IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                # boto3 retries requests, but not the reading of an answer
+                if tries == _TRIES:
+                    raise
+                tries += 1
+            except ClientError as error:
+                raise self._refusal(error) from error
+
+    def _refusal(self, error: ClientError) -> Exception:
+        """Returns the reason for which the object alone can't be read, or the error itself if S3 failed."""
+        code = error.response["Error"]["Code"]
+        if code in _GONE or (code == "MethodNotAllowed" and self.version):  # the latter: a delete marker
+            return Refused("it was deleted before it could be read")
+        if code in ("PreconditionFailed", "412"):
+            return Refused("it was replaced before it could be read; run the command again")
+        # other objects may be readable: producers can encrypt objects with keys of their own, and archive them
+        if code in ("AccessDenied", "InvalidObjectState") or code.startswith("KMS."):
+            message = error.response["Error"].get("Message", code)
+            return Refused(f"S3 does not let it be read: {message} ({code}, GetObject)")
+        return error
 
 
 @contextlib.contextmanager
@@ -168,8 +186,9 @@ def _space(size: int, scratch: Path) -> Iterator[BinaryIO]:
         with os.fdopen(os.memfd_create("landed", os.MFD_CLOEXEC), "w+b") as memory:
             yield memory
     else:
-        with TemporaryFile(dir=scratch) as disk:
-            yield disk  # type: ignore[misc]
+        # one at a time: together, they might not fit on the disk
+        with _ON_DISK, TemporaryFile(dir=scratch) as disk:
+            yield disk
 
 
 def find_landed(
@@ -205,7 +224,16 @@ def find_landed(
                 unknown.append((f"s3://{bucket}/{key}", landed))
     if not seen:
         raise BuscoError(f"there is nothing at {url}", f"list the bucket: aws s3 ls s3://{bucket}/ --recursive")
-    return found, unknown
+    # each of two objects with one name would replace the other's rows whenever it is ingested
+    names: dict[tuple[str, str], list[LandedObject]] = {}
+    for one in found:
+        names.setdefault((one.contract.name, one.name), []).append(one)
+    for same in names.values():
+        for one in same if len(same) > 1 else ():
+            others = ", ".join(other.label for other in same if other is not one)
+            reason = f"the same file of {one.contract.table} is also at {others}; delete one of them"
+            unknown.append((one.label, reason))
+    return [one for one in found if len(names[one.contract.name, one.name]) == 1], unknown
 
 
 def landed_object(

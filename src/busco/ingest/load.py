@@ -18,7 +18,7 @@ from busco.ingest.refused import Refused
 from busco.ingest.survey import Survey, check_rows, first_problem, survey, unreadable
 from busco.lake import layout, types
 from busco.lake.bounds import without_bounds
-from busco.lake.deliveries import TECHNICAL, Contract, newest_delivery
+from busco.lake.deliveries import TECHNICAL, Contract, deliveries_of, newest_delivery
 from busco.lake.objects import AlreadyExists, ObjectStore
 from busco.lake.records import Delivery, utc_now
 from busco.lake.types import literal
@@ -51,7 +51,7 @@ def load(
 ) -> Loaded:
     """Ingests a file (D1 to D3). The file is read three times; memory is bounded by DuckDB's limit and one row.
 
-    An object in the landing bucket is fetched once. If it was ingested before, it isn't read at all.
+    An object in the landing bucket is fetched once.
 
     If something is wrong with the file, it is refused; if S3 fails, an exception is raised.
 
@@ -63,10 +63,6 @@ def load(
     """
     before: tuple[int, ...] = ()
     try:
-        _, newest = newest_delivery(store, file.contract, file.name)
-        if newest and file.is_in(newest):
-            progress(3 * file.size)
-            return _known(file, newest)
         with file.opened(scratch) as source, TemporaryDirectory(prefix="sifted-", dir=scratch) as folder:
             before = state(source.path)
             try:
@@ -76,6 +72,12 @@ def load(
                 raise Refused(str(error).replace(str(source.path), file.label.rpartition("/")[2])) from error
     except Refused as error:
         return Loaded(file, "refused", reason=_CHANGED if before and file.has_changed(before) else str(error))
+
+
+def ingested_before(store: ObjectStore, file: LandedObject) -> Loaded | None:
+    """Returns the result for an object if one of its deliveries shows that it need not be read; otherwise None."""
+    made = file.delivery_in(deliveries_of(store, file.contract, file.name))
+    return _known(file, made) if made else None
 
 
 def _known(file: SourceFile | LandedObject, newest: Delivery) -> Loaded:

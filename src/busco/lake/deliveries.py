@@ -68,10 +68,18 @@ TECHNICAL: tuple[Column, ...] = (
 )
 
 
+def deliveries_of(store: ObjectStore, contract: Contract, file_name: str) -> list[Delivery]:
+    """Returns the records of all deliveries under a file name."""
+    return store.read_many(list(store.keys(_prefix(contract, file_name))), Delivery)
+
+
+def _prefix(contract: Contract, file_name: str) -> str:
+    return f"{layout.delivery_prefix(contract.source, contract.table)}{layout.file_slug(file_name)}/"
+
+
 def newest_delivery(store: ObjectStore, contract: Contract, file_name: str) -> tuple[int, Delivery | None]:
     """Returns the number and the record of the newest delivery under a file name, or (0, None) if there is none."""
-    prefix = f"{layout.delivery_prefix(contract.source, contract.table)}{layout.file_slug(file_name)}/"
-    numbers = [_number(key) for key in store.keys(prefix)]
+    numbers = [_number(key) for key in store.keys(_prefix(contract, file_name))]
     if not numbers:
         return 0, None
     newest = max(numbers)

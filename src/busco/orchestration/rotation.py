@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 
+import psycopg2
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from busco.errors import BuscoError
@@ -23,7 +24,7 @@ _ENCRYPTED = (
     ("connection", "password", "is_encrypted", "conn_id"),
     ("connection", "extra", "is_extra_encrypted", "conn_id"),
     ("variable", "val", "is_encrypted", "key"),
-    ("trigger", "kwargs", "true", "id"),
+    ("trigger", "kwargs", "kwargs not like '{%'", "id"),  # those of some triggers are plain JSON
 )
 # Services add and change rows during a rotation. They encrypt with the new key, so one further pass is normally enough.
 _PASSES = 10
@@ -49,6 +50,7 @@ def rotate(dsn: str, keys: list[str]) -> int:
                 # the names are this module's own constants
                 cursor.execute(
                     f"select id, {column}, {name} from {table} where {encrypted} and coalesce({column}, '') <> ''"
+                    " order by id"
                 )
                 for row, value, known_as in cursor.fetchall():
                     if _readable(new, value):
@@ -63,7 +65,8 @@ def rotate(dsn: str, keys: list[str]) -> int:
                         f"update {table} set {column} = %s where id = %s and {column} = %s", [rotated, row, value]
                     )
                     changed += cursor.rowcount
-                connection.commit()
+                    # otherwise, the services would wait for many rows at once
+                    connection.commit()
             if unreadable:
                 listed = ", ".join(unreadable)
                 raise BuscoError(
@@ -95,7 +98,7 @@ def main() -> int:
     keys = [key.strip() for key in str(conf.get("core", "fernet_key")).split(",")]
     try:
         changed = rotate(os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"], keys)
-    except BuscoError as error:
+    except (BuscoError, psycopg2.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{count(changed, 'value')} encrypted with the new key; all can be decrypted with it alone")
