@@ -130,7 +130,7 @@ def test_a_broken_image_is_rolled_back_while_the_old_release_serves(
 ) -> None:
     before = machine.current()
     (tmp_path / "Dockerfile").write_text(
-        "FROM busco-airflow:local\nUSER root\nRUN rm /opt/venv/bin/gunicorn\nUSER 50000:0\n"
+        "FROM busco-airflow:local\nUSER root\nRUN rm -r /opt/venv/lib/python3.11/site-packages/gunicorn\nUSER 50000:0\n"
     )
     docker("build", "--quiet", "--tag", "busco-airflow:broken", str(tmp_path))
     checkout.release("a broken release", airflow="busco-airflow:broken")
@@ -154,12 +154,21 @@ def test_a_rollback_deploys_the_release_before(machine: Host, checkout: Checkout
     assert machine.current() == first
 
 
+def started(machine: Host, checkout: Checkout, step: str) -> threading.Thread:
+    """Starts a deployment; returns as soon as its log shows a step."""
+    newest = "ls -t /var/log/busco/deploy-* | head -n 1"
+    before = machine.ssh(f"sudo sh -c '{newest}'")
+    deploying = threading.Thread(target=operator, args=(checkout, machine))
+    deploying.start()
+    machine.wait(lambda: machine.ssh(f"sudo sh -c '{newest}'") != before)
+    machine.wait(lambda: step in machine.ssh(f"sudo sh -c 'cat $({newest})'"))
+    return deploying
+
+
 @pytest.mark.parametrize("step", ["pull the images", "set up the database", "start airflow-scheduler"])
 def test_a_deployment_that_is_killed_is_finished_by_the_next(machine: Host, checkout: Checkout, step: str) -> None:
     version = checkout.release(f"killed at: {step}")
-    deploying = threading.Thread(target=operator, args=(checkout, machine))
-    deploying.start()
-    machine.wait(lambda: step in machine.ssh("sudo sh -c 'cat $(ls -t /var/log/busco/deploy-* | head -n 1)'"))
+    deploying = started(machine, checkout, step)
     machine.ssh("sudo pkill -KILL -f '[h]ost.sh --detached'")
     deploying.join()
     # what it had started, such as a Docker command, keeps the lock until it has ended
@@ -171,11 +180,7 @@ def test_a_deployment_that_is_killed_is_finished_by_the_next(machine: Host, chec
 
 def test_a_lost_connection_does_not_stop_a_deployment(machine: Host, checkout: Checkout) -> None:
     version = checkout.release("the connection is lost")
-    deploying = threading.Thread(target=operator, args=(checkout, machine))
-    deploying.start()
-    machine.wait(
-        lambda: "pull the images" in machine.ssh("sudo sh -c 'cat $(ls -t /var/log/busco/deploy-* | head -n 1)'")
-    )
+    deploying = started(machine, checkout, "pull the images")
     # the second deployment is refused, and names the first
     status, printed = operator(checkout, machine)
     assert status == 75
@@ -360,7 +365,7 @@ def test_a_migration_that_does_not_become_healthy_is_undone_with_its_backup(
 ) -> None:
     before = machine.current()
     machine.airflow("variables set before_the_migration 1")
-    broken = migrating(tmp_path, "migrating-broken", "RUN rm /opt/venv/bin/gunicorn")
+    broken = migrating(tmp_path, "migrating-broken", "RUN rm -r /opt/venv/lib/python3.11/site-packages/gunicorn")
     checkout.release("a broken release that migrates", airflow=broken)
     with Outage(machine) as outage:
         status, printed = operator(checkout, machine)
