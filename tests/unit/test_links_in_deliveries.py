@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from busco.ingest.files import SourceFile, find, opened
+from busco.ingest.files import SourceFile, find
 from busco.ingest.refused import Refused
 from busco.lake.deliveries import Contract
 from busco.lake.records import Column
 
 ORDERS = Contract("raw", "orders", (Column(name="id", type="VARCHAR"),), ("id",), "rows")
+
+
+def opened(file: SourceFile) -> AbstractContextManager[SourceFile]:
+    return file.opened(Path("/unused"))
 
 
 @pytest.fixture
