@@ -185,10 +185,11 @@ def test_logs_are_escaped_even_if_logging_is_not_configured() -> None:
 def test_only_the_output_module_prints() -> None:
     """Anything that is printed elsewhere would not be escaped."""
     # these print no text from outside: a server's startup message, a usage message, a URL that is quoted, the names of
-    # this service's variables, a revision, and, for PostgreSQL's tools, a password
+    # this service's variables, a revision, for PostgreSQL's tools a password, and escaped names of connections
     own = {
         "output.py", "text.py", "embedded/local_aws_server.py", "orchestration/health.py", "orchestration/broker.py",
-        "orchestration/production.py", "orchestration/revision.py", "orchestration/rotation.py", "orchestration/backups.py",
+        "orchestration/production.py", "orchestration/revision.py", "orchestration/backups.py",
+        "orchestration/rotation.py",
     }  # fmt: skip
     found = []
     for path in sorted((ROOT / "src/busco").rglob("*.py")):

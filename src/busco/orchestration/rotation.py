@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from busco.errors import BuscoError
 from busco.orchestration import database
-from busco.text import count
+from busco.text import count, printable
 
 # table, column with the encrypted text, column that says whether it is encrypted, column by which people know the row
 _ENCRYPTED = (
@@ -57,7 +57,7 @@ def rotate(dsn: str, keys: list[str]) -> int:
                         continue
                     found += 1
                     if not _readable(all_keys, value):
-                        unreadable.append(f"{table} {known_as}")
+                        unreadable.append(printable(f"{table} {known_as}"))
                         continue
                     rotated = all_keys.rotate(value.encode()).decode()
                     # a row that was changed or deleted meanwhile is left alone; the next pass reads it again
