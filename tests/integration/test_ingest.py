@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from random import Random
 
 import duckdb
@@ -307,7 +308,7 @@ def test_paths_that_are_not_readable_files_are_refused_and_the_others_are_ingest
     (mini.home / "empty").mkdir()
     paths = (mini.home / "missing.csv", folder, mini.home / "empty", mini.home / "/dev/null")
     report = mini.take(*paths, follow_links=True)
-    assert {path.name: reason for path, reason in report.unknown} == {
+    assert {Path(path).name: reason for path, reason in report.unknown} == {
         "missing.csv": "it does not exist",
         "orders-pipe.csv": "it is a pipe, which can be read only once; write its content to a file first",
         "orders-nowhere.csv": "it is a link to a file that does not exist",
