@@ -259,11 +259,7 @@ on_exit() {
     exit "$status"
 }
 trap on_exit EXIT
-# otherwise the status in on_exit would be 0
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap '' PIPE
+signals_are_failures
 
 # restore_for_this_release [BACKUP]: if a newer release has migrated the database, restores the backup from before that
 # for the release in the working directory. Without a BACKUP that was made just before the migration, backs up the

@@ -97,11 +97,7 @@ on_exit() {
     exit "$status"
 }
 trap on_exit EXIT
-# a lost connection ends the script too
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap '' PIPE
+signals_are_failures
 restored=
 say "==> stop Airflow"
 compose stop "${airflow_services[@]}" >/dev/null 2>&1

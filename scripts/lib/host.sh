@@ -24,6 +24,14 @@ die() {
     exit 1
 }
 
+# signals_are_failures: gives an EXIT trap a status other than 0 after a signal, such as the one of a lost connection
+signals_are_failures() {
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap '' PIPE
+}
+
 require_root() {
     if ((EUID != 0)); then die "run this as root: sudo $0"; fi
 }

@@ -319,3 +319,10 @@ def test_names_that_people_choose_do_not_change_what_a_backup_is_called() -> Non
     contents = '{"revision": "5f2621c13b39", "variables": {"revision": "0123456789abcdef"}}'
     done = subprocess.run(["bash", "-c", f"{line[1]} <<<'{contents}'"], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "5f2621c13b39"
+
+
+@pytest.mark.parametrize("signal", ["HUP", "INT", "TERM"])
+def test_a_signal_is_a_failure_for_what_must_be_undone(signal: str) -> None:
+    command = f"set -euo pipefail; . scripts/lib/host.sh; trap 'echo \"status $?\"' EXIT; signals_are_failures; kill -{signal} $$"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True)
+    assert re.fullmatch(r"status 1(29|30|43)\n", done.stdout)
