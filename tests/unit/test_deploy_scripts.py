@@ -323,6 +323,7 @@ def test_names_that_people_choose_do_not_change_what_a_backup_is_called() -> Non
 
 @pytest.mark.parametrize("signal", ["HUP", "INT", "TERM"])
 def test_a_signal_is_a_failure_for_what_must_be_undone(signal: str) -> None:
-    command = f"set -euo pipefail; . scripts/lib/host.sh; trap 'echo \"status $?\"' EXIT; signals_are_failures; kill -{signal} $$"
+    undo = "trap 'echo \"status $?\"' EXIT; signals_are_failures"
+    command = f"set -euo pipefail; . scripts/lib/host.sh; {undo}; kill -{signal} $$"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True)
     assert re.fullmatch(r"status 1(29|30|43)\n", done.stdout)
