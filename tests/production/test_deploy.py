@@ -344,9 +344,8 @@ def downgrade():
 
 def migrating(folder: Path, tag: str, further: str = "") -> str:
     """Builds an image with a further migration; returns its name."""
-    head = docker(
-        "run", "--rm", "--entrypoint", "python", "busco-airflow:local", "-m", "busco.orchestration.revision", "--newest"
-    ).splitlines()[-1]
+    command = ("python", "-m", "busco.orchestration.revision", "--newest")
+    head = docker("run", "--rm", "busco-airflow:local", *command).splitlines()[-1]
     (folder / "migration.py").write_text(MIGRATION.format(head=head))
     versions = "/opt/venv/lib/python3.11/site-packages/airflow/migrations/versions/9999_of_the_test.py"
     (folder / "Dockerfile").write_text(
