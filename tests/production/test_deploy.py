@@ -307,6 +307,7 @@ def test_a_fernet_key_is_rotated_and_connections_stay_readable(machine: Host, ch
 
 
 def test_a_key_that_cannot_decrypt_the_connections_is_refused(machine: Host, checkout: Checkout) -> None:
+    machine.airflow("connections add of_the_right_key --conn-type http --conn-password secret")
     env = checkout.home / ".env"
     right, before = env.read_text(), machine.containers()
     wrong = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
@@ -317,6 +318,7 @@ def test_a_key_that_cannot_decrypt_the_connections_is_refused(machine: Host, che
         env.write_text(right)
     assert status == 1
     assert "can't be decrypted" in printed
+    assert "of_the_right_key" in printed
     assert machine.containers() == before
 
 
