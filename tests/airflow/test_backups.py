@@ -110,3 +110,13 @@ def test_only_names_of_backups_are_accepted(name: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("BUSCO_LOGS_BUCKET", "logs")
     with pytest.raises(BuscoError, match="is not the name of a backup"):
         backups._key(name)
+
+
+def test_a_migration_that_adds_columns_makes_no_row_newer(dsn: str) -> None:
+    run(dsn, TABLES)
+    run(dsn, f"insert into alembic_version values ('{revision.of_airflow()[1]}')")
+    before = backups.contents(dsn)
+    run(dsn, "alter table variable add column team varchar; alter table ab_user add column phone varchar")
+    assert backups.newer(dsn, before) == {"dag_runs": 0, "users": 0, "variables": 0, "connections": 0}
+    run(dsn, "update variable set val = 'b'; insert into connection (conn_id) values ('new')")
+    assert backups.newer(dsn, before) == {"dag_runs": 0, "users": 0, "variables": 1, "connections": 1}

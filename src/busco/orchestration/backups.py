@@ -20,7 +20,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +34,8 @@ PREFIX = "airflow-database/"
 _NAME = re.compile(r"\d{8}T\d{6}Z-[a-z0-9]+\.(dump|json)")
 # the tables that people fill, and by which column they know a row
 _NAMED = {"users": ("ab_user", "username"), "variables": ("variable", "key"), "connections": ("connection", "conn_id")}
+# logging in changes these columns of a user
+_OF_LOGINS = ("last_login", "login_count", "fail_login_count")
 _ONE = {"dag_runs": "DAG run", "users": "user", "variables": "variable", "connections": "connection"}
 
 
@@ -44,8 +46,12 @@ def pgpass(dsn: str) -> str:
     return ":".join(re.sub(r"([\\:])", r"\\\1", str(field)) for field in fields)
 
 
-def contents(dsn: str) -> dict[str, Any]:
+def contents(dsn: str, columns: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
     """Returns what the database contains: its revision, the newest DAG run, and a hash of each row that people made.
+
+    Args:
+        columns: the columns to hash, by kind; by default all that the tables have. They are part of the result, because
+            a migration can add columns, and rows that nobody has changed must keep their hashes.
 
     Raises:
         BuscoError: the database has no Airflow tables.
@@ -55,17 +61,26 @@ def contents(dsn: str) -> dict[str, Any]:
         raise BuscoError("the database has no Airflow tables", "deploy first: scripts/ec2_deploy.sh")
     with database.connect(dsn, connect_timeout=10) as connection, connection.cursor() as cursor:
         cursor.execute("select coalesce(max(id), 0) from dag_run")
-        held: dict[str, Any] = {"revision": found, "dag_runs": cursor.fetchone()[0]}
+        held: dict[str, Any] = {"revision": found, "dag_runs": cursor.fetchone()[0], "columns": {}}
         for name, (table, key) in _NAMED.items():
+            if columns is not None:
+                chosen = list(columns[name])
+            else:
+                cursor.execute(
+                    "select column_name from information_schema.columns where table_schema = 'public'"
+                    " and table_name = %s and column_name <> all(%s) order by 1",
+                    [table, list(_OF_LOGINS)],
+                )
+                chosen = [column for (column,) in cursor.fetchall()]
             # the names are this module's own constants
-            cursor.execute(f"select {key}, md5({_kept(table)}::text) from {table}")
+            cursor.execute(
+                f"select {key}, md5((select jsonb_object_agg(e.key, e.value)::text from jsonb_each(to_jsonb(t)) e"
+                f" where e.key = any(%s))) from {table} t",
+                [chosen],
+            )
             held[name] = dict(cursor.fetchall())
+            held["columns"][name] = chosen
     return held
-
-
-def _kept(table: str) -> str:
-    # logging in changes these columns of a user
-    return "(to_jsonb(ab_user) - 'last_login' - 'login_count' - 'fail_login_count')" if table == "ab_user" else table
 
 
 def newer(dsn: str, backup: Mapping[str, Any]) -> dict[str, int]:
@@ -74,7 +89,7 @@ def newer(dsn: str, backup: Mapping[str, Any]) -> dict[str, int]:
     Args:
         backup: what `contents` returned when the backup was made.
     """
-    now = contents(dsn)
+    now = contents(dsn, backup["columns"])
     with database.connect(dsn, connect_timeout=10) as connection, connection.cursor() as cursor:
         cursor.execute("select count(*) from dag_run where id > %s", [backup["dag_runs"]])
         found = {"dag_runs": int(cursor.fetchone()[0])}
