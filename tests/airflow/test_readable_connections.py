@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from airflow.models import Connection
-from cryptography.fernet import Fernet, MultiFernet
+from cryptography.fernet import Fernet
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
@@ -29,7 +29,7 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> Session:
         yield session
 
     monkeypatch.setattr("airflow.utils.session.create_session", create_session)
-    monkeypatch.setattr("airflow.models.crypto.get_fernet", lambda: MultiFernet([Fernet(OURS)]))
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", f"{OURS.decode()}, {Fernet.generate_key().decode()}")
     return session
 
 

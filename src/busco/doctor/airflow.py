@@ -104,11 +104,13 @@ def _readable() -> int:
         BuscoError: some of them can't be decrypted with this process's key.
     """
     from airflow.models import Connection
-    from airflow.models.crypto import get_fernet
     from airflow.utils.session import create_session
-    from cryptography.fernet import InvalidToken
+    from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-    key, columns = get_fernet(), Connection.__table__.c  # type: ignore[no-untyped-call]
+    # without a key, a new one decrypts nothing
+    keys = [Fernet(one.strip().encode()) for one in _value(_FERNET).split(",") if one.strip()]
+    key = MultiFernet(keys or [Fernet(Fernet.generate_key())])
+    columns = Connection.__table__.c
     good, closed = 0, []
     with create_session() as session:
         # only the columns: a Connection decrypts its password as soon as it is loaded, and then none could be listed
