@@ -43,12 +43,13 @@ def sample_command(orders: int, seed: int, out: Path) -> None:
 
 
 @click.command("ingest")
-@click.argument("paths", nargs=-1, required=True)
+@click.argument("paths", nargs=-1)
+@click.option("--order", help="carry out this order instead (started by the events service)", hidden=True)
 @click.option(
     "--table", "table_name", help="the source table for all files; by default, inferred from each file's name"
 )
 @click.option("--follow-links", is_flag=True, help="follow links to files and folders; by default, they are refused")
-def ingest_command(paths: tuple[str, ...], table_name: str | None, follow_links: bool) -> None:
+def ingest_command(paths: tuple[str, ...], order: str | None, table_name: str | None, follow_links: bool) -> None:
     """Load CSV files (plain or gzip), and folders of them, into bronze.
 
     PATHS can also be URLs of the landing bucket, such as s3://BUCKET/orders/; the key determines an object's table.
@@ -58,11 +59,19 @@ def ingest_command(paths: tuple[str, ...], table_name: str | None, follow_links:
     file was refused.
     """
     from busco.ingest.ingest import ingest
+    from busco.ingest.orders import carry_out
     from busco.projects import all_contracts
     from busco.warehouse.dbt import ensure_manifests
 
+    if not paths and order is None:
+        raise click.UsageError("name the files, folders or URLs to ingest")
     settings, store, _ = lake()
     contracts = all_contracts(ensure_manifests(settings))
+    if order is not None:
+        for ended in carry_out(settings, store, contracts, order).objects:
+            line = f"{ended.outcome}: {ended.key}"
+            say(printable(f"{line}: {ended.reason}" if ended.reason else f"{line} ({count(ended.rows, 'row')})"))
+        return
     with Progress(
         TextColumn("ingesting"),
         BarColumn(),

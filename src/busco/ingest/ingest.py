@@ -14,7 +14,7 @@ import duckdb
 from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest.files import Limits, SourceFile, find
-from busco.ingest.landing import LandedObject, find_landed
+from busco.ingest.landing import LandedObject, find_landed, newest_version
 from busco.ingest.load import Loaded, ingested_before, load
 from busco.lake.deliveries import Contract
 from busco.lake.engine import connect
@@ -78,10 +78,25 @@ def ingest(
         landed, unaddressed = find_landed(client("s3", settings), settings.landing_bucket, url, contracts)
         files += landed
         unknown += unaddressed
-    # files with the same name are loaded one after another, so that their deliveries are in order
+    return Report(load_all(settings, store, files, started), unknown)
+
+
+def load_all(
+    settings: Settings,
+    store: ObjectStore,
+    files: Sequence[SourceFile | LandedObject],
+    started: Callable[[int], Callable[[int], None]],
+) -> list[Loaded]:
+    """Loads files and objects of the landing bucket, two at a time; returns the result for each, in the given order.
+
+    Files with the same name are loaded one after another, so that their deliveries are in order.
+
+    Args:
+        started: see `ingest`.
+    """
     groups: dict[tuple[str, str], list[int]] = {}
     for position, file in enumerate(files):
-        groups.setdefault((file.contract.table, file.name), []).append(position)
+        groups.setdefault((file.contract.name, file.name), []).append(position)
     limits = Limits(settings.ingest_row_bytes, settings.ingest_file_bytes)
     report_done = started(3 * sum(file.size for file in files))
     results: dict[int, Loaded] = {}
@@ -93,19 +108,25 @@ def ingest(
             raise _Over
         report_done(done)
 
+    def load_one(file: SourceFile | LandedObject) -> Loaded:
+        with connect(settings, among=min(_AT_ONCE, len(groups))) as connection:
+            connections.append(connection)
+            connection.execute("set preserve_insertion_order = true")
+            progress(0)
+            loaded = load(connection, store, file, settings.state / "spill", limits, progress)
+            connections.remove(connection)
+            return loaded
+
     def work(positions: list[int]) -> None:
         for position in positions:
             file = files[position]
-            if isinstance(file, LandedObject) and (known := ingested_before(store, file)):
+            known = ingested_before(store, file) if isinstance(file, LandedObject) else None
+            if known:
                 progress(3 * file.size)
-                results[position] = known
-                continue
-            with connect(settings, among=min(_AT_ONCE, len(groups))) as connection:
-                connections.append(connection)
-                connection.execute("set preserve_insertion_order = true")
-                progress(0)
-                results[position] = load(connection, store, file, settings.state / "spill", limits, progress)
-                connections.remove(connection)
+            results[position] = known or load_one(file)
+        last = files[positions[-1]]
+        if isinstance(last, LandedObject) and (newest := newest_version(store, last)):
+            load_one(newest)
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         loading: list[Future[None]] = []
@@ -117,7 +138,7 @@ def ingest(
             over.set()
             _interrupt(connections, [one for one in loading if not one.cancel()])
             raise
-    return Report([results[position] for position in range(len(files))], unknown)
+    return [results[position] for position in range(len(files))]
 
 
 class _Over(Exception):

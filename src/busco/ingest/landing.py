@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -20,7 +20,8 @@ from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutErr
 from busco.errors import BuscoError
 from busco.ingest.files import SourceFile, long_name, without_compression
 from busco.ingest.refused import Refused, readable
-from busco.lake.deliveries import OTHER_PROJECTS, Contract
+from busco.lake.deliveries import OTHER_PROJECTS, Contract, deliveries_of
+from busco.lake.objects import ObjectStore
 from busco.lake.records import Delivery
 
 # Objects up to this size are held in memory, of which ingest needs room for two at once.
@@ -234,6 +235,34 @@ def find_landed(
             reason = f"the same file of {one.contract.table} is also at {others}; delete one of them"
             unknown.append((one.label, reason))
     return [one for one in found if len(names[one.contract.name, one.name]) == 1], unknown
+
+
+def version_order(s3: Any, bucket: str, key: str) -> dict[str, int]:
+    """Returns the position of each of an object's versions, by id, starting with the oldest; without delete markers."""
+    found: list[str] = []
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=key):
+        # S3 lists an object's versions from the newest to the oldest (S3 User Guide, "Listing object versions")
+        found += (item["VersionId"] for item in page.get("Versions", ()) if item["Key"] == key)
+    return {version: position for position, version in enumerate(reversed(found))}
+
+
+def newest_version(store: ObjectStore, file: LandedObject) -> LandedObject | None:
+    """Returns the version of an object to deliver again, because an older version was delivered after it.
+
+    Events can arrive in any order and more than once, but the rows of the newest delivery count (D2). Returns None if
+    the newest delivery was made from the newest of the versions that were delivered, or from something else than this
+    object.
+    """
+    deliveries = [one for one in deliveries_of(store, file.contract, file.name) if one.source_version]
+    deliveries.sort(key=lambda one: one.number)
+    mine = [one for one in deliveries if (one.source, one.contract_hash) == (file.label, file.contract.hash)]
+    if len({one.source_version for one in mine}) < 2 or mine[-1] is not deliveries[-1]:
+        return None
+    order = version_order(file.s3, file.bucket, file.key)
+    newest = max(mine, key=lambda one: order.get(one.source_version, -1))
+    if order.get(newest.source_version, -1) <= order.get(mine[-1].source_version, -1):
+        return None
+    return replace(file, version=newest.source_version, etag=newest.source_etag)
 
 
 def landed_object(

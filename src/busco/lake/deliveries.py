@@ -108,8 +108,7 @@ def read_deliveries(
     outdated: list[str] = []
     versions: dict[str, Published] = {}
     for contract in contracts:
-        prefix = layout.delivery_prefix(contract.source, contract.table)
-        records = {key: etag for key, (etag, _) in store.sizes(prefix).items()}
+        records = _records(store, contract)
         known = base.tables.get(contract.name) if base else None
         version = bronze_version(store, contract, records, known)
         if isinstance(version, list):
@@ -124,6 +123,26 @@ def read_deliveries(
             "ingest them again: busco ingest <files>",
         )
     return versions
+
+
+def current_set(store: ObjectStore, contract: Contract) -> tuple[frozenset[str], int]:
+    """Returns the possible ids of the version that consists of all current deliveries (R3), and their number.
+
+    There are two ids, because earlier releases of the platform did not include ETags. Only a listing is made.
+    """
+    records = _records(store, contract)
+    return _identities(contract, records), len(records)
+
+
+def _records(store: ObjectStore, contract: Contract) -> dict[str, str]:
+    """Returns the ETags of all of a table's delivery records, by key."""
+    prefix = layout.delivery_prefix(contract.source, contract.table)
+    return {key: etag for key, (etag, _) in store.sizes(prefix).items()}
+
+
+def _identities(contract: Contract, records: Mapping[str, str]) -> frozenset[str]:
+    keys = sorted(records)
+    return frozenset((_identity(contract, [[key, records[key]] for key in keys]), _identity(contract, keys)))
 
 
 def bronze_version(
@@ -146,7 +165,7 @@ def bronze_version(
     keys = sorted(records)
     identity = _identity(contract, [[key, records[key]] for key in keys])
     # Earlier releases of the platform did not include ETags. Their versions are kept until something changes.
-    same = known is not None and known.version in (identity, _identity(contract, keys))
+    same = known is not None and known.version in _identities(contract, records)
     stored: dict[str, PageOfDeliveries] = {}
     if known is not None and known.inline is None:
         if same and not store.missing([known.record]):

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from busco.errors import BuscoError
 
 DELIVERIES = "_lake/deliveries/"
+INGEST = "_lake/ingest/"
 QUARANTINE = "_lake/quarantine/"
 ENVIRONMENTS = "_lake/env/"
 # Exists from the beginning of a scrub to its end. If it exists while no scrub is active, a scrub was interrupted.
@@ -43,6 +44,7 @@ WRITTEN_ONCE = (
     "_lake/env/*/runs/*/runner-*.json",
     "_lake/env/*/selections/*",
     "_lake/env/*/versions/*",
+    "_lake/ingest/*",
 )
 SWAPPED = (
     "_lake/env/*/current.json",
@@ -128,6 +130,14 @@ def delivery_prefix(source: str, table: str) -> str:
 
 def delivery(source: str, table: str, file_name: str, number: int) -> str:
     return fitting(f"{delivery_prefix(source, table)}{file_slug(file_name)}/{number}.json", "file", file_name)
+
+
+def ingest_order(order: str) -> str:
+    return f"{INGEST}{order}/order.json"
+
+
+def ingest_outcome(order: str) -> str:
+    return f"{INGEST}{order}/outcome.json"
 
 
 def bronze_object(source: str, table: str, content_hash: str, attempt: str) -> str:

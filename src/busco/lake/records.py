@@ -262,6 +262,59 @@ class Delivery(LakeRecord):
     replaces: str = ""
 
 
+class Arrival(LakeRecord):
+    """An object that arrived in the landing bucket, as one version of it.
+
+    `version` is the version's id, or empty in a bucket without versions. `etag` has no quotes; `size` is in bytes.
+    """
+
+    key: str
+    version: str
+    etag: str
+    size: int
+
+
+class IngestOrder(LakeRecord):
+    """An order to ingest objects of the landing bucket, for a process or ECS task that runs `busco ingest --order`.
+
+    If `everything` is set, the order is to ingest all objects that no delivery was made from; `objects` is then empty.
+    """
+
+    format: int = FORMAT
+    order: str
+    objects: tuple[Arrival, ...] = ()
+    everything: bool = False
+    ordered_at: datetime
+
+
+class IngestedObject(LakeRecord):
+    """What became of an object of an order.
+
+    `key`, `version`, `etag` and `size` are those of the order (`Arrival`). `outcome` is `ingested`, `known` (a delivery
+    had been made from it before), `refused` (with the `reason`), or `ignored` (it is not a delivery). `table` is the
+    bronze table's full name, empty if the object is for none; `rows` and `quarantined` are counts of rows.
+    """
+
+    key: str
+    version: str
+    etag: str
+    size: int
+    outcome: Literal["ingested", "known", "refused", "ignored"]
+    table: str = ""
+    rows: int = 0
+    quarantined: int = 0
+    reason: str = ""
+
+
+class IngestOutcome(LakeRecord):
+    """The result of an order. The record is written once, after all of the order's objects have been handled."""
+
+    format: int = FORMAT
+    order: str
+    objects: tuple[IngestedObject, ...]
+    ended_at: datetime
+
+
 class Pin(LakeRecord):
     """What a run is based on (R2).
 

@@ -1,0 +1,243 @@
+"""Orders of the events service: each version of an object becomes a delivery once, and the newest version counts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from busco.errors import BuscoError
+from busco.ingest import orders
+from busco.ingest.orders import carry_out, report_key
+from busco.lake.layout import ingest_order
+from busco.lake.records import Arrival, IngestedObject, IngestOrder, IngestOutcome, utc_now
+from busco.projects import all_contracts
+from busco.warehouse.dbt import ensure_manifests
+from tests.integration.test_ingest import GOOD, HEADER, deliveries, rows
+from tests.integration.test_landing import CONTENT, OTHER, Landing, bucket, newest
+from tests.platforms import Platform, csv_text
+
+__all__ = ["bucket"]  # a fixture
+THIRD = csv_text(HEADER, [*GOOD, ("c", *GOOD[0][1:])]).encode()
+BAD = csv_text(HEADER, [GOOD[0], ("b", *(["x"] * (len(GOOD[0]) - 1)))]).encode()
+
+
+class Ordering:
+    """Writes orders and carries them out in this process."""
+
+    def __init__(self, mini: Platform, bucket: Landing) -> None:
+        self.platform, self.bucket = mini, bucket
+        self.contracts = all_contracts(ensure_manifests(mini.settings))
+        self.numbers = itertools.count()
+
+    def arrival(self, key: str, body: bytes = CONTENT) -> Arrival:
+        """Uploads an object, and returns what its event says."""
+        made = self.bucket.s3.put_object(Bucket=self.bucket.bucket, Key=key, Body=body)
+        return Arrival(key=key, version=made["VersionId"], etag=made["ETag"].strip('"'), size=len(body))
+
+    def order(self, objects: Sequence[Arrival] = (), everything: bool = False) -> str:
+        order = IngestOrder(
+            order=f"order-{next(self.numbers)}-{id(self)}",
+            objects=tuple(objects),
+            everything=everything,
+            ordered_at=utc_now(),
+        )
+        self.platform.store.create(ingest_order(order.order), order)
+        return order.order
+
+    def take(self, *objects: Arrival) -> list[IngestedObject]:
+        return self.carry_out(self.order(objects))
+
+    def everything(self) -> list[IngestedObject]:
+        return self.carry_out(self.order(everything=True))
+
+    def carry_out(self, order: str) -> list[IngestedObject]:
+        made = carry_out(self.platform.settings, self.platform.store, self.contracts, order)
+        assert isinstance(made, IngestOutcome)
+        return list(made.objects)
+
+    def report(self, key: str) -> Any:
+        try:
+            answer = self.bucket.s3.get_object(Bucket=self.bucket.bucket, Key=report_key(key))
+        except ClientError:
+            return None
+        return json.loads(answer["Body"].read())
+
+
+@pytest.fixture
+def ordering(mini: Platform, bucket: Landing) -> Ordering:
+    return Ordering(mini, bucket)
+
+
+def outcomes(found: Sequence[IngestedObject]) -> list[tuple[str, str]]:
+    return [(one.key, one.outcome) for one in found]
+
+
+def test_an_order_ingests_its_objects_once(mini: Platform, ordering: Ordering) -> None:
+    arrived = ordering.arrival("bronze/orders/a b+c%é.csv")
+    order = ordering.order([arrived])
+    (found,) = ordering.carry_out(order)
+    assert (found.outcome, found.table, found.rows, found.etag, found.size) == (
+        "ingested", "bronze.orders", 2, arrived.etag, len(CONTENT),
+    )  # fmt: skip
+    # carried out again, and ordered again
+    assert outcomes(ordering.carry_out(order)) == [(arrived.key, "ingested")]
+    assert outcomes(ordering.take(arrived)) == [(arrived.key, "known")]
+    assert len(deliveries(mini)) == 1
+
+
+@pytest.mark.parametrize("sequence", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("together", [True, False])
+def test_whatever_the_order_of_events_the_newest_version_wins_and_none_is_lost(
+    mini: Platform, ordering: Ordering, sequence: tuple[int, ...], together: bool
+) -> None:
+    versions = [ordering.arrival("orders/a.csv", body) for body in (CONTENT, OTHER, THIRD)]
+    events = [versions[number] for number in sequence]
+    if together:
+        ordering.take(*events)
+    else:
+        for one in events:
+            ordering.take(one)
+    assert newest(mini).source_version == versions[-1].version
+    assert {one.source_version for one in deliveries(mini)} == {one.version for one in versions}
+    before = len(deliveries(mini))
+    assert {one.outcome for one in ordering.take(*events)} == {"known"}
+    assert len(deliveries(mini)) == before
+
+
+def test_the_newest_version_is_delivered_again_even_if_its_first_attempt_was_interrupted(
+    mini: Platform, ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older, newer = ordering.arrival("orders/a.csv", CONTENT), ordering.arrival("orders/a.csv", OTHER)
+    ordering.take(newer)
+    with monkeypatch.context() as patch:
+        patch.setattr("busco.ingest.ingest.newest_version", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"):
+            ordering.take(older)
+    assert newest(mini).source_version == older.version
+    ordering.take(older)
+    assert newest(mini).source_version == newer.version
+
+
+def test_bad_objects_stop_no_other_and_each_is_reported_to_its_producer(mini: Platform, ordering: Ordering) -> None:
+    good = ordering.arrival("orders/good.csv")
+    empty = ordering.arrival("orders/empty.csv", b"")
+    partly = ordering.arrival("orders/partly.csv", BAD)
+    unknown = ordering.arrival("unknown/a.csv")
+    folder = ordering.arrival("orders/", b"")
+    found = ordering.take(folder, unknown, empty, partly, good)
+    assert outcomes(found) == [
+        ("orders/", "ignored"),
+        ("unknown/a.csv", "refused"),
+        ("orders/empty.csv", "refused"),
+        ("orders/partly.csv", "ingested"),
+        ("orders/good.csv", "ingested"),
+    ]
+    assert (ordering.report("orders/good.csv"), ordering.report("orders/")) == (None, None)
+    assert "its folder is that of no table" in ordering.report("unknown/a.csv")["versions"][0]["reason"]
+    (entry,) = ordering.report("orders/empty.csv")["versions"]
+    assert (entry["outcome"], entry["version"], entry["reason"]) == (
+        "refused", empty.version, "the file is empty (zero bytes)",
+    )  # fmt: skip
+    (entry,) = ordering.report("orders/partly.csv")["versions"]
+    assert (entry["rows"], entry["quarantined"], len(entry["examples"])) == (2, 1, 3)
+    assert entry["examples"][0] == "row 2, amount: ••• — not a DECIMAL(12,2)"
+    assert {one.file_name for one in deliveries(mini)} == {"good.csv", "partly.csv"}
+
+
+def test_a_corrected_object_is_reported_as_good(ordering: Ordering) -> None:
+    ordering.take(ordering.arrival("orders/a.csv", b""))
+    ordering.take(ordering.arrival("orders/a.csv"))
+    assert [one["outcome"] for one in ordering.report("orders/a.csv")["versions"]] == ["ingested", "refused"]
+
+
+def test_everything_finds_what_no_event_named_and_nothing_twice(mini: Platform, ordering: Ordering) -> None:
+    first, second = ordering.arrival("orders/a.csv", CONTENT), ordering.arrival("orders/a.csv", OTHER)
+    ordering.arrival("orders/withdrawn.csv")
+    ordering.bucket.s3.delete_object(Bucket=ordering.bucket.bucket, Key="orders/withdrawn.csv")
+    ordering.arrival("orders/", b"")
+    assert outcomes(ordering.everything()) == [("orders/a.csv", "ingested"), ("orders/a.csv", "ingested")]
+    assert [one.source_version for one in sorted(deliveries(mini), key=lambda one: one.number)] == [
+        first.version, second.version,
+    ]  # fmt: skip
+    assert ordering.everything() == []
+    third = ordering.arrival("orders/b.csv")
+    assert outcomes(ordering.everything()) == [("orders/b.csv", "ingested")]
+    assert outcomes(ordering.take(third)) == [("orders/b.csv", "known")]
+
+
+def test_what_was_refused_is_not_read_again_until_the_contracts_change(
+    ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordering.take(ordering.arrival("orders/empty.csv", b""), ordering.arrival("unknown/a.csv"))
+    assert ordering.everything() == []
+    monkeypatch.setattr(orders._Reports, "of", lambda s3, bucket, _: orders._Reports(s3, bucket, "other"))
+    assert sorted(outcomes(ordering.everything())) == [("orders/empty.csv", "refused"), ("unknown/a.csv", "refused")]
+
+
+def test_a_version_that_is_gone_is_refused_and_reported(mini: Platform, ordering: Ordering) -> None:
+    gone = ordering.arrival("orders/a.csv")
+    ordering.bucket.s3.delete_object(Bucket=ordering.bucket.bucket, Key=gone.key, VersionId=gone.version)
+    (found,) = ordering.take(gone)
+    assert (found.outcome, found.reason) == ("refused", "it was deleted before it could be read")
+    assert deliveries(mini) == []
+
+
+def test_a_deleted_object_is_read_as_long_as_its_version_exists(mini: Platform, ordering: Ordering) -> None:
+    arrived = ordering.arrival("orders/a.csv")
+    ordering.bucket.s3.delete_object(Bucket=ordering.bucket.bucket, Key=arrived.key)
+    assert outcomes(ordering.take(arrived)) == [("orders/a.csv", "ingested")]
+    (delivery,) = deliveries(mini)
+    assert len(rows(mini, delivery)) == 2
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_two_objects_that_are_one_file_are_not_both_ingested(
+    mini: Platform, ordering: Ordering, together: bool
+) -> None:
+    one, other = ordering.arrival("orders/a.csv"), ordering.arrival("bronze/orders/a.csv", OTHER)
+    found = ordering.take(one, other) if together else [*ordering.take(one), *ordering.take(other)]
+    assert outcomes(found) == [("orders/a.csv", "ingested"), ("bronze/orders/a.csv", "refused")]
+    assert "delete one of them" in found[1].reason
+    assert len(deliveries(mini)) == 1
+    # a producer may move a file
+    ordering.bucket.s3.delete_object(Bucket=ordering.bucket.bucket, Key="orders/a.csv")
+    moved = ordering.arrival("bronze/orders/a.csv", THIRD)
+    assert outcomes(ordering.take(moved)) == [("bronze/orders/a.csv", "ingested")]
+
+
+def test_reports_have_no_values_of_tables_with_personal_columns(
+    ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    monkeypatch.setattr(
+        ordering, "contracts", tuple(replace(one, pii=frozenset({one.columns[0].name})) for one in ordering.contracts)
+    )
+    ordering.take(ordering.arrival("orders/partly.csv", BAD.replace(b"x", b"canary")))
+    text = json.dumps(ordering.report("orders/partly.csv"))
+    assert '"quarantined": 1' in text
+    assert "canary" not in text
+
+
+def test_the_report_of_a_long_key_has_a_key_that_s3_accepts() -> None:
+    key = "orders/" + "é" * 508
+    assert len(report_key(key).encode()) <= 1024
+    assert report_key(key).startswith("_reports/orders/")
+    assert report_key(key) != report_key(key[:-1])
+
+
+def test_an_unknown_order_is_refused(ordering: Ordering) -> None:
+    with pytest.raises(BuscoError, match="there is no order nothing to ingest"):
+        ordering.carry_out("nothing")
+
+
+def test_the_command_prints_what_became_of_each_object(mini: Platform, ordering: Ordering) -> None:
+    order = ordering.order([ordering.arrival("orders/a.csv"), ordering.arrival("orders/empty.csv", b"")])
+    printed = mini.busco("ingest", "--order", order)
+    assert "ingested: orders/a.csv (2 rows)" in printed
+    assert "refused: orders/empty.csv: the file is empty (zero bytes)" in printed
