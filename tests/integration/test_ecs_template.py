@@ -1,4 +1,4 @@
-"""`deploy/aws/ecs.yaml` as the local AWS deploys it: what each role is allowed and denied, and the other resources."""
+"""`ecs.yaml` and `events.yaml` as the local AWS deploys them: what each role may do, and the other resources."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def cases(who: str, *requests: tuple[str, str] | tuple[str, str, dict[str, str]]
     return made
 
 
-ROLES = ("RunnerRoleArn", "IngestRoleArn", "PublisherRoleArn", "ExecutionRole", "StartTasksPolicy")
+ROLES = ("RunnerRoleArn", "IngestRoleArn", "PublisherRoleArn", "ExecutionRole", "StartTasksPolicy", "EventsPolicy")
+MANAGED = ("StartTasksPolicy", "EventsPolicy")
+QUEUE, DEAD_LETTERS = (f"arn:aws:sqs:{HERE}:busco-events{name}" for name in ("", "-dead-letters"))
+ORDER, OUTCOME = (f"{LAKE}/_lake/ingest/20261201T101500-0f3c/{name}.json" for name in ("order", "outcome"))
 IN = {"ecs:cluster": CLUSTER}
 PASSED = {"iam:PassedToService": "ecs-tasks.amazonaws.com"}
 RUN = f"{LAKE}/_lake/env/prod/runs/r/1"
@@ -98,6 +101,10 @@ ALLOWED = [
         ("s3:GetObject", f"{LANDING}/olist/orders/orders.csv"),
         ("s3:GetObjectVersion", f"{LANDING}/olist/orders/orders.csv"),
         ("s3:ListBucket", LANDING, {"s3:prefix": "olist/"}),
+        ("s3:ListBucketVersions", LANDING, {"s3:prefix": "olist/"}),
+        ("s3:PutObject", f"{LANDING}/_reports/olist/orders/orders.csv.json"),
+        *[("s3:GetObject", key) for key in (ORDER, OUTCOME)],
+        ("s3:PutObject", OUTCOME),
         *[
             (action, key)
             for key in (DELIVERY, BRONZE, QUARANTINED)
@@ -160,7 +167,9 @@ ALLOWED = [
         ("logs:DescribeLogStreams", f"{GROUP}:*"),
         ("sns:Publish", ALERTS),
         *[("s3:GetObject", key) for key in (*PUBLISHING, *STEERING, *WORKING, DELIVERY)],
-        *[("s3:PutObject", key) for key in STEERING],
+        *[("s3:PutObject", key) for key in (*STEERING, ORDER)],
+        *[("s3:GetObject", key) for key in (ORDER, OUTCOME)],
+        ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/ingest/"}),
         ("s3:PutObject", f"{LAKE}/_lake/env/prod/doctor.json"),
         ("s3:GetObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
         ("s3:PutObject", f"{LOGS}/airflow/dag_id=lakehouse/attempt=1.log"),
@@ -172,6 +181,20 @@ ALLOWED = [
         ("s3:ListBucket", LAKE),
         *[("glue:GetTable", f"{GLUE}:{resource}") for resource in TABLES],
         ("glue:GetTables", f"{GLUE}:table/busco_bronze/olist_orders"),
+    ),
+    *cases(
+        "EventsPolicy",
+        *[
+            (f"sqs:{verb}", queue)
+            for queue in (QUEUE, DEAD_LETTERS)
+            for verb in (
+                "ChangeMessageVisibility",
+                "DeleteMessage",
+                "GetQueueAttributes",
+                "ReceiveMessage",
+                "SendMessage",
+            )
+        ],
     ),
 ]
 FORBIDDEN_TO_ALL = [
@@ -211,6 +234,14 @@ FORBIDDEN_TO_ALL = [
     ("logs:DeleteLogGroup", f"{GROUP}:*"),
     ("logs:PutRetentionPolicy", f"{GROUP}:*"),
     ("logs:CreateLogGroup", f"arn:aws:logs:{HERE}:log-group:/busco/new:*"),
+    *[
+        (f"sqs:{verb}", queue)
+        for queue in (QUEUE, DEAD_LETTERS)
+        for verb in ("AddPermission", "DeleteQueue", "PurgeQueue", "SetQueueAttributes", "StartMessageMoveTask")
+    ],
+    ("sqs:ReceiveMessage", f"{QUEUE}-other"),
+    ("sqs:SendMessage", f"arn:aws:sqs:{HERE}:other"),
+    ("sqs:CreateQueue", QUEUE),
     ("ecr:PutImage", f"{ECR}/busco-dbt"),
     ("ecr:BatchDeleteImage", f"{ECR}/busco-dbt"),
     ("ecr:BatchGetImage", f"{ECR}/busco-airflow"),
@@ -289,7 +320,7 @@ DENIED = [
     ),
     *cases("IngestRoleArn", *STARTING, *CHANGING_GLUE, *PULLING_AND_LOGGING),
     *cases("IngestRoleArn", *[("s3:PutObject", key) for key in (*PUBLISHING, *STEERING, *WORKING, GOLD)]),
-    *cases("IngestRoleArn", ("s3:GetObject", GOLD), ("s3:GetObject", PUBLISHING[0])),
+    *cases("IngestRoleArn", ("s3:GetObject", GOLD), ("s3:GetObject", PUBLISHING[0]), ("s3:PutObject", ORDER)),
     *cases("PublisherRoleArn", *STARTING, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
     *cases("PublisherRoleArn", *[("s3:PutObject", key) for key in (*STEERING, *WORKING) if key not in RECORDED]),
     *[case for who in ROLES if who != "PublisherRoleArn" for case in cases(who, *OLDER)],
@@ -297,32 +328,41 @@ DENIED = [
     *cases("ExecutionRole", ("s3:GetObject", GOLD), ("s3:ListBucket", LAKE), ("glue:GetTable", f"{GLUE}:{TABLES[2]}")),
     *cases("StartTasksPolicy", *CHANGING_GLUE, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
     *cases("StartTasksPolicy", *[("s3:PutObject", key) for key in (*PUBLISHING, *WORKING, DELIVERY, BRONZE, GOLD)]),
-    *cases("StartTasksPolicy", ("s3:GetObject", GOLD), ("s3:GetObject", BRONZE)),
+    *cases("StartTasksPolicy", ("s3:GetObject", GOLD), ("s3:GetObject", BRONZE), ("s3:PutObject", OUTCOME)),
+    *cases("EventsPolicy", *STARTING, *CHANGING_GLUE, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
+    *cases("EventsPolicy", *[(action, DELIVERY) for action in ("s3:GetObject", "s3:PutObject")]),
+    # only the events service works with the queues
+    *[
+        case
+        for who in ROLES
+        if who != "EventsPolicy"
+        for case in cases(who, ("sqs:ReceiveMessage", QUEUE), ("sqs:SendMessage", DEAD_LETTERS))
+    ],
 ]
 
 
 @pytest.fixture(scope="module")
 def outputs(server: Server) -> dict[str, str]:
-    described = server.client("cloudformation").describe_stacks(StackName=stacks.ECS)["Stacks"][0]
-    return {output["OutputKey"]: output["OutputValue"] for output in described["Outputs"]}
+    cloudformation = server.client("cloudformation")
+    described = [cloudformation.describe_stacks(StackName=name)["Stacks"][0] for name in (stacks.EVENTS, stacks.ECS)]
+    return {output["OutputKey"]: output["OutputValue"] for one in described for output in one["Outputs"]}
 
 
 @pytest.fixture(scope="module")
 def policies(server: Server, outputs: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
-    """All policies of each role, and the managed policy of Airflow's role, as they were deployed."""
+    """All policies of each role, and the managed policies of Airflow's role, as they were deployed."""
     iam = server.client("iam")
     found: dict[str, list[dict[str, Any]]] = {}
-    for who in ROLES[:-1]:
+    for who in [one for one in ROLES if one not in MANAGED]:
         role = outputs[who].rpartition("/")[2]
         names = iam.list_role_policies(RoleName=role)["PolicyNames"]
         assert iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"] == []
         found[who] = [iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"] for name in names]
-    arn = outputs["StartTasksPolicy"]
     airflow = outputs["AirflowRoleArn"].rpartition("/")[2]
     assert iam.list_role_policies(RoleName=airflow)["PolicyNames"] == []
     attached = iam.list_attached_role_policies(RoleName=airflow)["AttachedPolicies"]
-    assert [one["PolicyArn"] for one in attached] == [arn]
-    return {**found, "StartTasksPolicy": [managed(iam, arn)]}
+    assert {one["PolicyArn"] for one in attached} == {outputs[one] for one in MANAGED}
+    return {**found, **{one: [managed(iam, outputs[one])] for one in MANAGED}}
 
 
 @pytest.mark.parametrize(("who", "action", "resource", "context"), ALLOWED)
@@ -363,9 +403,10 @@ def test_every_granted_permission_is_tested_and_none_is_a_pattern(
             assert {(who, action) for action in actions} <= tested
 
 
-def test_the_managed_policy_is_within_iams_size_limit(policies: dict[str, list[dict[str, Any]]]) -> None:
+@pytest.mark.parametrize("name", MANAGED)
+def test_a_managed_policy_is_within_iams_size_limit(policies: dict[str, list[dict[str, Any]]], name: str) -> None:
     # IAM user guide, "IAM and AWS STS quotas": 6,144 characters without white space
-    assert len(json.dumps(policies["StartTasksPolicy"][0], separators=(",", ":"))) <= 6144
+    assert len(json.dumps(policies[name][0], separators=(",", ":"))) <= 6144
 
 
 @pytest.fixture
@@ -518,7 +559,9 @@ def test_a_new_image_becomes_the_next_revision_and_is_deployed_only_once(server:
     other = server.settings.model_copy(update={"dbt_image": "busco-dbt:other"})
     aws.up(other, printed.append)
     aws.up(other, printed.append)
-    assert [line.partition(" in ")[0] for line in printed] == ["deployed deploy/aws/lake.yaml and deploy/aws/ecs.yaml"]
+    assert [line.partition(" in ")[0] for line in printed] == [
+        "deployed deploy/aws/events.yaml, deploy/aws/lake.yaml, deploy/aws/ecs.yaml"
+    ]
     now = ecs.describe_task_definition(taskDefinition=get_settings().ecs_task_definition_large)["taskDefinition"]
     assert (now["revision"], now["containerDefinitions"][0]["image"]) == (2, "busco-dbt:other")
     assert now["ephemeralStorage"] == {"sizeInGiB": 100}

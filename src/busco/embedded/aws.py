@@ -90,7 +90,7 @@ def up(
         began = time.monotonic()
         pair = keys.owner(state)
         outputs = stacks.deploy_all(client("cloudformation", endpoint, settings.region, pair), wanted)
-        names = " and ".join(str(stack.path) for stack in wanted)
+        names = ", ".join(str(stack.path) for stack in wanted)
         say(f"deployed {names} in {time.monotonic() - began:.1f} s")
         variables = _variables_of(endpoint, settings.region, outputs)
         owner = {"AWS_ACCESS_KEY_ID": pair.key, "AWS_SECRET_ACCESS_KEY": pair.secret}
@@ -304,6 +304,8 @@ def _variables_of(endpoint: str, region: str, outputs: Mapping[str, str]) -> dic
         "BUSCO_ECS_TASK_DEFINITION_LARGE": outputs["TaskDefinitionLarge"],
         "BUSCO_ECS_LOG_GROUP": outputs["LogGroup"],
         "BUSCO_ALERTS_TOPIC": outputs["AlertsTopic"],
+        "BUSCO_EVENTS_QUEUE": outputs["EventsQueue"],
+        "BUSCO_EVENTS_DEAD_LETTERS": outputs["DeadLetters"],
         "BUSCO_RUNNER_ROLE_ARN": outputs["RunnerRoleArn"],
         "BUSCO_INGEST_ROLE_ARN": outputs["IngestRoleArn"],
         "BUSCO_PUBLISHER_ROLE_ARN": outputs["PublisherRoleArn"],

@@ -68,12 +68,19 @@ def install(owner: str) -> None:
 
     ministack_contract.check(__name__, EXPECTED, "tests/integration/test_local_aws_roles.py")
     original_origin, original_arn = app.pin_request_origin, iam_actions.extract_resource_arn
+    original_action = iam_actions.extract_iam_action
     original_context, original_root = iam_actions.request_tag_context, iam_evaluator.is_root_access_key
 
     def is_root(access_key_id: str) -> bool:
         # Without this, MiniStack treats a missing key, `test` and any account number as root, whatever the signature.
         caller = CALLER.get()
         return access_key_id == caller == owner if caller else bool(original_root(access_key_id))
+
+    def action(service: str, *given: Any) -> str | None:
+        found: str | None = original_action(service, *given)
+        # The permission for a batch is that for one message (SQS Developer Guide, "Actions, resources, and condition
+        # keys for Amazon SQS").
+        return found.removesuffix("Batch") if service == "sqs" and found else found
 
     def resource(service: str, *given: Any) -> str:
         headers, body, region, account = given[2], given[3], given[5], given[6]
@@ -103,6 +110,7 @@ def install(owner: str) -> None:
 
     # Policies require TLS; traffic on loopback and Docker's networks counts as secure.
     app.pin_request_origin = lambda source, _: original_origin(source, True)
+    iam_actions.extract_iam_action = action
     iam_actions.extract_resource_arn = resource
     iam_actions.request_tag_context = context
     iam_evaluator.is_root_access_key = sts.is_root_access_key = is_root
@@ -141,7 +149,8 @@ def check_covered(request: Request) -> None:
     action = extract_iam_action(
         request.service, request.method, request.path, request.headers, request.body, {**request.form, **request.query}
     )
-    if action is None or (request.operation and action.rpartition(":")[2] != request.operation):
+    operation = request.operation.removesuffix("Batch") if request.service == "sqs" else request.operation
+    if action is None or (operation and action.rpartition(":")[2] != operation):
         raise Refusal("AccessDenied", "no permission on the local AWS covers this request")
 
 

@@ -31,6 +31,8 @@ PROVISIONED = frozenset(
         "AWS::S3::BucketPolicy",
         "AWS::SNS::Topic",
         "AWS::SNS::TopicPolicy",
+        "AWS::SQS::Queue",
+        "AWS::SQS::QueuePolicy",
     }
 )
 # Identifies the list, so that a local AWS that is still running with an older list is restarted.

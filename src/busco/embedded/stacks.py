@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,12 @@ import botocore.exceptions
 from busco.errors import BuscoError
 from busco.settings import Settings
 
-LAKE, ECS = "busco-lake", "busco-ecs"
-TEMPLATES = {LAKE: Path("deploy/aws/lake.yaml"), ECS: Path("deploy/aws/ecs.yaml")}
+EVENTS, LAKE, ECS = "busco-events", "busco-lake", "busco-ecs"
+TEMPLATES = {
+    EVENTS: Path("deploy/aws/events.yaml"),
+    LAKE: Path("deploy/aws/lake.yaml"),
+    ECS: Path("deploy/aws/ecs.yaml"),
+}
 DEPLOY_LIMIT = 60.0
 
 
@@ -28,13 +32,13 @@ class Stack:
         name: the stack's name, one of TEMPLATES.
         template: its template's text.
         parameters: values of the template's parameters; parameters not listed here use their defaults.
-        inputs: further parameters, each set to the output with the same name from an earlier stack.
+        inputs: further parameters, each with the name of the output of an earlier stack that it is set to.
     """
 
     name: str
     template: str
     parameters: dict[str, str]
-    inputs: tuple[str, ...] = ()
+    inputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -55,8 +59,13 @@ def of_settings(settings: Settings) -> list[Stack]:
         "BucketPolicies": "none",
     }
     ecs = {"DbtImage": settings.dbt_image, "CpuArchitecture": settings.ecs_cpu_architecture}
-    from_lake = ("LakeBucket", "LandingBucket", "LogsBucket", "GluePrefix")
-    return [Stack(LAKE, _read(settings.home, LAKE), lake), Stack(ECS, _read(settings.home, ECS), ecs, from_lake)]
+    from_others = {"LakeBucket": "LakeBucket", "LandingBucket": "LandingBucket", "LogsBucket": "LogsBucket"}
+    from_others |= {"GluePrefix": "GluePrefix", "EventsPolicyArn": "EventsPolicy"}
+    return [
+        Stack(EVENTS, _read(settings.home, EVENTS), {}),
+        Stack(LAKE, _read(settings.home, LAKE), lake, {"EventsQueueArn": "EventsQueueArn"}),
+        Stack(ECS, _read(settings.home, ECS), ecs, from_others),
+    ]
 
 
 def digest(stacks: Sequence[Stack]) -> str:
@@ -72,7 +81,7 @@ def deploy_all(cloudformation: Any, stacks: Sequence[Stack]) -> dict[str, str]:
     """
     outputs: dict[str, str] = {}
     for stack in stacks:
-        inputs = {name: outputs[name] for name in stack.inputs}
+        inputs = {name: outputs[output] for name, output in stack.inputs.items()}
         outputs |= deploy(cloudformation, stack.name, stack.template, stack.parameters | inputs)
     return outputs
 
