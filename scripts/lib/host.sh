@@ -15,7 +15,7 @@ backups=/var/backups/busco
 lock_file=/run/busco/lock
 # those that use Airflow's database, in the order in which they start
 # shellcheck disable=SC2034
-airflow_services=(airflow-webserver airflow-scheduler airflow-triggerer airflow-worker)
+airflow_services=(airflow-webserver airflow-scheduler airflow-triggerer events airflow-worker)
 
 say() { printf '%s\n' "$*"; }
 

@@ -214,6 +214,23 @@ class Settings(BaseSettings):
         description="state folder of Airflow's services, to which a local AWS in a container writes Airflow's graph",
     )
     alerts_topic: str = Field(default="", description="ARN of the SNS topic for alerts; empty: no alerts")
+    listen: bool = Field(
+        default=True,
+        description="whether the embedded platform processes new objects in the landing bucket as they arrive",
+    )
+    events_queue: str = Field(
+        default="", description="URL of the SQS queue that receives the landing bucket's events; empty: none"
+    )
+    events_dead_letters: str = Field(
+        default="", description="URL of the SQS queue for messages that could not be processed"
+    )
+    events_quiet: int = Field(
+        default=1,
+        ge=1,
+        le=30,
+        description="seconds without a new event after which the objects that have arrived are ingested together; "
+        "they are ingested after 30 seconds at the latest",
+    )
     price_vcpu_hour: float = Field(default=0.04048, ge=0, description="price of a vCPU per hour, for estimates")
     price_gb_hour: float = Field(default=0.004445, ge=0, description="price of a GB of memory per hour, for estimates")
 

@@ -148,6 +148,8 @@ def platform(home: Path, project: Path, files: str | None = ORDERS, **variables:
         "BUSCO_DBT_PYTHON": str(ROOT / ".venv-dbt/bin/python"),
         # a test that saves a file triggers the parsing itself
         "BUSCO_KEEP_GRAPH": "false",
+        # a test starts its own runs
+        "BUSCO_LISTEN": "false",
         **variables,
     }
     with mock.patch.dict(os.environ, {**kept, **own}, clear=True):

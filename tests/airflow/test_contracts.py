@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PUBLIC = {
     "airflow.configuration",
+    "airflow.datasets",
     "airflow.decorators",
     "airflow.exceptions",
     "airflow.models",
@@ -43,6 +44,12 @@ PUBLIC = {
 # module.name → the signature of a function, or the type of anything else
 PRIVATE = {
     "airflow.__main__.main": "()",
+    "airflow.api.common.trigger_dag.trigger_dag": (
+        "(dag_id: 'str', run_id: 'str | None' = None, conf: 'dict | str | None' = None, "
+        "execution_date: 'datetime | None' = None, replace_microseconds: 'bool' = True, session: 'Session' = None) "
+        "-> 'DagRun | None'"
+    ),
+    "airflow.datasets.manager.dataset_manager": "DatasetManager",
     "airflow.auth.managers.models.resource_details.DagAccessEntity": "EnumType",
     "airflow.auth.managers.models.resource_details.DagDetails": "type",
     "airflow.cli.commands.triggerer_command": "module",

@@ -22,7 +22,7 @@ TABLES = (Path(__file__).parent / "tables.py").read_text()
 RESULTS = (Path(__file__).parent / "results.py").read_text()
 SERVICES = (
     "postgres", "redis", "local-aws", "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer",
-    "flower", "starter",
+    "events", "flower", "starter",
 )  # fmt: skip
 
 
@@ -202,7 +202,7 @@ class Stack:
 def tables_of_demo(folder: Path, *arguments: str) -> str:
     """Returns what `Stack.tables` returns, for a demo below `folder`: processes on this machine, without Docker."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW"))}
-    own = {**kept, "BUSCO_STATE_DIR": str(folder / "state"), "BUSCO_KEEP_GRAPH": "false"}
+    own = {**kept, "BUSCO_STATE_DIR": str(folder / "state"), "BUSCO_KEEP_GRAPH": "false", "BUSCO_LISTEN": "false"}
     try:
         subprocess.run([ROOT / ".venv/bin/busco", "demo", *arguments], env=own, check=True, timeout=600)
         return subprocess.run(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = compose_files.load("docker-compose.yml")
 SERVICES = compose_files.services("docker-compose.yml")
 LONG = sorted(SERVICES.keys() - {"airflow-init"})
-AIRFLOW = [name for name in LONG if name.startswith("airflow-") or name == "flower"]
+AIRFLOW = [name for name in LONG if name.startswith("airflow-") or name in ("events", "flower")]
 EXAMPLE = (ROOT / ".env.example").read_text().splitlines()
 VARIABLE = re.compile(r"^(# )?([A-Z][A-Z0-9_]*)=(.*)$")
 
@@ -40,7 +40,7 @@ def variables() -> dict[str, tuple[bool, str]]:
 def test_compose_defines_the_services_that_operators_know() -> None:
     assert set(SERVICES) == {
         "postgres", "redis", "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer",
-        "airflow-init", "flower", "local-aws", "starter",
+        "airflow-init", "events", "flower", "local-aws", "starter",
     }  # fmt: skip
 
 
@@ -161,6 +161,8 @@ SECRETS = {
     "airflow-triggerer": {
         "POSTGRES_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY", "LOCAL_AWS_AIRFLOW_SECRET",
     },
+    # records dataset events and starts runs in Airflow's database
+    "events": {"POSTGRES_PASSWORD", "AIRFLOW__CORE__FERNET_KEY", "LOCAL_AWS_AIRFLOW_SECRET"},
     # shows data from the broker to the admin or to a separate login
     "flower": {"REDIS_PASSWORD", "AIRFLOW__CELERY__FLOWER_BASIC_AUTH", "AIRFLOW_ADMIN_PASSWORD"},
     # authenticates Airflow with it, and returns the credentials of Airflow's role
@@ -170,7 +172,8 @@ SECRETS = {
 IS_SECRET = re.compile(r"PASSWORD|SECRET|FERNET|BASIC_AUTH|AIRFLOW_CONNECTIONS|AIRFLOW_VARIABLES")
 # settings that Airflow's services don't need: those of the local AWS and of the runners, and those set in an image
 NOT_FOR_AIRFLOW = {
-    "BUSCO_HOME", "BUSCO_STATE_DIR", "BUSCO_BAKED_DIR", "BUSCO_KEEP_GRAPH", "BUSCO_DBT_THREADS", "BUSCO_DBT_IMAGE",
+    "BUSCO_HOME", "BUSCO_STATE_DIR", "BUSCO_BAKED_DIR", "BUSCO_KEEP_GRAPH", "BUSCO_LISTEN", "BUSCO_DBT_THREADS",
+    "BUSCO_DBT_IMAGE",
     "BUSCO_DUCKDB_MEMORY_LIMIT", "BUSCO_DUCKDB_SPILL_LIMIT", "BUSCO_INGEST_ROW_BYTES", "BUSCO_INGEST_FILE_BYTES",
     "BUSCO_LOCAL_ROLE",
     "BUSCO_LOCAL_AWS_HOST", "BUSCO_LOCAL_AWS_PORT", "BUSCO_LOCAL_AWS_TASKS_HOST", "BUSCO_STARTER", "BUSCO_GRAPH_DIR",

@@ -21,7 +21,15 @@ from tests import compose_files
 ROOT = Path(__file__).parents[2]
 COMPOSE = compose_files.load("docker-compose.prod.yml")
 SERVICES = compose_files.services("docker-compose.prod.yml")
-AIRFLOW = ("airflow-init", "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer", "flower")
+AIRFLOW = (
+    "airflow-init",
+    "airflow-webserver",
+    "airflow-scheduler",
+    "airflow-worker",
+    "airflow-triggerer",
+    "events",
+    "flower",
+)
 ONCE = ("airflow-init",)
 LONG = sorted(SERVICES.keys() - set(ONCE))
 
@@ -94,6 +102,7 @@ SECRETS = {
     "airflow-scheduler": {*DATABASE, *AWS, "REDIS_PASSWORD"},
     "airflow-worker": {*DATABASE, *AWS, *SESSIONS, "REDIS_PASSWORD"},
     "airflow-triggerer": {*DATABASE, *AWS, *SESSIONS},
+    "events": {*DATABASE, *AWS},
     "flower": {"REDIS_PASSWORD", "AIRFLOW__CELERY__FLOWER_BASIC_AUTH", "AIRFLOW_ADMIN_PASSWORD"},
     "nginx-proxy": set(),
     "letsencrypt": set(),
@@ -254,7 +263,8 @@ def test_what_production_refuses_is_refused_before_it_is_deployed(
 
 def test_the_example_names_outputs_of_the_templates_and_what_the_operator_brings() -> None:
     texts = [
-        (ROOT / "deploy/aws" / name).read_text().partition("\nOutputs:\n")[2] for name in ("lake.yaml", "ecs.yaml")
+        (ROOT / "deploy/aws" / name).read_text().partition("\nOutputs:\n")[2]
+        for name in ("events.yaml", "lake.yaml", "ecs.yaml")
     ]
     known = {name for text in texts for name in re.findall(r"^  ([A-Za-z]+):$", text, re.MULTILINE)}
     assert {"LakeBucket", "RedisImage"} <= known

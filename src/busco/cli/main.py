@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "ingest": ("data", "dbt", "load source files into bronze"),
     "dbt": ("data", "dbt", "run dbt on the lake: build, parse, ls, docs, …"),
     "query": ("data", "dbt", "query the lake with Athena or DuckDB"),
+    "events": ("events", "airflow", "process new objects in the landing bucket: status, pause, resume, reconcile, …"),
     "run": ("runs", None, "show the runs in the lake, and what happened in one: list, show"),
     "release": ("releases", None, "manage what readers see: show, list, rollback, resume, repair"),
     "scrub": ("scrub", "dbt", "remove personal data from existing metadata"),

@@ -23,11 +23,13 @@ from busco.embedded.postgres import DATABASE, Postgres
 from busco.embedded.postgres import NAME as POSTGRES
 from busco.errors import BuscoError
 from busco.orchestration.access import ON_CALL, ON_CALL_MAY, development_admin
+from busco.orchestration.events_health import unhealthy
 from busco.settings import Settings, env_file, read_env_file
 
 Say = Callable[[str], None]
 SERVICES = ("scheduler", "triggerer", "webserver")
 WEB = "airflow-webserver"
+EVENTS = "events"  # the events service, which needs Airflow's database but is no part of Airflow
 _LIMIT = 180.0
 # The class is referenced by name, because importing it here would import gunicorn.
 _ACCESS_LOG = "--logger-class busco.orchestration.access_log.Logger"
@@ -91,6 +93,11 @@ def _up(settings: Settings, postgres: Postgres, say: Say) -> None:
     for service in SERVICES:
         if processes.find(state, service) is None:
             raise _Vanished(f"Airflow's {service} exited while starting", f"see {state / 'log' / service}.log")
+    # without a queue, there is no local AWS
+    if settings.listen and variables.get("BUSCO_EVENTS_QUEUE"):
+        own = {"AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_SIZE": "2"}
+        words = [sys.executable, "-m", "busco", "events", "listen"]
+        processes.start(state, EVENTS, words, {**variables, **own}, settings.home)
     # The keeper starts last: the caller may have parsed the project in the meantime, so the keeper needn't parse it
     # again.
     if settings.keep_graph:
@@ -104,6 +111,7 @@ def down(settings: Settings, say: Say) -> None:
         return
     with processes.locked(state, "airflow-up"):
         processes.stop(state, keeper.NAME, grace=10)
+        processes.stop(state, EVENTS, grace=10)
         _end_services(state, say)
         was_running = processes.find(state, POSTGRES) is not None
         Postgres(state).down()
@@ -126,7 +134,8 @@ def status(settings: Settings) -> list[tuple[str, str]]:
     """
     rows = []
     report = _report(AirflowApi(settings))
-    for name in (POSTGRES, *SERVICES, *([keeper.NAME] if settings.keep_graph else [])):
+    further = [name for name, wanted in {EVENTS: settings.listen, keeper.NAME: settings.keep_graph}.items() if wanted]
+    for name in (POSTGRES, *SERVICES, *further):
         process = processes.find(settings.state, name)
         if process is None:
             rows.append((name, "stopped"))
@@ -137,6 +146,8 @@ def status(settings: Settings) -> list[tuple[str, str]]:
             good = report is not None
         elif name == keeper.NAME:
             good = True
+        elif name == EVENTS:
+            good = not unhealthy(settings.state)
         else:
             good = report is None or report.get(name, {}).get("status") == "healthy"
         rows.append((name, f"{'running' if good else 'unhealthy'} (pid {process.pid})"))

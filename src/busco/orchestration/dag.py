@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pendulum
+from airflow.datasets import Dataset, DatasetAny
 from airflow.decorators import task
 from airflow.models.dag import DAG
 from airflow.models.param import Param
 
+from busco.orchestration.outline import group_of
 from busco.orchestration.params import text_param
-from busco.orchestration.tasks import dbt_tasks, docs_task
+from busco.orchestration.tasks import dbt_outline, docs_task
 from busco.settings import get_settings
 
 _RETRY: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
@@ -28,6 +30,16 @@ def _alert(context: Any) -> None:
     alerts.failed_run(context)
 
 
+def bronze_dataset(table: str) -> Dataset:
+    """Returns the Airflow dataset of a bronze table, whose events state which deliveries are new."""
+    return Dataset(f"busco://lake/{table.replace('.', '/')}")
+
+
+def project_tag(project: str) -> str:
+    """Returns the tag of the DAGs that build a dbt project, by which the events service finds them."""
+    return f"project:{project}"
+
+
 def lakehouse_dag(
     dag_id: str,
     project_dir: Path | str | None = None,
@@ -39,19 +51,24 @@ def lakehouse_dag(
 ) -> DAG:
     """Returns a DAG that builds a dbt project on the lake, tests it, and publishes its tables together.
 
-    The function only reads the project's manifest: it does not run dbt or open a connection.
+    The DAG runs whenever a bronze table that the project reads has new deliveries. The function only reads the
+    project's manifest: it does not run dbt or open a connection.
 
     Args:
         dag_id: the DAG's id, which is also the name of the DAG's file.
         project_dir: the dbt project's folder, relative to the platform's home; None for the platform's own project.
         doc_md: what the DAG is for; instructions for on-call are appended.
-        kwargs: further arguments for `airflow.DAG`; they override those that are set here, such as `schedule`.
+        kwargs: further arguments for `airflow.DAG`; they override those that are set here, such as `schedule`. With
+            another schedule, new deliveries do not start runs.
 
     Raises:
         BuscoError: the project has not been parsed on this machine.
     """
+    settings, folder = get_settings().of_project(project_dir), str(project_dir or "")
+    outline = dbt_outline(settings, "models")
+    datasets = [bronze_dataset(table) for table in outline.reads]
     given: dict[str, Any] = {
-        "schedule": None,
+        "schedule": DatasetAny(*datasets) if datasets else None,
         "start_date": pendulum.datetime(2024, 1, 1, tz="UTC"),
         "catchup": False,
         "max_active_runs": 1,
@@ -66,7 +83,7 @@ def lakehouse_dag(
         },
         **kwargs,
     }
-    settings, folder = get_settings().of_project(project_dir), str(project_dir or "")
+    given["tags"] = [*given["tags"], project_tag(outline.project)]
     dag = DAG(dag_id, description=description, doc_md=f"{doc_md}\n\n{_ON_CALL}", **given)
     with dag:
 
@@ -91,5 +108,5 @@ def lakehouse_dag(
 
             control.show()
 
-        pin() >> dbt_tasks(settings, "models") >> docs_task() >> publish() >> glue()
+        pin() >> group_of(outline) >> docs_task() >> publish() >> glue()
     return dag

@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ _PLACE = frozenset({"task_id", "dag", "task_group", "default_args", "params"})
 # The number of outlines to keep per manifest: other task groups and other platform versions may render it too.
 _KEPT = 8
 Render = Callable[[], TaskGroup]
+About = Callable[[], tuple[str, Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Outline:
     """A task group as plain data. Groups and tasks refer to each other by index.
 
     Attributes:
+        project: the dbt project's identity.
+        reads: the bronze tables that the project reads, `bronze.<name>`.
         doc: the text that the group adds to its DAG's documentation.
         groups: each group's name and its parent's index. The outermost group comes first, with -1 as its parent.
         tasks: each task's name, the index of its group, the name of its operator class, and its arguments.
@@ -61,17 +64,20 @@ class Outline:
     waits: list[list[int]]
     group_waits: list[tuple[list[int], list[int]]]
     group_after: list[list[int]]
+    project: str = ""
+    reads: list[str] = field(default_factory=list)
 
 
-def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
-    """Returns the task group that `render` produces from a manifest, added to the current DAG and task group.
+def outlined(manifest: Path, given: Sequence[str], render: Render, about: About = lambda: ("", [])) -> Outline:
+    """Returns the outline of the task group that `render` produces from a manifest.
 
     The group is rendered only if the manifest, `given` or the code has changed; otherwise the cached outline is used.
 
     Args:
-        manifest: the file from which `render` reads the graph.
+        manifest: the file from which `render` and `about` read the graph.
         given: everything else that determines the group: its name and the settings.
         render: creates the group in the current DAG.
+        about: returns the project's identity, and the bronze tables that it reads.
 
     Raises:
         BuscoError: the manifest is missing or can't be rendered.
@@ -90,13 +96,13 @@ def outlined(manifest: Path, given: Sequence[str], render: Render) -> TaskGroup:
                 "outline", schedule=None, start_date=pendulum.datetime(2024, 1, 1, tz="UTC"), auto_register=False
             ) as scratch,
         ):
-            outline = outline_of(render(), scratch.doc_md or "")
+            outline = outline_of(render(), scratch.doc_md or "", *about())
         _keep(kept, outline, manifest)
-    return group_of(outline)
+    return outline
 
 
-def outline_of(group: TaskGroup, doc: str = "") -> Outline:
-    """Returns the outline of a rendered group."""
+def outline_of(group: TaskGroup, doc: str = "", project: str = "", reads: Sequence[str] = ()) -> Outline:
+    """Returns the outline of a rendered group of a project that reads these bronze tables."""
     groups: dict[str | None, int] = {}
     named: list[tuple[str, int]] = []
     tasks: dict[str, int] = {}
@@ -130,6 +136,8 @@ def outline_of(group: TaskGroup, doc: str = "") -> Outline:
             for one in every
         ],
         group_after=[sorted(tasks[below] for below in one.downstream_task_ids) for one in every],
+        project=project,
+        reads=list(reads),
     )
 
 

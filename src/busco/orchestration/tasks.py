@@ -9,7 +9,8 @@ from airflow.utils.task_group import TaskGroup
 
 from busco.lake.records import DOCS_NODE
 from busco.orchestration.operators import FollowOperator
-from busco.orchestration.outline import outlined
+from busco.orchestration.outline import Outline, group_of, outlined
+from busco.project import Project
 from busco.settings import Settings
 
 # The run's own runner reports the docs when it ends. A runner that has not done so within this time is considered
@@ -27,6 +28,15 @@ def dbt_tasks(settings: Settings, group_id: str) -> TaskGroup:
     Raises:
         BuscoError: the project has not been parsed here.
     """
+    return group_of(dbt_outline(settings, group_id))
+
+
+def dbt_outline(settings: Settings, group_id: str) -> Outline:
+    """Returns the outline of the task group that `dbt_tasks` returns, before there is a DAG to add the group to.
+
+    Raises:
+        BuscoError: the project has not been parsed here.
+    """
 
     def render() -> TaskGroup:
         # imported here: Cosmos takes a second to import, and a cached outline does not need it
@@ -35,7 +45,11 @@ def dbt_tasks(settings: Settings, group_id: str) -> TaskGroup:
         group: TaskGroup = graph.dbt_tasks(settings, group_id)
         return group
 
-    return outlined(settings.manifest_path, [group_id, settings.model_dump_json()], render)
+    def about() -> tuple[str, list[str]]:
+        project = Project.of(settings)
+        return project.identity, sorted(contract.name for contract in project.contracts)
+
+    return outlined(settings.manifest_path, [group_id, settings.model_dump_json()], render, about)
 
 
 def docs_task(**kwargs: Any) -> FollowOperator:

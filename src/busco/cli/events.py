@@ -1,0 +1,144 @@
+"""`busco events`: new objects in the landing bucket start runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+
+import click
+
+from busco.cli.releases import me
+from busco.errors import BuscoError
+from busco.output import echo, say, table
+from busco.settings import Settings, get_settings
+from busco.text import count, printable
+
+
+@click.group("events")
+def events_command() -> None:
+    """Process new objects in the landing bucket."""
+
+
+def _with_airflow() -> Settings:
+    """Makes Airflow's code in this process use the platform's Airflow."""
+    settings = get_settings()
+    if settings.platform == "embedded":
+        from busco.embedded.airflow import environment
+
+        os.environ.update(environment(settings))
+        get_settings.cache_clear()
+    return get_settings()
+
+
+@events_command.command("listen")
+@click.option("--if-configured", is_flag=True, help="without a queue, do nothing instead of failing")
+def listen_command(if_configured: bool) -> None:
+    """Ingest objects as they arrive, and start the runs that need them, until stopped (SIGTERM)."""
+    from busco.orchestration.events import idle, listen
+
+    settings = get_settings()
+    if if_configured and not settings.events_queue:
+        say("BUSCO_EVENTS_QUEUE is not set: new objects in the landing bucket start nothing")
+        idle(settings)
+        return
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for noisy in ("botocore", "aiobotocore", "airflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    listen(settings, say)
+
+
+@events_command.command("health")
+def health_command() -> None:
+    """Exit with status 1, and the reason, if the service on this machine is not working."""
+    from busco.orchestration.events_health import unhealthy
+
+    if problem := unhealthy(get_settings().state):
+        say(f"not healthy: {printable(problem)}")
+        raise SystemExit(1)
+    echo("healthy")
+
+
+@events_command.command("status")
+def status_command() -> None:
+    """Show the queue, the last orders to ingest, and what each project has not published yet."""
+    from busco.orchestration.events_status import lines, status
+
+    for line in lines(status(_with_airflow())):
+        echo(printable(line))
+
+
+@events_command.command("pause")
+@click.option("--reason", required=True, help="why, for others who look at the status")
+def pause_command(reason: str) -> None:
+    """Leave new objects in the queue, which keeps them for seven days, and start no runs."""
+    _with_airflow()
+    from busco.orchestration.events import pause
+
+    pause(me(), reason)
+    echo("paused; to go on: busco events resume")
+
+
+@events_command.command("resume")
+def resume_command() -> None:
+    """Process what has arrived since `busco events pause`."""
+    _with_airflow()
+    from busco.orchestration.events import resume
+
+    before = resume()
+    echo(f"resumed; it was paused by {printable(before)}" if before else "it was not paused")
+
+
+@events_command.command("reconcile")
+def reconcile_command() -> None:
+    """Ingest everything in the landing bucket that was never ingested, and start the runs that need it."""
+    settings = _with_airflow()
+    from busco.orchestration.events import reconcile
+
+    found = reconcile(settings, threading.Event())
+    table(("object", "outcome", "reason"), [(one.key, one.outcome, one.reason) for one in found.objects])
+    echo(f"{count(len(found.objects), 'object')} had no delivery")
+
+
+@events_command.group("dead-letters")
+def dead_letters_command() -> None:
+    """Handle messages that could not be processed."""
+
+
+@dead_letters_command.command("list")
+def list_command() -> None:
+    """Show the dead letters: why each is one, and the beginning of its text."""
+    from busco.orchestration.events import events_queue
+
+    queue = events_queue(get_settings())
+    found = list(queue.dead(hidden=30))
+    queue.release_dead(found)
+    rows = [
+        (one.id, f"{one.sent_at:%Y-%m-%d %H:%M} UTC", one.reason or "it failed too often", one.body[:120])
+        for one in found
+    ]
+    if rows:
+        table(("id", "sent", "reason", "message"), [tuple(map(printable, row)) for row in rows])
+    echo(count(len(rows), "dead letter"))
+
+
+@dead_letters_command.command("replay")
+@click.argument("ids", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="replay all of them")
+def replay_command(ids: tuple[str, ...], every: bool) -> None:
+    """Send dead letters to the queue again, after the cause was fixed. IDS are those that `list` shows."""
+    from busco.orchestration.events import events_queue
+
+    if bool(ids) == every:
+        raise click.UsageError("name the dead letters to replay, or use --all")
+    queue = events_queue(get_settings())
+    found = list(queue.dead(hidden=60))
+    wanted = [one for one in found if every or one.id in ids]
+    queue.release_dead([one for one in found if one not in wanted])
+    if missing := set(ids) - {one.id for one in wanted}:
+        queue.release_dead(wanted)
+        raise BuscoError(f"there is no dead letter {sorted(missing)[0]}", "see: busco events dead-letters list")
+    for one in wanted:
+        queue.replay(one)
+    echo(f"{count(len(wanted), 'message')} sent to the queue again")

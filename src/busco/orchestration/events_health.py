@@ -1,0 +1,52 @@
+"""The heartbeat of the events service, in a file on the service's machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+BEAT = 10.0  # seconds between two heartbeats
+_SILENT = 60.0  # seconds without a heartbeat after which the service is not healthy
+
+
+def _file(state: Path) -> Path:
+    return state / "run" / "events.health.json"
+
+
+@dataclass
+class Health:
+    """Writes the heartbeats.
+
+    Args:
+        state: the platform's state folder.
+    """
+
+    state: Path
+    _problem: str = ""
+
+    def __post_init__(self) -> None:
+        self.beat()
+
+    def problem(self, text: str) -> None:
+        """Records what prevents the service from working; '' if nothing does."""
+        self._problem = text
+        self.beat()
+
+    def beat(self) -> None:
+        path = _file(self.state)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f".{path.name}")
+        scratch.write_text(json.dumps({"beat": time.time(), "problem": self._problem}))
+        scratch.replace(path)
+
+
+def unhealthy(state: Path) -> str:
+    """Returns why the service on this machine is not healthy, or '' if it is."""
+    try:
+        found = json.loads(_file(state).read_text())
+        silent, problem = time.time() - float(found["beat"]), str(found["problem"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it has not started"
+    return f"no heartbeat for {silent:.0f} s" if silent > _SILENT else problem

@@ -1,0 +1,141 @@
+"""An object in the landing bucket starts the pipeline, whatever happens to messages, dataset events and processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from busco.aws import client
+from busco.embedded import airflow, processes
+from busco.lake.records import Release
+from busco.settings import get_settings
+from tests import warm
+from tests.airflow.driver import DAG, ROOT, Driver, platform
+
+HEADER = "id,customer,amount,day,n\n"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
+    """A platform that listens, whose lake is empty."""
+    home = tmp_path_factory.mktemp("events")
+    with platform(home, ROOT / "tests/projects/mini/dbt_project", None, BUSCO_LISTEN="true") as made:
+        made.api.wait_for_dag(DAG)
+        yield made
+
+
+class Producer:
+    """Uploads files, and knows which rows gold must have in the end."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.s3 = driver, client("s3", get_settings())
+
+    def put(self, name: str, *rows: tuple[str, str]) -> None:
+        """Uploads a file of orders; each row is an id and an amount."""
+        body = HEADER + "".join(f"{order},x,{amount},2018-01-01,1\n" for order, amount in rows)
+        self.s3.put_object(Bucket=get_settings().landing_bucket, Key=f"orders/{name}", Body=body.encode())
+
+    def shown(self) -> dict[str, str]:
+        """Returns the amount of each order in the live release, as Athena shows it."""
+        sql = "select id, amount from busco_silver.orders order by id"
+        done = warm.run("-m", "busco", "query", "--format", "csv", sql, cwd=self.driver.home, environment=os.environ)
+        # until Glue shows the first release, there is no table
+        return dict(line.split(",") for line in done.stdout.splitlines()[1:]) if done.returncode == 0 else {}
+
+    def wait_for(self, expected: dict[str, str], limit: float = 120) -> None:
+        self.driver.wait(lambda: self.driver.live() is not None, limit)
+        self.driver.wait(lambda: self.has(expected), limit)
+
+    def has(self, expected: dict[str, str]) -> bool:
+        live = self.driver.live()
+        return live is not None and rows_of(live) >= len(expected) and expected.items() <= self.shown().items()
+
+
+def rows_of(release: Release) -> int:
+    return release.tables["silver.orders"].rows if "silver.orders" in release.tables else 0
+
+
+@pytest.fixture
+def producer(driver: Driver) -> Producer:
+    return Producer(driver)
+
+
+def runs(driver: Driver) -> list[dict[str, Any]]:
+    """Returns the DAG's runs, oldest first."""
+    return list(driver.api.call("GET", f"dags/{DAG}/dagRuns", limit=100, order_by="id")["dag_runs"])
+
+
+def settled(driver: Driver) -> None:
+    """Waits until no run is active and the service has nothing to do."""
+    driver.wait(lambda: all(run["state"] in ("success", "failed") for run in runs(driver)), 120)
+
+
+def test_an_uploaded_file_and_nothing_else_shows_its_rows(driver: Driver, producer: Producer) -> None:
+    producer.put("first.csv", ("a", "1.00"), ("b", "2.00"))
+    producer.wait_for({"a": "1.00", "b": "2.00"})
+    (run,) = runs(driver)
+    assert run["run_type"] == "dataset_triggered"
+    (event,) = driver.api.call("GET", f"dags/{DAG}/dagRuns/{run['dag_run_id']}/upstreamDatasetEvents")["dataset_events"]
+    assert event["dataset_uri"] == "busco://lake/bronze/orders"
+    assert (event["extra"]["deliveries"], event["extra"]["rows"]) == (1, 2)
+    assert event["extra"]["objects"][0]["key"] == "orders/first.csv"
+
+
+def test_files_that_arrive_while_the_dag_is_paused_land_when_it_is_resumed(driver: Driver, producer: Producer) -> None:
+    settled(driver)
+    before = len(runs(driver))
+    driver.api.call("PATCH", f"dags/{DAG}", {"is_paused": True})
+    for number in range(5):
+        producer.put(f"paused-{number}.csv", (f"p{number}", "3.00"))
+    driver.wait(lambda: len(list(driver.store.keys("_lake/deliveries/"))) >= 6, 60)
+    driver.api.call("PATCH", f"dags/{DAG}", {"is_paused": False})
+    producer.wait_for({f"p{number}": "3.00" for number in range(5)})
+    settled(driver)
+    assert len(runs(driver)) == before + 1
+
+
+def test_many_files_at_once_and_during_a_run_all_land_in_few_runs(driver: Driver, producer: Producer) -> None:
+    settled(driver)
+    before = len(runs(driver))
+    for number in range(30):
+        producer.put(f"many-{number}.csv", (f"m{number}", "4.00"))
+    driver.wait(lambda: len(runs(driver)) > before, 60)
+    for number in range(30, 50):
+        producer.put(f"many-{number}.csv", (f"m{number}", "4.00"))
+    producer.wait_for({f"m{number}": "4.00" for number in range(50)})
+    settled(driver)
+    assert len(runs(driver)) <= before + 3
+
+
+def test_a_file_that_arrives_while_the_service_is_killed_lands_when_it_is_back(
+    driver: Driver, producer: Producer
+) -> None:
+    process = processes.find(get_settings().state, airflow.EVENTS)
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    producer.put("while-dead.csv", ("d", "5.00"))
+    airflow.up(get_settings(), lambda _: None)
+    producer.wait_for({"d": "5.00"})
+
+
+def test_a_set_whose_run_failed_starts_nothing_until_something_is_new(driver: Driver, producer: Producer) -> None:
+    settled(driver)
+    before = len(runs(driver))
+    model = "dbt_project/models/silver/orders.sql"
+    good = driver.write(model, "select error('broken') as id, 1 as amount from {{ source('bronze','orders') }}")
+    driver.busco("dbt", "parse")
+    producer.put("broken.csv", ("x", "6.00"))
+    driver.wait(lambda: [run["state"] for run in runs(driver)[before:]] == ["failed"], 120)
+    # longer than the service waits before it starts a run that is missing
+    time.sleep(25)
+    assert len(runs(driver)) == before + 1
+    driver.write(model, good)
+    driver.busco("dbt", "parse")
+    producer.wait_for({"x": "6.00"})
+    settled(driver)
+    assert len(runs(driver)) == before + 2

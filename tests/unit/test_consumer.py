@@ -1,0 +1,258 @@
+"""Messages become deliveries at least once: whatever fails, a message is deleted only after everything else is done."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from busco.events.consumer import Consumer, OrderFailed
+from busco.events.queue import Message
+from busco.lake.records import Arrival, IngestedObject, IngestOutcome, utc_now
+
+BUCKET = "landing"
+
+
+def body(*keys: str, bucket: str = BUCKET) -> str:
+    records = [
+        {
+            "eventVersion": "2.1",
+            "eventSource": "aws:s3",
+            "eventName": "ObjectCreated:Put",
+            "s3": {"bucket": {"name": bucket}, "object": {"key": key, "size": 1, "eTag": "e", "versionId": "v"}},
+        }
+        for key in keys
+    ]
+    return json.dumps({"Records": records})
+
+
+class MemoryQueue:
+    """The queue's calls, in order; receives what was sent, at most ten messages at once."""
+
+    def __init__(self) -> None:
+        self.waiting: list[str] = []
+        self.receives: dict[str, int] = {}
+        self.deleted: list[str] = []
+        self.rejected: dict[str, str] = {}
+        self.extended: list[tuple[str, int]] = []
+        self.failing: list[Exception] = []
+
+    def receive(self, wait: int) -> list[Message]:
+        if self.failing:
+            raise self.failing.pop(0)
+        part, self.waiting = self.waiting[:10], self.waiting[10:]
+        found = []
+        for text in part:
+            self.receives[text] = self.receives.get(text, 0) + 1
+            found.append(Message(text, f"{text} {self.receives[text]}", text, self.receives[text], utc_now()))
+        return found
+
+    def extend(self, messages: Sequence[Message], seconds: int = 120) -> None:
+        self.extended += [(one.body, seconds) for one in messages]
+
+    def delete(self, messages: Sequence[Message]) -> None:
+        self.deleted += [one.body for one in messages]
+
+    def reject(self, message: Message, reason: str) -> None:
+        self.rejected[message.body] = reason
+
+
+class World:
+    """A consumer whose ingest and announcement can be made to fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("busco.events.consumer._RETRY_AFTER", 0.001)
+        self.queue = MemoryQueue()
+        self.orders: list[list[str]] = []
+        self.announced: list[list[str]] = []
+        self.poison: set[str] = set()
+        self.ingest_fails: list[Exception] = []
+        self.announce_fails: list[Exception] = []
+        self.problems: list[str] = []
+        self.before_delete: Callable[[], None] = lambda: None
+        self.consumer = Consumer(
+            self.queue,  # type: ignore[arg-type]
+            BUCKET,
+            self.ingest,
+            self.announce,
+            quiet=1,
+            stop=threading.Event(),
+            say=self.problems.append,
+        )
+
+    def ingest(self, objects: Sequence[Arrival], everything: bool = False) -> IngestOutcome:
+        self.orders.append([one.key for one in objects])
+        if self.ingest_fails:
+            raise self.ingest_fails.pop(0)
+        if self.poison & {one.key for one in objects}:
+            raise OrderFailed("exit status -9")
+        return outcome(*(one.key for one in objects))
+
+    def announce(self, found: IngestOutcome) -> None:
+        assert not self.queue.deleted or self.announced, "a message was deleted before anything was announced"
+        if self.announce_fails:
+            raise self.announce_fails.pop(0)
+        self.announced.append([one.key for one in found.objects])
+
+    def send(self, *bodies: str) -> None:
+        self.queue.waiting += bodies
+
+    def work(self) -> None:
+        while batch := self.consumer.collect(0):
+            self.consumer.process(batch)
+
+
+def outcome(*keys: str) -> IngestOutcome:
+    objects = tuple(
+        IngestedObject(key=key, version="v", etag="e", size=1, outcome="ingested", table="bronze.orders")
+        for key in keys
+    )
+    return IngestOutcome(order="o", objects=objects, ended_at=utc_now())
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def test_what_arrives_together_is_one_order_and_is_deleted_last(world: World) -> None:
+    bodies = [body(f"orders/{number}.csv") for number in range(25)]
+    world.send(*bodies)
+    world.work()
+    assert [len(order) for order in world.orders] == [25]
+    assert (world.announced, sorted(world.queue.deleted)) == (world.orders, sorted(bodies))
+
+
+def test_the_same_object_in_several_messages_is_ordered_once(world: World) -> None:
+    same = json.loads(body("orders/a.csv"))
+    world.send(*(json.dumps({**same, "n": number}) for number in range(3)))
+    world.work()
+    assert world.orders == [["orders/a.csv"]]
+    assert len(world.queue.deleted) == 3
+
+
+def test_a_message_that_is_received_twice_in_a_batch_is_deleted_by_its_last_receipt(world: World) -> None:
+    world.send(body("orders/a.csv"), body("orders/a.csv"))
+    world.work()
+    assert world.orders == [["orders/a.csv"]]
+    assert len(world.queue.deleted) == 1
+
+
+def test_a_foreign_message_is_a_dead_letter_with_its_reason_and_stops_no_other(world: World) -> None:
+    world.send("not JSON", body("orders/a.csv"), body("b.csv", bucket="other"))
+    world.work()
+    assert world.queue.rejected == {
+        "not JSON": "it is not JSON",
+        body("b.csv", bucket="other"): "it is about the bucket other",
+    }
+    assert world.queue.deleted == [body("orders/a.csv")]
+
+
+def test_a_partly_foreign_message_is_ingested_and_becomes_a_dead_letter(world: World) -> None:
+    mixed = json.loads(body("orders/a.csv"))
+    mixed["Records"].append({"eventSource": "aws:sqs"})
+    world.send(json.dumps(mixed))
+    world.work()
+    assert world.orders == [["orders/a.csv"]]
+    assert list(world.queue.rejected) == [json.dumps(mixed)]
+
+
+def test_messages_that_need_no_action_are_deleted_without_an_order(world: World) -> None:
+    test = json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": BUCKET})
+    world.send(test)
+    world.work()
+    assert (world.orders, world.announced, world.queue.deleted) == ([], [], [test])
+
+
+@pytest.mark.parametrize("position", [0, 3, 7])
+def test_an_object_that_makes_orders_fail_stops_no_other_and_is_left_for_the_dead_letters(
+    world: World, position: int
+) -> None:
+    keys = [f"orders/{number}.csv" for number in range(8)]
+    world.poison = {keys[position]}
+    world.send(*map(body, keys))
+    world.work()
+    good = [key for key in keys if key != keys[position]]
+    assert sorted(key for order in world.announced for key in order) == good
+    assert sorted(world.queue.deleted) == sorted(map(body, good))
+    assert world.queue.extended == [(body(keys[position]), 60)]
+    assert len(world.orders) <= 7  # the whole, and two halves at each of three levels
+
+
+def test_an_outage_is_waited_for_with_the_messages_held(world: World) -> None:
+    world.ingest_fails = [OSError("no S3"), OSError("no S3")]
+    world.announce_fails = [OSError("no database")]
+    world.send(body("orders/a.csv"))
+    world.work()
+    assert world.orders == [["orders/a.csv"]] * 3
+    assert world.announced == [["orders/a.csv"]]
+    assert world.queue.receives == {body("orders/a.csv"): 1}
+    assert world.problems == ["no S3", "no S3", "", "no database", ""]
+
+
+@pytest.mark.parametrize("during", ["ingest", "announce"])
+def test_a_consumer_that_is_stopped_deletes_nothing_that_is_not_done(world: World, during: str) -> None:
+    def stop(*_: Any) -> Any:
+        world.consumer.stop.set()
+        raise OSError("stopped")
+
+    setattr(world.consumer, during, stop)
+    world.send(body("orders/a.csv"))
+    world.consumer.process(world.consumer.collect(0))
+    assert (world.queue.deleted, world.queue.rejected) == ([], {})
+
+
+def test_held_messages_are_extended_until_they_are_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("busco.events.consumer._EXTEND_EVERY", 0.01)
+    keeper = threading.Thread(target=world.consumer._keep)
+    extended = threading.Event()
+
+    def ingest(objects: Sequence[Arrival], everything: bool = False) -> IngestOutcome:
+        seen = len(world.queue.extended)
+        while len(world.queue.extended) < seen + 3:
+            extended.wait(0.005)
+        return outcome(*(one.key for one in objects))
+
+    world.consumer.ingest = ingest
+    world.send(body("orders/a.csv"))
+    keeper.start()
+    world.work()
+    count = len(world.queue.extended)
+    extended.wait(0.1)
+    world.consumer.stop.set()
+    keeper.join()
+    assert {name for name, _ in world.queue.extended} == {body("orders/a.csv")}
+    # the keeper may have begun one more round before the message was done
+    assert len(world.queue.extended) <= count + 1
+
+
+def test_after_an_outage_of_a_queue_that_loses_messages_the_bucket_is_compared(world: World) -> None:
+    compared: list[int] = []
+    world.consumer.loses_messages = True
+
+    def reconcile() -> None:
+        compared.append(len(world.orders))
+        if len(compared) == 2:
+            world.consumer.stop.set()
+
+    world.consumer.reconcile = reconcile  # type: ignore[method-assign]
+    world.queue.failing = [OSError("no local AWS")]
+    world.send(body("orders/a.csv"))
+    world.consumer.run()
+    assert compared == [0, 1]
+
+
+def test_a_failed_comparison_does_not_end_the_consumer(world: World) -> None:
+    def ingest(objects: Sequence[Arrival], everything: bool = False) -> IngestOutcome:
+        if everything:
+            raise OrderFailed("exit status 1")
+        world.consumer.stop.set()
+        return outcome()
+
+    world.consumer.ingest = ingest
+    world.send(body("orders/a.csv"))
+    world.consumer.run()
+    assert world.consumer.stop.is_set()
