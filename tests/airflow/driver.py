@@ -146,6 +146,7 @@ def platform(home: Path, project: Path, files: str | None = ORDERS, **variables:
         "BUSCO_HOME": str(home),
         "BUSCO_AWS_PORT": str(PROXY_PORT),
         "BUSCO_DBT_PYTHON": str(ROOT / ".venv-dbt/bin/python"),
+        "BUSCO_AIRFLOW_PYTHON": str(ROOT / ".venv/bin/python"),
         # a test that saves a file triggers the parsing itself
         "BUSCO_KEEP_GRAPH": "false",
         # a test starts its own runs

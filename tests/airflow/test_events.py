@@ -93,6 +93,8 @@ def test_files_that_arrive_while_the_dag_is_paused_land_when_it_is_resumed(drive
     for number in range(5):
         producer.put(f"paused-{number}.csv", (f"p{number}", "3.00"))
     driver.wait(lambda: len(list(driver.store.keys("_lake/deliveries/"))) >= 6, 60)
+    status = driver.busco("events", "status")
+    assert "a run will start within seconds, unless the DAG is paused (5 deliveries of bronze.orders)" in status
     driver.api.call("PATCH", f"dags/{DAG}", {"is_paused": False})
     producer.wait_for({f"p{number}": "3.00" for number in range(5)})
     settled(driver)
@@ -119,8 +121,55 @@ def test_a_file_that_arrives_while_the_service_is_killed_lands_when_it_is_back(
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     producer.put("while-dead.csv", ("d", "5.00"))
+    status = driver.busco("events", "status")
+    # the request of the killed service may still have received it
+    assert "1 message waiting, 0 being processed" in status or "0 messages waiting, 1 being processed" in status
     airflow.up(get_settings(), lambda _: None)
     producer.wait_for({"d": "5.00"})
+
+
+def test_while_the_service_is_paused_new_objects_wait(driver: Driver, producer: Producer) -> None:
+    settled(driver)
+    assert "paused" in driver.busco("events", "pause", "--reason", "maintenance of the lake")
+    # the service may be waiting for messages at this moment
+    time.sleep(22)
+    producer.put("while-paused.csv", ("w", "7.00"))
+    time.sleep(5)
+    status = driver.busco("events", "status")
+    assert "maintenance of the lake; to go on: busco events resume" in status
+    assert "1 message waiting" in status
+    assert "it was paused by" in driver.busco("events", "resume")
+    producer.wait_for({"w": "7.00"})
+
+
+def test_an_object_whose_event_was_lost_is_found_by_reconcile(driver: Driver, producer: Producer) -> None:
+    settled(driver)
+    bucket = get_settings().landing_bucket
+    kept = producer.s3.get_bucket_notification_configuration(Bucket=bucket)
+    kept.pop("ResponseMetadata")
+    producer.s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={})
+    producer.put("lost.csv", ("l", "8.00"))
+    producer.s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=kept)
+    assert "1 object had no delivery" in driver.busco("events", "reconcile")
+    producer.wait_for({"l": "8.00"})
+
+
+def test_refused_objects_and_foreign_messages_are_shown_with_their_reasons(driver: Driver, producer: Producer) -> None:
+    settings = get_settings()
+    sqs = client("sqs", settings)
+    sqs.send_message(QueueUrl=settings.events_queue, MessageBody="not a notification")
+    producer.s3.put_object(Bucket=settings.landing_bucket, Key="nowhere/a.csv", Body=b"id\n1\n")
+
+    def shown() -> bool:
+        status = driver.busco("events", "status")
+        return "refused nowhere/a.csv: its folder is that of no table" in status and "1 dead letter" in status
+
+    driver.wait(shown, 60)
+    listed = driver.busco("events", "dead-letters", "list")
+    assert "it is not JSON" in listed
+    assert "1 message sent to the queue again" in driver.busco("events", "dead-letters", "replay", "--all")
+    # its cause is not fixed
+    driver.wait(lambda: "it is not JSON" in driver.busco("events", "dead-letters", "list"), 60)
 
 
 def test_a_set_whose_run_failed_starts_nothing_until_something_is_new(driver: Driver, producer: Producer) -> None:
@@ -133,7 +182,8 @@ def test_a_set_whose_run_failed_starts_nothing_until_something_is_new(driver: Dr
     driver.wait(lambda: [run["state"] for run in runs(driver)[before:]] == ["failed"], 120)
     # longer than the service waits before it starts a run that is missing
     time.sleep(25)
-    assert len(runs(driver)) == before + 1
+    (run,) = runs(driver)[before:]
+    assert f"blocked by run {run['dag_run_id']}" in driver.busco("events", "status")
     driver.write(model, good)
     driver.busco("dbt", "parse")
     producer.wait_for({"x": "6.00"})

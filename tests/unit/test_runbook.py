@@ -130,6 +130,13 @@ REPRODUCED_BY = {
         "test_an_unparsable_project_is_an_import_error_and_the_last_good_graph_stays",
     ),
     "AccessDenied on RunTask": ("test_a_role_can_do_only_what_its_policy_allows",),
+    "messages wait, and none is being": ("test_a_file_that_arrives_while_the_service_is_killed_lands_when_it_is_back",),
+    '"paused by"': ("test_while_the_service_is_paused_new_objects_wait",),
+    "no messages, no order": ("test_an_object_whose_event_was_lost_is_found_by_reconcile",),
+    '"refused"': ("test_refused_objects_and_foreign_messages_are_shown_with_their_reasons",),
+    '"blocked by run"': ("test_a_set_whose_run_failed_starts_nothing_until_something_is_new",),
+    '"a run will start': ("test_files_that_arrive_while_the_dag_is_paused_land_when_it_is_resumed",),
+    "dead letters": ("test_refused_objects_and_foreign_messages_are_shown_with_their_reasons",),
     '"Host refused"': (
         "test_a_host_name_that_was_rebound_to_this_machine_is_refused_everywhere",
         "test_a_rebound_host_name_is_refused_and_known_ones_are_accepted",

@@ -22,14 +22,19 @@ def events_command() -> None:
 
 
 def _with_airflow() -> Settings:
-    """Makes Airflow's code in this process use the platform's Airflow."""
+    """Returns the settings of a process whose Airflow code uses the platform's Airflow.
+
+    In the embedded platform, the process is replaced by one with Airflow's environment: Airflow reads it when it is
+    imported, and would otherwise create a database of its own in the user's home folder.
+    """
     settings = get_settings()
-    if settings.platform == "embedded":
+    if settings.platform == "embedded" and "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" not in os.environ:
         from busco.embedded.airflow import environment
 
-        os.environ.update(environment(settings))
-        get_settings.cache_clear()
-    return get_settings()
+        os.execve(sys.executable, [sys.executable, "-m", "busco", *sys.argv[1:]], environment(settings))  # noqa: S606
+    # Airflow sends the log to standard output
+    logging.getLogger().setLevel(logging.WARNING)
+    return settings
 
 
 @events_command.command("listen")

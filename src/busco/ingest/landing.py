@@ -247,7 +247,7 @@ def version_order(s3: Any, bucket: str, key: str) -> dict[str, int]:
 
 
 def newest_version(store: ObjectStore, file: LandedObject) -> LandedObject | None:
-    """Returns the version of an object to deliver again, because an older version was delivered after it.
+    """Returns the version of an object to deliver again, because an older version was delivered after it (D5).
 
     Events can arrive in any order and more than once, but the rows of the newest delivery count (D2). Returns None if
     the newest delivery was made from the newest of the versions that were delivered, or from something else than this
