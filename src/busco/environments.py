@@ -57,7 +57,8 @@ def code_version(settings: Settings) -> str:
     """Returns the commit of the running code, followed by `+` if any file has changed since; '' outside of git."""
     if given := os.environ.get("BUSCO_CODE_VERSION"):
         return given
-    git = ["git", "-C", str(settings.home)]
+    # without locks, so that no command of the user finds the index locked
+    git = ["git", "--no-optional-locks", "-C", str(settings.home)]
     try:
         commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)

@@ -227,7 +227,7 @@ class Settings(BaseSettings):
     events_quiet: int = Field(
         default=1,
         ge=1,
-        le=30,
+        le=20,
         description="seconds without a new event after which the objects that have arrived are ingested together; "
         "they are ingested after 30 seconds at the latest",
     )

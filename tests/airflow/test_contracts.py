@@ -59,6 +59,7 @@ PRIVATE = {
     "airflow.jobs.triggerer_job_runner.TriggererJobRunner": "type",
     "airflow.jobs.triggerer_job_runner.TriggerRunner": "type",
     "airflow.models.dagrun.DagRun": "DeclarativeMeta",
+    "airflow.models.dataset.DatasetDagRunQueue": "DeclarativeMeta",
     "airflow.models.log.Log": "DeclarativeMeta",
     "airflow.models.taskinstancehistory.TaskInstanceHistory": "DeclarativeMeta",
     "airflow.models.trigger.Trigger": "DeclarativeMeta",

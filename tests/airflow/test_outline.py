@@ -39,7 +39,7 @@ from airflow.models.dag import DAG
 from airflow.models.param import Param
 from airflow.operators.empty import EmptyOperator
 from airflow.serialization.serialized_objects import SerializedDAG
-from busco.orchestration import graph, tasks
+from busco.orchestration import graph, outline, tasks
 from busco.settings import get_settings
 
 def dag_of(make):
@@ -49,10 +49,13 @@ def dag_of(make):
         EmptyOperator(task_id="before") >> make(get_settings(), "models") >> EmptyOperator(task_id="after")
     return SerializedDAG.to_dict(dag)["dag"]
 
+def by_outline(settings, name):
+    return outline.group_of(tasks.dbt_outline(settings, name))
+
 found = []
 for path in sys.argv[1:]:
     get_settings().manifest_path.write_text(Path(path).read_text())
-    found.append([dag_of(make) for make in (graph.dbt_tasks, tasks.dbt_tasks, tasks.dbt_tasks)])
+    found.append([dag_of(make) for make in (graph.dbt_tasks, by_outline, by_outline)])
 print(json.dumps(found))
 """
 

@@ -333,3 +333,29 @@ def test_a_run_survives_a_worker_that_is_killed_and_a_stop_and_start_of_the_plat
 
     stack.survives(disrupt)
     print(f"second start, until a login works: {took[0]:.0f} s")
+
+
+# -- new objects ------------------------------------------------------------------------------------------------------
+
+
+UPLOAD = """
+import sys
+from busco.aws import client
+from busco.settings import get_settings
+
+settings = get_settings()
+body = "seller_id,seller_zip_code_prefix,seller_city,seller_state\\nuploaded,01234,sao paulo,SP\\n"
+client("s3", settings).put_object(Bucket=settings.landing_bucket, Key="bronze/sellers/uploaded.csv", Body=body.encode())
+"""
+
+
+def test_an_object_that_is_uploaded_shows_its_rows_in_athena_without_any_further_step(stack: Stack) -> None:
+    stack.compose("exec", "-T", "local-aws", "python", "-", given=UPLOAD)
+    sql = "select city from busco_silver.sellers where seller_id = 'uploaded'"
+    shown = ("exec", "-T", "local-aws", "busco", "query", "--format", "csv", sql)
+    stack.wait(lambda: "sao paulo" in stack.compose(*shown, check=False), 300)
+    run = stack.api("GET", f"api/v1/dags/{DAG}/dagRuns?order_by=-id&limit=1")["dag_runs"][0]
+    assert run["run_type"] == "dataset_triggered"
+    status = stack.compose("exec", "-T", "events", "busco", "events", "status")
+    assert "0 messages waiting, 0 being processed, 0 dead letters" in status
+    assert "1 object: ingested=1" in status

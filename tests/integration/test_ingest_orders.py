@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from busco.errors import BuscoError
 from busco.ingest import orders
+from busco.ingest.landing import LandedObject
 from busco.ingest.orders import carry_out, report_key
 from busco.lake.layout import ingest_order
 from busco.lake.records import Arrival, IngestedObject, IngestOrder, IngestOutcome, utc_now
@@ -53,7 +54,11 @@ class Ordering:
         return self.carry_out(self.order(objects))
 
     def everything(self) -> list[IngestedObject]:
-        return self.carry_out(self.order(everything=True))
+        """Lists what has no delivery, ingests it, and returns what became of it."""
+        listed = self.carry_out(self.order(everything=True))
+        assert {one.outcome for one in listed} <= {"listed"}
+        arrivals = [Arrival(key=one.key, version=one.version, etag=one.etag, size=one.size) for one in listed]
+        return self.take(*arrivals) if arrivals else []
 
     def carry_out(self, order: str) -> list[IngestedObject]:
         made = carry_out(self.platform.settings, self.platform.store, self.contracts, order)
@@ -106,11 +111,13 @@ def test_whatever_the_order_of_events_the_newest_version_wins_and_none_is_lost(
     assert {one.source_version for one in deliveries(mini)} == {one.version for one in versions}
     before = len(deliveries(mini))
     assert {one.outcome for one in ordering.take(*events)} == {"known"}
+    assert ordering.everything() == []
     assert len(deliveries(mini)) == before
 
 
+@pytest.mark.parametrize("by", ["the event again", "a comparison"])
 def test_the_newest_version_is_delivered_again_even_if_its_first_attempt_was_interrupted(
-    mini: Platform, ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+    mini: Platform, ordering: Ordering, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     older, newer = ordering.arrival("orders/a.csv", CONTENT), ordering.arrival("orders/a.csv", OTHER)
     ordering.take(newer)
@@ -119,8 +126,44 @@ def test_the_newest_version_is_delivered_again_even_if_its_first_attempt_was_int
         with pytest.raises(OSError, match="killed"):
             ordering.take(older)
     assert newest(mini).source_version == older.version
-    ordering.take(older)
+    found = ordering.everything() if by == "a comparison" else ordering.take(older)
     assert newest(mini).source_version == newer.version
+    # the table has changed, so it must be announced
+    assert [one.outcome for one in found] == ["ingested"]
+
+
+def test_the_same_content_again_is_no_delivery_of_its_own_to_any_comparison(mini: Platform, ordering: Ordering) -> None:
+    for body in (CONTENT, CONTENT, OTHER):
+        ordering.take(ordering.arrival("orders/a.csv", body))
+    assert len(deliveries(mini)) == 2
+    assert ordering.everything() == []
+
+
+def test_an_object_that_s3_does_not_let_be_read_may_be_accepted_later(
+    mini: Platform, ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived = ordering.arrival("orders/a.csv")
+    denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "kms:Decrypt"}}, "GetObject")
+    with monkeypatch.context() as patch:
+        patch.setattr(LandedObject, "_fetch", lambda self, _: (_ for _ in ()).throw(self._refusal(denied)))
+        (found,) = ordering.take(arrived)
+    assert (found.outcome, found.passing) == ("refused", True)
+    assert "kms:Decrypt" in found.reason
+    assert outcomes(ordering.everything()) == [("orders/a.csv", "ingested")]
+    assert len(deliveries(mini)) == 1
+
+
+@pytest.mark.parametrize("report", [b"", b"[]", b'{"versions": [1, null, "x"]}', b'{"versions": 3}'])
+def test_a_report_that_somebody_else_has_written_harms_no_order(ordering: Ordering, report: bytes) -> None:
+    ordering.bucket.s3.put_object(Bucket=ordering.bucket.bucket, Key=report_key("orders/a.csv"), Body=report)
+    assert outcomes(ordering.take(ordering.arrival("orders/a.csv", b""))) == [("orders/a.csv", "refused")]
+    assert ordering.everything() == []
+
+
+def test_orders_are_carried_out_in_prod_only(ordering: Ordering) -> None:
+    settings = ordering.platform.settings.model_copy(update={"environment": "dev_me"})
+    with pytest.raises(BuscoError, match="only in the prod environment"):
+        carry_out(settings, ordering.platform.store, ordering.contracts, ordering.order())
 
 
 def test_bad_objects_stop_no_other_and_each_is_reported_to_its_producer(mini: Platform, ordering: Ordering) -> None:
@@ -175,7 +218,8 @@ def test_what_was_refused_is_not_read_again_until_the_contracts_change(
 ) -> None:
     ordering.take(ordering.arrival("orders/empty.csv", b""), ordering.arrival("unknown/a.csv"))
     assert ordering.everything() == []
-    monkeypatch.setattr(orders._Reports, "of", lambda s3, bucket, _: orders._Reports(s3, bucket, "other"))
+    made = orders._Reports(ordering.bucket.s3, ordering.bucket.bucket, "other")
+    monkeypatch.setattr(orders._Reports, "of", lambda *_: made)
     assert sorted(outcomes(ordering.everything())) == [("orders/empty.csv", "refused"), ("unknown/a.csv", "refused")]
 
 

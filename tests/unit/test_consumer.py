@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
 
 from busco.events.consumer import Consumer, OrderFailed
 from busco.events.queue import Message
-from busco.lake.records import Arrival, IngestedObject, IngestOutcome, utc_now
+from busco.lake.records import IngestedObject, IngestOrder, IngestOutcome, utc_now
 
 BUCKET = "landing"
 
@@ -38,11 +38,15 @@ class MemoryQueue:
         self.deleted: list[str] = []
         self.rejected: dict[str, str] = {}
         self.extended: list[tuple[str, int]] = []
-        self.failing: list[Exception] = []
+        self.failing: list[Exception | None] = []
+        self.made = "1"
+
+    def created(self) -> str:
+        return self.made
 
     def receive(self, wait: int) -> list[Message]:
-        if self.failing:
-            raise self.failing.pop(0)
+        if self.failing and (error := self.failing.pop(0)):
+            raise error
         part, self.waiting = self.waiting[:10], self.waiting[10:]
         found = []
         for text in part:
@@ -67,12 +71,14 @@ class World:
         monkeypatch.setattr("busco.events.consumer._RETRY_AFTER", 0.001)
         self.queue = MemoryQueue()
         self.orders: list[list[str]] = []
+        self.order_ids: list[str] = []
+        self.undelivered: list[str] = []
+        self.passing: set[str] = set()
         self.announced: list[list[str]] = []
         self.poison: set[str] = set()
         self.ingest_fails: list[Exception] = []
         self.announce_fails: list[Exception] = []
         self.problems: list[str] = []
-        self.before_delete: Callable[[], None] = lambda: None
         self.consumer = Consumer(
             self.queue,  # type: ignore[arg-type]
             BUCKET,
@@ -83,13 +89,16 @@ class World:
             say=self.problems.append,
         )
 
-    def ingest(self, objects: Sequence[Arrival], everything: bool = False) -> IngestOutcome:
-        self.orders.append([one.key for one in objects])
+    def ingest(self, order: IngestOrder) -> IngestOutcome:
+        self.orders.append([one.key for one in order.objects])
+        self.order_ids.append(order.order)
+        if order.everything:
+            return outcome(*self.undelivered, what="listed")
         if self.ingest_fails:
             raise self.ingest_fails.pop(0)
-        if self.poison & {one.key for one in objects}:
+        if self.poison & {one.key for one in order.objects}:
             raise OrderFailed("exit status -9")
-        return outcome(*(one.key for one in objects))
+        return outcome(*(one.key for one in order.objects), passing=self.passing)
 
     def announce(self, found: IngestOutcome) -> None:
         assert not self.queue.deleted or self.announced, "a message was deleted before anything was announced"
@@ -105,11 +114,14 @@ class World:
             self.consumer.process(batch)
 
 
-def outcome(*keys: str) -> IngestOutcome:
+def outcome(*keys: str, what: Any = "ingested", passing: Collection[str] = ()) -> IngestOutcome:
     objects = tuple(
-        IngestedObject(key=key, version="v", etag="e", size=1, outcome="ingested", table="bronze.orders")
+        IngestedObject(
+            key=key, version="v", etag="e", size=1, table="bronze.orders",
+            outcome="refused" if key in passing else what, passing=key in passing,
+        )
         for key in keys
-    )
+    )  # fmt: skip
     return IngestOutcome(order="o", objects=objects, ended_at=utc_now())
 
 
@@ -179,7 +191,44 @@ def test_an_object_that_makes_orders_fail_stops_no_other_and_is_left_for_the_dea
     assert sorted(key for order in world.announced for key in order) == good
     assert sorted(world.queue.deleted) == sorted(map(body, good))
     assert world.queue.extended == [(body(keys[position]), 60)]
-    assert len(world.orders) <= 7  # the whole, and two halves at each of three levels
+    # the whole, and two halves at each of three levels; after each failure, an order without objects
+    assert len([order for order in world.orders if order]) == 7
+    assert len([order for order in world.orders if not order]) == 4
+
+
+def test_if_ingest_fails_without_any_object_no_object_is_to_blame(world: World) -> None:
+    world.ingest_fails = [OrderFailed("the project can't be parsed") for _ in range(4)]
+    keys = [f"orders/{number}.csv" for number in range(4)]
+    world.send(*map(body, keys))
+    world.work()
+    assert world.problems[:2] == ["ingest fails without any object: the project can't be parsed"] * 2
+    assert sorted(key for order in world.announced for key in order) == keys
+    assert set(world.queue.receives.values()) == {1}
+
+
+def test_an_object_that_may_be_accepted_later_is_received_again(world: World) -> None:
+    world.passing = {"orders/a.csv"}
+    world.send(body("orders/a.csv"), body("orders/b.csv"))
+    world.work()
+    assert world.queue.deleted == [body("orders/b.csv")]
+    assert world.queue.extended == [(body("orders/a.csv"), 60)]
+    assert world.consumer._held == {}
+
+
+def test_reports_and_folders_start_no_order(world: World) -> None:
+    folder = body("orders/").replace('"size": 1', '"size": 0')
+    world.send(body("_reports/orders/a.csv.json"), folder)
+    world.work()
+    assert (world.orders, len(world.queue.deleted)) == ([], 2)
+
+
+def test_messages_that_were_received_before_the_queue_failed_are_processed(world: World) -> None:
+    world.queue.failing = [None, OSError("no queue")]
+    world.send(*(body(f"orders/{number}.csv") for number in range(15)))
+    world.work()
+    assert [len(order) for order in world.orders] == [10, 5]
+    assert len(world.queue.deleted) == 15
+    assert world.consumer._held == {}
 
 
 def test_an_outage_is_waited_for_with_the_messages_held(world: World) -> None:
@@ -188,6 +237,7 @@ def test_an_outage_is_waited_for_with_the_messages_held(world: World) -> None:
     world.send(body("orders/a.csv"))
     world.work()
     assert world.orders == [["orders/a.csv"]] * 3
+    assert len(set(world.order_ids)) == 1, "a retry is the same order"
     assert world.announced == [["orders/a.csv"]]
     assert world.queue.receives == {body("orders/a.csv"): 1}
     assert world.problems == ["no S3", "no S3", "", "no database", ""]
@@ -210,11 +260,11 @@ def test_held_messages_are_extended_until_they_are_done(world: World, monkeypatc
     keeper = threading.Thread(target=world.consumer._keep)
     extended = threading.Event()
 
-    def ingest(objects: Sequence[Arrival], everything: bool = False) -> IngestOutcome:
+    def ingest(order: IngestOrder) -> IngestOutcome:
         seen = len(world.queue.extended)
         while len(world.queue.extended) < seen + 3:
             extended.wait(0.005)
-        return outcome(*(one.key for one in objects))
+        return outcome(*(one.key for one in order.objects))
 
     world.consumer.ingest = ingest
     world.send(body("orders/a.csv"))
@@ -229,30 +279,48 @@ def test_held_messages_are_extended_until_they_are_done(world: World, monkeypatc
     assert len(world.queue.extended) <= count + 1
 
 
-def test_after_an_outage_of_a_queue_that_loses_messages_the_bucket_is_compared(world: World) -> None:
-    compared: list[int] = []
+def test_what_has_no_delivery_is_ordered_in_the_beginning_and_when_the_queue_is_a_new_one(world: World) -> None:
     world.consumer.loses_messages = True
+    world.undelivered = ["orders/lost.csv"]
+    taken: list[str] = []
+    original = world.announce
 
-    def reconcile() -> None:
-        compared.append(len(world.orders))
-        if len(compared) == 2:
+    def announce(found: IngestOutcome) -> None:
+        original(found)
+        taken.append(found.objects[0].key)
+        if len(taken) == 1:
+            world.undelivered, world.queue.made = ["orders/lost too.csv"], "2"
+        else:
             world.consumer.stop.set()
 
-    world.consumer.reconcile = reconcile  # type: ignore[method-assign]
-    world.queue.failing = [OSError("no local AWS")]
-    world.send(body("orders/a.csv"))
+    world.consumer.announce = announce
     world.consumer.run()
-    assert compared == [0, 1]
+    assert taken == ["orders/lost.csv", "orders/lost too.csv"]
 
 
-def test_a_failed_comparison_does_not_end_the_consumer(world: World) -> None:
-    def ingest(objects: Sequence[Arrival], everything: bool = False) -> IngestOutcome:
-        if everything:
+def test_an_object_without_delivery_that_makes_orders_fail_stops_no_other(world: World) -> None:
+    world.undelivered = [f"orders/{number}.csv" for number in range(4)]
+    world.poison = {"orders/2.csv"}
+    assert not world.consumer.reconcile()
+    assert sorted(key for order in world.announced for key in order) == ["orders/0.csv", "orders/1.csv", "orders/3.csv"]
+    world.poison = set()
+    assert world.consumer.reconcile()
+
+
+def test_a_failed_comparison_does_not_end_the_consumer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("busco.events.consumer._RECONCILE_AGAIN", 0.0)
+    listings: list[str] = []
+
+    def ingest(order: IngestOrder) -> IngestOutcome:
+        if order.everything:
+            listings.append(order.order)
             raise OrderFailed("exit status 1")
-        world.consumer.stop.set()
-        return outcome()
+        if len(listings) > 2:
+            world.consumer.stop.set()
+        world.send(body("orders/b.csv"))
+        return outcome(*(one.key for one in order.objects))
 
     world.consumer.ingest = ingest
     world.send(body("orders/a.csv"))
     world.consumer.run()
-    assert world.consumer.stop.is_set()
+    assert len(set(listings)) == 3

@@ -92,8 +92,8 @@ def test_each_way_to_create_an_object_counts(name: str) -> None:
      "LifecycleExpiration:DeleteMarkerCreated"],
 )  # fmt: skip
 def test_removed_objects_need_nothing(name: str) -> None:
-    assert read(raw(record(name=name)), BUCKET) == Notification(others=(name,))
-    assert read(by_eventbridge(kind="Object Deleted"), BUCKET) == Notification(others=("Object Deleted",))
+    assert read(raw(record(name=name)), BUCKET) == Notification()
+    assert read(by_eventbridge(kind="Object Deleted"), BUCKET) == Notification()
 
 
 def test_events_that_change_no_content_and_the_test_event_need_nothing() -> None:
@@ -115,7 +115,9 @@ def test_any_version_with_the_same_major_number_is_read(version: str) -> None:
      by_sns("not JSON"), by_sns(by_sns(raw(record()))), json.dumps({"Type": "SubscriptionConfirmation"}),
      raw(record(eventVersion="3.0")), raw(record(eventSource="aws:sqs")), raw(record(s3={})),
      json.dumps({"source": "aws.s3", "detail-type": "Object Created", "detail": {}}),
-     raw(record()).replace("orders/a.csv", "orders/%FF.csv")],
+     raw(record()).replace("orders/a.csv", "orders/%FF.csv"),
+     by_eventbridge("orders/x.csv").replace("orders/x.csv", "orders/\\ud800.csv"), "[" * 100_000,
+     raw(record()).replace('"size": 10', '"size": 1e400'), raw(record()).replace('"size": 10', '"size": "x"')],
 )  # fmt: skip
 def test_what_is_no_notification_is_foreign_with_a_reason(body: str) -> None:
     message = read(body, BUCKET)
@@ -133,3 +135,13 @@ def test_one_bad_record_does_not_affect_its_neighbours() -> None:
     message = read(raw(record("orders/1.csv"), {"eventName": 3}, record("orders/3.csv")), BUCKET)
     assert [one.key for one in message.arrivals] == ["orders/1.csv", "orders/3.csv"]
     assert len(message.foreign) == 1
+
+
+def test_the_reasons_fit_into_a_message_and_can_be_printed() -> None:
+    many = [record(**{"eventVersion": f"3.{number}", "eventSource": "\u0001" * 1000}) for number in range(2000)]
+    odd = [json.loads(json.dumps(record()).replace(BUCKET, f"bucket-{number}-\\u0001")) for number in range(2000)]
+    message = read(raw(*many, *odd), BUCKET)
+    assert "and 1,996 more reasons" in message.foreign
+    text = "; ".join(message.foreign)
+    assert text.isprintable()
+    assert len(text) < 2000

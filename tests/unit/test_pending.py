@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from busco.events.pending import Code, Standing, Try, Wanted, standing
-from busco.lake.records import Current, Hold, Pin, Published, Resumed, utc_now
+from busco.events.pending import Attempt, Code, CurrentSet, Published, Standing, run_prefix, standing
+from busco.lake import records
+from busco.lake.records import Current, Hold, Pin, Resumed, utc_now
 
 CODE = Code("c1", "m1")
-NOW = {"bronze.orders": Wanted(frozenset({"v2", "v2-old"}), 3), "bronze.items": Wanted(frozenset({"w1"}), 1)}
+NOW = {"bronze.orders": CurrentSet(frozenset({"v2", "v2-old"}), 3), "bronze.items": CurrentSet(frozenset({"w1"}), 1)}
 PUBLISHED = {"bronze.orders": ("v1", 2), "bronze.items": ("w1", 1)}
 
 
 def pinned(orders: str = "v2", nodes: tuple[str, ...] | None = None, code: str = "c1", manifest: str = "m1") -> Pin:
-    def one(table: str, version: str) -> Published:
-        return Published(table=table, version=version, record="r", rows=1, bytes=1, files=1, metadata="m")
+    def one(table: str, version: str) -> records.Published:
+        return records.Published(table=table, version=version, record="r", rows=1, bytes=1, files=1, metadata="m")
 
     return Pin(
         run="r", epoch=1, environment="prod", base=None, manifest_hash=manifest, nodes=nodes, code_version=code,
@@ -26,8 +27,8 @@ def pinned(orders: str = "v2", nodes: tuple[str, ...] | None = None, code: str =
     )  # fmt: skip
 
 
-def tried(pin: Pin | None, active: bool = False, run: str = "run-1") -> Try:
-    return Try(run, f"key-of-{run}", active, pin)
+def tried(pin: Pin | None, active: bool = False, run: str = "run-1") -> Attempt:
+    return Attempt(run, f"key-of-{run}", active, pin)
 
 
 def lifted(*runs: str) -> Current:
@@ -35,8 +36,8 @@ def lifted(*runs: str) -> Current:
     return Current(release="r1", serial=1, resumed=Resumed(hold=hold))
 
 
-def decide(*tries: Try, before: Any = PUBLISHED, current: Current | None = None, now: Any = NOW) -> Standing:
-    return standing(now, before, list(tries), CODE, current)
+def decide(*attempts: Attempt, before: Any = PUBLISHED, current: Current | None = None, now: Any = NOW) -> Standing:
+    return standing(now, Published(before), list(attempts), CODE, current)
 
 
 def test_published_deliveries_need_nothing() -> None:
@@ -81,7 +82,7 @@ def test_a_delivery_that_replaces_another_counts_too() -> None:
         ([tried(pinned("v1"), run="run-2"), tried(pinned())], "due"),
     ],
 )
-def test_what_the_newest_runs_mean(tries: Sequence[Try], state: str) -> None:
+def test_what_the_newest_runs_mean(tries: Sequence[Attempt], state: str) -> None:
     assert decide(*tries).state == state
 
 
@@ -94,7 +95,29 @@ def test_a_run_that_was_skipped_by_a_hold_is_started_again_after_the_hold() -> N
     assert decide(tried(pinned()), current=lifted("another")).state == "blocked"
 
 
-def test_the_mark_changes_with_the_deliveries_and_only_then() -> None:
-    assert decide().mark == decide(tried(pinned())).mark
-    more = {**NOW, "bronze.items": Wanted(frozenset({"w2"}), 2)}
-    assert decide().mark != decide(now=more).mark
+def test_the_id_of_a_set_changes_with_the_deliveries_and_only_then() -> None:
+    assert decide().set_id == decide(tried(pinned())).set_id
+    more = {**NOW, "bronze.items": CurrentSet(frozenset({"w2"}), 2)}
+    assert decide().set_id != decide(now=more).set_id
+    assert standing(NOW, Published(PUBLISHED), [], Code("c2", "m1"), None).set_id != decide().set_id
+    assert decide(current=lifted()).set_id != decide().set_id
+
+
+def test_a_run_that_was_rolled_back_is_repeated_when_there_is_no_hold() -> None:
+    """A rollback brings back the content of all projects, but only those with new runs leave it again."""
+    before = Published(rolled_back="key-of-run-1")
+    held = Current(release="r1", serial=1, hold=Hold(who="me", when=utc_now(), reason=""))
+    assert standing(NOW, before, [tried(pinned())], CODE, Current(release="r1", serial=1)).state == "due"
+    assert standing(NOW, before, [tried(pinned())], CODE, held).state == "blocked"
+    assert standing(NOW, before, [tried(pinned(), run="run-2")], CODE, lifted()).state == "blocked"
+
+
+def test_a_set_whose_runs_are_never_pinned_is_tried_three_times() -> None:
+    first = decide()
+    ended = [tried(None, run=f"{run_prefix(first.set_id)}{number}") for number in range(3)]
+    assert [decide(*ended[:number]).unpinned for number in range(3)] == [0, 1, 2]
+    assert (decide(*reversed(ended)).state, decide(*reversed(ended)).run_id) == ("blocked", ended[-1].run_id)
+    # another set begins anew, and other runs that were never pinned don't count
+    more = {**NOW, "bronze.items": CurrentSet(frozenset({"w2"}), 2)}
+    assert decide(*ended, now=more).state == "due"
+    assert decide(*[tried(None, run=f"manual-{number}") for number in range(5)]).state == "due"

@@ -135,7 +135,7 @@ REPRODUCED_BY = {
     "no messages, no order": ("test_an_object_whose_event_was_lost_is_found_by_reconcile",),
     '"refused"': ("test_refused_objects_and_foreign_messages_are_shown_with_their_reasons",),
     '"blocked by run"': ("test_a_set_whose_run_failed_starts_nothing_until_something_is_new",),
-    '"a run will start': ("test_files_that_arrive_while_the_dag_is_paused_land_when_it_is_resumed",),
+    '"a run will start soon"': ("test_files_that_arrive_while_the_dag_is_paused_land_when_it_is_resumed",),
     "dead letters": ("test_refused_objects_and_foreign_messages_are_shown_with_their_reasons",),
     '"Host refused"': (
         "test_a_host_name_that_was_rebound_to_this_machine_is_refused_everywhere",

@@ -63,7 +63,7 @@ def ingest_command(paths: tuple[str, ...], order: str | None, table_name: str | 
     from busco.projects import all_contracts
     from busco.warehouse.dbt import ensure_manifests
 
-    if not paths and order is None:
+    if bool(paths) == (order is not None):
         raise click.UsageError("name the files, folders or URLs to ingest")
     settings, store, _ = lake()
     contracts = all_contracts(ensure_manifests(settings))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 
 import click
 
@@ -101,9 +100,16 @@ def reconcile_command() -> None:
     settings = _with_airflow()
     from busco.orchestration.events import reconcile
 
-    found = reconcile(settings, threading.Event())
-    table(("object", "outcome", "reason"), [(one.key, one.outcome, one.reason) for one in found.objects])
-    echo(f"{count(len(found.objects), 'object')} had no delivery")
+    lines: list[str] = []
+
+    def show(line: str) -> None:
+        lines.append(line)
+        echo(printable(line))
+
+    done = reconcile(settings, show, say)
+    echo(f"{count(len(lines), 'object')} had no delivery")
+    if not done:
+        raise BuscoError("some objects could not be ingested", "see the messages above; then run this again")
 
 
 @events_command.group("dead-letters")

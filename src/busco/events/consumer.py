@@ -9,49 +9,55 @@ The states of a message, and what moves it on:
        ▲                   │ │
        └──not extended─────┘ └──not a notification of the bucket──▶ dead letter, with the reason
 
-A held message is extended until it is done. It returns to waiting if this process is killed, or if its object alone
-made an order fail; after too many receives, SQS moves it to the dead letters.
+A held message is extended until it is done. It returns to waiting if this process is killed, if its object alone made
+an order fail, or if the object was refused for a reason that may pass; after too many receives, SQS moves it to the
+dead letters.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from busco.events.notifications import Notification, read
 from busco.events.queue import LONG_POLL, VISIBLE_AFTER, Message, Queue
-from busco.lake.records import Arrival, IngestOutcome
+from busco.lake.layout import REPORTS, stamp
+from busco.lake.records import Arrival, IngestOrder, IngestOutcome, utc_now
+from busco.text import printable
 
 log = logging.getLogger(__name__)
 
 _LONGEST_BATCH = 30.0  # seconds from the first message of a batch until it is ingested
 _LARGEST_BATCH = 5_000  # messages
-_RECONCILE_EVERY = 86_400.0  # seconds; the longest that an object whose message was lost has to wait
+# Seconds between two comparisons of the bucket with the deliveries: the longest that an object whose message was lost
+# has to wait. After one that failed, the next one follows soon.
+_RECONCILE_EVERY, _RECONCILE_AGAIN = 86_400.0, 300.0
 _EXTEND_EVERY = VISIBLE_AFTER / 3
 _LOOK_WHILE_PAUSED = 2.0  # seconds
 _RETRY_AFTER, _RETRY_AFTER_MOST = 1.0, 60.0  # seconds
-# Seconds until a message whose object alone made an order fail is received again.
-_FAILED_ALONE = 60
+_RECEIVED_AGAIN = 60  # seconds until a message whose object could not be ingested is received again
 _Result = TypeVar("_Result")
 
 
 class OrderFailed(Exception):
-    """An order ended without an outcome, although S3 and ECS respond: one of its objects may be the cause."""
+    """An order ended without an outcome, and not because of an interruption: one of its objects may be the cause."""
 
 
-class Ingest(Protocol):
-    def __call__(self, objects: Sequence[Arrival], everything: bool = False) -> IngestOutcome:
-        """Orders objects to be ingested, and returns the outcome.
-
-        Raises:
-            OrderFailed: the order ended without an outcome.
-            Exception: a service can't be reached; a retry may succeed.
-        """
+def new_order(objects: Sequence[Arrival] = (), everything: bool = False) -> IngestOrder:
+    """Returns a new order, whose id begins with its time."""
+    moment = utc_now()
+    return IngestOrder(
+        order=f"{stamp(moment)}-{secrets.token_hex(4)}",
+        objects=tuple(objects),
+        everything=everything,
+        ordered_at=moment,
+    )
 
 
 @dataclass
@@ -59,17 +65,19 @@ class Consumer:
     """Receives messages in one thread; another one extends those that are held.
 
     Args:
+        ingest: carries out an order and returns the outcome, at once if the order was carried out before. Raises
+            OrderFailed if there is none, and other exceptions if a retry may succeed.
         announce: tells Airflow which tables changed; called again if it fails.
         quiet: seconds without a message after which a batch is complete.
         stop: ends the consumer; messages that are not done are received again.
         say: reports what goes wrong, and '' when it works again.
-        loses_messages: whether the queue's messages may be gone after an outage, as those of a local AWS are.
+        loses_messages: whether the queue can be replaced by a new one, as that of a local AWS is when it restarts.
         paused: returns who paused the consumer and why; while it is not '', nothing is received.
     """
 
     queue: Queue
     bucket: str
-    ingest: Ingest
+    ingest: Callable[[IngestOrder], IngestOutcome]
     announce: Callable[[IngestOutcome], None]
     quiet: int
     stop: threading.Event
@@ -78,46 +86,54 @@ class Consumer:
     paused: Callable[[], str] = lambda: ""
     _held: dict[str, Message] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _outages: int = 0
 
     def run(self) -> None:
         """Works until `stop` is set. At first, and then once a day, ingests what is in the bucket and was never
         delivered."""
-        keeper = threading.Thread(target=self._keep, daemon=True, name="extends messages")
-        keeper.start()
-        compared = float("-inf")
+        threading.Thread(target=self._keep, daemon=True, name="extends messages").start()
+        compare_at, queue = 0.0, ""
         while not self.stop.is_set():
             if self._until_it_works(self.paused):
                 self.stop.wait(_LOOK_WHILE_PAUSED)
                 continue
-            if time.monotonic() - compared > _RECONCILE_EVERY:
-                self._compare()
-                compared = time.monotonic()
-            outages = self._outages
-            batch = self._until_it_works(lambda: self.collect(LONG_POLL))
-            if batch:
+            if self.loses_messages and (created := self._until_it_works(self.queue.created) or queue) != queue:
+                compare_at, queue = 0.0, created
+            if time.monotonic() >= compare_at:
+                done = self.reconcile()
+                compare_at = time.monotonic() + (_RECONCILE_EVERY if done else _RECONCILE_AGAIN)
+            if batch := self._until_it_works(partial(self.collect, LONG_POLL)):
                 self.process(batch)
-            if self.loses_messages and self._outages > outages:
-                compared = float("-inf")
 
-    def _compare(self) -> None:
+    def reconcile(self) -> bool:
+        """Ingests the objects whose messages were lost, or were sent before there was a queue.
+
+        Returns whether all of them have been handled.
+        """
+        listing = new_order(everything=True)
         try:
-            self._until_it_works(self.reconcile)
+            found = self._until_it_works(partial(self.ingest, listing))
         except OrderFailed as error:
-            log.error("could not compare the landing bucket with the deliveries: %s", error)
-
-    def reconcile(self) -> None:
-        """Ingests the objects whose messages were lost, or were sent before there was a queue."""
-        outcome = self.ingest((), everything=True)
-        if outcome.objects:
-            self.announce(outcome)
+            log.error("the landing bucket could not be compared with the deliveries: %s", error)
+            return False
+        arrivals = [
+            Arrival(key=one.key, version=one.version, etag=one.etag, size=one.size)
+            for one in (found.objects if found else ())
+        ]
+        failed: set[Arrival] = set()
+        for start in range(0, len(arrivals), _LARGEST_BATCH):
+            failed |= self._take(arrivals[start : start + _LARGEST_BATCH])
+        return not failed and not self.stop.is_set()
 
     def collect(self, wait: int) -> list[Message]:
         """Returns a batch: what arrives until no message has arrived for `quiet` seconds; [] if none does."""
         began = time.monotonic()
         batch = self._receive(wait)
         while batch and len(batch) < _LARGEST_BATCH and time.monotonic() - began < _LONGEST_BATCH:
-            more = self._receive(self.quiet)
+            try:
+                more = self._receive(self.quiet)
+            except Exception as error:  # what was received before is a batch
+                log.warning("could not receive more messages: %s", error)
+                break
             if not more or self.stop.is_set():
                 break
             batch += more
@@ -127,40 +143,54 @@ class Consumer:
         """Ingests a batch's objects, announces the changed tables, and deletes the messages."""
         # a message can be received twice within a batch; only the last receipt can be deleted
         messages = list({one.id: one for one in batch}.values())
-        self._handle(messages, {one.id: read(one.body, self.bucket) for one in messages})
-
-    def _handle(self, messages: Sequence[Message], contents: Mapping[str, Notification]) -> None:
-        wanted = list(dict.fromkeys(one for message in messages for one in contents[message.id].arrivals))
-        if wanted:
-            try:
-                outcome = self._until_it_works(lambda: self.ingest(wanted))
-            except OrderFailed as error:
-                self._isolate(messages, contents, error)
-                return
-            if outcome is not None:
-                self._until_it_works(lambda: self.announce(outcome))
+        contents = {one.id: read(one.body, self.bucket) for one in messages}
+        wanted = dict.fromkeys(one for message in messages for one in _objects(contents[message.id]))
+        failed = self._take(list(wanted))
         if self.stop.is_set():  # a step may not have been done
             return
-        for message in messages:
+        again = [one for one in messages if failed.intersection(contents[one.id].arrivals)]
+        for message in again:
+            keys = ", ".join(one.key for one in contents[message.id].arrivals if one in failed)
+            log.error("could not ingest %s, receive %s of the message", printable(keys), message.receives)
+        self._let_go(again)
+        self._until_it_works(partial(self.queue.extend, again, _RECEIVED_AGAIN))
+        done = [one for one in messages if one not in again]
+        for message in done:
             if reasons := "; ".join(contents[message.id].foreign):
                 log.warning("dead letter message=%s: %s", message.id, reasons)
                 self._until_it_works(partial(self.queue.reject, message, reasons))
-        good = [one for one in messages if not contents[one.id].foreign]
-        self._until_it_works(lambda: self.queue.delete(good))
-        self._let_go(messages)
+        self._until_it_works(partial(self.queue.delete, [one for one in done if not contents[one.id].foreign]))
+        self._let_go(done)
 
-    def _isolate(self, messages: Sequence[Message], contents: Mapping[str, Notification], error: OrderFailed) -> None:
-        """Handles the halves of a batch whose order failed separately, so that one object stops no other."""
-        if len(messages) > 1:
-            middle = len(messages) // 2
-            self._handle(messages[:middle], contents)
-            self._handle(messages[middle:], contents)
-            return
-        (message,) = messages
-        keys = ", ".join(one.key for one in contents[message.id].arrivals)
-        log.error("could not ingest %s (received %s times): %s", keys, message.receives, error)
-        self._let_go(messages)
-        self._until_it_works(lambda: self.queue.extend(messages, _FAILED_ALONE))
+    def _take(self, objects: Sequence[Arrival]) -> set[Arrival]:
+        """Ingests and announces objects, and returns those that could not be ingested and may be later.
+
+        If an order fails, its halves are ordered separately, so that one object stops no other.
+        """
+        if not objects or self.stop.is_set():
+            return set()
+        order = new_order(objects)
+        try:
+            outcome = self._until_it_works(partial(self.ingest, order))
+        except OrderFailed as error:
+            log.error("order=%s of %s objects failed: %s", order.order, len(objects), error)
+            self._until_it_works(self._try_nothing)
+            if len(objects) == 1:
+                return set(objects)
+            middle = len(objects) // 2
+            return self._take(objects[:middle]) | self._take(objects[middle:])
+        if outcome is None:  # stopped
+            return set()
+        self._until_it_works(partial(self.announce, outcome))
+        passing = {(one.key, one.version, one.etag) for one in outcome.objects if one.passing}
+        return {one for one in objects if (one.key, one.version, one.etag) in passing}
+
+    def _try_nothing(self) -> None:
+        """Carries out an order without objects: if that fails too, it is not because of an object."""
+        try:
+            self.ingest(new_order())
+        except OrderFailed as error:
+            raise RuntimeError(f"ingest fails without any object: {error}") from error
 
     # -- held messages ------------------------------------------------------------------------------------------------
 
@@ -193,20 +223,30 @@ class Consumer:
             OrderFailed: the step raised it.
         """
         pause, failed = _RETRY_AFTER, False
-        while not self.stop.is_set():
-            try:
-                result = step()
-            except OrderFailed:
-                raise
-            except Exception as error:
-                log.warning("retrying in %.0f s: %s", pause, error, exc_info=log.isEnabledFor(logging.DEBUG))
-                self.say(str(error))
-                failed = True
-                self._outages += 1
-                self.stop.wait(pause)
-                pause = min(2 * pause, _RETRY_AFTER_MOST)
-                continue
+        try:
+            while not self.stop.is_set():
+                try:
+                    return step()
+                except OrderFailed:
+                    raise
+                except Exception as error:
+                    if self.stop.is_set():
+                        break
+                    log.warning("retrying in %.0f s: %s", pause, printable(str(error)))
+                    self.say(str(error))
+                    failed = True
+                    self.stop.wait(pause)
+                    pause = min(2 * pause, _RETRY_AFTER_MOST)
+            return None
+        finally:
             if failed:
                 self.say("")
-            return result
-        return None
+
+
+def _objects(content: Notification) -> list[Arrival]:
+    """Returns the objects to ingest: neither the platform's own reports, nor empty objects that stand for folders."""
+    return [
+        one
+        for one in content.arrivals
+        if not one.key.startswith(REPORTS) and not (one.key.endswith("/") and one.size == 0)
+    ]

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import unquote_plus
 
 from busco.lake.records import Arrival
+from busco.text import printable
 
 _CREATED = "ObjectCreated:"
+# How many reasons for a dead letter are shown, and how much of each: SQS accepts 256 KiB for a message in all.
+_REASONS, _REASON_LENGTH = 5, 300
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,12 @@ class Notification:
     Attributes:
         arrivals: the objects of the bucket that were created.
         foreign: why parts of the message, or all of it, are not notifications of the bucket; one sentence each.
-        others: names of events that need no action: removed objects, changed tags, S3's test event.
+
+    Events that need no action are in neither: removed objects, changed tags, S3's test event.
     """
 
     arrivals: tuple[Arrival, ...] = ()
     foreign: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
 
 
 def read(body: str, bucket: str) -> Notification:
@@ -40,7 +43,16 @@ def read(body: str, bucket: str) -> Notification:
         body: the message's body, in one of the three forms.
         bucket: the landing bucket; events of other buckets are foreign.
     """
-    return _read(body, bucket, wrapped=False)
+    try:
+        found = _read(body, bucket, wrapped=False)
+    except Exception as error:  # whatever a stranger has written, such as JSON that is nested too deeply
+        return Notification(foreign=(f"it can't be read: {type(error).__name__}",))
+    if not found.foreign:
+        return found
+    reasons = list(dict.fromkeys(found.foreign))
+    more = f"and {len(reasons) - _REASONS:,} more reasons"
+    shown = [printable(reason)[:_REASON_LENGTH] for reason in reasons[:_REASONS]]
+    return replace(found, foreign=tuple([*shown, more] if len(reasons) > _REASONS else shown))
 
 
 def _read(body: str, bucket: str, wrapped: bool) -> Notification:
@@ -53,7 +65,7 @@ def _read(body: str, bucket: str, wrapped: bool) -> Notification:
     if content.get("Type") == "Notification" and isinstance(content.get("Message"), str) and not wrapped:
         return _read(content["Message"], bucket, wrapped=True)
     if content.get("Event") == "s3:TestEvent":
-        return Notification(others=("s3:TestEvent",))
+        return Notification()
     if isinstance(content.get("Records"), list):
         return _joined(_record(record, bucket) for record in content["Records"])
     if content.get("source") == "aws.s3" and isinstance(content.get("detail"), dict):
@@ -62,12 +74,12 @@ def _read(body: str, bucket: str, wrapped: bool) -> Notification:
 
 
 def _joined(parts: Iterable[Notification]) -> Notification:
-    arrivals: tuple[Arrival, ...] = ()
-    foreign: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
+    arrivals: list[Arrival] = []
+    foreign: list[str] = []
     for part in parts:
-        arrivals, foreign, others = arrivals + part.arrivals, foreign + part.foreign, others + part.others
-    return Notification(arrivals, foreign, others)
+        arrivals += part.arrivals
+        foreign += part.foreign
+    return Notification(tuple(arrivals), tuple(foreign))
 
 
 def _record(record: Any, bucket: str) -> Notification:
@@ -78,7 +90,7 @@ def _record(record: Any, bucket: str) -> Notification:
             return Notification(foreign=("a record is not an event of S3 in version 2",))
         name = str(record["eventName"]).removeprefix("s3:")
         if not name.startswith(_CREATED):
-            return Notification(others=(name,))
+            return Notification()
         found, item = record["s3"]["bucket"]["name"], record["s3"]["object"]
         key = unquote_plus(item["key"], errors="strict")
         return _arrival(bucket, found, key, item, etag="eTag", version="versionId")
@@ -89,7 +101,7 @@ def _record(record: Any, bucket: str) -> Notification:
 def _eventbridge(content: Mapping[str, Any], bucket: str) -> Notification:
     """Reads an event in EventBridge's form. Its key is not encoded."""
     if content.get("detail-type") != "Object Created":
-        return Notification(others=(str(content.get("detail-type")),))
+        return Notification()
     try:
         item = content["detail"]["object"]
         found = content["detail"]["bucket"]["name"]
@@ -101,6 +113,7 @@ def _eventbridge(content: Mapping[str, Any], bucket: str) -> Notification:
 def _arrival(bucket: str, found: str, key: str, item: Mapping[str, Any], etag: str, version: str) -> Notification:
     if found != bucket:
         return Notification(foreign=(f"it is about the bucket {found}",))
+    key.encode()  # half of a surrogate pair is no character
     one = Arrival(
         key=key, version=str(item.get(version) or ""), etag=str(item[etag]).strip('"'), size=int(item["size"])
     )

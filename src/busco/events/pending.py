@@ -7,22 +7,25 @@ for something new: another delivery, other code, `resume`, or a run started by h
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from busco.lake.deliveries import Contract, current_set
 from busco.lake.layout import EnvironmentLayout, RunLayout
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Current, Pin, Release
+from busco.lake.records import Current, Pin
 from busco.lake.releases import history
-from busco.lake.runs import newest_epoch
+from busco.lake.runs import epochs
 
+_UNPINNED = 3  # after so many runs of a set that ended before they were pinned, no further one is started
 State = Literal["current", "due", "starting", "running", "waiting", "blocked"]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CurrentSet:
     """A bronze table's current set of deliveries: the ids of the versions that consist of it, and their number."""
 
     versions: frozenset[str]
@@ -38,8 +41,8 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Try:
-    """A run of the project's DAG; `pin` is None until it is pinned."""
+class Attempt:
+    """A run of a project's DAG; `pin` is None until it is pinned."""
 
     run_id: str
     key: str
@@ -57,103 +60,143 @@ class Standing:
             with them ended and did not publish them), or `due` (a run has to be started).
         tables: for each table that differs, the number of its deliveries that are not published.
         run_id: the run that the state is about; '' if there is none.
-        mark: identifies the set of deliveries.
+        set_id: identifies the set of deliveries, the code, and the last hold that was lifted.
+        unpinned: how many runs that were started for this set have ended before they were pinned.
     """
 
     state: State
     tables: Mapping[str, int]
     run_id: str = ""
-    mark: str = ""
+    set_id: str = ""
+    unpinned: int = 0
 
 
-def wanted(store: ObjectStore, contracts: Iterable[Contract]) -> dict[str, Wanted]:
+def current_sets(store: ObjectStore, contracts: Iterable[Contract]) -> dict[str, CurrentSet]:
     """Returns the current set of deliveries of each bronze table that has any."""
-    found: dict[str, Wanted] = {}
+    found: dict[str, CurrentSet] = {}
     for contract in contracts:
         versions, deliveries = current_set(store, contract)
         if deliveries:
-            found[contract.name] = Wanted(versions, deliveries)
+            found[contract.name] = CurrentSet(versions, deliveries)
     return found
 
 
-def published(store: ObjectStore, environment: EnvironmentLayout, project: str) -> dict[str, tuple[str, int]]:
-    """Returns the bronze versions that a project's last whole publish was based on, with their numbers of deliveries.
+@dataclass(frozen=True)
+class Published:
+    """A project's last publish of all its models.
 
-    The result is empty if the project has published nothing, or if a rollback is newer.
+    Attributes:
+        versions: the bronze versions that it was based on, with their numbers of deliveries; none if a rollback is
+            newer, which may have brought back any content.
+        rolled_back: the key of the run, if a rollback is newer; otherwise ''.
     """
+
+    versions: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+    rolled_back: str = ""
+
+
+NOTHING = Published()
+
+
+def published(store: ObjectStore, environment: EnvironmentLayout, project: str) -> Published:
+    """Returns a project's last publish of all its models."""
+    was_rolled_back = False
     for release in history(store, environment):
-        if release.kind == "rollback":
-            return {}
-        pin = _pin(store, environment, release) if release.project == project else None
-        if pin is not None and pin.nodes is None:
-            return {table: (version.version, version.files) for table, version in pin.bronze.items()}
-    return {}
-
-
-def _pin(store: ObjectStore, environment: EnvironmentLayout, release: Release) -> Pin | None:
-    return store.read(RunLayout(environment.epoch(release.run, release.epoch)).pin, Pin)
-
-
-def newest_pin(store: ObjectStore, environment: EnvironmentLayout, key: str) -> Pin | None:
-    """Returns the pin of a run's newest epoch, or None if the run is not pinned yet."""
-    epoch = newest_epoch(store, environment, key)
-    return None if epoch is None else store.read(RunLayout(environment.epoch(key, epoch)).pin, Pin)
+        was_rolled_back = was_rolled_back or release.kind == "rollback"
+        if release.kind != "publish" or release.project != project:
+            continue
+        pin = store.read(RunLayout(environment.epoch(release.run, release.epoch)).pin, Pin)
+        if pin is None or pin.nodes is not None:
+            continue
+        if was_rolled_back:
+            return Published(rolled_back=release.run)
+        return Published({table: (version.version, version.files) for table, version in pin.bronze.items()})
+    return NOTHING
 
 
 def standing(
-    now: Mapping[str, Wanted],
-    before: Mapping[str, tuple[str, int]],
-    tries: Iterable[Try],
+    now: Mapping[str, CurrentSet],
+    before: Published,
+    attempts: Iterable[Attempt],
     code: Code,
     current: Current | None,
 ) -> Standing:
     """Decides what a project needs.
 
     Args:
-        now: the tables' current deliveries (`wanted`).
-        before: the versions that the project published last (`published`).
-        tries: the runs of the project's DAGs, newest first; only as many as needed are read.
+        now: the tables' current deliveries (`current_sets`).
+        before: what the project published last.
+        attempts: the runs of the project's DAGs, newest first; only as many as needed are read.
         current: the lake's pointer to the live release.
     """
+    versions = before.versions
     pending = {
-        table: max(1, one.deliveries - before.get(table, ("", 0))[1])
+        table: max(1, one.deliveries - versions.get(table, ("", 0))[1])
         for table, one in now.items()
-        if before.get(table, ("", 0))[0] not in one.versions
+        if versions.get(table, ("", 0))[0] not in one.versions
     }
     if not pending:
         return Standing("current", {})
-    mark = " ".join(f"{table}={min(one.versions)}" for table, one in sorted(now.items()))
-    lifted = current.resumed.hold.skipped if current is not None and current.resumed is not None else ()
-    active = ""
-    for one in tries:
+    lifted = current.resumed.hold if current is not None and current.resumed is not None else None
+    sets = [[table, min(one.versions)] for table, one in sorted(now.items())]
+    set_id = json.dumps([sets, code.version, code.manifest_hash, str(lifted.when if lifted else "")])
+    # runs that did not publish for a reason that is over
+    excused = set(lifted.skipped if lifted else ())
+    if current is not None and current.hold is None:
+        excused.add(before.rolled_back)
+    active, ended = "", []
+    for one in attempts:
         if one.pin is None:
             if one.active:
-                return Standing("starting", pending, one.run_id, mark)
+                return Standing("starting", pending, one.run_id, set_id)
+            if one.run_id.startswith(run_prefix(set_id)):
+                ended.append(one.run_id)
             continue
         active = active or (one.run_id if one.active else "")
         if one.pin.nodes is not None:
             continue
         if _is_based_on(one.pin, now):
             if one.active:
-                return Standing("running", pending, one.run_id, mark)
+                return Standing("running", pending, one.run_id, set_id)
             same_code = (one.pin.code_version, one.pin.manifest_hash) == (code.version, code.manifest_hash)
-            if same_code and one.key not in lifted:
-                return Standing("blocked", pending, one.run_id, mark)
+            if same_code and one.key not in excused:
+                return Standing("blocked", pending, one.run_id, set_id)
         break  # older runs are based on older deliveries
-    return Standing("waiting" if active else "due", pending, active, mark)
+    if active:
+        return Standing("waiting", pending, active, set_id)
+    if len(ended) >= _UNPINNED:
+        return Standing("blocked", pending, ended[0], set_id)
+    return Standing("due", pending, "", set_id, len(ended))
 
 
-def _is_based_on(pin: Pin, now: Mapping[str, Wanted]) -> bool:
+def run_prefix(set_id: str) -> str:
+    """Returns the beginning of the ids of the runs that are started for a set; their number follows.
+
+    The same set and number lead to the same id, so that two services, or a retry, start one run.
+    """
+    return f"deliveries__{hashlib.sha256(set_id.encode()).hexdigest()[:16]}_"
+
+
+def _is_based_on(pin: Pin, now: Mapping[str, CurrentSet]) -> bool:
     return all(table in pin.bronze and pin.bronze[table].version in one.versions for table, one in now.items())
 
 
-def tries_of(
+def attempts_of(
     store: ObjectStore, environment: EnvironmentLayout, runs: Sequence[tuple[str, str, bool]]
-) -> Iterable[Try]:
+) -> Iterable[Attempt]:
     """Yields runs with their pins, which are read one at a time.
 
     Args:
         runs: run id, run key, and whether the run is queued or running; newest first.
     """
     for run_id, key, active in runs:
-        yield Try(run_id, key, active, newest_pin(store, environment, key))
+        yield Attempt(run_id, key, active, _newest_pin(store, environment, key))
+
+
+def _newest_pin(store: ObjectStore, environment: EnvironmentLayout, key: str) -> Pin | None:
+    """Returns the pin of a run's newest epoch that has one, or None if the run is not pinned yet."""
+    for epoch in reversed(epochs(store, environment, key)):
+        pin = store.read(RunLayout(environment.epoch(key, epoch)).pin, Pin)
+        if pin is not None:
+            return pin
+    return None

@@ -13,11 +13,9 @@ log = logging.getLogger(__name__)
 # Seconds for which a received message is hidden from other receivers. It is received again this long after its receiver
 # was killed.
 VISIBLE_AFTER = 120
-LONG_POLL = 20  # seconds; the most that SQS allows
+LONG_POLL = 5  # seconds; a service that is stopped ends within this time
 _BATCH = 10  # the most messages in one call (SQS API reference)
 _REASON = "busco.reason"
-# SQS lets nobody extend the visibility of a message beyond 12 hours after it was received (SQS Developer Guide,
-# "Visibility timeout").
 _Item = TypeVar("_Item")
 
 
@@ -52,6 +50,8 @@ class Counts:
 
 class Queue:
     """A queue and its dead-letter queue. Thread-safe.
+
+    SQS hides a message for at most 12 hours after it was received (SQS Developer Guide, "Visibility timeout").
 
     Args:
         sqs: a boto3 SQS client whose read timeout is longer than `LONG_POLL`.
@@ -88,6 +88,11 @@ class Queue:
             MessageAttributes={_REASON: {"DataType": "String", "StringValue": reason}},
         )
         self.delete([message])
+
+    def created(self) -> str:
+        """Returns when the queue was created, which identifies it among queues with the same name."""
+        answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["CreatedTimestamp"])
+        return str(answer["Attributes"]["CreatedTimestamp"])
 
     def counts(self) -> Counts:
         names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]

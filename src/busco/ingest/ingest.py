@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
@@ -63,11 +63,7 @@ def ingest(
         BuscoError: the environment is not prod (D4); there is no such table; a table is given for objects; or a URL is
             not in the landing bucket, or nothing is there.
     """
-    if settings.environment != "prod":
-        raise BuscoError(
-            f"bronze can be written to only in the prod environment, not in {settings.environment}",
-            "unset BUSCO_ENVIRONMENT to ingest",
-        )
+    require_prod(settings)
     urls = [path for path in paths if isinstance(path, str) and path.startswith("s3://")]
     if urls and table:
         raise BuscoError(f"{urls[0]}: an object's key determines its table", "leave out --table")
@@ -81,6 +77,19 @@ def ingest(
     return Report(load_all(settings, store, files, started), unknown)
 
 
+def require_prod(settings: Settings) -> None:
+    """Checks that ingest may write to bronze (D4).
+
+    Raises:
+        BuscoError: the environment is not prod.
+    """
+    if settings.environment != "prod":
+        raise BuscoError(
+            f"bronze can be written to only in the prod environment, not in {settings.environment}",
+            "unset BUSCO_ENVIRONMENT to ingest",
+        )
+
+
 def load_all(
     settings: Settings,
     store: ObjectStore,
@@ -89,7 +98,8 @@ def load_all(
 ) -> list[Loaded]:
     """Loads files and objects of the landing bucket, two at a time; returns the result for each, in the given order.
 
-    Files with the same name are loaded one after another, so that their deliveries are in order.
+    Files with the same name are loaded one after another, so that their deliveries are in order. If an object's newest
+    version has to be delivered again (D5), the result for its last version is `ingested`.
 
     Args:
         started: see `ingest`.
@@ -126,7 +136,8 @@ def load_all(
             results[position] = known or load_one(file)
         last = files[positions[-1]]
         if isinstance(last, LandedObject) and (newest := newest_version(store, last)):
-            load_one(newest)
+            again = load_one(newest)
+            results[positions[-1]] = replace(results[positions[-1]], outcome=again.outcome, reason=again.reason)
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         loading: list[Future[None]] = []

@@ -21,6 +21,7 @@ from busco.errors import BuscoError
 from busco.ingest.files import SourceFile, long_name, without_compression
 from busco.ingest.refused import Refused, readable
 from busco.lake.deliveries import OTHER_PROJECTS, Contract, deliveries_of
+from busco.lake.layout import REPORTS
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Delivery
 
@@ -28,8 +29,6 @@ from busco.lake.records import Delivery
 _IN_MEMORY = 64 << 20
 _TRIES = 3
 _ON_DISK = threading.Lock()
-# The reports for producers; written by the platform itself.
-REPORTS = "_reports/"
 _GONE = ("NoSuchKey", "NoSuchVersion", "404")
 
 
@@ -177,7 +176,7 @@ class LandedObject:
         # other objects may be readable: producers can encrypt objects with keys of their own, and archive them
         if code in ("AccessDenied", "InvalidObjectState") or code.startswith("KMS."):
             message = error.response["Error"].get("Message", code)
-            return Refused(f"S3 does not let it be read: {message} ({code}, GetObject)")
+            return Refused(f"S3 does not let it be read: {message} ({code}, GetObject)", passing=True)
         return error
 
 

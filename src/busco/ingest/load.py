@@ -30,7 +30,10 @@ _SHOWN = 100
 
 @dataclass(frozen=True)
 class Loaded:
-    """The result for a file: rows read, written and quarantined; `known` means ingested before."""
+    """The result for a file: rows read, written and quarantined; `known` means ingested before.
+
+    `passing` means that the same content may be accepted later (`Refused`).
+    """
 
     file: SourceFile | LandedObject
     outcome: Literal["ingested", "known", "refused"]
@@ -38,6 +41,7 @@ class Loaded:
     written: int = 0
     quarantined: int = 0
     reason: str = ""
+    passing: bool = False
     examples: tuple[str, ...] = ()
 
 
@@ -69,9 +73,11 @@ def load(
                 return _load(connection, store, file, source, before, Path(folder), limits, progress)
             except Refused as error:
                 # DuckDB's messages may contain the path of the open file
-                raise Refused(str(error).replace(str(source.path), file.label.rpartition("/")[2])) from error
+                named = str(error).replace(str(source.path), file.label.rpartition("/")[2])
+                raise Refused(named, error.passing) from error
     except Refused as error:
-        return Loaded(file, "refused", reason=_CHANGED if before and file.has_changed(before) else str(error))
+        reason = _CHANGED if before and file.has_changed(before) else str(error)
+        return Loaded(file, "refused", reason=reason, passing=error.passing)
 
 
 def ingested_before(store: ObjectStore, file: LandedObject) -> Loaded | None:

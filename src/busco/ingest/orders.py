@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,44 +18,78 @@ from botocore.exceptions import ClientError
 
 from busco.aws import client
 from busco.errors import BuscoError
-from busco.ingest.ingest import load_all
-from busco.ingest.landing import REPORTS, LandedObject, landed_object, version_order
+from busco.ingest.ingest import load_all, require_prod
+from busco.ingest.landing import LandedObject, landed_object, version_order
 from busco.lake.deliveries import Contract, deliveries_of
-from busco.lake.layout import MAX_KEY_BYTES, ingest_order, ingest_outcome, key_bytes
+from busco.lake.layout import (
+    MAX_KEY_BYTES,
+    REPORTS,
+    delivery_prefix,
+    file_slug,
+    ingest_order,
+    ingest_outcome,
+    key_bytes,
+)
 from busco.lake.objects import AlreadyExists, ObjectStore, canonical_json
-from busco.lake.records import Arrival, IngestedObject, IngestOrder, IngestOutcome, utc_now
+from busco.lake.records import Arrival, Delivery, IngestedObject, IngestOrder, IngestOutcome, utc_now
 from busco.settings import Settings
+from busco.text import printable
 
-# the most versions of an object that its report lists
+log = logging.getLogger(__name__)
+
+# the most versions of an object that its report lists, and that an order for everything looks at
 _REPORTED = 20
 
 
 def carry_out(settings: Settings, store: ObjectStore, contracts: Sequence[Contract], order_id: str) -> IngestOutcome:
     """Ingests an order's objects, reports to the producers, and records the outcome.
 
-    An object that is refused does not affect the others.
+    An object that is refused does not affect the others. An order for everything only lists what has no delivery.
 
     Raises:
-        BuscoError: there is no such order.
+        BuscoError: there is no such order, or the environment is not prod (D4).
     """
+    require_prod(settings)
     order = store.read(ingest_order(order_id), IngestOrder)
     if order is None:
         raise BuscoError(f"there is no order {order_id} to ingest", "let the events service write it")
     s3, bucket = client("s3", settings), settings.landing_bucket
-    reports = _Reports.of(s3, bucket, contracts)
+    reports = _Reports.of(s3, settings, contracts)
     if order.everything:
-        arrivals = list(_undelivered(s3, bucket, store, contracts, reports))
+        found = _undelivered(s3, bucket, store, contracts, reports)
+        objects = tuple(IngestedObject(**one.model_dump(), outcome="listed") for one in found)
     else:
         arrivals = _in_order(s3, bucket, list(dict.fromkeys(order.objects)))
+        objects = _ingested(settings, store, contracts, reports, arrivals)
+    outcome = IngestOutcome(order=order_id, objects=objects, ended_at=utc_now())
+    try:
+        store.create(ingest_outcome(order_id), outcome)
+    except AlreadyExists:
+        # another process carried out the same order
+        return store.read(ingest_outcome(order_id), IngestOutcome) or outcome
+    return outcome
+
+
+def _ingested(
+    settings: Settings,
+    store: ObjectStore,
+    contracts: Sequence[Contract],
+    reports: _Reports,
+    arrivals: Sequence[Arrival],
+) -> tuple[IngestedObject, ...]:
+    s3, bucket = reports.s3, reports.bucket
     found = {one: landed_object(s3, bucket, one.key, one.version, one.etag, one.size, contracts) for one in arrivals}
     files = {one: landed for one, landed in found.items() if isinstance(landed, LandedObject)}
-    reasons = {one: landed for one, landed in found.items() if isinstance(landed, str)}
-    reasons |= _same_files(s3, store, files)
-    files = {one: landed for one, landed in files.items() if one not in reasons}
+    same = _same_files(s3, store, files)
+    files = {one: landed for one, landed in files.items() if one not in same}
+    reasons = {one: landed for one, landed in found.items() if isinstance(landed, str)} | same
     results = {
-        one: IngestedObject(**one.model_dump(), outcome="refused" if reason else "ignored", reason=reason)
+        one: IngestedObject(
+            **one.model_dump(), outcome="refused" if reason else "ignored", reason=reason, passing=one in same
+        )
         for one, reason in reasons.items()
     }
+    examples: dict[Arrival, tuple[str, ...]] = {}
     loaded = load_all(settings, store, list(files.values()), lambda _: lambda _: None)
     for one, result in zip(files, loaded, strict=True):
         results[one] = IngestedObject(
@@ -64,17 +99,12 @@ def carry_out(settings: Settings, store: ObjectStore, contracts: Sequence[Contra
             rows=result.rows,
             quarantined=result.quarantined,
             reason=result.reason,
+            passing=result.passing,
         )
-    examples = {one: result.examples for one, result in zip(files, loaded, strict=True)}
+        examples[one] = result.examples
     for one in arrivals:
         reports.write(one, results[one], examples.get(one, ()))
-    outcome = IngestOutcome(order=order_id, objects=tuple(results[one] for one in arrivals), ended_at=utc_now())
-    try:
-        store.create(ingest_outcome(order_id), outcome)
-    except AlreadyExists:
-        # another process carried out the same order
-        return store.read(ingest_outcome(order_id), IngestOutcome) or outcome
-    return outcome
+    return tuple(results[one] for one in arrivals)
 
 
 def _in_order(s3: Any, bucket: str, objects: Sequence[Arrival]) -> list[Arrival]:
@@ -91,10 +121,11 @@ def _in_order(s3: Any, bucket: str, objects: Sequence[Arrival]) -> list[Arrival]
 
 def _undelivered(
     s3: Any, bucket: str, store: ObjectStore, contracts: Sequence[Contract], reports: _Reports
-) -> Iterator[Arrival]:
-    """Yields the versions in the landing bucket that need to be ingested, each object's oldest version first.
+) -> list[Arrival]:
+    """Returns the versions in the landing bucket that need to be ingested, each object's oldest version first.
 
-    Objects that were deleted since are left out, and so are versions that were refused under the same contracts.
+    These are the versions without a delivery, unless the object was deleted since, or the version was refused under the
+    same contracts and limits; and the newest version, if a delivery of an older one is the newest (D5).
     """
     versions: dict[str, list[Arrival]] = {}
     deleted: set[str] = set()
@@ -105,16 +136,44 @@ def _undelivered(
             version = "" if item["VersionId"] == "null" else item["VersionId"]
             one = Arrival(key=item["Key"], version=version, etag=etag, size=item["Size"])
             versions.setdefault(item["Key"], []).insert(0, one)
-    for key, several in versions.items():
-        if key in deleted or key.startswith(REPORTS):
-            continue
+    folders = {contract.name: _folders(store, contract) for contract in contracts}
+
+    def needed(key: str) -> list[Arrival]:
+        several = versions[key][-_REPORTED:]
         found = landed_object(s3, bucket, key, "", several[-1].etag, several[-1].size, contracts)
-        if isinstance(found, LandedObject):
-            deliveries = deliveries_of(store, found.contract, found.name)
-            made = {one.source_version for one in deliveries if one.source == found.label}
-            several = [one for one in several if not one.version or one.version not in made]
-        refused = reports.were_refused(key) if several and found else ()
-        yield from (one for one in several if found and (one.version, one.etag) not in refused)
+        if not found:
+            return []
+        needed = several
+        if isinstance(found, LandedObject) and file_slug(found.name) in folders[found.contract.name]:
+            needed = _without_delivery(several, found, deliveries_of(store, found.contract, found.name))
+        refused = reports.were_refused(key) if needed else set()
+        return [one for one in needed if (one.version, one.etag) not in refused]
+
+    keys = [key for key in versions if key not in deleted and not key.startswith(REPORTS)]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return [one for found in pool.map(needed, keys) for one in found]
+
+
+def _folders(store: ObjectStore, contract: Contract) -> set[str]:
+    """Returns the names, as parts of keys, of all files of a table that were delivered, from one listing."""
+    prefix = delivery_prefix(contract.source, contract.table)
+    return {key.removeprefix(prefix).partition("/")[0] for key in store.keys(prefix)}
+
+
+def _without_delivery(several: Sequence[Arrival], found: LandedObject, deliveries: Sequence[Delivery]) -> list[Arrival]:
+    """Returns which of an object's versions, given from the oldest to the newest, need to be ingested."""
+    mine = sorted((one for one in deliveries if one.source == found.label), key=lambda one: one.number)
+    made = {one.source_version for one in mine}
+    needed, before = [], ""
+    for one in several:
+        # content that was uploaded again unchanged became no delivery of its own
+        if not one.version or (one.version not in made and one.etag != before):
+            needed.append(one)
+        before = one.etag
+    newest = next((one for one in reversed(several) if one.version in made), None)
+    if newest is not None and mine[-1].source_version != newest.version:
+        needed = [one for one in several if one in needed or one is newest]
+    return needed
 
 
 def _same_files(s3: Any, store: ObjectStore, files: Mapping[Arrival, LandedObject]) -> dict[Arrival, str]:
@@ -168,7 +227,7 @@ class _Reports:
     Reports have no values of tables with pii columns (`Loaded.examples`).
 
     Attributes:
-        mark: identifies the contracts; when they change, objects that were refused may be accepted.
+        mark: identifies the contracts and limits; when they change, objects that were refused may be accepted.
     """
 
     s3: Any
@@ -176,9 +235,10 @@ class _Reports:
     mark: str
 
     @classmethod
-    def of(cls, s3: Any, bucket: str, contracts: Sequence[Contract]) -> _Reports:
+    def of(cls, s3: Any, settings: Settings, contracts: Sequence[Contract]) -> _Reports:
         known = sorted((contract.source, contract.table, contract.hash) for contract in contracts)
-        return cls(s3, bucket, hashlib.sha256(canonical_json(known)).hexdigest()[:16])
+        limits = (settings.ingest_row_bytes, settings.ingest_file_bytes)
+        return cls(s3, settings.landing_bucket, hashlib.sha256(canonical_json([known, limits])).hexdigest()[:16])
 
     def entries(self, key: str) -> list[dict[str, Any]]:
         """Returns the entries of the report about an object; none if there is no report."""
@@ -189,20 +249,31 @@ class _Reports:
                 return []
             raise
         try:
-            return list(json.loads(body)["versions"])
-        except (ValueError, KeyError, TypeError):
+            return [one for one in json.loads(body)["versions"] if isinstance(one, dict)]
+        except (ValueError, KeyError, TypeError, RecursionError):
             return []  # somebody else has written it
 
     def were_refused(self, key: str) -> set[tuple[str, str]]:
-        """Returns the version ids and ETags that were refused under the present contracts."""
-        entries = [one for one in self.entries(key) if isinstance(one, dict)]
-        refused = [one for one in entries if (one.get("outcome"), one.get("contracts")) == ("refused", self.mark)]
-        return {(str(one.get("version")), str(one.get("etag"))) for one in refused}
+        """Returns the version ids and ETags that were refused, under the present contracts and limits, for good."""
+        return {
+            (str(one.get("version")), str(one.get("etag")))
+            for one in self.entries(key)
+            if (one.get("outcome"), one.get("contracts"), one.get("passing")) == ("refused", self.mark, False)
+        }
 
     def write(self, arrival: Arrival, result: IngestedObject, examples: Sequence[str]) -> None:
-        """Reports an object that was refused or has quarantined rows, or that is good now but was reported before."""
+        """Reports an object that was refused or has quarantined rows, or that is good now but was reported before.
+
+        A report that can't be written is logged: it must not prevent the objects from being ingested.
+        """
         if result.outcome in ("known", "ignored"):
             return
+        try:
+            self._write(arrival, result, examples)
+        except ClientError as error:
+            log.warning("the report about %s can't be written: %s", printable(arrival.key), error)
+
+    def _write(self, arrival: Arrival, result: IngestedObject, examples: Sequence[str]) -> None:
         before = self.entries(arrival.key)
         if result.outcome == "ingested" and not result.quarantined and not before:
             return
@@ -210,6 +281,7 @@ class _Reports:
             "version": arrival.version,
             "etag": arrival.etag,
             "outcome": result.outcome,
+            "passing": result.passing,
             "table": result.table,
             "rows": result.rows,
             "quarantined": result.quarantined,

@@ -10,7 +10,16 @@ from contextlib import contextmanager
 
 
 class Refused(Exception):
-    """A source file is refused as a whole; the message gives the reason."""
+    """A source file is refused as a whole; the message gives the reason.
+
+    Attributes:
+        passing: whether the same content may be accepted later, because the reason is not in the content: the disk, the
+            memory, a permission, another file.
+    """
+
+    def __init__(self, message: str, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
 
 
 @contextmanager
@@ -27,7 +36,8 @@ def readable() -> Iterator[None]:
         raise Refused(f"broken gzip: {error}") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise Refused("busco first has to write a copy of it to BUSCO_STATE_DIR, but the disk is full") from error
+            why = "busco first has to write a copy of it to BUSCO_STATE_DIR, but the disk is full"
+            raise Refused(why, passing=True) from error
         # O_NOFOLLOW fails with ELOOP; ENOTDIR means that a folder has become a link or a file (open(2))
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise Refused("it, or a folder above it, became a link while it was being ingested") from error

@@ -113,8 +113,9 @@ def unreadable(error: duckdb.Error | UnicodeDecodeError) -> Refused:
     if isinstance(error, duckdb.OutOfMemoryException | duckdb.IOException):
         kind = re.sub(r"\s+", " ", str(error).splitlines()[0])
     if isinstance(error, duckdb.OutOfMemoryException):
-        return Refused(f"its rows need more memory than DuckDB has; raise BUSCO_DUCKDB_MEMORY_LIMIT ({kind})")
-    return Refused(f"DuckDB can't read it as CSV: {kind}")
+        why = f"its rows need more memory than DuckDB has; raise BUSCO_DUCKDB_MEMORY_LIMIT ({kind})"
+        return Refused(why, passing=True)
+    return Refused(f"DuckDB can't read it as CSV: {kind}", passing=isinstance(error, duckdb.IOException))
 
 
 def _count(

@@ -16,6 +16,8 @@ from busco.errors import BuscoError
 
 DELIVERIES = "_lake/deliveries/"
 INGEST = "_lake/ingest/"
+# The reports for producers in the landing bucket, which the platform itself writes.
+REPORTS = "_reports/"
 QUARANTINE = "_lake/quarantine/"
 ENVIRONMENTS = "_lake/env/"
 # Exists from the beginning of a scrub to its end. If it exists while no scrub is active, a scrub was interrupted.

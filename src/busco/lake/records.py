@@ -277,7 +277,7 @@ class Arrival(LakeRecord):
 class IngestOrder(LakeRecord):
     """An order to ingest objects of the landing bucket, for a process or ECS task that runs `busco ingest --order`.
 
-    If `everything` is set, the order is to ingest all objects that no delivery was made from; `objects` is then empty.
+    If `everything` is set, the order is only to list all objects that no delivery was made from; `objects` is empty.
     """
 
     format: int = FORMAT
@@ -291,15 +291,17 @@ class IngestedObject(LakeRecord):
     """What became of an object of an order.
 
     `key`, `version`, `etag` and `size` are those of the order (`Arrival`). `outcome` is `ingested`, `known` (a delivery
-    had been made from it before), `refused` (with the `reason`), or `ignored` (it is not a delivery). `table` is the
-    bronze table's full name, empty if the object is for none; `rows` and `quarantined` are counts of rows.
+    had been made from it before), `refused` (with the `reason`), `ignored` (it is not a delivery), or `listed` (by an
+    order for everything). `passing` means that the same object may be accepted later (`busco.ingest.refused`). `table`
+    is the bronze table's full name, empty if the object is for none; `rows` and `quarantined` are counts of rows.
     """
 
     key: str
     version: str
     etag: str
     size: int
-    outcome: Literal["ingested", "known", "refused", "ignored"]
+    outcome: Literal["ingested", "known", "refused", "ignored", "listed"]
+    passing: bool = False
     table: str = ""
     rows: int = 0
     quarantined: int = 0

@@ -248,6 +248,46 @@ def resume(context: Any) -> list[str]:
     return list(hold.skipped)
 
 
+def reconcile() -> None:
+    """Ingests everything in the landing bucket that was never ingested, and logs what became of each object.
+
+    Raises:
+        AirflowFailException: some objects could not be ingested, or no queue is configured.
+    """
+    from busco.orchestration import events
+
+    try:
+        done = events.reconcile(get_settings(), lambda line: log.info("%s", printable(line)), _log_problem)
+    except BuscoError as error:
+        raise _failed(error) from error
+    if not done:
+        raise AirflowFailException("some objects could not be ingested: see the messages above; then clear this task")
+
+
+def replay_dead_letters() -> int:
+    """Sends all dead letters to the queue again, and returns their number.
+
+    Raises:
+        AirflowFailException: no queue is configured.
+    """
+    from busco.orchestration import events
+
+    try:
+        queue = events.events_queue(get_settings())
+    except BuscoError as error:
+        raise _failed(error) from error
+    found = list(queue.dead(hidden=60))
+    for one in found:
+        queue.replay(one)
+        log.info("sent again: %s (%s)", one.id, printable(one.reason))
+    return len(found)
+
+
+def _log_problem(problem: str) -> None:
+    if problem:
+        log.warning("%s", printable(problem))
+
+
 def _lake(publishes: bool = False) -> tuple[Settings, ObjectStore, EnvironmentLayout]:
     """Opens the configured lake, with the publisher role if `publishes` is set."""
     settings = get_settings()

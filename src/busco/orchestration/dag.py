@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pendulum
 from airflow.datasets import Dataset, DatasetAny
@@ -32,7 +33,8 @@ def _alert(context: Any) -> None:
 
 def bronze_dataset(table: str) -> Dataset:
     """Returns the Airflow dataset of a bronze table, whose events state which deliveries are new."""
-    return Dataset(f"busco://lake/{table.replace('.', '/')}")
+    # Airflow accepts only ASCII
+    return Dataset(f"busco://lake/{quote(table.replace('.', '/', 1))}")
 
 
 def project_tag(project: str) -> str:

@@ -9,8 +9,6 @@ the deliveries with the runs, and starts a run that is missing (`busco.events.pe
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import os
 import secrets
@@ -18,7 +16,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,24 +26,25 @@ from busco.errors import BuscoError
 from busco.events import pending
 from busco.events.consumer import Consumer, OrderFailed
 from busco.events.queue import Queue
-from busco.lake.layout import EnvironmentLayout, ingest_order, ingest_outcome, run_key, stamp
+from busco.lake.layout import EnvironmentLayout, ingest_order, ingest_outcome, run_key
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Arrival, Ending, IngestOrder, IngestOutcome, utc_now
+from busco.lake.records import Ending, IngestOrder, IngestOutcome
 from busco.lake.releases import read_live
 from busco.orchestration.dag import bronze_dataset, project_tag
 from busco.orchestration.events_health import BEAT, Health
 from busco.orchestration.launch import token_of
-from busco.private import UMASK
+from busco.private import UMASK, make_private
 from busco.processes import kill_tree
 from busco.project import Project
 from busco.settings import Settings, require_lake
+from busco.text import printable
 
 log = logging.getLogger(__name__)
 
 # Seconds for which a run must have been missing before it is started: the scheduler needs a few to start one for a
 # dataset event.
 _GRACE = 10.0
-_LOOK, _LOOK_IDLE = 2.0, 60.0  # seconds between two comparisons: while something is pending, and otherwise
+_LOOK, _LOOK_IDLE = 2.0, 20.0  # seconds between two comparisons: while something is pending, and otherwise
 _RECENT_RUNS = 30  # how many of a DAG's newest runs are compared
 _IN_EVENT = 100  # how many objects a dataset event lists
 
@@ -92,9 +91,13 @@ def listen(settings: Settings, say: Callable[[str], None]) -> None:
     """Runs the service until SIGTERM or SIGINT.
 
     Raises:
-        BuscoError: a setting is missing.
+        BuscoError: a setting is missing, or the environment is not prod.
     """
     require_lake(settings)
+    if settings.environment != "prod":
+        raise BuscoError(
+            f"only the environment prod ingests objects, not {settings.environment}", "unset BUSCO_ENVIRONMENT"
+        )
     stop = _stopped()
     store, environment = ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod")
     health = Health(settings.state)
@@ -103,7 +106,7 @@ def listen(settings: Settings, say: Callable[[str], None]) -> None:
         queue=events_queue(settings),
         bucket=settings.landing_bucket,
         ingest=Orders(settings, store, stop),
-        announce=lambda outcome: runs.announced(announce(outcome)),
+        announce=lambda outcome: announce(outcome, runs),
         quiet=settings.events_quiet,
         stop=stop,
         say=health.problem,
@@ -129,10 +132,13 @@ def listen(settings: Settings, say: Callable[[str], None]) -> None:
     for thread in threads:
         thread.start()
     say(f"listening to {settings.events_queue}")
-    while not stop.wait(BEAT):
-        health.beat()
-    for thread in threads:
-        thread.join()
+    try:
+        while not stop.wait(BEAT):
+            health.beat()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     if failed:
         raise failed[0]
 
@@ -140,47 +146,56 @@ def listen(settings: Settings, say: Callable[[str], None]) -> None:
 # -- ingest -----------------------------------------------------------------------------------------------------------
 
 
+class Interrupted(Exception):
+    """An order was interrupted: the service is stopping, or ECS had no capacity or took it back."""
+
+
 @dataclass
 class Orders:
-    """Orders `busco ingest`, as a process on this machine or as an ECS task, and waits for the outcome."""
+    """Has orders carried out by `busco ingest`, in a process on this machine or in an ECS task, and waits for the
+    outcome. All calls must come from one thread.
+    """
 
     settings: Settings
     store: ObjectStore
     stop: threading.Event
+    _loop: asyncio.AbstractEventLoop | None = None
+    _launcher: Any = None
 
-    def __call__(self, objects: Sequence[Arrival], everything: bool = False) -> IngestOutcome:
-        moment = utc_now()
-        order = IngestOrder(
-            order=f"{stamp(moment)}-{secrets.token_hex(4)}",
-            objects=tuple(objects),
-            everything=everything,
-            ordered_at=moment,
-        )
-        self.store.create(ingest_order(order.order), order)
-        began = time.monotonic()
-        why = self._run(["ingest", "--order", order.order], order.order)
+    def __call__(self, order: IngestOrder) -> IngestOutcome:
+        """Returns an order's outcome; repeating a call doesn't repeat the work.
+
+        Raises:
+            OrderFailed: the process or task ended without an outcome.
+            Exception: a retry may succeed.
+        """
         outcome = self.store.read(ingest_outcome(order.order), IngestOutcome)
         if outcome is None:
-            raise OrderFailed(why)
-        counts: dict[str, int] = {}
-        for one in outcome.objects:
-            counts[one.outcome] = counts.get(one.outcome, 0) + 1
-        listed = " ".join(f"{name}={number}" for name, number in sorted(counts.items())) or "objects=0"
-        log.info("order=%s seconds=%.1f %s", order.order, time.monotonic() - began, listed)
+            self.store.create(ingest_order(order.order), order)
+            began = time.monotonic()
+            why = self._run(["ingest", "--order", order.order], order.order)
+            outcome = self.store.read(ingest_outcome(order.order), IngestOutcome)
+            if self.stop.is_set() and outcome is None:
+                raise Interrupted("the service is stopping")
+            if outcome is None:
+                raise OrderFailed(printable(why))
+            log.info("order=%s seconds=%.1f %s", order.order, time.monotonic() - began, counted(outcome))
         for one in outcome.objects:
             if one.outcome == "refused":
-                log.warning("refused %s: %s", one.key, one.reason)
+                log.warning("refused %s: %s", printable(one.key), printable(one.reason))
         return outcome
 
     def _run(self, words: list[str], order: str) -> str:
-        """Carries out an order, and returns how the process or task ended."""
+        """Has an order carried out, and returns how the process or task ended."""
         if self.settings.execution == "local":
             return self._here(words, order)
-        return asyncio.run(self._on_ecs(words, order))
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        return self._loop.run_until_complete(self._on_ecs(words, order))
 
     def _here(self, words: list[str], order: str) -> str:
         path = self.settings.state / "log" / "ingest" / f"{order}.log"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         with path.open("wb") as out:
             process = subprocess.Popen(
                 [str(python(self.settings, "dbt")), "-m", "busco", *words],
@@ -195,38 +210,67 @@ class Orders:
             while process.poll() is None:
                 if self.stop.wait(0.05):
                     kill_tree(process.pid, 5.0)
+                    raise Interrupted("the service is stopping")
         text = path.read_text(errors="replace").strip()
-        if process.returncode == 0:
-            path.unlink()
+        path.unlink()
         return f"exit status {process.returncode}: {text[-2000:]}"
 
     async def _on_ecs(self, words: list[str], order: str) -> str:
-        from busco.orchestration.async_aws import forget_clients
         from busco.orchestration.ecs import EcsLauncher
         from busco.orchestration.slots import Slots
 
-        launcher = EcsLauncher(self.settings, Slots.of_airflow(self.settings.max_ecs_tasks))
+        if self._launcher is None:
+            self._launcher = EcsLauncher(self.settings, Slots.of_airflow(self.settings.max_ecs_tasks))
+        work = asyncio.ensure_future(self._task(words, order))
+        while not work.done():
+            await asyncio.wait([work], timeout=0.5)
+            if self.stop.is_set() and not work.done():
+                work.cancel()
         try:
-            task = await launcher.start_command(words, token_of("ingest", order), f"ingest {order}", log.info, "small")
-            ending: Ending = await launcher.end_of(task)
-            return f"{ending.reason}\n{await launcher.output(task.arn)}".strip()
-        finally:
-            await forget_clients()
+            return work.result()
+        except asyncio.CancelledError:
+            raise Interrupted("the service is stopping") from None
+
+    async def _task(self, words: list[str], order: str) -> str:
+        launcher = self._launcher
+        token = token_of("ingest", order, secrets.token_hex(8))
+        task = await launcher.start_command(words, token, f"ingest {order}", log.info, "small")
+        ending: Ending = await launcher.end_of(task)
+        if ending.passing:
+            raise Interrupted(ending.reason)
+        return f"{ending.reason}\n{await launcher.output(task.arn)}".strip()
 
 
-def reconcile(settings: Settings, stop: threading.Event) -> IngestOutcome:
+def counted(outcome: IngestOutcome) -> str:
+    """Returns the numbers of an outcome's objects, such as `ingested=3 refused=1`."""
+    counts: dict[str, int] = {}
+    for one in outcome.objects:
+        counts[one.outcome] = counts.get(one.outcome, 0) + 1
+    return " ".join(f"{name}={number}" for name, number in sorted(counts.items())) or "objects=0"
+
+
+def reconcile(settings: Settings, show: Callable[[str], None], say: Callable[[str], None]) -> bool:
     """Ingests everything in the landing bucket that was never ingested, and announces the changed tables.
 
-    Raises:
-        BuscoError: the order ended without an outcome; the message has the end of its output.
+    Returns whether all objects have been handled.
+
+    Args:
+        show: receives a line for each object.
+        say: receives what prevents this from working, which is then retried.
     """
     require_lake(settings)
-    try:
-        outcome = Orders(settings, ObjectStore(client("s3", settings), settings.lake_bucket), stop)((), everything=True)
-    except OrderFailed as error:
-        raise BuscoError(f"ingest failed: {error}", "fix the cause, and try again") from error
-    announce(outcome)
-    return outcome
+    stop, store = threading.Event(), ObjectStore(client("s3", settings), settings.lake_bucket)
+    runs, orders = Runs(settings, store, EnvironmentLayout("prod")), Orders(settings, store, stop)
+
+    def announced(outcome: IngestOutcome) -> None:
+        announce(outcome, runs)
+        for one in outcome.objects:
+            show(f"{one.outcome}: {one.key}" + (f": {one.reason}" if one.reason else ""))
+
+    made = Consumer(
+        events_queue(settings), settings.landing_bucket, orders, announced, settings.events_quiet, stop, say
+    )
+    return made.reconcile()
 
 
 # -- pausing ----------------------------------------------------------------------------------------------------------
@@ -238,8 +282,12 @@ PAUSED = "busco_events_paused"
 def paused() -> str:
     """Returns who paused the service and why, or '' if it is not paused."""
     from airflow.models import Variable
+    from airflow.utils.session import create_session
 
-    return str(Variable.get(PAUSED, default_var=""))
+    # not Variable.get, which returns its default if the database can't be reached
+    with create_session() as session:
+        found = session.query(Variable).filter(Variable.key == PAUSED).first()
+        return str(found.val) if found is not None else ""
 
 
 def pause(who: str, reason: str) -> None:
@@ -261,20 +309,25 @@ def resume() -> str:
 # -- Airflow ----------------------------------------------------------------------------------------------------------
 
 
-def announce(outcome: IngestOutcome) -> list[str]:
-    """Tells Airflow which bronze tables have new deliveries, and returns these tables.
+def announce(outcome: IngestOutcome, runs: Runs) -> None:
+    """Tells Airflow which bronze tables have new deliveries.
 
-    Objects that had been delivered before are not announced again; if their announcement was lost, `Runs` notices.
+    An object that had been delivered before is announced again if a project has not published its table's deliveries,
+    and no run is based on them: its first announcement may have been lost.
     """
     from airflow.datasets.manager import dataset_manager
     from airflow.utils.session import create_session
 
     tables: dict[str, list[Any]] = {}
+    known: dict[str, list[Any]] = {}
     for one in outcome.objects:
-        if one.outcome == "ingested":
-            tables.setdefault(one.table, []).append(one)
+        if one.outcome in ("ingested", "known"):
+            (tables if one.outcome == "ingested" else known).setdefault(one.table, []).append(one)
+    if known.keys() - tables.keys():
+        needed = runs.tables_without_run()
+        tables |= {table: objects for table, objects in known.items() if table in needed - tables.keys()}
     if not tables:
-        return []
+        return
     with create_session() as session:
         for table, objects in sorted(tables.items()):
             extra = {
@@ -290,7 +343,7 @@ def announce(outcome: IngestOutcome) -> list[str]:
             event = dataset_manager.register_dataset_change(dataset=bronze_dataset(table), extra=extra, session=session)
             if event is None:
                 log.info("no DAG is scheduled on %s", table)
-    return sorted(tables)
+    runs.announced()
 
 
 @dataclass
@@ -303,9 +356,12 @@ class Runs:
     _news: threading.Event = field(default_factory=threading.Event)
     _due: dict[str, tuple[str, float]] = field(default_factory=dict)  # by project: the set, and since when
 
-    def announced(self, tables: Sequence[str]) -> None:
-        if tables:
-            self._news.set()
+    def announced(self) -> None:
+        self._news.set()
+
+    def tables_without_run(self) -> set[str]:
+        """Returns the bronze tables with deliveries that a project has not published, and that no run is based on."""
+        return {table for _, found in self.standings() if found.state in ("due", "waiting") for table in found.tables}
 
     def keep_up(self, stop: threading.Event) -> None:
         """Compares the deliveries with the runs until `stop` is set. An outage is logged, and ends by itself."""
@@ -314,7 +370,7 @@ class Runs:
             try:
                 busy = not paused() and self.look()
             except Exception as error:
-                log.warning("could not compare deliveries with runs: %s", error)
+                log.warning("deliveries can't be compared with runs: %s", printable(str(error)))
             deadline = time.monotonic() + (_LOOK if busy else _LOOK_IDLE)
             while not stop.is_set() and time.monotonic() < deadline and not self._news.wait(0.2):
                 pass
@@ -327,8 +383,7 @@ class Runs:
         busy = False
         for project, found in self.standings():
             if found.state == "due":
-                busy = True
-                self._start(project, found)
+                busy = self._start(project, found) or busy
             else:
                 self._due.pop(project.identity, None)
                 busy = busy or found.state in ("starting", "running", "waiting")
@@ -337,38 +392,39 @@ class Runs:
     def standings(self) -> Iterator[tuple[Project, pending.Standing]]:
         """Yields each project that has been parsed here, and whether it has published the current deliveries."""
         live = read_live(self.store, self.environment)
+        version = code_version(self.settings)
         for settings in self.settings.of_all_projects():
             try:
                 project = Project.of(settings)
+                now = pending.current_sets(self.store, project.contracts)
             except BuscoError as error:
                 log.warning("%s: %s", settings.dbt_project_dir, error)
                 continue
-            now = pending.wanted(self.store, project.contracts)
-            before = pending.published(self.store, self.environment, project.identity) if live else {}
+            before = pending.published(self.store, self.environment, project.identity) if live else pending.NOTHING
             runs = [
                 (run_id, run_key(dag_id, run_id), active) for dag_id, run_id, active in recent_runs(project.identity)
             ]
-            tries = pending.tries_of(self.store, self.environment, runs)
-            code = pending.Code(code_version(settings), project.hash)
-            yield project, pending.standing(now, before, tries, code, live.current if live else None)
+            attempts = pending.attempts_of(self.store, self.environment, runs)
+            code = pending.Code(version, project.hash)
+            yield project, pending.standing(now, before, attempts, code, live.current if live else None)
 
-    def _start(self, project: Project, found: pending.Standing) -> None:
-        known = self._due.get(project.identity)
-        if known is None or known[0] != found.mark:
-            self._due[project.identity] = (found.mark, time.monotonic())
-            return
-        if time.monotonic() - known[1] < _GRACE:
-            return
+    def _start(self, project: Project, found: pending.Standing) -> bool:
+        """Starts a project's run once it has been missing for long enough. Returns whether another look is needed."""
         dag_id = scheduled_dag(project.identity)
-        if dag_id is None:
-            return
-        live = read_live(self.store, self.environment)
-        resumed = live.current.resumed.hold.when if live and live.current.resumed else ""
-        # The same set, code and hold lead to the same id, so that two services, or a retry, start one run.
-        parts = [project.identity, found.mark, code_version(self.settings), project.hash, str(resumed)]
-        run_id = f"deliveries__{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
+        if dag_id is None:  # there is none, or it is paused
+            self._due.pop(project.identity, None)
+            return False
+        known = self._due.get(project.identity)
+        if known is None or known[0] != found.set_id:
+            self._due[project.identity] = known = (found.set_id, time.monotonic())
+        # a run that could not be pinned is started again, but not at once; one that Airflow has queued may only be late
+        grace = _GRACE * 6 ** (found.unpinned + is_queued(dag_id))
+        if time.monotonic() - known[1] < grace:
+            return True
+        run_id = f"{pending.run_prefix(found.set_id)}{found.unpinned}"
         if start_run(dag_id, run_id, dict(found.tables)):
-            log.info("started run dag=%s run=%s: no event has started one for %s", dag_id, run_id, found.tables)
+            log.info("started run dag=%s run=%s: nothing else has started one for %s", dag_id, run_id, found.tables)
+        return True
 
 
 def recent_runs(project: str) -> list[tuple[str, str, bool]]:
@@ -403,6 +459,16 @@ def scheduled_dag(project: str) -> str | None:
             .all()
         )
         return next((str(dag.dag_id) for dag in dags if dag.schedule_dataset_references), None)
+
+
+def is_queued(dag_id: str) -> bool:
+    """Whether the scheduler is about to start a run of a DAG for dataset events."""
+    from airflow.models.dataset import DatasetDagRunQueue
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        queued = session.query(DatasetDagRunQueue).filter(DatasetDagRunQueue.target_dag_id == dag_id)
+        return bool(session.query(queued.exists()).scalar())
 
 
 def start_run(dag_id: str, run_id: str, deliveries: Mapping[str, int]) -> bool:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 BEAT = 10.0  # seconds between two heartbeats
 _SILENT = 60.0  # seconds without a heartbeat after which the service is not healthy
@@ -25,6 +29,7 @@ class Health:
 
     state: Path
     _problem: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.beat()
@@ -35,11 +40,16 @@ class Health:
         self.beat()
 
     def beat(self) -> None:
+        """Writes a heartbeat. A full disk is logged: the missing heartbeat is noticed."""
         path = _file(self.state)
-        path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}")
-        scratch.write_text(json.dumps({"beat": time.time(), "problem": self._problem}))
-        scratch.replace(path)
+        try:
+            with self._lock:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                scratch.write_text(json.dumps({"beat": time.time(), "problem": self._problem}))
+                scratch.replace(path)
+        except OSError as error:
+            log.warning("the heartbeat can't be written: %s", error)
 
 
 def unhealthy(state: Path) -> str:

@@ -11,18 +11,19 @@ from busco.events.queue import Counts
 from busco.lake.layout import INGEST, EnvironmentLayout, ingest_order, ingest_outcome
 from busco.lake.objects import ObjectStore
 from busco.lake.records import IngestOrder, IngestOutcome
-from busco.orchestration.events import Runs, events_queue, paused
+from busco.lake.releases import read_live
+from busco.orchestration.events import Runs, counted, events_queue, paused
 from busco.settings import Settings
 from busco.text import count
 
 _ORDERS = 10
 _STATES = {
     "current": "published",
-    "due": "a run will start within seconds, unless the DAG is paused",
+    "due": "a run will start soon, unless the DAG is paused",
     "starting": "a run is starting: {run}",
     "running": "being built by run {run}",
     "waiting": "the next run starts when run {run} has ended",
-    "blocked": "blocked by run {run}, which did not publish: fix it and clear its failed tasks, or start another run",
+    "blocked": "blocked by run {run}, which ended without publishing: see why, then clear it or start another run",
 }
 
 
@@ -40,11 +41,8 @@ class Order:
     @property
     def text(self) -> str:
         if self.outcome is None:
-            return "in progress, or failed"
-        counts: dict[str, int] = {}
-        for one in self.outcome.objects:
-            counts[one.outcome] = counts.get(one.outcome, 0) + 1
-        return ", ".join(f"{number:,} {name}" for name, number in sorted(counts.items())) or "nothing new"
+            return "in progress, or it failed (the log of the service says why)"
+        return counted(self.outcome) if self.outcome.objects else "nothing new"
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,12 @@ def last_orders(store: ObjectStore, most: int = _ORDERS) -> Iterator[Order]:
 
 
 def _projects(runs: Runs) -> Iterator[ProjectStatus]:
+    live = read_live(runs.store, runs.environment)
     for project, found in runs.standings():
-        yield ProjectStatus(project.identity, _STATES[found.state].format(run=found.run_id), dict(found.tables))
+        state = _STATES[found.state].format(run=found.run_id)
+        if found.state == "blocked" and live is not None and live.current.hold is not None:
+            state = f"publishing is on hold, so run {found.run_id} was not published: busco release resume"
+        yield ProjectStatus(project.identity, state, dict(found.tables))
 
 
 def lines(found: Status) -> Iterator[str]:

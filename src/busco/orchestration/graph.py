@@ -34,7 +34,7 @@ def dbt_tasks(settings: Settings, group_id: str) -> DbtTaskGroup:
     The group has a subgroup for each model, in which the model's tests follow the model. A joint test runs once, after
     all of its models.
 
-    This function only reads the manifest: it does not run dbt or open a connection. DAG files use `tasks.dbt_tasks`,
+    This function only reads the manifest: it does not run dbt or open a connection. DAG files use `tasks.dbt_outline`,
     which calls this function once for each manifest.
 
     Raises:

@@ -9,7 +9,7 @@ from airflow.utils.task_group import TaskGroup
 
 from busco.lake.records import DOCS_NODE
 from busco.orchestration.operators import FollowOperator
-from busco.orchestration.outline import Outline, group_of, outlined
+from busco.orchestration.outline import Outline, outlined
 from busco.project import Project
 from busco.settings import Settings
 
@@ -18,21 +18,11 @@ from busco.settings import Settings
 _LIMIT = timedelta(hours=6)
 
 
-def dbt_tasks(settings: Settings, group_id: str) -> TaskGroup:
-    """Returns a task group with one group per model, which contains the model's task followed by the model's tests.
-
-    A joint test is one task, downstream of all of its models.
+def dbt_outline(settings: Settings, group_id: str) -> Outline:
+    """Returns the outline of a task group with one group per model, which contains the model's task followed by its
+    tests. A joint test is one task, downstream of all of its models. `outline.group_of` adds the group to a DAG.
 
     The function reads only the manifest and its outline: it does not run dbt or open a connection.
-
-    Raises:
-        BuscoError: the project has not been parsed here.
-    """
-    return group_of(dbt_outline(settings, group_id))
-
-
-def dbt_outline(settings: Settings, group_id: str) -> Outline:
-    """Returns the outline of the task group that `dbt_tasks` returns, before there is a DAG to add the group to.
 
     Raises:
         BuscoError: the project has not been parsed here.
