@@ -26,9 +26,9 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_b
         "reason": text_param("rollback: the reason, for the record", most=2000),
     },
     doc_md=__doc__ + "\n\n`rollback` needs a release and a reason. Runs continue to build, but nothing is published "
-    "until `resume`, which also starts a new run. `reconcile` ingests every object of the landing bucket that was never "
-    "ingested. `replay_dead_letters` sends the messages that could not be processed to the queue again, after the cause "
-    "was fixed. If a task fails, its log says why; the task is safe to clear.",
+    "until `resume`, which also starts a new run. `reconcile` ingests every object of the landing bucket that was "
+    "never ingested. `replay_dead_letters` sends the messages that could not be processed to the queue again, after "
+    "the cause was fixed. If a task fails, its log says why; the task is safe to clear.",
 )
 def operations():
     @task.branch

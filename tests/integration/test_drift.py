@@ -188,6 +188,7 @@ def test_a_dropped_table_is_found_and_comes_back_with_its_data(published: Platfo
     assert entry_of(published, "fct") == entry
 
 
+@pytest.mark.slow
 def test_tables_that_are_left_over_are_removed_and_tables_of_others_are_named_and_left_alone(
     published: Platform,
 ) -> None:
@@ -241,6 +242,7 @@ def test_glue_never_points_to_metadata_that_does_not_exist(published: Platform) 
     assert names == []
 
 
+@pytest.mark.slow
 def test_a_run_builds_a_table_again_that_has_lost_its_metadata(published: Platform) -> None:
     before = published.query(ALL)
     lost = [published.live().tables[table].metadata for table in ("gold.fct", "bronze.orders")]
@@ -253,6 +255,7 @@ def test_a_run_builds_a_table_again_that_has_lost_its_metadata(published: Platfo
     assert published.query(ALL) == before
 
 
+@pytest.mark.slow
 def test_a_release_without_its_metadata_is_neither_published_nor_rolled_back_to(published: Platform) -> None:
     first = published.live()
     run, outcome = published.built()
@@ -291,6 +294,7 @@ def metadata_of(made: Platform, key: str) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_metadata_that_no_version_holds_is_made_again_from_the_records(published: Platform) -> None:
     # the table is kept, and gets a further metadata file over the manifest list of the first one
     described = published.home / "dbt_project/models/gold/fct.yml"
@@ -319,6 +323,7 @@ def test_metadata_that_no_version_holds_is_made_again_from_the_records(published
     assert published.query(ALL) == before
 
 
+@pytest.mark.slow
 def test_data_that_no_version_holds_is_named_with_what_to_do(published: Platform) -> None:
     files = {table: published.version(table).files[0].key for table in ("bronze.orders", "gold.fct")}
     for key in files.values():
@@ -339,6 +344,7 @@ def test_data_that_no_version_holds_is_named_with_what_to_do(published: Platform
     assert [one["where"] for one in findings(published) if one["live"]] == []
 
 
+@pytest.mark.slow
 def test_a_record_that_the_bucket_policy_protects_is_left_with_what_an_administrator_does(
     published: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:

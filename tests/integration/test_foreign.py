@@ -79,6 +79,7 @@ def test_all_of_its_tests_have_run_on_the_live_versions(bakery: Platform) -> Non
     assert run.latest_results()["unit_test.bakery.customers.three_orders_make_a_vip_v2"].status == "success"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("select", "node"),
     [
@@ -122,6 +123,7 @@ def test_an_image_has_the_parse_of_each_project(bakery: Platform) -> None:
         assert parsed_by in bakery.busco(*command, environment=baked)
 
 
+@pytest.mark.slow
 def test_R6_a_package_s_macro_is_part_of_a_table_s_fingerprint(bakery: Platform) -> None:
     file = bakery.home / "bakery/vendor/money/macros/cents.sql"
     whole = file.read_text()

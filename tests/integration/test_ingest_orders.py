@@ -95,6 +95,7 @@ def test_an_order_ingests_its_objects_once(mini: Platform, ordering: Ordering) -
     assert len(deliveries(mini)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequence", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("together", [True, False])
 def test_whatever_the_order_of_events_the_newest_version_wins_and_none_is_lost(

@@ -83,6 +83,7 @@ def model_text(platform: Platform, path: str) -> str:
     return (platform.home / f"dbt_project/models/{path}.sql").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", ["metadata", *(pytest.param(step, marks=pytest.mark.long) for step in ("take", "copy", "enter"))]
 )
@@ -356,6 +357,7 @@ def test_R6_a_large_seed_is_rebuilt_when_it_changes_and_an_unchanged_seed_is_kep
     assert (entries["silver.large"].kept, entries["silver.small"].kept) == (False, True)
 
 
+@pytest.mark.slow
 def test_the_docs_catalog_has_every_table_with_its_columns(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.build()
@@ -402,6 +404,7 @@ def test_eight_threads_build_models_in_parallel(mini: Platform, monkeypatch: pyt
     assert [mini.duckdb(f"select count(*) from busco_gold.m{n}") for n in (0, 23)] == [[(4,)], [(4,)]]
 
 
+@pytest.mark.slow
 def test_a_build_needs_no_network(mini: Platform) -> None:
     mini.deliver(orders(1))
     nowhere = {

@@ -14,6 +14,8 @@ from busco.lake.budget import budget
 from busco.lake.runs import open_run
 from tests.platforms import ENVIRONMENT, ROOT, Platform
 
+pytestmark = pytest.mark.slow
+
 NODE = "model.busco.big"
 # DuckDB can spill rows that it sorts, but not a list that it is building
 LISTED = "select list(md5(i::varchar)) as texts from range(3000000) t(i)"

@@ -83,6 +83,7 @@ def test_a_run_that_older_code_pinned_is_finished_in_the_format_that_it_can_read
     assert older.query(COUNT) == [("3",)]
 
 
+@pytest.mark.slow
 def test_a_run_that_older_code_only_pinned_is_built_by_this_code_in_that_format(older: Platform) -> None:
     from busco.warehouse.runner import work
 
@@ -131,6 +132,7 @@ def test_an_older_release_can_be_rolled_back_to_and_read_by_athena(older: Platfo
     assert older.live().format == FORMAT
 
 
+@pytest.mark.slow
 def test_a_repair_gives_every_kept_version_a_place_of_its_own_and_keeps_the_hold(older: Platform) -> None:
     before, kept = older.query("select * from busco_gold.fct order by day"), history(older)
     printed = older.busco("release", "repair", "--check", status=1)
@@ -154,6 +156,7 @@ def test_a_repair_gives_every_kept_version_a_place_of_its_own_and_keeps_the_hold
     assert older.query(COUNT) == [(str(len(expected)),)]
 
 
+@pytest.mark.slow
 def test_a_run_that_older_code_pinned_can_be_replayed(older: Platform) -> None:
     name = next(release.run for release in history(older) if release.kind == "publish")
     source = open_run(older.store, ENVIRONMENT, name)
@@ -169,6 +172,7 @@ def test_a_run_that_older_code_pinned_can_be_replayed(older: Platform) -> None:
     assert copied.latest_results()["model.busco.fct"].status == "success"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["original", "copy", "both"])
 def test_lost_metadata_of_an_older_version_is_made_again_with_its_partition_values(older: Platform, lost: str) -> None:
     day = "select count(*) from busco_silver.orders where day = date '2018-01-01'"

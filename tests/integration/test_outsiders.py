@@ -16,6 +16,8 @@ from busco.warehouse.dbt import opened
 from tests.command import in_process
 from tests.platforms import BAKERY, neutral_environment
 
+pytestmark = pytest.mark.slow
+
 TABLE = "{{ config(materialized='table') }} select 1 as a"
 
 

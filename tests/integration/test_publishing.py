@@ -360,6 +360,7 @@ def test_G1_a_sync_ends_with_a_release_that_went_live_during_it(mini: Platform, 
     assert shown(mini) == versions(old)
 
 
+@pytest.mark.slow
 def test_G1_a_sync_that_was_overtaken_does_not_replace_a_newer_version(mini: Platform) -> None:
     mini.deliver(orders(1))
     mini.build()
@@ -414,6 +415,7 @@ def test_G3_bronze_tables_change_at_publish_and_not_at_ingest(mini: Platform) ->
     assert mini.query(count) == [("4",)]
 
 
+@pytest.mark.slow
 def test_glue_is_rebuilt_from_the_live_release_when_the_local_aws_restarts(alone: Platform) -> None:
     alone.deliver(orders(1))
     alone.build()
@@ -427,6 +429,7 @@ def test_glue_is_rebuilt_from_the_live_release_when_the_local_aws_restarts(alone
 # -- the verbs --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_release_list_show_rollback_and_resume_report_what_happened(mini: Platform) -> None:
     assert "nothing is published yet" in mini.busco("release", "show", status=1)
     mini.deliver(orders(1))

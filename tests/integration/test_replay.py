@@ -30,6 +30,8 @@ BROKEN = (
     "select id, {cast}(id as integer) as number, (select count(*) from {{{{ ref('fct') }}}}) as days\n"
     "from {{{{ ref('orders') }}}}"
 )
+
+pytestmark = pytest.mark.slow
 STRICT_YAML = "models: [{name: strict, columns: [{name: id, data_tests: [unique]}]}]"
 
 
@@ -133,7 +135,6 @@ def test_a_replay_of_the_runs_commit_fails_with_the_same_error(
     assert re.search(r"^strict +error +error", printed, re.MULTILINE)
 
 
-@pytest.mark.slow
 def test_a_fix_is_tried_on_the_runs_data_although_prod_has_published_since(failed: Failed, fixed: Fixed) -> None:
     printed, out = fixed.printed, fixed.out
     assert re.search(r"^strict +error +success +2 ", printed, re.MULTILINE)
@@ -154,7 +155,6 @@ def test_the_query_that_a_replay_prints_shows_the_table_that_it_built(failed: Fa
     assert sorted(printed.splitlines()[1:]) == ["1,1,1", "x2,,1"]
 
 
-@pytest.mark.slow
 def test_a_replay_writes_only_below_its_own_environment(failed: Failed) -> None:
     before = failed.objects()
     failed.replay("strict", status=1)
@@ -177,7 +177,6 @@ def test_a_replay_of_a_run_that_had_no_runner_writes_no_bronze_metadata_of_prod(
     assert {key for key in failed.objects() if key.startswith(ENVIRONMENT.root)} <= before.keys()
 
 
-@pytest.mark.slow
 def test_a_model_is_built_in_a_replay_even_if_its_version_could_be_kept(failed: Failed) -> None:
     made = failed.platform
     project = ensure_manifest(made.settings)

@@ -67,6 +67,7 @@ def test_two_projects_publish_side_by_side_and_leave_each_other_s_tables_alone(b
     assert both.query("select count(*) from busco_silver.orders") == [("3",)]
 
 
+@pytest.mark.slow
 def test_P7_a_project_drops_only_its_own_tables(both: Platform) -> None:
     before = both.live().tables
     (both.home / "bakery/models/marts/calendar/days.sql").unlink()
@@ -80,6 +81,7 @@ def test_P7_a_project_drops_only_its_own_tables(both: Platform) -> None:
     assert {f"gold.{table['Name']}" for table in tables} == {t for t in both.live().tables if t.startswith("gold.")}
 
 
+@pytest.mark.slow
 def test_each_project_keeps_its_descriptions_while_the_other_publishes(pair: Platform) -> None:
     described = {
         name: client("glue", pair.settings).get_table(DatabaseName="busco_gold", Name=name)["Table"]["Description"]
@@ -88,6 +90,7 @@ def test_each_project_keeps_its_descriptions_while_the_other_publishes(pair: Pla
     assert described == {"fct": "Days of orders", "customers": "One row per customer"}
 
 
+@pytest.mark.slow
 def test_each_project_has_a_page_of_its_own_in_the_docs(pair: Platform) -> None:
     release = pair.live()
     assert set(release.all_docs) == {"busco", "bakery"}
@@ -127,6 +130,7 @@ def test_a_table_of_another_project_in_the_live_release_is_refused_before_anythi
     assert both.live() == before
 
 
+@pytest.mark.slow
 def test_the_second_of_two_projects_that_build_the_same_table_is_refused_at_publish(both: Platform) -> None:
     claim(both, "late")
     run, outcome = both.built("claim", project="bakery")
@@ -166,6 +170,7 @@ def test_ingest_accepts_the_files_of_every_configured_project(both: Platform) ->
     assert both.query("select n from busco_gold.brought") == [("2",)]
 
 
+@pytest.mark.slow
 def test_a_source_that_two_projects_declare_differently_is_refused_with_both_names(both: Platform) -> None:
     both.write("bakery/models/sources.yml", SHARED.replace("grain: [id]", "grain: [id, day]"))
     file = str(both.write("in/orders.csv", ORDERS))
