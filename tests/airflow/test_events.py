@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -136,12 +137,15 @@ def test_while_the_service_is_paused_new_objects_wait(driver: Driver, producer: 
     assert "paused" in driver.busco("events", "pause", "--reason", "maintenance of the lake")
     # the service may be waiting for messages at this moment
     time.sleep(8)
-    producer.put("while-paused.csv", ("w", "7.00"))
-    time.sleep(5)
-    status = driver.busco("events", "status")
-    assert "maintenance of the lake; to go on: busco events resume" in status
-    assert "1 message waiting" in status
-    assert "it was paused by" in driver.busco("events", "resume")
+    try:
+        producer.put("while-paused.csv", ("w", "7.00"))
+        time.sleep(5)
+        status = driver.busco("events", "status")
+        assert "maintenance of the lake; to go on: busco events resume" in status
+        # a message that a killed service had received may be back
+        assert re.search(r"[1-9]\d* messages? waiting, 0 being processed", status)
+    finally:
+        assert "it was paused by" in driver.busco("events", "resume")
     producer.wait_for({"w": "7.00"})
 
 
@@ -153,7 +157,7 @@ def test_an_object_whose_event_was_lost_is_found_by_reconcile(driver: Driver, pr
     kept.pop("ResponseMetadata")
     producer.s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={})
     producer.put("lost.csv", ("l", "8.00"))
-    assert "1 object had no delivery" in driver.busco("events", "reconcile")
+    assert "ingested: orders/lost.csv" in driver.busco("events", "reconcile")
     producer.put("lost-too.csv", ("l2", "9.00"))
     run = driver.start("operations", action="reconcile")
     driver.green(run, "operations")

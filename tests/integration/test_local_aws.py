@@ -231,12 +231,12 @@ def test_the_template_encrypts_cleans_up_and_retains_its_buckets() -> None:
         "ExpiredObjectDeleteMarker": True,
     } in lake["LifecycleConfiguration"]["Rules"]
     expiring = {
-        name: rule["ExpirationInDays"]
+        (name, rule.get("Prefix", "")): rule["ExpirationInDays"]
         for name, bucket in buckets.items()
         for rule in bucket["Properties"]["LifecycleConfiguration"]["Rules"]
         if "ExpirationInDays" in rule
     }
-    assert expiring == {"LogsBucket": {"Ref": "LogRetentionDays"}}
+    assert expiring == {("LogsBucket", ""): {"Ref": "LogRetentionDays"}, ("LakeBucket", "_lake/ingest/"): 30}
 
 
 def test_the_workgroup_enforces_the_location_of_results_and_the_scan_limit(server: Server) -> None:

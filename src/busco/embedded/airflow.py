@@ -134,7 +134,9 @@ def status(settings: Settings) -> list[tuple[str, str]]:
     """
     rows = []
     report = _report(AirflowApi(settings))
-    further = [name for name, wanted in {EVENTS: settings.listen, keeper.NAME: settings.keep_graph}.items() if wanted]
+    # without a queue, the events service is not started
+    listens = settings.listen and bool(read_env_file(env_file(settings.state, "airflow")).get("BUSCO_EVENTS_QUEUE"))
+    further = [name for name, wanted in {EVENTS: listens, keeper.NAME: settings.keep_graph}.items() if wanted]
     for name in (POSTGRES, *SERVICES, *further):
         process = processes.find(settings.state, name)
         if process is None:
