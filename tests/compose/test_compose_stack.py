@@ -129,6 +129,9 @@ def test_a_user_triggers_a_run_finds_and_fixes_a_broken_model_and_follows_links(
     assert stack.finish(run) == "success"
 
     page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&tab=graph")
+    # the graph begins with the datasets that start the DAG, and does not fit at first
+    expect(page.get_by_text(re.compile("^busco://lake/bronze/")).first).to_be_attached(timeout=LONG)
+    page.get_by_role("button", name="fit view").click(timeout=LONG)
     for task in ("pin", "models", "docs", "publish", "glue"):
         node = page.locator(".react-flow__node", has_text=re.compile(rf"^{task}"))
         expect(node.get_by_text("success")).to_be_visible(timeout=LONG)

@@ -85,6 +85,13 @@ def test_the_memory_limits_fit_a_machine_with_8_gb() -> None:
     assert sum(int(limit[:-1]) * units[limit[-1]] for limit in limits) <= 7 * 1024
 
 
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_a_service_requires_only_variables_that_it_gets(name: str) -> None:
+    environment = SERVICES[name].get("environment") or {}
+    # a password is in the broker's or the database's URL, or in a variable of its own
+    assert set(str(environment.get("BUSCO_REQUIRES", "")).split()) <= environment.keys()
+
+
 def test_a_running_task_may_end_during_a_deploy() -> None:
     assert SERVICES["airflow-worker"]["stop_grace_period"] == "10m"
 
