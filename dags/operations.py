@@ -1,4 +1,4 @@
-"""Operations for on-call to trigger: roll back, resume publishing, and process new objects that were left behind."""
+"""Operations for on-call to trigger: roll back to an older release, or resume publishing."""
 
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_b
 
 @dag(
     dag_id="operations",
-    description="Rolls back, resumes publishing, ingests what was left behind in the landing bucket",
+    description="Rolls back to an older release and puts publishing on hold, or resumes publishing",
     schedule=None,
     start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     catchup=False,
@@ -21,19 +21,17 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_b
     default_args={"owner": "data-platform", "execution_timeout": timedelta(minutes=10)},
     tags=["operations"],
     params={
-        "action": choice_param("what to do", "rollback", "resume", "reconcile", "replay_dead_letters"),
+        "action": choice_param("what to do", "rollback", "resume"),
         "release": text_param("rollback: the release's id (see busco release list)", most=200),
         "reason": text_param("rollback: the reason, for the record", most=2000),
     },
     doc_md=__doc__ + "\n\n`rollback` needs a release and a reason. Runs continue to build, but nothing is published "
-    "until `resume`, which also starts a new run. `reconcile` ingests every object of the landing bucket that was "
-    "never ingested. `replay_dead_letters` sends the messages that could not be processed to the queue again, after "
-    "the cause was fixed. If a task fails, its log says why; the task is safe to clear.",
+    "until `resume`, which also starts a new run. If a task fails, its log says why; the task is safe to clear.",
 )
 def operations():
     @task.branch
     def choose(params=None):
-        return params["action"]
+        return {"rollback": "rollback", "resume": "resume"}[params["action"]]
 
     @task(**RETRY)
     def rollback(params=None, **context):
@@ -47,18 +45,6 @@ def operations():
 
         return control.resume(context)
 
-    @task(**RETRY)
-    def reconcile():
-        from busco.orchestration import control
-
-        control.reconcile()
-
-    @task(**RETRY)
-    def replay_dead_letters():
-        from busco.orchestration import control
-
-        return control.replay_dead_letters()
-
     @task(trigger_rule="none_failed_min_one_success", **RETRY)
     def glue():
         from busco.orchestration import control
@@ -66,7 +52,7 @@ def operations():
         control.show()
 
     rolled, resumed = rollback(), resume()
-    choose() >> [rolled, resumed, reconcile(), replay_dead_letters()]
+    choose() >> [rolled, resumed]
     rolled >> glue()
     resumed >> TriggerDagRunOperator(task_id="start_run", trigger_dag_id="lakehouse")
 

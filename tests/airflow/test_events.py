@@ -159,12 +159,12 @@ def test_an_object_whose_event_was_lost_is_found_by_reconcile(driver: Driver, pr
     producer.put("lost.csv", ("l", "8.00"))
     assert "ingested: orders/lost.csv" in driver.busco("events", "reconcile")
     producer.put("lost-too.csv", ("l2", "9.00"))
-    run = driver.start("operations", action="reconcile")
-    driver.green(run, "operations")
-    assert "ingested: orders/lost-too.csv" in driver.log(run, "reconcile", "operations")
+    run = driver.start("landing", action="reconcile")
+    driver.green(run, "landing")
+    assert "ingested: orders/lost-too.csv" in driver.log(run, "work", "landing")
     producer.s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=kept)
     producer.wait_for({"l": "8.00", "l2": "9.00"})
-    driver.green(driver.start("operations", action="replay_dead_letters"), "operations")
+    driver.green(driver.start("landing", action="replay_dead_letters"), "landing")
 
 
 def test_refused_objects_and_foreign_messages_are_shown_with_their_reasons(driver: Driver, producer: Producer) -> None:
