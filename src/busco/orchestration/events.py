@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import signal
 import subprocess
 import threading
@@ -161,6 +160,7 @@ class Orders:
     stop: threading.Event
     _loop: asyncio.AbstractEventLoop | None = None
     _launcher: Any = None
+    _ended: dict[str, int] = field(default_factory=dict)  # how many tasks of the current order have ended
 
     def __call__(self, order: IngestOrder) -> IngestOutcome:
         """Returns an order's outcome; repeating a call doesn't repeat the work.
@@ -233,9 +233,11 @@ class Orders:
 
     async def _task(self, words: list[str], order: str) -> str:
         launcher = self._launcher
-        token = token_of("ingest", order, secrets.token_hex(8))
+        # the same token until the task's end is known: a retry after a lost response must not start a second task
+        token = token_of("ingest", order, self._ended.get(order, 0))
         task = await launcher.start_command(words, token, f"ingest {order}", log.info, "small")
         ending: Ending = await launcher.end_of(task)
+        self._ended = {order: self._ended.get(order, 0) + 1}
         if ending.passing:
             raise Interrupted(ending.reason)
         return f"{ending.reason}\n{await launcher.output(task.arn)}".strip()
