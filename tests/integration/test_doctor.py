@@ -31,7 +31,7 @@ NAMES = [
 ]  # fmt: skip
 OF_AIRFLOW = {"keys", "database", "broker", "ECS cluster", "manifest"}
 # used only with models on ECS, with a landing bucket that notifies a queue about new files, and with a release
-UNUSED = {"live release", "queue", "task definitions", "task roles", "image"}
+UNUSED = {"live release", "task definitions", "task roles", "image"}
 OF_DBT = {"landing bucket", "dbt projects", "DuckDB", "DuckDB on S3"}
 
 
@@ -86,7 +86,7 @@ def test_in_dbts_environment_only_airflows_checks_and_unused_features_are_skippe
 
 def test_in_airflows_environment_only_dbts_checks_and_unused_features_are_skipped(live: Platform) -> None:
     checks = run_doctor(live, 0, "airflow", BUSCO_EXECUTION="ecs_shared")
-    assert named(checks, "skipped") == OF_DBT | {"keys", "database", "broker", "queue", "image", "live release"}
+    assert named(checks, "skipped") == OF_DBT | {"keys", "database", "broker", "image", "live release"}
     assert (
         checks["task definitions"]["seen"]
         == "small busco-dbt-small:1, medium busco-dbt-medium:1, large busco-dbt-large:1"
@@ -100,7 +100,7 @@ def test_the_table_has_a_line_for_each_check_and_a_summary(live: Platform) -> No
     printed = live.busco("doctor")
     for name in NAMES:
         assert any(line.startswith(f"{name} ") for line in printed.splitlines()), printed
-    assert printed.splitlines()[-1] == "14 ok, 0 failed, 10 skipped"
+    assert printed.splitlines()[-1] == "15 ok, 0 failed, 9 skipped"
 
 
 # -- something is wrong -----------------------------------------------------------------------------------------------
