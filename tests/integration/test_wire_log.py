@@ -13,10 +13,14 @@ from busco.cli.data import _answer
 from busco.cli.releases import show_glue
 from busco.doctor import Surroundings
 from busco.doctor import aws as doctor
+from busco.events.consumer import new_order
+from busco.ingest.orders import carry_out
 from busco.lake import releases, replays
-from busco.lake.layout import SWAPPED, WRITTEN_ONCE
+from busco.lake.layout import SWAPPED, WRITTEN_ONCE, ingest_order
 from busco.lake.records import Selection
+from busco.projects import all_contracts
 from busco.settings import get_settings
+from busco.warehouse.dbt import ensure_manifests
 from tests.airflow.fault_proxy import Proxy
 from tests.loopback import PROXY_PORT, serving
 from tests.platforms import ENVIRONMENT, Platform, csv_text
@@ -44,6 +48,9 @@ def test_each_record_is_written_under_a_condition(mini: Platform, wire: Proxy) -
     store, bucket = mini.store, str(mini.settings.lake_bucket)
     doctor.conditional_writes(Surroundings(mini.settings))
     mini.deliver(csv_text(HEADER, [("o1", "x", "1.50", "2018-01-01", 1), ("o2", "y", "2.50", "2018-01-02", 2)]))
+    order = new_order()
+    store.create(ingest_order(order.order), order)
+    carry_out(mini.settings, store, all_contracts(ensure_manifests(mini.settings)), order.order)
     run, outcome = mini.built()
     assert outcome.good
     release = mini.publish(run)
