@@ -353,12 +353,14 @@ client("s3", settings).put_object(Bucket=settings.landing_bucket, Key="bronze/se
 
 
 def test_an_object_that_is_uploaded_shows_its_rows_in_athena_without_any_further_step(stack: Stack) -> None:
+    before = {run["dag_run_id"] for run in stack.runs()}
     stack.compose("exec", "-T", "local-aws", "python", "-", given=UPLOAD)
     sql = "select city from busco_silver.sellers where seller_id = 'uploaded'"
     shown = ("exec", "-T", "local-aws", "busco", "query", "--format", "csv", sql)
     stack.wait(lambda: "sao paulo" in stack.compose(*shown, check=False), 300)
-    run = stack.api("GET", f"api/v1/dags/{DAG}/dagRuns?order_by=-id&limit=1")["dag_runs"][0]
-    assert run["run_type"] == "dataset_triggered"
+    stack.wait(lambda: all(run["state"] in ("success", "failed") for run in stack.runs()), 300)
+    new = [run for run in stack.runs() if run["dag_run_id"] not in before]
+    assert [(run["run_type"], run["state"]) for run in new] == [("dataset_triggered", "success")], new
     status = stack.compose("exec", "-T", "events", "busco", "events", "status")
     assert "0 messages waiting, 0 being processed, 0 dead letters" in status
     assert "1 object: ingested=1" in status

@@ -22,7 +22,9 @@ def test_a_run_uses_existing_resources_that_env_names_instead_of_our_templates(s
     def aws(service: str) -> Any:
         return client(service, f"http://127.0.0.1:{stack.value('BUSCO_AWS_PORT')}", REGION, owner)
 
-    # the local AWS restarts and deploys our templates with this prefix; only the content of S3 outlives the restart
+    # the local AWS restarts and deploys our templates with this prefix; only the content of S3 outlives the restart,
+    # after which the events service would look for missed objects in our lake
+    stack.compose("stop", "events")
     stack.set(BUSCO_GLUE_PREFIX="acme_")
     stack.compose("up", "--detach", "--wait", "local-aws")
     cluster, definitions, topic, roles = made(aws, "busco-dbt:local")
