@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Loads sample data, or the files in a folder, into the Docker Compose platform and starts a run of the `lakehouse` DAG.
+# Uploads sample data, or the files in a folder, to the landing bucket of the Docker Compose platform, which starts a run
+# of the `lakehouse` DAG, and waits until the files are ingested.
 # usage: scripts/first_data.sh [ORDERS | FOLDER]     default 100000
 set -euo pipefail
-if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,3s/^# //p' "$0"; exit 0; fi
+if [[ ${1:-} == -h || ${1:-} == --help ]]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
 cd "$(dirname "$0")/.."
 what=${1:-100000}
 folder=/var/lib/busco/incoming
@@ -16,6 +17,5 @@ if [[ -d $what ]]; then
 else
     inside busco sample --orders "$what" --out "$folder"
 fi
-inside busco ingest "$folder"
+inside busco put --until ingested "$folder"
 tidy
-docker compose exec -T airflow-scheduler airflow dags trigger lakehouse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -42,6 +43,19 @@ def sample_command(orders: int, seed: int, out: Path) -> None:
     table(("file", "rows"), [(name, f"{rows:,}") for name, rows in written.items()], right=(1,))
 
 
+def _bar(what: str) -> Progress:
+    """Returns a progress bar in bytes; it is shown only on a terminal, and gone at its end."""
+    return Progress(
+        TextColumn(what),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        console=console(),
+        transient=True,
+        disable=not sys.stdout.isatty(),
+    )
+
+
 @click.command("ingest")
 @click.argument("paths", nargs=-1)
 @click.option("--order", help="carry out this order instead (started by the events service)", hidden=True)
@@ -72,34 +86,16 @@ def ingest_command(paths: tuple[str, ...], order: str | None, table_name: str | 
             line = f"{ended.outcome}: {ended.key}"
             say(printable(f"{line}: {ended.reason}" if ended.reason else f"{line} ({count(ended.rows, 'row')})"))
         return
-    with Progress(
-        TextColumn("ingesting"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-        console=console(),
-        transient=True,
-        disable=not sys.stdout.isatty(),
-    ) as bar:
+    with _bar("ingesting") as bar:
 
         def started(total: int) -> Any:
             task = bar.add_task("", total=total)
             return lambda done: bar.advance(task, done)
 
         report = ingest(settings, store, contracts, list(paths), table_name, started, follow_links)
-    rows = [
-        (
-            one.file.name,
-            one.file.contract.table,
-            "already ingested" if one.outcome == "known" else one.outcome,
-            f"{one.rows:,}",
-            f"{one.written:,}",
-            f"{one.quarantined:,}",
-        )
-        for one in report.loaded
-    ]
-    if rows:
-        table(("file", "table", "outcome", "rows in", "written", "quarantined"), rows, right=(3, 4, 5))
+    _show_results(
+        (one.file.name, one.file.contract.table, one.outcome, one.rows, one.quarantined) for one in report.loaded
+    )
     for one in report.loaded:
         for example in one.examples:
             say(printable(f"quarantined: {one.file.name}: {example}"))
@@ -108,6 +104,114 @@ def ingest_command(paths: tuple[str, ...], order: str | None, table_name: str | 
         say(f"refused: {printable(path)}: {printable(reason)}")
     if not report.good:
         raise SystemExit(1)
+
+
+def _show_results(results: Iterable[tuple[str, str, str, int, int]]) -> None:
+    """Shows what became of files: name, table, outcome, number of rows, and how many of them were quarantined."""
+    rows = [
+        (
+            name,
+            table_name,
+            "already ingested" if outcome == "known" else outcome,
+            f"{all_rows:,}",
+            f"{all_rows - quarantined:,}",
+            f"{quarantined:,}",
+        )
+        for name, table_name, outcome, all_rows, quarantined in results
+    ]
+    if rows:
+        table(("file", "table", "outcome", "rows in", "written", "quarantined"), rows, right=(3, 4, 5))
+
+
+@click.command("put")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--table", "table_name", help="the source table for all files; by default, inferred from each file's name"
+)
+@click.option("--follow-links", is_flag=True, help="follow links to files and folders; by default, they are refused")
+@click.option(
+    "--until",
+    type=click.Choice(["uploaded", "ingested", "published"]),
+    default="published",
+    show_default=True,
+    help="what to wait for; `uploaded` needs no access to the lake",
+)
+def put_command(paths: tuple[Path, ...], table_name: str | None, follow_links: bool, until: str) -> None:
+    """Upload CSV files (plain or gzip), and folders of them, to the landing bucket.
+
+    The events service ingests them and starts a run; this command waits until their rows are published. It can be
+    interrupted, and repeated: a file that was uploaded before is not ingested again. Exits with status 1 if any file
+    was refused.
+    """
+    from busco.ingest.files import find
+    from busco.ingest.uploads import past_orders, results, upload
+    from busco.projects import all_contracts
+    from busco.warehouse.dbt import ensure_manifests
+
+    settings, store, environment = lake()
+    if not settings.landing_bucket:
+        raise BuscoError("BUSCO_LANDING_BUCKET is not set", "set it to the bucket of the stack busco-lake")
+    contracts = all_contracts(ensure_manifests(settings))
+    files, unknown = find(list(paths), contracts, table_name, follow_links)
+    past = past_orders(store) if until != "uploaded" else frozenset()
+    with _bar("uploading") as bar:
+        task = bar.add_task("", total=sum(file.size for file in files))
+        uploaded, unread = upload(
+            client("s3", settings),
+            settings.landing_bucket,
+            files,
+            settings.state / "spill",
+            lambda n: bar.advance(task, n),
+        )
+    say(f"uploaded {count(len(uploaded), 'file')} to s3://{settings.landing_bucket}/")
+    refused = [*((str(path), reason) for path, reason in unknown), *unread]
+    if until != "uploaded":
+        waiting = _Waiting("to be ingested")
+        found = list(results(store, uploaded, past, lambda missing: waiting.tick(count(missing, "file"))))
+        _show_results(
+            (one.file.name, one.file.contract.table, ended.outcome, ended.rows, ended.quarantined)
+            for one, ended in sorted(found, key=lambda pair: pair[0].key)
+        )
+        refused += [(one.file.label, ended.reason) for one, ended in found if ended.outcome == "refused"]
+    for path, reason in refused:
+        say(f"refused: {printable(path)}: {printable(reason)}")
+    if until == "published":
+        _wait_until_published(settings, store, environment, {one.file.contract.name for one in uploaded})
+    if refused:
+        raise SystemExit(1)
+
+
+class _Waiting:
+    """Says once in a while what a command is waiting for."""
+
+    _EVERY = 30.0  # seconds
+
+    def __init__(self, what: str) -> None:
+        self.what, self.at = what, time.monotonic() + self._EVERY
+
+    def tick(self, who: str) -> None:
+        if time.monotonic() >= self.at:
+            self.at += self._EVERY
+            say(f"waiting for {who} {self.what}; to see why: busco events status")
+
+
+def _wait_until_published(
+    settings: Settings, store: ObjectStore, environment: EnvironmentLayout, tables: set[str]
+) -> None:
+    """Waits until each project that reads one of the bronze tables has published the current deliveries."""
+    from busco.events.pending import current_sets, published, unpublished
+    from busco.project import Project
+
+    waiting = _Waiting("to be published")
+    for one in settings.of_all_projects():
+        project = Project.of(one)
+        contracts = [contract for contract in project.contracts if contract.name in tables]
+        while missing := unpublished(current_sets(store, contracts), published(store, environment, project.identity)):
+            waiting.tick(f"{', '.join(sorted(missing))} in the project {project.identity}")
+            time.sleep(1.0)
+    live = releases.read_live(store, environment)
+    if live is not None and tables:
+        say(f"published in release {live.release.release}; Athena shows it when the task `glue` has ended")
 
 
 @click.command(

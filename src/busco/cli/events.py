@@ -21,7 +21,7 @@ def events_command() -> None:
 
 
 def _with_airflow() -> Settings:
-    """Returns the settings of a process whose Airflow code uses the platform's Airflow.
+    """Returns the settings, in a process that uses the platform's Airflow.
 
     In the embedded platform, the process is replaced by one with Airflow's environment: Airflow reads it when it is
     imported, and would otherwise create a database of its own in the user's home folder.
@@ -31,13 +31,13 @@ def _with_airflow() -> Settings:
         from busco.embedded.airflow import environment
 
         os.execve(sys.executable, [sys.executable, "-m", "busco", *sys.argv[1:]], environment(settings))  # noqa: S606
-    # Airflow sends the log to standard output
+    # Airflow logs to standard output, into this command's own output
     logging.getLogger().setLevel(logging.WARNING)
     return settings
 
 
 @events_command.command("listen")
-@click.option("--if-configured", is_flag=True, help="without a queue, do nothing instead of failing")
+@click.option("--if-configured", is_flag=True, help="if no queue is configured, do nothing instead of failing")
 def listen_command(if_configured: bool) -> None:
     """Ingest objects as they arrive, and start the runs that need them, until stopped (SIGTERM)."""
     from busco.orchestration.events import idle, listen
@@ -76,12 +76,12 @@ def status_command() -> None:
 @events_command.command("pause")
 @click.option("--reason", required=True, help="why, for others who look at the status")
 def pause_command(reason: str) -> None:
-    """Leave new objects in the queue, which keeps them for seven days, and start no runs."""
+    """Stop processing new objects and starting runs. Messages stay in the queue for up to seven days."""
     _with_airflow()
     from busco.orchestration.events import pause
 
     pause(me(), reason)
-    echo("paused; to go on: busco events resume")
+    echo("paused; to continue: busco events resume")
 
 
 @events_command.command("resume")
@@ -107,7 +107,7 @@ def reconcile_command() -> None:
         echo(printable(line))
 
     done = reconcile(settings, show, say)
-    echo(f"{count(len(lines), 'object')} had no delivery")
+    echo(f"{count(len(lines), 'object')} processed")
     if not done:
         raise BuscoError("some objects could not be ingested", "see the messages above; then run this again")
 
@@ -119,14 +119,19 @@ def dead_letters_command() -> None:
 
 @dead_letters_command.command("list")
 def list_command() -> None:
-    """Show the dead letters: why each is one, and the beginning of its text."""
+    """Show each dead letter with its reason and the beginning of its text."""
     from busco.orchestration.events import events_queue
 
     queue = events_queue(get_settings())
     found = list(queue.dead(hidden=30))
     queue.release_dead(found)
     rows = [
-        (one.id, f"{one.sent_at:%Y-%m-%d %H:%M} UTC", one.reason or "it failed too often", one.body[:120])
+        (
+            one.id,
+            f"{one.sent_at:%Y-%m-%d %H:%M} UTC",
+            one.reason or "received ten times without success; see `busco events status`",
+            one.body[:120],
+        )
         for one in found
     ]
     if rows:

@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "aws": ("local_aws", "dbt", "manage the local AWS: up, down, status, env"),
     "airflow": ("platform", "airflow", "manage the embedded Airflow: up, down, status"),
     "sample": ("data", "dbt", "generate the files of a sample marketplace"),
+    "put": ("data", "dbt", "upload files to the landing bucket, and wait until their rows are published"),
     "ingest": ("data", "dbt", "load source files into bronze"),
     "dbt": ("data", "dbt", "run dbt on the lake: build, parse, ls, docs, …"),
     "query": ("data", "dbt", "query the lake with Athena or DuckDB"),

@@ -97,6 +97,11 @@ class AirflowApi:
         found = self.call("GET", "dags", dag_id_pattern=dag_id, only_active=False, limit=100)["dags"]
         return next((dict(dag) for dag in found if dag["dag_id"] == dag_id), None)
 
+    def dag_runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """Returns a DAG's newest runs, at most 100, oldest first."""
+        found = self.call("GET", f"dags/{dag_id}/dagRuns", limit=100, order_by="-id")["dag_runs"]
+        return list(reversed(found))
+
     def dag_run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         return dict(self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}"))
 

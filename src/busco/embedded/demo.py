@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from busco.aws import client
 from busco.embedded import airflow
 from busco.embedded.airflow_api import AirflowApi
 from busco.environments import ask_for_parse, python, without_airflow
 from busco.errors import BuscoError
+from busco.events import pending
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.objects import ObjectStore
 from busco.output import console
 from busco.project import Project
 from busco.settings import Settings, get_settings
@@ -31,6 +35,7 @@ DAG = "lakehouse"
 _DONE = frozenset({"success", "failed"})
 _LIMIT = 3600.0
 _GRAPH_LIMIT = 90.0
+_RUN_LIMIT = 60.0
 _RETRY_PARSE = 5.0
 _MARKS = {
     "success": "[green]✓ success[/]",
@@ -61,7 +66,7 @@ def start_platform(settings: Settings, say: Say, lake: str | None) -> str:
 
 
 def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int:
-    """Runs the main workflow (ingest files into bronze, run the DAG, query Athena) and returns the exit status.
+    """Runs the main workflow (upload files, which start a run of the DAG; query Athena) and returns the exit status.
 
     Each data set, generated or from a folder, gets a local lake of its own, so that data sets never mix.
     """
@@ -74,7 +79,7 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
     get_settings.cache_clear()
     settings = get_settings()
     clock.step("local AWS")
-    # Airflow takes the longest to start, so the files are ingested while it starts.
+    # Airflow takes the longest to start
     starting = InBackground(lambda: airflow.up(settings, lambda _: None))
     command(settings, "dbt", "parse")
     if folder is None:
@@ -84,16 +89,31 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
             command(settings, "sample", "--orders", str(orders), "--out", str(folder), quiet=True)
             (folder / "complete").touch()
             clock.step("sample data")
-    command(settings, "ingest", str(folder), to_stdout=True)
-    clock.step("ingest")
     url = starting.result()
     clock.step("Airflow (remaining startup)")
     api = AirflowApi(settings)
     wait_for_graph(settings, api)
-    run_id = api.trigger(DAG, {})
-    say(f"DAG {DAG}, run {run_id}: {url}/dags/{DAG}/grid")
-    state = follow(api, run_id)
-    clock.step("DAG run")
+    before = {run["dag_run_id"] for run in api.dag_runs(DAG)}
+    if settings.listen:
+        command(settings, "put", str(folder), "--until", "ingested", to_stdout=True)
+        clock.step("upload and ingest")
+    else:
+        command(settings, "ingest", str(folder), to_stdout=True)
+        clock.step("ingest")
+    run_id = started_run(settings, api, before) if settings.listen else None
+    if run_id is None:
+        run_id = api.trigger(DAG, {})
+        say("no upload has started a run, so the demo has")
+    while True:
+        say(f"DAG {DAG}, run {run_id}: {url}/dags/{DAG}/grid")
+        state = follow(api, run_id)
+        clock.step("DAG run")
+        # files that arrived during the run have started the next one
+        before.add(run_id)
+        following = started_run(settings, api, before) if settings.listen and state == "success" else None
+        if following is None:
+            break
+        run_id = following
     if state != "success":
         say_failures(api, run_id, say)
         return 1
@@ -104,6 +124,30 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
     clock.total()
     say("explore: make ui   |   stop everything: make down")
     return 0
+
+
+def started_run(settings: Settings, api: Any, before: Collection[str]) -> str | None:
+    """Returns the run that new deliveries have started, as soon as there is one.
+
+    Returns None if everything is published, or if no run has started after a minute, because an earlier run failed with
+    the same deliveries.
+
+    Args:
+        before: the ids of earlier runs.
+    """
+    store, environment = ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod")
+    project = Project.of(settings)
+    deadline = time.monotonic() + _RUN_LIMIT
+    while True:
+        new = [run["dag_run_id"] for run in api.dag_runs(DAG) if run["dag_run_id"] not in before]
+        if new:
+            return str(new[-1])
+        published = pending.published(store, environment, project.identity)
+        if not pending.unpublished(pending.current_sets(store, project.contracts), published):
+            return None
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.5)
 
 
 def lake_name(folder: Path | None, orders: int) -> str:

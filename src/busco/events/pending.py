@@ -1,8 +1,8 @@
 """Decides whether a project's DAG needs a run, from the lake's records and the DAG's runs alone.
 
-Airflow can lose or delay dataset events, so what starts a run is only a hint: a run is needed for a set of deliveries
-that the project has not published and that no run with the same code has been based on. A set whose run failed waits
-for something new: another delivery, other code, `resume`, or a run started by hand.
+Airflow can lose or delay dataset events, so nothing here relies on them. A project needs a run if it has not published
+the current deliveries, and no run with the same code was based on them. If such a run failed, no other is started until
+something changes: another delivery, other code, `resume`, or a run started by hand.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from busco.lake.records import Current, Pin
 from busco.lake.releases import history
 from busco.lake.runs import epochs
 
-_UNPINNED = 3  # after so many runs of a set that ended before they were pinned, no further one is started
+_UNPINNED = 3  # how many runs are started for a set if each ends before it is pinned
 State = Literal["current", "due", "starting", "running", "waiting", "blocked"]
 
 
 @dataclass(frozen=True)
 class CurrentSet:
-    """A bronze table's current set of deliveries: the ids of the versions that consist of it, and their number."""
+    """A bronze table's current set of deliveries: the ids that a version of exactly these deliveries can have, and the
+    number of deliveries."""
 
     versions: frozenset[str]
     deliveries: int
@@ -57,7 +58,8 @@ class Standing:
     Attributes:
         state: `current` (published), `starting` (a run exists that is not pinned yet), `running` (a run is based on the
             current deliveries), `waiting` (a run that is based on older deliveries has to end first), `blocked` (a run
-            with them ended and did not publish them), or `due` (a run has to be started).
+            with them ended and did not publish them, or three runs ended before they were pinned), or `due` (a run has
+            to be started).
         tables: for each table that differs, the number of its deliveries that are not published.
         run_id: the run that the state is about; '' if there is none.
         set_id: identifies the set of deliveries, the code, and the last hold that was lifted.
@@ -81,9 +83,18 @@ def current_sets(store: ObjectStore, contracts: Iterable[Contract]) -> dict[str,
     return found
 
 
+def unpublished(now: Mapping[str, CurrentSet], before: Published) -> dict[str, int]:
+    """Returns the tables whose current deliveries a project has not published, each with the number of deliveries."""
+    return {
+        table: max(1, one.deliveries - before.versions.get(table, ("", 0))[1])
+        for table, one in now.items()
+        if before.versions.get(table, ("", 0))[0] not in one.versions
+    }
+
+
 @dataclass(frozen=True)
 class Published:
-    """A project's last publish of all its models.
+    """What a project's last run of all its models published.
 
     Attributes:
         versions: the bronze versions that it was based on, with their numbers of deliveries; none if a rollback is
@@ -127,20 +138,16 @@ def standing(
         now: the tables' current deliveries (`current_sets`).
         before: what the project published last.
         attempts: the runs of the project's DAGs, newest first; only as many as needed are read.
+        code: the code that a new run would use.
         current: the lake's pointer to the live release.
     """
-    versions = before.versions
-    pending = {
-        table: max(1, one.deliveries - versions.get(table, ("", 0))[1])
-        for table, one in now.items()
-        if versions.get(table, ("", 0))[0] not in one.versions
-    }
+    pending = unpublished(now, before)
     if not pending:
         return Standing("current", {})
     lifted = current.resumed.hold if current is not None and current.resumed is not None else None
     sets = [[table, min(one.versions)] for table, one in sorted(now.items())]
     set_id = json.dumps([sets, code.version, code.manifest_hash, str(lifted.when if lifted else "")])
-    # runs that did not publish for a reason that is over
+    # runs that did not publish for a reason that no longer applies
     excused = set(lifted.skipped if lifted else ())
     if current is not None and current.hold is None:
         excused.add(before.rolled_back)

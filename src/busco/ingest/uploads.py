@@ -1,0 +1,119 @@
+"""Uploads files to the landing bucket, from which the events service ingests them (`busco put`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from busco.ingest.files import SourceFile
+from busco.ingest.refused import Refused, readable
+from busco.lake.layout import INGEST, ingest_outcome
+from busco.lake.objects import ObjectStore
+from busco.lake.records import IngestedObject, IngestOutcome
+
+_IN_ONE_REQUEST = 64 << 20  # bytes; larger files are uploaded in parts, with retries of single parts
+_LOOK_EVERY = 1.0  # seconds between two looks for results
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """An uploaded file.
+
+    Attributes:
+        version: the id of the object's version; '' if the bucket has no versions, or if the user may not read it.
+        size: in bytes.
+    """
+
+    file: SourceFile
+    key: str
+    version: str
+    size: int
+
+    def is_in(self, result: IngestedObject) -> bool:
+        """Whether a result is about this upload."""
+        if result.key != self.key:
+            return False
+        return result.version == self.version if self.version else result.size == self.size
+
+
+def key_of(file: SourceFile) -> str:
+    """Returns the key of a file in the landing bucket: below its table's folder, as it is below the given folder."""
+    name = file.path.relative_to(file.folder).as_posix() if file.folder else file.path.name
+    return f"{file.contract.source}/{file.contract.table}/{name}"
+
+
+def upload(
+    s3: Any, bucket: str, files: Sequence[SourceFile], scratch: Path, progress: Callable[[int], None]
+) -> tuple[list[Uploaded], list[tuple[str, str]]]:
+    """Uploads files; returns the uploaded ones, and the paths of those that could not be read, each with the reason.
+
+    Args:
+        scratch: the folder for temporary files.
+        progress: called with the number of bytes uploaded since the last call.
+
+    Raises:
+        botocore.exceptions.ClientError: S3 refused an upload.
+    """
+    done: list[Uploaded] = []
+    unread: list[tuple[str, str]] = []
+    for file in files:
+        try:
+            with file.opened(scratch) as opened, readable():
+                size = opened.size
+                version = _upload(s3, bucket, key_of(file), opened.path, size, progress)
+        except Refused as error:
+            unread.append((file.label, str(error)))
+        else:
+            done.append(Uploaded(file, key_of(file), version, size))
+    return done, unread
+
+
+def _upload(s3: Any, bucket: str, key: str, path: Path, size: int, progress: Callable[[int], None]) -> str:
+    with path.open("rb") as content:
+        if size <= _IN_ONE_REQUEST:
+            answer = s3.put_object(Bucket=bucket, Key=key, Body=content)
+            progress(size)
+            return str(answer.get("VersionId", ""))
+        s3.upload_fileobj(content, bucket, key, Callback=progress)
+    try:
+        return str(s3.head_object(Bucket=bucket, Key=key).get("VersionId", ""))
+    except ClientError as error:
+        if error.response["Error"]["Code"] in ("403", "AccessDenied"):
+            return ""
+        raise
+
+
+def past_orders(store: ObjectStore) -> frozenset[str]:
+    """Returns the ids of all orders to ingest so far, for `results`."""
+    return frozenset(store.folders(INGEST))
+
+
+def results(
+    store: ObjectStore, uploaded: Sequence[Uploaded], past: frozenset[str], waiting: Callable[[int], None]
+) -> Iterator[tuple[Uploaded, IngestedObject]]:
+    """Yields the result for each upload as soon as the events service has recorded it.
+
+    Args:
+        past: the orders from before the upload, which are not about it.
+        waiting: called every second with the number of uploads that have no result yet.
+    """
+    missing, read = list(uploaded), set(past)
+    while missing:
+        for order in sorted(set(store.folders(INGEST)) - read):
+            outcome = store.read(ingest_outcome(order), IngestOutcome)
+            if outcome is None:  # it is being carried out
+                continue
+            read.add(order)
+            for result in outcome.objects:
+                found = next((one for one in missing if one.is_in(result)), None)
+                if found is not None and result.outcome != "listed":
+                    missing.remove(found)
+                    yield found, result
+        if missing:
+            waiting(len(missing))
+            time.sleep(_LOOK_EVERY)
