@@ -133,14 +133,14 @@ def test_the_newest_version_is_delivered_again_even_if_its_first_attempt_was_int
     assert [one.outcome for one in found] == ["ingested"]
 
 
-def test_the_same_content_again_is_no_delivery_of_its_own_to_any_comparison(mini: Platform, ordering: Ordering) -> None:
+def test_no_comparison_delivers_unchanged_content_again(mini: Platform, ordering: Ordering) -> None:
     for body in (CONTENT, CONTENT, OTHER):
         ordering.take(ordering.arrival("orders/a.csv", body))
     assert len(deliveries(mini)) == 2
     assert ordering.everything() == []
 
 
-def test_an_object_that_s3_does_not_let_be_read_may_be_accepted_later(
+def test_an_object_that_s3_refuses_to_return_may_be_accepted_later(
     mini: Platform, ordering: Ordering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrived = ordering.arrival("orders/a.csv")
@@ -148,14 +148,14 @@ def test_an_object_that_s3_does_not_let_be_read_may_be_accepted_later(
     with monkeypatch.context() as patch:
         patch.setattr(LandedObject, "_fetch", lambda self, _: (_ for _ in ()).throw(self._refusal(denied)))
         (found,) = ordering.take(arrived)
-    assert (found.outcome, found.passing) == ("refused", True)
+    assert (found.outcome, found.transient) == ("refused", True)
     assert "kms:Decrypt" in found.reason
     assert outcomes(ordering.everything()) == [("orders/a.csv", "ingested")]
     assert len(deliveries(mini)) == 1
 
 
 @pytest.mark.parametrize("report", [b"", b"[]", b'{"versions": [1, null, "x"]}', b'{"versions": 3}'])
-def test_a_report_that_somebody_else_has_written_harms_no_order(ordering: Ordering, report: bytes) -> None:
+def test_a_report_that_somebody_else_has_written_does_not_make_an_order_fail(ordering: Ordering, report: bytes) -> None:
     ordering.bucket.s3.put_object(Bucket=ordering.bucket.bucket, Key=report_key("orders/a.csv"), Body=report)
     assert outcomes(ordering.take(ordering.arrival("orders/a.csv", b""))) == [("orders/a.csv", "refused")]
     assert ordering.everything() == []
@@ -167,7 +167,9 @@ def test_orders_are_carried_out_in_prod_only(ordering: Ordering) -> None:
         carry_out(settings, ordering.platform.store, ordering.contracts, ordering.order())
 
 
-def test_bad_objects_stop_no_other_and_each_is_reported_to_its_producer(mini: Platform, ordering: Ordering) -> None:
+def test_bad_objects_do_not_stop_the_others_and_each_is_reported_to_its_producer(
+    mini: Platform, ordering: Ordering
+) -> None:
     good = ordering.arrival("orders/good.csv")
     empty = ordering.arrival("orders/empty.csv", b"")
     partly = ordering.arrival("orders/partly.csv", BAD)
@@ -182,7 +184,7 @@ def test_bad_objects_stop_no_other_and_each_is_reported_to_its_producer(mini: Pl
         ("orders/good.csv", "ingested"),
     ]
     assert (ordering.report("orders/good.csv"), ordering.report("orders/")) == (None, None)
-    assert "its folder is that of no table" in ordering.report("unknown/a.csv")["versions"][0]["reason"]
+    assert "its folder belongs to no table" in ordering.report("unknown/a.csv")["versions"][0]["reason"]
     (entry,) = ordering.report("orders/empty.csv")["versions"]
     assert (entry["outcome"], entry["version"], entry["reason"]) == (
         "refused", empty.version, "the file is empty (zero bytes)",
@@ -241,7 +243,7 @@ def test_a_deleted_object_is_read_as_long_as_its_version_exists(mini: Platform, 
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_two_objects_that_are_one_file_are_not_both_ingested(
+def test_two_objects_with_one_file_name_are_not_both_ingested(
     mini: Platform, ordering: Ordering, together: bool
 ) -> None:
     one, other = ordering.arrival("orders/a.csv"), ordering.arrival("bronze/orders/a.csv", OTHER)

@@ -200,7 +200,7 @@ def test_a_bad_object_stops_no_other_and_is_named_by_its_url(mini: Platform, buc
     printed = mini.busco("ingest", f"s3://{bucket.bucket}/", status=1)
     assert f"refused: s3://{bucket.bucket}/orders/empty.csv: the file is empty" in printed
     assert f"refused: s3://{bucket.bucket}/orders/broken.csv.gz: broken gzip" in printed
-    assert f"refused: s3://{bucket.bucket}/unknown/a.csv: its folder is that of no table" in printed
+    assert f"refused: s3://{bucket.bucket}/unknown/a.csv: its folder belongs to no table" in printed
     assert "_reports" not in printed
     assert [delivery.file_name for delivery in deliveries(mini)] == ["good.csv"]
 

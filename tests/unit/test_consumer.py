@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection, Sequence
+from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,7 +75,7 @@ class World:
         self.orders: list[list[str]] = []
         self.order_ids: list[str] = []
         self.undelivered: list[str] = []
-        self.passing: set[str] = set()
+        self.transient: set[str] = set()
         self.announced: list[list[str]] = []
         self.poison: set[str] = set()
         self.ingest_fails: list[Exception] = []
@@ -98,7 +100,7 @@ class World:
             raise self.ingest_fails.pop(0)
         if self.poison & {one.key for one in order.objects}:
             raise OrderFailed("exit status -9")
-        return outcome(*(one.key for one in order.objects), passing=self.passing)
+        return outcome(*(one.key for one in order.objects), transient=self.transient)
 
     def announce(self, found: IngestOutcome) -> None:
         assert not self.queue.deleted or self.announced, "a message was deleted before anything was announced"
@@ -114,11 +116,11 @@ class World:
             self.consumer.process(batch)
 
 
-def outcome(*keys: str, what: Any = "ingested", passing: Collection[str] = ()) -> IngestOutcome:
+def outcome(*keys: str, what: Any = "ingested", transient: Collection[str] = ()) -> IngestOutcome:
     objects = tuple(
         IngestedObject(
             key=key, version="v", etag="e", size=1, table="bronze.orders",
-            outcome="refused" if key in passing else what, passing=key in passing,
+            outcome="refused" if key in transient else what, transient=key in transient,
         )
         for key in keys
     )  # fmt: skip
@@ -153,7 +155,7 @@ def test_a_message_that_is_received_twice_in_a_batch_is_deleted_by_its_last_rece
     assert len(world.queue.deleted) == 1
 
 
-def test_a_foreign_message_is_a_dead_letter_with_its_reason_and_stops_no_other(world: World) -> None:
+def test_a_foreign_message_is_a_dead_letter_with_its_reason_and_does_not_stop_the_others(world: World) -> None:
     world.send("not JSON", body("orders/a.csv"), body("b.csv", bucket="other"))
     world.work()
     assert world.queue.rejected == {
@@ -180,7 +182,7 @@ def test_messages_that_need_no_action_are_deleted_without_an_order(world: World)
 
 
 @pytest.mark.parametrize("position", [0, 3, 7])
-def test_an_object_that_makes_orders_fail_stops_no_other_and_is_left_for_the_dead_letters(
+def test_an_object_that_makes_orders_fail_does_not_stop_the_others_and_is_left_for_the_dead_letters(
     world: World, position: int
 ) -> None:
     keys = [f"orders/{number}.csv" for number in range(8)]
@@ -207,7 +209,7 @@ def test_if_ingest_fails_without_any_object_no_object_is_to_blame(world: World) 
 
 
 def test_an_object_that_may_be_accepted_later_is_received_again(world: World) -> None:
-    world.passing = {"orders/a.csv"}
+    world.transient = {"orders/a.csv"}
     world.send(body("orders/a.csv"), body("orders/b.csv"))
     world.work()
     assert world.queue.deleted == [body("orders/b.csv")]
@@ -231,7 +233,7 @@ def test_messages_that_were_received_before_the_queue_failed_are_processed(world
     assert world.consumer._held == {}
 
 
-def test_an_outage_is_waited_for_with_the_messages_held(world: World) -> None:
+def test_an_outage_is_waited_out_with_the_messages_held(world: World) -> None:
     world.ingest_fails = [OSError("no S3"), OSError("no S3")]
     world.announce_fails = [OSError("no database")]
     world.send(body("orders/a.csv"))
@@ -279,7 +281,7 @@ def test_held_messages_are_extended_until_they_are_done(world: World, monkeypatc
     assert len(world.queue.extended) <= count + 1
 
 
-def test_what_has_no_delivery_is_ordered_in_the_beginning_and_when_the_queue_is_a_new_one(world: World) -> None:
+def test_objects_without_a_delivery_are_ingested_on_start_and_when_the_queue_is_new(world: World) -> None:
     world.consumer.loses_messages = True
     world.undelivered = ["orders/lost.csv"]
     taken: list[str] = []
@@ -298,7 +300,7 @@ def test_what_has_no_delivery_is_ordered_in_the_beginning_and_when_the_queue_is_
     assert taken == ["orders/lost.csv", "orders/lost too.csv"]
 
 
-def test_an_object_without_delivery_that_makes_orders_fail_stops_no_other(world: World) -> None:
+def test_an_object_without_delivery_that_makes_orders_fail_does_not_stop_the_others(world: World) -> None:
     world.undelivered = [f"orders/{number}.csv" for number in range(4)]
     world.poison = {"orders/2.csv"}
     assert not world.consumer.reconcile()
@@ -324,3 +326,31 @@ def test_a_failed_comparison_does_not_end_the_consumer(world: World, monkeypatch
     world.send(body("orders/a.csv"))
     world.consumer.run()
     assert len(set(listings)) == 3
+
+
+def test_what_can_never_be_ingested_repeats_the_comparison_less_and_less_often(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, listings = 1000.0, []
+    monkeypatch.setattr("busco.events.consumer.time", SimpleNamespace(monotonic=lambda: now))
+    world.undelivered, world.transient = ["orders/a.csv"], {"orders/a.csv"}
+
+    def collect(_: int) -> list[Message]:
+        nonlocal now
+        now += 100.0
+        return []
+
+    def ingest(order: IngestOrder) -> IngestOutcome:
+        if order.everything:
+            listings.append(now)
+            if len(listings) == 12:
+                world.transient, world.undelivered = set(), []
+            if len(listings) == 14:
+                world.consumer.stop.set()
+        return World.ingest(world, order)
+
+    monkeypatch.setattr(world.consumer, "collect", collect)
+    world.consumer.ingest = ingest
+    world.consumer.run()
+    pauses = [later - earlier for earlier, later in pairwise(listings)]
+    assert pauses == [300.0 * 2**number for number in range(9)] + [86_400.0] * 4

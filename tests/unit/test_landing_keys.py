@@ -34,17 +34,17 @@ def test_a_key_names_its_table_and_its_file(key: str, table: tuple[str, str], na
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("a.csv", "its folder is that of no table; the folders are crm/olist/, erp/customers/"),
+        ("a.csv", "its folder belongs to no table; the tables' folders are crm/olist/, erp/customers/"),
         ("unknown/a.csv", "olist/orders/"),
         ("Orders/a.csv", "olist/orders/"),
         ("customers/a.csv", "several sources have a table customers; deliver it to erp/customers/ or olist/customers/"),
         # `olist` is a source, so it is no short form of the table crm.olist
-        ("olist/a.csv", "its folder is that of no table"),
-        ("orders", "its name lacks a file; deliver it to olist/orders/<file>"),
-        ("orders/", "its name lacks a file"),
-        ("orders/..", "its name lacks a file"),
-        ("orders/day/...gz", "its name lacks a file"),
-        ("orders/.gz", "its name lacks a file"),
+        ("olist/a.csv", "its folder belongs to no table"),
+        ("orders", "its key has no file name; deliver it to olist/orders/<file>"),
+        ("orders/", "its key has no file name"),
+        ("orders/..", "its key has no file name"),
+        ("orders/day/...gz", "its key has no file name"),
+        ("orders/.gz", "its key has no file name"),
     ],
 )
 def test_a_key_of_no_table_is_refused_with_the_right_folder(key: str, said: str) -> None:

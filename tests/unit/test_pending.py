@@ -104,7 +104,7 @@ def test_the_id_of_a_set_changes_with_the_deliveries_and_only_then() -> None:
 
 
 def test_a_run_that_was_rolled_back_is_repeated_when_there_is_no_hold() -> None:
-    """A rollback brings back the content of all projects, but only those with new runs leave it again."""
+    """A rollback restores older content of all projects; each gets its new content back only through a new run."""
     before = Published(rolled_back="key-of-run-1")
     held = Current(release="r1", serial=1, hold=Hold(who="me", when=utc_now(), reason=""))
     assert standing(NOW, before, [tried(pinned())], CODE, Current(release="r1", serial=1)).state == "due"
@@ -117,7 +117,7 @@ def test_a_set_whose_runs_are_never_pinned_is_tried_three_times() -> None:
     ended = [tried(None, run=f"{run_prefix(first.set_id)}{number}") for number in range(3)]
     assert [decide(*ended[:number]).unpinned for number in range(3)] == [0, 1, 2]
     assert (decide(*reversed(ended)).state, decide(*reversed(ended)).run_id) == ("blocked", ended[-1].run_id)
-    # another set begins anew, and other runs that were never pinned don't count
+    # another set starts over, and other runs that were never pinned don't count
     more = {**NOW, "bronze.items": CurrentSet(frozenset({"w2"}), 2)}
     assert decide(*ended, now=more).state == "due"
     assert decide(*[tried(None, run=f"manual-{number}") for number in range(5)]).state == "due"

@@ -7,11 +7,11 @@ The states of a message, and what moves it on:
 
     waiting ──received──▶ held ──ingested──▶ delivered ──announced──▶ done ──deleted──▶ (gone)
        ▲                   │ │
-       └──not extended─────┘ └──not a notification of the bucket──▶ dead letter, with the reason
+       └─timeout not extended┘ └──not a notification of the bucket──▶ dead letter, with the reason
 
-A held message is extended until it is done. It returns to waiting if this process is killed, if its object alone made
-an order fail, or if the object was refused for a reason that may pass; after too many receives, SQS moves it to the
-dead letters.
+While a message is held, its visibility timeout is extended. It returns to *waiting* if this process is killed, if an
+order for its object alone failed, or if its object was refused for a transient reason. After ten receives, SQS moves it
+to the dead letters.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from busco.events.notifications import Notification, read
+from busco.events.notifications import read
 from busco.events.queue import LONG_POLL, VISIBLE_AFTER, Message, Queue
-from busco.lake.layout import REPORTS, stamp
+from busco.lake.layout import is_delivery, stamp
 from busco.lake.records import Arrival, IngestOrder, IngestOutcome, utc_now
 from busco.text import printable
 
 log = logging.getLogger(__name__)
 
-_LONGEST_BATCH = 30.0  # seconds from the first message of a batch until it is ingested
+_LONGEST_BATCH = 30.0  # seconds from the first message of a batch until its ingestion starts
 _LARGEST_BATCH = 5_000  # messages
-# Seconds between two comparisons of the bucket with the deliveries: the longest that an object whose message was lost
-# has to wait. After one that failed, the next one follows soon.
+# Seconds between two comparisons of the bucket with the deliveries: the longest time for which an object whose message
+# was lost has to wait. After a comparison that could not handle all objects, the next one follows sooner, after a pause
+# that doubles each time.
 _RECONCILE_EVERY, _RECONCILE_AGAIN = 86_400.0, 300.0
 _EXTEND_EVERY = VISIBLE_AFTER / 3
 _LOOK_WHILE_PAUSED = 2.0  # seconds
@@ -50,7 +51,7 @@ class OrderFailed(Exception):
 
 
 def new_order(objects: Sequence[Arrival] = (), everything: bool = False) -> IngestOrder:
-    """Returns a new order, whose id begins with its time."""
+    """Returns a new order, whose id begins with the time (UTC)."""
     moment = utc_now()
     return IngestOrder(
         order=f"{stamp(moment)}-{secrets.token_hex(4)}",
@@ -62,17 +63,19 @@ def new_order(objects: Sequence[Arrival] = (), everything: bool = False) -> Inge
 
 @dataclass
 class Consumer:
-    """Receives messages in one thread; another one extends those that are held.
+    """Receives messages in one thread; another one extends the visibility timeout of those that are held.
 
     Args:
-        ingest: carries out an order and returns the outcome, at once if the order was carried out before. Raises
-            OrderFailed if there is none, and other exceptions if a retry may succeed.
+        queue: the queue of the landing bucket's events.
+        bucket: the landing bucket.
+        ingest: carries out an order and returns the outcome; returns the existing outcome if the order was carried out
+            before. Raises OrderFailed if there is no outcome, and other exceptions if a retry may succeed.
         announce: tells Airflow which tables changed; called again if it fails.
         quiet: seconds without a message after which a batch is complete.
         stop: ends the consumer; messages that are not done are received again.
-        say: reports what goes wrong, and '' when it works again.
+        say: receives each problem, and '' once the step succeeds.
         loses_messages: whether the queue can be replaced by a new one, as that of a local AWS is when it restarts.
-        paused: returns who paused the consumer and why; while it is not '', nothing is received.
+        paused: returns who paused the consumer and why, '' if nobody has; while it is not '', nothing is received.
     """
 
     queue: Queue
@@ -88,24 +91,27 @@ class Consumer:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self) -> None:
-        """Works until `stop` is set. At first, and then once a day, ingests what is in the bucket and was never
-        delivered."""
+        """Works until `stop` is set. On start and once a day, also ingests the objects in the bucket that have no
+        delivery."""
         threading.Thread(target=self._keep, daemon=True, name="extends messages").start()
-        compare_at, queue = 0.0, ""
+        compare_at, again, queue = 0.0, _RECONCILE_AGAIN, ""
         while not self.stop.is_set():
             if self._until_it_works(self.paused):
                 self.stop.wait(_LOOK_WHILE_PAUSED)
                 continue
             if self.loses_messages and (created := self._until_it_works(self.queue.created) or queue) != queue:
-                compare_at, queue = 0.0, created
+                compare_at, again, queue = 0.0, _RECONCILE_AGAIN, created
             if time.monotonic() >= compare_at:
                 done = self.reconcile()
-                compare_at = time.monotonic() + (_RECONCILE_EVERY if done else _RECONCILE_AGAIN)
+                compare_at = time.monotonic() + (_RECONCILE_EVERY if done else again)
+                # what is refused for a reason that persists must not repeat the comparison every few minutes
+                again = _RECONCILE_AGAIN if done else min(2 * again, _RECONCILE_EVERY)
             if batch := self._until_it_works(partial(self.collect, LONG_POLL)):
                 self.process(batch)
 
     def reconcile(self) -> bool:
-        """Ingests the objects whose messages were lost, or were sent before there was a queue.
+        """Ingests objects without a delivery: their messages were lost, or they were uploaded before the bucket had a
+        queue.
 
         Returns whether all of them have been handled.
         """
@@ -125,7 +131,8 @@ class Consumer:
         return not failed and not self.stop.is_set()
 
     def collect(self, wait: int) -> list[Message]:
-        """Returns a batch: what arrives until no message has arrived for `quiet` seconds; [] if none does."""
+        """Returns a batch: what arrives until no message has arrived for `quiet` seconds, at most 5,000 messages or 30
+        seconds; [] if none arrives within `wait` seconds."""
         began = time.monotonic()
         batch = self._receive(wait)
         while batch and len(batch) < _LARGEST_BATCH and time.monotonic() - began < _LONGEST_BATCH:
@@ -144,14 +151,15 @@ class Consumer:
         # a message can be received twice within a batch; only the last receipt can be deleted
         messages = list({one.id: one for one in batch}.values())
         contents = {one.id: read(one.body, self.bucket) for one in messages}
-        wanted = dict.fromkeys(one for message in messages for one in _objects(contents[message.id]))
+        arrivals = (one for message in messages for one in contents[message.id].arrivals)
+        wanted = dict.fromkeys(one for one in arrivals if is_delivery(one.key, one.size))
         failed = self._take(list(wanted))
-        if self.stop.is_set():  # a step may not have been done
+        if self.stop.is_set():  # a step may have been skipped
             return
         again = [one for one in messages if failed.intersection(contents[one.id].arrivals)]
         for message in again:
             keys = ", ".join(one.key for one in contents[message.id].arrivals if one in failed)
-            log.error("could not ingest %s, receive %s of the message", printable(keys), message.receives)
+            log.error("could not ingest %s; its message has been received %s times", printable(keys), message.receives)
         self._let_go(again)
         self._until_it_works(partial(self.queue.extend, again, _RECEIVED_AGAIN))
         done = [one for one in messages if one not in again]
@@ -163,9 +171,9 @@ class Consumer:
         self._let_go(done)
 
     def _take(self, objects: Sequence[Arrival]) -> set[Arrival]:
-        """Ingests and announces objects, and returns those that could not be ingested and may be later.
+        """Ingests and announces objects, and returns those that could not be ingested now but may be later.
 
-        If an order fails, its halves are ordered separately, so that one object stops no other.
+        If an order fails, each half is tried as an order of its own, so that one bad object doesn't hold up the others.
         """
         if not objects or self.stop.is_set():
             return set()
@@ -182,8 +190,8 @@ class Consumer:
         if outcome is None:  # stopped
             return set()
         self._until_it_works(partial(self.announce, outcome))
-        passing = {(one.key, one.version, one.etag) for one in outcome.objects if one.passing}
-        return {one for one in objects if (one.key, one.version, one.etag) in passing}
+        transient = {(one.key, one.version, one.etag) for one in outcome.objects if one.transient}
+        return {one for one in objects if (one.key, one.version, one.etag) in transient}
 
     def _try_nothing(self) -> None:
         """Carries out an order without objects: if that fails too, it is not because of an object."""
@@ -212,7 +220,7 @@ class Consumer:
             try:
                 self.queue.extend(held)
             except Exception as error:  # the messages may be received again, which has no further effect
-                log.warning("held messages can't be extended: %s", error)
+                log.warning("the visibility timeout of held messages can't be extended: %s", error)
 
     # -- outages ------------------------------------------------------------------------------------------------------
 
@@ -241,12 +249,3 @@ class Consumer:
         finally:
             if failed:
                 self.say("")
-
-
-def _objects(content: Notification) -> list[Arrival]:
-    """Returns the objects to ingest: neither the platform's own reports, nor empty objects that stand for folders."""
-    return [
-        one
-        for one in content.arrivals
-        if not one.key.startswith(REPORTS) and not (one.key.endswith("/") and one.size == 0)
-    ]

@@ -45,7 +45,7 @@ def read(body: str, bucket: str) -> Notification:
     """
     try:
         found = _read(body, bucket, wrapped=False)
-    except Exception as error:  # whatever a stranger has written, such as JSON that is nested too deeply
+    except Exception as error:  # anybody may have written the message, for example JSON that is nested too deeply
         return Notification(foreign=(f"it can't be read: {type(error).__name__}",))
     if not found.foreign:
         return found
@@ -70,7 +70,7 @@ def _read(body: str, bucket: str, wrapped: bool) -> Notification:
         return _joined(_record(record, bucket) for record in content["Records"])
     if content.get("source") == "aws.s3" and isinstance(content.get("detail"), dict):
         return _eventbridge(content, bucket)
-    return Notification(foreign=("it is neither a notification of S3 nor one that SNS or EventBridge has wrapped",))
+    return Notification(foreign=("it is not an S3 event notification, whether sent directly or by SNS or EventBridge",))
 
 
 def _joined(parts: Iterable[Notification]) -> Notification:
@@ -83,11 +83,11 @@ def _joined(parts: Iterable[Notification]) -> Notification:
 
 
 def _record(record: Any, bucket: str) -> Notification:
-    """Reads one of the records in S3's own form. Its key is encoded as in a form: a space is `+`."""
+    """Reads one of the records in S3's own form. Its key is URL-encoded; a space is `+`."""
     try:
         # a newer version within the same major one only adds fields
         if record["eventSource"] != "aws:s3" or str(record["eventVersion"]).split(".")[0] != "2":
-            return Notification(foreign=("a record is not an event of S3 in version 2",))
+            return Notification(foreign=("a record is not an S3 event of version 2.x",))
         name = str(record["eventName"]).removeprefix("s3:")
         if not name.startswith(_CREATED):
             return Notification()
@@ -95,7 +95,7 @@ def _record(record: Any, bucket: str) -> Notification:
         key = unquote_plus(item["key"], errors="strict")
         return _arrival(bucket, found, key, item, etag="eTag", version="versionId")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        return Notification(foreign=(f"a record lacks what an event of S3 has: {error!r}",))
+        return Notification(foreign=(f"a field of the S3 event is missing or invalid: {error!r}",))
 
 
 def _eventbridge(content: Mapping[str, Any], bucket: str) -> Notification:
@@ -107,13 +107,13 @@ def _eventbridge(content: Mapping[str, Any], bucket: str) -> Notification:
         found = content["detail"]["bucket"]["name"]
         return _arrival(bucket, found, str(item["key"]), item, etag="etag", version="version-id")
     except (KeyError, TypeError, ValueError) as error:
-        return Notification(foreign=(f"it lacks what an event of S3 has: {error!r}",))
+        return Notification(foreign=(f"a field of the S3 event is missing or invalid: {error!r}",))
 
 
 def _arrival(bucket: str, found: str, key: str, item: Mapping[str, Any], etag: str, version: str) -> Notification:
     if found != bucket:
         return Notification(foreign=(f"it is about the bucket {found}",))
-    key.encode()  # half of a surrogate pair is no character
+    key.encode()  # fails for an unpaired surrogate
     one = Arrival(
         key=key, version=str(item.get(version) or ""), etag=str(item[etag]).strip('"'), size=int(item["size"])
     )

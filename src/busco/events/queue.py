@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 # Seconds for which a received message is hidden from other receivers. It is received again this long after its receiver
 # was killed.
 VISIBLE_AFTER = 120
-LONG_POLL = 5  # seconds; a service that is stopped ends within this time
+LONG_POLL = 5  # seconds for which the service waits for a first message
 _BATCH = 10  # the most messages in one call (SQS API reference)
 _REASON = "busco.reason"
 _Item = TypeVar("_Item")
@@ -26,9 +26,9 @@ class Message:
     Attributes:
         id: the same each time the message is received.
         handle: identifies this receipt of the message.
-        receives: how often the message has been received, including this time.
+        receives: how many times the message has been received, including this time.
         sent_at: when it was sent (UTC).
-        reason: why it became a dead letter; '' if SQS moved it, or if it is none.
+        reason: why it became a dead letter; '' if SQS moved it, or if it is not a dead letter.
     """
 
     id: str
@@ -54,7 +54,7 @@ class Queue:
     SQS hides a message for at most 12 hours after it was received (SQS Developer Guide, "Visibility timeout").
 
     Args:
-        sqs: a boto3 SQS client whose read timeout is longer than `LONG_POLL`.
+        sqs: a boto3 SQS client whose read timeout is longer than 20 seconds, the longest wait.
         url, dead_letters: the URLs of the two queues.
     """
 
@@ -74,7 +74,8 @@ class Queue:
             ]
             answer = self._sqs.change_message_visibility_batch(QueueUrl=self.url, Entries=entries)
             for failed in answer.get("Failed", ()):
-                log.warning("message %s can't be kept: %s", part[int(failed["Id"])].id, failed.get("Message"))
+                one = part[int(failed["Id"])].id
+                log.warning("the visibility timeout of message %s can't be extended: %s", one, failed.get("Message"))
 
     def delete(self, messages: Sequence[Message]) -> None:
         """Deletes received messages. One that can't be deleted is received again, and has no further effect then."""
@@ -90,7 +91,8 @@ class Queue:
         self.delete([message])
 
     def created(self) -> str:
-        """Returns when the queue was created, which identifies it among queues with the same name."""
+        """Returns when the queue was created (seconds since the epoch, as text), which identifies it among queues with
+        the same name."""
         answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["CreatedTimestamp"])
         return str(answer["Attributes"]["CreatedTimestamp"])
 

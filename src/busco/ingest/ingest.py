@@ -99,7 +99,7 @@ def load_all(
     """Loads files and objects of the landing bucket, two at a time; returns the result for each, in the given order.
 
     Files with the same name are loaded one after another, so that their deliveries are in order. If an object's newest
-    version has to be delivered again (D5), the result for its last version is `ingested`.
+    version has to be delivered again (D5), the result for its last version is that of the repeated delivery.
 
     Args:
         started: see `ingest`.
@@ -137,7 +137,9 @@ def load_all(
         last = files[positions[-1]]
         if isinstance(last, LandedObject) and (newest := newest_version(store, last)):
             again = load_one(newest)
-            results[positions[-1]] = replace(results[positions[-1]], outcome=again.outcome, reason=again.reason)
+            results[positions[-1]] = replace(
+                results[positions[-1]], outcome=again.outcome, reason=again.reason, transient=again.transient
+            )
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         loading: list[Future[None]] = []

@@ -21,7 +21,7 @@ from busco.errors import BuscoError
 from busco.ingest.files import SourceFile, long_name, without_compression
 from busco.ingest.refused import Refused, readable
 from busco.lake.deliveries import OTHER_PROJECTS, Contract, deliveries_of
-from busco.lake.layout import REPORTS
+from busco.lake.layout import is_delivery
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Delivery
 
@@ -41,11 +41,11 @@ class Address:
 
 
 class Ignored(Exception):
-    """The object is no delivery, and needs no report; the message says why."""
+    """The object is not a delivery, and needs no report."""
 
 
 class Unaddressed(Exception):
-    """The object is for no table; the message says why, and where it should be."""
+    """The key belongs to no table; the message says why, and where the object should be."""
 
 
 def address(key: str, size: int, contracts: Sequence[Contract]) -> Address:
@@ -55,13 +55,11 @@ def address(key: str, size: int, contracts: Sequence[Contract]) -> Address:
         size: the object's size in bytes.
 
     Raises:
-        Ignored: the object is a report of the platform, or stands for a folder, as consoles create them.
+        Ignored: the object is not a delivery (`is_delivery`).
         Unaddressed: the key names no table, or only a table's folder.
     """
-    if key.startswith(REPORTS):
-        raise Ignored("it is a report of the platform")
-    if key.endswith("/") and size == 0:
-        raise Ignored("it stands for a folder")
+    if not is_delivery(key, size):
+        raise Ignored
     parts = key.split("/")
     for contract in contracts:
         if parts[:2] == [contract.source, contract.table]:
@@ -73,13 +71,13 @@ def address(key: str, size: int, contracts: Sequence[Contract]) -> Address:
         places = " or ".join(sorted(f"{contract.source}/{contract.table}/" for contract in found))
         raise Unaddressed(f"several sources have a table {parts[0]}; deliver it to {places}")
     known = ", ".join(sorted(f"{contract.source}/{contract.table}/" for contract in contracts))
-    raise Unaddressed(f"its folder is that of no table; the folders are {known}. {OTHER_PROJECTS}")
+    raise Unaddressed(f"its folder belongs to no table; the tables' folders are {known}. {OTHER_PROJECTS}")
 
 
 def _named(contract: Contract, rest: Sequence[str]) -> Address:
     # names of deliveries become parts of keys, and clients resolve the parts `.` and `..`
     if not rest or without_compression(rest[-1]) in ("", ".", ".."):
-        raise Unaddressed(f"its name lacks a file; deliver it to {contract.source}/{contract.table}/<file>")
+        raise Unaddressed(f"its key has no file name; deliver it to {contract.source}/{contract.table}/<file>")
     return Address(contract, "/".join(rest))
 
 
@@ -176,7 +174,7 @@ class LandedObject:
         # other objects may be readable: producers can encrypt objects with keys of their own, and archive them
         if code in ("AccessDenied", "InvalidObjectState") or code.startswith("KMS."):
             message = error.response["Error"].get("Message", code)
-            return Refused(f"S3 does not let it be read: {message} ({code}, GetObject)", passing=True)
+            return Refused(f"S3 refuses access to it: {message} ({code}, GetObject)", transient=True)
         return error
 
 
@@ -249,7 +247,7 @@ def newest_version(store: ObjectStore, file: LandedObject) -> LandedObject | Non
     """Returns the version of an object to deliver again, because an older version was delivered after it (D5).
 
     Events can arrive in any order and more than once, but the rows of the newest delivery count (D2). Returns None if
-    the newest delivery was made from the newest of the versions that were delivered, or from something else than this
+    the newest delivery was made from the newest of the versions that were delivered, or from something other than this
     object.
     """
     deliveries = [one for one in deliveries_of(store, file.contract, file.name) if one.source_version]
@@ -267,7 +265,7 @@ def newest_version(store: ObjectStore, file: LandedObject) -> LandedObject | Non
 def landed_object(
     s3: Any, bucket: str, key: str, version: str, etag: str, size: int, contracts: Sequence[Contract]
 ) -> LandedObject | str:
-    """Returns an object to ingest; or why it can't be ingested; or '' if it is no delivery."""
+    """Returns an object to ingest; or why it can't be ingested; or '' if it is not a delivery."""
     try:
         found = address(key, size, contracts)
     except Ignored:

@@ -32,7 +32,7 @@ _SHOWN = 100
 class Loaded:
     """The result for a file: rows read, written and quarantined; `known` means ingested before.
 
-    `passing` means that the same content may be accepted later (`Refused`).
+    `transient` means that the same content may be accepted later (`Refused`).
     """
 
     file: SourceFile | LandedObject
@@ -41,7 +41,7 @@ class Loaded:
     written: int = 0
     quarantined: int = 0
     reason: str = ""
-    passing: bool = False
+    transient: bool = False
     examples: tuple[str, ...] = ()
 
 
@@ -74,10 +74,10 @@ def load(
             except Refused as error:
                 # DuckDB's messages may contain the path of the open file
                 named = str(error).replace(str(source.path), file.label.rpartition("/")[2])
-                raise Refused(named, error.passing) from error
+                raise Refused(named, error.transient) from error
     except Refused as error:
         reason = _CHANGED if before and file.has_changed(before) else str(error)
-        return Loaded(file, "refused", reason=reason, passing=error.passing)
+        return Loaded(file, "refused", reason=reason, transient=error.transient)
 
 
 def ingested_before(store: ObjectStore, file: LandedObject) -> Loaded | None:

@@ -52,7 +52,8 @@ def carry_out(settings: Settings, store: ObjectStore, contracts: Sequence[Contra
     require_prod(settings)
     order = store.read(ingest_order(order_id), IngestOrder)
     if order is None:
-        raise BuscoError(f"there is no order {order_id} to ingest", "let the events service write it")
+        hint = "the events service writes orders; to ingest objects yourself, give their URLs"
+        raise BuscoError(f"there is no order {order_id} to ingest", hint)
     s3, bucket = client("s3", settings), settings.landing_bucket
     reports = _Reports.of(s3, settings, contracts)
     if order.everything:
@@ -85,7 +86,7 @@ def _ingested(
     reasons = {one: landed for one, landed in found.items() if isinstance(landed, str)} | same
     results = {
         one: IngestedObject(
-            **one.model_dump(), outcome="refused" if reason else "ignored", reason=reason, passing=one in same
+            **one.model_dump(), outcome="refused" if reason else "ignored", reason=reason, transient=one in same
         )
         for one, reason in reasons.items()
     }
@@ -99,7 +100,7 @@ def _ingested(
             rows=result.rows,
             quarantined=result.quarantined,
             reason=result.reason,
-            passing=result.passing,
+            transient=result.transient,
         )
         examples[one] = result.examples
     for one in arrivals:
@@ -124,8 +125,8 @@ def _undelivered(
 ) -> list[Arrival]:
     """Returns the versions in the landing bucket that need to be ingested, each object's oldest version first.
 
-    These are the versions without a delivery, unless the object was deleted since, or the version was refused under the
-    same contracts and limits; and the newest version, if a delivery of an older one is the newest (D5).
+    These are the versions without a delivery, unless the object has since been deleted, or the version was refused
+    under the same contracts and limits; and the newest version, if a delivery of an older one is the newest (D5).
     """
     versions: dict[str, list[Arrival]] = {}
     deleted: set[str] = set()
@@ -155,7 +156,7 @@ def _undelivered(
 
 
 def _folders(store: ObjectStore, contract: Contract) -> set[str]:
-    """Returns the names, as parts of keys, of all files of a table that were delivered, from one listing."""
+    """Returns the file names, as they appear in keys, under which a table has deliveries."""
     prefix = delivery_prefix(contract.source, contract.table)
     return {key.removeprefix(prefix).partition("/")[0] for key in store.keys(prefix)}
 
@@ -212,7 +213,8 @@ def _exists(s3: Any, bucket: str, url: str) -> bool:
 
 
 def report_key(key: str) -> str:
-    """Returns the key of the report about an object: below `_reports/`, where the object is in the bucket."""
+    """Returns the key of the report about an object: `_reports/<key>.json`, or a hash in the same folder if that is too
+    long for S3."""
     whole = f"{REPORTS}{key}.json"
     if key_bytes(whole) <= MAX_KEY_BYTES:
         return whole
@@ -222,7 +224,8 @@ def report_key(key: str) -> str:
 
 @dataclass(frozen=True)
 class _Reports:
-    """The reports for producers. A report has an entry for each of the object's versions, the newest entry first.
+    """The reports for producers. A report has an entry for each of the object's versions, the newest entry first, and
+    at most 20 entries. Times are in UTC.
 
     Reports have no values of tables with pii columns (`Loaded.examples`).
 
@@ -254,11 +257,11 @@ class _Reports:
             return []  # somebody else has written it
 
     def were_refused(self, key: str) -> set[tuple[str, str]]:
-        """Returns the version ids and ETags that were refused, under the present contracts and limits, for good."""
+        """Returns the version ids and ETags that were permanently refused under the current contracts and limits."""
         return {
             (str(one.get("version")), str(one.get("etag")))
             for one in self.entries(key)
-            if (one.get("outcome"), one.get("contracts"), one.get("passing")) == ("refused", self.mark, False)
+            if (one.get("outcome"), one.get("contracts"), one.get("transient")) == ("refused", self.mark, False)
         }
 
     def write(self, arrival: Arrival, result: IngestedObject, examples: Sequence[str]) -> None:
@@ -281,7 +284,7 @@ class _Reports:
             "version": arrival.version,
             "etag": arrival.etag,
             "outcome": result.outcome,
-            "passing": result.passing,
+            "transient": result.transient,
             "table": result.table,
             "rows": result.rows,
             "quarantined": result.quarantined,

@@ -13,13 +13,13 @@ class Refused(Exception):
     """A source file is refused as a whole; the message gives the reason.
 
     Attributes:
-        passing: whether the same content may be accepted later, because the reason is not in the content: the disk, the
-            memory, a permission, another file.
+        transient: whether the same content may be accepted later, because the reason is not in the content: the disk,
+            the memory, a permission, another file.
     """
 
-    def __init__(self, message: str, passing: bool = False) -> None:
+    def __init__(self, message: str, transient: bool = False) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.transient = transient
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def readable() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             why = "busco first has to write a copy of it to BUSCO_STATE_DIR, but the disk is full"
-            raise Refused(why, passing=True) from error
+            raise Refused(why, transient=True) from error
         # O_NOFOLLOW fails with ELOOP; ENOTDIR means that a folder has become a link or a file (open(2))
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise Refused("it, or a folder above it, became a link while it was being ingested") from error

@@ -114,8 +114,8 @@ def unreadable(error: duckdb.Error | UnicodeDecodeError) -> Refused:
         kind = re.sub(r"\s+", " ", str(error).splitlines()[0])
     if isinstance(error, duckdb.OutOfMemoryException):
         why = f"its rows need more memory than DuckDB has; raise BUSCO_DUCKDB_MEMORY_LIMIT ({kind})"
-        return Refused(why, passing=True)
-    return Refused(f"DuckDB can't read it as CSV: {kind}", passing=isinstance(error, duckdb.IOException))
+        return Refused(why, transient=True)
+    return Refused(f"DuckDB can't read it as CSV: {kind}", transient=isinstance(error, duckdb.IOException))
 
 
 def _count(

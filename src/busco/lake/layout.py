@@ -18,6 +18,7 @@ DELIVERIES = "_lake/deliveries/"
 INGEST = "_lake/ingest/"
 # The reports for producers in the landing bucket, which the platform itself writes.
 REPORTS = "_reports/"
+
 QUARANTINE = "_lake/quarantine/"
 ENVIRONMENTS = "_lake/env/"
 # Exists from the beginning of a scrub to its end. If it exists while no scrub is active, a scrub was interrupted.
@@ -63,6 +64,17 @@ MAX_KEY_BYTES = 1024
 # The maximum length of a run's key in UTF-8, for Airflow's runs and local runs alike. The rest of an object key's
 # length is left for the key's other parts.
 MAX_RUN_BYTES = 100
+
+
+def is_delivery(key: str, size: int) -> bool:
+    """Whether an object of the landing bucket is to be ingested.
+
+    It is not if it is a report of the platform, or an empty object that stands for a folder, as the S3 console creates.
+
+    Args:
+        size: in bytes.
+    """
+    return not key.startswith(REPORTS) and not (key.endswith("/") and size == 0)
 
 
 def fitting(key: str, kind: str, name: str) -> str:

@@ -277,7 +277,7 @@ class Arrival(LakeRecord):
 class IngestOrder(LakeRecord):
     """An order to ingest objects of the landing bucket, for a process or ECS task that runs `busco ingest --order`.
 
-    If `everything` is set, the order is only to list all objects that no delivery was made from; `objects` is empty.
+    If `everything` is set, the order only lists the objects without a delivery; `objects` is empty.
     """
 
     format: int = FORMAT
@@ -288,12 +288,13 @@ class IngestOrder(LakeRecord):
 
 
 class IngestedObject(LakeRecord):
-    """What became of an object of an order.
+    """The result for one object of an order.
 
     `key`, `version`, `etag` and `size` are those of the order (`Arrival`). `outcome` is `ingested`, `known` (a delivery
     had been made from it before), `refused` (with the `reason`), `ignored` (it is not a delivery), or `listed` (by an
-    order for everything). `passing` means that the same object may be accepted later (`busco.ingest.refused`). `table`
-    is the bronze table's full name, empty if the object is for none; `rows` and `quarantined` are counts of rows.
+    order for everything). `transient` means that the same object may be accepted later (`busco.ingest.refused`).
+    `table` is the bronze table's full name, empty if the object is for none; `rows` and `quarantined` are counts of
+    rows.
     """
 
     key: str
@@ -301,7 +302,7 @@ class IngestedObject(LakeRecord):
     etag: str
     size: int
     outcome: Literal["ingested", "known", "refused", "ignored", "listed"]
-    passing: bool = False
+    transient: bool = False
     table: str = ""
     rows: int = 0
     quarantined: int = 0

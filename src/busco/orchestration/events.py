@@ -72,7 +72,7 @@ def events_queue(settings: Settings) -> Queue:
 
 
 def idle(settings: Settings) -> None:
-    """Does nothing, and reports to be healthy, until SIGTERM or SIGINT."""
+    """Does nothing, and reports itself as healthy, until SIGTERM or SIGINT."""
     stop, health = _stopped(), Health(settings.state)
     while not stop.wait(BEAT):
         health.beat()
@@ -118,7 +118,7 @@ def listen(settings: Settings, say: Callable[[str], None]) -> None:
         def run() -> None:
             try:
                 work()
-            except BaseException as error:  # the whole service ends, and is started again
+            except BaseException as error:  # the whole service ends; Docker starts it again
                 failed.append(error)
                 stop.set()
 
@@ -146,7 +146,7 @@ def listen(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 class Interrupted(Exception):
-    """An order was interrupted: the service is stopping, or ECS had no capacity or took it back."""
+    """An order was interrupted: the service is stopping, or ECS had no capacity or reclaimed the task."""
 
 
 @dataclass
@@ -167,7 +167,7 @@ class Orders:
 
         Raises:
             OrderFailed: the process or task ended without an outcome.
-            Exception: a retry may succeed.
+            Interrupted, botocore.exceptions.ClientError: a retry may succeed.
         """
         outcome = self.store.read(ingest_outcome(order.order), IngestOutcome)
         if outcome is None:
@@ -259,6 +259,9 @@ def reconcile(settings: Settings, show: Callable[[str], None], say: Callable[[st
     Args:
         show: receives a line for each object.
         say: receives what prevents this from working, which is then retried.
+
+    Raises:
+        BuscoError: no lake or no queue is configured.
     """
     require_lake(settings)
     stop, store = threading.Event(), ObjectStore(client("s3", settings), settings.lake_bucket)
@@ -366,7 +369,7 @@ class Runs:
         return {table for _, found in self.standings() if found.state in ("due", "waiting") for table in found.tables}
 
     def keep_up(self, stop: threading.Event) -> None:
-        """Compares the deliveries with the runs until `stop` is set. An outage is logged, and ends by itself."""
+        """Compares the deliveries with the runs until `stop` is set. A comparison that fails is logged and repeated."""
         while not stop.is_set():
             busy = False
             try:
@@ -419,13 +422,13 @@ class Runs:
         known = self._due.get(project.identity)
         if known is None or known[0] != found.set_id:
             self._due[project.identity] = known = (found.set_id, time.monotonic())
-        # a run that could not be pinned is started again, but not at once; one that Airflow has queued may only be late
+        # wait longer after runs that ended before they were pinned, and while Airflow is about to start a run
         grace = _GRACE * 6 ** (found.unpinned + is_queued(dag_id))
         if time.monotonic() - known[1] < grace:
             return True
         run_id = f"{pending.run_prefix(found.set_id)}{found.unpinned}"
         if start_run(dag_id, run_id, dict(found.tables)):
-            log.info("started run dag=%s run=%s: nothing else has started one for %s", dag_id, run_id, found.tables)
+            log.info("started run dag=%s run=%s: no run had been started for %s", dag_id, run_id, found.tables)
         return True
 
 
@@ -474,7 +477,7 @@ def is_queued(dag_id: str) -> bool:
 
 
 def start_run(dag_id: str, run_id: str, deliveries: Mapping[str, int]) -> bool:
-    """Starts a DAG run; returns whether it did not exist before."""
+    """Starts a DAG run; returns False if a run with this id exists."""
     from airflow.api.common.trigger_dag import trigger_dag
     from airflow.exceptions import DagRunAlreadyExists
 

@@ -40,7 +40,8 @@ class Health:
         self.beat()
 
     def beat(self) -> None:
-        """Writes a heartbeat. A full disk is logged: the missing heartbeat is noticed."""
+        """Writes a heartbeat. If it can't be written (for example, because the disk is full), this is logged, and
+        `unhealthy` reports the missing heartbeat."""
         path = _file(self.state)
         scratch = path.with_name(f".{path.name}")
         try:

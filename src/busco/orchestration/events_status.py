@@ -23,7 +23,7 @@ _STATES = {
     "starting": "a run is starting: {run}",
     "running": "being built by run {run}",
     "waiting": "the next run starts when run {run} has ended",
-    "blocked": "blocked by run {run}, which ended without publishing: see why, then clear it or start another run",
+    "blocked": "blocked by run {run}, which ended without publishing: read its log, then clear it or start another run",
 }
 
 
@@ -98,18 +98,19 @@ def _projects(runs: Runs) -> Iterator[ProjectStatus]:
 def lines(found: Status) -> Iterator[str]:
     """Yields the status as text."""
     if found.paused:
-        yield f"paused by {found.paused}; to go on: busco events resume"
+        yield f"paused by {found.paused}; to continue: busco events resume"
     yield (
         f"queue: {count(found.counts.waiting, 'message')} waiting, {found.counts.in_flight:,} being processed, "
         f"{count(found.counts.dead_letters, 'dead letter')}"
     )
     for project in found.projects:
         tables = ", ".join(
-            f"{count(number, 'delivery', 'deliveries')} of {name}" for name, number in project.tables.items()
+            f"{count(number, 'unpublished delivery', 'unpublished deliveries')} of {name}"
+            for name, number in project.tables.items()
         )
         yield f"{project.project}: {project.state}" + (f" ({tables})" if tables else "")
     if not found.orders:
-        yield "nothing has been ingested through events yet"
+        yield "no orders to ingest in the last 30 days"
     for order in found.orders:
         what = "everything without a delivery" if order.everything else count(order.objects, "object")
         yield f"{order.ordered_at:%Y-%m-%d %H:%M:%S} UTC  {what}: {order.text}"
