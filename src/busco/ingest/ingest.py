@@ -14,7 +14,7 @@ import duckdb
 from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest.files import Limits, SourceFile, find
-from busco.ingest.landing import LandedObject, find_landed, newest_version
+from busco.ingest.landing import LandedObject, find_landed, versions_to_repeat
 from busco.ingest.load import Loaded, ingested_before, load
 from busco.lake.deliveries import Contract
 from busco.lake.engine import connect
@@ -98,8 +98,8 @@ def load_all(
 ) -> list[Loaded]:
     """Loads files and objects of the landing bucket, two at a time; returns the result for each, in the given order.
 
-    Files with the same name are loaded one after another, so that their deliveries are in order. If an object's newest
-    version has to be delivered again (D5), the result for its last version is that of the repeated delivery.
+    Files with the same name are loaded one after another, so that their deliveries are in order. If versions of an
+    object have to be delivered again (D5), the result for its last version is that of the last repeated delivery.
 
     Args:
         started: see `ingest`.
@@ -135,11 +135,12 @@ def load_all(
                 progress(3 * file.size)
             results[position] = known or load_one(file)
         last = files[positions[-1]]
-        if isinstance(last, LandedObject) and (newest := newest_version(store, last)):
-            again = load_one(newest)
-            results[positions[-1]] = replace(
-                results[positions[-1]], outcome=again.outcome, reason=again.reason, transient=again.transient
-            )
+        for one in versions_to_repeat(store, last) if isinstance(last, LandedObject) else ():
+            again = load_one(one)
+            if again.outcome != "known":
+                results[positions[-1]] = replace(
+                    results[positions[-1]], outcome=again.outcome, reason=again.reason, transient=again.transient
+                )
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         loading: list[Future[None]] = []

@@ -234,32 +234,65 @@ def find_landed(
     return [one for one in found if len(names[one.contract.name, one.name]) == 1], unknown
 
 
-def version_order(s3: Any, bucket: str, key: str) -> dict[str, int]:
-    """Returns the position of each of an object's versions, by id, starting with the oldest; without delete markers."""
-    found: list[str] = []
+def listed_versions(s3: Any, bucket: str, key: str) -> list[tuple[str, str]]:
+    """Returns the ids and ETags of an object's versions, from the oldest to the newest; without delete markers."""
+    found: list[tuple[str, str]] = []
     for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=key):
         # S3 lists an object's versions from the newest to the oldest (S3 User Guide, "Listing object versions")
-        found += (item["VersionId"] for item in page.get("Versions", ()) if item["Key"] == key)
-    return {version: position for position, version in enumerate(reversed(found))}
+        found += (
+            (item["VersionId"], item["ETag"].strip('"')) for item in page.get("Versions", ()) if item["Key"] == key
+        )
+    return found[::-1]
 
 
-def newest_version(store: ObjectStore, file: LandedObject) -> LandedObject | None:
-    """Returns the version of an object to deliver again, because an older version was delivered after it (D5).
+def to_repeat(versions: Sequence[tuple[str, str]], deliveries: Sequence[Delivery]) -> list[str]:
+    """Returns the versions of an object to deliver again, so that its deliveries are in the order of its versions (D5).
 
-    Events can arrive in any order and more than once, but the rows of the newest delivery count (D2). Returns None if
-    the newest delivery was made from the newest of the versions that were delivered, or from something other than this
-    object.
+    If a version's newest delivery is older than that of an earlier version, these are that version and all later ones;
+    otherwise the versions after the one that was delivered last. Versions whose content was never delivered don't
+    count: their own events follow, or they were refused. A version may have no delivery of its own because its content
+    was that of the newest delivery when its event was handled (D2).
+
+    Args:
+        versions: the ids and ETags of the object's versions, from the oldest to the newest.
+        deliveries: the deliveries that were made from the object, in the order of their numbers.
     """
-    deliveries = [one for one in deliveries_of(store, file.contract, file.name) if one.source_version]
-    deliveries.sort(key=lambda one: one.number)
+    numbers = {one.source_version: one.number for one in deliveries}
+    known = {one.source_etag for one in deliveries}
+    contents: list[tuple[str, int]] = []  # the last of several versions with the same content, and its number
+    before = None
+    for version, etag in versions:
+        number = numbers.get(version, 0)
+        if not number and etag not in known:
+            continue
+        if etag == before:
+            contents[-1] = (version, max(number, contents[-1][1]))
+        else:
+            contents.append((version, number))
+        before = etag
+    start, highest = len(contents), 0
+    for position, (_, number) in enumerate(contents):
+        if 0 < number < highest:
+            start = position
+            break
+        if number > highest:
+            start, highest = position + 1, number
+    return [version for version, _ in contents[start:]]
+
+
+def versions_to_repeat(store: ObjectStore, file: LandedObject) -> list[LandedObject]:
+    """Returns the versions of an object to deliver again, in this order, after one of them was delivered (`to_repeat`).
+
+    Events can arrive in any order and more than once, but rows of a later delivery correct those of earlier ones (D2).
+    Returns [] if the newest delivery under the object's name was not made from the object.
+    """
+    deliveries = sorted(deliveries_of(store, file.contract, file.name), key=lambda one: one.number)
     mine = [one for one in deliveries if (one.source, one.contract_hash) == (file.label, file.contract.hash)]
-    if len({one.source_version for one in mine}) < 2 or mine[-1] is not deliveries[-1]:
-        return None
-    order = version_order(file.s3, file.bucket, file.key)
-    newest = max(mine, key=lambda one: order.get(one.source_version, -1))
-    if order.get(newest.source_version, -1) <= order.get(mine[-1].source_version, -1):
-        return None
-    return replace(file, version=newest.source_version, etag=newest.source_etag)
+    if not mine or mine[-1] is not deliveries[-1] or not mine[-1].source_version:
+        return []
+    versions = listed_versions(file.s3, file.bucket, file.key)
+    etags = dict(versions)
+    return [replace(file, version=one, etag=etags[one]) for one in to_repeat(versions, mine)]
 
 
 def landed_object(

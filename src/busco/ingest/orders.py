@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest.ingest import load_all, require_prod
-from busco.ingest.landing import LandedObject, landed_object, version_order
+from busco.ingest.landing import LandedObject, landed_object, listed_versions, to_repeat
 from busco.lake.deliveries import Contract, deliveries_of
 from busco.lake.layout import (
     MAX_KEY_BYTES,
@@ -115,7 +115,7 @@ def _in_order(s3: Any, bucket: str, objects: Sequence[Arrival]) -> list[Arrival]
         versions.setdefault(one.key, []).append(one)
     for key, several in versions.items():
         if len(several) > 1:
-            order = version_order(s3, bucket, key)
+            order = {version: at for at, (version, _) in enumerate(listed_versions(s3, bucket, key))}
             several.sort(key=lambda one: order.get(one.version, -1))
     return [one for several in versions.values() for one in several]
 
@@ -126,7 +126,7 @@ def _undelivered(
     """Returns the versions in the landing bucket that need to be ingested, each object's oldest version first.
 
     These are the versions without a delivery, unless the object has since been deleted, or the version was refused
-    under the same contracts and limits; and the newest version, if a delivery of an older one is the newest (D5).
+    under the same contracts and limits; and the versions to deliver again (D5).
     """
     versions: dict[str, list[Arrival]] = {}
     deleted: set[str] = set()
@@ -171,10 +171,8 @@ def _without_delivery(several: Sequence[Arrival], found: LandedObject, deliverie
         if not one.version or (one.version not in made and one.etag != before):
             needed.append(one)
         before = one.etag
-    newest = next((one for one in reversed(several) if one.version in made), None)
-    if newest is not None and mine[-1].source_version != newest.version:
-        needed = [one for one in several if one in needed or one is newest]
-    return needed
+    again = to_repeat([(one.version, one.etag) for one in several], mine)
+    return [one for one in several if one in needed or one.version in again]
 
 
 def _same_files(s3: Any, store: ObjectStore, files: Mapping[Arrival, LandedObject]) -> dict[Arrival, str]:
