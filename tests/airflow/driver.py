@@ -130,17 +130,25 @@ def logged_in(url: str, user: str, password: str) -> requests.Session:
 
 
 @contextmanager
-def platform(home: Path, project: Path, files: str | None = ORDERS, **variables: str) -> Iterator[Driver]:
+def platform(
+    home: Path,
+    project: Path,
+    files: str | None = ORDERS,
+    prepare: Callable[[Path], None] = lambda _: None,
+    **variables: str,
+) -> Iterator[Driver]:
     """Runs an embedded platform below `home`, with a dbt project and ingested files, and nothing built yet.
 
     Args:
         files: the orders to ingest, as CSV; None ingests nothing.
+        prepare: called with `home` before anything starts.
         variables: environment variables in addition to those that every such platform has.
     """
     shutil.copytree(project, home / "dbt_project")
     shutil.copytree(ROOT / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     (home / "plugins").mkdir()
     (home / "deploy").symlink_to(ROOT / "deploy")
+    prepare(home)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUSCO_", "AWS_", "AIRFLOW_"))}
     own = {
         "BUSCO_HOME": str(home),

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.exceptions import AirflowFailException
+from airflow.exceptions import AirflowFailException, AirflowSkipException
 
 from busco.lake import releases
 from busco.lake.layout import run_key
 from busco.lake.owners import id_lines
-from busco.orchestration import control
+from busco.orchestration import alerts, control
 from busco.project import Project
 from busco.settings import Settings
 from tests.platforms import ROOT
@@ -65,6 +65,25 @@ def test_only_tasks_that_make_a_release_live_or_show_it_use_the_publisher_s_role
         control.publish("lakehouse", "one", "ana")
     control.show()
     assert roles == ["publisher s3"] * 4 + ["publisher glue"]
+
+
+def test_a_run_that_a_hold_keeps_from_being_published_sends_one_alert(
+    lake: Lake, roles: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, str]] = []
+    monkeypatch.setattr(alerts, "client", lambda *_: SimpleNamespace(publish=lambda **given: sent.append(given)))
+    settings = Settings(home=ROOT, lake_bucket="lake", alerts_topic="topic", airflow_url="https://a.example/")
+    monkeypatch.setattr(control, "get_settings", lambda: settings)
+    run = lake.pin(run=run_key("lakehouse", "held"))
+    lake.store.create(f"{run.docs}manifest.json", b"{}")
+    monkeypatch.setattr(control, "Project", lambda _: SimpleNamespace(audit=lambda: None))
+    with pytest.raises(AirflowSkipException, match="ana: wrong prices"):
+        control.publish("lakehouse", "held", "ana")
+    (alert,) = sent
+    assert alert["Subject"] == "lakehouse was not published: publishing is on hold"
+    assert "lakehouse / held is complete, but was not published: put on hold at" in alert["Message"]
+    assert "ana: wrong prices (lift the hold with `busco release resume`)." in alert["Message"]
+    assert "https://a.example/dags/lakehouse/grid" in alert["Message"]
 
 
 def try_of(run_id: str) -> dict[str, Any]:

@@ -88,6 +88,26 @@ def test_uploading_a_file_is_enough_to_show_its_rows(driver: Driver, producer: P
     assert event["extra"]["objects"][0]["key"] == "orders/first.csv"
 
 
+def test_a_dataset_event_without_new_deliveries_builds_nothing_unless_its_run_is_cleared(
+    driver: Driver, producer: Producer
+) -> None:
+    settled(driver)
+    before, live = len(runs(driver)), driver.live()
+    assert live is not None
+    driver.api.call("POST", "datasets/events", {"dataset_uri": "busco://lake/bronze/orders"})
+    driver.wait(lambda: len(runs(driver)) > before, 60)
+    settled(driver)
+    (run,) = runs(driver)[before:]
+    states = driver.states(run["dag_run_id"])
+    assert (run["state"], states.pop("pin"), set(states.values())) == ("success", "success", {"skipped"})
+    assert "nothing to do: all deliveries are published" in driver.log(run["dag_run_id"], "pin")
+    assert driver.live() == live
+    driver.api.clear(DAG, run["dag_run_id"], ["pin"], downstream=True)
+    driver.wait(lambda: "publish" in driver.states(run["dag_run_id"]), 30)
+    driver.green(run["dag_run_id"])
+    assert set(driver.states(run["dag_run_id"]).values()) == {"success"}
+
+
 @pytest.mark.slow
 def test_files_that_arrive_while_the_dag_is_paused_are_published_once_it_is_unpaused(
     driver: Driver, producer: Producer

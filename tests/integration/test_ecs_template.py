@@ -195,6 +195,8 @@ ALLOWED = [
                 "SendMessage",
             )
         ],
+        ("sqs:GetQueueUrl", QUEUE),
+        ("s3:GetBucketNotification", LANDING),
     ),
 ]
 FORBIDDEN_TO_ALL = [

@@ -73,6 +73,24 @@ def status_command() -> None:
         echo(printable(line))
 
 
+@events_command.command("attach")
+@click.argument("queue_arn")
+def attach_command(queue_arn: str) -> None:
+    """Let a landing bucket that our templates did not create notify the queue of its new objects.
+
+    QUEUE_ARN is the output EventsQueueArn of deploy/aws/events.yaml. The bucket is BUSCO_LANDING_BUCKET. Its other
+    notifications are kept. Safe to run twice.
+    """
+    from busco.aws import client
+    from busco.events.attach import attach
+
+    settings = get_settings()
+    if not settings.landing_bucket:
+        raise BuscoError("BUSCO_LANDING_BUCKET is not set", "set it to the name of the bucket")
+    changed = attach(client("s3", settings), settings.landing_bucket, queue_arn)
+    echo(f"s3://{settings.landing_bucket} {'now notifies' if changed else 'already notifies'} {queue_arn}")
+
+
 @events_command.command("pause")
 @click.option("--reason", required=True, help="why, for others who look at the status")
 def pause_command(reason: str) -> None:

@@ -18,7 +18,7 @@ from busco.lake.layout import EnvironmentLayout, RunLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Current, Pin
 from busco.lake.releases import history
-from busco.lake.runs import epochs
+from busco.lake.runs import newest_epoch
 
 _UNPINNED = 3  # how many runs are started for a set if each ends before it is pinned
 State = Literal["current", "due", "starting", "running", "waiting", "blocked"]
@@ -197,13 +197,6 @@ def attempts_of(
         runs: run id, run key, and whether the run is queued or running; newest first.
     """
     for run_id, key, active in runs:
-        yield Attempt(run_id, key, active, _newest_pin(store, environment, key))
-
-
-def _newest_pin(store: ObjectStore, environment: EnvironmentLayout, key: str) -> Pin | None:
-    """Returns the pin of a run's newest epoch that has one, or None if the run is not pinned yet."""
-    for epoch in reversed(epochs(store, environment, key)):
-        pin = store.read(RunLayout(environment.epoch(key, epoch)).pin, Pin)
-        if pin is not None:
-            return pin
-    return None
+        epoch = newest_epoch(store, environment, key)
+        pin = None if epoch is None else store.read(RunLayout(environment.epoch(key, epoch)).pin, Pin)
+        yield Attempt(run_id, key, active, pin)

@@ -1,4 +1,5 @@
-"""Sends one alert for each failed DAG run or check: what failed and why, which tables stay stale, and what to do."""
+"""Sends one alert for each failed DAG run or check (what failed and why, which tables stay stale, and what to do), and
+for each run that a hold keeps from being published."""
 
 from __future__ import annotations
 
@@ -50,6 +51,24 @@ def failed_check(context: Any) -> None:
         if settings.airflow_url:
             lines += ["", f"{settings.airflow_url.rstrip('/')}/dags/{run.dag_id}/grid"]
         _send(settings, f"{run.dag_id} failed: {task}", shown("\n".join(lines)) + "\n")
+    except Exception:
+        log.exception("the alert could not be sent")
+
+
+def held_run(settings: Settings, dag_id: str, run_id: str, why: str) -> None:
+    """Publishes the alert for a run that was not published because of a hold, so that its deliveries wait.
+
+    It never raises: if the alert can't be sent, the error is logged.
+
+    Args:
+        why: who put publishing on hold, when, and for which reason.
+    """
+    try:
+        lines = [f"DAG run {dag_id} / {run_id} is complete, but was not published: {why}.", ""]
+        lines += ["The deliveries that it contains are published after the hold; the previous release stays live."]
+        if settings.airflow_url:
+            lines += ["", f"{settings.airflow_url.rstrip('/')}/dags/{dag_id}/grid"]
+        _send(settings, f"{dag_id} was not published: publishing is on hold", shown("\n".join(lines)) + "\n")
     except Exception:
         log.exception("the alert could not be sent")
 

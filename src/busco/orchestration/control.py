@@ -19,6 +19,7 @@ from busco.lake.drift import Finding
 from busco.lake.layout import EnvironmentLayout, run_key
 from busco.lake.objects import ObjectStore
 from busco.lake.runs import open_run
+from busco.orchestration import alerts
 from busco.orchestration.costs import run_cost
 from busco.orchestration.selections import selected
 from busco.project import Project
@@ -106,6 +107,8 @@ def publish(dag_id: str, run_id: str, who: str) -> str:
         release = releases.publish(run, audit, who, run.docs, say=lambda line: log.info("%s", line))
     except releases.Skipped as skipped:
         log.info("not published: %s", skipped)
+        if isinstance(skipped, releases.OnHold):
+            alerts.held_run(settings, dag_id, run_id, str(skipped))
         raise AirflowSkipException(str(skipped)) from skipped
     except BuscoError as error:
         raise _failed(error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from busco.orchestration.params import text_param
 from busco.orchestration.tasks import dbt_outline, docs_task
 from busco.settings import get_settings
 
+log = logging.getLogger(__name__)
 _RETRY: dict[str, Any] = {"retries": 3, "retry_delay": timedelta(seconds=5), "retry_exponential_backoff": True}
 _ON_CALL = (
     "If a task fails, open its log, which begins with the error and how to fix it. Then clear the task with "
@@ -31,10 +33,13 @@ def _alert(context: Any) -> None:
     alerts.failed_run(context)
 
 
+BRONZE_DATASETS = "busco://lake/bronze/"
+
+
 def bronze_dataset(table: str) -> Dataset:
     """Returns the Airflow dataset of a bronze table, whose events state which deliveries are new."""
     # Airflow accepts only ASCII
-    return Dataset(f"busco://lake/{quote(table.replace('.', '/', 1))}")
+    return Dataset(f"{BRONZE_DATASETS}{quote(table.removeprefix('bronze.'))}")
 
 
 def project_tag(project: str) -> str:
@@ -89,10 +94,13 @@ def lakehouse_dag(
     dag = DAG(dag_id, description=description, doc_md=f"{doc_md}\n\n{_ON_CALL}", **given)
     with dag:
 
-        @task(trigger_rule="all_success", **_RETRY)
+        @task.short_circuit(trigger_rule="all_success", **_RETRY)
         def pin(params: Any = None, ti: Any = None) -> str:
-            from busco.orchestration import control
+            from busco.orchestration import control, events
 
+            if why := events.not_needed(ti.dag_run, folder):
+                log.info("nothing to do: %s; to build all the same, clear this task, or trigger the DAG", why)
+                return ""  # skips the other tasks
             select, origin = params["select"] or "", str(ti.dag_run.id)
             return control.pin(
                 ti.dag_id, ti.run_id, ti.try_number, origin, select, params["full_refresh"], project_dir=folder

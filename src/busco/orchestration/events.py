@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from busco.aws import client
-from busco.environments import code_version, python, without_airflow
+from busco.environments import code_version
 from busco.errors import BuscoError
 from busco.events import pending
 from busco.events.consumer import Consumer, OrderFailed
@@ -29,13 +27,13 @@ from busco.lake.layout import EnvironmentLayout, ingest_order, ingest_outcome, r
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Ending, IngestOrder, IngestOutcome
 from busco.lake.releases import read_live
-from busco.orchestration.dag import bronze_dataset, project_tag
+from busco.orchestration.dag import BRONZE_DATASETS, bronze_dataset, project_tag
 from busco.orchestration.events_health import BEAT, Health
-from busco.orchestration.launch import token_of
-from busco.private import UMASK, make_private
+from busco.orchestration.launch import start_process, token_of
+from busco.private import make_private
 from busco.processes import kill_tree
 from busco.project import Project
-from busco.settings import Settings, require_lake
+from busco.settings import Settings, get_settings, require_lake
 from busco.text import printable
 
 log = logging.getLogger(__name__)
@@ -197,16 +195,7 @@ class Orders:
         path = self.settings.state / "log" / "ingest" / f"{order}.log"
         make_private(path.parent)
         with path.open("wb") as out:
-            process = subprocess.Popen(
-                [str(python(self.settings, "dbt")), "-m", "busco", *words],
-                env=without_airflow(dict(os.environ)) | {"BUSCO_LOCAL_ROLE": "ingest"},
-                cwd=self.settings.home,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                umask=UMASK,
-            )
+            process = start_process(self.settings, words, "ingest", out)
             while process.poll() is None:
                 if self.stop.wait(0.05):
                     kill_tree(process.pid, 5.0)
@@ -360,6 +349,7 @@ class Runs:
     environment: EnvironmentLayout
     _news: threading.Event = field(default_factory=threading.Event)
     _due: dict[str, tuple[str, float]] = field(default_factory=dict)  # by project: the set, and since when
+    _published: dict[str, tuple[str, pending.Published]] = field(default_factory=dict)  # with the live release's id
 
     def announced(self) -> None:
         self._news.set()
@@ -396,22 +386,39 @@ class Runs:
 
     def standings(self) -> Iterator[tuple[Project, pending.Standing]]:
         """Yields each project that has been parsed here, and whether it has published the current deliveries."""
-        live = read_live(self.store, self.environment)
-        version = code_version(self.settings)
         for settings in self.settings.of_all_projects():
             try:
-                project = Project.of(settings)
-                now = pending.current_sets(self.store, project.contracts)
+                yield self.standing(settings)
             except BuscoError as error:
                 log.warning("%s: %s", settings.dbt_project_dir, error)
-                continue
-            before = pending.published(self.store, self.environment, project.identity) if live else pending.NOTHING
-            runs = [
-                (run_id, run_key(dag_id, run_id), active) for dag_id, run_id, active in recent_runs(project.identity)
-            ]
-            attempts = pending.attempts_of(self.store, self.environment, runs)
-            code = pending.Code(version, project.hash)
-            yield project, pending.standing(now, before, attempts, code, live.current if live else None)
+
+    def standing(self, settings: Settings, without: str = "") -> tuple[Project, pending.Standing]:
+        """Returns a project, and whether it has published the current deliveries.
+
+        Args:
+            settings: those of the project (`Settings.of_project`).
+            without: the key of a run that is left out of account.
+
+        Raises:
+            BuscoError: the project has not been parsed here.
+        """
+        live = read_live(self.store, self.environment)
+        project = Project.of(settings)
+        now = pending.current_sets(self.store, project.contracts)
+        before = self._published_by(project.identity, live.release.release) if live else pending.NOTHING
+        runs = ((run, run_key(dag, run), active) for dag, run, active in recent_runs(project.identity))
+        others = [one for one in runs if one[1] != without]
+        attempts = pending.attempts_of(self.store, self.environment, others)
+        code = pending.Code(code_version(self.settings), project.hash)
+        return project, pending.standing(now, before, attempts, code, live.current if live else None)
+
+    def _published_by(self, project: str, release: str) -> pending.Published:
+        """Returns what a project published last; it is read again only if another release has become live."""
+        known = self._published.get(project)
+        if known is None or known[0] != release:
+            known = (release, pending.published(self.store, self.environment, project))
+            self._published[project] = known
+        return known[1]
 
     def _start(self, project: Project, found: pending.Standing) -> bool:
         """Starts a project's run once it has been missing for long enough. Returns whether another look is needed."""
@@ -430,6 +437,34 @@ class Runs:
         if start_run(dag_id, run_id, dict(found.tables)):
             log.info("started run dag=%s run=%s: no run had been started for %s", dag_id, run_id, found.tables)
         return True
+
+
+def not_needed(dag_run: Any, project_dir: str) -> str:
+    """Returns why a run that dataset events have started has nothing to do, or '' if it has.
+
+    Dataset events that arrive close together, or during a run, can start more runs than their deliveries need; and one
+    can arrive after another run has failed with its deliveries.
+
+    Args:
+        project_dir: the dbt project's folder, relative to the platform's home; empty for the platform's own project.
+    """
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    settings = get_settings()
+    if settings.environment != "prod" or dag_run.run_type != "dataset_triggered" or dag_run.clear_number:
+        return ""
+    with create_session() as session:
+        events = session.get(DagRun, dag_run.id).consumed_dataset_events
+        if any(not event.dataset.uri.startswith(BRONZE_DATASETS) for event in events):
+            return ""  # the DAG's own schedule names other datasets
+    runs = Runs(settings, ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod"))
+    _, found = runs.standing(settings.of_project(project_dir or None), run_key(dag_run.dag_id, dag_run.run_id))
+    if found.state == "current":
+        return "all deliveries are published"
+    if found.state == "blocked":
+        return f"run {found.run_id} was based on the same deliveries and the same code, and was not published"
+    return ""
 
 
 def recent_runs(project: str) -> list[tuple[str, str, bool]]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from busco.environments import python, without_airflow
 from busco.lake.records import Ending, Order, Pin, Runner
@@ -88,6 +88,25 @@ def command(pin: Pin, order: Order) -> list[str]:
     return [*words, "--order", order.name, "--generation", str(order.generation)]
 
 
+def start_process(settings: Settings, words: Sequence[str], role: str, out: BinaryIO) -> subprocess.Popen[bytes]:
+    """Starts a `busco` command in dbt's environment, in a session of its own, so that it outlives this process.
+
+    Args:
+        role: the role that the command has as an ECS task, which it uses instead of Airflow's role.
+        out: the file for the command's output.
+    """
+    return subprocess.Popen(
+        [str(python(settings, "dbt")), "-m", "busco", *words],
+        env=without_airflow(dict(os.environ)) | {"BUSCO_LOCAL_ROLE": role},
+        cwd=settings.home,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        umask=UMASK,
+    )
+
+
 @dataclass
 class LocalProcess:
     """A runner that is a local process, in its own session so that it outlives the process that started it."""
@@ -161,19 +180,8 @@ class LocalLauncher:
     def _start(self, words: list[str]) -> LocalProcess:
         log = self.settings.state / "log" / "runners" / f"{uuid.uuid4().hex}.log"
         make_private(log.parent)
-        interpreter = str(python(self.settings, "dbt"))
         with log.open("wb") as out:
-            process = subprocess.Popen(
-                [interpreter, "-m", "busco", *words, "--log", str(log)],
-                # use the role that a runner has as an ECS task, instead of Airflow's role
-                env=without_airflow(dict(os.environ)) | {"BUSCO_LOCAL_ROLE": "runner"},
-                cwd=self.settings.home,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                umask=UMASK,
-            )
+            process = start_process(self.settings, [*words, "--log", str(log)], "runner", out)
         return LocalProcess(process, log)
 
     async def look(self, runners: Sequence[Runner], handles: Sequence[Starting]) -> dict[int, Ending]:  # noqa: ARG002
