@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from busco.errors import BuscoError
 from busco.lake import types
 from busco.lake.audits import Audit
 from busco.lake.deliveries import TECHNICAL, Contract
+from busco.lake.freshness import Freshness
 from busco.lake.metadata_json import Descriptions
 from busco.lake.objects import canonical_json
 from busco.lake.owners import ID_VARIABLE, Owner
@@ -345,6 +347,16 @@ class Project:
         """
         return tuple(_contract(self, uid, source) for uid, source in sorted(self.sources.items()))
 
+    @cached_property
+    def freshness(self) -> dict[str, Freshness]:
+        """The `freshness` of each source table that has one, by the bronze table's name."""
+        found = {}
+        for uid, source in sorted(self.sources.items()):
+            limits = {name: _age((source.get("freshness") or {}).get(name)) for name in ("warn_after", "error_after")}
+            if any(limits.values()):
+                found[_contract(self, uid, source).name] = Freshness(**limits)
+        return found
+
     # -- identity -------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -483,6 +495,13 @@ def not_null_columns(node: Mapping[str, Any]) -> frozenset[str]:
         if constraint["type"] == "not_null":
             found |= set(constraint.get("columns") or [])
     return frozenset(found)
+
+
+def _age(given: Mapping[str, Any] | None) -> timedelta | None:
+    """Returns a limit of dbt's `freshness`, such as `{count: 24, period: hour}`."""
+    if not given or not given.get("count"):
+        return None
+    return timedelta(**{f"{given['period']}s": float(given["count"])})
 
 
 def _contract(project: Project, uid: str, source: Mapping[str, Any]) -> Contract:

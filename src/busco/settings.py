@@ -192,6 +192,9 @@ class Settings(BaseSettings):
     drift_schedule: str = Field(
         default="0 5 * * *", description="cron schedule (UTC) of the `drift` DAG; empty: not scheduled"
     )
+    freshness_schedule: str = Field(
+        default="0 6 * * *", description="cron schedule (UTC) of the `freshness` DAG; empty: not scheduled"
+    )
     local_aws_host: str = Field(
         default="",
         description="host name by which the platform's containers reach a local AWS in a container",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.exceptions import AirflowFailException, AirflowSkipException
+from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from busco.lake import releases
-from busco.lake.layout import run_key
+from busco.lake.layout import delivery, run_key
 from busco.lake.owners import id_lines
+from busco.lake.records import utc_now
 from busco.orchestration import alerts, control
 from busco.project import Project
 from busco.settings import Settings
@@ -84,6 +87,47 @@ def test_a_run_that_a_hold_keeps_from_being_published_sends_one_alert(
     assert "lakehouse / held is complete, but was not published: put on hold at" in alert["Message"]
     assert "ana: wrong prices (lift the hold with `busco release resume`)." in alert["Message"]
     assert "https://a.example/dags/lakehouse/grid" in alert["Message"]
+
+
+def test_a_source_without_a_recent_delivery_fails_and_one_to_warn_about_does_not(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    hours = {"warn_after": {"count": 24, "period": "hour"}, "error_after": {"count": 2, "period": "day"}}
+    nothing = {"warn_after": {"count": None, "period": None}, "error_after": {"count": None, "period": None}}
+    limits: dict[str, Any] = {"silent": hours, "slow": hours, "recent": hours, "unlimited": nothing, "none": None}
+
+    def project(which: dict[str, Any]) -> Any:
+        sources = {
+            f"source.p.shop.{name}": {
+                "source_name": "shop", "name": name, "freshness": freshness, "meta": {"grain": ["id"]}, "config": {},
+                "columns": {"id": {"name": "id", "data_type": "VARCHAR"}},
+            }
+            for name, freshness in which.items()
+        }  # fmt: skip
+        return Project({"metadata": {"project_name": "p"}, "sources": sources, "nodes": {}})
+
+    settings = SimpleNamespace(of_all_projects=lambda: [None])
+    monkeypatch.setattr(control, "_lake", lambda **_: (settings, lake.store, ENVIRONMENT))
+    now = utc_now()
+    for name, age in (("slow", 30), ("recent", 1), ("unlimited", 500)):
+        key = delivery("shop", name, "a.csv", 1)
+        lake.store.create(key, b"{}")
+        lake.s3.stored_at[key] = now - timedelta(hours=age)
+    monkeypatch.setattr(control, "Project", SimpleNamespace(of=lambda _: project(limits)))
+    with pytest.raises(
+        AirflowException, match=r"bronze\.silent: there is no delivery; error_after is 2\.0 days"
+    ) as found:
+        control.check_freshness()
+    assert "slow" not in str(found.value)
+    assert "bronze.slow: its newest delivery is 30.0 hours old; warn_after is 24.0 hours" in caplog.text
+    assert not {"bronze.recent", "bronze.unlimited", "bronze.none"} & set(re.findall(r"bronze\.\w+", caplog.text))
+    del limits["silent"]
+    control.check_freshness()
+    assert "checked sources=2 late=1" in caplog.text
+    limits.clear()
+    with pytest.raises(AirflowSkipException, match="no source has"):
+        control.check_freshness()
 
 
 def try_of(run_id: str) -> dict[str, Any]:

@@ -309,6 +309,7 @@ def test_flower_shows_the_worker(stack: Stack, browser: Browser) -> None:
 # -- the same tables, faults ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_demo_builds_the_same_tables_from_the_same_data(stack: Stack, tmp_path: Path) -> None:
     assert len(stack.tables().splitlines()) == 20
     assert stack.tables() == tables_of_demo(tmp_path, "--orders", ORDERS)

@@ -132,5 +132,5 @@ def test_airflow_s_image_contains_dags_configuration_and_graph() -> None:
     command = ["docker", "run", "--rm", *options, "busco-airflow:local", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr[-2000:]
-    names = ["drift", "ecs_check", "example", "lakehouse", "landing", "maintenance", "operations"]
+    names = ["drift", "ecs_check", "example", "freshness", "lakehouse", "landing", "maintenance", "operations"]
     assert done.stdout.splitlines()[-1] == f"{names} {{}}"

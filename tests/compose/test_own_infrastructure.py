@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from busco.embedded.aws import client
 from busco.embedded.keys import Pair
 from tests.compose.stack import Stack
@@ -14,6 +16,7 @@ BUCKETS = {kind: f"acme-{kind}-of-2019" for kind in ("lake", "landing", "logs")}
 SIZES = {"small": ("1024", "2048"), "medium": ("1024", "4096"), "large": ("2048", "8192")}
 
 
+@pytest.mark.long
 def test_a_run_uses_existing_resources_that_env_names_instead_of_our_templates(stack: Stack) -> None:
     text = stack.compose("exec", "-T", "local-aws", "cat", "/var/lib/busco/aws.env")
     variables = dict(line.split("=", 1) for line in text.splitlines())

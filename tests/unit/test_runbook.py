@@ -136,6 +136,9 @@ REPRODUCED_BY = {
     '"refused"': ("test_refused_objects_and_foreign_messages_are_shown_with_their_reasons",),
     '"blocked by run"': ("test_a_set_whose_run_failed_starts_nothing_until_something_is_new",),
     '"publishing is on hold"': ("test_files_that_arrive_during_a_hold_are_published_after_it",),
+    "an alert of the `freshness` DAG": (
+        "test_a_source_without_a_recent_delivery_fails_and_one_to_warn_about_does_not",
+    ),
     '"a run will start soon"': ("test_files_that_arrive_while_the_dag_is_paused_are_published_once_it_is_unpaused",),
     "dead letters": ("test_refused_objects_and_foreign_messages_are_shown_with_their_reasons",),
     '"Host refused"': (

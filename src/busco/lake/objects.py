@@ -201,6 +201,11 @@ class ObjectStore:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return {item["Key"]: (item["ETag"], item["Size"]) for page in pages for item in page.get("Contents", [])}
 
+    def last_modified(self, prefix: str) -> datetime | None:
+        """Returns when the newest object whose key starts with `prefix` was written (UTC); None if there is none."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return max((item["LastModified"] for page in pages for item in page.get("Contents", [])), default=None)
+
     def etags(self, prefix: str, written: Mapping[str, int]) -> dict[str, str]:
         """Returns the ETags of objects that another client has just written below `prefix`, by key, from one listing.
 

@@ -15,9 +15,12 @@ from busco.catalog.glue_drift import Catalog
 from busco.environments import code_version
 from busco.errors import BuscoError
 from busco.lake import pins, releases
+from busco.lake.deliveries import Contract
 from busco.lake.drift import Finding
+from busco.lake.freshness import Freshness, late_tables
 from busco.lake.layout import EnvironmentLayout, run_key
 from busco.lake.objects import ObjectStore
+from busco.lake.records import utc_now
 from busco.lake.runs import open_run
 from busco.orchestration import alerts
 from busco.orchestration.costs import run_cost
@@ -142,6 +145,32 @@ def show() -> None:
         len(shown.deleted),
         len(shown.unchanged),
     )
+
+
+def check_freshness() -> None:
+    """Logs the sources without a recent delivery, according to their `freshness` in dbt.
+
+    Raises:
+        AirflowSkipException: no source has a `freshness`.
+        AirflowException: a source has had no delivery for longer than `error_after`.
+    """
+    settings, store, _ = _lake()
+    limits: dict[str, Freshness] = {}
+    contracts: dict[str, Contract] = {}
+    for one in settings.of_all_projects():
+        project = Project.of(one)
+        limits |= project.freshness
+        contracts |= {contract.name: contract for contract in project.contracts}
+    if not limits:
+        raise AirflowSkipException("no source has a `freshness`")
+    late = late_tables(store, contracts.values(), limits, utc_now())
+    for table in late:
+        log.log(logging.ERROR if table.severity == "error" else logging.WARNING, "%s", table.text)
+    if errors := [table.text for table in late if table.severity == "error"]:
+        raise AirflowException(
+            "\n".join(errors) + "\nAsk the producers; if their objects have arrived, see: busco events status"
+        )
+    log.info("checked sources=%s late=%s", len(limits), len(late))
 
 
 def check() -> None:
