@@ -499,7 +499,7 @@ def not_null_columns(node: Mapping[str, Any]) -> frozenset[str]:
 
 def _age(given: Mapping[str, Any] | None) -> timedelta | None:
     """Returns a limit of dbt's `freshness`, such as `{count: 24, period: hour}`."""
-    if not given or not given.get("count"):
+    if not given or not given.get("count") or not given.get("period"):
         return None
     return timedelta(**{f"{given['period']}s": float(given["count"])})
 

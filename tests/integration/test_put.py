@@ -85,7 +85,7 @@ def test_the_result_is_that_of_the_uploaded_version_and_of_a_new_order(
     past = past_orders(mini.store)
     assert past == {"order-1"}
     version = bucket.put(key, CONTENT)
-    uploaded = Uploaded(file, key, version, len(CONTENT))
+    uploaded = Uploaded(file, key, version, "", len(CONTENT))
     # results of other versions, and orders without an outcome, are passed over
     steps = iter([lambda: order(2, older), lambda: order(3, version, carried_out=False), lambda: order(4, version)])
     waited: list[int] = []

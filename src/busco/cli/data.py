@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from botocore.exceptions import ClientError
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from busco.aws import client
@@ -134,29 +135,39 @@ def _show_results(results: Iterable[tuple[str, str, str, int, int]]) -> None:
     type=click.Choice(["uploaded", "ingested", "published"]),
     default="published",
     show_default=True,
-    help="what to wait for; `uploaded` needs no access to the lake",
+    help="what to wait for; `uploaded` only writes to the landing bucket, the others also read the lake",
 )
-def put_command(paths: tuple[Path, ...], table_name: str | None, follow_links: bool, until: str) -> None:
+@click.option(
+    "--timeout", default=3600, show_default=True, type=click.IntRange(min=1), help="seconds to wait, then exit with 1"
+)
+def put_command(paths: tuple[Path, ...], table_name: str | None, follow_links: bool, until: str, timeout: int) -> None:
     """Upload CSV files (plain or gzip), and folders of them, to the landing bucket.
 
-    The events service ingests them and starts a run; this command waits until their rows are published. It can be
-    interrupted, and repeated: a file that was uploaded before is not ingested again. Exits with status 1 if any file
-    was refused.
+    The events service ingests them and starts a run; this command waits until each dbt project that reads their tables
+    has published them. It can be interrupted, and repeated: a file that was uploaded before is not ingested again.
+    Exits with status 1 if any file was refused, or if the time is over, for example because the run failed.
     """
     from busco.ingest.files import find
+    from busco.ingest.ingest import require_prod
     from busco.ingest.uploads import past_orders, results, upload
     from busco.projects import all_contracts
     from busco.warehouse.dbt import ensure_manifests
 
     settings, store, environment = lake()
+    require_prod(settings)
     if not settings.landing_bucket:
         raise BuscoError("BUSCO_LANDING_BUCKET is not set", "set it to the bucket of the stack busco-lake")
+    if until != "uploaded" and not settings.listen:
+        raise BuscoError(
+            "the events service is turned off (BUSCO_LISTEN=false)", "use busco ingest, or --until uploaded"
+        )
     contracts = all_contracts(ensure_manifests(settings))
     files, unknown = find(list(paths), contracts, table_name, follow_links)
     past = past_orders(store) if until != "uploaded" else frozenset()
     with _bar("uploading") as bar:
         task = bar.add_task("", total=sum(file.size for file in files))
-        uploaded, unread = upload(
+        uploaded, unread = _allowed(
+            upload,
             client("s3", settings),
             settings.landing_bucket,
             files,
@@ -166,19 +177,37 @@ def put_command(paths: tuple[Path, ...], table_name: str | None, follow_links: b
     say(f"uploaded {count(len(uploaded), 'file')} to s3://{settings.landing_bucket}/")
     refused = [*((str(path), reason) for path, reason in unknown), *unread]
     if until != "uploaded":
-        waiting = _Waiting("to be ingested")
+        waiting = _Waiting("to be ingested", timeout)
         found = list(results(store, uploaded, past, lambda missing: waiting.tick(count(missing, "file"))))
         _show_results(
             (one.file.name, one.file.contract.table, ended.outcome, ended.rows, ended.quarantined)
             for one, ended in sorted(found, key=lambda pair: pair[0].key)
         )
-        refused += [(one.file.label, ended.reason) for one, ended in found if ended.outcome == "refused"]
+        refused += [
+            (one.file.label, f"{ended.reason} (it will be tried again)" if ended.transient else ended.reason)
+            for one, ended in found
+            if ended.outcome == "refused"
+        ]
     for path, reason in refused:
         say(f"refused: {printable(path)}: {printable(reason)}")
     if until == "published":
-        _wait_until_published(settings, store, environment, {one.file.contract.name for one in uploaded})
+        tables = {ended.table for _, ended in found if ended.outcome in ("ingested", "known")}
+        _wait_until_published(settings, store, environment, tables, timeout)
     if refused:
         raise SystemExit(1)
+
+
+def _allowed(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function that uses S3; an error that is the user's to fix becomes a message."""
+    try:
+        return call(*arguments)
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code not in ("AccessDenied", "NoSuchBucket", "ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
+            raise
+        message = error.response["Error"].get("Message", code)
+        hint = "use credentials that may write to the landing bucket (docs/producing.md)"
+        raise BuscoError(f"S3 refuses the upload: {message} ({code})", hint) from error
 
 
 class _Waiting:
@@ -186,23 +215,26 @@ class _Waiting:
 
     _EVERY = 30.0  # seconds
 
-    def __init__(self, what: str) -> None:
-        self.what, self.at = what, time.monotonic() + self._EVERY
+    def __init__(self, what: str, timeout: float) -> None:
+        self.what, self.at, self.end = what, time.monotonic() + self._EVERY, time.monotonic() + timeout
 
     def tick(self, who: str) -> None:
+        """Raises BuscoError if the time is over."""
+        if time.monotonic() >= self.end:
+            raise BuscoError(f"the time to wait for {who} {self.what} is over", "to see why: busco events status")
         if time.monotonic() >= self.at:
             self.at += self._EVERY
             say(f"waiting for {who} {self.what}; to see why: busco events status")
 
 
 def _wait_until_published(
-    settings: Settings, store: ObjectStore, environment: EnvironmentLayout, tables: set[str]
+    settings: Settings, store: ObjectStore, environment: EnvironmentLayout, tables: set[str], timeout: float
 ) -> None:
     """Waits until each project that reads one of the bronze tables has published the current deliveries."""
     from busco.events.pending import current_sets, published, unpublished
     from busco.project import Project
 
-    waiting = _Waiting("to be published")
+    waiting = _Waiting("to be published", timeout)
     for one in settings.of_all_projects():
         project = Project.of(one)
         contracts = [contract for contract in project.contracts if contract.name in tables]

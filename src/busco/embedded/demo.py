@@ -141,7 +141,7 @@ def started_run(settings: Settings, api: Any, before: Collection[str]) -> str | 
     while True:
         new = [run["dag_run_id"] for run in api.dag_runs(DAG) if run["dag_run_id"] not in before]
         if new:
-            return str(new[-1])
+            return str(new[0])
         published = pending.published(store, environment, project.identity)
         if not pending.unpublished(pending.current_sets(store, project.contracts), published):
             return None

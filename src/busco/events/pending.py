@@ -172,7 +172,7 @@ def standing(
     if active:
         return Standing("waiting", pending, active, set_id)
     if len(ended) >= _UNPINNED:
-        return Standing("blocked", pending, ended[0], set_id)
+        return Standing("blocked", pending, ended[0], set_id, len(ended))
     return Standing("due", pending, "", set_id, len(ended))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -14,7 +14,7 @@ import duckdb
 from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest.files import Limits, SourceFile, find
-from busco.ingest.landing import LandedObject, find_landed, versions_to_repeat
+from busco.ingest.landing import LandedObject, find_landed
 from busco.ingest.load import Loaded, ingested_before, load
 from busco.lake.deliveries import Contract
 from busco.lake.engine import connect
@@ -95,14 +95,15 @@ def load_all(
     store: ObjectStore,
     files: Sequence[SourceFile | LandedObject],
     started: Callable[[int], Callable[[int], None]],
+    again: bool = False,
 ) -> list[Loaded]:
     """Loads files and objects of the landing bucket, two at a time; returns the result for each, in the given order.
 
-    Files with the same name are loaded one after another, so that their deliveries are in order. If versions of an
-    object have to be delivered again (D5), the result for its last version is that of the last repeated delivery.
+    Files with the same name are loaded one after another, so that their deliveries are in order.
 
     Args:
         started: see `ingest`.
+        again: whether objects are loaded although a delivery was made from them before.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for position, file in enumerate(files):
@@ -130,17 +131,10 @@ def load_all(
     def work(positions: list[int]) -> None:
         for position in positions:
             file = files[position]
-            known = ingested_before(store, file) if isinstance(file, LandedObject) else None
+            known = ingested_before(store, file) if isinstance(file, LandedObject) and not again else None
             if known:
                 progress(3 * file.size)
             results[position] = known or load_one(file)
-        last = files[positions[-1]]
-        for one in versions_to_repeat(store, last) if isinstance(last, LandedObject) else ():
-            again = load_one(one)
-            if again.outcome != "known":
-                results[positions[-1]] = replace(
-                    results[positions[-1]], outcome=again.outcome, reason=again.reason, transient=again.transient
-                )
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         loading: list[Future[None]] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -234,65 +234,81 @@ def find_landed(
     return [one for one in found if len(names[one.contract.name, one.name]) == 1], unknown
 
 
-def listed_versions(s3: Any, bucket: str, key: str) -> list[tuple[str, str]]:
-    """Returns the ids and ETags of an object's versions, from the oldest to the newest; without delete markers."""
-    found: list[tuple[str, str]] = []
+@dataclass(frozen=True)
+class Version:
+    """A version of an object of the landing bucket: its id, its ETag without quotes, and its size in bytes."""
+
+    id: str
+    etag: str
+    size: int
+
+
+def listed_versions(s3: Any, bucket: str, key: str) -> list[Version]:
+    """Returns an object's versions, from the oldest to the newest; without delete markers."""
+    found: list[Version] = []
     for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=key):
         # S3 lists an object's versions from the newest to the oldest (S3 User Guide, "Listing object versions")
         found += (
-            (item["VersionId"], item["ETag"].strip('"')) for item in page.get("Versions", ()) if item["Key"] == key
+            Version(item["VersionId"], item["ETag"].strip('"'), item["Size"])
+            for item in page.get("Versions", ())
+            if item["Key"] == key
         )
     return found[::-1]
 
 
-def to_repeat(versions: Sequence[tuple[str, str]], deliveries: Sequence[Delivery]) -> list[str]:
-    """Returns the versions of an object to deliver again, so that its deliveries are in the order of its versions (D5).
+def to_apply(versions: Sequence[Version], deliveries: Sequence[Delivery], new: Container[str] = ()) -> list[Version]:
+    """Returns the versions of an object to deliver now, so that its rows are those of its versions in order (D5).
 
-    If a version's newest delivery is older than that of an earlier version, these are that version and all later ones;
-    otherwise the versions after the one that was delivered last. Versions whose content was never delivered don't
-    count: their own events follow, or they were refused. A version may have no delivery of its own because its content
-    was that of the newest delivery when its event was handled (D2).
+    Rows of a later delivery correct those of earlier ones, so the rows depend only on the order in which the different
+    contents were last delivered. This order must be that of the versions. The result begins after the newest content
+    that is in order; it is empty if all contents are.
+
+    Equal content can have different ETags (for example, if S3 encrypts it with KMS), and is then no delivery if it was
+    also the newest one (D2). Therefore, contents without a delivery after a version that was just delivered are in the
+    result too, with all later ones.
 
     Args:
-        versions: the ids and ETags of the object's versions, from the oldest to the newest.
+        versions: the object's versions, from the oldest to the newest, without those that were refused.
         deliveries: the deliveries that were made from the object, in the order of their numbers.
+        new: the ids of the versions that have just been delivered.
     """
-    numbers = {one.source_version: one.number for one in deliveries}
-    known = {one.source_etag for one in deliveries}
-    contents: list[tuple[str, int]] = []  # the last of several versions with the same content, and its number
-    before = None
-    for version, etag in versions:
-        number = numbers.get(version, 0)
-        if not number and etag not in known:
-            continue
-        if etag == before:
-            contents[-1] = (version, max(number, contents[-1][1]))
-        else:
-            contents.append((version, number))
-        before = etag
-    start, highest = len(contents), 0
-    for position, (_, number) in enumerate(contents):
+    newest = {one.etag: at for at, one in enumerate(versions)}
+    places = sorted(newest.values())  # of the versions that count: the newest one with each content
+    numbers = {one.source_etag: one.number for one in deliveries}
+    highest, start = 0, len(versions)
+    for at in places:
+        number = numbers.get(versions[at].etag, 0)
         if 0 < number < highest:
-            start = position
             break
         if number > highest:
-            start, highest = position + 1, number
-    return [version for version, _ in contents[start:]]
+            highest, start = number, at
+    first = next((at for at, one in enumerate(versions) if one.id in new), len(versions))
+    if any(versions[at].etag not in numbers for at in places if at > first):
+        start = min(start, first)
+    return [versions[at] for at in places if at > start]
 
 
-def versions_to_repeat(store: ObjectStore, file: LandedObject) -> list[LandedObject]:
-    """Returns the versions of an object to deliver again, in this order, after one of them was delivered (`to_repeat`).
+def versions_to_apply(
+    store: ObjectStore, file: LandedObject, new: Container[str], refused: Callable[[], Container[tuple[str, str]]]
+) -> list[LandedObject]:
+    """Returns the versions of an object to deliver now, in this order, after some were delivered (`to_apply`).
 
-    Events can arrive in any order and more than once, but rows of a later delivery correct those of earlier ones (D2).
-    Returns [] if the newest delivery under the object's name was not made from the object.
+    Returns [] if the newest delivery under the object's name was not made from a version of the object.
+
+    Args:
+        new: the ids of the versions that have just been delivered.
+        refused: returns the ids and ETags of the versions that were permanently refused; called only if needed.
     """
     deliveries = sorted(deliveries_of(store, file.contract, file.name), key=lambda one: one.number)
-    mine = [one for one in deliveries if (one.source, one.contract_hash) == (file.label, file.contract.hash)]
-    if not mine or mine[-1] is not deliveries[-1] or not mine[-1].source_version:
+    mine = [one for one in deliveries if one.source == file.label]
+    if len({one.source_version for one in mine}) < 2 or mine[-1] is not deliveries[-1] or not mine[-1].source_version:
+        return []  # a single version is in order
+    listed = listed_versions(file.s3, file.bucket, file.key)
+    if not to_apply(listed, mine, new):
         return []
-    versions = listed_versions(file.s3, file.bucket, file.key)
-    etags = dict(versions)
-    return [replace(file, version=one, etag=etags[one]) for one in to_repeat(versions, mine)]
+    gone = refused()
+    versions = [one for one in listed if (one.id, one.etag) not in gone]
+    return [replace(file, version=one.id, etag=one.etag, size=one.size) for one in to_apply(versions, mine, new)]
 
 
 def landed_object(

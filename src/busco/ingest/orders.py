@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -19,7 +20,7 @@ from botocore.exceptions import ClientError
 from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest.ingest import load_all, require_prod
-from busco.ingest.landing import LandedObject, landed_object, listed_versions, to_repeat
+from busco.ingest.landing import LandedObject, Version, landed_object, listed_versions, to_apply, versions_to_apply
 from busco.lake.deliveries import Contract, deliveries_of
 from busco.lake.layout import (
     MAX_KEY_BYTES,
@@ -90,8 +91,32 @@ def _ingested(
         )
         for one, reason in reasons.items()
     }
-    examples: dict[Arrival, tuple[str, ...]] = {}
-    loaded = load_all(settings, store, list(files.values()), lambda _: lambda _: None)
+    results |= _loaded(settings, store, reports, files)
+    handled = [files[one] for one in files if results[one].outcome != "refused"]
+    new = {one.version for one in files if results[one].outcome == "ingested"}
+    # of each object, once for all of its versions
+    applied = _applied(settings, store, reports, list({one.label: one for one in handled}.values()), new)
+    results |= applied
+    for one in applied:
+        if results[one].transient:  # the message of a version that was handled now comes back for this one
+            last = [arrival for arrival in arrivals if arrival.key == one.key][-1]
+            results[last] = results[last].model_copy(update={"transient": True})
+    for one in arrivals:
+        if one not in files:
+            reports.write(one, results[one], ())
+    return tuple(results[one] for one in dict.fromkeys([*arrivals, *applied]))
+
+
+def _loaded(
+    settings: Settings,
+    store: ObjectStore,
+    reports: _Reports,
+    files: Mapping[Arrival, LandedObject],
+    again: bool = False,
+) -> dict[Arrival, IngestedObject]:
+    """Loads objects and reports them; returns the results."""
+    results: dict[Arrival, IngestedObject] = {}
+    loaded = load_all(settings, store, list(files.values()), lambda _: lambda _: None, again)
     for one, result in zip(files, loaded, strict=True):
         results[one] = IngestedObject(
             **one.model_dump(),
@@ -102,10 +127,26 @@ def _ingested(
             reason=result.reason,
             transient=result.transient,
         )
-        examples[one] = result.examples
-    for one in arrivals:
-        reports.write(one, results[one], examples.get(one, ()))
-    return tuple(results[one] for one in arrivals)
+        reports.write(one, results[one], result.examples)
+    return results
+
+
+def _applied(
+    settings: Settings, store: ObjectStore, reports: _Reports, objects: Sequence[LandedObject], new: Container[str]
+) -> dict[Arrival, IngestedObject]:
+    """Delivers versions of the objects again if an older version was delivered after them (D5).
+
+    Returns the results of those that became a delivery or were refused.
+
+    Args:
+        new: the ids of the versions that this order has delivered.
+    """
+    files: dict[Arrival, LandedObject] = {}
+    for one in objects:
+        for version in versions_to_apply(store, one, new, partial(reports.were_refused, one.key)):
+            files[Arrival(key=one.key, version=version.version, etag=version.etag, size=version.size)] = version
+    found = _loaded(settings, store, reports, files, again=True) if files else {}
+    return {one: result for one, result in found.items() if result.outcome != "known"}
 
 
 def _in_order(s3: Any, bucket: str, objects: Sequence[Arrival]) -> list[Arrival]:
@@ -115,7 +156,7 @@ def _in_order(s3: Any, bucket: str, objects: Sequence[Arrival]) -> list[Arrival]
         versions.setdefault(one.key, []).append(one)
     for key, several in versions.items():
         if len(several) > 1:
-            order = {version: at for at, (version, _) in enumerate(listed_versions(s3, bucket, key))}
+            order = {version.id: at for at, version in enumerate(listed_versions(s3, bucket, key))}
             several.sort(key=lambda one: order.get(one.version, -1))
     return [one for several in versions.values() for one in several]
 
@@ -171,8 +212,8 @@ def _without_delivery(several: Sequence[Arrival], found: LandedObject, deliverie
         if not one.version or (one.version not in made and one.etag != before):
             needed.append(one)
         before = one.etag
-    again = to_repeat([(one.version, one.etag) for one in several], mine)
-    return [one for one in several if one in needed or one.version in again]
+    late = to_apply([Version(one.version, one.etag, one.size) for one in several], mine)
+    return [one for one in several if one in needed or one.version in {version.id for version in late}]
 
 
 def _same_files(s3: Any, store: ObjectStore, files: Mapping[Arrival, LandedObject]) -> dict[Arrival, str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from busco.ingest.files import SourceFile
-from busco.ingest.refused import Refused, readable
+from busco.ingest.files import SourceFile, state
+from busco.ingest.refused import Refused
 from busco.lake.layout import INGEST, ingest_outcome
 from busco.lake.objects import ObjectStore
 from busco.lake.records import IngestedObject, IngestOutcome
@@ -26,19 +26,23 @@ class Uploaded:
 
     Attributes:
         version: the id of the object's version; '' if the bucket has no versions, or if the user may not read it.
+        etag: without quotes; '' if the user may not read it.
         size: in bytes.
     """
 
     file: SourceFile
     key: str
     version: str
+    etag: str
     size: int
 
     def is_in(self, result: IngestedObject) -> bool:
         """Whether a result is about this upload."""
         if result.key != self.key:
             return False
-        return result.version == self.version if self.version else result.size == self.size
+        if self.version or self.etag:
+            return (result.version == self.version or not self.version) and self.etag in ("", result.etag)
+        return result.size == self.size
 
 
 def key_of(file: SourceFile) -> str:
@@ -50,7 +54,9 @@ def key_of(file: SourceFile) -> str:
 def upload(
     s3: Any, bucket: str, files: Sequence[SourceFile], scratch: Path, progress: Callable[[int], None]
 ) -> tuple[list[Uploaded], list[tuple[str, str]]]:
-    """Uploads files; returns the uploaded ones, and the paths of those that could not be read, each with the reason.
+    """Uploads files; returns the uploaded ones, and the paths of the others, each with the reason.
+
+    A file that can't be read is not uploaded, and neither is one whose key another of the files has.
 
     Args:
         scratch: the folder for temporary files.
@@ -61,31 +67,43 @@ def upload(
     """
     done: list[Uploaded] = []
     unread: list[tuple[str, str]] = []
+    first: dict[str, SourceFile] = {}
     for file in files:
+        key = key_of(file)
+        if (other := first.setdefault(key, file)) is not file:
+            if other.path.resolve() != file.path.resolve():
+                unread.append(
+                    (file.label, f"{other.label} has the same name in the landing bucket; rename one of them")
+                )
+            continue
         try:
-            with file.opened(scratch) as opened, readable():
-                size = opened.size
-                version = _upload(s3, bucket, key_of(file), opened.path, size, progress)
+            with file.opened(scratch) as opened:
+                before = state(opened.path)
+                version, etag = _upload(s3, bucket, key, opened.path, before[0], progress)
+                if opened.has_changed(before):
+                    raise Refused("it changed while it was uploaded; upload it again")
         except Refused as error:
             unread.append((file.label, str(error)))
         else:
-            done.append(Uploaded(file, key_of(file), version, size))
+            done.append(Uploaded(file, key, version, etag, before[0]))
     return done, unread
 
 
-def _upload(s3: Any, bucket: str, key: str, path: Path, size: int, progress: Callable[[int], None]) -> str:
+def _upload(s3: Any, bucket: str, key: str, path: Path, size: int, progress: Callable[[int], None]) -> tuple[str, str]:
+    """Uploads a file; returns the version's id and ETag, as far as the user may read them."""
     with path.open("rb") as content:
         if size <= _IN_ONE_REQUEST:
             answer = s3.put_object(Bucket=bucket, Key=key, Body=content)
             progress(size)
-            return str(answer.get("VersionId", ""))
+            return str(answer.get("VersionId", "")), answer["ETag"].strip('"')
         s3.upload_fileobj(content, bucket, key, Callback=progress)
     try:
-        return str(s3.head_object(Bucket=bucket, Key=key).get("VersionId", ""))
+        answer = s3.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
         if error.response["Error"]["Code"] in ("403", "AccessDenied"):
-            return ""
+            return "", ""
         raise
+    return str(answer.get("VersionId", "")), answer["ETag"].strip('"')
 
 
 def past_orders(store: ObjectStore) -> frozenset[str]:

@@ -19,6 +19,13 @@ class Freshness:
     warn_after: timedelta | None
     error_after: timedelta | None
 
+    def with_stricter(self, other: Freshness | None) -> Freshness:
+        """Returns the stricter of two projects' limits for one table."""
+        if other is None:
+            return self
+        pairs = ((self.warn_after, other.warn_after), (self.error_after, other.error_after))
+        return Freshness(*(min((one for one in pair if one is not None), default=None) for pair in pairs))
+
 
 @dataclass(frozen=True)
 class Late:

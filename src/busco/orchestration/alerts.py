@@ -74,6 +74,9 @@ def held_run(settings: Settings, dag_id: str, run_id: str, why: str) -> None:
 
 
 def _send(settings: Settings, subject: str, text: str) -> None:
+    subject = subject.encode("ascii", "replace").decode()
+    if len(subject) > _SUBJECT:
+        subject = f"{subject[: _SUBJECT - 3]}..."
     log.error("%s\n%s", subject, text)
     if settings.alerts_topic:
         client("sns", settings).publish(TopicArn=settings.alerts_topic, Subject=subject, Message=text)
@@ -92,7 +95,7 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
     """
     names = [task.removeprefix("models.").removesuffix(".run").removesuffix("_run") for task in sorted(failed)]
     reason = f": {', '.join(names)}" if names else ", although no task failed"
-    subject = f"{dag_id} failed{reason}".encode("ascii", "replace").decode()
+    subject = f"{dag_id} failed{reason}"
     lines = [f"DAG run {dag_id} / {run_id} has failed. The previous release stays live.", ""]
     run = _run(settings, dag_id, run_id)
     results = run.latest_results() if run else {}
@@ -110,9 +113,7 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
     lines += ["", "What to do: open the failed task's log, fix the error, and clear the task with Downstream."]
     if settings.airflow_url:
         lines.append(f"{settings.airflow_url.rstrip('/')}/dags/{dag_id}/grid")
-    return subject if len(subject) <= _SUBJECT else f"{subject[: _SUBJECT - 3]}...", shown(
-        "\n".join(lines).rstrip()
-    ) + "\n"
+    return subject, shown("\n".join(lines).rstrip()) + "\n"
 
 
 def stale_of(settings: Settings, pin: Pin, nodes: list[str]) -> tuple[str, ...]:
@@ -144,8 +145,7 @@ def main() -> int:
 
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m busco.orchestration.alerts SUBJECT <text")
-    subject = sys.argv[1].encode("ascii", "replace").decode()[:_SUBJECT]
-    _send(get_settings(), subject, shown(sys.stdin.read()))
+    _send(get_settings(), sys.argv[1], shown(sys.stdin.read()))
     return 0
 
 

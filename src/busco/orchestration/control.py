@@ -159,7 +159,8 @@ def check_freshness() -> None:
     contracts: dict[str, Contract] = {}
     for one in settings.of_all_projects():
         project = Project.of(one)
-        limits |= project.freshness
+        for table, limit in project.freshness.items():
+            limits[table] = limit.with_stricter(limits.get(table))
         contracts |= {contract.name: contract for contract in project.contracts}
     if not limits:
         raise AirflowSkipException("no source has a `freshness`")

@@ -33,13 +33,10 @@ def _alert(context: Any) -> None:
     alerts.failed_run(context)
 
 
-BRONZE_DATASETS = "busco://lake/bronze/"
-
-
 def bronze_dataset(table: str) -> Dataset:
     """Returns the Airflow dataset of a bronze table, whose events state which deliveries are new."""
     # Airflow accepts only ASCII
-    return Dataset(f"{BRONZE_DATASETS}{quote(table.removeprefix('bronze.'))}")
+    return Dataset(f"busco://lake/{quote(table.replace('.', '/', 1))}")
 
 
 def project_tag(project: str) -> str:
@@ -74,6 +71,7 @@ def lakehouse_dag(
     settings, folder = get_settings().of_project(project_dir), str(project_dir or "")
     outline = dbt_outline(settings, "models")
     datasets = [bronze_dataset(table) for table in outline.reads]
+    own = frozenset(dataset.uri for dataset in datasets)
     given: dict[str, Any] = {
         "schedule": DatasetAny(*datasets) if datasets else None,
         "start_date": pendulum.datetime(2024, 1, 1, tz="UTC"),
@@ -98,7 +96,8 @@ def lakehouse_dag(
         def pin(params: Any = None, ti: Any = None) -> str:
             from busco.orchestration import control, events
 
-            if why := events.not_needed(ti.dag_run, folder):
+            everything = not params["select"] and not params["full_refresh"]
+            if everything and (why := events.not_needed(ti.dag_run, folder, own)):
                 log.info("nothing to do: %s; to build all the same, clear this task, or trigger the DAG", why)
                 return ""  # skips the other tasks
             select, origin = params["select"] or "", str(ti.dag_run.id)

@@ -13,7 +13,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from busco.lake.layout import EnvironmentLayout, ingest_order, ingest_outcome, r
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Ending, IngestOrder, IngestOutcome
 from busco.lake.releases import read_live
-from busco.orchestration.dag import BRONZE_DATASETS, bronze_dataset, project_tag
+from busco.orchestration.dag import bronze_dataset, project_tag
 from busco.orchestration.events_health import BEAT, Health
 from busco.orchestration.launch import start_process, token_of
 from busco.private import make_private
@@ -439,7 +439,7 @@ class Runs:
         return True
 
 
-def not_needed(dag_run: Any, project_dir: str) -> str:
+def not_needed(dag_run: Any, project_dir: str, own: Collection[str]) -> str:
     """Returns why a run that dataset events have started has nothing to do, or '' if it has.
 
     Dataset events that arrive close together, or during a run, can start more runs than their deliveries need; and one
@@ -447,22 +447,26 @@ def not_needed(dag_run: Any, project_dir: str) -> str:
 
     Args:
         project_dir: the dbt project's folder, relative to the platform's home; empty for the platform's own project.
+        own: the URIs of the datasets of the project's bronze tables.
     """
-    from airflow.models.dagrun import DagRun
+    from airflow.models.dag import DagModel
     from airflow.utils.session import create_session
 
     settings = get_settings()
     if settings.environment != "prod" or dag_run.run_type != "dataset_triggered" or dag_run.clear_number:
         return ""
     with create_session() as session:
-        events = session.get(DagRun, dag_run.id).consumed_dataset_events
-        if any(not event.dataset.uri.startswith(BRONZE_DATASETS) for event in events):
-            return ""  # the DAG's own schedule names other datasets
+        schedule = session.get(DagModel, dag_run.dag_id).schedule_dataset_references
+        if any(one.dataset.uri not in own for one in schedule):
+            return ""  # what else starts the DAG may need a run
     runs = Runs(settings, ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod"))
-    _, found = runs.standing(settings.of_project(project_dir or None), run_key(dag_run.dag_id, dag_run.run_id))
+    try:
+        _, found = runs.standing(settings.of_project(project_dir or None), run_key(dag_run.dag_id, dag_run.run_id))
+    except BuscoError:
+        return ""  # pinning the run fails with the reason
     if found.state == "current":
         return "all deliveries are published"
-    if found.state == "blocked":
+    if found.state == "blocked" and not found.unpinned:
         return f"run {found.run_id} was based on the same deliveries and the same code, and was not published"
     return ""
 
