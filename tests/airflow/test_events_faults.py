@@ -142,7 +142,7 @@ class World:
         self.driver.wait(self.is_published, limit)
         settled(self.driver)
         ids = self.query("select id from busco_gold.fct cross join unnest(ids) as t(id)")
-        assert Counter(ids) == Counter(self.expected)
+        assert Counter(ids) == Counter(list(self.expected))
         assert self.counts() == (0, 0, self.poison)
 
 

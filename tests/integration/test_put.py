@@ -49,6 +49,34 @@ def test_files_are_uploaded_unchanged_below_the_folders_of_their_tables(
     assert "bronze/orders/a.csv" in keys(bucket)
 
 
+def test_two_files_with_one_key_are_not_both_uploaded(mini: Platform, bucket: Landing, tmp_path: Path) -> None:
+    for folder, body in (("a", CONTENT), ("b", OTHER)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "orders.csv").write_bytes(body)
+    given = [str(tmp_path / folder) for folder in ("a", "b")]
+    # the same file twice is one file
+    printed = mini.busco("put", "--until", "uploaded", *given, str(tmp_path / "a/orders.csv"), status=1)
+    assert f"refused: {tmp_path}/b/orders.csv: {tmp_path}/a/orders.csv has the same name in the landing bucket" in printed
+    assert "uploaded 1 file " in printed
+    assert keys(bucket) == {"bronze/orders/orders.csv": CONTENT}
+
+
+def test_nothing_is_uploaded_if_nothing_would_ingest_it(
+    mini: Platform, bucket: Landing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "orders.csv").write_bytes(CONTENT)
+    monkeypatch.setenv("BUSCO_ENVIRONMENT", "dev")
+    assert "only in the prod environment" in mini.busco("put", str(tmp_path), status=1)
+    monkeypatch.delenv("BUSCO_ENVIRONMENT")
+    monkeypatch.setenv("BUSCO_LISTEN", "false")
+    assert "the events service is turned off" in mini.busco("put", str(tmp_path), status=1)
+    assert keys(bucket) == {}
+    monkeypatch.setenv("BUSCO_LISTEN", "true")
+    # the service is not running, so the time ends
+    printed = mini.busco("put", "--timeout", "1", str(tmp_path), status=1)
+    assert "the time to wait for 1 file to be ingested is over" in printed
+
+
 def test_a_large_file_is_uploaded_in_parts(
     mini: Platform, bucket: Landing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
