@@ -27,6 +27,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     """A platform that listens, whose lake is empty."""
     home = tmp_path_factory.mktemp("events")
     with platform(home, ROOT / "tests/projects/mini/dbt_project", None, BUSCO_LISTEN="true") as made:
+        made.busco("dbt", "parse")
         made.api.wait_for_dag(DAG)
         yield made
 

@@ -30,6 +30,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     project = ROOT / "tests/projects/mini/dbt_project"
     own = {"BUSCO_LISTEN": "true", "BUSCO_DBT_PROJECTS": "bakery"}
     with platform(home, project, None, with_a_second_project, **own) as made:
+        made.busco("dbt", "parse")
         for dag in (DAG, "bakery"):
             made.api.wait_for_dag(dag)
         yield made
