@@ -56,7 +56,9 @@ def test_two_files_with_one_key_are_not_both_uploaded(mini: Platform, bucket: La
     given = [str(tmp_path / folder) for folder in ("a", "b")]
     # the same file twice is one file
     printed = mini.busco("put", "--until", "uploaded", *given, str(tmp_path / "a/orders.csv"), status=1)
-    assert f"refused: {tmp_path}/b/orders.csv: {tmp_path}/a/orders.csv has the same name in the landing bucket" in printed
+    assert (
+        f"refused: {tmp_path}/b/orders.csv: {tmp_path}/a/orders.csv has the same name in the landing bucket" in printed
+    )
     assert "uploaded 1 file " in printed
     assert keys(bucket) == {"bronze/orders/orders.csv": CONTENT}
 
