@@ -358,8 +358,8 @@ def test_an_object_that_is_uploaded_shows_its_rows_in_athena_without_any_further
     stack.compose("exec", "-T", "local-aws", "python", "-", given=UPLOAD)
     sql = "select city from busco_silver.sellers where seller_id = 'uploaded'"
     shown = ("exec", "-T", "local-aws", "busco", "query", "--format", "csv", sql)
-    stack.wait(lambda: "sao paulo" in stack.compose(*shown, check=False), 300)
-    stack.wait(lambda: all(run["state"] in ("success", "failed") for run in stack.runs()), 300)
+    stack.wait(lambda: "sao paulo" in stack.compose(*shown, check=False), 600)
+    stack.wait(lambda: all(run["state"] in ("success", "failed") for run in stack.runs()), 600)
     new = [run for run in stack.runs() if run["dag_run_id"] not in before]
     assert [(run["run_type"], run["state"]) for run in new] == [("dataset_triggered", "success")], new
     status = stack.compose("exec", "-T", "events", "busco", "events", "status")
