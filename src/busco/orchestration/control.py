@@ -165,9 +165,9 @@ def check_freshness() -> None:
     if not limits:
         raise AirflowSkipException("no source has a `freshness`")
     late = late_tables(store, contracts.values(), limits, utc_now())
-    for table in late:
-        log.log(logging.ERROR if table.severity == "error" else logging.WARNING, "%s", table.text)
-    if errors := [table.text for table in late if table.severity == "error"]:
+    for found in late:
+        log.log(logging.ERROR if found.severity == "error" else logging.WARNING, "%s", found.text)
+    if errors := [found.text for found in late if found.severity == "error"]:
         raise AirflowException(
             "\n".join(errors) + "\nAsk the producers; if their objects have arrived, see: busco events status"
         )
