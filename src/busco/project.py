@@ -351,10 +351,11 @@ class Project:
     def freshness(self) -> dict[str, Freshness]:
         """The `freshness` of each source table that has one, by the bronze table's name."""
         found = {}
-        for uid, source in sorted(self.sources.items()):
-            limits = {name: _age((source.get("freshness") or {}).get(name)) for name in ("warn_after", "error_after")}
+        for contract in self.contracts:
+            given = self.sources[contract.unique_id].get("freshness") or {}
+            limits = {name: _age(given.get(name)) for name in ("warn_after", "error_after")}
             if any(limits.values()):
-                found[_contract(self, uid, source).name] = Freshness(**limits)
+                found[contract.name] = Freshness(**limits)
         return found
 
     # -- identity -------------------------------------------------------------------------------------------------

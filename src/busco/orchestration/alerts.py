@@ -48,8 +48,8 @@ def failed_check(context: Any) -> None:
     try:
         settings, run, task = get_settings(), context["dag_run"], context["task_instance"].task_id
         lines = [f"{task} of DAG run {run.dag_id} / {run.run_id} has failed.", "", str(context["exception"])]
-        if settings.airflow_url:
-            lines += ["", f"{settings.airflow_url.rstrip('/')}/dags/{run.dag_id}/grid"]
+        if link := _link(settings, run.dag_id):
+            lines += ["", link]
         _send(settings, f"{run.dag_id} failed: {task}", shown("\n".join(lines)) + "\n")
     except Exception:
         log.exception("the alert could not be sent")
@@ -66,11 +66,16 @@ def held_run(settings: Settings, dag_id: str, run_id: str, why: str) -> None:
     try:
         lines = [f"DAG run {dag_id} / {run_id} is complete, but was not published: {why}.", ""]
         lines += ["The deliveries that it contains are published after the hold; the previous release stays live."]
-        if settings.airflow_url:
-            lines += ["", f"{settings.airflow_url.rstrip('/')}/dags/{dag_id}/grid"]
+        if link := _link(settings, dag_id):
+            lines += ["", link]
         _send(settings, f"{dag_id} was not published: publishing is on hold", shown("\n".join(lines)) + "\n")
     except Exception:
         log.exception("the alert could not be sent")
+
+
+def _link(settings: Settings, dag_id: str) -> str:
+    """Returns the URL of a DAG's grid, or '' if Airflow's address is not known."""
+    return f"{settings.airflow_url.rstrip('/')}/dags/{dag_id}/grid" if settings.airflow_url else ""
 
 
 def _send(settings: Settings, subject: str, text: str) -> None:
@@ -111,8 +116,8 @@ def alert(settings: Settings, dag_id: str, run_id: str, failed: dict[str, list[s
         if settings.execution != "local":
             lines += ["", str(run_cost(settings, run))]
     lines += ["", "What to do: open the failed task's log, fix the error, and clear the task with Downstream."]
-    if settings.airflow_url:
-        lines.append(f"{settings.airflow_url.rstrip('/')}/dags/{dag_id}/grid")
+    if link := _link(settings, dag_id):
+        lines.append(link)
     return subject, shown("\n".join(lines).rstrip()) + "\n"
 
 

@@ -26,7 +26,7 @@ from busco.events.queue import Queue
 from busco.lake.layout import EnvironmentLayout, ingest_order, ingest_outcome, run_key
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Ending, IngestOrder, IngestOutcome
-from busco.lake.releases import read_live
+from busco.lake.releases import Live, read_live
 from busco.orchestration.dag import bronze_dataset, project_tag
 from busco.orchestration.events_health import BEAT, Health
 from busco.orchestration.launch import start_process, token_of
@@ -386,23 +386,24 @@ class Runs:
 
     def standings(self) -> Iterator[tuple[Project, pending.Standing]]:
         """Yields each project that has been parsed here, and whether it has published the current deliveries."""
+        live = read_live(self.store, self.environment)
         for settings in self.settings.of_all_projects():
             try:
-                yield self.standing(settings)
+                yield self.standing(settings, live)
             except BuscoError as error:
                 log.warning("%s: %s", settings.dbt_project_dir, error)
 
-    def standing(self, settings: Settings, without: str = "") -> tuple[Project, pending.Standing]:
+    def standing(self, settings: Settings, live: Live | None, without: str = "") -> tuple[Project, pending.Standing]:
         """Returns a project, and whether it has published the current deliveries.
 
         Args:
             settings: those of the project (`Settings.of_project`).
+            live: the live release.
             without: the key of a run that is left out of account.
 
         Raises:
             BuscoError: the project has not been parsed here.
         """
-        live = read_live(self.store, self.environment)
         project = Project.of(settings)
         now = pending.current_sets(self.store, project.contracts)
         before = self._published_by(project.identity, live.release.release) if live else pending.NOTHING
@@ -461,7 +462,9 @@ def not_needed(dag_run: Any, project_dir: str, own: Collection[str]) -> str:
             return ""  # what else starts the DAG may need a run
     runs = Runs(settings, ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod"))
     try:
-        _, found = runs.standing(settings.of_project(project_dir or None), run_key(dag_run.dag_id, dag_run.run_id))
+        live = read_live(runs.store, runs.environment)
+        own_key = run_key(dag_run.dag_id, dag_run.run_id)
+        _, found = runs.standing(settings.of_project(project_dir or None), live, own_key)
     except BuscoError:
         return ""  # pinning the run fails with the reason
     if found.state == "current":
