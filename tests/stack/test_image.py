@@ -251,7 +251,7 @@ def test_doctor_reports_the_resources_of_the_container(image: str, lake: Platfor
     assert not [check for check in checks.values() if check["state"] == "failed"]
     skipped = {name for name, check in checks.items() if check["state"] == "skipped"}
     of_airflow = {"keys", "database", "broker", "ECS cluster", "manifest"}
-    unused = {"queue", "task definitions", "task roles", "image"}
+    unused = {"task definitions", "task roles", "image"}
     # nothing is published in this lake
     assert skipped == of_airflow | unused | {"live release"}, "a runner uses none of these"
     assert re.match(r"busco: \d+ models, parsed in the image; code \w+", checks["dbt projects"]["seen"])
