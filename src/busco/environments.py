@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -65,14 +64,3 @@ def code_version(settings: Settings) -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
-
-
-def ask_for_parse(settings: Settings) -> None:
-    """Touches the DAG files, so that Airflow parses them again immediately.
-
-    Airflow gives priority to files that were modified after it last parsed them (`file_parsing_sort_mode`), and parses
-    all files periodically. If the files can't be touched, changes take effect at the next periodic parse.
-    """
-    for file in (settings.home / "dags").glob("*.py"):
-        with suppress(OSError):
-            file.touch()

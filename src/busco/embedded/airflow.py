@@ -213,11 +213,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "WEBSERVER__INSTANCE_NAME": "Busco (embedded)",
         "API__AUTH_BACKENDS": "busco.orchestration.basic_auth,airflow.api.auth.backend.session",
         "SCHEDULER__ALLOWED_RUN_ID_PATTERN": "^[A-Za-z0-9_.~:+-]{1,200}$",
-        # Airflow parses a DAG file again soon after the file is modified, and `busco dbt parse` touches the DAG files.
-        # Apart from that, it needn't parse the files often: parsing 1,000 models costs half a second of CPU time, and
-        # whenever another input of a DAG file changes, the file is touched.
+        # As in config/airflow.cfg
         "SCHEDULER__FILE_PARSING_SORT_MODE": "modified_time",
-        "SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "60",
+        "SCHEDULER__MIN_FILE_PROCESS_INTERVAL": "300",
         # Seconds until Airflow notices a new DAG file, or a task whose upstream tasks are done. Frequent checks are
         # cheap, because a laptop has few of either.
         "SCHEDULER__DAG_DIR_LIST_INTERVAL": "10",

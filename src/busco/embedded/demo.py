@@ -20,7 +20,7 @@ from rich.table import Table
 from busco.aws import client
 from busco.embedded import airflow
 from busco.embedded.airflow_api import AirflowApi
-from busco.environments import ask_for_parse, python, without_airflow
+from busco.environments import python, without_airflow
 from busco.errors import BuscoError
 from busco.events import pending
 from busco.lake.layout import EnvironmentLayout
@@ -36,7 +36,6 @@ _DONE = frozenset({"success", "failed"})
 _LIMIT = 3600.0
 _GRAPH_LIMIT = 90.0
 _RUN_LIMIT = 60.0
-_RETRY_PARSE = 5.0
 _MARKS = {
     "success": "[green]✓ success[/]",
     "failed": "[red]✗ failed[/]",
@@ -177,14 +176,8 @@ def wait_for_graph(settings: Settings, api: Any) -> None:
     """
     mark = Project.read(settings.manifest_path).graph_mark
     deadline = time.monotonic() + _GRAPH_LIMIT
-    retry_at = time.monotonic() + _RETRY_PARSE
     api.wait_for_dag(DAG)
     while mark not in (api.call("GET", f"dags/{DAG}/details")["doc_md"] or ""):
-        if time.monotonic() > retry_at:
-            # If Airflow was still parsing the old manifest when the DAG files were touched, it then considers the files
-            # up to date.
-            ask_for_parse(settings)
-            retry_at = time.monotonic() + _RETRY_PARSE
         if time.monotonic() > deadline:
             raise BuscoError(
                 f"Airflow has not loaded the project's graph after {_GRAPH_LIMIT:.0f} s",

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from busco.environments import ask_for_parse, python, without_airflow
+from busco.environments import python, without_airflow
 from busco.output import echo
 from busco.settings import Settings, get_settings
 
@@ -80,7 +80,6 @@ def parse(settings: Settings, say: Say) -> bool:
         scratch.write_text(f"{message}\n")
         scratch.replace(file)
         say(f"parsing failed (Airflow keeps the last good graph):\n{message}")
-    ask_for_parse(settings)
     return done.returncode == 0
 
 

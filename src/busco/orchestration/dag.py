@@ -6,14 +6,14 @@ import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pendulum
-from airflow.datasets import Dataset, DatasetAny
+from airflow.datasets import DatasetAny
 from airflow.decorators import task
 from airflow.models.dag import DAG
 from airflow.models.param import Param
 
+from busco.orchestration.dag_names import bronze_dataset, project_tag
 from busco.orchestration.outline import group_of
 from busco.orchestration.params import text_param
 from busco.orchestration.tasks import dbt_outline, docs_task
@@ -31,17 +31,6 @@ def _alert(context: Any) -> None:
     from busco.orchestration import alerts
 
     alerts.failed_run(context)
-
-
-def bronze_dataset(table: str) -> Dataset:
-    """Returns the Airflow dataset of a bronze table, whose events state which deliveries are new."""
-    # Airflow accepts only ASCII
-    return Dataset(f"busco://lake/{quote(table.replace('.', '/', 1))}")
-
-
-def project_tag(project: str) -> str:
-    """Returns the tag of the DAGs that build a dbt project, by which the events service finds them."""
-    return f"project:{project}"
 
 
 def lakehouse_dag(

@@ -27,7 +27,7 @@ from busco.lake.layout import EnvironmentLayout, ingest_order, ingest_outcome, r
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Ending, IngestOrder, IngestOutcome
 from busco.lake.releases import Live, read_live
-from busco.orchestration.dag import bronze_dataset, project_tag
+from busco.orchestration.dag_names import bronze_dataset, project_tag
 from busco.orchestration.events_health import BEAT, Health
 from busco.orchestration.launch import start_process, token_of
 from busco.private import make_private

@@ -2,7 +2,8 @@
 
 Airflow 2.10's triggerer has two loops: one polls the database, the other runs the triggers. Each sleeps for a second
 per iteration, and no setting changes that. A task that starts and ends in the triggerer takes two iterations of the
-first loop. Here, the first loop polls five times a second, and the two loops wake each other.
+first loop. Here, the first loop polls five times a second, and the two loops wake each other. It also has Airflow
+parse DAG files again when their dbt project has changed (`graph_changes`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from typing import Any
 from airflow.jobs.job import Job, perform_heartbeat
 from airflow.jobs.triggerer_job_runner import TriggererJobRunner, TriggerRunner
 from airflow.models.trigger import Trigger
+
+from busco.orchestration.graph_changes import GraphChanges
+from busco.settings import get_settings
 
 _POLL_EVERY = 0.2  # seconds; a poll makes a few small queries
 _CLEAN_EVERY = 5  # polls between two clean-ups of triggers that no task waits for
@@ -65,6 +69,7 @@ class PromptTriggerer(TriggererJobRunner):
     def __init__(self, job: Job, capacity: int | None = None) -> None:
         super().__init__(job, capacity)
         self.trigger_runner = PromptTriggerRunner()
+        self.graph_changes = GraphChanges(get_settings())
 
     def _run_trigger_loop(self) -> None:
         polls = 0
@@ -80,6 +85,8 @@ class PromptTriggerer(TriggererJobRunner):
             self.load_triggers()
             perform_heartbeat(self.job, heartbeat_callback=self.heartbeat_callback, only_if_necessary=True)
             self.emit_metrics()
+            if files := self.graph_changes.look():
+                self.log.info("requested a parse of %s", ", ".join(files))
             polls += 1
             self.trigger_runner.happened.wait(_POLL_EVERY)
 

@@ -24,7 +24,6 @@ from dbt.cli.main import cli as dbt_cli
 from dbt.cli.main import dbtRunner, dbtRunnerResult
 
 from busco import output, refusals
-from busco.environments import ask_for_parse
 from busco.errors import BuscoError
 from busco.processes import clear_left_behind, own_name
 from busco.project import Project, is_ignored
@@ -396,10 +395,9 @@ def opened(settings: Settings, verbose: bool = False) -> Iterator[Dbt]:
 
 
 def write_manifest(settings: Settings, project: Project) -> Path:
-    """Replaces the manifest atomically, and has Airflow parse the DAGs again so that they show `project`'s graph."""
+    """Replaces the manifest atomically, and Airflow's triggerer then requests a parse of the project's DAGs."""
     path = settings.manifest_path
     replace_file(path, json.dumps(project.manifest).encode())
-    ask_for_parse(settings)
     return path
 
 
