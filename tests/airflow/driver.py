@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import threading
 import time
@@ -18,7 +17,7 @@ import requests
 
 from busco.aws import client
 from busco.embedded import airflow
-from busco.embedded.airflow_api import AirflowApi
+from busco.embedded.airflow_api import AirflowApi, logged_in
 from busco.lake import releases
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
@@ -115,18 +114,6 @@ class Driver:
         while not ready():
             assert time.monotonic() < deadline, "the condition was not met within the time limit"
             pause.wait(0.5)
-
-
-def logged_in(url: str, user: str, password: str) -> requests.Session:
-    """Returns an HTTP session in which a user is logged in, as in a browser."""
-    browser = requests.Session()
-    browser.trust_env = False
-    form = browser.get(f"{url}/login/", timeout=60).text
-    token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', form)
-    assert token
-    fields = {"username": user, "password": password, "csrf_token": token[1]}
-    assert "/login" not in browser.post(f"{url}/login/", data=fields, timeout=60).url
-    return browser
 
 
 @contextmanager

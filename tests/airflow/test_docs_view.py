@@ -6,8 +6,9 @@ import pytest
 import requests
 
 from busco.embedded import airflow
+from busco.embedded.airflow_api import logged_in
 from busco.settings import get_settings
-from tests.airflow.driver import DAG, Driver, logged_in
+from tests.airflow.driver import DAG, Driver
 
 PAGE = f"busco/dbt_docs_page?dag_id={DAG}&project=busco"
 

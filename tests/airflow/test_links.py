@@ -24,6 +24,7 @@ import requests
 
 from busco.aws import client
 from busco.catalog import athena
+from busco.embedded.airflow_api import logged_in
 from busco.lake.layout import new_id, run_key
 from busco.lake.records import RUNNER_NODE, Ending, Follower, Order, Pin, Result, Runner, utc_now
 from busco.lake.runs import Run, save_pin
@@ -32,7 +33,7 @@ from busco.orchestration.ecs import log_stream, started_by
 from busco.orchestration.whereabouts import whereabouts
 from busco.processes import this_host
 from busco.settings import Settings, get_settings
-from tests.airflow.driver import DAG, ENVIRONMENT, Driver, logged_in
+from tests.airflow.driver import DAG, ENVIRONMENT, Driver
 from tests.airflow.lab import Lab, a_model
 from tests.airflow.simulation import simulate
 

@@ -24,8 +24,8 @@ import requests
 from airflow.configuration import conf
 from requests.adapters import HTTPAdapter
 
+from busco.embedded.airflow_api import logged_in
 from busco.orchestration.access import ON_CALL_MAY
-from tests.airflow.driver import logged_in
 from tests.airflow.on_call_web import DAG, TASK
 from tests.airflow.test_logins import CONFIG, OF_A_ROLE
 from tests.airflow.test_logins import Web as Logins

@@ -15,10 +15,10 @@ import pytest
 import requests
 
 from busco.embedded import airflow
-from busco.embedded.airflow_api import AirflowApi
+from busco.embedded.airflow_api import AirflowApi, logged_in
 from busco.embedded.postgres import Postgres
 from busco.settings import get_settings
-from tests.airflow.driver import DAG, Driver, logged_in
+from tests.airflow.driver import DAG, Driver
 
 PATHS = ("health", "login/", "api/v1/dags", "static/pin_32.png", "cosmos/dbt_docs", "no-such-page")
 OTHER = "operations"  # a DAG that builds no dbt project

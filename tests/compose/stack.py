@@ -10,11 +10,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import requests
+
+from busco.embedded.airflow_api import logged_in
 
 ROOT = Path(__file__).parents[2]
 DAG = "lakehouse"
@@ -38,6 +40,8 @@ class Stack:
 
     home: Path
     project: str
+    # HTTP sessions by URL, user and password
+    logins: dict[tuple[str, str, str], requests.Session] = field(default_factory=dict)
 
     @classmethod
     def copied(cls, home: Path, project: str) -> Stack:
@@ -146,10 +150,15 @@ class Stack:
     # -- Airflow ------------------------------------------------------------------------------------------------------
 
     def api(self, method: str, path: str, body: Any = None) -> Any:
-        session = requests.Session()
-        session.trust_env = False
-        session.auth = (self.value("AIRFLOW_ADMIN_USERNAME"), self.value("AIRFLOW_ADMIN_PASSWORD"))
-        answer = session.request(method, f"{self.url}/{path}", json=body, timeout=60)
+        """Calls Airflow with a login that is kept: checking a password costs more than the rest of a call."""
+        key = (self.url, self.value("AIRFLOW_ADMIN_USERNAME"), self.value("AIRFLOW_ADMIN_PASSWORD"))
+        for _ in range(2):
+            if key not in self.logins:
+                self.logins[key] = logged_in(*key)
+            answer = self.logins[key].request(method, f"{self.url}/{path}", json=body, timeout=60)
+            if answer.status_code != 401:
+                break
+            del self.logins[key]  # the database was created again since the login
         assert answer.status_code < 400, answer.text
         return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
 

@@ -91,6 +91,7 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
     url = starting.result()
     clock.step("Airflow (remaining startup)")
     api = AirflowApi(settings)
+    api.log_in()
     wait_for_graph(settings, api)
     before = {run["dag_run_id"] for run in api.dag_runs(DAG)}
     if settings.listen:
@@ -192,15 +193,14 @@ def follow(api: Any, run_id: str) -> str:
     terminal = sys.stdout.isatty()
     with Live(console=console(), refresh_per_second=4, transient=True) if terminal else _Nothing() as live:
         while True:
-            tasks = api.task_instances(DAG, run_id)
             state = str(api.dag_run(DAG, run_id)["state"])
             if terminal:
-                live.update(state_table(tasks))
+                live.update(state_table(api.task_instances(DAG, run_id)))
             if state in _DONE:
                 break
             if time.monotonic() > deadline:
                 raise BuscoError(f"the run {run_id} has not ended after {_LIMIT:.0f} s", "check it in the UI: make ui")
-            time.sleep(0.5)
+            time.sleep(1)
     console().print(state_table(api.task_instances(DAG, run_id)))
     return state
 
