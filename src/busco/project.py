@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from busco import __version__
 from busco.errors import BuscoError
 from busco.lake import types
 from busco.lake.audits import Audit
@@ -387,7 +388,14 @@ class Project:
         views, ephemeral models or seeds, the engine's minor version, how seeds are read, and what the metadata can
         contain about columns with personal data.
         """
-        return self._fingerprint(unique_id, ".".join(engine.split(".")[:2]))
+        version = ".".join(engine.split(".")[:2])
+        if (unique_id, version) not in self._fingerprints:
+            self._fingerprints[unique_id, version] = self._fingerprint(unique_id, version)
+        return self._fingerprints[unique_id, version]
+
+    @cached_property
+    def _fingerprints(self) -> dict[tuple[str, str], str]:
+        return {}
 
     def _fingerprint(self, unique_id: str, engine: str) -> str:
         node = self.nodes[unique_id]
@@ -409,6 +417,24 @@ class Project:
         if self.reads_pii(unique_id):
             parts.append({"bounds": BOUNDS_RULE, "pii": self.pii_marks(unique_id)})
         return hashlib.sha256(canonical_json(parts)).hexdigest()[:32]
+
+    def unit_test_fingerprint(self, unique_id: str, engine: str) -> str:
+        """Returns a hash of everything that determines the result of a unit test (R6).
+
+        The hash covers the test, its model's fingerprint, the columns and fingerprints of everything upstream of the
+        model, which determine the types of the test's rows, and the versions of dbt, of the engine (the minor version)
+        and of the platform.
+        """
+        test, model = self.node(unique_id), self.unit_tests[unique_id]
+        upstream: dict[str, Any] = {}
+        for uid in sorted({model, *self.ancestors.get(model, frozenset())}):
+            if uid in self.sources:
+                upstream[uid] = [(column.name, column.type) for column in self.columns(uid)]
+            elif uid in self.nodes:
+                upstream[uid] = self.fingerprint(uid, engine)
+        own = {name: test.get(name) for name in ("given", "expect", "overrides", "model", "version")}
+        versions = [self.manifest["metadata"].get("dbt_version"), __version__]
+        return hashlib.sha256(canonical_json([unique_id, own, upstream, versions])).hexdigest()[:20]
 
     @cached_property
     def _variables(self) -> Mapping[str, Any]:

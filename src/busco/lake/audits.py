@@ -103,15 +103,19 @@ def refuse_inconsistent(built: dict[str, Published], tables: dict[str, Published
         )
 
 
-def refuse_untested(run: Run, audit: Audit, entries: dict[str, Entry], tables: dict[str, Published]) -> None:
+def refuse_untested(
+    results: Mapping[str, Result], audit: Audit, entries: dict[str, Entry], tables: dict[str, Published]
+) -> None:
     """Rejects a run whose tests have not all passed on exactly the versions to be published (P4 part 3).
 
     Every unit test and error-severity test of the tables that the run built must have passed, and no test of the
     sources that these tables were built from may have failed.
+
+    Args:
+        results: the latest result of each node in the run.
     """
     built = {table for table, entry in entries.items() if not entry.kept}
     sources = {parent for table in built for parent in tables[table].inputs if parent.startswith("bronze.")}
-    results: dict[str, Result] = run.latest_results()
     problems = [
         f"{audit.names.get(unit, unit)}: {'has not run' if unit not in results else results[unit].status}"
         for unit, table in sorted(audit.unit_tests.items())

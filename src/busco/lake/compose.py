@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from busco.errors import BuscoError
 from busco.lake.audits import Audit, refuse_inconsistent, refuse_moved, refuse_untested, version_in
 from busco.lake.owners import refuse_claimed, refuse_strange
-from busco.lake.records import Entry, Published, Release, utc_now
+from busco.lake.records import GOOD, Entry, Published, Release, Result, utc_now
 from busco.lake.runs import Run
 
 
@@ -78,7 +78,10 @@ def compose(
     tables |= {table: tables[table].model_copy(update={"project": audit.project}) for table in own}
     tables = with_since(tables, shown, release_id)
     refuse_inconsistent(built, tables)
-    refuse_untested(run, audit, entries, tables)
+    results = run.latest_results()
+    refuse_untested(results, audit, entries, tables)
+    units = dict(live.unit_tests) if live else {}
+    units[audit.project] = _passed(audit, results, () if everything else units.get(audit.project, ()))
     projects = {version.project for version in tables.values()} | {audit.project}
     described = _docs(audit.project, docs, base, live)
     named = {**(live.names if live else {}), **({audit.project: owner.name} if audit.has_id else {})}
@@ -97,6 +100,7 @@ def compose(
         project=audit.project,
         all_docs={project: prefix for project, prefix in described.items() if project and project in projects},
         names={project: name for project, name in named.items() if project in projects},
+        unit_tests={project: passed for project, passed in units.items() if project in projects},
         who=who,
         code_version=run.pin.code_version,
         created_at=utc_now(),
@@ -195,6 +199,12 @@ def _docs(project: str, docs: str, base: Release | None, live: Release | None) -
     shown = live.docs_by_project() if live else {}
     based = base.docs_by_project() if base else {}
     return shown if shown.get(project) != based.get(project) else {**shown, project: docs}
+
+
+def _passed(audit: Audit, results: Mapping[str, Result], before: Collection[str]) -> tuple[str, ...]:
+    """Returns the fingerprints of the project's unit tests that have passed in this run, and of those in `before`."""
+    found = {results[unit].tested for unit in audit.unit_tests if unit in results and results[unit].status in GOOD}
+    return tuple(sorted({*before, *found} - {""}))
 
 
 def _stale(tables: Mapping[str, Published]) -> dict[str, tuple[str, ...]]:

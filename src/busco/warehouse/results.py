@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+import duckdb
 
 from busco.errors import BuscoError
 from busco.lake.budget import explained
@@ -43,6 +47,8 @@ class Reporter:
         self.run, self.session, self.project, self.code_version = run, session, project, code_version
         self.redactor = redactor
         self.statuses: dict[str, Status] = {}
+        # the fingerprint of each unit test
+        self.units = {unit: project.unit_test_fingerprint(unit, duckdb.__version__) for unit in project.unit_tests}
         self.problem: BaseException | None = None
         self._lines: dict[str, list[str]] = {}
         self._lock = threading.Lock()
@@ -52,6 +58,27 @@ class Reporter:
             self._handle(event)
         except BaseException as error:
             self.problem = self.problem or error
+
+    def keep(self, units: Collection[str]) -> None:
+        """Reports unit tests as passed: they have passed, and nothing that affects them has changed since (R7)."""
+        text = "kept: it has passed, and neither it nor its model has changed since"
+
+        def report(node: str) -> None:
+            result = Result(
+                node=node,
+                runner=self.session.runner,
+                status="success",
+                kept=True,
+                message=text,
+                finished_at=utc_now(),
+                code_version=self.code_version,
+                tested=self.units[node],
+            )
+            self.run.put_result(result, f"{text}\n")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(report, units))
+        self.statuses |= dict.fromkeys(units, "success")
 
     def check(self) -> None:
         """Raises the exception that occurred while handling events, if any."""
@@ -108,6 +135,7 @@ class Reporter:
             finished_at=utc_now(),
             code_version=self.code_version,
             fenced=node in self.session.fenced,
+            tested=self.units.get(node, ""),
         )
         with self._lock:
             self.statuses[node] = status

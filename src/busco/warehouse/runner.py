@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -19,6 +19,7 @@ from busco.lake.records import (
     GOOD,
     RUNNER_NODE,
     Order,
+    Release,
     Result,
     Runner,
     Status,
@@ -26,7 +27,7 @@ from busco.lake.records import (
 )
 from busco.lake.runs import Run, open_run
 from busco.processes import this_host
-from busco.project import Project
+from busco.project import Project, meta_of
 from busco.settings import Settings, require_lake
 from busco.text import count
 from busco.warehouse import plugin
@@ -120,7 +121,7 @@ def _serve(settings: Settings, run: Run, order: Order, me: Runner) -> Outcome:
             models = frozenset(n for n in todo.nodes if project.table_of(n)) if order.rebuild else frozenset()
             session = Session(settings, project, run.store, run, base, me.number, models, dbt.redactor, todo.nodes)
             plugin.activate(session)
-            outcome = _build(dbt, project, run, session, todo, me.kind)
+            outcome = _build(dbt, project, run, session, todo, order)
         run.put_result(report("success"))
         return outcome
     except BuscoError as error:
@@ -177,7 +178,7 @@ def _register(run: Run, me: Runner) -> Runner | None:
             continue
 
 
-def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, kind: str) -> Outcome:
+def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, order: Order) -> Outcome:
     assert dbt.redactor is not None
     reporter = Reporter(run, session, project, dbt.redactor, code_version(dbt.settings))
     for node, parent in todo.blocked.items():
@@ -186,12 +187,16 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, k
             Result(node=node, runner=session.runner, status="skipped", message=text, finished_at=utc_now()), text
         )
         reporter.statuses[node] = "skipped"
-    graph = [node for node in todo.nodes if node != DOCS_NODE]
+    kept = _kept_unit_tests(project, run, session.base, todo, order, reporter.units)
+    reporter.keep(kept)
+    if kept:
+        say(f"kept {count(len(kept), 'unit test')}: neither they nor their models have changed since they passed")
+    graph = [node for node in todo.nodes if node != DOCS_NODE and node not in kept]
     _check_parents(project, session, graph)
     # `dbt build` runs a unit test only together with its model; `dbt test` can run it alone
     alone = [node for node in graph if node in project.unit_tests and project.unit_tests[node] not in graph]
     together = [node for node in graph if node not in alone]
-    whole = run.pin.nodes is None and set(graph) == set(buildable(project))
+    whole = run.pin.nodes is None and {*graph, *kept} == set(buildable(project)) and kept in ([], [*project.unit_tests])
     views = sorted({view for node in alone for view in project.views_above(project.unit_tests[node])})
     for verb, names in (("build", views), ("test", alone), ("build", together)):
         if not names:
@@ -200,6 +205,8 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, k
         if not whole:
             names = [*names, *sorted({view for node in names for view in project.views_above(node)})]
             arguments += ["--indirect-selection", "empty", "--select", *(project.selector(n) for n in names)]
+        elif kept:
+            arguments += ["--exclude-resource-type", "unit_test"]
         result = dbt.invoke(arguments, [reporter])
         reporter.check()
         if result.exception is not None:
@@ -214,7 +221,7 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, k
     if DOCS_NODE in todo.nodes:
         if all(status in GOOD for status in statuses.values()):
             statuses[DOCS_NODE] = _docs(dbt, project, run, session)
-        elif kind == "solo":
+        elif order.kind == "solo":
             statuses[DOCS_NODE] = "skipped"
     for node, columns in sorted(session.unmarked.items()):
         say(
@@ -222,6 +229,20 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, k
             "each of these columns with meta: {pii: true}, or with meta: {pii: false} if it contains none"
         )
     return Outcome(session.runner, statuses)
+
+
+def _kept_unit_tests(
+    project: Project, run: Run, base: Release | None, todo: Plan, order: Order, fingerprints: Mapping[str, str]
+) -> list[str]:
+    """Returns the planned unit tests that don't have to run, because they have passed for the base release (R7)."""
+    if base is None or order.kind != "shared" or order.rebuild or run.pin.full_refresh or run.environment.is_replay:
+        return []
+    passed = frozenset(base.unit_tests.get(project.identity, ()))
+    return [
+        unit
+        for unit, model in project.unit_tests.items()
+        if unit in todo.nodes and fingerprints[unit] in passed and not meta_of(project.node(model)).get("volatile")
+    ]
 
 
 def _check_parents(project: Project, session: Session, graph: Sequence[str]) -> None:
