@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import duckdb
+
+_KINDS = {kind.value: name for name, kind in duckdb.token_type.__members__.items()}
+_STRING = re.compile(r"'((?:[^']|'')*)'|\$(\w*)\$(.*)\$\2\$", re.DOTALL)
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+_PLAIN = re.compile(r"[^\s/*-]+")
 
 
 @dataclass(frozen=True)
@@ -15,16 +21,16 @@ class Token:
     text: str
     line: int
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name that a keyword, an identifier or a string stands for, in lower case, without quotes."""
         if self.kind == "string_const":
-            found = re.match(r"'((?:[^']|'')*)'|\$(\w*)\$(.*)\$\2\$", self.text, re.DOTALL)
+            found = _STRING.match(self.text)
             return (found.group(1) or found.group(3) or "").replace("''", "'").lower() if found else ""
         if self.text.startswith('"'):
-            found = re.match(r'"((?:[^"]|"")*)"', self.text)
+            found = _QUOTED.match(self.text)
             return found.group(1).replace('""', '"').lower() if found else self.text.lower()
-        found = re.match(r"[^\s/*-]+", self.text)
+        found = _PLAIN.match(self.text)
         return found.group().lower() if found else ""
 
 
@@ -44,7 +50,7 @@ def tokens(text: str) -> Iterator[Token]:
     for (start, kind), end in zip(found, ends, strict=False):
         line += content.count(b"\n", counted, start)
         counted = start
-        yield Token(kind.name, content[start:end].decode(), line)
+        yield Token(_KINDS[kind.value], content[start:end].decode(), line)
 
 
 def split(tokens: list[Token]) -> Iterator[list[Token]]:
