@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,17 @@ class Project:
             return f"fqn:{name}"
         file = _selectable(Path(node["original_file_path"]).name)
         return f"fqn:{name},resource_type:{node['resource_type']},file:{file}"
+
+    def unit_test_selector(self, unique_id: str) -> str:
+        """Returns a selection, in dbt's syntax, that matches a unit test and the unit tests that it `selects`."""
+        return f"fqn:{_selectable('.'.join(self.node(unique_id)['fqn']))},resource_type:unit_test"
+
+    def selects(self, unit_test: str, other: str) -> bool:
+        """Whether the selector of a unit test also matches another one, since dbt matches the beginning of a name, and
+        any character in place of a special one."""
+        pattern = _selectable(".".join(self.node(unit_test)["fqn"]))
+        name = ".".join(self.node(other)["fqn"])
+        return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
     @cached_property
     def _beginnings(self) -> Counter[str]:

@@ -196,7 +196,11 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, o
     # `dbt build` runs a unit test only together with its model; `dbt test` can run it alone
     alone = [node for node in graph if node in project.unit_tests and project.unit_tests[node] not in graph]
     together = [node for node in graph if node not in alone]
-    whole = run.pin.nodes is None and {*graph, *kept} == set(buildable(project)) and kept in ([], [*project.unit_tests])
+    whole = run.pin.nodes is None and {*graph, *kept} == set(buildable(project))
+    # selecting a model also selects its unit tests
+    left_out = ["--exclude", *(project.unit_test_selector(unit) for unit in kept)] if kept else []
+    if kept and not any(node in project.unit_tests for node in graph):
+        left_out = ["--exclude-resource-type", "unit_test"]
     views = sorted({view for node in alone for view in project.views_above(project.unit_tests[node])})
     for verb, names in (("build", views), ("test", alone), ("build", together)):
         if not names:
@@ -205,9 +209,7 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, o
         if not whole:
             names = [*names, *sorted({view for node in names for view in project.views_above(node)})]
             arguments += ["--indirect-selection", "empty", "--select", *(project.selector(n) for n in names)]
-        elif kept:
-            arguments += ["--exclude-resource-type", "unit_test"]
-        result = dbt.invoke(arguments, [reporter])
+        result = dbt.invoke([*arguments, *left_out], [reporter])
         reporter.check()
         if result.exception is not None:
             reason = dbt.reason(result)
@@ -238,11 +240,18 @@ def _kept_unit_tests(
     if base is None or order.kind != "shared" or order.rebuild or run.pin.full_refresh or run.environment.is_replay:
         return []
     passed = frozenset(base.unit_tests.get(project.identity, ()))
-    return [
+    kept = {
         unit
         for unit, model in project.unit_tests.items()
         if unit in todo.nodes and fingerprints[unit] in passed and not meta_of(project.node(model)).get("volatile")
-    ]
+    }
+    # dbt's selection syntax can't tell some names apart, so a unit test also runs if leaving it out would leave out
+    # another one that has to run
+    while ambiguous := {
+        unit for unit in kept if any(project.selects(unit, other) for other in project.unit_tests if other not in kept)
+    }:
+        kept -= ambiguous
+    return sorted(kept)
 
 
 def _check_parents(project: Project, session: Session, graph: Sequence[str]) -> None:
