@@ -23,7 +23,8 @@ RETRY = {"retries": 2, "retry_delay": timedelta(seconds=5), "retry_exponential_b
     doc_md=__doc__ + "\n\n`reconcile` ingests every object of the landing bucket that was never ingested, except those "
     "that were refused or deleted. "
     "`replay_dead_letters` sends the messages that could not be processed to the queue again, after the cause was "
-    "fixed. New deliveries start the runs that they need. If the task fails, its log says why; it is safe to clear.",
+    "fixed. New deliveries start the runs that they need. If the task fails, its log says why; it is safe to clear.\n\n"
+    "[The queue, the last orders to ingest, and what is not published](/busco/events)",
 )
 def landing():
     @task(**RETRY)

@@ -41,7 +41,14 @@ def test_a_viewer_sees_the_live_release_s_docs_with_all_tables_and_types(driver:
 def test_a_visitor_who_has_not_logged_in_sees_no_docs(published: str) -> None:
     visitor = requests.Session()
     visitor.trust_env = False
-    for path in ("cosmos/dbt_docs", "cosmos/dbt_docs_index.html", "cosmos/manifest.json", "busco/docs", PAGE):
+    for path in (
+        "cosmos/dbt_docs",
+        "cosmos/dbt_docs_index.html",
+        "cosmos/manifest.json",
+        "busco/docs",
+        "busco/events",
+        PAGE,
+    ):
         answer = visitor.get(f"{published}/{path}", timeout=60)
         assert "/login" in answer.url
         assert "fct" not in answer.text

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,13 @@ def test_refused_objects_and_foreign_messages_are_shown_with_their_reasons(drive
     driver.wait(shown, 60)
     listed = driver.busco("events", "dead-letters", "list")
     assert "it is not JSON" in listed
+    page = driver.api.session.get(f"{driver.api.base}/busco/events", timeout=60)
+    assert page.status_code == 200
+    assert "nowhere/a.csv: its folder belongs to no table" in page.text
+    assert "1 dead letter" in page.text
+    assert re.search(
+        r"[1-9]\d* objects in the last hour \(\d\.\d a minute\), [1-9]\d* refused; 0 rows quarantined", page.text
+    )
     assert "1 message sent to the queue again" in driver.busco("events", "dead-letters", "replay", "--all")
     # its cause is not fixed
     driver.wait(lambda: "it is not JSON" in driver.busco("events", "dead-letters", "list"), 60)
@@ -271,7 +279,12 @@ def test_a_set_whose_run_failed_starts_nothing_until_something_is_new(driver: Dr
     # longer than the service waits before it starts a run that is missing
     time.sleep(25)
     (run,) = runs(driver)[before:]
-    assert f"blocked by run {run['dag_run_id']}" in driver.busco("events", "status")
+    status = driver.busco("events", "status")
+    assert f"blocked by run {run['dag_run_id']}" in status
+    found = re.search(r"\(1 unpublished delivery of bronze\.orders, the oldest from (\S+ \S+) UTC\)", status)
+    assert found
+    age = datetime.now(UTC) - datetime.fromisoformat(f"{found[1]}+00:00")
+    assert timedelta(seconds=20) < age < timedelta(minutes=5)
     driver.write(model, good)
     driver.busco("dbt", "parse")
     producer.wait_for({"x": "6.00"})

@@ -283,6 +283,7 @@ def test_on_call_can_pause_trigger_clear_and_mark_and_stock_roles_are_unchanged(
     on_call = web.query(OF_A_ROLE, "OnCall")
     assert on_call - web.query(OF_A_ROLE, "Viewer") == {
         "can_edit DAGs", "can_create DAG Runs", "can_edit DAG Runs", "can_edit Task Instances",
+        "menu_access New objects",
     }  # fmt: skip
     assert not [permission for permission in on_call if permission.startswith("can_delete ")]
     for resource in (permissions.RESOURCE_CONNECTION, permissions.RESOURCE_VARIABLE, permissions.RESOURCE_POOL):

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 from busco.lake.deliveries import Contract, current_set
@@ -100,10 +101,12 @@ class Published:
         versions: the bronze versions that it was based on, with their numbers of deliveries; none if a rollback is
             newer, which may have brought back any content.
         rolled_back: the key of the run, if a rollback is newer; otherwise ''.
+        pinned_at: when the run was pinned (UTC); None if there is none, or if a rollback is newer.
     """
 
     versions: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     rolled_back: str = ""
+    pinned_at: datetime | None = None
 
 
 NOTHING = Published()
@@ -121,7 +124,8 @@ def published(store: ObjectStore, environment: EnvironmentLayout, project: str) 
             continue
         if was_rolled_back:
             return Published(rolled_back=release.run)
-        return Published({table: (version.version, version.files) for table, version in pin.bronze.items()})
+        versions = {table: (version.version, version.files) for table, version in pin.bronze.items()}
+        return Published(versions, pinned_at=pin.created_at)
     return NOTHING
 
 

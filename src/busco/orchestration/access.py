@@ -9,16 +9,18 @@ from busco.errors import BuscoError
 from busco.settings import get_settings
 
 ON_CALL = "OnCall"
+EVENTS_MENU = "New objects"
 # The permissions that OnCall has in addition to those of the stock Viewer role: to pause and trigger DAGs, to clear
-# tasks, and to mark tasks and runs as success or failed. In Airflow 2.10.5, `airflow/www/auth.py` and
-# `api_connexion/security.py` show which permissions each method requires. OnCall can neither delete history nor report
-# a dataset as changed.
+# tasks, to mark tasks and runs as success or failed, and to see the page about new objects in the menu. In Airflow
+# 2.10.5, `airflow/www/auth.py` and `api_connexion/security.py` show which permissions each method requires. OnCall can
+# neither delete history nor report a dataset as changed.
 ON_CALL_MAY = frozenset(
     {
         ("can_edit", "DAGs"),
         ("can_create", "DAG Runs"),
         ("can_edit", "DAG Runs"),
         ("can_edit", "Task Instances"),
+        ("menu_access", EVENTS_MENU),
     }
 )
 # the default password of a development platform, and those that an attacker would try first

@@ -406,14 +406,14 @@ class Runs:
         """
         project = Project.of(settings)
         now = pending.current_sets(self.store, project.contracts)
-        before = self._published_by(project.identity, live.release.release) if live else pending.NOTHING
+        before = self.published_by(project.identity, live.release.release) if live else pending.NOTHING
         runs = ((run, run_key(dag, run), active) for dag, run, active in recent_runs(project.identity))
         others = [one for one in runs if one[1] != without]
         attempts = pending.attempts_of(self.store, self.environment, others)
         code = pending.Code(code_version(self.settings), project.hash)
         return project, pending.standing(now, before, attempts, code, live.current if live else None)
 
-    def _published_by(self, project: str, release: str) -> pending.Published:
+    def published_by(self, project: str, release: str) -> pending.Published:
         """Returns what a project published last; it is read again only if another release has become live."""
         known = self._published.get(project)
         if known is None or known[0] != release:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from busco.aws import client
+from busco.events.pending import NOTHING, Published
 from busco.events.queue import Counts
-from busco.lake.layout import INGEST, EnvironmentLayout, ingest_order, ingest_outcome
+from busco.lake.deliveries import Contract
+from busco.lake.layout import INGEST, EnvironmentLayout, delivery_prefix, ingest_order, ingest_outcome
 from busco.lake.objects import ObjectStore
-from busco.lake.records import IngestOrder, IngestOutcome
+from busco.lake.records import IngestOrder, IngestOutcome, utc_now
 from busco.lake.releases import read_live
 from busco.orchestration.events import Runs, counted, events_queue, paused
 from busco.settings import Settings
 from busco.text import count
 
 _ORDERS = 10
+_RECENT = timedelta(hours=1)
+_MOST_RECENT = 200  # orders that are read to count what arrived recently
 _STATES = {
     "current": "published",
     "due": "a run will start soon, unless the DAG is paused",
@@ -44,14 +49,47 @@ class Order:
             return "in progress, or it failed (the log of the service says why)"
         return counted(self.outcome) if self.outcome.objects else "nothing new"
 
+    @property
+    def what(self) -> str:
+        return "everything without a delivery" if self.everything else count(self.objects, "object")
+
 
 @dataclass(frozen=True)
 class ProjectStatus:
-    """A project's state in words, and the number of pending deliveries of each bronze table."""
+    """A project's state in words, the number of unpublished deliveries of each bronze table, and the time of the oldest
+    of them (UTC; None if there is none)."""
 
     project: str
     state: str
     tables: dict[str, int]
+    oldest: datetime | None = None
+
+    @property
+    def behind(self) -> str:
+        """What the project has not published, in words; '' if it has published everything."""
+        tables = ", ".join(
+            f"{count(number, 'unpublished delivery', 'unpublished deliveries')} of {name}"
+            for name, number in self.tables.items()
+        )
+        return tables + (f", the oldest from {self.oldest:%Y-%m-%d %H:%M:%S} UTC" if self.oldest else "")
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What arrived in the last hour. If there were more than 200 orders, only the newest 200 are counted (`is_all`)."""
+
+    objects: int
+    refused: int
+    quarantined: int
+    is_all: bool
+
+    @property
+    def text(self) -> str:
+        least = "" if self.is_all else "at least "
+        return (
+            f"{least}{count(self.objects, 'object')} in the last hour ({self.objects / 60:.1f} a minute), "
+            f"{self.refused:,} refused; {count(self.quarantined, 'row')} quarantined"
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +98,14 @@ class Status:
     counts: Counts
     orders: Sequence[Order]
     projects: Sequence[ProjectStatus]
+    activity: Activity
+
+    @property
+    def queue(self) -> str:
+        return (
+            f"{count(self.counts.waiting, 'message')} waiting, {self.counts.in_flight:,} being processed, "
+            f"{count(self.counts.dead_letters, 'dead letter')}"
+        )
 
 
 def status(settings: Settings) -> Status:
@@ -74,6 +120,23 @@ def status(settings: Settings) -> Status:
         counts=events_queue(settings).counts(),
         orders=list(last_orders(store)),
         projects=list(_projects(Runs(settings, store, environment))),
+        activity=activity(store, utc_now()),
+    )
+
+
+def activity(store: ObjectStore, now: datetime) -> Activity:
+    """Counts the objects of the orders of the last hour, and their results."""
+    # the ids of orders begin with their time
+    names = sorted(store.folders(INGEST), reverse=True)[:_MOST_RECENT]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        found = list(pool.map(lambda name: store.read(ingest_outcome(name), IngestOutcome), names))
+    recent = [one for one in found if one is not None and one.ended_at > now - _RECENT]
+    objects = [one for outcome in recent for one in outcome.objects if one.outcome not in ("ignored", "listed")]
+    return Activity(
+        objects=len(objects),
+        refused=sum(one.outcome == "refused" for one in objects),
+        quarantined=sum(one.quarantined for one in objects if one.outcome == "ingested"),
+        is_all=len(recent) < _MOST_RECENT,
     )
 
 
@@ -92,28 +155,30 @@ def _projects(runs: Runs) -> Iterator[ProjectStatus]:
         state = _STATES[found.state].format(run=found.run_id)
         if found.state == "blocked" and live is not None and live.current.hold is not None:
             state = f"publishing is on hold, so run {found.run_id} was not published: busco release resume"
-        yield ProjectStatus(project.identity, state, dict(found.tables))
+        before = runs.published_by(project.identity, live.release.release) if live else NOTHING
+        pending = [contract for contract in project.contracts if contract.name in found.tables]
+        yield ProjectStatus(project.identity, state, dict(found.tables), _oldest(runs.store, pending, before))
+
+
+def _oldest(store: ObjectStore, tables: Sequence[Contract], before: Published) -> datetime | None:
+    """Returns when the oldest delivery of these tables was made that a project has not published."""
+    prefixes = [delivery_prefix(table.source, table.table) for table in tables]
+    times = [made for prefix in prefixes for made in store.modified(prefix).values()]
+    return min((made for made in times if before.pinned_at is None or made > before.pinned_at), default=None)
 
 
 def lines(found: Status) -> Iterator[str]:
     """Yields the status as text."""
     if found.paused:
         yield f"paused by {found.paused}; to continue: busco events resume"
-    yield (
-        f"queue: {count(found.counts.waiting, 'message')} waiting, {found.counts.in_flight:,} being processed, "
-        f"{count(found.counts.dead_letters, 'dead letter')}"
-    )
+    yield f"queue: {found.queue}"
+    yield f"arrived: {found.activity.text}"
     for project in found.projects:
-        tables = ", ".join(
-            f"{count(number, 'unpublished delivery', 'unpublished deliveries')} of {name}"
-            for name, number in project.tables.items()
-        )
-        yield f"{project.project}: {project.state}" + (f" ({tables})" if tables else "")
+        yield f"{project.project}: {project.state}" + (f" ({project.behind})" if project.behind else "")
     if not found.orders:
         yield "no orders to ingest in the last 30 days"
     for order in found.orders:
-        what = "everything without a delivery" if order.everything else count(order.objects, "object")
-        yield f"{order.ordered_at:%Y-%m-%d %H:%M:%S} UTC  {what}: {order.text}"
+        yield f"{order.ordered_at:%Y-%m-%d %H:%M:%S} UTC  {order.what}: {order.text}"
         refused = [one for one in (order.outcome.objects if order.outcome else ()) if one.outcome == "refused"]
         for one in refused[:5]:
             yield f"    refused {one.key}: {one.reason}"

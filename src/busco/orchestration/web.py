@@ -19,6 +19,7 @@ from flask import Response, abort, redirect, request, url_for
 from flask_appbuilder import expose
 
 from busco.errors import BuscoError
+from busco.orchestration.access import EVENTS_MENU
 from busco.orchestration.links import AthenaTable, DbtDocs, EcsTaskLink, LogStream
 from busco.settings import Settings, get_settings, require_lake
 
@@ -107,6 +108,17 @@ class TaskPages(AirflowBaseView):
             abort(404)
         return Response(html, mimetype="text/html", headers=_APART)
 
+    @expose("/events")  # type: ignore[untyped-decorator]
+    @has_access_view()
+    def events(self) -> Any:
+        """Shows the state of the events to users who can read the DAG `landing`."""
+        from busco.orchestration import events_status, pages
+
+        manager = get_auth_manager()
+        if not manager.is_authorized_dag(method="GET", details=DagDetails(id="landing")):
+            abort(403)
+        return self._response("New objects", lambda settings: pages.events_page(events_status.status(settings)))
+
     # -- the task -----------------------------------------------------------------------------------------------------
 
     def _task(self) -> Any:
@@ -179,4 +191,5 @@ class BuscoPlugin(AirflowPlugin):
 
     name = "busco"
     appbuilder_views = [{"view": TaskPages()}]  # noqa: RUF012 (Airflow's convention)
+    appbuilder_menu_items = [{"name": EVENTS_MENU, "category": "Browse", "href": "/busco/events"}]  # noqa: RUF012
     operator_extra_links = [LogStream(), EcsTaskLink(), AthenaTable(), DbtDocs()]  # noqa: RUF012
