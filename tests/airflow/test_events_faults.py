@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -255,6 +256,47 @@ def test_two_services_at_once_ingest_each_object_once(driver: Driver, world: Wor
         assert second.wait(60) == 0
     assert len(list(driver.store.keys("_lake/deliveries/"))) == deliveries + 30
     assert len(runs(driver)) <= before + 4
+
+
+# signs requests an hour late; AWS and the local AWS accept 15 minutes
+SLOW_CLOCK = """
+import sys
+from datetime import timedelta
+
+import botocore.auth
+
+now = botocore.auth.get_current_datetime
+botocore.auth.get_current_datetime = lambda *given: now(*given) - timedelta(hours=1)
+from busco.cli.main import main
+
+sys.argv = ["busco", "events", "listen"]
+main()
+"""
+
+
+def test_a_service_whose_clock_is_an_hour_off_says_so_and_loses_nothing(driver: Driver, world: World) -> None:
+    settled(driver)
+    processes.stop(get_settings().state, airflow.EVENTS)
+    wrong = subprocess.Popen(
+        [sys.executable, "-c", SLOW_CLOCK],
+        env=airflow.environment(get_settings()),
+        cwd=driver.home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    before = len(list(driver.store.keys("_lake/deliveries/")))
+    try:
+        world.put()
+        time.sleep(20)
+    finally:
+        wrong.terminate()
+        printed, _ = wrong.communicate(timeout=60)
+    print(printed)
+    assert re.search("RequestTimeTooSkewed|SignatureDoesNotMatch|Signature expired", printed)
+    assert len(list(driver.store.keys("_lake/deliveries/"))) == before
+    start_again()
+    world.check()
 
 
 @pytest.mark.timeout(SOAK + 1200)

@@ -1,0 +1,44 @@
+"""What `busco events status` and the page about new objects count."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from busco.lake.layout import ingest_outcome
+from busco.lake.objects import ObjectStore
+from busco.lake.records import IngestedObject, IngestOutcome
+from busco.orchestration import events_status
+from busco.orchestration.events_status import Activity, activity
+from tests.unit.memory_s3 import MemoryS3
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def ordered(store: ObjectStore, ended: datetime, *objects: tuple[str, int]) -> None:
+    """Writes the outcome of an order that ended at this time: each object's outcome and its quarantined rows."""
+    order = f"{ended:%Y%m%dT%H%M%S}.abc"
+    made = [
+        IngestedObject(key=f"k{n}", version="", etag="e", size=1, outcome=outcome, rows=9, quarantined=rows)  # type: ignore[arg-type]
+        for n, (outcome, rows) in enumerate(objects)
+    ]
+    store.create(ingest_outcome(order), IngestOutcome(order=order, objects=tuple(made), ended_at=ended))
+
+
+def test_only_the_last_hour_is_counted_and_what_is_no_delivery_is_left_out() -> None:
+    store = ObjectStore(MemoryS3(), "lake")
+    ordered(store, NOW - timedelta(minutes=61), ("ingested", 5), ("refused", 0))
+    ordered(store, NOW - timedelta(minutes=59), ("ingested", 2), ("known", 2), ("ignored", 0), ("listed", 0))
+    ordered(store, NOW - timedelta(minutes=1), *[("ingested", 1)] * 57, ("refused", 0))
+    store.create("_lake/ingest/20260101T115959.in-progress/order.json", b"{}")
+    found = activity(store, NOW)
+    assert found == Activity(objects=60, refused=1, quarantined=59, is_all=True)
+    assert found.text == "60 objects in the last hour (1.0 a minute), 1 refused; 59 rows quarantined"
+
+
+def test_with_too_many_orders_only_the_newest_are_counted() -> None:
+    store = ObjectStore(MemoryS3(), "lake")
+    for number in range(events_status._MOST_RECENT + 1):
+        ordered(store, NOW - timedelta(seconds=number), ("ingested", 0))
+    found = activity(store, NOW)
+    assert (found.objects, found.is_all) == (200, False)
+    assert found.text.startswith("at least 200 objects in the last hour")
