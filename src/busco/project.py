@@ -11,15 +11,13 @@ import json
 import os.path
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from busco import __version__
 from busco.errors import BuscoError
 from busco.lake import types
 from busco.lake.audits import Audit
@@ -47,6 +45,15 @@ SEED_READER = "dbt"
 # constant is part of the fingerprint of every node that reads pii columns. Change it when the same SQL would produce
 # fewer bounds, so that no version with the old ones is kept.
 BOUNDS_RULE = 2
+# what can make the same code produce other results: DuckDB's functions that are not deterministic (`stability` in
+# duckdb_functions(); a test compares them), columns that come from data, and dbt's context that is not code
+_VARYING = re.compile(
+    r"\b(current_\w+|local(time|timestamp)|now|today|get_current_\w+|transaction_timestamp|age|random|setseed|uuid\w*"
+    r"|gen_random_uuid|nextval|currval|getvariable|txid_current|in_search_path|stats|version|(un)?pivot\w*"
+    r"|env_var|run_started_at|invocation_id|modules|run_query|statement|load_result|execute|graph|target|flags"
+    r"|adapter(?!\s*\.\s*dispatch))\b|\bcolumns\s*\(",
+    re.IGNORECASE,
+)
 # characters with a special meaning in selections (dbt-core 1.11, graph/selector_spec.py; fnmatch's wildcards)
 _SELECTION_SYNTAX = re.compile(r"[ ,+@*?\[\]]")
 # the platform's own dbt package (busco.warehouse.package), and the packages from dbt and its adapter
@@ -234,17 +241,6 @@ class Project:
         file = _selectable(Path(node["original_file_path"]).name)
         return f"fqn:{name},resource_type:{node['resource_type']},file:{file}"
 
-    def unit_test_selector(self, unique_id: str) -> str:
-        """Returns a selection, in dbt's syntax, that matches a unit test and the unit tests that it `selects`."""
-        return f"fqn:{_selectable('.'.join(self.node(unique_id)['fqn']))},resource_type:unit_test"
-
-    def selects(self, unit_test: str, other: str) -> bool:
-        """Whether the selector of a unit test also matches another one, since dbt matches the beginning of a name, and
-        any character in place of a special one."""
-        pattern = _selectable(".".join(self.node(unit_test)["fqn"]))
-        name = ".".join(self.node(other)["fqn"])
-        return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
-
     @cached_property
     def _beginnings(self) -> Counter[str]:
         """For each name, the number of nodes whose fully qualified name begins with it."""
@@ -346,8 +342,9 @@ class Project:
         units = {uid: table for uid, model in self.unit_tests.items() if (table := self.table_of(model))}
         models = frozenset(uid for uid, node in self.nodes.items() if node["resource_type"] in ("model", "seed"))
         return Audit(
-            tests, frozenset(self.tables), self.identity, self.hash, names, units, self.name, bool(self.id), models
-        )
+            tests, frozenset(self.tables), self.identity, self.hash, names, units, self.name, bool(self.id), models,
+            frozenset(self.unit_tests),
+        )  # fmt: skip
 
     # -- contracts ------------------------------------------------------------------------------------------------
 
@@ -421,32 +418,44 @@ class Project:
         for parent in node.get("depends_on", {}).get("nodes", []):
             kind = self.nodes.get(parent, {}).get("config", {}).get("materialized")
             if kind in ("view", "ephemeral", "seed"):
-                parents[parent] = self._fingerprint(parent, engine)
+                parents[parent] = self.fingerprint(parent, engine)
         content = node.get("raw_code") or node.get("checksum")
         parts = [content, self._macros(node), config, columns, parents, engine, self._variables]
+        if dispatch := self.manifest.get("dispatch"):
+            parts.append({"dispatch": dispatch})
         if node["resource_type"] == "seed":
             parts.append(SEED_READER)
         if self.reads_pii(unique_id):
             parts.append({"bounds": BOUNDS_RULE, "pii": self.pii_marks(unique_id)})
         return hashlib.sha256(canonical_json(parts)).hexdigest()[:32]
 
-    def unit_test_fingerprint(self, unique_id: str, engine: str) -> str:
-        """Returns a hash of everything that determines the result of a unit test (R6).
+    def unit_tests_code(self, versions: Sequence[str]) -> str:
+        """Returns a hash of all code that the results of the project's unit tests can depend on (R6): the whole project
+        with its packages, including dbt's and the platform's macros, and `versions`, those of the programs."""
+        parts = [self.hash, self.manifest.get("vars") or {}, self.manifest.get("dispatch") or [], list(versions)]
+        return hashlib.sha256(canonical_json(parts)).hexdigest()[:32]
 
-        The hash covers the test, its model's fingerprint, the columns and fingerprints of everything upstream of the
-        model, which determine the types of the test's rows, and the versions of dbt, of the engine (the minor version)
-        and of the platform.
+    def may_vary(self, unit_test: str) -> bool:
+        """Whether the result of a unit test may change although no code changes (R7).
+
+        That is the case if its rows, its model, or anything upstream, from which its rows get their types, uses the
+        time, random values, environment variables, the results of queries in Jinja, or columns whose names come from
+        data; or if one of these models is volatile.
         """
-        test, model = self.node(unique_id), self.unit_tests[unique_id]
-        upstream: dict[str, Any] = {}
-        for uid in sorted({model, *self.ancestors.get(model, frozenset())}):
-            if uid in self.sources:
-                upstream[uid] = [(column.name, column.type) for column in self.columns(uid)]
-            elif uid in self.nodes:
-                upstream[uid] = self.fingerprint(uid, engine)
-        own = {name: test.get(name) for name in ("given", "expect", "overrides", "model", "version")}
-        versions = [self.manifest["metadata"].get("dbt_version"), __version__]
-        return hashlib.sha256(canonical_json([unique_id, own, upstream, versions])).hexdigest()[:20]
+        test, model = self.node(unit_test), self.unit_tests[unit_test]
+        models = [uid for uid in (model, *self.ancestors.get(model, frozenset())) if uid in self.nodes]
+        if any(meta_of(self.nodes[uid]).get("volatile") for uid in models):
+            return True
+        rows = [test.get("expect") or {}, *(test.get("given") or ())]
+        # rows in SQL are rendered when the test runs, and can call any macro
+        if any(isinstance(one.get("rows"), str) and "{" in one["rows"] for one in rows):
+            return True
+        code = [
+            piece
+            for uid in models
+            for piece in (str(self.nodes[uid].get("raw_code", "")), *self._macros(self.nodes[uid]).values())
+        ]
+        return any(_VARYING.search(piece) for piece in (*code, *(str(one.get("rows")) for one in rows)))
 
     @cached_property
     def _variables(self) -> Mapping[str, Any]:
@@ -493,12 +502,18 @@ class Project:
                 continue
             found.add(uid)
             waiting += macros[uid].get("depends_on", {}).get("macros", [])
-            if macros[uid]["package_name"] not in PLATFORM_PACKAGES:
-                # a dispatched macro looks up its implementations by name at run time, so the manifest doesn't list them
-                stem = macros[uid]["name"]
-                waiting += [other for other, m in macros.items() if m["name"] == f"duckdb__{stem}"]
-                waiting += [other for other, m in macros.items() if m["name"] == f"default__{stem}"]
+            # A dispatched macro looks up its implementations by name at run time, so the manifest doesn't list them. A
+            # project can also replace those of dbt's macros.
+            stem = macros[uid]["name"]
+            waiting += [*self._macros_named.get(f"duckdb__{stem}", ()), *self._macros_named.get(f"default__{stem}", ())]
         return frozenset(found)
+
+    @cached_property
+    def _macros_named(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for uid, macro in self.manifest["macros"].items():
+            found.setdefault(macro["name"], []).append(uid)
+        return found
 
 
 def _selectable(name: str) -> str:

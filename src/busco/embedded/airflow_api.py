@@ -27,9 +27,15 @@ def logged_in(url: str, user: str, password: str) -> requests.Session:
     """
     browser = requests.Session()
     browser.trust_env = False  # never use a proxy for 127.0.0.1
-    token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', browser.get(f"{url}/login/", timeout=60).text)
-    fields = {"username": user, "password": password, "csrf_token": token[1] if token else ""}
-    if "/login" in browser.post(f"{url}/login/", data=fields, timeout=60).url:
+    form = browser.get(f"{url}/login/", timeout=60)
+    token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', form.text)
+    if form.status_code != 200 or token is None:
+        raise BuscoError(f"Airflow's login page is not available: status {form.status_code}")
+    fields = {"username": user, "password": password, "csrf_token": token[1]}
+    answer = browser.post(f"{url}/login/", data=fields, timeout=60)
+    if answer.status_code != 200:
+        raise BuscoError(f"Airflow can't log {user} in: status {answer.status_code}")
+    if "/login" in answer.url:
         raise BuscoError(f"Airflow rejects the login of {user}")
     return browser
 

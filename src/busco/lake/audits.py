@@ -34,6 +34,7 @@ class Audit:
         dbt_name: the project's dbt name; if empty, it is the same as `project`.
         has_id: whether `project` is an id.
         models: the unique ids of all of the project's models and seeds.
+        all_unit_tests: the unique ids of all of the project's unit tests, also those of views.
     """
 
     tests: dict[str, frozenset[str]]
@@ -45,6 +46,7 @@ class Audit:
     dbt_name: str = ""
     has_id: bool = False
     models: frozenset[str] = frozenset()
+    all_unit_tests: frozenset[str] = frozenset()
 
     def owner(self, folder: str = "") -> Owner:
         """Returns the project as an owner; `folder` is the project's path relative to the platform's home directory."""

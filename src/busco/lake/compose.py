@@ -81,7 +81,8 @@ def compose(
     results = run.latest_results()
     refuse_untested(results, audit, entries, tables)
     units = dict(live.unit_tests) if live else {}
-    units[audit.project] = _passed(audit, results, () if everything else units.get(audit.project, ()))
+    if everything:
+        units[audit.project] = _passed(audit, results)
     projects = {version.project for version in tables.values()} | {audit.project}
     described = _docs(audit.project, docs, base, live)
     named = {**(live.names if live else {}), **({audit.project: owner.name} if audit.has_id else {})}
@@ -100,7 +101,7 @@ def compose(
         project=audit.project,
         all_docs={project: prefix for project, prefix in described.items() if project and project in projects},
         names={project: name for project, name in named.items() if project in projects},
-        unit_tests={project: passed for project, passed in units.items() if project in projects},
+        unit_tests={project: code for project, code in units.items() if code and project in projects},
         who=who,
         code_version=run.pin.code_version,
         created_at=utc_now(),
@@ -201,10 +202,13 @@ def _docs(project: str, docs: str, base: Release | None, live: Release | None) -
     return shown if shown.get(project) != based.get(project) else {**shown, project: docs}
 
 
-def _passed(audit: Audit, results: Mapping[str, Result], before: Collection[str]) -> tuple[str, ...]:
-    """Returns the fingerprints of the project's unit tests that have passed in this run, and of those in `before`."""
-    found = {results[unit].tested for unit in audit.unit_tests if unit in results and results[unit].status in GOOD}
-    return tuple(sorted({*before, *found} - {""}))
+def _passed(audit: Audit, results: Mapping[str, Result]) -> str:
+    """Returns the code with which all of the project's unit tests have passed in this run; '' if there is none (R7)."""
+    found = {
+        results[unit].tested if unit in results and results[unit].status in GOOD else ""
+        for unit in audit.all_unit_tests
+    }
+    return found.pop() if len(found) == 1 else ""
 
 
 def _stale(tables: Mapping[str, Published]) -> dict[str, tuple[str, ...]]:

@@ -492,8 +492,8 @@ class Result(LakeRecord):
 
     `reads` are the versions of all tables that the node read, and `made` is the version that it made or kept. `seconds`
     is wall time; `message` is one line, and `error` is the full text. `fenced` means that another runner has taken over
-    the node (R4), so this result does not count. `tested` is a unit test's fingerprint (R6). A runner's result about
-    itself contains the `plan`: the nodes that the runner will report results for.
+    the node (R4), so this result does not count. `tested` is the code that a unit test has tested (R6). A runner's
+    result about itself contains the `plan`: the nodes that the runner will report results for.
     """
 
     node: str
@@ -553,8 +553,8 @@ class Release(LakeRecord):
     `stale` maps each stale table to its inputs that differ from this release or are stale themselves (P5). `project` is
     the identity of the dbt project that was published, and `docs` the key prefix of its run's docs. `all_docs` has the
     docs prefix of each project with tables in this release; for the published project it is `docs`, unless newer docs
-    were already live. `names` maps the ids of these projects, if they have one, to dbt names. `unit_tests` has the
-    sorted fingerprints of each project's unit tests that have passed (R7).
+    were already live. `names` maps the ids of these projects, if they have one, to dbt names. `unit_tests` is
+    the code of each project with which all of its unit tests have passed (R7).
     """
 
     format: int = FORMAT
@@ -572,7 +572,7 @@ class Release(LakeRecord):
     project: str = ""
     all_docs: dict[str, str] = {}
     names: dict[str, str] = {}
-    unit_tests: dict[str, tuple[str, ...]] = {}
+    unit_tests: dict[str, str] = {}
     who: str
     reason: str = ""
     code_version: str = ""

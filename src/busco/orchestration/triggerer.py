@@ -85,10 +85,19 @@ class PromptTriggerer(TriggererJobRunner):
             self.load_triggers()
             perform_heartbeat(self.job, heartbeat_callback=self.heartbeat_callback, only_if_necessary=True)
             self.emit_metrics()
-            if files := self.graph_changes.look():
-                self.log.info("requested a parse of %s", ", ".join(files))
+            self._look_for_changes()
             polls += 1
             self.trigger_runner.happened.wait(_POLL_EVERY)
+
+    def _look_for_changes(self) -> None:
+        try:
+            files = self.graph_changes.look()
+        except Exception:
+            # models must be followed even if graphs are not updated
+            self.log.exception("changes of DAG files and dbt projects can't be looked for")
+        else:
+            if files:
+                self.log.info("requested a parse of %s", ", ".join(files))
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from busco.warehouse import package
 PARTIAL_PARSE = "partial_parse.msgpack"
 _MANIFEST = "manifest.json"
 _STAMP = "stamp"
-_PACKAGES = ("dbt-core", "dbt-adapters", "dbt-common", "dbt-duckdb")
+PACKAGES = ("dbt-core", "dbt-adapters", "dbt-common", "dbt-duckdb")
 # files and folders that dbt and its users leave in a project's folder and that a parse does not read
 _NOT_READ = frozenset({"target", "logs", ".user.yml", "__pycache__"})
 # dbt's environment variables that affect what is parsed
@@ -101,7 +101,7 @@ def stamp(project: Path) -> str | None:
     `env_var`, since a parse then depends on other variables too."""
     digest = hashlib.sha256()
     chosen = sorted((name, value) for name, value in os.environ.items() if _CHOOSES.match(name))
-    packages = [(name, version(name)) for name in _PACKAGES]
+    packages = [(name, version(name)) for name in PACKAGES]
     digest.update(repr((str(project.resolve()), chosen, packages)).encode())
     for name, path in (*sorted(_files(project)), *sorted(_files(package.FOLDER))):
         content = path.read_bytes()

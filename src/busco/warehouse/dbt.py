@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -151,6 +152,7 @@ class Dbt:
     def _project(self) -> Project:
         manifest = json.loads((self.target / "manifest.json").read_text())
         manifest["vars"] = self._project_file().get("vars", {})
+        manifest["dispatch"] = self._project_file().get("dispatch", [])
         manifest["nodes"] = {uid: node for uid, node in manifest["nodes"].items() if not is_ignored(node)}
         for node in manifest["nodes"].values():
             # for a seed over 1 MiB, dbt's checksum covers only the path; the fingerprint must cover the content (R6)
@@ -227,7 +229,11 @@ class Dbt:
         return Selected(tuple(found), tuple(notes))
 
     def invoke(
-        self, arguments: Sequence[str], callbacks: Sequence[Callable[[Any], None]] = (), shown: Shown | None = None
+        self,
+        arguments: Sequence[str],
+        callbacks: Sequence[Callable[[Any], None]] = (),
+        shown: Shown | None = None,
+        unit_tests: Collection[str] | None = None,
     ) -> dbtRunnerResult:
         """Runs a dbt command. Its log goes to standard output without colors, with values of pii columns hidden.
 
@@ -235,6 +241,8 @@ class Dbt:
 
         Args:
             shown: how much of the log to show; by default, as much as dbt's own options among the arguments specify.
+            unit_tests: the unique ids of the unit tests that dbt can run; None for all. Otherwise, dbt would run all
+                unit tests of each model that is selected.
 
         Raises:
             KeyboardInterrupt: the command was interrupted; dbt itself would report this as an error.
@@ -247,7 +255,11 @@ class Dbt:
             # nobody can read dbt's JSON files after the container has exited, and the manifest is large
             flags.append("--no-write-json")
         console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
-        runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
+        manifest = self.manifest
+        if unit_tests is not None:
+            manifest = copy.copy(manifest)
+            manifest.unit_tests = {uid: test for uid, test in manifest.unit_tests.items() if uid in unit_tests}
+        runner = dbtRunner(manifest=manifest, callbacks=[console, *callbacks])
         given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
         # overrides the project's own profile, which is for running the project elsewhere
         given["profile"] = package.PROFILE

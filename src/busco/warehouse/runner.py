@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 
+import duckdb
 import psutil
 
+import busco
 from busco.aws import client
 from busco.container import in_ecs, this_task
 from busco.environments import code_version
@@ -27,10 +32,10 @@ from busco.lake.records import (
 )
 from busco.lake.runs import Run, open_run
 from busco.processes import this_host
-from busco.project import Project, meta_of
+from busco.project import Project
 from busco.settings import Settings, require_lake
 from busco.text import count
-from busco.warehouse import plugin
+from busco.warehouse import baked, plugin
 from busco.warehouse.dbt import Dbt, opened, say
 from busco.warehouse.docs import make_docs
 from busco.warehouse.heartbeats import beating
@@ -180,27 +185,25 @@ def _register(run: Run, me: Runner) -> Runner | None:
 
 def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, order: Order) -> Outcome:
     assert dbt.redactor is not None
-    reporter = Reporter(run, session, project, dbt.redactor, code_version(dbt.settings))
+    tested_code = project.unit_tests_code(_versions())
+    reporter = Reporter(run, session, project, dbt.redactor, code_version(dbt.settings), tested_code)
     for node, parent in todo.blocked.items():
         text = f"skipped: {parent} failed in this run"
         run.put_result(
             Result(node=node, runner=session.runner, status="skipped", message=text, finished_at=utc_now()), text
         )
         reporter.statuses[node] = "skipped"
-    kept = _kept_unit_tests(project, run, session.base, todo, order, reporter.units)
+    kept = _kept_unit_tests(project, run, session.base, todo, order, reporter.tested_code)
     reporter.keep(kept)
     if kept:
-        say(f"kept {count(len(kept), 'unit test')}: neither they nor their models have changed since they passed")
+        say(f"kept {count(len(kept), 'unit test')}: no code has changed since they passed")
     graph = [node for node in todo.nodes if node != DOCS_NODE and node not in kept]
     _check_parents(project, session, graph)
     # `dbt build` runs a unit test only together with its model; `dbt test` can run it alone
     alone = [node for node in graph if node in project.unit_tests and project.unit_tests[node] not in graph]
     together = [node for node in graph if node not in alone]
+    planned = frozenset(node for node in graph if node in project.unit_tests)
     whole = run.pin.nodes is None and {*graph, *kept} == set(buildable(project))
-    # selecting a model also selects its unit tests
-    left_out = ["--exclude", *(project.unit_test_selector(unit) for unit in kept)] if kept else []
-    if kept and not any(node in project.unit_tests for node in graph):
-        left_out = ["--exclude-resource-type", "unit_test"]
     views = sorted({view for node in alone for view in project.views_above(project.unit_tests[node])})
     for verb, names in (("build", views), ("test", alone), ("build", together)):
         if not names:
@@ -209,7 +212,7 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, o
         if not whole:
             names = [*names, *sorted({view for node in names for view in project.views_above(node)})]
             arguments += ["--indirect-selection", "empty", "--select", *(project.selector(n) for n in names)]
-        result = dbt.invoke([*arguments, *left_out], [reporter])
+        result = dbt.invoke(arguments, [reporter], unit_tests=planned)
         reporter.check()
         if result.exception is not None:
             reason = dbt.reason(result)
@@ -234,24 +237,25 @@ def _build(dbt: Dbt, project: Project, run: Run, session: Session, todo: Plan, o
 
 
 def _kept_unit_tests(
-    project: Project, run: Run, base: Release | None, todo: Plan, order: Order, fingerprints: Mapping[str, str]
+    project: Project, run: Run, base: Release | None, todo: Plan, order: Order, code: str
 ) -> list[str]:
-    """Returns the planned unit tests that don't have to run, because they have passed for the base release (R7)."""
+    """Returns the planned unit tests that don't have to run, because all have passed with the same code (R7)."""
     if base is None or order.kind != "shared" or order.rebuild or run.pin.full_refresh or run.environment.is_replay:
         return []
-    passed = frozenset(base.unit_tests.get(project.identity, ()))
-    kept = {
-        unit
-        for unit, model in project.unit_tests.items()
-        if unit in todo.nodes and fingerprints[unit] in passed and not meta_of(project.node(model)).get("volatile")
-    }
-    # dbt's selection syntax can't tell some names apart, so a unit test also runs if leaving it out would leave out
-    # another one that has to run
-    while ambiguous := {
-        unit for unit in kept if any(project.selects(unit, other) for other in project.unit_tests if other not in kept)
-    }:
-        kept -= ambiguous
-    return sorted(kept)
+    if base.unit_tests.get(project.identity) != code:
+        return []
+    return [unit for unit in project.unit_tests if unit in todo.nodes and not project.may_vary(unit)]
+
+
+def _versions() -> list[str]:
+    """Returns what a unit test's result depends on besides the project: DuckDB, dbt and its options, and this code."""
+    digest = hashlib.sha256()
+    root = Path(busco.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    options = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("DBT_"))
+    return [duckdb.__version__, *(f"{name} {version(name)}" for name in baked.PACKAGES), digest.hexdigest(), *options]
 
 
 def _check_parents(project: Project, session: Session, graph: Sequence[str]) -> None:

@@ -148,6 +148,20 @@ class Session:
                 raise BuscoError(f"there is no version of {tables} {where}", f"build {tables} first")
             return {parent: self._published[parent].version for parent in sorted(parents)}
 
+    def is_upstream_current(self, model: str) -> bool:
+        """Whether all tables upstream of a model were made by the project's current code; for sources, whether they
+        have the columns of their current contract."""
+        contracts = {contract.unique_id: contract.hash for contract in self.project.contracts}
+        for unique_id in self.project.ancestors.get(model, frozenset()):
+            if (table := self.project.table_of(unique_id)) is None:
+                continue
+            expected = contracts.get(unique_id) or self.project.fingerprint(unique_id, duckdb.__version__)
+            with self._lock:
+                published = None if table in self._unbuilt else self._published.get(table)
+            if published is None or published.fingerprint != expected:
+                return False
+        return True
+
     # -- relations ----------------------------------------------------------------------------------------------------
 
     def relations(self) -> Iterator[tuple[str, str, tuple[str, ...], bool]]:
