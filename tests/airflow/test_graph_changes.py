@@ -40,7 +40,7 @@ class World:
             "_not_imported": lambda: self.errors,
         }.items():
             monkeypatch.setattr(graph_changes, name, function)
-        monkeypatch.setattr("airflow.settings.DAGS_FOLDER", str(self.dags))
+        monkeypatch.setattr(graph_changes, "dags_folder", lambda: self.dags)
         self.settings = Settings(home=home, state_dir=self.state, dbt_projects="other")
         self.changes = GraphChanges(self.settings)
         self.run(30)
@@ -145,7 +145,7 @@ def test_a_changed_graph_is_parsed_by_a_running_airflow(
     driver: Driver, sessions: Callable[[], AbstractContextManager[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph_changes, "create_session", sessions)
-    monkeypatch.setattr("airflow.settings.DAGS_FOLDER", str(driver.home / "dags"))
+    monkeypatch.setattr(graph_changes, "dags_folder", lambda: driver.home / "dags")
 
     def parsed() -> Any:
         with sessions() as session:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from airflow import settings as airflow_settings
+from airflow.configuration import conf
 from airflow.models.dag import DagModel, DagTag
 from airflow.models.dagbag import DagPriorityParsingRequest
 from airflow.models.errors import ParseImportError
@@ -121,7 +121,7 @@ def _of_projects() -> list[str]:
     tagged = select(DagModel.fileloc).join(DagTag, DagTag.dag_id == DagModel.dag_id).where(DagModel.is_active)
     with create_session() as session:
         found = {*session.scalars(tagged.where(DagTag.name.startswith(PROJECT_TAG, autoescape=True)))}
-    return _existing({*found, *_not_imported(), str(Path(airflow_settings.DAGS_FOLDER, _CHECK))})
+    return _existing({*found, *_not_imported(), str(dags_folder() / _CHECK)})
 
 
 def _not_imported() -> list[str]:
@@ -149,8 +149,13 @@ def _request(file: str) -> None:
         pass  # it was requested already
 
 
+def dags_folder() -> Path:
+    """Returns Airflow's folder of DAG files."""
+    return Path(conf.get_mandatory_value("core", "dags_folder")).expanduser()
+
+
 def _dag_stamps() -> dict[str, Stamp]:
-    return _stamps(Path(airflow_settings.DAGS_FOLDER).rglob("*.py"))
+    return _stamps(dags_folder().rglob("*.py"))
 
 
 def _stamps(files: Iterable[Path]) -> dict[str, Stamp]:
