@@ -9,9 +9,10 @@ left in Docker. Only a starter (`busco.embedded.starter`) talks to Docker; this 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -48,7 +49,7 @@ EXPECTED = {
 MOST_OVERRIDES = 8192  # characters (API reference, TaskOverride)
 MOST_TOKEN = 64  # characters (API reference, RunTask)
 SHUTDOWN_GRACE = 3  # seconds that containers get to stop when the local AWS shuts down
-LOGS_LIMIT = 30.0
+LOGS_LIMIT = 30.0  # seconds without another line after which copying a stopped container's output is given up
 OUT_OF_MEMORY = "OutOfMemoryError: Container killed due to memory usage"
 EXITED = "Essential container in task exited"
 _NO_LOG = (
@@ -87,6 +88,14 @@ def install(endpoint: str, starter: TaskStarter, roles: TaskRoles) -> None:
     ecs._ACTION_MAP.update(RunTask=corrected.run_task, StopTask=corrected.stop_task)
 
 
+def join_while_busy(thread: threading.Thread, progress: Callable[[], int], limit: float) -> None:
+    """Waits until a thread has ended, or until its progress has been the same for `limit` seconds."""
+    before = None
+    while thread.is_alive() and (now := progress()) != before:
+        before = now
+        thread.join(limit)
+
+
 class _LocalEcs:
     """Replaces MiniStack's functions; each public method is named after the function that it replaces."""
 
@@ -97,6 +106,8 @@ class _LocalEcs:
         self._tokens: dict[tuple[str, str, str], _Started] = {}
         self._launched: dict[str, threading.Event] = {}
         self._forwarders: dict[str, threading.Thread] = {}
+        # how many lines of each container's output have been copied
+        self._forwarded: dict[str, int] = {}
 
     def get_docker(self) -> object | None:
         """Returns a placeholder with none of the methods of MiniStack's Docker client; None if no starter answers."""
@@ -287,7 +298,8 @@ class _LocalEcs:
                     self._record_exit(task, index, *outcome)
         for identifier in identifiers:
             if (forwarder := self._forwarders.pop(identifier, None)) is not None:
-                forwarder.join(LOGS_LIMIT)
+                join_while_busy(forwarder, functools.partial(self._forwarded.get, identifier, 0), LOGS_LIMIT)
+            self._forwarded.pop(identifier, None)
         with ecs.resource_lock("ecs-task", arn):
             task.update(lastStatus="DEPROVISIONING", executionStoppedAt=ecs._iso())
             ecs._bump_task_version(task)
@@ -323,6 +335,7 @@ class _LocalEcs:
                     cloudwatch_logs._put_log_events(
                         {"logGroupName": config["group"], "logStreamName": config["stream"], "logEvents": events}
                     )
+                    self._forwarded[container.id] = self._forwarded.get(container.id, 0) + len(events)
 
     # helpers ---------------------------------------------------------------------------------------------------
 
