@@ -298,7 +298,7 @@ class _LocalEcs:
                     self._record_exit(task, index, *outcome)
         for identifier in identifiers:
             if (forwarder := self._forwarders.pop(identifier, None)) is not None:
-                join_while_busy(forwarder, functools.partial(self._forwarded.get, identifier, 0), LOGS_LIMIT)
+                join_while_busy(forwarder, functools.partial(self._copied, identifier), LOGS_LIMIT)
             self._forwarded.pop(identifier, None)
         with ecs.resource_lock("ecs-task", arn):
             task.update(lastStatus="DEPROVISIONING", executionStoppedAt=ecs._iso())
@@ -315,6 +315,10 @@ class _LocalEcs:
         ecs._refresh_service_state(cluster, task.get("group", ""))
         if task["stopCode"] == "EssentialContainerExited":
             ecs._record_service_task_failure(task)
+
+    def _copied(self, identifier: str) -> int:
+        """Returns how many lines of a container's output have been copied to its log stream."""
+        return self._forwarded.get(identifier, 0)
 
     def _record_exit(self, task: dict[str, Any], index: int, code: int | None, reason: str) -> None:
         with self._ecs.resource_lock("ecs-task", task["taskArn"]):
