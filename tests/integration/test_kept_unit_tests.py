@@ -152,9 +152,9 @@ def test_R7_a_selection_keeps_unit_tests_too(built: Platform) -> None:
     assert "kept 2 unit tests: no code has changed since they passed" in printed
     assert "START unit_test" not in printed
     built.model("gold/days", "select day from {{ ref('fct') }}")
-    before = built.live().unit_tests
+    before = built.live().tested_code
     assert "kept" not in built.busco("dbt", "build", "--select", "days", "--publish").replace("KEPT", "")
-    assert built.live().unit_tests == before, "what passed with the earlier code"
+    assert built.live().tested_code == before, "what passed with the earlier code"
     assert ran(built) == ALL
     assert ran(built) == set()
 
@@ -162,7 +162,7 @@ def test_R7_a_selection_keeps_unit_tests_too(built: Platform) -> None:
 def test_R7_a_lake_whose_live_release_does_not_state_the_code_runs_all_unit_tests(built: Platform) -> None:
     """Such as one that an older platform has published."""
     live = built.live()
-    stripped = {**live.model_dump(mode="json"), "unit_tests": {}}
+    stripped = {**live.model_dump(mode="json"), "tested_code": {}}
     built.store.put(ENVIRONMENT.release(live.release), type(live).model_validate(stripped))
     assert ran(built) == ALL
     assert ran(built) == set()

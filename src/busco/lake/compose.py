@@ -80,9 +80,9 @@ def compose(
     refuse_inconsistent(built, tables)
     results = run.latest_results()
     refuse_untested(results, audit, entries, tables)
-    units = dict(live.unit_tests) if live else {}
+    tested = dict(live.tested_code) if live else {}
     if everything:
-        units[audit.project] = _passed(audit, results)
+        tested[audit.project] = _passed(audit, results)
     projects = {version.project for version in tables.values()} | {audit.project}
     described = _docs(audit.project, docs, base, live)
     named = {**(live.names if live else {}), **({audit.project: owner.name} if audit.has_id else {})}
@@ -101,7 +101,7 @@ def compose(
         project=audit.project,
         all_docs={project: prefix for project, prefix in described.items() if project and project in projects},
         names={project: name for project, name in named.items() if project in projects},
-        unit_tests={project: code for project, code in units.items() if code and project in projects},
+        tested_code={project: code for project, code in tested.items() if code and project in projects},
         who=who,
         code_version=run.pin.code_version,
         created_at=utc_now(),

@@ -553,7 +553,7 @@ class Release(LakeRecord):
     `stale` maps each stale table to its inputs that differ from this release or are stale themselves (P5). `project` is
     the identity of the dbt project that was published, and `docs` the key prefix of its run's docs. `all_docs` has the
     docs prefix of each project with tables in this release; for the published project it is `docs`, unless newer docs
-    were already live. `names` maps the ids of these projects, if they have one, to dbt names. `unit_tests` is
+    were already live. `names` maps the ids of these projects, if they have one, to dbt names. `tested_code` is
     the code of each project with which all of its unit tests have passed (R7).
     """
 
@@ -572,7 +572,7 @@ class Release(LakeRecord):
     project: str = ""
     all_docs: dict[str, str] = {}
     names: dict[str, str] = {}
-    unit_tests: dict[str, str] = {}
+    tested_code: dict[str, str] = {}
     who: str
     reason: str = ""
     code_version: str = ""

@@ -242,7 +242,7 @@ def _kept_unit_tests(
     """Returns the planned unit tests that don't have to run, because all have passed with the same code (R7)."""
     if base is None or order.kind != "shared" or order.rebuild or run.pin.full_refresh or run.environment.is_replay:
         return []
-    if base.unit_tests.get(project.identity) != code:
+    if base.tested_code.get(project.identity) != code:
         return []
     return [unit for unit in project.unit_tests if unit in todo.nodes and not project.may_vary(unit)]
 
