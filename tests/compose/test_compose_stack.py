@@ -113,7 +113,8 @@ def test_a_user_triggers_a_run_finds_and_fixes_a_broken_model_and_follows_links(
     finally:
         file.write_text(whole)
     states = stack.task_states(run)
-    assert {task for task, state in states.items() if state == "failed"} == {TASK}
+    failed = {task for task, state in states.items() if state == "failed"}
+    assert failed == {TASK}, "\n".join(f"{task}:\n{stack.log(run, task)}" for task in sorted(failed - {TASK})[:2])
     page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}&tab=logs")
     expect(page.get_by_text("nonsense").first).to_be_visible(timeout=LONG)
     log = stack.log(run, TASK)

@@ -8,6 +8,7 @@ import pytest
 from busco.lake.records import Result
 from busco.lake.runs import Run
 from busco.project import _VARYING
+from busco.settings import get_settings
 from busco.warehouse.dbt import opened
 from busco.warehouse.runner import work
 from tests.platforms import ENVIRONMENT, ROOT, Platform
@@ -157,6 +158,26 @@ def test_R7_a_selection_keeps_unit_tests_too(built: Platform) -> None:
     assert built.live().tested_code == before, "what passed with the earlier code"
     assert ran(built) == ALL
     assert ran(built) == set()
+
+
+def test_R7_unit_tests_run_and_are_kept_with_the_parse_of_an_image(
+    built: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yaml = (YAML + FIXTURE).replace("  - name: fct\n", "  - name: fct\n    meta: {volatile: true}\n")
+    built.write("dbt_project/models/gold/fct.yml", yaml)
+    folder = built.home / "baked"
+    with opened(built.settings) as dbt:
+        assert dbt.bake(folder)
+    monkeypatch.setenv("BUSCO_BAKED_DIR", str(folder))
+    get_settings.cache_clear()
+    with opened(built.settings) as dbt:
+        dbt.parse()
+        assert dbt.parsed_by == "image"
+    for expected in (ALL, {SUMS, COUNTS}):
+        run, outcome = built.built()
+        assert outcome.good, outcome.statuses
+        built.publish(run)
+        assert not_kept(run) == expected
 
 
 def test_R7_a_lake_whose_live_release_does_not_state_the_code_runs_all_unit_tests(built: Platform) -> None:

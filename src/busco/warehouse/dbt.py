@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import os
@@ -228,6 +227,19 @@ class Dbt:
             raise BuscoError(f"the selection {select!r} {reason}", hint)
         return Selected(tuple(found), tuple(notes))
 
+    @contextmanager
+    def _only(self, unit_tests: Collection[str] | None) -> Iterator[None]:
+        """Leaves only these unit tests in dbt's manifest. (dbt can't copy a manifest that it has used.)"""
+        if unit_tests is None:
+            yield
+            return
+        whole = self.manifest.unit_tests
+        self.manifest.unit_tests = {uid: test for uid, test in whole.items() if uid in unit_tests}
+        try:
+            yield
+        finally:
+            self.manifest.unit_tests = whole
+
     def invoke(
         self,
         arguments: Sequence[str],
@@ -255,16 +267,12 @@ class Dbt:
             # nobody can read dbt's JSON files after the container has exited, and the manifest is large
             flags.append("--no-write-json")
         console = Console(arguments[0], self.redactor, shown or shown_by(arguments))
-        manifest = self.manifest
-        if unit_tests is not None:
-            manifest = copy.copy(manifest)
-            manifest.unit_tests = {uid: test for uid, test in manifest.unit_tests.items() if uid in unit_tests}
-        runner = dbtRunner(manifest=manifest, callbacks=[console, *callbacks])
+        runner = dbtRunner(manifest=self.manifest, callbacks=[console, *callbacks])
         given = {"project_dir": folder, "profiles_dir": str(package.FOLDER), "target_path": str(self.target)}
         # overrides the project's own profile, which is for running the project elsewhere
         given["profile"] = package.PROFILE
         options = [part for name in given if name in known for part in (f"--{name.replace('_', '-')}", given[name])]
-        with _interrupting():
+        with _interrupting(), self._only(unit_tests):
             # `--log-level` comes last, so that no other option re-enables dbt's own logger
             result = runner.invoke([*flags, *arguments, *options, "--log-level", "none"])
         if isinstance(result.exception, KeyboardInterrupt):
