@@ -24,6 +24,8 @@ Size = Literal["small", "medium", "large"]
 SIZES: tuple[Size, ...] = ("small", "medium", "large")
 GLUE_CALLS = 32  # the default maximum number of simultaneous calls to Glue
 # The format of a dbt project's id, whether a var in dbt_project.yml or BUSCO_PROJECT_ID sets it.
+# the file with a project's manifest, and the folder with the files of projects other than the default one
+_MANIFEST, _PROJECTS = "manifest.json", "projects"
 PROJECT_ID = r"[a-z0-9_-]{1,63}"
 PROJECT_ID_WORDS = "1 to 63 lower-case letters, digits, - and _"
 
@@ -296,7 +298,14 @@ class Settings(BaseSettings):
     @property
     def manifest_path(self) -> Path:
         """The dbt manifest, from which Airflow's graph and the sources' contracts are read."""
-        return self.project_part(self.state) / "manifest.json"
+        return self.project_part(self.state) / _MANIFEST
+
+    @property
+    def manifests_made_here(self) -> list[Path]:
+        """The manifests of all projects that were parsed here, whether or not BUSCO_DBT_PROJECTS names them."""
+        return sorted(
+            path for path in (self.state / _MANIFEST, *self.state.glob(f"{_PROJECTS}/*/{_MANIFEST}")) if path.is_file()
+        )
 
     @property
     def parse_error_path(self) -> Path:
@@ -312,7 +321,7 @@ class Settings(BaseSettings):
         """Returns the subfolder for this dbt project's files; for the default project, the folder itself."""
         if self._is_default_project:
             return folder
-        return folder / "projects" / quote(str(self.dbt_project_dir), safe="")
+        return folder / _PROJECTS / quote(str(self.dbt_project_dir), safe="")
 
     @property
     def _is_default_project(self) -> bool:

@@ -246,7 +246,8 @@ def test_refused_objects_and_foreign_messages_are_shown_with_their_reasons(drive
     settings = get_settings()
     sqs = client("sqs", settings)
     sqs.send_message(QueueUrl=settings.events_queue, MessageBody="not a notification")
-    producer.s3.put_object(Bucket=settings.landing_bucket, Key="nowhere/a.csv", Body=b"id\n1\n")
+    for key in ("nowhere/b.csv", "nowhere/a.csv"):
+        producer.s3.put_object(Bucket=settings.landing_bucket, Key=key, Body=b"id\n1\n")
 
     def shown() -> bool:
         status = driver.busco("events", "status")

@@ -13,13 +13,14 @@ from busco.events.queue import Counts
 from busco.lake.deliveries import Contract
 from busco.lake.layout import INGEST, EnvironmentLayout, delivery_prefix, ingest_order, ingest_outcome
 from busco.lake.objects import ObjectStore
-from busco.lake.records import IngestOrder, IngestOutcome, utc_now
+from busco.lake.records import IngestedObject, IngestOrder, IngestOutcome, utc_now
 from busco.lake.releases import read_live
 from busco.orchestration.events import Runs, counted, events_queue, paused
 from busco.settings import Settings
 from busco.text import count
 
 _ORDERS = 10
+MOST_REFUSED = 5  # objects of an order that are named
 _RECENT = timedelta(hours=1)
 _MOST_RECENT = 200  # orders that are read to count what arrived recently
 _STATES = {
@@ -52,6 +53,11 @@ class Order:
     @property
     def what(self) -> str:
         return "everything without a delivery" if self.everything else count(self.objects, "object")
+
+    @property
+    def refused(self) -> list[IngestedObject]:
+        """The objects that were refused."""
+        return [one for one in (self.outcome.objects if self.outcome else ()) if one.outcome == "refused"]
 
 
 @dataclass(frozen=True)
@@ -115,19 +121,21 @@ def status(settings: Settings) -> Status:
         BuscoError: no queue is configured.
     """
     store, environment = ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod")
+    # newest first: the ids of orders begin with their time
+    names = sorted(store.folders(INGEST), reverse=True)
     return Status(
         paused=paused(),
         counts=events_queue(settings).counts(),
-        orders=list(last_orders(store)),
+        orders=list(last_orders(store, names)),
         projects=list(_projects(Runs(settings, store, environment))),
-        activity=activity(store, utc_now()),
+        activity=activity(store, names, utc_now()),
     )
 
 
-def activity(store: ObjectStore, now: datetime) -> Activity:
-    """Counts the objects of the orders of the last hour, and their results."""
-    # the ids of orders begin with their time
-    names = sorted(store.folders(INGEST), reverse=True)[:_MOST_RECENT]
+def activity(store: ObjectStore, names: Sequence[str], now: datetime) -> Activity:
+    """Counts the objects of the orders that ended in the last hour, and their results. `names` are all orders, newest
+    first."""
+    names = names[:_MOST_RECENT]
     with ThreadPoolExecutor(max_workers=16) as pool:
         found = list(pool.map(lambda name: store.read(ingest_outcome(name), IngestOutcome), names))
     recent = [one for one in found if one is not None and one.ended_at > now - _RECENT]
@@ -140,9 +148,9 @@ def activity(store: ObjectStore, now: datetime) -> Activity:
     )
 
 
-def last_orders(store: ObjectStore, most: int = _ORDERS) -> Iterator[Order]:
-    """Yields the newest orders, newest first. Their ids begin with their time."""
-    for name in sorted(store.folders(INGEST), reverse=True)[:most]:
+def last_orders(store: ObjectStore, names: Sequence[str]) -> Iterator[Order]:
+    """Yields the newest orders. `names` are all orders, newest first."""
+    for name in names[:_ORDERS]:
         order = store.read(ingest_order(name), IngestOrder)
         if order is not None:
             outcome = store.read(ingest_outcome(name), IngestOutcome)
@@ -179,8 +187,8 @@ def lines(found: Status) -> Iterator[str]:
         yield "no orders to ingest in the last 30 days"
     for order in found.orders:
         yield f"{order.ordered_at:%Y-%m-%d %H:%M:%S} UTC  {order.what}: {order.text}"
-        refused = [one for one in (order.outcome.objects if order.outcome else ()) if one.outcome == "refused"]
-        for one in refused[:5]:
+        for one in order.refused[:MOST_REFUSED]:
             yield f"    refused {one.key}: {one.reason}"
-        if len(refused) > 5:
-            yield f"    and {len(refused) - 5:,} more; see the reports in the landing bucket, below _reports/"
+        if len(order.refused) > MOST_REFUSED:
+            more = len(order.refused) - MOST_REFUSED
+            yield f"    and {more:,} more; see the reports in the landing bucket, below _reports/"

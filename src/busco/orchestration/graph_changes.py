@@ -110,10 +110,7 @@ class GraphChanges:
         return requested
 
     def _graph_stamps(self) -> dict[str, Stamp]:
-        state = self.settings.state
-        # those of all projects that were parsed here
-        manifests = (state / "manifest.json", *state.glob("projects/*/manifest.json"))
-        return _stamps((*manifests, self.settings.parse_error_path))
+        return _stamps((*self.settings.manifests_made_here, self.settings.parse_error_path))
 
 
 def _of_projects() -> list[str]:

@@ -21,7 +21,7 @@ from busco.lake.releases import read_live
 from busco.lake.runs import Run, open_run
 from busco.orchestration.ecs import ending_of, log_stream
 from busco.orchestration.ecs_task import started_by
-from busco.orchestration.events_status import Status
+from busco.orchestration.events_status import MOST_REFUSED, Status
 from busco.orchestration.launch import process_ending
 from busco.orchestration.places import LISTED, is_over
 from busco.orchestration.whereabouts import Whereabouts, whereabouts
@@ -31,7 +31,6 @@ from busco.settings import Settings
 from busco.text import count
 
 _LINES = 1000
-_MOST_REFUSED = 5  # objects of an order that the page of events names
 _MOST_BYTES = 4 << 20  # bytes to read from the end of a log file: enough for 1,000 lines, unless they are very long
 _ENDED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 _TIMES = {
@@ -84,8 +83,7 @@ def events_page(found: Status) -> Page:
     """Returns a page with the state of the events: what `busco events status` prints."""
     orders = []
     for order in found.orders:
-        refused = [one for one in (order.outcome.objects if order.outcome else ()) if one.outcome == "refused"]
-        listed = "\n".join(f"{one.key}: {one.reason}" for one in refused[:_MOST_REFUSED])
+        listed = "\n".join(f"{one.key}: {one.reason}" for one in order.refused[:MOST_REFUSED])
         orders.append((f"{order.ordered_at:%Y-%m-%d %H:%M:%S}", order.what, order.text, listed))
     return Page(
         "New objects in the landing bucket",
