@@ -261,7 +261,7 @@ def test_refused_objects_and_foreign_messages_are_shown_with_their_reasons(drive
     assert "nowhere/a.csv: its folder belongs to no table" in page.text
     assert "1 dead letter" in page.text
     assert re.search(
-        r"[1-9]\d* objects in the last hour \(\d\.\d a minute\), [1-9]\d* refused; 0 rows quarantined", page.text
+        r"[1-9]\d* objects in the last hour \(\d\.\d a minute\), [1-9]\d* refused; \d+ rows? quarantined", page.text
     )
     assert "1 message sent to the queue again" in driver.busco("events", "dead-letters", "replay", "--all")
     # its cause is not fixed
