@@ -236,6 +236,13 @@ class Settings(BaseSettings):
         description="seconds without a new event after which the objects that have arrived are ingested together; "
         "they are ingested after 30 seconds at the latest",
     )
+    metrics_platform: str = Field(
+        default="",
+        description="dimension Platform of the metrics in CloudWatch, the templates' Name; empty: no metrics",
+    )
+    metrics_server: str = Field(
+        default="", description="host and port of the web server whose certificate is measured; empty: none"
+    )
     price_vcpu_hour: float = Field(default=0.04048, ge=0, description="price of a vCPU per hour, for estimates")
     price_gb_hour: float = Field(default=0.004445, ge=0, description="price of a GB of memory per hour, for estimates")
 

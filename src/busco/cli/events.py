@@ -20,7 +20,7 @@ def events_command() -> None:
     """Process new objects in the landing bucket."""
 
 
-def _with_airflow() -> Settings:
+def with_airflow() -> Settings:
     """Returns the settings, in a process that uses the platform's Airflow.
 
     In the embedded platform, the process is replaced by one with Airflow's environment: Airflow reads it when it is
@@ -40,12 +40,13 @@ def _with_airflow() -> Settings:
 @click.option("--if-configured", is_flag=True, help="if no queue is configured, do nothing instead of failing")
 def listen_command(if_configured: bool) -> None:
     """Ingest objects as they arrive, and start the runs that need them, until stopped (SIGTERM)."""
-    from busco.orchestration.events import idle, listen
+    from busco.orchestration.events import listen
+    from busco.orchestration.service_health import idle
 
     settings = get_settings()
     if if_configured and not settings.events_queue:
         say("BUSCO_EVENTS_QUEUE is not set: new objects in the landing bucket start nothing")
-        idle(settings)
+        idle(settings.state, "events")
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for noisy in ("botocore", "aiobotocore", "airflow"):
@@ -53,15 +54,24 @@ def listen_command(if_configured: bool) -> None:
     listen(settings, say)
 
 
-@events_command.command("health")
-def health_command() -> None:
-    """Exit with status 1, and the reason, if the service on this machine is not working."""
-    from busco.orchestration.events_health import unhealthy
+def health(service: str) -> None:
+    """Prints whether a service of our own on this machine is healthy.
 
-    if problem := unhealthy(get_settings().state):
+    Raises:
+        SystemExit: it is not; the status is 1.
+    """
+    from busco.orchestration.service_health import unhealthy
+
+    if problem := unhealthy(get_settings().state, service):
         say(f"not healthy: {printable(problem)}")
         raise SystemExit(1)
     echo("healthy")
+
+
+@events_command.command("health")
+def health_command() -> None:
+    """Exit with status 1, and the reason, if the service on this machine is not working."""
+    health("events")
 
 
 @events_command.command("status")
@@ -69,7 +79,7 @@ def status_command() -> None:
     """Show the queue, the last orders to ingest, and what each project has not published yet."""
     from busco.orchestration.events_status import lines, status
 
-    for line in lines(status(_with_airflow())):
+    for line in lines(status(with_airflow())):
         echo(printable(line))
 
 
@@ -95,7 +105,7 @@ def attach_command(queue_arn: str) -> None:
 @click.option("--reason", required=True, help="why, for others who look at the status")
 def pause_command(reason: str) -> None:
     """Stop processing new objects and starting runs. Messages stay in the queue for up to seven days."""
-    _with_airflow()
+    with_airflow()
     from busco.orchestration.events import pause
 
     pause(me(), reason)
@@ -105,7 +115,7 @@ def pause_command(reason: str) -> None:
 @events_command.command("resume")
 def resume_command() -> None:
     """Process what has arrived since `busco events pause`."""
-    _with_airflow()
+    with_airflow()
     from busco.orchestration.events import resume
 
     before = resume()
@@ -115,7 +125,7 @@ def resume_command() -> None:
 @events_command.command("reconcile")
 def reconcile_command() -> None:
     """Ingest everything in the landing bucket that was never ingested, and start the runs that need it."""
-    settings = _with_airflow()
+    settings = with_airflow()
     from busco.orchestration.events import reconcile
 
     lines: list[str] = []

@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "dbt": ("data", "dbt", "run dbt on the lake: build, parse, ls, docs, …"),
     "query": ("data", "dbt", "query the lake with Athena or DuckDB"),
     "events": ("events", "airflow", "process new objects in the landing bucket: status, pause, resume, reconcile, …"),
+    "metrics": ("metrics", "airflow", "measure the platform for CloudWatch: serve, show"),
     "run": ("runs", None, "show the runs in the lake, and what happened in one: list, show"),
     "release": ("releases", None, "manage what readers see: show, list, rollback, resume, repair"),
     "scrub": ("scrub", "dbt", "remove personal data from existing metadata"),

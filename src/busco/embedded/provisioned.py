@@ -14,11 +14,14 @@ from typing import Any
 from busco.embedded import ministack_contract
 
 # The types that were reviewed: creating them runs no code, starts nothing, and connects to no other machine.
-# `busco.embedded.confinement` blocks deliveries to the recipients that some of them name (a topic's subscriptions).
+# `busco.embedded.confinement` blocks deliveries to the recipients that some of them name (a topic's subscriptions). An
+# alarm's actions only reach topics.
 # A test compares this list with the templates.
 PROVISIONED = frozenset(
     {
         "AWS::Athena::WorkGroup",
+        "AWS::CloudWatch::Alarm",
+        "AWS::CloudWatch::Dashboard",
         "AWS::ECR::Repository",
         "AWS::ECS::Cluster",
         "AWS::ECS::TaskDefinition",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -28,8 +27,8 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import Ending, IngestOrder, IngestOutcome
 from busco.lake.releases import Live, read_live
 from busco.orchestration.dag_names import bronze_dataset, project_tag
-from busco.orchestration.events_health import BEAT, Health
 from busco.orchestration.launch import start_process, token_of
+from busco.orchestration.service_health import BEAT, Health, stopped
 from busco.private import make_private
 from busco.processes import kill_tree
 from busco.project import Project
@@ -69,21 +68,6 @@ def events_queue(settings: Settings) -> Queue:
     return Queue(client("sqs", settings), settings.events_queue, settings.events_dead_letters)
 
 
-def idle(settings: Settings) -> None:
-    """Does nothing, and reports itself as healthy, until SIGTERM or SIGINT."""
-    stop, health = _stopped(), Health(settings.state)
-    while not stop.wait(BEAT):
-        health.beat()
-
-
-def _stopped() -> threading.Event:
-    """Returns an event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, lambda *_: stop.set())
-    return stop
-
-
 def listen(settings: Settings, say: Callable[[str], None]) -> None:
     """Runs the service until SIGTERM or SIGINT.
 
@@ -95,9 +79,9 @@ def listen(settings: Settings, say: Callable[[str], None]) -> None:
         raise BuscoError(
             f"only the environment prod ingests objects, not {settings.environment}", "unset BUSCO_ENVIRONMENT"
         )
-    stop = _stopped()
+    stop = stopped()
     store, environment = ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod")
-    health = Health(settings.state)
+    health = Health(settings.state, "events")
     runs = Runs(settings, store, environment)
     consumer = Consumer(
         queue=events_queue(settings),

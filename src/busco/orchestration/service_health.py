@@ -1,9 +1,10 @@
-"""The heartbeat of the events service, in a file on the service's machine."""
+"""The heartbeat of a service of our own (`events`, `metrics`), in a file on the service's machine."""
 
 from __future__ import annotations
 
 import json
 import logging
+import signal
 import threading
 import time
 from dataclasses import dataclass, field
@@ -12,11 +13,13 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 BEAT = 10.0  # seconds between two heartbeats
-_SILENT = 60.0  # seconds without a heartbeat after which the service is not healthy
+# Seconds without a heartbeat after which a service is not healthy. A look of `metrics`, during which it sends none,
+# takes minutes if AWS does not answer.
+_SILENT = {"events": 60.0, "metrics": 300.0}
 
 
-def _file(state: Path) -> Path:
-    return state / "run" / "events.health.json"
+def _file(state: Path, service: str) -> Path:
+    return state / "run" / f"{service}.health.json"
 
 
 @dataclass
@@ -25,9 +28,11 @@ class Health:
 
     Args:
         state: the platform's state folder.
+        service: the service's name.
     """
 
     state: Path
+    service: str
     _problem: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -42,7 +47,7 @@ class Health:
     def beat(self) -> None:
         """Writes a heartbeat. If it can't be written (for example, because the disk is full), this is logged, and
         `unhealthy` reports the missing heartbeat."""
-        path = _file(self.state)
+        path = _file(self.state, self.service)
         scratch = path.with_name(f".{path.name}")
         try:
             with self._lock:
@@ -53,11 +58,26 @@ class Health:
             log.warning("the heartbeat can't be written: %s", error)
 
 
-def unhealthy(state: Path) -> str:
-    """Returns why the service on this machine is not healthy, or '' if it is."""
+def unhealthy(state: Path, service: str) -> str:
+    """Returns why a service on this machine is not healthy, or '' if it is."""
     try:
-        found = json.loads(_file(state).read_text())
+        found = json.loads(_file(state, service).read_text())
         silent, problem = time.time() - float(found["beat"]), str(found["problem"])
     except (OSError, ValueError, KeyError, TypeError):
         return "it has not started"
-    return f"no heartbeat for {silent:.0f} s" if silent > _SILENT else problem
+    return f"no heartbeat for {silent:.0f} s" if silent > _SILENT[service] else problem
+
+
+def stopped() -> threading.Event:
+    """Returns an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, lambda *_: stop.set())
+    return stop
+
+
+def idle(state: Path, service: str) -> None:
+    """Does nothing, and reports the service as healthy, until SIGTERM or SIGINT."""
+    stop, health = stopped(), Health(state, service)
+    while not stop.wait(BEAT):
+        health.beat()

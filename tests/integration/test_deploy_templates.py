@@ -1,0 +1,227 @@
+"""`deploy/aws/deploy.sh` with the AWS CLI on a local AWS, the permissions of the host, and the alarms.
+
+The local AWS has no networks, machines and databases, so network.yaml and host.yaml are left out here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import cfnlint.decode.cfn_yaml
+import pytest
+from own_aws import Server, wait_for
+from policies import ACCOUNT, REGION, decision, managed
+
+from busco.embedded import keys
+from busco.orchestration.metrics import DIMENSION, METRICS, NAMESPACE
+from tests.cloudwatch import state
+from tests.platforms import ROOT
+
+HERE = f"{REGION}:{ACCOUNT}"
+# what the local AWS does not have
+WITHOUT = ("--without", "network", "--without", "host")
+# the local AWS has its own stacks and databases; its bucket policies are none, as in busco.embedded.stacks
+OWN = ("GluePrefix=trial_", "WorkgroupName=trial", "BucketPolicies=none")
+AIRFLOW = ROOT / "deploy/aws/airflow.yaml"
+ECR, PARAMETERS = f"arn:aws:ecr:{HERE}:repository", f"arn:aws:ssm:{HERE}:parameter"
+SECRETS, LOGS = f"arn:aws:secretsmanager:{HERE}:secret", f"arn:aws:logs:{HERE}:log-group:"
+DATABASE_SECRET = f"{SECRETS}:rds!db-0f3c-Ab12Cd"
+
+
+@pytest.fixture(scope="module")
+def cli(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    pair = keys.owner(server.settings.state)
+    outputs = tmp_path_factory.mktemp("outputs") / "stacks.json"
+    environment = {
+        "PATH": f"{ROOT / '.venv-dbt/bin'}:{os.environ['PATH']}",
+        "HOME": str(outputs.parent),
+        "AWS_ENDPOINT_URL": server.endpoint,
+        "AWS_ACCESS_KEY_ID": pair.key,
+        "AWS_SECRET_ACCESS_KEY": pair.secret,
+        "AWS_REGION": REGION,
+    }
+
+    def deploy(*arguments: str, status: int = 0) -> str:
+        done = subprocess.run(
+            [ROOT / "deploy/aws/deploy.sh", "--name", "trial", *arguments, "--outputs", outputs],
+            capture_output=True, text=True, env=environment, check=False, cwd="/",
+        )  # fmt: skip
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    deploy.outputs = outputs  # type: ignore[attr-defined]
+    return deploy
+
+
+def stacks_of(server: Server) -> dict[str, str]:
+    found = server.client("cloudformation").describe_stacks()["Stacks"]
+    return {one["StackName"]: one["StackStatus"] for one in found if one["StackName"].startswith("trial-")}
+
+
+@pytest.mark.slow
+def test_templates_are_deployed_in_order_and_again_without_a_change(server: Server, cli: Any) -> None:
+    first = cli(*WITHOUT, *OWN, "--dry-run")
+    assert re.search(r"trial-events: create\n +add +AWS::SQS::Queue +DeadLetters\n", first)
+    assert "trial-ecs: would be created after events and lake" in first
+    assert stacks_of(server) == {}
+    made = cli(*WITHOUT, *OWN)
+    assert re.search(r"create complete +Dashboard\n", made)
+    assert set(stacks_of(server).values()) == {"CREATE_COMPLETE"}
+    assert list(stacks_of(server)) == ["trial-events", "trial-lake", "trial-ecs", "trial-airflow"]
+    # what make_env.sh reads
+    outputs = {
+        item["OutputKey"]: item["OutputValue"]
+        for stack in json.loads(cli.outputs.read_text())["Stacks"]
+        for item in stack["Outputs"]
+    }
+    assert outputs["MetricsPlatform"] == "trial"
+    assert outputs["GluePrefix"] == "trial_"
+    assert outputs["AlertsTopic"] == f"arn:aws:sns:{HERE}:trial-alerts"
+    again = cli(*WITHOUT)
+    assert re.findall(r"trial-(\w+): nothing has changed", again) == ["events", "lake", "ecs", "airflow"]
+    changed = cli(*WITHOUT, "LogRetentionDays=30", "--dry-run")
+    assert re.search(
+        r"trial-airflow: update\n(.*\n)* +update, perhaps replace +AWS::Logs::LogGroup +LogGroup\n", changed
+    )
+    assert "no template that is deployed has the parameter Nmae" in cli(*WITHOUT, "Nmae=x", status=1)
+    assert "ecs.yaml needs LakeBucket, LandingBucket, LogsBucket" in cli("--without", "lake", "--name", "t", status=1)
+
+
+# -- the host's permissions -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def outputs(server: Server) -> dict[str, str]:
+    """Deploys airflow.yaml; returns its outputs."""
+    cloudformation = server.client("cloudformation")
+    cloudformation.create_stack(
+        StackName="busco-airflow",
+        TemplateBody=AIRFLOW.read_text(),
+        Parameters=[
+            {"ParameterKey": "AirflowRole", "ParameterValue": f"busco-{REGION}-airflow"},
+            {"ParameterKey": "DatabaseSecretArn", "ParameterValue": DATABASE_SECRET},
+        ],
+        Capabilities=["CAPABILITY_NAMED_IAM"],
+    )
+
+    def stack() -> Any:
+        return cloudformation.describe_stacks(StackName="busco-airflow")["Stacks"][0]
+
+    wait_for(lambda: not stack()["StackStatus"].endswith("IN_PROGRESS"))
+    assert stack()["StackStatus"] == "CREATE_COMPLETE"
+    return {item["OutputKey"]: item["OutputValue"] for item in stack()["Outputs"]}
+
+
+# (action, allowed resource, denied resource, context): one allowed and one denied request for each statement
+STATEMENTS: dict[str, tuple[str, str, str, dict[str, str]]] = {
+    "LogInToTheRegistry": ("ecr:GetAuthorizationToken", "*", "", {}),
+    "PullItsImages": ("ecr:BatchGetImage", f"{ECR}/busco-airflow", f"{ECR}/busco-dbt", {}),
+    "ReadItsSecrets": (
+        "secretsmanager:GetSecretValue",
+        f"{SECRETS}:busco/config-Ab12Cd",
+        f"{SECRETS}:other-Ab12Cd",
+        {},
+    ),
+    "ReadItsParameters": ("ssm:GetParameter", f"{PARAMETERS}/busco/config", f"{PARAMETERS}/other/config", {}),
+    "PutItsMetrics": ("cloudwatch:PutMetricData", "*", "", {"cloudwatch:namespace": NAMESPACE}),
+    "WriteItsLogs": ("logs:PutLogEvents", f"{LOGS}/busco/airflow:log-stream:a", f"{LOGS}/busco/dbt:log-stream:a", {}),
+    "UseSessionManager": ("ssmmessages:OpenDataChannel", "*", "", {}),
+}
+
+
+def test_each_statement_of_the_host_s_policy_allows_what_it_is_for_and_no_more(
+    server: Server, outputs: dict[str, str]
+) -> None:
+    document = managed(server.client("iam"), outputs["HostPolicy"])
+    assert [one["Sid"] for one in document["Statement"]] == list(STATEMENTS)
+    for action, allowed, denied, context in STATEMENTS.values():
+        assert decision([document], action, allowed, context) == "Allow", action
+        if denied:
+            assert decision([document], action, denied, context) == "ImplicitDeny", action
+    assert decision([document], "secretsmanager:GetSecretValue", DATABASE_SECRET, {}) == "Allow"
+    # actions whose resources can't be limited
+    assert decision([document], "cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "AWS/EC2"}) == "ImplicitDeny"
+    for action in ("ssm:SendCommand", "ssm:StartSession", "ecr:PutImage", "ec2:DescribeInstances", "iam:PassRole"):
+        assert decision([document], action, "*", {}) == "ImplicitDeny", action
+    attached = server.client("iam").list_attached_role_policies(RoleName=f"busco-{REGION}-airflow")["AttachedPolicies"]
+    assert outputs["HostPolicy"] in [one["PolicyArn"] for one in attached]
+
+
+# -- alarms and dashboard ---------------------------------------------------------------------------------------------
+
+
+def test_each_alarm_and_each_widget_has_a_metric_that_the_platform_puts(
+    server: Server, outputs: dict[str, str]
+) -> None:
+    cloudwatch = server.client("cloudwatch")
+    alarms = described(cloudwatch)
+    template = cfnlint.decode.cfn_yaml.load(str(AIRFLOW))
+    assert len(alarms) == sum(one["Type"] == "AWS::CloudWatch::Alarm" for one in template["Resources"].values())
+    platform = outputs["MetricsPlatform"]
+    for alarm in alarms:
+        assert alarm["Namespace"] == NAMESPACE
+        assert alarm["MetricName"] in METRICS, alarm["AlarmName"]
+        assert alarm["Dimensions"] == [{"Name": DIMENSION, "Value": platform}]
+        assert alarm["TreatMissingData"] in ("breaching", "notBreaching", "ignore"), alarm["AlarmName"]
+        assert alarm["AlarmDescription"].endswith((".", "?"))
+    body = json.loads(cloudwatch.get_dashboard(DashboardName="busco")["DashboardBody"])
+    shown = [metric for widget in body["widgets"] for metric in widget["properties"].get("metrics", [])]
+    assert all(metric[0] == NAMESPACE and metric[2:] == [DIMENSION, platform] for metric in shown)
+    # these are for alarms only
+    assert {metric[1] for metric in shown} == METRICS.keys() - {"Heartbeat", "ImportErrors"}
+
+
+# by alarm: a value with which all is well, and one with which the alarm fires; None means that nothing is reported
+FIRES: dict[str, tuple[float, float | None]] = {
+    "metrics-missing": (1, None),
+    "scheduler-silent": (5, 90),
+    "triggerer-silent": (5, 90),
+    "tasks-failed": (0, 1),
+    "import-errors": (0, 1),
+    "tasks-queued": (20, 21),
+    "slots-exhausted": (0, 1),
+    "release-stale": (93600, 93601),
+    "producers-silent": (93600, 93601),
+    "deliveries-waiting": (10800, 10801),
+    "dead-letters": (0, 1),
+    "disk-full": (85, 86),
+    "memory-full": (90, 91),
+    "certificate-expires": (14, 13.9),
+}
+
+
+@pytest.mark.usefixtures("outputs")
+def test_each_alarm_fires_and_ends(server: Server) -> None:
+    cloudwatch = server.client("cloudwatch")
+    alarms = {one["AlarmName"].removeprefix("busco-"): one for one in described(cloudwatch)}
+    assert alarms.keys() == FIRES.keys()
+    now = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    good, bad, silent = now - timedelta(hours=4), now - timedelta(hours=2), now
+    for name, values in FIRES.items():
+        for end, value in zip((good, bad), values, strict=True):
+            # a value each minute for 70 minutes
+            times = [end - timedelta(minutes=minute, seconds=30) for minute in range(70)] if value is not None else []
+            data = [
+                {"MetricName": alarms[name]["MetricName"], "Dimensions": alarms[name]["Dimensions"], "Timestamp": time,
+                 "Value": value}
+                for time in times
+            ]  # fmt: skip
+            if data:
+                cloudwatch.put_metric_data(Namespace=NAMESPACE, MetricData=data)
+        assert state(cloudwatch, alarms[name], good) == "OK", name
+        assert state(cloudwatch, alarms[name], bad) == "ALARM", name
+        # nothing is reported any more
+        treated = alarms[name]["TreatMissingData"]
+        assert state(cloudwatch, alarms[name], silent, "ALARM") == ("OK" if treated == "notBreaching" else "ALARM"), (
+            name
+        )
+
+
+def described(cloudwatch: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = cloudwatch.describe_alarms(AlarmNamePrefix="busco-")["MetricAlarms"]
+    return found
