@@ -198,7 +198,7 @@ start_services() {
     up 240 redis letsencrypt nginx-proxy ${own[@]+"${own[@]}"} || return 1
     step "set up the database (airflow-init)"
     run_init || return 1
-    for service in airflow-webserver airflow-scheduler airflow-triggerer events flower; do
+    for service in airflow-webserver airflow-scheduler airflow-triggerer events metrics flower; do
         step "start $service"
         up 240 "$service" || return 1
     done

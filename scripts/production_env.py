@@ -27,7 +27,8 @@ from busco.orchestration import production  # noqa: E402 (it needs only the stan
 
 EXAMPLE, ENV = ROOT / ".env.production.example", ROOT / ".env"
 _LINE = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)")
-_OUTPUT = re.compile(r"<output:([A-Za-z]+)>")
+# an output's name, and the value without this output; if there is none, it is asked for
+_OUTPUT = re.compile(r"<output:([A-Za-z]+)(?:\|([^>]*))?>")
 # what Compose reads unchanged without quotes
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@+,=-]*")
 _SECRET = re.compile(r"PASSWORD|SECRET|KEY")
@@ -86,6 +87,11 @@ def write(found: Mapping[str, str], can_ask: bool) -> None:
         elif before.get(f"{name}_SECRET"):
             # the value is in Secrets Manager or SSM; a generated one would replace it
             continue
+        elif name == "DB_PASSWORD" and (managed := found.get("databasesecret")):
+            # RDS manages the password
+            values |= {"DB_PASSWORD": "", "DB_PASSWORD_SECRET": managed}
+            lines += ["DB_PASSWORD=", f"DB_PASSWORD_SECRET={quoted(managed)}"]
+            continue
         else:
             value = filled(name, placeholder, found, comment if can_ask else None)
         if value is None:
@@ -119,6 +125,8 @@ def filled(name: str, placeholder: str, found: Mapping[str, str], comment: str |
     if match := _OUTPUT.fullmatch(placeholder):
         if (known := found.get(_folded(match[1]))) is not None:
             return known
+        if match[2] is not None:
+            return match[2]
     elif placeholder != "<ask>":
         return placeholder
     if comment is None:

@@ -28,6 +28,7 @@ AIRFLOW = (
     "airflow-worker",
     "airflow-triggerer",
     "events",
+    "metrics",
     "flower",
 )
 ONCE = ("airflow-init",)
@@ -36,7 +37,11 @@ LONG = sorted(SERVICES.keys() - set(ONCE))
 
 def test_the_stack_has_the_services_of_development_without_the_local_ones_and_https() -> None:
     development = compose_files.services("docker-compose.yml").keys()
-    assert SERVICES.keys() == development - {"postgres", "local-aws", "starter"} | {"nginx-proxy", "letsencrypt"}
+    assert SERVICES.keys() == development - {"postgres", "local-aws", "starter"} | {
+        "nginx-proxy",
+        "letsencrypt",
+        "metrics",
+    }
 
 
 def test_only_the_proxy_publishes_ports() -> None:
@@ -110,6 +115,7 @@ SECRETS = {
     "airflow-worker": {*DATABASE, *AWS, *SESSIONS, "REDIS_PASSWORD"},
     "airflow-triggerer": {*DATABASE, *AWS, *SESSIONS},
     "events": {*DATABASE, *AWS},
+    "metrics": {*DATABASE - {"AIRFLOW__CORE__FERNET_KEY"}, *AWS},
     "flower": {"REDIS_PASSWORD", "AIRFLOW__CELERY__FLOWER_BASIC_AUTH", "AIRFLOW_ADMIN_PASSWORD"},
     "nginx-proxy": set(),
     "letsencrypt": set(),
@@ -126,7 +132,7 @@ def test_each_service_gets_its_own_secrets_and_no_others(name: str) -> None:
     assert {one for one in used if IS_SECRET.search(one)} == SECRETS[name]
 
 
-@pytest.mark.parametrize("name", [name for name in AIRFLOW if name not in ("airflow-init", "flower")])
+@pytest.mark.parametrize("name", [name for name in AIRFLOW if name not in ("airflow-init", "metrics", "flower")])
 def test_airflow_services_get_the_same_settings_as_in_development(name: str) -> None:
     def settings(services: dict[str, Any]) -> set[str]:
         return {one for one in services[name]["environment"] if one.startswith("BUSCO_")}
@@ -156,7 +162,7 @@ def test_nothing_that_is_deployed_accepts_a_local_aws() -> None:
 # -- .env -------------------------------------------------------------------------------------------------------------
 
 EXAMPLE = (ROOT / ".env.production.example").read_text()
-OUTPUTS = re.findall(r"<output:([A-Za-z]+)>", EXAMPLE)
+OUTPUTS = re.findall(r"<output:([A-Za-z]+)(?:\|[^>]*)?>", EXAMPLE)
 ANSWERS = {"BUSCO_DOMAIN": "data.example.com", "LETSENCRYPT_EMAIL": "a@example.com", "BUSCO_REGION": "eu-west-1"}
 PASSWORD = "a$b?c#d%e@f'\"\\ x"
 
@@ -271,11 +277,11 @@ def test_what_production_refuses_is_refused_before_it_is_deployed(
 def test_the_example_names_outputs_of_the_templates_and_what_the_operator_brings() -> None:
     texts = [
         (ROOT / "deploy/aws" / name).read_text().partition("\nOutputs:\n")[2]
-        for name in ("events.yaml", "lake.yaml", "ecs.yaml")
+        for name in ("events.yaml", "lake.yaml", "ecs.yaml", "network.yaml", "host.yaml", "airflow.yaml")
     ]
     known = {name for text in texts for name in re.findall(r"^  ([A-Za-z]+):$", text, re.MULTILINE)}
     assert {"LakeBucket", "RedisImage"} <= known
-    assert set(OUTPUTS) - known == {"DatabaseHost", "TaskSubnets", "TaskSecurityGroups"}
+    assert set(OUTPUTS) <= known
 
 
 def test_a_file_without_outputs_is_named(copy: Path) -> None:
@@ -283,6 +289,23 @@ def test_a_file_without_outputs_is_named(copy: Path) -> None:
     done = made(copy, "--outputs", "empty.json")
     assert done.returncode == 1
     assert "empty.json has no outputs of CloudFormation or Terraform" in done.stderr
+
+
+def test_values_of_host_yaml_are_taken_and_without_it_the_network_s_have_defaults(copy: Path) -> None:
+    given = outputs(copy)
+    terraform = json.loads((copy / "terraform.json").read_text())
+    for name in ("task_public_ip", "metrics_platform"):
+        del terraform[name]
+    terraform["database_secret"] = {"value": "arn:aws:secretsmanager:eu-west-1:1:secret:rds!db-1-Ab"}
+    (copy / "terraform.json").write_text(json.dumps(terraform))
+    done = made(copy, *given, **ANSWERS)
+    assert done.returncode == 0, done.stderr
+    found = values(copy)
+    assert (found["BUSCO_ECS_ASSIGN_PUBLIC_IP"], found["BUSCO_METRICS_PLATFORM"]) == ("false", "")
+    # RDS manages the password: none is asked for
+    assert (found["DB_PASSWORD"], found["DB_PASSWORD_SECRET"]) == ("", terraform["database_secret"]["value"])
+    assert made(copy, *given).returncode == 0
+    assert values(copy) == found, "it is safe to run again"
 
 
 UNUSUAL = ("BUSCO_VERSION", "NGINX_VERSION", "CERTBOT_VERSION", "COMPOSE_PROJECT_NAME", "LETSENCRYPT_SERVER")
