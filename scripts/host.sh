@@ -12,8 +12,10 @@
 #   check                              check the certificate, the renewals, the backups and the disk, and send an alert
 #                                      about what is wrong; systemd runs this daily (busco-check.timer)
 #   heal                               restart services that are unhealthy; cron runs this
+#   firewall                           keep containers other than Airflow's from the machine's metadata, and so from its
+#                                      role; systemd runs this before Docker starts (busco-firewall.service)
 set -euo pipefail
-usage() { sed -n '2,17s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,19s/^# \{0,1\}//p' "$0"; }
 self=$(readlink -f "$0")
 cd "$(dirname "$self")/.."
 # shellcheck source=scripts/lib/env.sh
@@ -126,6 +128,27 @@ check_settings() {
 
 # -- starting a release ------------------------------------------------------------------------------------------------
 
+# firewall: lets only containers in Airflow's network reach the instance metadata, from which they get the credentials of
+# the machine's role. Docker creates its chain DOCKER-USER if it is missing, never changes it, and applies it first (its
+# documentation, "Packet filtering and firewalls"). Before Docker runs, or before the network exists, nobody gets through.
+firewall() {
+    local network allowed=''
+    type iptables-restore >/dev/null 2>&1 || { say "iptables is missing, so all containers can reach the machine's role" >&2; return 1; }
+    network=$(docker network inspect --format '{{.Id}}' "$(project)_default" 2>/dev/null) || network=
+    if [[ -n $network ]]; then allowed="-A BUSCO-METADATA -i br-${network:0:12} -j RETURN"; fi
+    iptables --wait 10 -N DOCKER-USER 2>/dev/null || true
+    # one transaction, so that no moment is without the rules
+    iptables-restore --wait 10 --noflush <<RULES
+*filter
+:BUSCO-METADATA - [0:0]
+$allowed
+-A BUSCO-METADATA -j REJECT --reject-with icmp-port-unreachable
+COMMIT
+RULES
+    iptables --wait 10 -C DOCKER-USER -d 169.254.169.254/32 -j BUSCO-METADATA 2>/dev/null ||
+        iptables --wait 10 -I DOCKER-USER -d 169.254.169.254/32 -j BUSCO-METADATA
+}
+
 # changed_services: the services of the release in the working directory that are not running as it describes them
 changed_services() {
     local service hash
@@ -198,6 +221,8 @@ start_services() {
     up 240 redis letsencrypt nginx-proxy ${own[@]+"${own[@]}"} || return 1
     step "set up the database (airflow-init)"
     run_init || return 1
+    # the networks exist now
+    firewall || return 1
     for service in airflow-webserver airflow-scheduler airflow-triggerer events metrics flower; do
         step "start $service"
         up 240 "$service" || return 1
@@ -499,6 +524,7 @@ start() {
     if [[ $state != current ]]; then
         die "the database is not that of this release ($state): a deployment or a restore did not end; run ec2_deploy.sh again"
     fi
+    firewall
     # airflow-init runs only in a deployment
     mapfile -t services < <(compose config --services | grep -vx airflow-init)
     compose up --detach --no-deps "${services[@]}"
@@ -580,6 +606,8 @@ not_running() {
 heal() {
     local name unhealthy
     cd -P "$busco/current"
+    # the network may have been created again
+    firewall
     # a deployment or backup is at work, or the check of the minute before
     try_lock heal 0 || return 0
     # the operator's own services are not ours to restart
@@ -666,5 +694,8 @@ case $command in
     renew) renew "$option" ;;
     check) check ;;
     heal) heal ;;
+    firewall)
+        cd -P "$busco/current"
+        firewall ;;
     *) usage >&2; exit 2 ;;
 esac

@@ -20,7 +20,7 @@ for option in "$@"; do
     esac
 done
 if [[ -z $dry ]]; then require_root; fi
-units=(busco.service busco-check.service busco-check.timer)
+units=(busco.service busco-firewall.service busco-check.service busco-check.timer)
 # in /usr/sbin, because sudo on Amazon Linux finds nothing in /usr/local
 declare -A commands=([busco-host]=host.sh [busco-backup]=backup.sh [busco-restore]=restore.sh)
 if [[ -n $remove ]]; then

@@ -9,11 +9,29 @@ import shutil
 import signal
 import socket
 import tempfile
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
+Result = TypeVar("Result")
 _EXITING = 0x4  # PF_EXITING among a process's flags (Linux, include/linux/sched.h; proc_pid_stat(5))
+
+
+def result_of(future: Future[Result]) -> Result:
+    """Returns a future's result, and notices an interrupt (SIGINT) in the meantime.
+
+    The kernel may deliver the signal to any thread of the process, but Python handles it in the main thread, which
+    `Future.result` would not wake (Python's documentation, "Execution of Python signal handlers").
+
+    Raises:
+        KeyboardInterrupt: the process was interrupted.
+        Exception: that of the future.
+    """
+    while not wait([future], timeout=0.2).done:
+        pass
+    return future.result()
 
 
 def this_host(state: Path) -> str:

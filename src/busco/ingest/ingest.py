@@ -19,6 +19,7 @@ from busco.ingest.load import Loaded, ingested_before, load
 from busco.lake.deliveries import Contract
 from busco.lake.engine import connect
 from busco.lake.objects import ObjectStore
+from busco.processes import result_of
 from busco.settings import Settings
 
 # DuckDB reads a gzip file in one thread; two files at once keep two cores busy.
@@ -141,7 +142,7 @@ def load_all(
         try:
             loading += (pool.submit(work, positions) for positions in groups.values())
             for one in loading:
-                one.result()
+                result_of(one)
         except BaseException:
             over.set()
             _interrupt(connections, [one for one in loading if not one.cancel()])

@@ -19,6 +19,7 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import Published, Release, Version
 from busco.lake.relations import view_queries
 from busco.lake.types import quoted
+from busco.processes import result_of
 from busco.settings import LAYERS, Settings
 
 
@@ -67,10 +68,10 @@ def query(
         worker = threading.Thread(target=_execute, args=(connection, sql, answer), daemon=True)
         try:
             worker.start()
-            return answer.result()
+            return result_of(answer)
         except duckdb.Error as error:
             raise BuscoError(f"DuckDB: {error}") from error
-        except KeyboardInterrupt:
+        except BaseException:
             # Interrupt repeatedly: an interrupt has no effect on a query that starts after it.
             while worker.is_alive():
                 connection.interrupt()
