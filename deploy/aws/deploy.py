@@ -96,7 +96,7 @@ TEMPLATES = (
     Template(
         "airflow",
         {
-            "AirflowRole": ("ecs", "AirflowRoleArn"),
+            "AirflowRoleArn": ("ecs", "AirflowRoleArn"),
             "AlertsTopic": ("ecs", "AlertsTopic"),
             "DatabaseSecretArn": ("host", "DatabaseSecret"),
         },
@@ -224,8 +224,7 @@ def _inputs(template: Template, stacks: Mapping[str, Stack]) -> dict[str, str]:
     found = {}
     for parameter, (source, output) in template.inputs.items():
         if (value := stacks[source].outputs.get(output)) is not None:
-            # a role's ARN ends in its name
-            found[parameter] = value.rpartition("/")[2] if output == "AirflowRoleArn" else value
+            found[parameter] = value
     return found
 
 

@@ -21,6 +21,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[Dri
         yield made
 
 
+@pytest.mark.long
 def test_each_model_has_a_container_and_no_more_run_at_once_than_there_are_slots(driver: Driver) -> None:
     tasks, most, over = Tasks(driver), [0], threading.Event()
 

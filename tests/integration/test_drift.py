@@ -106,6 +106,7 @@ def test_a_deleted_pointer_to_the_live_release_is_restored(published: Platform) 
     assert published.live() == live
 
 
+@pytest.mark.slow
 def test_an_object_of_each_kind_that_was_overwritten_is_restored(published: Platform) -> None:
     before, release, s3 = published.duckdb(ALL), published.live(), published.store.client
     kinds = objects_of(published, release)
@@ -164,6 +165,7 @@ def drop(made: Platform, table: str = "gold.fct") -> None:
     client("glue", made.settings).delete_table(DatabaseName="busco_gold", Name="fct")
 
 
+@pytest.mark.slow
 def test_a_table_that_another_engine_committed_to_is_found_and_shown_as_released_again(published: Platform) -> None:
     before, entry = published.query(ALL), entry_of(published, "fct")
     commit(published)
@@ -179,6 +181,7 @@ def test_a_table_that_another_engine_committed_to_is_found_and_shown_as_released
     assert published.query(ALL) == before
 
 
+@pytest.mark.slow
 def test_a_dropped_table_is_found_and_comes_back_with_its_data(published: Platform) -> None:
     before, entry = published.query(ALL), entry_of(published, "fct")
     drop(published)

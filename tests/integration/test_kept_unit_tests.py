@@ -75,6 +75,7 @@ def test_R7_unit_tests_are_kept_although_new_rows_are_built(built: Platform) -> 
     assert result.message in run.log(SUMS, result.runner)
 
 
+@pytest.mark.slow
 def test_R7_a_failed_unit_test_of_changed_code_is_not_kept_and_the_old_code_still_is(built: Platform) -> None:
     built.write("dbt_project/tests/fixtures/some_orders.csv", f"{ROWS}c,2018-01-01,1,1\n")
     for _ in range(2):
@@ -85,6 +86,7 @@ def test_R7_a_failed_unit_test_of_changed_code_is_not_kept_and_the_old_code_stil
     assert ran(built) == set(), "it passed for the live release"
 
 
+@pytest.mark.slow
 def test_R7_a_run_that_is_not_published_changes_nothing_for_the_next(built: Platform) -> None:
     built.write("dbt_project/models/gold/fct.yml", YAML + FIXTURE.replace("day: 2018-01-01, ", ""))
     assert ran(built, publish=False) == ALL
@@ -92,6 +94,7 @@ def test_R7_a_run_that_is_not_published_changes_nothing_for_the_next(built: Plat
     assert ran(built) == set()
 
 
+@pytest.mark.slow
 def test_R7_a_cleared_task_and_a_full_refresh_run_unit_tests(built: Platform) -> None:
     run, _ = built.built()
     work(built.settings, run.name, [SUMS], rebuild=True)
@@ -101,6 +104,7 @@ def test_R7_a_cleared_task_and_a_full_refresh_run_unit_tests(built: Platform) ->
     assert "kept" not in refreshed
 
 
+@pytest.mark.slow
 def test_R7_unit_tests_whose_results_may_vary_run_in_each_run_and_others_are_kept(built: Platform) -> None:
     model = (built.home / "dbt_project/models/gold/fct.sql").read_text()
     built.write("dbt_project/models/gold/fct.sql", f"{model} -- {{{{ env_var('REGION', '') }}}}")
@@ -148,6 +152,7 @@ def test_R7_a_pass_with_the_types_of_older_tables_does_not_count(built: Platform
     assert ran(built) == set()
 
 
+@pytest.mark.slow
 def test_R7_a_selection_keeps_unit_tests_too(built: Platform) -> None:
     printed = built.busco("dbt", "build", "--select", "fct", "--publish")
     assert "kept 2 unit tests: no code has changed since they passed" in printed
@@ -160,6 +165,7 @@ def test_R7_a_selection_keeps_unit_tests_too(built: Platform) -> None:
     assert ran(built) == set()
 
 
+@pytest.mark.slow
 def test_R7_unit_tests_run_and_are_kept_with_the_parse_of_an_image(
     built: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +186,7 @@ def test_R7_unit_tests_run_and_are_kept_with_the_parse_of_an_image(
         assert not_kept(run) == expected
 
 
+@pytest.mark.slow
 def test_R7_a_lake_whose_live_release_does_not_state_the_code_runs_all_unit_tests(built: Platform) -> None:
     """Such as one that an older platform has published."""
     live = built.live()

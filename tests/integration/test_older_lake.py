@@ -99,6 +99,7 @@ def test_a_run_that_older_code_only_pinned_is_built_by_this_code_in_that_format(
     assert older.query(COUNT) == [("3",)]
 
 
+@pytest.mark.slow
 def test_the_first_new_run_gives_every_version_a_record_and_a_location_of_its_own(older: Platform) -> None:
     older.busco("release", "resume", "--no-start")
     rows = older.query("select * from busco_gold.fct order by day")

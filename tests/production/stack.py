@@ -82,6 +82,7 @@ class Production(Stack):
             "AIRFLOW_ADMIN_PASSWORD": PASSWORD,
             "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             "AIRFLOW__WEBSERVER__SECRET_KEY": secrets.token_hex(24),
+            "BUSCO_METRICS_PLATFORM": "busco",
             "LOCAL_AWS_AIRFLOW_SECRET": secrets.token_hex(24),
             # docker-compose.yml, from which the override takes the local AWS, names them; nothing uses them here
             **dict.fromkeys(("POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "BUSCO_AIRFLOW_URL"), "unused"),

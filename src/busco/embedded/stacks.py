@@ -15,11 +15,12 @@ import botocore.exceptions
 from busco.errors import BuscoError
 from busco.settings import Settings
 
-EVENTS, LAKE, ECS = "busco-events", "busco-lake", "busco-ecs"
+EVENTS, LAKE, ECS, AIRFLOW = "busco-events", "busco-lake", "busco-ecs", "busco-airflow"
 TEMPLATES = {
     EVENTS: Path("deploy/aws/events.yaml"),
     LAKE: Path("deploy/aws/lake.yaml"),
     ECS: Path("deploy/aws/ecs.yaml"),
+    AIRFLOW: Path("deploy/aws/airflow.yaml"),
 }
 DEPLOY_LIMIT = 60.0
 
@@ -61,10 +62,12 @@ def of_settings(settings: Settings) -> list[Stack]:
     ecs = {"DbtImage": settings.dbt_image, "CpuArchitecture": settings.ecs_cpu_architecture}
     from_others = {"LakeBucket": "LakeBucket", "LandingBucket": "LandingBucket", "LogsBucket": "LogsBucket"}
     from_others |= {"GluePrefix": "GluePrefix", "EventsPolicyArn": "EventsPolicy"}
+    airflow = {"AirflowRoleArn": "AirflowRoleArn", "AlertsTopic": "AlertsTopic"}
     return [
         Stack(EVENTS, _read(settings.home, EVENTS), {}),
         Stack(LAKE, _read(settings.home, LAKE), lake, {"EventsQueueArn": "EventsQueueArn"}),
         Stack(ECS, _read(settings.home, ECS), ecs, from_others),
+        Stack(AIRFLOW, _read(settings.home, AIRFLOW), {}, airflow),
     ]
 
 

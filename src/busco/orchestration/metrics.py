@@ -137,10 +137,8 @@ class OfAirflow:
             cursor.execute(_RUNS, [since, until])
             runs = cursor.fetchall()
             # the table is created when the first ECS task is started
-            if _count(cursor, "select count(to_regclass('busco_ecs_slot'))"):
-                found.append(
-                    one("WaitingForSlots", _count(cursor, "select count(*) from busco_ecs_slot where not is_taken"))
-                )
+            has_slots = _count(cursor, "select count(to_regclass('busco_ecs_slot'))")
+            found.append(one("WaitingForSlots", _count(cursor, _WAITING) if has_slots else 0))
         for job, name in (("SchedulerJob", "SchedulerSilence"), ("TriggererJob", "TriggererSilence")):
             if job in silence:
                 found.append(one(name, silence[job]))
