@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -669,3 +670,38 @@ def test_a_query_can_read_nothing_but_tables(server: Server, lake: str, sql: str
     state, reason = run_query(server, owner(server), sql.format(lake=lake))
     assert state == "FAILED"
     assert "rejected before it ran" in reason or "a string is not a table" in reason, reason
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_airflow_puts_metrics_into_its_own_namespace_and_uses_nothing_else_of_cloudwatch(server: Server) -> None:
+    airflow = credentials_of(server, "airflow")
+    cloudwatch = as_client(server, "cloudwatch", airflow)
+    metric = {"MetricName": "Heartbeat", "Value": 1}
+    cloudwatch.put_metric_data(Namespace="Busco", MetricData=[metric])
+    for namespace in ("AWS/EC2", "busco"):
+        call = partial(cloudwatch.put_metric_data, Namespace=namespace, MetricData=[metric])
+        assert "AccessDenied" in code_of(call), namespace
+    assert "AccessDenied" in code_of(cloudwatch.describe_alarms)
+    assert "AccessDenied" in code_of(lambda: cloudwatch.delete_alarms(AlarmNames=["busco-disk-full"]))
+    runner = as_client(server, "cloudwatch", credentials_of(server, "runner"))
+    assert "AccessDenied" in code_of(lambda: runner.put_metric_data(Namespace="Busco", MetricData=[metric]))
+    # what MiniStack would read as another operation, and a body that policies can't be evaluated for
+    headers = {
+        "content-type": "application/x-amz-json-1.0",
+        "x-amz-target": "GraniteServiceVersion20100801.PutMetricData",
+    }
+    body = json.dumps({"Namespace": "Busco", "MetricData": [metric]}).encode()
+    assert send(server, airflow, "monitoring", body=body, headers=headers)[0] == 200
+    for path, given in (
+        ("/", {**headers, "x-amz-target": "GraniteServiceVersion20100801.DeleteAlarms"}),
+        ("/", {**headers, "x-amz-target": "Other.PutMetricData"}),
+        ("/", {**headers, "content-encoding": "gzip"}),
+        ("/", {**headers, "content-type": "application/cbor"}),
+        ("/", {**headers, "smithy-protocol": "rpc-v2-cbor"}),
+        ("/service/GraniteServiceVersion20100801/operation/DeleteAlarms", headers),
+        ("/?Action=DeleteAlarms", headers),
+    ):
+        status, answer = send(server, airflow, "monitoring", path=path, body=body, headers=given)
+        assert (status, "AccessDenied" in answer) == (403, True), (path, given)

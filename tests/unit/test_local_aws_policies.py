@@ -196,7 +196,7 @@ def test_ecs_operations_are_authorized_for_the_resources_that_they_name() -> Non
 
 def test_a_role_cannot_use_a_service_without_known_permissions() -> None:
     request = Request("monitoring", "POST", "/", "/", {}, {}, b"", "", {})
-    with pytest.raises(Refusal, match="owner"):
+    with pytest.raises(Refusal, match="roles can only put metrics"):
         policies.check_covered(request)
 
 

@@ -55,5 +55,5 @@ def show_command() -> None:
 
 @metrics_command.command("health")
 def health_command() -> None:
-    """Exit with status 1, and the reason, if the service on this machine can't put metrics into CloudWatch."""
+    """Exit with status 1, and the reason, if the service on this machine does not measure any more."""
     health("metrics")

@@ -53,6 +53,9 @@ _OF_EXECUTIONS = ("GetQueryExecution", "GetQueryResults", "GetQueryRuntimeStatis
 _COPY_SOURCE = re.compile(r"/?[^?]+(\?versionId=[A-Za-z0-9._-]+)?")
 
 
+_PUT_METRICS = "GraniteServiceVersion20100801.PutMetricData"
+
+
 def install(owner: str) -> None:
     """Patches `ministack` in this process. Call this before serving requests.
 
@@ -106,6 +109,8 @@ def install(owner: str) -> None:
             from ministack.core.responses import get_account_id, get_region
 
             found["ecs:cluster"] = ecs_cluster(_json(body), f"arn:aws:ecs:{get_region()}:{get_account_id()}")
+        if service == "monitoring" and action == "cloudwatch:PutMetricData":
+            found["cloudwatch:namespace"] = str(_json(body).get("Namespace") or "")
         return found
 
     # Policies require TLS; traffic on loopback and Docker's networks counts as secure.
@@ -137,7 +142,9 @@ def check_covered(request: Request) -> None:
     from ministack.core.iam_actions import extract_iam_action
 
     if request.service == "monitoring":
-        raise Refusal("AccessDenied", "only the account owner can use monitoring on the local AWS")
+        if not _puts_metrics(request):
+            raise Refusal("AccessDenied", "roles can only put metrics (PutMetricData) on the local AWS")
+        return
     if request.service == "s3":
         # MiniStack's policy evaluation and its storage treat an empty part of a key differently.
         if "//" in request.path:
@@ -152,6 +159,18 @@ def check_covered(request: Request) -> None:
     operation = request.operation.removesuffix("Batch") if request.service == "sqs" else request.operation
     if action is None or (operation and action.rpartition(":")[2] != operation):
         raise Refusal("AccessDenied", "no permission on the local AWS covers this request")
+
+
+def _puts_metrics(request: Request) -> bool:
+    """Whether a request is PutMetricData as boto3 sends it, which MiniStack can't mistake for another operation."""
+    headers = request.headers
+    return (
+        (request.method, request.path, request.query) == ("POST", "/", {})
+        and headers.get("x-amz-target") == _PUT_METRICS
+        and headers.get("content-type") == "application/x-amz-json-1.0"
+        # policies could not be evaluated for a compressed body
+        and not {"content-encoding", "smithy-protocol"} & headers.keys()
+    )
 
 
 def _workgroup(given: dict[str, Any]) -> str:

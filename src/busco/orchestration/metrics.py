@@ -351,8 +351,8 @@ def put(cloudwatch: Any, platform: str, metrics: Sequence[Metric]) -> None:
 def serve(settings: Settings, stop: threading.Event, health: Health, every: float = EVERY) -> None:
     """Measures the platform every `every` seconds until `stop` is set.
 
-    What can't be measured or put is logged, and tried again at the next look. The service is healthy as long as it can
-    put metrics: what the metrics say about the platform is for the alarms.
+    What can't be measured or put is logged, and tried again at the next look. The service is healthy as long as it
+    looks: an outage of CloudWatch must not make a deployment fail, and an alarm reports missing metrics.
     """
     cloudwatch, measure = client("cloudwatch", settings), parts(settings)
     due = time.monotonic()
@@ -362,10 +362,8 @@ def serve(settings: Settings, stop: threading.Event, health: Health, every: floa
             log.warning("%s", problem)
         try:
             put(cloudwatch, settings.metrics_platform, found)
-            health.problem("")
         except (BotoCoreError, ClientError) as error:
             log.warning("the metrics can't be put into CloudWatch: %s", error)
-            health.problem(f"the metrics can't be put into CloudWatch: {error}")
         due = max(due + every, time.monotonic())
         while (left := due - time.monotonic()) > 0:
             if stop.wait(min(left, BEAT)):
