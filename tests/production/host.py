@@ -31,6 +31,31 @@ OTHERS = {
 }
 
 
+# Starts a web server at the address of the instance metadata, in a network that the host can only reach by routing.
+_METADATA = """
+set -euo pipefail
+docker rm --force metadata >/dev/null 2>&1 || true
+ip link del imds0 2>/dev/null || true
+image=$(docker ps --filter label=com.docker.compose.service=airflow-scheduler --format '{{.Image}}')
+docker run --detach --name metadata --network none --user 0 --entrypoint python "$image" -m http.server 80 >/dev/null
+pid=$(docker inspect --format '{{.State.Pid}}' metadata)
+ip link add imds0 type veth peer name imds1
+ip link set imds1 netns "$pid"
+ip addr add 10.254.0.1/30 dev imds0
+ip link set imds0 up
+nsenter --target "$pid" --net sh -c '
+    ip addr add 169.254.169.254/32 dev lo; ip addr add 10.254.0.2/30 dev imds1; ip link set imds1 up; ip link set lo up
+    ip route add default via 10.254.0.1'
+ip route replace 169.254.169.254/32 via 10.254.0.2
+for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    if curl --silent --noproxy '*' --max-time 2 http://169.254.169.254/ >/dev/null; then exit; fi
+    sleep 1
+done
+echo "the metadata can't be reached from the host" >&2
+exit 1
+"""
+
+
 def docker(*arguments: str, given: bytes | None = None) -> str:
     done = subprocess.run(["docker", *arguments], input=given, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
@@ -197,6 +222,20 @@ class Host:
             "--format '{{.Label \"com.docker.compose.service\"}} {{.ID}}'"
         )
         return dict(line.split() for line in listed.splitlines())
+
+    def reaching_metadata(self) -> set[str]:
+        """Returns the services whose containers reach the instance metadata.
+
+        A container in a network of its own plays it, behind the host, as on EC2.
+        """
+        self.ssh("sudo bash -s", given=_METADATA.encode())
+        found = set()
+        for service, container in self.containers().items():
+            pid = self.ssh(f"sudo docker inspect --format '{{{{.State.Pid}}}}' {container}")
+            curl = "curl --silent --noproxy '*' --max-time 5 http://169.254.169.254/"
+            if self.ssh(f"sudo nsenter --target {pid} --net {curl} || true"):
+                found.add(service)
+        return found
 
     def airflow(self, command: str) -> str:
         """Runs Airflow's command line in the scheduler's container; returns its output."""

@@ -92,6 +92,25 @@ def test_the_first_deployment_makes_a_healthy_platform_of_an_empty_machine(machi
     assert "docker.io" in machine.ssh("apt-mark showhold")
 
 
+WITH_THE_ROLE = {
+    "airflow-webserver", "airflow-scheduler", "airflow-worker", "airflow-triggerer", "events", "metrics",
+}  # fmt: skip
+WITHOUT_IT = {"redis", "flower", "nginx-proxy", "letsencrypt"}
+
+
+def test_only_airflow_s_containers_reach_the_machine_s_role_also_after_a_restart_of_docker(machine: Host) -> None:
+    assert machine.ssh("systemctl is-enabled busco-firewall.service") == "enabled"
+    found = machine.reaching_metadata()
+    assert (found & WITHOUT_IT, found & WITH_THE_ROLE) == (set(), WITH_THE_ROLE)
+    machine.ssh("sudo systemctl restart docker")
+    machine.wait(lambda: machine.get("/health")[0] == 200, 300)
+    found = machine.reaching_metadata()
+    assert (found & WITHOUT_IT, found & WITH_THE_ROLE) == (set(), WITH_THE_ROLE)
+    # another network for Airflow's containers, or a flushed chain, is noticed within a minute
+    machine.ssh("sudo iptables -F DOCKER-USER")
+    machine.wait(lambda: machine.ssh("sudo iptables -S DOCKER-USER").count("BUSCO-METADATA") == 1, 90)
+
+
 def test_without_a_change_nothing_restarts(machine: Host, checkout: Checkout) -> None:
     before = machine.containers()
     status, printed = operator(checkout, machine)
@@ -252,6 +271,8 @@ def test_the_platform_is_back_after(machine: Host, images: Registry, action: str
     machine.connect(images)
     machine.wait(lambda: machine.get("/health")[0] == 200, 300)
     machine.wait(lambda: machine.get("/health")[1].count('"healthy"') >= 3, 120)
+    found = machine.reaching_metadata()
+    assert (found & WITHOUT_IT, found & WITH_THE_ROLE) == (set(), WITH_THE_ROLE)
 
 
 def test_a_dead_cron_and_an_old_backup_are_noticed(machine: Host) -> None:

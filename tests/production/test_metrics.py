@@ -24,9 +24,12 @@ def looked(stack: Production) -> dict[str, Any]:
 
 
 def test_every_alarm_s_metric_has_data_and_the_certificate_is_measured(stack: Production) -> None:
-    stack.wait(lambda: looked(stack)["measured"].get("Heartbeat"), 120)
-    measured = looked(stack)["measured"]
-    assert {name for name, has_data in measured.items() if not has_data} == EMPTY_LAKE
+    def without_data() -> set[str]:
+        return {name for name, has_data in looked(stack)["measured"].items() if not has_data}
+
+    # at the first look, the scheduler may not have started
+    stack.wait(lambda: without_data() <= EMPTY_LAKE, 150)
+    assert without_data() == EMPTY_LAKE
     shown = stack.compose("exec", "-T", "metrics", "busco", "metrics", "show")
     values = dict(line.split()[:2] for line in shown.splitlines())
     # Pebble's certificates are valid for 90 days
@@ -38,8 +41,8 @@ def test_every_alarm_s_metric_has_data_and_the_certificate_is_measured(stack: Pr
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_alarms_fire_for_a_killed_scheduler_a_failed_task_and_metrics_that_stop(stack: Production) -> None:
-    stack.wait(lambda: looked(stack)["measured"].get("Heartbeat"), 120)
-    assert not set(looked(stack)["firing"]) & {"busco-scheduler-silent", "busco-tasks-failed"}
+    # until the platform has run for some minutes, missing values count
+    stack.wait(lambda: not looked(stack)["firing"], 480)
     # refused by the task `pin`
     run = stack.start("lakehouse", select="-x")
     assert stack.finish(run) == "failed"
