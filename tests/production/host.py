@@ -84,6 +84,11 @@ def registry() -> Iterator[Registry]:
     docker("run", "--detach", "--name", name, "--publish", f"127.0.0.1:{port}:5000", "registry:2")
     try:
         made = Registry(port)
+        curl = ["curl", "--silent", "--noproxy", "*", f"http://{made.name}/v2/"]
+        for _ in range(60):
+            if subprocess.run(curl, check=False, capture_output=True).returncode == 0:
+                break
+            threading.Event().wait(0.5)
         for image, kept in OTHERS.items():
             made.push(image, kept)
         made.push("redis:7.2-alpine", "busco-redis:7.2-alpine")
