@@ -28,6 +28,7 @@ check sqlfluff "$bin/sqlfluff" lint --disable-progress-bar --processes 2 dbt_pro
 check shellcheck "$bin/shellcheck" "${shell[@]}"
 check hadolint "$bin/hadolint" Dockerfile.*
 check cfn-lint "$bin/cfn-lint" deploy/aws/*.yaml
+check zizmor "$bin/zizmor" --offline --quiet --no-progress .github/workflows
 wait_for_lanes || failed=1
 if ((failed)); then
     echo "lint: FAILED; see the findings above" >&2

@@ -1,0 +1,61 @@
+"""The GitHub workflows and the hooks of pre-commit, for those who fork the repository."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def steps(workflow: Path) -> list[dict[str, Any]]:
+    return [step for job in yaml.safe_load(workflow.read_text())["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_has_no_more_rights_than_it_needs_and_pinned_actions(workflow: Path) -> None:
+    content = yaml.safe_load(workflow.read_text())
+    assert content["permissions"] == {}
+    assert content["concurrency"]["group"]
+    for name, job in content["jobs"].items():
+        assert job["permissions"] == {"contents": "read"}, name
+        assert job["timeout-minutes"] <= 350, "GitHub ends jobs after six hours without a message"
+    for step in steps(workflow):
+        if uses := step.get("uses"):
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", uses), "a tag could be moved"
+            if uses.startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_each_step_is_a_command_that_people_run_too(workflow: Path) -> None:
+    commands = [step["run"] for step in steps(workflow) if "run" in step]
+    assert commands
+    for command in commands:
+        match = re.fullmatch(r"make ([a-z-]+)( ALL=1)?", command)
+        assert match, command
+        assert match[1] in TARGETS, command
+
+
+def test_all_tests_run_in_some_workflow() -> None:
+    commands = {step["run"] for workflow in WORKFLOWS for step in steps(workflow) if "run" in step}
+    assert commands >= {"make lint", "make audit", "make test", "make test ALL=1", "make test-stack", "make test-long"}
+
+
+def test_pre_commit_runs_the_checks_of_make_lint_with_its_tools() -> None:
+    lint = (ROOT / "scripts/lint.sh").read_text()
+    # mypy needs the whole program
+    checked = set(re.findall(r'^check "?(?!mypy)([a-z -]+?)"? "\$bin', lint, re.MULTILINE))
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (repository,) = config["repos"]
+    assert repository["repo"] == "local", "nothing is downloaded"
+    assert {hook["name"] for hook in repository["hooks"]} == checked
+    for hook in repository["hooks"]:
+        assert hook["language"] == "system"
+        assert hook["entry"].startswith(".venv-dbt/bin/")
