@@ -20,6 +20,8 @@ def looked(stack: Production) -> dict[str, Any]:
     code = (HERE.parent / "cloudwatch.py").read_text()
     script = (HERE / "cloudwatch_state.py").read_text()
     found: dict[str, Any] = json.loads(stack.compose("exec", "-T", "local-aws", "python", "-", code, given=script))
+    # a look costs a second of CPU time, and the service measures once a minute
+    time.sleep(5)
     return found
 
 
