@@ -171,6 +171,7 @@ FIRES: dict[str, tuple[float, float | None]] = {
     "release-stale": (93600, 93601),
     "producers-silent": (93600, 93601),
     "deliveries-waiting": (10800, 10801),
+    "messages-waiting": (0, 1),
     "dead-letters": (0, 1),
     "disk-full": (85, 86),
     "memory-full": (90, 91),

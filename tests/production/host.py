@@ -27,6 +27,7 @@ OTHERS = {
     "postgres:16.3-alpine": "library/postgres:16.3-alpine",
     "redis:7.2-alpine": "library/redis:7.2-alpine",
     "busco-local-aws:local": "library/busco-local-aws:local",
+    "busco-dbt:local": "library/busco-dbt:local",
     "ghcr.io/letsencrypt/pebble:2.6.0": "library/pebble:2.6.0",
 }
 

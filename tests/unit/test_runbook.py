@@ -151,6 +151,7 @@ REPRODUCED_BY = {
     "`release-stale`": ("test_each_alarm_fires_and_ends",),
     "`producers-silent`": ("test_each_alarm_fires_and_ends",),
     "`deliveries-waiting`": ("test_each_alarm_fires_and_ends",),
+    "`messages-waiting`": ("test_each_alarm_fires_and_ends",),
     "`dead-letters`": ("test_each_alarm_fires_and_ends",),
     "`disk-full`": ("test_each_alarm_fires_and_ends",),
     "`memory-full`": ("test_each_alarm_fires_and_ends",),

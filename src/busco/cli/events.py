@@ -60,17 +60,18 @@ def health(service: str) -> None:
     Raises:
         SystemExit: it is not; the status is 1.
     """
-    from busco.orchestration.service_health import unhealthy
+    from busco.orchestration.service_health import obstacle, unhealthy
 
-    if problem := unhealthy(get_settings().state, service):
+    state = get_settings().state
+    if problem := unhealthy(state, service):
         say(f"not healthy: {printable(problem)}")
         raise SystemExit(1)
-    echo("healthy")
+    echo(f"healthy, but {printable(problem)}" if (problem := obstacle(state, service)) else "healthy")
 
 
 @events_command.command("health")
 def health_command() -> None:
-    """Exit with status 1, and the reason, if the service on this machine is not working."""
+    """Print what prevents the service on this machine from working; exit with status 1 if it hangs or is down."""
     health("events")
 
 

@@ -23,7 +23,7 @@ from busco.embedded.postgres import DATABASE, Postgres
 from busco.embedded.postgres import NAME as POSTGRES
 from busco.errors import BuscoError
 from busco.orchestration.access import ON_CALL, ON_CALL_MAY, development_admin
-from busco.orchestration.service_health import unhealthy
+from busco.orchestration.service_health import obstacle, unhealthy
 from busco.settings import Settings, env_file, read_env_file
 
 Say = Callable[[str], None]
@@ -149,7 +149,7 @@ def status(settings: Settings) -> list[tuple[str, str]]:
         elif name == keeper.NAME:
             good = True
         elif name == EVENTS:
-            good = not unhealthy(settings.state, EVENTS)
+            good = not (unhealthy(settings.state, EVENTS) or obstacle(settings.state, EVENTS))
         else:
             good = report is None or report.get(name, {}).get("status") == "healthy"
         rows.append((name, f"{'running' if good else 'unhealthy'} (pid {process.pid})"))

@@ -59,13 +59,29 @@ class Health:
 
 
 def unhealthy(state: Path, service: str) -> str:
-    """Returns why a service on this machine is not healthy, or '' if it is."""
+    """Returns why a service on this machine is not healthy, or '' if it is.
+
+    A service that can't reach what it needs, such as a queue or an image registry, is healthy: it retries, a restart
+    would not help, and a deployment must not be rolled back because of it. `obstacle` returns what it can't reach.
+    """
+    silent, _ = _read(state, service)
+    if silent is None:
+        return "it has not started"
+    return f"no heartbeat for {silent:.0f} s" if silent > _SILENT[service] else ""
+
+
+def obstacle(state: Path, service: str) -> str:
+    """Returns what prevents a service on this machine from working, as it last reported; '' if nothing does."""
+    return _read(state, service)[1]
+
+
+def _read(state: Path, service: str) -> tuple[float | None, str]:
+    """Returns the time since the service's last heartbeat in seconds (None if there was none), and its problem."""
     try:
         found = json.loads(_file(state, service).read_text())
-        silent, problem = time.time() - float(found["beat"]), str(found["problem"])
+        return time.time() - float(found["beat"]), str(found["problem"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "it has not started"
-    return f"no heartbeat for {silent:.0f} s" if silent > _SILENT[service] else problem
+        return None, ""
 
 
 def stopped() -> threading.Event:
