@@ -12,7 +12,7 @@
 #   check                              check the certificate, the renewals, the backups and the disk, and send an alert
 #                                      about what is wrong; systemd runs this daily (busco-check.timer)
 #   heal                               restart services that are unhealthy; cron runs this
-#   firewall                           keep containers other than Airflow's from the machine's metadata, and so from its
+#   firewall [--closed]                keep containers other than Airflow's from the machine's metadata, and so from its
 #                                      role; systemd runs this before Docker starts (busco-firewall.service)
 set -euo pipefail
 usage() { sed -n '2,19s/^# \{0,1\}//p' "$0"; }
@@ -128,25 +128,37 @@ check_settings() {
 
 # -- starting a release ------------------------------------------------------------------------------------------------
 
-# firewall: lets only containers in Airflow's network reach the instance metadata, from which they get the credentials of
-# the machine's role. Docker creates its chain DOCKER-USER if it is missing, never changes it, and applies it first (its
-# documentation, "Packet filtering and firewalls"). Before Docker runs, or before the network exists, nobody gets through.
+# network_id: the id of Airflow's network; nothing if it does not exist
+network_id() { timeout 20 docker network ls --no-trunc --quiet --filter "name=^$(project)_default\$"; }
+
+# firewall [--closed]: lets only containers in Airflow's network reach the instance metadata, from which they get the
+# credentials of the machine's role. Docker creates its chain DOCKER-USER if it is missing, never changes it, and applies
+# it first (its documentation, "Packet filtering and firewalls"). With --closed, which does not need Docker, or before the
+# network exists, nobody gets through. If Docker doesn't answer, the present rules stay.
 firewall() {
-    local network allowed=''
+    local network='' allowed=''
     type iptables-restore >/dev/null 2>&1 || { say "iptables is missing, so all containers can reach the machine's role" >&2; return 1; }
-    network=$(docker network inspect --format '{{.Id}}' "$(project)_default" 2>/dev/null) || network=
+    if [[ ${1:-} != --closed ]]; then network=$(network_id) || return 1; fi
     if [[ -n $network ]]; then allowed="-A BUSCO-METADATA -i br-${network:0:12} -j RETURN"; fi
     iptables --wait 10 -N DOCKER-USER 2>/dev/null || true
     # one transaction, so that no moment is without the rules
-    iptables-restore --wait 10 --noflush <<RULES
+    iptables-restore --wait 10 --noflush <<RULES || return 1
 *filter
 :BUSCO-METADATA - [0:0]
 $allowed
 -A BUSCO-METADATA -j REJECT --reject-with icmp-port-unreachable
 COMMIT
 RULES
-    iptables --wait 10 -C DOCKER-USER -d 169.254.169.254/32 -j BUSCO-METADATA 2>/dev/null ||
-        iptables --wait 10 -I DOCKER-USER -d 169.254.169.254/32 -j BUSCO-METADATA
+    has_firewall || iptables --wait 10 -I DOCKER-USER -d 169.254.169.254/32 -j BUSCO-METADATA
+}
+
+has_firewall() { iptables --wait 10 -C DOCKER-USER -d 169.254.169.254/32 -j BUSCO-METADATA 2>/dev/null; }
+
+# open_firewall: creates Airflow's network if it is missing, and lets its containers reach the machine's role. Whatever
+# uses the role in a container comes after this
+open_firewall() {
+    if [[ -z $(network_id) ]]; then compose up --no-start --no-deps --no-recreate airflow-scheduler >/dev/null 2>&1 || true; fi
+    firewall || die "the rules for the instance metadata can't be set; see: iptables -S DOCKER-USER"
 }
 
 # changed_services: the services of the release in the working directory that are not running as it describes them
@@ -216,14 +228,15 @@ run_init() {
 # and one that has is replaced alone, so that the others keep working. The worker is the last, because it finishes its
 # tasks before it stops.
 start_services() {
-    local service own
+    local service own known
     mapfile -t own < <(own_services)
     up 240 redis letsencrypt nginx-proxy ${own[@]+"${own[@]}"} || return 1
     step "set up the database (airflow-init)"
     run_init || return 1
-    # the networks exist now
-    firewall || return 1
+    known=$(compose config --services)
     for service in airflow-webserver airflow-scheduler airflow-triggerer events metrics flower; do
+        # an older release may lack it
+        grep -qx "$service" <<<"$known" || continue
         step "start $service"
         up 240 "$service" || return 1
     done
@@ -406,6 +419,7 @@ deploy() {
         return
     fi
     step "check the settings and the database from inside a container"
+    open_firewall
     up_needed
     check_networks
     state=$(database_state)
@@ -424,7 +438,10 @@ rollback() {
     cd "$busco/releases/$target"
     step "release $target"
     pull
-    if [[ -z $dry ]]; then up_needed; fi
+    if [[ -z $dry ]]; then
+        open_firewall
+        up_needed
+    fi
     state=$(database_state)
     if [[ $state == ahead ]]; then
         backup=$(scripts/restore.sh --newest "$(python_in_airflow -m busco.orchestration.revision --newest)")
@@ -519,12 +536,12 @@ start() {
     check_env
     if [[ -n ${1:-} ]]; then return; fi
     try_lock "start of the services" 1200 || die "another operation is running: $(cat "$lock_file")"
+    open_firewall
     up_needed
     state=$(database_state)
     if [[ $state != current ]]; then
         die "the database is not that of this release ($state): a deployment or a restore did not end; run ec2_deploy.sh again"
     fi
-    firewall
     # airflow-init runs only in a deployment
     mapfile -t services < <(compose config --services | grep -vx airflow-init)
     compose up --detach --no-deps "${services[@]}"
@@ -582,6 +599,7 @@ check() {
     problems+=$'\n'$(check_disk 2>&1 || true)
     problems+=$'\n'$(check_health 2>&1 || true)
     problems+=$'\n'$(not_running)
+    has_firewall || problems+=$'\n'"all containers can reach the machine's role: sudo busco-host firewall"
     problems=$(sed '/^$/d' <<<"$problems")
     if [[ -n $problems ]]; then
         alert "the platform on $domain needs attention" <<<"$problems"
@@ -606,10 +624,10 @@ not_running() {
 heal() {
     local name unhealthy
     cd -P "$busco/current"
-    # the network may have been created again
-    firewall
     # a deployment or backup is at work, or the check of the minute before
     try_lock heal 0 || return 0
+    # Airflow's network may have been created again
+    firewall || alert_at_most_hourly "the machine's role may be open" <<<"the rules for the instance metadata can't be set; see $logs/heal.log"
     # the operator's own services are not ours to restart
     mapfile -t unhealthy < <(containers --filter health=unhealthy --format '{{.Label "com.docker.compose.service"}} {{.Names}}' |
         awk 'NR == FNR { own[$1]; next } !($1 in own)' <(own_services; echo) -)
@@ -675,7 +693,7 @@ while (($#)); do
         --dry-run) dry=1 ;;
         --restore-database) restore=1 ;;
         --release) release_name=${2:?--release needs a name}; shift ;;
-        --wait | --check) option=$1 ;;
+        --wait | --check | --closed) option=$1 ;;
         -*) usage >&2; exit 2 ;;
         *) folder=$1 ;;
     esac
@@ -696,6 +714,6 @@ case $command in
     heal) heal ;;
     firewall)
         cd -P "$busco/current"
-        firewall ;;
+        firewall "$option" ;;
     *) usage >&2; exit 2 ;;
 esac

@@ -83,7 +83,7 @@ def write(found: Mapping[str, str], can_ask: bool) -> None:
             continue
         name, placeholder = match.groups()
         if name in before and not placeholder_of(before[name]):
-            value: str | None = before[name]
+            value: str | None = kept(name, before[name], placeholder, found)
         elif before.get(f"{name}_SECRET"):
             # the value is in Secrets Manager or SSM; a generated one would replace it
             continue
@@ -114,6 +114,21 @@ def write(found: Mapping[str, str], can_ask: bool) -> None:
     store(target, "\n".join(lines) + "\n")
     added = len(values.keys() - before.keys())
     print(f"wrote .env with mode 600: {added} new, {len(values) - added + len(further)} kept")
+
+
+def kept(name: str, value: str, placeholder: str, found: Mapping[str, str]) -> str:
+    """Returns the value of a variable that .env has already: its own, unless it only had the default so far.
+
+    Prints a note if the stacks have another value.
+    """
+    match = _OUTPUT.fullmatch(placeholder)
+    known = found.get(_folded(match[1])) if match else None
+    if match is None or known is None or known == value:
+        return value
+    if value == match[2]:
+        return known
+    print(f"note: .env keeps {name}={value}; the outputs have {known}. To use it, remove the line, and run this again")
+    return value
 
 
 def filled(name: str, placeholder: str, found: Mapping[str, str], comment: str | None) -> str | None:

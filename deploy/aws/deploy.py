@@ -33,15 +33,28 @@ KEPT = frozenset(
     {
         "AWS::EC2::EIP",
         "AWS::EC2::Instance",
+        "AWS::EC2::SecurityGroup",
+        "AWS::EC2::Subnet",
+        "AWS::EC2::VPC",
         "AWS::ECR::Repository",
         "AWS::Glue::Database",
         "AWS::KMS::Key",
+        "AWS::Logs::LogGroup",
         "AWS::RDS::DBInstance",
         "AWS::S3::Bucket",
         "AWS::SNS::Topic",
         "AWS::SQS::Queue",
     }
 )
+# Properties whose change CloudFormation calls a conditional replacement, but which replaces nothing here: the machine
+# has an EBS volume and is in a VPC, and the database is a single PostgreSQL (CloudFormation Template Reference).
+HARMLESS = {
+    "AWS::EC2::Instance": {"EbsOptimized", "InstanceType", "SecurityGroupIds", "UserData"},
+    "AWS::RDS::DBInstance": {
+        *("AutoMinorVersionUpgrade", "BackupRetentionPeriod", "DBParameterGroupName", "MultiAZ"),
+        "PreferredMaintenanceWindow",
+    },
+}
 _PAUSE = 3.0  # seconds between two looks at a stack
 _LIMIT = 3600.0  # seconds for one stack; a database takes about ten minutes
 Found = TypeVar("Found")
@@ -144,6 +157,13 @@ def main() -> int:
         help=f"leave out a template, for what you bring yourself; can be given several times. In order: {names}",
     )
     parser.add_argument(
+        "--create",
+        action="append",
+        default=[],
+        choices=["network", "host"],
+        help="create this stack although the platform exists already, and may have a network or a machine of your own",
+    )
+    parser.add_argument(
         "--outputs",
         type=Path,
         default=ROOT / "stacks.json",
@@ -164,7 +184,7 @@ def main() -> int:
         print(f"error: {failed}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; CloudFormation goes on with the stack at hand. Run the command again", file=sys.stderr)
+        print("\ninterrupted; CloudFormation continues with the current stack. Run the command again", file=sys.stderr)
         return 130
     return 0
 
@@ -180,6 +200,12 @@ def deploy(given: argparse.Namespace) -> None:
     account, region = _account()
     print(f"account {account}, region {region}", flush=True)
     stacks = {template.name: describe(f"{given.name}-{template.name}") for template in TEMPLATES}
+    for name in ("network", "host"):
+        if stacks["ecs"].exists and not stacks[name].exists and name not in (*given.without, *given.create):
+            raise Failed(
+                f"the platform {given.name} exists, but not the stack {stacks[name].name}: if you bring its resources "
+                f"yourself, give --without {name}; to create it, --create {name}"
+            )
     missing: set[str] = set()
     for template in templates:
         stack = stacks[template.name]
@@ -189,9 +215,19 @@ def deploy(given: argparse.Namespace) -> None:
             print(f"{stack.name}: would be created after {' and '.join(sorted(needed & missing))}", flush=True)
             continue
         parameters = {"Name": given.name, **_inputs(template, stacks), **values.get(template.name, {})}
-        parameters = {**_defaults(template, stack, parameters, account, region), **parameters}
+        architecture = stacks["ecs"].outputs.get("CpuArchitecture", "X86_64")
+        parameters = {**_defaults(template, stack, parameters, account, region, architecture), **parameters}
         _check_complete(template, stack, parameters)
-        apply(template, stack, parameters, given)
+        protected = template.name == "host" and parameters.get("DeletionProtection", "true")
+        if protected == "true" and not stack.exists:
+            # CloudFormation can't delete protected resources, so a creation that fails could not be rolled back
+            apply(template, stack, {**parameters, "DeletionProtection": "false"}, given)
+            if not given.dry_run:
+                apply(template, describe(stack.name), {**parameters, "DeletionProtection": "true"}, given)
+        else:
+            apply(template, stack, parameters, given)
+            if protected and {**stack.parameters, **parameters}.get("DeletionProtection") == "false":
+                print("the machine and the database can be deleted; to protect them: host.DeletionProtection=true")
         if not given.dry_run:
             stacks[template.name] = describe(stack.name)
         elif not stack.exists:
@@ -229,12 +265,11 @@ def _inputs(template: Template, stacks: Mapping[str, Stack]) -> dict[str, str]:
 
 
 def _defaults(
-    template: Template, stack: Stack, parameters: Mapping[str, str], account: str, region: str
+    template: Template, stack: Stack, parameters: Mapping[str, str], account: str, region: str, architecture: str
 ) -> dict[str, str]:
     """Returns values for a new stack that the template can't have itself. An existing stack keeps its own."""
     if stack.exists:
         return {}
-    architecture = parameters.get("CpuArchitecture", "X86_64")
     if template.name == "ecs" and "DbtImage" not in parameters:
         commit = _call("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
         registry = f"{account}.dkr.ecr.{region}.amazonaws.com"
@@ -296,8 +331,7 @@ def apply(template: Template, stack: Stack, parameters: Mapping[str, str], given
         words = {"True": "replace", "Conditional": "update, perhaps replace"}
         action = words.get(change.get("Replacement", ""), change["Action"].lower())
         print(f"  {action:24}{change['ResourceType']:36}{change['LogicalResourceId']}", flush=True)
-        loses = change["Action"] == "Remove" or change.get("Replacement") == "True"
-        if loses and change["ResourceType"] in KEPT and change["LogicalResourceId"] not in given.replace:
+        if _loses(change) and change["LogicalResourceId"] not in given.replace:
             lost.append(change["LogicalResourceId"])
     if given.dry_run:
         _discard(stack, also_empty=True)
@@ -314,6 +348,20 @@ def apply(template: Template, stack: Stack, parameters: Mapping[str, str], given
     follow(stack.name, started)
 
 
+def _loses(change: Mapping[str, Any]) -> bool:
+    """Whether a change can remove or replace a resource that has data or a state."""
+    kind, replacement = change["ResourceType"], change.get("Replacement")
+    if kind not in KEPT or change["Action"] == "Add":
+        return False
+    if change["Action"] == "Remove" or replacement == "True":
+        return True
+    if replacement != "Conditional":
+        return False
+    targets = [detail.get("Target", {}) for detail in change.get("Details", [])]
+    changed = {target.get("Name", "") for target in targets if target.get("RequiresRecreation", "Always") != "Never"}
+    return not changed or not changed <= HARMLESS.get(kind, set())
+
+
 def _check_status(stack: Stack) -> None:
     if stack.status in ("ROLLBACK_COMPLETE", "ROLLBACK_FAILED", "CREATE_FAILED", "DELETE_FAILED"):
         raise Failed(
@@ -323,7 +371,7 @@ def _check_status(stack: Stack) -> None:
         )
     if stack.status.endswith("_IN_PROGRESS") and stack.status != "REVIEW_IN_PROGRESS":
         print(f"{stack.name}: waiting for {stack.status}", flush=True)
-        follow(stack.name, "")
+        follow(stack.name, _newest_event(stack.name), is_ours=False)
 
 
 def _change_set(template: Template, stack: Stack, parameters: Mapping[str, str]) -> list[dict[str, Any]] | None:
@@ -335,7 +383,7 @@ def _change_set(template: Template, stack: Stack, parameters: Mapping[str, str])
     listed += [
         {"ParameterKey": name, "UsePreviousValue": True}
         for name in known
-        if name not in parameters and name in stack.parameters
+        if name not in parameters and stack.exists and name in stack.parameters
     ]
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(listed, file)
@@ -369,7 +417,8 @@ def _discard(stack: Stack, also_empty: bool = False) -> None:
     """Deletes a change set that an earlier call left; with `also_empty`, also a new stack that has no resources."""
     if stack.status or also_empty:
         _aws("cloudformation", "delete-change-set", *_of(stack), may_fail=("ChangeSetNotFound", "ValidationError"))
-    if also_empty and not stack.exists:
+    # looked at again, because somebody else may have executed a change set in the meantime
+    if also_empty and describe(stack.name).status == "REVIEW_IN_PROGRESS":
         _aws("cloudformation", "delete-stack", "--stack-name", stack.name)
 
 
@@ -398,11 +447,12 @@ def _newest_event(name: str) -> str:
     return next((str(event["EventId"]) for event in _events(name)), "")
 
 
-def follow(name: str, after: str) -> None:
+def follow(name: str, after: str, is_ours: bool = True) -> None:
     """Prints what CloudFormation does until the stack is complete.
 
     Args:
         after: the id of the newest event that is not printed.
+        is_ours: whether this deployment changed the stack, so that a rollback is a failure.
 
     Raises:
         Failed: the stack was not created or updated.
@@ -426,10 +476,12 @@ def follow(name: str, after: str) -> None:
         if new:
             last = str(new[0]["EventId"])
         found = describe(name).status
-        return None if found.endswith("_IN_PROGRESS") else found
+        return None if found.endswith("_IN_PROGRESS") else found or "DELETE_COMPLETE"
 
     found = _until(status, name)
-    if found not in _GOOD or (found == "UPDATE_ROLLBACK_COMPLETE" and after):
+    if found == "DELETE_COMPLETE":
+        raise Failed(f"{name} was deleted; run this again to create it")
+    if found not in _GOOD or (found == "UPDATE_ROLLBACK_COMPLETE" and is_ours):
         # resources whose creation was cancelled only say so
         causes = [reason for reason in reasons if "cancelled" not in reason] or reasons
         raise Failed(f"{name} is in the state {found}:\n  " + "\n  ".join(causes or ["see its events in the console"]))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from busco.lake import compose, layout
+from busco.lake import compose, layout, releases
 from busco.lake.deliveries import Contract
 from busco.orchestration import metrics
 from busco.orchestration.metrics import METRICS, Metric, OfLake, OfMachine, measured, one, put, serve
@@ -40,6 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(of_tests, "utc_now", made)
     monkeypatch.setattr(compose, "utc_now", made)
+    monkeypatch.setattr(releases, "utc_now", made)
     return made
 
 
@@ -72,32 +73,69 @@ def test_ages_and_latencies_of_the_lake(lake: Lake, clock: Clock, monkeypatch: p
     unpublished: dict[str, int] = {}
     monkeypatch.setattr(metrics.pending, "unpublished", lambda *_: unpublished)
     measure = OfLake(lake.store, lambda: PROJECTS, clock)
-    assert values(measure()) == {"UnpublishedAge": (0,)}
+
+    def sent() -> dict[str, tuple[float, ...]]:
+        clock.wait(300)
+        found = values(iter(list(measure())))
+        measure.sent()
+        return found
+
+    assert sent() == {"UnpublishedAge": (0,)}
     deliver(lake, 1)
     unpublished["bronze.b"] = 1
-    clock.wait(20)
-    assert values(measure()) == {"DeliveryAge": (20,), "UnpublishedAge": (20,)}
+    assert sent() == {"DeliveryAge": (300,), "UnpublishedAge": (300,)}
     run = lake.pin()
     clock.wait(30)
     deliver(lake, 2)  # too late for the run
     lake.build_all(run)
     clock.wait(10)
     lake.publish(run)
-    clock.wait(60)
-    found = values(measure())
-    assert found["PublishLatency"] == (60,)
+    found = sent()
+    assert found["PublishLatency"] == (340,)
     # the second delivery
-    assert (found["ReleaseAge"], found["DeliveryAge"], found["UnpublishedAge"]) == ((60,), (70,), (70,))
+    assert (found["ReleaseAge"], found["DeliveryAge"], found["UnpublishedAge"]) == ((300,), (310,), (310,))
     # gold.g, gold.h, silver.s with a row each, bronze.b and bronze.c
     assert found["ReleaseRows"] == (5,)
-    assert "PublishLatency" not in values(measure()), "a release is counted once"
-    # two releases between two looks; only the first has a new delivery
+    assert "PublishLatency" not in sent(), "a release is counted once"
+    # two releases between two measurements; only the first has a new delivery
     lake.published()
     clock.wait(5)
     unpublished.clear()
     lake.published(code="g")
-    found = values(measure())
-    assert (found["PublishLatency"], found["UnpublishedAge"]) == ((70,), (0,))
+    not_sent = values(measure())
+    assert not_sent["PublishLatency"] == (610,)
+    found = sent()
+    assert (found["PublishLatency"], found["UnpublishedAge"]) == ((610,), (0,)), "what could not be sent is sent later"
+
+
+def test_a_rollback_makes_deliveries_wait_from_then_on(lake: Lake, clock: Clock) -> None:
+    deliver(lake, 1)
+    lake.published()
+    first = lake.live().release
+    deliver(lake, 2)
+    lake.published(code="g")
+    clock.wait(86400)
+    releases.rollback(lake.store, of_tests.ENVIRONMENT, first, "me", "to look at it")
+    clock.wait(60)
+    assert values(OfLake(lake.store, lambda: PROJECTS, clock)())["UnpublishedAge"] == (60,)
+
+
+def test_deliveries_are_listed_every_five_minutes_or_after_a_publish(lake: Lake, clock: Clock) -> None:
+    listed: list[str] = []
+    original = lake.store.modified
+    lake.store.modified = lambda *arguments: listed.append(arguments[0]) or original(*arguments)  # type: ignore
+    measure = OfLake(lake.store, lambda: PROJECTS, clock)
+    counts = []
+    for seconds in (0, 60, 60, 180, 60):
+        clock.wait(seconds)
+        before = len(listed)
+        list(measure())
+        counts.append(len(listed) > before)
+    assert counts == [True, False, False, True, False]
+    lake.published()
+    before = len(listed)
+    list(measure())
+    assert len(listed) > before
 
 
 def test_what_was_published_before_the_service_started_has_no_latency(lake: Lake, clock: Clock) -> None:
@@ -106,22 +144,21 @@ def test_what_was_published_before_the_service_started_has_no_latency(lake: Lake
     assert "PublishLatency" not in values(OfLake(lake.store, lambda: PROJECTS, clock)())
 
 
-def test_a_part_that_fails_leaves_the_others_and_is_named() -> None:
+def test_a_part_that_fails_is_named() -> None:
     def broken() -> Iterator[Metric]:
         yield one("DiskUsed", 1)
         raise OSError("no route to host")
 
-    found, problems = measured({"the lake": broken, "the machine": lambda: [one("MemoryUsed", 5)]})
-    assert [metric.name for metric in found] == ["Heartbeat", "MemoryUsed"]
-    assert problems == ["the lake can't be measured: no route to host"]
+    assert measured("the lake", broken) == ([], "the lake can't be measured: no route to host")
+    assert measured("the machine", lambda: [one("MemoryUsed", 5)]) == ([one("MemoryUsed", 5)], "")
 
 
 def test_the_machine_is_measured_and_an_unreachable_server_is_a_problem() -> None:
     found = values(OfMachine("", "")())
     assert found.keys() == {"DiskUsed", "MemoryUsed"}
     assert all(0 < value[0] < 100 for value in found.values())
-    _, problems = measured({"the machine": OfMachine("127.0.0.1:1", "busco.test")})
-    assert "Connection refused" in problems[0]
+    _, problem = measured("the machine", OfMachine("127.0.0.1:1", "busco.test"))
+    assert "Connection refused" in problem
 
 
 class CloudWatch:
@@ -146,27 +183,48 @@ def test_metrics_have_a_unit_one_dimension_and_at_most_a_thousand_fit_into_a_req
     assert datum["Timestamp"].tzinfo is UTC
 
 
-def test_the_service_goes_on_after_an_outage_of_cloudwatch_and_ends_when_it_is_stopped(
+class Counting:
+    """A part that counts what has been sent."""
+
+    def __init__(self) -> None:
+        self.number = self.known = 0
+
+    def __call__(self) -> Iterator[Metric]:
+        self.number += 1
+        yield one("FailedTasks", self.number - self.known)
+
+    def sent(self) -> None:
+        self.known = self.number
+
+
+def test_the_service_goes_on_after_an_outage_of_cloudwatch_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cloudwatch, stop, health = CloudWatch(), threading.Event(), Health(tmp_path, "metrics")
-    monkeypatch.setattr(metrics, "client", lambda *_: cloudwatch)
-    monkeypatch.setattr(metrics, "parts", lambda _: {"one": lambda: [one("MemoryUsed", 5)]})
+    cloudwatch, stop, health, part = CloudWatch(), threading.Event(), Health(tmp_path, "metrics"), Counting()
+
+    def broken() -> Iterator[Metric]:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(metrics, "client", lambda *_, **__: cloudwatch)
+    monkeypatch.setattr(metrics, "parts", lambda _: {"the lake": broken, "Airflow": part})
     cloudwatch.reachable = False
     settings = Settings(metrics_platform="busco")
     thread = threading.Thread(target=serve, args=(settings, stop, health), kwargs={"every": 0.05})
     thread.start()
     try:
-        waited(lambda: "the metrics can't be put into CloudWatch" in caplog.text)
+        waited(lambda: caplog.text.count("the metrics could not be sent to CloudWatch") > 3)
         # a deployment is not to fail because of it
         assert unhealthy(tmp_path, "metrics") == ""
         cloudwatch.reachable = True
-        waited(lambda: len(cloudwatch.requests) > 1)
+        waited(lambda: len(cloudwatch.requests) > 3)
     finally:
         stop.set()
         thread.join(10)
     assert not thread.is_alive()
-    assert {datum["MetricName"] for datum in cloudwatch.requests[0]["MetricData"]} == {"Heartbeat", "MemoryUsed"}
+    data = [datum for request in cloudwatch.requests for datum in request["MetricData"]]
+    assert "Heartbeat" in {datum["MetricName"] for datum in data}
+    assert sum(datum["Values"][0] for datum in data if datum["MetricName"] == "FailedTasks") == part.known
+    assert "the lake can't be measured: no route to host" in caplog.text
 
 
 def waited(condition: Any) -> None:

@@ -29,7 +29,7 @@ WITHOUT = ("--without", "network", "--without", "host")
 OWN = ("GluePrefix=trial_", "WorkgroupName=trial", "BucketPolicies=none")
 AIRFLOW = ROOT / "deploy/aws/airflow.yaml"
 ECR, PARAMETERS = f"arn:aws:ecr:{HERE}:repository", f"arn:aws:ssm:{HERE}:parameter"
-SECRETS, LOGS = f"arn:aws:secretsmanager:{HERE}:secret", f"arn:aws:logs:{HERE}:log-group:"
+SECRETS = f"arn:aws:secretsmanager:{HERE}:secret"
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,6 @@ STATEMENTS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     ),
     "ReadItsParameters": ("ssm:GetParameter", f"{PARAMETERS}/busco/config", f"{PARAMETERS}/other/config", {}),
     "PutItsMetrics": ("cloudwatch:PutMetricData", "*", "", {"cloudwatch:namespace": NAMESPACE}),
-    "WriteItsLogs": ("logs:PutLogEvents", f"{LOGS}/busco/airflow:log-stream:a", f"{LOGS}/busco/dbt:log-stream:a", {}),
     "UseSessionManager": ("ssmmessages:OpenDataChannel", "*", "", {}),
 }
 
@@ -152,7 +151,7 @@ def test_each_alarm_and_each_widget_has_a_metric_that_the_platform_puts(
         assert alarm["Dimensions"] == [{"Name": DIMENSION, "Value": platform}]
         assert alarm["TreatMissingData"] in ("breaching", "notBreaching", "ignore"), alarm["AlarmName"]
         assert alarm["AlarmDescription"].endswith((".", "?"))
-    body = json.loads(cloudwatch.get_dashboard(DashboardName="busco")["DashboardBody"])
+    body = json.loads(cloudwatch.get_dashboard(DashboardName=f"busco-{REGION}")["DashboardBody"])
     shown = [metric for widget in body["widgets"] for metric in widget["properties"].get("metrics", [])]
     assert all(metric[0] == NAMESPACE and metric[2:] == [DIMENSION, platform] for metric in shown)
     # these are for alarms only

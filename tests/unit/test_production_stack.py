@@ -306,6 +306,12 @@ def test_values_of_host_yaml_are_taken_and_without_it_the_network_s_have_default
     assert (found["DB_PASSWORD"], found["DB_PASSWORD_SECRET"]) == ("", terraform["database_secret"]["value"])
     assert made(copy, *given).returncode == 0
     assert values(copy) == found, "it is safe to run again"
+    # what the stacks have in the meantime: a default is replaced, and a value is kept, with a note
+    terraform |= {"metrics_platform": {"value": "busco"}, "task_subnets": {"value": "subnet-9"}}
+    (copy / "terraform.json").write_text(json.dumps(terraform))
+    done = made(copy, *given)
+    assert "note: .env keeps BUSCO_ECS_SUBNETS=subnet-1,subnet-2; the outputs have subnet-9." in done.stdout
+    assert values(copy) == {**found, "BUSCO_METRICS_PLATFORM": "busco"}
 
 
 UNUSUAL = ("BUSCO_VERSION", "NGINX_VERSION", "CERTBOT_VERSION", "COMPOSE_PROJECT_NAME", "LETSENCRYPT_SERVER")

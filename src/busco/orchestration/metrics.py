@@ -1,8 +1,8 @@
-"""Measures the platform, and puts the values into CloudWatch (`busco metrics serve`), for the alarms and the dashboard.
+"""Measures the platform, and sends the values to CloudWatch (`busco metrics serve`), for the alarms and the dashboard.
 
-Each look measures four parts independently: Airflow (its database), the lake, the queue of new objects, and the
-machine. If one of them can't be measured, its metrics are missing, and the others are reported. For each alarm,
-`deploy/aws/airflow.yaml` says what missing data means.
+Each measurement has four parts, which are sent one after the other: Airflow (its database), the lake, the queue of new
+objects, and the machine. If one of them can't be measured, its metrics are missing, and the others are sent. For each
+alarm, `deploy/aws/airflow.yaml` says what missing data means.
 
 All metrics are in the namespace `Busco`, and have one dimension, `Platform`, the template's `Name`.
 """
@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import psutil
@@ -36,6 +36,7 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import Pin, Release, utc_now
 from busco.lake.releases import Live, history, read_live
 from busco.orchestration import database
+from busco.orchestration.places import ABANDONED
 from busco.orchestration.service_health import BEAT, Health
 from busco.project import Project
 from busco.settings import Settings
@@ -45,25 +46,29 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "Busco"
 DIMENSION = "Platform"
-EVERY = 60.0  # seconds between two looks: CloudWatch's standard resolution
-# Seconds after which the end of a task or run is counted: its row is written a little later than the time in it.
-_SETTLED = 10.0
+EVERY = 60.0  # seconds between two measurements: CloudWatch's standard resolution
+_LAKE_EVERY = 300.0  # seconds between two listings of all deliveries, unless another release has become live
+# Seconds after which the end of a task or run is counted: Airflow writes its row later than the time in it, and calls
+# the task's callbacks in between.
+_SETTLED = 60.0
 _BATCH = 1000  # metrics per request (CloudWatch API reference, PutMetricData)
-_TIMEOUT = 10.0  # seconds
+_TIMEOUT = 10.0  # seconds, for one request or query
+# so that one part that hangs does not hold the others back for long
+_QUICK: Any = {"connect_timeout": 5, "read_timeout": _TIMEOUT, "retries": {"mode": "standard", "max_attempts": 2}}
 
 Unit = Literal["Count", "Seconds", "Bytes", "Percent"]
 
 # What each metric measures; times are in UTC. docs/operating.md has the same table.
 METRICS: dict[str, tuple[Unit, str]] = {
-    "Heartbeat": ("Count", "1 for each look"),
+    "Heartbeat": ("Count", "1 for each measurement"),
     "SchedulerSilence": ("Seconds", "time since the scheduler's last heartbeat"),
     "TriggererSilence": ("Seconds", "time since the triggerer's last heartbeat"),
     "QueuedTasks": ("Count", "task instances that are scheduled or queued, but not running"),
     "ImportErrors": ("Count", "DAG files that Airflow can't import"),
-    "FailedTasks": ("Count", "task instances that failed since the last look"),
-    "SucceededRuns": ("Count", "DAG runs of dbt projects that succeeded since the last look"),
-    "FailedRuns": ("Count", "DAG runs of dbt projects that failed since the last look"),
-    "RunDuration": ("Seconds", "duration of each DAG run of a dbt project that ended since the last look"),
+    "FailedTasks": ("Count", "task instances that failed since the last measurement"),
+    "SucceededRuns": ("Count", "DAG runs of dbt projects that succeeded since the last measurement"),
+    "FailedRuns": ("Count", "DAG runs of dbt projects that failed since the last measurement"),
+    "RunDuration": ("Seconds", "duration of each DAG run of a dbt project that ended since the last measurement"),
     "WaitingForSlots": ("Count", "ECS tasks that wait for one of BUSCO_MAX_ECS_TASKS slots"),
     "ReleaseAge": ("Seconds", "age of the live release"),
     "ReleaseRows": ("Count", "rows of all tables of the live release"),
@@ -81,7 +86,7 @@ METRICS: dict[str, tuple[Unit, str]] = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's values in one look; a metric without values is not reported."""
+    """A metric's values in one measurement; a metric without values is not sent."""
 
     name: str
     values: tuple[float, ...]
@@ -104,7 +109,8 @@ where job_type in ('SchedulerJob', 'TriggererJob') group by job_type
 """
 _TASKS = "select count(*) from task_instance where state in ('scheduled', 'queued')"
 _IMPORT_ERRORS = "select count(*) from import_error"
-_WAITING = "select count(*) from busco_ecs_slot where not is_taken"
+# without rows that nobody asks for any more, and that the next request deletes
+_WAITING = f"select count(*) from busco_ecs_slot where not is_taken and asked_at > clock_timestamp() - {ABANDONED}"
 _FAILED = "select count(*) from task_instance where state = 'failed' and end_date > %s and end_date <= %s"
 _RUNS = """
 select state, extract(epoch from end_date - start_date) from dag_run
@@ -115,7 +121,7 @@ and exists (select 1 from dag_tag where dag_tag.dag_id = dag_run.dag_id and dag_
 
 @dataclass
 class OfAirflow:
-    """Measures Airflow by its database, whose clock is used. What ended before the first look is not counted.
+    """Measures Airflow by its database, whose clock is used. What ended before the first measurement is not counted.
 
     Args:
         connect: opens a connection.
@@ -123,12 +129,17 @@ class OfAirflow:
 
     connect: Callable[[], Any]
     _until: datetime | None = None
+    _now: datetime | None = None
+
+    def sent(self) -> None:
+        """What was counted has reached CloudWatch, and is not counted again."""
+        self._until = self._now
 
     def __call__(self) -> Iterator[Metric]:
         with closing(self.connect()) as connection, connection, connection.cursor() as cursor:
             cursor.execute("select now() - make_interval(secs => %s)", [_SETTLED])
             until = cursor.fetchone()[0]
-            since = self._until or until - timedelta(seconds=EVERY)
+            since = self._until or until
             cursor.execute(_SILENCE)
             silence = dict(cursor.fetchall())
             counted = {"QueuedTasks": _TASKS, "ImportErrors": _IMPORT_ERRORS}
@@ -145,7 +156,7 @@ class OfAirflow:
         for state, name in (("success", "SucceededRuns"), ("failed", "FailedRuns")):
             found.append(one(name, sum(run[0] == state for run in runs)))
         found.append(Metric("RunDuration", tuple(float(run[1]) for run in runs)))
-        self._until = until
+        self._now, self._until = until, since
         yield from found
 
 
@@ -154,64 +165,87 @@ def _count(cursor: Any, query: str, *values: Any) -> int:
     return int(cursor.fetchone()[0])
 
 
+@dataclass(frozen=True)
+class Ages:
+    """The times (UTC) of a lake's deliveries: when each table's were made, oldest first, and since when the oldest one
+    waits that is not published (None: nothing waits)."""
+
+    made: Mapping[str, Sequence[datetime]]
+    waiting: datetime | None
+
+    @property
+    def newest(self) -> datetime | None:
+        return max((times[-1] for times in self.made.values() if times), default=None)
+
+
 @dataclass
 class OfLake:
-    """Measures the lake's environment prod. The latency of what was published before the first look is not reported."""
+    """Measures the lake's environment prod. What was published before the first measurement has no latency."""
 
     store: ObjectStore
     projects: Callable[[], Iterable[Project]]
     now: Callable[[], datetime] = utc_now
     environment: EnvironmentLayout = field(default_factory=lambda: EnvironmentLayout("prod"))
-    _seen: str | None = None  # the release that was live at the last look, '' if there was none
-    _published: dict[str, pending.Published] = field(default_factory=dict)  # by project, as of that release
+    _sent: str | None = None  # the release whose latency was sent last, '' if there was none
+    _seen: str = ""  # the release that was live at the last measurement
+    _ages: Ages | None = None  # as of `_listed`
+    _listed: datetime | None = None
+
+    def sent(self) -> None:
+        """What was measured has reached CloudWatch, and is not sent again."""
+        self._sent = self._seen
 
     def __call__(self) -> Iterator[Metric]:
         now, live = self.now(), read_live(self.store, self.environment)
-        name_of_live = live.release.release if live else ""
-        if name_of_live != self._seen:
-            self._published.clear()
+        seen, self._seen = self._seen, live.release.release if live else ""
+        is_old = self._listed is None or (now - self._listed).total_seconds() >= _LAKE_EVERY
+        if self._ages is None or is_old or seen != self._seen:
+            self._ages, self._listed = self._measured_ages(live), now
+        ages = self._ages
         if live is not None:
             yield one("ReleaseAge", (now - live.release.created_at).total_seconds())
             yield one("ReleaseRows", sum(table.rows for table in live.release.tables.values()))
             yield one("ReleaseBytes", sum(table.bytes for table in live.release.tables.values()))
+        if ages.newest is not None:
+            yield one("DeliveryAge", (now - ages.newest).total_seconds())
+        yield one("UnpublishedAge", (now - ages.waiting).total_seconds() if ages.waiting else 0)
+        if self._sent is None:
+            self._sent = self._seen
+        yield Metric("PublishLatency", tuple(self._latencies(live, ages.made)))
+
+    def _measured_ages(self, live: Live | None) -> Ages:
         projects = list(self.projects())
         tables = {contract.name: contract for project in projects for contract in project.contracts}
         made = {
             name: sorted(self.store.modified(delivery_prefix(contract.source, contract.table)).values())
             for name, contract in tables.items()
         }
-        if newest := [times[-1] for times in made.values() if times]:
-            yield one("DeliveryAge", (now - max(newest)).total_seconds())
-        oldest = now
+        waiting = []
         for project in projects:
-            before = self._before(project)
+            before = pending.published(self.store, self.environment, project.identity) if live else pending.NOTHING
             for name in pending.unpublished(pending.current_sets(self.store, project.contracts), before):
-                # S3's times have whole seconds, so the newest delivery can seem older than the pin
-                since = [time for time in made[name] if before.pinned_at is None or time > before.pinned_at]
-                oldest = min([oldest, *(since or made[name][-1:])[:1]])
-        yield one("UnpublishedAge", (now - oldest).total_seconds())
-        yield Metric("PublishLatency", tuple(self._latencies(live, made)))
-        self._seen = name_of_live
-
-    def _before(self, project: Project) -> pending.Published:
-        """Returns what a project published last; it is read again only if another release has become live."""
-        if (known := self._published.get(project.identity)) is None:
-            known = pending.published(self.store, self.environment, project.identity)
-            self._published[project.identity] = known
-        return known
+                if before.rolled_back and live is not None:
+                    # since the rollback, whatever it has taken back
+                    waiting.append(live.release.created_at)
+                    continue
+                newer = [time for time in made[name] if before.pinned_at is not None and time > before.pinned_at]
+                # S3's times have whole seconds, so the newest delivery can seem older than the pin. A project that has
+                # never published anything waits for its newest delivery
+                waiting += newer[:1] or made[name][-1:]
+        return Ages(made, min(waiting, default=None))
 
     def _latencies(self, live: Live | None, made: Mapping[str, Sequence[datetime]]) -> Iterator[float]:
-        """Yields, for each release since the last look that contains new deliveries, the time since the oldest one.
+        """Yields, for each release since the last one that was sent, the time since its oldest new delivery.
 
         Args:
             made: the times at which each table's deliveries were made, oldest first.
         """
-        if live is None or self._seen in (None, live.release.release):
+        if live is None or self._sent == live.release.release:
             return
         waiting: dict[str, tuple[Release, Pin]] = {}  # by project: a new release whose predecessor is not found yet
         is_new = True
         for release in history(self.store, self.environment):
-            is_new = is_new and release.release != self._seen
+            is_new = is_new and release.release != self._sent
             if not is_new and not waiting:
                 return
             if (pin := self._pin(release)) is None:
@@ -296,7 +330,11 @@ def expiry(server: str, name: str) -> datetime:
 
 # -- the service ------------------------------------------------------------------------------------------------------
 
-Part = Callable[[], Iterable[Metric]]
+
+class Part(Protocol):
+    """A part of what is measured. If it has `sent`, that is called once its metrics have reached CloudWatch."""
+
+    def __call__(self) -> Iterable[Metric]: ...
 
 
 def parsed_projects(settings: Settings) -> Iterator[Project]:
@@ -311,29 +349,27 @@ def parsed_projects(settings: Settings) -> Iterator[Project]:
 def parts(settings: Settings) -> dict[str, Part]:
     """Returns what is measured, by the name of the part."""
     dsn = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+    options = f"-c statement_timeout={int(_TIMEOUT * 1000)}"
     return {
-        "Airflow": OfAirflow(lambda: database.connect(dsn, connect_timeout=int(_TIMEOUT))),
-        "the lake": OfLake(
-            ObjectStore(client("s3", settings), settings.lake_bucket), lambda: parsed_projects(settings)
-        ),
-        "the queue": OfQueue(settings),
+        "Airflow": OfAirflow(lambda: database.connect(dsn, connect_timeout=int(_TIMEOUT), options=options)),
         "the machine": OfMachine(settings.metrics_server, urlsplit(settings.airflow_url).hostname or ""),
+        "the queue": OfQueue(settings),
+        "the lake": OfLake(
+            ObjectStore(client("s3", settings, **_QUICK), settings.lake_bucket), lambda: parsed_projects(settings)
+        ),
     }
 
 
-def measured(measure: Mapping[str, Part]) -> tuple[list[Metric], list[str]]:
-    """Measures each part; returns the metrics, and a sentence for each part that could not be measured."""
-    found, problems = [one("Heartbeat", 1)], []
-    for name, part in measure.items():
-        try:
-            found += list(part())
-        except Exception as error:
-            problems.append(f"{name} can't be measured: {printable(str(error) or type(error).__name__)}")
-    return [metric for metric in found if metric.values], problems
+def measured(name: str, part: Part) -> tuple[list[Metric], str]:
+    """Measures a part; returns its metrics, and why it could not be measured, or ''."""
+    try:
+        return [metric for metric in part() if metric.values], ""
+    except Exception as error:
+        return [], f"{name} can't be measured: {printable(str(error) or type(error).__name__)}"
 
 
 def put(cloudwatch: Any, platform: str, metrics: Sequence[Metric]) -> None:
-    """Puts metrics into CloudWatch.
+    """Sends metrics to CloudWatch.
 
     Args:
         platform: the value of the dimension `Platform`.
@@ -348,22 +384,33 @@ def put(cloudwatch: Any, platform: str, metrics: Sequence[Metric]) -> None:
         cloudwatch.put_metric_data(Namespace=NAMESPACE, MetricData=data[start : start + _BATCH])
 
 
+def send(cloudwatch: Any, platform: str, metrics: Sequence[Metric]) -> bool:
+    """Sends metrics to CloudWatch; returns whether they arrived. If not, this is logged."""
+    try:
+        put(cloudwatch, platform, metrics)
+    except (BotoCoreError, ClientError) as error:
+        log.warning("the metrics could not be sent to CloudWatch: %s", error)
+        return False
+    return True
+
+
 def serve(settings: Settings, stop: threading.Event, health: Health, every: float = EVERY) -> None:
     """Measures the platform every `every` seconds until `stop` is set.
 
-    What can't be measured or put is logged, and tried again at the next look. The service is healthy as long as it
-    looks: an outage of CloudWatch must not make a deployment fail, and an alarm reports missing metrics.
+    What can't be measured or sent is logged, and tried again with the next measurement. The service is healthy as long
+    as it measures: an outage of CloudWatch must not make a deployment fail, and an alarm reports missing metrics.
     """
-    cloudwatch, measure = client("cloudwatch", settings), parts(settings)
+    cloudwatch, measure = client("cloudwatch", settings, **_QUICK), parts(settings)
     due = time.monotonic()
     while True:
-        found, problems = measured(measure)
-        for problem in problems:
-            log.warning("%s", problem)
-        try:
-            put(cloudwatch, settings.metrics_platform, found)
-        except (BotoCoreError, ClientError) as error:
-            log.warning("the metrics can't be put into CloudWatch: %s", error)
+        send(cloudwatch, settings.metrics_platform, [one("Heartbeat", 1)])
+        for name, part in measure.items():
+            health.beat()
+            found, problem = measured(name, part)
+            if problem:
+                log.warning("%s", problem)
+            elif send(cloudwatch, settings.metrics_platform, found) and (sent := getattr(part, "sent", None)):
+                sent()
         due = max(due + every, time.monotonic())
         while (left := due - time.monotonic()) > 0:
             if stop.wait(min(left, BEAT)):

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 STALE = 60.0  # seconds without a heartbeat after which a granted slot is checked: its owner may have died
 FULL = 5.0  # seconds between two checks for slots that can be freed, while an order waits for a slot
+ABANDONED = "interval '1 minute'"  # in SQL: a waiting row whose slot has not been requested for this long is abandoned
 _BEAT = 10.0  # seconds between two heartbeats of a granted slot; several must be missed before the slot is stale
 _ASK = 1.0  # seconds between two requests for a slot
 _ANSWER = 120.0  # seconds that `discard` waits for a RunTask call in progress

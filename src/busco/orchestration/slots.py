@@ -13,10 +13,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from busco.orchestration.places import Holder, Place
+from busco.orchestration.places import ABANDONED, Holder, Place
 
 _LOCK = 7_302_271_115  # the advisory lock's number: arbitrary, but not used for anything else in this database
-_FORGOTTEN = "interval '1 minute'"  # a waiting row whose slot has not been requested for this long is abandoned
 _TABLE = """
 create table if not exists busco_ecs_slot (
     id bigserial primary key,
@@ -75,7 +74,7 @@ class Slots:
                 {"token": token, "label": label, "start": start},
             )
             session.execute(
-                text(f"delete from busco_ecs_slot where not is_taken and asked_at < {self._now()} - {_FORGOTTEN}")
+                text(f"delete from busco_ecs_slot where not is_taken and asked_at < {self._now()} - {ABANDONED}")
             )
             mine, is_taken, arn = session.execute(
                 text("select id, is_taken, task_arn from busco_ecs_slot where token = :token"), {"token": token}
