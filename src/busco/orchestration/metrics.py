@@ -137,6 +137,7 @@ class OfAirflow:
 
     def __call__(self) -> Iterator[Metric]:
         with closing(self.connect()) as connection, connection, connection.cursor() as cursor:
+            cursor.execute("set local statement_timeout = %s", [int(_TIMEOUT * 1000)])
             cursor.execute("select now() - make_interval(secs => %s)", [_SETTLED])
             until = cursor.fetchone()[0]
             since = self._until or until
@@ -349,9 +350,8 @@ def parsed_projects(settings: Settings) -> Iterator[Project]:
 def parts(settings: Settings) -> dict[str, Part]:
     """Returns what is measured, by the name of the part."""
     dsn = os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
-    options = f"-c statement_timeout={int(_TIMEOUT * 1000)}"
     return {
-        "Airflow": OfAirflow(lambda: database.connect(dsn, connect_timeout=int(_TIMEOUT), options=options)),
+        "Airflow": OfAirflow(lambda: database.connect(dsn, connect_timeout=int(_TIMEOUT))),
         "the machine": OfMachine(settings.metrics_server, urlsplit(settings.airflow_url).hostname or ""),
         "the queue": OfQueue(settings),
         "the lake": OfLake(
