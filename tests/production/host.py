@@ -48,7 +48,7 @@ nsenter --target "$pid" --net sh -c '
     ip addr add 169.254.169.254/32 dev lo; ip addr add 10.254.0.2/30 dev imds1; ip link set imds1 up; ip link set lo up
     ip route add default via 10.254.0.1'
 ip route replace 169.254.169.254/32 via 10.254.0.2
-for attempt in 1 2 3 4 5 6 7 8 9 10; do
+for attempt in $(seq 60); do
     if curl --silent --noproxy '*' --max-time 2 http://169.254.169.254/ >/dev/null; then exit; fi
     sleep 1
 done
