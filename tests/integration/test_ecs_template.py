@@ -42,7 +42,7 @@ def cases(who: str, *requests: tuple[str, str] | tuple[str, str, dict[str, str]]
 
 
 ROLES = ("RunnerRoleArn", "IngestRoleArn", "PublisherRoleArn", "ExecutionRole", "StartTasksPolicy", "EventsPolicy")
-MANAGED = ("StartTasksPolicy", "EventsPolicy")
+MANAGED = ("StartTasksPolicy", "EventsPolicy", "HostPolicy")
 QUEUE, DEAD_LETTERS = (f"arn:aws:sqs:{HERE}:busco-events{name}" for name in ("", "-dead-letters"))
 ORDER, OUTCOME = (f"{LAKE}/_lake/ingest/20261201T101500-0f3c/{name}.json" for name in ("order", "outcome"))
 IN = {"ecs:cluster": CLUSTER}
@@ -84,6 +84,29 @@ RECORDED = [
 ]
 
 ALLOWED = [
+    *cases(
+        "HostPolicy",
+        ("ecr:GetAuthorizationToken", "*"),
+        *(
+            (f"ecr:{action}", f"{ECR}/busco-{name}")
+            for action in ("BatchCheckLayerAvailability", "BatchGetImage", "GetDownloadUrlForLayer")
+            for name in ("airflow", "nginx", "certbot", "redis", "postgres")
+        ),
+        ("secretsmanager:GetSecretValue", f"arn:aws:secretsmanager:{HERE}:secret:busco/config-Ab12Cd"),
+        ("ssm:GetParameter", f"arn:aws:ssm:{HERE}:parameter/busco/config"),
+        ("ssm:GetParameters", f"arn:aws:ssm:{HERE}:parameter/busco/config"),
+        ("cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "Busco"}),
+        *(
+            (action, "*")
+            for action in (
+                "ssm:UpdateInstanceInformation",
+                "ssmmessages:CreateControlChannel",
+                "ssmmessages:CreateDataChannel",
+                "ssmmessages:OpenControlChannel",
+                "ssmmessages:OpenDataChannel",
+            )
+        ),
+    ),
     *cases(
         "RunnerRoleArn",
         *[("s3:GetObject", key) for key in (*PUBLISHING[:3], *STEERING, DELIVERY, BRONZE, GOLD, f"{METADATA}/1a.avro")],
@@ -346,7 +369,10 @@ DENIED = [
 @pytest.fixture(scope="module")
 def outputs(server: Server) -> dict[str, str]:
     cloudformation = server.client("cloudformation")
-    described = [cloudformation.describe_stacks(StackName=name)["Stacks"][0] for name in (stacks.EVENTS, stacks.ECS)]
+    described = [
+        cloudformation.describe_stacks(StackName=name)["Stacks"][0]
+        for name in (stacks.EVENTS, stacks.ECS, stacks.AIRFLOW)
+    ]
     return {output["OutputKey"]: output["OutputValue"] for one in described for output in one["Outputs"]}
 
 
@@ -391,6 +417,18 @@ def test_a_role_is_denied_everything_else(
     assert decision(policies[who], action, resource.format(**outputs), context) != "Allow"
 
 
+# what supports no resources (Service Authorization Reference)
+SESSIONS = [
+    "ssm:UpdateInstanceInformation",
+    *(f"ssmmessages:{name}" for name in ("CreateControlChannel", "CreateDataChannel")),
+    *(f"ssmmessages:{name}" for name in ("OpenControlChannel", "OpenDataChannel")),
+]
+WITHOUT_RESOURCES = (
+    ["ecr:GetAuthorizationToken"], ["ecs:ListTasks"], ["ecs:DescribeTaskDefinition"], ["cloudwatch:PutMetricData"],
+    SESSIONS,
+)  # fmt: skip
+
+
 def test_every_granted_permission_is_tested_and_none_is_a_pattern(
     policies: dict[str, list[dict[str, Any]]],
 ) -> None:
@@ -401,7 +439,7 @@ def test_every_granted_permission_is_tested_and_none_is_a_pattern(
             actions = [statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"]
             assert not [action for action in actions if "*" in action]
             if statement["Resource"] == "*":
-                assert actions in (["ecr:GetAuthorizationToken"], ["ecs:ListTasks"], ["ecs:DescribeTaskDefinition"])
+                assert actions in WITHOUT_RESOURCES
             assert {(who, action) for action in actions} <= tested
 
 
@@ -562,7 +600,7 @@ def test_a_new_image_becomes_the_next_revision_and_is_deployed_only_once(server:
     aws.up(other, printed.append)
     aws.up(other, printed.append)
     assert [line.partition(" in ")[0] for line in printed] == [
-        "deployed deploy/aws/events.yaml, deploy/aws/lake.yaml, deploy/aws/ecs.yaml"
+        "deployed deploy/aws/events.yaml, deploy/aws/lake.yaml, deploy/aws/ecs.yaml, deploy/aws/airflow.yaml"
     ]
     now = ecs.describe_task_definition(taskDefinition=get_settings().ecs_task_definition_large)["taskDefinition"]
     assert (now["revision"], now["containerDefinitions"][0]["image"]) == (2, "busco-dbt:other")
