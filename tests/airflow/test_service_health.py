@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -20,10 +23,11 @@ def checked() -> tuple[int, str]:
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BUSCO_STATE_DIR", str(tmp_path))
+def state(tmp_path: Path) -> Iterator[Path]:
+    with mock.patch.dict(os.environ, BUSCO_STATE_DIR=str(tmp_path)):
+        get_settings.cache_clear()
+        yield tmp_path
     get_settings.cache_clear()
-    return tmp_path
 
 
 def test_a_service_that_cannot_reach_what_it_needs_is_not_restarted_and_says_so(state: Path) -> None:
