@@ -284,7 +284,7 @@ class OfQueue:
     def __call__(self) -> Iterator[Metric]:
         if not self.settings.events_queue:
             return
-        sqs = client("sqs", self.settings)
+        sqs = client("sqs", self.settings, **_QUICK)
         counts = Queue(sqs, self.settings.events_queue, self.settings.events_dead_letters).counts()
         yield one("WaitingMessages", counts.waiting)
         yield one("DeadLetters", counts.dead_letters)
