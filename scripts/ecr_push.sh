@@ -113,5 +113,10 @@ for public in "${!copies[@]}"; do
 done
 version=
 if [[ $kind == dev ]]; then version="--version $tag "; fi
+# the stacks' repository is <Name>-dbt
+repository=$(env_get DBT_IMAGE)
+repository=${repository##*/}
+name=
+if [[ $repository == *-dbt && $repository != busco-dbt ]]; then name=" --name ${repository%-dbt}"; fi
 printf 'deploy it: scripts/ec2_deploy.sh %s<ec2-host> <path-to-ssh-key.pem>\n' "$version"
-printf 'then let new ECS tasks run the same commit: aws cloudformation deploy --stack-name busco-ecs --template-file deploy/aws/ecs.yaml --capabilities CAPABILITY_NAMED_IAM --parameter-overrides DbtImage=%s\n' "${target[dbt]}"
+printf 'then let new ECS tasks run the same commit: deploy/aws/deploy.sh%s --models-image %s\n' "$name" "${target[dbt]}"

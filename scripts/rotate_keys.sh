@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Replaces a key or password of the production platform in .env, and deploys it. Each step is safe to repeat: after an
 # interruption, run the same command again.
-# usage: scripts/rotate_keys.sh [--dry-run] WHAT <ec2-host> <path-to-ssh-key.pem>
+# usage: scripts/rotate_keys.sh [--dry-run] WHAT <ec2-host> [<path-to-ssh-key.pem>]     as for ec2_deploy.sh
 #   fernet     the key that encrypts connections and variables in Airflow's database: deploys the new and the old key,
 #              encrypts everything with the new one, and then deploys the new key alone
 #   session    the key that signs web sessions; everybody logs in again
@@ -20,10 +20,11 @@ while (($#)); do
         *) break ;;
     esac
 done
-if (($# != 3)); then usage >&2; exit 2; fi
+if (($# != 2 && $# != 3)); then usage >&2; exit 2; fi
 what=$1
 host=$2
-key=$(readlink -f "$3")
+key=${3:+$(readlink -f "$3")}
+given=(${key:+"$key"})
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/env.sh
 . scripts/lib/env.sh
@@ -63,6 +64,12 @@ if [[ -n $dry ]]; then
     esac
     exit 0
 fi
+if [[ -z $key ]] && ! is_instance "$host"; then
+    echo "give the path of the SSH key; only the id of an EC2 instance needs none" >&2
+    exit 2
+fi
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 find_login "$host" "$key"
 # The code stays: a key must be replaceable at any time, and whatever is checked out here. So the release is made from the
 # commit that is deployed
@@ -79,14 +86,14 @@ if ! git cat-file -e "$commit^{commit}" 2>/dev/null; then
     echo "the commit $commit, which is deployed on $login, is not in this clone; fetch it: git fetch" >&2
     exit 1
 fi
-worktree=$(mktemp -d)
-trap 'git worktree remove --force "$worktree" 2>/dev/null || rm -rf "$worktree"' EXIT
+worktree=$scratch/worktree
+trap 'git worktree remove --force "$worktree" 2>/dev/null; rm -rf "$scratch"' EXIT
 git worktree add --quiet --detach "$worktree" "$commit"
 project=$(env_get COMPOSE_PROJECT_NAME)
 project=${project:-busco}
 deploy() {
     cp --dereference --preserve=mode .env "$worktree/.env"
-    "$worktree/scripts/ec2_deploy.sh" --version "$version" "$host" "$key"
+    "$worktree/scripts/ec2_deploy.sh" --version "$version" "$host" ${given[@]+"${given[@]}"}
 }
 if [[ $what != fernet ]]; then
     set_value "$(openssl rand -hex 24)"

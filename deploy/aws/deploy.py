@@ -72,10 +72,12 @@ class Template:
     Attributes:
         name: the name of its file, without the suffix; the stack's name is `<Name>-<name>`.
         inputs: by parameter: the earlier template, and the name of its output.
+        needs: for a template that not everybody needs: the parameter with which it is deployed for the first time.
     """
 
     name: str
     inputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    needs: str = ""
 
     @property
     def path(self) -> Path:
@@ -114,6 +116,7 @@ TEMPLATES = (
             "DatabaseSecretArn": ("host", "DatabaseSecret"),
         },
     ),
+    Template("github", {"HostInstance": ("host", "HostInstance")}, needs="GitHubRepository"),
 )
 
 
@@ -177,9 +180,22 @@ def main() -> int:
         metavar="RESOURCE",
         help="allow the replacement or removal of this resource (its logical id), although it has data or a state",
     )
+    parser.add_argument(
+        "--models-image",
+        nargs="?",
+        const="",
+        metavar="IMAGE",
+        help="only let new ECS tasks run this image, and change nothing else: the templates stay as they are deployed. "
+        "Without a value: the image of this commit, in the same repository as before",
+    )
     given = parser.parse_args()
     try:
-        deploy(given)
+        if given.models_image is not None:
+            if given.parameters:
+                raise Failed("--models-image takes no parameters: it changes nothing but the image")
+            change_image(given)
+        else:
+            deploy(given)
     except Failed as failed:
         print(f"error: {failed}", file=sys.stderr)
         return 1
@@ -200,6 +216,10 @@ def deploy(given: argparse.Namespace) -> None:
     account, region = _account()
     print(f"account {account}, region {region}", flush=True)
     stacks = {template.name: describe(f"{given.name}-{template.name}") for template in TEMPLATES}
+    templates = [
+        one for one in templates
+        if not one.needs or stacks[one.name].exists or one.needs in values.get(one.name, {})
+    ]  # fmt: skip
     for name in ("network", "host"):
         if stacks["ecs"].exists and not stacks[name].exists and name not in (*given.without, *given.create):
             raise Failed(
@@ -238,6 +258,31 @@ def deploy(given: argparse.Namespace) -> None:
         print(f"the outputs are in {given.outputs}; next: scripts/make_env.sh --production --outputs {given.outputs}")
 
 
+def change_image(given: argparse.Namespace) -> None:
+    """Lets new ECS tasks run another image, with the template that is deployed.
+
+    Raises:
+        Failed: see its message.
+    """
+    account, region = _account()
+    print(f"account {account}, region {region}", flush=True)
+    template = next(one for one in TEMPLATES if one.name == "ecs")
+    stack = describe(f"{given.name}-ecs")
+    if not stack.exists:
+        raise Failed(f"there is no stack {stack.name}; give the platform's name with --name")
+    image = given.models_image or f"{_repository(stack.parameters['DbtImage'])}:{_commit()}"
+    apply(template, stack, {"DbtImage": image}, given, keep_template=True)
+
+
+def _repository(image: str) -> str:
+    """`registry:5000/busco-dbt:tag@sha256:…` → `registry:5000/busco-dbt`."""
+    return re.sub(r":[^/:]*$", "", image.partition("@")[0])
+
+
+def _commit() -> str:
+    return _call("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
+
+
 def _given(arguments: list[str], templates: list[Template]) -> dict[str, dict[str, str]]:
     """Returns the parameters on the command line, by template."""
     found: dict[str, dict[str, str]] = {}
@@ -271,9 +316,8 @@ def _defaults(
     if stack.exists:
         return {}
     if template.name == "ecs" and "DbtImage" not in parameters:
-        commit = _call("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD").strip()
         registry = f"{account}.dkr.ecr.{region}.amazonaws.com"
-        return {"DbtImage": f"{registry}/{parameters['Name']}-dbt:{commit}"}
+        return {"DbtImage": f"{registry}/{parameters['Name']}-dbt:{_commit()}"}
     if template.name == "host":
         instance = parameters.get("InstanceType", "")
         # the generation of a Graviton type ends in g: t4g, m7g, c7gd
@@ -313,15 +357,24 @@ def _check_complete(template: Template, stack: Stack, parameters: Mapping[str, s
         raise Failed(f"{template.name}.yaml needs {', '.join(absent)}: give {absent[0]}=…{hint}")
 
 
-def apply(template: Template, stack: Stack, parameters: Mapping[str, str], given: argparse.Namespace) -> None:
+def apply(
+    template: Template,
+    stack: Stack,
+    parameters: Mapping[str, str],
+    given: argparse.Namespace,
+    keep_template: bool = False,
+) -> None:
     """Creates or updates one stack, or only shows what would change.
+
+    Args:
+        keep_template: update it with the template that it has, and not with the one in this folder.
 
     Raises:
         Failed: the stack can't be deployed, or its resources can't.
     """
     _check_status(stack)
     _discard(stack)
-    changes = _change_set(template, stack, parameters)
+    changes = _change_set(template, stack, parameters, keep_template)
     if changes is None:
         print(f"{stack.name}: nothing has changed", flush=True)
         return
@@ -374,9 +427,11 @@ def _check_status(stack: Stack) -> None:
         follow(stack.name, _newest_event(stack.name), is_ours=False)
 
 
-def _change_set(template: Template, stack: Stack, parameters: Mapping[str, str]) -> list[dict[str, Any]] | None:
+def _change_set(
+    template: Template, stack: Stack, parameters: Mapping[str, str], keep_template: bool
+) -> list[dict[str, Any]] | None:
     """Creates a change set; returns its changes, or None if there are none."""
-    known = template.parameters
+    known = list(stack.parameters) if keep_template else template.parameters
     listed: list[dict[str, Any]] = [
         {"ParameterKey": name, "ParameterValue": parameters[name]} for name in known if name in parameters
     ]
@@ -391,7 +446,8 @@ def _change_set(template: Template, stack: Stack, parameters: Mapping[str, str])
         _aws(
             *("cloudformation", "create-change-set", "--stack-name", stack.name, "--change-set-name", CHANGE_SET),
             *("--change-set-type", "UPDATE" if stack.exists else "CREATE", "--capabilities", "CAPABILITY_NAMED_IAM"),
-            *("--template-body", template.path.as_uri(), "--parameters", Path(file.name).as_uri()),
+            *(("--use-previous-template",) if keep_template else ("--template-body", template.path.as_uri())),
+            *("--parameters", Path(file.name).as_uri()),
         )
 
     def described() -> dict[str, Any] | None:

@@ -87,6 +87,21 @@ def test_templates_are_deployed_in_order_and_again_without_a_change(server: Serv
     assert re.search(
         r"trial-airflow: update\n(.*\n)* +update, perhaps replace +AWS::Logs::LogGroup +LogGroup\n", changed
     )
+    # for those who deploy from GitHub
+    github = ("GitHubRepository=owner/fork", "HostInstance=i-0123456789abcdef0")
+    provider = f"GitHubProviderArn=arn:aws:iam::{ACCOUNT}:oidc-provider/token.actions.githubusercontent.com"
+    assert "trial-github: create" in cli(*WITHOUT, *github, provider)
+    assert "trial-github: nothing has changed" in cli(*WITHOUT)
+    # only the image of the tasks changes; without a value, it is that of this commit
+    image = cli("--models-image", "registry.example.com:5000/trial-dbt:new")
+    assert set(re.findall(r"AWS::\S+", image)) == {"AWS::ECS::TaskDefinition"}
+    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True)
+    cli("--models-image")
+    (ecs,) = server.client("cloudformation").describe_stacks(StackName="trial-ecs")["Stacks"]
+    parameters = {one["ParameterKey"]: one["ParameterValue"] for one in ecs["Parameters"]}
+    assert parameters["DbtImage"] == f"registry.example.com:5000/trial-dbt:{commit.stdout.decode().strip()}"
+    assert parameters["GluePrefix"] == "trial_"
+    assert "there is no stack other-ecs" in cli("--name", "other", "--models-image", "x", status=1)
     assert "no template that is deployed has the parameter Nmae" in cli(*WITHOUT, "Nmae=x", status=1)
     assert "ecs.yaml needs LakeBucket, LandingBucket, LogsBucket" in cli("--without", "lake", "--name", "t", status=1)
 
@@ -132,6 +147,84 @@ def test_each_statement_of_the_host_s_policy_allows_what_it_is_for_and_no_more(
         assert decision([document], action, "*", {}) == "ImplicitDeny", action
     attached = server.client("iam").list_attached_role_policies(RoleName=f"busco-{REGION}-airflow")["AttachedPolicies"]
     assert outputs["HostPolicy"] in [one["PolicyArn"] for one in attached]
+
+
+# -- the permissions of the workflow that deploys ---------------------------------------------------------------------
+
+MACHINE = f"arn:aws:ec2:{HERE}:instance/i-0123456789abcdef0"
+CHANGED, TASKS = f"arn:aws:cloudformation:{HERE}:stack", f"arn:aws:ecs:{HERE}:task-definition"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/busco-{REGION}"
+DEPLOYS: dict[str, tuple[str, str, str, dict[str, str]]] = {
+    "LogInToTheRegistry": ("ecr:GetAuthorizationToken", "*", "", {}),
+    "PushImages": ("ecr:PutImage", f"{ECR}/busco-dbt", f"{ECR}/other", {}),
+    "AuthorizeAKeyOnTheMachine": ("ssm:SendCommand", MACHINE, MACHINE.replace("i-0", "i-1"), {}),
+    "ReadTheCommandsResult": ("ssm:GetCommandInvocation", "*", "", {}),
+    "ConnectToTheMachine": (
+        "ssm:StartSession",
+        f"arn:aws:ssm:{REGION}::document/AWS-StartSSHSession",
+        f"arn:aws:ssm:{REGION}::document/SSM-SessionManagerRunShell",
+        {"ssm:SessionDocumentAccessCheck": "true"},
+    ),
+    "EndItsSessions": (
+        "ssm:TerminateSession",
+        f"arn:aws:ssm:{HERE}:session/AROAEXAMPLE:GitHubActions-0a1b2c",
+        f"arn:aws:ssm:{HERE}:session/somebody-0a1b2c",
+        {},
+    ),
+    "UpdateTheStackOfTheTasks": (
+        "cloudformation:ExecuteChangeSet", f"{CHANGED}/busco-ecs/0a1b", f"{CHANGED}/busco-host/0a1b", {},
+    ),
+    "ReplaceTaskDefinitions": ("ecs:RegisterTaskDefinition", "*", "", {}),
+    "TagTaskDefinitions": ("ecs:TagResource", f"{TASKS}/busco-dbt-small:7", f"{TASKS}/other:7", {}),
+    "PassTheRolesOfTheTasks": (
+        "iam:PassRole", f"{ROLE}-runner", f"{ROLE}-airflow", {"iam:PassedToService": "ecs-tasks.amazonaws.com"},
+    ),
+}  # fmt: skip
+GITHUB = {
+    "Name": "busco", "GitHubRepository": "owner/fork", "GitHubEnvironment": "production", "GitHubProviderArn": "",
+    "HostInstance": MACHINE.rpartition("/")[2], "AWS::Partition": "aws", "AWS::Region": REGION,
+    "AWS::AccountId": ACCOUNT,
+}  # fmt: skip
+
+
+def rendered(value: Any) -> Any:
+    """Resolves Fn::Sub with the values of GITHUB."""
+    if isinstance(value, dict):
+        if value.keys() == {"Fn::Sub"}:
+            text = re.sub(r"\$\{([^!}]+)\}", lambda match: GITHUB[match[1]], value["Fn::Sub"])
+            # the emulator's evaluator has no variables
+            return text.replace("${!aws:userid}", "AROAEXAMPLE:GitHubActions")
+        return {key: rendered(one) for key, one in value.items()}
+    return [rendered(one) for one in value] if isinstance(value, list) else value
+
+
+def test_each_statement_of_the_workflow_s_policy_allows_what_it_is_for_and_no_more() -> None:
+    template = cfnlint.decode.cfn_yaml.load(str(ROOT / "deploy/aws/github.yaml"))
+    document = rendered(template["Resources"]["DeployPolicy"]["Properties"]["PolicyDocument"])
+    assert [one["Sid"] for one in document["Statement"]] == list(DEPLOYS)
+    for action, allowed, denied, context in DEPLOYS.values():
+        assert decision([document], action, allowed, context) == "Allow", action
+        if denied:
+            assert decision([document], action, denied, context) == "ImplicitDeny", action
+    # a session of another kind on the machine is not a matter of its ARN alone
+    assert decision([document], "ssm:StartSession", MACHINE, {"ssm:SessionDocumentAccessCheck": "false"}) != "Allow"
+    for action in ("iam:CreatePolicyVersion", "iam:AttachRolePolicy", "s3:GetObject", "ecr:BatchDeleteImage"):
+        assert decision([document], action, "*", {}) == "ImplicitDeny", action
+    assert (
+        decision([document], "iam:PassRole", f"{ROLE}-runner", {"iam:PassedToService": "ec2.amazonaws.com"}) != "Allow"
+    )
+
+
+def test_only_jobs_of_one_environment_of_one_repository_get_the_role() -> None:
+    template = cfnlint.decode.cfn_yaml.load(str(ROOT / "deploy/aws/github.yaml"))
+    (trust,) = rendered(template["Resources"]["DeployRole"]["Properties"]["AssumeRolePolicyDocument"]["Statement"])
+    assert trust["Action"] == "sts:AssumeRoleWithWebIdentity"
+    assert trust["Condition"] == {
+        "StringEquals": {
+            "token.actions.githubusercontent.com:aud": "sts.amazonaws.com",
+            "token.actions.githubusercontent.com:sub": "repo:owner/fork:environment:production",
+        }
+    }
 
 
 # -- alarms and dashboard ---------------------------------------------------------------------------------------------

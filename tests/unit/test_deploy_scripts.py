@@ -1,15 +1,24 @@
-"""The scripts that deploy to the production host, without a host: their checks and messages, and what they upload."""
+"""The scripts that deploy to the production host, without a host: their checks and messages, and what they upload.
+
+Also the workflow that runs them.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.compose.stack import Stack
 
@@ -32,6 +41,40 @@ if [[ ${@: -1} == *" deploy "* ]]; then cat >"$FAKE/logins"; fi
 AWS = """#!/usr/bin/env bash
 printf 'token of %s' "${@: -1}"
 """
+# Plays the AWS CLI for an instance: runs what Systems Manager would run as root there, in a home of the test's own, and
+# updates the stack busco-ecs.
+AWS_OF_AN_INSTANCE = """#!/usr/bin/env bash
+set -eu
+printf '%s\\n' "$*" >>"$FAKE/aws"
+case "$1 $2 $*" in
+    "ecr get-login-password "*) printf 'token of %s' "${@: -1}" ;;
+    "ssm send-command "*)
+        if [[ ${FAKE_SSM:-} == offline ]]; then echo "InvalidInstanceId" >&2; exit 254; fi
+        while [[ $1 != --parameters ]]; do shift; done
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["commands"][0])' <"${2#file://}" >"$FAKE/script"
+        echo Success >"$FAKE/status"
+        PATH=$FAKE/host:$PATH sh "$FAKE/script" >"$FAKE/script.out" 2>"$FAKE/script.err" ||
+            echo Failed >"$FAKE/status"
+        echo 0123-command ;;
+    *"--query Status "*) cat "$FAKE/status" ;;
+    *"--query StandardOutputContent "*) cat "$FAKE/script.out" ;;
+    *"--query StandardErrorContent "*) cat "$FAKE/script.err" ;;
+    "sts get-caller-identity "*) echo '{"Account": "111122223333"}' ;;
+    "cloudformation describe-stacks "*)
+        echo '{"Stacks": [{"StackStatus": "UPDATE_COMPLETE", "Parameters": [
+            {"ParameterKey": "Name", "ParameterValue": "busco"},
+            {"ParameterKey": "DbtImage",
+             "ParameterValue": "111122223333.dkr.ecr.eu-west-1.amazonaws.com/busco-dbt:old"}]}]}' ;;
+    "cloudformation create-change-set "*)
+        while [[ $1 != --parameters ]]; do shift; done
+        cp "${2#file://}" "$FAKE/parameters" ;;
+    "cloudformation describe-change-set "*) echo '{"Status": "CREATE_COMPLETE", "Changes": []}' ;;
+    "cloudformation describe-stack-events "*) echo '{"StackEvents": []}' ;;
+    "cloudformation "*) ;;
+    *) echo "not expected: $*" >&2; exit 2 ;;
+esac
+"""
+INSTANCE = "i-0123456789abcdef0"
 
 
 @pytest.fixture
@@ -327,3 +370,149 @@ def test_a_signal_is_a_failure_for_what_must_be_undone(signal: str) -> None:
     command = f"set -euo pipefail; . scripts/lib/host.sh; {undo}; kill -{signal} $$"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, check=False, capture_output=True, text=True)
     assert re.fullmatch(r"status 1(29|30|43)\n", done.stdout)
+
+
+# -- an instance that is reached through Session Manager --------------------------------------------------------------
+
+
+@pytest.fixture
+def instance(checkout: Path, tmp_path: Path) -> dict[str, str]:
+    """An instance without a key; returns the environment for the operator's commands."""
+    played = {
+        "bin/aws": AWS_OF_AN_INSTANCE,
+        "bin/session-manager-plugin": "#!/bin/sh\n",
+        # a python3 that is a wrapper may put other programs first on the PATH
+        "bin/python3": f'#!/bin/sh\nexec {sys.executable} "$@"\n',
+        # the current user plays admin, since only root can write for somebody else
+        "host/getent": f"#!/bin/sh\n[ $2 = admin ] && echo admin:x:0:0::{tmp_path}/home:/bin/bash\n",
+        "host/id": f"#!/bin/sh\nexec {shutil.which('id')} -gn\n",
+        "host/install": f"#!/bin/sh\nmkdir -p {tmp_path}/home/.ssh\n",
+        "host/chown": "#!/bin/sh\n",
+    }
+    for name, text in played.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return {
+        **os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "FAKE": str(tmp_path), "AWS_REGION": "eu-west-1",
+        "FAKE_RELEASE": "",
+    }  # fmt: skip
+
+
+def on_the_host(tmp_path: Path) -> list[str]:
+    return (tmp_path / "home/.ssh/authorized_keys").read_text().splitlines()
+
+
+def run(checkout: Path, environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", shlex.join(command)], cwd=checkout, env=environment, capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def test_an_instance_is_deployed_to_with_a_key_that_expires(
+    checkout: Path, instance: dict[str, str], tmp_path: Path
+) -> None:
+    home = tmp_path / "home/.ssh"
+    home.mkdir(parents=True)
+    kept = ["ssh-ed25519 AAAA somebody", 'restrict,pty,expiry-time="299912312359" ssh-ed25519 AAAA busco-temporary']
+    expired = 'restrict,pty,expiry-time="202001010000" ssh-ed25519 AAAA busco-temporary'
+    (home / "authorized_keys").write_text("\n".join([*kept, expired]) + "\n")
+    began = datetime.now()
+    done = run(checkout, instance, "scripts/ec2_deploy.sh", INSTANCE)
+    assert done.returncode == 0, done.stderr
+    *before, added = on_the_host(tmp_path)
+    assert before == kept, "the keys of others stay, and expired ones are removed"
+    match = re.fullmatch(r'restrict,pty,expiry-time="(\d{12})" ssh-ed25519 \S+ busco-temporary', added)
+    assert match
+    lasts = datetime.strptime(match[1], "%Y%m%d%H%M") - began
+    assert timedelta(minutes=115) < lasts < timedelta(minutes=125)
+    assert f"admin@{INSTANCE}" in done.stdout
+    assert (tmp_path / "upload.tar.gz").exists()
+
+
+def test_a_path_of_a_key_is_used_for_an_instance(checkout: Path, instance: dict[str, str], tmp_path: Path) -> None:
+    done = run(checkout, instance, "scripts/ec2_deploy.sh", f"admin@{INSTANCE}", str(tmp_path / "key.pem"))
+    assert done.returncode == 0, done.stderr
+    assert "ssm" not in (tmp_path / "aws").read_text()
+
+
+def test_an_instance_that_can_not_be_reached_is_named(checkout: Path, instance: dict[str, str], tmp_path: Path) -> None:
+    offline = run(checkout, {**instance, "FAKE_SSM": "offline"}, "scripts/ec2_deploy.sh", INSTANCE)
+    assert offline.returncode == 1
+    assert "aws ssm describe-instance-information" in offline.stderr
+    (tmp_path / "host/getent").write_text("#!/bin/sh\nexit 2\n")
+    strange = run(checkout, instance, "scripts/ec2_deploy.sh", INSTANCE)
+    assert strange.returncode == 1
+    assert "this machine has none of the users admin ubuntu ec2-user" in strange.stderr
+    (tmp_path / "bin/session-manager-plugin").unlink()
+    bare = run(checkout, instance, "scripts/ec2_deploy.sh", INSTANCE)
+    if shutil.which("session-manager-plugin") is None:
+        assert bare.returncode == 1
+        assert "needs the AWS CLI's plugin" in bare.stderr
+    nameless = run(checkout, instance, "scripts/ec2_deploy.sh", "host.example.com")
+    assert nameless.returncode == 2
+    assert "give the path of the SSH key" in nameless.stderr
+
+
+def test_settings_of_the_host_are_not_written_over_those_of_the_checkout(
+    checkout: Path, instance: dict[str, str]
+) -> None:
+    before = (checkout / ".env").read_text()
+    refused = run(checkout, instance, "scripts/ec2_deploy.sh", "--get-env", INSTANCE)
+    assert refused.returncode == 1
+    assert "move it away" in refused.stderr
+    assert (checkout / ".env").read_text() == before
+
+
+def test_the_workflow_deploys_with_the_settings_of_the_host_and_stores_nothing(
+    checkout: Path, instance: dict[str, str], tmp_path: Path
+) -> None:
+    """Runs the commands of `.github/workflows/deploy.yml` as they are, in a new checkout without a .env."""
+    settings = (checkout / ".env").read_text()
+    (tmp_path / "host.env").write_text(settings)
+    (checkout / ".env").unlink()
+    # ssh returns what the host has; docker records what is pushed
+    (tmp_path / "bin/ssh").write_text(
+        SSH.replace("case ", 'if [[ ${@: -1} == "sudo cat "* ]]; then cat "$FAKE/host.env"; exit; fi\ncase ', 1)
+    )
+    (tmp_path / "bin/docker").write_text(
+        "#!/usr/bin/env bash\n[[ $1 == login ]] && cat >/dev/null\n"
+        '[[ $1 == manifest ]] && exit 1\n[[ $1 == push ]] && echo "${@: -1}" >>"$FAKE/pushed"\n'
+        "[[ $1 == image ]] && echo linux/arm64\nexit 0\n"
+    )
+    (tmp_path / "bin/docker").chmod(0o755)
+    (checkout / "scripts/local_build.sh").write_text("#!/bin/sh\n")
+    head = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    subprocess.run([*head, "commit", "--quiet", "-am", "images are built elsewhere"], check=True)
+    commit = subprocess.run([*head, "rev-parse", "--short=12", "HEAD"], check=True, capture_output=True, text=True)
+    version = commit.stdout.strip()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/deploy.yml").read_text())
+    steps = [step["run"] for step in workflow["jobs"]["deploy"]["steps"] if "run" in step]
+    for step in steps:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", step], cwd=checkout,
+            env={**instance, "HOST_INSTANCE": INSTANCE, "PLATFORM": "busco"}, capture_output=True, text=True,
+            check=False, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == 0, (step, done.stdout, done.stderr)
+        assert "d%e@f" not in done.stdout + done.stderr, "a workflow's log has no secret"
+    env = checkout / ".env"
+    assert env.read_text() == settings.replace("BUSCO_VERSION=of-no-release\n", "")
+    assert env.stat().st_mode & 0o777 == 0o600
+    pushed = (tmp_path / "pushed").read_text().split()
+    assert f"{REGISTRY}/busco-dbt:{version}" in pushed
+    assert len(pushed) == 6
+    with tarfile.open(tmp_path / "upload.tar.gz") as archive:
+        member = archive.extractfile("./.env")
+        assert member is not None
+        assert f"BUSCO_VERSION={version}\n" in member.read().decode()
+    calls = (tmp_path / "aws").read_text()
+    (created,) = [line for line in calls.splitlines() if "create-change-set" in line]
+    assert "--use-previous-template" in created
+    assert "--template-body" not in created
+    assert "execute-change-set --stack-name busco-ecs" in calls
+    assert json.loads((tmp_path / "parameters").read_text()) == [
+        {"ParameterKey": "DbtImage", "ParameterValue": f"{REGISTRY}/busco-dbt:{version}"},
+        {"ParameterKey": "Name", "UsePreviousValue": True},
+    ]

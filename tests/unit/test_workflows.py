@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ def test_a_workflow_has_no_more_rights_than_it_needs_and_pinned_actions(workflow
     assert content["permissions"] == {}
     assert content["concurrency"]["group"]
     for name, job in content["jobs"].items():
-        assert job["permissions"] == {"contents": "read"}, name
+        # the token that AWS exchanges for credentials is only given to jobs of an environment with protection rules
+        token = {"id-token": "write"} if job.get("environment") == "production" else {}
+        assert job["permissions"] == {"contents": "read", **token}, name
         assert job["timeout-minutes"] <= 350, "GitHub ends jobs after six hours without a message"
     for step in steps(workflow):
         if uses := step.get("uses"):
+            assert "secrets." not in str(step), "no key is stored"
             assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", uses), "a tag could be moved"
             if uses.startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
@@ -38,6 +42,11 @@ def test_each_step_is_a_command_that_people_run_too(workflow: Path) -> None:
     commands = [step["run"] for step in steps(workflow) if "run" in step]
     assert commands
     for command in commands:
+        if workflow.name == "deploy.yml":
+            # tests/unit/test_deploy_scripts.py runs them
+            assert os.access(ROOT / command.split()[0], os.X_OK), command
+            assert "${{" not in command, "a variable could hold a command"
+            continue
         match = re.fullmatch(r"make ([a-z-]+)( ALL=1)?", command)
         assert match, command
         assert match[1] in TARGETS, command
@@ -59,3 +68,12 @@ def test_pre_commit_runs_the_checks_of_make_lint_with_its_tools() -> None:
     for hook in repository["hooks"]:
         assert hook["language"] == "system"
         assert hook["entry"].startswith(".venv-dbt/bin/")
+
+
+def test_one_deployment_runs_at_a_time_from_the_main_branch_and_is_never_cancelled() -> None:
+    content = yaml.safe_load((ROOT / ".github/workflows/deploy.yml").read_text())
+    assert content["concurrency"] == {"group": "deploy", "cancel-in-progress": False}
+    job = content["jobs"]["deploy"]
+    assert job["if"] == "github.ref_name == github.event.repository.default_branch"
+    (credentials,) = [step["with"] for step in job["steps"] if "configure-aws" in step.get("uses", "")]
+    assert set(credentials) == {"role-to-assume", "aws-region", "role-duration-seconds"}
