@@ -143,11 +143,13 @@ def many_files(driver: Driver, number: int, folder: Path) -> None:
     folder.mkdir()
     for at in range(number):
         text = io.StringIO()
-        csv.writer(text).writerows([f"many-{at}-{row}", "01234", "sao paulo", "SP"] for row in range(10))
+        csv.writer(text, lineterminator="\n").writerows(
+            [f"many-{at}-{row}", "01234", "sao paulo", "SP"] for row in range(10)
+        )
         (folder / f"{at}.csv").write_text(SELLERS + text.getvalue())
     # only dbt's environment has DuckDB
     done = subprocess.run(
-        [ROOT / ".venv-dbt/bin/python", "-c", PLAIN, folder], check=True, capture_output=True, text=True
+        [ROOT / ".venv-dbt/bin/python", "-c", PLAIN, folder], check=True, stdout=subprocess.PIPE, text=True
     )
     plain = float(done.stdout)
     runs, past = len(driver.api.dag_runs(DAG)), past_orders(store)

@@ -109,9 +109,9 @@ class MemoryS3:
         assert name == "list_objects_v2"
         return self
 
-    def paginate(self, Bucket: str, Prefix: str, Delimiter: str = "") -> Iterator[dict[str, Any]]:
+    def paginate(self, Bucket: str, Prefix: str, Delimiter: str = "", StartAfter: str = "") -> Iterator[dict[str, Any]]:
         self._called()
-        keys = sorted(key for key in self.objects if key.startswith(Prefix))
+        keys = sorted(key for key in self.objects if key.startswith(Prefix) and key > StartAfter)
         below = {key for key in keys if Delimiter and Delimiter in key[len(Prefix) :]}
         folders = sorted({key[len(Prefix) :].split(Delimiter)[0] for key in below})
         yield {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection, Sequence
+from concurrent.futures import Executor, Future
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,7 @@ class MemoryQueue:
         self.receives: dict[str, int] = {}
         self.deleted: list[str] = []
         self.rejected: dict[str, str] = {}
+        self.reject_fails = False
         self.extended: list[tuple[str, int]] = []
         self.failing: list[Exception | None] = []
         self.made = "1"
@@ -63,6 +65,8 @@ class MemoryQueue:
         self.deleted += [one.body for one in messages]
 
     def reject(self, message: Message, reason: str) -> None:
+        if self.reject_fails:
+            raise OSError("no dead-letter queue")
         self.rejected[message.body] = reason
 
 
@@ -116,6 +120,18 @@ class World:
             self.consumer.process(batch)
 
 
+class AtOnce(Executor):
+    """Runs what is submitted in the caller's thread."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def submit(self, call: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(call(*arguments, **named))
+        return done
+
+
 def outcome(*keys: str, what: Any = "ingested", transient: Collection[str] = ()) -> IngestOutcome:
     objects = tuple(
         IngestedObject(
@@ -163,6 +179,17 @@ def test_a_foreign_message_is_a_dead_letter_with_its_reason_and_does_not_stop_th
         body("b.csv", bucket="other"): "it is about the bucket other",
     }
     assert world.queue.deleted == [body("orders/a.csv")]
+
+
+def test_a_dead_letter_that_can_not_be_sent_holds_up_nothing(world: World) -> None:
+    world.queue.reject_fails = True
+    world.send("not JSON", body("orders/a.csv"))
+    world.work()
+    assert world.queue.deleted == [body("orders/a.csv")]
+    assert world.consumer._held == {}, "it is received again, until SQS moves it"
+    world.send(body("orders/b.csv"))
+    world.work()
+    assert world.announced[-1] == ["orders/b.csv"]
 
 
 def test_a_partly_foreign_message_is_ingested_and_becomes_a_dead_letter(world: World) -> None:
@@ -215,6 +242,50 @@ def test_an_object_that_may_be_accepted_later_is_received_again(world: World) ->
     assert world.queue.deleted == [body("orders/b.csv")]
     assert world.queue.extended == [(body("orders/a.csv"), 60)]
     assert world.consumer._held == {}
+
+
+def test_what_can_not_be_ingested_is_tried_less_and_less_often(world: World) -> None:
+    world.transient = {"orders/a.csv"}
+    for _ in range(10):
+        world.send(body("orders/a.csv"))
+        world.work()
+    pauses = [seconds for _, seconds in world.queue.extended]
+    assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600, 3600]
+
+
+def test_new_objects_do_not_wait_for_the_comparison(world: World) -> None:
+    listing, ingested = threading.Event(), threading.Event()
+
+    def compare(order: IngestOrder) -> IngestOutcome:
+        assert order.everything
+        listing.set()
+        assert ingested.wait(10), "the new object waited for the comparison"
+        world.consumer.stop.set()
+        return outcome("orders/lost.csv", what="listed")
+
+    def announce(found: IngestOutcome) -> None:
+        world.announced.append([one.key for one in found.objects])
+        if listing.wait(10):
+            ingested.set()
+
+    world.consumer.compare, world.consumer.announce = compare, announce
+    world.send(body("orders/new.csv"))
+    world.consumer.run()
+    assert world.announced[0] == ["orders/new.csv"]
+
+
+def test_a_comparison_that_finds_much_is_continued_after_its_last_key(world: World) -> None:
+    afters: list[str] = []
+
+    def compare(order: IngestOrder) -> IngestOutcome:
+        afters.append(order.after)
+        part = {"": ["a", "b"], "b": ["c", "d"], "d": ["e"]}[order.after]
+        return outcome(*part, what="listed").model_copy(update={"more": part != ["e"]})
+
+    world.consumer.compare = compare
+    assert world.consumer.reconcile()
+    assert afters == ["", "b", "d"]
+    assert world.orders == [["a", "b", "c", "d", "e"]]
 
 
 def test_reports_and_folders_start_no_order(world: World) -> None:
@@ -333,6 +404,7 @@ def test_what_can_never_be_ingested_repeats_the_comparison_less_and_less_often(
 ) -> None:
     now, listings = 1000.0, []
     monkeypatch.setattr("busco.events.consumer.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("busco.events.consumer.ThreadPoolExecutor", AtOnce)
     world.undelivered, world.transient = ["orders/a.csv"], {"orders/a.csv"}
 
     def collect(_: int) -> list[Message]:

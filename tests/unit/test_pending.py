@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
-from busco.events.pending import Attempt, Code, CurrentSet, Published, Standing, run_prefix, standing
+from busco.events.pending import Attempt, Code, CurrentSet, Published, Publishes, Standing, run_prefix, standing
 from busco.lake import records
+from busco.lake.layout import EnvironmentLayout, RunLayout
+from busco.lake.objects import ObjectStore
 from busco.lake.records import Current, Hold, Pin, Resumed, utc_now
+from busco.lake.releases import read_live
+from tests.unit.memory_s3 import MemoryS3
 
 CODE = Code("c1", "m1")
 NOW = {"bronze.orders": CurrentSet(frozenset({"v2", "v2-old"}), 3), "bronze.items": CurrentSet(frozenset({"w1"}), 1)}
@@ -78,6 +82,9 @@ def test_a_delivery_that_replaces_another_counts_too() -> None:
         ([tried(pinned(code="c0"))], "due"),
         ([tried(pinned(manifest="m0"))], "due"),
         ([tried(pinned(code="c0"), active=True)], "running"),
+        # somebody has returned to the code with which they failed before
+        ([tried(pinned(code="c0"), run="run-2"), tried(pinned())], "blocked"),
+        ([tried(pinned(code="c0"), run="run-2"), tried(pinned("v1"))], "due"),
         # only the newest run with all models counts: deliveries are never removed
         ([tried(pinned("v1"), run="run-2"), tried(pinned())], "due"),
     ],
@@ -93,6 +100,16 @@ def test_a_blocked_set_names_the_run_that_blocks_it() -> None:
 def test_a_run_that_was_skipped_by_a_hold_is_started_again_after_the_hold() -> None:
     assert decide(tried(pinned()), current=lifted("key-of-run-1")).state == "due"
     assert decide(tried(pinned()), current=lifted("another")).state == "blocked"
+
+
+def test_a_run_that_failed_before_the_one_that_a_hold_skipped_blocks_nothing() -> None:
+    tries = tried(pinned(), run="run-2"), tried(pinned(), run="run-1")
+    assert decide(*tries, current=lifted("key-of-run-2")).state == "due"
+
+
+def test_a_run_that_blocks_is_found_behind_any_number_of_partial_runs() -> None:
+    partial = [tried(pinned(nodes=("model.a",)), run=f"partial-{number}") for number in range(200)]
+    assert decide(*partial, tried(pinned(), run="run-1")).state == "blocked"
 
 
 def test_the_id_of_a_set_changes_with_the_deliveries_and_only_then() -> None:
@@ -121,3 +138,75 @@ def test_a_set_whose_runs_are_never_pinned_is_tried_three_times() -> None:
     more = {**NOW, "bronze.items": CurrentSet(frozenset({"w2"}), 2)}
     assert decide(*ended, now=more).state == "due"
     assert decide(*[tried(None, run=f"manual-{number}") for number in range(5)]).state == "due"
+
+
+# -- what a project published last ------------------------------------------------------------------------------------
+
+
+class CountingS3(MemoryS3):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def get_object(self, **arguments: Any) -> Any:
+        self.reads += 1
+        return super().get_object(**arguments)
+
+
+def release(
+    store: ObjectStore, serial: int, project: str = "a", kind: Any = "publish", nodes: tuple[str, ...] | None = None
+) -> None:
+    """Makes a release live, and pins its run."""
+    environment, name = EnvironmentLayout("prod"), f"r{serial:05}"
+    run = f"run-{serial}"
+    made = records.Release(
+        release=name, serial=serial, kind=kind, environment="prod", project=project, run=run, epoch=1,
+        previous=f"r{serial - 1:05}" if serial > 1 else None, created_at=utc_now(), who="me", tables={}, reason="",
+    )  # fmt: skip
+    store.create(environment.release(name), made)
+    store.create(RunLayout(environment.epoch(run, 1)).pin, pinned(nodes=nodes))
+    found = store.get(environment.current)
+    current = Current(release=name, serial=serial)
+    if found is None:
+        store.create(environment.current, current)
+    else:
+        store.swap(environment.current, current, found.etag)
+
+
+def test_only_releases_since_the_last_look_are_read() -> None:
+    s3 = CountingS3()
+    store, environment = ObjectStore(s3, "lake"), EnvironmentLayout("prod")
+    publishes = Publishes(store, environment)
+    release(store, 1, "a")
+    for serial in range(2, 200):
+        release(store, serial, "b")
+    first = publishes.last("a", read_live(store, environment))
+    assert first.run == "run-1"
+    release(store, 200, "b")
+    live = read_live(store, environment)
+    s3.reads = 0
+    assert publishes.last("a", live) == first
+    assert s3.reads < 10
+    assert publishes.last("a", live) == first
+    assert publishes.last("nobody", None) == Published()
+
+
+@pytest.mark.parametrize("looked", [True, False])
+def test_a_rollback_since_the_last_look_counts(looked: bool) -> None:
+    store, environment = ObjectStore(MemoryS3(), "lake"), EnvironmentLayout("prod")
+    publishes = Publishes(store, environment)
+
+    def last() -> Published:
+        return publishes.last("a", read_live(store, environment))
+
+    release(store, 1)
+    if looked:
+        assert last().versions
+    release(store, 2, "b", kind="rollback")
+    assert last() == Published(rolled_back="run-1", run="run-1")
+    release(store, 3, "b")
+    assert last().rolled_back == "run-1"
+    release(store, 4, nodes=("model.a",))  # of selected models
+    assert last().rolled_back == "run-1"
+    release(store, 5)
+    assert (last().run, last().rolled_back) == ("run-5", "")

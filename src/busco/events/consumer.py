@@ -17,10 +17,12 @@ to the dead letters.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -42,7 +44,9 @@ _RECONCILE_EVERY, _RECONCILE_AGAIN = 86_400.0, 300.0
 _EXTEND_EVERY = VISIBLE_AFTER / 3
 _LOOK_WHILE_PAUSED = 2.0  # seconds
 _RETRY_AFTER, _RETRY_AFTER_MOST = 1.0, 60.0  # seconds
-_RECEIVED_AGAIN = 60  # seconds until a message whose object could not be ingested is received again
+# Seconds until a message whose object could not be ingested is received again: doubled each time, up to the most. So
+# ten receives take five hours, in which somebody can restore a permission or a key.
+_RECEIVED_AGAIN, _RECEIVED_AGAIN_MOST = 60, 3600
 _Result = TypeVar("_Result")
 
 
@@ -50,13 +54,18 @@ class OrderFailed(Exception):
     """An order ended without an outcome, and not because of an interruption: one of its objects may be the cause."""
 
 
-def new_order(objects: Sequence[Arrival] = (), everything: bool = False) -> IngestOrder:
-    """Returns a new order, whose id begins with the time (UTC)."""
+def new_order(objects: Sequence[Arrival] = (), everything: bool = False, after: str = "") -> IngestOrder:
+    """Returns a new order, whose id begins with the time (UTC).
+
+    Args:
+        after: with `everything`: the key after which the listing begins.
+    """
     moment = utc_now()
     return IngestOrder(
         order=f"{stamp(moment)}-{secrets.token_hex(4)}",
         objects=tuple(objects),
         everything=everything,
+        after=after,
         ordered_at=moment,
     )
 
@@ -76,6 +85,9 @@ class Consumer:
         say: receives each problem, and '' once the step succeeds.
         loses_messages: whether the queue can be replaced by a new one, as that of a local AWS is when it restarts.
         paused: returns who paused the consumer and why, '' if nobody has; while it is not '', nothing is received.
+        compare: like `ingest`, for the orders that compare the bucket with the deliveries, which are carried out in a
+            thread of their own: a comparison takes minutes in a large bucket, and new objects must not wait for it.
+            Default: `ingest`.
     """
 
     queue: Queue
@@ -87,6 +99,7 @@ class Consumer:
     say: Callable[[str], None] = lambda _: None
     loses_messages: bool = False
     paused: Callable[[], str] = lambda: ""
+    compare: Callable[[IngestOrder], IngestOutcome] | None = None
     _held: dict[str, Message] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -95,19 +108,27 @@ class Consumer:
         delivery."""
         threading.Thread(target=self._keep, daemon=True, name="extends messages").start()
         compare_at, again, queue = 0.0, _RECONCILE_AGAIN, ""
-        while not self.stop.is_set():
-            if self._until_it_works(self.paused):
-                self.stop.wait(_LOOK_WHILE_PAUSED)
-                continue
-            if self.loses_messages and (created := self._until_it_works(self.queue.created) or queue) != queue:
-                compare_at, again, queue = 0.0, _RECONCILE_AGAIN, created
-            if time.monotonic() >= compare_at:
-                done = self.reconcile()
-                compare_at = time.monotonic() + (_RECONCILE_EVERY if done else again)
-                # what is refused for a reason that persists must not repeat the comparison every few minutes
-                again = _RECONCILE_AGAIN if done else min(2 * again, _RECONCILE_EVERY)
-            if batch := self._until_it_works(partial(self.collect, LONG_POLL)):
-                self.process(batch)
+        listing: Future[list[Arrival] | None] | None = None
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="lists objects") as pool:
+            while not self.stop.is_set():
+                if self._until_it_works(self.paused):
+                    self.stop.wait(_LOOK_WHILE_PAUSED)
+                    continue
+                if self.loses_messages and (created := self._until_it_works(self.queue.created) or queue) != queue:
+                    compare_at, again, queue = 0.0, _RECONCILE_AGAIN, created
+                if listing is None and time.monotonic() >= compare_at:
+                    listing = pool.submit(self._undelivered)
+                    compare_at = math.inf
+                if listing is not None and listing.done():
+                    found, listing = listing.result(), None
+                    done = found is not None and not self._take_all(found)
+                    if compare_at == math.inf:  # otherwise the queue is a new one: compare at once
+                        compare_at = time.monotonic() + (_RECONCILE_EVERY if done else again)
+                    # what is refused for a reason that persists must not repeat the comparison every few minutes
+                    again = _RECONCILE_AGAIN if done else min(2 * again, _RECONCILE_EVERY)
+                # a short wait while objects are listed, which may be ingested as soon as they are known
+                if batch := self._until_it_works(partial(self.collect, LONG_POLL if listing is None else 1)):
+                    self.process(batch)
 
     def reconcile(self) -> bool:
         """Ingests objects without a delivery: their messages were lost, or they were uploaded before the bucket had a
@@ -115,20 +136,36 @@ class Consumer:
 
         Returns whether all of them have been handled.
         """
-        listing = new_order(everything=True)
-        try:
-            found = self._until_it_works(partial(self.ingest, listing))
-        except OrderFailed as error:
-            log.error("the landing bucket could not be compared with the deliveries: %s", error)
-            return False
-        arrivals = [
-            Arrival(key=one.key, version=one.version, etag=one.etag, size=one.size)
-            for one in (found.objects if found else ())
-        ]
+        found = self._undelivered()
+        return found is not None and not self._take_all(found) and not self.stop.is_set()
+
+    def _undelivered(self) -> list[Arrival] | None:
+        """Returns the objects in the bucket that need to be ingested; None if the bucket could not be compared with the
+        deliveries."""
+        found: list[Arrival] = []
+        after = ""
+        while True:
+            listing = new_order(everything=True, after=after)
+            try:
+                outcome = self._until_it_works(partial(self.compare or self.ingest, listing))
+            except OrderFailed as error:
+                log.error("the landing bucket could not be compared with the deliveries: %s", error)
+                return None
+            if outcome is None:  # stopped
+                return None
+            found += [
+                Arrival(key=one.key, version=one.version, etag=one.etag, size=one.size) for one in outcome.objects
+            ]
+            if not outcome.more:
+                return found
+            after = outcome.objects[-1].key
+
+    def _take_all(self, arrivals: Sequence[Arrival]) -> set[Arrival]:
+        """Ingests objects in batches, and returns those that could not be ingested now but may be later."""
         failed: set[Arrival] = set()
         for start in range(0, len(arrivals), _LARGEST_BATCH):
             failed |= self._take(arrivals[start : start + _LARGEST_BATCH])
-        return not failed and not self.stop.is_set()
+        return failed
 
     def collect(self, wait: int) -> list[Message]:
         """Returns a batch: what arrives until no message has arrived for `quiet` seconds, at most 5,000 messages or 30
@@ -161,14 +198,27 @@ class Consumer:
             keys = ", ".join(one.key for one in contents[message.id].arrivals if one in failed)
             log.error("could not ingest %s; its message has been received %s times", printable(keys), message.receives)
         self._let_go(again)
-        self._until_it_works(partial(self.queue.extend, again, _RECEIVED_AGAIN))
+        self._receive_later(again)
         done = [one for one in messages if one not in again]
+        # first those that are done: a dead letter that can't be sent must not hold them up
+        self._until_it_works(partial(self.queue.delete, [one for one in done if not contents[one.id].foreign]))
         for message in done:
             if reasons := "; ".join(contents[message.id].foreign):
                 log.warning("dead letter message=%s: %s", message.id, reasons)
-                self._until_it_works(partial(self.queue.reject, message, reasons))
-        self._until_it_works(partial(self.queue.delete, [one for one in done if not contents[one.id].foreign]))
+                try:
+                    self.queue.reject(message, reasons)
+                except Exception as error:  # it is received again, and after ten receives, SQS moves it
+                    log.error("message %s can't be sent to the dead letters: %s", message.id, printable(str(error)))
         self._let_go(done)
+
+    def _receive_later(self, messages: Sequence[Message]) -> None:
+        """Hides messages whose objects could not be ingested, the longer the more often they were received."""
+        by_pause: dict[int, list[Message]] = {}
+        for one in messages:
+            pause = min(_RECEIVED_AGAIN * 2 ** max(0, one.receives - 1), _RECEIVED_AGAIN_MOST)
+            by_pause.setdefault(int(pause), []).append(one)
+        for pause, several in by_pause.items():
+            self._until_it_works(partial(self.queue.extend, several, pause))
 
     def _take(self, objects: Sequence[Arrival]) -> set[Arrival]:
         """Ingests and announces objects, and returns those that could not be ingested now but may be later.

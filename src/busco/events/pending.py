@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -18,7 +18,7 @@ from busco.lake.deliveries import Contract, current_set
 from busco.lake.layout import EnvironmentLayout, RunLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Current, Pin
-from busco.lake.releases import history
+from busco.lake.releases import Live, history
 from busco.lake.runs import newest_epoch
 
 _UNPINNED = 3  # how many runs are started for a set if each ends before it is pinned
@@ -40,6 +40,15 @@ class Code:
 
     version: str
     manifest_hash: str
+
+
+@dataclass(frozen=True)
+class RecentRun:
+    """A DAG run. `ended_at` is None while it is queued or running; a run that is cleared ends at another time (UTC)."""
+
+    run_id: str
+    key: str
+    ended_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -102,20 +111,30 @@ class Published:
             newer, which may have brought back any content.
         rolled_back: the key of the run, if a rollback is newer; otherwise ''.
         pinned_at: when the run was pinned (UTC); None if there is none, or if a rollback is newer.
+        run: the key of the run; '' if there is none.
     """
 
     versions: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     rolled_back: str = ""
     pinned_at: datetime | None = None
+    run: str = ""
 
 
 NOTHING = Published()
 
 
-def published(store: ObjectStore, environment: EnvironmentLayout, project: str) -> Published:
-    """Returns a project's last publish of all its models."""
+def published(
+    store: ObjectStore, environment: EnvironmentLayout, project: str, known: tuple[str, Published] = ("", NOTHING)
+) -> Published:
+    """Returns a project's last publish of all its models.
+
+    Args:
+        known: an earlier live release, and the result at that time; older releases are not read.
+    """
     was_rolled_back = False
     for release in history(store, environment):
+        if release.release == known[0]:
+            return _rolled_back(known[1].run) if was_rolled_back and known[1].run else known[1]
         was_rolled_back = was_rolled_back or release.kind == "rollback"
         if release.kind != "publish" or release.project != project:
             continue
@@ -123,10 +142,33 @@ def published(store: ObjectStore, environment: EnvironmentLayout, project: str) 
         if pin is None or pin.nodes is not None:
             continue
         if was_rolled_back:
-            return Published(rolled_back=release.run)
+            return _rolled_back(release.run)
         versions = {table: (version.version, version.files) for table, version in pin.bronze.items()}
-        return Published(versions, pinned_at=pin.created_at)
+        return Published(versions, pinned_at=pin.created_at, run=release.run)
     return NOTHING
+
+
+def _rolled_back(run: str) -> Published:
+    return Published(rolled_back=run, run=run)
+
+
+@dataclass
+class Publishes:
+    """Each project's last publish, which is determined again only when another release has become live."""
+
+    store: ObjectStore
+    environment: EnvironmentLayout
+    _known: dict[str, tuple[str, Published]] = field(default_factory=dict)
+
+    def last(self, project: str, live: Live | None) -> Published:
+        """Returns what a project published last, as of a live release."""
+        if live is None:
+            return NOTHING
+        known = self._known.get(project, ("", NOTHING))
+        if known[0] != live.release.release:
+            known = (live.release.release, published(self.store, self.environment, project, known))
+            self._known[project] = known
+        return known[1]
 
 
 def standing(
@@ -141,7 +183,8 @@ def standing(
     Args:
         now: the tables' current deliveries (`current_sets`).
         before: what the project published last.
-        attempts: the runs of the project's DAGs, newest first; only as many as needed are read.
+        attempts: the runs of the project's DAGs, newest first; only as many as needed are read: those that are based
+            on the current deliveries, and the newest one that is not.
         code: the code that a new run would use.
         current: the lake's pointer to the live release.
     """
@@ -166,13 +209,15 @@ def standing(
         active = active or (one.run_id if one.active else "")
         if one.pin.nodes is not None:
             continue
-        if _is_based_on(one.pin, now):
-            if one.active:
-                return Standing("running", pending, one.run_id, set_id)
-            same_code = (one.pin.code_version, one.pin.manifest_hash) == (code.version, code.manifest_hash)
-            if same_code and one.key not in excused:
-                return Standing("blocked", pending, one.run_id, set_id)
-        break  # older runs are based on older deliveries
+        if not _is_based_on(one.pin, now):
+            break  # older runs are based on older deliveries
+        if one.active:
+            return Standing("running", pending, one.run_id, set_id)
+        if (one.pin.code_version, one.pin.manifest_hash) != (code.version, code.manifest_hash):
+            continue  # an older run may have had the present code: somebody has returned to it
+        if one.key not in excused:
+            return Standing("blocked", pending, one.run_id, set_id)
+        break
     if active:
         return Standing("waiting", pending, active, set_id)
     if len(ended) >= _UNPINNED:
@@ -193,14 +238,20 @@ def _is_based_on(pin: Pin, now: Mapping[str, CurrentSet]) -> bool:
 
 
 def attempts_of(
-    store: ObjectStore, environment: EnvironmentLayout, runs: Sequence[tuple[str, str, bool]]
-) -> Iterable[Attempt]:
+    store: ObjectStore, environment: EnvironmentLayout, runs: Iterable[RecentRun], known: dict[RecentRun, Pin | None]
+) -> Iterator[Attempt]:
     """Yields runs with their pins, which are read one at a time.
 
     Args:
-        runs: run id, run key, and whether the run is queued or running; newest first.
+        runs: newest first.
+        known: the pins of runs that have ended, which don't change any more; new ones are added.
     """
-    for run_id, key, active in runs:
-        epoch = newest_epoch(store, environment, key)
-        pin = None if epoch is None else store.read(RunLayout(environment.epoch(key, epoch)).pin, Pin)
-        yield Attempt(run_id, key, active, pin)
+    for run in runs:
+        if run in known:
+            pin = known[run]
+        else:
+            epoch = newest_epoch(store, environment, run.key)
+            pin = None if epoch is None else store.read(RunLayout(environment.epoch(run.key, epoch)).pin, Pin)
+            if run.ended_at is not None:
+                known[run] = pin
+        yield Attempt(run.run_id, run.key, run.ended_at is None, pin)

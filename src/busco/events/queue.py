@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from botocore.exceptions import ClientError
+
 log = logging.getLogger(__name__)
 
 # Seconds for which a received message is hidden from other receivers. It is received again this long after its receiver
@@ -16,6 +18,10 @@ VISIBLE_AFTER = 120
 LONG_POLL = 5  # seconds for which the service waits for a first message
 _BATCH = 10  # the most messages in one call (SQS API reference)
 _REASON = "busco.reason"
+_LONGEST_REASON = 1000  # characters
+_LONGEST_HIDDEN = 43_200  # seconds (SQS Developer Guide, "Visibility timeout")
+# what SQS answers if a message with its attributes is too long (SQS API reference, SendMessage)
+_TOO_LONG = ("InvalidParameterValue", "AWS.SimpleQueueService.BatchRequestTooLong")
 _Item = TypeVar("_Item")
 
 
@@ -82,12 +88,17 @@ class Queue:
         self._delete(self.url, messages)
 
     def reject(self, message: Message, reason: str) -> None:
-        """Moves a message to the dead letters, with the reason."""
-        self._sqs.send_message(
-            QueueUrl=self.dead_letters,
-            MessageBody=message.body,
-            MessageAttributes={_REASON: {"DataType": "String", "StringValue": reason}},
-        )
+        """Moves a message to the dead letters, with the reason. If SQS doesn't accept both together, because they are
+        too long, the reason is only logged."""
+        text = "".join(one if _is_allowed(one) else "?" for one in reason)[:_LONGEST_REASON]
+        attributes = {_REASON: {"DataType": "String", "StringValue": text}}
+        try:
+            self._sqs.send_message(QueueUrl=self.dead_letters, MessageBody=message.body, MessageAttributes=attributes)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in _TOO_LONG:
+                raise
+            log.warning("message %s is too long to carry the reason: %s", message.id, text)
+            self._sqs.send_message(QueueUrl=self.dead_letters, MessageBody=message.body)
         self.delete([message])
 
     def created(self) -> str:
@@ -108,8 +119,11 @@ class Queue:
         """Yields the dead letters.
 
         Args:
-            hidden: the seconds for which they are hidden from others; it must be longer than the caller needs.
+            hidden: the seconds for which they are hidden from others; it must be longer than the caller needs. Two
+                seconds are added for each call that receives some, so that none becomes visible again before the last
+                one is received.
         """
+        hidden = min(hidden + 2 * (self.counts().dead_letters // _BATCH), _LONGEST_HIDDEN)
         seen: set[str] = set()
         while found := [one for one in self._receive(self.dead_letters, 1, hidden) if one.id not in seen]:
             seen |= {one.id for one in found}
@@ -146,6 +160,12 @@ class Queue:
             answer = self._sqs.delete_message_batch(QueueUrl=url, Entries=entries)
             for failed in answer.get("Failed", ()):
                 log.warning("message %s can't be deleted: %s", part[int(failed["Id"])].id, failed.get("Message"))
+
+
+def _is_allowed(character: str) -> bool:
+    """Whether SQS accepts a character (SQS API reference, SendMessage)."""
+    code = ord(character)
+    return character in "\t\n\r" or 0x20 <= code <= 0xD7FF or 0xE000 <= code <= 0xFFFD or code >= 0x10000
 
 
 def _message(given: dict[str, Any]) -> Message:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from botocore.exceptions import ClientError
 
 from busco.ingest.files import SourceFile, state
 from busco.ingest.refused import Refused
-from busco.lake.layout import INGEST, ingest_outcome
+from busco.lake.layout import INGEST, ingest_outcome, stamp
 from busco.lake.objects import ObjectStore
-from busco.lake.records import IngestedObject, IngestOutcome
+from busco.lake.records import IngestedObject, IngestOutcome, utc_now
 
 _IN_ONE_REQUEST = 64 << 20  # bytes; larger files are uploaded in parts, with retries of single parts
 _LOOK_EVERY = 1.0  # seconds between two looks for results
@@ -107,8 +108,13 @@ def _upload(s3: Any, bucket: str, key: str, path: Path, size: int, progress: Cal
 
 
 def past_orders(store: ObjectStore) -> frozenset[str]:
-    """Returns the ids of all orders to ingest so far, for `results`."""
-    return frozenset(store.folders(INGEST))
+    """Returns the ids of the last day's orders to ingest, for `results`."""
+    return frozenset(_recent_orders(store))
+
+
+def _recent_orders(store: ObjectStore) -> list[str]:
+    # ids begin with the time, by the clock of the events service, which may differ from this machine's
+    return store.folders(INGEST, after=stamp(utc_now() - timedelta(days=1)))
 
 
 def results(
@@ -122,7 +128,7 @@ def results(
     """
     missing, read = list(uploaded), set(past)
     while missing:
-        for order in sorted(set(store.folders(INGEST)) - read):
+        for order in sorted(set(_recent_orders(store)) - read):
             outcome = store.read(ingest_outcome(order), IngestOutcome)
             if outcome is None:  # it is being carried out
                 continue

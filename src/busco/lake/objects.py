@@ -225,9 +225,16 @@ class ObjectStore:
                 )
         return {key: found[key][0] for key in written}
 
-    def folders(self, prefix: str) -> list[str]:
-        """Returns the names of the folders directly below `prefix`, which must end with a slash."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
+    def folders(self, prefix: str, after: str = "") -> list[str]:
+        """Returns the names of the folders directly below `prefix`, which must end with a slash.
+
+        Args:
+            after: only names that come after it.
+        """
+        start = {"StartAfter": f"{prefix}{after}"} if after else {}
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=prefix, Delimiter="/", **start
+        )
         return [item["Prefix"][len(prefix) :].rstrip("/") for page in pages for item in page.get("CommonPrefixes", [])]
 
     def _conditional(self, key: str, data: bytes, content_type: str, **condition: str) -> str:

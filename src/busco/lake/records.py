@@ -277,13 +277,15 @@ class Arrival(LakeRecord):
 class IngestOrder(LakeRecord):
     """An order to ingest objects of the landing bucket, for a process or ECS task that runs `busco ingest --order`.
 
-    If `everything` is set, the order only lists the objects without a delivery; `objects` is empty.
+    If `everything` is set, the order only lists the objects without a delivery whose keys come after `after`; `objects`
+    is empty.
     """
 
     format: int = FORMAT
     order: str
     objects: tuple[Arrival, ...] = ()
     everything: bool = False
+    after: str = ""
     ordered_at: datetime
 
 
@@ -310,11 +312,15 @@ class IngestedObject(LakeRecord):
 
 
 class IngestOutcome(LakeRecord):
-    """The result of an order. The record is written once, after all of the order's objects have been handled."""
+    """The result of an order. The record is written once, after all of the order's objects have been handled.
+
+    `more` means that an order for everything has not listed everything: the next one begins after the last key.
+    """
 
     format: int = FORMAT
     order: str
     objects: tuple[IngestedObject, ...]
+    more: bool = False
     ended_at: datetime
 
 

@@ -13,7 +13,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from typing import Any
 
 from busco.aws import client
@@ -22,9 +26,10 @@ from busco.errors import BuscoError
 from busco.events import pending
 from busco.events.consumer import Consumer, OrderFailed
 from busco.events.queue import Queue
+from busco.lake.kept import Kept
 from busco.lake.layout import EnvironmentLayout, ingest_order, ingest_outcome, run_key
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Ending, IngestOrder, IngestOutcome
+from busco.lake.records import Ending, IngestOrder, IngestOutcome, Pin
 from busco.lake.releases import Live, read_live
 from busco.orchestration.dag_names import bronze_dataset, project_tag
 from busco.orchestration.launch import start_process, token_of
@@ -41,7 +46,9 @@ log = logging.getLogger(__name__)
 # dataset event.
 _GRACE = 10.0
 _LOOK, _LOOK_IDLE = 2.0, 20.0  # seconds between two comparisons: while something is pending, and otherwise
-_RECENT_RUNS = 30  # how many of a DAG's newest runs are compared
+_RECENT_RUNS, _MOST_RUNS = 30, 1_000  # how many of a DAG's newest runs are read at once, and compared at most
+_LONG = 1800.0  # seconds after which an order that is still being carried out is reported
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _IN_EVENT = 100  # how many objects a dataset event lists
 
 
@@ -82,15 +89,16 @@ def listen(settings: Settings, say: Callable[[str], None]) -> None:
     stop = stopped()
     store, environment = ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod")
     health = Health(settings.state, "events")
-    runs = Runs(settings, store, environment)
+    runs = Runs(settings, store, environment, health.problem)
     consumer = Consumer(
         queue=events_queue(settings),
         bucket=settings.landing_bucket,
-        ingest=Orders(settings, store, stop),
+        ingest=Orders(settings, store, stop, health.problem),
         announce=lambda outcome: announce(outcome, runs),
         quiet=settings.events_quiet,
         stop=stop,
         say=health.problem,
+        compare=Orders(settings, store, stop, health.problem),
         loses_messages=settings.endpoint_url is not None,
         paused=paused,
     )
@@ -135,11 +143,15 @@ class Interrupted(Exception):
 class Orders:
     """Has orders carried out by `busco ingest`, in a process on this machine or in an ECS task, and waits for the
     outcome. All calls must come from one thread.
+
+    Args:
+        say: receives a message about an order that takes very long, and '' when it has ended.
     """
 
     settings: Settings
     store: ObjectStore
     stop: threading.Event
+    say: Callable[[str], None] = lambda _: None
     _loop: asyncio.AbstractEventLoop | None = None
     _launcher: Any = None
     _ended: dict[str, int] = field(default_factory=dict)  # how many tasks of the current order have ended
@@ -155,7 +167,8 @@ class Orders:
         if outcome is None:
             self.store.create(ingest_order(order.order), order)
             began = time.monotonic()
-            why = self._run(["ingest", "--order", order.order], order.order)
+            with self._watched(order.order):
+                why = self._run(["ingest", "--order", order.order], order.order)
             outcome = self.store.read(ingest_outcome(order.order), IngestOutcome)
             if self.stop.is_set() and outcome is None:
                 raise Interrupted("the service is stopping")
@@ -166,6 +179,26 @@ class Orders:
             if one.outcome == "refused":
                 log.warning("refused %s: %s", printable(one.key), printable(one.reason))
         return outcome
+
+    @contextmanager
+    def _watched(self, order: str) -> Iterator[None]:
+        """Reports an order that is still being carried out after half an hour. It is not stopped: a large file takes
+        long too, and on-call can stop the process or task, after which the order is repeated."""
+        said = threading.Event()
+
+        def report() -> None:
+            said.set()
+            self.say(f"the order {order} is still being carried out after {_LONG / 60:.0f} minutes; see its log")
+
+        timer = threading.Timer(_LONG, report)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if said.is_set():
+                self.say("")
 
     def _run(self, words: list[str], order: str) -> str:
         """Has an order carried out, and returns how the process or task ended."""
@@ -331,11 +364,20 @@ class Runs:
     settings: Settings
     store: ObjectStore
     environment: EnvironmentLayout
+    say: Callable[[str], None] = lambda _: None
+    publishes: pending.Publishes = field(init=False)
+    # what listings have returned; an announcement makes them outdated
+    listings: Kept = field(default_factory=Kept)
     _news: threading.Event = field(default_factory=threading.Event)
     _due: dict[str, tuple[str, float]] = field(default_factory=dict)  # by project: the set, and since when
-    _published: dict[str, tuple[str, pending.Published]] = field(default_factory=dict)  # with the live release's id
+    _pins: dict[pending.RecentRun, Pin | None] = field(default_factory=dict)
+    _had_problem: bool = False
+
+    def __post_init__(self) -> None:
+        self.publishes = pending.Publishes(self.store, self.environment)
 
     def announced(self) -> None:
+        self.listings.clear()
         self._news.set()
 
     def tables_without_run(self) -> set[str]:
@@ -359,23 +401,35 @@ class Runs:
 
     def look(self) -> bool:
         """Starts the runs that are missing. Returns whether another look is needed soon."""
-        busy = False
+        busy, problem = False, ""
         for project, found in self.standings():
-            if found.state == "due":
-                busy = self._start(project, found) or busy
-            else:
+            if found.state != "due":
                 self._due.pop(project.identity, None)
                 busy = busy or found.state in ("starting", "running", "waiting")
+                continue
+            try:
+                busy = self._start(project, found) or busy
+            except Exception as error:  # of one project: the others need their runs
+                problem = f"no run of {project.identity} can be started: {printable(str(error))}"
+                log.warning(problem)
+        if problem or self._had_problem:
+            self.say(problem)
+        self._had_problem = bool(problem)
         return busy
 
     def standings(self) -> Iterator[tuple[Project, pending.Standing]]:
-        """Yields each project that has been parsed here, and whether it has published the current deliveries."""
+        """Yields each project that has been parsed here, and whether it has published the current deliveries.
+
+        A project about which this can't be determined is logged and left out.
+        """
         live = read_live(self.store, self.environment)
         for settings in self.settings.of_all_projects():
             try:
-                yield self.standing(settings, live)
-            except BuscoError as error:
-                log.warning("%s: %s", settings.dbt_project_dir, error)
+                found = self.standing(settings, live)
+            except Exception as error:
+                log.warning("%s: %s", settings.dbt_project_dir, printable(str(error)))
+            else:
+                yield found
 
     def standing(self, settings: Settings, live: Live | None, without: str = "") -> tuple[Project, pending.Standing]:
         """Returns a project, and whether it has published the current deliveries.
@@ -389,21 +443,19 @@ class Runs:
             BuscoError: the project has not been parsed here.
         """
         project = Project.of(settings)
-        now = pending.current_sets(self.store, project.contracts)
-        before = self.published_by(project.identity, live.release.release) if live else pending.NOTHING
-        runs = ((run, run_key(dag, run), active) for dag, run, active in recent_runs(project.identity))
-        others = [one for one in runs if one[1] != without]
-        attempts = pending.attempts_of(self.store, self.environment, others)
+        before = self.publishes.last(project.identity, live)
+        others = (one for one in recent_runs(project.identity) if one.key != without)
+        attempts = pending.attempts_of(self.store, self.environment, others, self._pins)
         code = pending.Code(code_version(self.settings), project.hash)
+        now = self._current_sets(project)
         return project, pending.standing(now, before, attempts, code, live.current if live else None)
 
-    def published_by(self, project: str, release: str) -> pending.Published:
-        """Returns what a project published last; it is read again only if another release has become live."""
-        known = self._published.get(project)
-        if known is None or known[0] != release:
-            known = (release, pending.published(self.store, self.environment, project))
-            self._published[project] = known
-        return known[1]
+    def _current_sets(self, project: Project) -> dict[str, pending.CurrentSet]:
+        found: dict[str, pending.CurrentSet] = {}
+        for contract in project.contracts:
+            what = (contract.source, contract.table, contract.hash, contract.pii)
+            found |= self.listings.get(what, partial(pending.current_sets, self.store, [contract]))
+        return found
 
     def _start(self, project: Project, found: pending.Standing) -> bool:
         """Starts a project's run once it has been missing for long enough. Returns whether another look is needed."""
@@ -418,9 +470,15 @@ class Runs:
         grace = _GRACE * 6 ** (found.unpinned + is_queued(dag_id))
         if time.monotonic() - known[1] < grace:
             return True
-        run_id = f"{pending.run_prefix(found.set_id)}{found.unpinned}"
-        if start_run(dag_id, run_id, dict(found.tables)):
-            log.info("started run dag=%s run=%s: no run had been started for %s", dag_id, run_id, found.tables)
+        # An ended run can have the first id: the same set was current before, and is again, since a record of a
+        # delivery was deleted. Two services find the same run, because only ended ones are passed over
+        for number in count(found.unpinned):
+            run_id = f"{pending.run_prefix(found.set_id)}{number}"
+            started = start_run(dag_id, run_id, dict(found.tables))
+            if started:
+                log.info("started run dag=%s run=%s: no run had been started for %s", dag_id, run_id, found.tables)
+            if started or is_active(dag_id, run_id):
+                break
         return True
 
 
@@ -458,22 +516,41 @@ def not_needed(dag_run: Any, project_dir: str, own: Collection[str]) -> str:
     return ""
 
 
-def recent_runs(project: str) -> list[tuple[str, str, bool]]:
-    """Returns the newest runs of a project's DAGs, newest first: DAG id, run id, and whether the run is active."""
+def recent_runs(project: str) -> Iterator[pending.RecentRun]:
+    """Yields the newest runs of a project's DAGs, newest first, at most 1,000: as many as the caller reads."""
     from airflow.models.dag import DagTag
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
 
+    for start in range(0, _MOST_RUNS, _RECENT_RUNS):
+        with create_session() as session:
+            rows = (
+                session.query(DagRun.dag_id, DagRun.run_id, DagRun.state, DagRun.end_date, DagRun.queued_at)
+                .join(DagTag, DagTag.dag_id == DagRun.dag_id)
+                .filter(DagTag.name == project_tag(project))
+                .order_by(DagRun.id.desc())
+                .offset(start)
+                .limit(_RECENT_RUNS)
+                .all()
+            )
+        for dag_id, run_id, state, ended_at, queued_at in rows:
+            is_over = str(state) not in ("queued", "running")
+            # a run that was set to failed while it was queued may have no end
+            yield pending.RecentRun(
+                run_id, run_key(dag_id, run_id), (ended_at or queued_at or EPOCH) if is_over else None
+            )
+        if len(rows) < _RECENT_RUNS:
+            return
+
+
+def is_active(dag_id: str, run_id: str) -> bool:
+    """Whether a DAG run is queued or running."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
     with create_session() as session:
-        rows = (
-            session.query(DagRun.dag_id, DagRun.run_id, DagRun.state)
-            .join(DagTag, DagTag.dag_id == DagRun.dag_id)
-            .filter(DagTag.name == project_tag(project))
-            .order_by(DagRun.id.desc())
-            .limit(_RECENT_RUNS)
-            .all()
-        )
-    return [(dag_id, run_id, str(state) in ("queued", "running")) for dag_id, run_id, state in rows]
+        found = session.query(DagRun.state).filter(DagRun.dag_id == dag_id, DagRun.run_id == run_id).scalar()
+    return str(found) in ("queued", "running")
 
 
 def scheduled_dag(project: str) -> str | None:

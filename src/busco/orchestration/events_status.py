@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache, partial
 
 from busco.aws import client
-from busco.events.pending import NOTHING, Published
+from busco.events.pending import Published
 from busco.events.queue import Counts
 from busco.lake.deliveries import Contract
-from busco.lake.layout import INGEST, EnvironmentLayout, delivery_prefix, ingest_order, ingest_outcome
+from busco.lake.layout import INGEST, EnvironmentLayout, delivery_prefix, ingest_order, ingest_outcome, stamp
 from busco.lake.objects import ObjectStore
 from busco.lake.records import IngestedObject, IngestOrder, IngestOutcome, utc_now
 from busco.lake.releases import read_live
@@ -21,7 +22,7 @@ from busco.text import count
 
 _ORDERS = 10
 MOST_REFUSED = 5  # objects of an order that are named
-_RECENT = timedelta(hours=1)
+_RECENT, _DAY = timedelta(hours=1), timedelta(days=1)
 _MOST_RECENT = 200  # orders that are read to count what arrived recently
 _STATES = {
     "current": "published",
@@ -120,20 +121,36 @@ def status(settings: Settings) -> Status:
     Raises:
         BuscoError: no queue is configured.
     """
-    store, environment = ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod")
-    # newest first: the ids of orders begin with their time
-    names = sorted(store.folders(INGEST), reverse=True)
+    runs = _runs(settings)
+    names = newest_orders(runs.store, utc_now())
     return Status(
         paused=paused(),
         counts=events_queue(settings).counts(),
-        orders=list(last_orders(store, names)),
-        projects=list(_projects(Runs(settings, store, environment))),
-        activity=activity(store, names, utc_now()),
+        orders=list(last_orders(runs.store, names)),
+        projects=list(_projects(runs)),
+        activity=activity(runs.store, names, utc_now()),
     )
 
 
+@lru_cache(maxsize=1)
+def _runs(settings: Settings) -> Runs:
+    """One for the life of the process: the page in Airflow is loaded again every few seconds, and must not list all
+    deliveries each time."""
+    store = ObjectStore(client("s3", settings), settings.lake_bucket)
+    return Runs(settings, store, EnvironmentLayout("prod"))
+
+
+def newest_orders(store: ObjectStore, now: datetime) -> list[str]:
+    """Returns the ids of the orders of the last day, newest first; of all orders, if there are fewer than ten."""
+    # ids begin with their time
+    names = store.folders(INGEST, after=stamp(now - _DAY))
+    if len(names) < _ORDERS:
+        names = store.folders(INGEST)
+    return sorted(names, reverse=True)
+
+
 def activity(store: ObjectStore, names: Sequence[str], now: datetime) -> Activity:
-    """Counts the objects of the orders that ended in the last hour, and their results. `names` are all orders, newest
+    """Counts the objects of the orders that ended in the last hour, and their results. `names` are orders, newest
     first."""
     names = names[:_MOST_RECENT]
     with ThreadPoolExecutor(max_workers=16) as pool:
@@ -149,7 +166,7 @@ def activity(store: ObjectStore, names: Sequence[str], now: datetime) -> Activit
 
 
 def last_orders(store: ObjectStore, names: Sequence[str]) -> Iterator[Order]:
-    """Yields the newest orders. `names` are all orders, newest first."""
+    """Yields the newest orders. `names` are orders, newest first."""
     for name in names[:_ORDERS]:
         order = store.read(ingest_order(name), IngestOrder)
         if order is not None:
@@ -163,9 +180,11 @@ def _projects(runs: Runs) -> Iterator[ProjectStatus]:
         state = _STATES[found.state].format(run=found.run_id)
         if found.state == "blocked" and live is not None and live.current.hold is not None:
             state = f"publishing is on hold, so run {found.run_id} was not published: busco release resume"
-        before = runs.published_by(project.identity, live.release.release) if live else NOTHING
+        before = runs.publishes.last(project.identity, live)
         pending = [contract for contract in project.contracts if contract.name in found.tables]
-        yield ProjectStatus(project.identity, state, dict(found.tables), _oldest(runs.store, pending, before))
+        what = ("oldest", project.identity, before.pinned_at, tuple(found.tables.items()))
+        oldest = runs.listings.get(what, partial(_oldest, runs.store, pending, before)) if pending else None
+        yield ProjectStatus(project.identity, state, dict(found.tables), oldest)
 
 
 def _oldest(store: ObjectStore, tables: Sequence[Contract], before: Published) -> datetime | None:

@@ -191,6 +191,10 @@ class OfLake:
     _seen: str = ""  # the release that was live at the last measurement
     _ages: Ages | None = None  # as of `_listed`
     _listed: datetime | None = None
+    _publishes: pending.Publishes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._publishes = pending.Publishes(self.store, self.environment)
 
     def sent(self) -> None:
         """What was measured has reached CloudWatch, and is not sent again."""
@@ -223,7 +227,7 @@ class OfLake:
         }
         waiting = []
         for project in projects:
-            before = pending.published(self.store, self.environment, project.identity) if live else pending.NOTHING
+            before = self._publishes.last(project.identity, live)
             for name in pending.unpublished(pending.current_sets(self.store, project.contracts), before):
                 if before.rolled_back and live is not None:
                     # since the rollback, whatever it has taken back

@@ -1,0 +1,113 @@
+"""How the events service starts runs that are missing, and how it reports what it can't do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from busco.events.pending import Standing, run_prefix
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.objects import ObjectStore
+from busco.orchestration import events
+from busco.orchestration.events import Orders, Runs
+from busco.settings import Settings
+from tests.unit.memory_s3 import MemoryS3
+
+SET = "set-1"
+
+
+class Airflow:
+    """Airflow's DAG runs, and the standing of two projects."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.runs: dict[str, str] = {}
+        self.refused: set[str] = set()
+        self.standings: dict[str, Standing | Exception] = {
+            name: Standing("due", {"bronze.orders": 1}, set_id=f"{SET} of {name}") for name in ("a", "b")
+        }
+        self.said: list[str] = []
+        monkeypatch.setattr(events, "_GRACE", 0.0)
+        monkeypatch.setattr(events, "scheduled_dag", lambda project: f"dag-{project}")
+        monkeypatch.setattr(events, "is_queued", lambda _: False)
+        monkeypatch.setattr(events, "start_run", self.start)
+        monkeypatch.setattr(events, "is_active", lambda _, run_id: self.runs.get(run_id) == "running")
+        monkeypatch.setattr(events, "read_live", lambda *_: None)
+        settings: Any = SimpleNamespace(
+            of_all_projects=lambda: [SimpleNamespace(dbt_project_dir=name) for name in self.standings]
+        )
+        store = ObjectStore(MemoryS3(), "lake")
+        self.service = Runs(settings, store, EnvironmentLayout("prod"), self.said.append)
+        monkeypatch.setattr(self.service, "standing", self.standing)
+
+    def start(self, dag_id: str, run_id: str, _: Any) -> bool:
+        if dag_id in self.refused:
+            raise LookupError(f"the DAG {dag_id} was not found")
+        if run_id in self.runs:
+            return False
+        self.runs[run_id] = "running"
+        return True
+
+    def standing(self, settings: Any, *_: Any) -> tuple[Any, Standing]:
+        found = self.standings[settings.dbt_project_dir]
+        if isinstance(found, Exception):
+            raise found
+        return SimpleNamespace(identity=settings.dbt_project_dir), found
+
+
+@pytest.fixture
+def airflow(monkeypatch: pytest.MonkeyPatch) -> Airflow:
+    return Airflow(monkeypatch)
+
+
+def first(project: str, number: int = 0) -> str:
+    return f"{run_prefix(f'{SET} of {project}')}{number}"
+
+
+def test_a_project_whose_run_can_not_be_started_does_not_stop_the_others(airflow: Airflow) -> None:
+    airflow.refused = {"dag-a"}
+    airflow.service.look()
+    assert list(airflow.runs) == [first("b")]
+    assert airflow.said == ["no run of a can be started: the DAG dag-a was not found"]
+    airflow.refused = set()
+    airflow.service.look()
+    airflow.service.look()
+    assert list(airflow.runs) == [first("b"), first("a")]
+    assert airflow.said[1:] == [""], "the problem is over, and that is said once"
+
+
+@pytest.mark.parametrize("error", [KeyError("nodes"), ValueError("a record can't be read")])
+def test_a_project_whose_records_can_not_be_read_does_not_stop_the_others(airflow: Airflow, error: Exception) -> None:
+    airflow.standings["a"] = error
+    airflow.service.look()
+    assert list(airflow.runs) == [first("b")]
+
+
+def test_a_set_that_was_current_before_gets_another_run(airflow: Airflow) -> None:
+    airflow.runs = {first("a"): "success", first("a", 1): "failed"}
+    airflow.service.look()
+    assert airflow.runs[first("a", 2)] == "running"
+
+
+def test_a_run_that_another_service_has_started_is_not_started_again(airflow: Airflow) -> None:
+    airflow.runs = {first("a"): "running", first("b"): "running"}
+    airflow.service.look()
+    assert list(airflow.runs) == [first("a"), first("b")]
+
+
+def test_an_order_that_takes_very_long_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_LONG", 0.05)
+    said: list[str] = []
+    orders = Orders(Settings(), ObjectStore(MemoryS3(), "lake"), threading.Event(), said.append)
+    with orders._watched("20260101T000000-ab"):
+        deadline = time.monotonic() + 10
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == ["the order 20260101T000000-ab is still being carried out after 0 minutes; see its log", ""]
+    monkeypatch.setattr(events, "_LONG", 60.0)
+    with orders._watched("quick"):
+        pass
+    assert len(said) == 2
