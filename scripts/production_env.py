@@ -83,7 +83,9 @@ def write(found: Mapping[str, str], can_ask: bool) -> None:
             continue
         name, placeholder = match.groups()
         if name in before and not placeholder_of(before[name]):
-            value: str | None = kept(name, before[name], placeholder, found)
+            # tasks in the subnets that .env keeps need the kind of addresses that it has
+            is_of_subnets = name == "BUSCO_ECS_ASSIGN_PUBLIC_IP" and keeps_other_subnets(before, found)
+            value: str | None = before[name] if is_of_subnets else kept(name, before[name], placeholder, found)
         elif before.get(f"{name}_SECRET"):
             # the value is in Secrets Manager or SSM; a generated one would replace it
             continue
@@ -114,6 +116,12 @@ def write(found: Mapping[str, str], can_ask: bool) -> None:
     store(target, "\n".join(lines) + "\n")
     added = len(values.keys() - before.keys())
     print(f"wrote .env with mode 600: {added} new, {len(values) - added + len(further)} kept")
+
+
+def keeps_other_subnets(before: Mapping[str, str], found: Mapping[str, str]) -> bool:
+    """Whether .env has other subnets for the ECS tasks than the outputs."""
+    subnets = before.get("BUSCO_ECS_SUBNETS", "")
+    return bool(subnets) and not placeholder_of(subnets) and subnets != found.get("tasksubnets", subnets)
 
 
 def kept(name: str, value: str, placeholder: str, found: Mapping[str, str]) -> str:

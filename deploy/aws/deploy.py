@@ -55,6 +55,11 @@ HARMLESS = {
         "PreferredMaintenanceWindow",
     },
 }
+# Resources of these types without data or a state of their own: they come and go with TasksReachAws.
+WITHOUT_STATE = frozenset({"EndpointSecurityGroup", "NatAddress"})
+# Properties for which CloudFormation stops the machine and starts it again.
+RESTARTS = frozenset({"EbsOptimized", "InstanceType", "UserData"})
+BUNDLE = ROOT / "deploy/rds/global-bundle.pem"
 _PAUSE = 3.0  # seconds between two looks at a stack
 _LIMIT = 3600.0  # seconds for one stack; a database takes about ten minutes
 Found = TypeVar("Found")
@@ -101,19 +106,16 @@ TEMPLATES = (
         },
     ),
     Template("network"),
+    # before the machine, whose agent for Session Manager gives up for half an hour if it has no permission at its start
+    Template(
+        "airflow",
+        {name: ("ecs", name) for name in ("AirflowRoleArn", "AlertsTopic")},
+    ),
     Template(
         "host",
         {
             **{name: ("network", name) for name in ("VpcId", "HostSubnet", "DatabaseSubnets")},
             "AlertsTopic": ("ecs", "AlertsTopic"),
-        },
-    ),
-    Template(
-        "airflow",
-        {
-            "AirflowRoleArn": ("ecs", "AirflowRoleArn"),
-            "AlertsTopic": ("ecs", "AlertsTopic"),
-            "DatabaseSecretArn": ("host", "DatabaseSecret"),
         },
     ),
     Template("github", {"HostInstance": ("host", "HostInstance")}, needs="GitHubRepository"),
@@ -220,12 +222,23 @@ def deploy(given: argparse.Namespace) -> None:
         one for one in templates
         if not one.needs or stacks[one.name].exists or one.needs in values.get(one.name, {})
     ]  # fmt: skip
-    for name in ("network", "host"):
-        if stacks["ecs"].exists and not stacks[name].exists and name not in (*given.without, *given.create):
-            raise Failed(
-                f"the platform {given.name} exists, but not the stack {stacks[name].name}: if you bring its resources "
-                f"yourself, give --without {name}; to create it, --create {name}"
-            )
+    absent = [
+        name
+        for name in ("network", "host")
+        if stacks["ecs"].exists and not stacks[name].exists and name not in (*given.without, *given.create)
+    ]
+    if absent:
+        raise Failed(
+            f"the platform {given.name} exists, but not {' and '.join(stacks[name].name for name in absent)}. "
+            f"To create what is missing, also after a first deployment that failed: {_options('--create', absent)}. "
+            f"If you bring these resources yourself: {_options('--without', absent)}"
+        )
+    if "host" not in given.without and f"Amazon RDS {region} Root CA" not in BUNDLE.read_text():
+        raise Failed(
+            f"{BUNDLE.relative_to(ROOT)} has no certificate authority of RDS in {region}, with which Airflow verifies "
+            "its database. Update it (deploy/rds/bundle.py --help), or choose another region"
+        )
+    before = dict(stacks)
     missing: set[str] = set()
     for template in templates:
         stack = stacks[template.name]
@@ -234,9 +247,12 @@ def deploy(given: argparse.Namespace) -> None:
             missing.add(template.name)
             print(f"{stack.name}: would be created after {' and '.join(sorted(needed & missing))}", flush=True)
             continue
-        parameters = {"Name": given.name, **_inputs(template, stacks), **values.get(template.name, {})}
-        architecture = stacks["ecs"].outputs.get("CpuArchitecture", "X86_64")
-        parameters = {**_defaults(template, stack, parameters, account, region, architecture), **parameters}
+        own = values.get(template.name, {})
+        parameters = {"Name": given.name, **_inputs(template, stacks, before), **own}
+        machine = {
+            "CpuArchitecture": stacks["ecs"].outputs.get("CpuArchitecture", "X86_64"), **values.get("host", {}),
+        }  # fmt: skip
+        parameters = {**_defaults(template, stack, parameters, account, region, machine), **parameters}
         _check_complete(template, stack, parameters)
         protected = template.name == "host" and parameters.get("DeletionProtection", "true")
         if protected == "true" and not stack.exists:
@@ -300,33 +316,75 @@ def _given(arguments: list[str], templates: list[Template]) -> dict[str, dict[st
     return found
 
 
-def _inputs(template: Template, stacks: Mapping[str, Stack]) -> dict[str, str]:
-    """Returns the parameters that are outputs of earlier stacks, including stacks that are left out but exist."""
+def _options(name: str, values: list[str]) -> str:
+    return " ".join(f"{name} {value}" for value in values)
+
+
+def _inputs(template: Template, stacks: Mapping[str, Stack], before: Mapping[str, Stack]) -> dict[str, str]:
+    """Returns the parameters that are outputs of earlier stacks, including stacks that are left out but exist.
+
+    A parameter that was given another value keeps it, such as a landing bucket that lake.yaml did not create.
+
+    Args:
+        before: the stacks before this deployment.
+    """
     found = {}
     for parameter, (source, output) in template.inputs.items():
+        present = before[template.name].parameters.get(parameter, "")
+        if present not in ("", before[source].outputs.get(output)) and before[source].exists:
+            continue
         if (value := stacks[source].outputs.get(output)) is not None:
             found[parameter] = value
     return found
 
 
 def _defaults(
-    template: Template, stack: Stack, parameters: Mapping[str, str], account: str, region: str, architecture: str
+    template: Template,
+    stack: Stack,
+    parameters: Mapping[str, str],
+    account: str,
+    region: str,
+    machine: Mapping[str, str],
 ) -> dict[str, str]:
-    """Returns values for a new stack that the template can't have itself. An existing stack keeps its own."""
+    """Returns values for a new stack that the template can't have itself. An existing stack keeps its own.
+
+    Args:
+        machine: the platform's CpuArchitecture, and the parameters of host.yaml that are given.
+    """
     if stack.exists:
         return {}
     if template.name == "ecs" and "DbtImage" not in parameters:
         registry = f"{account}.dkr.ecr.{region}.amazonaws.com"
         return {"DbtImage": f"{registry}/{parameters['Name']}-dbt:{_commit()}"}
+    architecture, size = _machine(machine)
+    if template.name == "network" and not {"FirstZone", "SecondZone"} & parameters.keys():
+        return _zones(size)
     if template.name == "host":
-        instance = parameters.get("InstanceType", "")
-        # the generation of a Graviton type ends in g: t4g, m7g, c7gd
-        if re.match(r"[a-z]+\d+g", instance):
-            architecture = "ARM64"
-        name, size = ARCHITECTURES[architecture]
-        found = {} if instance else {"InstanceType": size}
-        return found if "ImageId" in parameters else {**found, "ImageId": _debian(name)}
+        found = {"InstanceType": size}
+        return found if "ImageId" in parameters else {**found, "ImageId": _debian(architecture)}
     return {}
+
+
+def _machine(given: Mapping[str, str]) -> tuple[str, str]:
+    """Returns the architecture of a new machine in Debian's words, and its type."""
+    architecture, size = ARCHITECTURES[given.get("CpuArchitecture", "X86_64")]
+    size = given.get("InstanceType", size)
+    # the generation of a Graviton type ends in g: t4g, m7g, c7gd
+    return ARCHITECTURES["ARM64"][0] if re.match(r"[a-z]+\d+g", size) else architecture, size
+
+
+def _zones(size: str) -> dict[str, str]:
+    """Returns two availability zones that have machines of a type."""
+    offered = _aws(
+        *("ec2", "describe-instance-type-offerings", "--location-type", "availability-zone"),
+        *("--filters", f"Name=instance-type,Values={size}"),
+    )["InstanceTypeOfferings"]
+    zones = sorted(one["Location"] for one in offered)
+    if len(zones) < 2:
+        raise Failed(
+            f"fewer than two availability zones of this region have machines of type {size}; choose another type"
+        )
+    return {"FirstZone": zones[0], "SecondZone": zones[1]}
 
 
 def _debian(architecture: str) -> str:
@@ -383,18 +441,26 @@ def apply(
     for change in changes:
         words = {"True": "replace", "Conditional": "update, perhaps replace"}
         action = words.get(change.get("Replacement", ""), change["Action"].lower())
+        if _restarts(change):
+            action = "update, stop and start"
         print(f"  {action:24}{change['ResourceType']:36}{change['LogicalResourceId']}", flush=True)
-        if _loses(change) and change["LogicalResourceId"] not in given.replace:
+        if _loses(change):
             lost.append(change["LogicalResourceId"])
     if given.dry_run:
         _discard(stack, also_empty=True)
         return
-    if lost:
+    if refused := [name for name in lost if name not in given.replace]:
         _discard(stack)
-        allow = " ".join(f"--replace {name}" for name in lost)
         raise Failed(
-            f"{stack.name} would replace or remove {', '.join(lost)}, whose data or state would be lost. Give the "
-            f"parameters that they have now, or allow it: {allow}"
+            f"{stack.name} would replace or remove {', '.join(refused)}, whose data or state would be lost. Give the "
+            f"parameters that they have now, or allow it: {_options('--replace', refused)}"
+        )
+    if {"Host", "Database"} & {*lost} and stack.parameters.get("DeletionProtection") == "true":
+        # CloudFormation would create the new machine, and leave the old one, which it can't delete, beside it
+        _discard(stack)
+        raise Failed(
+            f"{' and '.join(lost)} can't be replaced while they are protected: first deploy "
+            "host.DeletionProtection=false"
         )
     started = _newest_event(stack.name)
     _aws("cloudformation", "execute-change-set", "--stack-name", stack.name, "--change-set-name", CHANGE_SET)
@@ -404,7 +470,7 @@ def apply(
 def _loses(change: Mapping[str, Any]) -> bool:
     """Whether a change can remove or replace a resource that has data or a state."""
     kind, replacement = change["ResourceType"], change.get("Replacement")
-    if kind not in KEPT or change["Action"] == "Add":
+    if kind not in KEPT or change["Action"] == "Add" or change["LogicalResourceId"] in WITHOUT_STATE:
         return False
     if change["Action"] == "Remove" or replacement == "True":
         return True
@@ -413,6 +479,14 @@ def _loses(change: Mapping[str, Any]) -> bool:
     targets = [detail.get("Target", {}) for detail in change.get("Details", [])]
     changed = {target.get("Name", "") for target in targets if target.get("RequiresRecreation", "Always") != "Never"}
     return not changed or not changed <= HARMLESS.get(kind, set())
+
+
+def _restarts(change: Mapping[str, Any]) -> bool:
+    """Whether a change stops the machine and starts it again, for some minutes."""
+    if (change["ResourceType"], change["Action"]) != ("AWS::EC2::Instance", "Modify"):
+        return False
+    changed = {detail.get("Target", {}).get("Name", "") for detail in change.get("Details", [])}
+    return change.get("Replacement") != "True" and bool(changed & RESTARTS)
 
 
 def _check_status(stack: Stack) -> None:
@@ -446,8 +520,9 @@ def _change_set(
         _aws(
             *("cloudformation", "create-change-set", "--stack-name", stack.name, "--change-set-name", CHANGE_SET),
             *("--change-set-type", "UPDATE" if stack.exists else "CREATE", "--capabilities", "CAPABILITY_NAMED_IAM"),
-            *(("--use-previous-template",) if keep_template else ("--template-body", template.path.as_uri())),
-            *("--parameters", Path(file.name).as_uri()),
+            # not as_uri(): the AWS CLI decodes no percent signs
+            *(("--use-previous-template",) if keep_template else ("--template-body", f"file://{template.path}")),
+            *("--parameters", f"file://{file.name}"),
         )
 
     def described() -> dict[str, Any] | None:

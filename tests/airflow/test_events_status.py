@@ -9,6 +9,7 @@ from busco.lake.objects import ObjectStore
 from busco.lake.records import IngestedObject, IngestOutcome
 from busco.orchestration import events_status
 from busco.orchestration.events_status import Activity, activity
+from busco.settings import Settings
 from tests.unit.memory_s3 import MemoryS3
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -46,3 +47,22 @@ def test_with_too_many_orders_only_the_newest_are_counted() -> None:
     found = activity(store, newest(store), NOW)
     assert (found.objects, found.is_all) == (200, False)
     assert found.text.startswith("at least 200 objects in the last hour")
+
+
+def test_a_page_that_is_loaded_again_lists_the_deliveries_only_once() -> None:
+    first = events_status._runs(Settings(lake_bucket="lake-1"))
+    assert events_status._runs(Settings(lake_bucket="lake-1")) is first
+    assert events_status._runs(Settings(lake_bucket="lake-2")) is not first
+
+
+def test_orders_of_the_last_day_are_listed_and_all_if_they_are_few() -> None:
+    store = ObjectStore(MemoryS3(), "lake")
+    for number in range(9):
+        ordered(store, NOW - timedelta(minutes=number), ("ingested", 0))
+    for day in range(2, 5):
+        ordered(store, NOW - timedelta(days=day), ("ingested", 0))
+    assert len(events_status.newest_orders(store, NOW)) == 12
+    ordered(store, NOW - timedelta(minutes=10), ("ingested", 0))
+    found = events_status.newest_orders(store, NOW)
+    assert len(found) == 10
+    assert found == sorted(found, reverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import cfnlint.decode.cfn_yaml
@@ -75,3 +76,29 @@ def test_the_host_s_alarms_are_about_the_host_and_its_database() -> None:
         assert alarm["Dimensions"] == [{"Name": name, "Value": {"Ref": resource}}]
         assert alarm["TreatMissingData"] in ("breaching", "notBreaching", "ignore")
         assert alarm["AlarmActions"]
+
+
+def test_ec2_accepts_all_descriptions_of_security_groups_and_their_rules() -> None:
+    """EC2 refuses other characters, such as an apostrophe, and then no stack can be created (EC2 API reference,
+    IpRange)."""
+    allowed = re.compile(r"[a-zA-Z0-9. _\-:/()#,@\[\]+=&;{}!$*]{1,255}")
+    checked = 0
+    for resources in (HOST, NETWORK):
+        for resource in resources.values():
+            if resource["Type"] != "AWS::EC2::SecurityGroup":
+                continue
+            group = resource["Properties"]
+            texts = [group["GroupDescription"]["Fn::Sub"].replace("${Name}", "busco")]
+            for rule in (*group.get("SecurityGroupIngress", ()), *group["SecurityGroupEgress"]):
+                texts.append((rule["Fn::If"][1] if "Fn::If" in rule else rule)["Description"])
+            for text in texts:
+                assert allowed.fullmatch(text), text
+                checked += 1
+    assert checked > 10
+
+
+def test_airflow_may_read_the_password_that_rds_rotates() -> None:
+    (statement,) = properties(HOST, "DatabaseSecretPolicy")["PolicyDocument"]["Statement"]
+    assert statement["Action"] == "secretsmanager:GetSecretValue"
+    assert statement["Resource"] == {"Fn::GetAtt": ["Database", "MasterUserSecret.SecretArn"]}
+    assert properties(HOST, "DatabaseSecretPolicy")["Roles"] == [{"Fn::Sub": "${Name}-${AWS::Region}-airflow"}]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
 
 from busco.aws import client
 from busco.events.pending import Published
@@ -132,12 +132,17 @@ def status(settings: Settings) -> Status:
     )
 
 
-@lru_cache(maxsize=1)
+# One for the life of the process, by settings: the page in Airflow is loaded again every few seconds, and must not list
+# all deliveries each time.
+_RUNS: dict[str, Runs] = {}
+
+
 def _runs(settings: Settings) -> Runs:
-    """One for the life of the process: the page in Airflow is loaded again every few seconds, and must not list all
-    deliveries each time."""
-    store = ObjectStore(client("s3", settings), settings.lake_bucket)
-    return Runs(settings, store, EnvironmentLayout("prod"))
+    key = settings.model_dump_json()
+    if key not in _RUNS:
+        store = ObjectStore(client("s3", settings), settings.lake_bucket)
+        _RUNS[key] = Runs(settings, store, EnvironmentLayout("prod"))
+    return _RUNS[key]
 
 
 def newest_orders(store: ObjectStore, now: datetime) -> list[str]:
