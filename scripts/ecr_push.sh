@@ -118,5 +118,5 @@ repository=$(env_get DBT_IMAGE)
 repository=${repository##*/}
 name=
 if [[ $repository == *-dbt && $repository != busco-dbt ]]; then name=" --name ${repository%-dbt}"; fi
-printf 'deploy it: scripts/ec2_deploy.sh %s<ec2-host> <path-to-ssh-key.pem>\n' "$version"
+printf 'deploy it: scripts/ec2_deploy.sh %s<ec2-host>\n' "$version"
 printf 'then let new ECS tasks run the same commit: deploy/aws/deploy.sh%s --models-image %s\n' "$name" "${target[dbt]}"
