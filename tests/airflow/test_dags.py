@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).with_name("lakehouse.graph.json")
@@ -152,3 +154,19 @@ def test_tasks_of_the_graph_have_a_time_limit_and_no_airflow_retries(parsed: dic
             assert (task["retries"], task["timeout"], task["trigger_rule"]) == (0, "6:00:00", "none_failed"), name
         else:
             assert task["retries"] == 3, name
+
+
+def test_the_broker_delivers_no_task_twice_while_it_runs(parsed: dict[str, Any]) -> None:
+    """Redis delivers a task again that was not acknowledged within the visibility timeout."""
+    common = yaml.safe_load((ROOT / "docker-compose.common.yml").read_text())
+    settings = next(
+        value for value in common.values() if isinstance(value, dict) and "AIRFLOW__CELERY__BROKER_URL_CMD" in value
+    )
+    visible = timedelta(seconds=int(settings["AIRFLOW__CELERY_BROKER_TRANSPORT_OPTIONS__VISIBILITY_TIMEOUT"]))
+    limits = []
+    for dag in parsed["dags"].values():
+        for name, task in dag["tasks"].items():
+            assert task["timeout"] != "None", name
+            hours, minutes, seconds = map(int, task["timeout"].split(":"))
+            limits.append(timedelta(hours=hours, minutes=minutes, seconds=seconds))
+    assert visible > 2 * max(limits)

@@ -81,6 +81,44 @@ def test_no_task_is_lost_or_tried_twice_while_redis_and_the_worker_are_replaced(
     assert set(found.values()) == {("success", 1)}
 
 
+# the connections that RDS allows for db.t4g.small, whose 2 GiB of memory are not all for PostgreSQL: memory in bytes /
+# 9,531,392 (Amazon RDS User Guide, "Quotas and constraints")
+RDS_CONNECTIONS = int(1.75 * 2**30 / 9_531_392)
+
+
+def connections(stack: Production) -> int:
+    query = "select count(*) from pg_stat_activity where backend_type = 'client backend'"
+    return int(stack.compose("exec", "-T", "postgres", "psql", "-U", "airflow", "-Atc", query))
+
+
+def test_at_full_load_the_connections_stay_under_60_percent_of_what_a_small_database_allows(loaded: Production) -> None:
+    models, load = loaded.start(full_refresh=True), loaded.start("load")
+    most = 0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        most = max(most, connections(loaded))
+        threading.Event().wait(1)
+    assert loaded.finish(load, 600, "load") == "success"
+    assert loaded.finish(models, 600) == "success"
+    print(f"at most {most} connections of {RDS_CONNECTIONS}")
+    assert 5 < most < 0.6 * RDS_CONNECTIONS
+
+
+def test_a_database_whose_certificate_is_from_another_authority_is_refused(loaded: Production) -> None:
+    def check(bundle: str) -> str:
+        change = f"s#sslrootcert=[^&]*#sslrootcert={bundle}#"
+        command = (
+            f'name=AIRFLOW__DATABASE__SQL_ALCHEMY_CONN; export $name="$(printenv $name | sed "{change}")"; '
+            "airflow db check 2>&1 || true"
+        )
+        return loaded.compose("exec", "-T", "airflow-scheduler", "bash", "-c", command)
+
+    assert "Connection successful" in check("/opt/busco/rds/global-bundle.pem")
+    refused = check("/etc/ssl/certs/ca-certificates.crt")
+    assert "certificate verify failed" in refused
+    assert "Connection successful" not in refused
+
+
 def test_a_run_goes_on_in_ecs_while_all_of_airflow_is_replaced(loaded: Production) -> None:
     run = started(loaded)
     for service in AIRFLOW:
