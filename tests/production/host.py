@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -307,6 +309,68 @@ def operator(
         stderr=subprocess.STDOUT, text=True, check=False, timeout=1200,
     )  # fmt: skip
     print(shlex.join(command), done.stdout, sep="\n")
+    return done.returncode, done.stdout
+
+
+# Plays the AWS CLI for a machine that is an instance: Systems Manager runs a command as root, and Session Manager forwards
+# a connection to its port 22.
+_AWS = """#!/usr/bin/env python3
+import json, os, socket, subprocess, sys, threading
+
+arguments, state = sys.argv[1:], os.environ["PLAYED_STATE"]
+if arguments[:2] == ["ssm", "send-command"]:
+    path = arguments[arguments.index("--parameters") + 1].removeprefix("file://")
+    script = "\\n".join(json.load(open(path))["commands"])
+    done = subprocess.run([*json.loads(os.environ["PLAYED_ROOT"]), "sudo sh -s"], input=script, capture_output=True, text=True)
+    json.dump(
+        {
+            "Status": "Failed" if done.returncode else "Success",
+            "StandardOutputContent": done.stdout,
+            "StandardErrorContent": done.stderr,
+        },
+        open(state, "w"),
+    )
+    print("0123-command")
+elif arguments[:2] == ["ssm", "get-command-invocation"]:
+    print(json.load(open(state))[arguments[arguments.index("--query") + 1]])
+elif arguments[:2] == ["ssm", "start-session"]:
+    connection = socket.create_connection((os.environ["PLAYED_ADDRESS"], 22))
+
+    def send():
+        while part := os.read(0, 65536):
+            connection.sendall(part)
+        connection.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=send, daemon=True).start()
+    while part := connection.recv(65536):
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+else:
+    print("a token")
+"""
+INSTANCE = "i-0123456789abcdef0"
+
+
+def operator_of_instance(checkout: Checkout, made: Host, *options: str) -> tuple[int, str]:
+    """Runs `ec2_deploy.sh` for the machine's id, without a key; returns its exit status and its output."""
+    folder = checkout.home.parent / "instance"
+    folder.mkdir(exist_ok=True)
+    for name, text in (("aws", _AWS), ("session-manager-plugin", "#!/bin/sh\n")):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    # a python3 that is a wrapper may put other programs first on the PATH
+    (folder / "python3").unlink(missing_ok=True)
+    (folder / "python3").symlink_to(sys.executable)
+    own = {
+        **os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PLAYED_ADDRESS": made.address,
+        "PLAYED_ROOT": json.dumps(["ssh", *made.options, f"admin@{made.address}"]),
+        "PLAYED_STATE": str(folder / "command.json"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [str(checkout.home / "scripts/ec2_deploy.sh"), *options, INSTANCE], env=own, cwd=checkout.home,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=1200,
+    )  # fmt: skip
+    print(done.stdout)
     return done.returncode, done.stdout
 
 

@@ -16,7 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.production.host import PROGRAM, Checkout, Host, Registry, docker, host, operator, registry
+from tests.production.host import (
+    PROGRAM,
+    Checkout,
+    Host,
+    Registry,
+    docker,
+    host,
+    operator,
+    operator_of_instance,
+    registry,
+)
 
 pytestmark = [
     pytest.mark.long,
@@ -109,6 +119,42 @@ def test_only_airflow_s_containers_reach_the_machine_s_role_also_after_a_restart
     # another network for Airflow's containers, or a flushed chain, is noticed within a minute
     machine.ssh("sudo iptables -F DOCKER-USER")
     machine.wait(lambda: machine.ssh("sudo iptables -S DOCKER-USER").count("BUSCO-METADATA") == 1, 90)
+
+
+def test_an_instance_is_deployed_to_through_session_manager_with_a_key_that_expires(
+    machine: Host, checkout: Checkout
+) -> None:
+    before = machine.containers()
+    status, printed = operator_of_instance(checkout, machine)
+    assert status == 0, printed
+    assert "nothing has changed" in printed
+    assert machine.containers() == before
+    keys = machine.ssh("sudo cat /home/admin/.ssh/authorized_keys").splitlines()
+    assert re.fullmatch(r'restrict,pty,expiry-time="\d{12}" ssh-ed25519 \S+ busco-temporary', keys[-1])
+    assert len(keys) == 2, "the operator's own key is still there"
+    assert machine.ssh("stat -c '%U %a' /home/admin/.ssh/authorized_keys") == "admin 600"
+    # a key whose time has passed can't log in, and is removed by the next deployment
+    machine.ssh('sudo sed -i \'s/expiry-time="[0-9]*"/expiry-time="202001010000"/\' /home/admin/.ssh/authorized_keys')
+    status, printed = operator_of_instance(checkout, machine, "--status")
+    assert status == 0, printed
+    assert machine.current() in printed
+    keys = machine.ssh("sudo cat /home/admin/.ssh/authorized_keys").splitlines()
+    assert len(keys) == 2
+    assert "202001010000" not in keys[-1]
+
+
+def test_the_settings_of_the_release_that_runs_are_read(machine: Host, checkout: Checkout) -> None:
+    env = checkout.home / ".env"
+    own = env.read_text()
+    env.unlink()
+    try:
+        status, printed = operator_of_instance(checkout, machine, "--get-env")
+        assert status == 0, printed
+        assert env.read_text() == own
+        assert env.stat().st_mode & 0o777 == 0o600
+    finally:
+        env.write_text(own)
+        env.chmod(0o600)
 
 
 def test_without_a_change_nothing_restarts(machine: Host, checkout: Checkout) -> None:
