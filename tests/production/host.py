@@ -312,8 +312,8 @@ def operator(
     return done.returncode, done.stdout
 
 
-# Plays the AWS CLI for a machine that is an instance: Systems Manager runs a command as root, and Session Manager forwards
-# a connection to its port 22.
+# Plays the AWS CLI for a machine that is an instance: Systems Manager runs a command as root, and Session Manager
+# forwards a connection to its port 22.
 _AWS = """#!/usr/bin/env python3
 import json, os, socket, subprocess, sys, threading
 
@@ -321,7 +321,8 @@ arguments, state = sys.argv[1:], os.environ["PLAYED_STATE"]
 if arguments[:2] == ["ssm", "send-command"]:
     path = arguments[arguments.index("--parameters") + 1].removeprefix("file://")
     script = "\\n".join(json.load(open(path))["commands"])
-    done = subprocess.run([*json.loads(os.environ["PLAYED_ROOT"]), "sudo sh -s"], input=script, capture_output=True, text=True)
+    command = [*json.loads(os.environ["PLAYED_ROOT"]), "sudo sh -s"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True)
     json.dump(
         {
             "Status": "Failed" if done.returncode else "Success",
@@ -368,7 +369,8 @@ def operator_of_instance(checkout: Checkout, made: Host, *options: str) -> tuple
     }  # fmt: skip
     done = subprocess.run(
         [str(checkout.home / "scripts/ec2_deploy.sh"), *options, INSTANCE], env=own, cwd=checkout.home,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=1200,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        timeout=1200,
     )  # fmt: skip
     print(done.stdout)
     return done.returncode, done.stdout
