@@ -115,7 +115,8 @@ release=$scratch/release
 mkdir "$release"
 # the release: what the host needs, and nothing else of the checkout
 files=(
-    docker-compose.common.yml docker-compose.prod.yml docker-compose.prod.letsencrypt.yml docker-compose.prod.host.yml
+    docker-compose.common.yml docker-compose.prod.yml docker-compose.prod.letsencrypt.yml docker-compose.prod.logs.yml
+    docker-compose.prod.host.yml
     deploy/aws/systemd deploy/aws/check_ssl.sh deploy/rds/global-bundle.pem scripts/host.sh scripts/backup.sh scripts/restore.sh
     scripts/setup_systemd.sh scripts/lib/env.sh scripts/lib/host.sh scripts/lib/postgres.sh scripts/lib/drop_tables.sql
 )

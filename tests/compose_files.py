@@ -13,9 +13,16 @@ ROOT = Path(__file__).parents[1]
 APPENDED = frozenset({"volumes", "ports", "tmpfs", "security_opt", "cap_drop", "group_add", "networks"})
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads a mapping with Compose's tag !override like one without."""
+
+
+_Loader.add_constructor("!override", lambda loader, node: loader.construct_mapping(node, deep=True))  # type: ignore[no-untyped-call]
+
+
 def load(name: str) -> dict[str, Any]:
     """Returns a Compose file of the repository, as it is written."""
-    return dict(yaml.safe_load((ROOT / name).read_text()))
+    return dict(yaml.load((ROOT / name).read_text(), _Loader))
 
 
 def services(*names: str) -> dict[str, dict[str, Any]]:

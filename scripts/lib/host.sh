@@ -38,9 +38,10 @@ require_root() {
 
 # compose ARGUMENT…: Docker Compose with the files of the release in the working directory
 compose() {
-    local file files=()
+    local file files=() logs=
+    if [[ -n $(env_get CONTAINER_LOG_GROUP) ]]; then logs=docker-compose.prod.logs.yml; fi
     # an older release may lack a file that later ones have
-    for file in docker-compose.prod.yml docker-compose.prod.letsencrypt.yml "$busco/override.yml" docker-compose.prod.host.yml; do
+    for file in docker-compose.prod.yml docker-compose.prod.letsencrypt.yml $logs "$busco/override.yml" docker-compose.prod.host.yml; do
         if [[ -e $file ]]; then files+=(--file "$file"); fi
     done
     docker compose --project-directory "$PWD" "${files[@]}" "$@"

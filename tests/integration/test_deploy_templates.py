@@ -128,6 +128,12 @@ STATEMENTS: dict[str, tuple[str, str, str, dict[str, str]]] = {
     ),
     "ReadItsParameters": ("ssm:GetParameter", f"{PARAMETERS}/busco/config", f"{PARAMETERS}/other/config", {}),
     "PutItsMetrics": ("cloudwatch:PutMetricData", "*", "", {"cloudwatch:namespace": NAMESPACE}),
+    "WriteItsContainersLogs": (
+        "logs:PutLogEvents",
+        f"arn:aws:logs:{HERE}:log-group:/busco/host:log-stream:busco-events-1",
+        f"arn:aws:logs:{HERE}:log-group:/busco/dbt:log-stream:any",
+        {},
+    ),
     "UseSessionManager": ("ssmmessages:OpenDataChannel", "*", "", {}),
 }
 

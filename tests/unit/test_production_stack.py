@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import stat
@@ -150,6 +151,31 @@ def test_the_override_for_lets_encrypt_changes_only_the_authority_and_the_first_
     assert override["services"]["letsencrypt"]["environment"].keys() == {
         "LETSENCRYPT_ISSUE", "LETSENCRYPT_SERVER", "LETSENCRYPT_STAGING", "LETSENCRYPT_EMAIL",
     }  # fmt: skip
+
+
+def test_the_override_for_logs_in_cloudwatch_covers_every_service_and_never_makes_one_wait() -> None:
+    override = compose_files.load("docker-compose.prod.logs.yml")
+    assert override["services"].keys() == SERVICES.keys()
+    for service in override["services"].values():
+        assert service.keys() == {"logging"}
+        assert service["logging"]["driver"] == "awslogs"
+        assert service["logging"]["options"]["mode"] == "non-blocking"
+
+
+@pytest.mark.parametrize(("line", "used"), [("", False), ("CONTAINER_LOG_GROUP=/busco/host", True)])
+def test_the_host_uses_it_if_a_log_group_is_set(tmp_path: Path, line: str, used: bool) -> None:
+    for name in ("docker-compose.prod.yml", "docker-compose.prod.logs.yml", "docker-compose.prod.host.yml"):
+        (tmp_path / name).touch()
+    (tmp_path / ".env").write_text(f"{line}\n")
+    (tmp_path / "docker").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "docker").chmod(0o755)
+    command = f". {ROOT}/scripts/lib/env.sh; . {ROOT}/scripts/lib/host.sh; compose ps"
+    done = subprocess.run(
+        ["bash", "-euc", command], cwd=tmp_path, env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert ("docker-compose.prod.logs.yml" in done.stdout) is used
+    assert "docker-compose.prod.host.yml" in done.stdout
 
 
 def test_nothing_that_is_deployed_accepts_a_local_aws() -> None:
