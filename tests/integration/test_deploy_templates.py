@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import cfnlint.decode.cfn_yaml
@@ -20,6 +21,7 @@ from policies import ACCOUNT, REGION, decision, managed
 from busco.embedded import keys, stacks
 from busco.orchestration.metrics import DIMENSION, METRICS, NAMESPACE
 from tests.cloudwatch import state
+from tests.compose.stack import Stack
 from tests.platforms import ROOT
 
 HERE = f"{REGION}:{ACCOUNT}"
@@ -104,6 +106,60 @@ def test_templates_are_deployed_in_order_and_again_without_a_change(server: Serv
     assert "there is no stack other-ecs" in cli("--name", "other", "--models-image", "x", status=1)
     assert "no template that is deployed has the parameter Nmae" in cli(*WITHOUT, "Nmae=x", status=1)
     assert "ecs.yaml needs LakeBucket, LandingBucket, LogsBucket" in cli("--without", "lake", "--name", "t", status=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_templates_are_deployed_and_deleted_three_times_and_their_outputs_make_a_env(
+    server: Server, cli: Any, tmp_path: Path
+) -> None:
+    cloudformation, s3, ecr = (server.client(name) for name in ("cloudformation", "s3", "ecr"))
+    names = "github", "airflow", "ecs", "lake", "events"  # the order in which docs/deploying.md deletes them
+
+    def delete() -> None:
+        for name in names:
+            cloudformation.delete_stack(StackName=f"trial-{name}")
+        # what the stacks keep, because it has data
+        for bucket in s3.list_buckets()["Buckets"]:
+            if bucket["Name"].startswith("trial-"):
+                s3.delete_bucket(Bucket=bucket["Name"])
+        for repository in ecr.describe_repositories()["repositories"]:
+            if repository["repositoryName"].startswith("trial-"):
+                ecr.delete_repository(repositoryName=repository["repositoryName"], force=True)
+
+    delete()
+    for _ in range(3):
+        made = cli(*WITHOUT, *OWN)
+        assert re.search(r"create complete +Dashboard\n", made)
+        assert "trial-airflow: update" in cli(*WITHOUT, "ReleaseAgeLimit=7200")
+        assert set(stacks_of(server).values()) == {"CREATE_COMPLETE", "UPDATE_COMPLETE"}
+        made_env(cli.outputs, tmp_path)
+        delete()
+        assert set(stacks_of(server).values()) <= {"DELETE_COMPLETE"}
+
+
+def made_env(outputs: Path, tmp_path: Path) -> None:
+    """Makes .env from the outputs, and from what the host's template and the operator would give."""
+    home = tmp_path / "checkout"
+    if not home.exists():
+        Stack.copied(home, "unused")
+    (home / ".env").write_text(
+        "BUSCO_DOMAIN=busco.example.com\nLETSENCRYPT_EMAIL=a@example.com\nBUSCO_ECS_SUBNETS=subnet-1\n"
+        "BUSCO_ECS_SECURITY_GROUPS=sg-1\nDB_HOST=db.example.com\nDB_PASSWORD=a-password\n"
+    )
+    (home / ".env").chmod(0o600)
+    # production refuses the account of the local AWS
+    real = tmp_path / "stacks.json"
+    real.write_text(outputs.read_text().replace(ACCOUNT, "111122223333"))
+    done = subprocess.run(
+        [home / "scripts/make_env.sh", "--production", "--outputs", real], capture_output=True, text=True, check=False,
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    env = (home / ".env").read_text()
+    assert "<output:" not in env
+    assert "BUSCO_METRICS_PLATFORM=trial\n" in env
+    assert "BUSCO_ECS_TASK_DEFINITION_SMALL=trial-dbt-small\n" in env
 
 
 # -- the host's permissions -------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "ingest": ("data", "dbt", "load source files into bronze"),
     "dbt": ("data", "dbt", "run dbt on the lake: build, parse, ls, docs, …"),
     "query": ("data", "dbt", "query the lake with Athena or DuckDB"),
+    "export": ("export", "dbt", "export a release for other tools: duckdb"),
     "events": ("events", "airflow", "process new objects in the landing bucket: status, pause, resume, reconcile, …"),
     "metrics": ("metrics", "airflow", "measure the platform for CloudWatch: serve, show"),
     "run": ("runs", None, "show the runs in the lake, and what happened in one: list, show"),
