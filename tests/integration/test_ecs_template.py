@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 from own_aws import Server, quiet
-from policies import ACCOUNT, REGION, decision, managed
+from policies import ACCOUNT, REGION, decision, managed, resource_decision
 
 from busco.embedded import aws, stacks
 from busco.settings import SIZES, Settings, get_settings
+from tests.platforms import ROOT
 
 HERE = f"{REGION}:{ACCOUNT}"
 LAKE, LANDING, LOGS = (f"arn:aws:s3:::busco-{kind}-{ACCOUNT}-{REGION}" for kind in ("lake", "landing", "logs"))
@@ -486,6 +490,78 @@ def test_only_ec2_instances_of_this_account_can_assume_airflows_role(trust: list
             "Condition": {"StringEqualsIfExists": {"aws:SourceAccount": ACCOUNT}},
         }
     ]
+
+
+# the queue's own policy ------------------------------------------------------------------------------------------
+
+# who may send messages to the queue: the service, the ARN for which it sends them, and one for which it may not
+SENDERS = {
+    "s3.amazonaws.com": (f"arn:aws:s3:::trial-landing-{ACCOUNT}-{REGION}", f"{LANDING}-other"),
+    "sns.amazonaws.com": (f"arn:aws:sns:{HERE}:arrivals", f"arn:aws:sns:{HERE}:arrivals-other"),
+    "events.amazonaws.com": (f"arn:aws:events:{HERE}:rule/arrivals", f"arn:aws:events:{HERE}:rule/other"),
+}
+PARAMETERS = {"sns.amazonaws.com": "TopicArn", "events.amazonaws.com": "RuleArn"}
+
+
+@pytest.fixture(scope="module", params=[(), *((one,) for one in PARAMETERS), tuple(PARAMETERS)], ids="+".join)
+def accepted(request: pytest.FixtureRequest, server: Server) -> Iterator[tuple[set[str], dict[str, Any]]]:
+    """The services that the queue of a further stack is to accept messages from, and the queue's policy."""
+    name, path = "trial-events", stacks.TEMPLATES[stacks.EVENTS]
+    parameters = {"Name": "trial", **{PARAMETERS[service]: SENDERS[service][0] for service in request.param}}
+    cloudformation, sqs = server.client("cloudformation"), server.client("sqs")
+    with mock.patch.dict(stacks.TEMPLATES, {name: path}):
+        made = stacks.deploy(cloudformation, name, (ROOT / path).read_text(), parameters)
+    found = sqs.get_queue_attributes(QueueUrl=made["EventsQueue"], AttributeNames=["Policy"])["Attributes"]["Policy"]
+    yield {"s3.amazonaws.com", *request.param}, json.loads(found)
+    cloudformation.delete_stack(StackName=name)
+
+
+@pytest.mark.parametrize("service", SENDERS)
+def test_the_queue_accepts_messages_only_for_the_bucket_the_topic_and_the_rule_that_it_names(
+    accepted: tuple[set[str], dict[str, Any]], service: str
+) -> None:
+    services, policy = accepted
+    ours, others = SENDERS[service]
+    queue = f"arn:aws:sqs:{HERE}:trial-events"
+
+    def sent(source: str, by: str = service, action: str = "sqs:SendMessage") -> str:
+        context = {"aws:SourceAccount": ACCOUNT, "aws:SourceArn": source}
+        return resource_decision(policy, action, queue, context, service=by)
+
+    assert sent(ours) == ("Allow" if service in services else "ImplicitDeny")
+    assert sent(others) == "ImplicitDeny"
+    assert sent("") == "ImplicitDeny"
+    # a service can't use what another one may
+    assert [sent(ours, by=one) for one in SENDERS if one != service] == ["ImplicitDeny"] * 2
+    assert sent(ours, action="sqs:ReceiveMessage") == "ImplicitDeny"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "good", "bad"),
+    [
+        ("TopicArn", SENDERS["sns.amazonaws.com"][0], f"arn:aws:sns:{HERE}:*"),
+        ("TopicArn", "", f"arn:aws:events:{HERE}:rule/arrivals"),
+        ("RuleArn", SENDERS["events.amazonaws.com"][0], f"arn:aws:events:{HERE}:rule/*"),
+        ("RuleArn", f"arn:aws:events:{HERE}:rule/own-bus/arrivals", f"arn:aws:sns:{HERE}:arrivals"),
+    ],
+)
+def test_the_arn_of_a_topic_or_rule_is_no_pattern_and_not_that_of_something_else(
+    parameter: str, good: str, bad: str
+) -> None:
+    template = (ROOT / stacks.TEMPLATES[stacks.EVENTS]).read_text()
+    found = re.search(rf"^  {parameter}:\n(?:    .*\n)*?    AllowedPattern: \"(.*)\"$", template, re.MULTILINE)
+    assert found
+    pattern = found[1].replace("\\\\", "\\")
+    assert re.fullmatch(pattern, good)
+    assert not re.fullmatch(pattern, bad)
+
+
+def test_messages_are_encrypted_with_sqs_s_own_key_which_every_sender_can_use(
+    server: Server, outputs: dict[str, str]
+) -> None:
+    for url in (outputs["EventsQueue"], outputs["DeadLetters"]):
+        found = server.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+        assert (found["SqsManagedSseEnabled"], found.get("KmsMasterKeyId")) == ("true", None)
 
 
 # the other resources ---------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def test_a_notification_of_some_objects_only_is_not_enough() -> None:
 def test_a_refusal_by_s3_says_what_to_do() -> None:
     with pytest.raises(BuscoError, match="they overlap") as found:
         attach(Bucket("InvalidArgument"), "landing", QUEUE)
+    # the queue accepts messages of a topic or rule only if the template names it
     assert "EventBridge" in found.value.hint
+    assert "TopicArn or RuleArn of deploy/aws/events.yaml" in found.value.hint
     with pytest.raises(ClientError):
         attach(Bucket("AccessDenied"), "landing", QUEUE)

@@ -38,7 +38,8 @@ def attach(s3: Any, bucket: str, queue_arn: str) -> bool:
         raise BuscoError(
             f"S3 does not let s3://{bucket} notify {queue_arn}: {message}",
             "if the bucket notifies something else of new objects already, let it notify an SNS topic or EventBridge, "
-            "and let that one notify the queue; otherwise, check LandingBucketName of deploy/aws/events.yaml",
+            "and let that one notify the queue, which needs TopicArn or RuleArn of deploy/aws/events.yaml; otherwise, "
+            "check LandingBucketName of that template",
         ) from error
     return True
 
