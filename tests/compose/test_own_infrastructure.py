@@ -41,6 +41,9 @@ def test_a_run_uses_existing_resources_that_env_names_instead_of_our_templates(s
         "BUSCO_ECS_LOG_GROUP": "/acme/models",
         "BUSCO_ECS_LOG_PREFIX": "models",
         "BUSCO_ALERTS_TOPIC": topic,
+        # nothing is notified of new objects in their landing bucket
+        "BUSCO_EVENTS_QUEUE": "",
+        "BUSCO_EVENTS_DEAD_LETTERS": "",
         "BUSCO_RUNNER_ROLE_ARN": roles["acme-models"],
         "BUSCO_INGEST_ROLE_ARN": roles["acme-models"],
         "BUSCO_PUBLISHER_ROLE_ARN": roles["acme-publish"],

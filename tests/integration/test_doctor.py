@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -351,26 +352,93 @@ def _task_definitions(live: Platform, image: str) -> Iterator[None]:
 # -- the queue of new files -------------------------------------------------------------------------------------------
 
 
-def test_the_queue_that_the_landing_bucket_notifies_must_exist(live: Platform) -> None:
-    buckets, sqs = client("s3", live.settings), client("sqs", live.settings)
+@contextmanager
+def _notifying(live: Platform, **notified: Any) -> Iterator[None]:
+    """Replaces the landing bucket's notifications."""
+    buckets, bucket = client("s3", live.settings), live.settings.landing_bucket
+    before = buckets.get_bucket_notification_configuration(Bucket=bucket)
+    before.pop("ResponseMetadata")
+    buckets.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=notified)
+    try:
+        yield
+    finally:
+        buckets.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration=before)
+
+
+@contextmanager
+def _arrivals(live: Platform) -> Iterator[tuple[str, str]]:
+    """Creates a further queue that the landing bucket may notify; yields its URL and ARN."""
+    sqs = client("sqs", live.settings)
     url = sqs.create_queue(QueueName="arrivals")["QueueUrl"]
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     s3 = {"Service": "s3.amazonaws.com"}
     statement = {"Effect": "Allow", "Principal": s3, "Action": "sqs:SendMessage", "Resource": arn}
     policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
     sqs.set_queue_attributes(QueueUrl=url, Attributes={"Policy": policy})
-    notified = {"QueueConfigurations": [{"QueueArn": arn, "Events": ["s3:ObjectCreated:*"]}]}
-    buckets.put_bucket_notification_configuration(
-        Bucket=live.settings.landing_bucket, NotificationConfiguration=notified
-    )
     try:
-        assert run_doctor(live, 0)["queue"]["seen"].startswith("arrivals: ")
-        sqs.delete_queue(QueueUrl=url)
-        checks = run_doctor(live, 1)
+        yield url, arn
     finally:
-        buckets.put_bucket_notification_configuration(Bucket=live.settings.landing_bucket, NotificationConfiguration={})
+        with suppress(sqs.exceptions.QueueDoesNotExist):
+            sqs.delete_queue(QueueUrl=url)
+
+
+EVENTS = "arn:aws:sqs:us-east-1:000000000000:busco-events"
+
+
+def to(arn: str, *events: str, **more: Any) -> dict[str, Any]:
+    return {"QueueConfigurations": [{"QueueArn": arn, "Events": list(events or ["s3:ObjectCreated:*"]), **more}]}
+
+
+def test_the_landing_bucket_must_notify_the_queue_of_all_new_files(live: Platform) -> None:
+    good = f"s3://{live.settings.landing_bucket} notifies {EVENTS} of all new objects; \\d+ messages? waiting"
+    assert re.fullmatch(good, run_doctor(live, 0)["queue"]["seen"])
+    rules = {"Filter": {"Key": {"FilterRules": [{"Name": "prefix", "Value": "orders/"}]}}}
+    with _arrivals(live) as (_, other):
+        for notified, instead in (
+            ({}, "nothing"),
+            (to(other), f"{other} of s3:ObjectCreated:*"),
+            (to(EVENTS, "s3:ObjectCreated:Put"), f"{EVENTS} of s3:ObjectCreated:Put"),
+            (to(EVENTS, **rules), f"{EVENTS} of s3:ObjectCreated:* (prefix orders/)"),
+        ):
+            with _notifying(live, **notified):
+                checks = run_doctor(live, 1)
+            assert named(checks, "failed") == {"queue"}
+            assert checks["queue"]["seen"].endswith(
+                f"does not notify {EVENTS} of all new objects; it notifies {instead}"
+            )
+            assert f"busco events attach {EVENTS}" in checks["queue"]["fix"]
+    with _notifying(live, EventBridgeConfiguration={}):
+        checks = run_doctor(live, 0)
+    assert f"whether a rule there notifies {EVENTS} can't be checked here" in checks["queue"]["seen"]
+
+
+def test_a_notification_that_was_removed_is_back_after_the_command_of_the_failed_check(live: Platform) -> None:
+    with _notifying(live):
+        command = re.search(r"busco (events attach \S+)", run_doctor(live, 1)["queue"]["fix"])
+        assert command
+        words = ("-m", "busco", *command[1].split())
+        done = run_in_airflows_environment(*words, cwd=live.home, environment=os.environ)
+        assert "now notifies" in done.stdout, done.stderr
+        assert run_doctor(live, 0)["queue"]["state"] == "ok"
+
+
+def test_the_configured_queue_must_exist(live: Platform) -> None:
+    checks = run_doctor(live, 1, BUSCO_EVENTS_QUEUE=f"{live.settings.events_queue}-other")
+    assert named(checks, "failed") == {"queue"}
+    assert checks["queue"]["seen"] == f"there is no queue {live.settings.events_queue}-other"
+    assert "BUSCO_EVENTS_QUEUE" in checks["queue"]["fix"]
+
+
+def test_without_a_configured_queue_those_that_the_landing_bucket_notifies_must_exist(live: Platform) -> None:
+    none = {"BUSCO_EVENTS_QUEUE": ""}
+    with _arrivals(live) as (url, arn), _notifying(live, **to(arn)):
+        assert run_doctor(live, 0, **none)["queue"]["seen"].startswith("arrivals: ")
+        client("sqs", live.settings).delete_queue(QueueUrl=url)
+        checks = run_doctor(live, 1, **none)
     assert named(checks, "failed") == {"queue"}
     assert "arrivals of new files, but there is no such queue" in checks["queue"]["seen"]
+    with _notifying(live):
+        assert "queue" in named(run_doctor(live, 0, **none), "skipped")
 
 
 # -- AWS services that misbehave --------------------------------------------------------------------------------------

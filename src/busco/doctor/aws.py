@@ -16,6 +16,7 @@ from busco import container
 from busco.catalog.glue_drift import Catalog
 from busco.doctor import Skipped, Surroundings
 from busco.errors import BuscoError
+from busco.events import attach
 from busco.lake.layout import EnvironmentLayout, new_id
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.records import Current
@@ -133,29 +134,44 @@ def landing_bucket(around: Surroundings) -> str:
 
 
 def queue(around: Surroundings) -> str:
-    """If the landing bucket notifies queues of new files, these queues exist."""
+    """The landing bucket notifies the queue of all new files. Without a configured queue: if it notifies queues of new
+    files, these queues exist."""
     settings = around.settings
     if not settings.landing_bucket:
         raise Skipped("BUSCO_LANDING_BUCKET is not set")
+    sqs = around.client("sqs")
+    if not settings.events_queue:
+        return _notified_queues(around, sqs)
+    with allowed("s3:GetBucketNotification or sqs:GetQueueAttributes"):
+        how = attach.check(around.s3, sqs, settings.landing_bucket, settings.events_queue)
+        return f"{how}; {_waiting(sqs, settings.events_queue)}"
+
+
+def _notified_queues(around: Surroundings, sqs: Any) -> str:
+    bucket = around.settings.landing_bucket
     with allowed("s3:GetBucketNotification"):
-        notifications = around.s3.get_bucket_notification_configuration(Bucket=settings.landing_bucket)
+        notifications = around.s3.get_bucket_notification_configuration(Bucket=bucket)
     arns = [one["QueueArn"] for one in notifications.get("QueueConfigurations", [])]
     if not arns:
-        raise Skipped(f"{settings.landing_bucket} does not notify any queue about new files")
-    sqs, lines = around.client("sqs"), []
+        raise Skipped(f"BUSCO_EVENTS_QUEUE is not set, and {bucket} does not notify any queue about new files")
+    lines = []
     for arn in arns:
         _, _, _, _, account, name = arn.split(":")
         with allowed("sqs:GetQueueAttributes"):
             try:
                 url = sqs.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)["QueueUrl"]
-                waiting = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"])
+                lines.append(f"{name}: {_waiting(sqs, url)}")
             except sqs.exceptions.QueueDoesNotExist as error:
                 raise BuscoError(
-                    f"{settings.landing_bucket} notifies {arn} of new files, but there is no such queue",
+                    f"{bucket} notifies {arn} of new files, but there is no such queue",
                     "create the queue, or fix the bucket's notification configuration",
                 ) from error
-        lines.append(f"{name}: {count(int(waiting['Attributes']['ApproximateNumberOfMessages']), 'message')} waiting")
     return "; ".join(lines)
+
+
+def _waiting(sqs: Any, url: str) -> str:
+    found = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["ApproximateNumberOfMessages"])["Attributes"]
+    return f"{count(int(found['ApproximateNumberOfMessages']), 'message')} waiting"
 
 
 def glue_databases(around: Surroundings) -> str:
