@@ -1,4 +1,5 @@
-"""Checks once a day that the lake and Glue match the live release and the kept ones; repairs differences on demand."""
+"""Checks once a day that the lake and Glue match the live release and the kept ones, and repairs differences on demand;
+also checks that the landing bucket still notifies the queue of new objects."""
 
 from datetime import timedelta
 
@@ -17,7 +18,8 @@ def alert(context):
 
 @dag(
     dag_id="drift",
-    description="Finds changes that others have made in the lake or in Glue, and repairs them on demand",
+    description="Finds changes that others have made in the lake, in Glue or in what the landing bucket notifies; "
+    "repairs those in the lake and in Glue on demand",
     schedule=get_settings().drift_schedule or None,
     start_date=pendulum.datetime(2024, 1, 1, tz="UTC"),
     catchup=False,
@@ -27,7 +29,8 @@ def alert(context):
     params={"action": choice_param("what to do; check changes nothing", "check", "repair")},
     doc_md=__doc__ + "\n\nFor each difference, the log states what was expected, what was found, when and by whom it "
     "was caused (if known), and what to do. `check` fails and sends an alert if there are any differences; `repair` "
-    "fails if any are left.",
+    "fails if any are left.\n\n`notification` fails and sends an alert if the landing bucket does not notify the queue "
+    "of all new objects: somebody has replaced the bucket's notifications, which only an administrator can change.",
 )
 def drift():
     # A release that has just gone live may not be shown in Glue yet, so a check is repeated before anyone is alerted.
@@ -40,7 +43,15 @@ def drift():
         else:
             control.check()
 
+    # A repair can't change the notification either: no role of the platform may.
+    @task(retries=2, retry_delay=timedelta(minutes=5), on_failure_callback=alert)
+    def notification():
+        from busco.orchestration import control
+
+        control.check_notification()
+
     compare()
+    notification()
 
 
 drift()

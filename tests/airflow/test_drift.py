@@ -1,4 +1,4 @@
-"""The `drift` DAG: what its task logs and raises, and the alert."""
+"""The `drift` DAG: what its tasks log and raise, and the alert."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.models import DagBag
+from botocore.exceptions import ClientError
 
 from busco.lake.objects import ObjectStore
 from busco.orchestration import alerts, control
@@ -103,9 +104,82 @@ def test_a_check_is_tried_three_times_before_it_alerts(execution: str, monkeypat
     finally:
         get_settings.cache_clear()
     assert dag.schedule_interval == "0 5 * * *"
-    (task,) = dag.tasks
-    assert (task.retries, task.retry_delay) == (2, timedelta(minutes=5))
     called: list[Any] = []
     monkeypatch.setattr(alerts, "failed_check", called.append)
-    task.on_failure_callback({"a": "context"})
-    assert called == [{"a": "context"}]
+    for task in dag.tasks:
+        assert (task.retries, task.retry_delay) == (2, timedelta(minutes=5))
+        task.on_failure_callback({"a": task.task_id})
+        # differences in the lake don't keep the notification from being checked, nor the other way around
+        assert not task.upstream_task_ids
+    assert called == [{"a": "compare"}, {"a": "notification"}]
+
+
+# -- the landing bucket's notification --------------------------------------------------------------------------------
+
+QUEUE = "arn:aws:sqs:us-east-1:000000000000:busco-events"
+TOLD = {"QueueConfigurations": [{"QueueArn": QUEUE, "Events": ["s3:ObjectCreated:*"]}]}
+
+
+def told(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | ClientError, **settings: str) -> None:
+    """Lets the task see a landing bucket with this configuration, or this error."""
+
+    def notification(Bucket: str) -> dict[str, Any]:
+        assert Bucket == "landing"
+        if isinstance(answer, ClientError):
+            raise answer
+        return answer
+
+    clients = {
+        "s3": SimpleNamespace(get_bucket_notification_configuration=notification),
+        "sqs": SimpleNamespace(
+            get_queue_attributes=lambda **_: {"Attributes": {"QueueArn": QUEUE}},
+            exceptions=SimpleNamespace(QueueDoesNotExist=KeyError),
+        ),
+    }
+    names = {"events_queue": "url", "events_dead_letters": "dead", "landing_bucket": "landing"}
+    monkeypatch.setattr(control, "get_settings", lambda: Settings(home=ROOT, **{**names, **settings}))
+    monkeypatch.setattr(control, "client", lambda service, *_: clients[service])
+
+
+def test_a_notification_of_all_new_objects_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told(monkeypatch, TOLD)
+    with caplog.at_level(logging.INFO):
+        control.check_notification()
+    assert f"s3://landing notifies {QUEUE} of all new objects" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, {"QueueConfigurations": [{**TOLD["QueueConfigurations"][0], "Events": ["s3:ObjectCreated:Put"]}]}]
+)
+def test_a_notification_that_was_removed_or_replaced_is_an_alert_with_the_command(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]
+) -> None:
+    told(monkeypatch, answer)
+    # it does not come back by itself, so the task is not tried again
+    with pytest.raises(AirflowFailException) as found:
+        control.check_notification()
+    message = str(found.value)
+    assert message.startswith(f"s3://landing does not notify {QUEUE} of all new objects; it notifies ")
+    assert f"busco events attach {QUEUE}" in message
+
+
+def test_a_role_that_may_not_see_the_notification_is_an_alert_and_an_outage_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told(monkeypatch, ClientError({"Error": {"Code": "AccessDenied"}}, "GetBucketNotificationConfiguration"))
+    with pytest.raises(AirflowFailException, match="EventsPolicy in deploy/aws/events.yaml"):
+        control.check_notification()
+    told(monkeypatch, ClientError({"Error": {"Code": "InternalError"}}, "GetBucketNotificationConfiguration"))
+    with pytest.raises(ClientError):
+        control.check_notification()
+
+
+def test_without_a_queue_there_is_no_notification_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    told(monkeypatch, {}, events_queue="")
+    with pytest.raises(AirflowSkipException, match="BUSCO_EVENTS_QUEUE is not set"):
+        control.check_notification()
+    told(monkeypatch, {}, landing_bucket="")
+    with pytest.raises(AirflowFailException, match="BUSCO_LANDING_BUCKET is not set"):
+        control.check_notification()

@@ -222,6 +222,29 @@ def test_drift_is_found_and_repaired_by_airflows_task(checked: Checked) -> None:
         assert checked.platform.store.missing([lost]) == []
 
 
+def test_airflows_task_sees_with_its_role_that_the_landing_bucket_s_notification_was_removed(checked: Checked) -> None:
+    s3, landing = checked.root("s3"), checked.outputs["LandingBucket"]
+    before = s3.get_bucket_notification_configuration(Bucket=landing)
+    queues = {
+        "BUSCO_LANDING_BUCKET": landing,
+        "BUSCO_EVENTS_QUEUE": checked.outputs["EventsQueue"],
+        "BUSCO_EVENTS_DEAD_LETTERS": checked.outputs["DeadLetters"],
+    }
+    code = "from busco.orchestration import control; control.check_notification()"
+    with checked.acting_as(checked.airflow) as settings, mock.patch.dict(os.environ, queues):
+        python_in_airflow(checked, code)
+        s3.put_bucket_notification_configuration(Bucket=landing, NotificationConfiguration={})
+        try:
+            failed = python_in_airflow(checked, code, 1)
+        finally:
+            before.pop("ResponseMetadata")
+            s3.put_bucket_notification_configuration(Bucket=landing, NotificationConfiguration=before)
+        assert f"busco events attach {checked.outputs['EventsQueueArn']}" in failed
+        # the role can't change it
+        put = client("s3", settings).put_bucket_notification_configuration
+        assert code_of(partial(put, Bucket=landing, NotificationConfiguration={})) == "AccessDenied"
+
+
 def test_a_stolen_role_neither_publishes_nor_destroys(checked: Checked) -> None:
     lake, table = checked.outputs["LakeBucket"], {"DatabaseName": "busco_gold", "Name": "kept"}
     kept, quarantined = "gold/kept/prod-1a/a.parquet", "_lake/quarantine/s.t/a.csv/1a.parquet"

@@ -238,6 +238,8 @@ FORBIDDEN_TO_ALL = [
     ],
     ("s3:DeleteObjectVersion", f"{LANDING}/olist/orders/orders.csv"),
     ("s3:PutObject", f"{LANDING}/olist/orders/orders.csv"),
+    *[("s3:PutBucketNotification", bucket) for bucket in (LANDING, LAKE)],
+    ("s3:GetBucketNotification", LAKE),
     ("s3:PutObject", f"{LAKE}/elsewhere/a"),
     ("s3:PutObject", f"{LAKE}/silver"),
     ("s3:PutObject", f"{LAKE}/_lake/elsewhere"),
@@ -360,12 +362,17 @@ DENIED = [
     *cases("StartTasksPolicy", ("s3:GetObject", GOLD), ("s3:GetObject", BRONZE), ("s3:PutObject", OUTCOME)),
     *cases("EventsPolicy", *STARTING, *CHANGING_GLUE, *PULLING_AND_LOGGING, *QUARANTINE, *LANDED),
     *cases("EventsPolicy", *[(action, DELIVERY) for action in ("s3:GetObject", "s3:PutObject")]),
-    # only the events service works with the queues
+    # only the events service works with the queues, and sees what the landing bucket notifies
     *[
         case
         for who in ROLES
         if who != "EventsPolicy"
-        for case in cases(who, ("sqs:ReceiveMessage", QUEUE), ("sqs:SendMessage", DEAD_LETTERS))
+        for case in cases(
+            who,
+            ("sqs:ReceiveMessage", QUEUE),
+            ("sqs:SendMessage", DEAD_LETTERS),
+            ("s3:GetBucketNotification", LANDING),
+        )
     ],
 ]
 

@@ -133,6 +133,10 @@ REPRODUCED_BY = {
     "messages wait, or stay": ("test_a_file_that_arrives_while_the_service_is_down_is_published_when_it_is_back",),
     '"paused by"': ("test_while_the_service_is_paused_new_objects_wait",),
     "no messages, and no order": ("test_an_object_whose_event_was_lost_is_found_by_reconcile",),
+    'an alert of the `drift` DAG, or from `busco doctor`: "does not notify"': (
+        "test_a_notification_that_was_removed_or_replaced_is_an_alert_with_the_command",
+        "test_a_notification_that_was_removed_is_back_after_the_command_of_the_failed_check",
+    ),
     '"refused"': ("test_refused_objects_and_foreign_messages_are_shown_with_their_reasons",),
     '"blocked by run"': ("test_a_set_whose_run_failed_starts_nothing_until_something_is_new",),
     '"publishing is on hold"': ("test_files_that_arrive_during_a_hold_are_published_after_it",),

@@ -8,17 +8,20 @@ from collections.abc import Callable
 from typing import Any
 
 from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from botocore.exceptions import ClientError
 
 from busco.aws import client, publisher_client
 from busco.catalog import glue, repair
 from busco.catalog.glue_drift import Catalog
 from busco.environments import code_version
 from busco.errors import BuscoError
+from busco.events import attach
 from busco.lake import pins, releases
 from busco.lake.deliveries import Contract
 from busco.lake.drift import Finding
 from busco.lake.freshness import Freshness, late_tables
 from busco.lake.layout import EnvironmentLayout, run_key
+from busco.lake.object_versions import DENIED
 from busco.lake.objects import ObjectStore
 from busco.lake.records import utc_now
 from busco.lake.runs import open_run
@@ -226,6 +229,36 @@ def _compared(compare: Callable[[ObjectStore, EnvironmentLayout, Catalog | None]
         log.warning("the Glue table %s does not belong to any release; it is left alone", name)
     log.info("compared releases=%s objects=%s tables=%s", report.releases, report.objects, report.tables)
     return report
+
+
+def check_notification() -> None:
+    """Checks that the landing bucket notifies the queue of all new objects, and logs how.
+
+    Raises:
+        AirflowSkipException: no queue is configured.
+        AirflowFailException: the bucket does not notify the queue, or Airflow's role is not allowed to see that.
+    """
+    from busco.orchestration import events
+
+    settings = get_settings()
+    if not settings.events_queue:
+        raise AirflowSkipException("BUSCO_EVENTS_QUEUE is not set: new objects in the landing bucket start nothing")
+    try:
+        events.events_queue(settings)  # the other settings that this needs
+        s3, sqs = client("s3", settings), client("sqs", settings)
+        log.info("%s", attach.check(s3, sqs, settings.landing_bucket, settings.events_queue))
+    except BuscoError as error:
+        raise _failed(error) from error
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in DENIED:
+            raise
+        raise _failed(
+            BuscoError(
+                f"Airflow's role is not allowed to call {error.operation_name}, so nobody would notice if the landing "
+                "bucket did not notify the queue any more",
+                "attach EventsPolicy in deploy/aws/events.yaml to it (EventsPolicyArn of ecs.yaml)",
+            )
+        ) from error
 
 
 def live_release() -> str:
