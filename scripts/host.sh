@@ -116,10 +116,10 @@ check_networks() {
     done
 }
 
-# check_settings STATE: runs `busco doctor` in a container of the worker, which has all settings. The broker's workers may
+# check_settings STATE [OPTION…]: runs `busco doctor` in a container of the worker, which has all settings. The broker's workers may
 # not run yet. In a database of this release, the connections must be readable with the given key
 check_settings() {
-    local report skipped=(--skip broker)
+    local report skipped=(--skip broker "${@:2}")
     if [[ $1 != current ]]; then skipped+=(--skip database); fi
     if ! report=$(compose run --rm --no-deps -T airflow-worker busco doctor "${skipped[@]}" 2>&1); then
         die "$report" "the settings are not right; fix .env, or the resources that it names, and deploy again"
@@ -457,8 +457,8 @@ rollback() {
         say "would replace: $(changed_services | tr '\n' ' ')"
         return
     fi
-    # its keys and passwords may have been replaced since
-    check_settings "$state"
+    # its keys and passwords may have been replaced since. The bucket's notification is no reason to stay on a release
+    check_settings "$state" --skip queue
     restore_for_this_release
     state=$(database_state)
     migrate_and_activate "$state"

@@ -101,6 +101,10 @@ ALLOWED = [
         ("ssm:GetParameters", f"arn:aws:ssm:{HERE}:parameter/busco/config"),
         ("cloudwatch:PutMetricData", "*", {"cloudwatch:namespace": "Busco"}),
         *(
+            (f"logs:{action}", f"arn:aws:logs:{HERE}:log-group:/busco/host:log-stream:busco-events-1")
+            for action in ("CreateLogStream", "PutLogEvents")
+        ),
+        *(
             (action, "*")
             for action in (
                 "ssm:UpdateInstanceInformation",
