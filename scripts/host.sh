@@ -116,8 +116,8 @@ check_networks() {
     done
 }
 
-# check_settings STATE [OPTION…]: runs `busco doctor` in a container of the worker, which has all settings. The broker's workers may
-# not run yet. In a database of this release, the connections must be readable with the given key
+# check_settings STATE [OPTION…]: runs `busco doctor` in a container of the worker, which has all settings. The broker's
+# workers may not run yet. In a database of this release, the connections must be readable with the given key
 check_settings() {
     local report skipped=(--skip broker "${@:2}")
     if [[ $1 != current ]]; then skipped+=(--skip database); fi
