@@ -137,6 +137,15 @@ def test_one_bad_record_does_not_affect_its_neighbours() -> None:
     assert len(message.foreign) == 1
 
 
+def test_an_impossible_size_does_not_affect_the_neighbours_of_its_record() -> None:
+    body = raw(record("orders/1.csv"), record("orders/2.csv"), record("orders/3.csv"))
+    message = read(body.replace('"orders/2.csv", "size": 10', '"orders/2.csv", "size": 1e400'), BUCKET)
+    assert [one.key for one in message.arrivals] == ["orders/1.csv", "orders/3.csv"]
+    assert len(message.foreign) == 1
+    (reason,) = read(by_eventbridge().replace('"size": 10', '"size": 1e400'), BUCKET).foreign
+    assert "a field of the S3 event is missing or invalid" in reason
+
+
 def test_the_reasons_fit_into_a_message_and_can_be_printed() -> None:
     many = [record(**{"eventVersion": f"3.{number}", "eventSource": "\u0001" * 1000}) for number in range(2000)]
     odd = [json.loads(json.dumps(record()).replace(BUCKET, f"bucket-{number}-\\u0001")) for number in range(2000)]

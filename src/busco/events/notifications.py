@@ -19,6 +19,8 @@ from busco.text import printable
 _CREATED = "ObjectCreated:"
 # How many reasons for a dead letter are shown, and how much of each: SQS accepts 256 KiB for a message in all.
 _REASONS, _REASON_LENGTH = 5, 300
+# OverflowError: Python reads a size of 1e400 as infinity, which has no int
+_INVALID = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _record(record: Any, bucket: str) -> Notification:
         found, item = record["s3"]["bucket"]["name"], record["s3"]["object"]
         key = unquote_plus(item["key"], errors="strict")
         return _arrival(bucket, found, key, item, etag="eTag", version="versionId")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _INVALID as error:
         return Notification(foreign=(f"a field of the S3 event is missing or invalid: {error!r}",))
 
 
@@ -106,7 +108,7 @@ def _eventbridge(content: Mapping[str, Any], bucket: str) -> Notification:
         item = content["detail"]["object"]
         found = content["detail"]["bucket"]["name"]
         return _arrival(bucket, found, str(item["key"]), item, etag="etag", version="version-id")
-    except (KeyError, TypeError, ValueError) as error:
+    except _INVALID as error:
         return Notification(foreign=(f"a field of the S3 event is missing or invalid: {error!r}",))
 
 
