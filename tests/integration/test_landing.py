@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import duckdb
 import pytest
 from botocore.exceptions import ClientError
 
 from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest import landing
+from busco.ingest.files import SourceFile
 from busco.ingest.ingest import Report
 from busco.ingest.landing import LandedObject, landed_object
-from busco.ingest.load import ingested_before
+from busco.ingest.load import _copy, ingested_before
+from busco.ingest.refused import Refused
+from busco.ingest.row_count import RowCount
 from busco.lake.engine import connect
 from busco.lake.records import Delivery
 from busco.projects import all_contracts
@@ -70,6 +78,12 @@ class Landing:
 @pytest.fixture
 def bucket(mini: Platform) -> Landing:
     return Landing(mini)
+
+
+def refusal(code: str, status: int, message: str = "it is not so") -> ClientError:
+    """Returns the error that boto3 raises for an answer of S3."""
+    answer: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "GetObject")
 
 
 def newest(platform: Platform) -> Delivery:
@@ -136,8 +150,7 @@ def test_an_object_that_s3_does_not_let_anybody_read_stops_no_other(
 
     def get_object(**arguments: Any) -> Any:
         if "archived" in arguments["Key"]:
-            answer = {"Error": {"Code": "InvalidObjectState", "Message": "The operation is not valid"}}
-            raise ClientError(answer, "GetObject")  # type: ignore[arg-type]
+            raise refusal("InvalidObjectState", 403)
         return original(**arguments)
 
     s3 = client("s3", mini.settings)
@@ -147,6 +160,41 @@ def test_an_object_that_s3_does_not_let_anybody_read_stops_no_other(
     archived, good = bucket.take().loaded
     assert (archived.outcome, good.outcome) == ("refused", "ingested")
     assert "InvalidObjectState" in archived.reason
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ENOMEM, errno.ENOSPC])
+def test_an_error_of_the_machine_refuses_an_object_only_for_now(
+    mini: Platform, bucket: Landing, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    landed = bucket.version("orders/a.csv", bucket.put("orders/a.csv"))
+    monkeypatch.setattr(RowCount, "feed", fail)
+    refused = bucket.load(landed)
+    assert (refused.outcome, refused.transient) == ("refused", True)
+
+
+def test_an_error_of_the_machine_while_duckdb_copies_refuses_an_object_only_for_now(
+    mini: Platform, bucket: Landing
+) -> None:
+    def execute(_: str) -> None:
+        raise duckdb.IOException("Could not read from file /proc/self/fd/9: Input/output error")
+
+    landed = bucket.version("orders/a.csv", bucket.put("orders/a.csv"))
+    opened = SourceFile(Path("/proc/self/fd/9"), landed.name, landed.contract)
+    with pytest.raises(Refused) as refused:
+        _copy(SimpleNamespace(execute=execute), opened, "copy")  # type: ignore[arg-type]
+    assert refused.value.transient
+
+
+def test_broken_content_refuses_an_object_for_good(mini: Platform, bucket: Landing) -> None:
+    content = gzip.compress(CONTENT)
+    for number, body in enumerate((content[:-9], content[:-8] + b"\0" * 8, content[:12] + b"\xff" * 30)):
+        key = f"orders/{number}.csv.gz"
+        refused = bucket.load(bucket.version(key, bucket.put(key, body)))
+        assert (refused.outcome, refused.transient) == ("refused", False)
+        assert "broken gzip" in refused.reason
 
 
 def test_compressed_and_plain_large_and_small_objects_give_the_same_rows(

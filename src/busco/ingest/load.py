@@ -239,7 +239,8 @@ def _copy(connection: duckdb.DuckDBPyConnection, file: SourceFile, sql: str) -> 
     except (duckdb.HTTPException, duckdb.IOException) as error:
         if checks.escaped(str(file.path.absolute())) not in str(error):
             raise
-        raise Refused(_CHANGED) from error
+        # nobody can change the copy of an object of the landing bucket: there, it is an error of the machine
+        raise Refused(_CHANGED, transient=True) from error
     except duckdb.Error as error:
         raise unreadable(error) from error
 

@@ -41,4 +41,5 @@ def readable() -> Iterator[None]:
         # O_NOFOLLOW fails with ELOOP; ENOTDIR means that a folder has become a link or a file (open(2))
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise Refused("it, or a folder above it, became a link while it was being ingested") from error
-        raise Refused(f"it cannot be read: {error.strerror or error}") from error
+        # anything else is the machine's fault, such as EIO or EMFILE, or a permission
+        raise Refused(f"it cannot be read: {error.strerror or error}", transient=True) from error
