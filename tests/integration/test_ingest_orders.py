@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from busco.lake.records import Arrival, IngestedObject, IngestOrder, IngestOutco
 from busco.projects import all_contracts
 from busco.warehouse.dbt import ensure_manifests
 from tests.integration.test_ingest import GOOD, HEADER, deliveries, rows
-from tests.integration.test_landing import CONTENT, OTHER, Landing, bucket, newest
+from tests.integration.test_landing import CONTENT, OTHER, Landing, bucket, newest, refusal
 from tests.platforms import Platform, csv_text
 
 __all__ = ["bucket"]  # a fixture
@@ -38,7 +38,24 @@ class Ordering:
     def arrival(self, key: str, body: bytes = CONTENT) -> Arrival:
         """Uploads an object, and returns what its event says."""
         made = self.bucket.s3.put_object(Bucket=self.bucket.bucket, Key=key, Body=body)
-        return Arrival(key=key, version=made["VersionId"], etag=made["ETag"].strip('"'), size=len(body))
+        return Arrival(key=key, version=made.get("VersionId", ""), etag=made["ETag"].strip('"'), size=len(body))
+
+    def arrival_in_parts(self, key: str, body: bytes = CONTENT) -> Arrival:
+        """Uploads an object in parts, which gives it another ETag than `arrival` does."""
+        where = {"Bucket": self.bucket.bucket, "Key": key}
+        upload = self.bucket.s3.create_multipart_upload(**where)["UploadId"]
+        part = self.bucket.s3.upload_part(**where, UploadId=upload, PartNumber=1, Body=body)
+        parts = {"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]}
+        made = self.bucket.s3.complete_multipart_upload(**where, UploadId=upload, MultipartUpload=parts)
+        return Arrival(key=key, version=made.get("VersionId", ""), etag=made["ETag"].strip('"'), size=len(body))
+
+    def delete(self, key: str) -> None:
+        self.bucket.s3.delete_object(Bucket=self.bucket.bucket, Key=key)
+
+    def keep_versions(self, kept: bool) -> None:
+        """Enables or suspends the landing bucket's versioning."""
+        status = "Enabled" if kept else "Suspended"
+        self.bucket.s3.put_bucket_versioning(Bucket=self.bucket.bucket, VersioningConfiguration={"Status": status})
 
     def order(self, objects: Sequence[Arrival] = (), everything: bool = False) -> str:
         order = IngestOrder(
@@ -60,10 +77,15 @@ class Ordering:
         arrivals = [Arrival(key=one.key, version=one.version, etag=one.etag, size=one.size) for one in listed]
         return self.take(*arrivals) if arrivals else []
 
+    def listed(self) -> list[tuple[str, str]]:
+        """Returns the keys and version ids of what needs to be ingested."""
+        return [(one.key, one.version) for one in self.carry_out(self.order(everything=True))]
+
     def carry_out(self, order: str) -> list[IngestedObject]:
-        made = carry_out(self.platform.settings, self.platform.store, self.contracts, order)
-        assert isinstance(made, IngestOutcome)
-        return list(made.objects)
+        return list(self.outcome(order).objects)
+
+    def outcome(self, order: str) -> IngestOutcome:
+        return carry_out(self.platform.settings, self.platform.store, self.contracts, order)
 
     def report(self, key: str) -> Any:
         try:
@@ -76,6 +98,13 @@ class Ordering:
 @pytest.fixture
 def ordering(mini: Platform, bucket: Landing) -> Ordering:
     return Ordering(mini, bucket)
+
+
+def failing(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def outcomes(found: Sequence[IngestedObject]) -> list[tuple[str, str]]:
@@ -165,7 +194,7 @@ def test_an_object_that_s3_refuses_to_return_may_be_accepted_later(
     mini: Platform, ordering: Ordering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrived = ordering.arrival("orders/a.csv")
-    denied = ClientError({"Error": {"Code": "AccessDenied", "Message": "kms:Decrypt"}}, "GetObject")
+    denied = refusal("AccessDenied", 403, "kms:Decrypt")
     with monkeypatch.context() as patch:
         patch.setattr(LandedObject, "_fetch", lambda self, _: (_ for _ in ()).throw(self._refusal(denied)))
         (found,) = ordering.take(arrived)
@@ -276,6 +305,17 @@ def test_two_objects_with_one_file_name_are_not_both_ingested(
     ordering.bucket.s3.delete_object(Bucket=ordering.bucket.bucket, Key="orders/a.csv")
     moved = ordering.arrival("bronze/orders/a.csv", THIRD)
     assert outcomes(ordering.take(moved)) == [("bronze/orders/a.csv", "ingested")]
+
+
+def test_another_object_with_the_same_file_name_counts_even_if_nobody_can_read_it(
+    ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordering.take(ordering.arrival("orders/a.csv"))
+    s3 = orders.client("s3", ordering.platform.settings)
+    monkeypatch.setattr(s3, "head_object", failing(refusal("400", 400)))  # SSE-C
+    monkeypatch.setattr(orders, "client", lambda *_: s3)
+    found = ordering.take(ordering.arrival("bronze/orders/a.csv", OTHER), ordering.arrival("orders/b.csv"))
+    assert outcomes(found) == [("bronze/orders/a.csv", "refused"), ("orders/b.csv", "ingested")]
 
 
 def test_reports_have_no_values_of_tables_with_personal_columns(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,6 +161,42 @@ def test_an_object_that_s3_does_not_let_anybody_read_stops_no_other(
     archived, good = bucket.take().loaded
     assert (archived.outcome, good.outcome) == ("refused", "ingested")
     assert "InvalidObjectState" in archived.reason
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("InvalidRequest", 400), ("InvalidArgument", 400), ("AllAccessDisabled", 403), ("AccountProblem", 403),
+     ("AccessDenied", 403), ("InvalidObjectState", 403), ("KMS.DisabledException", 400), ("Unheard", 409)],
+)  # fmt: skip
+def test_an_object_that_s3_does_not_return_is_refused_for_now(
+    mini: Platform, bucket: Landing, code: str, status: int
+) -> None:
+    landed = bucket.version("orders/a.csv", bucket.put("orders/a.csv"))
+    refused = bucket.load(replace(landed, s3=SimpleNamespace(get_object=raising(code, status))))
+    assert (refused.outcome, refused.transient) == ("refused", True)
+    assert f"it is not so ({code}, GetObject)" in refused.reason
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("ExpiredToken", 400), ("InvalidToken", 400), ("TokenRefreshRequired", 400), ("InvalidAccessKeyId", 403),
+     ("SignatureDoesNotMatch", 403), ("RequestTimeTooSkewed", 403), ("RequestTimeout", 400), ("NoSuchBucket", 404),
+     ("Throttling", 400), ("KMS.ThrottlingException", 400), ("TooManyRequests", 429), ("SlowDown", 503),
+     ("InternalError", 500), ("PermanentRedirect", 301)],
+)  # fmt: skip
+def test_an_error_of_s3_that_is_not_about_the_object_does_not_refuse_it(
+    mini: Platform, bucket: Landing, code: str, status: int
+) -> None:
+    landed = bucket.version("orders/a.csv", bucket.put("orders/a.csv"))
+    with pytest.raises(ClientError, match=code):
+        bucket.load(replace(landed, s3=SimpleNamespace(get_object=raising(code, status))))
+
+
+def raising(code: str, status: int) -> Any:
+    def call(**_: Any) -> Any:
+        raise refusal(code, status)
+
+    return call
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ENOMEM, errno.ENOSPC])

@@ -20,6 +20,7 @@ from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutErr
 from busco.errors import BuscoError
 from busco.ingest.files import SourceFile, long_name, without_compression
 from busco.ingest.refused import Refused, readable
+from busco.ingest.s3_errors import is_about_object
 from busco.lake.deliveries import OTHER_PROJECTS, Contract, deliveries_of
 from busco.lake.layout import is_delivery
 from busco.lake.objects import ObjectStore
@@ -171,8 +172,7 @@ class LandedObject:
             return Refused("it was deleted before it could be read")
         if code in ("PreconditionFailed", "412"):
             return Refused("it was replaced before it could be read; run the command again")
-        # other objects may be readable: producers can encrypt objects with keys of their own, and archive them
-        if code in ("AccessDenied", "InvalidObjectState") or code.startswith("KMS."):
+        if is_about_object(error):
             message = error.response["Error"].get("Message", code)
             return Refused(f"S3 refuses access to it: {message} ({code}, GetObject)", transient=True)
         return error

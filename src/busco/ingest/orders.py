@@ -242,13 +242,10 @@ def _same_files(s3: Any, store: ObjectStore, files: Mapping[Arrival, LandedObjec
 
 
 def _exists(s3: Any, bucket: str, url: str) -> bool:
-    try:
-        s3.head_object(Bucket=bucket, Key=url.removeprefix(f"s3://{bucket}/"))
-    except ClientError as error:
-        if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-            return False
-        raise
-    return True
+    key = url.removeprefix(f"s3://{bucket}/")
+    # a HEAD request would fail for an object that its producer has encrypted with a key of their own (SSE-C)
+    found = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    return any(one["Key"] == key for one in found.get("Contents", ()))
 
 
 def report_key(key: str) -> str:
