@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ReadTimeoutError
 
 from busco.errors import BuscoError
 from busco.ingest import orders
@@ -316,6 +316,14 @@ def test_another_object_with_the_same_file_name_counts_even_if_nobody_can_read_i
     monkeypatch.setattr(orders, "client", lambda *_: s3)
     found = ordering.take(ordering.arrival("bronze/orders/a.csv", OTHER), ordering.arrival("orders/b.csv"))
     assert outcomes(found) == [("bronze/orders/a.csv", "refused"), ("orders/b.csv", "ingested")]
+
+
+def test_a_report_that_can_not_be_written_does_not_make_an_order_fail(
+    mini: Platform, ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders._Reports, "entries", failing(ReadTimeoutError(endpoint_url="https://s3")))
+    found = ordering.take(ordering.arrival("orders/partly.csv", BAD), ordering.arrival("orders/empty.csv", b""))
+    assert outcomes(found) == [("orders/partly.csv", "ingested"), ("orders/empty.csv", "refused")]
 
 
 def test_reports_have_no_values_of_tables_with_personal_columns(

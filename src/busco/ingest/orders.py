@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from busco.aws import client
 from busco.errors import BuscoError
@@ -309,7 +309,7 @@ class _Reports:
             return
         try:
             self._write(arrival, result, examples)
-        except ClientError as error:
+        except (ClientError, BotoCoreError) as error:
             log.warning("the report about %s can't be written: %s", printable(arrival.key), error)
 
     def _write(self, arrival: Arrival, result: IngestedObject, examples: Sequence[str]) -> None:
