@@ -340,11 +340,58 @@ def test_reports_have_no_values_of_tables_with_personal_columns(
     assert "canary" not in text
 
 
-def test_the_report_of_a_long_key_has_a_key_that_s3_accepts() -> None:
-    key = "orders/" + "é" * 508
+@pytest.mark.parametrize(
+    ("key", "folder"),
+    [
+        ("orders/" + "é" * 508, "orders/"),
+        ("bronze/orders/" + "x" * 1005, "bronze/orders/"),
+        ("orders/" + "x" * 1000 + "/c.csv", "orders/"),
+        ("x" * 1010 + "/c.csv", ""),
+    ],
+)
+def test_the_report_of_a_long_key_has_a_key_that_s3_accepts(key: str, folder: str) -> None:
     assert len(report_key(key).encode()) <= 1024
-    assert report_key(key).startswith("_reports/orders/")
+    assert report_key(key).rpartition("/")[0] == f"_reports/{folder}".rstrip("/")
     assert report_key(key) != report_key(key[:-1])
+
+
+def test_a_long_key_does_not_hide_other_objects_from_a_comparison(ordering: Ordering) -> None:
+    long = "orders/" + "x" * 1000 + "/c.csv"
+    ordering.arrival(long)
+    ordering.arrival("orders/good.csv")
+    assert sorted(outcomes(ordering.everything())) == [("orders/good.csv", "ingested"), (long, "refused")]
+    assert "too long" in ordering.report(long)["versions"][0]["reason"]
+    assert ordering.listed() == []
+
+
+@pytest.mark.parametrize("what", ["report", "delivery record"])
+def test_what_can_not_be_read_about_one_object_does_not_stop_a_comparison(
+    mini: Platform, ordering: Ordering, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    ordering.take(ordering.arrival("orders/a.csv", OTHER))
+    first, second = ordering.arrival("orders/a.csv"), ordering.arrival("orders/b.csv")
+    s3 = orders.client("s3", ordering.platform.settings)
+    read = s3.get_object
+
+    def get_object(**arguments: Any) -> Any:
+        if arguments["Key"] == report_key("orders/a.csv"):
+            raise refusal("AccessDenied", 403)
+        return read(**arguments)
+
+    if what == "report":
+        monkeypatch.setattr(s3, "get_object", get_object)
+        monkeypatch.setattr(orders, "client", lambda *_: s3)
+    else:
+        monkeypatch.setattr(orders, "deliveries_of", failing(ValueError("not a record")))
+    assert (first.key, first.version) in ordering.listed()
+    assert (second.key, second.version) in ordering.listed()
+
+
+def test_a_comparison_fails_if_s3_does(ordering: Ordering, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordering.arrival("orders/a.csv")
+    monkeypatch.setattr(orders._Reports, "entries", failing(refusal("SlowDown", 503)))
+    with pytest.raises(ClientError, match="SlowDown"):
+        ordering.listed()
 
 
 def test_an_unknown_order_is_refused(ordering: Ordering) -> None:

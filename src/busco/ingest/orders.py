@@ -21,6 +21,7 @@ from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest.ingest import load_all, require_prod
 from busco.ingest.landing import LandedObject, Version, landed_object, listed_versions, to_apply, versions_to_apply
+from busco.ingest.s3_errors import is_about_object
 from busco.lake.deliveries import Contract, deliveries_of
 from busco.lake.layout import (
     MAX_KEY_BYTES,
@@ -191,9 +192,19 @@ def _undelivered(
         refused = reports.were_refused(key) if needed else set()
         return [one for one in needed if (one.version, one.etag) not in refused]
 
+    def needed_or_all(key: str) -> list[Arrival]:
+        try:
+            return needed(key)
+        except (ClientError, BuscoError, ValueError) as error:
+            if isinstance(error, ClientError) and not is_about_object(error):
+                raise
+            # what has a delivery is not ingested again
+            log.warning("%s can't be compared with its deliveries, so it is ingested: %s", printable(key), error)
+            return versions[key][-_REPORTED:]
+
     keys = [key for key in versions if key not in deleted and not key.startswith(REPORTS)]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return [one for found in pool.map(needed, keys) for one in found]
+        return [one for found in pool.map(needed_or_all, keys) for one in found]
 
 
 def _folders(store: ObjectStore, contract: Contract) -> set[str]:
@@ -249,13 +260,15 @@ def _exists(s3: Any, bucket: str, url: str) -> bool:
 
 
 def report_key(key: str) -> str:
-    """Returns the key of the report about an object: `_reports/<key>.json`, or a hash in the same folder if that is too
-    long for S3."""
-    whole = f"{REPORTS}{key}.json"
-    if key_bytes(whole) <= MAX_KEY_BYTES:
-        return whole
-    folder = "".join(f"{part}/" for part in key.split("/")[:-1][:2])
-    return f"{REPORTS}{folder}{hashlib.sha256(key.encode()).hexdigest()}.json"
+    """Returns the key of the report about an object: `_reports/<key>.json`.
+
+    If that is too long for S3, the name is a hash of the object's key, in as many of its first two folders as fit: a
+    producer may read only the reports in the table's folder.
+    """
+    folders, hashed = key.split("/")[:-1], hashlib.sha256(key.encode()).hexdigest()
+    names = [key, *("/".join([*folders[:depth], hashed]) for depth in (2, 1, 0))]
+    keys = [f"{REPORTS}{name}.json" for name in names]
+    return next(one for one in keys if key_bytes(one) <= MAX_KEY_BYTES)
 
 
 @dataclass(frozen=True)
@@ -280,13 +293,15 @@ class _Reports:
         return cls(s3, settings.landing_bucket, hashlib.sha256(canonical_json([known, limits])).hexdigest()[:16])
 
     def entries(self, key: str) -> list[dict[str, Any]]:
-        """Returns the entries of the report about an object; none if there is no report."""
+        """Returns the entries of the report about an object; none if there is no report, or if S3 doesn't return it."""
         try:
             body = self.s3.get_object(Bucket=self.bucket, Key=report_key(key))["Body"].read()
         except ClientError as error:
-            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
-                return []
-            raise
+            if not is_about_object(error):
+                raise
+            if error.response["Error"]["Code"] not in ("NoSuchKey", "404"):
+                log.warning("the report about %s can't be read: %s", printable(key), error)
+            return []
         try:
             return [one for one in json.loads(body)["versions"] if isinstance(one, dict)]
         except (ValueError, KeyError, TypeError, RecursionError):
