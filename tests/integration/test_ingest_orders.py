@@ -307,6 +307,16 @@ def test_two_objects_with_one_file_name_are_not_both_ingested(
     assert outcomes(ordering.take(moved)) == [("bronze/orders/a.csv", "ingested")]
 
 
+def test_an_event_that_arrives_again_after_a_file_was_moved_is_known(mini: Platform, ordering: Ordering) -> None:
+    first = ordering.arrival("orders/a.csv")
+    ordering.take(first)
+    ordering.delete("orders/a.csv")
+    ordering.take(ordering.arrival("bronze/orders/a.csv", OTHER))
+    assert [(one.outcome, one.transient) for one in ordering.take(first)] == [("known", False)]
+    assert ordering.report("orders/a.csv") is None
+    assert len(deliveries(mini)) == 2
+
+
 def test_another_object_with_the_same_file_name_counts_even_if_nobody_can_read_it(
     ordering: Ordering, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,15 +230,18 @@ def _without_delivery(several: Sequence[Arrival], found: LandedObject, deliverie
 def _same_files(s3: Any, store: ObjectStore, files: Mapping[Arrival, LandedObject]) -> dict[Arrival, str]:
     """Returns the objects that can't be ingested because another object is the same file of its table, with the reason.
 
-    Each of the two would replace the other's rows whenever it is ingested. Of two new ones, the first is ingested.
+    Each of the two would replace the other's rows whenever it is ingested. Of two new ones, the first is ingested. One
+    that has a delivery is not in the result, since it is not ingested again.
     """
     first: dict[tuple[str, str], str] = {}
     for landed in files.values():
         first.setdefault((landed.contract.name, landed.name), landed.label)
 
     def elsewhere(landed: LandedObject) -> str:
-        others = {first[landed.contract.name, landed.name]}
-        others |= {one.source for one in deliveries_of(store, landed.contract, landed.name)}
+        deliveries = deliveries_of(store, landed.contract, landed.name)
+        if landed.delivery_in(deliveries):  # its event can arrive again after the file was moved
+            return ""
+        others = {first[landed.contract.name, landed.name], *(one.source for one in deliveries)}
         prefix = f"s3://{landed.bucket}/"
         urls = sorted(one for one in others - {landed.label} if one.startswith(prefix))
         return ", ".join(one for one in urls if _exists(s3, landed.bucket, one))
