@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
 from busco.errors import BuscoError
-from busco.ingest import orders
+from busco.ingest import ingest, orders
 from busco.ingest.landing import LandedObject
 from busco.ingest.orders import carry_out, report_key
 from busco.lake.layout import ingest_order
@@ -326,6 +326,38 @@ def test_another_object_with_the_same_file_name_counts_even_if_nobody_can_read_i
     monkeypatch.setattr(orders, "client", lambda *_: s3)
     found = ordering.take(ordering.arrival("bronze/orders/a.csv", OTHER), ordering.arrival("orders/b.csv"))
     assert outcomes(found) == [("bronze/orders/a.csv", "refused"), ("orders/b.csv", "ingested")]
+
+
+def test_each_report_is_written_before_the_next_object_is_loaded(
+    ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ordering.arrival("orders/a.csv", BAD), ordering.arrival("orders/a.csv", OTHER)
+    load = ingest.load
+
+    def killed(*arguments: Any) -> Any:
+        if arguments[2].version == second.version:
+            raise OSError("killed")
+        return load(*arguments)
+
+    monkeypatch.setattr(ingest, "load", killed)
+    with pytest.raises(OSError, match="killed"):
+        ordering.take(first, second)
+    assert [one["version"] for one in ordering.report("orders/a.csv")["versions"]] == [first.version]
+
+
+def test_quarantined_rows_of_a_known_object_are_reported_if_they_were_not_before(ordering: Ordering) -> None:
+    partly, good = ordering.arrival("orders/partly.csv", BAD), ordering.arrival("orders/good.csv")
+    ordering.take(partly, good)
+    complete = ordering.report("orders/partly.csv")
+    assert outcomes(ordering.take(partly, good)) == [("orders/partly.csv", "known"), ("orders/good.csv", "known")]
+    assert ordering.report("orders/partly.csv") == complete
+    ordering.delete(report_key("orders/partly.csv"))
+    assert outcomes(ordering.take(partly, good)) == [("orders/partly.csv", "known"), ("orders/good.csv", "known")]
+    (entry,) = ordering.report("orders/partly.csv")["versions"]
+    assert (entry["outcome"], entry["version"], entry["rows"], entry["quarantined"], entry["examples"]) == (
+        "ingested", partly.version, 2, 1, [],
+    )  # fmt: skip
+    assert ordering.report("orders/good.csv") is None
 
 
 def test_a_report_that_can_not_be_written_does_not_make_an_order_fail(

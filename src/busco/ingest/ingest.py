@@ -97,6 +97,7 @@ def load_all(
     files: Sequence[SourceFile | LandedObject],
     started: Callable[[int], Callable[[int], None]],
     again: bool = False,
+    done: Callable[[int, Loaded], None] = lambda *_: None,
 ) -> list[Loaded]:
     """Loads files and objects of the landing bucket, two at a time; returns the result for each, in the given order.
 
@@ -105,6 +106,8 @@ def load_all(
     Args:
         started: see `ingest`.
         again: whether objects are loaded although a delivery was made from them before.
+        done: called with a file's position and result as soon as there is one. Two threads call it, but for files with
+            the same name only one.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for position, file in enumerate(files):
@@ -136,6 +139,7 @@ def load_all(
             if known:
                 progress(3 * file.size)
             results[position] = known or load_one(file)
+            done(position, results[position])
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         loading: list[Future[None]] = []

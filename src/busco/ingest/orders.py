@@ -21,6 +21,7 @@ from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest.ingest import load_all, require_prod
 from busco.ingest.landing import LandedObject, Version, landed_object, listed_versions, to_apply, versions_to_apply
+from busco.ingest.load import Loaded
 from busco.ingest.s3_errors import is_about_object
 from busco.lake.deliveries import Contract, deliveries_of
 from busco.lake.layout import (
@@ -115,20 +116,27 @@ def _loaded(
     files: Mapping[Arrival, LandedObject],
     again: bool = False,
 ) -> dict[Arrival, IngestedObject]:
-    """Loads objects and reports them; returns the results."""
+    """Loads objects, and reports each one as soon as it is loaded, since this process can be killed at any time.
+
+    Returns the results.
+    """
+    arrivals = list(files)
     results: dict[Arrival, IngestedObject] = {}
-    loaded = load_all(settings, store, list(files.values()), lambda _: lambda _: None, again)
-    for one, result in zip(files, loaded, strict=True):
+
+    def done(position: int, loaded: Loaded) -> None:
+        one = arrivals[position]
         results[one] = IngestedObject(
             **one.model_dump(),
-            outcome=result.outcome,
-            table=result.file.contract.name,
-            rows=result.rows,
-            quarantined=result.quarantined,
-            reason=result.reason,
-            transient=result.transient,
+            outcome=loaded.outcome,
+            table=loaded.file.contract.name,
+            rows=loaded.rows,
+            quarantined=loaded.quarantined,
+            reason=loaded.reason,
+            transient=loaded.transient,
         )
-        reports.write(one, results[one], result.examples)
+        reports.write(one, results[one], loaded.examples)
+
+    load_all(settings, store, list(files.values()), lambda _: lambda _: None, again, done)
     return results
 
 
@@ -321,9 +329,12 @@ class _Reports:
     def write(self, arrival: Arrival, result: IngestedObject, examples: Sequence[str]) -> None:
         """Reports an object that was refused or has quarantined rows, or that is good now but was reported before.
 
+        Quarantined rows of a known object are reported too, unless they were: the process that has ingested it can have
+        been killed before it wrote the report.
+
         A report that can't be written is logged: it must not prevent the objects from being ingested.
         """
-        if result.outcome in ("known", "ignored"):
+        if result.outcome == "ignored" or (result.outcome == "known" and not result.quarantined):
             return
         try:
             self._write(arrival, result, examples)
@@ -334,10 +345,13 @@ class _Reports:
         before = self.entries(arrival.key)
         if result.outcome == "ingested" and not result.quarantined and not before:
             return
+        same = [one for one in before if (one.get("version"), one.get("etag")) == (arrival.version, arrival.etag)]
+        if result.outcome == "known" and any(one.get("outcome") == "ingested" for one in same):
+            return
         entry = {
             "version": arrival.version,
             "etag": arrival.etag,
-            "outcome": result.outcome,
+            "outcome": "ingested" if result.outcome == "known" else result.outcome,
             "transient": result.transient,
             "table": result.table,
             "rows": result.rows,
@@ -347,7 +361,7 @@ class _Reports:
             "contracts": self.mark,
             "at": utc_now().isoformat(timespec="seconds"),
         }
-        others = [one for one in before if one.get("version") != arrival.version or not arrival.version]
+        others = [one for one in before if one not in same]
         content = {"object": f"s3://{self.bucket}/{arrival.key}", "versions": [entry, *others][:_REPORTED]}
         body = json.dumps(content, indent=1, ensure_ascii=False).encode()
         self.s3.put_object(Bucket=self.bucket, Key=report_key(arrival.key), Body=body, ContentType="application/json")
