@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -98,6 +98,18 @@ class Ordering:
 @pytest.fixture
 def ordering(mini: Platform, bucket: Landing) -> Ordering:
     return Ordering(mini, bucket)
+
+
+@pytest.fixture(params=["", "null"])
+def unversioned(
+    ordering: Ordering, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Ordering]:
+    """A landing bucket without versioning; S3 returns the id `null` for its objects, or none."""
+    fetch = LandedObject._fetch
+    monkeypatch.setattr(LandedObject, "_fetch", lambda *arguments: fetch(*arguments) or request.param)
+    ordering.keep_versions(False)
+    yield ordering
+    ordering.keep_versions(True)
 
 
 def failing(error: Exception) -> Callable[..., Any]:
@@ -202,6 +214,44 @@ def test_an_object_that_s3_refuses_to_return_may_be_accepted_later(
     assert "kms:Decrypt" in found.reason
     assert outcomes(ordering.everything()) == [("orders/a.csv", "ingested")]
     assert len(deliveries(mini)) == 1
+
+
+def test_an_object_without_version_is_delivered_once_per_content(mini: Platform, unversioned: Ordering) -> None:
+    for body in (CONTENT, OTHER, CONTENT):
+        before = len(deliveries(mini))
+        arrived = unversioned.arrival("orders/a.csv", body)
+        assert unversioned.listed() == [("orders/a.csv", "null")]
+        assert outcomes(unversioned.take(arrived)) == [("orders/a.csv", "ingested")]
+        assert unversioned.listed() == []
+        assert outcomes(unversioned.take(arrived)) == [("orders/a.csv", "known")]
+        assert len(deliveries(mini)) == before + 1
+    # events that are lost
+    for body in (OTHER, CONTENT):
+        unversioned.arrival("orders/a.csv", body)
+        assert outcomes(unversioned.everything()) == [("orders/a.csv", "ingested")]
+        assert unversioned.listed() == []
+    assert unversioned.report("orders/a.csv") is None
+
+
+@pytest.mark.parametrize("by", ["events", "late events", "a comparison"])
+def test_an_object_from_before_the_bucket_had_versions_is_read_as_it_was(
+    mini: Platform, unversioned: Ordering, by: str
+) -> None:
+    older = unversioned.arrival("orders/a.csv", content(a="1.00", b="1.00"))
+    unversioned.keep_versions(True)
+    newer = unversioned.arrival("orders/a.csv", content(a="2.00"))
+    if by == "a comparison":
+        assert unversioned.listed() == [("orders/a.csv", "null"), ("orders/a.csv", newer.version)]
+        unversioned.everything()
+    for one in {"events": (older, newer), "late events": (newer, older)}.get(by, ()):
+        unversioned.take(one)
+    assert rows_by_id(mini) == {"a": "2.00", "b": "1.00"}
+    before = len(deliveries(mini))
+    assert unversioned.listed() == []
+    # the events again
+    assert {one.outcome for one in [*unversioned.take(older), *unversioned.take(newer)]} == {"known"}
+    assert len(deliveries(mini)) == before
+    assert unversioned.report("orders/a.csv") is None
 
 
 @pytest.mark.parametrize("report", [b"", b"[]", b'{"versions": [1, null, "x"]}', b'{"versions": 3}'])

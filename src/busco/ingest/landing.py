@@ -24,13 +24,17 @@ from busco.ingest.s3_errors import is_about_object
 from busco.lake.deliveries import OTHER_PROJECTS, Contract, deliveries_of
 from busco.lake.layout import is_delivery
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Delivery
+from busco.lake.records import Arrival, Delivery
 
 # Objects up to this size are held in memory, of which ingest needs room for two at once.
 _IN_MEMORY = 64 << 20
 _TRIES = 3
 _ON_DISK = threading.Lock()
 _GONE = ("NoSuchKey", "NoSuchVersion", "404")
+# The id of an object that S3 stored while the bucket had no versioning. The next object with this id and the same key
+# replaces it, so that only the ETag tells their contents apart (S3 User Guide, "Working with objects in a
+# versioning-suspended bucket"). Events and deliveries can have '' instead.
+NULL = "null"
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,8 @@ class LandedObject:
 
     Attributes:
         name: its name below the table's folder, without a compression suffix (D1).
-        version: the id of the version to read; '' to read the object as it is now, if it still has the ETag.
+        version: the id of the version to read, which can be `NULL`; '' to read the object as it is now. The object is
+            read only if it has the ETag.
         etag: the version's ETag, without quotes.
         size: in bytes.
     """
@@ -110,13 +115,15 @@ class LandedObject:
         """Returns the delivery that was made from this object, so that it need not be read; None if there is none.
 
         A version is known by its id: an event about it can arrive again, and after a newer version. Without one, the
-        newest delivery counts, since older content that returns is a delivery of its own (D2). Equal ETags of one key
-        mean equal content, for each kind of encryption and upload (S3 API Reference, "Object").
+        newest delivery counts, since older content that returns is a delivery of its own (D2); for `NULL`, those of
+        the object's versions with ids of their own don't count. Equal ETags of one key mean equal content, for each
+        kind of encryption and upload (S3 API Reference, "Object").
         """
         made = [d for d in deliveries if d.source == self.label and d.contract_hash == self.contract.hash]
-        if self.version:
+        if self.version not in ("", NULL):
             return next((d for d in made if (d.source_version, d.source_etag) == (self.version, self.etag)), None)
-        newest = max(deliveries, key=lambda d: d.number, default=None)
+        counted = [d for d in deliveries if not self.version or d.source != self.label or version_id(d) == NULL]
+        newest = max(counted, key=lambda d: d.number, default=None)
         return newest if newest in made and newest is not None and newest.source_etag == self.etag else None
 
     @property
@@ -144,7 +151,7 @@ class LandedObject:
 
     def _fetch(self, file: BinaryIO) -> str:
         """Writes the object's content to a file; returns the id of the version, or '' if the bucket has no versions."""
-        # the id `null` of a bucket without versions can name different content later
+        # the same id can name different content later (`NULL`)
         chosen = {"IfMatch": f'"{self.etag}"', **({"VersionId": self.version} if self.version else {})}
         tries = 1
         while True:
@@ -234,6 +241,11 @@ def find_landed(
     return [one for one in found if len(names[one.contract.name, one.name]) == 1], unknown
 
 
+def version_id(one: Arrival | Delivery) -> str:
+    """Returns the id by which S3 lists the version that arrived, or that a delivery was made from."""
+    return (one.version if isinstance(one, Arrival) else one.source_version) or NULL
+
+
 @dataclass(frozen=True)
 class Version:
     """A version of an object of the landing bucket: its id, its ETag without quotes, and its size in bytes."""
@@ -301,7 +313,7 @@ def versions_to_apply(
     """
     deliveries = sorted(deliveries_of(store, file.contract, file.name), key=lambda one: one.number)
     mine = [one for one in deliveries if one.source == file.label]
-    if len({one.source_version for one in mine}) < 2 or mine[-1] is not deliveries[-1] or not mine[-1].source_version:
+    if len({version_id(one) for one in mine}) < 2 or mine[-1] is not deliveries[-1]:
         return []  # a single version is in order
     listed = listed_versions(file.s3, file.bucket, file.key)
     if not to_apply(listed, mine, new):

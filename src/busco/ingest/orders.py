@@ -20,7 +20,15 @@ from botocore.exceptions import BotoCoreError, ClientError
 from busco.aws import client
 from busco.errors import BuscoError
 from busco.ingest.ingest import load_all, require_prod
-from busco.ingest.landing import LandedObject, Version, landed_object, listed_versions, to_apply, versions_to_apply
+from busco.ingest.landing import (
+    LandedObject,
+    Version,
+    landed_object,
+    listed_versions,
+    to_apply,
+    version_id,
+    versions_to_apply,
+)
 from busco.ingest.load import Loaded
 from busco.ingest.s3_errors import is_about_object
 from busco.lake.deliveries import Contract, deliveries_of
@@ -82,7 +90,9 @@ def _ingested(
     arrivals: Sequence[Arrival],
 ) -> tuple[IngestedObject, ...]:
     s3, bucket = reports.s3, reports.bucket
-    found = {one: landed_object(s3, bucket, one.key, one.version, one.etag, one.size, contracts) for one in arrivals}
+    found = {
+        one: landed_object(s3, bucket, one.key, version_id(one), one.etag, one.size, contracts) for one in arrivals
+    }
     files = {one: landed for one, landed in found.items() if isinstance(landed, LandedObject)}
     same = _same_files(s3, store, files)
     files = {one: landed for one, landed in files.items() if one not in same}
@@ -95,7 +105,10 @@ def _ingested(
     }
     results |= _loaded(settings, store, reports, files)
     handled = [files[one] for one in files if results[one].outcome != "refused"]
-    new = {one.version for one in files if results[one].outcome == "ingested"}
+    new: dict[str, set[str]] = {}
+    for one, landed in files.items():
+        if results[one].outcome == "ingested":
+            new.setdefault(one.key, set()).add(landed.version)
     # of each object, once for all of its versions
     applied = _applied(settings, store, reports, list({one.label: one for one in handled}.values()), new)
     results |= applied
@@ -141,18 +154,22 @@ def _loaded(
 
 
 def _applied(
-    settings: Settings, store: ObjectStore, reports: _Reports, objects: Sequence[LandedObject], new: Container[str]
+    settings: Settings,
+    store: ObjectStore,
+    reports: _Reports,
+    objects: Sequence[LandedObject],
+    new: Mapping[str, Container[str]],
 ) -> dict[Arrival, IngestedObject]:
     """Delivers versions of the objects again if an older version was delivered after them (D5).
 
     Returns the results of those that became a delivery or were refused.
 
     Args:
-        new: the ids of the versions that this order has delivered.
+        new: the ids of the versions that this order has delivered, by key.
     """
     files: dict[Arrival, LandedObject] = {}
     for one in objects:
-        for version in versions_to_apply(store, one, new, partial(reports.were_refused, one.key)):
+        for version in versions_to_apply(store, one, new.get(one.key, ()), partial(reports.were_refused, one.key)):
             files[Arrival(key=one.key, version=version.version, etag=version.etag, size=version.size)] = version
     found = _loaded(settings, store, reports, files, again=True) if files else {}
     return {one: result for one, result in found.items() if result.outcome != "known"}
@@ -166,7 +183,7 @@ def _in_order(s3: Any, bucket: str, objects: Sequence[Arrival]) -> list[Arrival]
     for key, several in versions.items():
         if len(several) > 1:
             order = {version.id: at for at, version in enumerate(listed_versions(s3, bucket, key))}
-            several.sort(key=lambda one: order.get(one.version, -1))
+            several.sort(key=lambda one: order.get(version_id(one), -1))
     return [one for several in versions.values() for one in several]
 
 
@@ -184,8 +201,7 @@ def _undelivered(
         deleted |= {item["Key"] for item in page.get("DeleteMarkers", ()) if item["IsLatest"]}
         for item in page.get("Versions", ()):
             etag = item["ETag"].strip('"')
-            version = "" if item["VersionId"] == "null" else item["VersionId"]
-            one = Arrival(key=item["Key"], version=version, etag=etag, size=item["Size"])
+            one = Arrival(key=item["Key"], version=item["VersionId"], etag=etag, size=item["Size"])
             versions.setdefault(item["Key"], []).insert(0, one)
     folders = {contract.name: _folders(store, contract) for contract in contracts}
 
@@ -224,11 +240,11 @@ def _folders(store: ObjectStore, contract: Contract) -> set[str]:
 def _without_delivery(several: Sequence[Arrival], found: LandedObject, deliveries: Sequence[Delivery]) -> list[Arrival]:
     """Returns which of an object's versions, given from the oldest to the newest, need to be ingested."""
     mine = sorted((one for one in deliveries if one.source == found.label), key=lambda one: one.number)
-    made = {one.source_version for one in mine}
+    made = {version_id(one): one.source_etag for one in mine}  # the newest delivery counts, for ids that return
     needed, before = [], ""
     for one in several:
         # content that was uploaded again unchanged became no delivery of its own
-        if not one.version or (one.version not in made and one.etag != before):
+        if one.etag not in (made.get(one.version), before):
             needed.append(one)
         before = one.etag
     late = to_apply([Version(one.version, one.etag, one.size) for one in several], mine)
@@ -345,11 +361,12 @@ class _Reports:
         before = self.entries(arrival.key)
         if result.outcome == "ingested" and not result.quarantined and not before:
             return
-        same = [one for one in before if (one.get("version"), one.get("etag")) == (arrival.version, arrival.etag)]
+        version = version_id(arrival)
+        same = [one for one in before if (one.get("version"), one.get("etag")) == (version, arrival.etag)]
         if result.outcome == "known" and any(one.get("outcome") == "ingested" for one in same):
             return
         entry = {
-            "version": arrival.version,
+            "version": version,
             "etag": arrival.etag,
             "outcome": "ingested" if result.outcome == "known" else result.outcome,
             "transient": result.transient,

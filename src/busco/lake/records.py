@@ -265,7 +265,8 @@ class Delivery(LakeRecord):
 class Arrival(LakeRecord):
     """An object that arrived in the landing bucket, as one version of it.
 
-    `version` is the version's id, or empty in a bucket without versions. `etag` has no quotes; `size` is in bytes.
+    `version` is the version's id; in a bucket without versions, it is empty or `null`. `etag` has no quotes; `size` is
+    in bytes.
     """
 
     key: str
