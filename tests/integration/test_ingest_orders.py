@@ -57,11 +57,12 @@ class Ordering:
         status = "Enabled" if kept else "Suspended"
         self.bucket.s3.put_bucket_versioning(Bucket=self.bucket.bucket, VersioningConfiguration={"Status": status})
 
-    def order(self, objects: Sequence[Arrival] = (), everything: bool = False) -> str:
+    def order(self, objects: Sequence[Arrival] = (), everything: bool = False, after: str = "") -> str:
         order = IngestOrder(
             order=f"order-{next(self.numbers)}-{id(self)}",
             objects=tuple(objects),
             everything=everything,
+            after=after,
             ordered_at=utc_now(),
         )
         self.platform.store.create(ingest_order(order.order), order)
@@ -496,3 +497,29 @@ def test_the_command_prints_what_became_of_each_object(mini: Platform, ordering:
     printed = mini.busco("ingest", "--order", order)
     assert "ingested: orders/a.csv (2 rows)" in printed
     assert "refused: orders/empty.csv: the file is empty (zero bytes)" in printed
+
+
+def test_a_large_bucket_is_listed_in_parts_that_never_divide_an_object(
+    ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders, "_LISTED", 4)
+    for number in range(5):
+        for version in range(2):
+            ordering.arrival(f"orders/{number}.csv", CONTENT * (version + 1))
+    ordering.arrival("orders/3 gone.csv")
+    ordering.delete("orders/3 gone.csv")
+    parts, after = [], ""
+    for _ in range(10):
+        found = ordering.outcome(ordering.order(everything=True, after=after))
+        parts.append([one.key for one in found.objects])
+        if not found.more:
+            break
+        after = found.objects[-1].key
+    assert parts == [[f"orders/{key}.csv" for key in keys for _ in range(2)] for keys in ("01", "23", "4")]
+
+
+def test_an_order_without_objects_fails_if_the_landing_bucket_can_not_be_read(ordering: Ordering) -> None:
+    assert ordering.take() == []
+    other = ordering.platform.settings.model_copy(update={"landing_bucket": "no-such-bucket"})
+    with pytest.raises(ClientError, match="NoSuchBucket"):
+        carry_out(other, ordering.platform.store, ordering.contracts, ordering.order())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +50,9 @@ log = logging.getLogger(__name__)
 
 # the most versions of an object that its report lists, and that an order for everything looks at
 _REPORTED = 20
+# how many versions an order for everything lists, unless a single object has more: the events service, which reads the
+# outcome, has little memory
+_LISTED = 5_000
 
 
 def carry_out(settings: Settings, store: ObjectStore, contracts: Sequence[Contract], order_id: str) -> IngestOutcome:
@@ -67,13 +70,17 @@ def carry_out(settings: Settings, store: ObjectStore, contracts: Sequence[Contra
         raise BuscoError(f"there is no order {order_id} to ingest", hint)
     s3, bucket = client("s3", settings), settings.landing_bucket
     reports = _Reports.of(s3, settings, contracts)
+    more = False
     if order.everything:
-        found = _undelivered(s3, bucket, store, contracts, reports)
+        found, more = _undelivered(s3, bucket, store, contracts, reports, order.after)
         objects = tuple(IngestedObject(**one.model_dump(), outcome="listed") for one in found)
     else:
+        # permissions and the bucket's name are tried also if there is nothing to ingest: the events service finds out
+        # in this way whether its objects are to blame for a failure, or the bucket
+        s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
         arrivals = _in_order(s3, bucket, list(dict.fromkeys(order.objects)))
         objects = _ingested(settings, store, contracts, reports, arrivals)
-    outcome = IngestOutcome(order=order_id, objects=objects, ended_at=utc_now())
+    outcome = IngestOutcome(order=order_id, objects=objects, more=more, ended_at=utc_now())
     try:
         store.create(ingest_outcome(order_id), outcome)
     except AlreadyExists:
@@ -188,47 +195,70 @@ def _in_order(s3: Any, bucket: str, objects: Sequence[Arrival]) -> list[Arrival]
 
 
 def _undelivered(
-    s3: Any, bucket: str, store: ObjectStore, contracts: Sequence[Contract], reports: _Reports
-) -> list[Arrival]:
-    """Returns the versions in the landing bucket that need to be ingested, each object's oldest version first.
+    s3: Any, bucket: str, store: ObjectStore, contracts: Sequence[Contract], reports: _Reports, after: str
+) -> tuple[list[Arrival], bool]:
+    """Returns the versions in the landing bucket that need to be ingested, each object's oldest version first; and
+    whether the listing ended early, after some thousands of them.
 
     These are the versions without a delivery, unless the object has since been deleted, or the version was refused
     under the same contracts and limits; and the versions to deliver again (D5).
+
+    Args:
+        after: the key after which the listing begins.
     """
-    versions: dict[str, list[Arrival]] = {}
-    deleted: set[str] = set()
-    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
-        deleted |= {item["Key"] for item in page.get("DeleteMarkers", ()) if item["IsLatest"]}
-        for item in page.get("Versions", ()):
-            etag = item["ETag"].strip('"')
-            one = Arrival(key=item["Key"], version=item["VersionId"], etag=etag, size=item["Size"])
-            versions.setdefault(item["Key"], []).insert(0, one)
     folders = {contract.name: _folders(store, contract) for contract in contracts}
 
-    def needed(key: str) -> list[Arrival]:
-        several = versions[key][-_REPORTED:]
+    def needed(key: str, several: Sequence[Arrival]) -> list[Arrival]:
         found = landed_object(s3, bucket, key, "", several[-1].etag, several[-1].size, contracts)
         if not found:
             return []
-        needed = several
+        needed = list(several)
         if isinstance(found, LandedObject) and file_slug(found.name) in folders[found.contract.name]:
             needed = _without_delivery(several, found, deliveries_of(store, found.contract, found.name))
         refused = reports.were_refused(key) if needed else set()
         return [one for one in needed if (one.version, one.etag) not in refused]
 
-    def needed_or_all(key: str) -> list[Arrival]:
+    def needed_or_all(key: str, several: Sequence[Arrival]) -> list[Arrival]:
         try:
-            return needed(key)
+            return needed(key, several[-_REPORTED:])
         except (ClientError, BuscoError, ValueError) as error:
             if isinstance(error, ClientError) and not is_about_object(error):
                 raise
             # what has a delivery is not ingested again
             log.warning("%s can't be compared with its deliveries, so it is ingested: %s", printable(key), error)
-            return versions[key][-_REPORTED:]
+            return list(several[-_REPORTED:])
 
-    keys = [key for key in versions if key not in deleted and not key.startswith(REPORTS)]
+    found: list[Arrival] = []
     with ThreadPoolExecutor(max_workers=16) as pool:
-        return [one for found in pool.map(needed_or_all, keys) for one in found]
+        for objects in _objects(s3, bucket, after):
+            for some in pool.map(needed_or_all, objects.keys(), objects.values()):
+                if len(found) >= _LISTED and some:
+                    return found, True
+                found += some
+    return found, False
+
+
+def _objects(s3: Any, bucket: str, after: str) -> Iterator[dict[str, list[Arrival]]]:
+    """Yields the objects of a bucket that have not been deleted and are no reports, with their versions from the oldest
+    to the newest, in the order of keys, some at a time."""
+    versions: dict[str, list[Arrival]] = {}
+    deleted: set[str] = set()
+    start = {"KeyMarker": after} if after else {}
+    for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, **start):
+        deleted |= {item["Key"] for item in page.get("DeleteMarkers", ()) if item["IsLatest"]}
+        for item in page.get("Versions", ()):
+            etag = item["ETag"].strip('"')
+            one = Arrival(key=item["Key"], version=item["VersionId"], etag=etag, size=item["Size"])
+            versions.setdefault(item["Key"], []).insert(0, one)
+        # an object's further versions can be on the next page
+        going_on = page.get("NextKeyMarker", "") if page.get("IsTruncated") else None
+        complete = sorted(key for key in versions if going_on is None or key < going_on)
+        listed = {key: versions.pop(key) for key in complete}
+        yield {
+            key: several
+            for key, several in listed.items()
+            if key not in deleted and key > after and not key.startswith(REPORTS)
+        }
 
 
 def _folders(store: ObjectStore, contract: Contract) -> set[str]:
