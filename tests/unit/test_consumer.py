@@ -285,7 +285,24 @@ def test_a_comparison_that_finds_much_is_continued_after_its_last_key(world: Wor
     world.consumer.compare = compare
     assert world.consumer.reconcile()
     assert afters == ["", "b", "d"]
-    assert world.orders == [["a", "b", "c", "d", "e"]]
+    assert world.orders == [["a", "b"], ["c", "d"], ["e"]]
+
+
+def test_new_objects_are_ingested_between_the_parts_of_a_comparison(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compare(order: IngestOrder) -> IngestOutcome:
+        number = int(order.after or 0) + 1
+        world.send(body(f"orders/new-{number}.csv"))
+        if number == 3:
+            world.consumer.stop.set()
+        return outcome(str(number), what="listed").model_copy(update={"more": True})
+
+    world.consumer.compare = compare
+    monkeypatch.setattr("busco.events.consumer.ThreadPoolExecutor", AtOnce)
+    world.consumer.run()
+    assert (world.orders[0], world.orders[2]) == (["1"], ["2"])
+    assert "orders/new-1.csv" in world.orders[1]
 
 
 def test_reports_and_folders_start_no_order(world: World) -> None:

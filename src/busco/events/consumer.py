@@ -70,6 +70,14 @@ def new_order(objects: Sequence[Arrival] = (), everything: bool = False, after: 
     )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Some of the objects that need to be ingested, and the key after which there are more; '' if these were all."""
+
+    objects: Sequence[Arrival]
+    after: str
+
+
 @dataclass
 class Consumer:
     """Receives messages in one thread; another one extends the visibility timeout of those that are held.
@@ -108,7 +116,8 @@ class Consumer:
         delivery."""
         threading.Thread(target=self._keep, daemon=True, name="extends messages").start()
         compare_at, again, queue = 0.0, _RECONCILE_AGAIN, ""
-        listing: Future[list[Arrival] | None] | None = None
+        listing: Future[_Part | None] | None = None
+        failed = False  # whether the present comparison could not handle everything so far
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="lists objects") as pool:
             while not self.stop.is_set():
                 if self._until_it_works(self.paused):
@@ -117,15 +126,17 @@ class Consumer:
                 if self.loses_messages and (created := self._until_it_works(self.queue.created) or queue) != queue:
                     compare_at, again, queue = 0.0, _RECONCILE_AGAIN, created
                 if listing is None and time.monotonic() >= compare_at:
-                    listing = pool.submit(self._undelivered)
-                    compare_at = math.inf
+                    listing, failed, compare_at = pool.submit(self._list, ""), False, math.inf
                 if listing is not None and listing.done():
-                    found, listing = listing.result(), None
-                    done = found is not None and not self._take_all(found)
-                    if compare_at == math.inf:  # otherwise the queue is a new one: compare at once
-                        compare_at = time.monotonic() + (_RECONCILE_EVERY if done else again)
-                    # what is refused for a reason that persists must not repeat the comparison every few minutes
-                    again = _RECONCILE_AGAIN if done else min(2 * again, _RECONCILE_EVERY)
+                    part, listing = listing.result(), None
+                    failed = part is None or bool(self._take(part.objects)) or failed
+                    if part is not None and part.after:
+                        listing = pool.submit(self._list, part.after)
+                    else:
+                        if compare_at == math.inf:  # otherwise the queue is a new one: compare at once
+                            compare_at = time.monotonic() + (again if failed else _RECONCILE_EVERY)
+                        # what is refused for a reason that persists must not repeat the comparison every few minutes
+                        again = min(2 * again, _RECONCILE_EVERY) if failed else _RECONCILE_AGAIN
                 # a short wait while objects are listed, which may be ingested as soon as they are known
                 if batch := self._until_it_works(partial(self.collect, LONG_POLL if listing is None else 1)):
                     self.process(batch)
@@ -136,36 +147,31 @@ class Consumer:
 
         Returns whether all of them have been handled.
         """
-        found = self._undelivered()
-        return found is not None and not self._take_all(found) and not self.stop.is_set()
-
-    def _undelivered(self) -> list[Arrival] | None:
-        """Returns the objects in the bucket that need to be ingested; None if the bucket could not be compared with the
-        deliveries."""
-        found: list[Arrival] = []
-        after = ""
+        failed, after = False, ""
         while True:
-            listing = new_order(everything=True, after=after)
-            try:
-                outcome = self._until_it_works(partial(self.compare or self.ingest, listing))
-            except OrderFailed as error:
-                log.error("the landing bucket could not be compared with the deliveries: %s", error)
-                return None
-            if outcome is None:  # stopped
-                return None
-            found += [
-                Arrival(key=one.key, version=one.version, etag=one.etag, size=one.size) for one in outcome.objects
-            ]
-            if not outcome.more:
-                return found
-            after = outcome.objects[-1].key
+            part = self._list(after)
+            failed = part is None or bool(self._take(part.objects)) or failed
+            if part is None or not part.after:
+                return not failed and not self.stop.is_set()
+            after = part.after
 
-    def _take_all(self, arrivals: Sequence[Arrival]) -> set[Arrival]:
-        """Ingests objects in batches, and returns those that could not be ingested now but may be later."""
-        failed: set[Arrival] = set()
-        for start in range(0, len(arrivals), _LARGEST_BATCH):
-            failed |= self._take(arrivals[start : start + _LARGEST_BATCH])
-        return failed
+    def _list(self, after: str) -> _Part | None:
+        """Returns some of the objects in the bucket that need to be ingested, in the order of their keys; None if the
+        bucket could not be compared with the deliveries.
+
+        Args:
+            after: the key after which to begin.
+        """
+        listing = new_order(everything=True, after=after)
+        try:
+            outcome = self._until_it_works(partial(self.compare or self.ingest, listing))
+        except OrderFailed as error:
+            log.error("the landing bucket could not be compared with the deliveries: %s", error)
+            return None
+        if outcome is None:  # stopped
+            return None
+        objects = [Arrival(key=one.key, version=one.version, etag=one.etag, size=one.size) for one in outcome.objects]
+        return _Part(objects, objects[-1].key if outcome.more else "")
 
     def collect(self, wait: int) -> list[Message]:
         """Returns a batch: what arrives until no message has arrived for `quiet` seconds, at most 5,000 messages or 30
