@@ -96,6 +96,7 @@ def test_the_views_show_the_live_release_with_its_descriptions(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lake.duckdb", "notes.txt"]
 
 
+@pytest.mark.slow
 def test_an_older_release_is_exported_and_refused_once_its_files_are_gone(published: Platform, tmp_path: Path) -> None:
     first = published.live()
     published.write("files/orders-2.csv", csv_text(ORDERS, [("o2", "x", "2.50", "2018-01-02", 1)]))
