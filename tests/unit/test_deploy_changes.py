@@ -149,6 +149,24 @@ def test_a_parameter_that_was_given_another_value_than_the_stacks_keeps_it(
     assert aws.applied["ecs"]["LandingBucket"] == "others"
 
 
+def test_the_role_for_github_is_deployed_only_for_those_who_name_a_repository(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host = made("host", {}, {"HostInstance": "i-0123456789abcdef0"})
+    aws = Aws(monkeypatch, tmp_path, host=host, ecs=made("ecs"), network=made("network"))
+    without = ["events", "lake", "ecs", "network", "airflow", "host"]
+    aws.deploy(without=without)
+    assert aws.applied == {}
+    aws.deploy("GitHubRepository=owner/fork", without=without)
+    assert aws.applied["github"] == {
+        "Name": "busco", "GitHubRepository": "owner/fork", "HostInstance": "i-0123456789abcdef0",
+    }  # fmt: skip
+    aws.stacks["busco-github"] = made("github", {"GitHubRepository": "owner/fork"})
+    aws.applied.clear()
+    aws.deploy(without=without)
+    assert "github" in aws.applied, "it exists, so it is updated with the others"
+
+
 def test_a_protected_machine_is_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     parts = {"VpcId": "vpc-1", "HostSubnet": "subnet-1", "DatabaseSubnets": "subnet-2,subnet-3", "ImageId": "ami-1"}
     stacks = {name: made(name) for name in ("ecs", "network")}
