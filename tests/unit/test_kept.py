@@ -49,3 +49,11 @@ def test_what_was_determined_before_something_changed_is_not_kept(monkeypatch: p
 
     assert results.get("a", determine) == 1
     assert results.get("a", clock.determine) == 2
+
+
+def test_results_that_nobody_asks_for_any_more_do_not_accumulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, results = Clock(monkeypatch, 1.0), Kept()
+    for number in range(100):
+        results.get(number, clock.determine)
+        clock.now += 30
+    assert len(results._results) == 1

@@ -238,13 +238,18 @@ def _is_based_on(pin: Pin, now: Mapping[str, CurrentSet]) -> bool:
 
 
 def attempts_of(
-    store: ObjectStore, environment: EnvironmentLayout, runs: Iterable[RecentRun], known: dict[RecentRun, Pin | None]
+    store: ObjectStore,
+    environment: EnvironmentLayout,
+    runs: Iterable[RecentRun],
+    known: Mapping[RecentRun, Pin | None],
+    read: dict[RecentRun, Pin | None],
 ) -> Iterator[Attempt]:
     """Yields runs with their pins, which are read one at a time.
 
     Args:
         runs: newest first.
-        known: the pins of runs that have ended, which don't change any more; new ones are added.
+        known: the pins of runs that have ended, which don't change any more.
+        read: receives the pins of the runs among `runs` that have ended.
     """
     for run in runs:
         if run in known:
@@ -252,6 +257,6 @@ def attempts_of(
         else:
             epoch = newest_epoch(store, environment, run.key)
             pin = None if epoch is None else store.read(RunLayout(environment.epoch(run.key, epoch)).pin, Pin)
-            if run.ended_at is not None:
-                known[run] = pin
+        if run.ended_at is not None:
+            read[run] = pin
         yield Attempt(run.run_id, run.key, run.ended_at is None, pin)

@@ -38,6 +38,8 @@ class Kept:
         pause = min(max(self.at_least, 20 * (ended - began)), self.at_most)
         with self._lock:
             if self._cleared == cleared:  # otherwise it may be outdated already
+                # what nobody asks for any more does not accumulate
+                self._results = {one: kept for one, kept in self._results.items() if kept[0] > ended}
                 self._results[what] = (ended + pause, found)
         return found
 

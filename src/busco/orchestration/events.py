@@ -370,7 +370,7 @@ class Runs:
     listings: Kept = field(default_factory=Kept)
     _news: threading.Event = field(default_factory=threading.Event)
     _due: dict[str, tuple[str, float]] = field(default_factory=dict)  # by project: the set, and since when
-    _pins: dict[pending.RecentRun, Pin | None] = field(default_factory=dict)
+    _pins: dict[str, dict[pending.RecentRun, Pin | None]] = field(default_factory=dict)  # by project
     _had_problem: bool = False
 
     def __post_init__(self) -> None:
@@ -445,7 +445,10 @@ class Runs:
         project = Project.of(settings)
         before = self.publishes.last(project.identity, live)
         others = (one for one in recent_runs(project.identity) if one.key != without)
-        attempts = pending.attempts_of(self.store, self.environment, others, self._pins)
+        read: dict[pending.RecentRun, Pin | None] = {}
+        known = self._pins.get(project.identity, {})
+        self._pins[project.identity] = read  # only the runs of this look are kept
+        attempts = pending.attempts_of(self.store, self.environment, others, known, read)
         code = pending.Code(code_version(self.settings), project.hash)
         now = self._current_sets(project)
         return project, pending.standing(now, before, attempts, code, live.current if live else None)
