@@ -36,6 +36,7 @@ PLAIN = """
 import sys, time
 import duckdb
 
+duckdb.sql("set enable_progress_bar = false")
 folder, began = sys.argv[1], time.monotonic()
 duckdb.sql(
     f"copy (select * from read_csv('{folder}/*.csv', all_varchar = true, filename = true)) "

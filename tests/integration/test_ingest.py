@@ -12,10 +12,12 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import duckdb
 import pytest
 
+from busco.ingest import ingest as ingesting
 from busco.ingest import load as loading
 from busco.ingest.ingest import Report
 from busco.ingest.load import Loaded
@@ -142,6 +144,30 @@ def test_a_broken_file_is_refused_as_a_whole_and_the_others_are_ingested(mini: P
         (line,) = (text for text in printed.splitlines() if text.startswith("refused") and f"broken{number}" in text)
         assert reason in line
     assert [d.file_name for d in deliveries(mini)] == ["orders-good.csv"]
+
+
+def test_a_database_is_opened_once_per_thread_and_not_used_again_after_a_refused_file(
+    mini: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[duckdb.DuckDBPyConnection] = []
+
+    def counted(*given: Any, **options: Any) -> duckdb.DuckDBPyConnection:
+        opened.append(connect(*given, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(ingesting, "connect", counted)
+    text = "id,customer,amount,day,n\n{},x,1.50,2018-01-01,1\n"
+    good = [mini.write(f"in/orders_{number}.csv", text.format(number)) for number in range(8)]
+    assert mini.take(*good, table="orders").good
+    assert 1 <= len(opened) <= 2
+    opened.clear()
+    broken = [mini.write(f"in/broken_{number}.csv", "nothing\n1\n") for number in range(4)]
+    found = mini.take(*broken, mini.write("in/orders_9.csv", text.format(9)), table="orders")
+    assert sorted(loaded.outcome for loaded in found.loaded) == ["ingested"] + ["refused"] * 4
+    assert 4 <= len(opened) <= 5
+    for database in opened:
+        with pytest.raises(duckdb.ConnectionException):
+            database.execute("select 1")
 
 
 def test_D3_an_ingest_that_dies_before_it_writes_its_record_leaves_no_delivery(mini: Platform, monkeypatch) -> None:

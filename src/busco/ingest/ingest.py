@@ -116,6 +116,7 @@ def load_all(
     report_done = started(3 * sum(file.size for file in files))
     results: dict[int, Loaded] = {}
     connections: list[duckdb.DuckDBPyConnection] = []
+    own = threading.local()
     over = threading.Event()
 
     def progress(done: int) -> None:
@@ -124,13 +125,22 @@ def load_all(
         report_done(done)
 
     def load_one(file: SourceFile | LandedObject) -> Loaded:
-        with connect(settings, among=min(_AT_ONCE, len(groups))) as connection:
+        # opening a database takes longer than loading a small file, so each thread keeps the one that it has opened
+        database = getattr(own, "database", None)
+        if database is None:
+            database = databases.enter_context(connect(settings, among=min(_AT_ONCE, len(groups))))
+            database.execute("set global preserve_insertion_order = true")
+            own.database = database
+        with database.cursor() as connection:
             connections.append(connection)
-            connection.execute("set preserve_insertion_order = true")
             progress(0)
             loaded = load(connection, store, file, settings.state / "spill", limits, progress)
             connections.remove(connection)
-            return loaded
+        if loaded.outcome == "refused":
+            # an error of DuckDB may have made the whole database unusable
+            database.close()
+            own.database = None
+        return loaded
 
     def work(positions: list[int]) -> None:
         for position in positions:
@@ -141,7 +151,7 @@ def load_all(
             results[position] = known or load_one(file)
             done(position, results[position])
 
-    with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+    with contextlib.ExitStack() as databases, ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         loading: list[Future[None]] = []
         try:
             loading += (pool.submit(work, positions) for positions in groups.values())
