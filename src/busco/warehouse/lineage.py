@@ -105,6 +105,39 @@ def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
     Raises:
         Undecided: SQLGlot can't determine the lineage of part of the query.
     """
+    found = _lineage(sql, relations)
+    return tuple((name, any(_personal(leaf, relations) for leaf in _leaves(node))) for name, node in found.items())
+
+
+def sources(sql: str, relations: Relations) -> dict[str, tuple[tuple[str, str, str], ...]]:
+    """Returns, for each column of a query, the columns that its values are computed from.
+
+    Args:
+        sql: one SELECT in DuckDB's dialect.
+        relations: the relations that the query can read.
+
+    Returns:
+        Column → the schema, relation and name of each column that it is computed from, sorted. All names are in lower
+        case. A column without any, such as a constant or a count, has an empty tuple.
+
+    Raises:
+        Undecided: SQLGlot can't determine the lineage of part of the query.
+    """
+    return {
+        name: tuple(sorted({origin for leaf in _leaves(node) if (origin := _origin(leaf)) is not None}))
+        for name, node in _lineage(sql, relations).items()
+    }
+
+
+def _origin(leaf: Node) -> tuple[str, str, str] | None:
+    end = leaf.expression
+    if isinstance(end, exp.Table) and isinstance(end.this, exp.Identifier):
+        return end.db.lower(), end.name.lower(), exp.to_column(leaf.name, dialect=_DIALECT).name.lower()
+    return None
+
+
+def _lineage(sql: str, relations: Relations) -> dict[str, Node]:
+    """Returns SQLGlot's lineage of each column of a query, by the column's name, in order."""
     try:
         statements = parse(sql, dialect=_DIALECT)
         if len(statements) != 1 or not isinstance(statements[0], exp.Query):
@@ -126,7 +159,7 @@ def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
     except Exception as error:
         # a failure of SQLGlot must not fail the model: only DuckDB decides whether the SQL is valid
         raise Undecided from error
-    return tuple((name, any(_personal(leaf, relations) for leaf in _leaves(node))) for name, node in nodes.items())
+    return dict(nodes)
 
 
 def named_by_values(sql: str, relations: Relations) -> bool:

@@ -62,7 +62,7 @@ class Personal:
             from busco.warehouse.lineage import passed_on
 
             dynamic = self._redactor.hides(unique_id) and self._redactor.runs_queries(unique_id)
-            found = frozenset(names) if dynamic else passed_on(sql, names, self._relations())
+            found = frozenset(names) if dynamic else passed_on(sql, names, self.relations())
         return frozenset(name for name in names if marks.get(name.lower(), name in found))
 
     def _is_open(self, unique_id: str) -> bool:
@@ -85,7 +85,7 @@ class Personal:
         """
         if not self._any or not self._is_open(unique_id):
             return
-        relations = self._relations()
+        relations = self.relations()
         read = {(schema.lower(), name.lower()) for schema, name in self.project.relations_read(unique_id)}
         texts = [text for key in read & {*relations} for column in relations[key].columns for text in column]
         texts += [*self.project.code(unique_id), *self.project.node(unique_id).get("columns", {}), *engine_words()]
@@ -108,7 +108,7 @@ class Personal:
         if self._any and "pivot" in sql.lower():
             from busco.warehouse.lineage import named_by_values
 
-            if named_by_values(sql, self._relations()):
+            if named_by_values(sql, self.relations()):
                 raise BuscoError(
                     "a pivot in the SQL names columns after values that are, or may be, personal data, and these names "
                     "would end up in the table's metadata",
@@ -123,7 +123,7 @@ class Personal:
         with self._lock:
             self._views[unique_id] = relation
 
-    def _relations(self) -> Mapping[tuple[str, str], Relation]:
+    def relations(self) -> Mapping[tuple[str, str], Relation]:
         from busco.warehouse.lineage import Relation
 
         found = {}
