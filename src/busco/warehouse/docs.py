@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
+from typing import Any
 
 from jinja2.utils import htmlsafe_json_dumps
 
@@ -28,8 +30,16 @@ _HIGHLIGHTING = {
 }
 
 
-def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[str, str]:
-    """Generates and uploads the docs. Returns the version of each table that the docs describe.
+@dataclass(frozen=True)
+class Docs:
+    """The docs of a run: the version of each table that they describe, and dbt's manifest with the compiled SQL."""
+
+    described: dict[str, str]
+    manifest: dict[str, Any]
+
+
+def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> Docs:
+    """Generates and uploads the docs.
 
     Raises:
         BuscoError: dbt failed, or the catalog lacks a table that has a version. In particular, an empty catalog is an
@@ -59,14 +69,11 @@ def make_docs(dbt: Dbt, project: Project, run: Run, session: Session) -> dict[st
     store = run.store
     store.put(f"{prefix}manifest.json", json.dumps(project.manifest).encode())
     store.put(f"{prefix}catalog.json", (dbt.target / "catalog.json").read_bytes())
-    inlined = {"MANIFEST": json.loads(dbt.without_results("manifest.json")), "CATALOG": catalog}
-    page = static_page((dbt.target / "index.html").read_text(), inlined)
+    manifest = json.loads(dbt.without_results("manifest.json"))
+    page = static_page((dbt.target / "index.html").read_text(), {"MANIFEST": manifest, "CATALOG": catalog})
     store.put(f"{prefix}index.html", page.encode(), "text/html; charset=utf-8")
-    return {
-        table: version.version
-        for table in sorted({*project.tables, *run.pin.bronze})
-        if (version := session.version(table)) is not None
-    }
+    versions = {table: session.version(table) for table in sorted({*project.tables, *run.pin.bronze})}
+    return Docs({table: found.version for table, found in versions.items() if found is not None}, manifest)
 
 
 def static_page(page: str, documents: dict[str, object]) -> str:

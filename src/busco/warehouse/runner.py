@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import psutil
@@ -287,7 +289,7 @@ def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:
     plugin.activate(session)
     run.put_result(Result(node=DOCS_NODE, runner=session.runner, status="running"))
     try:
-        described = make_docs(dbt, project, run, session)
+        docs = make_docs(dbt, project, run, session)
     except BuscoError as error:
         run.put_result(
             Result(
@@ -302,15 +304,29 @@ def _docs(dbt: Dbt, project: Project, run: Run, session: Session) -> str:
         )
         return "error"
     seconds = (utc_now() - started).total_seconds()
-    text = f"generated docs for {count(len(described), 'table')} in {seconds:.1f} s"
+    text = f"generated docs for {count(len(docs.described), 'table')} in {seconds:.1f} s"
+    pages = _site(project, run, session, docs.manifest)
     result = Result(
         node=DOCS_NODE,
         runner=session.runner,
         status="success",
-        reads=described,
+        reads=docs.described,
         message=text,
-        seconds=seconds,
+        seconds=(utc_now() - started).total_seconds(),
         finished_at=utc_now(),
     )
-    run.put_result(result, text + "\n")
+    run.put_result(result, f"{text}\n{pages}\n")
     return "success"
+
+
+def _site(project: Project, run: Run, session: Session, manifest: Mapping[str, Any]) -> str:
+    """Makes the site's files. Returns what was done; an error is part of it, because it must not hold up a release."""
+    # imported here because SQLGlot slows down startup
+    from busco.warehouse.site import make_site
+
+    try:
+        return make_site(project, run, session, manifest)
+    except Exception as error:
+        text = "".join(traceback.format_exception(error)).rstrip()
+        say(f"warning: the site will have no pages for this release, because making them failed: {error}")
+        return f"warning: the site will have no pages for this release, because making them failed:\n{text}"

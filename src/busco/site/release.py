@@ -1,0 +1,233 @@
+"""Derives what the site shows about a release, and about the releases before it, from the lake's records.
+
+None of this is stored: it follows from `current.json`, the records of releases, and the site's files. So a rollback or
+a hold shows up with the next request (docs/decisions/042-pages-for-data-consumers.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.objects import ObjectStore
+from busco.lake.records import Current, Published, Release
+from busco.lake.releases import missing_pointer
+from busco.site.files import FORMAT, read_index
+
+# The newest releases that the history has.
+HISTORY = 50
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Site:
+    """The site's data, for somebody who may read some of the lake's dbt projects.
+
+    Records of releases and the site's files never change, so they are read once per object.
+
+    Args:
+        projects: the identities of the projects. Tables of other projects are left out, except for bronze tables that
+            one of these projects reads.
+    """
+
+    store: ObjectStore
+    environment: EnvironmentLayout
+    projects: frozenset[str]
+
+    @property
+    def revision(self) -> str:
+        """A text that changes whenever the state of a release may have changed: another release is live, or a hold."""
+        stored = self.store.get(self.environment.current)
+        return stored.etag if stored is not None else ""
+
+    # -- data -----------------------------------------------------------------------------------------------------
+
+    def state(self, release_id: str = "") -> dict[str, Any] | None:
+        """Returns a release's tables and state; the live release's if no id is given.
+
+        Returns None if nothing has been published yet, or if the release isn't in the history.
+        """
+        current = self._current()
+        if current is None:
+            return None
+        shown = self._shown(current, release_id)
+        if shown is None:
+            return None
+        tables = self._tables(shown)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            since = list(pool.map(self._since, tables.values()))
+        return {
+            "format": FORMAT,
+            "environment": self.environment.environment,
+            "live": current.release,
+            "hold": None if current.hold is None else {
+                "who": current.hold.who, "when": current.hold.when.isoformat(), "reason": current.hold.reason,
+            },
+            "previous": shown.previous,
+            **_about(shown),
+            "tables": {
+                table: {
+                    "version": one.version,
+                    "rows": one.rows,
+                    "bytes": one.bytes,
+                    "published_at": then.created_at.isoformat() if then is not None else None,
+                    "run": then.run if then is not None else None,
+                    "project": one.project,
+                    **({"stale": list(shown.stale[table])} if table in shown.stale else {}),
+                }
+                for (table, one), then in zip(tables.items(), since, strict=True)
+            },
+            "projects": {
+                project: {"title": shown.names.get(project, project), "has_site": self._index(prefix) is not None}
+                for project, prefix in shown.docs_by_project().items()
+                if project in self.projects
+            },
+        }  # fmt: skip
+
+    def history(self, limit: int = HISTORY) -> dict[str, Any]:
+        """Returns the newest releases that have been live, newest first, each with the tables that it changed."""
+        current = self._current()
+        release = self._release(current.release) if current is not None else None
+        found: list[dict[str, Any]] = []
+        while release is not None and len(found) < limit:
+            before = self._release(release.previous) if release.previous else None
+            now, then = self._tables(release), self._tables(before) if before else {}
+            found.append(
+                {
+                    **_about(release),
+                    "project": release.project if release.project in self.projects else "",
+                    "changes": {
+                        table: {"version": one.version, "rows": one.rows, "bytes": one.bytes}
+                        for table, one in now.items()
+                        if table not in then or then[table].version != one.version
+                    },
+                    "dropped": sorted(set(then) - set(now)),
+                }
+            )
+            release = before
+        return {"format": FORMAT, "releases": found, "complete": release is None}
+
+    def index(self, project: str, release_id: str = "") -> dict[str, Any] | None:
+        """Returns a project's index in a release; None if there is none, or it may not be read."""
+        if project not in self.projects:
+            return None
+        current = self._current()
+        shown = self._shown(current, release_id) if current is not None else None
+        return self._index(shown.docs_by_project().get(project, "")) if shown is not None else None
+
+    def content(self, project: str, table: str, release_id: str = "") -> bytes | None:
+        """Returns the content file of a project's table in a release, as JSON; None if there is none."""
+        index = self.index(project, release_id)
+        entry = index["tables"].get(table) if index is not None else None
+        stored = self.store.get(entry["content"]["key"]) if entry is not None else None
+        return stored.body if stored is not None else None
+
+    def catalog(self, release_id: str = "") -> dict[str, Any] | None:
+        """Returns a release's tables, columns and states in one document, for tools (docs/catalog.md)."""
+        state = self.state(release_id)
+        if state is None:
+            return None
+        tables: dict[str, Any] = {}
+        for project in state["projects"]:
+            index = self.index(project, state["release"])
+            for table, entry in (index or {"tables": {}})["tables"].items():
+                if table in state["tables"]:
+                    described = {key: entry[key] for key in entry if key not in ("content", "columns")}
+                    columns = [{"name": name, "description": text} for name, text in entry["columns"]]
+                    tables[table] = {**state["tables"][table], **described, "columns": columns}
+        about = ("format", "environment", "release", "published_at", "kind", "who", "reason", "hold")
+        return {**{key: state[key] for key in about}, "tables": tables}
+
+    # -- records --------------------------------------------------------------------------------------------------
+
+    def _current(self) -> Current | None:
+        return self.store.read(self.environment.current, Current)
+
+    def _shown(self, current: Current, release_id: str) -> Release | None:
+        """Returns a release that is or was live; None if there is no such release (P1)."""
+        live = self._release(current.release)
+        if live is None:
+            raise missing_pointer(self.store, self.environment)
+        if release_id in ("", current.release):
+            return live
+        release: Release | None = live
+        while release is not None and release.release != release_id:
+            release = self._release(release.previous) if release.previous else None
+        return release
+
+    def _tables(self, release: Release) -> dict[str, Published]:
+        """Returns the tables of a release that may be read."""
+        docs = release.docs_by_project()
+        described: set[str] = set()
+        for project in self.projects & docs.keys():
+            described |= (self._index(docs[project]) or {"tables": {}})["tables"].keys()
+        return {
+            table: one
+            for table, one in sorted(release.tables.items())
+            if one.project in self.projects or table in described
+        }
+
+    def _since(self, published: Published) -> Release | None:
+        """Returns the release with which a version went live; None if that is not known."""
+        return self._release(published.since) if published.since else None
+
+    def _release(self, release_id: str) -> Release | None:
+        with contextlib.suppress(_Missing):
+            return _release_at(_Key(self.store, self.environment.release(release_id)))
+        return None
+
+    def _index(self, prefix: str) -> dict[str, Any] | None:
+        with contextlib.suppress(_Missing):
+            return _index_at(_Key(self.store, prefix))
+        return None
+
+
+class _Missing(Exception):
+    """There is no such object. (`lru_cache` keeps no exceptions, so it is looked for again at the next request.)"""
+
+
+@dataclass(frozen=True)
+class _Key:
+    """An object that never changes, as the key of a cache. The client of the store is not part of its identity."""
+
+    store: ObjectStore
+    key: str
+
+    def __hash__(self) -> int:
+        return hash((self.store.bucket, self.key))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and (self.store.bucket, self.key) == (other.store.bucket, other.key)
+
+
+@functools.lru_cache(maxsize=1024)
+def _release_at(key: _Key) -> Release:
+    release = key.store.read(key.key, Release)
+    if release is None:
+        raise _Missing
+    return release
+
+
+@functools.lru_cache(maxsize=32)
+def _index_at(key: _Key) -> dict[str, Any]:
+    index = read_index(key.store, key.key)
+    if index is None:
+        raise _Missing
+    return index
+
+
+def _about(release: Release) -> dict[str, Any]:
+    return {
+        "release": release.release,
+        "kind": release.kind,
+        "published_at": release.created_at.isoformat(),
+        "who": release.who,
+        "reason": release.reason,
+        "run": release.run,
+        "code_version": release.code_version,
+        "rolled_back_to": release.rolled_back_to,
+    }

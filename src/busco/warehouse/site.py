@@ -1,0 +1,372 @@
+"""Makes the site's files about a run's tables: one index, and one content file per version of a table.
+
+The files are described in docs/catalog.md. Everything in them comes from the dbt project, the records of the run and of
+its versions, and the versions' rows; none of it changes after the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from busco.lake import engine
+from busco.lake.layout import slug, split_table
+from busco.lake.objects import canonical_json
+from busco.lake.records import Result, Version
+from busco.lake.runs import Run
+from busco.project import Project, meta_of, table_name
+from busco.site.files import FORMAT, INDEX, read_index
+from busco.text import count
+from busco.warehouse.lineage import Relations, Undecided, sources
+from busco.warehouse.personal import of_version
+from busco.warehouse.profile import Profiler
+from busco.warehouse.session import Session
+
+# Profiles may take this share of the time that the run's models took.
+_SHARE = 0.05
+_THREADS = 16
+# Generic tests that a combination of columns is unique: the sample project's, and the one of the package dbt_utils.
+_COMBINATIONS = frozenset({"unique_combination", "unique_combination_of_columns"})
+# The keys of `meta` that have a place of their own on a page, or that only the platform needs.
+_OWN_META = frozenset({"owner", "grain", "pii", "delivery", "ecs", "volatile", "contact"})
+
+
+def make_site(project: Project, run: Run, session: Session, manifest: Mapping[str, Any]) -> str:
+    """Writes the site's files about a run's tables, and returns what was done, in one sentence.
+
+    A content file that the base release has for the same version and the same descriptions is used again.
+
+    Args:
+        manifest: dbt's manifest with the compiled SQL.
+    """
+    started = time.monotonic()
+    results = run.latest_results()
+    base = run.base()
+    prefix = base.docs_by_project().get(project.identity, "") if base else ""
+    before = read_index(run.store, prefix) or {"tables": {}}
+    described = _Described(project, session, manifest, MarkdownIt("js-default", {"html": False}))
+    versions = _versions(project, session)
+    tables, made = {}, []
+    for table, (unique_id, version) in versions.items():
+        fixed = described.fixed(unique_id, version)
+        digest = hashlib.sha256(canonical_json(fixed)).hexdigest()[:16]
+        known = before["tables"].get(table, {})
+        kept = known.get("content", {})
+        is_kept = (kept.get("version"), kept.get("hash")) == (version.version, digest)
+        key = kept["key"] if is_kept else f"{run.docs}tables/{slug(table, 120)}.{version.version}.{digest}.json"
+        if not is_kept:
+            made.append(_Content(key, table, unique_id, version, fixed))
+        tables[table] = {
+            **described.entry(unique_id, version, results, known.get("tests", ())),
+            "loaded_at": known.get("loaded_at") if is_kept else None,
+            "content": {"version": version.version, "hash": digest, "key": key},
+        }
+    seconds = _SHARE * sum(one.seconds for one in results.values() if one.made and not one.kept)
+    from_rows = 0
+    with engine.connect(session.settings) as connection, ThreadPoolExecutor(_THREADS) as pool:
+        profiler, written = Profiler(connection, run.store.bucket, seconds), []
+        for content in sorted(made, key=lambda one: one.version.bytes):
+            personal = of_version(project, content.version) | project.pii(content.unique_id)
+            profile = profiler.profile(content.version, personal)
+            from_rows += profile.source == "rows"
+            body = described.content(content, profile, personal)
+            if profile.loaded_at is not None:
+                tables[content.table]["loaded_at"] = profile.loaded_at.isoformat()
+            written.append(pool.submit(run.store.put, content.key, _encoded(body)))
+        for one in written:
+            one.result()
+    index = {
+        "format": FORMAT,
+        "project": project.identity,
+        "title": project.name,
+        "run": run.name,
+        "epoch": run.pin.epoch,
+        "tables": tables,
+        **described.others(),
+    }
+    run.store.put(f"{run.docs}{INDEX}", _encoded(index))
+    took = time.monotonic() - started
+    what = f"{len(made)} made, {from_rows} of them with a profile of their rows"
+    return f"pages for {count(len(tables), 'table')} in {took:.1f} s: {what}"
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A content file to be written. `fixed` is the part of it that determines its name."""
+
+    key: str
+    table: str
+    unique_id: str
+    version: Version
+    fixed: Mapping[str, Any]
+
+
+def _versions(project: Project, session: Session) -> dict[str, tuple[str, Version]]:
+    """Returns the project's tables that have a version, and the unique ids of their nodes."""
+    found = {}
+    for unique_id in (*project.sources, *project.nodes):
+        table = project.table_of(unique_id)
+        version = session.version(table) if table else None
+        if table and version is not None:
+            found[table] = (unique_id, version)
+    return dict(sorted(found.items()))
+
+
+class _Described:
+    """Describes tables with what the dbt project says about them."""
+
+    def __init__(self, project: Project, session: Session, manifest: Mapping[str, Any], markdown: MarkdownIt) -> None:
+        self._project, self._session, self._manifest, self._markdown = project, session, manifest, markdown
+        self._groups = {one["name"]: one for one in project.manifest.get("groups", {}).values()}
+        self._tests: dict[str, list[str]] = {}
+        for uid, test in project.tests.items():
+            attached = test.get("attached_node")
+            for parent in [attached] if attached else sorted(set(test["depends_on"]["nodes"])):
+                self._tests.setdefault(str(parent), []).append(uid)
+
+    # -- the index ------------------------------------------------------------------------------------------------
+
+    def entry(self, uid: str, version: Version, results: Mapping[str, Result], before: Any) -> dict[str, Any]:
+        """Returns a table's entry in the index, without its content file.
+
+        Args:
+            before: the table's tests in the base release's index, for those that did not run in this run.
+        """
+        project, node = self._project, self._project.node(uid)
+        layer, name = split_table(version.table)
+        columns = {name.lower(): column for name, column in node.get("columns", {}).items()}
+        limits = project.freshness.get(version.table) if uid in project.sources else None
+        known = {one["unique_id"]: one for one in before}
+        return {
+            "layer": layer,
+            "name": name,
+            "kind": node["resource_type"],
+            "unique_id": uid,
+            "summary": _summary(str(node.get("description") or "")),
+            "tags": sorted(node.get("tags") or ()),
+            "owner": self._owner(node),
+            "group": node["config"].get("group"),
+            "columns": [
+                [column.name, _line(str(columns.get(column.name.lower(), {}).get("description") or ""))]
+                for column in version.columns
+            ],
+            "upstream": sorted(project.parents(uid)) if uid in project.nodes else [],
+            "warn_after": limits.warn_after.total_seconds() if limits and limits.warn_after else None,
+            "error_after": limits.error_after.total_seconds() if limits and limits.error_after else None,
+            "tests": [self._test(test, results.get(test), known.get(test)) for test in self._tests.get(uid, ())],
+        }
+
+    def _test(self, uid: str, result: Result | None, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        node = self._project.node(uid)
+        outcome = before or {"status": None, "failures": None, "at": None, "seconds": None}
+        if result is not None:
+            outcome = {
+                "status": result.status,
+                "failures": result.failures,
+                "at": result.finished_at.isoformat() if result.finished_at else None,
+                "seconds": result.seconds,
+            }
+        return {
+            "unique_id": uid,
+            "name": node["name"],
+            "kind": (node.get("test_metadata") or {}).get("name") or "sql",
+            "column": node.get("column_name"),
+            **{key: outcome.get(key) for key in ("status", "failures", "at", "seconds")},
+        }
+
+    def others(self) -> dict[str, Any]:
+        """Returns what the index says about things that are not tables: exposures, pages and groups."""
+        project, manifest = self._project, self._project.manifest
+        exposures = [
+            {
+                "name": one["name"],
+                "label": one.get("label") or one["name"],
+                "type": one["type"],
+                "url": _address(one.get("url")),
+                "owner": {key: (one.get("owner") or {}).get(key) for key in ("name", "email")},
+                "description_html": self._html(one.get("description")),
+                "maturity": one.get("maturity"),
+                "tables": sorted(project.parents(uid)),
+            }
+            for uid, one in sorted(manifest.get("exposures", {}).items())
+        ]
+        pages = [
+            {"name": one["name"], "package": one["package_name"], "html": self._html(one["block_contents"])}
+            for uid, one in sorted(manifest.get("docs", {}).items())
+            if one["package_name"] != "dbt"
+        ]
+        groups = [
+            {
+                "name": one["name"],
+                "owner": (one.get("owner") or {}).get("name"),
+                "email": (one.get("owner") or {}).get("email"),
+                "description_html": self._html(one.get("description")),
+            }
+            for one in sorted(self._groups.values(), key=lambda one: str(one["name"]))
+        ]
+        return {"exposures": exposures, "pages": pages, "groups": groups}
+
+    # -- content files --------------------------------------------------------------------------------------------
+
+    def fixed(self, uid: str, version: Version) -> dict[str, Any]:
+        """Returns the part of a content file that needs no rows. Its hash is part of the file's name."""
+        project, node = self._project, self._project.node(uid)
+        layer, name = split_table(version.table)
+        declared = {name.lower(): column for name, column in node.get("columns", {}).items()}
+        grain = self._grain(uid, node)
+        personal = of_version(project, version) | project.pii(uid)
+        group = self._groups.get(node["config"].get("group"))
+        meta = {key: str(value) for key, value in sorted(meta_of(node).items()) if key not in _OWN_META}
+        sql = None
+        if uid in project.nodes and node["resource_type"] == "model":
+            compiled = self._manifest["nodes"].get(uid, {}).get("compiled_code")
+            sql = {"path": node["original_file_path"], "source": node["raw_code"], "compiled": compiled}
+        return {
+            "format": FORMAT,
+            "table": version.table,
+            "description_html": self._html(node.get("description")),
+            "grain": list(grain),
+            "owner": self._owner(node),
+            "contact": str(meta_of(node).get("contact") or ((group or {}).get("owner") or {}).get("email") or ""),
+            "group": node["config"].get("group"),
+            "meta": meta,
+            "columns": [
+                {
+                    "name": column.name,
+                    "type": column.type,
+                    "required": column.required,
+                    "key": column.name in grain,
+                    "personal": column.name in personal,
+                    "description_html": self._html(declared.get(column.name.lower(), {}).get("description")),
+                }
+                for column in version.columns
+            ],
+            "partition_by": list(version.partition_by),
+            "sql": sql,
+            "glue": {
+                "database": self._session.settings.database(layer),
+                "name": name,
+                "location": f"s3://{self._session.settings.lake_bucket}/{version.metadata}",
+            },
+        }
+
+    def content(self, content: _Content, profile: Any, personal: frozenset[str]) -> dict[str, Any]:
+        """Returns a content file."""
+        origins = self._origins(content.unique_id)
+        columns = [
+            {
+                **column,
+                "lineage": None if origins is None else [list(one) for one in origins.get(column["name"].lower(), ())],
+                "profile": None if column["name"] in personal else profile.columns.get(column["name"]),
+            }
+            for column in content.fixed["columns"]
+        ]
+        version = content.version
+        sample = profile.sample and {"columns": profile.sample[0], "rows": profile.sample[1]}
+        return {
+            **content.fixed,
+            "version": version.version,
+            "made_at": version.made_at.isoformat() if version.made_at else None,
+            "rows": version.rows,
+            "bytes": version.bytes,
+            "files": len(version.files),
+            "columns": columns,
+            "profile_from": profile.source if profile.columns else None,
+            "sample": sample,
+        }
+
+    def _origins(self, uid: str) -> Mapping[str, tuple[tuple[str, str], ...]] | None:
+        """Returns, for each column of a model, the columns of tables that it is computed from; None if not known."""
+        node = self._project.node(uid)
+        if node["resource_type"] != "model":
+            return {} if uid in self._project.sources else None
+        compiled = self._manifest["nodes"].get(uid, {}).get("compiled_code")
+        if not compiled or self._session.redactor.runs_queries(uid):
+            return None
+        try:
+            found = sources(compiled, self._relations)
+        except Undecided:
+            return None
+        return {name: self._through_views(origins) for name, origins in found.items()}
+
+    def _through_views(self, origins: Iterable[tuple[str, str, str]]) -> tuple[tuple[str, str], ...]:
+        """Returns columns with those of views replaced by the columns of tables that the views compute them from."""
+        found: set[tuple[str, str]] = set()
+        for schema, relation, column in origins:
+            view = self._views.get((schema, relation))
+            above = self._origins(view) if view else None
+            found |= {*above.get(column, ())} if above is not None else {(f"{schema}.{relation}", column)}
+        return tuple(sorted(found))
+
+    @cached_property
+    def _relations(self) -> Relations:
+        return self._session.personal.relations()
+
+    @cached_property
+    def _views(self) -> dict[tuple[str, str], str]:
+        """The unique id of each view, by schema and name in lower case."""
+        views = {}
+        for uid, node in self._project.nodes.items():
+            if node["resource_type"] == "model" and node["config"]["materialized"] == "view":
+                schema, name = split_table(table_name(node).lower())
+                views[schema, name] = uid
+        return views
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _grain(self, uid: str, node: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns the columns that identify a row: `meta.grain`, the primary key, or a column with a unique test."""
+        if given := meta_of(node).get("grain"):
+            return (given,) if isinstance(given, str) else tuple(str(name) for name in given)
+        for constraint in node.get("constraints") or ():
+            if constraint["type"] == "primary_key" and constraint.get("columns"):
+                return tuple(constraint["columns"])
+        for name, column in node.get("columns", {}).items():
+            if any(one["type"] == "primary_key" for one in column.get("constraints") or ()):
+                return (name,)
+        for test in self._tests.get(uid, ()):
+            found = self._project.node(test)
+            metadata = found.get("test_metadata") or {}
+            arguments = metadata.get("kwargs") or {}
+            combination = arguments.get("combination_of_columns") or arguments.get("columns")
+            if metadata.get("name") in _COMBINATIONS and isinstance(combination, list):
+                return tuple(str(name) for name in combination)
+            if metadata.get("name") == "unique" and found.get("column_name") in node.get("columns", {}):
+                return (str(found["column_name"]),)
+        return ()
+
+    def _owner(self, node: Mapping[str, Any]) -> str:
+        owner = meta_of(node).get("owner")
+        if isinstance(owner, Mapping):
+            owner = owner.get("name") or owner.get("email")
+        group = self._groups.get(node["config"].get("group")) or {}
+        return str(owner or (group.get("owner") or {}).get("name") or "")
+
+    def _html(self, text: Any) -> str:
+        return str(self._markdown.render(str(text or ""))).strip()
+
+
+def _summary(description: str) -> str:
+    """Returns the first paragraph of a description as one line."""
+    return _line(description.strip().split("\n\n", 1)[0])
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _address(url: Any) -> str | None:
+    """Returns an exposure's URL if a browser may open it, otherwise None."""
+    return str(url) if str(url or "").startswith(("https://", "http://")) else None
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
