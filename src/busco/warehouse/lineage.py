@@ -77,6 +77,19 @@ class Undecided(Exception):
     """The lineage of a query can't be determined."""
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A column of a query: its name in lower case, whether it contains values of personal columns, and its origins.
+
+    `origins` are the schema, relation and name of each column that its values are computed from, in lower case and
+    sorted. A column without any, such as a constant or a count, has none.
+    """
+
+    name: str
+    is_personal: bool
+    origins: tuple[tuple[str, str, str], ...]
+
+
 def passed_on(sql: str, columns: Sequence[str], relations: Relations) -> frozenset[str]:
     """Returns the columns of a query that contain, or may contain, values of personal columns.
 
@@ -85,48 +98,48 @@ def passed_on(sql: str, columns: Sequence[str], relations: Relations) -> frozens
         columns: the names of the query's columns according to DuckDB, in order.
         relations: the relations that the query can read. Anything else that it reads counts as personal.
     """
-    try:
-        found = decided(sql, relations)
-    except Undecided:
-        return frozenset(columns)
-    if len(found) != len(columns) or any(
-        name.lower() != other.lower() and not name.startswith("_col_")
-        for (name, _), other in zip(found, columns, strict=True)
+    return personal_columns(traced(sql, relations), columns)
+
+
+def personal_columns(found: Sequence[Traced] | None, columns: Sequence[str]) -> frozenset[str]:
+    """Returns what `passed_on` does, for a query whose columns have been traced; None stands for an undecided query."""
+    if (
+        found is None
+        or len(found) != len(columns)
+        or any(
+            name.lower() != one.name and not one.name.startswith("_col_")
+            for name, one in zip(columns, found, strict=True)
+        )
     ):
         return frozenset(columns)
-    return frozenset(name for name, (_, personal) in zip(columns, found, strict=True) if personal)
+    return frozenset(name for name, one in zip(columns, found, strict=True) if one.is_personal)
 
 
-def decided(sql: str, relations: Relations) -> tuple[tuple[str, bool], ...]:
-    """Returns the name of each column of a query, and whether the column contains values of personal columns.
-
-    Names are in lower case; unnamed columns are called `_col_0`, `_col_1`, and so on.
-
-    Raises:
-        Undecided: SQLGlot can't determine the lineage of part of the query.
-    """
-    found = _lineage(sql, relations)
-    return tuple((name, any(_personal(leaf, relations) for leaf in _leaves(node))) for name, node in found.items())
+def traced(sql: str, relations: Relations) -> tuple[Traced, ...] | None:
+    """Returns a query's columns; None if SQLGlot can't determine the lineage of part of the query."""
+    try:
+        return trace(sql, relations)
+    except Undecided:
+        return None
 
 
-def sources(sql: str, relations: Relations) -> dict[str, tuple[tuple[str, str, str], ...]]:
-    """Returns, for each column of a query, the columns that its values are computed from.
+def trace(sql: str, relations: Relations) -> tuple[Traced, ...]:
+    """Returns a query's columns, in order; unnamed ones are called `_col_0`, `_col_1`, and so on.
 
     Args:
         sql: one SELECT in DuckDB's dialect.
-        relations: the relations that the query can read.
-
-    Returns:
-        Column → the schema, relation and name of each column that it is computed from, sorted. All names are in lower
-        case. A column without any, such as a constant or a count, has an empty tuple.
+        relations: the relations that the query can read. Anything else that it reads counts as personal.
 
     Raises:
         Undecided: SQLGlot can't determine the lineage of part of the query.
     """
-    return {
-        name: tuple(sorted({origin for leaf in _leaves(node) if (origin := _origin(leaf)) is not None}))
-        for name, node in _lineage(sql, relations).items()
-    }
+    found = []
+    for name, node in _lineage(sql, relations).items():
+        leaves = _leaves(node)
+        origins = {origin for leaf in leaves if (origin := _origin(leaf)) is not None}
+        personal = any(_personal(leaf, relations) for leaf in leaves)
+        found.append(Traced(name.lower(), personal, tuple(sorted(origins))))
+    return tuple(found)
 
 
 def _origin(leaf: Node) -> tuple[str, str, str] | None:
@@ -192,7 +205,7 @@ def _is_named_by_values(pivot: exp.Pivot, statement: exp.Expr, relations: Relati
     for cte in ctes:
         query = query.with_(cte.alias, as_=cte.this.copy())
     try:
-        return any(personal for _, personal in decided(query.sql(_DIALECT), relations))
+        return any(one.is_personal for one in trace(query.sql(_DIALECT), relations))
     except Undecided:
         return True
 

@@ -71,7 +71,7 @@ def _compiled(dbt: Dbt, project: Project, models: list[str]) -> dict[str, str]:
 
 def _personal(project: Project, models: list[str], compiled: dict[str, str]) -> dict[str, frozenset[str]]:
     """Returns the personal columns, in lower case, of the models whose lineage can be determined."""
-    from busco.warehouse.lineage import Relation, Undecided, decided
+    from busco.warehouse.lineage import Relation, traced
     from busco.warehouse.redact import Redactor
 
     redactor, relations = Redactor(project), dict[tuple[str, str], Relation]()
@@ -83,15 +83,14 @@ def _personal(project: Project, models: list[str], compiled: dict[str, str]) -> 
         node = project.nodes[uid]
         if not set(node["depends_on"]["nodes"]) <= known or redactor.runs_queries(uid) or uid not in compiled:
             continue
-        try:
-            columns = decided(compiled[uid], relations)
-        except Undecided:
+        columns = traced(compiled[uid], relations)
+        if columns is None:
             continue
         marks = {name.lower(): mark for name, mark in project.pii_marks(uid).items()}
-        found[uid] = frozenset(name for name, passed in columns if marks.get(name, passed))
+        found[uid] = frozenset(one.name for one in columns if marks.get(one.name, one.is_personal))
         known.add(uid)
         kinds = {column.name.lower(): column.type for column in project.columns(uid)}
-        typed = tuple((name, kinds.get(name, "VARCHAR")) for name, _ in columns)
+        typed = tuple((one.name, kinds.get(one.name, "VARCHAR")) for one in columns)
         relations[_key(project, uid)] = Relation(typed, found[uid])
     return found
 

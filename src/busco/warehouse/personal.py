@@ -15,7 +15,7 @@ from busco.refusals import personal_partition
 from busco.warehouse.redact import Redactor, engine_words
 
 if TYPE_CHECKING:
-    from busco.warehouse.lineage import Relation
+    from busco.warehouse.lineage import Relation, Traced
 
 Given = Sequence[tuple[str, str]]
 
@@ -38,6 +38,7 @@ class Personal:
     ) -> None:
         self.project, self.version, self._redactor = project, version, redactor or Redactor(project)
         self._views: dict[str, Relation] = {}
+        self._traced: dict[str, tuple[Traced, ...] | None] = {}
         self._lock = threading.Lock()
 
     def columns(self, unique_id: str, sql: str, given: Given) -> frozenset[str]:
@@ -59,11 +60,22 @@ class Personal:
         found: frozenset[str] = frozenset()
         if node["resource_type"] != "seed":
             # imported here because SQLGlot slows down startup, and is needed only for a build
-            from busco.warehouse.lineage import passed_on
+            from busco.warehouse.lineage import personal_columns
 
             dynamic = self._redactor.hides(unique_id) and self._redactor.runs_queries(unique_id)
-            found = frozenset(names) if dynamic else passed_on(sql, names, self.relations())
+            found = frozenset(names) if dynamic else personal_columns(self.traced(unique_id, sql), names)
         return frozenset(name for name in names if marks.get(name.lower(), name in found))
+
+    def traced(self, unique_id: str, sql: str) -> tuple[Traced, ...] | None:
+        """Returns the columns of a model's SQL with their origins, or None if the lineage is undecided.
+
+        This takes up to half a second, so it happens once per process.
+        """
+        from busco.warehouse.lineage import traced
+
+        if unique_id not in self._traced:
+            self._traced[unique_id] = traced(sql, self.relations())
+        return self._traced[unique_id]
 
     def _is_open(self, unique_id: str) -> bool:
         """Whether the column names of a node's SQL may be personal values: its Jinja runs queries, or it reads what a

@@ -25,7 +25,6 @@ from busco.lake.runs import Run
 from busco.project import Project, meta_of, table_name
 from busco.site.files import FORMAT, INDEX, read_index
 from busco.text import count
-from busco.warehouse.lineage import Relations, Undecided, sources
 from busco.warehouse.personal import of_version
 from busco.warehouse.profile import Profiler
 from busco.warehouse.session import Session
@@ -291,11 +290,8 @@ class _Described:
         compiled = self._manifest["nodes"].get(uid, {}).get("compiled_code")
         if not compiled or self._session.redactor.runs_queries(uid):
             return None
-        try:
-            found = sources(compiled, self._relations)
-        except Undecided:
-            return None
-        return {name: self._through_views(origins) for name, origins in found.items()}
+        found = self._session.personal.traced(uid, compiled)
+        return None if found is None else {one.name: self._through_views(one.origins) for one in found}
 
     def _through_views(self, origins: Iterable[tuple[str, str, str]]) -> tuple[tuple[str, str], ...]:
         """Returns columns with those of views replaced by the columns of tables that the views compute them from."""
@@ -305,10 +301,6 @@ class _Described:
             above = self._origins(view) if view else None
             found |= {*above.get(column, ())} if above is not None else {(f"{schema}.{relation}", column)}
         return tuple(sorted(found))
-
-    @cached_property
-    def _relations(self) -> Relations:
-        return self._session.personal.relations()
 
     @cached_property
     def _views(self) -> dict[tuple[str, str], str]:
