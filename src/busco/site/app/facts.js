@@ -1,0 +1,161 @@
+// What is known of the tables: their states, what they are built from, and their versions over the releases. These
+// functions only compute; they neither load nor show anything.
+"use strict";
+(function (busco) {
+  // the states of a table, worst first
+  const STATES = ["failed", "late", "stale", "warned", "held", "unknown", "fresh"];
+  const LAYERS = ["gold", "silver", "bronze"];
+
+  function split(table) {
+    const at = table.indexOf(".");
+    return at < 0 ? ["", table] : [table.slice(0, at), table.slice(at + 1)];
+  }
+
+  function compareLayers(one, other) {
+    const rank = (layer) => (LAYERS.includes(layer) ? LAYERS.indexOf(layer) : LAYERS.length);
+    return rank(one) - rank(other) || one.localeCompare(other);
+  }
+
+  // Says whether new rows of a source are overdue: null if not, or if nobody has set how often they must arrive.
+  function overdue(entry, now) {
+    const allowed = entry.warn_after || entry.error_after;
+    if (entry.kind !== "source" || !allowed) return null;
+    if (!entry.loaded_at) return { allowed, loaded_at: null };
+    const age = (now - Date.parse(entry.loaded_at)) / 1000;
+    const passed = [entry.error_after, entry.warn_after].find((limit) => limit && age > limit);
+    return passed ? { allowed, loaded_at: entry.loaded_at } : null;
+  }
+
+  // Returns everything upstream of a table, nearest first, each once.
+  function ancestors(entries, table) {
+    const found = new Set();
+    const queue = [table];
+    for (let at = 0; at < queue.length; at += 1) {
+      for (const parent of entries.get(queue[at])?.upstream || []) {
+        if (parent !== table && !found.has(parent)) {
+          found.add(parent);
+          queue.push(parent);
+        }
+      }
+    }
+    return [...found];
+  }
+
+  // Puts the state and the documentation of all projects together: the tables by name, each with its state and the
+  // reasons for it.
+  function world(state, sites, time) {
+    const shown = state.release === state.live || !state.live;
+    // an older release is as late as it was when it was published, not as late as it would be today
+    const now = shown ? time : Date.parse(state.published_at) || time;
+    const entries = new Map();
+    for (const [project, site] of Object.entries(sites)) {
+      for (const [name, entry] of Object.entries(site.tables || {})) entries.set(name, { ...entry, project });
+    }
+    const names = new Set([...Object.keys(state.tables || {}), ...entries.keys()]);
+    const tables = new Map();
+    const used = new Map();
+    for (const name of names) {
+      const entry = entries.get(name) || null;
+      const [layer, short] = split(name);
+      const published = Object.hasOwn(state.tables || {}, name) ? state.tables[name] : null;
+      tables.set(name, {
+        id: name, layer: entry?.layer || layer, name: entry?.name || short, entry, published,
+        project: published?.project || entry?.project || "",
+      });
+      for (const parent of entry?.upstream || []) {
+        if (!used.has(parent)) used.set(parent, []);
+        used.get(parent).push(name);
+      }
+    }
+    for (const table of tables.values()) {
+      table.downstream = (used.get(table.id) || []).sort();
+      Object.assign(table, judge(table, entries, shown ? state.hold : null, now));
+    }
+    return { state, sites, tables, now, live: shown };
+  }
+
+  function judge(table, entries, hold, now) {
+    const { entry, published } = table;
+    const tests = entry?.tests || [];
+    const failed = tests.filter((test) => test.status === "failed" || test.status === "error");
+    const warned = tests.filter((test) => test.status === "warn");
+    const upstream = entry ? ancestors(entries, table.id) : [];
+    const own = entry ? overdue(entry, now) : null;
+    const late = upstream.filter((parent) => entries.has(parent) && overdue(entries.get(parent), now));
+    const sources = upstream.filter((parent) => entries.get(parent)?.kind === "source");
+    const arrivals = sources.map((parent) => entries.get(parent).loaded_at).filter(Boolean).sort();
+    const is = {
+      failed: failed.length > 0,
+      late: Boolean(own) || late.length > 0,
+      stale: Boolean(published?.stale?.length),
+      warned: warned.length > 0,
+      held: Boolean(hold),
+      unknown: !entry,
+      fresh: true,
+    };
+    return { status: STATES.find((name) => is[name]), is, failed, warned, own, late, upstream, sources, arrivals, tests };
+  }
+
+  // Returns the releases with, for each changed table, the entry before: {table: {before, after}}. `before` is null for
+  // a table that was new, and undefined if the release before is not known.
+  function compared(history) {
+    const last = new Map();
+    const found = [];
+    for (const release of [...history.releases].reverse()) {
+      const changed = Object.entries(release.changes || {}).map(([table, after]) => {
+        const before = last.has(table) ? last.get(table) : history.complete ? null : undefined;
+        last.set(table, after);
+        return { table, before, after };
+      });
+      for (const table of release.dropped || []) {
+        changed.push({ table, before: last.get(table), after: null });
+        last.set(table, null);
+      }
+      changed.sort((one, other) => compareLayers(split(one.table)[0], split(other.table)[0])
+        || one.table.localeCompare(other.table));
+      found.push({ ...release, changed });
+    }
+    return found.reverse();
+  }
+
+  // Returns the versions of a table up to a release, newest first, each with the release before it, in which the table
+  // still had the version before.
+  function versions(history, table, upTo) {
+    const from = Math.max(0, history.releases.findIndex((release) => release.release === upTo));
+    const found = [];
+    for (let at = from; at < history.releases.length; at += 1) {
+      const release = history.releases[at];
+      if ((release.dropped || []).includes(table)) break;
+      if (Object.hasOwn(release.changes || {}, table)) {
+        const { release: id, published_at, kind } = release;
+        found.push({ ...release.changes[table], release: id, published_at, kind,
+          earlier: history.releases[at + 1]?.release || null });
+      }
+    }
+    return found;
+  }
+
+  // Returns what differs between two contents of one table.
+  function difference(before, after) {
+    const old = new Map(before.columns.map((column) => [column.name, column]));
+    const now = new Map(after.columns.map((column) => [column.name, column]));
+    const both = after.columns.filter((column) => old.has(column.name));
+    return {
+      rows: after.rows - before.rows,
+      added: after.columns.filter((column) => !old.has(column.name)),
+      removed: before.columns.filter((column) => !now.has(column.name)),
+      retyped: both.filter((column) => old.get(column.name).type !== column.type)
+        .map((column) => ({ name: column.name, before: old.get(column.name).type, after: column.type })),
+      redescribed: both.filter((column) => old.get(column.name).description_html !== column.description_html),
+      description: before.description_html !== after.description_html,
+    };
+  }
+
+  // Returns the column whose largest value says how new the data is, the first one with a date or a time.
+  function newest(content) {
+    const timed = content.columns.filter((column) => /^(date|timestamp)/i.test(column.type) && column.profile?.max);
+    return timed.find((column) => content.grain?.includes(column.name)) || timed[0] || null;
+  }
+
+  busco.facts = { STATES, split, compareLayers, world, compared, versions, difference, newest };
+})(window.busco);
