@@ -2,7 +2,7 @@
 "use strict";
 (function (busco) {
   const { h } = preact;
-  const { useState, useEffect, useRef } = preactHooks;
+  const { useState, useEffect, useLayoutEffect, useRef } = preactHooks;
   const html = htm.bind(h);
   const { word, count } = busco.words;
   const format = busco.format;
@@ -113,7 +113,9 @@
 
   function Rich({ text, empty }) {
     const place = useRef(null);
-    useEffect(() => setHtml(place.current, text || ""), [text]);
+    useLayoutEffect(() => {
+      if (place.current) setHtml(place.current, text || "");
+    }, [text, Boolean(text || !empty)]);
     if (!text && empty) return html`<p class="soft">${empty}</p>`;
     return html`<div class="rich" dir="auto" ref=${place}></div>`;
   }
