@@ -84,6 +84,7 @@
     const late = upstream.filter((parent) => entries.has(parent) && overdue(entries.get(parent), now));
     const sources = upstream.filter((parent) => entries.get(parent)?.kind === "source");
     const arrivals = sources.map((parent) => entries.get(parent).loaded_at).filter(Boolean).sort();
+    const limited = sources.some((parent) => entries.get(parent).warn_after || entries.get(parent).error_after);
     const is = {
       failed: failed.length > 0,
       late: Boolean(own) || late.length > 0,
@@ -93,7 +94,8 @@
       unknown: !entry,
       fresh: true,
     };
-    return { status: STATES.find((name) => is[name]), is, failed, warned, own, late, upstream, sources, arrivals, tests };
+    const status = STATES.find((name) => is[name]);
+    return { status, is, failed, warned, own, late, upstream, limited, arrivals, tests };
   }
 
   // Returns the releases with, for each changed table, the entry before: {table: {before, after}}. `before` is null for

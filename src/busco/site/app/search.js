@@ -67,7 +67,7 @@
     if (!words(query).length) return [];
     const hits = mini.search(query, {
       prefix: true,
-      fuzzy: (term) => (term.length > 7 ? 2 : term.length > 3 ? 1 : 0),
+      fuzzy: (term) => (term.length > 7 ? 2 : term.length > 4 ? 1 : 0),
       boost: { name: 3, tags: 1.5, within: 0.4 },
       weights: { prefix: 0.6, fuzzy: 0.35 },
       boostDocument: (id) => (BOOST[all[id].layer] || 1) * (all[id].kind === "table" ? 1.6 : 1),

@@ -102,7 +102,9 @@
       found.push(!entry.warn_after && !entry.error_after ? ["unknown", word("why_no_limits")]
         : ["fresh", word("why_source_time", { ago: ago(entry.loaded_at, time) })]);
     } else if (!is.late && arrivals.length) {
-      found.push(["fresh", word("why_sources_time", { ago: ago(arrivals[0], time) })]);
+      const values = { ago: ago(arrivals[0], time) };
+      found.push(table.limited ? ["fresh", word("why_sources_time", values)]
+        : ["unknown", word("why_sources_no_limits", values)]);
     }
     if (is.stale) found.push(["stale", word("why_stale", { tables: links(published.stale) })]);
     else if (entry.upstream?.length) found.push(["fresh", word("why_rebuilt")]);

@@ -1,0 +1,663 @@
+"""The consumers' site in a real browser, both as one file and served in its frame."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Frame, Page, expect
+
+from busco.site import page as assembled
+from busco.site.page import away_html, frame_csp, frame_html, shell_csp, shell_html
+from tests import site_data
+from tests.chromium import chromium, steady
+from tests.site_data import BEFORE, LIVE, NOW, Data, iso, marketplace, release_id
+from tests.site_server import Served, server
+
+APP = Path(assembled.__file__).parent / "app"
+AXE = Path(__file__).parents[1] / "vendor/axe.min.js"
+PAGES = ("", "gold/fct_orders", "releases", "exposures", "glossary", "gold/nothing")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Served]:
+    with server() as served:
+        yield served
+
+
+@pytest.fixture
+def served(running: Served) -> Served:
+    running.data, running.frame, running.is_logged_in = marketplace(), None, True
+    running.broken.clear()
+    running.asked.clear()
+    return running
+
+
+@dataclass
+class Shown:
+    """The site in a page: `app` is the frame with the application, in both forms."""
+
+    page: Page
+    app: Frame
+
+    def at(self, heading: str | re.Pattern[str]) -> Shown:
+        expect(self.app.locator("h1")).to_have_text(heading)
+        return self
+
+    def text(self) -> str:
+        return self.app.inner_text("body")
+
+    def row(self, table: str) -> str:
+        """Returns the text of a table's row on the start page."""
+        link = self.app.get_by_role("link", name=table, exact=True)
+        return re.sub(r"\s+", " ", self.app.get_by_role("row").filter(has=link).first.inner_text())
+
+    def find(self, query: str) -> list[str]:
+        """Searches, and returns the names of what was found."""
+        field = self.app.get_by_role("combobox")
+        field.fill(query)
+        expect(self.app.locator(".search [role=status]")).to_have_text(re.compile(r"\d+ result"))
+        return [re.sub(r"\s+", " ", each) for each in self.app.locator("#hits li code").all_inner_texts()]
+
+
+Open = Callable[..., Shown]
+
+
+@pytest.fixture
+def opened(browser: Browser, served: Served, tmp_path: Path) -> Iterator[Open]:
+    """Opens an address in the form `shell` or `file`. At the end, no page may have reported an error, run text of a
+    project, or asked for anything outside its own origin."""
+    contexts: list[BrowserContext] = []
+    problems: list[str] = []
+    own = ("file:", "data:", f"{served.origin}/")
+
+    def open_(form: str, path: str = "", data: Data | None = None, expected: str = "", **options: Any) -> Shown:
+        context = browser.new_context(**{"locale": "en-GB", "viewport": {"width": 1280, "height": 800}, **options})
+        contexts.append(context)
+        page = steady(context.new_page())
+
+        def report(text: str) -> None:
+            if not expected or not re.search(expected, text):
+                problems.append(text)
+
+        page.on("console", lambda said: report(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: report(f"{error}\n{error.stack}"))
+        page.on("request", lambda asked: None if asked.url.startswith(own) else report(asked.url))
+        page.set_default_timeout(10_000)
+        if form == "file":
+            file = tmp_path / f"site-{len(contexts)}.html"
+            file.write_text(frame_html(data or served.data))
+            page.goto(f"{file.as_uri()}#/{path}")
+            shown = Shown(page, page.main_frame)
+        else:
+            served.data = data or served.data
+            page.goto(served.url(path))
+            page.wait_for_selector("#busco-frame", state="attached")
+            shown = Shown(page, page.frames[1])
+        shown.app.wait_for_selector("h1")
+        return shown
+
+    yield open_
+    for context in contexts:
+        for page in context.pages:
+            for frame in page.frames:
+                if frame.evaluate("window.pwned"):
+                    problems.append(f"text of a project ran in {frame.url}")
+        context.close()
+    assert not problems, problems
+
+
+@pytest.fixture(params=["shell", "file"])
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_the_start_page_shows_each_table_by_layer_with_its_state(opened: Open, form: str) -> None:
+    shown = opened(form).at("Tables")
+    layers = shown.app.locator("section.layer h2 > span:first-of-type").all_inner_texts()
+    assert layers == ["gold", "silver", "bronze"]
+    assert shown.row("mart_daily_sales").endswith("fresh 3 hours ago 634 rows") or "634" in shown.row("mart_daily_sales")
+    for table, state in {
+        "fct_orders": "fresh", "dim_dates": "failed tests", "order_reviews": "late", "reviews": "late",
+        "mart_payment_mix": "stale", "dim_regions": "warned",
+    }.items():  # fmt: skip
+        assert f" {state} " in shown.row(table), table
+        mark = shown.app.locator("tr", has=shown.app.get_by_role("link", name=table, exact=True)).locator(".status svg")
+        expect(mark).to_have_count(1)
+    when = shown.app.locator("tr time").first
+    assert re.search(r"\d{4}.*\d\d:\d\d", when.get_attribute("title") or "")
+    assert LIVE in shown.text()
+
+
+def test_tables_are_filtered_by_tag_layer_and_state(opened: Open, form: str) -> None:
+    shown = opened(form)
+    shown.app.get_by_role("button", name="finance").click()
+    expect(shown.app.get_by_text("3 of 12 tables")).to_be_visible()
+    shown.app.get_by_role("button", name="stale").click()
+    assert shown.app.locator("tbody th code").all_inner_texts() == ["mart_payment_mix"]
+    shown.app.get_by_role("button", name="Clear the filters").click()
+    shown.app.get_by_role("button", name="silver").click()
+    expect(shown.app.locator("tbody tr")).to_have_count(3)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("late delivery", ["is_late", "delivery_days", "fct_orders"]),
+        ("delivery LATE", ["is_late", "delivery_days", "fct_orders"]),
+        ("entrega atrasada", ["mart_delivery_performance"]),
+        ("prazo medio", ["mart_delivery_performance"]),
+        ("avaliacoes", ["reviews"]),
+        ("revnue", ["mart_daily_sales"]),
+        ("deliv", ["delivery_days", "mart_delivery_performance"]),
+        ("fct_orders", ["fct_orders"]),
+        ("logistics", ["fct_orders", "mart_delivery_performance"]),
+    ],
+)
+def test_a_search_finds_tables_and_columns(opened: Open, query: str, expected: list[str]) -> None:
+    found = opened("file").find(query)
+    assert set(expected) <= set(found[:10]), found
+
+
+def test_the_best_result_is_first(opened: Open) -> None:
+    shown = opened("file")
+    assert shown.find("fct_orders")[0] == "fct_orders"
+    assert shown.find("late delivery")[0] == "is_late"
+    assert shown.find("revenue day")[0] == "mart_daily_sales"
+    shown.app.get_by_role("combobox").fill("zzzzqqqq")
+    expect(shown.app.get_by_text("Nothing matches")).to_be_visible()
+
+
+def test_a_search_works_by_keyboard_and_a_column_opens_its_row(opened: Open, form: str) -> None:
+    shown = opened(form)
+    shown.page.keyboard.press("/")
+    expect(shown.app.get_by_role("combobox")).to_be_focused()
+    shown.page.keyboard.type("late delivery")
+    expect(shown.app.locator("mark").first).to_be_visible()
+    assert shown.app.locator("#hits li[aria-selected=true]").count() == 1
+    shown.page.keyboard.press("Escape")
+    expect(shown.app.locator("#hits")).to_be_hidden()
+    shown.page.keyboard.press("ArrowDown")
+    shown.page.keyboard.press("ArrowUp")
+    field = shown.app.get_by_role("combobox")
+    while "is_late" not in shown.app.locator("#hits li[aria-selected=true]").inner_text():
+        shown.page.keyboard.press("ArrowDown")
+    assert field.get_attribute("aria-activedescendant") == shown.app.locator(
+        "#hits li[aria-selected=true]"
+    ).get_attribute("id")
+    shown.page.keyboard.press("Enter")
+    shown.at("fct_orders")
+    expect(shown.app.locator("tr.target").first).to_be_in_viewport()
+    expect(shown.app.get_by_role("button", name="Details of is_late")).to_have_attribute("aria-expanded", "true")
+    assert shown.page.url.endswith("gold/fct_orders#is_late")
+
+
+def test_a_table_s_page_answers_what_a_consumer_asks(opened: Open, form: str) -> None:
+    shown = opened(form, "gold/fct_orders#delivery_days").at("fct_orders")
+    text = shown.text()
+    newest = iso(NOW - timedelta(hours=14))[:19].replace("T", " ")
+    assert re.search(rf"Newest purchased_at\s+{newest}", text), "how new the data is"
+    assert re.search(r"Owner\s+Finance data", text)
+    assert "data@example.com" in text
+    assert re.search(r"One row per\s+order_id", text)
+    assert "All 2 tests passed" in text
+    assert "from busco_gold.fct_orders" in text
+    assert "silver.orders.delivered_at" in text, "where the column comes from"
+    assert "99,441" in text
+    personal = shown.app.get_by_role("row").filter(has_text="customer_unique_id").first
+    expect(personal).to_contain_text("personal data: no values are shown")
+    for tab, part in {"DuckDB": "busco export duckdb lake.duckdb", "Python": "read_only=True", "R": "dbGetQuery"}.items():
+        shown.app.get_by_role("tab", name=tab, exact=True).click()
+        expect(shown.app.get_by_role("tabpanel").first).to_contain_text(part)
+    assert 'workgroup="busco"' in shown.app.evaluate(
+        "() => busco.queries.queries({glue: {database: 'a', name: 'b'}}, null).python_wrangler"
+    )
+    for id_ in ("silver.orders", "gold.mart_daily_sales"):
+        expect(shown.app.locator(".part-lineage").get_by_role("link", name=id_)).to_be_visible()
+    docs = shown.app.get_by_role("link", name="dbt docs")
+    assert (docs.get_attribute("href") or "").endswith("project=busco#!/model/model.busco.fct_orders")
+    assert docs.get_attribute("rel") == "noopener noreferrer"
+
+
+def test_a_table_s_page_says_what_changed_and_since_when_a_column_exists(opened: Open) -> None:
+    shown = opened("shell", "gold/fct_orders#delivery_days")
+    changes = shown.app.locator(".part-changes")
+    expect(changes).to_contain_text("137 rows more")
+    expect(changes).to_contain_text("type of order_id changed: BIGINT → VARCHAR")
+    expect(changes).to_contain_text("the description changed")
+    expect(shown.app.locator("tr.detail")).to_contain_text(release_id(6))
+    used = opened("shell", "gold/fct_orders#is_late").app.locator("tr.detail")
+    expect(used).to_contain_text("gold.mart_delivery_performance.late_share")
+
+
+def test_rows_over_releases_are_a_chart_and_a_table(opened: Open, form: str) -> None:
+    changes = opened(form, "gold/fct_orders").app.locator(".part-changes")
+    expect(changes.get_by_role("img").first).to_have_attribute("aria-label", re.compile("Rows in the last 14 versions"))
+    expect(changes.locator("svg").first.locator("rect")).to_have_count(14)
+    changes.get_by_text("Show the numbers").click()
+    expect(changes.get_by_role("row")).to_have_count(15)
+
+
+def test_the_reasons_for_a_state_are_named(opened: Open, form: str) -> None:
+    for path, reason in {
+        "gold/dim_dates": "1 test of this table failed",
+        "gold/mart_payment_mix": "newer versions: silver.order_payments",
+        "bronze/reviews": r"arrived 3 days ago; they are expected at least every 24 hours",
+        "silver/order_reviews": "overdue in bronze.reviews",
+        "gold/dim_regions": "reported a warning",
+    }.items():
+        expect(opened(form, path).app.locator(".reasons")).to_contain_text(re.compile(reason))
+
+
+def test_a_rollback_and_a_hold_are_shown_within_five_seconds(opened: Open, served: Served) -> None:
+    shown = opened("shell", "gold/fct_orders").at("fct_orders")
+    shown.page.wait_for_timeout(200)
+    expect(shown.app.locator(".notice")).to_have_count(0)
+    served.data = copy.deepcopy(served.data)
+    served.data["state"].update(
+        kind="rollback", rolled_back_to=BEFORE, reason="<b>doubled</b>", who="airflow:maria",
+        hold={"who": "airflow:joão", "when": iso(NOW), "reason": "repairs"},
+    )  # fmt: skip
+    expect(shown.app.locator(".notices")).to_contain_text(f"Rolled back to the release {BEFORE}", timeout=5000)
+    expect(shown.app.locator(".notices")).to_contain_text("Reason: <b>doubled</b>")
+    expect(shown.app.locator(".notices")).to_contain_text("Publishing is on hold")
+    expect(shown.app.locator(".notices")).to_contain_text("airflow:joão")
+    expect(shown.app.locator(".table-heading .status")).to_have_text("held")
+
+
+def test_a_rollback_and_a_hold_are_in_the_file_too(opened: Open) -> None:
+    data = marketplace()
+    data["state"].update(kind="rollback", rolled_back_to=BEFORE, hold={"who": "x", "when": iso(NOW), "reason": "y"})
+    text = opened("file", data=data).text()
+    assert f"Rolled back to the release {BEFORE}" in text
+    assert "Publishing is on hold" in text
+
+
+def test_a_new_release_and_a_source_that_becomes_late_are_shown_without_a_reload(opened: Open, served: Served) -> None:
+    shown = opened("shell").at("Tables")
+    served.data = copy.deepcopy(served.data)
+    served.data["state"].update(release="20991231T000000Z-new", live="20991231T000000Z-new")
+    served.data["state"]["tables"]["gold.fct_orders"]["rows"] = 123456
+    entry = served.data["sites"]["busco"]["tables"]["bronze.payments"]
+    entry["loaded_at"] = iso(NOW - timedelta(days=9))
+    expect(shown.app.locator("tr", has_text="One row per order, with its totals")).to_contain_text("123,456", timeout=5000)
+    expect(shown.app.locator("tr", has_text="One row per order, with its totals")).to_contain_text("late")
+
+
+def test_a_lost_server_is_reported_and_then_found_again(opened: Open, served: Served) -> None:
+    shown = opened("shell", expected="503|Failed to load").at("Tables")
+    served.broken["state"] = 503
+    expect(shown.app.locator(".notices")).to_contain_text("The server has not answered since", timeout=9000)
+    served.broken.clear()
+    expect(shown.app.locator(".notices .notice")).to_have_count(0, timeout=5000)
+
+
+def test_an_error_says_what_to_do_and_can_be_tried_again(opened: Open, served: Served) -> None:
+    served.broken["table"] = 500
+    shown = opened("shell", "gold/fct_orders", expected="500|Failed to load")
+    expect(shown.app.get_by_role("alert")).to_contain_text("Try again in a minute")
+    served.broken.clear()
+    shown.app.get_by_role("button", name="Try again").click()
+    expect(shown.app.locator("table.columns")).to_be_visible()
+
+
+def test_300_columns_are_filtered_and_linked_at_once(opened: Open, form: str) -> None:
+    data = marketplace()
+    site_data.wide(data, "gold.fct_orders", 300)
+    shown = opened(form, "gold/fct_orders#measure_250", data)
+    expect(shown.app.locator("tr.target").first).to_be_in_viewport()
+    expect(shown.app.locator("table.columns tbody tr:not(.detail)")).to_have_count(300)
+    took = shown.app.evaluate(
+        """async () => {
+            const field = document.querySelector(".columns-filter"), start = performance.now();
+            field.value = "measure 29";
+            field.dispatchEvent(new Event("input", {bubbles: true}));
+            while (document.querySelectorAll("table.columns tbody tr").length > 20)
+                await new Promise(requestAnimationFrame);
+            return performance.now() - start;
+        }"""
+    )
+    expect(shown.app.get_by_text("10 of 300 columns")).to_be_visible()
+    print(f"filtering 300 columns took {took:.0f} ms ({form})")
+    assert took < 1000
+
+
+def test_a_thousand_tables_are_usable_in_a_second(browser: Browser, opened: Open, tmp_path: Path) -> None:
+    data = site_data.many(1000, 20)
+    opened("file", "glossary").page.close()
+    shown = opened("file", data=data)
+    shown.find("table_0500")
+    times = []
+    for _ in range(3):
+        shown.page.reload()
+        shown.app.wait_for_selector("tbody tr")
+        times.append(shown.app.evaluate("performance.now()"))
+    typed = shown.app.evaluate(
+        """async () => {
+            const field = document.querySelector("[role=combobox]"), start = performance.now();
+            field.focus();
+            field.value = "table 0500";
+            field.dispatchEvent(new Event("input", {bubbles: true}));
+            while (!document.querySelector("#hits li")) await new Promise(requestAnimationFrame);
+            return performance.now() - start;
+        }"""
+    )
+    print(f"1,000 tables of 20 columns: shown after {min(times):.0f} ms, found {typed:.0f} ms after that")
+    assert min(times) < 1000
+    assert typed < 2000
+    assert shown.app.locator("tbody tr").count() == 1012
+
+
+@pytest.mark.parametrize("path", ["", "releases", "exposures", "glossary", "TABLE", "TABLE#COLUMN"])
+def test_no_text_of_a_project_runs_or_becomes_markup(opened: Open, form: str, path: str) -> None:
+    data = site_data.hostile()
+    text = f"{' '.join(site_data.EVIL.values())} {site_data.LETTERS}"
+    encoded = quote(text, safe="-_.!~*'()")
+    shown = opened(form, path.replace("TABLE", f"gold/{encoded}").replace("COLUMN", encoded), data)
+    shown.page.wait_for_timeout(300)
+    shown.app.wait_for_selector("h1")
+    if path in ("releases",):
+        shown.app.get_by_role("button", name=re.compile("changed")).first.click()
+    found = shown.find("window") if form == "file" or not path else []
+    assert not found or "window" in " ".join(found)
+    assert site_data.EVIL["script"] in shown.text(), "it is shown as text"
+    markup = "document.querySelectorAll('img, svg[onload], b, #busco-app script, #busco-app style, [onerror], [onclick]')"
+    assert shown.app.evaluate(f"{markup}.length") == 0
+    assert shown.app.evaluate("document.querySelectorAll('a[href^=\"javascript\"]').length") == 0
+    assert "pwned" not in (shown.page.title() if path != "TABLE" and path != "TABLE#COLUMN" else "")
+
+
+def test_back_forward_and_deep_links_keep_the_address(opened: Open, form: str) -> None:
+    shown = opened(form)
+    shown.app.evaluate("window.scrollTo(0, 300)")
+    shown.page.wait_for_timeout(50)
+    shown.app.get_by_role("link", name="order_payments", exact=True).click()
+    shown.at("order_payments")
+    assert shown.page.title() == "silver.order_payments · Data catalog"
+    assert shown.app.evaluate("window.scrollY") == 0
+    shown.app.get_by_role("link", name="amount", exact=True).click()
+    expect(shown.app.locator("tr.target").first).to_contain_text("amount")
+    shown.app.get_by_role("link", name="Releases", exact=True).click()
+    shown.at("Releases")
+    shown.page.go_back()
+    shown.at("order_payments")
+    assert shown.page.url.endswith("silver/order_payments#amount")
+    shown.page.go_back()
+    shown.page.go_back()
+    shown.at("Tables")
+    expect(shown.app.locator("tbody tr")).to_have_count(12)
+    shown.page.wait_for_function("true")
+    assert shown.app.evaluate("window.scrollY") == 300
+    shown.page.go_forward()
+    shown.at("order_payments")
+
+
+def test_a_table_that_is_not_there_is_explained(opened: Open, form: str) -> None:
+    shown = opened(form, "gold/nothing").at("gold.nothing is not in this release")
+    shown.app.get_by_role("button", name="Search tables and columns").click()
+    expect(shown.app.get_by_role("combobox")).to_be_focused()
+    opened(form, "a/b/c").at("There is no page at this address.")
+
+
+def test_an_older_release_is_shown_as_it_was_and_stays_in_the_links(opened: Open, served: Served) -> None:
+    shown = opened("shell", f"?release={BEFORE}").at("Tables")
+    expect(shown.app.locator(".notices")).to_contain_text(f"You see the release {BEFORE} as it was")
+    assert "99,304" in shown.row("fct_orders")
+    assert shown.app.get_by_role("link", name="dim_regions", exact=True).count() == 1, "the documentation knows it"
+    shown.app.get_by_role("link", name="fct_orders", exact=True).click()
+    shown.at("fct_orders")
+    assert shown.page.url.endswith(f"gold/fct_orders?release={BEFORE}")
+    expect(shown.app.get_by_text("An older description.")).to_be_visible()
+    assert f"release={BEFORE}" in next(each for each in served.asked if each.startswith("/docs/_data/table"))
+    shown.app.get_by_role("tab", name="DuckDB").click()
+    expect(shown.app.get_by_role("tabpanel").first).to_contain_text(f"--release {BEFORE}")
+    shown.app.get_by_role("link", name="Show the live release").click()
+    expect(shown.app.locator(".notices .notice")).to_have_count(0)
+    assert shown.page.url.endswith("gold/fct_orders")
+    wrong = opened("shell", "?release=nothing", expected="404")
+    wrong.at("There is no release with this id: nothing.")
+
+
+def test_the_history_says_who_when_why_and_what_changed(opened: Open, form: str) -> None:
+    shown = opened(form, "releases").at("Releases")
+    entries = shown.app.locator(".releases > li")
+    expect(entries).to_have_count(14)
+    expect(entries.nth(0)).to_contain_text("live")
+    expect(entries.nth(5)).to_contain_text("rolled back")
+    expect(entries.nth(5)).to_contain_text("the payments of Tuesday were doubled")
+    entries.nth(0).get_by_role("button", name="12 tables changed").click()
+    row = entries.nth(0).get_by_role("row").filter(has_text="gold.fct_orders")
+    assert row.inner_text().split() == ["gold.fct_orders", "99,304", "99,441", "+137"]
+    if form == "shell":
+        entries.nth(1).get_by_role("link", name="See the site at this release").click()
+        expect(shown.app.locator(".notices")).to_contain_text(BEFORE)
+
+
+def test_uses_and_the_glossary_name_their_owners(opened: Open, form: str) -> None:
+    uses = opened(form, "exposures").at("Uses").text()
+    assert "Weekly sales review" in uses
+    assert "sales@example.com" in uses
+    assert "gold.mart_daily_sales" in uses
+    glossary = opened(form, "glossary").at("Glossary").text()
+    assert "An order that is neither canceled nor unavailable." in glossary
+    assert "Finance data" in glossary
+
+
+def test_a_project_without_documentation_is_listed_by_name(opened: Open, form: str) -> None:
+    data = marketplace()
+    data["state"]["projects"]["busco"]["has_site"] = False
+    shown = opened(form, data=data)
+    assert "The project Marketplace has no documentation at this release" in shown.text()
+    assert "not known" in shown.row("fct_orders")
+
+
+def test_an_empty_lake_says_when_tables_appear(opened: Open, form: str) -> None:
+    data = marketplace()
+    data["state"].update(release=None, live=None, tables={}, projects={}, published_at=None)
+    data.update(history={"format": 1, "releases": [], "complete": True}, sites={}, tables={})
+    assert "Nothing has been published yet" in opened(form, data=data).text()
+
+
+def test_the_words_follow_the_browser_s_language(opened: Open, form: str) -> None:
+    shown = opened(form, "gold/fct_orders", locale="pt-BR")
+    assert "De onde vem e para onde vai" in shown.text()
+    assert "99.441" in shown.text()
+    assert shown.app.evaluate("document.documentElement.lang") == "pt-BR"
+    keys = shown.app.evaluate("Object.fromEntries(Object.entries(busco.words.languages).map(([k, v]) => [k, Object.keys(v)]))")
+    assert keys["en"] == keys["pt"]
+    holes = shown.app.evaluate(
+        """Object.keys(busco.words.languages.en).filter(key => {
+            const holes = text => [...text.matchAll(/\\{(\\w+)\\}/g)].map(m => m[1]).sort().join();
+            return holes(busco.words.languages.en[key]) !== holes(busco.words.languages.pt[key]);
+        })"""
+    )
+    assert holes == []
+
+
+def test_each_word_that_is_used_exists_and_each_is_used() -> None:
+    sources = "".join(file.read_text() for file in APP.glob("*.js") if file.name != "words.js")
+    dictionary = (APP / "words.js").read_text().split("const pt")[0]
+    keys = set(re.findall(r"^    (\w+): ", dictionary, re.MULTILINE))
+    used = set(re.findall(r"(?:word|count)\((?:[^()\"]*\? )?\"(\w+)\"", sources)) | set(re.findall(r'"((?:nav|changes)_\w+)"', sources))
+    missing = {key for key in used if key not in keys and f"{key}_one" not in keys}
+    assert not missing
+    stems = {key.removesuffix("_one").removesuffix("_other") for key in keys}
+    built = ("state_", "layer_", "test_", "nav_")
+    assert not {stem for stem in stems if f'"{stem}"' not in sources and not stem.startswith(built)}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 360])
+def test_every_page_fits_and_is_accessible(opened: Open, width: int, scheme: str) -> None:
+    data = marketplace()
+    data["state"].update(kind="rollback", rolled_back_to=BEFORE, hold={"who": "x", "when": iso(NOW), "reason": "y"})
+    size = {"viewport": {"width": width, "height": 740}, "color_scheme": scheme}
+    shown = opened("file", data=data, **size)
+    for path in PAGES:
+        shown.app.evaluate("path => { location.hash = `#/${path}`; }", path)
+        shown.app.wait_for_function(
+            "path => document.querySelector('h1') && busco.view.at.path === path", arg=path
+        )
+        if path == "gold/fct_orders":
+            shown.app.get_by_role("button", name="Details of is_late").click()
+        if path == "":
+            shown.find("delivery")
+        assert shown.app.evaluate("document.documentElement.scrollWidth") <= width, path
+        assert violations(shown) == [], path
+    background = shown.app.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+
+
+def violations(shown: Shown) -> list[str]:
+    """Returns what axe finds to be serious or critical."""
+    if not shown.app.evaluate("typeof axe === 'object'"):
+        shown.app.evaluate(AXE.read_text())
+    found = shown.app.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    return [
+        f"{each['id']}: {node['html'][:200]}"
+        for each in found["violations"]
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
+
+
+def test_the_shell_fits_and_is_accessible(opened: Open) -> None:
+    shown = opened("shell", "gold/fct_orders", viewport={"width": 360, "height": 740})
+    assert shown.page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert shown.app.evaluate("document.documentElement.scrollWidth") <= 360
+    page = Shown(shown.page, shown.page.main_frame)
+    page.app.evaluate(AXE.read_text())
+    found = page.app.evaluate("axe.run(document, {iframes: false})")
+    assert [each["id"] for each in found["violations"] if each["impact"] in ("serious", "critical")] == []
+
+
+HOSTILE = """<!DOCTYPE html><title>x</title><script>
+const heard = [];
+addEventListener("message", event => heard.push(event.data));
+const send = message => parent.postMessage(message, "*");
+const paths = ["../login", "..", "%2e%2e/x", "/login", "//example.com/", "gold/../../login", "_data/state", "_frame",
+    "https://example.com", "gold/a b", "gold/%zz", "gold//x", "javascript:window.pwned=1", "gold\\\\..\\\\x", "x?next=1",
+    "x#y", "%5f..%2f..", ["gold"], {}, null, 7, "a/".repeat(2000)];
+for (const path of paths) send({type: "go", path, query: {}, fragment: ""});
+for (const release of ["../x", "a b", "x&y=1", {}, "-x"]) send({type: "go", path: "releases", query: {release}});
+send({type: "ready"});
+send({type: "title", text: "<img src=x onerror=window.pwned=1>"});
+send({type: "height", pixels: "1px; background: red"});
+for (const what of ["../../login", "login", "state/../../x", "__proto__", "constructor", "", null, {}])
+    send({type: "get", id: 1, what});
+send({type: "get", id: 2, what: "table", project: {}, table: ["x"]});
+send({type: "get", id: 3, what: "site", project: "../../../login?x=", release: "&x=1#"});
+send({type: "get", id: "4", what: "state"});
+send(null); send("go"); send([]);
+let stored = "no";
+try { sessionStorage.length; stored = "yes"; } catch {}
+let read = "no";
+try { read = parent.document.title; } catch {}
+fetch("/docs/_data/state").then(() => heard.push("fetched"), () => heard.push("not fetched"));
+try { top.location = "https://example.com/"; } catch {}
+window.report = () => ({heard, stored, read});
+</script>"""
+
+
+def test_a_hostile_frame_reaches_nothing(opened: Open, served: Served, browser: Browser) -> None:
+    digest = assembled._hash(HOSTILE.split("<script>")[1].split("</script>")[0])
+    policy = f"sandbox allow-scripts; default-src 'none'; script-src {digest}"
+    served.frame = (HOSTILE, policy)
+    context = browser.new_context()
+    page = steady(context.new_page())
+    page.goto(served.url("gold/fct_orders"))
+    page.wait_for_function("document.title.startsWith('<img')")
+    page.wait_for_timeout(500)
+    report = page.frames[1].evaluate("report()")
+    assert page.url == served.url("gold/fct_orders"), "the address did not change"
+    assert page.evaluate("history.length") <= 2
+    assert not page.evaluate("window.pwned")
+    assert page.locator("img").count() == 0
+    assert report["stored"] == "no"
+    assert report["read"] == "no"
+    assert "not fetched" in report["heard"]
+    asked = {each.split("?")[0] for each in served.asked}
+    assert asked <= {"/docs/gold/fct_orders", "/docs/_frame", "/docs/_data/site", "/docs/_data/state"}, asked
+    answers = [each["id"] for each in report["heard"] if isinstance(each, dict) and each.get("type") == "got"]
+    assert sorted(answers) == [2, 3], "only well-formed requests are answered"
+    strange = next(each for each in served.asked if each.startswith("/docs/_data/site"))
+    assert strange == "/docs/_data/site?project=..%2F..%2F..%2Flogin%3Fx%3D&release=%26x%3D1%23"
+    context.close()
+
+
+def test_a_message_from_another_window_is_ignored(opened: Open) -> None:
+    shown = opened("shell").at("Tables")
+    shown.page.evaluate("window.postMessage({type: 'title', text: 'other'}, '*')")
+    shown.page.evaluate("window.postMessage({type: 'go', path: 'releases', query: {}, fragment: ''}, '*')")
+    shown.page.wait_for_timeout(200)
+    assert shown.page.title() == "Data catalog"
+    shown.at("Tables")
+
+
+def test_the_fragment_of_an_address_survives_the_login(opened: Open, served: Served) -> None:
+    served.is_logged_in = False
+    shown = opened("shell", "gold/fct_orders#is_late")
+    assert any(each.startswith("/login") for each in served.asked)
+    assert shown.page.url == served.url("gold/fct_orders#is_late")
+    expect(shown.app.locator("tr.target").first).to_contain_text("is_late")
+    shown.page.goto(served.url("glossary"))
+    shown.page.goto(served.url("gold/fct_orders"))
+    assert shown.page.url == served.url("gold/fct_orders"), "it is restored once"
+
+
+def test_a_session_that_ends_leads_to_the_login_and_back(opened: Open, served: Served) -> None:
+    shown = opened("shell", "gold/fct_orders#is_late").at("fct_orders")
+    served.is_logged_in = False
+    shown.page.wait_for_event("load", timeout=8000)
+    shown.page.wait_for_url(served.url("gold/fct_orders#is_late"))
+    expect(shown.page.frame_locator("#busco-frame").locator("tr.target").first).to_contain_text("is_late")
+    assert any(each.startswith("/login") for each in served.asked)
+
+
+def test_the_pages_contain_no_address_of_another_server() -> None:
+    for page in (frame_html(), frame_html({"state": {}}), shell_html("/docs/", "/docs/_frame"), away_html("/login")):
+        assert set(re.findall(r"https?://[\w.]+", page)) <= {"http://www.w3.org"}
+        assert not re.search(r"<[^>]+\s(style|on\w+)=", re.sub(r"<script.*?</script>", "", page, flags=re.S))
+        assert "sourceMappingURL" not in page
+    assert "script-src 'sha256-" in frame_csp()
+    assert "unsafe" not in frame_csp() + shell_csp()
+    assert frame_csp().startswith("sandbox allow-scripts allow-popups")
+    assert "allow-same-origin" not in frame_csp() + shell_html("/docs/", "/x")
+
+
+def test_addresses_that_make_no_sense_are_refused() -> None:
+    for base in ("docs/", "/docs", "//example.com/", ""):
+        with pytest.raises(ValueError, match="folder"):
+            shell_html(base, "/x")
+    with pytest.raises(ValueError, match="login"):
+        away_html("javascript:alert(1)")
+    assert '"><b>' not in shell_html("/docs/", '"><b>')
+
+
+def test_kept_libraries_are_those_that_their_list_names() -> None:
+    listed = (APP / "vendor/README.md").read_text()
+    for file in (APP / "vendor").glob("*.js"):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() in listed, file.name
+    assert hashlib.sha256(AXE.read_bytes()).hexdigest() in (AXE.parent / "README.md").read_text()
+
+
+def test_the_data_in_a_file_can_contain_any_text(opened: Open) -> None:
+    page = frame_html({"state": {"x": "</script><!--\u2028&"}})
+    inside = page.split('id="busco-data">')[1].split("</script>")[0]
+    assert json.loads(inside) == {"state": {"x": "</script><!--\u2028&"}}
+    assert not set(inside) & set("<>&\u2028")
