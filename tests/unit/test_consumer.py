@@ -85,7 +85,10 @@ class World:
         self.ingest_fails: list[Exception] = []
         self.announce_fails: list[Exception] = []
         self.problems: list[str] = []
-        self.consumer = Consumer(
+        self.consumer = self.started()
+
+    def started(self) -> Consumer:
+        return Consumer(
             self.queue,  # type: ignore[arg-type]
             BUCKET,
             self.ingest,
@@ -154,6 +157,77 @@ def test_what_arrives_together_is_one_order_and_is_deleted_last(world: World) ->
     world.work()
     assert [len(order) for order in world.orders] == [25]
     assert (world.announced, sorted(world.queue.deleted)) == (world.orders, sorted(bodies))
+
+
+def test_a_batch_is_what_arrives_until_the_queue_is_quiet_but_at_most_for_30_seconds(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, waits, left = 1000.0, list[int](), 0
+    monkeypatch.setattr("busco.events.consumer.time", SimpleNamespace(monotonic=lambda: now))
+
+    def receive(wait: int) -> list[Message]:
+        nonlocal now, left
+        now, left = now + 1, left - 1
+        waits.append(wait)
+        return [Message(str(now), "", "", 1, utc_now())] if left >= 0 else []
+
+    monkeypatch.setattr(world.queue, "receive", receive)
+    world.consumer.quiet = 3
+    for arriving, expected in ((7, 7), (100, 30)):
+        left = arriving
+        waits.clear()
+        assert len(world.consumer.collect(5)) == expected
+        assert waits == [5, *[3] * (len(waits) - 1)]
+
+
+def test_ten_thousand_objects_are_at_most_three_orders(world: World) -> None:
+    world.send(*(body(f"orders/{number}.csv") for number in range(10_000)))
+    world.work()
+    assert [len(order) for order in world.orders] == [5000, 5000]
+    assert len(world.queue.deleted) == 10_000
+
+
+class Killed(BaseException):
+    """The process died here."""
+
+
+@pytest.mark.parametrize("at", ["ingest", "after ingest", "announce", "after announce", "delete"])
+def test_what_a_killed_service_has_not_finished_the_next_one_finishes(
+    world: World, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    step = at.rpartition(" ")[2]
+    where: Any = world.queue if step == "delete" else world.consumer
+    original = getattr(where, step)
+
+    def killed(given: Any) -> Any:
+        if at.startswith("after"):
+            original(given)
+        raise Killed
+
+    world.send(body("orders/a.csv"))
+    with monkeypatch.context() as patch:
+        patch.setattr(where, step, killed)
+        with pytest.raises(Killed):
+            world.work()
+    assert world.queue.deleted == []
+    world.consumer = world.started()
+    world.send(body("orders/a.csv"))
+    world.work()
+    assert world.announced[-1] == ["orders/a.csv"]
+    assert world.queue.deleted == [body("orders/a.csv")]
+
+
+def test_a_message_whose_deletion_failed_is_deleted_when_it_is_received_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.send(body("orders/a.csv"))
+    with monkeypatch.context() as patch:
+        patch.setattr(world.queue, "delete", lambda _: None)
+        world.work()
+    world.send(body("orders/a.csv"))
+    world.work()
+    assert world.queue.deleted == [body("orders/a.csv")]
+    assert world.consumer._held == {}
 
 
 def test_the_same_object_in_several_messages_is_ordered_once(world: World) -> None:
@@ -242,6 +316,25 @@ def test_an_object_that_may_be_accepted_later_is_received_again(world: World) ->
     assert world.queue.deleted == [body("orders/b.csv")]
     assert world.queue.extended == [(body("orders/a.csv"), 60)]
     assert world.consumer._held == {}
+
+
+def test_a_message_is_received_again_until_the_last_of_its_objects_is_ingested(world: World) -> None:
+    three = body("orders/1.csv", "orders/2.csv", "orders/3.csv")
+    world.transient = {"orders/2.csv"}
+    world.send(three)
+    world.work()
+    assert (world.queue.deleted, world.queue.extended) == ([], [(three, 60)])
+    world.transient = set()
+    world.send(three)
+    world.work()
+    assert world.queue.deleted == [three]
+
+
+def test_the_message_of_an_object_that_is_refused_for_good_is_deleted(world: World) -> None:
+    world.consumer.ingest = lambda order: outcome(*(one.key for one in order.objects), what="refused")
+    world.send(body("orders/deleted.csv"))
+    world.work()
+    assert (world.queue.deleted, world.queue.extended) == ([body("orders/deleted.csv")], [])
 
 
 def test_what_can_not_be_ingested_is_tried_less_and_less_often(world: World) -> None:
@@ -333,6 +426,31 @@ def test_an_outage_is_waited_out_with_the_messages_held(world: World) -> None:
     assert world.problems == ["no S3", "no S3", "", "no database", ""]
 
 
+def test_an_outage_of_ten_minutes_takes_few_calls(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("busco.events.consumer._RETRY_AFTER", 1.0)
+    calls: list[float] = []
+
+    class Stop(threading.Event):
+        """Its waits are over at once."""
+
+        now = 0.0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.now += timeout or 0
+            return False
+
+    def receive(_: int) -> list[Message]:
+        calls.append(stop.now)
+        if stop.now < 600:
+            raise OSError("AccessDenied")
+        return []
+
+    world.consumer.stop = stop = Stop()
+    monkeypatch.setattr(world.queue, "receive", receive)
+    assert world.consumer._until_it_works(lambda: world.consumer.collect(0)) == []
+    assert [later - earlier for earlier, later in pairwise(calls)] == [1, 2, 4, 8, 16, 32, *[60] * 9]
+
+
 @pytest.mark.parametrize("during", ["ingest", "announce"])
 def test_a_consumer_that_is_stopped_deletes_nothing_that_is_not_done(world: World, during: str) -> None:
     def stop(*_: Any) -> Any:
@@ -367,6 +485,27 @@ def test_held_messages_are_extended_until_they_are_done(world: World, monkeypatc
     assert {name for name, _ in world.queue.extended} == {body("orders/a.csv")}
     # the keeper may have begun one more round before the message was done
     assert len(world.queue.extended) <= count + 1
+
+
+def test_a_service_that_is_paused_receives_and_compares_nothing_until_it_is_resumed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("busco.events.consumer._LOOK_WHILE_PAUSED", 0.001)
+    looks: list[int] = []
+
+    def paused() -> str:
+        looks.append(len(world.orders) + len(world.queue.receives))
+        return "" if len(looks) > 5 else "ana: maintenance"
+
+    def announce(found: IngestOutcome) -> None:
+        world.announced.append([one.key for one in found.objects])
+        world.consumer.stop.set()
+
+    world.consumer.paused, world.consumer.announce = paused, announce
+    world.send(body("orders/a.csv"))
+    world.consumer.run()
+    assert looks[:6] == [0] * 6
+    assert world.announced == [["orders/a.csv"]]
 
 
 def test_objects_without_a_delivery_are_ingested_on_start_and_when_the_queue_is_new(world: World) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import threading
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 
-from busco.events.queue import Message, Queue
-from busco.lake.records import utc_now
+from busco.aws import CLIENT_CONFIG
+from busco.events.consumer import Consumer
+from busco.events.queue import LONG_POLL, VISIBLE_AFTER, Message, Queue
+from busco.lake.records import IngestOrder, IngestOutcome, utc_now
 
 URL, DEAD = "https://sqs.example.com/1/events", "https://sqs.example.com/1/events-dead-letters"
 LONGEST = 1_048_576  # bytes of a message with its attributes
@@ -27,6 +31,7 @@ class Sqs:
         self.messages: dict[str, list[dict[str, Any]]] = {URL: [], DEAD: []}
         self.undeletable: set[str] = set()
         self.denied = False
+        self.waits: list[int] = []
 
     def put(self, url: str, *bodies: str) -> None:
         start = len(self.messages[url])
@@ -46,12 +51,24 @@ class Sqs:
         if MessageAttributes:
             self.messages[QueueUrl][-1]["MessageAttributes"] = MessageAttributes
 
-    def receive_message(self, QueueUrl: str, VisibilityTimeout: int, **_: Any) -> dict[str, Any]:
+    def receive_message(
+        self, QueueUrl: str, VisibilityTimeout: int, WaitTimeSeconds: int, MaxNumberOfMessages: int, **_: Any
+    ) -> dict[str, Any]:
+        assert MaxNumberOfMessages == 10
+        self.waits.append(WaitTimeSeconds)
         self.now += 0.1
         found = [one for one in self.messages[QueueUrl] if one["visible"] <= self.now][:10]
         for one in found:
             one["visible"] = self.now + VisibilityTimeout
         return {"Messages": [{**one, "ReceiptHandle": one["MessageId"]} for one in found]}
+
+    def change_message_visibility_batch(self, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
+        assert len(Entries) <= 10
+        hidden = {one["ReceiptHandle"]: one["VisibilityTimeout"] for one in Entries}
+        for one in self.messages[QueueUrl]:
+            if one["MessageId"] in hidden:
+                one["visible"] = self.now + hidden[one["MessageId"]]
+        return {}
 
     def delete_message_batch(self, QueueUrl: str, Entries: list[dict[str, str]]) -> dict[str, Any]:
         assert len(Entries) <= 10
@@ -136,3 +153,45 @@ def test_messages_are_deleted_ten_at_a_time(sqs: Sqs, queue: Queue) -> None:
     messages = [one for _ in range(3) for one in queue.receive(0)]
     queue.delete([Message(one.id, one.handle, one.body, 1, utc_now()) for one in messages])
     assert sqs.messages[URL] == []
+
+
+def test_a_request_waits_for_messages_and_is_not_given_up_before_sqs_answers(sqs: Sqs, queue: Queue) -> None:
+    queue.receive(LONG_POLL)
+    assert sqs.waits == [LONG_POLL]
+    # SQS accepts waits of up to 20 seconds
+    assert 0 < LONG_POLL <= 20 < CLIENT_CONFIG["read_timeout"]
+
+
+def test_a_dead_letter_that_is_replayed_is_a_message_again(sqs: Sqs, queue: Queue) -> None:
+    sqs.put(DEAD, "first", "second")
+    first, second = queue.dead(hidden=60)
+    queue.release_dead([second])
+    queue.replay(first)
+    assert [one.body for one in queue.receive(0)] == ["first"]
+    assert [one.body for one in queue.dead(hidden=60)] == ["second"]
+
+
+def test_work_of_three_timeouts_shows_none_of_its_messages_to_a_second_service(sqs: Sqs, queue: Queue) -> None:
+    for number in range(15):
+        item = {"key": f"orders/{number}.csv", "size": 1, "eTag": "e"}
+        record = {"eventVersion": "2.1", "eventSource": "aws:s3", "eventName": "ObjectCreated:Put"}
+        sqs.put(URL, json.dumps({"Records": [{**record, "s3": {"bucket": {"name": "landing"}, "object": item}}]}))
+    second, seen, orders = Queue(sqs, URL, DEAD), list[Message](), list[int]()
+
+    class Stop(threading.Event):
+        """Its waits pass at once, by the queue's clock; after three timeouts, one of them ends the thread that extends
+        the messages."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            sqs.now += timeout or 0
+            seen.extend(second.receive(0))
+            return sqs.now > 3 * VISIBLE_AFTER
+
+    def ingest(order: IngestOrder) -> IngestOutcome:
+        orders.append(len(order.objects))
+        consumer._keep()
+        return IngestOutcome(order=order.order, objects=(), ended_at=utc_now())
+
+    consumer = Consumer(queue, "landing", ingest, lambda _: None, quiet=0, stop=Stop())
+    consumer.process(consumer.collect(0))
+    assert (seen, orders, sqs.messages[URL]) == ([], [15], [])
