@@ -30,8 +30,11 @@ logging.disable(logging.CRITICAL)
 from airflow.models import DagBag
 
 bag = DagBag(sys.argv[1], include_examples=False, read_dags_from_db=False)
-dags = {}
+dags, started_by = {}, {}
 for dag in bag.dags.values():
+    condition = dag.timetable.dataset_condition
+    uris = sorted(uri for uri, _ in condition.iter_datasets())
+    started_by[dag.dag_id] = {"condition": type(condition).__name__, "datasets": uris}
     tasks = {}
     for task in sorted(dag.tasks, key=lambda task: task.task_id):
         start = getattr(task, "start_trigger_args", None) if task.start_from_trigger else None
@@ -53,7 +56,7 @@ for dag in bag.dags.values():
         "tasks": tasks,
     }
 heavy = sorted({name.split(".")[0] for name in sys.modules} & {"dbt", "duckdb", "pyiceberg", "pandas", "pyarrow"})
-print(json.dumps({"errors": bag.import_errors, "dags": dags, "heavy": heavy}))
+print(json.dumps({"errors": bag.import_errors, "dags": dags, "heavy": heavy, "started_by": started_by}))
 """
 
 
@@ -103,6 +106,16 @@ def test_the_graph_matches_the_reviewed_snapshot(parsed: dict[str, Any]) -> None
     if os.environ.get(UPDATE):
         SNAPSHOT.write_text(graph)
     assert json.loads(graph) == json.loads(SNAPSHOT.read_text()), f"to update the snapshot, set {UPDATE}=1"
+
+
+def test_new_deliveries_of_any_source_table_start_a_project_s_dag_and_no_other(parsed: dict[str, Any]) -> None:
+    sources = {source["identifier"] for source in parsed["manifest"]["sources"].values()}
+    started_by = parsed["started_by"]
+    assert started_by.pop("lakehouse") == {
+        "condition": "DatasetAny",
+        "datasets": sorted(f"busco://lake/bronze/{name}" for name in sources),
+    }
+    assert all(one["datasets"] == [] for one in started_by.values())
 
 
 def test_each_model_has_one_task_followed_by_one_for_its_own_tests(parsed: dict[str, Any]) -> None:

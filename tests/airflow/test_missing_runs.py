@@ -98,6 +98,30 @@ def test_a_run_that_another_service_has_started_is_not_started_again(airflow: Ai
     assert list(airflow.runs) == [first("a"), first("b")]
 
 
+def test_a_set_whose_run_has_failed_starts_nothing_for_ten_minutes(
+    airflow: Airflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(events, "time", SimpleNamespace(monotonic=lambda: now))
+    for name in ("a", "b"):
+        airflow.standings[name] = Standing("blocked", {"bronze.orders": 1}, "run-1", set_id=f"{SET} of {name}")
+    for _ in range(300):
+        now += 2.0
+        assert not airflow.service.look()
+    assert airflow.runs == {}
+
+
+@pytest.mark.parametrize(
+    ("state", "needs"),
+    [("current", False), ("starting", False), ("running", False), ("blocked", False), ("waiting", True), ("due", True)],
+)
+def test_a_table_needs_a_run_unless_a_release_or_an_active_run_has_its_deliveries(
+    airflow: Airflow, state: Any, needs: bool
+) -> None:
+    airflow.standings["a"] = Standing(state, {"bronze.items": 1})
+    assert ("bronze.items" in airflow.service.tables_without_run()) is needs
+
+
 def test_an_order_that_takes_very_long_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "_LONG", 0.05)
     said: list[str] = []
