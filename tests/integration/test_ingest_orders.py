@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
+from click.testing import CliRunner
 
+from busco.cli.data import ingest_command
 from busco.errors import BuscoError
 from busco.ingest import ingest, orders
 from busco.ingest.landing import LandedObject
@@ -48,6 +51,14 @@ class Ordering:
         parts = {"Parts": [{"ETag": part["ETag"], "PartNumber": 1}]}
         made = self.bucket.s3.complete_multipart_upload(**where, UploadId=upload, MultipartUpload=parts)
         return Arrival(key=key, version=made.get("VersionId", ""), etag=made["ETag"].strip('"'), size=len(body))
+
+    def copy(self, key: str, to: str = "") -> Arrival:
+        """Copies an object, by default to its own key, which replaces its metadata."""
+        where, new = self.bucket.bucket, {"Metadata": {"by": "copy"}, "MetadataDirective": "REPLACE"}
+        made = self.bucket.s3.copy_object(Bucket=where, Key=to or key, CopySource={"Bucket": where, "Key": key}, **new)
+        size = self.bucket.s3.head_object(Bucket=where, Key=to or key)["ContentLength"]
+        etag = made["CopyObjectResult"]["ETag"].strip('"')
+        return Arrival(key=to or key, version=made.get("VersionId", ""), etag=etag, size=size)
 
     def delete(self, key: str) -> None:
         self.bucket.s3.delete_object(Bucket=self.bucket.bucket, Key=key)
@@ -177,6 +188,65 @@ def test_whatever_the_order_of_events_the_rows_are_those_of_the_versions_in_orde
     # a version whose content was the newest delivery's when it arrived has no delivery of its own (D2)
     assert {one.outcome for one in ordering.everything()} <= {"known"}
     assert len(deliveries(mini)) == before
+
+
+def test_versions_that_arrive_together_are_delivered_once_and_in_their_own_order(
+    mini: Platform, ordering: Ordering
+) -> None:
+    versions = [ordering.arrival("orders/a.csv", body) for body in (CONTENT, OTHER, THIRD)]
+    ordering.take(*reversed(versions))
+    made = sorted(deliveries(mini), key=lambda one: one.number)
+    assert [one.source_version for one in made] == [one.version for one in versions]
+
+
+def test_objects_with_one_base_name_in_different_folders_are_different_files(
+    mini: Platform, ordering: Ordering
+) -> None:
+    keys = "orders/2025/a.csv", "orders/2026/a.csv", "orders/a.csv", "orders/../a.csv"
+    bodies = [content(**{name: "1.00"}) for name in "abcd"]
+    found = ordering.take(*(ordering.arrival(key, body) for key, body in zip(keys, bodies, strict=True)))
+    assert outcomes(found) == [(key, "ingested") for key in keys]
+    assert {one.file_name for one in deliveries(mini)} == {"2025/a.csv", "2026/a.csv", "a.csv", "../a.csv"}
+    assert rows_by_id(mini) == dict.fromkeys("abcd", "1.00")
+
+
+def test_an_object_that_was_uploaded_in_parts_or_copied_is_ingested(mini: Platform, ordering: Ordering) -> None:
+    assert outcomes(ordering.take(ordering.arrival_in_parts("orders/parts.csv"))) == [("orders/parts.csv", "ingested")]
+    copied = ordering.copy("orders/parts.csv", "orders/copy.csv")
+    assert outcomes(ordering.take(copied)) == [("orders/copy.csv", "ingested")]
+    assert all(len(rows(mini, one)) == 2 for one in deliveries(mini))
+
+
+@pytest.mark.parametrize("again", ["in parts", "with other metadata"])
+def test_unchanged_content_that_was_written_again_is_no_delivery(
+    mini: Platform, ordering: Ordering, again: str
+) -> None:
+    ordering.take(ordering.arrival("orders/a.csv"))
+    written = ordering.arrival_in_parts("orders/a.csv") if again == "in parts" else ordering.copy("orders/a.csv")
+    assert outcomes(ordering.take(written)) == [("orders/a.csv", "known")]
+    assert len(deliveries(mini)) == 1
+
+
+def test_two_objects_are_loaded_at_once(ordering: Ordering, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, load = threading.Barrier(2), ingest.load
+
+    def together(*arguments: Any) -> Any:
+        both.wait(60)
+        return load(*arguments)
+
+    monkeypatch.setattr(ingest, "load", together)
+    found = ordering.take(ordering.arrival("orders/a.csv"), ordering.arrival("orders/b.csv", OTHER))
+    assert outcomes(found) == [("orders/a.csv", "ingested"), ("orders/b.csv", "ingested")]
+
+
+def test_an_order_is_carried_out_without_parsing_a_dbt_project(
+    mini: Platform, ordering: Ordering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = ordering.order([ordering.arrival("orders/a.csv")])
+    monkeypatch.setattr("busco.warehouse.dbt.opened", failing(AssertionError("a project is parsed")))
+    done = CliRunner().invoke(ingest_command, ["--order", order])
+    assert (done.exit_code, done.exception) == (0, None)
+    assert len(deliveries(mini)) == 1
 
 
 @pytest.mark.parametrize("by", ["the event again", "a comparison"])

@@ -249,6 +249,17 @@ def test_compressed_and_plain_large_and_small_objects_give_the_same_rows(
     assert all(content == found[0] for content in found)
 
 
+def test_a_small_object_is_not_copied_to_the_disk(
+    mini: Platform, bucket: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def temporary_file(**_: Any) -> Any:
+        raise AssertionError("it is copied to the disk")
+
+    monkeypatch.setattr(landing, "TemporaryFile", temporary_file)
+    bucket.put("orders/a.csv")
+    assert one(bucket.take()).outcome == "ingested"
+
+
 def test_each_version_is_read_as_it_was_even_after_an_overwrite(mini: Platform, bucket: Landing) -> None:
     first = bucket.put("orders/a.csv", CONTENT)
     second = bucket.put("orders/a.csv", OTHER)
