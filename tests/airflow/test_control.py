@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from airflow.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.models import DagBag
 
 from busco.lake import releases
 from busco.lake.layout import delivery, run_key
@@ -128,6 +129,15 @@ def test_a_source_without_a_recent_delivery_fails_and_one_to_warn_about_does_not
     limits.clear()
     with pytest.raises(AirflowSkipException, match="no source has"):
         control.check_freshness()
+
+
+def test_the_check_of_the_sources_alerts_if_one_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    dag = DagBag(str(ROOT / "dags/freshness.py"), include_examples=False, read_dags_from_db=False).dags["freshness"]
+    called: list[Any] = []
+    monkeypatch.setattr(alerts, "failed_check", called.append)
+    (check,) = dag.tasks
+    check.on_failure_callback({"a": check.task_id})
+    assert called == [{"a": "check"}]
 
 
 def try_of(run_id: str) -> dict[str, Any]:

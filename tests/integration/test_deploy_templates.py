@@ -292,13 +292,14 @@ def test_each_alarm_and_each_widget_has_a_metric_that_the_platform_puts(
     alarms = described(cloudwatch)
     template = cfnlint.decode.cfn_yaml.load(str(AIRFLOW))
     assert len(alarms) == sum(one["Type"] == "AWS::CloudWatch::Alarm" for one in template["Resources"].values())
-    platform = outputs["MetricsPlatform"]
+    platform, topic = outputs["MetricsPlatform"], f"arn:aws:sns:{HERE}:busco-alerts"
     for alarm in alarms:
         assert alarm["Namespace"] == NAMESPACE
         assert alarm["MetricName"] in METRICS, alarm["AlarmName"]
         assert alarm["Dimensions"] == [{"Name": DIMENSION, "Value": platform}]
         assert alarm["TreatMissingData"] in ("breaching", "notBreaching", "ignore"), alarm["AlarmName"]
         assert alarm["AlarmDescription"].endswith((".", "?"))
+        assert alarm["AlarmActions"] == alarm["OKActions"] == [topic], alarm["AlarmName"]
     body = json.loads(cloudwatch.get_dashboard(DashboardName=f"busco-{REGION}")["DashboardBody"])
     shown = [metric for widget in body["widgets"] for metric in widget["properties"].get("metrics", [])]
     assert all(metric[0] == NAMESPACE and metric[2:] == [DIMENSION, platform] for metric in shown)
