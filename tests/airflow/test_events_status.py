@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from busco.events.pending import NOTHING, Standing
+from busco.events.queue import Counts
 from busco.lake.layout import INGEST, ingest_outcome
 from busco.lake.objects import ObjectStore
 from busco.lake.records import IngestedObject, IngestOutcome
 from busco.orchestration import events_status
-from busco.orchestration.events_status import Activity, activity
+from busco.orchestration.events_status import Activity, Status, activity, lines
 from busco.settings import Settings
 from tests.unit.memory_s3 import MemoryS3
 
@@ -47,6 +53,36 @@ def test_with_too_many_orders_only_the_newest_are_counted() -> None:
     found = activity(store, newest(store), NOW)
     assert (found.objects, found.is_all) == (200, False)
     assert found.text.startswith("at least 200 objects in the last hour")
+
+
+@pytest.mark.parametrize(
+    ("state", "held", "said"),
+    [
+        ("blocked", False, "blocked by run run-7, which ended without publishing: read its log"),
+        ("blocked", True, "publishing is on hold, so run run-7 was not published: busco release resume"),
+        ("running", False, "being built by run run-7"),
+        ("waiting", False, "the next run starts when run run-7 has ended"),
+    ],
+)
+def test_the_status_names_the_run_that_deliveries_wait_for(
+    monkeypatch: pytest.MonkeyPatch, state: Any, held: bool, said: str
+) -> None:
+    live = SimpleNamespace(current=SimpleNamespace(hold="by ana" if held else None))
+    monkeypatch.setattr(events_status, "read_live", lambda *_: live)
+    project = SimpleNamespace(identity="busco", contracts=())
+    runs: Any = SimpleNamespace(
+        store=None,
+        environment=None,
+        standings=lambda: [(project, Standing(state, {"bronze.orders": 2}, "run-7"))],
+        publishes=SimpleNamespace(last=lambda *_: NOTHING),
+    )
+    counts, quiet = Counts(waiting=1, in_flight=2, dead_letters=3), Activity(0, 0, 0, is_all=True)
+    found = Status("ana: maintenance", counts, [], list(events_status._projects(runs)), quiet)
+    paused, queue, _, project_line, _ = lines(found)
+    assert paused == "paused by ana: maintenance; to continue: busco events resume"
+    assert queue == "queue: 1 message waiting, 2 being processed, 3 dead letters"
+    assert project_line.startswith(f"busco: {said}")
+    assert project_line.endswith("(2 unpublished deliveries of bronze.orders)")
 
 
 def test_a_page_that_is_loaded_again_lists_the_deliveries_only_once() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -26,13 +27,15 @@ from busco.aws import client, publisher_client
 from busco.cli.releases import publishing, show_glue
 from busco.embedded import aws
 from busco.errors import BuscoError
+from busco.ingest.orders import carry_out, report_key
 from busco.lake import pins, releases
-from busco.lake.layout import RunLayout, local_run_key
+from busco.lake.layout import RunLayout, ingest_order, local_run_key
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Ending, Order, utc_now
+from busco.lake.records import Arrival, Ending, IngestOrder, Order, utc_now
 from busco.lake.runs import open_run
+from busco.projects import all_contracts
 from busco.settings import Settings, get_settings
-from busco.warehouse.dbt import opened
+from busco.warehouse.dbt import ensure_manifests, opened
 from busco.warehouse.runner import work
 from tests.platforms import ENVIRONMENT, ROOT, Platform, csv_text
 
@@ -68,9 +71,13 @@ class Checked:
         """Returns credentials of a new role with the same policy as a duty's role."""
         iam = self.root("iam")
         named = self.outputs[f"{duty.title()}RoleArn"].rpartition("/")[2]
-        policy = iam.get_role_policy(RoleName=named, PolicyName="lake")["PolicyDocument"]
-        role = iam.create_role(RoleName=duty, AssumeRolePolicyDocument=json.dumps(ANYBODY_IN_THE_ACCOUNT))["Role"]
-        iam.put_role_policy(RoleName=duty, PolicyName="given", PolicyDocument=json.dumps(policy))
+        return self.role(duty, iam.get_role_policy(RoleName=named, PolicyName="lake")["PolicyDocument"])
+
+    def role(self, name: str, policy: dict[str, Any]) -> dict[str, str]:
+        """Returns credentials of a new role with a policy."""
+        iam = self.root("iam")
+        role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(ANYBODY_IN_THE_ACCOUNT))["Role"]
+        iam.put_role_policy(RoleName=name, PolicyName="given", PolicyDocument=json.dumps(policy))
         return self._assumed(role["Arn"])
 
     def _reader(self) -> dict[str, str]:
@@ -243,6 +250,46 @@ def test_airflows_task_sees_with_its_role_that_the_landing_bucket_s_notification
         # the role can't change it
         put = client("s3", settings).put_bucket_notification_configuration
         assert code_of(partial(put, Bucket=landing, NotificationConfiguration={})) == "AccessDenied"
+
+
+def test_a_producer_with_the_documented_permissions_delivers_and_reads_reports_and_nothing_else(
+    checked: Checked,
+) -> None:
+    landing, key = checked.outputs["LandingBucket"], "orders/late.csv"
+    text = (ROOT / "docs/producing.md").read_text().replace("<landing bucket>", landing).replace("<table>", "orders")
+    allowed = [
+        {"Effect": "Allow", "Action": action, "Resource": resource}
+        for action, resource in re.findall(r"^(s3:\w+) on (arn:\S+)$", text, re.MULTILINE)
+    ]
+    assert len(allowed) == 2
+    producer = checked.role("producer", {"Version": "2012-10-17", "Statement": allowed})
+    with checked.acting_as(producer) as settings:
+        made = client("s3", settings).put_object(Bucket=landing, Key=key, Body=b"")
+    with checked.acting_as(checked.airflow):
+        arrived = Arrival(key=key, version=made["VersionId"], etag=made["ETag"].strip('"'), size=0)
+        order = IngestOrder(order="20260101T000000-ab", objects=(arrived,), ordered_at=utc_now())
+        checked.platform.store.create(ingest_order(order.order), order)
+    with checked.acting_as(checked.ingest) as settings:
+        contracts = all_contracts(ensure_manifests(settings))
+        mine = settings.model_copy(update={"landing_bucket": landing})
+        (refused,) = carry_out(mine, checked.platform.store, contracts, order.order).objects
+        assert (refused.outcome, refused.reason) == ("refused", "the file is empty (zero bytes)")
+        # besides reports, it changes nothing that producers have delivered
+        s3 = client("s3", settings)
+        assert code_of(partial(s3.put_object, Bucket=landing, Key=key)) == "AccessDenied"
+        assert code_of(partial(s3.delete_object, Bucket=landing, Key=key)) == "AccessDenied"
+    with checked.acting_as(producer) as settings:
+        s3 = client("s3", settings)
+        report = json.loads(s3.get_object(Bucket=landing, Key=report_key(key))["Body"].read())
+        assert report["versions"][0]["reason"] == refused.reason
+        for call in (
+            partial(s3.get_object, Bucket=landing, Key=report_key("items/late.csv")),
+            partial(s3.put_object, Bucket=landing, Key=report_key(key)),
+            partial(s3.put_object, Bucket=landing, Key="items/late.csv"),
+            partial(s3.list_objects_v2, Bucket=landing),
+            partial(s3.get_object, Bucket=checked.outputs["LakeBucket"], Key=ingest_order(order.order)),
+        ):
+            assert code_of(call) == "AccessDenied", call
 
 
 def test_a_stolen_role_neither_publishes_nor_destroys(checked: Checked) -> None:

@@ -387,6 +387,15 @@ def test_everything_finds_what_no_event_named_and_nothing_twice(mini: Platform, 
     assert outcomes(ordering.take(third)) == [("orders/b.csv", "known")]
 
 
+def test_a_version_whose_event_was_lost_is_found_behind_a_newer_one(mini: Platform, ordering: Ordering) -> None:
+    older = ordering.arrival("orders/a.csv", content(a="1.00", b="1.00"))
+    ordering.take(ordering.arrival("orders/a.csv", content(a="2.00")))
+    assert ordering.listed() == [("orders/a.csv", older.version)]
+    ordering.everything()
+    assert rows_by_id(mini) == {"a": "2.00", "b": "1.00"}
+    assert ordering.listed() == []
+
+
 def test_what_was_refused_is_not_read_again_until_the_contracts_change(
     ordering: Ordering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
