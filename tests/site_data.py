@@ -7,6 +7,8 @@ import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from markupsafe import escape
+
 Data = dict[str, Any]
 
 # The shown time is that of the browser, so that the relative times stay true.
@@ -171,9 +173,9 @@ def _release(number: int) -> Data:
     }  # fmt: skip
 
 
-def test_of(name: str, column: str | None, kind: str = "not_null", **more: Any) -> Data:
+def result(table: str, column: str | None, kind: str = "not_null", **more: Any) -> Data:
     return {
-        "name": f"{kind}_{name}_{column}", "kind": kind, "column": column, "status": "success", "failures": 0,
+        "name": f"{kind}_{table}_{column}", "kind": kind, "column": column, "status": "success", "failures": 0,
         "at": iso(NOW - timedelta(hours=3)), "seconds": 0.12, **more,
     }  # fmt: skip
 
@@ -187,7 +189,7 @@ def _entry(name: str, kind: str, summary: str, upstream: list[str], tags: list[s
         "columns": [[column, _DESCRIPTIONS.get(column, "")] for column in columns], "upstream": upstream,
         "loaded_at": iso(NOW - timedelta(hours=5)) if is_source else None, "warn_after": 86400 if is_source else None,
         "error_after": 2 * 86400 if is_source else None,
-        "tests": [test_of(short, columns[0]), test_of(short, columns[0], "unique")],
+        "tests": [result(short, columns[0]), result(short, columns[0], "unique")],
     }  # fmt: skip
 
 
@@ -278,10 +280,10 @@ def hostile() -> Data:
     data = marketplace()
     evil = " ".join(EVIL.values())
     text = f"{evil} {LETTERS}"
-    rendered = f"<p>{LETTERS}</p>" + evil + '<p><a href="javascript:window.pwned=1">go</a> <b onclick=x style=color:red>b</b></p>'
+    rendered = f'<p>{escape(text)} <a href="javascript:window.pwned=1">go</a> <a href="https://example.com">out</a></p>'
     name = f"gold.{text}"
     entry = _entry("gold.x", "model", text, ["silver.orders"], [text], [text])
-    entry.update(name=text, owner=text, group=text, columns=[[text, text]], tests=[test_of("x", text, text, name=text)])
+    entry.update(name=text, owner=text, group=text, columns=[[text, text]], tests=[result("x", text, text, name=text)])
     published = {**_published("gold.fct_orders"), "version": "evil-v0", "stale": [text]}
     content = _content(data["sites"]["busco"]["tables"]["gold.fct_orders"], published)
     profile = {"nulls": 1, "distinct": 2, "exact": True, "min": text, "max": text, "top": [[text, 5], ["x", 3]]}

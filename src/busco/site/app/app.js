@@ -212,8 +212,8 @@
       ${Object.entries(errors).map(([name, error]) => html`<div class="notice failed" key=${name} role="alert">
         <${Icon} name="failed" /><div><p>${word("site_failed", { project: title(name), reason: explained(error) })}</p>
         <button type="button" onClick=${view.again}>${word("try_again")}</button></div></div>`)}
-      ${view.place?.page === "tables" && without.map((name) => html`<p class="notice plain" key=${name}>
-        <${Icon} name="unknown" />${word("no_docs", { project: title(name) })}</p>`)}`;
+      ${view.place?.page === "tables" && without.map((name) => html`<div class="notice plain" key=${name}>
+        <${Icon} name="unknown" /><p>${word("no_docs", { project: title(name) })}</p></div>`)}`;
   }
 
   function Page({ view }) {

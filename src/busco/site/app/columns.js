@@ -46,8 +46,8 @@
         ? word("columns_shown", { n: number(shown.length), all: number(columns.length) })
         : count("columns", columns.length)}
         ${content.profile_from === "statistics" && html` · ${word("values_from_statistics")}`}</p>
-      ${fragment && !isKnown && html`<p class="notice warned" role="alert"><${Icon} name="warned" />
-        ${word("column_missing", { column: html`<code dir="auto">${fragment}</code>` })}</p>`}
+      ${fragment && !isKnown && html`<div class="notice warned" role="alert"><${Icon} name="warned" />
+        <p>${word("column_missing", { column: html`<code dir="auto">${fragment}</code>` })}</p></div>`}
       ${columns.length > FILTERED_FROM && html`<input type="search" class="columns-filter" value=${filter}
         aria-label=${word("columns_filter")} placeholder=${word("columns_filter")}
         onInput=${(event) => setFilter(event.target.value)} />`}

@@ -4,7 +4,7 @@
   const LIMIT = 40;
   const BOOST = { gold: 1.3, silver: 1.1 };
   // how many entries are added before the browser may draw again
-  const CHUNK = 1500;
+  const CHUNK = 500;
 
   function fold(text) {
     return text.normalize("NFD").replace(/\p{M}+/gu, "").toLowerCase();
@@ -58,9 +58,15 @@
 
   async function fill(mini, all) {
     for (let at = 0; at < all.length; at += CHUNK) {
-      await new Promise((resolve) => setTimeout(resolve));
+      await new Promise((resolve) => pause(resolve));
       mini.addAll(all.slice(at, at + CHUNK));
     }
+  }
+
+  // Waits until the page is drawn and nobody types; not every browser can tell.
+  function pause(then) {
+    if (window.requestIdleCallback) requestIdleCallback(then, { timeout: 200 });
+    else setTimeout(then, 20);
   }
 
   function find(mini, all, query) {

@@ -1,13 +1,17 @@
 // The start page: all tables by layer, with their states, and filters.
 "use strict";
 (function (busco) {
-  const { useState } = preactHooks;
+  const { useState, useEffect } = preactHooks;
   const { html, Medal, Time, Status, TableLink, Copy, word, count } = busco.parts;
   const { STATES, compareLayers } = busco.facts;
   // more choices than this are a list to open
   const FEW = 7;
+  // the rows of a layer that are drawn first, so that a page of a thousand tables is there at once
+  const FIRST = 40;
   // kept while the reader looks at a table and comes back
   let kept = {};
+  // a page that was drawn once is drawn whole at once, so that the way back leads to the same place
+  let isDrawn = false;
 
   // Choices of one filter, or nothing if there is no choice: `choices` is a list of [value, label, number].
   function Filter({ label, choices, value, choose }) {
@@ -87,6 +91,12 @@
   }
 
   function Layer({ layer, tables, projects }) {
+    const [isWhole, draw] = useState(tables.length <= FIRST || isDrawn);
+    useEffect(() => {
+      if (isWhole) return undefined;
+      const timer = setTimeout(() => draw((isDrawn = true)), 50);
+      return () => clearTimeout(timer);
+    }, []);
     const key = `layer_${layer}`;
     const about = word(key);
     const id = `layer-${encodeURIComponent(layer)}`;
@@ -98,7 +108,7 @@
           <th role="columnheader" scope="col">${word("col_state")}</th>
           <th role="columnheader" scope="col">${word("col_published")}</th>
           <th role="columnheader" scope="col" class="amount">${word("col_rows")}</th></tr></thead>
-        <tbody role="rowgroup">${tables.map((table) => html`<${Row} key=${table.id} table=${table}
+        <tbody role="rowgroup">${(isWhole ? tables : tables.slice(0, FIRST)).map((table) => html`<${Row} key=${table.id} table=${table}
           hasProject=${projects.length > 1} />`)}</tbody>
       </table></section>`;
   }

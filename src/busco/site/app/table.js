@@ -25,7 +25,8 @@
         : html`<p dir="auto">${table.entry?.summary || ""}</p>`}
       <${Facts} view=${view} table=${table} content=${content} />
       ${error && error.status !== 404 && html`<${Trouble} error=${error} again=${again} />`}
-      ${error && error.status === 404 && html`<p class="notice warned"><${Icon} name="warned" />${word("error_missing")}</p>`}
+      ${error && error.status === 404 && html`<div class="notice warned"><${Icon} name="warned" />
+        <p>${word("error_missing")}</p></div>`}
       ${!content && !error && html`<${Loading} />`}
       <${Sections} sections=${sections(view, table, content)} />`;
   }
