@@ -1,4 +1,4 @@
-"""Data for tests of the site: an online marketplace with a state, a documentation, contents and a history of releases."""
+"""Data for tests of the site: an online marketplace with its state, documentation, contents and releases."""
 
 from __future__ import annotations
 
@@ -35,12 +35,21 @@ gold.mart_delivery_performance|model|Entregas por estado: prazo médio em dias e
 gold.mart_payment_mix|model|Revenue by month and type of payment.|silver.order_payments gold.fct_orders|finance|month payment_type amount share
 gold.dim_dates|model|Every day from the first purchase to the last promised delivery.|silver.orders||date_day year month is_weekend
 gold.dim_regions|seed|The states of Brazil with their regions.|||state region
-"""
+"""  # noqa: E501
 _ROWS = {
-    "bronze.orders": 99441, "bronze.payments": 103886, "bronze.reviews": 99224, "silver.orders": 99441,
-    "silver.order_payments": 103886, "silver.order_reviews": 99224, "gold.fct_orders": 99441, "gold.mart_daily_sales": 634,
-    "gold.mart_delivery_performance": 27, "gold.mart_payment_mix": 110, "gold.dim_dates": 773, "gold.dim_regions": 27,
-}  # fmt: skip
+    "bronze.orders": 99441,
+    "bronze.payments": 103886,
+    "bronze.reviews": 99224,
+    "silver.orders": 99441,
+    "silver.order_payments": 103886,
+    "silver.order_reviews": 99224,
+    "gold.fct_orders": 99441,
+    "gold.mart_daily_sales": 634,
+    "gold.mart_delivery_performance": 27,
+    "gold.mart_payment_mix": 110,
+    "gold.dim_dates": 773,
+    "gold.dim_regions": 27,
+}
 _DESCRIPTIONS = {
     "order_id": "The order's id.",
     "customer_unique_id": "The person who ordered, across all of their orders.",
@@ -60,12 +69,28 @@ _DESCRIPTIONS = {
     "amount": "Amount in BRL.",
 }
 _TYPES = {
-    "purchased_at": "TIMESTAMP", "delivered_at": "TIMESTAMP", "answered_at": "TIMESTAMP", "purchased_on": "DATE",
-    "estimated_delivery_on": "DATE", "date_day": "DATE", "month": "DATE", "order_amount": "DECIMAL(18,2)",
-    "paid_amount": "DECIMAL(18,2)", "amount": "DECIMAL(18,2)", "average_amount": "DECIMAL(18,2)", "orders": "BIGINT",
-    "review_score": "INTEGER", "score": "INTEGER", "year": "INTEGER", "is_late": "BOOLEAN", "is_weekend": "BOOLEAN",
-    "delivery_days": "DOUBLE", "average_days": "DOUBLE", "late_share": "DOUBLE", "share": "DOUBLE",
-}  # fmt: skip
+    "purchased_at": "TIMESTAMP",
+    "delivered_at": "TIMESTAMP",
+    "answered_at": "TIMESTAMP",
+    "purchased_on": "DATE",
+    "estimated_delivery_on": "DATE",
+    "date_day": "DATE",
+    "month": "DATE",
+    "order_amount": "DECIMAL(18,2)",
+    "paid_amount": "DECIMAL(18,2)",
+    "amount": "DECIMAL(18,2)",
+    "average_amount": "DECIMAL(18,2)",
+    "orders": "BIGINT",
+    "review_score": "INTEGER",
+    "score": "INTEGER",
+    "year": "INTEGER",
+    "is_late": "BOOLEAN",
+    "is_weekend": "BOOLEAN",
+    "delivery_days": "DOUBLE",
+    "average_days": "DOUBLE",
+    "late_share": "DOUBLE",
+    "share": "DOUBLE",
+}
 _KEYS = {"order_id", "review_id", "purchased_on", "date_day", "state"}
 _TOP = {
     "status": [["delivered", 96478], ["shipped", 1107], ["canceled", 625], ["unavailable", 609], ["invoiced", 314]],
@@ -86,7 +111,7 @@ with payments as (
 select
     orders.order_id,
     coalesce(payments.paid_amount, 0) as paid_amount,
-    case when orders.status = 'delivered' then cast(orders.delivered_at as date) > orders.estimated_delivery_on end as is_late
+    cast(orders.delivered_at as date) > orders.estimated_delivery_on as is_late
 from {{ ref('orders') }} as orders
 left join payments on payments.order_id = orders.order_id
 """
@@ -122,29 +147,64 @@ def marketplace() -> Data:
     # only what is built from reviews is late; the orders of this shop have their own
     entries["gold.fct_orders"]["upstream"].remove("silver.order_reviews")
     project = {
-        "title": "Marketplace", "has_site": True, "dag": "/dags/lakehouse/grid",
+        "title": "Marketplace",
+        "has_site": True,
+        "dag": "/dags/lakehouse/grid",
         "dbt_docs": "/busco/dbt_docs_page?dag_id=lakehouse&project=busco",
         "tasks": {"gold.fct_orders": "/dags/lakehouse/grid?dag_run_id=r&task_id=fct_orders"},
-    }  # fmt: skip
+    }
     state = {
-        "format": 1, "environment": "prod", "release": LIVE, "live": LIVE, "kind": "publish",
-        "published_at": iso(NOW - timedelta(hours=3)), "who": "airflow:admin", "reason": "", "run": "scheduled__2026-12-02",
-        "code_version": "4b0c1fe9a7d25", "rolled_back_to": None, "previous": BEFORE, "hold": None, "tables": tables,
+        "format": 1,
+        "environment": "prod",
+        "release": LIVE,
+        "live": LIVE,
+        "kind": "publish",
+        "published_at": iso(NOW - timedelta(hours=3)),
+        "who": "airflow:admin",
+        "reason": "",
+        "run": "scheduled__2026-12-02",
+        "code_version": "4b0c1fe9a7d25",
+        "rolled_back_to": None,
+        "previous": BEFORE,
+        "hold": None,
+        "tables": tables,
         "projects": {"busco": project},
-    }  # fmt: skip
+    }
     site = {
-        "format": 1, "project": "busco", "title": "Marketplace", "made_at": iso(NOW), "run": "r", "tables": entries,
-        "exposures": [{
-            "name": "weekly_sales_review", "label": "Weekly sales review", "type": "dashboard", "maturity": "high",
-            "url": "https://bi.example.com/sales", "owner": {"name": "Sales analytics", "email": "sales@example.com"},
-            "description_html": "<p>The dashboard that the sales team reviews <strong>every Monday</strong>.</p>",
-            "tables": ["gold.mart_daily_sales", "gold.mart_payment_mix", "gold.dim_dates"],
-        }],
-        "pages": [{"name": "sold_order", "package": "busco",
-            "html": "<p>An order that is neither <code>canceled</code> nor <code>unavailable</code>.</p>"}],
-        "groups": [{"name": "finance", "owner": "Finance data", "email": "finance@example.com",
-            "description_html": "<p>Everything that is reported to the board.</p>"}],
-    }  # fmt: skip
+        "format": 1,
+        "project": "busco",
+        "title": "Marketplace",
+        "made_at": iso(NOW),
+        "run": "r",
+        "tables": entries,
+        "exposures": [
+            {
+                "name": "weekly_sales_review",
+                "label": "Weekly sales review",
+                "type": "dashboard",
+                "maturity": "high",
+                "url": "https://bi.example.com/sales",
+                "owner": {"name": "Sales analytics", "email": "sales@example.com"},
+                "description_html": "<p>The dashboard that the sales team reviews <strong>every Monday</strong>.</p>",
+                "tables": ["gold.mart_daily_sales", "gold.mart_payment_mix", "gold.dim_dates"],
+            }
+        ],
+        "pages": [
+            {
+                "name": "sold_order",
+                "package": "busco",
+                "html": "<p>An order that is neither <code>canceled</code> nor <code>unavailable</code>.</p>",
+            }
+        ],
+        "groups": [
+            {
+                "name": "finance",
+                "owner": "Finance data",
+                "email": "finance@example.com",
+                "description_html": "<p>Everything that is reported to the board.</p>",
+            }
+        ],
+    }
     return {
         "state": state,
         "history": {"format": 1, "releases": [_release(number) for number in range(DAYS)], "complete": False},
@@ -156,9 +216,12 @@ def marketplace() -> Data:
 def _published(name: str, number: int = 0) -> Data:
     rows = _ROWS[name] - (number * 137 if _ROWS[name] > 1000 else number if _ROWS[name] > 100 else 0)
     return {
-        "version": f"{name}-v{number}", "rows": rows, "bytes": rows * 96, "project": "busco",
+        "version": f"{name}-v{number}",
+        "rows": rows,
+        "bytes": rows * 96,
+        "project": "busco",
         "published_at": iso(NOW - timedelta(hours=3) - number * _DAY),
-    }  # fmt: skip
+    }
 
 
 def _release(number: int) -> Data:
@@ -166,31 +229,52 @@ def _release(number: int) -> Data:
     if number:
         del changes["gold.dim_regions"]
     return {
-        "release": release_id(number), "kind": "rollback" if number == 5 else "publish", "who": "airflow:admin",
-        "published_at": iso(NOW - timedelta(hours=3) - number * _DAY), "project": "busco", "changes": changes,
-        "reason": "the payments of Tuesday were doubled" if number == 5 else "", "run": f"scheduled__{number}",
-        "code_version": "4b0c1fe9a7d25", "rolled_back_to": release_id(6) if number == 5 else None, "dropped": [],
-    }  # fmt: skip
+        "release": release_id(number),
+        "kind": "rollback" if number == 5 else "publish",
+        "who": "airflow:admin",
+        "published_at": iso(NOW - timedelta(hours=3) - number * _DAY),
+        "project": "busco",
+        "changes": changes,
+        "reason": "the payments of Tuesday were doubled" if number == 5 else "",
+        "run": f"scheduled__{number}",
+        "code_version": "4b0c1fe9a7d25",
+        "rolled_back_to": release_id(6) if number == 5 else None,
+        "dropped": [],
+    }
 
 
 def result(table: str, column: str | None, kind: str = "not_null", **more: Any) -> Data:
     return {
-        "name": f"{kind}_{table}_{column}", "kind": kind, "column": column, "status": "success", "failures": 0,
-        "at": iso(NOW - timedelta(hours=3)), "seconds": 0.12, **more,
-    }  # fmt: skip
+        "name": f"{kind}_{table}_{column}",
+        "kind": kind,
+        "column": column,
+        "status": "success",
+        "failures": 0,
+        "at": iso(NOW - timedelta(hours=3)),
+        "seconds": 0.12,
+        **more,
+    }
 
 
 def _entry(name: str, kind: str, summary: str, upstream: list[str], tags: list[str], columns: list[str]) -> Data:
     layer, short = name.split(".")
     is_source = kind == "source"
     return {
-        "layer": layer, "name": short, "kind": kind, "unique_id": f"{kind}.busco.{short}", "summary": summary, "tags": tags,
-        "owner": "Finance data" if "finance" in tags else "Data platform", "group": "finance" if "finance" in tags else None,
-        "columns": [[column, _DESCRIPTIONS.get(column, "")] for column in columns], "upstream": upstream,
-        "loaded_at": iso(NOW - timedelta(hours=5)) if is_source else None, "warn_after": 86400 if is_source else None,
+        "layer": layer,
+        "name": short,
+        "kind": kind,
+        "unique_id": f"{kind}.busco.{short}",
+        "summary": summary,
+        "tags": tags,
+        "owner": "Finance data" if "finance" in tags else "Data platform",
+        "group": "finance" if "finance" in tags else None,
+        "columns": [[column, _DESCRIPTIONS.get(column, "")] for column in columns],
+        "upstream": upstream,
+        "loaded_at": iso(NOW - timedelta(hours=5)) if is_source else None,
+        "warn_after": 86400 if is_source else None,
         "error_after": 2 * 86400 if is_source else None,
         "tests": [result(short, columns[0]), result(short, columns[0], "unique")],
-    }  # fmt: skip
+    }
 
 
 def column(name: str, **more: Any) -> Data:
@@ -198,20 +282,33 @@ def column(name: str, **more: Any) -> Data:
     kind = _TYPES.get(name, "VARCHAR")
     newest = iso(NOW - timedelta(hours=14))[:19].replace("T", " ")
     low, high = {
-        "TIMESTAMP": ("2016-09-04 21:15:19", newest), "DATE": ("2016-09-04", newest[:10]), "DOUBLE": ("0.53", "209.6"),
-        "DECIMAL(18,2)": ("9.59", "13664.08"), "INTEGER": ("1", "5"), "BIGINT": ("1", "1176"),
-    }.get(kind, ("a01", "zz9"))  # fmt: skip
+        "TIMESTAMP": ("2016-09-04 21:15:19", newest),
+        "DATE": ("2016-09-04", newest[:10]),
+        "DOUBLE": ("0.53", "209.6"),
+        "DECIMAL(18,2)": ("9.59", "13664.08"),
+        "INTEGER": ("1", "5"),
+        "BIGINT": ("1", "1176"),
+    }.get(kind, ("a01", "zz9"))
     text = _DESCRIPTIONS.get(name, "")
     top = _TOP.get(name)
     return {
-        "name": name, "type": kind, "required": name in _KEYS, "key": name in _KEYS, "personal": name == "customer_unique_id",
-        "description_html": f"<p>{text}</p>" if text else "", "lineage": None,
+        "name": name,
+        "type": kind,
+        "required": name in _KEYS,
+        "key": name in _KEYS,
+        "personal": name == "customer_unique_id",
+        "description_html": f"<p>{text}</p>" if text else "",
+        "lineage": None,
         "profile": {
-            "nulls": 2965 if name.startswith("deliver") else 0, "distinct": len(top) if top else 99441, "exact": bool(top),
-            "min": low, "max": high, "top": top,
+            "nulls": 2965 if name.startswith("deliver") else 0,
+            "distinct": len(top) if top else 99441,
+            "exact": bool(top),
+            "min": low,
+            "max": high,
+            "top": top,
         },
         **more,
-    }  # fmt: skip
+    }
 
 
 def _content(entry: Data, published: Data) -> Data:
@@ -227,19 +324,41 @@ def _content(entry: Data, published: Data) -> Data:
         if name == "gold.mart_delivery_performance" and each["name"] == "late_share":
             each["lineage"] = [["gold.fct_orders", "is_late"]]
     shown = [each["name"] for each in columns if not each["personal"]]
-    rows = [[None if at % 5 == 4 and each.startswith("deliver") else f"{each[:9]} {at}" for each in shown] for at in range(20)]
+    rows = [
+        [None if at % 5 == 4 and each.startswith("deliver") else f"{each[:9]} {at}" for each in shown]
+        for at in range(20)
+    ]
     return {
-        "format": 1, "table": name, "version": published["version"], "made_at": published["published_at"],
-        "rows": published["rows"], "bytes": published["bytes"], "files": 3,
-        "description_html": f"<p>{entry['summary']}</p>", "grain": [columns[0]["name"]], "owner": entry["owner"],
-        "contact": "data@example.com", "group": entry["group"], "meta": {"retention": "5 years"}, "columns": columns,
-        "profile_from": "rows", "sample": {"columns": shown, "rows": rows}, "partition_by": [],
-        "sql": None if entry["kind"] == "source" else {
-            "path": f"models/{entry['layer']}/{entry['name']}.sql", "source": _SQL, "compiled": _SQL.replace("{{", "").replace("}}", "")
+        "format": 1,
+        "table": name,
+        "version": published["version"],
+        "made_at": published["published_at"],
+        "rows": published["rows"],
+        "bytes": published["bytes"],
+        "files": 3,
+        "description_html": f"<p>{entry['summary']}</p>",
+        "grain": [columns[0]["name"]],
+        "owner": entry["owner"],
+        "contact": "data@example.com",
+        "group": entry["group"],
+        "meta": {"retention": "5 years"},
+        "columns": columns,
+        "profile_from": "rows",
+        "sample": {"columns": shown, "rows": rows},
+        "partition_by": [],
+        "sql": None
+        if entry["kind"] == "source"
+        else {
+            "path": f"models/{entry['layer']}/{entry['name']}.sql",
+            "source": _SQL,
+            "compiled": _SQL.replace("{{", "").replace("}}", ""),
         },
-        "glue": {"database": f"busco_{entry['layer']}", "name": entry["name"],
-            "location": f"s3://busco-lake/{name.replace('.', '/')}/{published['version']}"},
-    }  # fmt: skip
+        "glue": {
+            "database": f"busco_{entry['layer']}",
+            "name": entry["name"],
+            "location": f"s3://busco-lake/{name.replace('.', '/')}/{published['version']}",
+        },
+    }
 
 
 def earlier(content: Data, number: int) -> Data:
@@ -269,7 +388,9 @@ def many(tables: int, columns: int) -> Data:
     for number in range(tables):
         name = f"{('gold', 'silver', 'bronze')[number % 3]}.table_{number:04}"
         names = [f"{word}_{at}" for at in range(columns // 2) for word in ("value", "amount")]
-        entry = _entry(name, "model", f"Table number {number} of the sales data.", ["bronze.orders"], [f"t{number % 9}"], names)
+        entry = _entry(
+            name, "model", f"Table number {number} of the sales data.", ["bronze.orders"], [f"t{number % 9}"], names
+        )
         data["sites"]["busco"]["tables"][name] = entry
         data["state"]["tables"][name] = {**_published("gold.fct_orders"), "version": f"{name}-v0"}
     return data
@@ -288,22 +409,40 @@ def hostile() -> Data:
     content = _content(data["sites"]["busco"]["tables"]["gold.fct_orders"], published)
     profile = {"nulls": 1, "distinct": 2, "exact": True, "min": text, "max": text, "top": [[text, 5], ["x", 3]]}
     content.update(
-        table=name, description_html=rendered, grain=[text], owner=text, contact=text, group=text, meta={text: text},
+        table=name,
+        description_html=rendered,
+        grain=[text],
+        owner=text,
+        contact=text,
+        group=text,
+        meta={text: text},
         columns=[column(text, type=text, description_html=rendered, profile=profile, lineage=[[text, text]])],
-        sample={"columns": [text], "rows": [[text], [None]]}, partition_by=[text],
-        sql={"path": text, "source": text, "compiled": text}, glue={"database": text, "name": text, "location": text},
-    )  # fmt: skip
+        sample={"columns": [text], "rows": [[text], [None]]},
+        partition_by=[text],
+        sql={"path": text, "source": text, "compiled": text},
+        glue={"database": text, "name": text, "location": text},
+    )
     state, site = data["state"], data["sites"]["busco"]
     state["tables"][name] = published
     site["tables"][name] = entry
     data["tables"]["busco"][name] = content
-    site["exposures"] = [{
-        "name": text, "label": text, "type": text, "url": "javascript:window.pwned=1", "maturity": text,
-        "owner": {"name": text, "email": text}, "description_html": rendered, "tables": [name, text],
-    }]  # fmt: skip
+    site["exposures"] = [
+        {
+            "name": text,
+            "label": text,
+            "type": text,
+            "url": "javascript:window.pwned=1",
+            "maturity": text,
+            "owner": {"name": text, "email": text},
+            "description_html": rendered,
+            "tables": [name, text],
+        }
+    ]
     site["pages"] = [{"name": text, "package": text, "html": rendered}]
     site["groups"] = [{"name": text, "owner": text, "email": text, "description_html": rendered}]
-    state.update(kind="rollback", who=text, reason=text, rolled_back_to=text, run=text, code_version=text, environment=text)
+    state.update(
+        kind="rollback", who=text, reason=text, rolled_back_to=text, run=text, code_version=text, environment=text
+    )
     state["hold"] = {"who": text, "when": iso(NOW), "reason": text}
     state["projects"]["busco"]["title"] = text
     for release in data["history"]["releases"]:

@@ -95,7 +95,11 @@ def _answer(served: Served, target: str, etag: str | None) -> Answer:
 
 
 def _page(text: str, policy: str) -> Answer:
-    headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy, "Cache-Control": "no-store"}
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": policy,
+        "Cache-Control": "no-store",
+    }
     return 200, headers, text
 
 
@@ -131,11 +135,14 @@ def _state(data: Data, release: str | None) -> Data | None:
         return None
     entry = data["history"]["releases"][number]
     tables = {
-        name: {**table, "rows": entry["changes"].get(name, table)["rows"],
-            "version": entry["changes"].get(name, table)["version"]}
+        name: {
+            **table,
+            "rows": entry["changes"].get(name, table)["rows"],
+            "version": entry["changes"].get(name, table)["version"],
+        }
         for name, table in state["tables"].items()
         if name != "gold.dim_regions"
-    }  # fmt: skip
+    }
     return {**state, **{key: entry[key] for key in ("release", "kind", "who", "published_at")}, "tables": tables}
 
 

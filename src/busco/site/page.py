@@ -169,7 +169,11 @@ def _meta(rules: list[str]) -> str:
 
 def _filled(name: str, values: dict[str, str]) -> str:
     """Returns a page with its placeholders replaced, in one step: a value can contain what looks like a placeholder."""
-    return re.sub(r"\{\{ (\w+) \}\}", lambda found: values[found.group(1)], _text(name))
+
+    def value(found: re.Match[str]) -> str:
+        return values[found[1]]
+
+    return re.sub(r"\{\{ (\w+) \}\}", value, _text(name))
 
 
 def _json(value: object) -> str:

@@ -99,7 +99,8 @@
       return () => { isWanted = false; };
     }, [state?.live, attempt]);
 
-    const world = useMemo(() => state && documented.release !== null && busco.facts.world(state, documented.sites, time),
+    const isLoaded = state && documented.release !== null;
+    const world = useMemo(() => (isLoaded ? busco.facts.world(state, documented.sites, time) : null),
       [state, documented, time]);
     const place = at && route(at.path);
     const view = { source, at: at || { path: "", query: {}, fragment: "", visit: 0 }, world, time, place,
@@ -110,7 +111,8 @@
     return html`
       <a class="skip" href="#content" onClick=${skip}>${word("skip")}</a>
       <${Header} view=${view} state=${state} />
-      <div role="status" class="notices">${state && html`<${Notices} view=${view} state=${state} lostAt=${lostAt} />`}</div>
+      <div role="status" class="notices">${state && html`<${Notices} view=${view} state=${state}
+        lostAt=${lostAt} />`}</div>
       <main id="content" tabindex="-1">
         ${isWrongRelease ? html`<${WrongRelease} view=${view} error=${error} />`
           : !world ? html`<${Loading} />`
@@ -119,7 +121,7 @@
   }
 
   async function loadSites(source, state) {
-    const projects = Object.entries(state.projects || {}).filter(([, project]) => project.has_site).map(([name]) => name);
+    const projects = Object.keys(state.projects || {}).filter((name) => state.projects[name].has_site);
     const parameters = (project) => ({ project, release: state.release });
     const answers = await Promise.allSettled(projects.map((project) => source.get("site", parameters(project))));
     const found = { release: state.release || "", sites: {}, errors: {} };
@@ -146,7 +148,7 @@
       if (!key || !isReady || last.current === key) return;
       const isFirst = last.current === null;
       last.current = key;
-      const name = place.page === "table" ? place.table : place.page === "tables" ? null : word(PAGES[place.page] || "site_title");
+      const name = place.page === "table" ? place.table : PAGES[place.page] && word(PAGES[place.page]);
       source.title(name ? `${name} · ${word("site_title")}` : word("site_title"));
       if (isFirst || at.fragment) return;
       scrollTo(0, at.back ? scrolled.get(key) || 0 : 0);
@@ -186,7 +188,8 @@
         ${word("offline", { time: busco.format.clock(lostAt) })}</p></div>`}
       ${!isLive && html`<div class="notice old"><${Icon} name="back" /><p>${word("viewing_old", {
           release: html`<code>${state.release}</code>`, when: html`<${Time} iso=${state.published_at} exact />` })}
-        ${" "}<${Link} path=${view.at.path} fragment=${view.at.fragment} release=${null}>${word("to_live")}</></p></div>`}
+        ${" "}<${Link} path=${view.at.path} fragment=${view.at.fragment}
+          release=${null}>${word("to_live")}</></p></div>`}
       ${isLive && state.kind === "rollback" && html`<div class="notice warned"><${Icon} name="back" /><div>
         <strong>${word("notice_rolled", { release: html`<code>${state.rolled_back_to}</code>` })}</strong>${" "}
         ${word("notice_rolled_by", { who: who(state.who), when: html`<${Time} iso=${state.published_at} />` })}
@@ -200,7 +203,8 @@
   function WrongRelease({ view, error }) {
     const { failure, release } = error;
     if (!release || failure.status !== 404) return html`<${Trouble} error=${failure} again=${view.again} />`;
-    return html`<div class="missing"><h1 tabindex="-1">${word("error_release", { release: html`<code>${release}</code>` })}</h1>
+    const shown = html`<code>${release}</code>`;
+    return html`<div class="missing"><h1 tabindex="-1">${word("error_release", { release: shown })}</h1>
       <p><${Link} path=${view.at.path} release=${null}>${word("to_live")}</></p></div>`;
   }
 

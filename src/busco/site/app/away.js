@@ -1,4 +1,4 @@
-// Keeps the fragment of an address during the login, because a browser never tells it to a server; shell.js restores it.
+// Keeps the fragment of an address during the login, because no browser tells it to a server; shell.js restores it.
 "use strict";
 (function () {
   const login = JSON.parse(document.getElementById("busco-away").textContent).login;

@@ -1,7 +1,7 @@
 // How a table has changed: its rows and bytes over its versions, and what the newest version changed.
 "use strict";
 (function (busco) {
-  const { html, Time, useLoaded, Loading, word } = busco.parts;
+  const { html, Time, useLoaded, Loading, word, count } = busco.parts;
   const { number, bytes, day } = busco.format;
   const SHOWN = 30;
 
@@ -20,7 +20,8 @@
             <th scope="col" class="amount">${word("changes_rows")}</th>
             <th scope="col" class="amount">${word("changes_bytes")}</th></tr></thead>
           <tbody>${[...shown].reverse().map((one, index) => html`<tr key=${index}>
-            <th scope="row"><code>${one.release}</code></th><td class="when"><${Time} iso=${one.published_at} exact /></td>
+            <th scope="row"><code>${one.release}</code></th><td class="when"><${Time}
+              iso=${one.published_at} exact /></td>
             <td class="amount">${number(one.rows)}</td><td class="amount">${bytes(one.bytes)}</td></tr>`)}</tbody>
         </table></div></details>`}`;
   }
@@ -37,11 +38,14 @@
       <svg viewBox="0 0 300 64" role="img" aria-label=${label} preserveAspectRatio="none">
         ${versions.map((one, index) => {
           const height = Math.max(1, (60 * value(one)) / highest);
-          return html`<rect key=${index} x=${index * step + step * 0.1} y=${64 - height} width=${step * 0.8} height=${height}
-            class=${one === last ? "last" : ""}><title>${`${day(one.published_at)}: ${text(value(one))}`}</title></rect>`;
+          return html`<rect key=${index} x=${index * step + step * 0.1} y=${64 - height} width=${step * 0.8}
+            height=${height}
+            class=${one === last ? "last" : ""}>
+            <title>${`${day(one.published_at)}: ${text(value(one))}`}</title></rect>`;
         })}
       </svg>
-      <p class="soft ends"><span>${day(versions[0].published_at)}</span><span>${day(last.published_at)}</span></p></figure>`;
+      <p class="soft ends"><span>${day(versions[0].published_at)}</span>
+        <span>${day(last.published_at)}</span></p></figure>`;
   }
 
   function Last({ view, table, content, versions }) {
@@ -60,23 +64,26 @@
   function rows(n) {
     if (!n) return html`<li class="same">${word("changes_rows_same")}</li>`;
     const key = n > 0 ? "changes_rows_more" : "changes_rows_fewer";
-    return html`<li class=${n > 0 ? "more" : "fewer"}>${word(key, { n: number(Math.abs(n)) })}</li>`;
+    return html`<li class=${n > 0 ? "more" : "fewer"}>${count(key, Math.abs(n))}</li>`;
   }
 
   function differences(before, content) {
     const found = busco.facts.difference(before, content);
     const named = (column) => html`<code dir="auto">${column}</code>`;
     const columns = [
-      ...found.added.map(({ name }) => html`<li class="more">${word("changes_column_added", { column: named(name) })}</li>`),
+      ...found.added.map(({ name }) => html`<li class="more">
+        ${word("changes_column_added", { column: named(name) })}</li>`),
       ...found.removed.map(({ name }) => html`<li class="fewer">
         ${word("changes_column_removed", { column: named(name) })}</li>`),
       ...found.retyped.map((one) => html`<li class="other">${word("changes_column_retyped", {
-        column: named(one.name), before: html`<code>${one.before}</code>`, after: html`<code>${one.after}</code>` })}</li>`),
+        column: named(one.name), before: html`<code>${one.before}</code>`,
+        after: html`<code>${one.after}</code>` })}</li>`),
       found.description && html`<li class="other">${word("changes_description")}</li>`,
       ...found.redescribed.map(({ name }) => html`<li class="other">
         ${word("changes_column_description", { column: named(name) })}</li>`),
     ].filter(Boolean);
-    return [rows(found.rows), ...(columns.length ? columns : [html`<li class="same">${word("changes_no_columns")}</li>`])];
+    return [rows(found.rows), ...(columns.length ? columns : [html`<li
+      class="same">${word("changes_no_columns")}</li>`])];
   }
 
   busco.changes = { Changes };

@@ -75,7 +75,8 @@
           <button type="button" class="opener" aria-expanded=${String(isOpen)} onClick=${toggle}
             aria-label=${word("column_details", { column: column.name })}><${Icon} name="open" /></button>
           <${Link} path=${view.at.path} fragment=${column.name}><code dir="auto">${column.name}</code></>
-          ${column.key && html`<span class="mark" title=${word("key_title")}><${Icon} name="key" />${word("key")}</span>`}
+          ${column.key && html`<span class="mark" title=${word("key_title")}><${Icon}
+            name="key" />${word("key")}</span>`}
         </th>
         <td role="cell" class="type"><code>${column.type}</code></td>
         <td role="cell" class="about"><${Rich} text=${column.description_html} empty="–" />
@@ -103,7 +104,8 @@
         <span class="soft"> · ${distinct(profile)}</span>`}</p>
       ${top?.length ? html`<${Top} top=${top} rows=${rows} />`
         : (profile.min ?? null) !== null && html`<p class="range">
-          ${word("values_range", { min: html`<bdi>${profile.min}</bdi>`, max: html`<bdi>${profile.max}</bdi>` })}</p>`}`;
+          ${word("values_range", {
+            min: html`<bdi>${profile.min}</bdi>`, max: html`<bdi>${profile.max}</bdi>` })}</p>`}`;
   }
 
   function nulls(profile, rows) {
@@ -129,7 +131,8 @@
     return html`<dl class="details">
       <div><dt>${word("column_from")}</dt><dd>${
         !column.lineage ? word("column_from_unknown")
-          : column.lineage.length ? joined(column.lineage.map(([from, name]) => html`<${Place} table=${from} column=${name} />`))
+          : column.lineage.length ? joined(column.lineage.map(([from, name]) => html`<${Place} table=${from}
+            column=${name} />`))
             : word("column_computed")}</dd></div>
       <div><dt>${word("column_used")}</dt><dd><${Used} view=${view} table=${table} column=${column.name} /></dd></div>
       <div><dt>${word("column_since")}</dt><dd><${Since} view=${view} table=${table} column=${column.name} /></dd></div>
@@ -164,7 +167,8 @@
     const { body, error, again } = useLoaded(load, `${view.world.state.release} ${table.id} ${column}`);
     if (error) return html`<${Trouble} error=${error} again=${again} />`;
     if (!body) return html`<${Loading} />`;
-    return html`${body.found.length ? joined(body.found.map(([id, name]) => html`<${Place} table=${id} column=${name} />`))
+    return html`${body.found.length ? joined(body.found.map(([id, name]) => html`<${Place} table=${id}
+      column=${name} />`))
       : word("column_unused")}
       ${body.missing > 0 && html` <span class="soft">${count("column_used_partial", body.missing)}</span>`}`;
   }

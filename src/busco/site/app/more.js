@@ -32,7 +32,8 @@
       ${exposures.map((exposure) => html`<section class="card" key=${exposure.name} data-name=${exposure.name}>
         <div class="card-heading"><h2 dir="auto">${exposure.label || exposure.name}</h2>
           ${exposure.type && html`<span class="tag"><bdi>${exposure.type}</bdi></span>`}
-          ${exposure.maturity && html`<span class="tag">${word("maturity", { maturity: exposure.maturity })}</span>`}</div>
+          ${exposure.maturity && html`<span class="tag">
+            ${word("maturity", { maturity: exposure.maturity })}</span>`}</div>
         <${Rich} text=${exposure.description_html} />
         <${Owner} name=${exposure.owner?.name} email=${exposure.owner?.email} />
         ${exposure.url && html`<p><${Out} href=${exposure.url}>${word("exposure_open")}</></p>`}

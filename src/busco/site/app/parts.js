@@ -25,7 +25,8 @@
   };
 
   function Icon({ name }) {
-    return html`<svg class="icon" viewBox="0 0 16 16" aria-hidden="true" focusable="false"><path d=${ICONS[name]} /></svg>`;
+    return html`<svg class="icon" viewBox="0 0 16 16" aria-hidden="true" focusable="false"><path
+      d=${ICONS[name]} /></svg>`;
   }
 
   function Medal({ layer }) {
@@ -86,6 +87,10 @@
     const template = document.createElement("template");
     template.innerHTML = policy ? policy.createHTML(text) : text;
     for (const found of [...template.content.querySelectorAll("*")]) clean(found);
+    const walker = document.createTreeWalker(template.content, NodeFilter.SHOW_COMMENT);
+    const comments = [];
+    while (walker.nextNode()) comments.push(walker.currentNode);
+    comments.forEach((comment) => comment.remove());
     element.replaceChildren(template.content);
   }
 
@@ -147,7 +152,8 @@
     };
     return html`<button type="button" class="copy" onClick=${act} title=${label || word("copy")}>
       <${Icon} name=${said ? "fresh" : "copy"} />
-      <span class=${label && !said ? "unseen" : ""} aria-live="polite">${said || label || word("copy")}</span></button>`;
+      <span class=${label && !said ? "unseen" : ""} aria-live="polite">
+        ${said || label || word("copy")}</span></button>`;
   }
 
   function Code({ text, sql }) {
@@ -156,7 +162,8 @@
   }
 
   const SQL = new RegExp([
-    "(--[^\\n]*|/\\*[\\s\\S]*?\\*/|\\{#[\\s\\S]*?#\\})", "('(?:[^']|'')*')", "(\\{\\{[\\s\\S]*?\\}\\}|\\{%[\\s\\S]*?%\\})",
+    "(--[^\\n]*|/\\*[\\s\\S]*?\\*/|\\{#[\\s\\S]*?#\\})", "('(?:[^']|'')*')",
+    "(\\{\\{[\\s\\S]*?\\}\\}|\\{%[\\s\\S]*?%\\})",
     "\\b(select|from|where|group by|order by|having|with|as|on|and|or|not|in|is|null|case|when|then|else|end|cast|"
       + "left|right|full|inner|outer|cross|join|union|all|distinct|over|partition by|qualify|limit|between|like|using|"
       + "true|false|asc|desc|nulls last|nulls first|filter|lateral|unnest|coalesce|count|sum|min|max)\\b",
@@ -235,6 +242,6 @@
     return nodes.flatMap((node, index) => (index ? [", ", node] : [node]));
   }
 
-  busco.parts = { html, Icon, Medal, Time, Status, Link, TableLink, pathOf, Out, Rich, Copy, Code, Tabs, useLoaded, Loading,
-    Trouble, explained, joined, word, count };
+  busco.parts = { html, Icon, Medal, Time, Status, Link, TableLink, pathOf, Out, Rich, Copy, Code, Tabs, useLoaded,
+    Loading, Trouble, explained, joined, word, count };
 })(window.busco);

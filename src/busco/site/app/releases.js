@@ -20,8 +20,10 @@
     const all = busco.facts.compared(history);
     return html`${heading}
       <ol class="releases">${all.slice(0, shown).map((release) => html`<${Release} key=${release.release} view=${view}
-        release=${release} isLive=${release.release === state.live} isShown=${release.release === state.release} />`)}</ol>
-      ${all.length > shown ? html`<button type="button" onClick=${() => show(shown + STEP)}>${word("releases_more")}</button>`
+        release=${release} isLive=${release.release === state.live}
+          isShown=${release.release === state.release} />`)}</ol>
+      ${all.length > shown ? html`<button type="button" onClick=${() => show(shown + STEP)}>
+          ${word("releases_more")}</button>`
         : !history.complete && html`<p class="soft">${word("releases_older")}</p>`}`;
   }
 
@@ -30,6 +32,7 @@
     const dropped = release.dropped?.length || 0;
     const changed = release.changed.length - dropped;
     const id = `changed-${release.release}`;
+    const numbers = [changed && count("changed", changed), dropped && count("dropped", dropped)].filter(Boolean);
     return html`<li class=${release.kind}>
       <div class="release-line">
         <h2><${Time} iso=${release.published_at} exact /></h2>
@@ -50,7 +53,7 @@
       <p class="actions">
         ${release.changed.length ? html`<button type="button" class="plain opener-text" aria-expanded=${String(isOpen)}
           aria-controls=${id} onClick=${() => open(!isOpen)}><${Icon} name="open" />
-          ${[changed && count("changed", changed), dropped && count("dropped", dropped)].filter(Boolean).join(", ")}</button>`
+          ${numbers.join(", ")}</button>`
           : html`<span class="soft">${word("changed_none")}</span>`}
         ${!view.source.offline && html`<${Link} path="" release=${isLive ? null : release.release}>
           ${word(isLive ? "to_live" : "see_release")}</>`}</p>
@@ -67,7 +70,8 @@
         <th scope="row"><${TableLink} id=${table} /></th>
         <td class="amount">${rows(before)}</td><td class="amount">${rows(after)}</td>
         <td class="amount">${after === null ? word("removed") : before === null ? word("new_table")
-          : before ? signed(after.rows - before.rows) : html`<span class="soft">–</span>`}</td></tr>`)}</tbody></table></div>`;
+          : before ? signed(after.rows - before.rows) : html`<span
+            class="soft">–</span>`}</td></tr>`)}</tbody></table></div>`;
   }
 
   busco.releases = { Releases };

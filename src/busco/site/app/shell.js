@@ -6,7 +6,9 @@
   const base = JSON.parse(document.getElementById("busco-shell").textContent).base;
   const POLL = 3000;
   const RELOADED = "busco-docs-reloaded";
-  const ALLOWED = { state: ["release"], history: [], site: ["project", "release"], table: ["project", "table", "release"] };
+  const ALLOWED = {
+    state: ["release"], history: [], site: ["project", "release"], table: ["project", "table", "release"],
+  };
   const RELEASE = /^[A-Za-z0-9][A-Za-z0-9._:+-]{0,199}$/;
   let known = { release: null, etag: null, text: null, body: null };
   let failures = 0;
@@ -64,7 +66,8 @@
     } catch {
       return null;
     }
-    const url = new URL(`${base}${path}${asked ? `?release=${encodeURIComponent(asked)}` : ""}${hash}`, location.origin);
+    const search = asked ? `?release=${encodeURIComponent(asked)}` : "";
+    const url = new URL(`${base}${path}${search}${hash}`, location.origin);
     return url.origin === location.origin && url.pathname.startsWith(base) ? url.href : null;
   }
 

@@ -20,7 +20,8 @@
       return html`<label class="filter">${label}
         <select value=${value || ""} onChange=${(event) => choose(event.target.value || null)}>
           <option value="">${word("all")}</option>
-          ${choices.map(([one, name, n]) => html`<option key=${one} value=${one}>${name} (${busco.format.number(n)})</option>`)}
+          ${choices.map(([one, name, n]) => html`<option key=${one}
+            value=${one}>${name} (${busco.format.number(n)})</option>`)}
         </select></label>`;
     }
     return html`<div class="filter" role="group" aria-label=${label}><span aria-hidden="true">${label}</span>
@@ -72,8 +73,10 @@
       </div>
       ${all.length === 0 && html`<p class="empty">${word("no_tables")}</p>`}
       ${all.length > 0 && shown.length === 0 && html`<p class="empty">${word("none_match")}</p>`}
-      ${layers.map((layer) => html`<${Layer} key=${layer} layer=${layer} projects=${Object.keys(world.state.projects || {})}
-        tables=${shown.filter((table) => table.layer === layer).sort((one, other) => byName(one.name, other.name))} />`)}`;
+      ${layers.map((layer) => html`<${Layer} key=${layer} layer=${layer}
+        projects=${Object.keys(world.state.projects || {})}
+        tables=${shown.filter((table) => table.layer === layer)
+          .sort((one, other) => byName(one.name, other.name))} />`)}`;
   }
 
   function Release({ view }) {
@@ -83,7 +86,8 @@
     const who = html`<bdi>${state.who || word("unknown_person")}</bdi>`;
     return html`<p class="facts-line">
       <span>${word(state.kind === "rollback" ? "release_rolled" : "release_published", { when, who })}</span>
-      <span>${word("release")} <code>${state.release}</code><${Copy} text=${state.release} label=${word("copy")} /></span>
+      <span>${word("release")} <code>${state.release}</code><${Copy} text=${state.release}
+        label=${word("copy")} /></span>
       ${state.run && html`<span>${word("release_run", { run: html`<code>${state.run}</code>` })}</span>`}
       ${state.code_version && html`<span title=${state.code_version}>
         ${word("release_code", { code: html`<code>${state.code_version.slice(0, 12)}</code>` })}</span>`}
@@ -108,7 +112,8 @@
           <th role="columnheader" scope="col">${word("col_state")}</th>
           <th role="columnheader" scope="col">${word("col_published")}</th>
           <th role="columnheader" scope="col" class="amount">${word("col_rows")}</th></tr></thead>
-        <tbody role="rowgroup">${(isWhole ? tables : tables.slice(0, FIRST)).map((table) => html`<${Row} key=${table.id} table=${table}
+        <tbody role="rowgroup">${(isWhole ? tables : tables.slice(0, FIRST)).map((table) => html`<${Row}
+          key=${table.id} table=${table}
           hasProject=${projects.length > 1} />`)}</tbody>
       </table></section>`;
   }
@@ -119,7 +124,8 @@
       <th role="rowheader" scope="row"><${TableLink} id=${table.id}><code dir="auto">${table.name}</code></>
         ${hasProject && html`<span class="tag"><bdi>${table.project}</bdi></span>`}
         ${entry?.tags?.map((tag) => html`<span class="tag" key=${tag}><bdi>${tag}</bdi></span>`)}
-        <p class=${entry?.summary ? "summary" : "summary soft"} dir="auto">${entry?.summary || word("no_summary")}</p></th>
+        <p class=${entry?.summary ? "summary" : "summary soft"}
+          dir="auto">${entry?.summary || word("no_summary")}</p></th>
       <td role="cell"><${Status} status=${table.status} /></td>
       <td role="cell" class="when"><${Time} iso=${published?.published_at} /></td>
       <td role="cell" class="amount">${published?.rows === undefined ? html`<span class="soft">–</span>` : html`

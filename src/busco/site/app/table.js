@@ -2,8 +2,8 @@
 "use strict";
 (function (busco) {
   const { useState } = preactHooks;
-  const { html, Icon, Medal, Time, Status, Link, TableLink, Out, Rich, Copy, Code, Tabs, useLoaded, Loading, Trouble, joined,
-    word, count } = busco.parts;
+  const { html, Icon, Medal, Time, Status, Link, TableLink, Out, Rich, Copy, Code, Tabs, useLoaded, Loading, Trouble,
+    joined, word, count } = busco.parts;
   const { number, bytes, ago, duration } = busco.format;
   // the rows and the tables that are shown before all of them are asked for
   const FIRST_ROWS = 10;
@@ -56,12 +56,15 @@
       [word("fact_published"), html`<${Time} iso=${published?.published_at} />`],
       newest && [word("fact_newest", { column: newest.name }), html`<span dir="auto">${newest.profile.max}</span>`],
       entry?.kind === "source" && entry.loaded_at && [word("fact_arrived"), html`<${Time} iso=${entry.loaded_at} />`],
-      published && [word("fact_rows"), html`${number(published.rows)} <span class="soft">${bytes(published.bytes)}</span>`],
-      content?.grain?.length && [word("fact_grain"), joined(content.grain.map((name) => html`<code dir="auto">${name}</code>`))],
+      published && [word("fact_rows"), html`${number(published.rows)} <span
+        class="soft">${bytes(published.bytes)}</span>`],
+      content?.grain?.length && [word("fact_grain"),
+        joined(content.grain.map((name) => html`<code dir="auto">${name}</code>`))],
       [word("fact_owner"), owner ? html`<bdi>${owner}</bdi>${contact && html` <${Contact} text=${contact} />`}`
         : html`<span class="soft">${word("no_owner")}</span>`],
       group && [word("fact_group"), html`<${Link} path="glossary" fragment=${`group:${group}`}><bdi>${group}</bdi></>`],
-      entry?.tags?.length && [word("fact_tags"), entry.tags.map((tag) => html`<span class="tag"><bdi>${tag}</bdi></span>`)],
+      entry?.tags?.length && [word("fact_tags"), entry.tags.map((tag) => html`<span
+        class="tag"><bdi>${tag}</bdi></span>`)],
     ].filter(Boolean);
     return html`<div class="overview"><dl class="facts">${facts.map(([name, value]) => html`
         <div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
@@ -75,13 +78,14 @@
 
   function Reasons({ view, table }) {
     return html`<div class=${`reasons ${table.status}`}><h2>${word("state_heading")}</h2>
-      <ul>${reasons(view, table).map(([look, text], index) => html`<li key=${index} class=${look}><${Icon} name=${look} />
+      <ul>${reasons(view, table).map(([look, text], index) => html`<li key=${index} class=${look}><${Icon}
+        name=${look} />
         <span>${text}</span></li>`)}</ul></div>`;
   }
 
   function reasons(view, table) {
     const { entry, is, tests, own, late, published, arrivals } = table;
-    const time = view.world.now;
+    const { time } = view;
     const links = (ids) => joined(ids.slice(0, FIRST_TABLES).map((id) => html`<${TableLink} id=${id} />`));
     const passed = tests.filter((test) => test.status === "success").length;
     const found = [];
@@ -140,7 +144,8 @@
     return html`<div class="with-index">
       ${sections.length > 3 && html`<nav class="index" aria-label=${word("on_this_page")}>
         <ul>${sections.map(([key, name]) => html`<li key=${key}><button type="button" class="plain"
-          onClick=${() => jump(key)}>${key === "lineage" ? word("sec_lineage_short") : name}</button></li>`)}</ul></nav>`}
+          onClick=${() => jump(key)}>
+          ${key === "lineage" ? word("sec_lineage_short") : name}</button></li>`)}</ul></nav>`}
       <div class="sections">${sections.map(([key, name, show]) => html`
         <section key=${key} class=${`part-${key}`} aria-labelledby=${`section-${key}`}>
           <h2 id=${`section-${key}`} tabindex="-1">${name}</h2>${show()}</section>`)}</div></div>`;
@@ -148,7 +153,8 @@
 
   function Queries({ view, content }) {
     const texts = busco.queries.queries(content, view.world.live ? null : view.world.state.release);
-    const command = html`<p class="soft">${word("query_duckdb_note", { command: html`<code>${texts.command}</code>` })}</p>`;
+    const command = html`<p class="soft">${word("query_duckdb_note", {
+      command: html`<code>${texts.command}</code>` })}</p>`;
     const old = !view.world.live && html`<p class="soft">${word("query_live_note")}</p>`;
     return html`<${Tabs} label=${word("query_tabs")} tabs=${[
       ["athena", word("query_athena"), () => html`<${Code} key="athena" text=${texts.athena} sql />
@@ -169,7 +175,8 @@
     const rows = isAll ? sample.rows : sample.rows.slice(0, FIRST_ROWS);
     return html`<p class="soft">${count("sample_note", sample.rows.length)}</p>
       <div class="scroll" role="region" aria-label=${word("sec_sample")} tabindex="0"><table class="plain sample">
-        <thead><tr>${sample.columns.map((name) => html`<th key=${name} scope="col"><code dir="auto">${name}</code></th>`)}</tr></thead>
+        <thead><tr>${sample.columns.map((name) => html`<th key=${name}
+          scope="col"><code dir="auto">${name}</code></th>`)}</tr></thead>
         <tbody>${rows.map((row, index) => html`<tr key=${index}>${row.map((value, at) => html`<td key=${at} dir="auto">
           ${value === null ? html`<span class="soft null">${word("null_value")}</span>` : value}</td>`)}</tr>`)}</tbody>
       </table></div>
@@ -189,7 +196,8 @@
         <div><h3>${word("downstream")}</h3>
           <${Tables} view=${view} ids=${table.downstream} none=${word("downstream_none")} /></div>
       </div>
-      ${uses.length > 0 && html`<h3>${word("used_in")}</h3><ul class="plain">${uses.map((use) => html`<li key=${use.name}>
+      ${uses.length > 0 && html`<h3>${word("used_in")}</h3><ul class="plain">${uses.map((use) => html`<li
+        key=${use.name}>
         <${Link} path="exposures" fragment=${use.name}><bdi>${use.label || use.name}</bdi></>
         ${use.owner?.name && html` <span class="soft"><bdi>${use.owner.name}</bdi></span>`}</li>`)}</ul>`}`;
   }
@@ -201,7 +209,8 @@
     return html`<ul class="with-states">${shown.map((id) => {
       const found = view.world.tables.get(id);
       return html`<li key=${id}><${Medal} layer=${busco.facts.split(id)[0]} />
-        ${found ? html`<${TableLink} id=${id} /><${Status} status=${found.status} />` : html`<code dir="auto">${id}</code>`}</li>`;
+        ${found ? html`<${TableLink} id=${id} /><${Status} status=${found.status} />`
+          : html`<code dir="auto">${id}</code>`}</li>`;
     })}</ul>
       ${ids.length > shown.length && html`<button type="button" onClick=${() => showAll(true)}>
         ${word("show_all", { n: number(ids.length) })}</button>`}`;
@@ -211,7 +220,8 @@
     const { sql } = content;
     if (!sql) return html`<p class="soft">${word("sql_none")}</p>`;
     const tabs = [["source", word("sql_source"), () => html`<${Code} key="source" text=${sql.source} sql />`]];
-    if (sql.compiled) tabs.push(["compiled", word("sql_compiled"), () => html`<${Code} key="compiled" text=${sql.compiled} sql />`]);
+    if (sql.compiled) tabs.push(["compiled", word("sql_compiled"), () => html`<${Code} key="compiled"
+      text=${sql.compiled} sql />`]);
     return html`<p><code dir="auto">${sql.path}</code></p><${Tabs} label=${word("sql_tabs")} tabs=${tabs} />`;
   }
 
@@ -227,13 +237,16 @@
       glue?.location && [word("place_location"), html`<code>${glue.location}</code><${Copy} text=${glue.location}
         label=${word("copy")} />`],
       [word("fact_version"), html`<code>${content.version}</code>`],
-      [word("fact_size"), html`${bytes(content.bytes)}${content.files ? html` · ${count("fact_files", content.files)}` : ""}`],
-      content.partition_by?.length > 0 && [word("fact_partitions"), html`<code>${content.partition_by.join(", ")}</code>`],
+      [word("fact_size"), html`${bytes(content.bytes)}
+        ${content.files ? html` · ${count("fact_files", content.files)}` : ""}`],
+      content.partition_by?.length > 0 && [word("fact_partitions"),
+        html`<code>${content.partition_by.join(", ")}</code>`],
       [word("fact_project"), html`<bdi>${project.title || table.project}</bdi>`],
       ...meta.map(([name, value]) => [html`<bdi>${name}</bdi>`, html`<bdi>${String(value)}</bdi>`]),
     ].filter(Boolean);
     const links = [
-      project.dbt_docs && unique && [word("place_dbt_docs"), `${project.dbt_docs}#!/${kind}/${encodeURIComponent(unique)}`],
+      project.dbt_docs && unique && [word("place_dbt_docs"),
+        `${project.dbt_docs}#!/${kind}/${encodeURIComponent(unique)}`],
       task && [word("place_task"), task],
       project.dag && [word("place_dag"), project.dag],
     ].filter(Boolean);

@@ -34,7 +34,8 @@
         <td>${test.column ? html`<code dir="auto">${test.column}</code>` : html`<span class="soft">–</span>`}</td>
         <td class="amount">${(test.failures ?? null) === null ? "" : number(test.failures)}</td>
         <td class="when"><${Time} iso=${test.at} /></td>
-        <td class="amount">${(test.seconds ?? null) === null ? "" : number(test.seconds, { maximumFractionDigits: 1 })}</td>
+        <td class="amount">
+          ${(test.seconds ?? null) === null ? "" : number(test.seconds, { maximumFractionDigits: 1 })}</td>
       </tr>`)}</tbody></table></div>`;
   }
 

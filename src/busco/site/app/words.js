@@ -16,7 +16,8 @@ window.busco = window.busco || {};
     try_again: "Try again",
     error_title: "This could not be loaded",
     error_network: "The server can't be reached. Check your connection, and try again.",
-    error_server: "The server reported a problem ({status}). Try again in a minute; if it stays, tell whoever operates the platform.",
+    error_server: "The server reported a problem ({status}). Try again in a minute; if it stays, tell whoever operates "
+      + "the platform.",
     error_denied: "You may not read this. Ask whoever operates the platform for access.",
     error_missing: "The server has no such data. It may have been removed by maintenance.",
     error_release: "There is no release with this id: {release}.",
@@ -97,7 +98,8 @@ window.busco = window.busco || {};
     unknown_person: "unknown",
 
     not_found_title: "{table} is not in this release",
-    not_found: "There is no table with this name in the release {release}. Its name may have changed, or it may have been removed. Search for it, or see the list of all tables.",
+    not_found: "There is no table with this name in the release {release}. Its name may have changed, or it may have "
+      + "been removed. Search for it, or see the list of all tables.",
     page_not_found: "There is no page at this address.",
     all_tables: "All tables",
     copy: "Copy",
@@ -137,7 +139,8 @@ window.busco = window.busco || {};
     query_tabs: "Queries by tool",
     query_athena_note: "Use the workgroup busco.",
     query_live_note: "Athena always reads the live release, not the one that you see here.",
-    query_duckdb_note: "Write the file lake.duckdb once with the command {command}. It contains views; no data is copied.",
+    query_duckdb_note: "Write the file lake.duckdb once with the command {command}. It contains views; "
+      + "no data is copied.",
     query_python_duckdb: "With DuckDB, from the same file:",
     query_python_wrangler: "With awswrangler, through Athena:",
     query_python_pyathena: "With PyAthena, through Athena:",
@@ -216,8 +219,10 @@ window.busco = window.busco || {};
     changes_when: "Published",
     changes_last: "What the newest version changed",
     changes_since: "Compared with the release {release}, {when}:",
-    changes_rows_more: "{n} rows more",
-    changes_rows_fewer: "{n} rows fewer",
+    changes_rows_more_one: "{n} row more",
+    changes_rows_more_other: "{n} rows more",
+    changes_rows_fewer_one: "{n} row fewer",
+    changes_rows_fewer_other: "{n} rows fewer",
     changes_rows_same: "the same number of rows",
     changes_column_added: "column added: {column}",
     changes_column_removed: "column removed: {column}",
@@ -296,7 +301,8 @@ window.busco = window.busco || {};
     try_again: "Tentar de novo",
     error_title: "Não foi possível carregar",
     error_network: "O servidor não responde. Verifique sua conexão e tente de novo.",
-    error_server: "O servidor informou um problema ({status}). Tente de novo em um minuto; se continuar, avise quem opera a plataforma.",
+    error_server: "O servidor informou um problema ({status}). Tente de novo em um minuto; se continuar, avise quem "
+      + "opera a plataforma.",
     error_denied: "Você não tem acesso a isto. Peça acesso a quem opera a plataforma.",
     error_missing: "O servidor não tem esses dados. A manutenção pode tê-los removido.",
     error_release: "Não existe release com este id: {release}.",
@@ -336,7 +342,8 @@ window.busco = window.busco || {};
     why_rebuilt: "Ela foi feita com as versões mais novas de suas entradas.",
     why_source_time: "As linhas chegam em dia: as mais novas chegaram {ago}.",
     why_sources_time: "As fontes estão em dia: a menos recente recebeu linhas {ago}.",
-    why_sources_no_limits: "Ninguém definiu com que frequência as fontes recebem linhas; a menos recente recebeu {ago}.",
+    why_sources_no_limits: "Ninguém definiu com que frequência as fontes recebem linhas; a menos recente "
+      + "recebeu {ago}.",
     why_no_limits: "Ninguém definiu com que frequência as linhas devem chegar.",
     state_heading: "Posso usar?",
 
@@ -377,7 +384,8 @@ window.busco = window.busco || {};
     unknown_person: "desconhecido",
 
     not_found_title: "{table} não está neste release",
-    not_found: "Não há tabela com este nome no release {release}. O nome pode ter mudado, ou a tabela pode ter sido removida. Busque por ela ou veja a lista de todas as tabelas.",
+    not_found: "Não há tabela com este nome no release {release}. O nome pode ter mudado, ou a tabela pode ter sido "
+      + "removida. Busque por ela ou veja a lista de todas as tabelas.",
     page_not_found: "Não há página neste endereço.",
     all_tables: "Todas as tabelas",
     copy: "Copiar",
@@ -417,7 +425,8 @@ window.busco = window.busco || {};
     query_tabs: "Consultas por ferramenta",
     query_athena_note: "Use o workgroup busco.",
     query_live_note: "O Athena sempre lê o release no ar, não o que você vê aqui.",
-    query_duckdb_note: "Crie o arquivo lake.duckdb uma vez com o comando {command}. Ele contém views; nenhum dado é copiado.",
+    query_duckdb_note: "Crie o arquivo lake.duckdb uma vez com o comando {command}. Ele contém views; "
+      + "nenhum dado é copiado.",
     query_python_duckdb: "Com DuckDB, a partir do mesmo arquivo:",
     query_python_wrangler: "Com awswrangler, pelo Athena:",
     query_python_pyathena: "Com PyAthena, pelo Athena:",
@@ -496,8 +505,10 @@ window.busco = window.busco || {};
     changes_when: "Publicado",
     changes_last: "O que a versão mais nova mudou",
     changes_since: "Em comparação com o release {release}, {when}:",
-    changes_rows_more: "{n} linhas a mais",
-    changes_rows_fewer: "{n} linhas a menos",
+    changes_rows_more_one: "{n} linha a mais",
+    changes_rows_more_other: "{n} linhas a mais",
+    changes_rows_fewer_one: "{n} linha a menos",
+    changes_rows_fewer_other: "{n} linhas a menos",
     changes_rows_same: "o mesmo número de linhas",
     changes_column_added: "coluna nova: {column}",
     changes_column_removed: "coluna removida: {column}",
@@ -552,7 +563,8 @@ window.busco = window.busco || {};
 
     exposures_heading: "Usos",
     exposures_intro: "Painéis, análises e aplicações que leem estas tabelas.",
-    exposures_none: "Nenhum uso está documentado. Um projeto documenta seus painéis e aplicações como exposures do dbt.",
+    exposures_none: "Nenhum uso está documentado. Um projeto documenta seus painéis e aplicações "
+      + "como exposures do dbt.",
     exposure_tables: "Lê",
     exposure_open: "Abrir",
     maturity: "maturidade: {maturity}",
