@@ -526,6 +526,21 @@ def test_an_empty_lake_says_when_tables_appear(opened: Open, form: str) -> None:
     assert "Nothing has been published yet" in opened(form, data=data).text()
 
 
+def test_the_first_release_appears_without_a_reload(opened: Open, served: Served) -> None:
+    served.broken["state"] = 404
+    shown = opened("shell", expected="404").at("Tables")
+    expect(shown.app.get_by_text("Nothing has been published yet")).to_be_visible()
+    served.broken.clear()
+    expect(shown.app.get_by_role("link", name="fct_orders", exact=True)).to_be_visible(timeout=5000)
+
+
+def test_a_raw_table_s_content_is_asked_of_a_project_that_describes_it(opened: Open, served: Served) -> None:
+    served.data["state"]["tables"]["bronze.orders"]["project"] = "another"
+    shown = opened("shell", "bronze/orders").at("orders")
+    expect(shown.app.locator("table.columns")).to_be_visible()
+    assert not any("project=another" in each for each in served.asked)
+
+
 def test_the_words_follow_the_browser_s_language(opened: Open) -> None:
     shown = opened("file", "gold/fct_orders", locale="pt-BR")
     assert "De onde vem e para onde vai" in shown.text()

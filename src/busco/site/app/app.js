@@ -202,7 +202,11 @@
 
   function WrongRelease({ view, error }) {
     const { failure, release } = error;
-    if (!release || failure.status !== 404) return html`<${Trouble} error=${failure} again=${view.again} />`;
+    if (!release && failure.status === 404) {
+      return html`<div class="heading"><h1 tabindex="-1">${word("tables_heading")}</h1></div>
+        <p class="empty">${word("no_tables")}</p>`;
+    }
+    if (failure.status !== 404) return html`<${Trouble} error=${failure} again=${view.again} />`;
     const shown = html`<code>${release}</code>`;
     return html`<div class="missing"><h1 tabindex="-1">${word("error_release", { release: shown })}</h1>
       <p><${Link} path=${view.at.path} release=${null}>${word("to_live")}</></p></div>`;

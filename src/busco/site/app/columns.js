@@ -130,7 +130,8 @@
     const { profile } = column;
     return html`<dl class="details">
       <div><dt>${word("column_from")}</dt><dd>${
-        !column.lineage ? word("column_from_unknown")
+        table.entry?.kind === "source" ? word("column_from_files")
+          : !column.lineage ? word("column_from_unknown")
           : column.lineage.length ? joined(column.lineage.map(([from, name]) => html`<${Place} table=${from}
             column=${name} />`))
             : word("column_computed")}</dd></div>

@@ -49,7 +49,11 @@
     const now = shown ? time : Date.parse(state.published_at) || time;
     const entries = new Map();
     for (const [project, site] of Object.entries(sites)) {
-      for (const [name, entry] of Object.entries(site.tables || {})) entries.set(name, { ...entry, project });
+      for (const [name, entry] of Object.entries(site.tables || {})) {
+        // several projects can describe a table that they read; what its own project says is best
+        const isOwn = state.tables?.[name]?.project === project;
+        if (isOwn || !entries.has(name)) entries.set(name, { ...entry, project });
+      }
     }
     const names = new Set([...Object.keys(state.tables || {}), ...entries.keys()]);
     const tables = new Map();
@@ -60,7 +64,8 @@
       const published = Object.hasOwn(state.tables || {}, name) ? state.tables[name] : null;
       tables.set(name, {
         id: name, layer: entry?.layer || layer, name: entry?.name || short, entry, published,
-        project: published?.project || entry?.project || "",
+        // the project whose files describe it, which for raw tables is one that reads them
+        project: entry?.project || published?.project || "",
       });
       for (const parent of entry?.upstream || []) {
         if (!used.has(parent)) used.set(parent, []);

@@ -149,6 +149,11 @@
     const isSame = known.release === asked;
     const got = await load("state", { release: asked }, isSame ? known.etag : null);
     if (asked !== release()) return;
+    // nothing has been published yet, or this release is no longer known; the server does answer
+    if (got.status === 404) {
+      failures = 0;
+      return;
+    }
     if ("status" in got) {
       failures += 1;
       if (failures === 2) send({ type: "state", status: got.status, error: got.error });
