@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import html
+import json
 import re
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
@@ -18,7 +20,7 @@ from busco.embedded import airflow
 from busco.embedded.airflow_api import AirflowApi, logged_in
 from busco.embedded.postgres import Postgres
 from busco.settings import get_settings
-from tests.airflow.driver import DAG, Driver
+from tests.airflow.driver import DAG, ROOT, Driver
 
 PATHS = ("health", "login/", "api/v1/dags", "static/pin_32.png", "cosmos/dbt_docs", "no-such-page")
 OTHER = "operations"  # a DAG that builds no dbt project
@@ -165,6 +167,110 @@ def test_a_user_of_another_dag_cannot_read_the_docs_of_any_project(
         assert "dbt_docs_page" not in page.text
     # a user who can read the project's DAG gets the link
     assert f"dag_id={DAG}&amp;project=busco" in browsers("watcher").get(f"{url}/busco/docs").text
+
+
+# -- the site ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_site_s_data_comes_with_a_login_and_its_pages_contain_none(
+    url: str, browsers: Callable[[str], requests.Session]
+) -> None:
+    browser = browsers("watcher")
+    for path in ("catalog/", "catalog/gold/fct", "catalog/releases?release=x"):
+        shell, frame = browser.get(f"{url}/{path}", timeout=60), browser.get(f"{url}/catalog/_frame", timeout=60)
+        assert (shell.status_code, frame.status_code) == (200, 200)
+        assert "gold.fct" not in shell.text + frame.text
+        policy = frame.headers["Content-Security-Policy"]
+        sandbox, *rules = [rule.strip() for rule in policy.split(";")]
+        assert sandbox.split()[0] == "sandbox"
+        assert not {"allow-same-origin", "allow-forms", "allow-top-navigation"} & set(sandbox.split())
+        assert {"default-src 'none'", "connect-src 'none'"} <= set(rules)
+        assert "unsafe" not in policy + shell.headers["Content-Security-Policy"]
+    state = browser.get(f"{url}/catalog/_data/state", timeout=60).json()
+    assert state["tables"]["gold.fct"]["rows"] > 0
+    about = state["projects"]["busco"]
+    assert about["has_site"]
+    assert f"dag_id={DAG}" in about["dbt_docs"]
+    task = browser.get(f"{url}{about['tasks']['gold.fct']}", timeout=60)
+    assert task.status_code == 200
+    assert "models.fct" in about["tasks"]["gold.fct"]
+    index = browser.get(f"{url}/catalog/_data/site?project=busco", timeout=60).json()
+    assert index["tables"]["gold.fct"]["tests"]
+    table = browser.get(f"{url}/catalog/_data/table?project=busco&table=gold.fct", timeout=60).json()
+    assert table["version"] == state["tables"]["gold.fct"]["version"]
+    assert browser.get(f"{url}/catalog/_data/history", timeout=60).json()["releases"][0]["release"] == state["release"]
+    assert browser.get(f"{url}/catalog/catalog.json", timeout=60).json()["tables"].keys() == state["tables"].keys()
+
+
+def test_a_link_to_a_column_leads_through_the_login_to_that_column(url: str) -> None:
+    done = subprocess.run(
+        [ROOT / ".venv-dbt/bin/python", "-m", "tests.airflow.site_in_a_browser", url, "watcher", "watcher"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    if "Chromium is not installed" in done.stderr:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown.pop("docs").startswith(f"{url}/busco/dbt_docs_page?")
+    assert shown == {
+        "landed": f"{url}/catalog/gold/fct#amount", "found": f"{url}/catalog/silver/orders",
+        "title": "silver.orders · Data catalog", "menu": "/catalog/", "problems": [],
+    }  # fmt: skip
+
+
+def test_a_look_for_a_new_state_costs_nothing_until_there_is_one(
+    url: str, browsers: Callable[[str], requests.Session], driver: Driver
+) -> None:
+    address = f"{url}/catalog/_data/state"
+    first = browsers("watcher").get(address, timeout=60)
+    etag = first.headers["ETag"]
+    again = browsers("watcher").get(address, headers={"If-None-Match": etag}, timeout=60)
+    assert (again.status_code, again.content) == (304, b"")
+    other = browsers("other").get(address, headers={"If-None-Match": etag}, timeout=60)
+    assert other.status_code == 200, "somebody else's state is another one"
+    live = driver.live()
+    assert live is not None
+    driver.busco("release", "rollback", live.release, "--reason", "the site shows it")
+    try:
+        changed = browsers("watcher").get(address, headers={"If-None-Match": etag}, timeout=60)
+        assert (changed.status_code, changed.json()["hold"]["reason"]) == (200, "the site shows it")
+    finally:
+        driver.busco("release", "resume")
+
+
+def test_the_site_has_nothing_for_a_user_of_another_dag(url: str, browsers: Callable[[str], requests.Session]) -> None:
+    browser = browsers("other")
+    assert browser.get(f"{url}/catalog/gold/fct", timeout=60).status_code == 200, "the shell is the same for all"
+    for path in ("state", "history"):
+        answer = browser.get(f"{url}/catalog/_data/{path}", timeout=60)
+        assert answer.status_code == 200
+        assert "gold.fct" not in answer.text, path
+    assert browser.get(f"{url}/catalog/_data/state", timeout=60).json()["tables"] == {}
+    assert browser.get(f"{url}/catalog/catalog.json", timeout=60).json()["tables"] == {}
+    for path in ("site?project=busco", "table?project=busco&table=gold.fct", "site?project=", "nothing"):
+        answer = browser.get(f"{url}/catalog/_data/{path}", timeout=60)
+        assert answer.status_code == 404, path
+        assert "columns" not in answer.text, path
+
+
+def test_addresses_below_docs_lead_to_the_site(url: str) -> None:
+    for path, target in (
+        ("docs", "/catalog/"), ("docs/", "/catalog/"), ("docs/gold/fct?release=x", "/catalog/gold/fct?release=x"),
+        ("docs//example.com", "/catalog//example.com"), ("docs/a%0d%0ab", "/catalog/a%0D%0Ab"),
+    ):  # fmt: skip
+        answer = get(url, path)
+        assert (answer.status_code, answer.headers["Location"]) == (302, target), path
+
+
+def test_a_visitor_is_led_to_the_login_and_gets_nothing_of_the_site(url: str) -> None:
+    for path in ("catalog/", "catalog/gold/fct"):
+        answer = get(url, path)
+        assert answer.status_code == 401
+        assert "/login/?next=" in answer.text
+        assert "unsafe" not in answer.headers["Content-Security-Policy"]
+    for path in ("catalog/_frame", "catalog/_data/state", "catalog/_data/site?project=busco", "catalog/catalog.json"):
+        answer = get(url, path)
+        assert (answer.status_code, "/login/" in answer.headers["Location"]) == (302, True), path
 
 
 # -- text that no database accepts ------------------------------------------------------------------------------------

@@ -79,10 +79,14 @@ def test_the_known_password_does_not_log_in(stack: Production) -> None:
 
 
 def test_the_docs_need_airflow_s_login(stack: Production) -> None:
-    answer = stack.get("/docs/")
-    assert answer.status == 302
-    assert "/login/" in answer.headers["location"]
-    assert stack.get("/docs").headers["location"] == f"https://{DOMAIN}/docs/"
+    for path in ("/catalog/", "/catalog/gold/fct_orders"):
+        answer = stack.get(path)
+        assert answer.status == 401
+        assert "/login/" in answer.body
+        assert "fct_orders" not in answer.body.replace("%2Fcatalog%2Fgold%2Ffct_orders", "")
+    for path in ("/docs/", "/catalog/_frame", "/catalog/_data/state", "/catalog/catalog.json"):
+        assert stack.get(path).status == 302, path
+    assert stack.get("/docs").headers["location"] in ("/catalog/", f"https://{DOMAIN}/catalog/")
 
 
 def test_logins_are_limited(stack: Production) -> None:

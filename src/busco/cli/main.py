@@ -33,6 +33,7 @@ VERBS: dict[str, tuple[str, Side | None, str]] = {
     "dbt": ("data", "dbt", "run dbt on the lake: build, parse, ls, docs, …"),
     "query": ("data", "dbt", "query the lake with Athena or DuckDB"),
     "export": ("export", "dbt", "export a release for other tools: duckdb"),
+    "docs": ("docs", "dbt", "read the pages about the tables: open, catalog"),
     "events": ("events", "airflow", "process new objects in the landing bucket: status, pause, resume, reconcile, …"),
     "metrics": ("metrics", "airflow", "measure the platform for CloudWatch: serve, show"),
     "run": ("runs", None, "show the runs in the lake, and what happened in one: list, show"),

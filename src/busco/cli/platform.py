@@ -7,7 +7,6 @@ import click
 from busco.embedded import airflow, aws
 from busco.embedded.demo import run_demo, start_lakehouse
 from busco.environments import hand_over
-from busco.orchestration.access import KNOWN_PASSWORDS, development_admin
 from busco.output import echo, say
 from busco.settings import Settings, get_settings
 
@@ -39,13 +38,12 @@ def airflow_status() -> None:
 @click.command("ui")
 def ui_command() -> None:
     """Start whatever isn't running, and print the URLs."""
-    from busco.embedded.demo import start_platform
+    from busco.embedded.demo import shown_login, start_platform
 
     settings = get_settings()
     url = start_platform(settings, say, lake=None)
-    name, password = development_admin()
-    shown = password if password in KNOWN_PASSWORDS else "see AIRFLOW_ADMIN_PASSWORD"
-    echo(f"Airflow   {url}   ({name} / {shown})")
+    echo(f"Airflow   {url}   ({shown_login()})")
+    echo(f"catalog   {url}/catalog/   (the same login)")
     echo(f'local AWS {dict(aws.status(get_settings())).get("endpoint", "")}   eval "$(.venv/bin/busco aws env)"')
 
 

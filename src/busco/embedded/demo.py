@@ -25,6 +25,7 @@ from busco.errors import BuscoError
 from busco.events import pending
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
+from busco.orchestration.access import KNOWN_PASSWORDS, development_admin
 from busco.output import console
 from busco.project import Project
 from busco.settings import Settings, get_settings
@@ -122,8 +123,15 @@ def run_demo(settings: Settings, data: str | None, orders: int, say: Say) -> int
     command(settings, "query", QUESTION, to_stdout=True)
     clock.step("query")
     clock.total()
+    say(f"the tables and their columns: {url}/catalog/   ({shown_login()})")
     say("explore: make ui   |   stop everything: make down")
     return 0
+
+
+def shown_login() -> str:
+    """Returns the admin's name and password to be printed; a password that only the user knows is not printed."""
+    name, password = development_admin()
+    return f"{name} / {password if password in KNOWN_PASSWORDS else 'see AIRFLOW_ADMIN_PASSWORD'}"
 
 
 def started_run(settings: Settings, api: Any, before: Collection[str]) -> str | None:

@@ -10,6 +10,7 @@ from busco.settings import get_settings
 
 ON_CALL = "OnCall"
 EVENTS_MENU = "New objects"
+SITE_MENU = "Data catalog"
 # The permissions that OnCall has in addition to those of the stock Viewer role: to pause and trigger DAGs, to clear
 # tasks, to mark tasks and runs as success or failed, and to see the page about new objects in the menu. In Airflow
 # 2.10.5, `airflow/www/auth.py` and `api_connexion/security.py` show which permissions each method requires. OnCall can
@@ -21,6 +22,7 @@ ON_CALL_MAY = frozenset(
         ("can_edit", "DAG Runs"),
         ("can_edit", "Task Instances"),
         ("menu_access", EVENTS_MENU),
+        ("menu_access", SITE_MENU),
     }
 )
 # the default password of a development platform, and those that an attacker would try first
@@ -103,7 +105,7 @@ def set_up(username: str, password: str, email: str = "admin@example.com") -> No
 
 
 def keep_roles(manager: Any) -> None:
-    """Resets the stock roles to Airflow's definitions, and creates or resets OnCall.
+    """Resets the stock roles to Airflow's definitions and the menu item of the site, and creates or resets OnCall.
 
     OnCall can view everything that a Viewer can. It can also pause and trigger all DAGs, including `operations`, clear
     their tasks, and mark tasks and runs as success or failed. Any other permission of the role is removed, except
@@ -113,6 +115,10 @@ def keep_roles(manager: Any) -> None:
         manager: Flask-AppBuilder's security manager.
     """
     manager.sync_roles()
+    # everybody who can read a DAG can read the site about its tables
+    site = manager.create_permission("menu_access", SITE_MENU)
+    for name in ("Viewer", "User", "Op"):
+        manager.add_permission_to_role(manager.find_role(name), site)
     wanted = {*ON_CALL_MAY, *manager.VIEWER_PERMISSIONS}
     role = manager.find_role(ON_CALL) or manager.add_role(ON_CALL)
     for action, resource in sorted(wanted):

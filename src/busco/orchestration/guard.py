@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import re2
 from airflow.configuration import conf
@@ -149,7 +149,7 @@ def protect(app: Flask) -> None:
 
     Other sites can't embed the webserver's pages in a frame, which prevents clickjacking. Requests for Cosmos's own
     docs pages are redirected to the platform's docs page, because Cosmos would serve its pages to every user and from
-    Airflow's origin.
+    Airflow's origin. Addresses below `/docs/` lead to the site: Airflow registers a view for its developers there.
     """
     hosts, url = allowed_hosts(conf.get("webserver", "base_url")), get_settings().airflow_url
 
@@ -175,6 +175,9 @@ def protect(app: Flask) -> None:
             return _refusal(400, "Bad Request", wrong)
         if request.path == "/cosmos" or request.path.startswith("/cosmos/"):
             return redirect(url_for("TaskPages.docs"))
+        if request.path == "/docs" or request.path.startswith("/docs/"):
+            query = f"?{request.query_string.decode()}" if request.query_string else ""
+            return redirect(f"{url_for('DocsSite.start')}{quote(request.path[len('/docs/') :])}{query}")
         return None
 
     @app.after_request

@@ -19,8 +19,9 @@ from flask import Response, abort, redirect, request, url_for
 from flask_appbuilder import expose
 
 from busco.errors import BuscoError
-from busco.orchestration.access import EVENTS_MENU
+from busco.orchestration.access import EVENTS_MENU, SITE_MENU
 from busco.orchestration.links import AthenaTable, DbtDocs, EcsTaskLink, LogStream
+from busco.orchestration.site import DocsSite, projects_of, readable_projects
 from busco.settings import Settings, get_settings, require_lake
 
 # dbt docs contain anything that a project's authors wrote, including scripts, so they run in a sandbox without cookies.
@@ -83,16 +84,12 @@ class TaskPages(AirflowBaseView):
         """Lists the docs of the projects whose DAGs the user can read; if there is only one project, shows its docs."""
         from busco.orchestration import pages
 
-        manager = get_auth_manager()
-        found: dict[str, str] = {}
-        for dag_id in sorted(manager.get_permitted_dag_ids(methods=["GET"], user=manager.get_user())):
-            if manager.is_authorized_dag(
-                method="GET", access_entity=DagAccessEntity.TASK_INSTANCE, details=DagDetails(id=dag_id)
-            ):
-                for project in _projects(get_airflow_app().dag_bag.get_dag(dag_id)):
-                    found.setdefault(project, url_for("TaskPages.dbt_docs_page", dag_id=dag_id, project=project))
+        found = {
+            project: url_for("TaskPages.dbt_docs_page", dag_id=dag_id, project=project)
+            for project, dag_id in readable_projects().items()
+        }
         described = pages.described_projects(require_lake(get_settings()))
-        shown = {project: page for project, page in sorted(found.items()) if project in described}
+        shown = {project: page for project, page in found.items() if project in described}
         return self.render_template("busco_docs.html", projects=shown)  # type: ignore[no-untyped-call]
 
     @expose("/dbt_docs_page")  # type: ignore[untyped-decorator]
@@ -101,7 +98,7 @@ class TaskPages(AirflowBaseView):
         from busco.orchestration import pages
 
         project = request.args.get("project", "")
-        if project not in _projects(get_airflow_app().dag_bag.get_dag(request.args.get("dag_id", ""))):
+        if project not in projects_of(get_airflow_app().dag_bag.get_dag(request.args.get("dag_id", ""))):
             abort(404)
         html = pages.docs_html(require_lake(get_settings()), project)
         if html is None:
@@ -180,16 +177,13 @@ class TaskPages(AirflowBaseView):
         return self.render_template("busco_task.html", page=answer, title=answer.title)  # type: ignore[no-untyped-call]
 
 
-def _projects(dag: Any) -> set[str]:
-    """Returns the dbt projects whose graphs a DAG contains, as stated by the DAG itself, not by the request."""
-    links = (link for task in (dag.tasks if dag is not None else ()) for link in task.operator_extra_links)
-    return {link.project for link in links if isinstance(link, DbtDocs) and link.project}
-
-
 class BuscoPlugin(AirflowPlugin):
     """Registers the pages, and the link classes that the webserver restores from serialized DAGs."""
 
     name = "busco"
-    appbuilder_views = [{"view": TaskPages()}]  # noqa: RUF012 (Airflow's convention)
-    appbuilder_menu_items = [{"name": EVENTS_MENU, "category": "Browse", "href": "/busco/events"}]  # noqa: RUF012
+    appbuilder_views = [{"view": TaskPages()}, {"view": DocsSite()}]  # noqa: RUF012 (Airflow's convention)
+    appbuilder_menu_items = [  # noqa: RUF012
+        {"name": EVENTS_MENU, "category": "Browse", "href": "/busco/events"},
+        {"name": SITE_MENU, "href": "/catalog/"},
+    ]
     operator_extra_links = [LogStream(), EcsTaskLink(), AthenaTable(), DbtDocs()]  # noqa: RUF012

@@ -33,7 +33,7 @@ def gather(site: Site, release: str, progress: Callable[[int], None] = lambda _:
     tables: dict[str, dict[str, Any]] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         for project, index in indexes.items():
-            found = pool.map(lambda table, project=project: (table, read(project, table)), index["tables"])  # type: ignore[misc]
+            found = pool.map(lambda table, project=project: (table, read(project, table)), index["tables"])
             tables[project] = {table: content for table, content in found if content is not None}
     return {"state": site.state(release), "history": site.history(), "sites": indexes, "tables": tables}
 
