@@ -235,3 +235,20 @@ def test_everything_for_a_page_without_a_server_is_gathered(published: Platform)
     assert sorted(data["tables"]["busco"]) == [BRONZE, GOLD, SILVER]
     assert data["sites"]["busco"]["title"] == "busco"
     assert data["state"]["release"] == data["history"]["releases"][0]["release"]
+
+
+def test_the_pages_are_written_to_a_file_that_shows_one_release(published: Platform) -> None:
+    file = published.home / "pages.html"
+    printed = published.busco("docs", "open", SILVER, "--file", str(file))
+    release = published.live().release
+    assert f"release {release}, 3 tables" in printed
+    page = file.read_text()
+    assert release in page
+    assert "connect-src" in page, "its policy is in the file"
+    assert "Canary" not in page
+    before = page
+    refused = published.busco("docs", "open", "gold.nothing", "--file", str(file), status=1)
+    assert f"release {release} has no table gold.nothing" in refused
+    assert "is not a table's name" in published.busco("docs", "open", "orders", "--file", str(file), status=1)
+    assert "can't be written" in published.busco("docs", "open", "--file", "/proc/pages.html", status=1)
+    assert file.read_text() == before
