@@ -17,6 +17,7 @@ from tests.chromium import chromium, steady
 
 def main(url: str, user: str, password: str) -> None:
     """Follows a link to a column, through the login, and looks around."""
+    expect.set_options(timeout=30_000)
     problems: list[str] = []
     with chromium() as browser:
         page = steady(browser.new_page())

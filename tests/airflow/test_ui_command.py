@@ -33,5 +33,5 @@ def test_each_address_is_printed_once(tmp_path: Path, monkeypatch: pytest.Monkey
         printed = CliRunner().invoke(ui_command).output
     finally:
         get_settings.cache_clear()
-    assert printed.count(AIRFLOW) == printed.count(AWS) == 1, printed
-    assert [line.split()[0] for line in printed.splitlines() if "http" in line] == ["Airflow", "local"]
+    assert printed.count(f"{AIRFLOW} ") == printed.count(f"{AIRFLOW}/catalog/ ") == printed.count(AWS) == 1, printed
+    assert [line.split()[0] for line in printed.splitlines() if "http" in line] == ["Airflow", "catalog", "local"]

@@ -19,6 +19,9 @@ import requests
 from busco.embedded import airflow
 from busco.embedded.airflow_api import AirflowApi, logged_in
 from busco.embedded.postgres import Postgres
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.records import DOCS_NODE
+from busco.lake.runs import open_run
 from busco.settings import get_settings
 from tests.airflow.driver import DAG, ROOT, Driver
 
@@ -172,8 +175,16 @@ def test_a_user_of_another_dag_cannot_read_the_docs_of_any_project(
 # -- the site ---------------------------------------------------------------------------------------------------------
 
 
+def docs_log(driver: Driver) -> str:
+    """Returns what the runner of the live release's docs reported, which says why there are no pages."""
+    live = driver.live()
+    assert live is not None
+    run = open_run(driver.store, EnvironmentLayout("prod"), live.run)
+    return "\n".join([live.docs, *(run.log(DOCS_NODE, one.number) for one in run.runners())])
+
+
 def test_the_site_s_data_comes_with_a_login_and_its_pages_contain_none(
-    url: str, browsers: Callable[[str], requests.Session]
+    url: str, browsers: Callable[[str], requests.Session], driver: Driver
 ) -> None:
     browser = browsers("watcher")
     for path in ("catalog/", "catalog/gold/fct", "catalog/releases?release=x"):
@@ -189,7 +200,7 @@ def test_the_site_s_data_comes_with_a_login_and_its_pages_contain_none(
     state = browser.get(f"{url}/catalog/_data/state", timeout=60).json()
     assert state["tables"]["gold.fct"]["rows"] > 0
     about = state["projects"]["busco"]
-    assert about["has_site"]
+    assert about["has_site"], docs_log(driver)
     assert f"dag_id={DAG}" in about["dbt_docs"]
     task = browser.get(f"{url}{about['tasks']['gold.fct']}", timeout=60)
     assert task.status_code == 200

@@ -120,6 +120,7 @@ ALLOWED = [
         *[("s3:GetObject", key) for key in (*PUBLISHING[:3], *STEERING, DELIVERY, BRONZE, GOLD, f"{METADATA}/1a.avro")],
         *[("s3:PutObject", key) for key in (*WORKING, GOLD, f"{LAKE}/silver/orders/prod-1a/a.parquet")],
         ("s3:PutObject", f"{LAKE}/_lake/env/prod/doctor.json"),
+        ("s3:GetObject", f"{LAKE}/docs/r/1/site.json"),
         ("s3:AbortMultipartUpload", GOLD),
         ("s3:ListBucket", LAKE, {"s3:prefix": "_lake/env/prod/runs/r/"}),
         # S3 checks this permission before it reports that an object doesn't exist

@@ -218,6 +218,19 @@ def test_a_failure_of_the_site_does_not_hold_up_a_release(
     assert SILVER in state["tables"], "its state is known all the same"
 
 
+def test_an_index_that_can_not_be_read_only_makes_the_pages_again(
+    published: Platform, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = of(published).index("busco")
+    assert before is not None
+    published.store.put(f"{published.live().docs}site.json", b"{")
+    assert published.build().good
+    after = of(published).index("busco")
+    assert after is not None
+    assert after["tables"].keys() == before["tables"].keys()
+    assert "pages are made again" in capsys.readouterr().out
+
+
 def test_without_time_a_profile_comes_from_the_statistics(published: Platform) -> None:
     version = published.version(SILVER)
     with connect(published.settings) as connection:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from botocore.exceptions import ClientError
 from markdown_it import MarkdownIt
 
 from busco.lake import engine
@@ -25,6 +26,7 @@ from busco.lake.runs import Run
 from busco.project import Project, meta_of, table_name
 from busco.site.files import FORMAT, INDEX, read_index
 from busco.text import count
+from busco.warehouse.dbt import say
 from busco.warehouse.personal import of_version
 from busco.warehouse.profile import Profiler
 from busco.warehouse.session import Session
@@ -50,7 +52,7 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
     results = run.latest_results()
     base = run.base()
     prefix = base.docs_by_project().get(project.identity, "") if base else ""
-    before = read_index(run.store, prefix) or {"tables": {}}
+    before = _index(run, prefix)
     described = _Described(project, session, manifest, MarkdownIt("js-default", {"html": False}))
     versions = _versions(project, session)
     tables, made = {}, []
@@ -95,6 +97,15 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
     took = time.monotonic() - started
     what = f"{len(made)} made, {from_rows} of them with a profile of their rows"
     return f"pages for {count(len(tables), 'table')} in {took:.1f} s: {what}"
+
+
+def _index(run: Run, prefix: str) -> Mapping[str, Any]:
+    """Returns the base release's index. If it can't be read, all content files are made again."""
+    try:
+        return read_index(run.store, prefix) or {"tables": {}}
+    except (ClientError, ValueError) as error:
+        say(f"warning: all of the site's pages are made again, because {prefix}site.json can't be read: {error}")
+        return {"tables": {}}
 
 
 @dataclass(frozen=True)
