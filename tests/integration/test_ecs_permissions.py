@@ -31,7 +31,7 @@ from busco.ingest.orders import carry_out, report_key
 from busco.lake import pins, releases
 from busco.lake.layout import RunLayout, ingest_order, local_run_key
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Arrival, Ending, IngestOrder, Order, utc_now
+from busco.lake.records import DOCS_NODE, Arrival, Ending, IngestOrder, Order, utc_now
 from busco.lake.runs import open_run
 from busco.projects import all_contracts
 from busco.settings import Settings, get_settings
@@ -155,6 +155,7 @@ def test_each_duty_needs_no_more_than_its_role(checked: Checked) -> None:
         store = publishing(settings)
         run = open_run(store, ENVIRONMENT, key)
         first = releases.publish(run, platform.audit(run), "test", run.docs)
+        assert store.get(f"{run.docs}site.json") is not None, run.log(DOCS_NODE, 1)
         shown = show_glue(settings, store, ENVIRONMENT)
         assert shown is not None
         assert shown.created == ("busco_bronze.orders", "busco_gold.fct", "busco_silver.orders")
@@ -169,6 +170,15 @@ def test_each_duty_needs_no_more_than_its_role(checked: Checked) -> None:
         assert "busco_gold.fct is missing" in in_airflow(checked, "release", "repair", "--check", status=1)
         in_airflow(checked, "release", "repair")
         assert len(client("glue", settings).get_tables(DatabaseName="busco_gold")["TableList"]) == 1
+    with checked.acting_as(checked.airflow):
+        # a run whose base release has pages, which its runner reads
+        second = pins.pin(platform.store, ENVIRONMENT, local_run_key(utc_now()), 1, project.contracts, project.hash)
+    with checked.acting_as(checked.runner) as settings:
+        outcome = work(settings, second.name)
+        assert outcome is not None
+        assert outcome.good
+    with checked.acting_as(checked.airflow):
+        assert platform.store.get(f"{second.docs}site.json") is not None, second.log(DOCS_NODE, 1)
     with checked.acting_as(checked.runner):
         assert platform.duckdb("select count(*) from busco_gold.fct") == [(1,)]
 
