@@ -62,7 +62,7 @@ class MemoryS3:
         if Key not in self.objects:
             raise _error("NoSuchKey", 404)
         body = self.objects[Key]
-        return {"Body": io.BytesIO(body), "ETag": _etag(body)}
+        return {"Body": io.BytesIO(body), "ETag": _etag(body), "ContentLength": len(body)}
 
     def head_object(self, Bucket: str, Key: str) -> dict[str, Any]:
         self._called()

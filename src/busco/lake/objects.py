@@ -97,8 +97,8 @@ class ObjectStore:
             raise
         return True
 
-    def get(self, key: str) -> Stored | None:
-        """Returns the object, or None if it does not exist."""
+    def get(self, key: str, most: int | None = None) -> Stored | None:
+        """Returns the object, or None if it does not exist, or if it has more than `most` bytes."""
         try:
             answer = self.client.get_object(Bucket=self.bucket, Key=key)
         except ClientError as error:
@@ -107,6 +107,9 @@ class ObjectStore:
             if _code(error) == "NoSuchBucket":
                 raise BuscoError(f"the bucket {self.bucket} does not exist", "deploy deploy/aws/lake.yaml") from error
             raise
+        if most is not None and answer["ContentLength"] > most:
+            answer["Body"].close()
+            return None
         return Stored(answer["Body"].read(), answer["ETag"])
 
     def read(self, key: str, model: type[Record]) -> Record | None:

@@ -16,7 +16,7 @@ from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Current, Published, Release
 from busco.lake.releases import missing_pointer
-from busco.site.files import FORMAT, read_index
+from busco.site.files import FORMAT, read_content, read_index
 
 # The newest releases that the history has.
 HISTORY = 50
@@ -123,8 +123,7 @@ class Site:
         """Returns the content file of a project's table in a release, as JSON; None if there is none."""
         index = self.index(project, release_id)
         entry = index["tables"].get(table) if index is not None else None
-        stored = self.store.get(entry["content"]["key"]) if entry is not None else None
-        return stored.body if stored is not None else None
+        return read_content(self.store, entry["content"]["key"], project, table) if entry is not None else None
 
     def catalog(self, release_id: str = "") -> dict[str, Any] | None:
         """Returns a release's tables, columns and states in one document, for tools (docs/catalog.md)."""
@@ -168,7 +167,7 @@ class Site:
         return {
             table: one
             for table, one in sorted(release.tables.items())
-            if one.project in self.projects or table in described
+            if one.project in self.projects or (table.startswith("bronze.") and table in described)
         }
 
     def _since(self, published: Published) -> Release | None:
@@ -214,7 +213,10 @@ def _release_at(key: _Key) -> Release:
 
 @functools.lru_cache(maxsize=32)
 def _index_at(key: _Key) -> dict[str, Any]:
-    index = read_index(key.store, key.key)
+    try:
+        index = read_index(key.store, key.key)
+    except ValueError:
+        index = None
     if index is None:
         raise _Missing
     return index

@@ -241,6 +241,7 @@ class _Described:
             sql = {"path": node["original_file_path"], "source": node["raw_code"], "compiled": compiled}
         return {
             "format": FORMAT,
+            "project": project.identity,
             "table": version.table,
             "description_html": self._html(node.get("description")),
             "grain": list(grain),

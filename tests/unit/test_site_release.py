@@ -1,0 +1,130 @@
+"""The site's data about releases: what it shows to whom, and how it reads files that a runner has written."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from busco.lake import releases
+from busco.lake.objects import ObjectStore
+from busco.site import files
+from busco.site.release import Site
+from tests.unit.lake import ENVIRONMENT, Lake, others
+
+KEY = "docs/run1/1/tables/gold.g.1.0f.json"
+
+
+@pytest.fixture
+def lake() -> Lake:
+    made = Lake()
+    # caches are per bucket
+    made.store = ObjectStore(made.s3, f"lake-{id(made)}")
+    return made
+
+
+def site(lake: Lake, *projects: str) -> Site:
+    return Site(lake.store, ENVIRONMENT, frozenset(projects or ("busco",)))
+
+
+def entry(table: str, key: str = KEY) -> dict[str, Any]:
+    layer, name = table.split(".")
+    return {
+        "layer": layer, "name": name, "kind": "model", "unique_id": f"model.busco.{name}", "summary": "", "tags": [],
+        "owner": "", "group": None, "columns": [["a", ""]], "upstream": [], "loaded_at": None, "warn_after": None,
+        "error_after": None, "tests": [], "content": {"version": "1", "hash": "0f", "key": key},
+    }  # fmt: skip
+
+
+def write_index(lake: Lake, *tables: str, key: str = KEY, **changes: Any) -> None:
+    """Writes the index of the live release's docs."""
+    index = {
+        "format": 1, "project": "busco", "title": "busco", "run": "r", "epoch": 1,
+        "tables": {table: entry(table, key) for table in tables}, "exposures": [], "pages": [], "groups": [],
+    }  # fmt: skip
+    lake.store.put(f"{lake.live().docs}site.json", json.dumps({**index, **changes}).encode())
+
+
+def write(lake: Lake, key: str, **content: Any) -> None:
+    lake.store.put(key, json.dumps(content).encode())
+
+
+def test_a_content_file_is_read_if_it_is_the_table_s(lake: Lake) -> None:
+    lake.published()
+    write_index(lake, "gold.g")
+    write(lake, KEY, project="busco", table="gold.g")
+    assert site(lake).content("busco", "gold.g") is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("_lake/quarantine/bronze.b/a/1.json", {"project": "busco", "table": "gold.g"}),
+        ("docs/run1/1/manifest.json", {"project": "busco", "table": "gold.g"}),
+        ("docs/run1/1/tables/../manifest.json", {"project": "busco", "table": "gold.g"}),
+        ("docs/run9/1/tables/gold.g.1.0f.json", {"project": "other", "table": "gold.g"}),
+        ("docs/run1/1/tables/gold.h.1.0f.json", {"project": "busco", "table": "gold.h"}),
+    ],
+)
+def test_an_index_leads_to_no_other_object(lake: Lake, key: str, content: dict[str, str]) -> None:
+    lake.published()
+    write_index(lake, "gold.g", key=key)
+    write(lake, key, **content)
+    assert site(lake).content("busco", "gold.g") is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tables": []},
+        {"tables": {"gold.g": {}}},
+        {"tables": {"gold.g": entry("gold.g") | {"columns": 5}}},
+        {"tables": {"gold.g": entry("gold.g") | {"content": "docs/a"}}},
+        {"exposures": {"a": 1}},
+        {"title": None},
+    ],
+)
+def test_an_index_with_other_types_is_as_good_as_none(lake: Lake, changes: dict[str, Any]) -> None:
+    lake.published()
+    write_index(lake, "gold.g", **changes)
+    state = site(lake).state()
+    assert state is not None
+    assert state["projects"]["busco"]["has_site"] is False
+    assert "gold.g" in state["tables"]
+    assert site(lake).index("busco") is None
+    assert site(lake).content("busco", "gold.g") is None
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b"null"])
+def test_a_damaged_index_is_as_good_as_none(lake: Lake, body: bytes) -> None:
+    lake.published()
+    lake.store.put(f"{lake.live().docs}site.json", body)
+    assert site(lake).index("busco") is None
+    assert site(lake).state() is not None
+
+
+def test_a_file_that_is_too_large_is_not_read(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake.published()
+    write_index(lake, "gold.g")
+    write(lake, KEY, project="busco", table="gold.g")
+    monkeypatch.setattr(files, "_MOST_OF_CONTENT", 10)
+    assert site(lake).content("busco", "gold.g") is None
+    monkeypatch.setattr(files, "_MOST_OF_INDEX", 10)
+    assert files.read_index(lake.store, lake.live().docs) is None
+
+
+def test_an_index_shows_no_tables_of_other_projects_but_raw_ones(lake: Lake) -> None:
+    lake.published()
+    run, audit = others(lake)
+    releases.publish(run, audit, "me", run.docs)
+    busco = lake.live().docs_by_project()["busco"]
+    index = {
+        "format": 1, "project": "busco", "title": "busco", "exposures": [], "pages": [], "groups": [],
+        "tables": {table: entry(table) for table in ("gold.g", "gold.o", "bronze.b")},
+    }  # fmt: skip
+    lake.store.put(f"{busco}site.json", json.dumps(index).encode())
+    state = site(lake).state()
+    assert state is not None
+    assert "gold.o" not in state["tables"]
+    assert {"gold.g", "bronze.b"} <= {*state["tables"]}
