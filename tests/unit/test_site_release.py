@@ -128,3 +128,35 @@ def test_an_index_shows_no_tables_of_other_projects_but_raw_ones(lake: Lake) -> 
     assert state is not None
     assert "gold.o" not in state["tables"]
     assert {"gold.g", "bronze.b"} <= {*state["tables"]}
+
+
+def test_an_unknown_release_takes_few_requests(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(10):
+        lake.published(keep=True)
+    asked: list[str] = []
+    get = lake.s3.get_object
+    monkeypatch.setattr(lake.s3, "get_object", lambda **given: asked.append(given["Key"]) or get(**given))
+    for unknown in ("nothing-of-that-name", "r20200101T000000-0f3c0f3c", "../current"):
+        assert site(lake).state(unknown) is None
+    assert len(asked) <= 6
+
+
+def test_only_releases_that_were_live_are_shown(lake: Lake) -> None:
+    for _ in range(3):
+        lake.published(keep=True)
+    # its publisher was killed before it went live
+    left = lake.live().model_copy(update={"release": f"{lake.live().release}-left"})
+    lake.store.create(ENVIRONMENT.release(left.release), left)
+    assert site(lake).state(left.release) is None
+    for release in releases.history(lake.store, ENVIRONMENT):
+        shown = site(lake).state(release.release)
+        assert shown is not None
+        assert shown["release"] == release.release
+
+
+def test_the_caches_are_small_enough_for_large_lakes() -> None:
+    """A release with 1,000 tables takes about 3 MB, and an index with 300,000 columns about 150 MB."""
+    from busco.site import release
+
+    assert release._release_at.cache_info().maxsize <= 64
+    assert release._index_at.cache_info().maxsize <= 4

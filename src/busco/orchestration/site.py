@@ -182,8 +182,7 @@ def _with_links(
         dag_id = readable[project]
         about["dbt_docs"] = url_for("TaskPages.dbt_docs_page", dag_id=dag_id, project=project)
         about["dag"] = url_for("Airflow.grid", dag_id=dag_id)
-        index = site.index(project, release)
-        tables = {one["unique_id"]: table for table, one in (index or {"tables": {}})["tables"].items()}
+        tables = site.tables_of(project, release)
         runs = _dag_runs(dag_id)
         about["tasks"] = {}
         for task_id, link in _docs_links(get_airflow_app().dag_bag.get_dag(dag_id)).items():

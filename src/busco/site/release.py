@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from busco.lake.layout import EnvironmentLayout
@@ -21,6 +24,9 @@ from busco.site.files import FORMAT, read_content, read_index
 # The newest releases that the history has.
 HISTORY = 50
 _THREADS = 16
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+# The clocks of two machines that publish can differ by this much.
+_SKEW = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Site:
                     "version": one.version,
                     "rows": one.rows,
                     "bytes": one.bytes,
-                    "published_at": then.created_at.isoformat() if then is not None else None,
+                    "published_at": then.published_at if then is not None else None,
                     "run": then.run if then is not None else None,
                     "project": one.project,
                     **({"stale": list(shown.stale[table])} if table in shown.stale else {}),
@@ -82,7 +88,7 @@ class Site:
                 for (table, one), then in zip(tables.items(), since, strict=True)
             },
             "projects": {
-                project: {"title": shown.names.get(project, project), "has_site": self._index(prefix) is not None}
+                project: {"title": shown.names.get(project, project), "has_site": self._brief(prefix) is not None}
                 for project, prefix in shown.docs_by_project().items()
                 if project in self.projects
             },
@@ -113,17 +119,21 @@ class Site:
 
     def index(self, project: str, release_id: str = "") -> dict[str, Any] | None:
         """Returns a project's index in a release; None if there is none, or it may not be read."""
-        if project not in self.projects:
-            return None
-        current = self._current()
-        shown = self._shown(current, release_id) if current is not None else None
-        return self._index(shown.docs_by_project().get(project, "")) if shown is not None else None
+        prefix = self._docs(project, release_id)
+        with contextlib.suppress(_Missing):
+            return _index_at(_Key(self.store, prefix))
+        return None
 
     def content(self, project: str, table: str, release_id: str = "") -> bytes | None:
         """Returns the content file of a project's table in a release, as JSON; None if there is none."""
-        index = self.index(project, release_id)
-        entry = index["tables"].get(table) if index is not None else None
-        return read_content(self.store, entry["content"]["key"], project, table) if entry is not None else None
+        brief = self._brief(self._docs(project, release_id))
+        described = brief.get(table) if brief is not None else None
+        return read_content(self.store, described.key, project, table) if described is not None else None
+
+    def tables_of(self, project: str, release_id: str = "") -> dict[str, str]:
+        """Returns the tables that a project's index in a release has, by the unique ids of their nodes."""
+        brief = self._brief(self._docs(project, release_id)) or {}
+        return {one.unique_id: table for table, one in brief.items()}
 
     def catalog(self, release_id: str = "") -> dict[str, Any] | None:
         """Returns a release's tables, columns and states in one document, for tools (docs/catalog.md)."""
@@ -153,35 +163,46 @@ class Site:
             raise missing_pointer(self.store, self.environment)
         if release_id in ("", current.release):
             return live
-        release: Release | None = live
-        while release is not None and release.release != release_id:
-            release = self._release(release.previous) if release.previous else None
+        # the history can have thousands of releases, so it is followed only for a release that exists, and only so far
+        wanted = self._release(release_id) if _RELEASE.fullmatch(release_id) else None
+        release: Release | None = live if wanted is not None else None
+        while release is not None and wanted is not None and release.release != release_id:
+            is_older = release.created_at < wanted.created_at - _SKEW
+            release = self._release(release.previous) if release.previous and not is_older else None
         return release
+
+    def _docs(self, project: str, release_id: str) -> str:
+        """Returns the prefix of a project's docs in a release; '' if there are none, or they may not be read."""
+        current = self._current() if project in self.projects else None
+        shown = self._shown(current, release_id) if current is not None else None
+        return shown.docs_by_project().get(project, "") if shown is not None else ""
 
     def _tables(self, release: Release) -> dict[str, Published]:
         """Returns the tables of a release that may be read."""
         docs = release.docs_by_project()
         described: set[str] = set()
         for project in self.projects & docs.keys():
-            described |= (self._index(docs[project]) or {"tables": {}})["tables"].keys()
+            described |= (self._brief(docs[project]) or {}).keys()
         return {
             table: one
             for table, one in sorted(release.tables.items())
             if one.project in self.projects or (table.startswith("bronze.") and table in described)
         }
 
-    def _since(self, published: Published) -> Release | None:
+    def _since(self, published: Published) -> _Since | None:
         """Returns the release with which a version went live; None if that is not known."""
-        return self._release(published.since) if published.since else None
+        with contextlib.suppress(_Missing):
+            return _since_at(_Key(self.store, self.environment.release(published.since))) if published.since else None
+        return None
 
     def _release(self, release_id: str) -> Release | None:
         with contextlib.suppress(_Missing):
             return _release_at(_Key(self.store, self.environment.release(release_id)))
         return None
 
-    def _index(self, prefix: str) -> dict[str, Any] | None:
+    def _brief(self, prefix: str) -> Mapping[str, _Described] | None:
         with contextlib.suppress(_Missing):
-            return _index_at(_Key(self.store, prefix))
+            return _brief_at(_Key(self.store, prefix))
         return None
 
 
@@ -203,7 +224,25 @@ class _Key:
         return isinstance(other, _Key) and (self.store.bucket, self.key) == (other.store.bucket, other.key)
 
 
-@functools.lru_cache(maxsize=1024)
+@dataclass(frozen=True, slots=True)
+class _Since:
+    published_at: str
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What is needed of a table's entry in an index: the unique id of its node, and the key of its content file."""
+
+    unique_id: str
+    key: str
+
+
+# A release with 1,000 tables takes about 3 MB, and an index with 300,000 columns about 150 MB. So only a few of them
+# are kept in each of the webserver's processes, besides the parts that are needed of many.
+
+
+@functools.lru_cache(maxsize=64)
 def _release_at(key: _Key) -> Release:
     release = key.store.read(key.key, Release)
     if release is None:
@@ -211,7 +250,13 @@ def _release_at(key: _Key) -> Release:
     return release
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=4096)
+def _since_at(key: _Key) -> _Since:
+    release = _release_at(key)
+    return _Since(release.created_at.isoformat(), release.run)
+
+
+@functools.lru_cache(maxsize=4)
 def _index_at(key: _Key) -> dict[str, Any]:
     try:
         index = read_index(key.store, key.key)
@@ -220,6 +265,12 @@ def _index_at(key: _Key) -> dict[str, Any]:
     if index is None:
         raise _Missing
     return index
+
+
+@functools.lru_cache(maxsize=256)
+def _brief_at(key: _Key) -> Mapping[str, _Described]:
+    tables = _index_at(key)["tables"]
+    return {table: _Described(entry["unique_id"], entry["content"]["key"]) for table, entry in tables.items()}
 
 
 def _about(release: Release) -> dict[str, Any]:
