@@ -130,6 +130,16 @@ def test_an_index_shows_no_tables_of_other_projects_but_raw_ones(lake: Lake) -> 
     assert {"gold.g", "bronze.b"} <= {*state["tables"]}
 
 
+def test_a_release_without_pages_changes_nothing_about_raw_tables(lake: Lake) -> None:
+    lake.published()
+    lake.published(keep=True)
+    write_index(lake, "gold.g", "bronze.b")
+    lake.published(keep=True)
+    newest, middle, _ = site(lake).history()["releases"]
+    assert middle["changes"] == {}, "its index is the first with this table, which was there before"
+    assert newest["dropped"] == [], "it has no index, but still the table"
+
+
 def test_an_unknown_release_takes_few_requests(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(10):
         lake.published(keep=True)

@@ -102,6 +102,8 @@ class Site:
         while release is not None and len(found) < limit:
             before = self._release(release.previous) if release.previous else None
             now, then = self._tables(release), self._tables(before) if before else {}
+            # a raw table is listed only if an index has it, so it can be in a release without being listed there
+            old = before.tables if before else {}
             found.append(
                 {
                     **_about(release),
@@ -109,9 +111,9 @@ class Site:
                     "changes": {
                         table: {"version": one.version, "rows": one.rows, "bytes": one.bytes}
                         for table, one in now.items()
-                        if table not in then or then[table].version != one.version
+                        if table not in old or old[table].version != one.version
                     },
-                    "dropped": sorted(set(then) - set(now)),
+                    "dropped": sorted(set(then) - set(release.tables)),
                 }
             )
             release = before
