@@ -52,6 +52,9 @@ class Profile:
 class Profiler:
     """Profiles versions until its time is used up; from then on, it uses only their statistics.
 
+    A version whose rows DuckDB can't read is also described by its statistics only; `failed` has the names of these
+    tables, each with the kind of the error, because its message can contain values.
+
     Args:
         connection: a DuckDB connection with access to the lake. It runs only SQL of this module.
         seconds: the time that all profiles together may take. A query that would exceed it is interrupted.
@@ -60,6 +63,7 @@ class Profiler:
     def __init__(self, connection: duckdb.DuckDBPyConnection, bucket: str, seconds: float) -> None:
         self._connection, self._bucket = connection, bucket
         self._end = time.monotonic() + seconds
+        self.failed: dict[str, str] = {}
 
     def profile(self, version: Version, personal: frozenset[str]) -> Profile:
         """Returns the profile of a version.
@@ -76,6 +80,8 @@ class Profiler:
                 return self._of_rows(version, shown)
             except duckdb.InterruptException:
                 pass
+            except duckdb.Error as error:
+                self.failed[version.table] = type(error).__name__
             finally:
                 timer.cancel()
         return of_statistics(version, shown)
@@ -136,6 +142,9 @@ class Profiler:
         return None if newest is None else datetime.fromtimestamp(newest / 1e6, UTC)
 
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
+        # an interrupt between two queries has no effect
+        if time.monotonic() >= self._end:
+            raise duckdb.InterruptException("the time is used up")
         return self._connection.execute(query).fetchall()
 
 

@@ -96,7 +96,8 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
     run.store.put(f"{run.docs}{INDEX}", _encoded(index))
     took = time.monotonic() - started
     what = f"{len(made)} made, {from_rows} of them with a profile of their rows"
-    return f"pages for {count(len(tables), 'table')} in {took:.1f} s: {what}"
+    failed = "".join(f"\nwarning: {table} has no profile ({kind})" for table, kind in sorted(profiler.failed.items()))
+    return f"pages for {count(len(tables), 'table')} in {took:.1f} s: {what}{failed}"
 
 
 def _index(run: Run, prefix: str) -> Mapping[str, Any]:
