@@ -75,7 +75,7 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
     with engine.connect(session.settings) as connection, ThreadPoolExecutor(_THREADS) as pool:
         profiler, written = Profiler(connection, run.store.bucket, seconds), []
         for content in sorted(made, key=lambda one: one.version.bytes):
-            personal = of_version(project, content.version) | project.pii(content.unique_id)
+            personal = personal_columns(project, content.unique_id, content.version)
             profile = profiler.profile(content.version, personal)
             from_rows += profile.source == "rows"
             body = described.content(content, profile, personal)
@@ -129,6 +129,15 @@ def _versions(project: Project, session: Session) -> dict[str, tuple[str, Versio
         if table and version is not None:
             found[table] = (unique_id, version)
     return dict(sorted(found.items()))
+
+
+def personal_columns(project: Project, unique_id: str, version: Version) -> frozenset[str]:
+    """Returns a version's columns with personal data: those of its record, and those that the YAML marks now.
+
+    The names in the YAML can differ from the version's in case.
+    """
+    marked = {name.lower() for name in of_version(project, version) | project.pii(unique_id)}
+    return frozenset(column.name for column in version.columns if column.name.lower() in marked)
 
 
 class _Described:
@@ -233,7 +242,7 @@ class _Described:
         layer, name = split_table(version.table)
         declared = {name.lower(): column for name, column in node.get("columns", {}).items()}
         grain = self._grain(uid, node)
-        personal = of_version(project, version) | project.pii(uid)
+        personal = personal_columns(project, uid, version)
         group = self._groups.get(node["config"].get("group"))
         meta = {key: str(value) for key, value in sorted(meta_of(node).items()) if key not in _OWN_META}
         sql = None
