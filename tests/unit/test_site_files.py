@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
-from busco.lake.records import Column, Version
+from busco.lake.records import Column, Result, Version
 from busco.warehouse import site
 from tests.unit.test_personal import project
+
+NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
 
 
 def version(**changes: object) -> Version:
@@ -19,3 +23,14 @@ def test_a_column_that_is_marked_after_its_version_was_made_is_personal_in_any_c
     marked = project(marks={written: True})
     assert site.personal_columns(marked, "model.p.people", version(personal=())) == {"Email"}
     assert site.personal_columns(project(), "model.p.people", version(personal=("Email",))) == {"Email"}
+
+
+def test_models_that_are_built_at_the_same_time_count_once() -> None:
+    def result(ended: int, seconds: float) -> Result:
+        finished = NOON + timedelta(seconds=ended)
+        return Result(node="a", runner=1, status="success", seconds=seconds, finished_at=finished)
+
+    assert site._time_of_models([]) == 0
+    assert site._time_of_models([result(100, 100) for _ in range(50)]) == 100
+    assert site._time_of_models([result(100, 100), result(90, 10), result(150, 100)]) == 150
+    assert site._time_of_models([result(100, 100), result(86_400, 100)]) == 200, "a pause does not count"

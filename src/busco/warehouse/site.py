@@ -70,7 +70,7 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
             "loaded_at": known.get("loaded_at") if is_kept else None,
             "content": {"version": version.version, "hash": digest, "key": key},
         }
-    seconds = _SHARE * sum(one.seconds for one in results.values() if one.made and not one.kept)
+    seconds = _SHARE * _time_of_models(one for one in results.values() if one.made and not one.kept)
     from_rows = 0
     with engine.connect(session.settings) as connection, ThreadPoolExecutor(_THREADS) as pool:
         profiler, written = Profiler(connection, run.store.bucket, seconds), []
@@ -98,6 +98,17 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
     what = f"{len(made)} made, {from_rows} of them with a profile of their rows"
     failed = "".join(f"\nwarning: {table} has no profile ({kind})" for table, kind in sorted(profiler.failed.items()))
     return f"pages for {count(len(tables), 'table')} in {took:.1f} s: {what}{failed}"
+
+
+def _time_of_models(results: Iterable[Result]) -> float:
+    """Returns the seconds that the models took. Models that were built at the same time count once."""
+    times = sorted((one.finished_at.timestamp() - one.seconds, one.finished_at.timestamp())
+                   for one in results if one.finished_at is not None)  # fmt: skip
+    total, end = 0.0, 0.0
+    for began, ended in times:
+        total += max(0.0, ended - max(began, end))
+        end = max(end, ended)
+    return total
 
 
 def _index(run: Run, prefix: str) -> Mapping[str, Any]:
