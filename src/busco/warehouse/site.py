@@ -19,8 +19,8 @@ from botocore.exceptions import ClientError
 from markdown_it import MarkdownIt
 
 from busco.lake import engine
-from busco.lake.layout import slug, split_table
-from busco.lake.objects import canonical_json
+from busco.lake.layout import listing, slug, split_table
+from busco.lake.objects import ObjectStore, canonical_json
 from busco.lake.records import Result, Version
 from busco.lake.runs import Run
 from busco.project import Project, meta_of, table_name
@@ -67,7 +67,7 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
             made.append(_Content(key, table, unique_id, version, fixed))
         tables[table] = {
             **described.entry(unique_id, version, results, known.get("tests", ())),
-            "loaded_at": known.get("loaded_at") if is_kept else None,
+            "loaded_at": (known.get("loaded_at") if is_kept else None) or _delivered_at(run.store, version),
             "content": {"version": version.version, "hash": digest, "key": key},
         }
     seconds = _SHARE * _time_of_models(one for one in results.values() if one.made and not one.kept)
@@ -109,6 +109,18 @@ def _time_of_models(results: Iterable[Result]) -> float:
         total += max(0.0, ended - max(began, end))
         end = max(end, ended)
     return total
+
+
+def _delivered_at(store: ObjectStore, version: Version) -> str | None:
+    """Returns when the newest delivery of a bronze version was recorded; None if there is none.
+
+    The rows know the time to the microsecond, but there may be no time to read them.
+    """
+    if not version.deliveries:
+        return None
+    stored = store.modified(listing(version.deliveries[0]))
+    times = [stored[record] for record in version.deliveries if record in stored]
+    return max(times).isoformat() if times else None
 
 
 def _index(run: Run, prefix: str) -> Mapping[str, Any]:
