@@ -255,6 +255,7 @@ def test_the_pages_are_written_to_a_file_that_shows_one_release(published: Platf
     printed = published.busco("docs", "open", SILVER, "--file", str(file))
     release = published.live().release
     assert f"release {release}, 3 tables" in printed
+    assert file.stat().st_mode & 0o777 == 0o600, "it contains rows"
     page = file.read_text()
     assert release in page
     assert "connect-src" in page, "its policy is in the file"

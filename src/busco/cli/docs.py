@@ -54,7 +54,8 @@ def open_command(table: str, release_id: str | None, file: Path | None, no_brows
     settings = lake()[0]
     target = file or settings.state / "docs.html"
     try:
-        replace_file(target.absolute(), page.frame_html(data).encode())
+        # only for its owner, because it contains rows
+        replace_file(target.absolute(), page.frame_html(data).encode(), 0o600)
     except OSError as error:
         raise BuscoError(f"{target} can't be written: {error.strerror}") from error
     address = target.absolute().as_uri()

@@ -450,13 +450,13 @@ def ensure_manifest(settings: Settings) -> Project:
     return project
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Writes a file atomically: readers see either the old or the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
-    Path(scratch).chmod(0o644)
+    Path(scratch).chmod(mode)
     Path(scratch).replace(path)
 
 
