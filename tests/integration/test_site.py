@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -229,6 +230,38 @@ def test_an_index_that_can_not_be_read_only_makes_the_pages_again(
     assert after is not None
     assert after["tables"].keys() == before["tables"].keys()
     assert "pages are made again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index, _: index["tables"][SILVER]["content"].update(key="_lake/env/prod/current.json"),
+        lambda index, _: index["tables"][SILVER]["content"].update(key=index["tables"][GOLD]["content"]["key"]),
+        lambda index, other: index["tables"][SILVER]["content"].update(key=other),
+        lambda index, _: index["tables"][SILVER]["content"].update(key=7),
+        lambda index, _: index["tables"].update({SILVER: []}),
+        lambda index, _: index.update(tables=None),
+        lambda index, _: index.update(format=2),
+    ],
+)
+def test_an_index_that_a_project_s_code_has_changed_leads_to_no_other_object(
+    published: Platform, change: Callable[[dict[str, Any], str], Any]
+) -> None:
+    prefix = published.live().docs
+    index = json.loads(stored(published, f"{prefix}site.json"))
+    # another project's content file about a table with the same name
+    other = f"{prefix}tables/other.json"
+    published.store.put(other, json.dumps({"project": "other", "table": SILVER}).encode())
+    change(index, other)
+    published.store.put(f"{prefix}site.json", json.dumps(index).encode())
+    assert of(published).content("busco", SILVER) is None
+    assert of(published).state() is not None, "the state needs no index"
+
+
+def stored(platform: Platform, key: str) -> bytes:
+    found = platform.store.get(key)
+    assert found is not None, key
+    return found.body
 
 
 def test_without_time_a_profile_comes_from_the_statistics(published: Platform) -> None:
