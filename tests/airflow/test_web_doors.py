@@ -267,7 +267,8 @@ def test_the_site_has_nothing_for_a_user_of_another_dag(url: str, browsers: Call
 def test_addresses_below_docs_lead_to_the_site(url: str) -> None:
     for path, target in (
         ("docs", "/catalog/"), ("docs/", "/catalog/"), ("docs/gold/fct?release=x", "/catalog/gold/fct?release=x"),
-        ("docs//example.com", "/catalog//example.com"), ("docs/a%0d%0ab", "/catalog/a%0D%0Ab"),
+        ("docs//example.com", "/catalog//example.com"),
+        ("docs/?release=%ff", "/catalog/?release=%FF"), ("docs/a%0d%0ab", "/catalog/a%0D%0Ab"),
     ):  # fmt: skip
         answer = get(url, path)
         assert (answer.status_code, answer.headers["Location"]) == (302, target), path

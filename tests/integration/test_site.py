@@ -181,6 +181,7 @@ def test_a_project_that_may_not_be_read_is_not_there(published: Platform) -> Non
     state = other.state()
     assert state is not None
     assert (state["tables"], state["projects"]) == ({}, {})
+    assert (state["run"], state["code_version"]) == ("", "")
     assert other.index("busco") is None
     assert other.content("busco", SILVER) is None
     assert [one["changes"] for one in other.history()["releases"]] == [{}]

@@ -176,7 +176,7 @@ def protect(app: Flask) -> None:
         if request.path == "/cosmos" or request.path.startswith("/cosmos/"):
             return redirect(url_for("TaskPages.docs"))
         if request.path == "/docs" or request.path.startswith("/docs/"):
-            query = f"?{request.query_string.decode()}" if request.query_string else ""
+            query = f"?{request.query_string.decode('ascii', 'ignore')}" if request.query_string else ""
             return redirect(f"{url_for('DocsSite.start')}{quote(request.path[len('/docs/') :])}{query}")
         return None
 

@@ -74,7 +74,7 @@ class Site:
                 "who": current.hold.who, "when": current.hold.when.isoformat(), "reason": current.hold.reason,
             },
             "previous": shown.previous,
-            **_about(shown),
+            **self._about(shown),
             "tables": {
                 table: {
                     "version": one.version,
@@ -106,7 +106,7 @@ class Site:
             old = before.tables if before else {}
             found.append(
                 {
-                    **_about(release),
+                    **self._about(release),
                     "project": release.project if release.project in self.projects else "",
                     "changes": {
                         table: {"version": one.version, "rows": one.rows, "bytes": one.bytes}
@@ -152,6 +152,20 @@ class Site:
                     tables[table] = {**state["tables"][table], **described, "columns": columns}
         about = ("format", "environment", "release", "published_at", "kind", "who", "reason", "hold")
         return {**{key: state[key] for key in about}, "tables": tables}
+
+    def _about(self, release: Release) -> dict[str, Any]:
+        """Returns what a release says about itself; the run and the code only if its project may be read."""
+        is_readable = release.project in self.projects
+        return {
+            "release": release.release,
+            "kind": release.kind,
+            "published_at": release.created_at.isoformat(),
+            "who": release.who,
+            "reason": release.reason,
+            "run": release.run if is_readable else "",
+            "code_version": release.code_version if is_readable else "",
+            "rolled_back_to": release.rolled_back_to,
+        }
 
     # -- records --------------------------------------------------------------------------------------------------
 
@@ -273,16 +287,3 @@ def _index_at(key: _Key) -> dict[str, Any]:
 def _brief_at(key: _Key) -> Mapping[str, _Described]:
     tables = _index_at(key)["tables"]
     return {table: _Described(entry["unique_id"], entry["content"]["key"]) for table, entry in tables.items()}
-
-
-def _about(release: Release) -> dict[str, Any]:
-    return {
-        "release": release.release,
-        "kind": release.kind,
-        "published_at": release.created_at.isoformat(),
-        "who": release.who,
-        "reason": release.reason,
-        "run": release.run,
-        "code_version": release.code_version,
-        "rolled_back_to": release.rolled_back_to,
-    }
