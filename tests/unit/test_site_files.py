@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_the_time_of_a_delivery_is_known_without_its_rows() -> None:
     store = ObjectStore(s3, "lake")
     records = [f"_lake/deliveries/bronze.people/{name}/1.json" for name in ("b", "a", "later")]
     for at, record in enumerate(records):
-        s3.now = lambda at=at: NOON + timedelta(hours=at)
+        s3.now = partial(NOON.__add__, timedelta(hours=at))
         store.create(record, b"{}")
     found = site._delivered_at(store, version(table="bronze.people", deliveries=tuple(records[:2])))
     assert found == "2026-12-01T13:00:00+00:00", "the run was pinned before the last one came"

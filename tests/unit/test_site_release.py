@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from busco.lake import releases
+from busco.lake.layout import new_id
 from busco.lake.objects import ObjectStore
 from busco.site import files
 from busco.site.release import Site
@@ -20,7 +21,7 @@ KEY = "docs/run1/1/tables/gold.g.1.0f.json"
 def lake() -> Lake:
     made = Lake()
     # caches are per bucket
-    made.store = ObjectStore(made.s3, f"lake-{id(made)}")
+    made.store = ObjectStore(made.s3, f"lake-{new_id()}")
     return made
 
 
@@ -145,7 +146,12 @@ def test_an_unknown_release_takes_few_requests(lake: Lake, monkeypatch: pytest.M
         lake.published(keep=True)
     asked: list[str] = []
     get = lake.s3.get_object
-    monkeypatch.setattr(lake.s3, "get_object", lambda **given: asked.append(given["Key"]) or get(**given))
+
+    def counted(**given: Any) -> Any:
+        asked.append(given["Key"])
+        return get(**given)
+
+    monkeypatch.setattr(lake.s3, "get_object", counted)
     for unknown in ("nothing-of-that-name", "r20200101T000000-0f3c0f3c", "../current"):
         assert site(lake).state(unknown) is None
     assert len(asked) <= 6
@@ -168,5 +174,5 @@ def test_the_caches_are_small_enough_for_large_lakes() -> None:
     """A release with 1,000 tables takes about 3 MB, and an index with 300,000 columns about 150 MB."""
     from busco.site import release
 
-    assert release._release_at.cache_info().maxsize <= 64
-    assert release._index_at.cache_info().maxsize <= 4
+    assert (release._release_at.cache_info().maxsize or 0) in range(1, 65)
+    assert (release._index_at.cache_info().maxsize or 0) in range(1, 5)
