@@ -1,7 +1,8 @@
 """The installed Chromium, for tests of web pages.
 
 Chromium cancels its requests when a network interface appears or disappears on the machine (ERR_NETWORK_CHANGED), which
-happens each time that another test starts or stops a container. Such a request is repeated.
+happens each time that another test starts or stops a container. Such a request is repeated. Where the cancelled request
+was a page that the test no longer waits for, its error page interrupts the next one, which is repeated too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 _CANCELLED = "ERR_NETWORK_CHANGED"
+_ERROR_PAGE = "chrome-error:"
+_INTERRUPTED = f'interrupted by another navigation to "{_ERROR_PAGE}'
 _TIMES = 10
 
 
@@ -39,7 +42,7 @@ def steady(page: Page) -> Page:
             try:
                 return original(*arguments, **options)
             except Error as error:
-                if _CANCELLED not in str(error) or not left:
+                if not left or not any(reason in str(error) for reason in (_CANCELLED, _INTERRUPTED)):
                     raise
         raise AssertionError
 
@@ -57,7 +60,7 @@ def submit(page: Page, act: Callable[[], None], done: Callable[[], bool]) -> Non
             page.wait_for_timeout(1000)
             # a page that is being loaded has no content yet
             with suppress(Error):
-                if page.url.startswith("chrome-error:") or _CANCELLED in page.content():
+                if page.url.startswith(_ERROR_PAGE) or _CANCELLED in page.content():
                     break
         else:
             break
