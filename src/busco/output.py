@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -21,6 +21,9 @@ from rich.text import Text
 
 from busco.errors import BuscoError
 from busco.text import json_text, printable, shown
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # the width of tables that are not written to a terminal: large enough that no line is ever wrapped
 _UNFOLDED = 10_000_000
@@ -36,6 +39,22 @@ class _Console(Console):
 def console() -> Console:
     """Returns a console for standard output; if that is not a terminal, each row of a table is one line."""
     return _Console(width=None if sys.stdout.isatty() else _UNFOLDED, highlight=False)
+
+
+def progress(what: str, in_bytes: bool = False) -> Progress:
+    """Returns a progress bar that counts things, or bytes; it is shown only on a terminal, and gone at its end."""
+    # imported here because most commands show no progress
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn(what),
+        BarColumn(),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console(),
+        transient=True,
+        disable=not sys.stdout.isatty(),
+    )
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[int] = (), title: str = "") -> None:

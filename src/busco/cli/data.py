@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,6 @@ from typing import Any
 
 import click
 from botocore.exceptions import ClientError
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from busco.aws import client
 from busco.cli.no_table import advice, database_table, glue_tables
@@ -24,7 +22,7 @@ from busco.lake.layout import EnvironmentLayout, local_run_key
 from busco.lake.objects import AlreadyExists, ObjectStore
 from busco.lake.records import GOOD, Release, Selection, utc_now
 from busco.lake.runs import open_run, visible_versions
-from busco.output import console, echo, result, say, table
+from busco.output import echo, progress, result, say, table
 from busco.settings import Settings, get_settings, require_project
 from busco.text import count, json_text, printable
 
@@ -42,19 +40,6 @@ def sample_command(orders: int, seed: int, out: Path) -> None:
 
     written = write_sample(orders, seed, out)
     table(("file", "rows"), [(name, f"{rows:,}") for name, rows in written.items()], right=(1,))
-
-
-def _bar(what: str) -> Progress:
-    """Returns a progress bar in bytes; it is shown only on a terminal, and gone at its end."""
-    return Progress(
-        TextColumn(what),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-        console=console(),
-        transient=True,
-        disable=not sys.stdout.isatty(),
-    )
 
 
 @click.command("ingest")
@@ -87,7 +72,7 @@ def ingest_command(paths: tuple[str, ...], order: str | None, table_name: str | 
             line = f"{ended.outcome}: {ended.key}"
             say(printable(f"{line}: {ended.reason}" if ended.reason else f"{line} ({count(ended.rows, 'row')})"))
         return
-    with _bar("ingesting") as bar:
+    with progress("ingesting", in_bytes=True) as bar:
 
         def started(total: int) -> Any:
             task = bar.add_task("", total=total)
@@ -164,7 +149,7 @@ def put_command(paths: tuple[Path, ...], table_name: str | None, follow_links: b
     contracts = all_contracts(ensure_manifests(settings))
     files, unknown = find(list(paths), contracts, table_name, follow_links)
     past = past_orders(store) if until != "uploaded" else frozenset()
-    with _bar("uploading") as bar:
+    with progress("uploading", in_bytes=True) as bar:
         task = bar.add_task("", total=sum(file.size for file in files))
         uploaded, unread = _allowed(
             upload,

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from busco.cli.releases import lake, named
+from busco.cli.releases import asked
 from busco.errors import BuscoError
-from busco.lake import releases
-from busco.output import console, echo
+from busco.lake.layout import EnvironmentLayout
+from busco.output import echo, progress
+from busco.settings import get_settings
 from busco.site import page
-from busco.site.offline import content_count, gather
+from busco.site.offline import gather
 from busco.site.release import Site
 from busco.text import count, printable
 from busco.warehouse.dbt import replace_file
@@ -47,12 +47,14 @@ def open_command(table: str, release_id: str | None, file: Path | None, no_brows
     state = site.state(shown)
     if table and state is not None and (name := table.replace("/", ".", 1)) not in state["tables"]:
         raise BuscoError(f"release {shown} has no table {printable(name)}", "see the tables: busco docs open")
-    columns = TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console(), transient=True, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("", total=content_count(site, shown))
-        data = gather(site, shown, lambda done: bar.advance(task, done))
-    settings = lake()[0]
-    target = file or settings.state / "docs.html"
+    with progress("reading") as bar:
+
+        def started(total: int) -> Callable[[int], None]:
+            task = bar.add_task("", total=total)
+            return lambda done: bar.advance(task, done)
+
+        data = gather(site, shown, started)
+    target = file or get_settings().state / "docs.html"
     try:
         # only for its owner, because it contains rows
         replace_file(target.absolute(), page.frame_html(data).encode(), 0o600)
@@ -82,11 +84,6 @@ def _site(release_id: str | None) -> tuple[Site, str]:
     Raises:
         BuscoError: there is no such release, or nothing has been published yet.
     """
-    if release_id is not None:
-        named(release_id)
-    _, store, environment = lake()
-    live = releases.read_live(store, environment)
-    if live is None:
-        raise BuscoError("nothing is published yet", "run: make demo, or: busco dbt build --publish")
-    release = releases.resolve(store, environment, release_id) if release_id else live.release
+    store, _, release = asked(release_id)
+    environment = EnvironmentLayout(get_settings().environment)
     return Site(store, environment, frozenset(release.docs_by_project())), release.release

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from busco.cli.releases import lake, named
-from busco.errors import BuscoError
-from busco.lake import releases
+from busco.cli.releases import asked
 from busco.lake.export import export, opening
-from busco.output import console, echo
+from busco.output import echo, progress
+from busco.settings import get_settings
 from busco.text import count, printable
 
 
@@ -32,15 +29,9 @@ def export_duckdb_command(file: Path, release_id: str | None) -> None:
     lake bucket (the policy ReadersPolicy). It always shows the same release; export again to get a newer one. The table
     busco.release names the release, and busco.tables lists the tables. An earlier export at the same path is replaced.
     """
-    if release_id is not None:
-        named(release_id)
-    settings, store, environment = lake()
-    live = releases.read_live(store, environment)
-    if live is None:
-        raise BuscoError("nothing is published yet", "run: make demo, or: busco dbt build --publish")
-    release = releases.resolve(store, environment, release_id) if release_id else live.release
-    columns = TextColumn("exporting"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console(), transient=True, disable=not sys.stdout.isatty()) as bar:
+    store, live, release = asked(release_id)
+    settings = get_settings()
+    with progress("exporting") as bar:
         task = bar.add_task("", total=len(release.tables))
         is_live = release.release == live.release.release
         number = export(settings, store, release, file, lambda done: bar.advance(task, done), is_live)
