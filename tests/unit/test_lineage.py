@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import duckdb
 import pytest
 
-from busco.warehouse.lineage import Relation, named_by_values, passed_on
+from busco.warehouse.lineage import Relation, named_by_values, passed_on, traced
 
 CANARY = "Zqcanary"
 PEOPLE = (
@@ -155,7 +155,7 @@ def test_a_column_whose_expression_reads_a_personal_column_is_personal(
     connection: duckdb.DuckDBPyConnection, sql: str, personal: str
 ) -> None:
     names, seen = run_query(connection, sql)
-    found = passed_on(sql, names, RELATIONS)
+    found = passed_on(traced(sql, RELATIONS), names)
     assert found == set(personal.split())
     assert seen <= found
 
@@ -165,7 +165,7 @@ def test_all_columns_count_as_personal_if_the_lineage_is_undecided(
     connection: duckdb.DuckDBPyConnection, sql: str
 ) -> None:
     names, _ = run_query(connection, sql)
-    assert passed_on(sql, names, RELATIONS) == set(names)
+    assert passed_on(traced(sql, RELATIONS), names) == set(names)
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_a_pivot_names_columns_by_values_unless_the_sql_lists_them(
 
 @pytest.mark.parametrize("sql", ["select (", "select nope from bronze.p", "drop table bronze.p", "select 1; select 2"])
 def test_sql_that_is_not_a_valid_query_is_undecided(sql: str) -> None:
-    assert passed_on(sql, ["a"], RELATIONS) == {"a"}
+    assert passed_on(traced(sql, RELATIONS), ["a"]) == {"a"}

@@ -90,19 +90,13 @@ class Traced:
     origins: tuple[tuple[str, str, str], ...]
 
 
-def passed_on(sql: str, columns: Sequence[str], relations: Relations) -> frozenset[str]:
+def passed_on(found: Sequence[Traced] | None, columns: Sequence[str]) -> frozenset[str]:
     """Returns the columns of a query that contain, or may contain, values of personal columns.
 
     Args:
-        sql: one SELECT in DuckDB's dialect.
+        found: the query's columns as `traced` returns them; None if the query is undecided.
         columns: the names of the query's columns according to DuckDB, in order.
-        relations: the relations that the query can read. Anything else that it reads counts as personal.
     """
-    return personal_columns(traced(sql, relations), columns)
-
-
-def personal_columns(found: Sequence[Traced] | None, columns: Sequence[str]) -> frozenset[str]:
-    """Returns what `passed_on` does, for a query whose columns have been traced; None stands for an undecided query."""
     if (
         found is None
         or len(found) != len(columns)

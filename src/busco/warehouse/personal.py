@@ -60,10 +60,10 @@ class Personal:
         found: frozenset[str] = frozenset()
         if node["resource_type"] != "seed":
             # imported here because SQLGlot slows down startup, and is needed only for a build
-            from busco.warehouse.lineage import personal_columns
+            from busco.warehouse.lineage import passed_on
 
             dynamic = self._redactor.hides(unique_id) and self._redactor.runs_queries(unique_id)
-            found = frozenset(names) if dynamic else personal_columns(self.traced(unique_id, sql), names)
+            found = frozenset(names) if dynamic else passed_on(self.traced(unique_id, sql), names)
         return frozenset(name for name in names if marks.get(name.lower(), name in found))
 
     def traced(self, unique_id: str, sql: str) -> tuple[Traced, ...] | None:
@@ -74,7 +74,7 @@ class Personal:
         from busco.warehouse.lineage import traced
 
         if unique_id not in self._traced:
-            self._traced[unique_id] = traced(sql, self.relations())
+            self._traced[unique_id] = traced(sql, self._relations())
         return self._traced[unique_id]
 
     def _is_open(self, unique_id: str) -> bool:
@@ -97,7 +97,7 @@ class Personal:
         """
         if not self._any or not self._is_open(unique_id):
             return
-        relations = self.relations()
+        relations = self._relations()
         read = {(schema.lower(), name.lower()) for schema, name in self.project.relations_read(unique_id)}
         texts = [text for key in read & {*relations} for column in relations[key].columns for text in column]
         texts += [*self.project.code(unique_id), *self.project.node(unique_id).get("columns", {}), *engine_words()]
@@ -120,7 +120,7 @@ class Personal:
         if self._any and "pivot" in sql.lower():
             from busco.warehouse.lineage import named_by_values
 
-            if named_by_values(sql, self.relations()):
+            if named_by_values(sql, self._relations()):
                 raise BuscoError(
                     "a pivot in the SQL names columns after values that are, or may be, personal data, and these names "
                     "would end up in the table's metadata",
@@ -135,7 +135,7 @@ class Personal:
         with self._lock:
             self._views[unique_id] = relation
 
-    def relations(self) -> Mapping[tuple[str, str], Relation]:
+    def _relations(self) -> Mapping[tuple[str, str], Relation]:
         from busco.warehouse.lineage import Relation
 
         found = {}

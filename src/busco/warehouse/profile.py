@@ -112,7 +112,7 @@ class Profiler:
         for name, top in self._top(table, small).items():
             # the values were just counted
             found[name] |= {"top": top[:_TOP], "distinct": len(top), "exact": True}
-        return Profile("rows", found, self._sample(table, shown), self._loaded_at(table, version))
+        return Profile("rows", found, self._sample(table, shown), _loaded_at(version, found))
 
     def _top(self, table: str, names: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
         """Returns all values of these columns and their numbers of rows, the most frequent first."""
@@ -135,17 +135,16 @@ class Profiler:
         rows = self._rows(f"select {texts} from {table} limit {_SAMPLE_ROWS}")
         return tuple(column.name for column in shown), tuple(rows)
 
-    def _loaded_at(self, table: str, version: Version) -> datetime | None:
-        if not version.table.startswith("bronze.") or _LOADED_AT not in {column.name for column in version.columns}:
-            return None
-        (newest,) = self._rows(f"select epoch_us(max({types.quoted(_LOADED_AT)})) from {table}")[0]
-        return None if newest is None else datetime.fromtimestamp(newest / 1e6, UTC)
-
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
         # an interrupt between two queries has no effect
         if time.monotonic() >= self._end:
             raise duckdb.InterruptException("the time is used up")
         return self._connection.execute(query).fetchall()
+
+
+def _loaded_at(version: Version, columns: Mapping[str, Mapping[str, Any]]) -> datetime | None:
+    newest = columns.get(_LOADED_AT, {}).get("max") if version.table.startswith("bronze.") else None
+    return datetime.fromisoformat(newest).replace(tzinfo=UTC) if newest else None
 
 
 def of_statistics(version: Version, shown: Sequence[Column]) -> Profile:

@@ -28,7 +28,7 @@ from busco.site.files import FORMAT, INDEX, read_index
 from busco.text import count
 from busco.warehouse.dbt import say
 from busco.warehouse.personal import of_version
-from busco.warehouse.profile import Profiler
+from busco.warehouse.profile import Profile, Profiler
 from busco.warehouse.session import Session
 
 # Profiles may take this share of the time that the run's models took.
@@ -67,7 +67,7 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
             made.append(_Content(key, table, unique_id, version, fixed))
         tables[table] = {
             **described.entry(unique_id, version, results, known.get("tests", ())),
-            "loaded_at": (known.get("loaded_at") if is_kept else None) or _delivered_at(run.store, version),
+            "loaded_at": known.get("loaded_at") if is_kept else None,
             "content": {"version": version.version, "hash": digest, "key": key},
         }
     seconds = _SHARE * _time_of_models(one for one in results.values() if one.made and not one.kept)
@@ -75,15 +75,17 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
     with engine.connect(session.settings) as connection, ThreadPoolExecutor(_THREADS) as pool:
         profiler, written = Profiler(connection, run.store.bucket, seconds), []
         for content in sorted(made, key=lambda one: one.version.bytes):
-            personal = personal_columns(project, content.unique_id, content.version)
+            personal = frozenset(column["name"] for column in content.fixed["columns"] if column["personal"])
             profile = profiler.profile(content.version, personal)
             from_rows += profile.source == "rows"
-            body = described.content(content, profile, personal)
+            body = described.content(content, profile)
             if profile.loaded_at is not None:
                 tables[content.table]["loaded_at"] = profile.loaded_at.isoformat()
             written.append(pool.submit(run.store.put, content.key, _encoded(body)))
         for one in written:
             one.result()
+    for table, (_, version) in versions.items():
+        tables[table]["loaded_at"] = tables[table]["loaded_at"] or _delivered_at(run.store, version)
     index = {
         "format": FORMAT,
         "project": project.identity,
@@ -302,14 +304,14 @@ class _Described:
             },
         }
 
-    def content(self, content: _Content, profile: Any, personal: frozenset[str]) -> dict[str, Any]:
+    def content(self, content: _Content, profile: Profile) -> dict[str, Any]:
         """Returns a content file."""
         origins = self._origins(content.unique_id)
         columns = [
             {
                 **column,
                 "lineage": None if origins is None else [list(one) for one in origins.get(column["name"].lower(), ())],
-                "profile": None if column["name"] in personal else profile.columns.get(column["name"]),
+                "profile": None if column["personal"] else profile.columns.get(column["name"]),
             }
             for column in content.fixed["columns"]
         ]

@@ -17,17 +17,9 @@
     },
   };
 
-  function decoded(segment) {
-    try {
-      return decodeURIComponent(segment);
-    } catch {
-      return segment;
-    }
-  }
-
   // Returns what the address names: {page} or {table}.
   function route(path) {
-    const segments = path.replace(/\/$/, "").split("/").map(decoded);
+    const segments = path.replace(/\/$/, "").split("/").map(busco.source.decoded);
     if (segments.length === 1 && segments[0] === "") return { page: "tables" };
     if (segments.length === 1 && Object.hasOwn(PAGES, segments[0])) return { page: segments[0] };
     if (segments.length === 2) return { page: "table", table: segments.join(".") };

@@ -141,5 +141,5 @@
     return window.parent === window ? null : remembering(asked());
   }
 
-  busco.source = { open, Failure };
+  busco.source = { open, Failure, decoded };
 })(window.busco);
