@@ -248,7 +248,7 @@ def test_scrub_removes_a_persons_name_from_old_metadata_which_stays_readable(wri
     place = manifest.manifest_path.removeprefix(store.url(""))
     before = store.get(place).body
 
-    assert "1 of 1 delivery records, 1 of 12 version records and 1 of" in scrubbed("--dry-run")
+    assert "1 of 1 delivery records, 1 of 12 version records, 1 of" in scrubbed("--dry-run")
     assert written.bounds(version, key)["person"] == ("Zqcanary Silva", "Zqcanary Souza", 0)
     assert key in scrubbed()
 
@@ -259,6 +259,6 @@ def test_scrub_removes_a_persons_name_from_old_metadata_which_stays_readable(wri
     assert written.bounds(version)["n"] == (1, 2, 0)
     # an earlier scrub was killed before it deleted the old manifest
     store.put(place, before)
-    assert "0 of 1 delivery records, 0 of 12 version records and 0 of" in scrubbed()
+    assert "0 of 1 delivery records, 0 of 12 version records, 0 of" in scrubbed()
     assert store.get(place) is None
     assert made.query("select count(*) from busco_bronze.orders") == [("2",)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from busco.aws import client
 from busco.lake import releases
 from busco.lake.engine import connect
 from busco.lake.layout import EnvironmentLayout
@@ -117,6 +118,41 @@ def test_nothing_of_a_personal_column_and_no_path_of_the_machine_is_in_the_site_
         assert stored is not None
         assert b"Canary" not in stored.body, key
         assert str(published.home).encode() not in stored.body, key
+
+
+def test_values_of_a_column_that_is_marked_later_disappear_from_older_releases(published: Platform) -> None:
+    first, old = published.live().release, content(published, GOLD)
+    assert [one["profile"]["max"] for one in old["columns"] if one["name"] == "n"] == ["3"]
+    assert ["n" in content(published, table)["sample"]["columns"] for table in (SILVER, GOLD)] == [True, True]
+    file = published.home / "dbt_project/models/silver/orders.yml"
+    file.write_text(file.read_text() + "      - {name: n, config: {meta: {pii: true}}}\n")
+    assert published.build().good
+    assert published.live().release != first
+    for table in (SILVER, GOLD):
+        found = content(published, table, first)
+        by_name = {one["name"]: one for one in found["columns"]}
+        assert (by_name["n"]["personal"], by_name["n"]["profile"]) == (True, None)
+        assert "n" not in found["sample"]["columns"]
+        assert {len(row) for row in found["sample"]["rows"]} == {len(found["sample"]["columns"])}
+        assert by_name["day"]["profile"] is not None, "the other columns are as they were"
+
+    s3 = client("s3", published.settings)
+    s3.put_bucket_versioning(Bucket=published.settings.lake_bucket, VersioningConfiguration={"Status": "Enabled"})
+    keys = [key for key in published.store.keys("docs/") if "/tables/" in key]
+    assert len(keys) == 5, "two of three tables have a new content file"
+    before = {key: stored(published, key) for key in keys}
+    assert "2 of 5 content files of the data catalog have values to remove" in published.busco("scrub", "--dry-run")
+    assert {key: stored(published, key) for key in keys} == before
+    assert "2 of 5 content files of the data catalog had values, which were removed" in published.busco("scrub")
+    changed = [key for key in keys if stored(published, key) != before[key]]
+    assert len(changed) == 2
+    assert not {key for key in changed if published.live().docs in key}
+    for key in changed:
+        found = json.loads(stored(published, key))
+        assert (found["sample"], {one["profile"] is None for one in found["columns"]}) == (None, {True})
+        assert len(s3.list_object_versions(Bucket=published.settings.lake_bucket, Prefix=key)["Versions"]) == 1
+    assert content(published, GOLD, first)["rows"] == 2
+    assert "0 of 5 content files" in published.busco("scrub")
 
 
 def test_the_lineage_of_a_column_leads_through_views_to_tables(published: Platform) -> None:

@@ -176,3 +176,65 @@ def test_the_caches_are_small_enough_for_large_lakes() -> None:
 
     assert (release._release_at.cache_info().maxsize or 0) in range(1, 65)
     assert (release._index_at.cache_info().maxsize or 0) in range(1, 5)
+
+
+def values(**changes: Any) -> dict[str, Any]:
+    """Returns the parts of a content file that have values of rows."""
+    columns = [{"name": name, "personal": False, "profile": {"max": name}} for name in ("id", "Email")]
+    sample = {"columns": ["id", "Email"], "rows": [["1", "ana@example.com"], ["2", None]]}
+    found = {"project": "busco", "table": "gold.g", "columns": columns, "sample": sample, "profile_from": "rows"}
+    return {**found, **changes}
+
+
+def test_a_content_without_some_columns_values_keeps_the_others() -> None:
+    found = files.without_values(values(), ["EMAIL"])
+    assert found["columns"] == [
+        {"name": "id", "personal": False, "profile": {"max": "id"}},
+        {"name": "Email", "personal": True, "profile": None},
+    ]
+    assert found["sample"] == {"columns": ["id"], "rows": [["1"], ["2"]]}
+    assert files.without_values(values(), []) == values()
+
+
+def test_a_content_without_any_values_keeps_what_it_says_of_its_columns() -> None:
+    found = files.without_values(values(), None)
+    assert [(one["personal"], one["profile"]) for one in found["columns"]] == [(False, None), (False, None)]
+    assert (found["sample"], found["profile_from"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": None},
+        {"columns": [{"name": "id", "profile": None}]},
+        {"columns": [{"name": 1, "personal": True, "profile": None}]},
+        {"sample": {"columns": ["Email"], "rows": [["1", "ana@example.com"]]}},
+        {"sample": [["ana@example.com"]]},
+    ],
+)
+def test_a_content_in_which_values_can_not_be_found_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="the type of") as raised:
+        files.without_values(values(**changes), ["email"])
+    assert "ana@example.com" not in str(raised.value)
+
+
+def test_older_content_is_shown_without_values_if_the_live_content_can_not_be_read(lake: Lake) -> None:
+    lake.published()
+    first = lake.live()
+    write_index(lake, "gold.g")
+    write(lake, KEY, **values())
+    newer = "docs/run2/1/tables/gold.g.2.0f.json"
+    lake.published(code="g")
+    assert lake.live().docs != first.docs
+    write_index(lake, "gold.g", key=newer)
+    for body, expected in (
+        (json.dumps(values(columns=[{"name": "email", "personal": True, "profile": None}])), ["id"]),
+        (json.dumps(values(columns=7)), None),
+        ("{", None),
+    ):
+        lake.store.put(newer, body.encode())
+        found = site(lake).content("busco", "gold.g", first.release)
+        assert found is not None
+        sample = json.loads(found)["sample"]
+        assert (sample and sample["columns"]) == expected
+        assert b"ana@example.com" not in found

@@ -7,9 +7,10 @@ import click
 from busco.cli.releases import lake
 from busco.errors import BuscoError
 from busco.lake.records import Version
-from busco.lake.scrub import scrub
+from busco.lake.scrub import live_personal, scrub
 from busco.output import echo
 from busco.projects import all_contracts
+from busco.site.scrub import scrub_pages
 from busco.warehouse.dbt import ensure_manifests
 from busco.warehouse.personal import of_version
 
@@ -17,12 +18,13 @@ from busco.warehouse.personal import of_version
 @click.command("scrub")
 @click.option("--dry-run", is_flag=True, help="only list the objects that contain values to remove")
 def scrub_command(dry_run: bool) -> None:
-    """Remove the smallest and largest values of personal columns from delivery records and Iceberg manifests.
+    """Remove values of personal columns from delivery records, Iceberg manifests, and the data catalog's files.
 
-    These bounds were written before the columns were marked `meta: {pii: true}`, or by an earlier version of the
-    platform. First rebuild and publish everything, so that the tables in the live release no longer have such bounds;
-    versions that are not live lose all bounds. Requires permission to overwrite and delete objects below `_lake/`,
-    including their earlier versions.
+    These values (smallest, largest, and in the data catalog also frequent values and sample rows) were written before
+    the columns were marked `meta: {pii: true}`, or by an earlier version of the platform. First rebuild and publish
+    everything, so that the tables in the live release no longer have such values; versions that are not live lose the
+    values of all columns. Requires permission to overwrite and delete objects below `_lake/` and
+    `docs/`, including their earlier versions.
     """
     settings, store, _ = lake()
     projects = ensure_manifests(settings)
@@ -36,15 +38,17 @@ def scrub_command(dry_run: bool) -> None:
         return frozenset(column.name for column in version.columns)
 
     done = scrub(store, all_contracts(projects), personal, dry_run)
-    for key in (*done.with_values, *done.with_statistics, *done.with_bounds):
+    pages = scrub_pages(store, live_personal(store, personal), dry_run)
+    for key in (*done.with_values, *done.with_statistics, *done.with_bounds, *pages.with_values):
         echo(store.url(key))
-    outcome = "have bounds to remove" if dry_run else "had bounds, which were removed"
+    outcome = "have values to remove" if dry_run else "had values, which were removed"
     echo(
         f"{len(done.with_values)} of {done.deliveries} delivery records, {len(done.with_statistics)} of "
-        f"{done.versions} version records and {len(done.with_bounds)} of {done.metadata} metadata files {outcome}"
+        f"{done.versions} version records, {len(done.with_bounds)} of {done.metadata} metadata files and "
+        f"{len(pages.with_values)} of {pages.checked} content files of the data catalog {outcome}"
     )
-    if done.unchecked:
-        listed = "\n".join(f"    {store.url(key)}" for key in done.unchecked)
+    if unchecked := (*done.unchecked, *pages.unchecked):
+        listed = "\n".join(f"    {store.url(key)}" for key in unchecked)
         raise BuscoError(
             f"these objects could not be checked, because they are damaged, name missing objects, or were written by "
             f"another program:\n{listed}",

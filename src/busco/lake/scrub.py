@@ -73,17 +73,11 @@ def scrub(
     """
     pii = {f"{contract.source}.{contract.table}": contract.pii for contract in contracts}
     records = list(store.keys(layout.DELIVERIES))
-    live: dict[str, Collection[str]] = {}
+    live = live_personal(store, personal)
     metadata: list[str] = []
     versions: list[str] = []
     for name in store.folders(layout.ENVIRONMENTS):
         environment = EnvironmentLayout(name)
-        release = read_live(store, environment)
-        tables: list[Version] = []
-        for published in release.release.tables.values() if release else ():
-            with suppress(*_DAMAGED):  # all of its bounds are removed then
-                tables.append(read_version(store, published))
-        live |= {version.version: personal(version) for version in tables}
         versions += store.keys(environment.versions)
         for folder in environment.all_metadata:
             metadata += [key for key in store.keys(folder) if key.endswith(".metadata.json")]
@@ -115,6 +109,23 @@ def scrub(
         scrubbing.purge()
         store.purge(layout.SCRUBBING, whole=True)
     return replace(result, unchecked=tuple(unchecked))
+
+
+def live_personal(store: ObjectStore, personal: Callable[[Version], Collection[str]]) -> dict[str, Collection[str]]:
+    """Returns the personal columns of each live version of all environments, by the version's id.
+
+    Versions whose records are damaged are left out.
+
+    Args:
+        personal: returns the personal columns of a live version.
+    """
+    tables: list[Version] = []
+    for name in store.folders(layout.ENVIRONMENTS):
+        release = read_live(store, EnvironmentLayout(name))
+        for published in release.release.tables.values() if release else ():
+            with suppress(*_DAMAGED):  # all of its values are removed then
+                tables.append(read_version(store, published))
+    return {version.version: personal(version) for version in tables}
 
 
 def _record(store: ObjectStore, key: str, live: Mapping[str, Collection[str]], dry: bool) -> bool:

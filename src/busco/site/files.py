@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from busco.lake.objects import ObjectStore
 
@@ -21,7 +22,9 @@ INDEX = "site.json"
 # A file with more bytes is not read. An index with 300,000 described columns has about 60 MB.
 _MOST_OF_INDEX = 200_000_000
 _MOST_OF_CONTENT = 50_000_000
-_CONTENT = re.compile(r"docs/[^/]+/[0-9]+/tables/[^/]+\.json")
+# Each run's docs are below this prefix.
+DOCS = "docs/"
+_CONTENT = re.compile(rf"{DOCS}[^/]+/[0-9]+/tables/[^/]+\.json")
 
 
 class _Content(BaseModel):
@@ -86,9 +89,7 @@ def read_index(store: ObjectStore, prefix: str) -> dict[str, Any] | None:
     try:
         _Index.model_validate(index)
     except ValidationError as error:
-        # the message would quote the values
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ValueError(f"the type of {place} is wrong") from None
+        raise ValueError(_explained(error)) from None
     return index
 
 
@@ -106,3 +107,83 @@ def read_content(store: ObjectStore, key: str, project: str, table: str) -> byte
         return None
     is_its = isinstance(content, dict) and (content.get("project"), content.get("table")) == (project, table)
     return stored.body if is_its else None
+
+
+def is_content(key: str) -> bool:
+    """Returns whether a key is that of a content file."""
+    return _CONTENT.fullmatch(key) is not None
+
+
+def personal_in(content: dict[str, Any]) -> frozenset[str]:
+    """Returns the columns of a content file that are personal, in lower case.
+
+    Raises:
+        ValueError: the file has other types.
+    """
+    return frozenset(column.name.lower() for column in _parsed(content).columns if column.personal)
+
+
+def without_values(content: dict[str, Any], hidden: Collection[str] | None) -> dict[str, Any]:
+    """Returns a content file without the profiles and sample values of some columns, which are then personal.
+
+    Args:
+        hidden: the names of the columns, in any case; None for all columns, which then don't become personal, since it
+            is not known whether they are.
+
+    Raises:
+        ValueError: the file has other types.
+    """
+    parsed = _parsed(content)
+    names = None if hidden is None else {name.lower() for name in hidden}
+    if names is None:
+        columns = [{**column, "profile": None} for column in content["columns"]]
+        return {**content, "columns": columns, "profile_from": None, "sample": None}
+    columns = [
+        {**column, "personal": True, "profile": None} if column["name"].lower() in names else column
+        for column in content["columns"]
+    ]
+    sample = None
+    if parsed.sample is not None:
+        kept = [at for at, name in enumerate(parsed.sample.columns) if name.lower() not in names]
+        sample = {
+            "columns": [parsed.sample.columns[at] for at in kept],
+            "rows": [[row[at] for at in kept] for row in parsed.sample.rows],
+        }
+    return {**content, "columns": columns, "sample": sample}
+
+
+class _Column(BaseModel):
+    name: str
+    personal: bool
+    profile: dict[str, Any] | None
+
+
+class _Sample(BaseModel):
+    columns: list[str]
+    rows: list[list[str | None]]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> _Sample:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError("a row has another number of values than there are columns")
+        return self
+
+
+class _Values(BaseModel):
+    """The parts of a content file that contain values of rows, or say which of them must not be shown."""
+
+    columns: list[_Column]
+    sample: _Sample | None
+
+
+def _parsed(content: dict[str, Any]) -> _Values:
+    try:
+        return _Values.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(_explained(error)) from None
+
+
+def _explained(error: ValidationError) -> str:
+    """Returns what is wrong with a file's types. Pydantic's own message would quote the values."""
+    place = ".".join(map(str, error.errors()[0]["loc"]))
+    return f"the type of {place} is wrong"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Current, Published, Release
 from busco.lake.releases import missing_pointer
-from busco.site.files import FORMAT, read_content, read_index
+from busco.site.files import FORMAT, personal_in, read_content, read_index, without_values
 
 # The newest releases that the history has.
 HISTORY = 50
@@ -127,10 +128,22 @@ class Site:
         return None
 
     def content(self, project: str, table: str, release_id: str = "") -> bytes | None:
-        """Returns the content file of a project's table in a release, as JSON; None if there is none."""
-        brief = self._brief(self._docs(project, release_id))
-        described = brief.get(table) if brief is not None else None
-        return read_content(self.store, described.key, project, table) if described is not None else None
+        """Returns the content file of a project's table in a release, as JSON; None if there is none.
+
+        A column that is personal in the live release has no values in older releases either, in which it may not have
+        been marked yet.
+        """
+        key = self._content_key(project, table, release_id)
+        body = read_content(self.store, key, project, table) if key else None
+        live = self._content_key(project, table, "")
+        if body is None or live == key:
+            return body
+        personal = self._personal(live, project, table) if live else frozenset()
+        try:
+            return json.dumps(without_values(json.loads(body), personal), ensure_ascii=False).encode(errors="replace")
+        except ValueError:
+            # what may not be shown can't be found in it
+            return None
 
     def tables_of(self, project: str, release_id: str = "") -> dict[str, str]:
         """Returns the tables that a project's index in a release has, by the unique ids of their nodes."""
@@ -192,6 +205,18 @@ class Site:
         current = self._current() if project in self.projects else None
         shown = self._shown(current, release_id) if current is not None else None
         return shown.docs_by_project().get(project, "") if shown is not None else ""
+
+    def _content_key(self, project: str, table: str, release_id: str) -> str:
+        """Returns the key of a table's content file in a release; '' if there is none, or it may not be read."""
+        described = (self._brief(self._docs(project, release_id)) or {}).get(table)
+        return described.key if described is not None else ""
+
+    def _personal(self, key: str, project: str, table: str) -> frozenset[str] | None:
+        """Returns the personal columns of a table, in lower case, according to a content file; None if not known."""
+        body = read_content(self.store, key, project, table)
+        with contextlib.suppress(ValueError):
+            return personal_in(json.loads(body)) if body is not None else None
+        return None
 
     def _tables(self, release: Release) -> dict[str, Published]:
         """Returns the tables of a release that may be read."""
