@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, Request, expect, sync_playwright
 
 _CANCELLED = "ERR_NETWORK_CHANGED"
 _ERROR_PAGE = "chrome-error:"
@@ -48,6 +48,37 @@ def steady(page: Page) -> Page:
 
     page.goto = goto  # type: ignore[method-assign]
     return page
+
+
+def show(page: Page, url: str, shown: Locator, timeout: float) -> None:
+    """Opens an address, and again if something is not visible in time because Chromium has cancelled a request.
+
+    Args:
+        page: a page that `steady` has returned.
+        shown: what must become visible.
+        timeout: the time that it may take, in milliseconds.
+    """
+    cancelled: list[str] = []
+
+    def note(request: Request) -> None:
+        if _CANCELLED in (request.failure or ""):
+            cancelled.append(request.url)
+
+    page.on("requestfailed", note)
+    try:
+        for left in reversed(range(_TIMES)):
+            cancelled.clear()
+            page.goto(url)
+            try:
+                expect(shown).to_be_visible(timeout=timeout)
+                return
+            except AssertionError:
+                if not cancelled or not left:
+                    raise
+            # otherwise, another fragment of the same page would not load it again
+            page.goto("about:blank")
+    finally:
+        page.remove_listener("requestfailed", note)
 
 
 def submit(page: Page, act: Callable[[], None], done: Callable[[], bool]) -> None:

@@ -91,6 +91,7 @@ _TYPES = {
     "late_share": "DOUBLE",
     "share": "DOUBLE",
 }
+TIMES = ("DATE", "TIMESTAMP")
 _KEYS = {"order_id", "review_id", "purchased_on", "date_day", "state"}
 _TOP = {
     "status": [["delivered", 96478], ["shipped", 1107], ["canceled", 625], ["unavailable", 609], ["invoiced", 314]],
@@ -268,9 +269,15 @@ def _entry(name: str, kind: str, summary: str, upstream: list[str], tags: list[s
         "tags": tags,
         "owner": "Finance data" if "finance" in tags else "Data platform",
         "group": "finance" if "finance" in tags else None,
-        "columns": [[column, _DESCRIPTIONS.get(column, "")] for column in columns],
+        "synonyms": ["faturamento", "receita"] if short == "mart_daily_sales" else [],
+        "columns": [
+            [column, _DESCRIPTIONS.get(column, ""), "prazo de entrega" if column == "delivery_days" else ""]
+            for column in columns
+        ],
         "upstream": upstream,
         "loaded_at": iso(NOW - timedelta(hours=5)) if is_source else None,
+        "newest": next(([one, column(one)["profile"]["max"]] for one in columns if _TYPES.get(one) in TIMES), None),
+        "personal": [one for one in columns if one == "customer_unique_id"],
         "warn_after": 86400 if is_source else None,
         "error_after": 2 * 86400 if is_source else None,
         "tests": [result(short, columns[0]), result(short, columns[0], "unique")],
@@ -313,7 +320,7 @@ def column(name: str, **more: Any) -> Data:
 
 def _content(entry: Data, published: Data) -> Data:
     name = f"{entry['layer']}.{entry['name']}"
-    columns = [column(each) for each, _ in entry["columns"]]
+    columns = [column(each) for each, *_ in entry["columns"]]
     for each in columns:
         if each["personal"]:
             each["profile"] = {"nulls": 0, "distinct": 96096, "exact": False, "min": None, "max": None, "top": None}
@@ -404,7 +411,8 @@ def hostile() -> Data:
     rendered = f'<p>{escape(text)} <a href="javascript:window.pwned=1">go</a> <a href="https://example.com">out</a></p>'
     name = f"gold.{text}"
     entry = _entry("gold.x", "model", text, ["silver.orders"], [text], [text])
-    entry.update(name=text, owner=text, group=text, columns=[[text, text]], tests=[result("x", text, text, name=text)])
+    entry.update(name=text, owner=text, group=text, columns=[[text, text, text]], synonyms=[text], newest=[text, text])
+    entry["tests"] = [result("x", text, text, name=text)]
     published = {**_published("gold.fct_orders"), "version": "evil-v0", "stale": [text]}
     content = _content(data["sites"]["busco"]["tables"]["gold.fct_orders"], published)
     profile = {"nulls": 1, "distinct": 2, "exact": True, "min": text, "max": text, "top": [[text, 5], ["x", 3]]}

@@ -12,8 +12,9 @@ import pytest
 from busco.events.pending import Standing, run_prefix
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
+from busco.lake.records import IngestOrder, utc_now
 from busco.orchestration import events
-from busco.orchestration.events import Orders, Runs
+from busco.orchestration.events import Interrupted, Orders, Runs
 from busco.settings import Settings
 from tests.unit.memory_s3 import MemoryS3
 
@@ -120,6 +121,37 @@ def test_a_table_needs_a_run_unless_a_release_or_an_active_run_has_its_deliverie
 ) -> None:
     airflow.standings["a"] = Standing(state, {"bronze.items": 1})
     assert ("bronze.items" in airflow.service.tables_without_run()) is needs
+
+
+def test_no_run_is_started_for_a_part_of_what_is_being_loaded(airflow: Airflow) -> None:
+    is_loading = True
+    airflow.service.is_loading = lambda: is_loading
+    for number in range(5):
+        airflow.standings["a"] = Standing("due", {"bronze.orders": number}, set_id=f"part {number}")
+        assert airflow.service.look(), "another look is needed soon"
+    assert airflow.runs == {}
+    is_loading = False
+    airflow.service.look()
+    assert airflow.runs == {f"{run_prefix('part 4')}0": "running", first("b"): "running"}
+
+
+def test_an_order_is_being_loaded_until_it_has_ended_or_takes_very_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    orders = Orders(Settings(), ObjectStore(MemoryS3(), "lake"), threading.Event())
+
+    def work(words: list[str], order: str) -> str:
+        seen.append(orders.is_loading())
+        monkeypatch.setattr(events, "_LONG", 0.0)
+        seen.append(orders.is_loading())
+        monkeypatch.undo()
+        raise Interrupted("no capacity")
+
+    monkeypatch.setattr(orders, "_run", work)
+    assert not orders.is_loading()
+    with pytest.raises(Interrupted):
+        orders(IngestOrder(order="20260101T000000-ab", ordered_at=utc_now()))
+    assert seen == [True, False]
+    assert not orders.is_loading()
 
 
 def test_an_order_that_takes_very_long_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

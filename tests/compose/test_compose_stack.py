@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
-from tests.chromium import steady, submit
+from tests.chromium import show, steady, submit
 from tests.compose.conftest import ORDERS, log_in
 from tests.compose.stack import DAG, SERVICES, Stack, tables_of_demo
 from tests.compose.test_doors import assert_tasks_are_confined
@@ -115,8 +115,8 @@ def test_a_user_triggers_a_run_finds_and_fixes_a_broken_model_and_follows_links(
     states = stack.task_states(run)
     failed = {task for task, state in states.items() if state == "failed"}
     assert failed == {TASK}, "\n".join(f"{task}:\n{stack.log(run, task)}" for task in sorted(failed - {TASK})[:2])
-    page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}&tab=logs")
-    expect(page.get_by_text("nonsense").first).to_be_visible(timeout=LONG)
+    tab = f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}&tab=logs"
+    show(page, tab, page.get_by_text("nonsense").first, LONG)
     log = stack.log(run, TASK)
     lines = log[log.index("::endgroup::") :].splitlines()
     assert "ERROR - model gold.mart_daily_sales failed" in lines[1], "the error is at the top of the log"
@@ -137,8 +137,7 @@ def test_a_user_triggers_a_run_finds_and_fixes_a_broken_model_and_follows_links(
         node = page.locator(".react-flow__node", has_text=re.compile(rf"^{task}"))
         expect(node.get_by_text("success")).to_be_visible(timeout=LONG)
     picture(page, "green graph")
-    page.goto(f"{stack.url}/dags/{DAG}/grid?dag_run_id={run}&task_id={TASK}&tab=logs")
-    expect(page.get_by_text("OK created sql lake model gold.mart_daily_sales").first).to_be_visible(timeout=LONG)
+    show(page, tab, page.get_by_text("OK created sql lake model gold.mart_daily_sales").first, LONG)
     picture(page, "log of a model")
     follow_links(stack, page, run)
 
@@ -247,12 +246,11 @@ def test_a_viewer_reads_dags_and_docs_with_all_tables_and_types_but_can_change_n
     anonymous = page.goto(f"{stack.url}/cosmos/dbt_docs")
     assert "/login" in page.url, anonymous
     log_in(page, stack, users("Viewer"), "Viewer")
-    page.goto(f"{stack.url}/cosmos/dbt_docs")
     frame = page.frame_locator("iframe")
-    expect(frame.get_by_text("Welcome").first).to_be_visible(timeout=LONG)
+    show(page, f"{stack.url}/cosmos/dbt_docs", frame.get_by_text("Welcome").first, LONG)
     page.goto("about:blank")
-    page.goto(f"{stack.url}/cosmos/dbt_docs_index.html#!/model/model.busco.fct_orders")
-    expect(frame.get_by_role("cell", name="purchase_month", exact=True).first).to_be_visible(timeout=LONG)
+    orders = f"{stack.url}/cosmos/dbt_docs_index.html#!/model/model.busco.fct_orders"
+    show(page, orders, frame.get_by_role("cell", name="purchase_month", exact=True).first, LONG)
     picture(page, "docs of a viewer")
     text = page.request.get(f"{stack.url}/busco/dbt_docs_page?dag_id={DAG}&project=busco").text()
     begins = text.index('catalog:{"metadata"') + len("catalog:")
@@ -301,8 +299,7 @@ def test_flower_shows_the_worker(stack: Stack, browser: Browser) -> None:
     assert nobody.request.get(f"{flower}/workers").status == 401
     nobody.close()
     page = steady(browser.new_context(http_credentials=login).new_page())
-    page.goto(f"{flower}/workers")
-    expect(page.get_by_text("celery@").first).to_be_visible(timeout=LONG)
+    show(page, f"{flower}/workers", page.get_by_text("celery@").first, LONG)
     picture(page, "flower")
     page.context.close()
 

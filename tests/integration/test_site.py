@@ -40,8 +40,9 @@ def published(mini: Platform) -> Platform:
     mini.write(
         "dbt_project/models/silver/orders.yml",
         "models:\n  - name: orders\n    description: \"One row **per order**.\\n\\n<script>alert(1)</script>\"\n"
-        "    config: {tags: [sales], meta: {owner: Sales, grain: [id], cost_center: 12}}\n"
-        "    columns:\n      - {name: id, description: 'The key, [docs](javascript:alert(1))', data_tests: [unique]}\n",
+        "    config: {tags: [sales], meta: {owner: Sales, grain: [id], cost_center: 12, synonyms: purchases}}\n"
+        "    columns:\n      - {name: id, description: 'The key, [docs](javascript:alert(1))', data_tests: [unique],\n"
+        "         config: {meta: {synonyms: [identifier, chave]}}}\n",
     )  # fmt: skip
     assert mini.build().good
     return mini
@@ -69,7 +70,7 @@ def test_a_table_is_described_by_what_the_project_says_about_it(published: Platf
     assert (entry["summary"], entry["owner"], entry["tags"]) == ("One row **per order**.", "Sales", ["sales"])
     assert entry["upstream"] == [BRONZE]
     assert index["tables"][GOLD]["upstream"] == [SILVER], "a view in between is not a table"
-    assert [name for name, _ in entry["columns"]] == ["id", "customer", "amount", "day", "n", "_ingested_at"]
+    assert [name for name, *_ in entry["columns"]] == ["id", "customer", "amount", "day", "n", "_ingested_at"]
     (unique,) = entry["tests"]
     assert (unique["kind"], unique["column"], unique["status"]) == ("unique", "id", "success")
     assert unique["at"] is not None
@@ -141,9 +142,10 @@ def test_values_of_a_column_that_is_marked_later_disappear_from_older_releases(p
     keys = [key for key in published.store.keys("docs/") if "/tables/" in key]
     assert len(keys) == 5, "two of three tables have a new content file"
     before = {key: stored(published, key) for key in keys}
-    assert "2 of 5 content files of the data catalog have values to remove" in published.busco("scrub", "--dry-run")
+    # the older index has the newest values of versions that are not live any more
+    assert "3 of 7 files of the data catalog have values to remove" in published.busco("scrub", "--dry-run")
     assert {key: stored(published, key) for key in keys} == before
-    assert "2 of 5 content files of the data catalog had values, which were removed" in published.busco("scrub")
+    assert "3 of 7 files of the data catalog had values, which were removed" in published.busco("scrub")
     changed = [key for key in keys if stored(published, key) != before[key]]
     assert len(changed) == 2
     assert not {key for key in changed if published.live().docs in key}
@@ -152,7 +154,7 @@ def test_values_of_a_column_that_is_marked_later_disappear_from_older_releases(p
         assert (found["sample"], {one["profile"] is None for one in found["columns"]}) == (None, {True})
         assert len(s3.list_object_versions(Bucket=published.settings.lake_bucket, Prefix=key)["Versions"]) == 1
     assert content(published, GOLD, first)["rows"] == 2
-    assert "0 of 5 content files" in published.busco("scrub")
+    assert "0 of 7 files of the data catalog" in published.busco("scrub")
 
 
 def test_the_lineage_of_a_column_leads_through_views_to_tables(published: Platform) -> None:
@@ -230,7 +232,11 @@ def test_the_catalog_has_all_tables_with_their_columns_and_states(published: Pla
     assert sorted(printed["tables"]) == [BRONZE, GOLD, SILVER]
     found = printed["tables"][SILVER]
     assert (found["rows"], found["owner"], found["kind"]) == (3, "Sales", "model")
-    assert found["columns"][0] == {"name": "id", "description": "The key, [docs](javascript:alert(1))"}
+    assert found["columns"][0] == {
+        "name": "id", "description": "The key, [docs](javascript:alert(1))", "synonyms": "identifier · chave"
+    }  # fmt: skip
+    assert found["synonyms"] == ["purchases"]
+    assert found["newest"] == ["day", "2018-01-02"]
     loaded = printed["tables"][BRONZE]["loaded_at"]
     ((newest,),) = published.duckdb("select strftime(max(_ingested_at), '%Y-%m-%dT%H:%M:%S') from busco_bronze.orders")
     assert loaded.startswith(newest)

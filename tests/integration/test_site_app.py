@@ -151,9 +151,12 @@ def test_the_start_page_shows_each_table_by_layer_with_its_state(opened: Open, f
         assert f" {state} " in shown.row(table), table
         mark = shown.app.locator("tr", has=shown.app.get_by_role("link", name=table, exact=True)).locator(".status svg")
         expect(mark).to_have_count(1)
+    newest = iso(NOW - timedelta(hours=14))[:10]
+    assert f" {newest} purchased_on " in shown.row("mart_daily_sales"), "how new the data is"
     when = shown.app.locator("tr time").first
     assert re.search(r"\d{4}.*\d\d:\d\d", when.get_attribute("title") or "")
-    assert LIVE in shown.text()
+    shown.app.get_by_text("About this release").click()
+    expect(shown.app.locator(".about-release code").first).to_have_text(LIVE)
 
 
 def test_tables_are_filtered_by_tag_layer_and_state(opened: Open) -> None:
@@ -165,6 +168,97 @@ def test_tables_are_filtered_by_tag_layer_and_state(opened: Open) -> None:
     shown.app.get_by_role("button", name="Clear the filters").click()
     shown.app.get_by_role("button", name="silver").click()
     expect(shown.app.locator("tbody tr")).to_have_count(3)
+
+
+def test_filters_are_in_the_address(opened: Open, form: str) -> None:
+    shown = opened(form)
+    shown.app.get_by_role("button", name="finance").click()
+    expect(shown.app.get_by_text("3 of 12 tables")).to_be_visible()
+    address = shown.page.url
+    shown.app.get_by_role("link", name="mart_daily_sales", exact=True).click()
+    shown.at("mart_daily_sales")
+    shown.app.locator(".crumbs").get_by_role("link").click()
+    expect(shown.app.get_by_text("3 of 12 tables")).to_be_visible()
+    shown.app.get_by_role("navigation", name="Pages").get_by_role("link", name="Tables").click()
+    expect(shown.app.get_by_text("12 tables", exact=True)).to_be_visible()
+    shown.page.goto("about:blank")
+    shown.page.goto(address)
+    app = shown.page.frames[-1]
+    expect(app.get_by_text("3 of 12 tables")).to_be_visible()
+    app.get_by_role("button", name="stale").click()
+    expect(app.locator("tbody tr")).to_have_count(1)
+
+
+def test_a_table_is_called_fresh_only_if_somebody_has_set_how_fresh_it_must_be(opened: Open) -> None:
+    data = marketplace()
+    for entry in data["sites"]["busco"]["tables"].values():
+        entry.update(warn_after=None, error_after=None)
+    shown = opened("file", data=data)
+    assert " no problems " in shown.row("fct_orders")
+    assert " no problems " in shown.row("orders"), "a source"
+    assert " fresh " not in re.sub(r"\s+", " ", shown.text())
+    assert " failed tests " in shown.row("dim_dates"), "a problem is one all the same"
+
+
+def test_problems_of_the_tables_that_it_is_built_from_are_named(opened: Open) -> None:
+    data = marketplace()
+    tables = data["sites"]["busco"]["tables"]
+    tables["silver.orders"]["tests"][0].update(status="warn", failures=4)
+    tables["bronze.payments"]["tests"][0].update(status="error", failures=None)
+    shown = opened("file", "gold/mart_daily_sales", data)
+    reasons = shown.app.locator(".reasons")
+    expect(reasons).to_contain_text("Tests reported warnings in silver.orders, which this table is built from.")
+    expect(reasons).to_contain_text("Tests failed in bronze.payments, which this table is built from.")
+    expect(shown.app.locator(".table-heading .status")).to_have_text("fresh")
+
+
+def test_a_test_of_the_project_s_own_sql_is_called_by_its_name(opened: Open) -> None:
+    data = marketplace()
+    data["sites"]["busco"]["tables"]["gold.fct_orders"]["tests"].append(
+        site_data.result("x", None, "sql", name="payments_cover_the_order")
+    )
+    shown = opened("file", "gold/fct_orders", data)
+    names = shown.app.locator(".part-tests").get_by_role("rowheader").all_inner_texts()
+    assert names == ["never null", "payments_cover_the_order", "no value twice"]
+
+
+def test_code_that_is_newer_than_the_rows_says_so(opened: Open) -> None:
+    data = marketplace()
+    shown = opened("file", "gold/fct_orders", data)
+    expect(shown.app.locator(".part-sql")).not_to_contain_text("an earlier state")
+    data["tables"]["busco"]["gold.fct_orders"]["sql"]["is_of_version"] = False
+    shown = opened("file", "gold/fct_orders", data)
+    expect(shown.app.locator(".part-sql")).to_contain_text("The rows were made by an earlier state of it")
+
+
+def test_pages_that_would_be_empty_are_not_offered(opened: Open) -> None:
+    data = marketplace()
+    data["sites"]["busco"].update(exposures=[], pages=[])
+    names = opened("file", data=data).app.locator("header nav").inner_text().split()
+    assert names == ["Tables", "Releases", "Glossary"], "it has a group"
+    data["sites"]["busco"].update(groups=[])
+    names = opened("file", data=data).app.locator("header nav").inner_text().split()
+    assert names == ["Tables", "Releases"]
+    opened("file", "glossary", data).at("Glossary")
+
+
+def test_a_project_can_have_any_name(opened: Open) -> None:
+    data = marketplace()
+    for part in (data["sites"], data["tables"], data["state"]["projects"]):
+        part["__proto__"] = part.pop("busco")
+    for table in data["state"]["tables"].values():
+        table["project"] = "__proto__"
+    shown = opened("shell", data=data)
+    assert " fresh " in shown.row("fct_orders")
+    shown.app.get_by_role("link", name="fct_orders", exact=True).click()
+    expect(shown.app.locator("table.columns")).to_be_visible()
+
+
+def test_on_paper_times_are_exact(opened: Open) -> None:
+    shown = opened("file")
+    shown.page.emulate_media(media="print")
+    printed = shown.app.evaluate("getComputedStyle(document.querySelector('tr time'), '::after').content")
+    assert re.search(r"\d{4}", printed)
 
 
 def test_a_search_finds_tables_and_columns(opened: Open) -> None:
@@ -182,8 +276,18 @@ def test_a_search_finds_tables_and_columns(opened: Open) -> None:
         "fct_orders": {"fct_orders"},
         "deliveryDays": {"delivery_days"},
         "logistics": {"fct_orders", "mart_delivery_performance"},
+        "receita": {"mart_daily_sales"},
+        "prazo de entrega": {"delivery_days"},
     }.items():
         assert expected <= set(shown.find(query)[:10]), query
+
+
+def test_a_search_says_which_words_nothing_has(opened: Open) -> None:
+    shown = opened("file")
+    shown.find("revenue by warehouse day")
+    expect(shown.app.locator(".found")).to_contain_text("Nothing has all of these words. Not found: warehouse.")
+    shown.find("revenue day")
+    expect(shown.app.locator(".found")).not_to_contain_text("Not found")
 
 
 def test_the_best_result_is_first(opened: Open) -> None:
@@ -223,7 +327,7 @@ def test_a_table_s_page_answers_what_a_consumer_asks(opened: Open, form: str) ->
     shown = opened(form, "gold/fct_orders#delivery_days").at("fct_orders")
     text = shown.text()
     newest = iso(NOW - timedelta(hours=14))[:19].replace("T", " ")
-    assert re.search(rf"Newest purchased_at\s+{newest}", text), "how new the data is"
+    assert re.search(rf"Newest data\s+{newest}\s+purchased_at", text), "how new the data is"
     assert re.search(r"Owner\s+Finance data", text)
     assert "data@example.com" in text
     assert re.search(r"One row per\s+order_id", text)
@@ -327,7 +431,36 @@ def test_a_lost_server_is_reported_and_then_found_again(opened: Open, served: Se
     served.broken["state"] = 503
     expect(shown.app.locator(".notices")).to_contain_text("The server has not answered since", timeout=9000)
     served.broken.clear()
-    expect(shown.app.locator(".notices .notice")).to_have_count(0, timeout=5000)
+    expect(shown.app.locator(".notices .notice")).to_have_count(0, timeout=15_000)
+
+
+def test_a_lost_server_is_lost_since_its_last_answer_and_asked_less_often(browser: Browser, served: Served) -> None:
+    context = browser.new_context(locale="en-GB", timezone_id="UTC")
+    page = steady(context.new_page())
+    page.clock.install(time=NOW)
+    page.goto(served.url())
+    app = page.frame_locator("iframe")
+    expect(app.locator("h1")).to_be_visible()
+    page.clock.pause_at(NOW + timedelta(minutes=1))
+
+    def asked(seconds: int) -> int:
+        """Returns how often the state was asked for within so many seconds."""
+        before = len(served.asked)
+        for _ in range(seconds):
+            page.clock.run_for(1000)
+            page.wait_for_timeout(20)
+        return sum("_data/state" in one for one in served.asked[before:])
+
+    # each answer is that nothing has changed
+    assert asked(600) > 150
+    served.broken["state"] = 503
+    # 3 s until the first failure, then after 3, 6, 12, 24, 30, 30 s
+    assert 4 <= asked(120) <= 9
+    text = app.locator(".notices").inner_text()
+    context.close()
+    stamp = NOW + timedelta(minutes=11)
+    assert "The server has not answered since" in text
+    assert any(f"{stamp + timedelta(minutes=late):%H:%M}" in text for late in (-1, 0, 1)), text
 
 
 def test_an_error_says_what_to_do_and_can_be_tried_again(opened: Open, served: Served) -> None:

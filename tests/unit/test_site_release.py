@@ -33,8 +33,9 @@ def entry(table: str, key: str = KEY) -> dict[str, Any]:
     layer, name = table.split(".")
     return {
         "layer": layer, "name": name, "kind": "model", "unique_id": f"model.busco.{name}", "summary": "", "tags": [],
-        "owner": "", "group": None, "columns": [["a", ""]], "upstream": [], "loaded_at": None, "warn_after": None,
-        "error_after": None, "tests": [], "content": {"version": "1", "hash": "0f", "key": key},
+        "synonyms": [], "owner": "", "group": None, "columns": [["a", "", ""]], "upstream": [], "loaded_at": None,
+        "newest": None, "warn_after": None, "error_after": None, "tests": [], "personal": [],
+        "content": {"version": "1", "hash": "0f", "key": key},
     }  # fmt: skip
 
 
@@ -218,23 +219,26 @@ def test_a_content_in_which_values_can_not_be_found_is_refused(changes: dict[str
     assert "ana@example.com" not in str(raised.value)
 
 
-def test_older_content_is_shown_without_values_if_the_live_content_can_not_be_read(lake: Lake) -> None:
+def test_an_older_release_shows_no_values_that_are_personal_now_and_none_if_that_is_not_known(lake: Lake) -> None:
     lake.published()
     first = lake.live()
-    write_index(lake, "gold.g")
+    write_index(lake, "gold.g", tables={"gold.g": entry("gold.g") | {"newest": ["Email", "zoe@example.com"]}})
     write(lake, KEY, **values())
     newer = "docs/run2/1/tables/gold.g.2.0f.json"
     lake.published(code="g")
     assert lake.live().docs != first.docs
     write_index(lake, "gold.g", key=newer)
-    for body, expected in (
-        (json.dumps(values(columns=[{"name": "email", "personal": True, "profile": None}])), ["id"]),
-        (json.dumps(values(columns=7)), None),
-        ("{", None),
-    ):
-        lake.store.put(newer, body.encode())
-        found = site(lake).content("busco", "gold.g", first.release)
+    entries = {"gold.g": entry("gold.g", newer) | {"personal": ["EMAIL"]}}
+    for index, expected in (({"tables": entries}, ["id"]), ({"tables": 7}, None)):
+        # caches are per bucket
+        copied = ObjectStore(lake.s3, f"lake-{new_id()}")
+        write_index(lake, "gold.g", key=newer, **index)
+        old = Site(copied, ENVIRONMENT, frozenset({"busco"}))
+        found = old.content("busco", "gold.g", first.release)
         assert found is not None
         sample = json.loads(found)["sample"]
         assert (sample and sample["columns"]) == expected
         assert b"ana@example.com" not in found
+        before = old.index("busco", first.release)
+        assert before is not None
+        assert before["tables"]["gold.g"]["newest"] is None

@@ -45,7 +45,7 @@ def scrub_command(dry_run: bool) -> None:
     echo(
         f"{len(done.with_values)} of {done.deliveries} delivery records, {len(done.with_statistics)} of "
         f"{done.versions} version records, {len(done.with_bounds)} of {done.metadata} metadata files and "
-        f"{len(pages.with_values)} of {pages.checked} content files of the data catalog {outcome}"
+        f"{len(pages.with_values)} of {pages.checked} files of the data catalog {outcome}"
     )
     if unchecked := (*done.unchecked, *pages.unchecked):
         listed = "\n".join(f"    {store.url(key)}" for key in unchecked)

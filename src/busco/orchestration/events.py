@@ -89,11 +89,12 @@ def listen(settings: Settings, say: Callable[[str], None]) -> None:
     stop = stopped()
     store, environment = ObjectStore(client("s3", settings), settings.lake_bucket), EnvironmentLayout("prod")
     health = Health(settings.state, "events")
-    runs = Runs(settings, store, environment, health.problem)
+    orders = Orders(settings, store, stop, health.problem)
+    runs = Runs(settings, store, environment, health.problem, orders.is_loading)
     consumer = Consumer(
         queue=events_queue(settings),
         bucket=settings.landing_bucket,
-        ingest=Orders(settings, store, stop, health.problem),
+        ingest=orders,
         announce=lambda outcome: announce(outcome, runs),
         quiet=settings.events_quiet,
         stop=stop,
@@ -142,7 +143,7 @@ class Interrupted(Exception):
 @dataclass
 class Orders:
     """Has orders carried out by `busco ingest`, in a process on this machine or in an ECS task, and waits for the
-    outcome. All calls must come from one thread.
+    outcome. All calls must come from one thread, except those of `is_loading`.
 
     Args:
         say: receives a message about an order that takes very long, and '' when it has ended.
@@ -155,6 +156,12 @@ class Orders:
     _loop: asyncio.AbstractEventLoop | None = None
     _launcher: Any = None
     _ended: dict[str, int] = field(default_factory=dict)  # how many tasks of the current order have ended
+    _began: float | None = None  # when the current order was started
+
+    def is_loading(self) -> bool:
+        """Returns whether an order is being carried out that will soon have a dataset event of its own."""
+        began = self._began
+        return began is not None and time.monotonic() - began < _LONG
 
     def __call__(self, order: IngestOrder) -> IngestOutcome:
         """Returns an order's outcome; repeating a call doesn't repeat the work.
@@ -166,9 +173,12 @@ class Orders:
         outcome = self.store.read(ingest_outcome(order.order), IngestOutcome)
         if outcome is None:
             self.store.create(ingest_order(order.order), order)
-            began = time.monotonic()
-            with self._watched(order.order):
-                why = self._run(["ingest", "--order", order.order], order.order)
+            self._began = began = time.monotonic()
+            try:
+                with self._watched(order.order):
+                    why = self._run(["ingest", "--order", order.order], order.order)
+            finally:
+                self._began = None
             outcome = self.store.read(ingest_outcome(order.order), IngestOutcome)
             if self.stop.is_set() and outcome is None:
                 raise Interrupted("the service is stopping")
@@ -359,12 +369,18 @@ def announce(outcome: IngestOutcome, runs: Runs) -> None:
 
 @dataclass
 class Runs:
-    """Starts the runs that deliveries need and that nothing else has started."""
+    """Starts the runs that deliveries need and that nothing else has started.
+
+    Args:
+        is_loading: whether deliveries are being loaded. Until all of them are recorded, no run is started for some of
+            them: one load is one run.
+    """
 
     settings: Settings
     store: ObjectStore
     environment: EnvironmentLayout
     say: Callable[[str], None] = lambda _: None
+    is_loading: Callable[[], bool] = lambda: False
     publishes: pending.Publishes = field(init=False)
     # what listings have returned; an announcement makes them outdated
     listings: Kept = field(default_factory=Kept)
@@ -403,9 +419,10 @@ class Runs:
         """Starts the runs that are missing. Returns whether another look is needed soon."""
         busy, problem = False, ""
         for project, found in self.standings():
-            if found.state != "due":
+            is_loading = self.is_loading()
+            if found.state != "due" or is_loading:
                 self._due.pop(project.identity, None)
-                busy = busy or found.state in ("starting", "running", "waiting")
+                busy = busy or is_loading or found.state in ("starting", "running", "waiting")
                 continue
             try:
                 busy = self._start(project, found) or busy

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
@@ -24,6 +24,7 @@ _MOST_OF_INDEX = 200_000_000
 _MOST_OF_CONTENT = 50_000_000
 # Each run's docs are below this prefix.
 DOCS = "docs/"
+_INDEX = re.compile(rf"{DOCS}[^/]+/[0-9]+/{re.escape(INDEX)}")
 _CONTENT = re.compile(rf"{DOCS}[^/]+/[0-9]+/tables/[^/]+\.json")
 
 
@@ -51,14 +52,17 @@ class _Entry(BaseModel):
     unique_id: str
     summary: str
     tags: list[str]
+    synonyms: list[str]
     owner: str
     group: str | None
-    columns: list[tuple[str, str]]
+    columns: list[tuple[str, str, str]]
     upstream: list[str]
     loaded_at: str | None
+    newest: tuple[str, str] | None
     warn_after: float | None
     error_after: float | None
     tests: list[_Test]
+    personal: list[str]
     content: _Content
 
 
@@ -114,13 +118,20 @@ def is_content(key: str) -> bool:
     return _CONTENT.fullmatch(key) is not None
 
 
-def personal_in(content: dict[str, Any]) -> frozenset[str]:
-    """Returns the columns of a content file that are personal, in lower case.
+def is_index(key: str) -> bool:
+    """Returns whether a key is that of a run's index."""
+    return _INDEX.fullmatch(key) is not None
 
-    Raises:
-        ValueError: the file has other types.
+
+def without_newest(entry: Mapping[str, Any], hidden: Collection[str] | None) -> dict[str, Any]:
+    """Returns a table's entry in an index without its newest value if that is of a column that must not be shown.
+
+    Args:
+        hidden: the names of these columns, in any case; None for all columns.
     """
-    return frozenset(column.name.lower() for column in _parsed(content).columns if column.personal)
+    newest = entry["newest"]
+    is_hidden = hidden is None or (newest is not None and newest[0].lower() in {name.lower() for name in hidden})
+    return {**entry, "newest": None if is_hidden else newest}
 
 
 def without_values(content: dict[str, Any], hidden: Collection[str] | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Current, Published, Release
 from busco.lake.releases import missing_pointer
-from busco.site.files import FORMAT, personal_in, read_content, read_index, without_values
+from busco.site.files import FORMAT, read_content, read_index, without_newest, without_values
 
 # The newest releases that the history has.
 HISTORY = 50
@@ -121,11 +121,21 @@ class Site:
         return {"format": FORMAT, "releases": found, "complete": release is None}
 
     def index(self, project: str, release_id: str = "") -> dict[str, Any] | None:
-        """Returns a project's index in a release; None if there is none, or it may not be read."""
+        """Returns a project's index in a release; None if there is none, or it may not be read.
+
+        As in `content`, there are no values of columns that are personal in the live release.
+        """
         prefix = self._docs(project, release_id)
-        with contextlib.suppress(_Missing):
-            return _index_at(_Key(self.store, prefix))
-        return None
+        try:
+            index = _index_at(_Key(self.store, prefix))
+        except _Missing:
+            return None
+        live = self._docs(project, "")
+        if prefix == live:
+            return index
+        brief = self._brief(live)
+        tables = {table: without_newest(entry, _personal(brief, table)) for table, entry in index["tables"].items()}
+        return {**index, "tables": tables}
 
     def content(self, project: str, table: str, release_id: str = "") -> bytes | None:
         """Returns the content file of a project's table in a release, as JSON; None if there is none.
@@ -133,14 +143,14 @@ class Site:
         A column that is personal in the live release has no values in older releases either, in which it may not have
         been marked yet.
         """
-        key = self._content_key(project, table, release_id)
-        body = read_content(self.store, key, project, table) if key else None
-        live = self._content_key(project, table, "")
-        if body is None or live == key:
+        described = (self._brief(self._docs(project, release_id)) or {}).get(table)
+        body = read_content(self.store, described.key, project, table) if described is not None else None
+        live = self._brief(self._docs(project, "")) if release_id else None
+        if body is None or not release_id or described == (live or {}).get(table):
             return body
-        personal = self._personal(live, project, table) if live else frozenset()
         try:
-            return json.dumps(without_values(json.loads(body), personal), ensure_ascii=False).encode(errors="replace")
+            shown = without_values(json.loads(body), _personal(live, table))
+            return json.dumps(shown, ensure_ascii=False).encode(errors="replace")
         except ValueError:
             # what may not be shown can't be found in it
             return None
@@ -161,7 +171,10 @@ class Site:
             for table, entry in (index or {"tables": {}})["tables"].items():
                 if table in state["tables"]:
                     described = {key: entry[key] for key in entry if key not in ("content", "columns")}
-                    columns = [{"name": name, "description": text} for name, text in entry["columns"]]
+                    columns = [
+                        {"name": name, "description": text, "synonyms": synonyms}
+                        for name, text, synonyms in entry["columns"]
+                    ]
                     tables[table] = {**state["tables"][table], **described, "columns": columns}
         about = ("format", "environment", "release", "published_at", "kind", "who", "reason", "hold")
         return {**{key: state[key] for key in about}, "tables": tables}
@@ -205,18 +218,6 @@ class Site:
         current = self._current() if project in self.projects else None
         shown = self._shown(current, release_id) if current is not None else None
         return shown.docs_by_project().get(project, "") if shown is not None else ""
-
-    def _content_key(self, project: str, table: str, release_id: str) -> str:
-        """Returns the key of a table's content file in a release; '' if there is none, or it may not be read."""
-        described = (self._brief(self._docs(project, release_id)) or {}).get(table)
-        return described.key if described is not None else ""
-
-    def _personal(self, key: str, project: str, table: str) -> frozenset[str] | None:
-        """Returns the personal columns of a table, in lower case, according to a content file; None if not known."""
-        body = read_content(self.store, key, project, table)
-        with contextlib.suppress(ValueError):
-            return personal_in(json.loads(body)) if body is not None else None
-        return None
 
     def _tables(self, release: Release) -> dict[str, Published]:
         """Returns the tables of a release that may be read."""
@@ -273,10 +274,18 @@ class _Since:
 
 @dataclass(frozen=True, slots=True)
 class _Described:
-    """What is needed of a table's entry in an index: the unique id of its node, and the key of its content file."""
+    """What is needed of a table's entry in an index: its node's unique id, its content file, its personal columns."""
 
     unique_id: str
     key: str
+    personal: frozenset[str]
+
+
+def _personal(live: Mapping[str, _Described] | None, table: str) -> frozenset[str] | None:
+    """Returns a table's columns that are personal according to the live release's index; None if there is no index."""
+    if live is None:
+        return None
+    return live[table].personal if table in live else frozenset()
 
 
 # A release with 1,000 tables takes about 3 MB, and an index with 300,000 columns about 150 MB. So only a few of them
@@ -311,4 +320,7 @@ def _index_at(key: _Key) -> dict[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _brief_at(key: _Key) -> Mapping[str, _Described]:
     tables = _index_at(key)["tables"]
-    return {table: _Described(entry["unique_id"], entry["content"]["key"]) for table, entry in tables.items()}
+    return {
+        table: _Described(entry["unique_id"], entry["content"]["key"], frozenset(entry["personal"]))
+        for table, entry in tables.items()
+    }

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import duckdb
 from botocore.exceptions import ClientError
 from markdown_it import MarkdownIt
 
 from busco.lake import engine
+from busco.lake.deliveries import TECHNICAL
 from busco.lake.layout import listing, slug, split_table
 from busco.lake.objects import ObjectStore, canonical_json
 from busco.lake.records import Result, Version
@@ -36,8 +38,11 @@ _SHARE = 0.05
 _THREADS = 16
 # Generic tests that a combination of columns is unique: the sample project's, and the one of the package dbt_utils.
 _COMBINATIONS = frozenset({"unique_combination", "unique_combination_of_columns"})
+# The types whose greatest value says how new a table's data is.
+_TIMES = ("DATE", "TIMESTAMP")
+_TECHNICAL = frozenset(column.name for column in TECHNICAL)
 # The keys of `meta` that have a place of their own on a page, or that only the platform needs.
-_OWN_META = frozenset({"owner", "grain", "pii", "delivery", "ecs", "volatile", "contact"})
+_OWN_META = frozenset({"owner", "grain", "pii", "delivery", "ecs", "volatile", "contact", "synonyms"})
 
 
 def make_site(project: Project, run: Run, session: Session, manifest: Mapping[str, Any]) -> str:
@@ -68,6 +73,8 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
         tables[table] = {
             **described.entry(unique_id, version, results, known.get("tests", ())),
             "loaded_at": known.get("loaded_at") if is_kept else None,
+            "newest": known.get("newest") if is_kept else None,
+            "personal": [column["name"] for column in fixed["columns"] if column["personal"]],
             "content": {"version": version.version, "hash": digest, "key": key},
         }
     seconds = _SHARE * _time_of_models(one for one in results.values() if one.made and not one.kept)
@@ -81,6 +88,7 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
             body = described.content(content, profile)
             if profile.loaded_at is not None:
                 tables[content.table]["loaded_at"] = profile.loaded_at.isoformat()
+            tables[content.table]["newest"] = _newest(body["columns"])
             written.append(pool.submit(run.store.put, content.key, _encoded(body)))
         for one in written:
             one.result()
@@ -111,6 +119,17 @@ def _time_of_models(results: Iterable[Result]) -> float:
         total += max(0.0, ended - max(began, end))
         end = max(end, ended)
     return total
+
+
+def _newest(columns: Iterable[Mapping[str, Any]]) -> tuple[str, str] | None:
+    """Returns the column that says how new a table's data is, and its greatest value.
+
+    It is the first key column with a date or a time, or the first such column; None if there is none.
+    """
+    timed = [one for one in columns if one["type"].startswith(_TIMES) and (one["profile"] or {}).get("max")]
+    timed = [one for one in timed if one["name"] not in _TECHNICAL]
+    found = next((one for one in timed if one["key"]), timed[0] if timed else None)
+    return (found["name"], found["profile"]["max"]) if found is not None else None
 
 
 def _delivered_at(store: ObjectStore, version: Version) -> str | None:
@@ -197,11 +216,13 @@ class _Described:
             "unique_id": uid,
             "summary": _summary(str(node.get("description") or "")),
             "tags": sorted(node.get("tags") or ()),
+            "synonyms": _synonyms(node),
             "owner": self._owner(node),
             "group": node["config"].get("group"),
             "columns": [
-                [column.name, _line(str(columns.get(column.name.lower(), {}).get("description") or ""))]
+                [column.name, _line(str(declared.get("description") or "")), " · ".join(_synonyms(declared))]
                 for column in version.columns
+                for declared in [columns.get(column.name.lower(), {})]
             ],
             "upstream": sorted(project.parents(uid)) if uid in project.nodes else [],
             "warn_after": limits.warn_after.total_seconds() if limits and limits.warn_after else None,
@@ -268,12 +289,18 @@ class _Described:
         declared = {name.lower(): column for name, column in node.get("columns", {}).items()}
         grain = self._grain(uid, node)
         personal = personal_columns(project, uid, version)
-        group = self._groups.get(node["config"].get("group"))
         meta = {key: str(value) for key, value in sorted(meta_of(node).items()) if key not in _OWN_META}
         sql = None
         if uid in project.nodes and node["resource_type"] == "model":
             compiled = self._manifest["nodes"].get(uid, {}).get("compiled_code")
-            sql = {"path": node["original_file_path"], "source": node["raw_code"], "compiled": compiled}
+            # a run of some models keeps the versions of the others, whose code can have changed since
+            is_of_version = project.fingerprint(uid, duckdb.__version__) == version.fingerprint
+            sql = {
+                "path": node["original_file_path"],
+                "source": node["raw_code"],
+                "compiled": compiled,
+                "is_of_version": is_of_version,
+            }
         return {
             "format": FORMAT,
             "project": project.identity,
@@ -281,7 +308,7 @@ class _Described:
             "description_html": self._html(node.get("description")),
             "grain": list(grain),
             "owner": self._owner(node),
-            "contact": str(meta_of(node).get("contact") or ((group or {}).get("owner") or {}).get("email") or ""),
+            "contact": self._contact(node),
             "group": node["config"].get("group"),
             "meta": meta,
             "columns": [
@@ -389,8 +416,20 @@ class _Described:
         group = self._groups.get(node["config"].get("group")) or {}
         return str(owner or (group.get("owner") or {}).get("name") or "")
 
+    def _contact(self, node: Mapping[str, Any]) -> str:
+        """Returns how to reach the owner: `meta.contact`, or the email of the group that is or has the owner."""
+        groups = [self._groups.get(node["config"].get("group")), self._groups.get(self._owner(node))]
+        emails = [(group.get("owner") or {}).get("email") for group in groups if group is not None]
+        return str(meta_of(node).get("contact") or next(filter(None, emails), ""))
+
     def _html(self, text: Any) -> str:
         return str(self._markdown.render(str(text or ""))).strip()
+
+
+def _synonyms(node: Mapping[str, Any]) -> list[str]:
+    """Returns other words for a table or a column, `meta.synonyms`: a text, or a list of texts."""
+    given = meta_of(node).get("synonyms") or ()
+    return [_line(str(one)) for one in ([given] if isinstance(given, str) else given)]
 
 
 def _summary(description: str) -> str:

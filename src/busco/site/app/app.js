@@ -35,7 +35,7 @@
     const [time, setTime] = useState(Date.now());
     const [lostAt, setLost] = useState(null);
     const [attempt, again] = useState(0);
-    const heard = useRef({ at: null, time: Date.now() });
+    const heard = useRef({ at: null });
 
     useEffect(() => {
       let visit = 0;
@@ -48,13 +48,12 @@
         state(next) {
           // a state of another release can arrive late
           if ((heard.current.at?.query.release || next.live) !== next.release) return;
-          heard.current.time = Date.now();
           setLost(null);
           setError(null);
           setState(next);
           setTime(Date.now());
         },
-        unreachable: () => setLost(heard.current.time),
+        unreachable: (since) => setLost(since),
         search: () => busco.app.search(),
       });
       const timer = setInterval(() => setTime(Date.now()), MINUTE);
@@ -68,7 +67,6 @@
       source.get("state", release ? { release } : {}).then(
         (next) => {
           if (!isWanted) return;
-          heard.current.time = Date.now();
           setError(null);
           setState(next);
         },
@@ -116,7 +114,8 @@
     const projects = Object.keys(state.projects || {}).filter((name) => state.projects[name].has_site);
     const parameters = (project) => ({ project, release: state.release });
     const answers = await Promise.allSettled(projects.map((project) => source.get("site", parameters(project))));
-    const found = { release: state.release || "", sites: {}, errors: {} };
+    // a project can have any name, such as __proto__
+    const found = { release: state.release || "", sites: Object.create(null), errors: Object.create(null) };
     answers.forEach((answer, index) => {
       if (answer.status === "fulfilled") found.sites[projects[index]] = answer.value;
       else found.errors[projects[index]] = answer.reason;
@@ -157,6 +156,10 @@
     const page = view.place?.page;
     const titles = Object.values(state?.projects || {}).map((project) => project.title).filter(Boolean);
     const current = (name) => (page === name || (name === "tables" && page === "table") ? "page" : undefined);
+    // a page that would be empty is only shown to who is there
+    const sites = view.world ? Object.values(view.world.sites) : [];
+    const isFilled = (name) => page === name || name === "releases"
+      || sites.some((site) => (name === "exposures" ? site.exposures : [...site.pages, ...site.groups]).length > 0);
     return html`<header><div class="bar">
       <${Link} path="" class="brand"><svg viewBox="0 0 20 20" aria-hidden="true" focusable="false">
           <rect class="gold" x="2" y="3" width="16" height="4" rx="1.5" />
@@ -166,7 +169,7 @@
         ${state?.environment && html`<span class="tag"><bdi>${state.environment}</bdi></span>`}</>
       <nav aria-label=${word("nav_label")}><ul>
         <li><${Link} path="" aria-current=${current("tables")}>${word("nav_tables")}</></li>
-        ${Object.entries(PAGES).map(([name, label]) => html`<li key=${name}>
+        ${Object.entries(PAGES).filter(([name]) => isFilled(name)).map(([name, label]) => html`<li key=${name}>
           <${Link} path=${name} aria-current=${current(name)}>${word(label)}</></li>`)}</ul></nav>
       <${busco.searchbox.SearchBox} view=${view} /></div></header>`;
   }

@@ -3,8 +3,10 @@
 "use strict";
 (function (busco) {
   // the states of a table, worst first
-  const STATES = ["failed", "late", "stale", "warned", "held", "unknown", "fresh"];
+  const STATES = ["failed", "late", "stale", "warned", "held", "unknown", "ok", "fresh"];
   const LAYERS = ["gold", "silver", "bronze"];
+  // what a test that found a problem, or could not look for one, reports
+  const FAILED = ["failed", "error"];
 
   function split(table) {
     const at = table.indexOf(".");
@@ -82,14 +84,17 @@
   function judge(table, entries, hold, now) {
     const { entry, published } = table;
     const tests = entry?.tests || [];
-    const failed = tests.filter((test) => test.status === "failed" || test.status === "error");
+    const failed = tests.filter((test) => FAILED.includes(test.status));
     const warned = tests.filter((test) => test.status === "warn");
     const upstream = entry ? ancestors(entries, table.id) : [];
     const own = entry ? overdue(entry, now) : null;
     const late = upstream.filter((parent) => entries.has(parent) && overdue(entries.get(parent), now));
     const sources = upstream.filter((parent) => entries.get(parent)?.kind === "source");
     const arrivals = sources.map((parent) => entries.get(parent).loaded_at).filter(Boolean).sort();
-    const limited = sources.some((parent) => entries.get(parent).warn_after || entries.get(parent).error_after);
+    const hasLimit = (name) => Boolean(entries.get(name).warn_after || entries.get(name).error_after);
+    const limited = sources.some(hasLimit) || (entry?.kind === "source" && hasLimit(table.id));
+    const upstreamTests = (statuses) => upstream.filter((parent) => entries.get(parent)?.tests
+      .some((test) => statuses.includes(test.status)));
     const is = {
       failed: failed.length > 0,
       late: Boolean(own) || late.length > 0,
@@ -97,10 +102,13 @@
       warned: warned.length > 0,
       held: Boolean(hold),
       unknown: !entry,
+      // on time means nothing where nobody has said when rows must arrive
+      ok: !limited,
       fresh: true,
     };
     const status = STATES.find((name) => is[name]);
-    return { status, is, failed, warned, own, late, upstream, limited, arrivals, tests };
+    return { status, is, failed, warned, own, late, upstream, limited, arrivals, tests,
+      failedUpstream: upstreamTests(FAILED), warnedUpstream: upstreamTests(["warn"]) };
   }
 
   // Returns the releases with, for each changed table, the entry before: {table: {before, after}}. `before` is null for
@@ -158,11 +166,5 @@
     };
   }
 
-  // Returns the column whose largest value says how new the data is, the first one with a date or a time.
-  function newest(content) {
-    const timed = content.columns.filter((column) => /^(date|timestamp)/i.test(column.type) && column.profile?.max);
-    return timed.find((column) => content.grain?.includes(column.name)) || timed[0] || null;
-  }
-
-  busco.facts = { STATES, split, compareLayers, world, compared, versions, difference, newest };
+  busco.facts = { STATES, split, compareLayers, world, compared, versions, difference };
 })(window.busco);

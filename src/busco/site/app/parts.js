@@ -9,6 +9,7 @@
 
   const ICONS = {
     fresh: "M3.5 8.5l3 3 6-7",
+    ok: "M3.5 8.5l3 3 6-7",
     failed: "M4 4l8 8M12 4l-8 8",
     late: "M8 4v4.5l3 2M8 1.8a6.2 6.2 0 1 0 0 12.4A6.2 6.2 0 0 0 8 1.8z",
     stale: "M13.5 8a5.5 5.5 0 1 1-1.6-3.9M12.5 1.5v3h-3",
@@ -38,6 +39,15 @@
     if (!iso) return html`<span class="soft">–</span>`;
     const shown = exact ? format.short(iso) : format.ago(iso, busco.view.time);
     return html`<time datetime=${iso} title=${format.exact(iso)}>${shown}</time>`;
+  }
+
+  // How new a table's data is: `newest` is a column and its greatest value, [column, text].
+  function Newest({ newest }) {
+    if (!newest) return html`<span class="soft">–</span>`;
+    const [column, value] = newest;
+    // a time at midnight is a date
+    return html`<span class="newest" title=${`${column}: ${value}`} dir="auto">
+      ${value.replace(/ 00:00:00(\.0+)?$/, "")}</span> <span class="soft"><code dir="auto">${column}</code></span>`;
   }
 
   function Status({ status }) {
@@ -242,6 +252,6 @@
     return nodes.flatMap((node, index) => (index ? [", ", node] : [node]));
   }
 
-  busco.parts = { html, Icon, Medal, Time, Status, Link, TableLink, pathOf, Out, Rich, Copy, Code, Tabs, useLoaded,
+  busco.parts = { html, Icon, Medal, Time, Newest, Status, Link, TableLink, pathOf, Out, Rich, Copy, Code, Tabs, useLoaded,
     Loading, Trouble, explained, joined, word, count };
 })(window.busco);

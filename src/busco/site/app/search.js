@@ -34,10 +34,11 @@
       const summary = entry?.summary || "";
       const shared = { table: id, layer, project: table.project };
       const tags = [...(entry?.tags || []), layer, entry?.owner || ""].join(" ");
-      found.push({ ...shared, id: found.length, kind: "table", name, summary, tags, within: "" });
-      for (const [column, description] of entry?.columns || []) {
+      found.push({ ...shared, id: found.length, kind: "table", name, summary, tags, within: "",
+        synonyms: (entry?.synonyms || []).join(" · ") });
+      for (const [column, description, synonyms] of entry?.columns || []) {
         found.push({ ...shared, id: found.length, kind: "column", name: column, summary: description, tags: "",
-          within: name });
+          within: name, synonyms: synonyms || "" });
       }
     }
     return found;
@@ -47,7 +48,7 @@
   function index(world) {
     const all = documents(world);
     const mini = new MiniSearch({
-      fields: ["name", "summary", "tags", "within"],
+      fields: ["name", "summary", "synonyms", "tags", "within"],
       tokenize: words,
       processTerm: (term) => term,
     });
@@ -74,13 +75,14 @@
     const hits = mini.search(query, {
       prefix: true,
       fuzzy: (term) => (term.length > 7 ? 2 : term.length > 4 ? 1 : 0),
-      boost: { name: 3, tags: 1.5, within: 0.4 },
+      boost: { name: 3, synonyms: 2, tags: 1.5, within: 0.4 },
       weights: { prefix: 0.6, fuzzy: 0.35 },
       boostDocument: (id) => (BOOST[all[id].layer] || 1) * (all[id].kind === "table" ? 1.6 : 1),
     });
     // an entry that has more of the words comes first, however rare each word is
     hits.sort((one, other) => other.queryTerms.length - one.queryTerms.length || other.score - one.score);
-    return hits.slice(0, LIMIT).map((hit) => ({ ...all[hit.id], terms: new Set(hit.terms) }));
+    return hits.slice(0, LIMIT).map((hit) => ({ ...all[hit.id], terms: new Set(hit.terms),
+      asked: new Set(hit.queryTerms) }));
   }
 
   // Returns the parts of a text, each with whether it is one of the words that were found.

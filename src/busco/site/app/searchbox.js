@@ -45,6 +45,8 @@
     const isAsked = query.trim() !== "";
     const hits = useMemo(() => (ready && isAsked ? ready.find(query) : []), [ready, query]);
     const isShown = isOpen && isAsked;
+    // the words that not even the best result has
+    const missing = hits.length ? busco.search.words(query).filter((one) => !hits[0].asked.has(one)) : [];
     const current = Math.min(chosen, Math.max(hits.length - 1, 0));
     useEffect(() => {
       if (isShown) document.getElementById(`hit-${current}`)?.scrollIntoView({ block: "nearest" });
@@ -89,6 +91,8 @@
       <div class="found" hidden=${!isShown}>
         ${isShown && !ready && html`<p class="soft">${word("search_preparing")}</p>`}
         ${isShown && ready && !hits.length && html`<p class="soft">${word("search_none", { query })}</p>`}
+        ${isShown && missing.length > 0 && html`<p class="soft">
+          ${word("search_without", { words: html`<bdi>${missing.join(", ")}</bdi>` })}</p>`}
         <ul id="hits" role="listbox" aria-label=${word("search_label")} hidden=${!hits.length}>
           ${isShown && hits.map((hit, at) => html`<${Hit} key=${hit.id} hit=${hit} at=${at} isChosen=${at === current}
             go=${() => go(hit)} />`)}</ul>
@@ -109,7 +113,9 @@
       <div><code dir="auto"><${Marked} text=${hit.name} terms=${hit.terms} /></code>
         <span class="soft">${isColumn ? word("search_column_in", { table: html`<bdi>${hit.layer}.${hit.within}</bdi>` })
           : html`<bdi>${hit.layer}</bdi>`}</span>
-        ${hit.summary && html`<p dir="auto"><${Marked} text=${hit.summary} terms=${hit.terms} /></p>`}</div></li>`;
+        ${hit.summary && html`<p dir="auto"><${Marked} text=${hit.summary} terms=${hit.terms} /></p>`}
+        ${hit.synonyms && html`<p class="soft" dir="auto"><${Marked} text=${hit.synonyms} terms=${hit.terms} /></p>`}
+      </div></li>`;
   }
 
   busco.searchbox = { SearchBox };

@@ -4,7 +4,9 @@
 "use strict";
 (function () {
   const base = JSON.parse(document.getElementById("busco-shell").textContent).base;
+  // milliseconds between two looks for a new state, and at most while the server does not answer
   const POLL = 3000;
+  const SLOWEST = 30000;
   const RELOADED = "busco-docs-reloaded";
   const ALLOWED = {
     state: ["release"], history: [], site: ["project", "release"], table: ["project", "table", "release"],
@@ -12,6 +14,7 @@
   const RELEASE = /^[A-Za-z0-9][A-Za-z0-9._:+-]{0,199}$/;
   let known = { release: null, etag: null, text: null, body: null };
   let failures = 0;
+  let answeredAt = Date.now();
   let timer = 0;
   let isChecking = false;
   let isReady = false;
@@ -152,16 +155,18 @@
     // nothing has been published yet, or this release is no longer known; the server does answer
     if (got.status === 404) {
       failures = 0;
+      answeredAt = Date.now();
       return;
     }
     if ("status" in got) {
       failures += 1;
-      if (failures === 2) send({ type: "state", status: got.status, error: got.error });
+      if (failures === 2) send({ type: "state", status: got.status, error: got.error, since: answeredAt });
       return;
     }
     const wasLost = failures > 1;
     const isNew = "body" in got && !(isSame && known.text === got.text);
     failures = 0;
+    answeredAt = Date.now();
     if ("body" in got) remember(got, asked);
     if (isNew || wasLost) send({ type: "state", body: known.body });
   }
@@ -173,7 +178,8 @@
       await check().finally(() => { isChecking = false; });
     }
     clearTimeout(timer);
-    timer = setTimeout(poll, POLL);
+    // a server that does not answer is asked less and less often
+    timer = setTimeout(poll, Math.min(POLL * 2 ** Math.max(failures - 1, 0), SLOWEST));
   }
 
   addEventListener("message", (event) => {

@@ -84,7 +84,7 @@
         events.at({ path, query, fragment, back });
       } else if (message.type === "state") {
         if ("body" in message) events.state(message.body);
-        else events.unreachable();
+        else events.unreachable(message.since);
       } else if (message.type === "search") events.search();
     });
     return {

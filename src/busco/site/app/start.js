@@ -2,14 +2,15 @@
 "use strict";
 (function (busco) {
   const { useState, useEffect } = preactHooks;
-  const { html, Medal, Time, Status, TableLink, Copy, word, count } = busco.parts;
+  const { html, Medal, Time, Newest, Status, TableLink, Copy, word, count } = busco.parts;
   const { STATES, compareLayers } = busco.facts;
   // more choices than this are a list to open
   const FEW = 7;
   // the rows of a layer that are drawn first, so that a page of a thousand tables is there at once
   const FIRST = 40;
-  // kept while the reader looks at a table and comes back
-  let kept = {};
+  const FILTERS = ["status", "layer", "tag", "project"];
+  // the fragment with the filters that were chosen last, for the link that leads back from a table
+  let last = "";
   // a page that was drawn once is drawn whole at once, so that the way back leads to the same place
   let isDrawn = false;
 
@@ -40,8 +41,16 @@
 
   function Start({ view }) {
     const { world } = view;
-    const [filters, set] = useState(kept);
-    const choose = (name) => (value) => set((kept = { ...filters, [name]: value }));
+    // the filters are in the address, so that a link can have them
+    const filters = Object.fromEntries([...new URLSearchParams(view.at.fragment)]
+      .filter(([name, value]) => FILTERS.includes(name) && value));
+    const set = (chosen) => {
+      const given = FILTERS.filter((name) => chosen[name]).map((name) => [name, chosen[name]]);
+      last = new URLSearchParams(given).toString();
+      view.source.go({ path: "", query: view.at.query, fragment: last }, true);
+    };
+    useEffect(() => { last = view.at.fragment; }, [view.at.fragment]);
+    const choose = (name) => (value) => set({ ...filters, [name]: value });
     const all = [...world.tables.values()];
     const isShown = (table) => (!filters.layer || table.layer === filters.layer)
       && (!filters.status || table.status === filters.status)
@@ -68,7 +77,7 @@
           choices=${counted(all, (table) => table.entry?.tags || [], String, byName)} />
         <${Filter} label=${word("filter_project")} value=${filters.project} choose=${choose("project")}
           choices=${counted(all, (table) => [table.project], title, byName)} />
-        ${isFiltered && html`<button type="button" class="plain" onClick=${() => set((kept = {}))}>
+        ${isFiltered && html`<button type="button" class="plain" onClick=${() => set({})}>
           ${word("clear_filters")}</button>`}
       </div>
       ${all.length === 0 && html`<p class="empty">${word("no_tables")}</p>`}
@@ -86,12 +95,14 @@
     const who = html`<bdi>${state.who || word("unknown_person")}</bdi>`;
     return html`<p class="facts-line">
       <span>${word(state.kind === "rollback" ? "release_rolled" : "release_published", { when, who })}</span>
+    </p>
+    <details class="about-release"><summary>${word("about_release")}</summary><p class="facts-line">
       <span>${word("release")} <code>${state.release}</code><${Copy} text=${state.release}
         label=${word("copy")} /></span>
       ${state.run && html`<span>${word("release_run", { run: html`<code>${state.run}</code>` })}</span>`}
       ${state.code_version && html`<span title=${state.code_version}>
         ${word("release_code", { code: html`<code>${state.code_version.slice(0, 12)}</code>` })}</span>`}
-    </p>`;
+    </p></details>`;
   }
 
   function Layer({ layer, tables, projects }) {
@@ -110,6 +121,7 @@
       <table class="tables" role="table">
         <thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col">${word("col_table")}</th>
           <th role="columnheader" scope="col">${word("col_state")}</th>
+          <th role="columnheader" scope="col">${word("col_newest")}</th>
           <th role="columnheader" scope="col">${word("col_published")}</th>
           <th role="columnheader" scope="col" class="amount">${word("col_rows")}</th></tr></thead>
         <tbody role="rowgroup">${(isWhole ? tables : tables.slice(0, FIRST)).map((table) => html`<${Row}
@@ -127,10 +139,11 @@
         <p class=${entry?.summary ? "summary" : "summary soft"}
           dir="auto">${entry?.summary || word("no_summary")}</p></th>
       <td role="cell"><${Status} status=${table.status} /></td>
+      <td role="cell" class="newest-data"><${Newest} newest=${entry?.newest} /></td>
       <td role="cell" class="when"><${Time} iso=${published?.published_at} /></td>
       <td role="cell" class="amount">${published?.rows === undefined ? html`<span class="soft">–</span>` : html`
         ${busco.format.number(published.rows)}<span class="unit"> ${word("col_rows").toLowerCase()}</span>`}</td></tr>`;
   }
 
-  busco.start = { Start };
+  busco.start = { Start, filters: () => last };
 })(window.busco);

@@ -2,7 +2,7 @@
 "use strict";
 (function (busco) {
   const { useState } = preactHooks;
-  const { html, Icon, Medal, Time, Status, Link, TableLink, Out, Rich, Copy, Code, Tabs, useLoaded, Loading, Trouble,
+  const { html, Icon, Medal, Time, Newest, Status, Link, TableLink, Out, Rich, Copy, Code, Tabs, useLoaded, Loading, Trouble,
     joined, word, count } = busco.parts;
   const { number, bytes, ago, duration } = busco.format;
   // the rows and the tables that are shown before all of them are asked for
@@ -17,7 +17,7 @@
     // while a new version is loaded, the one before stays
     const content = body || (old?.body?.table === id ? old.body : null);
     return html`
-      <nav class="crumbs" aria-label=${word("all_tables")}><${Link} path="">${word("nav_tables")}</>
+      <nav class="crumbs" aria-label=${word("all_tables")}><${Link} path="" fragment=${busco.start.filters()}>${word("nav_tables")}</>
         <span aria-hidden="true">/</span><span><${Medal} layer=${table.layer} /><bdi>${table.layer}</bdi></span></nav>
       <div class="heading table-heading"><h1 tabindex="-1"><code dir="auto">${table.name}</code></h1>
         <${Copy} text=${copied(content, id)} label=${word("copy_name")} /><${Status} status=${table.status} /></div>
@@ -48,13 +48,12 @@
   // What a reader wants to know before using the table: how new, how much, whose, and whether it can be trusted.
   function Facts({ view, table, content }) {
     const { entry, published } = table;
-    const newest = content && busco.facts.newest(content);
     const owner = content?.owner || entry?.owner;
     const group = content?.group || entry?.group;
     const contact = content?.contact;
     const facts = [
       [word("fact_published"), html`<${Time} iso=${published?.published_at} />`],
-      newest && [word("fact_newest", { column: newest.name }), html`<span dir="auto">${newest.profile.max}</span>`],
+      entry?.newest && [word("fact_newest"), html`<${Newest} newest=${entry.newest} />`],
       entry?.kind === "source" && entry.loaded_at && [word("fact_arrived"), html`<${Time} iso=${entry.loaded_at} />`],
       published && [word("fact_rows"), html`${number(published.rows)} <span
         class="soft">${bytes(published.bytes)}</span>`],
@@ -92,6 +91,12 @@
     if (!entry) return [["unknown", word("why_unknown")], ...(is.held ? [["held", word("why_held")]] : [])];
     if (is.failed) found.push(["failed", count("why_failed", table.failed.length)]);
     if (is.warned) found.push(["warned", count("why_warned", table.warned.length)]);
+    if (table.failedUpstream.length) {
+      found.push(["failed", word("why_failed_up", { tables: links(table.failedUpstream) })]);
+    }
+    if (table.warnedUpstream.length) {
+      found.push(["warned", word("why_warned_up", { tables: links(table.warnedUpstream) })]);
+    }
     if (!is.failed && !is.warned) {
       found.push(!tests.length ? ["unknown", word("why_no_tests")]
         : passed === tests.length ? ["fresh", count("why_passed", passed)]
@@ -219,10 +224,11 @@
   function Sql({ content }) {
     const { sql } = content;
     if (!sql) return html`<p class="soft">${word("sql_none")}</p>`;
+    const older = sql.is_of_version === false && html`<p class="soft">${word("sql_newer")}</p>`;
     const tabs = [["source", word("sql_source"), () => html`<${Code} key="source" text=${sql.source} sql />`]];
     if (sql.compiled) tabs.push(["compiled", word("sql_compiled"), () => html`<${Code} key="compiled"
       text=${sql.compiled} sql />`]);
-    return html`<p><code dir="auto">${sql.path}</code></p><${Tabs} label=${word("sql_tabs")} tabs=${tabs} />`;
+    return html`<p><code dir="auto">${sql.path}</code></p>${older}<${Tabs} label=${word("sql_tabs")} tabs=${tabs} />`;
   }
 
   function Details({ view, table, content, project }) {

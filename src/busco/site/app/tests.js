@@ -16,7 +16,8 @@
   function named(test) {
     const key = `test_${test.kind}`;
     const own = ["not_null", "unique", "relationships", "accepted_values", "freshness"].includes(test.kind);
-    return own ? word(key) : html`<bdi>${test.kind || test.name}</bdi>`;
+    // a test of the project's own SQL has nothing but its name
+    return own ? word(key) : html`<bdi>${(test.kind === "sql" ? null : test.kind) || test.name}</bdi>`;
   }
 
   function Tests({ table }) {
