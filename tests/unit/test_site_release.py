@@ -55,7 +55,7 @@ def write(lake: Lake, key: str, **content: Any) -> None:
 def test_a_content_file_is_read_if_it_is_the_table_s(lake: Lake) -> None:
     lake.published()
     write_index(lake, "gold.g")
-    write(lake, KEY, project="busco", table="gold.g")
+    write(lake, KEY, **values())
     assert site(lake).content("busco", "gold.g") is not None
 
 
@@ -184,21 +184,25 @@ def values(**changes: Any) -> dict[str, Any]:
     columns = [{"name": name, "personal": False, "profile": {"max": name}} for name in ("id", "Email")]
     sample = {"columns": ["id", "Email"], "rows": [["1", "ana@example.com"], ["2", None]]}
     found = {"project": "busco", "table": "gold.g", "columns": columns, "sample": sample, "profile_from": "rows"}
+    found["sql"] = None
     return {**found, **changes}
 
 
-def test_a_content_without_some_columns_values_keeps_the_others() -> None:
-    found = files.without_values(values(), ["EMAIL"])
+def test_a_content_keeps_the_values_of_columns_that_are_shown_and_loses_its_compiled_sql() -> None:
+    sql = {"path": "a.sql", "source": "select 1", "compiled": "select 'ana@example.com'"}
+    found = files.content_with(values(sql=sql), files.Shown.but(["id", "email"], ["EMAIL"]))
     assert found["columns"] == [
         {"name": "id", "personal": False, "profile": {"max": "id"}},
         {"name": "Email", "personal": True, "profile": None},
     ]
     assert found["sample"] == {"columns": ["id"], "rows": [["1"], ["2"]]}
-    assert files.without_values(values(), []) == values()
+    assert found["sql"] == {"path": "a.sql", "source": "select 1", "compiled": None}
+    everything = files.content_with(values(), files.Shown.but(["id", "email"], []))
+    assert everything == values()
 
 
-def test_a_content_without_any_values_keeps_what_it_says_of_its_columns() -> None:
-    found = files.without_values(values(), None)
+def test_a_column_that_is_not_shown_is_personal_only_if_that_is_known() -> None:
+    found = files.content_with(values(), files.NOTHING)
     assert [(one["personal"], one["profile"]) for one in found["columns"]] == [(False, None), (False, None)]
     assert (found["sample"], found["profile_from"]) == (None, None)
 
@@ -211,34 +215,107 @@ def test_a_content_without_any_values_keeps_what_it_says_of_its_columns() -> Non
         {"columns": [{"name": 1, "personal": True, "profile": None}]},
         {"sample": {"columns": ["Email"], "rows": [["1", "ana@example.com"]]}},
         {"sample": [["ana@example.com"]]},
+        {"sql": {"compiled": ["ana@example.com"]}},
     ],
 )
 def test_a_content_in_which_values_can_not_be_found_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the type of") as raised:
-        files.without_values(values(**changes), ["email"])
+        files.content_with(values(**changes), files.NOTHING)
     assert "ana@example.com" not in str(raised.value)
 
 
-def test_an_older_release_shows_no_values_that_are_personal_now_and_none_if_that_is_not_known(lake: Lake) -> None:
-    lake.published()
-    first = lake.live()
-    write_index(lake, "gold.g", tables={"gold.g": entry("gold.g") | {"newest": ["Email", "zoe@example.com"]}})
-    write(lake, KEY, **values())
-    newer = "docs/run2/1/tables/gold.g.2.0f.json"
-    lake.published(code="g")
-    assert lake.live().docs != first.docs
-    write_index(lake, "gold.g", key=newer)
-    entries = {"gold.g": entry("gold.g", newer) | {"personal": ["EMAIL"]}}
-    for index, expected in (({"tables": entries}, ["id"]), ({"tables": 7}, None)):
-        # caches are per bucket
-        copied = ObjectStore(lake.s3, f"lake-{new_id()}")
-        write_index(lake, "gold.g", key=newer, **index)
-        old = Site(copied, ENVIRONMENT, frozenset({"busco"}))
-        found = old.content("busco", "gold.g", first.release)
-        assert found is not None
-        sample = json.loads(found)["sample"]
-        assert (sample and sample["columns"]) == expected
-        assert b"ana@example.com" not in found
-        before = old.index("busco", first.release)
-        assert before is not None
-        assert before["tables"]["gold.g"]["newest"] is None
+class TwoReleases:
+    """A table in two releases, of which the older one has values of a column that was not marked yet."""
+
+    def __init__(self, lake: Lake) -> None:
+        self.lake = lake
+        lake.published()
+        self.first = lake.live()
+        self.describe(KEY, {"newest": ["Email", "zoe@example.com"]})
+        lake.store.put(KEY, json.dumps(values(sql=SQL)).encode())
+        lake.published(code="g")
+        self.second = lake.live()
+
+    def describe(self, key: str, changes: dict[str, Any], **index: Any) -> None:
+        """Writes the index of the live release's docs."""
+        described = entry("gold.g", key)
+        described["columns"] = [["id", "", ""], ["Email", "", ""]]
+        described["content"]["version"] = self.lake.live().tables["gold.g"].version
+        write_index(self.lake, "gold.g", **{"tables": {"gold.g": described | changes}, **index})
+
+    def shown(self, release: str = "") -> tuple[list[str], str | None, bool]:
+        """Returns what is shown of a release, by default the first: the columns of the sample, the newest value's
+        column, and whether there is compiled SQL."""
+        # caches are per bucket, and files are only written once
+        store = ObjectStore(self.lake.s3, f"lake-{new_id()}")
+        found = Site(store, ENVIRONMENT, frozenset({"busco"}))
+        body = found.content("busco", "gold.g", release or self.first.release)
+        index = found.index("busco", release or self.first.release)
+        assert body is not None
+        assert index is not None
+        content, newest = json.loads(body), index["tables"]["gold.g"]["newest"]
+        return (content["sample"] or {"columns": []})["columns"], newest and newest[0], bool(content["sql"]["compiled"])
+
+
+SQL = {"path": "a.sql", "source": "select 1", "compiled": "select 'ana@example.com'"}
+SECOND = "docs/run2/1/tables/gold.g.2.0f.json"
+NO_VALUES: tuple[list[str], None, bool] = ([], None, False)
+
+
+@pytest.fixture
+def two(lake: Lake) -> TwoReleases:
+    return TwoReleases(lake)
+
+
+def test_an_older_release_shows_no_values_of_a_column_that_is_personal_now(two: TwoReleases) -> None:
+    two.describe(SECOND, {})
+    assert two.shown() == (["id", "Email"], "Email", False)
+    two.describe(SECOND, {"personal": ["EMAIL"]})
+    assert two.shown() == (["id"], None, False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tables": 7},
+        {"tables": {}},
+        {"tables": {"gold.g": entry("gold.g", SECOND)}},
+    ],
+    ids=["damaged", "dropped", "of another version"],
+)
+def test_an_older_release_shows_no_values_if_the_live_one_does_not_say_what_is_personal(
+    two: TwoReleases, changes: dict[str, Any]
+) -> None:
+    two.describe(SECOND, {}, **changes)
+    assert two.shown() == NO_VALUES
+
+
+def test_an_older_release_shows_no_values_of_a_column_that_has_another_name_now(two: TwoReleases) -> None:
+    two.describe(SECOND, {"columns": [["id", "", ""], ["mail", "", ""]], "personal": ["mail"]})
+    assert two.shown() == (["id"], None, False)
+
+
+def test_a_rollback_does_not_bring_values_back(two: TwoReleases) -> None:
+    two.describe(SECOND, {"personal": ["Email"]})
+    releases.rollback(two.lake.store, ENVIRONMENT, two.first.release, "ana", "wrong")
+    assert two.shown(two.lake.live().release) == (["id"], None, False)
+    assert two.shown() == (["id"], None, False)
+
+
+def test_the_live_release_shows_everything_that_its_run_wrote(two: TwoReleases) -> None:
+    two.describe(SECOND, {"newest": ["Email", "zoe@example.com"]})
+    two.lake.store.put(SECOND, json.dumps(values(sql=SQL)).encode())
+    assert two.shown(two.second.release) == (["id", "Email"], "Email", True)
+
+
+def test_a_live_table_that_another_project_calls_personal_shows_no_values(two: TwoReleases) -> None:
+    two.describe(SECOND, {"newest": ["Email", "zoe@example.com"]})
+    two.lake.store.put(SECOND, json.dumps(values(sql=SQL)).encode())
+    run, audit = others(two.lake)
+    releases.publish(run, audit, "me", run.docs)
+    live = two.lake.live()
+    assert len(live.docs_by_project()) == 2
+    marked = entry("gold.g", "docs/other/1/tables/gold.g.1.0f.json") | {"personal": ["email"]}
+    index = {"format": 1, "project": "other", "title": "other", "exposures": [], "pages": [], "groups": []}
+    two.lake.store.put(f"{run.docs}site.json", json.dumps({**index, "tables": {"gold.g": marked}}).encode())
+    assert two.shown(live.release) == (["id"], None, False)

@@ -6,13 +6,17 @@ import click
 
 from busco.cli.releases import lake
 from busco.errors import BuscoError
+from busco.lake import layout
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.objects import ObjectStore
 from busco.lake.records import Version
+from busco.lake.releases import read_live
 from busco.lake.scrub import live_personal, scrub
 from busco.output import echo
 from busco.projects import all_contracts
 from busco.site.scrub import scrub_pages
 from busco.warehouse.dbt import ensure_manifests
-from busco.warehouse.personal import of_version
+from busco.warehouse.site import personal_columns
 
 
 @click.command("scrub")
@@ -30,13 +34,17 @@ def scrub_command(dry_run: bool) -> None:
     projects = ensure_manifests(settings)
 
     def personal(version: Version) -> frozenset[str]:
-        for project in projects:
-            if version.project in ("", project.identity) and (
-                version.unique_id in project.nodes or version.unique_id in project.sources
-            ):
-                return of_version(project, version) | project.pii(version.unique_id)
-        return frozenset(column.name for column in version.columns)
+        """Returns the columns that are personal according to any project that has the table; all if none has it."""
+        found = [
+            personal_columns(project, unique_id, version)
+            for project in projects
+            if version.project in ("", project.identity) or version.table.startswith("bronze.")
+            for unique_id in project.nodes_of(version.unique_id, version.table)[:1]
+        ]
+        return frozenset().union(*found) if found else frozenset(column.name for column in version.columns)
 
+    if not dry_run:
+        require_publishes(store)
     done = scrub(store, all_contracts(projects), personal, dry_run)
     pages = scrub_pages(store, live_personal(store, personal), dry_run)
     for key in (*done.with_values, *done.with_statistics, *done.with_bounds, *pages.with_values):
@@ -54,3 +62,19 @@ def scrub_command(dry_run: bool) -> None:
             f"another program:\n{listed}",
             "repair them (busco release repair), delete what other programs have written, and scrub again",
         )
+
+
+def require_publishes(store: ObjectStore) -> None:
+    """Refuses a scrub while a release is live that somebody has rolled back to: it can be older than a mark.
+
+    Raises:
+        BuscoError: there is such a release.
+    """
+    for name in store.folders(layout.ENVIRONMENTS):
+        live = read_live(store, EnvironmentLayout(name))
+        if live is not None and live.release.kind == "rollback":
+            raise BuscoError(
+                f"the live release of the environment {name} is a rollback to {live.release.rolled_back_to}, whose "
+                "tables can be older than the marks of personal columns",
+                "run and publish everything, and scrub then",
+            )

@@ -188,6 +188,11 @@ class ObjectStore:
             for item in page.get("Contents", []):
                 yield item["Key"]
 
+    def keys_of_versions(self, prefix: str) -> set[str]:
+        """Returns all keys that start with `prefix`, with those of deleted objects that still have versions."""
+        pages = self.client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=prefix)
+        return {one["Key"] for page in pages for kind in ("Versions", "DeleteMarkers") for one in page.get(kind, [])}
+
     def modified(self, prefix: str, delimiter: str = "") -> dict[str, datetime]:
         """Returns when each object whose key starts with `prefix` was stored (UTC, whole seconds), by key.
 

@@ -114,7 +114,8 @@ def scrub(
 def live_personal(store: ObjectStore, personal: Callable[[Version], Collection[str]]) -> dict[str, Collection[str]]:
     """Returns the personal columns of each live version of all environments, by the version's id.
 
-    Versions whose records are damaged are left out.
+    Versions whose records are damaged are left out, and so are those of stale tables: they were built before their
+    inputs were, so a column that has been marked since may have been passed on to them.
 
     Args:
         personal: returns the personal columns of a live version.
@@ -122,7 +123,9 @@ def live_personal(store: ObjectStore, personal: Callable[[Version], Collection[s
     tables: list[Version] = []
     for name in store.folders(layout.ENVIRONMENTS):
         release = read_live(store, EnvironmentLayout(name))
-        for published in release.release.tables.values() if release else ():
+        for table, published in release.release.tables.items() if release else ():
+            if release is not None and table in release.release.stale:
+                continue
             with suppress(*_DAMAGED):  # all of its values are removed then
                 tables.append(read_version(store, published))
     return {version.version: personal(version) for version in tables}
@@ -200,7 +203,7 @@ class _Manifests:
         hidden = {
             number
             for field in schema.fields
-            if personal is None or field.name in personal
+            if personal is None or field.name.lower() in {name.lower() for name in personal}
             for number in index_by_id(Schema(field))
         }
         manifests = list(read_manifest_list(self.files.new_input(snapshot.manifest_list)))

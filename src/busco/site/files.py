@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
@@ -84,11 +85,8 @@ def read_index(store: ObjectStore, prefix: str) -> dict[str, Any] | None:
     stored = store.get(f"{prefix}{INDEX}", _MOST_OF_INDEX) if prefix else None
     if stored is None:
         return None
-    try:
-        index = json.loads(stored.body)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
+    index = load(stored.body)
+    if index.get("format") != FORMAT:
         return None
     try:
         _Index.model_validate(index)
@@ -106,11 +104,25 @@ def read_content(store: ObjectStore, key: str, project: str, table: str) -> byte
     if stored is None:
         return None
     try:
-        content = json.loads(stored.body)
-    except (ValueError, RecursionError):
+        content = load(stored.body)
+    except ValueError:
         return None
-    is_its = isinstance(content, dict) and (content.get("project"), content.get("table")) == (project, table)
-    return stored.body if is_its else None
+    return stored.body if (content.get("project"), content.get("table")) == (project, table) else None
+
+
+def load(body: bytes) -> dict[str, Any]:
+    """Returns a file's JSON object.
+
+    Raises:
+        ValueError: it is not a JSON object.
+    """
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is not a JSON object")
+    return found
 
 
 def is_content(key: str) -> bool:
@@ -123,44 +135,66 @@ def is_index(key: str) -> bool:
     return _INDEX.fullmatch(key) is not None
 
 
-def without_newest(entry: Mapping[str, Any], hidden: Collection[str] | None) -> dict[str, Any]:
-    """Returns a table's entry in an index without its newest value if that is of a column that must not be shown.
+@dataclass(frozen=True)
+class Shown:
+    """Which columns of a table have values on its pages.
 
-    Args:
-        hidden: the names of these columns, in any case; None for all columns.
+    Attributes:
+        columns: these columns, in lower case.
+        personal: the columns that are known to contain personal data, in lower case.
     """
-    newest = entry["newest"]
-    is_hidden = hidden is None or (newest is not None and newest[0].lower() in {name.lower() for name in hidden})
-    return {**entry, "newest": None if is_hidden else newest}
+
+    columns: frozenset[str] = frozenset()
+    personal: frozenset[str] = frozenset()
+
+    @staticmethod
+    def but(names: Iterable[str], personal: Iterable[str]) -> Shown:
+        """Returns that all columns with these names are shown, but the personal ones."""
+        hidden = frozenset(name.lower() for name in personal)
+        return Shown(frozenset(name.lower() for name in names) - hidden, hidden)
 
 
-def without_values(content: dict[str, Any], hidden: Collection[str] | None) -> dict[str, Any]:
-    """Returns a content file without the profiles and sample values of some columns, which are then personal.
+NOTHING = Shown()
 
-    Args:
-        hidden: the names of the columns, in any case; None for all columns, which then don't become personal, since it
-            is not known whether they are.
+
+def entry_with(entry: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
+    """Returns a table's entry in an index without the values of columns that are not shown."""
+    newest = entry.get("newest")
+    known = {name.lower() for name in entry["personal"]}
+    names = [column[0] for column in entry["columns"]]
+    return {
+        **entry,
+        "newest": newest if newest is not None and newest[0].lower() in shown.columns else None,
+        "personal": [name for name in names if name.lower() in known | shown.personal],
+    }
+
+
+def content_with(content: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
+    """Returns a content file without the profiles and sample values of columns that are not shown.
+
+    The compiled SQL is left out too: it can contain values that the project's Jinja has queried.
 
     Raises:
         ValueError: the file has other types.
     """
-    parsed = _parsed(content)
-    names = None if hidden is None else {name.lower() for name in hidden}
-    if names is None:
-        columns = [{**column, "profile": None} for column in content["columns"]]
-        return {**content, "columns": columns, "profile_from": None, "sample": None}
+    try:
+        parsed = _Values.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(_explained(error)) from None
     columns = [
-        {**column, "personal": True, "profile": None} if column["name"].lower() in names else column
+        column
+        if column["name"].lower() in shown.columns
+        else {**column, "personal": column["personal"] or column["name"].lower() in shown.personal, "profile": None}
         for column in content["columns"]
     ]
     sample = None
     if parsed.sample is not None:
-        kept = [at for at, name in enumerate(parsed.sample.columns) if name.lower() not in names]
-        sample = {
-            "columns": [parsed.sample.columns[at] for at in kept],
-            "rows": [[row[at] for at in kept] for row in parsed.sample.rows],
-        }
-    return {**content, "columns": columns, "sample": sample}
+        kept = [at for at, name in enumerate(parsed.sample.columns) if name.lower() in shown.columns]
+        names = [parsed.sample.columns[at] for at in kept]
+        sample = {"columns": names, "rows": [[row[at] for at in kept] for row in parsed.sample.rows]} if kept else None
+    sql = {**content["sql"], "compiled": None} if parsed.sql is not None else None
+    profile_from = content.get("profile_from") if any(column["profile"] for column in columns) else None
+    return {**content, "columns": columns, "sample": sample, "sql": sql, "profile_from": profile_from}
 
 
 class _Column(BaseModel):
@@ -180,18 +214,18 @@ class _Sample(BaseModel):
         return self
 
 
+class _Sql(BaseModel):
+    path: str
+    source: str
+    compiled: str | None
+
+
 class _Values(BaseModel):
     """The parts of a content file that contain values of rows, or say which of them must not be shown."""
 
     columns: list[_Column]
     sample: _Sample | None
-
-
-def _parsed(content: dict[str, Any]) -> _Values:
-    try:
-        return _Values.model_validate(content)
-    except ValidationError as error:
-        raise ValueError(_explained(error)) from None
+    sql: _Sql | None
 
 
 def _explained(error: ValidationError) -> str:

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Current, Published, Release
 from busco.lake.releases import missing_pointer
-from busco.site.files import FORMAT, read_content, read_index, without_newest, without_values
+from busco.site.files import FORMAT, NOTHING, Shown, content_with, entry_with, read_content, read_index
 
 # The newest releases that the history has.
 HISTORY = 50
@@ -32,7 +33,7 @@ _SKEW = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Site:
-    """The site's data, for somebody who may read some of the lake's dbt projects.
+    """The site's data, for somebody who may read some of the lake's dbt projects, at one moment.
 
     Records of releases and the site's files never change, so they are read once per object.
 
@@ -58,7 +59,7 @@ class Site:
 
         Returns None if nothing has been published yet, or if the release isn't in the history.
         """
-        current = self._current()
+        current = self._current
         if current is None:
             return None
         shown = self._shown(current, release_id)
@@ -97,7 +98,7 @@ class Site:
 
     def history(self, limit: int = HISTORY) -> dict[str, Any]:
         """Returns the newest releases that have been live, newest first, each with the tables that it changed."""
-        current = self._current()
+        current = self._current
         release = self._release(current.release) if current is not None else None
         found: list[dict[str, Any]] = []
         while release is not None and len(found) < limit:
@@ -123,37 +124,32 @@ class Site:
     def index(self, project: str, release_id: str = "") -> dict[str, Any] | None:
         """Returns a project's index in a release; None if there is none, or it may not be read.
 
-        As in `content`, there are no values of columns that are personal in the live release.
+        It has values only of columns that may be shown today (`_shown_today`).
         """
-        prefix = self._docs(project, release_id)
-        try:
-            index = _index_at(_Key(self.store, prefix))
-        except _Missing:
+        index = self._index(self._docs(project, release_id))
+        if index is None:
             return None
-        live = self._docs(project, "")
-        if prefix == live:
-            return index
-        brief = self._brief(live)
-        tables = {table: without_newest(entry, _personal(brief, table)) for table, entry in index["tables"].items()}
+        tables = {table: entry_with(entry, self._shown_today(table)) for table, entry in index["tables"].items()}
         return {**index, "tables": tables}
 
     def content(self, project: str, table: str, release_id: str = "") -> bytes | None:
         """Returns the content file of a project's table in a release, as JSON; None if there is none.
 
-        A column that is personal in the live release has no values in older releases either, in which it may not have
-        been marked yet.
+        It has values only of columns that may be shown today (`_shown_today`).
         """
         described = (self._brief(self._docs(project, release_id)) or {}).get(table)
         body = read_content(self.store, described.key, project, table) if described is not None else None
-        live = self._brief(self._docs(project, "")) if release_id else None
-        if body is None or not release_id or described == (live or {}).get(table):
+        if body is None or described is None:
+            return None
+        shown = self._shown_today(table)
+        if self._is_live(project, table, described) and shown.personal <= described.personal:
             return body
         try:
-            shown = without_values(json.loads(body), _personal(live, table))
-            return json.dumps(shown, ensure_ascii=False).encode(errors="replace")
+            clean = content_with(json.loads(body), shown)
         except ValueError:
             # what may not be shown can't be found in it
             return None
+        return json.dumps(clean, ensure_ascii=False).encode(errors="replace")
 
     def tables_of(self, project: str, release_id: str = "") -> dict[str, str]:
         """Returns the tables that a project's index in a release has, by the unique ids of their nodes."""
@@ -169,7 +165,9 @@ class Site:
         for project in state["projects"]:
             index = self.index(project, state["release"])
             for table, entry in (index or {"tables": {}})["tables"].items():
-                if table in state["tables"]:
+                is_own = table in state["tables"] and state["tables"][table]["project"] == project
+                # several projects can describe a raw table; what its own project says is best
+                if is_own or (table in state["tables"] and table not in tables):
                     described = {key: entry[key] for key in entry if key not in ("content", "columns")}
                     columns = [
                         {"name": name, "description": text, "synonyms": synonyms}
@@ -193,9 +191,69 @@ class Site:
             "rolled_back_to": release.rolled_back_to,
         }
 
+    # -- what may be shown ----------------------------------------------------------------------------------------
+
+    def _shown_today(self, table: str) -> Shown:
+        """Returns which columns of a table may have values on the pages of any release, older ones too.
+
+        A column may have been marked as personal since a release. So columns have values only if the live release has
+        them, and no project that describes the live version says that they are personal. After a rollback, marks of
+        the releases that were rolled back count too. A table that is not in the live release, or whose live version no
+        index describes, has no values.
+        """
+        if table not in self._shown_columns:
+            self._shown_columns[table] = self._determined(table)
+        return self._shown_columns[table]
+
+    def _determined(self, table: str) -> Shown:
+        live = self._chain[0] if self._chain else None
+        published = live.tables.get(table) if live is not None else None
+        if live is None or published is None:
+            return NOTHING
+        columns: set[str] = set()
+        for prefix in live.docs_by_project().values():
+            entry = (self._index(prefix) or {"tables": {}})["tables"].get(table)
+            if entry is not None and entry["content"]["version"] == published.version:
+                columns |= {column[0] for column in entry["columns"]}
+        personal: set[str] = set()
+        for release in self._chain:
+            for prefix in release.docs_by_project().values():
+                described = (self._brief(prefix) or {}).get(table)
+                personal |= described.personal if described is not None else set()
+        return Shown.but(columns, personal)
+
+    def _is_live(self, project: str, table: str, described: _Described) -> bool:
+        """Returns whether this is how the live release, and the newest one that a run made, describe the live version
+        of a table."""
+        briefs = [self._brief(release.docs_by_project().get(project, "")) for release in self._chain]
+        published = self._chain[0].tables.get(table) if self._chain else None
+        return (
+            published is not None
+            and published.version == described.version
+            and all((brief or {}).get(table) == described for brief in briefs)
+        )
+
+    @cached_property
+    def _shown_columns(self) -> dict[str, Shown]:
+        return {}
+
+    @cached_property
+    def _chain(self) -> tuple[Release, ...]:
+        """The live release, and if it is a rollback, the releases before it up to the newest one that a run made."""
+        found: list[Release] = []
+        current = self._current
+        release = self._release(current.release) if current is not None else None
+        while release is not None:
+            found.append(release)
+            is_rollback = release.kind == "rollback" and release.previous
+            release = self._release(release.previous) if is_rollback and release.previous else None
+        return tuple(found)
+
     # -- records --------------------------------------------------------------------------------------------------
 
+    @cached_property
     def _current(self) -> Current | None:
+        """The pointer to the live release, as it was when it was first needed."""
         return self.store.read(self.environment.current, Current)
 
     def _shown(self, current: Current, release_id: str) -> Release | None:
@@ -215,7 +273,7 @@ class Site:
 
     def _docs(self, project: str, release_id: str) -> str:
         """Returns the prefix of a project's docs in a release; '' if there are none, or they may not be read."""
-        current = self._current() if project in self.projects else None
+        current = self._current if project in self.projects else None
         shown = self._shown(current, release_id) if current is not None else None
         return shown.docs_by_project().get(project, "") if shown is not None else ""
 
@@ -240,6 +298,11 @@ class Site:
     def _release(self, release_id: str) -> Release | None:
         with contextlib.suppress(_Missing):
             return _release_at(_Key(self.store, self.environment.release(release_id)))
+        return None
+
+    def _index(self, prefix: str) -> dict[str, Any] | None:
+        with contextlib.suppress(_Missing):
+            return _index_at(_Key(self.store, prefix))
         return None
 
     def _brief(self, prefix: str) -> Mapping[str, _Described] | None:
@@ -274,18 +337,13 @@ class _Since:
 
 @dataclass(frozen=True, slots=True)
 class _Described:
-    """What is needed of a table's entry in an index: its node's unique id, its content file, its personal columns."""
+    """What is needed of a table's entry in an index: its node's unique id, its version and content file, and its
+    personal columns in lower case."""
 
     unique_id: str
+    version: str
     key: str
     personal: frozenset[str]
-
-
-def _personal(live: Mapping[str, _Described] | None, table: str) -> frozenset[str] | None:
-    """Returns a table's columns that are personal according to the live release's index; None if there is no index."""
-    if live is None:
-        return None
-    return live[table].personal if table in live else frozenset()
 
 
 # A release with 1,000 tables takes about 3 MB, and an index with 300,000 columns about 150 MB. So only a few of them
@@ -307,20 +365,28 @@ def _since_at(key: _Key) -> _Since:
 
 
 @functools.lru_cache(maxsize=4)
-def _index_at(key: _Key) -> dict[str, Any]:
+def _index_at(key: _Key) -> dict[str, Any] | None:
+    """Returns an index; None if it is damaged."""
     try:
         index = read_index(key.store, key.key)
     except ValueError:
-        index = None
+        return None
     if index is None:
         raise _Missing
     return index
 
 
 @functools.lru_cache(maxsize=256)
-def _brief_at(key: _Key) -> Mapping[str, _Described]:
-    tables = _index_at(key)["tables"]
+def _brief_at(key: _Key) -> Mapping[str, _Described] | None:
+    index = _index_at(key)
+    if index is None:
+        return None
     return {
-        table: _Described(entry["unique_id"], entry["content"]["key"], frozenset(entry["personal"]))
-        for table, entry in tables.items()
+        table: _Described(
+            entry["unique_id"],
+            entry["content"]["version"],
+            entry["content"]["key"],
+            frozenset(name.lower() for name in entry["personal"]),
+        )
+        for table, entry in index["tables"].items()
     }

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from busco.lake.objects import ObjectStore
-from busco.site.files import DOCS, is_content, is_index, without_newest, without_values
+from busco.lake import layout
+from busco.lake.layout import EnvironmentLayout
+from busco.lake.objects import Moved, ObjectStore
+from busco.lake.releases import read_live
+from busco.site.files import (
+    DOCS,
+    INDEX,
+    NOTHING,
+    Shown,
+    content_with,
+    entry_with,
+    is_content,
+    is_index,
+    load,
+    read_index,
+)
+
+_THREADS = 16
 
 
 @dataclass(frozen=True)
 class ScrubbedPages:
-    """How many of the site's files were checked, and the keys of those with values to remove, and of damaged ones."""
+    """How many of the site's files were checked, and the keys of those with values to remove, and of those that could
+    not be checked."""
 
     checked: int
     with_values: tuple[str, ...]
@@ -23,42 +41,79 @@ class ScrubbedPages:
 def scrub_pages(store: ObjectStore, live: Mapping[str, Collection[str]], dry: bool = False) -> ScrubbedPages:
     """Removes values of personal data from all of the site's files, and can be killed and repeated safely.
 
-    The pages of a live version lose the values of its personal columns. Those of any other version lose all values,
-    because it is no longer certain which of its columns are personal. If the bucket keeps old versions of the replaced
-    files, these are deleted.
+    The files of the live releases lose the values of their personal columns. All others lose all values and the
+    compiled SQL, because it is no longer certain which of their columns are personal. If the bucket keeps old versions
+    of replaced or deleted files, these are deleted.
 
     Args:
         live: the personal columns of each live version, by the version's id.
         dry: only report what would be done.
     """
-    found, unchecked = [], []
-    keys = [key for key in store.keys(DOCS) if is_content(key) or is_index(key)]
-    for key in keys:
-        stored = store.get(key)
-        if stored is None:
-            continue
-        try:
-            content = json.loads(stored.body)
-            clean = (_index if is_index(key) else _content)(content, live)
-        except (AttributeError, ValueError, LookupError, TypeError, RecursionError):
-            unchecked.append(key)
-            continue
-        if clean != content:
-            found.append(key)
-            if not dry:
-                store.swap(key, json.dumps(clean, separators=(",", ":"), ensure_ascii=False).encode(), stored.etag)
+    keys = sorted(key for key in store.keys_of_versions(DOCS) if is_content(key) or is_index(key))
+    kept = _of_live_releases(store)
+
+    def clean(key: str) -> str:
+        """Cleans a file; returns `values` if there were any, `unchecked` if it is damaged, otherwise an empty text."""
+        stored, found = store.get(key), ""
+        if stored is not None:
+            try:
+                before = load(stored.body)
+                after = _index(before, live if key in kept else {}) if is_index(key) else (
+                    _content(before, live) if key in kept else content_with(before, NOTHING)
+                )  # fmt: skip
+                if after != before:
+                    found = "values"
+                    if not dry:
+                        text = json.dumps(after, separators=(",", ":"), ensure_ascii=False)
+                        store.swap(key, text.encode(errors="replace"), stored.etag)
+            except (AttributeError, LookupError, Moved, TypeError, ValueError):
+                return "unchecked"
         if not dry:
             # also where nothing was found: an earlier scrub may have been killed between its swap and its purge
             store.purge(key)
-    return ScrubbedPages(len(keys), tuple(found), tuple(unchecked))
+        return found
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = dict(zip(keys, pool.map(clean, keys), strict=True))
+
+    def those(what: str) -> tuple[str, ...]:
+        return tuple(key for key, result in results.items() if result == what)
+
+    return ScrubbedPages(len(keys), those("values"), those("unchecked"))
+
+
+def _of_live_releases(store: ObjectStore) -> set[str]:
+    """Returns the keys of the site's files of all live releases."""
+    found: set[str] = set()
+    for name in store.folders(layout.ENVIRONMENTS):
+        live = read_live(store, EnvironmentLayout(name))
+        for prefix in live.release.docs_by_project().values() if live else ():
+            try:
+                index = read_index(store, prefix)
+            except ValueError:
+                continue
+            if index is not None:
+                found.add(f"{prefix}{INDEX}")
+                found |= {entry["content"]["key"] for entry in index["tables"].values()}
+    return found
 
 
 def _content(content: dict[str, Any], live: Mapping[str, Collection[str]]) -> dict[str, Any]:
-    return without_values(content, live.get(content["version"]))
+    """Returns the content file of a live release without values of personal columns, or as it is if it has none."""
+    personal = live.get(content["version"])
+    if personal is None:
+        return content_with(content, NOTHING)
+    shown = Shown.but((column["name"] for column in content["columns"]), personal)
+    clean = content_with(content, shown)
+    # its SQL was compiled when these columns were known to be personal
+    return content if {**clean, "sql": content["sql"]} == content else clean
 
 
 def _index(index: dict[str, Any], live: Mapping[str, Collection[str]]) -> dict[str, Any]:
-    tables = {
-        table: without_newest(entry, live.get(entry["content"]["version"])) for table, entry in index["tables"].items()
-    }
+    """Returns an index without values of personal columns, and without any values of versions that are not live."""
+    tables = {}
+    for table, entry in index["tables"].items():
+        personal = live.get(entry["content"]["version"])
+        names = (column[0] for column in entry["columns"])
+        tables[table] = entry_with(entry, Shown.but(names, personal) if personal is not None else NOTHING)
     return {**index, "tables": tables}

@@ -429,7 +429,7 @@ class _Described:
 def _synonyms(node: Mapping[str, Any]) -> list[str]:
     """Returns other words for a table or a column, `meta.synonyms`: a text, or a list of texts."""
     given = meta_of(node).get("synonyms") or ()
-    return [_line(str(one)) for one in ([given] if isinstance(given, str) else given)]
+    return [_line(str(one)) for one in (given if isinstance(given, list | tuple) else [given])]
 
 
 def _summary(description: str) -> str:

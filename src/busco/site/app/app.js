@@ -6,14 +6,17 @@
   const MINUTE = 60000;
   const PAGES = { releases: "nav_releases", exposures: "nav_exposures", glossary: "nav_glossary" };
 
-  // Loads a table's content as it is in the release that is shown, or in an earlier one. A content never changes, so it
-  // is remembered by the table's version.
+  // Returns the key under which an answer about a version, or about a release, is remembered. It only changes with the
+  // live release, which decides whether the values of a column may be shown.
+  const kept = (state, version) => (version ? `${version} ${state.live}` : "");
+
+  // Loads a table's content as it is in the release that is shown, or in an earlier one.
   const load = {
     table(view, id, earlier) {
       const table = view.world.tables.get(id);
       const release = earlier ? earlier.release : view.world.state.release;
       const version = earlier ? earlier.version : table?.published?.version;
-      return view.source.get("table", { project: table?.project, table: id, release }, version);
+      return view.source.get("table", { project: table?.project, table: id, release }, kept(view.world.state, version));
     },
   };
 
@@ -79,7 +82,7 @@
       let isWanted = true;
       loadSites(source, state).then((next) => isWanted && setDocumented(next));
       return () => { isWanted = false; };
-    }, [state?.release, state && Object.keys(state.projects || {}).join("\n"), attempt]);
+    }, [state?.release, state?.live, state && Object.keys(state.projects || {}).join("\n"), attempt]);
 
     useEffect(() => {
       if (!state) return undefined;
@@ -113,7 +116,8 @@
   async function loadSites(source, state) {
     const projects = Object.keys(state.projects || {}).filter((name) => state.projects[name].has_site);
     const parameters = (project) => ({ project, release: state.release });
-    const answers = await Promise.allSettled(projects.map((project) => source.get("site", parameters(project))));
+    const answers = await Promise.allSettled(projects.map((project) => (
+      source.get("site", parameters(project), kept(state, state.release)))));
     // a project can have any name, such as __proto__
     const found = { release: state.release || "", sites: Object.create(null), errors: Object.create(null) };
     answers.forEach((answer, index) => {

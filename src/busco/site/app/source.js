@@ -117,7 +117,7 @@
     };
   }
 
-  // Remembers answers that can't change: the site and the tables of one release.
+  // Remembers answers about the site and the tables of one release, by the version or key that is given.
   function remembering(source) {
     const kept = new Map();
     const get = source.get;
