@@ -66,15 +66,20 @@ class Personal:
             found = frozenset(names) if dynamic else passed_on(self.traced(unique_id, sql), names)
         return frozenset(name for name in names if marks.get(name.lower(), name in found))
 
-    def traced(self, unique_id: str, sql: str) -> tuple[Traced, ...] | None:
+    def traced(
+        self, unique_id: str, sql: str, relations: Mapping[tuple[str, str], Relation] | None = None
+    ) -> tuple[Traced, ...] | None:
         """Returns the columns of a model's SQL with their origins, or None if the lineage is undecided.
 
         This takes up to half a second, so it happens once per process.
+
+        Args:
+            relations: the result of `relations`, for who traces many models; by default, that of now.
         """
         from busco.warehouse.lineage import traced
 
         if unique_id not in self._traced:
-            self._traced[unique_id] = traced(sql, self._relations())
+            self._traced[unique_id] = traced(sql, self.relations() if relations is None else relations)
         return self._traced[unique_id]
 
     def _is_open(self, unique_id: str) -> bool:
@@ -97,7 +102,7 @@ class Personal:
         """
         if not self._any or not self._is_open(unique_id):
             return
-        relations = self._relations()
+        relations = self.relations()
         read = {(schema.lower(), name.lower()) for schema, name in self.project.relations_read(unique_id)}
         texts = [text for key in read & {*relations} for column in relations[key].columns for text in column]
         texts += [*self.project.code(unique_id), *self.project.node(unique_id).get("columns", {}), *engine_words()]
@@ -120,7 +125,7 @@ class Personal:
         if self._any and "pivot" in sql.lower():
             from busco.warehouse.lineage import named_by_values
 
-            if named_by_values(sql, self._relations()):
+            if named_by_values(sql, self.relations()):
                 raise BuscoError(
                     "a pivot in the SQL names columns after values that are, or may be, personal data, and these names "
                     "would end up in the table's metadata",
@@ -135,7 +140,8 @@ class Personal:
         with self._lock:
             self._views[unique_id] = relation
 
-    def _relations(self) -> Mapping[tuple[str, str], Relation]:
+    def relations(self) -> Mapping[tuple[str, str], Relation]:
+        """Returns the tables and views that SQL can read now, by schema and name in lower case."""
         from busco.warehouse.lineage import Relation
 
         found = {}

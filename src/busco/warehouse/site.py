@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 from botocore.exceptions import ClientError
@@ -32,6 +32,9 @@ from busco.warehouse.dbt import say
 from busco.warehouse.personal import of_version
 from busco.warehouse.profile import Profile, Profiler
 from busco.warehouse.session import Session
+
+if TYPE_CHECKING:
+    from busco.warehouse.lineage import Relation
 
 # Profiles may take this share of the time that the run's models took.
 _SHARE = 0.05
@@ -364,7 +367,7 @@ class _Described:
         compiled = self._manifest["nodes"].get(uid, {}).get("compiled_code")
         if not compiled or self._session.redactor.runs_queries(uid):
             return None
-        found = self._session.personal.traced(uid, compiled)
+        found = self._session.personal.traced(uid, compiled, self._relations)
         return None if found is None else {one.name: self._through_views(one.origins) for one in found}
 
     def _through_views(self, origins: Iterable[tuple[str, str, str]]) -> tuple[tuple[str, str], ...]:
@@ -375,6 +378,11 @@ class _Described:
             above = self._origins(view) if view else None
             found |= {*above.get(column, ())} if above is not None else {(f"{schema}.{relation}", column)}
         return tuple(sorted(found))
+
+    @cached_property
+    def _relations(self) -> Mapping[tuple[str, str], Relation]:
+        # nothing is built any more while pages are made
+        return self._session.personal.relations()
 
     @cached_property
     def _views(self) -> dict[tuple[str, str], str]:
