@@ -20,7 +20,7 @@ from busco.lake.manifests import manifests_of
 from busco.lake.metadata_json import NONE, location_of
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Delivery, Published, Release
-from busco.lake.scrub import scrub
+from busco.lake.scrub import live_personal, scrub
 from busco.settings import LAYERS
 from tests.unit import test_inventory
 from tests.unit.lake import ENVIRONMENT
@@ -139,7 +139,7 @@ def scrubbed(lake: Lake, kill_at: int | None = None) -> bool:
     lake.s3.has_policy = False
     lake.s3.delete_object, lake.s3.put_object = counted(purge), counted(put)  # type: ignore[method-assign]
     try:
-        scrub(lake.store, [], lambda _: ["a"])
+        scrub(lake.store, [], live_personal(lake.store, lambda _: ["a"]))
     except Killed:
         return True
     finally:

@@ -23,7 +23,7 @@ from busco.lake.manifests import manifests_of
 from busco.lake.metadata_json import NONE, Descriptions, copy_metadata, edited, location_of
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Column, Current, DataFile, Delivery, Published, Release, Version, utc_now
-from busco.lake.scrub import scrub
+from busco.lake.scrub import live_personal, scrub
 from tests.unit.lake import ENVIRONMENT
 from tests.unit.memory_s3 import MemoryS3
 from tests.unit.test_deliveries import OLD, deliver, published
@@ -186,7 +186,7 @@ def test_records_that_a_scrub_has_replaced_are_not_drift(
     monkeypatch.setattr(ObjectStore, "purge", lambda *_, **__: None)
     published = made(store, "gold.t", "v1")
     publish(store, {"gold.t": published}, 1)
-    assert scrub(store, [], lambda _: ["a"]).with_bounds
+    assert scrub(store, [], live_personal(store, lambda _: ["a"])).with_bounds
     assert store.sizes(published.record)[published.record][0] != published.etag
     assert survey(store).broken == ()
     # a record that somebody else has replaced is

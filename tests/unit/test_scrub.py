@@ -16,7 +16,7 @@ from busco.lake.iceberg_io import Objects
 from busco.lake.metadata_json import NONE, location_of
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Column, DataFile, Delivery, Version, utc_now
-from busco.lake.scrub import Scrubbed, scrub
+from busco.lake.scrub import Scrubbed, live_personal, scrub
 from tests.unit.lake import ENVIRONMENT
 from tests.unit.memory_s3 import Killed, MemoryS3
 
@@ -107,7 +107,7 @@ def store() -> ObjectStore:
 
 
 def scrubbed(store: ObjectStore, dry: bool = False) -> Scrubbed:
-    return scrub(store, [CONTRACT], lambda _: (), dry)
+    return scrub(store, [CONTRACT], live_personal(store, lambda _: ()), dry)
 
 
 def bounds(store: ObjectStore) -> tuple[dict[int, bytes], dict[int, int]]:

@@ -6,11 +6,9 @@ import click
 
 from busco.cli.releases import lake
 from busco.errors import BuscoError
-from busco.lake import layout
-from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Version
-from busco.lake.releases import read_live
+from busco.lake.releases import live_releases
 from busco.lake.scrub import live_personal, scrub
 from busco.output import echo
 from busco.projects import all_contracts
@@ -45,8 +43,9 @@ def scrub_command(dry_run: bool) -> None:
 
     if not dry_run:
         require_publishes(store)
-    done = scrub(store, all_contracts(projects), personal, dry_run)
-    pages = scrub_pages(store, live_personal(store, personal), dry_run)
+    live = live_personal(store, personal)
+    done = scrub(store, all_contracts(projects), live, dry_run)
+    pages = scrub_pages(store, live, dry_run)
     for key in (*done.with_values, *done.with_statistics, *done.with_bounds, *pages.with_values):
         echo(store.url(key))
     outcome = "have values to remove" if dry_run else "had values, which were removed"
@@ -70,11 +69,10 @@ def require_publishes(store: ObjectStore) -> None:
     Raises:
         BuscoError: there is such a release.
     """
-    for name in store.folders(layout.ENVIRONMENTS):
-        live = read_live(store, EnvironmentLayout(name))
-        if live is not None and live.release.kind == "rollback":
+    for name, release in live_releases(store).items():
+        if release.kind == "rollback":
             raise BuscoError(
-                f"the live release of the environment {name} is a rollback to {live.release.rolled_back_to}, whose "
+                f"the live release of the environment {name} is a rollback to {release.rolled_back_to}, whose "
                 "tables can be older than the marks of personal columns",
                 "run and publish everything, and scrub then",
             )

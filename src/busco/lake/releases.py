@@ -15,7 +15,7 @@ from busco.lake.audits import Skipped as Skipped
 from busco.lake.compose import compose, with_since
 from busco.lake.contents import require_readable
 from busco.lake.formats import encode, in_own_place, upgrade
-from busco.lake.layout import EnvironmentLayout, stamp
+from busco.lake.layout import ENVIRONMENTS, EnvironmentLayout, stamp
 from busco.lake.object_versions import DENIED, versions
 from busco.lake.objects import AlreadyExists, Moved, ObjectStore
 from busco.lake.owners import after, before
@@ -49,6 +49,16 @@ def read_live(store: ObjectStore, environment: EnvironmentLayout) -> Live | None
     current = stored.parse(Current)
     release = read_release(store, environment, current.release)
     return Live(current, release, stored.etag)
+
+
+def live_releases(store: ObjectStore) -> dict[str, Release]:
+    """Returns the live release of each environment in which something has been published.
+
+    Raises:
+        BuscoError: see `read_live`.
+    """
+    found = {name: read_live(store, EnvironmentLayout(name)) for name in store.folders(ENVIRONMENTS)}
+    return {name: live.release for name, live in found.items() if live is not None}
 
 
 def missing_pointer(store: ObjectStore, environment: EnvironmentLayout) -> BuscoError:

@@ -31,7 +31,7 @@ from busco.lake.iceberg_io import Objects
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
 from busco.lake.records import Delivery, Version
-from busco.lake.releases import read_live
+from busco.lake.releases import live_releases
 
 # The name of a manifest's copy without bounds is the manifest's name with this suffix.
 _CLEAN = ".clean.avro"
@@ -59,7 +59,7 @@ class Scrubbed:
 
 
 def scrub(
-    store: ObjectStore, contracts: Iterable[Contract], personal: Callable[[Version], Collection[str]], dry: bool = False
+    store: ObjectStore, contracts: Iterable[Contract], live: Mapping[str, Collection[str]], dry: bool = False
 ) -> Scrubbed:
     """Removes values of personal data from the metadata of all environments. A scrub can be killed and repeated safely.
 
@@ -68,12 +68,11 @@ def scrub(
 
     Args:
         contracts: the contracts of all sources; deliveries of any other source lose all bounds.
-        personal: returns the personal columns of a live version.
+        live: the personal columns of each live version, by the version's id (`live_personal`).
         dry: only report what would be done.
     """
     pii = {f"{contract.source}.{contract.table}": contract.pii for contract in contracts}
     records = list(store.keys(layout.DELIVERIES))
-    live = live_personal(store, personal)
     metadata: list[str] = []
     versions: list[str] = []
     for name in store.folders(layout.ENVIRONMENTS):
@@ -121,13 +120,11 @@ def live_personal(store: ObjectStore, personal: Callable[[Version], Collection[s
         personal: returns the personal columns of a live version.
     """
     tables: list[Version] = []
-    for name in store.folders(layout.ENVIRONMENTS):
-        release = read_live(store, EnvironmentLayout(name))
-        for table, published in release.release.tables.items() if release else ():
-            if release is not None and table in release.release.stale:
-                continue
-            with suppress(*_DAMAGED):  # all of its values are removed then
-                tables.append(read_version(store, published))
+    for release in live_releases(store).values():
+        for table, published in release.tables.items():
+            if table not in release.stale:
+                with suppress(*_DAMAGED):  # all of its values are removed then
+                    tables.append(read_version(store, published))
     return {version.version: personal(version) for version in tables}
 
 

@@ -8,10 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from busco.lake import layout
-from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import Moved, ObjectStore
-from busco.lake.releases import read_live
+from busco.lake.releases import live_releases
 from busco.site.files import (
     DOCS,
     INDEX,
@@ -58,9 +56,7 @@ def scrub_pages(store: ObjectStore, live: Mapping[str, Collection[str]], dry: bo
         if stored is not None:
             try:
                 before = load(stored.body)
-                after = _index(before, live if key in kept else {}) if is_index(key) else (
-                    _content(before, live) if key in kept else content_with(before, NOTHING)
-                )  # fmt: skip
+                after = (_index if is_index(key) else _content)(before, live if key in kept else {})
                 if after != before:
                     found = "values"
                     if not dry:
@@ -85,9 +81,8 @@ def scrub_pages(store: ObjectStore, live: Mapping[str, Collection[str]], dry: bo
 def _of_live_releases(store: ObjectStore) -> set[str]:
     """Returns the keys of the site's files of all live releases."""
     found: set[str] = set()
-    for name in store.folders(layout.ENVIRONMENTS):
-        live = read_live(store, EnvironmentLayout(name))
-        for prefix in live.release.docs_by_project().values() if live else ():
+    for release in live_releases(store).values():
+        for prefix in release.docs_by_project().values():
             try:
                 index = read_index(store, prefix)
             except ValueError:
@@ -99,8 +94,9 @@ def _of_live_releases(store: ObjectStore) -> set[str]:
 
 
 def _content(content: dict[str, Any], live: Mapping[str, Collection[str]]) -> dict[str, Any]:
-    """Returns the content file of a live release without values of personal columns, or as it is if it has none."""
-    personal = live.get(content["version"])
+    """Returns a content file without values of personal columns, or as it is if it has none; without any values if its
+    version is not live."""
+    personal = live.get(content.get("version", ""))
     if personal is None:
         return content_with(content, NOTHING)
     shown = Shown.but((column["name"] for column in content["columns"]), personal)

@@ -129,8 +129,11 @@ def _newest(columns: Iterable[Mapping[str, Any]]) -> tuple[str, str] | None:
 
     It is the first key column with a date or a time, or the first such column; None if there is none.
     """
-    timed = [one for one in columns if one["type"].startswith(_TIMES) and (one["profile"] or {}).get("max")]
-    timed = [one for one in timed if one["name"] not in _TECHNICAL]
+    timed = [
+        one
+        for one in columns
+        if one["type"].startswith(_TIMES) and one["name"] not in _TECHNICAL and (one["profile"] or {}).get("max")
+    ]
     found = next((one for one in timed if one["key"]), timed[0] if timed else None)
     return (found["name"], found["profile"]["max"]) if found is not None else None
 

@@ -9,7 +9,6 @@
 
   const ICONS = {
     fresh: "M3.5 8.5l3 3 6-7",
-    ok: "M3.5 8.5l3 3 6-7",
     failed: "M4 4l8 8M12 4l-8 8",
     late: "M8 4v4.5l3 2M8 1.8a6.2 6.2 0 1 0 0 12.4A6.2 6.2 0 0 0 8 1.8z",
     stale: "M13.5 8a5.5 5.5 0 1 1-1.6-3.9M12.5 1.5v3h-3",
@@ -24,6 +23,8 @@
     lock: "M4 7.5h8v6H4zM5.5 7.5v-2a2.5 2.5 0 0 1 5 0v2",
     key: "M6 10.5a2.7 2.7 0 1 1 0-5.4 2.7 2.7 0 0 1 0 5.4zM8.6 8H14v2.5M11.5 8v2",
   };
+
+  ICONS.ok = ICONS.fresh;
 
   function Icon({ name }) {
     return html`<svg class="icon" viewBox="0 0 16 16" aria-hidden="true" focusable="false"><path
@@ -252,6 +253,6 @@
     return nodes.flatMap((node, index) => (index ? [", ", node] : [node]));
   }
 
-  busco.parts = { html, Icon, Medal, Time, Newest, Status, Link, TableLink, pathOf, Out, Rich, Copy, Code, Tabs, useLoaded,
-    Loading, Trouble, explained, joined, word, count };
+  busco.parts = { html, Icon, Medal, Time, Newest, Status, Link, TableLink, pathOf, Out, Rich, Copy, Code, Tabs,
+    useLoaded, Loading, Trouble, explained, joined, word, count };
 })(window.busco);

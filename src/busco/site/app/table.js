@@ -2,8 +2,8 @@
 "use strict";
 (function (busco) {
   const { useState } = preactHooks;
-  const { html, Icon, Medal, Time, Newest, Status, Link, TableLink, Out, Rich, Copy, Code, Tabs, useLoaded, Loading, Trouble,
-    joined, word, count } = busco.parts;
+  const { html, Icon, Medal, Time, Newest, Status, Link, TableLink, Out, Rich, Copy, Code, Tabs, useLoaded, Loading,
+    Trouble, joined, word, count } = busco.parts;
   const { number, bytes, ago, duration } = busco.format;
   // the rows and the tables that are shown before all of them are asked for
   const FIRST_ROWS = 10;
@@ -17,7 +17,8 @@
     // while a new version is loaded, the one before stays
     const content = body || (old?.body?.table === id ? old.body : null);
     return html`
-      <nav class="crumbs" aria-label=${word("all_tables")}><${Link} path="" fragment=${busco.start.filters()}>${word("nav_tables")}</>
+      <nav class="crumbs" aria-label=${word("all_tables")}>
+        <${Link} path="" fragment=${busco.start.filters()}>${word("nav_tables")}</>
         <span aria-hidden="true">/</span><span><${Medal} layer=${table.layer} /><bdi>${table.layer}</bdi></span></nav>
       <div class="heading table-heading"><h1 tabindex="-1"><code dir="auto">${table.name}</code></h1>
         <${Copy} text=${copied(content, id)} label=${word("copy_name")} /><${Status} status=${table.status} /></div>
