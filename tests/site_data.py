@@ -208,14 +208,20 @@ def marketplace() -> Data:
     }
     return {
         "state": state,
-        "history": {"format": 1, "releases": [_release(number) for number in range(DAYS)], "complete": False},
+        "history": {
+            "format": 1,
+            "releases": [_release(number) for number in range(DAYS)],
+            "next": None,
+            "complete": False,
+        },
         "sites": {"busco": site},
         "tables": {"busco": contents},
     }
 
 
 def _published(name: str, number: int = 0) -> Data:
-    rows = _ROWS[name] - (number * 137 if _ROWS[name] > 1000 else number if _ROWS[name] > 100 else 0)
+    rows = _ROWS.get(name, 1)
+    rows -= number * 137 if rows > 1000 else number if rows > 100 else 0
     return {
         "version": f"{name}-v{number}",
         "rows": rows,

@@ -28,6 +28,8 @@ class Served:
     is_logged_in: bool = True
     # the status of the answers to requests for data, by what they ask for
     broken: dict[str, int] = field(default_factory=dict)
+    # the most releases in an answer
+    most_releases: int = 50
     asked: list[str] = field(default_factory=list)
 
     def url(self, path: str = "") -> str:
@@ -108,7 +110,7 @@ def _data(served: Served, what: str, query: dict[str, str], etag: str | None) ->
         return status, {"Content-Type": "application/json"}, json.dumps({"error": "broken on purpose"})
     makers: dict[str, Callable[[], Any]] = {
         "state": lambda: _state(served.data, query.get("release")),
-        "history": lambda: served.data["history"],
+        "history": lambda: _history(served, query.get("release")),
         "site": lambda: served.data["sites"].get(query["project"]),
         "table": lambda: _table(served.data, query),
     }
@@ -120,6 +122,22 @@ def _data(served: Served, what: str, query: dict[str, str], etag: str | None) ->
     if etag == tag:
         return 304, {"ETag": tag}, ""
     return 200, {"Content-Type": "application/json", "ETag": tag, "Cache-Control": "no-cache"}, text
+
+
+def _history(served: Served, release: str | None) -> Data | None:
+    history = served.data["history"]
+    ids = [one["release"] for one in history["releases"]]
+    if release is not None and release not in ids:
+        return None
+    begin = ids.index(release) if release else 0
+    end = begin + served.most_releases
+    following = ids[end] if end < len(ids) else history.get("next")
+    return {
+        **history,
+        "releases": history["releases"][begin:end],
+        "next": following,
+        "complete": history["complete"] and following is None,
+    }
 
 
 def _number(release: str) -> int | None:

@@ -157,6 +157,12 @@ def test_values_of_a_column_that_is_marked_later_disappear_from_older_releases(p
     assert "0 of 7 files of the data catalog" in published.busco("scrub")
 
 
+def releases_of(site: Site) -> list[dict[str, Any]]:
+    history = site.history()
+    assert history is not None
+    return list(history["releases"])
+
+
 def test_the_lineage_of_a_column_leads_through_views_to_tables(published: Platform) -> None:
     found = {name: one["lineage"] for name, one in columns(published, GOLD).items()}
     assert found == {
@@ -181,9 +187,10 @@ def test_an_unchanged_table_s_content_file_is_not_made_again(published: Platform
     written = list(published.store.keys(f"{published.live().docs}tables/"))
     assert written == [after["tables"][GOLD]["content"]["key"]]
     assert (
-        "Another text."
-        not in content(published, GOLD, of(published).history()["releases"][1]["release"])["description_html"]
+        "Another text." not in content(published, GOLD, releases_of(of(published))[1]["release"])["description_html"]
     ), "the site at an older release shows what it showed then"
+    newest = releases_of(of(published))[0]
+    assert (newest["changes"], newest["described"]) == ({}, [GOLD]), "no new version, but another description"
 
 
 def test_the_state_follows_a_rollback_and_a_hold_at_once(published: Platform) -> None:
@@ -206,7 +213,7 @@ def test_the_state_follows_a_rollback_and_a_hold_at_once(published: Platform) ->
     assert (state["hold"]["who"], state["hold"]["reason"]) == ("ana", "wrong amounts")
     assert state["tables"][SILVER]["rows"] == 3
     assert content(published, SILVER)["rows"] == 3
-    newest, middle, oldest = of(published).history()["releases"]
+    newest, middle, oldest = releases_of(of(published))
     assert [one["kind"] for one in (newest, middle, oldest)] == ["rollback", "publish", "publish"]
     assert newest["changes"][SILVER]["rows"] == 3
     assert middle["changes"][SILVER]["rows"] == 4
@@ -222,7 +229,7 @@ def test_a_project_that_may_not_be_read_is_not_there(published: Platform) -> Non
     assert (state["run"], state["code_version"]) == ("", "")
     assert other.index("busco") is None
     assert other.content("busco", SILVER) is None
-    assert [one["changes"] for one in other.history()["releases"]] == [{}]
+    assert [one["changes"] for one in releases_of(other)] == [{}]
     assert other.catalog() | {"tables": None} == other.catalog() | {"tables": None}
     assert other.catalog()["tables"] == {}  # type: ignore[index]
 
@@ -233,8 +240,10 @@ def test_the_catalog_has_all_tables_with_their_columns_and_states(published: Pla
     found = printed["tables"][SILVER]
     assert (found["rows"], found["owner"], found["kind"]) == (3, "Sales", "model")
     assert found["columns"][0] == {
-        "name": "id", "description": "The key, [docs](javascript:alert(1))", "synonyms": "identifier · chave"
+        "name": "id", "type": "VARCHAR", "key": True, "description": "The key, [docs](javascript:alert(1))",
+        "synonyms": "identifier · chave",
     }  # fmt: skip
+    assert {table: one["state"] for table, one in printed["tables"].items()} == {BRONZE: "ok", GOLD: "ok", SILVER: "ok"}
     assert found["synonyms"] == ["purchases"]
     assert found["newest"] == ["day", "2018-01-02"]
     loaded = printed["tables"][BRONZE]["loaded_at"]

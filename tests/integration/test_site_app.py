@@ -8,8 +8,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +19,7 @@ from playwright.sync_api import Browser, BrowserContext, Frame, Page, expect
 
 from busco.site import page as assembled
 from busco.site.page import away_html, frame_csp, frame_html, shell_csp, shell_html
+from busco.site.states import STATES, states
 from tests import site_data
 from tests.chromium import chromium, steady
 from tests.site_data import BEFORE, LIVE, NOW, Data, iso, marketplace, release_id
@@ -48,6 +50,7 @@ def running() -> Iterator[Served]:
 def served(running: Served) -> Served:
     running.data, running.frame, running.is_logged_in = marketplace(), None, True
     running.broken.clear()
+    running.most_releases = 50
     running.asked.clear()
     return running
 
@@ -282,6 +285,26 @@ def test_a_search_finds_tables_and_columns(opened: Open) -> None:
         assert expected <= set(shown.find(query)[:10]), query
 
 
+def test_a_search_finds_whole_descriptions_terms_and_uses(opened: Open, served: Served) -> None:
+    data = copy.deepcopy(served.data)
+    site = data["sites"]["busco"]
+    long = "It has one row per day. " * 20 + "Days without any purchase are missing from the warehouse."
+    site["tables"]["gold.mart_daily_sales"]["more"] = long
+    site["pages"][0]["text"] = "An order that is neither canceled nor unavailable."
+    site["exposures"][0]["text"] = "The figures of the weekly meeting."
+    shown = opened("file", data=data)
+    assert shown.find("warehouse")[0] == "mart_daily_sales"
+    expect(shown.app.locator("#hits li").first).to_contain_text("… day. It has one row per day. Days without")
+    expect(shown.app.locator("#hits li mark").first).to_have_text("warehouse")
+    assert shown.find("order that is neither")[0] == "sold order"
+    shown.app.locator("#hits li").first.click()
+    shown.at("Glossary")
+    assert shown.page.url.endswith("#/glossary#sold_order")
+    assert shown.find("weekly meeting")[0] == site["exposures"][0]["label"]
+    shown.app.locator("#hits li").first.click()
+    assert shown.page.url.endswith(f"#/exposures#{site['exposures'][0]['name']}")
+
+
 def test_a_search_says_which_words_nothing_has(opened: Open) -> None:
     shown = opened("file")
     shown.find("revenue by warehouse day")
@@ -365,6 +388,74 @@ def test_a_table_s_page_says_what_changed_and_since_when_a_column_exists(opened:
     expect(shown.app.locator("tr.detail").first).to_contain_text("gold.mart_delivery_performance.late_share")
 
 
+def test_what_is_said_about_a_table_can_change_without_a_new_version(opened: Open, served: Served) -> None:
+    """The newest release has the version of the one before, with another description and another owner."""
+    data = copy.deepcopy(served.data)
+    newest, before, *_ = data["history"]["releases"]
+    del newest["changes"]["gold.fct_orders"]
+    newest["described"] = ["gold.fct_orders"]
+    version = before["changes"]["gold.fct_orders"]["version"]
+    data["state"]["tables"]["gold.fct_orders"]["version"] = version
+    changes = opened("shell", "gold/fct_orders", data).app.locator(".part-changes")
+    expect(changes.locator("h3").first).to_have_text("What is said about it has changed since")
+    expect(changes.locator("ul").first).to_contain_text("the description changed")
+    expect(changes.locator("ul").first).not_to_contain_text("row")
+    # the content of the release before is compared with that of the release before it, not with what is said today
+    expect(changes.locator("ul").nth(1)).to_contain_text("137 rows more")
+    expect(changes.locator("ul").nth(1)).to_contain_text("type of order_id changed: VARCHAR → BIGINT")
+
+
+def test_older_releases_are_loaded_when_they_are_asked_for(opened: Open, served: Served) -> None:
+    served.most_releases = 6
+    shown = opened("shell", "releases").at("Releases")
+    entries, more = shown.app.locator(".releases > li"), shown.app.get_by_role("button", name="Show older releases")
+    expect(entries).to_have_count(6)
+    more.click()
+    expect(entries).to_have_count(12)
+    entries.nth(5).get_by_role("button").click()
+    expect(entries.nth(5)).to_contain_text("137"), "it is compared with the first release of the next part"
+    more.click()
+    expect(entries).to_have_count(14)
+    expect(more).to_have_count(0)
+    expect(shown.app.get_by_text("Older releases are no longer known.")).to_be_visible()
+
+
+def test_older_releases_can_be_asked_for_again_after_an_error(opened: Open, served: Served) -> None:
+    served.most_releases = 6
+    shown = opened("shell", "releases", expected="503").at("Releases")
+    served.broken["history"] = 503
+    shown.app.get_by_role("button", name="Show older releases").click()
+    again = shown.app.get_by_role("button", name="Try again")
+    expect(again).to_be_visible()
+    expect(shown.app.locator(".releases > li")).to_have_count(6)
+    served.broken.clear()
+    again.click()
+    expect(shown.app.locator(".releases > li")).to_have_count(12)
+
+
+def test_a_file_says_that_it_does_not_have_all_releases(opened: Open, served: Served) -> None:
+    data = copy.deepcopy(served.data)
+    data["history"]["next"] = "r-older"
+    shown = opened("file", "releases", data).at("Releases")
+    expect(shown.app.get_by_text("Older releases are not in this file.")).to_be_visible()
+
+
+def test_a_table_at_a_release_behind_many_newer_ones_has_its_own_versions(opened: Open, served: Served) -> None:
+    served.most_releases = 3
+    shown = opened("shell", f"gold/fct_orders?release={release_id(9)}").at("fct_orders")
+    changes = shown.app.locator(".part-changes")
+    changes.get_by_text("Show the numbers").click()
+    expect(changes.get_by_role("row").nth(1)).to_contain_text(release_id(9))
+
+
+def test_a_column_is_followed_into_releases_that_are_not_loaded_yet(opened: Open, served: Served) -> None:
+    served.most_releases = 3
+    shown = opened("shell", "gold/fct_orders#delivery_days").at("fct_orders")
+    expect(shown.app.locator("tr.detail")).to_contain_text(release_id(6))
+    shown.app.get_by_role("button", name="Details of is_late").click()
+    expect(shown.app.locator("tr.detail").first).to_contain_text("or earlier; older releases are not known")
+
+
 def test_rows_over_releases_are_a_chart_and_a_table(opened: Open) -> None:
     changes = opened("file", "gold/fct_orders").app.locator(".part-changes")
     expect(changes.get_by_role("img").first).to_have_attribute("aria-label", re.compile("Rows in the last 14 versions"))
@@ -384,6 +475,43 @@ def test_the_reasons_for_a_state_are_named(opened: Open) -> None:
     }.items():
         shown.app.evaluate("path => busco.view.source.go({path, query: {}, fragment: ''})", path)
         expect(shown.app.locator(".reasons")).to_contain_text(re.compile(reason))
+
+
+def test_tools_get_the_states_that_the_pages_show(opened: Open) -> None:
+    """Two implementations of one rule: in Python for the catalog, and in the browser, where states change with time."""
+    shown = opened("file")
+    random = Random(22)
+    seen: set[str] = set()
+    for _ in range(200):
+        now = datetime(2026, 3, 1, 12, tzinfo=UTC)
+        names = [f"{layer}.t{number}" for number, layer in enumerate(random.choices(("bronze", "silver", "gold"), k=6))]
+        entries, published = {}, {}
+        for at, name in enumerate(names):
+            age = random.choice([None, timedelta(minutes=5), timedelta(hours=30), timedelta(days=9)])
+            statuses = random.choices(["success", "warn", "failed", "error", None], [20, 2, 1, 1, 3], k=3)
+            entries[name] = {
+                "kind": random.choice(["source", "model"]),
+                "upstream": random.sample([*names[:at], "gold.elsewhere"], k=min(at, random.choice([0, 1, 2]))),
+                "warn_after": random.choice([None, 3600.0, 86400.0]),
+                "error_after": random.choice([None, None, 172800.0]),
+                "loaded_at": None if age is None else (now - age).isoformat(),
+                "tests": [{"status": status} for status in statuses],
+            }
+            published[name] = {"project": "busco"} | ({"stale": names[:1]} if random.random() < 0.1 else {})
+        is_held = random.random() < 0.3
+        hold = {"who": "a", "when": now.isoformat(), "reason": ""} if is_held else None
+        state = {"release": "r", "live": "r", "hold": hold, "tables": published}
+        in_browser = shown.app.evaluate(
+            """([state, tables, now]) => {
+                const { tables: found } = busco.facts.world(state, { busco: { tables } }, now);
+                return Object.fromEntries([...found].map(([name, table]) => [name, table.status]));
+            }""",
+            [state, entries, now.timestamp() * 1000],
+        )
+        found = states(entries, published, is_held=is_held, now=now)
+        assert found == in_browser
+        seen |= set(found.values())
+    assert seen == set(STATES), "each state was compared"
 
 
 def test_a_rollback_and_a_hold_are_shown_within_five_seconds(opened: Open, served: Served) -> None:

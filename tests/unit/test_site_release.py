@@ -11,7 +11,7 @@ from busco.lake import releases
 from busco.lake.layout import new_id
 from busco.lake.objects import ObjectStore
 from busco.site import files
-from busco.site.release import Site
+from busco.site.release import HISTORY, Site, _release_at
 from tests.unit.lake import ENVIRONMENT, Lake, others
 
 KEY = "docs/run1/1/tables/gold.g.1.0f.json"
@@ -137,9 +137,59 @@ def test_a_release_without_pages_changes_nothing_about_raw_tables(lake: Lake) ->
     lake.published(keep=True)
     write_index(lake, "gold.g", "bronze.b")
     lake.published(keep=True)
-    newest, middle, _ = site(lake).history()["releases"]
+    newest, middle, _ = history(lake)["releases"]
     assert middle["changes"] == {}, "its index is the first with this table, which was there before"
     assert newest["dropped"] == [], "it has no index, but still the table"
+
+
+def history(lake: Lake, release: str = "", limit: int = HISTORY) -> dict[str, Any]:
+    found = site(lake).history(release, limit)
+    assert found is not None
+    return found
+
+
+def test_a_long_history_is_read_in_parts_that_join(lake: Lake) -> None:
+    for _ in range(7):
+        lake.published()
+    whole = history(lake)
+    assert (len(whole["releases"]), whole["next"], whole["complete"]) == (7, None, True)
+    parts, following = [], ""
+    for size in (3, 3, 1):
+        part = history(lake, following, 3)
+        assert len(part["releases"]) == size
+        parts += part["releases"]
+        following = part["next"]
+    assert parts == whole["releases"], "what a release changed is told although the one before is in the next part"
+    assert (following, part["complete"]) == (None, True)
+
+
+def test_a_history_that_misses_a_release_is_not_complete(lake: Lake) -> None:
+    for _ in range(3):
+        lake.published()
+    oldest = history(lake)["releases"][-1]["release"]
+    del lake.s3.objects[ENVIRONMENT.release(oldest)]
+    _release_at.cache_clear()
+    found = history(lake)
+    assert (len(found["releases"]), found["next"], found["complete"]) == (2, None, False)
+
+
+def test_the_history_of_an_unknown_release_is_missing(lake: Lake) -> None:
+    assert site(lake).history() == {"format": 1, "releases": [], "next": None, "complete": True}
+    assert site(lake).history("r20200101T000000-0f3c0f3c") is None
+    lake.published()
+    assert site(lake).history("r20200101T000000-0f3c0f3c") is None
+
+
+def test_a_release_that_says_something_else_about_a_version_is_in_the_history(lake: Lake) -> None:
+    lake.published()
+    write_index(lake, "gold.g", "silver.s")
+    lake.published(keep=True)
+    other = entry("gold.g")
+    other["content"] = other["content"] | {"hash": "1f", "key": KEY.replace("0f", "1f")}
+    write_index(lake, tables={"gold.g": other, "silver.s": entry("silver.s", KEY.replace("run1", "run2"))})
+    newest, oldest = history(lake)["releases"]
+    assert newest["described"] == ["gold.g"], "the hash counts, not where the file is"
+    assert oldest["described"] == []
 
 
 def test_an_unknown_release_takes_few_requests(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ class DocsSite(AirflowBaseView):
         readable = readable_projects()
         answers: dict[str, Callable[[Site], Any]] = {
             "state": lambda site: _with_links(site.state(release), readable, site, release),
-            "history": lambda site: site.history(),
+            "history": lambda site: site.history(release),
             "site": lambda site: site.index(project, release),
             "table": lambda site: site.content(project, table, release),
         }

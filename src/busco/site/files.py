@@ -52,11 +52,14 @@ class _Entry(BaseModel):
     kind: str
     unique_id: str
     summary: str
+    more: str = ""
     tags: list[str]
     synonyms: list[str]
     owner: str
     group: str | None
     columns: list[tuple[str, str, str]]
+    types: list[str] = []
+    key: list[str] = []
     upstream: list[str]
     loaded_at: str | None
     newest: tuple[str, str] | None

@@ -10,6 +10,8 @@ from typing import Any
 from busco.site.release import Site
 
 _THREADS = 16
+# The newest releases that the history in a file has: no server can add older ones to it.
+_HISTORY = 500
 
 
 def gather(
@@ -34,4 +36,5 @@ def gather(
         for project, index in indexes.items():
             contents = pool.map(lambda table, project=project: (table, read(project, table)), index["tables"])
             tables[project] = {table: content for table, content in contents if content is not None}
-    return {"state": site.state(release), "history": site.history(), "sites": indexes, "tables": tables}
+    history = site.history(release, _HISTORY)
+    return {"state": site.state(release), "history": history, "sites": indexes, "tables": tables}

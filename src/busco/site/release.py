@@ -10,18 +10,19 @@ import contextlib
 import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
 from busco.lake.layout import EnvironmentLayout
 from busco.lake.objects import ObjectStore
-from busco.lake.records import Current, Published, Release
+from busco.lake.records import Current, Published, Release, utc_now
 from busco.lake.releases import missing_pointer
 from busco.site.files import FORMAT, NOTHING, Shown, content_with, entry_with, read_content, read_index
+from busco.site.states import states
 
 # The newest releases that the history has.
 HISTORY = 50
@@ -96,11 +97,24 @@ class Site:
             },
         }  # fmt: skip
 
-    def history(self, limit: int = HISTORY) -> dict[str, Any]:
-        """Returns the newest releases that have been live, newest first, each with the tables that it changed."""
+    def history(self, release_id: str = "", limit: int = HISTORY) -> dict[str, Any] | None:
+        """Returns the releases that were live until this one, newest first, each with the tables that it changed.
+
+        `next` is the release with which the history goes on, or None. `complete` says whether the first release of all
+        is in the list: records of releases can be missing. Returns None if the release isn't in the history.
+
+        Args:
+            release_id: the release with which the list begins; the live one if it is empty.
+            limit: the most releases that are returned.
+        """
         current = self._current
-        release = self._release(current.release) if current is not None else None
+        if current is None:
+            return {"format": FORMAT, "releases": [], "next": None, "complete": True} if not release_id else None
+        release = self._shown(current, release_id)
+        if release is None:
+            return None
         found: list[dict[str, Any]] = []
+        is_complete = False
         while release is not None and len(found) < limit:
             before = self._release(release.previous) if release.previous else None
             now, then = self._tables(release), self._tables(before) if before else {}
@@ -115,11 +129,30 @@ class Site:
                         for table, one in now.items()
                         if table not in old or old[table].version != one.version
                     },
+                    "described": self._described(now, release, before) if before else [],
                     "dropped": sorted(set(then) - set(release.tables)),
                 }
             )
+            is_complete = not release.previous
             release = before
-        return {"format": FORMAT, "releases": found, "complete": release is None}
+        return {
+            "format": FORMAT,
+            "releases": found,
+            "next": release.release if release is not None else None,
+            "complete": is_complete,
+        }
+
+    def _described(self, tables: Iterable[str], release: Release, before: Release) -> list[str]:
+        """Returns which of these tables have other descriptions than in the release before, but the same version."""
+        found = set()
+        old = before.docs_by_project()
+        for project, prefix in release.docs_by_project().items():
+            if project in self.projects and old.get(project) not in (None, prefix):
+                then, now = self._brief(old[project]) or {}, self._brief(prefix) or {}
+                for table in tables:
+                    if table in then and table in now and then[table].is_other_text(now[table]):
+                        found.add(table)
+        return sorted(found)
 
     def index(self, project: str, release_id: str = "") -> dict[str, Any] | None:
         """Returns a project's index in a release; None if there is none, or it may not be read.
@@ -161,19 +194,28 @@ class Site:
         state = self.state(release_id)
         if state is None:
             return None
-        tables: dict[str, Any] = {}
+        entries: dict[str, dict[str, Any]] = {}
         for project in state["projects"]:
             index = self.index(project, state["release"])
             for table, entry in (index or {"tables": {}})["tables"].items():
                 is_own = table in state["tables"] and state["tables"][table]["project"] == project
                 # several projects can describe a raw table; what its own project says is best
-                if is_own or (table in state["tables"] and table not in tables):
-                    described = {key: entry[key] for key in entry if key not in ("content", "columns")}
-                    columns = [
-                        {"name": name, "description": text, "synonyms": synonyms}
-                        for name, text, synonyms in entry["columns"]
-                    ]
-                    tables[table] = {**state["tables"][table], **described, "columns": columns}
+                if is_own or table not in entries:
+                    entries[table] = entry
+        published, is_live = state["tables"], state["release"] == state["live"]
+        # an older release is as late as it was when it was published
+        now = utc_now() if is_live else datetime.fromisoformat(state["published_at"])
+        found = states(entries, published, is_held=is_live and state["hold"] is not None, now=now)
+        tables = {
+            table: {
+                **published[table],
+                **{key: entry[key] for key in entry if key not in ("content", "columns", "types")},
+                "columns": _columns(entry),
+                "state": found[table],
+            }
+            for table, entry in entries.items()
+            if table in published
+        }
         about = ("format", "environment", "release", "published_at", "kind", "who", "reason", "hold")
         return {**{key: state[key] for key in about}, "tables": tables}
 
@@ -311,6 +353,15 @@ class Site:
         return None
 
 
+def _columns(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the columns of an entry of an index for the catalog. An older index has no types and no key."""
+    types = entry.get("types") or [None] * len(entry["columns"])
+    return [
+        {"name": name, "type": kind, "key": name in entry.get("key", ()), "description": text, "synonyms": synonyms}
+        for (name, text, synonyms), kind in zip(entry["columns"], types, strict=False)
+    ]
+
+
 class _Missing(Exception):
     """There is no such object. (`lru_cache` keeps no exceptions, so it is looked for again at the next request.)"""
 
@@ -337,13 +388,18 @@ class _Since:
 
 @dataclass(frozen=True, slots=True)
 class _Described:
-    """What is needed of a table's entry in an index: its node's unique id, its version and content file, and its
-    personal columns in lower case."""
+    """What is needed of a table's entry in an index: its node's unique id, its version, the hash of what the project
+    says about it, its content file, and its personal columns in lower case."""
 
     unique_id: str
     version: str
+    hash: str
     key: str
     personal: frozenset[str]
+
+    def is_other_text(self, other: _Described) -> bool:
+        """Returns whether the project says something else about the same version."""
+        return self.version == other.version and self.hash != other.hash
 
 
 # A release with 1,000 tables takes about 3 MB, and an index with 300,000 columns about 150 MB. So only a few of them
@@ -385,6 +441,7 @@ def _brief_at(key: _Key) -> Mapping[str, _Described] | None:
         table: _Described(
             entry["unique_id"],
             entry["content"]["version"],
+            entry["content"]["hash"],
             entry["content"]["key"],
             frozenset(name.lower() for name in entry["personal"]),
         )

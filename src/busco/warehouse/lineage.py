@@ -129,14 +129,15 @@ def trace(sql: str, relations: Relations) -> tuple[Traced, ...]:
     """
     found = []
     for name, node in _lineage(sql, relations).items():
-        leaves = _leaves(node)
-        origins = {origin for leaf in leaves if (origin := _origin(leaf)) is not None}
-        personal = any(_personal(leaf, relations) for leaf in leaves)
+        leaves = [(leaf, _origin(leaf)) for leaf in _leaves(node)]
+        origins = {origin for _, origin in leaves if origin is not None}
+        personal = any(_personal(leaf, origin, relations) for leaf, origin in leaves)
         found.append(Traced(name.lower(), personal, tuple(sorted(origins))))
     return tuple(found)
 
 
 def _origin(leaf: Node) -> tuple[str, str, str] | None:
+    """Returns the schema, relation and name of the column that a leaf of a lineage reads; None if it reads none."""
     end = leaf.expression
     if isinstance(end, exp.Table) and isinstance(end.this, exp.Identifier):
         return end.db.lower(), end.name.lower(), exp.to_column(leaf.name, dialect=_DIALECT).name.lower()
@@ -324,12 +325,12 @@ def _leaves(node: Node) -> list[Node]:
     return [one for one in node.walk() if not one.downstream]
 
 
-def _personal(leaf: Node, relations: Relations) -> bool:
-    """Whether a leaf of a column's lineage is a personal column or something unknown."""
+def _personal(leaf: Node, origin: tuple[str, str, str] | None, relations: Relations) -> bool:
+    """Whether a leaf of a column's lineage, which reads this column if any, is a personal column or unknown."""
     end = leaf.expression
-    if isinstance(end, exp.Table) and isinstance(end.this, exp.Identifier):
-        relation = relations.get((end.db.lower(), end.name.lower()))
-        name = exp.to_column(leaf.name, dialect=_DIALECT).name.lower()
+    if origin is not None:
+        schema, table, name = origin
+        relation = relations.get((schema, table))
         return relation is None or name in relation.hidden or name not in relation.names
     if isinstance(end, exp.Table):
         # a table function: only a series of constants is harmless; other functions read files or the catalog

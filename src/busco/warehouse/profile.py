@@ -29,6 +29,8 @@ _UNORDERED = frozenset({"BLOB"})
 # The Iceberg types whose bounds are compared as numbers. The bounds of all others have the order of their texts.
 _NUMBERS = ("int", "long", "float", "double", "decimal")
 _LOADED_AT = TECHNICAL[-1].name
+# The names of a sample's columns, and its rows as text.
+Sample = tuple[tuple[str, ...], tuple[tuple[str | None, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class Profile:
         source: `rows` if the values were read, `statistics` if all this comes from the version's statistics.
         columns: per column, `nulls` and `distinct` (numbers or None), `exact` (whether `distinct` is exact), `min` and
             `max` (text or None), and `top` (pairs of a value and the number of its rows, or None).
-        sample: the names of the sample's columns, and its rows as text; None if no rows were read.
+        sample: ten rows; None if no rows were read.
         loaded_at: for a bronze table, when its newest row was ingested; None if that is not known.
     """
 
     source: str
     columns: Mapping[str, Mapping[str, Any]]
-    sample: tuple[tuple[str, ...], tuple[tuple[str | None, ...], ...]] | None
+    sample: Sample | None
     loaded_at: datetime | None
 
 
@@ -86,8 +88,27 @@ class Profiler:
                 timer.cancel()
         return of_statistics(version, shown)
 
+    def sample(self, version: Version, personal: frozenset[str]) -> Sample | None:
+        """Returns ten rows of a version that has no profile of its rows; None if they can't be read.
+
+        Reading ten rows takes little time, so it is not limited as profiles are. May be called in several threads.
+
+        Args:
+            personal: the columns with personal data, which are left out.
+        """
+        shown = [column for column in version.columns if column.name not in personal]
+        if not shown or not version.files or version.table in self.failed:
+            return None
+        try:
+            with self._connection.cursor() as cursor:
+                rows = cursor.execute(_sample_sql(_rows_of(version, self._bucket), shown)).fetchall()
+        except duckdb.Error as error:
+            self.failed[version.table] = type(error).__name__
+            return None
+        return tuple(column.name for column in shown), tuple(rows)
+
     def _of_rows(self, version: Version, shown: Sequence[Column]) -> Profile:
-        table = f"({select_sql(version, self._bucket)})"
+        table = _rows_of(version, self._bucket)
         if not shown:
             return Profile("rows", {}, None, None)
         exact = version.rows <= _EXACT_ROWS
@@ -112,7 +133,8 @@ class Profiler:
         for name, top in self._top(table, small).items():
             # the values were just counted
             found[name] |= {"top": top[:_TOP], "distinct": len(top), "exact": True}
-        return Profile("rows", found, self._sample(table, shown), _loaded_at(version, found))
+        sample = tuple(column.name for column in shown), tuple(self._rows(_sample_sql(table, shown)))
+        return Profile("rows", found, sample, _loaded_at(version, found))
 
     def _top(self, table: str, names: Sequence[str]) -> dict[str, list[tuple[str, int]]]:
         """Returns all values of these columns and their numbers of rows, the most frequent first."""
@@ -128,18 +150,21 @@ class Profiler:
             found[names[at]].append((value[:_TEXT], rows))
         return {name: sorted(values, key=lambda one: (-one[1], one[0])) for name, values in found.items()}
 
-    def _sample(
-        self, table: str, shown: Sequence[Column]
-    ) -> tuple[tuple[str, ...], tuple[tuple[str | None, ...], ...]]:
-        texts = ", ".join(_text(types.quoted(column.name)) for column in shown)
-        rows = self._rows(f"select {texts} from {table} limit {_SAMPLE_ROWS}")
-        return tuple(column.name for column in shown), tuple(rows)
-
     def _rows(self, query: str) -> list[tuple[Any, ...]]:
         # an interrupt between two queries has no effect
         if time.monotonic() >= self._end:
             raise duckdb.InterruptException("the time is used up")
         return self._connection.execute(query).fetchall()
+
+
+def _rows_of(version: Version, bucket: str) -> str:
+    """Returns a subquery with the rows of a version."""
+    return f"({select_sql(version, bucket)})"
+
+
+def _sample_sql(table: str, shown: Sequence[Column]) -> str:
+    texts = ", ".join(_text(types.quoted(column.name)) for column in shown)
+    return f"select {texts} from {table} limit {_SAMPLE_ROWS}"
 
 
 def _loaded_at(version: Version, columns: Mapping[str, Mapping[str, Any]]) -> datetime | None:

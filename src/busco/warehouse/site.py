@@ -30,7 +30,7 @@ from busco.site.files import FORMAT, INDEX, read_index
 from busco.text import count
 from busco.warehouse.dbt import say
 from busco.warehouse.personal import of_version
-from busco.warehouse.profile import Profile, Profiler
+from busco.warehouse.profile import Profile, Profiler, Sample
 from busco.warehouse.session import Session
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ _COMBINATIONS = frozenset({"unique_combination", "unique_combination_of_columns"
 # The types whose greatest value says how new a table's data is.
 _TIMES = ("DATE", "TIMESTAMP")
 _TECHNICAL = frozenset(column.name for column in TECHNICAL)
+# Searches look at this many characters of a table's description after its first paragraph, and of other texts.
+_SEARCHED = 2000
 # The keys of `meta` that have a place of their own on a page, or that only the platform needs.
 _OWN_META = frozenset({"owner", "grain", "pii", "delivery", "ecs", "volatile", "contact", "synonyms"})
 
@@ -78,6 +80,8 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
             "loaded_at": known.get("loaded_at") if is_kept else None,
             "newest": known.get("newest") if is_kept else None,
             "personal": [column["name"] for column in fixed["columns"] if column["personal"]],
+            "types": [column["type"] for column in fixed["columns"]],
+            "key": fixed["grain"],
             "content": {"version": version.version, "hash": digest, "key": key},
         }
     seconds = _SHARE * _time_of_models(one for one in results.values() if one.made and not one.kept)
@@ -92,7 +96,7 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
             if profile.loaded_at is not None:
                 tables[content.table]["loaded_at"] = profile.loaded_at.isoformat()
             tables[content.table]["newest"] = _newest(body["columns"])
-            written.append(pool.submit(run.store.put, content.key, _encoded(body)))
+            written.append(pool.submit(_write, run.store, content, body, personal, profiler))
         for one in written:
             one.result()
     for table, (_, version) in versions.items():
@@ -111,6 +115,19 @@ def make_site(project: Project, run: Run, session: Session, manifest: Mapping[st
     what = f"{len(made)} made, {from_rows} of them with a profile of their rows"
     failed = "".join(f"\nwarning: {table} has no profile ({kind})" for table, kind in sorted(profiler.failed.items()))
     return f"pages for {count(len(tables), 'table')} in {took:.1f} s: {what}{failed}"
+
+
+def _write(
+    store: ObjectStore, content: _Content, body: dict[str, Any], personal: frozenset[str], profiler: Profiler
+) -> None:
+    """Writes a content file, with sample rows even if there was no time for a profile."""
+    if body["sample"] is None:
+        body["sample"] = _sample(profiler.sample(content.version, personal))
+    store.put(content.key, _encoded(body))
+
+
+def _sample(sample: Sample | None) -> dict[str, Any] | None:
+    return sample and {"columns": sample[0], "rows": sample[1]}
 
 
 def _time_of_models(results: Iterable[Result]) -> float:
@@ -221,6 +238,7 @@ class _Described:
             "kind": node["resource_type"],
             "unique_id": uid,
             "summary": _summary(str(node.get("description") or "")),
+            "more": self._text(_after_summary(str(node.get("description") or ""))),
             "tags": sorted(node.get("tags") or ()),
             "synonyms": _synonyms(node),
             "owner": self._owner(node),
@@ -265,13 +283,19 @@ class _Described:
                 "url": _address(one.get("url")),
                 "owner": {key: (one.get("owner") or {}).get(key) for key in ("name", "email")},
                 "description_html": self._html(one.get("description")),
+                "text": self._text(str(one.get("description") or "")),
                 "maturity": one.get("maturity"),
                 "tables": sorted(project.parents(uid)),
             }
             for uid, one in sorted(manifest.get("exposures", {}).items())
         ]
         pages = [
-            {"name": one["name"], "package": one["package_name"], "html": self._html(one["block_contents"])}
+            {
+                "name": one["name"],
+                "package": one["package_name"],
+                "html": self._html(one["block_contents"]),
+                "text": self._text(str(one["block_contents"] or "")),
+            }
             for uid, one in sorted(manifest.get("docs", {}).items())
             if one["package_name"] != "dbt"
         ]
@@ -349,7 +373,6 @@ class _Described:
             for column in content.fixed["columns"]
         ]
         version = content.version
-        sample = profile.sample and {"columns": profile.sample[0], "rows": profile.sample[1]}
         return {
             **content.fixed,
             "version": version.version,
@@ -359,7 +382,7 @@ class _Described:
             "files": len(version.files),
             "columns": columns,
             "profile_from": profile.source if profile.columns else None,
-            "sample": sample,
+            "sample": _sample(profile.sample),
         }
 
     def _origins(self, uid: str) -> Mapping[str, tuple[tuple[str, str], ...]] | None:
@@ -436,6 +459,13 @@ class _Described:
     def _html(self, text: Any) -> str:
         return str(self._markdown.render(str(text or ""))).strip()
 
+    def _text(self, markdown: str) -> str:
+        """Returns the words of a Markdown text, for searches."""
+        parts = []
+        for token in self._markdown.parse(markdown):
+            parts += [one.content for one in token.children or ()] if token.type == "inline" else [token.content]
+        return _line(" ".join(parts))[:_SEARCHED]
+
 
 def _synonyms(node: Mapping[str, Any]) -> list[str]:
     """Returns other words for a table or a column, `meta.synonyms`: a text, or a list of texts."""
@@ -446,6 +476,11 @@ def _synonyms(node: Mapping[str, Any]) -> list[str]:
 def _summary(description: str) -> str:
     """Returns the first paragraph of a description as one line."""
     return _line(description.strip().split("\n\n", 1)[0])
+
+
+def _after_summary(description: str) -> str:
+    """Returns the paragraphs of a description after the first."""
+    return description.strip().partition("\n\n")[2]
 
 
 def _line(text: str) -> str:

@@ -9,14 +9,37 @@
   // Returns the key under which an answer about a version, or about a release, is remembered. It only changes with the
   // live release, which decides whether the values of a column may be shown.
   const kept = (state, version) => (version ? `${version} ${state.live}` : "");
+  // The history of a column goes back at most this many answers of the server.
+  const OLDEST = 20;
 
   // Loads a table's content as it is in the release that is shown, or in an earlier one.
   const load = {
     table(view, id, earlier) {
       const table = view.world.tables.get(id);
       const release = earlier ? earlier.release : view.world.state.release;
-      const version = earlier ? earlier.version : table?.published?.version;
+      // one version can be described in other words at another release
+      const version = earlier ? `${earlier.version} ${release}` : table?.published?.version;
       return view.source.get("table", { project: table?.project, table: id, release }, kept(view.world.state, version));
+    },
+    // Loads the history that a release begins; the live one if none is given.
+    history(source, release) {
+      return source.get("history", release ? { release } : {});
+    },
+    // Returns a history with the releases that come next.
+    async older(source, history) {
+      if (!history.next) return history;
+      const { releases, next, complete } = await load.history(source, history.next);
+      return { ...history, releases: [...history.releases, ...releases], next, complete };
+    },
+    // Returns the history with as many older releases as it takes until `isEnough(history)` holds.
+    async until(source, history, isEnough) {
+      let known = history;
+      for (let at = 0; at < OLDEST && known.next && !source.offline && !await isEnough(known); at += 1) {
+        const longer = await load.older(source, known).catch(() => null);
+        if (!longer) break;
+        known = longer;
+      }
+      return known;
     },
   };
 
@@ -87,17 +110,22 @@
     useEffect(() => {
       if (!state) return undefined;
       let isWanted = true;
-      source.get("history").then((history) => isWanted && setPast({ history, error: null }),
+      const from = state.release === state.live ? "" : state.release;
+      load.history(source, from).then((history) => isWanted && setPast({ history, error: null }),
         (failure) => isWanted && setPast({ history: null, error: failure }));
       return () => { isWanted = false; };
-    }, [state?.live, attempt]);
+    }, [state?.live, state?.release, attempt]);
+
+    // a history that has been replaced in the meantime stays as it is
+    const older = () => load.older(source, past.history).then((history) => setPast((current) => (
+      current.history === past.history ? { history, error: null } : current)));
 
     const isLoaded = state && documented.release !== null;
     const world = useMemo(() => (isLoaded ? busco.facts.world(state, documented.sites, time) : null),
       [state, documented, time]);
     const place = at && route(at.path);
     const view = { source, at: at || { path: "", query: {}, fragment: "", visit: 0 }, world, time, place,
-      history: past.history, historyError: past.error, again: () => again(attempt + 1) };
+      history: past.history, historyError: past.error, older, again: () => again(attempt + 1) };
     busco.view = view;
     useArrival(view);
     const isWrongRelease = Boolean(error) && error.release === release;

@@ -48,17 +48,40 @@
         <span>${day(last.published_at)}</span></p></figure>`;
   }
 
+  // What was said about the newest version when it was published is compared, not what is said about it now.
   function Last({ view, table, content, versions }) {
     const [newest, before] = versions;
-    const load = () => busco.load.table(view, table.id, { release: newest.earlier, version: before.version });
-    const { body, error } = useLoaded(load, before && newest.earlier ? `${table.id} ${before.version}` : null);
-    if (!before) return html`<p>${word(view.history.complete ? "changes_first" : "changes_unknown")}</p>`;
+    const described = busco.facts.redescribed(view.history, table.id, view.world.state.release);
+    const load = async () => {
+      const [then, now] = await Promise.all([
+        busco.load.table(view, table.id, { release: newest.earlier, version: before.version }),
+        described ? busco.load.table(view, table.id, { release: newest.release, version: newest.version }) : content,
+      ]);
+      return { then, now };
+    };
+    const { body, error } = useLoaded(load,
+      before && newest.earlier ? `${table.id} ${before.version} ${newest.release}` : null);
+    const words = described && html`<${Words} key=${described.release} view=${view} table=${table}
+      described=${described} version=${newest.version} />`;
+    if (!before) return html`${words}<p>${word(view.history.complete ? "changes_first" : "changes_unknown")}</p>`;
     const isLoading = newest.earlier && !body && !error;
     const since = html`<p>${word("changes_since", {
       release: html`<code>${newest.earlier}</code>`, when: html`<${Time} iso=${before.published_at} />` })}</p>`;
-    if (isLoading) return html`${since}<${Loading} />`;
-    return html`<h3>${word("changes_last")}</h3>${since}<ul class="diff">${body ? differences(body, content)
-      : [rows(newest.rows - before.rows), html`<li class="soft">${word("changes_unknown")}</li>`]}</ul>`;
+    if (isLoading) return html`${words}${since}<${Loading} />`;
+    return html`${words}<h3>${word("changes_last")}</h3>${since}<ul class="diff">
+      ${body ? [rows(body.now.rows - body.then.rows), ...differences(body.then, body.now, "changes_no_columns")]
+        : [rows(newest.rows - before.rows), html`<li class="soft">${word("changes_unknown")}</li>`]}</ul>`;
+  }
+
+  // What a release that made no new version says in other words.
+  function Words({ view, table, described, version }) {
+    const at = (release) => busco.load.table(view, table.id, { release, version });
+    const load = () => Promise.all([at(described.earlier), at(described.release)]);
+    const { body } = useLoaded(load, described.earlier ? `${table.id} ${described.release}` : null);
+    return html`<h3>${word("changes_words")}</h3>
+      <p>${word("changes_words_since", {
+        release: html`<code>${described.release}</code>`, when: html`<${Time} iso=${described.published_at} />` })}</p>
+      <ul class="diff">${body ? differences(...body, "changes_no_words") : null}</ul>`;
   }
 
   function rows(n) {
@@ -67,7 +90,8 @@
     return html`<li class=${n > 0 ? "more" : "fewer"}>${count(key, Math.abs(n))}</li>`;
   }
 
-  function differences(before, content) {
+  // Returns what differs between two contents besides their rows; this word if nothing does.
+  function differences(before, content, nothing) {
     const found = busco.facts.difference(before, content);
     const named = (column) => html`<code dir="auto">${column}</code>`;
     const columns = [
@@ -82,8 +106,7 @@
       ...found.redescribed.map(({ name }) => html`<li class="other">
         ${word("changes_column_description", { column: named(name) })}</li>`),
     ].filter(Boolean);
-    return [rows(found.rows), ...(columns.length ? columns : [html`<li
-      class="same">${word("changes_no_columns")}</li>`])];
+    return columns.length ? columns : [html`<li class="same">${word(nothing)}</li>`];
   }
 
   busco.changes = { Changes };

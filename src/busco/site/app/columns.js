@@ -176,9 +176,17 @@
 
   // When the column came into the table: the versions before are searched by halves, so few are loaded.
   function Since({ view, table, column }) {
-    const { history } = view;
     const load = async () => {
-      const known = busco.facts.versions(history, table.id, view.world.state.release);
+      const known = (history) => busco.facts.versions(history, table.id, view.world.state.release);
+      const hasColumn = (content) => content?.columns.some((other) => other.name === column);
+      // the oldest version that is known may not be the one with which the column came
+      const history = await busco.load.until(view.source, view.history, async (one) => {
+        const oldest = known(one).at(-1);
+        return oldest && !hasColumn(await busco.load.table(view, table.id, oldest).catch(() => null));
+      });
+      return found(known(history), hasColumn, history.complete);
+    };
+    const found = async (known, hasColumn, isComplete) => {
       let has = 0;
       let lacks = known.length;
       let isUnknown = false;
@@ -186,13 +194,13 @@
         const middle = Math.floor((has + lacks) / 2);
         const content = await busco.load.table(view, table.id, known[middle]).catch(() => null);
         isUnknown = isUnknown || content === null;
-        if (content?.columns.some((other) => other.name === column)) has = middle;
+        if (hasColumn(content)) has = middle;
         else lacks = middle;
       }
-      const isOldest = has === known.length - 1 && !history.complete;
+      const isOldest = has === known.length - 1 && !isComplete;
       return { version: known[has], isBefore: isOldest || isUnknown };
     };
-    const { body } = useLoaded(load, history ? `${view.world.state.release} ${table.id} ${column}` : null);
+    const { body } = useLoaded(load, view.history ? `${view.world.state.release} ${table.id} ${column}` : null);
     if (!body) return html`<${Loading} />`;
     if (!body.version) return word("values_none");
     const when = html`<${Time} iso=${body.version.published_at} exact />`;

@@ -133,12 +133,17 @@
     return found.reverse();
   }
 
+  // Returns the place of a release in the history, or its end if the release is not there.
+  function place(history, id) {
+    const at = history.releases.findIndex((release) => release.release === id);
+    return at < 0 ? history.releases.length : at;
+  }
+
   // Returns the versions of a table up to a release, newest first, each with the release before it, in which the table
   // still had the version before.
   function versions(history, table, upTo) {
-    const from = Math.max(0, history.releases.findIndex((release) => release.release === upTo));
     const found = [];
-    for (let at = from; at < history.releases.length; at += 1) {
+    for (let at = place(history, upTo); at < history.releases.length; at += 1) {
       const release = history.releases[at];
       if ((release.dropped || []).includes(table)) break;
       if (Object.hasOwn(release.changes || {}, table)) {
@@ -148,6 +153,20 @@
       }
     }
     return found;
+  }
+
+  // Returns the newest release up to this one that described a table in other words without a new version, with the
+  // release before it; null if a new version came later, or if there is none.
+  function redescribed(history, table, upTo) {
+    for (let at = place(history, upTo); at < history.releases.length; at += 1) {
+      const release = history.releases[at];
+      if ((release.dropped || []).includes(table) || Object.hasOwn(release.changes || {}, table)) return null;
+      if ((release.described || []).includes(table)) {
+        const { release: id, published_at } = release;
+        return { release: id, published_at, earlier: history.releases[at + 1]?.release || null };
+      }
+    }
+    return null;
   }
 
   // Returns what differs between two contents of one table.
@@ -166,5 +185,5 @@
     };
   }
 
-  busco.facts = { STATES, split, compareLayers, world, compared, versions, difference };
+  busco.facts = { STATES, split, compareLayers, world, compared, versions, redescribed, difference };
 })(window.busco);

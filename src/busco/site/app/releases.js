@@ -4,10 +4,10 @@
   const { useState } = preactHooks;
   const { html, Icon, Time, Link, TableLink, Loading, Trouble, word, count } = busco.parts;
   const { number, signed } = busco.format;
-  const STEP = 40;
 
   function Releases({ view }) {
-    const [shown, show] = useState(STEP);
+    const [failure, fail] = useState(null);
+    const [isLoading, setLoading] = useState(false);
     const { history } = view;
     const { state } = view.world;
     const heading = html`<div class="heading"><h1 tabindex="-1">${word("releases_heading")}</h1></div>
@@ -17,14 +17,19 @@
         : html`<${Loading} />`}`;
     }
     if (!history.releases.length) return html`${heading}<p class="empty">${word("releases_none")}</p>`;
-    const all = busco.facts.compared(history);
+    const more = () => {
+      setLoading(true);
+      view.older().then(() => fail(null), fail).finally(() => setLoading(false));
+    };
     return html`${heading}
-      <ol class="releases">${all.slice(0, shown).map((release) => html`<${Release} key=${release.release} view=${view}
-        release=${release} isLive=${release.release === state.live}
+      <ol class="releases">${busco.facts.compared(history).map((release) => html`<${Release} key=${release.release}
+        view=${view} release=${release} isLive=${release.release === state.live}
           isShown=${release.release === state.release} />`)}</ol>
-      ${all.length > shown ? html`<button type="button" onClick=${() => show(shown + STEP)}>
+      ${failure ? html`<${Trouble} error=${failure} again=${more} />`
+        : history.next && !view.source.offline ? html`<button type="button" disabled=${isLoading} onClick=${more}>
           ${word("releases_more")}</button>`
-        : !history.complete && html`<p class="soft">${word("releases_older")}</p>`}`;
+          : !history.complete && html`<p class="soft">
+            ${word(history.next ? "releases_elsewhere" : "releases_older")}</p>`}`;
   }
 
   function Release({ view, release, isLive, isShown }) {

@@ -1,10 +1,13 @@
-// Finds tables and columns by words, in any order, with or without accents, by their beginnings and with small typos.
+// Finds tables, columns, terms of the glossary and uses of the tables by words, in any order, with or without accents,
+// by their beginnings and with small typos.
 "use strict";
 (function (busco) {
   const LIMIT = 40;
   const BOOST = { gold: 1.3, silver: 1.1 };
   // how many entries are added before the browser may draw again
   const CHUNK = 500;
+  // how many characters around a word are shown of a long text
+  const AROUND = 80;
 
   function fold(text) {
     return text.normalize("NFD").replace(/\p{M}+/gu, "").toLowerCase();
@@ -34,11 +37,22 @@
       const summary = entry?.summary || "";
       const shared = { table: id, layer, project: table.project };
       const tags = [...(entry?.tags || []), layer, entry?.owner || ""].join(" ");
-      found.push({ ...shared, id: found.length, kind: "table", name, summary, tags, within: "",
-        synonyms: (entry?.synonyms || []).join(" · ") });
+      found.push({ ...shared, id: found.length, kind: "table", name, summary, more: entry?.more || "", tags,
+        within: "", synonyms: (entry?.synonyms || []).join(" · ") });
       for (const [column, description, synonyms] of entry?.columns || []) {
         found.push({ ...shared, id: found.length, kind: "column", name: column, summary: description, tags: "",
           within: name, synonyms: synonyms || "" });
+      }
+    }
+    const page = { layer: "", tags: "", within: "", synonyms: "", summary: "" };
+    for (const site of Object.values(world.sites)) {
+      for (const { name, text } of site.pages || []) {
+        found.push({ ...page, id: found.length, kind: "glossary", name: name.replaceAll("_", " "), at: name,
+          more: text || "" });
+      }
+      for (const { name, label, type, text } of site.exposures || []) {
+        found.push({ ...page, id: found.length, kind: "exposures", name: label || name, at: name, more: text || "",
+          tags: type || "" });
       }
     }
     return found;
@@ -48,7 +62,7 @@
   function index(world) {
     const all = documents(world);
     const mini = new MiniSearch({
-      fields: ["name", "summary", "synonyms", "tags", "within"],
+      fields: ["name", "summary", "synonyms", "tags", "within", "more"],
       tokenize: words,
       processTerm: (term) => term,
     });
@@ -75,7 +89,7 @@
     const hits = mini.search(query, {
       prefix: true,
       fuzzy: (term) => (term.length > 7 ? 2 : term.length > 4 ? 1 : 0),
-      boost: { name: 3, synonyms: 2, tags: 1.5, within: 0.4 },
+      boost: { name: 3, synonyms: 2, tags: 1.5, within: 0.4, more: 0.6 },
       weights: { prefix: 0.6, fuzzy: 0.35 },
       boostDocument: (id) => (BOOST[all[id].layer] || 1) * (all[id].kind === "table" ? 1.6 : 1),
     });
@@ -99,5 +113,17 @@
     return parts;
   }
 
-  busco.search = { index, words, marked };
+  // Returns the part of a long text around the first of the words that were found; null if it has none of them.
+  function excerpt(text, terms) {
+    const first = pieces(text).find((piece) => terms.has(fold(piece.text)));
+    if (!first) return null;
+    const from = first.at > AROUND ? text.indexOf(" ", first.at - AROUND) + 1 : 0;
+    const end = text.indexOf(" ", first.at + AROUND);
+    // a text without spaces is cut anywhere
+    const begin = from > first.at ? first.at - AROUND : from;
+    const part = text.slice(begin, end < 0 ? first.at + 2 * AROUND : end);
+    return `${begin > 0 ? "… " : ""}${part}${begin + part.length < text.length ? " …" : ""}`;
+  }
+
+  busco.search = { index, words, marked, excerpt };
 })(window.busco);

@@ -56,8 +56,9 @@
       open(false);
       setQuery("");
       field.current.blur();
-      view.source.go({ path: busco.parts.pathOf(hit.table), query: view.at.query,
-        fragment: hit.kind === "column" ? hit.name : "" });
+      view.source.go(hit.table ? { path: busco.parts.pathOf(hit.table), query: view.at.query,
+        fragment: hit.kind === "column" ? hit.name : "" }
+        : { path: hit.kind, query: view.at.query, fragment: hit.at });
     };
     const key = (event) => {
       if (event.key === "ArrowDown" || event.key === "ArrowUp") {
@@ -106,14 +107,19 @@
     return [...world.tables.keys()].join("\n");
   }
 
+  const PLACES = { glossary: "nav_glossary", exposures: "nav_exposures" };
+
   function Hit({ hit, at, isChosen, go }) {
     const isColumn = hit.kind === "column";
+    // a long text is shown only if the words are there
+    const text = hit.more && busco.search.excerpt(hit.more, hit.terms);
     return html`<li role="option" id=${`hit-${at}`} aria-selected=${String(isChosen)} class=${hit.kind} onClick=${go}>
-      <${Medal} layer=${hit.layer} />
+      ${hit.table ? html`<${Medal} layer=${hit.layer} />` : html`<span></span>`}
       <div><code dir="auto"><${Marked} text=${hit.name} terms=${hit.terms} /></code>
         <span class="soft">${isColumn ? word("search_column_in", { table: html`<bdi>${hit.layer}.${hit.within}</bdi>` })
-          : html`<bdi>${hit.layer}</bdi>`}</span>
+          : PLACES[hit.kind] ? word(PLACES[hit.kind]) : html`<bdi>${hit.layer}</bdi>`}</span>
         ${hit.summary && html`<p dir="auto"><${Marked} text=${hit.summary} terms=${hit.terms} /></p>`}
+        ${text && html`<p dir="auto"><${Marked} text=${text} terms=${hit.terms} /></p>`}
         ${hit.synonyms && html`<p class="soft" dir="auto"><${Marked} text=${hit.synonyms} terms=${hit.terms} /></p>`}
       </div></li>`;
   }

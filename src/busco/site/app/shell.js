@@ -9,7 +9,7 @@
   const SLOWEST = 30000;
   const RELOADED = "busco-docs-reloaded";
   const ALLOWED = {
-    state: ["release"], history: [], site: ["project", "release"], table: ["project", "table", "release"],
+    state: ["release"], history: ["release"], site: ["project", "release"], table: ["project", "table", "release"],
   };
   const RELEASE = /^[A-Za-z0-9][A-Za-z0-9._:+-]{0,199}$/;
   let known = { release: null, etag: null, text: null, body: null };

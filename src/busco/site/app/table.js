@@ -111,7 +111,8 @@
     if (late.length) found.push(["late", word("why_late_up", { tables: links(late) })]);
     if (!is.late && entry.kind === "source") {
       found.push(!entry.warn_after && !entry.error_after ? ["unknown", word("why_no_limits")]
-        : ["fresh", word("why_source_time", { ago: ago(entry.loaded_at, time) })]);
+        : ["fresh", word("why_source_time", { ago: ago(entry.loaded_at, time),
+          allowed: duration(entry.warn_after || entry.error_after) })]);
     } else if (!is.late && arrivals.length) {
       const values = { ago: ago(arrivals[0], time) };
       found.push(table.limited ? ["fresh", word("why_sources_time", values)]
