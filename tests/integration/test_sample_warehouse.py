@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 from collections.abc import Iterator
 from decimal import Decimal
@@ -90,6 +91,18 @@ def compare(made: Platform, right: dict[str, pl.DataFrame]) -> None:
         found = differences(right[table], columns, by_athena(made, table, columns), key)
         problems += [f"{table}: {problem}" for problem in found]
     assert problems == []
+
+
+def test_sources_have_limits_that_the_pages_and_dbt_know(sample: tuple[Platform, dict[str, pl.DataFrame]]) -> None:
+    made, _ = sample
+    catalog = json.loads(made.busco("docs", "catalog"))["tables"]
+    limits = {name for name, one in catalog.items() if one["warn_after"]}
+    assert limits == {f"bronze.{name}" for name in ("orders", "order_items", "order_payments", "order_reviews")}
+    assert catalog["bronze.orders"]["warn_after"] == 36 * 3600
+    assert {catalog[name]["state"] for name in ("silver.order_payments", "bronze.orders")} == {"fresh"}
+    assert catalog["bronze.sellers"]["state"] == "ok", "nobody has said how often its rows must arrive"
+    printed = made.busco("dbt", "source", "freshness", "--select", "source:bronze.orders")
+    assert "PASS freshness of bronze.orders" in printed
 
 
 def test_all_20_tables_of_the_sample_equal_their_second_computation(
