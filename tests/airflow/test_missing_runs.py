@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,6 +112,71 @@ def test_a_set_whose_run_has_failed_starts_nothing_for_ten_minutes(
         now += 2.0
         assert not airflow.service.look()
     assert airflow.runs == {}
+
+
+@pytest.mark.parametrize("login", ["password", "oauth"])
+def test_a_started_run_names_its_deliveries_and_needs_no_rest_api(monkeypatch: pytest.MonkeyPatch, login: str) -> None:
+    """Airflow's REST API accepts only sessions if users log in through an identity provider."""
+    started: list[dict[str, Any]] = []
+    monkeypatch.setenv("AIRFLOW_LOGIN", login)
+    monkeypatch.setattr("airflow.api.common.trigger_dag.trigger_dag", lambda dag_id, **given: started.append(given))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("there was a request"))
+    assert events.start_run("lakehouse", "run-1", {"bronze.orders": 3})
+    (given,) = started
+    assert (given["run_id"], given["conf"]) == ("run-1", {"new_deliveries": {"bronze.orders": 3}})
+
+
+@pytest.mark.parametrize(
+    ("standing", "reason"),
+    [
+        (Standing("current", {}), "all deliveries are published"),
+        (Standing("blocked", {"bronze.orders": 1}, "run-1"), "run run-1 was based on the same deliveries"),
+        (Standing("blocked", {"bronze.orders": 1}, "run-1", unpinned=3), ""),
+        (Standing("due", {"bronze.orders": 1}), ""),
+        (Standing("waiting", {"bronze.orders": 1}), ""),
+    ],
+)
+def test_a_dataset_event_builds_nothing_if_all_is_published_or_blocked(
+    monkeypatch: pytest.MonkeyPatch, standing: Standing, reason: str
+) -> None:
+    found = not_needed(monkeypatch, standing)
+    assert found.startswith(reason)
+    assert bool(found) is bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("change", "uris"),
+    [
+        ({"run_type": "manual"}, ["busco://lake/bronze/orders"]),
+        ({"run_type": "scheduled"}, ["busco://lake/bronze/orders"]),
+        ({"clear_number": 1}, ["busco://lake/bronze/orders"]),
+        ({}, ["busco://lake/bronze/orders", "s3://elsewhere/file"]),
+    ],
+)
+def test_a_run_that_something_else_has_started_is_always_needed(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], uris: list[str]
+) -> None:
+    assert not_needed(monkeypatch, Standing("blocked", {"bronze.orders": 1}, "run-1"), change, uris) == ""
+
+
+def not_needed(
+    monkeypatch: pytest.MonkeyPatch,
+    standing: Standing,
+    change: dict[str, Any] | None = None,
+    uris: Sequence[str] = ("busco://lake/bronze/orders",),
+) -> str:
+    """Returns why a run is not needed, if its project has this standing and its DAG is scheduled by these datasets."""
+    dag_run = SimpleNamespace(dag_id="lakehouse", run_id="r", run_type="dataset_triggered", clear_number=0)
+    dag_run.__dict__.update(change or {})
+    schedule = [SimpleNamespace(dataset=SimpleNamespace(uri=uri)) for uri in uris]
+    session = SimpleNamespace(get=lambda *_: SimpleNamespace(schedule_dataset_references=schedule))
+    settings = SimpleNamespace(environment="prod", lake_bucket="lake", of_project=lambda _: None)
+    monkeypatch.setattr("airflow.utils.session.create_session", lambda: nullcontext(session))
+    monkeypatch.setattr(events, "get_settings", lambda: settings)
+    monkeypatch.setattr(events, "client", lambda *_: MemoryS3())
+    monkeypatch.setattr(events, "read_live", lambda *_: None)
+    monkeypatch.setattr(Runs, "standing", lambda *_: (None, standing))
+    return events.not_needed(dag_run, "", {"busco://lake/bronze/orders"})
 
 
 @pytest.mark.parametrize(
