@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    home = tmp_path_factory.mktemp("flower")
+    with flower(tmp_path_factory.mktemp("flower")) as made:
+        yield made
+
+
+@pytest.fixture
+def url_behind_a_proxy(tmp_path: Path) -> Iterator[str]:
+    with flower(tmp_path, FLOWER_XHEADERS="True") as made:
+        yield made
+
+
+@contextmanager
+def flower(home: Path, **environment: str) -> Iterator[str]:
+    """Runs Flower; yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -44,7 +57,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     }
     command = [sys.executable, "-m", "busco.orchestration.flower", "--hostname", "127.0.0.1", "--port", str(port)]
     with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=home, env={**kept, **own}, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=home, env={**kept, **own, **environment}, stdout=log, stderr=log)
     made, deadline, pause = f"http://127.0.0.1:{port}", time.monotonic() + 120, threading.Event()
     try:
         while True:
@@ -61,11 +74,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.wait()
 
 
-def status(url: str, path: str, host: str = "", password: str | None = "a password, with a comma") -> int:
+def status(
+    url: str, path: str, host: str = "", password: str | None = "a password, with a comma", client: str = ""
+) -> int:
     session = requests.Session()
     session.trust_env = False
     auth = ("admin", password) if password is not None else None
-    headers = {"Host": host} if host else {}
+    headers = {name: value for name, value in (("Host", host), ("X-Real-IP", client)) if value}
     return session.get(f"{url}{path}", headers=headers, auth=auth, timeout=60).status_code
 
 
@@ -118,11 +133,20 @@ def test_no_page_can_be_framed(url: str) -> None:
 
 
 def test_password_guesses_are_limited(url: str) -> None:
-    for _ in range(12):
-        last = status(url, "/workers", password="guess")
+    for number in range(12):
+        # without a proxy, what a client says about its address counts for nothing
+        last = status(url, "/workers", password="guess", client=f"192.0.2.{number}")
     assert last == 429
     assert status(url, "/workers") == 429, "the right password is not checked either"
     assert status(url, "/healthcheck", password=None) == 200
+
+
+def test_guesses_behind_a_proxy_lock_out_only_the_client_that_makes_them(url_behind_a_proxy: str) -> None:
+    for _ in range(12):
+        last = status(url_behind_a_proxy, "/workers", password="guess", client="192.0.2.1")
+    assert last == 429
+    assert status(url_behind_a_proxy, "/workers", client="192.0.2.1") == 429
+    assert status(url_behind_a_proxy, "/workers", client="192.0.2.2") == 200
 
 
 def test_flower_needs_a_login_and_on_aws_one_with_another_password_than_the_default(

@@ -152,5 +152,7 @@ def test_nginx_answers_while_airflow_is_down_and_finds_it_again(stack: Productio
     assert answer.status == 502
     assert "Airflow is starting" in answer.body
     assert answer.headers["retry-after"] == "10"
+    assert answer.headers["strict-transport-security"] == "max-age=31536000"
+    assert answer.headers["x-content-type-options"] == "nosniff"
     stack.compose("up", "--detach", "--wait", "--no-deps", "airflow-webserver")
     stack.wait(lambda: stack.get("/login/").status == 200, 30)

@@ -85,6 +85,27 @@ def test_a_service_that_runs_once_is_not_restarted(name: str) -> None:
     assert SERVICES[name]["restart"] == "no"
 
 
+def test_flower_counts_guesses_by_the_client_s_address_only_behind_the_proxy() -> None:
+    """Otherwise anybody who guesses would lock everybody out, or a client could say that it is another one."""
+    assert SERVICES["flower"]["environment"]["FLOWER_XHEADERS"] == "True"
+    assert "ports" not in SERVICES["flower"]
+    assert "FLOWER_XHEADERS" not in (ROOT / "docker-compose.yml").read_text()
+    assert "FLOWER_XHEADERS" not in (ROOT / "docker-compose.common.yml").read_text()
+
+
+def test_the_page_of_a_starting_airflow_has_the_same_security_headers_as_all_others() -> None:
+    """In nginx, a location that has headers of its own inherits none (ngx_http_headers_module)."""
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text()
+    server = text[text.index("listen 443 ssl http2") :]
+    first = re.findall(r"^        (@HSTS@|add_header .*;)$", server, re.MULTILINE)
+    assert len(first) == 4
+    locations = re.findall(r"^        location [^{]*\{\n(.*?)^        \}", server, re.MULTILINE | re.DOTALL)
+    own = [one for one in locations if "add_header" in one]
+    assert own
+    for location in own:
+        assert set(first) <= set(re.findall(r"@HSTS@|add_header .*;", location))
+
+
 def test_the_memory_limits_fit_a_machine_with_8_gb() -> None:
     units = {"m": 1, "g": 1024}
     limits = [SERVICES[name]["mem_limit"] for name in LONG]
