@@ -61,6 +61,8 @@ def test_a_missing_secret_is_named(name: str, value: str | None) -> None:
         ("AWS_ENDPOINT_URL_S3", "http://local-aws:4566"),
         ("BUSCO_LAKE_BUCKET", "busco-lake-000000000000-us-east-1"),
         ("BUSCO_RUNNER_ROLE_ARN", "arn:aws:iam::000000000000:role/x"),
+        ("DB_PASSWORD_SECRET", "arn:aws:secretsmanager:us-east-1:000000000000:secret:x"),
+        ("REDIS_PASSWORD_SECRET", "arn:aws:ssm:us-east-1:000000000000:parameter/x"),
     ],
 )
 def test_known_and_local_values_are_refused_by_the_variable_s_name(name: str, value: str) -> None:
@@ -68,6 +70,31 @@ def test_known_and_local_values_are_refused_by_the_variable_s_name(name: str, va
     assert [problem.split()[0] for problem in found] == [name]
     if len(value) > 8:
         assert value not in found[0], "the value may be a secret"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DB_PASSWORD", ""),
+        ("DB_PASSWORD", "admin"),
+        ("AIRFLOW__CORE__FERNET_KEY", "short"),
+        ("AWS_ENDPOINT_URL", "http://local-aws:4566"),
+        ("BUSCO_LAKE_BUCKET", "busco-lake-000000000000-us-east-1"),
+    ],
+)
+def test_the_image_s_entry_point_starts_nothing_with_unsafe_settings(name: str, value: str) -> None:
+    """The first argument is what would start."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**GOOD, "PATH": path, production.REQUIRES: "DB_PASSWORD AIRFLOW__CORE__FERNET_KEY"}
+    command = [ROOT / "scripts/entrypoint.sh", "echo", "started"]
+
+    def run(**changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env={**environment, **changes}, capture_output=True, text=True, check=False)
+
+    refused = run(**{name: value})
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith(f"error: {name} ")
+    assert run().stdout == "started\n"
 
 
 def test_two_fernet_keys_are_a_rotation() -> None:

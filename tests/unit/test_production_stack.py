@@ -113,6 +113,12 @@ def test_the_memory_limits_fit_a_machine_with_8_gb() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
+def test_a_service_refuses_to_start_without_what_it_needs(name: str) -> None:
+    required = set(str((SERVICES[name].get("environment") or {}).get("BUSCO_REQUIRES") or "").split())
+    assert required == REQUIRED[name]
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
 def test_a_service_requires_only_variables_that_it_gets(name: str) -> None:
     environment = SERVICES[name].get("environment") or {}
     # a password is in the broker's or the database's URL, or in a variable of its own
@@ -123,6 +129,23 @@ def test_a_running_task_may_end_during_a_deploy() -> None:
     assert SERVICES["airflow-worker"]["stop_grace_period"] == "10m"
 
 
+# What a service must have to start: a service that loses a line here would start without a secret.
+_DATABASE = {"DB_PASSWORD", "AIRFLOW__CORE__FERNET_KEY"}
+_LAKE = {"BUSCO_LAKE_BUCKET", "BUSCO_LOGS_BUCKET"}
+_SESSIONS = {"AIRFLOW__WEBSERVER__SECRET_KEY"}
+REQUIRED = {
+    "redis": set(),
+    "airflow-init": {*_DATABASE, "AIRFLOW_ADMIN_PASSWORD"},
+    "airflow-webserver": {*_DATABASE, *_SESSIONS, *_LAKE},
+    "airflow-scheduler": {*_DATABASE, "REDIS_PASSWORD", *_LAKE},
+    "airflow-worker": {*_DATABASE, *_SESSIONS, "REDIS_PASSWORD", *_LAKE, "BUSCO_LANDING_BUCKET"},
+    "airflow-triggerer": {*_DATABASE, *_SESSIONS, *_LAKE},
+    "events": {*_DATABASE, "BUSCO_LAKE_BUCKET", "BUSCO_LANDING_BUCKET"},
+    "metrics": {"DB_PASSWORD", "BUSCO_LAKE_BUCKET"},
+    "flower": {"REDIS_PASSWORD", "AIRFLOW_ADMIN_PASSWORD"},
+    "nginx-proxy": set(),
+    "letsencrypt": set(),
+}  # fmt: skip
 # The secrets that each service gets. An added line needs a reason.
 DATABASE = {"DB_PASSWORD", "DB_PASSWORD_SECRET", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__CORE__FERNET_KEY_SECRET"}
 SESSIONS = {"AIRFLOW__WEBSERVER__SECRET_KEY", "AIRFLOW__WEBSERVER__SECRET_KEY_SECRET"}

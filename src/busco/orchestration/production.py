@@ -62,7 +62,7 @@ def _of_a_local_aws(environment: Mapping[str, str]) -> Iterator[str]:
     for name, value in sorted(environment.items()):
         if _ENDPOINT.fullmatch(name) and value:
             yield f"{name} is set; production uses AWS's own endpoints, so remove it"
-        elif name.startswith("BUSCO_") and _LOCAL_ACCOUNT.search(value):
+        elif (name.startswith("BUSCO_") or value.startswith("arn:")) and _LOCAL_ACCOUNT.search(value):
             yield f"{name} names account 000000000000, which is the local AWS; use the outputs of your own stacks"
 
 
