@@ -6,27 +6,25 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
-from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Frame, Page, expect
+from playwright.sync_api import Browser, expect
 
 from busco.site import page as assembled
 from busco.site.page import away_html, frame_csp, frame_html, shell_csp, shell_html
 from busco.site.states import STATES, states
 from tests import site_data
 from tests.chromium import chromium, steady
-from tests.site_data import BEFORE, LIVE, NOW, Data, iso, marketplace, release_id
+from tests.site_data import BEFORE, LIVE, NOW, iso, marketplace, release_id
+from tests.site_pages import AXE, Open, Shown, opening
 from tests.site_server import Served, server
 
 APP = Path(assembled.__file__).parent / "app"
-AXE = Path(__file__).parents[1] / "vendor/axe.min.js"
 # what encodeURIComponent leaves as it is
 UNESCAPED = "-_.!~*'()"
 MARKUP = """document.querySelectorAll("img, b, svg[onload], #busco-app script, #busco-app style, [onerror], [onclick], "
@@ -55,80 +53,10 @@ def served(running: Served) -> Served:
     return running
 
 
-@dataclass
-class Shown:
-    """The site in a page: `app` is the frame with the application, in both forms."""
-
-    page: Page
-    app: Frame
-
-    def at(self, heading: str | re.Pattern[str]) -> Shown:
-        expect(self.app.locator("h1")).to_have_text(heading)
-        return self
-
-    def text(self) -> str:
-        return self.app.inner_text("body")
-
-    def row(self, table: str) -> str:
-        """Returns the text of a table's row on the start page."""
-        link = self.app.get_by_role("link", name=table, exact=True)
-        return re.sub(r"\s+", " ", self.app.get_by_role("row").filter(has=link).first.inner_text())
-
-    def find(self, query: str) -> list[str]:
-        """Searches, and returns the names of what was found."""
-        field = self.app.locator(".search input")
-        field.fill("")
-        expect(self.app.locator(".search [role=status]")).to_have_text("")
-        field.fill(query)
-        expect(self.app.locator(".search [role=status]")).to_have_text(re.compile(r"\d+ result"))
-        return [re.sub(r"\s+", " ", each) for each in self.app.locator("#hits li code").all_inner_texts()]
-
-
-Open = Callable[..., Shown]
-
-
 @pytest.fixture
 def opened(browser: Browser, served: Served, tmp_path: Path) -> Iterator[Open]:
-    """Opens an address in the form `shell` or `file`. At the end, no page may have reported an error, run text of a
-    project, or asked for anything outside its own origin."""
-    contexts: list[BrowserContext] = []
-    problems: list[str] = []
-    own = ("file:", "data:", f"{served.origin}/")
-
-    def open_(form: str, path: str = "", data: Data | None = None, expected: str = "", **options: Any) -> Shown:
-        context = browser.new_context(**{"locale": "en-GB", "viewport": {"width": 1280, "height": 800}, **options})
-        contexts.append(context)
-        page = steady(context.new_page())
-
-        def report(text: str) -> None:
-            if not expected or not re.search(expected, text):
-                problems.append(text)
-
-        page.on("console", lambda said: report(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: report(f"{error}\n{error.stack}"))
-        page.on("request", lambda asked: None if asked.url.startswith(own) else report(asked.url))
-        page.set_default_timeout(10_000)
-        if form == "file":
-            file = tmp_path / f"site-{len(contexts)}.html"
-            file.write_text(frame_html(data or served.data))
-            page.goto(f"{file.as_uri()}#/{path}")
-            shown = Shown(page, page.main_frame)
-        else:
-            served.data = data or served.data
-            page.goto(served.url(path))
-            page.wait_for_selector("#busco-frame", state="attached")
-            shown = Shown(page, page.frames[1])
-        shown.app.wait_for_selector("h1")
-        return shown
-
-    yield open_
-    for context in contexts:
-        for page in context.pages:
-            for frame in page.frames:
-                if frame.evaluate("window.pwned"):
-                    problems.append(f"text of a project ran in {frame.url}")
-        context.close()
-    assert not problems, problems
+    with opening(browser, served, tmp_path) as open_:
+        yield open_
 
 
 @pytest.fixture(params=["shell", "file"])
@@ -848,22 +776,9 @@ def test_every_page_fits_and_is_accessible(opened: Open, width: int, scheme: str
         if path == "":
             shown.find("delivery")
         assert shown.app.evaluate("document.documentElement.scrollWidth") <= width, path
-        assert violations(shown) == [], path
+        assert shown.violations() == [], path
     background = shown.app.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
-
-
-def violations(shown: Shown) -> list[str]:
-    """Returns what axe finds to be serious or critical."""
-    if not shown.app.evaluate("typeof axe === 'object'"):
-        shown.app.evaluate(AXE.read_text())
-    found = shown.app.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    return [
-        f"{each['id']}: {node['html'][:200]}"
-        for each in found["violations"]
-        if each["impact"] in ("serious", "critical")
-        for node in each["nodes"]
-    ]
 
 
 def test_the_shell_fits_and_is_accessible(opened: Open) -> None:
