@@ -4,11 +4,13 @@
   const WORKGROUP = "busco";
   const FILE = "lake.duckdb";
   const PLAIN = /^[a-z_][a-z0-9_]*$/;
-  // a few words that no engine here takes as a name without quotes
-  const RESERVED = new Set(["all", "and", "as", "between", "by", "case", "cast", "cross", "delete", "distinct", "else",
-    "end", "exists", "for", "from", "full", "group", "having", "in", "inner", "insert", "into", "is", "join", "left",
-    "like", "natural", "not", "null", "on", "or", "order", "outer", "right", "select", "table", "then", "true", "union",
-    "using", "values", "when", "where", "with"]);
+  // the words that Athena takes as names only in quotes, and those of DuckDB among them
+  const RESERVED = new Set(("all alter and as between by case cast constraint create cross cube current_catalog "
+    + "current_date current_path current_schema current_time current_timestamp current_user deallocate delete describe "
+    + "distinct drop else end escape except execute exists extract false first for from full group grouping having in "
+    + "inner insert intersect into is join json_array json_exists json_object json_query json_table json_value last left "
+    + "like listagg localtime localtimestamp natural normalize not null of on or order outer prepare recursive right "
+    + "rollup select skip table then trim true uescape union unnest using values when where with").split(" "));
 
   function quoted(name) {
     return PLAIN.test(name) && !RESERVED.has(name) ? name : `"${name.replaceAll('"', '""')}"`;
