@@ -28,6 +28,7 @@ from busco.lake.contents import read_versions
 from busco.lake.layout import new_id
 from busco.lake.metadata_json import NONE
 from busco.lake.records import Version
+from busco.warehouse import site
 from busco.warehouse.dbt import ensure_manifest
 from tests.integration.conftest import MINI
 from tests.platforms import ENVIRONMENT, Platform, csv_text, platform
@@ -139,7 +140,12 @@ def scrubbed(*options: str) -> str:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, served: Path) -> Iterator[Written]:
-    with platform(tmp_path_factory.mktemp("personal"), MINI, served) as made:
+    with (
+        platform(tmp_path_factory.mktemp("personal"), MINI, served) as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # otherwise, the pages get a twentieth of the time of the models, in which hardly any row is read
+        patch.setattr(site, "_SHARE", 1000.0)
         for path, sql in MODELS.items():
             made.model(path, sql)
         made.write("dbt_project/models/gold/judged.yml", JUDGED)
@@ -164,6 +170,31 @@ def test_a_persons_name_is_only_in_data_files_and_quarantine(written: Written) -
     everything = {"printed": written.printed, "Glue": written.glue(), **written.objects(), **written.files()}
     assert len(everything) > 100
     assert [name for name, content in everything.items() if CANARY in content.lower()] == []
+
+
+def test_pages_that_were_made_from_rows_have_no_values_of_personal_columns_and_of_what_is_passed_on(
+    written: Written,
+) -> None:
+    made = written.platform
+    index = json.loads(text_of(made, f"{made.live().docs}site.json"))
+    tables = read_versions(made.store, made.live().tables.values())
+    assert index["tables"].keys() == tables.keys()
+    for table, version in tables.items():
+        content = json.loads(text_of(made, index["tables"][table]["content"]["key"]))
+        personal = set(version.personal or ())
+        shown = [column.name for column in version.columns if column.name not in personal]
+        assert [one["name"] for one in content["columns"] if one["profile"]] == shown, table
+        if shown:
+            assert (content["profile_from"], content["sample"]["columns"]) == ("rows", shown), table
+            assert len(content["sample"]["rows"]) == version.rows
+        else:
+            assert (content["profile_from"], content["sample"]) == (None, None), table
+
+
+def text_of(made: Platform, key: str) -> str:
+    stored = made.store.get(key)
+    assert stored is not None, key
+    return stored.body.decode()
 
 
 def test_columns_with_personal_data_have_null_counts_but_no_bounds_and_others_have_both(written: Written) -> None:
