@@ -70,12 +70,14 @@ def test_the_views_show_the_live_release_with_its_descriptions(
     release = published.live()
     assert f"release {release.release}, {len(release.tables)} tables" in printed
     assert "create secret (type s3, provider credential_chain" in printed
-    rows, of_release, tables, of_table, of_column = read(
+    rows, of_release, tables, of_table, of_column, kinds, stored = read(
         published, file, "select id, amount from busco_silver.orders", "from busco.release",
         "select table_name, row_count, stale from busco.tables order by all",
         "select comment from duckdb_views() where view_name = 'orders' and schema_name = 'busco_silver'",
         "select comment from duckdb_columns() where table_name = 'orders' and schema_name = 'busco_silver'"
         " and column_name = 'id'",
+        "select table_schema, table_type from information_schema.tables group by all order by all",
+        "select table_name, estimated_size from duckdb_tables() order by all",
     )  # fmt: skip
     assert rows == [["o1", "1.50"]]
     assert of_release[0][:2] == [release.release, "prod"]
@@ -83,7 +85,10 @@ def test_the_views_show_the_live_release_with_its_descriptions(
     expected = sorted([f"busco_{name}", table.rows, False] for name, table in release.tables.items())
     assert tables == expected
     assert (of_table, of_column) == ([["It's one row per order."]], [["The order's key."]])
-    assert file.stat().st_size < 2_000_000
+    assert kinds == [
+        ["busco", "BASE TABLE"], ["busco_bronze", "VIEW"], ["busco_gold", "VIEW"], ["busco_silver", "VIEW"]
+    ]  # fmt: skip
+    assert stored == [["release", 1], ["tables", len(tables)]], "no rows of the lake are in the file"
     # an export is replaced, and another file is not
     published.busco("export", "duckdb", str(file))
     other = tmp_path / "notes.txt"
