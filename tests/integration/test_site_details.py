@@ -441,7 +441,9 @@ def test_pictures_are_kept_only_in_the_folder_that_a_variable_names(
 ) -> None:
     shown = opened("file")
     monkeypatch.delenv("BUSCO_TEST_SCREENSHOTS", raising=False)
-    shown.picture("start")
+    with monkeypatch.context() as patched:
+        patched.setattr(shown.page, "screenshot", lambda **_: pytest.fail("it takes a picture"))
+        shown.picture("start")
     monkeypatch.setenv("BUSCO_TEST_SCREENSHOTS", str(tmp_path / "pictures"))
     shown.picture("start")
     found = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.png")]
