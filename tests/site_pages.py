@@ -51,6 +51,10 @@ class Shown:
         expect(self.app.locator(".search [role=status]")).to_have_text(re.compile(r"\d+ result"))
         return [re.sub(r"\s+", " ", each) for each in self.app.locator("#hits li code").all_inner_texts()]
 
+    def is_within_its_width(self) -> bool:
+        """Says whether nobody has to scroll sideways."""
+        return self.app.evaluate("document.documentElement.scrollWidth <= innerWidth") is True
+
     def violations(self) -> list[str]:
         """Returns what axe finds to be serious or critical."""
         if not self.app.evaluate("typeof axe === 'object'"):

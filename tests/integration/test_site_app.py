@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -21,7 +22,7 @@ from busco.site.states import STATES, states
 from tests import site_data
 from tests.chromium import chromium, steady
 from tests.site_data import BEFORE, LIVE, NOW, iso, marketplace, release_id
-from tests.site_pages import AXE, Open, Shown, opening
+from tests.site_pages import AXE, DESKTOP, PHONE, Open, Shown, opening
 from tests.site_server import Served, server
 
 APP = Path(assembled.__file__).parent / "app"
@@ -29,7 +30,15 @@ APP = Path(assembled.__file__).parent / "app"
 UNESCAPED = "-_.!~*'()"
 MARKUP = """document.querySelectorAll("img, b, svg[onload], #busco-app script, #busco-app style, [onerror], [onclick], "
     + "a[href^='javascript']").length"""
-PAGES = ("", "gold/fct_orders", "releases", "exposures", "glossary", "gold/nothing")
+# the paths of the pages, each with the name of its picture
+PAGES = {
+    "": "start",
+    "gold/fct_orders": "table",
+    "releases": "releases",
+    "exposures": "exposures",
+    "glossary": "glossary",
+    "gold/nothing": "missing",
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +73,18 @@ def form(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_the_start_page_shows_each_table_by_layer_with_its_state(opened: Open, form: str) -> None:
-    shown = opened(form).at("Tables")
+@pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def screen(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A desktop's screen in light colors, or a phone's in dark ones."""
+    return dict(request.param)
+
+
+def test_the_start_page_shows_each_table_by_layer_with_its_state(
+    opened: Open, form: str, screen: dict[str, Any]
+) -> None:
+    shown = opened(form, **screen).at("Tables")
     layers = shown.app.locator("section.layer h2 > span:first-of-type").all_inner_texts()
     assert layers == ["gold", "silver", "bronze"]
-    assert shown.row("mart_daily_sales").endswith("fresh 3 hours ago 634 rows") or "634" in shown.row(
-        "mart_daily_sales"
-    )
     for table, state in {
         "fct_orders": "fresh",
         "dim_dates": "failed tests",
@@ -83,7 +97,9 @@ def test_the_start_page_shows_each_table_by_layer_with_its_state(opened: Open, f
         mark = shown.app.locator("tr", has=shown.app.get_by_role("link", name=table, exact=True)).locator(".status svg")
         expect(mark).to_have_count(1)
     newest = iso(NOW - timedelta(hours=14))[:10]
-    assert f" {newest} purchased_on " in shown.row("mart_daily_sales"), "how new the data is"
+    # a phone, which shows no heading of the column, says what is counted
+    unit = " rows" if screen == PHONE else ""
+    assert shown.row("mart_daily_sales").endswith(f" fresh {newest} purchased_on 3 hours ago 634{unit}")
     when = shown.app.locator("tr time").first
     assert re.search(r"\d{4}.*\d\d:\d\d", when.get_attribute("title") or "")
     shown.app.get_by_text("About this release").click()
@@ -192,8 +208,8 @@ def test_on_paper_times_are_exact(opened: Open) -> None:
     assert re.search(r"\d{4}", printed)
 
 
-def test_a_search_finds_tables_and_columns(opened: Open) -> None:
-    shown = opened("file")
+def test_a_search_finds_tables_and_columns(opened: Open, screen: dict[str, Any]) -> None:
+    shown = opened("file", **screen)
     for query, expected in {
         "late delivery": {"is_late", "delivery_days", "fct_orders"},
         "delivery LATE": {"is_late", "delivery_days", "fct_orders"},
@@ -250,8 +266,8 @@ def test_the_best_result_is_first(opened: Open) -> None:
     expect(shown.app.get_by_text("Nothing matches")).to_be_visible()
 
 
-def test_a_search_works_by_keyboard_and_a_column_opens_its_row(opened: Open, form: str) -> None:
-    shown = opened(form)
+def test_a_search_works_by_keyboard_and_a_column_opens_its_row(opened: Open, form: str, screen: dict[str, Any]) -> None:
+    shown = opened(form, **screen)
     shown.page.keyboard.press("/")
     expect(shown.app.locator(".search input")).to_be_focused()
     shown.page.keyboard.type("late delivery")
@@ -392,8 +408,8 @@ def test_rows_over_releases_are_a_chart_and_a_table(opened: Open) -> None:
     expect(changes.get_by_role("row")).to_have_count(15)
 
 
-def test_the_reasons_for_a_state_are_named(opened: Open) -> None:
-    shown = opened("file")
+def test_the_reasons_for_a_state_are_named(opened: Open, screen: dict[str, Any]) -> None:
+    shown = opened("file", **screen)
     for path, reason in {
         "gold/dim_dates": "1 test of this table failed",
         "gold/mart_payment_mix": "newer versions: silver.order_payments",
@@ -528,10 +544,10 @@ def test_an_error_says_what_to_do_and_can_be_tried_again(opened: Open, served: S
     expect(shown.app.locator("table.columns")).to_be_visible()
 
 
-def test_300_columns_are_filtered_and_linked_at_once(opened: Open) -> None:
+def test_300_columns_are_filtered_and_linked_at_once(opened: Open, screen: dict[str, Any]) -> None:
     data = marketplace()
     site_data.wide(data, "gold.fct_orders", 300)
-    shown = opened("file", "gold/fct_orders#measure_250", data)
+    shown = opened("file", "gold/fct_orders#measure_250", data, **screen)
     expect(shown.app.locator("tr.target").first).to_be_in_viewport()
     expect(shown.app.locator("table.columns tbody tr:not(.detail)")).to_have_count(300)
     took = shown.app.evaluate(
@@ -545,6 +561,7 @@ def test_300_columns_are_filtered_and_linked_at_once(opened: Open) -> None:
         }"""
     )
     expect(shown.app.get_by_text("11 of 300 columns")).to_be_visible()
+    assert shown.is_within_its_width()
     print(f"filtering 300 columns took {took:.0f} ms")
     assert took < 1000
 
@@ -582,12 +599,12 @@ def test_a_thousand_tables_are_usable_in_a_second(opened: Open) -> None:
     expect(shown.app.locator("#hits li").filter(has_text="table_0500").first).to_be_visible()
 
 
-def test_no_text_of_a_project_runs_or_becomes_markup(opened: Open, form: str) -> None:
+def test_no_text_of_a_project_runs_or_becomes_markup(opened: Open, form: str, screen: dict[str, Any]) -> None:
     data = site_data.hostile()
     text = f"{' '.join(site_data.EVIL.values())} {site_data.LETTERS}"
     table = f"gold/{quote(text, safe=UNESCAPED)}"
     # the address itself can be hostile too
-    shown = opened(form, f"{table}#{quote(text, safe=UNESCAPED)}", data)
+    shown = opened(form, f"{table}#{quote(text, safe=UNESCAPED)}", data, **screen)
     for path, heading in {
         table: None,
         "": "Tables",
@@ -605,6 +622,7 @@ def test_no_text_of_a_project_runs_or_becomes_markup(opened: Open, form: str) ->
         shown.page.keyboard.press("Escape")
         assert site_data.EVIL["script"] in shown.app.inner_text("main"), f"{path}: it is shown as text"
         assert shown.app.evaluate(MARKUP) == 0, path
+        assert shown.is_within_its_width(), path
     assert shown.page.title() == "Glossary · Data catalog"
 
 
@@ -675,10 +693,18 @@ def test_an_older_release_is_shown_as_it_was_and_stays_in_the_links(opened: Open
     wrong.at("There is no release with this id: nothing.")
 
 
-def test_the_history_says_who_when_why_and_what_changed(opened: Open, form: str) -> None:
-    shown = opened(form, "releases").at("Releases")
+def test_the_history_says_who_when_why_and_what_changed(opened: Open, served: Served, form: str) -> None:
+    releases = served.data["history"]["releases"]
+    for number, release in enumerate(releases):
+        release["who"] = f"airflow:person-{number}"
+    shown = opened(form, "releases", timezone_id="UTC").at("Releases")
     entries = shown.app.locator(".releases > li")
     expect(entries).to_have_count(14)
+    for number in (0, 5, 13):
+        when = datetime.fromisoformat(releases[number]["published_at"])
+        exact = re.compile(rf"^{when.day} \w+ {when:%Y, %H:%M}$")
+        expect(entries.nth(number).locator("h2")).to_have_text(exact)
+        expect(entries.nth(number).locator(".facts-line > span").first).to_have_text(f"airflow:person-{number}")
     expect(entries.nth(0)).to_contain_text("live")
     expect(entries.nth(5)).to_contain_text("rolled back")
     expect(entries.nth(5)).to_contain_text("the payments of Tuesday were doubled")
@@ -762,29 +788,37 @@ def test_each_word_that_is_used_exists_and_each_is_used() -> None:
     assert not {stem for stem in stems if f'"{stem}"' not in sources and not stem.startswith(built)}
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
-def test_every_page_fits_and_is_accessible(opened: Open, width: int, scheme: str) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", ["desktop", "phone"])
+def test_every_page_fits_and_is_accessible(opened: Open, device: str, scheme: str) -> None:
     data = marketplace()
-    data["state"].update(kind="rollback", rolled_back_to=BEFORE, hold={"who": "x", "when": iso(NOW), "reason": "y"})
-    size = {"viewport": {"width": width, "height": 740}, "color_scheme": scheme}
-    shown = opened("file", data=data, **size)
-    for path in PAGES:
+    # each device and each scheme, once with notices and once without
+    if (device, scheme) in (("desktop", "dark"), ("phone", "light")):
+        data["state"].update(kind="rollback", rolled_back_to=BEFORE, hold={"who": "x", "when": iso(NOW), "reason": "y"})
+    shown = opened("file", data=data, **{**(PHONE if device == "phone" else DESKTOP), "color_scheme": scheme})
+    for path, name in PAGES.items():
         shown.app.evaluate("path => { location.hash = `#/${path}`; }", path)
         shown.app.wait_for_function("path => document.querySelector('h1') && busco.view.at.path === path", arg=path)
         if path == "gold/fct_orders":
             shown.app.get_by_role("button", name="Details of is_late").click()
+        shown.picture(f"{name}-{device}-{scheme}")
         if path == "":
             shown.find("delivery")
-        assert shown.app.evaluate("document.documentElement.scrollWidth") <= width, path
+            shown.picture(f"search-{device}-{scheme}")
+        assert shown.is_within_its_width(), path
         assert shown.violations() == [], path
+        if path == "":
+            # the first closes the list, and the second empties the field
+            shown.page.keyboard.press("Escape")
+            shown.page.keyboard.press("Escape")
     background = shown.app.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
 
 
 def test_the_shell_fits_and_is_accessible(opened: Open) -> None:
-    shown = opened("shell", "gold/fct_orders", viewport={"width": 360, "height": 740})
-    assert shown.page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert shown.app.evaluate("document.documentElement.scrollWidth") <= 360
+    shown = opened("shell", "gold/fct_orders", **PHONE)
+    assert shown.is_within_its_width()
+    assert Shown(shown.page, shown.page.main_frame).is_within_its_width()
     page = Shown(shown.page, shown.page.main_frame)
     page.app.evaluate(AXE.read_text())
     found = page.app.evaluate("axe.run(document, {iframes: false})")
