@@ -154,6 +154,26 @@ def test_each_login_sets_a_person_s_roles_from_the_groups_at_the_provider(web: W
     assert browser.get(f"{web.url}/api/v1/connections", timeout=60).status_code == 200
 
 
+def test_a_link_to_a_column_leads_through_the_provider_to_that_column(web: Web) -> None:
+    web.provider.person = person("ana", "data-oncall")
+    done = subprocess.run(
+        [ROOT / ".venv-dbt/bin/python", "-m", "tests.airflow.oauth_in_a_browser", web.url],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    if "Chromium is not installed" in done.stderr:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "landed": f"{web.url}/catalog/gold/fct_orders#is_late",
+        "title": "gold.fct_orders · Data catalog",
+        "visited": [
+            f"{web.url}/docs/gold/fct_orders", f"{web.url}/catalog/gold/fct_orders",
+            f"{web.url}/login/", f"{web.url}/login/OpenID", f"{web.provider.url}/authorize",
+            f"{web.url}/oauth-authorized/OpenID", f"{web.url}/catalog/gold/fct_orders",
+        ],
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_people_in_none_of_our_groups_cannot_log_in_unless_the_settings_allow_it(web: Web, tmp_path: Path) -> None:
     web.provider.person = person("rui", "something-else")
