@@ -44,9 +44,18 @@ def main(url: str, user: str, password: str) -> None:
             app.get_by_role("link", name="dbt docs").first.click()
         docs = opened.value
         docs.wait_for_load_state()
-        shown = {"landed": landed, "found": found, "title": title, "docs": docs.url, "problems": [*problems]}
+        with page.expect_popup() as opened:
+            app.get_by_role("link", name="The task in Airflow that made it").click()
+        task = opened.value
+        # Airflow's page about the task in a run, with the user's session
+        expect(task.get_by_role("navigation", name="breadcrumb")).to_contain_text("Taskrun")
+        shown = {"landed": landed, "found": found, "title": title, "docs": docs.url, "task": task.url}
+        shown["problems"] = [*problems]
         page.goto(f"{url}/home")
-        shown["menu"] = page.get_by_role("link", name="Data catalog").get_attribute("href")
+        page.get_by_role("link", name="Data catalog").click()
+        expect(app.locator("h1")).to_have_text("Tables")
+        expect(app.get_by_role("link", name="fct", exact=True)).to_be_visible()
+        shown["menu"] = page.url
         print(json.dumps(shown))
 
 

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
@@ -19,7 +19,7 @@ import requests
 from busco.embedded import airflow
 from busco.embedded.airflow_api import AirflowApi, logged_in
 from busco.embedded.postgres import Postgres
-from busco.lake.layout import EnvironmentLayout
+from busco.lake.layout import EnvironmentLayout, run_key
 from busco.lake.records import DOCS_NODE
 from busco.lake.runs import open_run
 from busco.settings import get_settings
@@ -202,9 +202,9 @@ def test_the_site_s_data_comes_with_a_login_and_its_pages_contain_none(
     about = state["projects"]["busco"]
     assert about["has_site"], docs_log(driver)
     assert f"dag_id={DAG}" in about["dbt_docs"]
-    task = browser.get(f"{url}{about['tasks']['gold.fct']}", timeout=60)
-    assert task.status_code == 200
-    assert "models.fct" in about["tasks"]["gold.fct"]
+    task = about["tasks"]["gold.fct"]
+    assert browser.get(f"{url}{task}", timeout=60).status_code == 200
+    assert parse_qs(urlsplit(task).query)["task_id"] == ["models.fct.run"], "the task that builds it, not its tests'"
     index = browser.get(f"{url}/catalog/_data/site?project=busco", timeout=60).json()
     assert index["tables"]["gold.fct"]["tests"]
     table = browser.get(f"{url}/catalog/_data/table?project=busco&table=gold.fct", timeout=60).json()
@@ -213,7 +213,9 @@ def test_the_site_s_data_comes_with_a_login_and_its_pages_contain_none(
     assert browser.get(f"{url}/catalog/catalog.json", timeout=60).json()["tables"].keys() == state["tables"].keys()
 
 
-def test_a_link_to_a_column_leads_through_the_login_to_that_column(url: str) -> None:
+def test_a_link_to_a_column_leads_through_the_login_to_that_column(
+    url: str, browsers: Callable[[str], requests.Session]
+) -> None:
     done = subprocess.run(
         [ROOT / ".venv-dbt/bin/python", "-m", "tests.airflow.site_in_a_browser", url, "watcher", "watcher"],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
@@ -223,9 +225,14 @@ def test_a_link_to_a_column_leads_through_the_login_to_that_column(url: str) -> 
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert shown.pop("docs").startswith(f"{url}/busco/dbt_docs_page?")
+    task = parse_qs(urlsplit(shown.pop("task")).query)
+    history = browsers("watcher").get(f"{url}/catalog/_data/history", timeout=60).json()
+    made = next(release for release in history["releases"] if "gold.fct" in release["changes"])
+    assert task["task_id"] == ["models.fct.run"]
+    assert [run_key(DAG, run) for run in task["dag_run_id"]] == [made["run"]]
     assert shown == {
         "landed": f"{url}/catalog/gold/fct#amount", "found": f"{url}/catalog/silver/orders",
-        "title": "silver.orders · Data catalog", "menu": "/catalog/", "problems": [],
+        "title": "silver.orders · Data catalog", "menu": f"{url}/catalog/", "problems": [],
     }  # fmt: skip
 
 

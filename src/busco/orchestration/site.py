@@ -187,7 +187,8 @@ def _with_links(
         about["tasks"] = {}
         for task_id, link in _docs_links(get_airflow_app().dag_bag.get_dag(dag_id)).items():
             table = tables.get(link.unique_id)
-            if link.project == project and table in state["tables"]:
+            # a model's own tests are a second task, which has the same link
+            if link.project == project and table in state["tables"] and not task_id.endswith(".test"):
                 # a parameter that is None is left out
                 run = runs.get(state["tables"][table]["run"] or "")
                 about["tasks"][table] = url_for("Airflow.grid", dag_id=dag_id, task_id=task_id, dag_run_id=run)
