@@ -418,7 +418,7 @@ def test_the_reasons_for_a_state_are_named(opened: Open, screen: dict[str, Any])
         "gold/dim_regions": "reported a warning",
     }.items():
         shown.app.evaluate("path => busco.view.source.go({path, query: {}, fragment: ''})", path)
-        expect(shown.app.locator(".reasons")).to_contain_text(re.compile(reason))
+        expect(shown.app.locator(".reasons").get_by_text(re.compile(reason))).to_be_visible()
 
 
 def test_tools_get_the_states_that_the_pages_show(opened: Open) -> None:
