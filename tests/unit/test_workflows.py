@@ -57,6 +57,15 @@ def test_all_tests_run_in_some_workflow() -> None:
     assert commands >= {"make lint", "make audit", "make test", "make test ALL=1", "make test-stack", "make test-long"}
 
 
+def test_pictures_of_the_site_are_an_artifact_of_a_pull_request_s_tests() -> None:
+    job = yaml.safe_load((ROOT / ".github/workflows/checks.yml").read_text())["jobs"]["test"]["steps"]
+    tests = next(step for step in job if step.get("run") == "make test")
+    kept = next(step for step in job if step.get("uses", "").startswith("actions/upload-artifact@"))
+    assert job.index(kept) > job.index(tests)
+    assert kept["with"]["path"] == tests["env"]["BUSCO_TEST_SCREENSHOTS"]
+    assert kept["if"] == "${{ !cancelled() }}", "also if a test has failed"
+
+
 def test_pre_commit_runs_the_checks_of_make_lint_with_its_tools() -> None:
     lint = (ROOT / "scripts/lint.sh").read_text()
     # mypy needs the whole program
