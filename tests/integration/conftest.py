@@ -9,12 +9,20 @@ from unittest import mock
 
 import pytest
 from own_aws import Server, quiet, started
+from playwright.sync_api import Browser
 
 from busco.embedded import aws
 from busco.settings import get_settings
+from tests.chromium import chromium
 from tests.platforms import ROOT, Platform, neutral_environment, platform, with_parse
 
 MINI = ROOT / "tests/projects/mini"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from playwright.sync_api import Browser, Page
 from busco.settings import Settings
 from busco.warehouse.dbt import opened
 from busco.warehouse.docs import static_page
-from tests.chromium import chromium
 
 RUN = "document.title='it ran'"
 EVIL = {
@@ -26,12 +25,6 @@ EVIL = {
 }
 ALL = " ".join(EVIL.values())
 PLACES = ("#!/overview", "#!/model/model.shop.a", "#!/seed/seed.shop.s", "#!/model/model.shop.a?g_v=1")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

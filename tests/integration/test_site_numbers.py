@@ -35,7 +35,7 @@ from busco.cli.docs import docs_command
 from busco.embedded.sample import write_sample
 from busco.lake.engine import extension_file
 from busco.warehouse import site
-from tests.chromium import chromium, steady
+from tests.chromium import steady
 from tests.integration.test_personal_data import static
 from tests.platforms import ROOT, Platform, platform
 
@@ -175,12 +175,6 @@ def opened(made: Platform, browser: Browser, folder: Path) -> Iterator[Shop]:
     ):
         yield Shop(made, steady(context.new_page()), file, exported, lake)
     context.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(scope="module", params=["olist" if OLIST else "generated"])

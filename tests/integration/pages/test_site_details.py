@@ -4,53 +4,21 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Locator, expect
 
-from tests.chromium import chromium
 from tests.site_data import BEFORE, LIVE, NOW, Data, column, iso, marketplace, result
-from tests.site_pages import Open, Shown, opening
-from tests.site_server import Served, server
+from tests.site_pages import Open, Shown
+from tests.site_server import Served
 
 FCT = "gold.fct_orders"
 # each takes one of the two ways to the clipboard away from the page
 NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', {value: undefined});"
 NO_SELECTION = "document.execCommand = () => false;"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Served]:
-    with server() as served:
-        yield served
-
-
-@pytest.fixture
-def served(running: Served) -> Served:
-    running.data = marketplace()
-    running.asked.clear()
-    return running
-
-
-@pytest.fixture
-def opened(browser: Browser, served: Served, tmp_path: Path) -> Iterator[Open]:
-    with opening(browser, served, tmp_path) as open_:
-        yield open_
-
-
-@pytest.fixture(params=["shell", "file"])
-def form(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def plain(text: str) -> str:

@@ -6,7 +6,6 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -20,10 +19,10 @@ from busco.site import page as assembled
 from busco.site.page import away_html, frame_csp, frame_html, shell_csp, shell_html
 from busco.site.states import STATES, states
 from tests import site_data
-from tests.chromium import chromium, steady
+from tests.chromium import steady
 from tests.site_data import BEFORE, LIVE, NOW, iso, marketplace, release_id
-from tests.site_pages import AXE, DESKTOP, PHONE, Open, Shown, opening
-from tests.site_server import Served, server
+from tests.site_pages import AXE, DESKTOP, PHONE, Open, Shown
+from tests.site_server import Served
 
 APP = Path(assembled.__file__).parent / "app"
 # what encodeURIComponent leaves as it is
@@ -39,38 +38,6 @@ PAGES = {
     "glossary": "glossary",
     "gold/nothing": "missing",
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Served]:
-    with server() as served:
-        yield served
-
-
-@pytest.fixture
-def served(running: Served) -> Served:
-    running.data, running.frame, running.is_logged_in = marketplace(), None, True
-    running.broken.clear()
-    running.most_releases = 50
-    running.asked.clear()
-    return running
-
-
-@pytest.fixture
-def opened(browser: Browser, served: Served, tmp_path: Path) -> Iterator[Open]:
-    with opening(browser, served, tmp_path) as open_:
-        yield open_
-
-
-@pytest.fixture(params=["shell", "file"])
-def form(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -398,6 +365,19 @@ def test_a_column_is_followed_into_releases_that_are_not_loaded_yet(opened: Open
     expect(shown.app.locator("tr.detail")).to_contain_text(release_id(6))
     shown.app.get_by_role("button", name="Details of is_late").click()
     expect(shown.app.locator("tr.detail").first).to_contain_text("or earlier; older releases are not known")
+
+
+def test_no_releases_from_before_a_table_was_new_are_loaded(opened: Open, served: Served) -> None:
+    data = copy.deepcopy(served.data)
+    data["history"]["releases"][1]["changes"]["gold.fct_orders"]["new"] = True
+    served.most_releases = 3
+    shown = opened("shell", "gold/fct_orders#is_late", data).at("fct_orders")
+    expect(shown.app.locator("tr.detail")).to_contain_text(f", release {release_id(1)}")
+    expect(shown.app.locator("tr.detail")).not_to_contain_text("or earlier")
+    assert len([each for each in served.asked if "/_data/history" in each]) == 1
+    changes = shown.app.locator(".part-changes")
+    changes.get_by_text("Show the numbers").click()
+    expect(changes.get_by_role("row")).to_have_count(3)
 
 
 def test_rows_over_releases_are_a_chart_and_a_table(opened: Open) -> None:
