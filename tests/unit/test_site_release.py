@@ -83,6 +83,9 @@ def test_an_index_leads_to_no_other_object(lake: Lake, key: str, content: dict[s
         {"tables": {"gold.g": {}}},
         {"tables": {"gold.g": entry("gold.g") | {"columns": 5}}},
         {"tables": {"gold.g": entry("gold.g") | {"content": "docs/a"}}},
+        {"tables": {"gold.g": entry("gold.g") | {"loaded_at": "yesterday"}}},
+        {"tables": {"gold.g": entry("gold.g") | {"loaded_at": "2026-01-01T00:00:00"}}},
+        {"tables": {"gold.g": entry("gold.g") | {"types": ["DATE", "DATE"]}}},
         {"exposures": {"a": 1}},
         {"title": None},
     ],
@@ -171,6 +174,19 @@ def test_a_history_that_misses_a_release_is_not_complete(lake: Lake) -> None:
     _release_at.cache_clear()
     found = history(lake)
     assert (len(found["releases"]), found["next"], found["complete"]) == (2, None, False)
+
+
+def test_a_table_that_the_release_before_did_not_have_is_new(lake: Lake) -> None:
+    for _ in range(3):
+        lake.published()
+    third, second, first = ({t: one.get("new") for t, one in r["changes"].items()} for r in history(lake)["releases"])
+    assert set(first.values()) == {True}
+    assert {*second.values(), *third.values()} == {None}
+    del lake.s3.objects[ENVIRONMENT.release(history(lake)["releases"][-1]["release"])]
+    _release_at.cache_clear()
+    oldest = history(lake)["releases"][-1]["changes"]
+    assert oldest
+    assert not any(one.get("new") for one in oldest.values()), "the release before is not known any more"
 
 
 def test_the_history_of_an_unknown_release_is_missing(lake: Lake) -> None:

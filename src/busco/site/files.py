@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel, ValidationError, model_validator
@@ -68,6 +69,14 @@ class _Entry(BaseModel):
     tests: list[_Test]
     personal: list[str]
     content: _Content
+
+    @model_validator(mode="after")
+    def _usable(self) -> _Entry:
+        if self.types and len(self.types) != len(self.columns):
+            raise ValueError("there is another number of types than of columns")
+        if self.loaded_at and datetime.fromisoformat(self.loaded_at).tzinfo is None:
+            raise ValueError("the time of the newest rows has no time zone")
+        return self
 
 
 class _Index(BaseModel):

@@ -98,7 +98,8 @@ class Site:
         }  # fmt: skip
 
     def history(self, release_id: str = "", limit: int = HISTORY) -> dict[str, Any] | None:
-        """Returns the releases that were live until this one, newest first, each with the tables that it changed.
+        """Returns the releases that were live until this one, newest first, each with the tables that it changed, of
+        which those that the release before did not have are `new`.
 
         `next` is the release with which the history goes on, or None. `complete` says whether the first release of all
         is in the list: records of releases can be missing. Returns None if the release isn't in the history.
@@ -120,16 +121,22 @@ class Site:
             now, then = self._tables(release), self._tables(before) if before else {}
             # a raw table is listed only if an index has it, so it can be in a release without being listed there
             old = before.tables if before else {}
+            is_known = before is not None or not release.previous
             found.append(
                 {
                     **self._about(release),
                     "project": release.project if release.project in self.projects else "",
                     "changes": {
-                        table: {"version": one.version, "rows": one.rows, "bytes": one.bytes}
+                        table: {
+                            "version": one.version,
+                            "rows": one.rows,
+                            "bytes": one.bytes,
+                            **({"new": True} if is_known and table not in old else {}),
+                        }
                         for table, one in now.items()
                         if table not in old or old[table].version != one.version
                     },
-                    "described": self._described(now, release, before) if before else [],
+                    "described": self._redescribed(now, release, before) if before else [],
                     "dropped": sorted(set(then) - set(release.tables)),
                 }
             )
@@ -142,7 +149,7 @@ class Site:
             "complete": is_complete,
         }
 
-    def _described(self, tables: Iterable[str], release: Release, before: Release) -> list[str]:
+    def _redescribed(self, tables: Iterable[str], release: Release, before: Release) -> list[str]:
         """Returns which of these tables have other descriptions than in the release before, but the same version."""
         found = set()
         old = before.docs_by_project()
@@ -358,7 +365,7 @@ def _columns(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     types = entry.get("types") or [None] * len(entry["columns"])
     return [
         {"name": name, "type": kind, "key": name in entry.get("key", ()), "description": text, "synonyms": synonyms}
-        for (name, text, synonyms), kind in zip(entry["columns"], types, strict=False)
+        for (name, text, synonyms), kind in zip(entry["columns"], types, strict=True)
     ]
 
 

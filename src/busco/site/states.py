@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 # Worst first. `ok` means that no problem is known, but that none of the sources has a limit for its age.
@@ -64,6 +64,5 @@ def _is_late(entry: Mapping[str, Any], now: datetime) -> bool:
     limits = _limits(entry) if entry["kind"] == "source" else []
     if not limits or not entry["loaded_at"]:
         return bool(limits)
-    loaded_at = datetime.fromisoformat(entry["loaded_at"])
-    age = now - (loaded_at if loaded_at.tzinfo else loaded_at.replace(tzinfo=UTC))
+    age = now - datetime.fromisoformat(entry["loaded_at"])
     return age.total_seconds() > min(limits)

@@ -231,14 +231,15 @@ class _Described:
         layer, name = split_table(version.table)
         columns = {name.lower(): column for name, column in node.get("columns", {}).items()}
         limits = project.freshness.get(version.table) if uid in project.sources else None
+        summary, _, more = str(node.get("description") or "").strip().partition("\n\n")
         known = {one["unique_id"]: one for one in before}
         return {
             "layer": layer,
             "name": name,
             "kind": node["resource_type"],
             "unique_id": uid,
-            "summary": _summary(str(node.get("description") or "")),
-            "more": self._text(_after_summary(str(node.get("description") or ""))),
+            "summary": _line(summary),
+            "more": self._text(more),
             "tags": sorted(node.get("tags") or ()),
             "synonyms": _synonyms(node),
             "owner": self._owner(node),
@@ -471,16 +472,6 @@ def _synonyms(node: Mapping[str, Any]) -> list[str]:
     """Returns other words for a table or a column, `meta.synonyms`: a text, or a list of texts."""
     given = meta_of(node).get("synonyms") or ()
     return [_line(str(one)) for one in (given if isinstance(given, list | tuple) else [given])]
-
-
-def _summary(description: str) -> str:
-    """Returns the first paragraph of a description as one line."""
-    return _line(description.strip().split("\n\n", 1)[0])
-
-
-def _after_summary(description: str) -> str:
-    """Returns the paragraphs of a description after the first."""
-    return description.strip().partition("\n\n")[2]
 
 
 def _line(text: str) -> str:

@@ -63,7 +63,8 @@
       before && newest.earlier ? `${table.id} ${before.version} ${newest.release}` : null);
     const words = described && html`<${Words} key=${described.release} view=${view} table=${table}
       described=${described} version=${newest.version} />`;
-    if (!before) return html`${words}<p>${word(view.history.complete ? "changes_first" : "changes_unknown")}</p>`;
+    const isFirst = newest.new || view.history.complete;
+    if (!before) return html`${words}<p>${word(isFirst ? "changes_first" : "changes_unknown")}</p>`;
     const isLoading = newest.earlier && !body && !error;
     const since = html`<p>${word("changes_since", {
       release: html`<code>${newest.earlier}</code>`, when: html`<${Time} iso=${before.published_at} />` })}</p>`;

@@ -182,7 +182,7 @@
       // the oldest version that is known may not be the one with which the column came
       const history = await busco.load.until(view.source, view.history, async (one) => {
         const oldest = known(one).at(-1);
-        return oldest && !hasColumn(await busco.load.table(view, table.id, oldest).catch(() => null));
+        return oldest && (oldest.new || !hasColumn(await busco.load.table(view, table.id, oldest).catch(() => null)));
       });
       return found(known(history), hasColumn, history.complete);
     };
@@ -197,7 +197,7 @@
         if (hasColumn(content)) has = middle;
         else lacks = middle;
       }
-      const isOldest = has === known.length - 1 && !isComplete;
+      const isOldest = has === known.length - 1 && !isComplete && !known[has]?.new;
       return { version: known[has], isBefore: isOldest || isUnknown };
     };
     const { body } = useLoaded(load, view.history ? `${view.world.state.release} ${table.id} ${column}` : null);

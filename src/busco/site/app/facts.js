@@ -118,7 +118,7 @@
     const found = [];
     for (const release of [...history.releases].reverse()) {
       const changed = Object.entries(release.changes || {}).map(([table, after]) => {
-        const before = last.has(table) ? last.get(table) : history.complete ? null : undefined;
+        const before = last.has(table) ? last.get(table) : after.new || history.complete ? null : undefined;
         last.set(table, after);
         return { table, before, after };
       });
@@ -140,7 +140,7 @@
   }
 
   // Returns the versions of a table up to a release, newest first, each with the release before it, in which the table
-  // still had the version before.
+  // still had the version before. Whatever had its name before it was new is not among them.
   function versions(history, table, upTo) {
     const found = [];
     for (let at = place(history, upTo); at < history.releases.length; at += 1) {
@@ -150,6 +150,7 @@
         const { release: id, published_at, kind } = release;
         found.push({ ...release.changes[table], release: id, published_at, kind,
           earlier: history.releases[at + 1]?.release || null });
+        if (release.changes[table].new) break;
       }
     }
     return found;
